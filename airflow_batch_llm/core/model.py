@@ -1,0 +1,163 @@
+"""The records that a row becomes on its way, in walking order, and the two vocabularies they use.
+
+Row -> Prompt -> Request -> Shard -> Batch -> Result -> Output -> Report. Identity travels as `custom_id`
+from the request on, and is joined back to the row's keys once, on landing; position never matters.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+
+class Outcome(StrEnum):
+    """What became of one planned row. Only `SUCCEEDED` reaches the target table."""
+
+    SUCCEEDED = "succeeded"  # a whole answer that fits the output type
+    INVALID = "invalid"  # a whole answer that does not fit the output type, or an unreadable line
+    TRUNCATED = "truncated"  # the answer was cut off at a token limit
+    REFUSED = "refused"  # the model or a filter declined to answer
+    ERRORED = "errored"  # the provider reports an error for this row, or the row could not be sent
+    EXPIRED = "expired"  # the provider's window passed before the row was executed
+    CANCELED = "canceled"  # the batch was cancelled before the row was executed
+    MISSING = "missing"  # the provider never mentioned the row
+
+
+class BatchState(StrEnum):
+    """Where a batch is in its life, in the only terms that matter to us."""
+
+    RUNNING = "running"  # not finished: wait
+    ENDED = "ended"  # finished in any way that may hold answers: read them
+    REJECTED = "rejected"  # finished without having executed anything: there is nothing to read
+
+
+class ColumnType(StrEnum):
+    """The types that an answer's column can have."""
+
+    STRING = "string"
+    INTEGER = "integer"
+    NUMBER = "number"
+    BOOLEAN = "boolean"
+    TIMESTAMP = "timestamp"
+    DATE = "date"
+    JSON = "json"
+    VECTOR = "vector"  # a list of numbers: an embedding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens of one answer. `input_tokens` and `output_tokens` are totals: the other three are parts of them."""
+
+    input_tokens: int = 0
+    cached_tokens: int = 0  # of the input, read from a cache
+    cache_write_tokens: int = 0  # of the input, written to a cache
+    output_tokens: int = 0
+    reasoning_tokens: int = 0  # of the output, thought and not shown
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            input_tokens=self.input_tokens + other.input_tokens,
+            cached_tokens=self.cached_tokens + other.cached_tokens,
+            cache_write_tokens=self.cache_write_tokens + other.cache_write_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            reasoning_tokens=self.reasoning_tokens + other.reasoning_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """All that the requests of a stage have in common: everything but the row's own text."""
+
+    model: str
+    system_prompt: str | None = None
+    schema: Mapping[str, object] | None = (
+        None  # the answer's JSON Schema, an object at the root; None: free text
+    )
+    max_tokens: int | None = 1024
+    params: Mapping[str, object] = field(
+        default_factory=dict
+    )  # in the provider's own words, sent as they are
+    endpoint: str | None = None  # where a provider has several (OpenAI); None: its default
+    cache_system_prompt: bool = False  # ask for the shared prefix to be cached, where that must be asked for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a provider takes in one batch, and what can be known about a batch from outside."""
+
+    max_requests: int
+    max_bytes: int  # of one batch's lines, all bytes that are sent
+    default_bytes: int  # a comfortable size, at most `max_bytes`
+    max_request_bytes: int
+    one_model: bool  # every request of a batch must name the same model
+    window_seconds: float  # after this a batch has ended, whatever happened
+    list_lag_seconds: float = 60.0  # a batch that exists shows in a listing after this at the latest
+    recognisable: bool = True  # a running batch can be recognised as ours (metadata, labels)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardFile:
+    """The requests of one provider batch, as lines in a local file, exactly as they are sent."""
+
+    path: Path
+    token: str  # `<run token>-<shard number>`; each custom_id in the file is `<token>-<ordinal>`
+    call: Call
+    requests: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """The right to send one creation, until `expires_at` (seconds since the epoch, this machine's clock)."""
+
+    expires_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchStatus:
+    """One look at one batch."""
+
+    state: BatchState
+    total: int | None = None  # requests in the batch, where the provider tells
+    finished: int | None = None  # of them no longer running, where the provider tells
+    reason: str | None = (
+        None  # why it was rejected, in the provider's words (codes and line numbers, no row text)
+    )
+    later: bool = False  # rejected for lack of quota alone: the same shard may be sent again later
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """What is known of batches that may exist although no record of them does."""
+
+    run_token: str
+    since: float  # seconds since the epoch: none of them is older (skew already allowed for)
+    requests: Mapping[str, int]  # shard token -> how many requests its batch holds
+    known: frozenset[str] = frozenset()  # ids that some run has recorded: none of these is a lost one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sighting:
+    """A batch that a search met. `token` is None where it cannot be recognised before it has ended."""
+
+    batch_id: str
+    state: BatchState
+    token: str | None  # the shard token that it surely bears
+    requests: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One line back from a provider, in our vocabulary. `text` is None unless something was answered."""
+
+    custom_id: str
+    outcome: (
+        Outcome  # SUCCEEDED here means: a whole answer; whether it fits the output type is judged on landing
+    )
+    text: str | None = None
+    usage: Usage = Usage()
+    model: str | None = None
+    finish_reason: str | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    retryable: bool = False  # of an error: the same request may succeed in another batch

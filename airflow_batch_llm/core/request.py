@@ -1,0 +1,82 @@
+"""One provider line per request, and the identities that decide what is bought.
+
+A line is encoded once as a template with two kinds of hole, the custom_id and the prompt, so that a row
+costs a join of byte strings. The hashes are part of what users have in their tables: the same inputs must
+give the same hashes in every release.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import orjson
+
+# Sentinels that cannot occur in encoded JSON by accident: private-use code points around a word.
+CUSTOM_ID = "\ue000custom-id\ue001"
+PROMPT = "\ue000prompt\ue001"
+
+_MAX_CUSTOM_ID = 63
+
+
+@dataclass(frozen=True, slots=True)
+class LineTemplate:
+    """A wire line with holes. `pieces` are encoded JSON; between piece i and i+1 goes the hole `holes[i]`."""
+
+    pieces: tuple[bytes, ...]
+    holes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, line: Mapping[str, object]) -> "LineTemplate":
+        """Encode `line` once; its values `CUSTOM_ID` and `PROMPT` (whole JSON strings) become the holes."""
+        rest = orjson.dumps(line)
+        marks = {orjson.dumps(CUSTOM_ID): CUSTOM_ID, orjson.dumps(PROMPT): PROMPT}
+        pieces: list[bytes] = []
+        holes: list[str] = []
+        while found := [(at, mark) for mark in marks if (at := rest.find(mark)) >= 0]:
+            at, mark = min(found)
+            pieces.append(rest[:at])
+            holes.append(marks[mark])
+            rest = rest[at + len(mark) :]
+        return cls(pieces=(*pieces, rest), holes=tuple(holes))
+
+    def line(self, custom_id: str, prompt: bytes) -> bytes:
+        """The bytes of one request, without a line end. `prompt` is the prompt as an encoded JSON string."""
+        identity = b'"%b"' % custom_id.encode()
+        parts = [self.pieces[0]]
+        for hole, piece in zip(self.holes, self.pieces[1:], strict=True):
+            parts += (prompt if hole == PROMPT else identity, piece)
+        return b"".join(parts)
+
+    @property
+    def overhead(self) -> int:
+        """How many bytes a line has at most besides its prompts."""
+        return sum(map(len, self.pieces)) + self.holes.count(CUSTOM_ID) * (_MAX_CUSTOM_ID + 2)
+
+
+def shard_token(run_token: str, number: int) -> str:
+    """The name that a shard's batch bears at the provider, and the beginning of its custom_ids."""
+    return f"{run_token}-{number:04d}"
+
+
+def custom_id(token: str, ordinal: int) -> str:
+    """The identity of a request at the provider: at most 63 characters of [a-z0-9_-], a letter first."""
+    return f"{token}-{ordinal:06d}"
+
+
+def canonical(value: object) -> bytes:
+    """One spelling for equal values: sorted keys, no spaces, UTF-8."""
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+
+
+def digest(*parts: bytes) -> str:
+    """32 hex digits over the parts; their lengths count, so that ("ab", "c") is not ("a", "bc")."""
+    hasher = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        hasher.update(len(part).to_bytes(8, "big"))
+        hasher.update(part)
+    return hasher.hexdigest()
+
+
+def fingerprint(input_hash: str, spec_hash: str) -> str:
+    """The identity of what is bought: the same fingerprint is the same request."""
+    return digest(input_hash.encode(), spec_hash.encode())

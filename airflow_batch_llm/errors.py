@@ -1,0 +1,126 @@
+"""Every error that the package raises, in one tree.
+
+    BatchLLMError
+    ├── InputError               the stage as it is written cannot run; nothing was sent
+    │   ├── PromptError          the template and the row's columns do not fit
+    │   ├── OutputTypeError      the output type cannot be expressed for this provider
+    │   ├── SourceError          the source has NULL or duplicate keys, or cannot be read
+    │   ├── TargetError          the target table does not fit, or may not be written
+    │   └── MissingExtra         an optional dependency is not installed
+    ├── BudgetExceeded           going on would cost more than was allowed
+    ├── QualityGateFailed        too few of the rows that were sent succeeded
+    ├── ProviderError
+    │   ├── Refused              the provider says no, and will say no again
+    │   ├── Unavailable          the provider cannot answer now; nothing took effect
+    │   ├── Later                the provider's quota is full for now; nothing was accepted
+    │   ├── UnknownFate          a creation was sent and its answer was lost: look before sending again
+    │   └── ResultsGone          the provider no longer holds the results
+    ├── WarehouseError
+    │   └── WarehouseBusy        another writer holds the database
+    └── StoreError
+        ├── StoreUnreadable      a record could not be read; that is never "there is none"
+        └── StoreUnsafe          the workspace cannot create a record exactly once
+
+`retryable` says whether the same attempt, made again later, may succeed without a change by the user.
+"""
+
+from typing import ClassVar
+
+
+class BatchLLMError(Exception):
+    """Root of the tree. The message says what happened, to which rows or batch, and what to do next."""
+
+    retryable: ClassVar[bool] = False
+
+
+class InputError(BatchLLMError):
+    """The stage as it is written cannot run. Nothing was sent, nothing was paid."""
+
+
+class PromptError(InputError):
+    """The prompt template and the columns of the row do not fit."""
+
+
+class OutputTypeError(InputError):
+    """The output type cannot be expressed for this provider."""
+
+
+class SourceError(InputError):
+    """The source rows cannot be used: NULL keys, duplicate keys, or an unreadable source."""
+
+
+class TargetError(InputError):
+    """The target table does not fit the answers, or may not be written."""
+
+
+class MissingExtra(InputError):
+    """An optional dependency is needed and not installed."""
+
+    def __init__(self, needed_by: str, extra: str) -> None:
+        super().__init__(
+            f"{needed_by} needs a package that is not installed. Run: pip install 'airflow-batch-llm[{extra}]'"
+        )
+
+
+class BudgetExceeded(BatchLLMError):
+    """The estimate, together with what is already spent, is above the allowed cost."""
+
+
+class QualityGateFailed(BatchLLMError):
+    """Too few of the rows that were sent succeeded. The good rows have landed."""
+
+
+class ProviderError(BatchLLMError):
+    """A provider call did not work."""
+
+
+class Refused(ProviderError):
+    """The provider refuses, and repeating the call will not help (a bad key, a bad parameter, no money)."""
+
+
+class Unavailable(ProviderError):
+    """The provider cannot answer at the moment; the call took no effect."""
+
+    retryable: ClassVar[bool] = True
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Later(Unavailable):
+    """The provider accepts nothing more for now (an enqueued-token quota is full): wait, then send again."""
+
+
+class UnknownFate(ProviderError):
+    """A creation was sent and no definite answer came back. The batch may exist: search before sending again."""
+
+    retryable: ClassVar[bool] = True
+
+
+class ResultsGone(ProviderError):
+    """The provider no longer holds the results of this batch."""
+
+
+class WarehouseError(BatchLLMError):
+    """A database refused or broke off a statement."""
+
+
+class WarehouseBusy(WarehouseError):
+    """Another writer holds the database, and it was not released in time."""
+
+    retryable: ClassVar[bool] = True
+
+
+class StoreError(BatchLLMError):
+    """The workspace that holds the run folder does not work as it must."""
+
+
+class StoreUnreadable(StoreError):
+    """A record could not be read. Whether it exists is unknown, so nothing may be sent on the strength of it."""
+
+    retryable: ClassVar[bool] = True
+
+
+class StoreUnsafe(StoreError):
+    """The workspace let two writers create the same record, so it cannot guard against paying twice."""

@@ -1,0 +1,39 @@
+"""The providers by name: where each lives, and what to install for it. Imported on use."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from types import MappingProxyType
+
+from airflow_batch_llm.errors import InputError, MissingExtra
+from airflow_batch_llm.providers.base import Access, Provider
+
+#: name -> (module, class, extra to install). Others register in the entry-point group of the same name.
+PROVIDERS: Mapping[str, tuple[str, str, str]] = MappingProxyType(
+    {
+        "anthropic": ("airflow_batch_llm.providers.anthropic", "AnthropicProvider", "anthropic"),
+        "openai": ("airflow_batch_llm.providers.openai", "OpenAIProvider", "openai"),
+        "vertex": ("airflow_batch_llm.providers.vertex", "VertexProvider", "google"),
+    }
+)
+
+ENTRY_POINT_GROUP = "airflow_batch_llm.providers"
+
+
+def connect(name: str, access: Access) -> Provider:
+    """The adapter of this name. Raises `MissingExtra` where its SDK is not installed."""
+    if name in PROVIDERS:
+        module, attribute, extra = PROVIDERS[name]
+        try:
+            factory = getattr(import_module(module), attribute)
+            provider: Provider = factory(access)
+        except ModuleNotFoundError as error:
+            raise MissingExtra(f"The provider {name!r}", extra) from error
+        return provider
+    for entry_point in entry_points(group=ENTRY_POINT_GROUP, name=name):
+        provider = entry_point.load()(access)
+        return provider
+    known = ", ".join(sorted(PROVIDERS))
+    raise InputError(
+        f"No provider is called {name!r}. A model_id reads '<provider>:<model>', with one of: {known}."
+    )

@@ -1,0 +1,98 @@
+"""What the package asks of a provider of batch inference.
+
+An adapter translates the vendor's states, rows and errors into ours once, here, and nobody translates again.
+It never retries a creation: a lost answer to `submit` raises `UnknownFate`, and the caller searches.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from airflow_batch_llm.core.model import (
+    BatchStatus,
+    Call,
+    Lease,
+    Limits,
+    Result,
+    Search,
+    ShardFile,
+    Sighting,
+)
+from airflow_batch_llm.core.request import LineTemplate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """How to reach a provider. The key never shows in a repr.
+
+    `client` and `async_client` make ready SDK clients (an Airflow hook's, say) and win over the other fields.
+    """
+
+    api_key: str | None = field(default=None, repr=False)
+    base_url: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    client: Callable[[], Any] | None = field(default=None, repr=False)
+    async_client: Callable[[], Any] | None = field(default=None, repr=False)
+
+
+class Provider(Protocol):
+    """One vendor. Cheap to build: the SDK is imported and a client opened when a verb first needs them."""
+
+    @property
+    def name(self) -> str:
+        """The word before the colon of a `model_id`."""
+
+    @property
+    def limits(self) -> Limits: ...
+
+    @property
+    def host(self) -> str | None:
+        """The host that answers, where it is not the vendor's own: its answers are not the vendor's answers."""
+
+    def encode(self, call: Call) -> LineTemplate:
+        """The request line of this call, once for all rows. Pure. Raises `InputError` for what cannot be sent."""
+
+    def decode(self, line: bytes) -> Result:
+        """One result line in our vocabulary. Pure. Raises `ValueError` for a line that is not a result."""
+
+    def upload(self, shard: ShardFile) -> str:
+        """Put the shard where the provider reads it, which costs nothing. Returns a reference ("" if not needed)."""
+
+    def submit(self, shard: ShardFile, upload: str, lease: Lease) -> str:
+        """Create the batch, once, and return its id. Nothing is sent after the lease has expired.
+
+        `Refused`, `Later` and `Unavailable` mean that no batch exists; `UnknownFate` that one may.
+        """
+
+    def check(self, batch_ids: Sequence[str]) -> Mapping[str, BatchStatus]:
+        """The status of many batches in as few calls as the provider allows."""
+
+    def cancel(self, batch_id: str) -> None:
+        """Ask for an end; a batch that has already ended is left as it is. Finished rows stay readable."""
+
+    def results(self, batch_id: str) -> Iterator[bytes]:
+        """The raw result lines as they come, in any order, without line ends. `ResultsGone` if there are none any more."""
+
+    def find(self, search: Search) -> Sequence[Sighting]:
+        """Batches that bear the run's token, or may: every one that exists and is older than the listing's lag."""
+
+    def discard(self, upload: str) -> None:
+        """Delete an upload. One that is gone already is no error."""
+
+    def count_tokens(self, call: Call, prompts: Sequence[str]) -> Sequence[int] | None:
+        """The provider's own count of each prompt's input tokens, system prompt and schema included; None if it has none."""
+
+    def console_url(self, batch_id: str) -> str | None:
+        """The vendor's page about this batch."""
+
+    def close(self) -> None:
+        """Close the synchronous client."""
+
+    async def acheck(self, batch_ids: Sequence[str]) -> Mapping[str, BatchStatus]:
+        """`check`, through the SDK's asynchronous client."""
+
+    async def acancel(self, batch_id: str) -> None:
+        """`cancel`, through the SDK's asynchronous client."""
+
+    async def aclose(self) -> None:
+        """Close the asynchronous client."""

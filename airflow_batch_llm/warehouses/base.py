@@ -1,0 +1,198 @@
+"""What the package asks of a warehouse: read rows, and merge typed answers into a table by key.
+
+Two verbs write. `stage` puts one shard's answers aside, side by side with others, and takes no lock on the
+target; `publish` merges everything staged in one transaction where the database has them. Both may be
+repeated after a crash at any point and leave the same tables.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol, runtime_checkable
+
+import pyarrow as pa
+
+from airflow_batch_llm.core.model import ColumnType
+
+#: The Arrow type of an answer's column. JSON is Arrow's canonical JSON extension type over a string.
+ARROW_TYPES: Mapping[ColumnType, pa.DataType] = {
+    ColumnType.STRING: pa.string(),
+    ColumnType.INTEGER: pa.int64(),
+    ColumnType.NUMBER: pa.float64(),
+    ColumnType.BOOLEAN: pa.bool_(),
+    ColumnType.TIMESTAMP: pa.timestamp("us", tz="UTC"),
+    ColumnType.DATE: pa.date32(),
+    ColumnType.JSON: pa.json_(pa.string()),
+    ColumnType.VECTOR: pa.list_(pa.float64()),
+}
+
+_UTC = pa.timestamp("us", tz="UTC")
+
+#: What stands beside every answer in the target table.
+ANSWER_BOOKKEEPING = pa.schema(
+    [
+        ("_llm_input_hash", pa.string()),
+        ("_llm_spec_hash", pa.string()),
+        ("_llm_model", pa.string()),
+        ("_llm_run_id", pa.string()),
+        ("_llm_shard", pa.int64()),
+        ("_llm_batch_id", pa.string()),
+        ("_llm_planned_at", _UTC),
+        ("_llm_processed_at", _UTC),
+        ("_llm_input_tokens", pa.int64()),
+        ("_llm_cached_tokens", pa.int64()),
+        ("_llm_output_tokens", pa.int64()),
+        ("_llm_cost_usd", pa.float64()),
+        ("_llm_shared", pa.bool_()),  # the answer was bought by another row with the same request
+    ]
+)
+
+#: What a row without a good answer leaves, after its keys, in the failures table.
+FAILURE_COLUMNS = pa.schema(
+    [
+        ("_llm_outcome", pa.string()),
+        ("_llm_error_code", pa.string()),
+        ("_llm_error_message", pa.string()),
+        ("_llm_raw_excerpt", pa.string()),
+        ("_llm_attempts", pa.int64()),
+        ("_llm_dead", pa.bool_()),  # it will not be sent again until its row or the spec changes
+        *ANSWER_BOOKKEEPING,
+    ]
+)
+
+#: What a look-up tells of a key: the hashes of its landed answer, and of its last failure. NULL where there is none.
+KNOWN_COLUMNS = pa.schema(
+    [
+        ("_llm_known_input_hash", pa.string()),
+        ("_llm_known_spec_hash", pa.string()),
+        ("_llm_failed_input_hash", pa.string()),
+        ("_llm_failed_spec_hash", pa.string()),
+        ("_llm_failed_attempts", pa.int64()),
+        ("_llm_failed_dead", pa.bool_()),
+    ]
+)
+
+
+class WriteMode(StrEnum):
+    """How answers meet what is in the target table."""
+
+    MERGE = "merge"  # one row per key: insert or update
+    APPEND = "append"  # one row per key and run
+
+
+class SchemaChange(StrEnum):
+    """What happens to an answer column that the target table does not have."""
+
+    APPEND_NEW_COLUMNS = "append_new_columns"
+    IGNORE = "ignore"  # leave it out
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """The rows to read: a SELECT statement, or a whole table by name. Exactly one of the two."""
+
+    sql: str | None = None
+    table: str | None = None
+    parameters: Mapping[str, Any] | Sequence[Any] | None = None
+    key: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """The two tables that belong to a stage, and how they may be shaped. Names may be dotted: `schema.table`."""
+
+    table: str
+    failures: str
+    key: pa.Schema  # the key columns, with the source's types
+    carried: pa.Schema = field(
+        default_factory=lambda: pa.schema([])
+    )  # source columns copied beside the answer
+    answer: pa.Schema = field(default_factory=lambda: pa.schema([]))
+    write_mode: WriteMode = WriteMode.MERGE
+    on_schema_change: SchemaChange = SchemaChange.APPEND_NEW_COLUMNS
+    create: bool = True  # False: no DDL on the target or the failures table
+    partition_by: str | None = None  # a carried or key column; it bounds merge and look-up
+    cluster_by: tuple[str, ...] = ()
+    staging_schema: str | None = None  # where staging tables live; None: beside the target
+    labels: Mapping[str, str] = field(default_factory=dict)  # on warehouse jobs, where there are such
+
+    @property
+    def answer_columns(self) -> pa.Schema:
+        """Every column of the target table, in order."""
+        return pa.schema([*self.key, *self.carried, *self.answer, *ANSWER_BOOKKEEPING])
+
+    @property
+    def failure_columns(self) -> pa.Schema:
+        """Every column of the failures table, in order."""
+        return pa.schema([*self.key, *FAILURE_COLUMNS])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """One shard's staged answers: the unit that is staged, and may be staged again."""
+
+    run_id: str  # names the run and its generation, unique among all runs on the target
+    round: int
+    shard: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """What a publish did to the target tables."""
+
+    answers: int
+    failures: int
+
+
+class Warehouse(Protocol):
+    """One database. Cheap to build: the driver is imported and a connection opened when a verb first needs them."""
+
+    @property
+    def asset_uri(self) -> str:
+        """The URI of the database in Airflow's and OpenLineage's terms, without a table."""
+
+    def read(self, source: Source) -> pa.RecordBatchReader:
+        """The rows of a query as a stream; the client never holds the result. The schema is known before the first row."""
+
+    def prepare(self, target: Target) -> None:
+        """Create or extend the two tables, refuse what does not fit (`TargetError`), and probe that writing is allowed.
+
+        Runs before anything is sent to a provider; repeating it changes nothing.
+        """
+
+    def known(self, target: Target, keys: pa.RecordBatch) -> pa.RecordBatch:
+        """For each row of `keys` (key columns, and the partition column if there is one), in order: `KNOWN_COLUMNS`."""
+
+    def stage(
+        self, target: Target, part: Part, answers: pa.RecordBatchReader, failures: pa.RecordBatchReader
+    ) -> None:
+        """Put one shard's rows aside. Staged again, it replaces what the same part staged before."""
+
+    def publish(self, target: Target, parts: Sequence[Part]) -> Published:
+        """Merge the staged parts. An answer removes its key's failure; a failure never touches an answer.
+
+        A row is updated only where the incoming `_llm_planned_at` is not older. Published again: the same tables.
+        """
+
+    def unstage(self, target: Target, parts: Sequence[Part]) -> None:
+        """Drop what the parts staged. What is gone already is no error."""
+
+    def close(self) -> None:
+        """Release the connection."""
+
+
+@runtime_checkable
+class JoinsKnown(Protocol):
+    """Can join the source with the target where it reads, so that no look-up is needed afterwards."""
+
+    def read_known(self, source: Source, target: Target) -> pa.RecordBatchReader:
+        """`read`, with `KNOWN_COLUMNS` beside each row. The target may not exist yet: then they are NULL."""
+
+
+@runtime_checkable
+class SharesFile(Protocol):
+    """Has one writer at a time, for the whole database: the source is read to its end and let go before anything is written."""
+
+    def release(self) -> None:
+        """Let go of the file, so that another process may write; the next verb opens it again."""
