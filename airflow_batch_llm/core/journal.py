@@ -1,0 +1,243 @@
+"""The journal of one shard, and what it says to do next.
+
+A journal is a row of numbered records, each created once and never changed. Whoever reads it to its end knows
+as much as anybody, so any process can go on from any point. `stand` folds the records into where the shard
+stands; `decide` turns that into the next move. A second batch is never bought because an answer was lost: an
+intent that has no answer is looked up at the provider, and given up only when nothing can still be on its way.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+
+import orjson
+
+from airflow_batch_llm.core.model import BatchState, Sighting
+
+#: Clocks of two workers may differ by this much.
+CLOCK_SKEW_SECONDS = 60.0
+
+#: How long to leave a batch alone that may be ours and cannot be recognised before it has ended.
+CANDIDATE_PAUSE_SECONDS = 300.0
+
+
+class Kind(StrEnum):
+    """What a record says about its shard."""
+
+    INTENT = (
+        "intent"  # I am about to create the batch, and may do so until `expires_at`
+    )
+    RELEASED = "released"  # that creation (or that batch) came to nothing, for certain
+    REFUSED = "refused"  # the provider will not take this shard, ever
+    SUBMITTED = "submitted"  # the batch exists
+    ENDED = "ended"  # the batch has ended and its raw results are kept
+    STAGED = "staged"  # its answers are staged in the warehouse
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One record. The nonce tells the record of one process from an equal one of another."""
+
+    kind: Kind
+    nonce: str
+    at: float
+    intent: str = ""  # the nonce of the intent that this record answers
+    expires_at: float = 0.0  # of an intent: nothing is sent after this
+    not_before: float = 0.0  # of a release: the next intent may not come earlier
+    upload: str = ""
+    batch_id: str = ""
+    reason: str = ""
+
+    def to_json(self) -> bytes:
+        """The record as it is stored: fields that say nothing are left out."""
+        return orjson.dumps(
+            {name: value for name, value in asdict(self).items() if value}
+        )
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "Entry":
+        fields = orjson.loads(data)
+        return cls(**{**fields, "kind": Kind(fields["kind"])})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """Where a shard stands after all its records."""
+
+    last: int = 0  # the number of the last record
+    intent: Entry | None = None  # a creation that nobody has answered yet
+    batch: Entry | None = None  # the first batch recorded: it is the shard's batch
+    spare: tuple[
+        str, ...
+    ] = ()  # other batches recorded: bought by mistake, to be cancelled
+    loose: bool = False  # an intent was given up without a definite answer: it may yet show up as a batch
+    released: Entry | None = None
+    refused: Entry | None = None
+    ended: Entry | None = None
+    staged: Entry | None = None
+
+
+def stand(entries: Sequence[Entry]) -> Standing:
+    """Fold a journal, from its first record to its last."""
+    standing = Standing()
+    for entry in entries:
+        standing = replace(_after(standing, entry), last=standing.last + 1)
+    return standing
+
+
+def _after(standing: Standing, entry: Entry) -> Standing:
+    match entry.kind:
+        case Kind.INTENT:
+            return replace(
+                standing,
+                intent=entry,
+                loose=standing.loose or standing.intent is not None,
+            )
+        case Kind.RELEASED | Kind.REFUSED:
+            return _given_up(standing, entry)
+        case Kind.SUBMITTED:
+            return _held(standing, entry)
+        case Kind.ENDED:
+            return replace(standing, ended=entry)
+        case Kind.STAGED:
+            return replace(standing, staged=entry)
+
+
+def _given_up(standing: Standing, entry: Entry) -> Standing:
+    refused = entry if entry.kind is Kind.REFUSED else standing.refused
+    if (
+        entry.batch_id
+    ):  # the batch ran nothing; one that is not the shard's own changes nothing
+        if standing.batch is None or standing.batch.batch_id != entry.batch_id:
+            return standing
+        return replace(standing, batch=None, released=entry, refused=refused)
+    if standing.intent is None or standing.intent.nonce != entry.intent:
+        return standing  # a late word about an intent that another has replaced
+    return replace(standing, intent=None, released=entry, refused=refused)
+
+
+def _held(standing: Standing, entry: Entry) -> Standing:
+    answered = standing.intent is not None and standing.intent.nonce == entry.intent
+    intent = None if answered else standing.intent
+    if standing.batch is None:
+        return replace(standing, batch=entry, intent=intent)
+    if entry.batch_id in {standing.batch.batch_id, *standing.spare}:
+        return replace(standing, intent=intent)
+    return replace(standing, spare=(*standing.spare, entry.batch_id), intent=intent)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submit:
+    """Create the batch: nothing of this shard is at the provider."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """Ask the provider whether the batch of the unanswered intent exists."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adopt:
+    """Record this batch: an earlier attempt created it."""
+
+    batch_id: str
+    upload: str
+    intent: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """Nothing can be done before `until`, or before the batch has ended."""
+
+    until: float | None = None
+    batch_id: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Land:
+    """The batch has ended and its results are kept: bring them into the warehouse."""
+
+    batch_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """The shard's answers are staged."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refuse:
+    """The provider will not take this shard. Its rows are failures."""
+
+    reason: str
+
+
+Move = Submit | Look | Adopt | Wait | Land | Done | Refuse
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What a decision has to know about the shard and the provider."""
+
+    token: str
+    requests: int
+    lease_seconds: float
+    list_lag_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Searched:
+    """What a search found, and when it began."""
+
+    at: float
+    sightings: tuple[Sighting, ...]
+
+
+def decide(
+    standing: Standing, terms: Terms, now: float, searched: Searched | None = None
+) -> Move:
+    """The next move for a shard."""
+    if standing.staged is not None:
+        return Done()
+    if standing.ended is not None:
+        return Land(batch_id=standing.ended.batch_id)
+    if standing.batch is not None:
+        return Wait(batch_id=standing.batch.batch_id)
+    if standing.refused is not None:
+        return Refuse(reason=standing.refused.reason)
+    if standing.intent is not None:
+        return _unanswered(standing.intent, terms, now, searched)
+    if standing.released is not None and standing.released.not_before > now:
+        return Wait(until=standing.released.not_before, reason=standing.released.reason)
+    return Submit()
+
+
+def _unanswered(
+    intent: Entry, terms: Terms, now: float, searched: Searched | None
+) -> Move:
+    if searched is None:
+        return Look()
+    for sighting in searched.sightings:
+        if sighting.token == terms.token:
+            return Adopt(
+                batch_id=sighting.batch_id, upload=intent.upload, intent=intent.nonce
+            )
+    for sighting in searched.sightings:
+        if sighting.token is None and sighting.requests in {None, terms.requests}:
+            return Wait(
+                until=now + CANDIDATE_PAUSE_SECONDS,
+                reason=f"batch {sighting.batch_id} may be the one of {terms.token}; that shows once it has ended",
+            )
+    settled = intent.expires_at + CLOCK_SKEW_SECONDS + terms.list_lag_seconds
+    if searched.at < settled:
+        return Wait(
+            until=settled,
+            reason=f"the creation of {terms.token} may still be on its way",
+        )
+    return Submit()
+
+
+def is_over(state: BatchState) -> bool:
+    """Whether a batch in this state needs no more watching."""
+    return state is not BatchState.RUNNING

@@ -1,0 +1,160 @@
+"""Waiting for batches: one generator decides, two short drivers do.
+
+The generator yields what it wants done (`Check`, `Sleep`, `Cancel`) and is sent the answer; an exception that a
+check raised is sent as an answer too, so that "five failures in a row" is ordinary data. It never submits and never
+downloads: it ends by saying why somebody should look.
+"""
+
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from airflow_batch_llm.core.model import BatchState, BatchStatus
+
+#: A woken worker costs a process start; it is not woken more often than this for a part of the batches.
+MIN_WAKE_SECONDS = 60.0
+
+#: How long batches that were cancelled at the deadline get to end, so that their answers can be read.
+CANCEL_GRACE_SECONDS = 900.0
+
+#: After so many failed checks in a row somebody should look; the batches are left alone.
+PATIENCE = 20
+
+
+class Wake(StrEnum):
+    """Why the waiting is over."""
+
+    ALL_ENDED = "all_ended"
+    PLACE_FREE = "place_free"  # a batch has ended, and shards wait for its place
+    TIME = "time"  # the agreed time has come
+    DEADLINE = "deadline"
+    UNREACHABLE = "unreachable"  # the provider has not answered for long
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """What is waited for: identifiers and times (seconds since the epoch), nothing else."""
+
+    batch_ids: tuple[str, ...]
+    since: float  # the youngest batch was created then
+    deadline: float
+    wake_at: float | None = None
+    shards_wait: bool = False
+    poll_interval: float | None = (
+        None  # None: seconds for young batches, minutes for old ones
+    )
+    cancel_at_deadline: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    batch_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sleep:
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancel:
+    batch_id: str
+
+
+Wish = Check | Sleep | Cancel
+Reply = Mapping[str, BatchStatus] | Exception | None
+
+
+def interval(age_seconds: float) -> float:
+    """How long to leave batches of this age alone: 2 s at first, a tenth of the age later, 5 min at most."""
+    return min(300.0, max(2.0, age_seconds / 10))
+
+
+def waiting(
+    watch: Watch, clock: Callable[[], float], jitter: Callable[[], float]
+) -> Generator[Wish, Reply, Wake]:
+    """Decide what to do until there is something to look at. `jitter` gives numbers from 0 to 1."""
+    began = clock()
+    open_ids = watch.batch_ids
+    failures = 0
+    end, cancelled = watch.deadline, False
+    while True:
+        if open_ids:
+            reply = yield Check(batch_ids=open_ids)
+            failures = failures + 1 if isinstance(reply, Exception) else 0
+            if isinstance(reply, Mapping):
+                open_ids = tuple(
+                    i
+                    for i in open_ids
+                    if i in reply and reply[i].state is BatchState.RUNNING
+                )
+        now = clock()
+        if wake := _wake(watch, open_ids, began, now):
+            return wake
+        if failures >= PATIENCE:
+            return Wake.UNREACHABLE
+        if now >= end:
+            if cancelled or not watch.cancel_at_deadline:
+                return Wake.DEADLINE
+            for batch_id in open_ids:
+                yield Cancel(batch_id=batch_id)
+            end, cancelled = now + CANCEL_GRACE_SECONDS, True
+        yield Sleep(seconds=_pause(watch, now, end, failures, jitter()))
+
+
+def _wake(
+    watch: Watch, open_ids: tuple[str, ...], began: float, now: float
+) -> Wake | None:
+    if watch.batch_ids and not open_ids:
+        return Wake.ALL_ENDED
+    if watch.wake_at is not None and now >= watch.wake_at:
+        return Wake.TIME
+    some_ended = len(open_ids) < len(watch.batch_ids)
+    if some_ended and watch.shards_wait and now - began >= MIN_WAKE_SECONDS:
+        return Wake.PLACE_FREE
+    return None
+
+
+def _pause(watch: Watch, now: float, end: float, failures: int, jitter: float) -> float:
+    pause = (
+        watch.poll_interval
+        if watch.poll_interval is not None
+        else interval(now - watch.since)
+    )
+    pause = min(300.0, pause * 2 ** min(failures, 8)) if failures else pause
+    until = min(end, watch.wake_at) if watch.wake_at is not None else end
+    return max(0.05, min(pause * (0.9 + 0.2 * jitter), until - now))
+
+
+def drive(
+    steps: Generator[Wish, Reply, Wake], perform: Callable[[Wish], Reply]
+) -> Wake:
+    """Do what the generator wishes, one thing after another."""
+    reply: Reply = None
+    while True:
+        try:
+            wish = steps.send(reply)
+        except StopIteration as stop:
+            wake: Wake = stop.value
+            return wake
+        try:
+            reply = perform(wish)
+        except Exception as error:
+            reply = error
+
+
+async def adrive(
+    steps: Generator[Wish, Reply, Wake], perform: Callable[[Wish], Awaitable[Reply]]
+) -> Wake:
+    """`drive` for an event loop."""
+    reply: Reply = None
+    while True:
+        try:
+            wish = steps.send(reply)
+        except StopIteration as stop:
+            wake: Wake = stop.value
+            return wake
+        try:
+            reply = await perform(wish)
+        except Exception as error:
+            reply = error
