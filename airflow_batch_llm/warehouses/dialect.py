@@ -1,0 +1,244 @@
+"""What differs between the databases' SQL, as data: type names, quoting, limits, how a row is upserted.
+
+Identifiers are quoted here and nowhere else. A name is taken literally: `Order` is the table spelled just so,
+a dot parts schema from table, and a part may be quoted to hold a dot itself.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import pyarrow as pa
+
+from airflow_batch_llm.errors import TargetError
+from airflow_batch_llm.warehouses.kind import Kind, of_arrow
+
+
+class Upsert(StrEnum):
+    """How a database merges rows by key in one statement."""
+
+    MERGE = "merge"
+    ON_CONFLICT = "on conflict"  # needs a unique index on the key
+    ON_DUPLICATE_KEY = "on duplicate key"  # needs a unique index on the key
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """One database's way to say things. `name` is sqlglot's word for it."""
+
+    name: str
+    title: str  # as messages call the database
+    types: Mapping[Kind, str]
+    key_types: Mapping[Kind, str]  # where an index cannot hold the usual type
+    upsert: Upsert
+    max_identifier: int
+    placeholder: str = "?"
+    upper_case: bool = False  # an unquoted name is stored in capitals
+    keeps_nul: bool = True  # text may hold the character NUL
+
+    def quote(self, *names: str) -> str:
+        """One identifier, or several as a list."""
+        from sqlglot import exp
+
+        for name in names:
+            self._check(name)
+        return ", ".join(
+            exp.to_identifier(self._fold(name), quoted=True).sql(dialect=self.name) for name in names
+        )
+
+    def table(self, name: str) -> str:
+        """A table's name, perhaps with its schema and catalog, quoted."""
+        return ".".join(self.quote(part) for part in self.parts(name))
+
+    def parts(self, name: str) -> tuple[str, ...]:
+        """The table's name cut at its dots: catalog, schema, table, as many as there are."""
+        from sqlglot import exp
+        from sqlglot.errors import SqlglotError
+
+        try:
+            parsed = exp.to_table(name, dialect=self.name)
+            parts = tuple(part.name for part in parsed.parts)
+        except SqlglotError:
+            parts = ()
+        if not parts or not all(parts):
+            raise TargetError(
+                f"{name!r} is not a table name. Write table, schema.table or catalog.schema.table."
+            )
+        return parts
+
+    def column_type(self, type_: pa.DataType, *, key: bool = False) -> str:
+        """The type that a new column gets."""
+        kind = of_arrow(type_)
+        declared = self.key_types.get(kind) if key else None
+        declared = declared or self.types[kind]
+        if kind is Kind.DECIMAL:
+            return declared.format(*_precision(type_))
+        return declared
+
+    def _fold(self, name: str) -> str:
+        plain = name.isidentifier() and name.isascii() and name == name.lower()
+        return name.upper() if self.upper_case and plain else name
+
+    def _check(self, name: str) -> None:
+        if not name or "\0" in name:
+            raise TargetError(f"{name!r} cannot be a name in {self.title}.")
+        if len(name.encode()) > self.max_identifier:
+            raise TargetError(
+                f"The name {name!r} is longer than the {self.max_identifier} bytes that {self.title} keeps. "
+                "Choose a shorter one (`columns=` renames an answer's column)."
+            )
+
+
+def _precision(type_: pa.DataType) -> tuple[int, int]:
+    """Digits in all and after the point; what is no Arrow decimal is an unsigned 64 bit integer."""
+    if pa.types.is_decimal(type_):
+        return min(type_.precision, 38), max(type_.scale, 0)
+    return 20, 0
+
+
+def _types(names: str) -> dict[Kind, str]:
+    order = [kind for kind in Kind if kind is not Kind.ANY]
+    spelled = [name.strip() for name in names.split("|")]
+    return dict(zip(order, spelled, strict=True))
+
+
+# In the order of `Kind`: string smallint integer bigint real double decimal boolean date time timestamp
+# timestamptz binary uuid json vector.
+_ANSI = "SMALLINT | INTEGER | BIGINT | REAL | DOUBLE PRECISION | DECIMAL({},{}) | BOOLEAN | DATE | TIME"
+
+DIALECTS: Mapping[str, Dialect] = {
+    dialect.name: dialect
+    for dialect in (
+        Dialect(
+            name="bigquery",
+            title="BigQuery",
+            types=_types(
+                "STRING | INT64 | INT64 | INT64 | FLOAT64 | FLOAT64 | BIGNUMERIC | BOOL | DATE | TIME"
+                " | DATETIME | TIMESTAMP | BYTES | STRING | JSON | ARRAY<FLOAT64>"
+            ),
+            key_types={},
+            upsert=Upsert.MERGE,
+            max_identifier=300,
+        ),
+        Dialect(
+            name="databricks",
+            title="Databricks",
+            types=_types(
+                "STRING | SMALLINT | INT | BIGINT | FLOAT | DOUBLE | DECIMAL({},{}) | BOOLEAN | DATE | STRING"
+                " | TIMESTAMP_NTZ | TIMESTAMP | BINARY | STRING | STRING | ARRAY<DOUBLE>"
+            ),
+            key_types={},
+            upsert=Upsert.MERGE,
+            max_identifier=255,
+        ),
+        Dialect(
+            name="duckdb",
+            title="DuckDB",
+            types=_types(
+                "VARCHAR | SMALLINT | INTEGER | BIGINT | FLOAT | DOUBLE | DECIMAL({},{}) | BOOLEAN | DATE"
+                " | TIME | TIMESTAMP | TIMESTAMPTZ | BLOB | UUID | JSON | DOUBLE[]"
+            ),
+            key_types={},
+            upsert=Upsert.MERGE,
+            max_identifier=65_536,
+        ),
+        Dialect(
+            name="mysql",
+            title="MySQL",
+            types=_types(
+                "LONGTEXT | SMALLINT | INTEGER | BIGINT | FLOAT | DOUBLE | DECIMAL({},{}) | BOOLEAN"
+                " | DATE | TIME(6) | DATETIME(6) | DATETIME(6) | LONGBLOB | CHAR(36) | JSON | JSON"
+            ),
+            # The binary collation keeps 'a' and 'A' two keys.
+            key_types={
+                Kind.STRING: "VARCHAR(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin",
+                Kind.BINARY: "VARBINARY(255)",
+            },
+            upsert=Upsert.ON_DUPLICATE_KEY,
+            max_identifier=64,
+            placeholder="%s",
+        ),
+        Dialect(
+            name="postgres",
+            title="PostgreSQL",
+            types=_types(
+                f"TEXT | {_ANSI} | TIMESTAMP | TIMESTAMPTZ | BYTEA | UUID | JSONB | DOUBLE PRECISION[]"
+            ),
+            key_types={},
+            upsert=Upsert.ON_CONFLICT,
+            max_identifier=63,
+            placeholder="%s",
+            keeps_nul=False,
+        ),
+        Dialect(
+            name="redshift",
+            title="Redshift",
+            types=_types(
+                f"VARCHAR(65535) | {_ANSI} | TIMESTAMP | TIMESTAMPTZ | VARBYTE(1000000) | VARCHAR(36)"
+                " | VARCHAR(65535) | VARCHAR(65535)"
+            ),
+            key_types={},
+            upsert=Upsert.MERGE,
+            max_identifier=127,
+            placeholder="%s",
+            keeps_nul=False,
+        ),
+        Dialect(
+            name="snowflake",
+            title="Snowflake",
+            types=_types(
+                "VARCHAR | SMALLINT | INTEGER | BIGINT | FLOAT | FLOAT | NUMBER({},{}) | BOOLEAN | DATE"
+                " | TIME | TIMESTAMP_NTZ | TIMESTAMP_TZ | BINARY | VARCHAR(36) | VARIANT | VARIANT"
+            ),
+            key_types={},
+            upsert=Upsert.MERGE,
+            max_identifier=255,
+            placeholder="%s",
+            upper_case=True,
+        ),
+        Dialect(
+            name="sqlite",
+            title="SQLite",
+            types=_types(
+                "TEXT | INTEGER | INTEGER | INTEGER | REAL | REAL | DECIMAL({},{}) | BOOLEAN | DATE | TIME"
+                " | TIMESTAMP | TIMESTAMPTZ | BLOB | TEXT | JSON | JSON"
+            ),
+            key_types={},
+            upsert=Upsert.ON_CONFLICT,
+            max_identifier=65_536,
+        ),
+        Dialect(
+            name="tsql",
+            title="SQL Server",
+            types=_types(
+                "NVARCHAR(MAX) | SMALLINT | INT | BIGINT | REAL | FLOAT | DECIMAL({},{}) | BIT | DATE | TIME"
+                " | DATETIME2 | DATETIMEOFFSET | VARBINARY(MAX) | UNIQUEIDENTIFIER"
+                " | NVARCHAR(MAX) | NVARCHAR(MAX)"
+            ),
+            key_types={
+                Kind.STRING: "NVARCHAR(255) COLLATE Latin1_General_100_BIN2",
+                Kind.BINARY: "VARBINARY(255)",
+            },
+            upsert=Upsert.MERGE,
+            max_identifier=128,
+            placeholder="%s",
+        ),
+    )
+}
+
+
+def dialect_named(name: str) -> Dialect:
+    """The dialect by sqlglot's name or by the name that Airflow's hooks give it."""
+    aliases = {"postgresql": "postgres", "mssql": "tsql", "mariadb": "mysql"}
+    found = DIALECTS.get(aliases.get(name, name))
+    if found is None:
+        raise TargetError(f"No SQL dialect {name!r}. There are: {', '.join(DIALECTS)}.")
+    return found
+
+
+def declarations(dialect: Dialect, columns: Sequence[pa.Field], key: frozenset[str]) -> list[str]:
+    """The columns of a CREATE TABLE: quoted name and type."""
+    return [
+        f"{dialect.quote(field.name)} {dialect.column_type(field.type, key=field.name in key)}"
+        for field in columns
+    ]
