@@ -19,6 +19,7 @@
     │   └── WarehouseBusy        another writer holds the database
     └── StoreError
         ├── StoreUnreadable      a record could not be read; that is never "there is none"
+        ├── StoreUnavailable     the workspace takes nothing at the moment: a full disk, an outage
         └── StoreUnsafe          the workspace cannot create a record exactly once
 
 `retryable` says whether the same attempt, made again later, may succeed without a change by the user.
@@ -118,6 +119,12 @@ class StoreError(BatchLLMError):
 
 class StoreUnreadable(StoreError):
     """A record could not be read. Whether it exists is unknown, so nothing may be sent on the strength of it."""
+
+    retryable: ClassVar[bool] = True
+
+
+class StoreUnavailable(StoreError):
+    """The workspace takes nothing at the moment. What was being written may or may not be there: read it again."""
 
     retryable: ClassVar[bool] = True
 

@@ -1,0 +1,9 @@
+"""The workspace in which run folders live: records that are written once, and files beside them.
+
+Every decision about money rests on one property: of any number of processes that create the same record, exactly
+one succeeds, and everybody reads the whole of what it wrote.
+"""
+
+from airflow_batch_llm.store.workspace import Workspace
+
+__all__ = ["Workspace"]

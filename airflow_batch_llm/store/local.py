@@ -1,0 +1,186 @@
+"""A workspace on a disk of this machine, or on a mount that the workers share.
+
+A record is written to a temporary file, flushed to the disk, and then hard-linked to its name: the link is made by
+one writer only, and whoever sees the name sees all bytes behind it, also after a power cut. A root that is no longer
+the folder that was opened (an unmounted share) is an error, since every record in it would look absent.
+"""
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from airflow_batch_llm.errors import StoreError, StoreUnavailable, StoreUnreadable, StoreUnsafe
+from airflow_batch_llm.store.base import brief
+
+_TEMPORARY = ".tmp-"
+_NO_HARD_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
+_NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+
+
+class LocalDisk:
+    """Files below one folder."""
+
+    def __init__(self, root: Path, *, make_root: bool) -> None:
+        self._root = root
+        try:
+            if make_root:
+                root.mkdir(parents=True, exist_ok=True)
+            self._identity = self._root_identity()
+        except OSError as error:
+            raise StoreError(
+                f"The workspace {root} cannot be used ({brief(error)}). Make it a folder that every worker can write."
+            ) from error
+
+    def create(self, path: str, data: bytes) -> bool:
+        target = self._root / path
+        with self._publishing(target, lambda file: file.write(data)) as temporary:
+            try:
+                os.link(temporary, target)
+            except OSError as error:
+                # Also on a network file system whose answer was lost: then the record that is there is ours.
+                held = self.read(path)
+                if held is not None:
+                    return held == data
+                if error.errno in _NO_HARD_LINKS:
+                    raise _no_hard_links(self._root, error) from error
+                raise
+        return True
+
+    def read(self, path: str) -> bytes | None:
+        file = self._open(path)
+        if file is None:
+            return None
+        try:
+            with file:
+                return file.read()
+        except OSError as error:
+            raise self._unreadable(path, error) from error
+
+    def open_read(self, path: str) -> BinaryIO | None:
+        return self._open(path)
+
+    def put(self, path: str, local: Path) -> None:
+        target = self._root / path
+        with (
+            local.open("rb") as source,
+            self._publishing(target, lambda file: _copy(source, file)) as temporary,
+        ):
+            os.replace(temporary, target)
+
+    def delete(self, path: str) -> None:
+        with self._deleting(path):
+            (self._root / path).unlink(missing_ok=True)
+
+    def delete_folder(self, path: str) -> None:
+        folder = self._root / path
+        with self._deleting(path):
+            while folder.exists():
+                with suppress(FileNotFoundError):  # somebody else is deleting it too
+                    shutil.rmtree(folder)
+
+    def names(self, folder: str) -> list[str]:
+        try:
+            found = os.listdir(self._root / folder)
+        except FileNotFoundError:
+            self._check_root()
+            return []
+        except OSError as error:
+            raise self._unreadable(folder, error) from error
+        return sorted(name for name in found if not name.startswith(_TEMPORARY))
+
+    def _open(self, path: str) -> BinaryIO | None:
+        try:
+            return (self._root / path).open("rb")
+        except FileNotFoundError:
+            self._check_root()
+            return None
+        except OSError as error:
+            raise self._unreadable(path, error) from error
+
+    @contextmanager
+    def _publishing(self, target: Path, write: Callable[[BinaryIO], object]) -> Iterator[Path]:
+        """Give a flushed temporary file beside the target, to be brought to its name inside the block."""
+        self._check_root()
+        temporary = target.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
+        try:
+            _make_folder(target.parent)
+            try:
+                with temporary.open("xb") as file:
+                    write(file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                yield temporary
+            finally:
+                temporary.unlink(missing_ok=True)
+            _sync(target.parent)
+        except OSError as error:
+            raise _unwritable(target, error) from error
+
+    @contextmanager
+    def _deleting(self, path: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise _unwritable(self._root / path, error) from error
+
+    def _root_identity(self) -> tuple[int, int]:
+        status = os.stat(self._root)
+        return status.st_dev, status.st_ino
+
+    def _check_root(self) -> None:
+        try:
+            same = self._root_identity() == self._identity
+        except OSError:
+            same = False
+        if not same:
+            raise StoreUnreadable(
+                f"The workspace {self._root} is no longer the folder that was opened: it was unmounted, moved or "
+                "replaced. What it holds is unknown, so nothing is sent. Bring it back, then run the task again."
+            )
+
+    def _unreadable(self, path: str, error: OSError) -> StoreUnreadable:
+        return StoreUnreadable(
+            f"{self._root / path} could not be read ({brief(error)}). Whether it exists is unknown, so nothing is "
+            "sent. Give the workers' user access to it, then run the task again."
+        )
+
+
+def _make_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync(folder.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _copy(source: BinaryIO, target: BinaryIO) -> None:
+    shutil.copyfileobj(source, target, 1 << 20)
+
+
+def _no_hard_links(root: Path, error: OSError) -> StoreUnsafe:
+    return StoreUnsafe(
+        f"The file system of {root} has no hard links ({brief(error)}), so two workers could create the same record. "
+        "Use a local disk or an NFS mount, or name the bucket itself (gs://, s3://, abfs://) instead of its mount."
+    )
+
+
+def _unwritable(target: Path, error: OSError) -> StoreError:
+    if error.errno in _NOT_ALLOWED:
+        return StoreError(f"{target} may not be written ({brief(error)}). Let the workers' user write there.")
+    return StoreUnavailable(
+        f"{target} could not be written ({brief(error)}). Free space or repair the disk, then run the task again: "
+        "nothing that was recorded before is lost."
+    )

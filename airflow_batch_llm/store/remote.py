@@ -1,0 +1,251 @@
+"""A workspace in object storage, through an fsspec file system.
+
+A record is created by one conditional request ("only if there is none"), which the storage decides, not the client.
+Clients repeat a request whose answer was lost and are then told that the record exists; so after any failure the
+record is read back, and whose bytes it holds decides. Listings are never trusted for records.
+"""
+
+import io
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, cast
+
+from airflow_batch_llm.errors import MissingExtra, StoreError, StoreUnavailable, StoreUnreadable
+from airflow_batch_llm.store.base import brief
+
+_MB = 1 << 20
+_BLOCK = 8 * _MB
+_TRIES = 3  # each of them is already repeated by the client where it met an outage
+
+
+class FileSystem(Protocol):
+    """The part of fsspec's `AbstractFileSystem` that a workspace uses."""
+
+    def pipe_file(self, path: str, value: bytes, **kwargs: Any) -> object: ...
+    def cat_file(
+        self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any
+    ) -> bytes: ...
+    def put_file(self, lpath: str, rpath: str, **kwargs: Any) -> object: ...
+    def rm_file(self, path: str) -> object: ...
+    def info(self, path: str) -> Mapping[str, Any]: ...
+    def ls(self, path: str, detail: bool = True) -> list[str]: ...
+    def find(self, path: str) -> list[str]: ...
+    def invalidate_cache(self) -> object: ...
+    def _strip_protocol(self, path: str) -> str: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """A kind of object storage: how its client is installed, and how it uploads a file in little memory."""
+
+    extra: str
+    upload: Mapping[str, object] = field(default_factory=dict)
+
+
+_GCS = Kind(extra="google", upload={"chunksize": _BLOCK, "consistency": "size"})
+_S3 = Kind(extra="s3", upload={"chunksize": _BLOCK, "max_concurrency": 4})
+_AZURE = Kind(extra="azure", upload={"max_concurrency": 4})
+
+# Storages that are known to decide a conditional creation themselves. Elsewhere clients look first and write then,
+# which no probe can tell from safe when only one writer is there to try.
+KINDS: Mapping[str, Kind] = {
+    "abfs": _AZURE,
+    "abfss": _AZURE,
+    "az": _AZURE,
+    "gcs": _GCS,
+    "gs": _GCS,
+    "s3": _S3,
+    "s3a": _S3,
+}
+IN_MEMORY = Kind(extra="all")
+
+
+def default_filesystem(protocol: str) -> FileSystem:
+    """Open a file system with the credentials of the environment, and without any cache."""
+    try:
+        import fsspec
+
+        return cast(
+            FileSystem, fsspec.filesystem(protocol, use_listings_cache=False, skip_instance_cache=True)
+        )
+    except ImportError as error:
+        raise MissingExtra(f"The workspace ({protocol}://)", KINDS[protocol].extra) from error
+
+
+class ObjectStorage:
+    """Objects below one prefix of a bucket."""
+
+    def __init__(self, fs: FileSystem, uri: str, kind: Kind) -> None:
+        self._fs = fs
+        self._root = fs._strip_protocol(uri).rstrip("/")
+        self._kind = kind
+
+    def create(self, path: str, data: bytes) -> bool:
+        key = self._key(path)
+        for last in (False,) * (_TRIES - 1) + (True,):
+            try:
+                self._fs.pipe_file(key, data, mode="create")
+                return True
+            except Exception as error:
+                held = self.read(path)
+                if held is not None:
+                    return held == data
+                if last or _will_not_change(error):
+                    raise _unwritable(key, error) from error
+        raise AssertionError("the last try returns or raises")
+
+    def read(self, path: str) -> bytes | None:
+        key = self._key(path)
+        try:
+            # One request: more than one at a time would begin with a look at the size.
+            return self._fs.cat_file(key, max_concurrency=1)
+        except FileNotFoundError:
+            return None
+        except Exception as error:
+            raise _unreadable(key, error) from error
+
+    def open_read(self, path: str) -> BinaryIO | None:
+        key = self._key(path)
+        try:
+            version = _Version.of(self._fs, key)
+        except FileNotFoundError:
+            return None
+        except Exception as error:
+            raise _unreadable(key, error) from error
+        return io.BufferedReader(_Blocks(self._fs, key, version), _BLOCK)
+
+    def put(self, path: str, local: Path) -> None:
+        key = self._key(path)
+
+        def upload() -> None:
+            self._fs.put_file(str(local), key, **self._kind.upload)
+
+        try:
+            upload()
+        except Exception as first:
+            if _will_not_change(first):
+                raise _unwritable(key, first) from first
+            # The end of an upload in parts, repeated after a lost answer, finds no upload: only a new one tells.
+            try:
+                upload()
+            except Exception as error:
+                raise _unwritable(key, error) from error
+
+    def delete(self, path: str) -> None:
+        self._delete(self._key(path))
+
+    def delete_folder(self, path: str) -> None:
+        prefix = f"{self._key(path)}/"
+        keys = [key for key in self._list(self._fs.find, prefix) if key.startswith(prefix)]
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(self._delete, keys))
+
+    def names(self, folder: str) -> list[str]:
+        prefix = f"{self._key(folder)}/" if folder else f"{self._root}/"
+        keys = self._list(partial(self._fs.ls, detail=False), prefix)
+        return sorted({key.rstrip("/").removeprefix(prefix) for key in keys if key.startswith(prefix)} - {""})
+
+    def _key(self, path: str) -> str:
+        return f"{self._root}/{path}"
+
+    def _list(self, listing: Callable[[str], list[str]], prefix: str) -> list[str]:
+        try:
+            self._fs.invalidate_cache()
+            return listing(prefix)
+        except FileNotFoundError:
+            return []
+        except Exception as error:
+            raise _unreadable(prefix, error) from error
+
+    def _delete(self, key: str) -> None:
+        try:
+            self._fs.rm_file(key)
+        except FileNotFoundError:
+            return
+        except Exception as error:
+            raise _unwritable(key, error) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Version:
+    """Which content an object has: its size, and the mark that the storage changes with each replacement."""
+
+    size: int
+    mark: str
+
+    @classmethod
+    def of(cls, fs: FileSystem, key: str) -> "_Version":
+        fs.invalidate_cache()
+        info = fs.info(key)
+        if info.get("type") == "directory":
+            raise FileNotFoundError(key)
+        mark = info.get("generation") or info.get("ETag") or info.get("etag") or info.get("created")
+        return cls(size=int(info["size"]), mark=str(mark))
+
+
+class _Blocks(io.RawIOBase):
+    """An object read forward in blocks. Each is checked, after it came, to belong to the content that was opened."""
+
+    def __init__(self, fs: FileSystem, key: str, version: _Version) -> None:
+        self._fs = fs
+        self._key = key
+        self._version = version
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        end = min(self._position + len(buffer), self._version.size)
+        if end == self._position:
+            return 0
+        block = self._block(self._position, end)
+        buffer[: len(block)] = block
+        self._position = end
+        return len(block)
+
+    def readall(self) -> bytes:
+        blocks = []
+        while self._position < self._version.size:
+            end = min(self._position + _BLOCK, self._version.size)
+            blocks.append(self._block(self._position, end))
+            self._position = end
+        return b"".join(blocks)
+
+    def _block(self, start: int, end: int) -> bytes:
+        try:
+            block = self._fs.cat_file(self._key, start=start, end=end)
+            same = _Version.of(self._fs, self._key) == self._version
+        except Exception as error:
+            raise _unreadable(self._key, error) from error
+        if not same or len(block) != end - start:
+            raise StoreUnreadable(
+                f"{self._key} was replaced while it was read. Read it again from its beginning."
+            )
+        return block
+
+
+def _will_not_change(error: Exception) -> bool:
+    """Say whether a write was refused in a way that waiting does not cure."""
+    # gcsfs reports a missing permission as a bare OSError.
+    return isinstance(error, PermissionError | FileNotFoundError) or str(error).startswith("Forbidden")
+
+
+def _unreadable(key: str, error: Exception) -> StoreUnreadable:
+    return StoreUnreadable(
+        f"{key} could not be read ({brief(error)}). Whether it exists is unknown, so nothing is sent. If access is "
+        "missing, grant reading and listing in this bucket (without listing, an absent object looks forbidden); "
+        "otherwise run the task again later."
+    )
+
+
+def _unwritable(key: str, error: Exception) -> StoreError:
+    if _will_not_change(error):
+        return StoreError(
+            f"{key} may not be written ({brief(error)}). Check that the bucket exists, and grant creating, replacing "
+            "and deleting objects in it."
+        )
+    return StoreUnavailable(f"{key} could not be written ({brief(error)}). Run the task again later.")

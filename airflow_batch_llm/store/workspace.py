@@ -1,0 +1,166 @@
+"""The verbs that everybody else uses: numbered records in folders, and files beside them.
+
+A record is created once and never changed; a folder's records are read by number, 1, 2, 3, until one is surely
+absent. Each record must bear a nonce, so that equal bytes mean the same author.
+"""
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, Self
+
+from airflow_batch_llm.errors import InputError, StoreError, StoreUnavailable, StoreUnreadable, StoreUnsafe
+from airflow_batch_llm.store.base import Storage, brief
+from airflow_batch_llm.store.local import LocalDisk
+from airflow_batch_llm.store.probe import probe_once
+from airflow_batch_llm.store.remote import IN_MEMORY, KINDS, FileSystem, ObjectStorage, default_filesystem
+
+FileSystemFactory = Callable[[str], FileSystem]
+
+# Below the size from which clients upload in parts, so that a creation is one request.
+LARGEST_RECORD = 16 << 20
+_MEANINGFUL = frozenset("\\*?[]#")  # to some client: a pattern, a version, a separator
+
+
+class Workspace:
+    """A place shared by all workers, in which what was recorded stays recorded."""
+
+    def __init__(self, uri: str, storage: Storage) -> None:
+        self.uri = uri
+        self._storage = storage
+
+    def __repr__(self) -> str:
+        return f"Workspace({self.uri!r})"
+
+    @classmethod
+    def open(
+        cls, uri: str, *, filesystem_factory: FileSystemFactory | None = None, probe: bool = True
+    ) -> Self:
+        """Open a workspace by URI or path.
+
+        `filesystem_factory` gives the file system for a protocol, with the credentials it needs. Without `probe`
+        nothing is written or made: enough to look at a workspace, not to work in it.
+        """
+        storage, identity = _storage(uri, filesystem_factory, make_root=probe)
+        workspace = cls(uri, storage)
+        if probe:
+            probe_once(storage, uri, identity)
+        return workspace
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Create a record unless there is one. True: it is ours; False: somebody else's was there before."""
+        if not data:
+            raise ValueError(f"the record {path} would be empty")
+        if len(data) > LARGEST_RECORD:
+            raise ValueError(f"the record {path} would have {len(data)} bytes: put a file instead")
+        return self._storage.create(_checked(path), data)
+
+    def read(self, path: str) -> bytes | None:
+        """Give a record's bytes; None if it is surely absent."""
+        data = self._storage.read(_checked(path))
+        if data == b"":
+            raise StoreUnreadable(
+                f"{self.uri}/{path} is empty, which no record ever is. Look who else writes there."
+            )
+        return data
+
+    def records(self, folder: str) -> Iterator[tuple[int, bytes]]:
+        """Give the records of a folder with their numbers, as far as they go without a gap."""
+        number = 1
+        while (data := self.read(_record(folder, number))) is not None:
+            yield number, data
+            number += 1
+
+    def append(self, folder: str, data: bytes, *, after: int | None = None) -> int | None:
+        """Create the next record of a folder and give its number; None if somebody else was first.
+
+        With `after`, the number of the last record that was seen, it is lost to anything written since.
+        """
+        seen = max((number for number, _ in self.records(folder)), default=0) if after is None else after
+        return seen + 1 if self.create(_record(folder, seen + 1), data) else None
+
+    def put(self, path: str, local: Path) -> None:
+        """Publish a local file. Readers see the former content or the new one, whole."""
+        self._storage.put(_checked(path), local)
+
+    def get(self, path: str, local: Path) -> bool:
+        """Copy a file to the local disk, where it appears as a whole; False if it is surely absent."""
+        source = self._storage.open_read(_checked(path))
+        if source is None:
+            return False
+        temporary = local.with_name(f".{local.name}.{uuid.uuid4().hex}")
+        try:
+            with source, temporary.open("xb") as target:
+                while block := source.read(1 << 20):
+                    target.write(block)
+            os.replace(temporary, local)
+        except OSError as error:
+            raise StoreUnavailable(
+                f"{self.uri}/{path} could not be copied to {local} ({brief(error)}). Free space on this worker's disk."
+            ) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+        return True
+
+    def open_read(self, path: str) -> BinaryIO:
+        """Open a file that must be there as a forward stream."""
+        stream = self._storage.open_read(_checked(path))
+        if stream is None:
+            raise StoreError(
+                f"{self.uri}/{path} is not there: it was removed, or another workspace holds it."
+            )
+        return stream
+
+    def delete(self, path: str) -> None:
+        """Delete a file, if it is there."""
+        self._storage.delete(_checked(path))
+
+    def delete_folder(self, path: str) -> None:
+        """Delete all that lies below a folder, if anything does."""
+        self._storage.delete_folder(_checked(path))
+
+    def names(self, folder: str = "") -> list[str]:
+        """List what lies directly in a folder now. Records are never found this way, only by number."""
+        return self._storage.names(_checked(folder) if folder else "")
+
+
+def _record(folder: str, number: int) -> str:
+    return f"{folder}/{number:04d}.json"
+
+
+def _checked(path: str) -> str:
+    """Refuse a path that some storage would read as something else than a plain name."""
+    parts = path.split("/")
+    if any(part in {"", ".", ".."} or part.startswith(".tmp-") for part in parts):
+        raise ValueError(f"not a path inside a workspace: {path!r}")
+    if not path.isprintable() or _MEANINGFUL & set(path):
+        raise ValueError(f"a path in a workspace may not hold control characters or any of \\*?[]#: {path!r}")
+    return path
+
+
+def _storage(
+    uri: str, filesystem_factory: FileSystemFactory | None, *, make_root: bool
+) -> tuple[Storage, tuple[object, ...]]:
+    """Open the place that a URI names, and say what tells it from others in this process."""
+    protocol, separator, rest = uri.partition("://")
+    if not separator or protocol == "file":
+        root = Path(rest if separator else uri).expanduser()
+        if separator and not root.is_absolute():
+            raise InputError(f"{uri} names a host or a relative path. Write file:///absolute/path.")
+        root = root.absolute()
+        return LocalDisk(root, make_root=make_root), ("file", str(root))
+    kind = KINDS.get(protocol)
+    if protocol == "memory" and filesystem_factory is not None:
+        kind = IN_MEMORY
+    if protocol == "memory" and kind is None:
+        raise StoreUnsafe(f"{uri} is lost with the process, and with it the record of what was paid for.")
+    if kind is None:
+        raise InputError(
+            f"{uri} cannot be a workspace. Use a path, file://, or one of "
+            f"{', '.join(f'{name}://' for name in sorted(KINDS))}: they create a record for one writer only."
+        )
+    if not rest.strip("/"):
+        raise InputError(f"{uri} names no bucket. Write {protocol}://bucket/folder.")
+    fs = (filesystem_factory or default_filesystem)(protocol)
+    return ObjectStorage(fs, uri, kind), (type(fs), hash(fs), uri)
