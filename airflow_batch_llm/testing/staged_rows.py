@@ -1,0 +1,93 @@
+"""Targets and staged rows for tests of a warehouse: what is not said gets a plain default."""
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pyarrow as pa
+
+from airflow_batch_llm.core.model import ColumnType
+from airflow_batch_llm.warehouses.base import ARROW_TYPES, Part, Target, Warehouse
+
+#: The instant at which the first plan of a test was made; `at(3)` is three seconds later.
+START = datetime(2026, 11, 21, 2, 0, tzinfo=UTC)
+
+Row = Mapping[str, Any]
+
+
+def at(seconds: float) -> datetime:
+    """An instant on the tests' clock."""
+    return START + timedelta(seconds=seconds)
+
+
+def columns(**types: ColumnType) -> pa.Schema:
+    """An answer's columns by name."""
+    return pa.schema([(name, ARROW_TYPES[type_]) for name, type_ in types.items()])
+
+
+def labels(**changes: Any) -> Target:
+    """A target whose answers are one label by one integer key, with the changes asked for."""
+    values: dict[str, Any] = {
+        "table": "labels",
+        "key": pa.schema([("id", pa.int64())]),
+        "answer": columns(label=ColumnType.STRING),
+    }
+    values.update(changes)
+    values.setdefault("failures", values["table"] + "__failures")
+    return Target(**values)
+
+
+def part(shard: int = 0, *, run: str = "run-1", round: int = 1) -> Part:  # noqa: A002  the word is the contract's
+    """One shard of a run."""
+    return Part(run_id=run, round=round, shard=shard)
+
+
+def stage(
+    warehouse: Warehouse, target: Target, of: Part, answers: Iterable[Row] = (), failures: Iterable[Row] = ()
+) -> None:
+    """Stage rows given as mappings."""
+    warehouse.stage(
+        target,
+        of,
+        _reader(target.answer_columns, of, answers),
+        _reader(target.failure_columns, of, failures),
+    )
+
+
+def land(
+    warehouse: Warehouse, target: Target, of: Part, answers: Iterable[Row] = (), failures: Iterable[Row] = ()
+) -> None:
+    """Stage one part and publish it."""
+    stage(warehouse, target, of, answers, failures)
+    warehouse.publish(target, [of])
+    warehouse.unstage(target, [of])
+
+
+def batch(schema: pa.Schema, rows: Iterable[Row]) -> pa.RecordBatch:
+    """Rows as a record batch; a column that a row does not name is NULL."""
+    listed = list(rows)
+    arrays = [pa.array([row.get(field.name) for row in listed], field.type) for field in schema]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _reader(schema: pa.Schema, of: Part, rows: Iterable[Row]) -> pa.RecordBatchReader:
+    bookkeeping = {
+        "_llm_input_hash": "input",
+        "_llm_spec_hash": "spec",
+        "_llm_model": "model",
+        "_llm_run_id": of.run_id,
+        "_llm_shard": of.shard,
+        "_llm_batch_id": "batch",
+        "_llm_planned_at": START,
+        "_llm_processed_at": at(60),
+        "_llm_input_tokens": 7,
+        "_llm_cached_tokens": 0,
+        "_llm_output_tokens": 3,
+        "_llm_cost_usd": 0.25,
+        "_llm_shared": False,
+        "_llm_outcome": "refused",
+        "_llm_attempts": 1,
+        "_llm_dead": False,
+    }
+    full = [{**bookkeeping, **row} for row in rows]
+    return pa.RecordBatchReader.from_batches(schema, [batch(schema, full)] if full else [])

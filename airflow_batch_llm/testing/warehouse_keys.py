@@ -1,0 +1,5 @@
+"""The contract's cases about keys."""
+
+
+class KnowsKeys:
+    """Cases follow."""

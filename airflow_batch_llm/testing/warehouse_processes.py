@@ -1,0 +1,5 @@
+"""The contract's cases about processes."""
+
+
+class SharesWithProcesses:
+    """Cases follow."""

@@ -1,0 +1,5 @@
+"""The contract's cases about shapes."""
+
+
+class ShapesTables:
+    """Cases follow."""

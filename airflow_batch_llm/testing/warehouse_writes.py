@@ -1,0 +1,5 @@
+"""The contract's cases about writes."""
+
+
+class MergesAnswers:
+    """Cases follow."""

@@ -1,0 +1,20 @@
+"""The contract of a warehouse adapter, as tests to inherit.
+
+    class TestMyWarehouse(WarehouseContract):
+        @pytest.fixture
+        def database(self, tmp_path) -> Database: ...
+
+A case that an adapter cannot pass is overridden there with an `xfail` that says why.
+"""
+
+from airflow_batch_llm.testing.warehouse_keys import KnowsKeys
+from airflow_batch_llm.testing.warehouse_processes import SharesWithProcesses
+from airflow_batch_llm.testing.warehouse_reads import ReadsRows
+from airflow_batch_llm.testing.warehouse_shapes import ShapesTables
+from airflow_batch_llm.testing.warehouse_writes import MergesAnswers
+
+__all__ = ["WarehouseContract"]
+
+
+class WarehouseContract(ReadsRows, ShapesTables, MergesAnswers, KnowsKeys, SharesWithProcesses):
+    """Everything that an adapter promises. Every case starts from an empty database."""
