@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, Protocol
 
 from airflow_batch_llm.errors import MissingExtra, StoreError, StoreUnavailable, StoreUnreadable
 from airflow_batch_llm.store.base import brief
@@ -68,9 +68,8 @@ def default_filesystem(protocol: str) -> FileSystem:
     try:
         import fsspec
 
-        return cast(
-            FileSystem, fsspec.filesystem(protocol, use_listings_cache=False, skip_instance_cache=True)
-        )
+        fs: FileSystem = fsspec.filesystem(protocol, use_listings_cache=False, skip_instance_cache=True)
+        return fs
     except ImportError as error:
         raise MissingExtra(f"The workspace ({protocol}://)", KINDS[protocol].extra) from error
 
