@@ -1,0 +1,63 @@
+# Every target starts from a bare machine with Python 3.11 or newer, git and make: what it needs, it builds first.
+SHELL := /bin/sh
+PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.13,$(shell command -v python$(v))) python3)
+BIN := .venv/bin
+UV := $(BIN)/uv
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help setup emulators demo airflow test check format docs constraints bench matrix sdks clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
+
+setup: .venv/.stamp ## build .venv with the package, every extra and the development tools
+
+.venv/.stamp: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || { echo "setup: a virtual environment in .venv, with $(PYTHON)"; $(PYTHON) -m venv .venv; }
+	@test -x $(UV) || { echo "setup: the installer (uv)"; $(BIN)/pip install --quiet --disable-pip-version-check uv; }
+	@echo "setup: Airflow, the SDKs and the tools, at the versions of constraints.txt"
+	@$(UV) pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[all]' --group dev
+	@touch $@
+
+emulators: .venv/.stamp ## build .emulators: BigQuery and Cloud Storage on loopback, for the tests
+	@$(BIN)/python -m tests.emulators.setup
+
+demo: .venv/.stamp ## label a table of support tickets, from nothing, with no key and no bill
+	@$(BIN)/airflow-batch-llm demo
+
+airflow: .venv/.stamp ## start Airflow's own UI on loopback, with the example Dags and the simulator
+	@$(BIN)/python -m tests.airflow.standalone
+
+test: .venv/.stamp emulators ## run the tests
+	@echo "test: everything, in two processes"
+	@$(PYTEST) -n 2 --dist loadscope
+
+check: .venv/.stamp ## check format, lint, types and the import rules
+	@echo "check: format" && $(BIN)/ruff format --quiet --check .
+	@echo "check: lint" && $(BIN)/ruff check --quiet .
+	@echo "check: types" && $(BIN)/mypy --no-error-summary
+	@echo "check: import rules" && $(BIN)/lint-imports --quiet
+
+format: .venv/.stamp ## put the code in its format and repair what can be repaired
+	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format --quiet .
+
+docs: .venv/.stamp ## build the documentation into site/; a warning is an error
+	@echo "docs: site/" && NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+constraints: .venv/.stamp ## resolve constraints.txt anew, to the newest versions that fit together
+	@echo "constraints: constraints.txt"
+	@$(UV) pip compile --quiet --upgrade --python-version 3.11 --all-extras --group dev \
+	    --no-header --no-annotate --no-emit-index-url --no-emit-find-links -o constraints.txt pyproject.toml
+
+bench: .venv/.stamp ## measure rows per second and memory
+	@$(BIN)/python -m tests.bench
+
+matrix: .venv/.stamp ## run the tests of the Airflow edge on each supported Airflow
+	@$(BIN)/python -m tests.matrix
+
+sdks: .venv/.stamp ## run the provider tests on the oldest and the newest SDKs that pyproject.toml admits
+	@$(BIN)/python -m tests.sdks
+
+clean: ## remove what make has built
+	rm -rf .venv .emulators .environments .mypy_cache .pytest_cache .ruff_cache .import_linter_cache site
