@@ -1,0 +1,55 @@
+"""Result lines as bytes: where one ends, what JSON it holds, and how much of a provider's message is kept.
+
+A line ends at the byte `\\n` and nowhere else: an answer may hold U+2028 or U+0085 and is still one line.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import orjson
+
+_MESSAGE_LENGTH = 500
+
+
+def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines of a stream of chunks, without line ends and without empty lines."""
+    pending: list[bytes] = []
+    for chunk in chunks:
+        head, *rest = chunk.split(b"\n")
+        pending.append(head)
+        for piece in rest:
+            if line := b"".join(pending).rstrip(b"\r"):
+                yield line
+            pending = [piece]
+    if line := b"".join(pending):
+        yield line
+
+
+def parse_line(line: bytes) -> dict[str, Any]:
+    """The JSON object of a line; `ValueError` if it holds none. A lone surrogate in an answer becomes U+FFFD."""
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        value = _without_lone_surrogates(json.loads(line))
+    if isinstance(value, dict):
+        return value
+    raise ValueError("the line is not a JSON object")
+
+
+def _without_lone_surrogates(value: Any) -> Any:
+    match value:
+        case str():
+            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        case list():
+            return [_without_lone_surrogates(item) for item in value]
+        case dict():
+            return {
+                _without_lone_surrogates(key): _without_lone_surrogates(item) for key, item in value.items()
+            }
+    return value
+
+
+def brief(message: object) -> str | None:
+    """As much of a provider's message as is kept; None if there is none."""
+    return str(message)[:_MESSAGE_LENGTH] if message else None

@@ -1,0 +1,161 @@
+"""One algorithm, two drivers: a verb is a generator that yields the calls it needs and receives their answers.
+
+`drive` performs the calls with a synchronous SDK client (workers), `adrive` with an asynchronous one (triggers).
+A call that failed comes back as a value, so that "try again", "give up" and "look elsewhere" are ordinary code.
+Only calls that are safe to repeat go through `patiently`; a creation never does.
+"""
+
+import asyncio
+import inspect
+import random
+import time
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
+
+from airflow_batch_llm.errors import Unavailable
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One call. With the synchronous client `call` returns the answer, with the asynchronous one an awaitable."""
+
+    call: Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """A pause of so many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Each:
+    """Several verbs side by side. The reply lists what each returned, or the exception that ended it, in order."""
+
+    flows: "Sequence[Calls[Any]]"
+    at_once: int = 8
+
+
+Step: TypeAlias = Ask | Sleep | Each
+#: A verb as a generator: yields steps, is sent their replies (a failed `Ask` replies its exception), returns T.
+Calls: TypeAlias = Generator[Step, Any, T]
+#: Translates an SDK's exception into the package's tree; what is not a provider's failure comes back unchanged.
+Judge: TypeAlias = Callable[[Exception], Exception]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long a call that is safe to repeat is repeated. `longest` bounds each pause, also a Retry-After."""
+
+    attempts: int = 5
+    first: float = 0.5
+    longest: float = 60.0
+
+    def pause(self, attempt: int, error: Exception) -> float | None:
+        """Seconds to wait before the next attempt; None: the error is final, or the caller's schedule knows better."""
+        if not isinstance(error, Unavailable) or attempt + 1 >= self.attempts:
+            return None
+        if error.retry_after is not None:
+            return error.retry_after if error.retry_after <= self.longest else None
+        ceiling: float = min(self.longest, self.first * 2**attempt)
+        return ceiling * random.uniform(0.5, 1.0)  # noqa: S311 - so that clients do not return together
+
+
+#: A worker's patience with one call, and a trigger's: its event loop has others to serve and a next round to come.
+WORKER = Patience(attempts=6, first=0.5, longest=60.0)
+TRIGGER = Patience(attempts=3, first=0.5, longest=30.0)
+
+
+def patiently(call: Callable[[Any], Any], judge: Judge, patience: Patience) -> Calls[Any]:
+    """The answer to a call that is safe to repeat. Raises the judged error once it is final or patience is spent."""
+    attempt = 0
+    while True:
+        reply = yield Ask(call)
+        if not isinstance(reply, Exception):
+            return reply
+        error = judge(reply)
+        pause = patience.pause(attempt, error)
+        if pause is None:
+            raise error from (None if error is reply else reply)
+        yield Sleep(pause)
+        attempt += 1
+
+
+def once(call: Callable[[Any], Any], judge: Judge) -> Calls[Any]:
+    """The answer to a call that must not be repeated. Raises the judged error."""
+    return (yield from patiently(call, judge, Patience(attempts=1)))
+
+
+def drive(calls: Calls[T], client: Any) -> T:
+    """Perform a verb with a synchronous client."""
+    reply: object = None
+    while True:
+        try:
+            step = calls.send(reply)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        reply = _perform(step, client)
+
+
+async def adrive(calls: Calls[T], client: Any) -> T:
+    """Perform a verb with an asynchronous client."""
+    reply: object = None
+    while True:
+        try:
+            step = calls.send(reply)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        reply = await _aperform(step, client)
+
+
+def _perform(step: Step, client: Any) -> object:
+    match step:
+        case Sleep(seconds):
+            time.sleep(seconds)
+            return None
+        case Ask(call):
+            try:
+                return call(client)
+            except Exception as error:  # noqa: BLE001 - the verb decides
+                return error
+        case Each(flows, at_once):
+            with ThreadPoolExecutor(max_workers=max(1, min(at_once, len(flows)))) as pool:
+                return list(pool.map(lambda flow: _settle(flow, client), flows))
+
+
+async def _aperform(step: Step, client: Any) -> object:
+    match step:
+        case Sleep(seconds):
+            await asyncio.sleep(seconds)
+            return None
+        case Ask(call):
+            try:
+                answer = call(client)
+                return await answer if inspect.isawaitable(answer) else answer
+            except Exception as error:  # noqa: BLE001 - the verb decides
+                return error
+        case Each(flows, at_once):
+            places = asyncio.Semaphore(at_once)
+            return await asyncio.gather(*(_asettle(flow, client, places) for flow in flows))
+
+
+def _settle(flow: Calls[Any], client: Any) -> object:
+    try:
+        return drive(flow, client)
+    except Exception as error:  # noqa: BLE001 - the verb decides
+        return error
+
+
+async def _asettle(flow: Calls[Any], client: Any, places: asyncio.Semaphore) -> object:
+    async with places:
+        try:
+            return await adrive(flow, client)
+        except Exception as error:  # noqa: BLE001 - the verb decides
+            return error
