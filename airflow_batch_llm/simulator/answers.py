@@ -1,0 +1,248 @@
+"""Values that conform to a JSON Schema, made without a model.
+
+A schema is compiled once into nested functions from `Draw` to a value. Recursive schemas end because, below a certain
+depth, optional properties are left out, lists stay as short as they may, and the branch without a reference is taken.
+Google's spelling (upper-case types, `nullable`) is understood too.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import orjson
+
+from airflow_batch_llm.simulator.draw import Draw, phrase
+from airflow_batch_llm.simulator.patterns import matching
+from airflow_batch_llm.simulator.words import formatted
+
+Maker = Callable[[Draw, int], Any]
+_DEEP = 4
+_TEXTUAL = {"minLength", "maxLength", "pattern", "format"}
+_NUMERIC = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
+
+
+def conforming(schema: Mapping[str, Any], seed: int) -> Any:
+    """A value that the schema accepts; the same for the same seed."""
+    return _compiled(orjson.dumps(schema))(Draw(seed), 0)
+
+
+@lru_cache(maxsize=256)
+def _compiled(document: bytes) -> Maker:
+    schema = orjson.loads(document)
+    return _Compiler(schema).maker(schema)
+
+
+class _Compiler:
+    """Compiles the parts of one schema document, whose references it resolves."""
+
+    def __init__(self, root: Any) -> None:
+        self._root = root
+        self._known: dict[str, Maker] = {}
+
+    def maker(self, schema: Any) -> Maker:
+        if not isinstance(schema, dict) or not schema:
+            return lambda draw, depth: phrase(draw, 2)
+        if "$ref" in schema:
+            return self._reference(schema)
+        if "const" in schema:
+            constant = schema["const"]
+            return lambda draw, depth: constant
+        if "enum" in schema:
+            options = schema["enum"]
+            return lambda draw, depth: options[draw.below(len(options))]
+        for word in ("anyOf", "oneOf"):
+            if word in schema:
+                rest = {key: value for key, value in schema.items() if key != word}
+                return self._union([_merged(rest, branch) for branch in schema[word]])
+        if "allOf" in schema:
+            rest = {key: value for key, value in schema.items() if key != "allOf"}
+            for part in schema["allOf"]:
+                rest = _merged(rest, self._resolved(part))
+            return self.maker(rest)
+        return self._typed(schema)
+
+    def _typed(self, schema: dict[str, Any]) -> Maker:
+        kinds = _kinds(schema)
+        if len(kinds) > 1:
+            return self._union([{**schema, "type": kind, "nullable": False} for kind in kinds])
+        match kinds[0]:
+            case "object":
+                return self._object(schema)
+            case "array":
+                return self._array(schema)
+            case "integer":
+                return _integer(schema)
+            case "number":
+                return _number(schema)
+            case "boolean":
+                return lambda draw, depth: draw.below(2) == 1
+            case "null":
+                return lambda draw, depth: None
+            case _:
+                return _string(schema)
+
+    def _resolved(self, schema: Any) -> Any:
+        while isinstance(schema, dict) and "$ref" in schema:
+            target = self._root
+            for step in str(schema["$ref"]).lstrip("#").strip("/").split("/"):
+                if step:
+                    target = target[step.replace("~1", "/").replace("~0", "~")]
+            schema = _merged({key: value for key, value in schema.items() if key != "$ref"}, target)
+        return schema
+
+    def _reference(self, schema: dict[str, Any]) -> Maker:
+        """Compiled when it is first followed, since a schema may refer to itself."""
+        name = orjson.dumps(schema).decode()
+
+        def follow(draw: Draw, depth: int) -> Any:
+            if name not in self._known:
+                self._known[name] = self.maker(self._resolved(schema))
+            return self._known[name](draw, depth + 1)
+
+        return follow
+
+    def _union(self, branches: Sequence[Any]) -> Maker:
+        makers = [self.maker(branch) for branch in branches]
+        shallow = min(range(len(branches)), key=lambda index: _weight(self._resolved(branches[index])))
+
+        def choose(draw: Draw, depth: int) -> Any:
+            chosen = draw.below(len(makers))
+            return makers[shallow if depth > _DEEP else chosen](draw, depth + 1)
+
+        return choose
+
+    def _object(self, schema: dict[str, Any]) -> Maker:
+        required = set(schema.get("required", ()))
+        properties = [
+            (name, self.maker(part), name in required) for name, part in schema.get("properties", {}).items()
+        ]
+        extra = schema.get("additionalProperties")
+        wanted = int(schema.get("minProperties", 0))
+        if isinstance(extra, dict) and not properties:
+            wanted = max(wanted, min(2, int(schema.get("maxProperties", 2))))
+        filler = self.maker(extra if isinstance(extra, dict) else {"type": "string"})
+
+        def make(draw: Draw, depth: int) -> Any:
+            value = {
+                name: part(draw, depth + 1)
+                for name, part, needed in properties
+                if needed or (depth < _DEEP and draw.below(4) > 0)
+            }
+            for number in range(wanted - len(value) if depth <= _DEEP else 0):
+                value[f"key_{number + 1}"] = filler(draw, depth + 1)
+            return value
+
+        return make
+
+    def _array(self, schema: dict[str, Any]) -> Maker:
+        first = [self.maker(part) for part in schema.get("prefixItems", ())]
+        rest = self.maker(schema.get("items", {}))
+        fewest = int(schema.get("minItems", 0))
+        most = int(schema.get("maxItems", max(fewest, 3)))
+        if schema.get("items") is False:
+            most = len(first)
+        distinct = bool(schema.get("uniqueItems"))
+
+        def make(draw: Draw, depth: int) -> Any:
+            spread = min(most - fewest, 3)
+            length = fewest + (draw.below(spread + 1) if depth <= _DEEP else 0)
+            values = [part(draw, depth + 1) for part in first[: max(length, len(first) and fewest)]]
+            tries = 0
+            while len(values) < length and tries < 50 * length:
+                value = rest(draw, depth + 1)
+                tries += 1
+                if not (distinct and value in values):
+                    values.append(value)
+            return values
+
+        return make
+
+
+def _kinds(schema: Mapping[str, Any]) -> list[str]:
+    declared = schema.get("type")
+    if declared is None:
+        declared = _guessed(schema)
+    kinds = [str(kind).lower() for kind in (declared if isinstance(declared, list) else [declared])]
+    return [*kinds, "null"] if schema.get("nullable") and "null" not in kinds else kinds
+
+
+def _guessed(schema: Mapping[str, Any]) -> str:
+    if "properties" in schema or "additionalProperties" in schema:
+        return "object"
+    if "items" in schema or "prefixItems" in schema:
+        return "array"
+    return "number" if _NUMERIC & schema.keys() and not _TEXTUAL & schema.keys() else "string"
+
+
+def _weight(schema: Any) -> int:
+    """How far a branch may lead: nothing is lighter than null, nothing heavier than what refers elsewhere."""
+    if not isinstance(schema, dict):
+        return 0
+    text = orjson.dumps(schema)
+    return (b'"$ref"' in text) * 1_000_000 + (schema.get("type") != "null") * 1000 + min(len(text), 999)
+
+
+def _merged(one: Mapping[str, Any], other: Any) -> dict[str, Any]:
+    if not isinstance(other, dict):
+        return dict(one)
+    merged = {**other, **{key: value for key, value in one.items() if key not in ("title", "description")}}
+    if "properties" in one and "properties" in other:
+        merged["properties"] = {**other["properties"], **one["properties"]}
+    if "required" in one and "required" in other:
+        merged["required"] = [*other["required"], *one["required"]]
+    return merged
+
+
+def _bounds(schema: Mapping[str, Any], span: float, step: float) -> tuple[float, float]:
+    low, high = schema.get("minimum"), schema.get("maximum")
+    # Draft 4 wrote a boolean beside the bound; newer drafts write the bound itself.
+    above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
+    if above is not None and above is not False:
+        above = low if above is True else above
+        low = above + step if low is None else max(low, above + step)
+    if below is not None and below is not False:
+        below = high if below is True else below
+        high = below - step if high is None else min(high, below - step)
+    if low is None:
+        low = 0 if high is None or high >= 0 else high - span
+    return low, low + span if high is None else high
+
+
+def _integer(schema: dict[str, Any]) -> Maker:
+    low, high = _bounds(schema, 100, 1)
+    step = int(schema.get("multipleOf", 1)) or 1
+    first, last = -(-int(low) // step), int(high) // step
+    span = max(last - first, 0) + 1
+    return lambda draw, depth: (first + draw.below(span)) * step
+
+
+def _number(schema: dict[str, Any]) -> Maker:
+    if step := schema.get("multipleOf"):
+        low, high = _bounds(schema, 100 * step, step)
+        first, last = -(-low // step), high // step
+        span = int(max(last - first, 0)) + 1
+        return lambda draw, depth: (first + draw.below(span)) * step
+    wide = {
+        key: schema[key]
+        for key in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
+        if key in schema
+    }
+    low, high = _bounds(wide, 100, 0)
+    # A quarter of the way in, the value stays off both ends, so exclusive bounds hold as well.
+    return lambda draw, depth: low + (high - low) * (1 + 2 * draw.below(1024) / 1024) / 4
+
+
+def _string(schema: dict[str, Any]) -> Maker:
+    if pattern := schema.get("pattern"):
+        return lambda draw, depth: matching(pattern, draw)
+    if known := formatted(schema.get("format")):
+        return lambda draw, depth: known(draw)
+    fewest, most = int(schema.get("minLength", 0)), schema.get("maxLength")
+
+    def make(draw: Draw, depth: int) -> str:
+        text = phrase(draw, 2)
+        while len(text) < fewest:
+            text += " " + phrase(draw, 2)
+        return text if most is None else text[: int(most)]
+
+    return make

@@ -1,0 +1,157 @@
+"""Request bodies and line files, read as streams: what is held is one element or one line, never the whole.
+
+A JSON text that parses as an object is never the beginning of a longer one, so the elements of the `requests` array
+are found by letting the standard decoder read one value from where the last one ended.
+"""
+
+import codecs
+import json
+import re
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+
+MEGABYTE = 1 << 20
+_ELEMENT_LIMIT = 64 * MEGABYTE
+_READ = json.JSONDecoder().raw_decode
+_SPACE = re.compile(r"[ \t\r\n]*")
+_BETWEEN = re.compile(r"[ \t\r\n]*([,\]])[ \t\r\n]*")
+
+
+class BodyError(ValueError):
+    """The body is not the JSON that it must be."""
+
+
+class Element(NamedTuple):
+    """One element of the array: its bytes on one line, and the value that they mean."""
+
+    line: bytes
+    value: Any
+
+
+class ArraySplitter:
+    """Takes the body `{"requests": [ … ]}` in pieces and gives back the elements that have become complete."""
+
+    def __init__(self, key: str = "requests") -> None:
+        self._key = key
+        self._text = ""
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._inside = False
+        self._after = False
+        self._stuck = 0
+        self._empty = True
+
+    def feed(self, chunk: bytes) -> Iterator[Element]:
+        """The elements that end in this piece."""
+        try:
+            self._text += self._decoder.decode(chunk)
+        except UnicodeDecodeError as error:
+            raise BodyError("the body is not UTF-8") from error
+        if len(self._text) < 2 * self._stuck:
+            return  # an element that did not end yet is read again only when there is twice as much of it
+        if len(self._text) > _ELEMENT_LIMIT:
+            raise BodyError("an element of the body does not end")
+        position = 0 if self._inside else self._open()
+        if self._inside:
+            position = yield from self._elements(position)
+        self._text = self._text[position:]
+        self._stuck = len(self._text) if self._inside and not self._after else 0
+
+    def finish(self) -> None:
+        """Say that the body is complete; raises if it is not."""
+        if not self._after:
+            self._stuck = 0
+            for _ in self.feed(b""):
+                pass
+        if not self._after:
+            raise BodyError(f"the body is not a JSON object with a list of {self._key}")
+
+    def _open(self) -> int:
+        """Step over what comes before the array. Returns where its first element begins."""
+        head = re.match(r"\s*\{\s*", self._text)
+        if not head:
+            if self._text.strip():
+                raise BodyError("the body is not a JSON object")
+            return 0
+        position = head.end()
+        try:
+            while True:
+                key, position = _READ(self._text, position)
+                position = _expect(self._text, position, ":")
+                if key == self._key:
+                    position = _expect(self._text, position, "[")
+                    self._inside = True
+                    return position
+                _, position = _READ(self._text, position)
+                position = _expect(self._text, position, ",")
+        except (json.JSONDecodeError, IndexError):
+            return 0  # not complete yet, or `finish` will say so
+
+    def _elements(self, position: int) -> "Iterator[Element]":
+        text = self._text
+        if self._empty and text[position : position + 1] == "]":
+            self._after = True
+        while not self._after:
+            try:
+                value, end = _READ(text, position)
+            except (json.JSONDecodeError, RecursionError):
+                break
+            between = _BETWEEN.match(text, end)
+            if not between:
+                if text[end:].strip():
+                    raise BodyError("the elements of the body are not divided by commas")
+                break
+            self._empty = False
+            yield Element(_one_line(text[position:end], value), value)
+            position = between.end()
+            self._after = between[1] == "]"
+        return position
+
+
+def _expect(text: str, position: int, mark: str) -> int:
+    """Step over blanks, the mark and blanks. IndexError if the text ends before."""
+    space = _SPACE.match(text, position)
+    assert space is not None
+    if text[space.end()] != mark:
+        raise BodyError("the body is not a JSON object")
+    after = _SPACE.match(text, space.end() + 1)
+    assert after is not None
+    return after.end()
+
+
+def _one_line(text: str, value: Any) -> bytes:
+    if "\n" in text or "\r" in text:
+        text = json.dumps(value)
+    return text.encode()
+
+
+def parse(line: bytes) -> Any:
+    """The value of a JSON line. Escaped lone surrogates, which orjson refuses, become question marks."""
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError:
+        lenient = json.dumps(json.loads(line), ensure_ascii=False).encode("utf-8", "replace")
+        return orjson.loads(lenient)
+
+
+def lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file that are not blank, without their ends. Lines end at the byte \\n only."""
+    with path.open("rb", buffering=MEGABYTE) as file:
+        for line in file:
+            if stripped := line.strip():
+                yield stripped
+
+
+def count_lines(path: Path) -> int:
+    return sum(1 for _ in lines(path))
+
+
+async def file_chunks(path: Path) -> AsyncIterator[bytes]:
+    """The bytes of a file, read beside the event loop."""
+    import anyio
+
+    async with await anyio.open_file(path, "rb") as file:
+        while chunk := await file.read(MEGABYTE):
+            yield chunk

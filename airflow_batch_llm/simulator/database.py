@@ -1,0 +1,251 @@
+"""All state of the simulator, in one SQLite file.
+
+One connection behind one lock: writes are short, and a step that a crash interrupts is simply done again from
+the batch's phase. The table of charges has no index but its order of arrival, so that a million rows go in quickly.
+"""
+
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from airflow_batch_llm.simulator.record import LIVE, Batch, Charge, Phase, Provider, StoredFile
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS batches (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, provider TEXT NOT NULL, phase TEXT NOT NULL,
+    created_at REAL NOT NULL, wake_at REAL, facts BLOB NOT NULL, deleted INTEGER NOT NULL DEFAULT 0);
+CREATE INDEX IF NOT EXISTS batches_wake ON batches (wake_at) WHERE wake_at IS NOT NULL;
+CREATE TABLE IF NOT EXISTS charges (
+    batch INTEGER NOT NULL, line INTEGER NOT NULL, custom_id TEXT NOT NULL, content BLOB NOT NULL,
+    outcome TEXT NOT NULL, charged INTEGER NOT NULL, model TEXT NOT NULL, input INTEGER NOT NULL,
+    cached INTEGER NOT NULL, cache_write INTEGER NOT NULL, output INTEGER NOT NULL, reasoning INTEGER NOT NULL,
+    PRIMARY KEY (batch, line)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS files (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, purpose TEXT NOT NULL, filename TEXT NOT NULL,
+    bytes INTEGER NOT NULL, created_at REAL NOT NULL, expires_at REAL);
+CREATE TABLE IF NOT EXISTS calls (
+    provider TEXT NOT NULL, endpoint TEXT NOT NULL, status INTEGER NOT NULL, n INTEGER NOT NULL,
+    PRIMARY KEY (provider, endpoint, status));
+CREATE TABLE IF NOT EXISTS faults (id INTEGER PRIMARY KEY, document BLOB NOT NULL, seen INTEGER NOT NULL DEFAULT 0);
+"""
+_BATCH = "SELECT seq, id, provider, phase, created_at, wake_at, facts FROM batches "
+_FILE = "SELECT id, purpose, filename, bytes, created_at, expires_at FROM files "
+
+
+def open_connection(path: Path) -> sqlite3.Connection:
+    """A connection that any thread may use, one at a time."""
+    connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=60)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=OFF")
+    return connection
+
+
+class Database:
+    """Reads and writes of whole records."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._connection = open_connection(path)
+        self._connection.executescript(_SCHEMA)
+        self._lock = threading.RLock()
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+    def _all(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        with self._lock:
+            return self._connection.execute(sql, values).fetchall()
+
+    # -- meta ----------------------------------------------------------------------------------------------------
+
+    def get_meta(self, key: str) -> Any:
+        rows = self._all("SELECT value FROM meta WHERE key = ?", (key,))
+        return orjson.loads(rows[0][0]) if rows else None
+
+    def set_meta(self, key: str, value: Any) -> None:
+        with self._writing() as connection:
+            connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, orjson.dumps(value)))
+
+    # -- batches -------------------------------------------------------------------------------------------------
+
+    def next_batch_number(self) -> int:
+        """The number that the next batch would have; never one that was used before."""
+        rows = self._all("SELECT seq FROM sqlite_sequence WHERE name = 'batches'")
+        return (rows[0][0] if rows else 0) + 1
+
+    def add_batch(self, batch: Batch) -> Batch:
+        values = (
+            batch.id,
+            batch.provider,
+            batch.phase,
+            batch.created_at,
+            batch.wake_at,
+            orjson.dumps(batch.facts),
+        )
+        with self._writing() as connection:
+            connection.execute(
+                "INSERT INTO batches (id, provider, phase, created_at, wake_at, facts) VALUES (?, ?, ?, ?, ?, ?)",
+                values,
+            )
+        added = self.batch(batch.id)
+        assert added is not None
+        return added
+
+    def batch(self, batch_id: str) -> Batch | None:
+        rows = self._all(_BATCH + "WHERE id = ? AND deleted = 0", (batch_id,))
+        return _batch(rows[0]) if rows else None
+
+    def change_batch(self, batch_id: str, phase: Phase, wake_at: float | None, **facts: Any) -> Batch:
+        """Move a batch on; `facts` are added to those that it has."""
+        with self._writing() as connection:
+            (known,) = connection.execute("SELECT facts FROM batches WHERE id = ?", (batch_id,)).fetchone()
+            connection.execute(
+                "UPDATE batches SET phase = ?, wake_at = ?, facts = ? WHERE id = ?",
+                (phase, wake_at, orjson.dumps(orjson.loads(known) | facts), batch_id),
+            )
+        changed = self.batch(batch_id)
+        assert changed is not None
+        return changed
+
+    def delete_batch(self, batch_id: str) -> None:
+        with self._writing() as connection:
+            connection.execute("UPDATE batches SET deleted = 1, wake_at = NULL WHERE id = ?", (batch_id,))
+
+    def newest_batches(self, provider: Provider, before_seq: int | None, limit: int) -> list[Batch]:
+        """Batches from the newest to the oldest, those older than `before_seq` only."""
+        rows = self._all(
+            _BATCH + "WHERE provider = ? AND deleted = 0 AND seq < ? ORDER BY seq DESC LIMIT ?",
+            (provider, before_seq if before_seq is not None else 2**62, limit),
+        )
+        return [_batch(row) for row in rows]
+
+    def batches_after(self, provider: Provider, seq: int, limit: int) -> list[Batch]:
+        """The batches that came next after `seq`, oldest first."""
+        rows = self._all(
+            _BATCH + "WHERE provider = ? AND deleted = 0 AND seq > ? ORDER BY seq LIMIT ?",
+            (provider, seq, limit),
+        )
+        return [_batch(row) for row in rows]
+
+    def live_batches(self, provider: Provider) -> list[Batch]:
+        marks = ", ".join("?" for _ in LIVE)
+        rows = self._all(_BATCH + f"WHERE provider = ? AND phase IN ({marks})", (provider, *LIVE))  # noqa: S608
+        return [_batch(row) for row in rows]
+
+    def due_batches(self, now: float) -> list[Batch]:
+        rows = self._all(_BATCH + "WHERE wake_at IS NOT NULL AND wake_at <= ? ORDER BY wake_at, seq", (now,))
+        return [_batch(row) for row in rows]
+
+    def next_wake(self) -> float | None:
+        wake: float | None = self._all("SELECT min(wake_at) FROM batches WHERE wake_at IS NOT NULL")[0][0]
+        return wake
+
+    # -- charges -------------------------------------------------------------------------------------------------
+
+    def forget_charges(self, seq: int) -> None:
+        """Execution of a batch begins from its first row, also when an earlier attempt was cut off."""
+        with self._writing() as connection:
+            connection.execute("DELETE FROM charges WHERE batch = ?", (seq,))
+
+    def add_charges(self, seq: int, charges: Iterable[Charge]) -> None:
+        with self._writing() as connection:
+            connection.executemany(
+                f"INSERT INTO charges VALUES ({seq:d}, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+                charges,
+            )
+
+    # -- files ---------------------------------------------------------------------------------------------------
+
+    def add_file(self, file: StoredFile) -> None:
+        with self._writing() as connection:
+            connection.execute(
+                "INSERT INTO files (id, purpose, filename, bytes, created_at, expires_at) VALUES (?, ?, ?, ?, ?, ?)",
+                (file.id, file.purpose, file.filename, file.bytes, file.created_at, file.expires_at),
+            )
+
+    def file(self, file_id: str) -> StoredFile | None:
+        rows = self._all(_FILE + "WHERE id = ?", (file_id,))
+        return _file(rows[0]) if rows else None
+
+    def files(self) -> list[StoredFile]:
+        """All files, oldest first."""
+        return [_file(row) for row in self._all(_FILE + "ORDER BY seq")]
+
+    def delete_file(self, file_id: str) -> None:
+        with self._writing() as connection:
+            connection.execute("DELETE FROM files WHERE id = ?", (file_id,))
+
+    # -- calls and faults ----------------------------------------------------------------------------------------
+
+    def count_call(self, provider: Provider, endpoint: str, status: int) -> None:
+        with self._writing() as connection:
+            connection.execute(
+                "INSERT INTO calls VALUES (?, ?, ?, 1) ON CONFLICT DO UPDATE SET n = n + 1",
+                (provider, endpoint, status),
+            )
+
+    def add_fault(self, document: bytes) -> int:
+        with self._writing() as connection:
+            number = connection.execute("INSERT INTO faults (document) VALUES (?)", (document,)).lastrowid
+        assert number is not None
+        return number
+
+    def faults(self) -> list[tuple[int, bytes, int]]:
+        return self._all("SELECT id, document, seen FROM faults ORDER BY id")
+
+    def count_fault(self, fault_id: int, seen: int) -> None:
+        with self._writing() as connection:
+            connection.execute("UPDATE faults SET seen = ? WHERE id = ?", (seen, fault_id))
+
+    def delete_faults(self) -> None:
+        with self._writing() as connection:
+            connection.execute("DELETE FROM faults")
+
+    def wipe(self) -> None:
+        """Forget everything but the clock, the knobs and the numbers already given out."""
+        with self._writing() as connection:
+            for table in ("batches", "charges", "files", "calls", "faults"):
+                connection.execute(f"DELETE FROM {table}")  # noqa: S608
+
+
+def _batch(row: Sequence[Any]) -> Batch:
+    seq, batch_id, provider, phase, created_at, wake_at, facts = row
+    return Batch(
+        seq=seq,
+        id=batch_id,
+        provider=Provider(provider),
+        phase=Phase(phase),
+        created_at=created_at,
+        wake_at=wake_at,
+        facts=orjson.loads(facts),
+    )
+
+
+def _file(row: Sequence[Any]) -> StoredFile:
+    file_id, purpose, filename, size, created_at, expires_at = row
+    return StoredFile(
+        id=file_id,
+        purpose=purpose,
+        filename=filename,
+        bytes=size,
+        created_at=created_at,
+        expires_at=expires_at,
+    )

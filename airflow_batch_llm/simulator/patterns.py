@@ -1,0 +1,80 @@
+"""Strings that match a regular expression, for the plain kind that schemas use.
+
+The standard library's own parse of the expression is walked. What it cannot follow (look-around, back references)
+gives a string that may not match; so would many a model.
+"""
+
+import re
+from functools import lru_cache
+from typing import Any
+
+from airflow_batch_llm.simulator.draw import Draw
+
+_PRINTABLE = [chr(code) for code in range(32, 127)]
+_CATEGORIES = {
+    "CATEGORY_DIGIT": "0123456789",
+    "CATEGORY_WORD": "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_",
+    "CATEGORY_SPACE": " ",
+}
+_MORE = 3  # how many times beyond the least something is repeated
+
+
+def matching(pattern: str, draw: Draw) -> str:
+    """A string that the pattern finds a match in."""
+    return "".join(_walk(node, draw) for node in _parsed(pattern))
+
+
+@lru_cache(maxsize=256)
+def _parsed(pattern: str) -> Any:
+    return re._parser.parse(pattern)  # type: ignore[attr-defined]
+
+
+def _walk(node: Any, draw: Draw) -> str:
+    operation, value = str(node[0]), node[1]
+    match operation:
+        case "LITERAL":
+            return chr(value)
+        case "NOT_LITERAL":
+            return _pick([letter for letter in _PRINTABLE if ord(letter) != value], draw)
+        case "ANY":
+            return _pick(_PRINTABLE, draw)
+        case "IN":
+            return _pick(_members(value), draw)
+        case "MAX_REPEAT" | "MIN_REPEAT" | "POSSESSIVE_REPEAT":
+            least, most, body = value
+            times = least + draw.below(min(int(most) - least, _MORE) + 1)
+            return "".join(_walk(part, draw) for _ in range(times) for part in body)
+        case "SUBPATTERN":
+            return "".join(_walk(part, draw) for part in value[-1])
+        case "BRANCH":
+            branches = value[1]
+            return "".join(_walk(part, draw) for part in branches[draw.below(len(branches))])
+        case _:
+            return ""
+
+
+def _pick(letters: list[str], draw: Draw) -> str:
+    return letters[draw.below(len(letters))] if letters else ""
+
+
+def _members(nodes: Any) -> list[str]:
+    letters: list[str] = []
+    negated = False
+    for operation, value in nodes:
+        match str(operation):
+            case "NEGATE":
+                negated = True
+            case "LITERAL":
+                letters.append(chr(value))
+            case "RANGE":
+                letters.extend(chr(code) for code in range(value[0], value[1] + 1))
+            case "CATEGORY":
+                letters.extend(_category(str(value)))
+    return [letter for letter in _PRINTABLE if letter not in letters] if negated else letters
+
+
+def _category(name: str) -> list[str]:
+    if "NOT_" in name:
+        without = _CATEGORIES.get(name.replace("NOT_", ""), "")
+        return [letter for letter in _PRINTABLE if letter not in without]
+    return list(_CATEGORIES.get(name, ""))
