@@ -1,0 +1,231 @@
+"""The row's text. A prompt is compiled once, from a template over the row's columns or a function of it.
+
+A row whose prompt cannot be rendered is that row's `PromptError`, never the end of the others. No message
+holds a value of a row.
+"""
+
+import contextlib
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import repeat
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from airflow_batch_llm.core.value import scrub, text
+from airflow_batch_llm.errors import PromptError
+
+if TYPE_CHECKING:
+    from airflow_batch_llm.core.template import Cell
+
+#: What a user writes: a template's text, or a function of the row (or of row and params) that returns text.
+Prompt = str | Callable[..., str]
+
+#: Names that Airflow's own templates have and a row has not.
+_AIRFLOW_NAMES = frozenset(
+    {
+        "conn",
+        "dag",
+        "dag_run",
+        "data_interval_end",
+        "data_interval_start",
+        "ds",
+        "ds_nodash",
+        "execution_date",
+        "inlet_events",
+        "inlets",
+        "logical_date",
+        "macros",
+        "map_index_template",
+        "next_ds",
+        "outlet_events",
+        "outlets",
+        "prev_data_interval_end_success",
+        "prev_data_interval_start_success",
+        "prev_ds",
+        "prev_end_date_success",
+        "prev_start_date_success",
+        "run_id",
+        "task",
+        "task_instance",
+        "task_instance_key_str",
+        "ti",
+        "tomorrow_ds",
+        "triggering_asset_events",
+        "ts",
+        "ts_nodash",
+        "ts_nodash_with_tz",
+        "var",
+        "yesterday_ds",
+    }
+)
+
+# The bytes that an encoded prompt of nothing but white space consists of.
+_BLANKS = orjson.dumps(
+    "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006"
+    "\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+)
+
+# Airflow imports a Dag file under a module name that holds a hash of the file's path.
+_DAG_FILE_PREFIX = re.compile(r"^unusual_prefix_[0-9a-f]+_")
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledPrompt:
+    """A prompt, ready for many rows. `columns` are those it uses; None: a function, which is given all."""
+
+    columns: tuple[str, ...] | None
+    _render: Callable[[Mapping[str, object]], str]
+    _parts: "tuple[str | Cell, ...] | None" = None
+
+    def check(self, columns: Iterable[str]) -> None:
+        """Raise `PromptError` for columns that the prompt uses and the rows do not have."""
+        there = list(columns)
+        missing = [name for name in self.columns or () if name not in there]
+        if not missing:
+            return
+        names = ", ".join(missing)
+        if _AIRFLOW_NAMES.intersection(missing):
+            raise PromptError(
+                f"The prompt uses {names}, which is no column of the source. A prompt is a template over "
+                f"the row, not an Airflow template: pass the value as prompt_params={{'x': '{{{{ {missing[0]} }}}}'}} "
+                "and write {{ params.x }} in the prompt."
+            )
+        raise PromptError(
+            f"The prompt uses {names}, which is no column of the source. The columns are: {', '.join(there)}."
+        )
+
+    def render(self, row: Mapping[str, object]) -> str:
+        """The prompt of one row. Raises `PromptError`, without any value in it."""
+        try:
+            prompt = self._render(row)
+        except PromptError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a user's function raises costs this row only
+            raise PromptError(
+                f"The prompt of this row cannot be rendered ({type(error).__name__}). Look for a field "
+                "that its value does not have, or a column whose type has no text form, such as bytes."
+            ) from None
+        if not isinstance(prompt, str):
+            raise PromptError(f"The prompt function returned {type(prompt).__name__}, not text.")
+        if not prompt or prompt.isspace():
+            raise PromptError("The prompt of this row is empty.")
+        return scrub(prompt)
+
+    def render_batch(self, columns: Mapping[str, Sequence[object]]) -> list[bytes | PromptError]:
+        """The prompt of each row as an encoded JSON string, or why that row has none."""
+        if self._parts is not None:
+            # Where a row of the batch cannot be rendered, it is found out below which one.
+            with contextlib.suppress(Exception):
+                return self._render_simple(self._parts, columns)
+        return [self._encoded(row) for row in _rows(columns, self.columns)]
+
+    def _render_simple(
+        self, parts: "tuple[str | Cell, ...]", columns: Mapping[str, Sequence[object]]
+    ) -> list[bytes | PromptError]:
+        # Each value is encoded by itself and stripped of its quotes: joining bytes is cheaper than joining
+        # texts and encoding the whole, and the constants are encoded once.
+        pieces: list[Iterable[bytes]] = [repeat(b'"', _length(columns))]
+        for part in parts:
+            if isinstance(part, str):
+                pieces.append(repeat(orjson.dumps(part)[1:-1]))
+            else:
+                texts = _texts(columns[part.column], part.convert)
+                pieces.append([orjson.dumps(value)[1:-1] for value in texts])
+        prompts = list(map(b"".join, zip(*pieces, repeat(b'"'), strict=False)))
+        never_empty = any(isinstance(part, str) and part.strip() for part in parts)
+        if not never_empty and any(map(_is_blank, prompts)):
+            raise PromptError("The prompt of a row is empty.")
+        return prompts  # type: ignore[return-value]  # a list is invariant, and nobody else holds this one
+
+    def _encoded(self, row: Mapping[str, object]) -> bytes | PromptError:
+        try:
+            return orjson.dumps(self.render(row))
+        except PromptError as error:
+            return error
+
+
+def compile_prompt(prompt: Prompt, params: Mapping[str, object] | None = None) -> CompiledPrompt:
+    """Compile a template or wrap a function. Raises `PromptError` for what can never be rendered."""
+    constants = dict(params or {})
+    for name, value in constants.items():
+        try:
+            text(value)
+        except TypeError as error:
+            raise PromptError(f"prompt_params[{name!r}] cannot stand in a prompt: {error}.") from None
+    if isinstance(prompt, str):
+        from airflow_batch_llm.core.template import compile_template
+
+        template = compile_template(prompt, constants)
+        return CompiledPrompt(template.columns, template.render, template.parts)
+    return CompiledPrompt(None, _calling(_function(prompt), constants))
+
+
+def identity(prompt: Prompt) -> Mapping[str, str]:
+    """What makes a prompt another prompt: the template's text, or the function's qualified name and source.
+
+    What a function refers to outside its own source is not covered. The name is without the prefix that
+    Airflow gives to the modules of Dag files, which differs between deployments.
+    """
+    if isinstance(prompt, str):
+        return {"template": prompt}
+    function = _function(prompt)
+    try:
+        source = textwrap.dedent(inspect.getsource(function))
+    except (OSError, TypeError):
+        raise PromptError(
+            f"The source of the prompt function {function.__qualname__} cannot be read, so a change of it "
+            "would not be noticed. Define it in a file."
+        ) from None
+    module = _DAG_FILE_PREFIX.sub("", function.__module__)
+    return {"function": f"{module}.{function.__qualname__}", "source": source}
+
+
+def _function(prompt: object) -> FunctionType:
+    if isinstance(prompt, FunctionType):
+        return prompt
+    raise PromptError(
+        f"A prompt is a template's text or a Python function of the row, not {type(prompt).__name__}."
+    )
+
+
+def _calling(function: FunctionType, params: Mapping[str, object]) -> Callable[[Mapping[str, object]], Any]:
+    takes = len(inspect.signature(function).parameters)
+    if takes == 1:
+        return lambda row: function(dict(row))
+    if takes == 2:
+        return lambda row: function(dict(row), params)
+    raise PromptError(
+        f"The prompt function {function.__qualname__} takes {takes} arguments. It is called with the row, "
+        "or with the row and the prompt_params."
+    )
+
+
+def _texts(values: Sequence[object], convert: Callable[[Any], str] | None) -> Iterable[str]:
+    if convert is not None:
+        return map(convert, values)
+    if set(map(type, values)) <= {str}:
+        return values  # type: ignore[return-value]  # just looked
+    return map(text, values)
+
+
+def _is_blank(encoded: bytes) -> bool:
+    return not encoded.strip(_BLANKS) and not orjson.loads(encoded).strip()
+
+
+def _length(columns: Mapping[str, Sequence[object]]) -> int:
+    return len(next(iter(columns.values()), ()))
+
+
+def _rows(
+    columns: Mapping[str, Sequence[object]], used: tuple[str, ...] | None
+) -> Iterable[dict[str, object]]:
+    names = tuple(columns) if used is None else used
+    if not names:
+        return ({} for _ in range(_length(columns)))
+    values = zip(*(columns[name] for name in names), strict=True)
+    return (dict(zip(names, row, strict=True)) for row in values)

@@ -1,0 +1,138 @@
+"""What a value of the warehouse looks like as text in a prompt, and as JSON under a hash.
+
+Both spellings are promises: the text is what the model reads, the JSON is what decides whether a row has
+changed. Neither depends on the warehouse, the driver or the machine's locale and time zone.
+"""
+
+import math
+from collections.abc import Mapping
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from uuid import UUID
+
+import orjson
+
+_INT64 = range(-(2**63), 2**63)
+_REPLACEMENT = "\ufffd"
+
+
+def text(value: object) -> str:
+    """The value as a prompt shows it.
+
+    NULL is the empty string, booleans are `true` and `false`, numbers are written as Python writes them but
+    decimals without exponent, dates and times in ISO 8601 (with a zone: in UTC, ending in `Z`), lists and
+    structs as compact JSON. A lone surrogate becomes U+FFFD. Raises `TypeError` for bytes and other things.
+    """
+    if isinstance(value, str):
+        return scrub(value)
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, list | tuple | Mapping):
+        return json_text(value)
+    return _scalar_text(value)
+
+
+def json_text(value: object) -> str:
+    """The value as compact JSON, in its own order: a string is quoted, NULL is `null`."""
+    return orjson.dumps(_shown(value)).decode()
+
+
+def plain(value: object) -> object:
+    """The value as canonical JSON holds it, ready for `orjson.dumps(…, option=OPT_SORT_KEYS)`.
+
+    Equal numbers are spelled alike (1, 1.0 and 1.00), and unlike the text "1" and the boolean true. What JSON
+    cannot say is the text that a prompt shows; bytes are their hex digits.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return scrub(value)
+    if isinstance(value, int):
+        return int(value) if value in _INT64 else orjson.Fragment(str(value))
+    if isinstance(value, float | Decimal):
+        return _plain_number(value)
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {text(key): plain(item) for key, item in value.items()}
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value).hex()
+    return _scalar_text(value)
+
+
+def scrub(value: str) -> str:
+    """The text with each lone surrogate, which no JSON line can carry, replaced by U+FFFD."""
+    if value.isascii():
+        return value
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return "".join(_REPLACEMENT if "\ud800" <= char <= "\udfff" else char for char in value)
+    return str(value)
+
+
+def _scalar_text(value: object) -> str:
+    if isinstance(value, float):
+        return _float_text(value)
+    if isinstance(value, Decimal):
+        return format(value, "f") if value.is_finite() else _float_text(float(value))
+    if isinstance(value, datetime):
+        return _timestamp_text(value)
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return _duration_text(value)
+    if isinstance(value, UUID):
+        return str(value)
+    raise TypeError(f"a value of type {type(value).__name__} has no text form")
+
+
+def _float_text(value: float) -> str:
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "Infinity" if value > 0 else "-Infinity"
+    return repr(float(value))
+
+
+def _timestamp_text(value: datetime) -> str:
+    if value.tzinfo is None:
+        return value.isoformat()
+    return value.astimezone(UTC).replace(tzinfo=None).isoformat() + "Z"
+
+
+def _duration_text(value: timedelta) -> str:
+    seconds = Decimal(value.days * 86_400 + value.seconds) + Decimal(value.microseconds).scaleb(-6)
+    sign = "-" if seconds < 0 else ""
+    whole = format(abs(seconds), "f")
+    return f"{sign}PT{whole.rstrip('0').rstrip('.') if '.' in whole else whole}S"
+
+
+def _shown(value: object) -> object:
+    """A nested value with its order kept and its numbers as `text` writes them."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return scrub(value)
+    if isinstance(value, list | tuple):
+        return [_shown(item) for item in value]
+    if isinstance(value, Mapping):
+        return {text(key): _shown(item) for key, item in value.items()}
+    if isinstance(value, int):
+        return orjson.Fragment(str(value))
+    if isinstance(value, float | Decimal) and math.isfinite(value):
+        return orjson.Fragment(_scalar_text(value))
+    return _scalar_text(value)
+
+
+def _plain_number(value: float | Decimal) -> object:
+    if not math.isfinite(value):
+        return _float_text(float(value))
+    exact = value if isinstance(value, Decimal) else Decimal(repr(float(value)))
+    if exact == exact.to_integral_value():
+        return plain(int(exact))
+    return orjson.Fragment(format(exact, "f").rstrip("0"))
