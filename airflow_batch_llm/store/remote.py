@@ -8,7 +8,7 @@ record is read back, and whose bytes it holds decides. Listings are never truste
 import io
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -37,17 +37,45 @@ class FileSystem(Protocol):
     def _strip_protocol(self, path: str) -> str: ...
 
 
+class Upload(Protocol):
+    """Send a local file, replacing what is there in one step, in memory that does not grow with the file."""
+
+    def __call__(self, fs: FileSystem, local: Path, key: str) -> object: ...
+
+
+def _upload_to_gcs(fs: FileSystem, local: Path, key: str) -> object:
+    # gcsfs sends a small file between fixed marker lines; a file that holds such a line is cut off there. As the
+    # only chunk of an upload in chunks it needs no markers.
+    size = local.stat().st_size
+    if 0 < size < _BLOCK:
+        return fs.pipe_file(key, local.read_bytes(), chunksize=size, consistency="size")
+    return fs.put_file(str(local), key, chunksize=_BLOCK, consistency="size")
+
+
+def _upload_to_s3(fs: FileSystem, local: Path, key: str) -> object:
+    return fs.put_file(str(local), key, chunksize=_BLOCK, max_concurrency=4)
+
+
+def _upload_to_azure(fs: FileSystem, local: Path, key: str) -> object:
+    return fs.put_file(str(local), key, max_concurrency=4)
+
+
+def _upload_to_memory(fs: FileSystem, local: Path, key: str) -> object:
+    return fs.pipe_file(key, local.read_bytes())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """A kind of object storage: how its client is installed, and how it uploads a file in little memory."""
+    """A kind of object storage: the extra that installs its client, and how a file is sent with it."""
 
     extra: str
-    upload: Mapping[str, object] = field(default_factory=dict)
+    upload: Upload
 
 
-_GCS = Kind(extra="google", upload={"chunksize": _BLOCK, "consistency": "size"})
-_S3 = Kind(extra="s3", upload={"chunksize": _BLOCK, "max_concurrency": 4})
-_AZURE = Kind(extra="azure", upload={"max_concurrency": 4})
+_GCS = Kind(extra="google", upload=_upload_to_gcs)
+_S3 = Kind(extra="s3", upload=_upload_to_s3)
+_AZURE = Kind(extra="azure", upload=_upload_to_azure)
+IN_MEMORY = Kind(extra="all", upload=_upload_to_memory)
 
 # Storages that are known to decide a conditional creation themselves. Elsewhere clients look first and write then,
 # which no probe can tell from safe when only one writer is there to try.
@@ -60,7 +88,6 @@ KINDS: Mapping[str, Kind] = {
     "s3": _S3,
     "s3a": _S3,
 }
-IN_MEMORY = Kind(extra="all")
 
 
 def default_filesystem(protocol: str) -> FileSystem:
@@ -119,17 +146,14 @@ class ObjectStorage:
     def put(self, path: str, local: Path) -> None:
         key = self._key(path)
 
-        def upload() -> None:
-            self._fs.put_file(str(local), key, **self._kind.upload)
-
         try:
-            upload()
+            self._kind.upload(self._fs, local, key)
         except Exception as first:
             if _will_not_change(first):
                 raise _unwritable(key, first) from first
             # The end of an upload in parts, repeated after a lost answer, finds no upload: only a new one tells.
             try:
-                upload()
+                self._kind.upload(self._fs, local, key)
             except Exception as error:
                 raise _unwritable(key, error) from error
 
