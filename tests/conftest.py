@@ -1,0 +1,24 @@
+"""What every test may use. Airflow's home is set before anything can import it."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="airflow-home-")
+os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
+os.environ["AIRFLOW__CORE__UNIT_TEST_MODE"] = "True"
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # gcsfs reads it when it is imported
+
+from tests.emulators import servers, setup  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def emulators() -> Iterator[servers.Emulators]:
+    """BigQuery and Cloud Storage on loopback; skipped where they cannot be built, failed where they must be."""
+    if not setup.is_built():
+        reason = "no emulators here: run `make emulators` on a machine with Python 3.13"
+        pytest.fail(reason) if setup.is_required() else pytest.skip(reason)
+    with servers.running() as pair:
+        yield pair
