@@ -19,7 +19,15 @@ from airflow_batch_llm.store.base import brief
 
 _TEMPORARY = ".tmp-"
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
-_NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+_NOT_ALLOWED = {
+    errno.EACCES,
+    errno.EEXIST,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+}
 
 
 class LocalDisk:
@@ -84,10 +92,10 @@ class LocalDisk:
                     shutil.rmtree(folder)
 
     def names(self, folder: str) -> list[str]:
+        self._check_root()
         try:
             found = os.listdir(self._root / folder)
         except FileNotFoundError:
-            self._check_root()
             return []
         except OSError as error:
             raise self._unreadable(folder, error) from error

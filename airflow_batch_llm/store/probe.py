@@ -22,27 +22,36 @@ def probe_once(storage: Storage, uri: str, identity: tuple[object, ...]) -> None
 
 
 def probe(storage: Storage, uri: str) -> None:
-    """Let several writers create one record, and one more after them. Leaves no trace."""
-    path = f"probe-{uuid.uuid4().hex}.json"
-    contents = [f'{{"writer":{number}}}'.encode() for number in range(_WRITERS)]
+    """Try what a workspace must do, on two records of which no trace is left."""
+    name = f"probe-{uuid.uuid4().hex}"
+    alone, contested = f"{name}-alone.json", f"{name}-contested.json"
+    try:
+        _one_after_the_other(storage, uri, alone)
+        _at_once(storage, uri, contested)
+    finally:
+        storage.delete(alone)
+        storage.delete(contested)
+    if storage.read(alone) is not None:
+        raise _unsafe(uri, "a record was still there right after it had been deleted")
+
+
+def _one_after_the_other(storage: Storage, uri: str, path: str) -> None:
     if storage.read(path) is not None:
         raise _unsafe(uri, "a record that was never written could be read")
-    try:
-        with ThreadPoolExecutor(_WRITERS) as pool:
-            won = list(pool.map(lambda content: storage.create(path, content), contents))
-        held = storage.read(path)
-        if held is None:
-            raise _unsafe(uri, "a record was not there right after it had been written")
-        if won.count(True) != 1 or held != contents[won.index(True)]:
-            raise _unsafe(
-                uri, f"{won.count(True)} of {_WRITERS} writers were told that they had created one record"
-            )
-        if storage.create(path, b'{"writer":"late"}') or storage.read(path) != held:
-            raise _unsafe(uri, "a record that existed was created again")
-    finally:
-        storage.delete(path)
-    if storage.read(path) is not None:
-        raise _unsafe(uri, "a record was still there right after it had been deleted")
+    if not storage.create(path, b"first") or storage.read(path) != b"first":
+        raise _unsafe(uri, "a record was not there right after it had been written")
+    if storage.create(path, b"second") or storage.read(path) != b"first":
+        raise _unsafe(uri, "a record that existed was created again")
+
+
+def _at_once(storage: Storage, uri: str, path: str) -> None:
+    contents = [f"writer {number}".encode() for number in range(_WRITERS)]
+    with ThreadPoolExecutor(_WRITERS) as pool:
+        won = list(pool.map(lambda content: storage.create(path, content), contents))
+    if won.count(True) != 1 or storage.read(path) != contents[won.index(True)]:
+        raise _unsafe(
+            uri, f"{won.count(True)} of {_WRITERS} writers were told that they had created one record"
+        )
 
 
 def _unsafe(uri: str, finding: str) -> StoreUnsafe:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.store.remote import FileSystem
@@ -43,12 +42,12 @@ def s3_filesystem(endpoint: str, protocol: str) -> FileSystem:
     return fs
 
 
-def open_gcs(endpoint: str, folder: str) -> Workspace:
-    return Workspace.open(f"gs://{BUCKET}/{folder}", filesystem_factory=partial(gcs_filesystem, endpoint))
+def open_gcs(endpoint: str, folder: str, bucket: str = BUCKET) -> Workspace:
+    return Workspace.open(f"gs://{bucket}/{folder}", filesystem_factory=partial(gcs_filesystem, endpoint))
 
 
-def open_s3(endpoint: str, folder: str) -> Workspace:
-    return Workspace.open(f"s3://{BUCKET}/{folder}", filesystem_factory=partial(s3_filesystem, endpoint))
+def open_s3(endpoint: str, folder: str, bucket: str = BUCKET) -> Workspace:
+    return Workspace.open(f"s3://{bucket}/{folder}", filesystem_factory=partial(s3_filesystem, endpoint))
 
 
 @contextmanager
@@ -61,7 +60,14 @@ def gcs_server(folder: Path) -> Iterator[str]:
     address = f"127.0.0.1:{_free_port()}"
     host, port = address.split(":")
     command = [str(binary), "-scheme", "http", "-host", host, "-port", port, "-backend", "filesystem"]
-    command += ["-filesystem-root", str(folder), "-public-host", address, "-external-url", f"http://{address}"]
+    command += [
+        "-filesystem-root",
+        str(folder),
+        "-public-host",
+        address,
+        "-external-url",
+        f"http://{address}",
+    ]
     process = subprocess.Popen([*command, "-log-level", "error"])
     try:
         _until_it_listens(process, host, int(port))
@@ -132,10 +138,3 @@ def _until_it_listens(process: subprocess.Popen[bytes], host: str, port: int) ->
         else:
             return
     raise RuntimeError(f"the server ended with code {process.returncode}")
-
-
-def address(endpoint: str) -> tuple[str, int]:
-    parts = urlsplit(endpoint)
-    assert parts.hostname
-    assert parts.port
-    return parts.hostname, parts.port
