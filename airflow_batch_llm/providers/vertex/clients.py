@@ -1,0 +1,160 @@
+"""The two clients behind one set of words: get, page, cancel; and create, for workers only.
+
+Workers use google-cloud-aiplatform's JobService over REST. Triggers use google-genai: aiplatform's asynchronous REST
+transport takes only credentials that cannot be refreshed, gRPC does not reach a server on plain HTTP, and google-genai
+imports in a quarter of the time and refreshes its tokens in a thread.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from airflow_batch_llm.core.model import Lease
+from airflow_batch_llm.providers.lease import Sending
+from airflow_batch_llm.providers.vertex.errors import judge_creation
+from airflow_batch_llm.providers.vertex.jobs import Job, Page
+from airflow_batch_llm.providers.vertex.place import Place
+from airflow_batch_llm.providers.vertex.sending import keep_inside
+
+PAGE_SIZE = 100
+_TIMEOUT_SECONDS = 60.0
+_FIELDS = ("name", "state", "labels", "error", "completion_stats", "output_info")
+
+
+class Jobs:
+    """Batch prediction jobs through `JobServiceClient`. Each call is sent once."""
+
+    def __init__(self, client: Any, place: Place) -> None:
+        self._client = client
+        self._place = place
+
+    @classmethod
+    def open(cls, place: Place) -> "Jobs":
+        from google.api_core.client_options import ClientOptions
+        from google.cloud.aiplatform_v1 import JobServiceClient
+
+        client = JobServiceClient(
+            credentials=place.credentials,
+            transport="rest",
+            client_options=ClientOptions(api_endpoint=place.endpoint),
+        )
+        return cls(client, place)
+
+    def get(self, name: str) -> Job:
+        return _job(self._client.get_batch_prediction_job(name=name, retry=None, timeout=_TIMEOUT_SECONDS))
+
+    def page(self, listed: str, token: str) -> Page:
+        request = {
+            "parent": self._place.parent,
+            "filter": listed,
+            "page_size": PAGE_SIZE,
+            "page_token": token,
+            "read_mask": {"paths": list(_FIELDS)},
+        }
+        pager = self._client.list_batch_prediction_jobs(request, retry=None, timeout=_TIMEOUT_SECONDS)
+        page = next(iter(pager.pages))
+        return Page(jobs=tuple(map(_job, page.batch_prediction_jobs)), next_token=page.next_page_token)
+
+    def cancel(self, name: str) -> None:
+        self._client.cancel_batch_prediction_job(name=name, retry=None, timeout=_TIMEOUT_SECONDS)
+
+    def create(self, job: Mapping[str, Any], lease: Lease) -> str:
+        """Create a job inside the lease and return its name. To be used with a client of its own."""
+        sending = Sending(lease)
+        keep_inside(self._client.transport._session, sending)
+        try:
+            created = self._client.create_batch_prediction_job(
+                parent=self._place.parent,
+                batch_prediction_job=dict(job),
+                retry=None,
+                timeout=max(sending.remaining, 0.001),
+            )
+        except Exception as error:
+            raise judge_creation(error, sent=sending.whole) from error
+        name: str = created.name
+        return name
+
+    def close(self) -> None:
+        self._client.transport.close()
+
+
+class AsyncJobs:
+    """The same jobs through google-genai's asynchronous client. Each call is sent once."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    @classmethod
+    def open(cls, place: Place) -> "AsyncJobs":
+        """Import the SDK and build its client, which takes a second and reads files: call it in a thread."""
+        from google import genai
+        from google.auth.credentials import AnonymousCredentials
+        from google.genai.types import HttpOptions, HttpRetryOptions
+        from google.oauth2.credentials import Credentials
+
+        credentials = place.credentials
+        if isinstance(credentials, AnonymousCredentials):
+            # This client wants something to send.
+            bearer: Any = Credentials
+            credentials = bearer("anonymous")
+        options = HttpOptions(
+            base_url=place.base_url,
+            api_version="v1",
+            timeout=int(_TIMEOUT_SECONDS * 1000),
+            retry_options=HttpRetryOptions(attempts=1),
+        )
+        client = genai.Client(
+            vertexai=True,
+            project=place.project,
+            location=place.location,
+            credentials=credentials,
+            http_options=options,
+        )
+        return cls(client)
+
+    async def get(self, name: str) -> Job:
+        return _genai_job(await self._client.aio.batches.get(name=name))
+
+    async def page(self, listed: str, token: str) -> Page:
+        config = {"filter": listed, "page_size": PAGE_SIZE, "page_token": token or None}
+        pager = await self._client.aio.batches.list(config=config)
+        jobs = tuple(map(_genai_job, pager.page))
+        return Page(jobs=jobs, next_token=pager.config.get("page_token") or "")
+
+    async def cancel(self, name: str) -> None:
+        await self._client.aio.batches.cancel(name=name)
+
+    async def close(self) -> None:
+        await self._client.aio.aclose()
+        self._client.close()
+
+
+def _job(told: Any) -> Job:
+    """A job as google-cloud-aiplatform describes it. Its counts are 0 where none were sent."""
+    counted = "completion_stats" in told
+    stats = told.completion_stats
+    return Job(
+        name=told.name,
+        state=told.state.name,
+        labels=dict(told.labels),
+        succeeded=int(stats.successful_count) if counted else None,
+        failed=int(stats.failed_count) if counted else None,
+        incomplete=int(stats.incomplete_count) if counted else None,
+        error_code=told.error.code or None,
+        error_message=told.error.message,
+        output=told.output_info.gcs_output_directory or None,
+    )
+
+
+def _genai_job(told: Any) -> Job:
+    """A job as google-genai describes it, which leaves the labels out."""
+    stats, error, output = told.completion_stats, told.error, told.output_info
+    return Job(
+        name=told.name,
+        state=told.state.name if told.state else "",
+        succeeded=(stats.successful_count or 0) if stats else None,
+        failed=(stats.failed_count or 0) if stats else None,
+        incomplete=(stats.incomplete_count or 0) if stats else None,
+        error_code=error.code if error else None,
+        error_message=(error.message or "") if error else "",
+        output=output.gcs_output_directory if output else None,
+    )

@@ -1,0 +1,99 @@
+"""Google's exceptions, and those of the HTTP libraries below its clients, in the package's tree.
+
+The clients let transport errors through as they are. Which class they belong to is asked by module and name, so that
+judging an error imports none of these libraries: one that was not imported cannot have raised it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from airflow_batch_llm.errors import BatchLLMError, Later, ProviderError, Refused, Unavailable, UnknownFate
+from airflow_batch_llm.providers.lease import LeaseExpired
+from airflow_batch_llm.providers.lines import brief
+
+_ADVICE = {
+    400: "Correct what the message names; the same call will be refused again.",
+    401: "Renew the Google credentials of the connection.",
+    403: "Grant the connection's account the Vertex AI User role, and storage access to the staging bucket.",
+    404: "Look whether the project, location, model and staging bucket are spelled right.",
+}
+
+_TRANSPORT_MODULES = frozenset({"requests", "urllib3", "http", "httpx", "httpcore", "httpx2", "aiohttp"})
+
+
+def judge(error: Exception) -> Exception:
+    """The error of a call that is safe to repeat; what is not a provider's failure comes back unchanged."""
+    return _judged(error, sent=False, creating=False)
+
+
+@contextmanager
+def judged() -> Iterator[None]:
+    """Calls in this block are safe to repeat, and their errors are judged."""
+    try:
+        yield
+    except Exception as error:
+        verdict = judge(error)
+        if verdict is error:
+            raise
+        raise verdict from error
+
+
+def judge_creation(error: Exception, *, sent: bool) -> Exception:
+    """The error of a creation, of which all bytes were `sent` or not: only then may the job exist."""
+    return _judged(error, sent=sent, creating=True)
+
+
+def http_code(error: BaseException) -> int | None:
+    """The HTTP status of an answer that is an error; None if there was no answer."""
+    for code in (
+        getattr(error, "code", None),
+        getattr(getattr(error, "response", None), "status_code", None),
+    ):
+        if isinstance(code, int):
+            return int(code)
+    return None
+
+
+def _judged(error: Exception, *, sent: bool, creating: bool) -> Exception:
+    if isinstance(error, BatchLLMError):
+        return error
+    if isinstance(error, LeaseExpired):
+        return Unavailable(f"{error} Nothing was created; it is tried again.")
+    if type(error).__module__ == "google.auth.exceptions":
+        return _unauthorised(error)
+    origin = type(error).__module__.partition(".")[0]
+    code = http_code(error) if origin == "google" else None
+    if code is not None:
+        return _answered(error, code, creating=creating)
+    if origin == "google" or origin in _TRANSPORT_MODULES or isinstance(error, OSError):
+        told = f"The connection to Google failed ({type(error).__name__})."
+        return UnknownFate(f"{told} The job may exist.") if sent else Unavailable(told)
+    return error
+
+
+def _answered(error: Exception, code: int, *, creating: bool) -> ProviderError:
+    told = f"Google answered {code}: {brief(getattr(error, 'message', None) or error)}"
+    if code == 429:
+        return (Later if creating else Unavailable)(told, retry_after=_retry_after(error))
+    if code < 500 and code != 408:
+        return Refused(f"{told} {_ADVICE.get(code, _ADVICE[400])}")
+    return (
+        UnknownFate(f"{told} The job may exist.")
+        if creating
+        else Unavailable(told, retry_after=_retry_after(error))
+    )
+
+
+def _unauthorised(error: Exception) -> ProviderError:
+    """No token, so no request: a token is fetched before anything is sent."""
+    if getattr(error, "retryable", False) or type(error).__name__ == "TransportError":
+        return Unavailable(f"Google's token service did not answer ({type(error).__name__}).")
+    return Refused(f"Google credentials could not be used ({brief(error)}). {_ADVICE[401]}")
+
+
+def _retry_after(error: Exception) -> float | None:
+    headers = getattr(getattr(error, "response", None), "headers", None) or {}
+    try:
+        return float(headers.get("Retry-After") or headers.get("retry-after") or "")
+    except ValueError:
+        return None

@@ -1,0 +1,154 @@
+"""What a batch prediction job tells us, whichever client fetched it, and how ours are named and found again.
+
+All that ends a job is listed here: google-genai's own notion of "done" misses JOB_STATE_PARTIALLY_SUCCEEDED.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from airflow_batch_llm.core.model import BatchState, BatchStatus, Search, Sighting
+
+RUN_LABEL = "airflow_batch_llm_run"
+SHARD_LABEL = "airflow_batch_llm_shard"
+
+# Every job of ours bears the run label, so one listing covers the jobs of many runs.
+OURS = f"labels.{RUN_LABEL}:*"
+
+_NAME = re.compile(
+    r"projects/(?P<project>[^/]+)/locations/(?P<location>[^/]+)/batchPredictionJobs/(?P<job>[^/]+)"
+)
+
+# google.rpc codes of a failed job that say "not now": resource exhausted, internal, unavailable.
+_PASSING = frozenset({8, 13, 14})
+
+_ADVICE = {
+    3: "The request file was not accepted; the same file will not be.",
+    5: "Look whether the model and the staging bucket exist in this location.",
+    7: "Grant the Vertex AI service agent of the project storage.objects.create and .get on the staging bucket.",
+    9: "Look whether the staging bucket exists and lies in a location that Vertex can reach.",
+}
+_REASON_LENGTH = 300
+
+
+class _End(StrEnum):
+    """The states in which a job has ended."""
+
+    SUCCEEDED = "JOB_STATE_SUCCEEDED"
+    PARTIALLY_SUCCEEDED = "JOB_STATE_PARTIALLY_SUCCEEDED"
+    CANCELLED = "JOB_STATE_CANCELLED"  # what was finished is written and billed
+    EXPIRED = "JOB_STATE_EXPIRED"  # 72 hours in the queue, or 24 hours of running
+    FAILED = "JOB_STATE_FAILED"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One batch prediction job. Counts are None where Vertex does not tell."""
+
+    name: str
+    state: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    succeeded: int | None = None
+    failed: int | None = None
+    incomplete: int | None = None
+    error_code: int | None = None
+    error_message: str = ""
+    output: str | None = None  # the folder below which the answers lie
+
+    @property
+    def finished(self) -> int | None:
+        """Rows that are no longer running."""
+        if self.succeeded is None and self.failed is None:
+            return None
+        return (self.succeeded or 0) + (self.failed or 0)
+
+    @property
+    def total(self) -> int | None:
+        """Rows in the job; unknown while Vertex has not counted what is incomplete."""
+        if self.finished is None or self.incomplete is None or self.incomplete < 0:
+            return None
+        return self.finished + self.incomplete
+
+    @property
+    def promises_answers(self) -> bool:
+        """Whether the output folder of an ended job must hold something."""
+        return bool(self.finished) or (self.finished is None and self.state == _End.SUCCEEDED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """One page of a listing; `next_token` is empty on the last."""
+
+    jobs: tuple[Job, ...]
+    next_token: str = ""
+
+
+def status(job: Job) -> BatchStatus:
+    """One look at a job in our vocabulary."""
+    state = _state(job)
+    return BatchStatus(
+        state=state,
+        total=job.total,
+        finished=job.finished,
+        reason=_reason(job) if state is BatchState.REJECTED else None,
+        later=state is BatchState.REJECTED and job.error_code in _PASSING,
+    )
+
+
+def _state(job: Job) -> BatchState:
+    if job.state == _End.FAILED:
+        # A job can fail after it has written rows; these are billed and readable.
+        return BatchState.ENDED if job.output and job.finished != 0 else BatchState.REJECTED
+    return BatchState.ENDED if job.state in list(_End) else BatchState.RUNNING
+
+
+def _reason(job: Job) -> str:
+    # The importer quotes the values that it stumbled over, and those are row text.
+    told = (
+        re.sub(r"'[^']*'|\"[^\"]*\"", "'…'", job.error_message) if job.error_code == 3 else job.error_message
+    )
+    parts = [f"code {job.error_code}: {told[:_REASON_LENGTH]}", _ADVICE.get(job.error_code or 0, "")]
+    return " ".join(part for part in parts if part)
+
+
+def labels(token: str) -> dict[str, str]:
+    """The labels by which the job of a shard is found again."""
+    return {RUN_LABEL: token.rpartition("-")[0], SHARD_LABEL: token}
+
+
+def search_filter(search: Search) -> str:
+    """The listing filter for the jobs of a run."""
+    since = datetime.fromtimestamp(search.since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return f'labels.{RUN_LABEL}="{search.run_token}" AND create_time>="{since}"'
+
+
+def sighting(job: Job) -> Sighting:
+    """A job that a search met."""
+    return Sighting(
+        batch_id=job.name,
+        state=_state(job),
+        token=job.labels.get(SHARD_LABEL),
+        requests=job.total,
+    )
+
+
+def parent(name: str) -> tuple[str, str]:
+    """The project and the location in a job's full name."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(f"{name!r} is not the name of a batch prediction job")
+    return match["project"], match["location"]
+
+
+def console_url(name: str) -> str:
+    """The job's page in the Google Cloud console."""
+    project, location = parent(name)
+    job = name.rpartition("/")[2]
+    return f"https://console.cloud.google.com/vertex-ai/locations/{location}/batch-predictions/{job}?project={project}"
+
+
+def model_path(model: str) -> str:
+    """The resource name of a model: a bare name is one of Google's own."""
+    return model if "/" in model else f"publishers/google/models/{model}"

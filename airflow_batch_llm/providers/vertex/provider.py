@@ -1,0 +1,173 @@
+"""Gemini batches on Vertex AI: request files and answers in Cloud Storage, jobs through the batch prediction API.
+
+A job is created by one POST that is never repeated, and is found again by its labels. `Access.options` holds
+`staging` (gs://bucket/folder, required), `project`, `location`, `credentials`, and `storage_client`, which makes a
+ready client for Cloud Storage as `Access.client` makes one for the jobs.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from uuid import uuid4
+
+from airflow_batch_llm.core.model import (
+    BatchStatus,
+    Call,
+    Lease,
+    Limits,
+    Result,
+    Search,
+    ShardFile,
+    Sighting,
+)
+from airflow_batch_llm.core.request import LineTemplate
+from airflow_batch_llm.errors import Refused, ResultsGone
+from airflow_batch_llm.providers.vertex import flows, jobs, rows
+from airflow_batch_llm.providers.base import Access
+from airflow_batch_llm.providers.steps import TRIGGER, WORKER, adrive, drive
+from airflow_batch_llm.providers.vertex.clients import AsyncJobs, Jobs
+from airflow_batch_llm.providers.vertex.tokens import TokenCounter
+from airflow_batch_llm.providers.vertex.errors import http_code
+from airflow_batch_llm.providers.vertex.place import Place
+from airflow_batch_llm.providers.vertex.storage import Staging
+
+_LIMITS = Limits(
+    max_requests=200_000,
+    max_bytes=1_000_000_000,
+    default_bytes=200_000_000,
+    max_request_bytes=20_000_000,
+    one_model=True,
+    window_seconds=96 * 3600,  # at most 72 hours in the queue, then at most 24 hours of running
+)
+
+
+class VertexProvider:
+    """Gemini on Vertex AI."""
+
+    name = "vertex"
+    limits = _LIMITS
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._place = Place.of(access)
+        self._opening = threading.RLock()
+        self._jobs: Jobs | None = None
+        self._staging: Staging | None = None
+        self._counter: TokenCounter | None = None
+        self._async_jobs: AsyncJobs | None = None
+
+    @property
+    def host(self) -> str | None:
+        return self._place.host
+
+    def encode(self, call: Call) -> LineTemplate:
+        return rows.encode(call)
+
+    def decode(self, line: bytes) -> Result:
+        return rows.decode(line)
+
+    def upload(self, shard: ShardFile) -> str:
+        return self._open_staging().upload(shard.path, f"{self._place.staging}/{shard.token}")
+
+    def submit(self, shard: ShardFile, upload: str, lease: Lease) -> str:
+        job = {
+            "display_name": shard.token,
+            "model": jobs.model_path(shard.call.model),
+            "labels": jobs.labels(shard.token),
+            "input_config": {"instances_format": "jsonl", "gcs_source": {"uris": [upload]}},
+            "output_config": {
+                "predictions_format": "jsonl",
+                # Two jobs that begin in the same instant would write into the same folder.
+                "gcs_destination": {"output_uri_prefix": f"{upload.rpartition('/')[0]}/{uuid4().hex}"},
+            },
+        }
+        # A session that keeps to the lease sends nothing else, so a creation has a client of its own.
+        jobs = self._new_jobs()
+        try:
+            return jobs.create(job, lease)
+        finally:
+            jobs.close()
+
+    def check(self, batch_ids: Sequence[str]) -> Mapping[str, BatchStatus]:
+        return drive(flows.check(batch_ids, time.time(), WORKER), self._open_jobs())
+
+    def cancel(self, batch_id: str) -> None:
+        drive(flows.cancel(batch_id, WORKER), self._open_jobs())
+
+    def results(self, batch_id: str) -> Iterator[bytes]:
+        job = self._ended_job(batch_id)
+        staging = self._open_staging()
+        files = staging.answers(job.output) if job.output else []
+        if not files and job.promises_answers:
+            raise ResultsGone(f"The answers of {batch_id} are no longer at {job.output}.")
+        for file in files:
+            yield from staging.lines(file)
+
+    def _ended_job(self, batch_id: str) -> jobs.Job:
+        try:
+            return drive(flows.look(batch_id, WORKER), self._open_jobs())
+        except Refused as error:
+            if error.__cause__ is not None and http_code(error.__cause__) == 404:
+                raise ResultsGone(f"Vertex no longer knows {batch_id}.") from error
+            raise
+
+    def find(self, search: Search) -> Sequence[Sighting]:
+        return drive(flows.find(search, WORKER), self._open_jobs())
+
+    def discard(self, upload: str) -> None:
+        self._open_staging().delete(upload)
+
+    def count_tokens(self, call: Call, prompts: Sequence[str]) -> Sequence[int] | None:
+        with self._opening:
+            self._counter = self._counter or TokenCounter.open(self._place)
+        return [self._counter.count(call, prompt) for prompt in prompts]
+
+    def console_url(self, batch_id: str) -> str | None:
+        return jobs.console_url(batch_id)
+
+    def close(self) -> None:
+        for client in (self._jobs, self._staging, self._counter):
+            if client is not None:
+                client.close()
+        self._jobs = self._staging = self._counter = None
+
+    async def acheck(self, batch_ids: Sequence[str]) -> Mapping[str, BatchStatus]:
+        return await adrive(flows.check(batch_ids, time.time(), TRIGGER), await self._open_async_jobs())
+
+    async def acancel(self, batch_id: str) -> None:
+        await adrive(flows.cancel(batch_id, TRIGGER), await self._open_async_jobs())
+
+    async def aclose(self) -> None:
+        jobs, self._async_jobs = self._async_jobs, None
+        if jobs is not None:
+            await jobs.close()
+
+    def _new_jobs(self) -> Jobs:
+        if self._access.client is not None:
+            return Jobs(self._access.client(), self._place)
+        return Jobs.open(self._place)
+
+    def _open_jobs(self) -> Jobs:
+        with self._opening:
+            self._jobs = self._jobs or self._new_jobs()
+            return self._jobs
+
+    def _open_staging(self) -> Staging:
+        with self._opening:
+            if self._staging is None:
+                make: Any = self._access.options.get("storage_client")
+                self._staging = Staging(make()) if make else Staging.open(self._place)
+            return self._staging
+
+    async def _open_async_jobs(self) -> AsyncJobs:
+        return self._async_jobs or await asyncio.to_thread(self._build_async_jobs)
+
+    def _build_async_jobs(self) -> AsyncJobs:
+        """In a thread: the SDK's import and its client cost a second that the event loop has not."""
+        with self._opening:
+            make = self._access.async_client
+            opened = self._async_jobs or (AsyncJobs(make()) if make else AsyncJobs.open(self._place))
+            self._async_jobs = opened
+            return opened
