@@ -11,7 +11,7 @@ os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
 os.environ["AIRFLOW__CORE__UNIT_TEST_MODE"] = "True"
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # gcsfs reads it when it is imported
 
-from tests.emulators import servers, setup  # noqa: E402
+from tests.emulators import servers, setup
 
 
 @pytest.fixture(scope="session")

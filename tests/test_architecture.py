@@ -1,0 +1,221 @@
+"""The layers, the weight of an import, and the size of things. The reasons are in docs/decisions/0002-layers.md."""
+
+import ast
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import grimp
+import pytest
+
+import airflow_batch_llm
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "airflow_batch_llm"
+
+# Where Airflow may be imported. Everything else in the package runs without it.
+EDGE = ("decorators", "hooks", "links", "notifications", "operators", "sensors", "triggers")
+
+ADAPTERS = {
+    "providers": ("anthropic", "openai", "vertex"),
+    "warehouses": ("bigquery", "duckdb", "postgres", "sql"),
+}
+
+SDKS = (
+    "aiohttp",
+    "anthropic",
+    "duckdb",
+    "gcsfs",
+    "google.cloud",
+    "google.genai",
+    "grpc",
+    "httpx",
+    "httpx2",
+    "openai",
+    "pandas",
+    "psycopg",
+    "snowflake",
+    "sqlglot",
+)
+
+MAX_FILE_LINES = 320
+MAX_FUNCTION_LINES = 45  # without the docstring
+MAX_PARAMETERS = 8  # without self or cls
+
+
+def test_the_contracts_are_kept() -> None:
+    done = _lint_imports(ROOT)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "contract"),
+    [
+        ("core/intruder.py", "from airflow_batch_llm.providers import base", "layers"),
+        ("providers/intruder.py", "import airflow_batch_llm.warehouses.base", "layers"),
+        ("providers/intruder.py", "def f():\n    import airflow.sdk", "airflow"),
+        ("core/intruder.py", "import time", "core"),
+        ("core/intruder.py", "def f():\n    import openai", "core"),
+        ("intruder.py", "import json", "layers"),
+    ],
+)
+def test_a_broken_rule_is_noticed(tmp_path: Path, module: str, line: str, contract: str) -> None:
+    shutil.copytree(PACKAGE, tmp_path / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / PACKAGE.name / module).write_text(line + "\n")
+
+    done = _lint_imports(tmp_path, "--contract", contract)
+
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "intruder" in done.stdout
+
+
+@pytest.mark.parametrize("room", ["providers", "warehouses"])
+def test_an_adapter_knows_only_its_own_modules_and_the_shared_ones(room: str) -> None:
+    # A module belongs to the adapter whose name it begins with (vertex, vertex_jobs); the others are shared.
+    container = f"{airflow_batch_llm.__name__}.{room}"
+    graph = grimp.build_graph(airflow_batch_llm.__name__, cache_dir=None)
+
+    strangers = [
+        f"{importer} -> {imported}"
+        for importer in graph.find_descendants(container)
+        for imported in graph.find_modules_directly_imported_by(importer)
+        if imported.startswith(f"{container}.")
+        and _family(imported, room)
+        and _family(imported, room) != _family(importer, room)
+    ]
+
+    assert strangers == []
+
+
+def test_importing_the_package_loads_nothing_but_itself() -> None:
+    loaded = _loaded_by("airflow_batch_llm", "airflow_batch_llm.get_provider_info")
+
+    assert set().union(*loaded.values()) - sys.stdlib_module_names == {"airflow_batch_llm"}
+
+
+def test_importing_a_module_below_the_edge_loads_neither_airflow_nor_an_sdk() -> None:
+    loaded = _loaded_by(*(module for module in _modules() if not _is_edge(module)))
+
+    unwanted = {module: names & {"airflow", "sqlalchemy", *SDKS} for module, names in loaded.items()}
+    assert {module: names for module, names in unwanted.items() if names} == {}
+
+
+def test_importing_the_edge_loads_no_sdk_that_airflow_has_not_loaded_itself() -> None:
+    airflow = ("airflow.sdk", "airflow.triggers.base", "airflow.providers.common.sql.hooks.sql")
+    loaded = _loaded_by(*airflow, *(module for module in _modules() if _is_edge(module)))
+
+    unwanted = {module: names & set(SDKS) for module, names in loaded.items() if module not in airflow}
+    assert {module: names for module, names in unwanted.items() if names} == {}
+
+
+def test_files_are_short() -> None:
+    lengths = {path: len(path.read_text().splitlines()) for path in _files()}
+
+    assert {path: lines for path, lines in lengths.items() if lines > MAX_FILE_LINES} == {}
+
+
+def test_functions_are_short() -> None:
+    lengths = {f"{path}:{function.name}": _length(function) for path, function in _functions()}
+
+    assert {name: lines for name, lines in lengths.items() if lines > MAX_FUNCTION_LINES} == {}
+
+
+def test_parameters_are_few() -> None:
+    # What a user writes in a Dag is keywords of one call, as everywhere in Airflow: the edge is exempt.
+    counts = {
+        f"{path}:{function.name}": _parameters(function)
+        for path, function in _functions()
+        if path.relative_to(PACKAGE).parts[0].removesuffix(".py") not in (*EDGE, "cli")
+    }
+
+    assert {name: count for name, count in counts.items() if count > MAX_PARAMETERS} == {}
+
+
+def test_a_module_is_named_for_what_it_holds() -> None:
+    vague = {"common", "helpers", "misc", "tools", "util", "utils"}
+
+    assert [path for path in _files() if vague & set(path.stem.split("_"))] == []
+
+
+def _lint_imports(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    program = Path(sys.executable).parent / "lint-imports"
+    return subprocess.run(
+        [program, "--no-cache", *options],
+        cwd=folder,
+        env={"PYTHONPATH": str(folder), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def _modules() -> list[str]:
+    """Every module, packages first."""
+    paths = (path.relative_to(ROOT).with_suffix("") for path in _files())
+    names = (".".join(path.parts).removesuffix(".__init__") for path in paths)
+    return sorted(name for name in names if not name.endswith(".__main__"))
+
+
+def _is_edge(module: str) -> bool:
+    return any(module.startswith(f"{PACKAGE.name}.{name}") for name in EDGE)
+
+
+def _family(module: str, room: str) -> str | None:
+    """The adapter that a module of this room belongs to, or None for a shared one."""
+    name = module.split(".")[2]
+    return next((adapter for adapter in ADAPTERS[room] if f"{name}_".startswith(f"{adapter}_")), None)
+
+
+def _loaded_by(*modules: str) -> dict[str, set[str]]:
+    """What each of these adds to a fresh process that imports one after the other: top-level names, and SDKs."""
+    program = """
+import importlib, json, sys
+loaded = {}
+for module in sys.argv[1:]:
+    before = set(sys.modules)
+    importlib.import_module(module)
+    loaded[module] = sorted(set(sys.modules) - before)
+print(json.dumps(loaded))
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program, *modules],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = json.loads(done.stdout.splitlines()[-1])
+    return {
+        module: {name.split(".")[0] for name in names} | {name for name in names if name in SDKS}
+        for module, names in loaded.items()
+    }
+
+
+def _files() -> Iterator[Path]:
+    return PACKAGE.rglob("*.py")
+
+
+def _functions() -> Iterator[tuple[Path, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    for path in _files():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield path, node
+
+
+def _length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    first = function.body[0]
+    documented = ast.get_docstring(function, clean=False) is not None
+    docstring = (first.end_lineno or 0) - first.lineno + 1 if documented else 0
+    return (function.end_lineno or 0) - function.lineno + 1 - docstring
+
+
+def _parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    arguments = function.args
+    names = [each.arg for each in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
+    return len([name for name in names if name not in ("self", "cls")])
