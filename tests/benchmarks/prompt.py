@@ -26,7 +26,7 @@ def columns(round_number: int) -> Columns:
 
 
 def jinja_and_json(template: str) -> Callable[[Columns], Iterable[object]]:
-    compiled = jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(template)  # noqa: S701
+    compiled = jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(template)
     return lambda table: [
         json.dumps(compiled.render(dict(zip(table, row, strict=True))))
         for row in zip(*table.values(), strict=True)

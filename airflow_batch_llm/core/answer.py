@@ -1,0 +1,272 @@
+"""From an answer's text to typed values, by the stored output type alone.
+
+Nothing is guessed: an answer that does not fit is `Invalid`, with the place where it does not fit. A message
+never holds a value of the answer, nor a property name that the answer made up.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from enum import StrEnum
+from functools import partial
+from typing import Any
+
+import orjson
+
+from airflow_batch_llm.core.model import ColumnType
+from airflow_batch_llm.core.output_type import AnswerKind, Column, OutputType
+from airflow_batch_llm.core.request import canonical
+from airflow_batch_llm.core.schema_rules import drop_added_nulls, walk
+
+_FENCED = re.compile(r"\s*```[a-zA-Z]*[ \t]*\n(.*?)\n?[ \t]*```\s*", re.DOTALL)
+_INT64 = range(-(2**63), 2**63)
+_MAX_MESSAGE = 300
+
+
+class Fault(StrEnum):
+    """Why an answer does not fit the output type."""
+
+    EMPTY = "empty_answer"
+    NOT_JSON = "not_json"
+    SCHEMA = "schema_mismatch"
+    LABEL = "unknown_label"
+    RANGE = "value_out_of_range"  # of its column's type: an integer beyond 64 bits, a date that is none
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The values of an answer, in the order of the output type's columns."""
+
+    values: tuple[object, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Invalid:
+    """An answer that does not fit, and where."""
+
+    code: Fault
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerParser:
+    """An output type, compiled to judge many answers."""
+
+    _judge: Callable[[str], Answer | Invalid]
+
+    @classmethod
+    def of(cls, output_type: OutputType) -> "AnswerParser":
+        """Compile the schema once."""
+        match output_type.kind:
+            case AnswerKind.TEXT:
+                return cls(_text)
+            case AnswerKind.VECTOR:
+                return cls(partial(_vector, dimensions=output_type.dimensions))
+            case AnswerKind.LABEL:
+                return cls(_Labels(output_type))
+            case AnswerKind.OBJECT | AnswerKind.VALUE:
+                return cls(_Json(output_type))
+
+    def parse(self, text: str) -> Answer | Invalid:
+        """The answer's values, or why it has none."""
+        if not text or text.isspace():
+            return Invalid(Fault.EMPTY, "The answer is empty.")
+        return self._judge(text)
+
+
+def _text(text: str) -> Answer:
+    return Answer((_storable(text),))
+
+
+def _vector(text: str, dimensions: int | None) -> Answer | Invalid:
+    try:
+        numbers = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        numbers = None
+    if not isinstance(numbers, list) or not all(type(number) in (int, float) for number in numbers):
+        return Invalid(Fault.NOT_JSON, "The answer is not a list of numbers.")
+    if len(numbers) != (dimensions or len(numbers)) or not numbers:
+        return Invalid(
+            Fault.SCHEMA, f"The embedding has {len(numbers)} dimensions, not {dimensions or 'some'}."
+        )
+    return Answer(([float(number) for number in numbers],))
+
+
+class _Labels:
+    """Finds the label that is meant: as written, or but for case and surrounding space."""
+
+    def __init__(self, output_type: OutputType) -> None:
+        self._path = output_type.columns[0].path
+        self._exact = {label: Answer((label,)) for label in output_type.labels}
+        folded = [label.strip().casefold() for label in output_type.labels]
+        self._folded = {
+            fold: self._exact[label]
+            for fold, label in zip(folded, output_type.labels, strict=True)
+            if folded.count(fold) == 1
+        }
+
+    def __call__(self, text: str) -> Answer | Invalid:
+        said = _unfenced(text)
+        try:
+            label = orjson.loads(said)
+        except orjson.JSONDecodeError:
+            label = said  # the bare label, from a model that was not bound to JSON
+        if isinstance(label, dict):
+            label = _at(label, self._path)
+        if not isinstance(label, str):
+            return Invalid(Fault.SCHEMA, f"The answer has no text at {_place(self._path)}.")
+        found = self._exact.get(label) or self._folded.get(label.strip().casefold())
+        return found or Invalid(Fault.LABEL, "The answer is none of the labels.")
+
+
+class _Json:
+    """Validates against the schema, and takes the columns out."""
+
+    def __init__(self, output_type: OutputType) -> None:
+        import jsonschema_rs
+
+        assert output_type.schema is not None
+        self._schema = output_type.schema
+        self._validator = jsonschema_rs.validator_for(dict(self._schema))
+        self._columns = [(column, _CONVERTERS[column.type]) for column in output_type.columns]
+        self._names = frozenset(_property_names(self._schema))
+
+    def __call__(self, text: str) -> Answer | Invalid:
+        try:
+            value = orjson.loads(_unfenced(text))
+        except orjson.JSONDecodeError as error:
+            return Invalid(
+                Fault.NOT_JSON, f"The answer is not JSON (line {error.lineno}, column {error.colno})."
+            )
+        if not isinstance(value, dict):
+            return Invalid(Fault.SCHEMA, "The answer is not a JSON object.")
+        try:
+            return self._fitting(value)
+        except (ValueError, RecursionError):
+            return Invalid(Fault.SCHEMA, "The answer is nested too deeply.")
+
+    def _fitting(self, value: dict[str, Any]) -> Answer | Invalid:
+        if not self._validator.is_valid(value):
+            # A request may have made every property obligatory, with null for those that are not.
+            value = drop_added_nulls(value, self._schema)
+            if not self._validator.is_valid(value):
+                return Invalid(Fault.SCHEMA, self._mismatch(value))
+        return self._values(value)
+
+    def _values(self, value: Mapping[str, Any]) -> Answer | Invalid:
+        values = []
+        for column, convert in self._columns:
+            found = _at(value, column.path)
+            try:
+                values.append(None if found is None else convert(found))
+            except (ValueError, OverflowError, TypeError, AttributeError):
+                return Invalid(Fault.RANGE, _not_a(column))
+        return Answer(tuple(values))
+
+    def _mismatch(self, value: object) -> str:
+        places = []
+        for error in self._validator.iter_errors(value):
+            rule = next(
+                (str(key) for key in reversed(error.schema_path) if not isinstance(key, int)), "schema"
+            )
+            missing = getattr(error.kind, "property", None) if rule == "required" else None
+            names = (*error.instance_path, *([missing] if missing is not None else []))
+            places.append(f"{_place(names, self._names)} breaks '{rule}'")
+        return f"The answer does not fit its schema: {'; '.join(places)}"[:_MAX_MESSAGE]
+
+
+def _unfenced(text: str) -> str:
+    """The text without white space around it and without one code fence around all of it."""
+    fenced = _FENCED.fullmatch(text) if "```" in text else None
+    return (fenced[1] if fenced else text).strip()
+
+
+def _at(value: Any, path: tuple[str, ...]) -> Any:
+    for name in path:
+        if not isinstance(value, dict):
+            return None
+        value = value.get(name)
+    return value
+
+
+def _property_names(schema: Mapping[str, Any]) -> Iterator[str]:
+    for _, node, _ in walk(schema):
+        yield from node.get("properties", ())
+        yield from node.get("required", ())
+
+
+def _place(path: tuple[str | int, ...], names: frozenset[str] | None = None) -> str:
+    """`$.buyer.lines[2].price`; a name that stands nowhere in the schema is the answer's own, and shown as `*`."""
+    shown = (
+        f"[{part}]" if isinstance(part, int) else f".{part}" if names is None or part in names else ".*"
+        for part in path
+    )
+    return "$" + "".join(shown)
+
+
+def _not_a(column: Column) -> str:
+    return f"The answer at {_place(column.path)} is not a {column.type.value} that a table can hold."
+
+
+def _storable(text: str) -> str:
+    """PostgreSQL and others cannot hold U+0000 in a text."""
+    return text.replace("\0", "\ufffd")
+
+
+def _integer(value: Any) -> int:
+    whole = int(value)
+    rounded = isinstance(value, float) and abs(value) > 2**53  # digits beyond 64 bits were lost in reading
+    if whole != value or whole not in _INT64 or rounded:
+        raise ValueError
+    return whole
+
+
+def _number(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def _timestamp(value: str) -> datetime:
+    """In UTC; a time without a zone is taken to be in UTC."""
+    moment = datetime.fromisoformat(value.strip())
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def _date(value: str) -> date:
+    return date.fromisoformat(value.strip())
+
+
+def _json(value: object) -> str:
+    text = canonical(value).decode()
+    return canonical(_storable_within(value)).decode() if "\\u0000" in text else text
+
+
+def _storable_within(value: object) -> object:
+    if isinstance(value, str):
+        return _storable(value)
+    if isinstance(value, list):
+        return [_storable_within(item) for item in value]
+    if isinstance(value, dict):
+        return {_storable(name): _storable_within(item) for name, item in value.items()}
+    return value
+
+
+_CONVERTERS: Mapping[ColumnType, Callable[[Any], object]] = {
+    ColumnType.STRING: _storable,
+    ColumnType.INTEGER: _integer,
+    ColumnType.NUMBER: _number,
+    ColumnType.BOOLEAN: _boolean,
+    ColumnType.TIMESTAMP: _timestamp,
+    ColumnType.DATE: _date,
+    ColumnType.JSON: _json,
+}

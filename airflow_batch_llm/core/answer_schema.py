@@ -1,0 +1,147 @@
+"""From the JSON Schema of an answer to one that has an object at its root, and to the columns it makes.
+
+An answer that is no object (a list, a number, a union) is wrapped into one property, with the definitions
+kept at the root so that every `$ref` still finds its target.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from airflow_batch_llm.core.model import ColumnType
+from airflow_batch_llm.core.schema_rules import map_children, resolve, walk
+from airflow_batch_llm.errors import OutputTypeError
+
+Schema = Mapping[str, Any]
+
+_DEFINITIONS = ("$defs", "definitions")
+_AT_ROOT = (*_DEFINITIONS, "$schema")
+_SCALARS = {
+    "string": ColumnType.STRING,
+    "integer": ColumnType.INTEGER,
+    "number": ColumnType.NUMBER,
+    "boolean": ColumnType.BOOLEAN,
+}
+_FORMATS = {"date": ColumnType.DATE, "date-time": ColumnType.TIMESTAMP}
+_TEXTS = {ColumnType.STRING, ColumnType.DATE, ColumnType.TIMESTAMP}
+_NUMBERS = {ColumnType.INTEGER, ColumnType.NUMBER}
+
+
+def check(schema: Schema) -> None:
+    """Raise `OutputTypeError` for a schema that is none, or refers to what it does not hold."""
+    import jsonschema_rs
+
+    for _, node, _ in walk(schema):
+        if "$ref" in node:
+            resolve(node["$ref"], schema)
+    try:
+        jsonschema_rs.validator_for(dict(schema))
+    except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise OutputTypeError(f"The output type is not a valid JSON Schema: {reason}") from None
+
+
+def with_root(schema: Schema) -> Schema:
+    """The schema with the definition that its root refers to written into the root."""
+    passed: set[str] = set()
+    while "$ref" in schema:
+        if schema["$ref"] in passed:
+            raise OutputTypeError("The output type refers to itself and to nothing else.")
+        passed.add(schema["$ref"])
+        beside = {key: value for key, value in schema.items() if key != "$ref"}
+        schema = {**resolve(schema["$ref"], schema), **beside}
+    return schema
+
+
+def has_columns(schema: Schema) -> bool:
+    """Whether answers are objects whose properties are known by name, so that each makes a column."""
+    return schema.get("type", "object") == "object" and bool(schema.get("properties"))
+
+
+def wrapped(schema: Schema, name: str) -> dict[str, Any]:
+    """An object schema whose one property is the answer."""
+    place = f"#/properties/{name}"
+
+    def moved(node: Any) -> Any:
+        if not isinstance(node, Mapping):
+            return node
+        copy = map_children(node, moved)
+        ref = copy.get("$ref", "")
+        if ref.startswith("#") and not ref.startswith(("#/$defs/", "#/definitions/")):
+            copy["$ref"] = place + ref.removeprefix("#")
+        return copy
+
+    body = moved(schema)
+    return {
+        "type": "object",
+        "properties": {name: {key: value for key, value in body.items() if key not in _AT_ROOT}},
+        "required": [name],
+        "additionalProperties": False,
+        **{key: body[key] for key in _AT_ROOT if key in body},
+    }
+
+
+def column_type(schema: Schema, path: tuple[str, ...]) -> ColumnType:
+    """The type of the column that holds what stands at `path`. Raises `OutputTypeError` where nothing can."""
+    nodes = [schema]
+    for depth, name in enumerate(path):
+        branches = [branch for node in nodes for branch in _branches(node, schema)]
+        nodes = [branch["properties"][name] for branch in branches if name in branch.get("properties", ())]
+        if not nodes:
+            known = sorted({known for branch in branches for known in branch.get("properties", ())})
+            raise OutputTypeError(
+                f"The output type has no property {'.'.join(path[: depth + 1])!r}. There are: "
+                f"{', '.join(known) or 'none'}."
+            )
+    kinds = {kind for node in nodes for branch in _branches(node, schema) for kind in _kinds(branch)}
+    if len(kinds) == 1:
+        return kinds.pop()
+    if kinds and kinds <= _TEXTS:
+        return ColumnType.STRING
+    return ColumnType.NUMBER if kinds and kinds <= _NUMBERS else ColumnType.JSON
+
+
+def string_enum(schema: Schema) -> tuple[str, ...] | None:
+    """The labels, where an answer is one text of a fixed few."""
+    values = schema.get("enum")
+    if isinstance(values, list) and values and all(isinstance(value, str) for value in values):
+        return tuple(values)
+    return None
+
+
+def _branches(node: Any, root: Schema, depth: int = 0) -> Iterator[Schema]:
+    """The schemas that a value may follow: references resolved, unions taken apart."""
+    if not isinstance(node, Mapping) or depth > 50:  # 50: a chain of references that never ends
+        yield {}
+        return
+    if "$ref" in node:
+        yield from _branches(resolve(node["$ref"], root), root, depth + 1)
+        return
+    union = (
+        node.get("anyOf") or node.get("oneOf") or (node.get("allOf") if "properties" not in node else None)
+    )
+    if not union:
+        yield node
+        return
+    for branch in union:
+        yield from _branches(branch, root, depth + 1)
+
+
+def _kinds(node: Schema) -> set[ColumnType]:
+    values = [node["const"]] if "const" in node else node.get("enum")
+    if values is not None:
+        return {_kind_of_value(value) for value in values if value is not None}
+    kinds = node.get("type", "any")
+    names: list[str] = kinds if isinstance(kinds, list) else [kinds]
+    if names == ["string"] and node.get("format") in _FORMATS:
+        return {_FORMATS[node["format"]]}
+    return {_SCALARS.get(name, ColumnType.JSON) for name in names if name != "null"}
+
+
+def _kind_of_value(value: object) -> ColumnType:
+    if isinstance(value, bool):
+        return ColumnType.BOOLEAN
+    if isinstance(value, int):
+        return ColumnType.INTEGER
+    if isinstance(value, float):
+        return ColumnType.NUMBER
+    return ColumnType.STRING if isinstance(value, str) else ColumnType.JSON

@@ -1,0 +1,220 @@
+"""What an answer is, and which columns it makes.
+
+An output type is made once, from whatever the user writes, and stored with the plan as JSON: landing follows
+the stored form and needs no Python class. It validates against the JSON Schema; what a Pydantic class checks
+beyond its schema (validator functions) is not checked.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from airflow_batch_llm.core.answer_schema import (
+    check,
+    column_type,
+    has_columns,
+    string_enum,
+    with_root,
+    wrapped,
+)
+from airflow_batch_llm.core.model import ColumnType
+from airflow_batch_llm.errors import OutputTypeError
+
+_RESERVED = "_llm_"
+_JSON_TYPES = frozenset({"string", "integer", "number", "boolean", "object", "array", "null"})
+
+
+class AnswerKind(StrEnum):
+    """The shapes an answer can have."""
+
+    TEXT = "text"  # free text, in one column
+    LABEL = "label"  # one of a few fixed texts, in one column
+    OBJECT = "object"  # an object: a column for each property
+    VALUE = "value"  # anything else that JSON can say, in one column
+    VECTOR = "vector"  # an embedding
+
+
+#: The property that a label or a value is asked for under, and the default name of every single column.
+_SINGLE = {
+    AnswerKind.TEXT: "answer",
+    AnswerKind.LABEL: "label",
+    AnswerKind.VALUE: "answer",
+    AnswerKind.VECTOR: "embedding",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """The output type of a model that answers with a vector."""
+
+    dimensions: int | None = None  # None: as many as the model gives
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of the target table, and where in the answer its value stands."""
+
+    name: str
+    type: ColumnType
+    path: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Naming:
+    """How the user wants the answer's columns to be called, and what they must not be called."""
+
+    columns: Mapping[str, str] | None = None  # name -> path in the answer ("buyer.name"): these and no others
+    output_column: str | None = None  # the name of an answer's only column
+    taken: Collection[str] = ()  # key and carried columns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputType:
+    """An answer's kind, its JSON Schema (an object at the root; None: not asked for), and its columns."""
+
+    kind: AnswerKind
+    columns: tuple[Column, ...]
+    schema: Mapping[str, Any] | None = None
+    dimensions: int | None = None
+
+    @classmethod
+    def of(cls, wanted: object, naming: Naming | None = None) -> "OutputType":
+        """From `str`, labels (a list, or a dict with descriptions), a JSON Schema, `Embedding`, or a Python type."""
+        naming = naming or Naming()
+        if wanted is str:
+            return _single(AnswerKind.TEXT, ColumnType.STRING, naming)
+        if wanted is Embedding or isinstance(wanted, Embedding):
+            dimensions = wanted.dimensions if isinstance(wanted, Embedding) else None
+            return _single(AnswerKind.VECTOR, ColumnType.VECTOR, naming, dimensions=dimensions)
+        if isinstance(wanted, Mapping):
+            described = _is_labels(wanted)
+            return _of_labels(list(wanted), wanted, naming) if described else _of_schema(wanted, naming)
+        if isinstance(wanted, Sequence):
+            return _of_labels(list(wanted), {}, naming)
+        from airflow_batch_llm.core.python_type import json_schema
+
+        return _of_schema(json_schema(wanted), naming)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels to choose from; empty for any other kind."""
+        if self.kind is not AnswerKind.LABEL or self.schema is None:
+            return ()
+        return tuple(self.schema["properties"][_SINGLE[AnswerKind.LABEL]]["enum"])
+
+    def to_json(self) -> dict[str, Any]:
+        """For the frozen plan."""
+        return {
+            "kind": self.kind.value,
+            "columns": [[column.name, column.type.value, list(column.path)] for column in self.columns],
+            "schema": self.schema,
+            "dimensions": self.dimensions,
+        }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "OutputType":
+        """From the frozen plan."""
+        return cls(
+            kind=AnswerKind(stored["kind"]),
+            columns=tuple(
+                Column(name, ColumnType(kind), tuple(path)) for name, kind, path in stored["columns"]
+            ),
+            schema=stored["schema"],
+            dimensions=stored["dimensions"],
+        )
+
+
+def _is_labels(wanted: Mapping[Any, object]) -> bool:
+    """Whether a dict is labels with descriptions; otherwise it is a JSON Schema."""
+    words = all(isinstance(value, str) for value in wanted.values())
+    return (
+        words
+        and wanted.get("type") not in _JSON_TYPES
+        and not any(str(key).startswith("$") for key in wanted)
+    )
+
+
+def _of_labels(labels: list[Any], described: Mapping[Any, Any], naming: Naming) -> OutputType:
+    if not labels or not all(isinstance(label, str) and label.strip() for label in labels):
+        raise OutputTypeError("The labels of an output type are texts, at least one, and none of them empty.")
+    if len(set(labels)) < len(labels):
+        raise OutputTypeError("A label of the output type is named twice.")
+    choice: dict[str, Any] = {"type": "string", "enum": labels}
+    if described:
+        choice["description"] = "\n".join(f"{label}: {text}" for label, text in described.items() if text)
+    return _of_schema(choice, naming)
+
+
+def _of_schema(schema: Mapping[str, Any], naming: Naming) -> OutputType:
+    check(schema)
+    schema = with_root(schema)
+    if has_columns(schema):
+        return _of_object(schema, naming)
+    kind = AnswerKind.LABEL if string_enum(schema) else AnswerKind.VALUE
+    name = _SINGLE[kind]
+    whole = wrapped(schema, name)
+    return _single(kind, column_type(whole, (name,)), naming, schema=whole, path=(name,))
+
+
+def _of_object(schema: Mapping[str, Any], naming: Naming) -> OutputType:
+    if naming.output_column is not None:
+        raise OutputTypeError(
+            "output_column names the only column of an answer, and this output type makes a column of each "
+            "property. Use columns={'name': 'property'} instead."
+        )
+    properties = schema["properties"]
+    paths = naming.columns if naming.columns is not None else {name: name for name in properties}
+    columns = tuple(
+        _column(name, (path,) if path in properties else tuple(path.split(".")), schema)
+        for name, path in paths.items()
+    )
+    _check_names(columns, naming)
+    return OutputType(kind=AnswerKind.OBJECT, schema=schema, columns=columns)
+
+
+def _column(name: str, path: tuple[str, ...], schema: Mapping[str, Any]) -> Column:
+    return Column(name, column_type(schema, path), path)
+
+
+def _single(
+    kind: AnswerKind,
+    column: ColumnType,
+    naming: Naming,
+    *,
+    schema: Mapping[str, Any] | None = None,
+    path: tuple[str, ...] = (),
+    dimensions: int | None = None,
+) -> OutputType:
+    if naming.columns is not None:
+        raise OutputTypeError(
+            "columns= takes an answer's properties apart, and this output type has none. "
+            "Use output_column= to name its column."
+        )
+    columns = (Column(naming.output_column or _SINGLE[kind], column, path),)
+    _check_names(columns, naming)
+    return OutputType(kind=kind, schema=schema, columns=columns, dimensions=dimensions)
+
+
+def _check_names(columns: Sequence[Column], naming: Naming) -> None:
+    """Warehouses fold the case of names, so names that differ in case alone are the same."""
+    if not columns:
+        raise OutputTypeError("The output type makes no column.")
+    taken = {name.lower() for name in naming.taken}
+    seen: set[str] = set()
+    for column in columns:
+        folded = column.name.lower()
+        if not folded.strip():
+            raise OutputTypeError("A column of the output type has an empty name.")
+        if folded.startswith(_RESERVED):
+            problem = f"begins with {_RESERVED}, which is kept for bookkeeping"
+        elif folded in taken:
+            problem = "is also a key or carried column"
+        elif folded in seen:
+            problem = "is named twice"
+        else:
+            seen.add(folded)
+            continue
+        raise OutputTypeError(
+            f"The answer's column {column.name!r} {problem}. Give it another name with columns= or output_column=."
+        )
