@@ -9,6 +9,7 @@
     │   └── MissingExtra         an optional dependency is not installed
     ├── BudgetExceeded           going on would cost more than was allowed
     ├── QualityGateFailed        too few of the rows that were sent succeeded
+    ├── DeadlinePassed           batches were still running when the run's time was over
     ├── ProviderError
     │   ├── Refused              the provider says no, and will say no again
     │   ├── Unavailable          the provider cannot answer now; nothing took effect
@@ -69,6 +70,10 @@ class BudgetExceeded(BatchLLMError):
 
 class QualityGateFailed(BatchLLMError):
     """Too few of the rows that were sent succeeded. The good rows have landed."""
+
+
+class DeadlinePassed(BatchLLMError):
+    """Batches were still running when the run's time was over. What had been answered has landed."""
 
 
 class ProviderError(BatchLLMError):

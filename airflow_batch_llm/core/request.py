@@ -47,6 +47,13 @@ class LineTemplate:
             parts += (prompt if hole == PROMPT else identity, piece)
         return b"".join(parts)
 
+    def prompt(self, line: bytes, custom_id: str) -> bytes:
+        """The encoded prompt of a line that `line` made for this custom_id."""
+        at = self.holes.index(PROMPT)
+        before = sum(map(len, self.pieces[: at + 1])) + at * (len(custom_id) + 2)
+        after = sum(map(len, self.pieces[at + 1 :])) + (len(self.holes) - at - 1) * (len(custom_id) + 2)
+        return line[before : len(line) - after]
+
     @property
     def overhead(self) -> int:
         """How many bytes a line has at most besides its prompts."""

@@ -1,4 +1,8 @@
-"""Which rows are sent, and why the others are not."""
+"""Which rows are sent, and why the others are not.
+
+The reasons hang on four yes-or-no facts about a row, so that a whole column of rows is judged by a table of
+sixteen answers (`table`), and each answer by `select`.
+"""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -7,9 +11,7 @@ from enum import StrEnum
 class Only(StrEnum):
     """What a run asks about."""
 
-    CHANGED = (
-        "changed"  # rows that are new, or whose input differs from what was answered
-    )
+    CHANGED = "changed"  # rows that are new, or whose input differs from what was answered
     OUTDATED = "outdated"  # these, and rows that an older spec has answered
     NEW = "new"  # rows whose key has no answer
     ALL = "all"
@@ -35,41 +37,39 @@ SENT = frozenset({Reason.NEW, Reason.CHANGED, Reason.OUTDATED, Reason.AGAIN})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
-    """What the target and the failures table hold for a row's key."""
+class Seen:
+    """What target and failures table tell of a row."""
 
-    input_hash: str | None = None
-    spec_hash: str | None = None
-    failed_input_hash: str | None = None
-    failed_spec_hash: str | None = None
-    failed_dead: bool = False
+    answered: bool  # the target has its key
+    same_input: bool  # with the same input hash
+    same_spec: bool  # with the same spec hash
+    dead: bool  # the failures table has its key, with both hashes, as dead
+
+    @classmethod
+    def from_code(cls, code: int) -> "Seen":
+        """The facts as the bits of a number: 1 answered, 2 same input, 4 same spec, 8 dead."""
+        return cls(
+            answered=bool(code & 1), same_input=bool(code & 2), same_spec=bool(code & 4), dead=bool(code & 8)
+        )
 
 
-def select(
-    known: Known, input_hash: str, spec_hash: str, only: Only, *, retry_dead: bool
-) -> Reason:
-    """Why this row is sent, or is not."""
-    if (
-        only is not Only.ALL
-        and _is_dead(known, input_hash, spec_hash)
-        and not retry_dead
-    ):
+def select(seen: Seen, only: Only, *, retry_dead: bool) -> Reason:
+    """Why a row is sent, or is not."""
+    if seen.dead and only is not Only.ALL and not retry_dead:
         return Reason.DEAD
-    if known.input_hash is None:
+    if not seen.answered:
         return Reason.NEW
     if only is Only.ALL:
         return Reason.AGAIN
     if only is Only.NEW:
         return Reason.ANSWERED
-    if known.input_hash != input_hash:
+    if not seen.same_input:
         return Reason.CHANGED
-    if known.spec_hash == spec_hash:
+    if seen.same_spec:
         return Reason.ANSWERED
     return Reason.OUTDATED if only is Only.OUTDATED else Reason.OLDER_SPEC
 
 
-def _is_dead(known: Known, input_hash: str, spec_hash: str) -> bool:
-    return known.failed_dead and (known.failed_input_hash, known.failed_spec_hash) == (
-        input_hash,
-        spec_hash,
-    )
+def table(only: Only, *, retry_dead: bool) -> tuple[Reason, ...]:
+    """The reason for each code of `Seen.from_code`."""
+    return tuple(select(Seen.from_code(code), only, retry_dead=retry_dead) for code in range(16))

@@ -1,6 +1,6 @@
 """Waiting for batches: one generator decides, two short drivers do.
 
-The generator yields what it wants done (`Check`, `Sleep`, `Cancel`) and is sent the answer; an exception that a
+The generator yields what it wants done (`Check`, `Sleep`, `Cancel`) and is sent the answer; an error that a
 check raised is sent as an answer too, so that "five failures in a row" is ordinary data. It never submits and never
 downloads: it ends by saying why somebody should look.
 """
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from airflow_batch_llm.core.model import BatchState, BatchStatus
+from airflow_batch_llm.errors import ProviderError
 
 #: A woken worker costs a process start; it is not woken more often than this for a part of the batches.
 MIN_WAKE_SECONDS = 60.0
@@ -62,7 +63,7 @@ class Cancel:
 
 
 Wish = Check | Sleep | Cancel
-Reply = Mapping[str, BatchStatus] | Exception | None
+Reply = Mapping[str, BatchStatus] | ProviderError | None
 
 
 def interval(age_seconds: float) -> float:
@@ -81,7 +82,7 @@ def waiting(
     while True:
         if open_ids:
             reply = yield Check(batch_ids=open_ids)
-            failures = failures + 1 if isinstance(reply, Exception) else 0
+            failures = failures + 1 if isinstance(reply, ProviderError) else 0
             if isinstance(reply, Mapping):
                 open_ids = tuple(
                     i
@@ -139,7 +140,7 @@ def drive(
             return wake
         try:
             reply = perform(wish)
-        except Exception as error:
+        except ProviderError as error:
             reply = error
 
 
@@ -156,5 +157,5 @@ async def adrive(
             return wake
         try:
             reply = await perform(wish)
-        except Exception as error:
+        except ProviderError as error:
             reply = error

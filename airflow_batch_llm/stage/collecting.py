@@ -1,0 +1,169 @@
+"""From an ended batch to staged rows: raw lines are kept first, then judged, joined and staged.
+
+Each step leaves a record and may be repeated. With the raw lines kept, landing again needs no provider.
+"""
+
+import secrets
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from airflow_batch_llm.core.answer import AnswerParser
+from airflow_batch_llm.core.journal import Entry, Kind, Standing
+from airflow_batch_llm.core.model import BatchState, BatchStatus, Outcome, Usage
+from airflow_batch_llm.core.output_type import OutputType
+from airflow_batch_llm.core.price import PriceList
+from airflow_batch_llm.errors import ResultsGone
+from airflow_batch_llm.stage.folder import RunFolder
+from airflow_batch_llm.stage.gathering import Gatherer, Judged
+from airflow_batch_llm.stage.landed import Landed
+from airflow_batch_llm.stage.landing import Lander, Stamp, Tally, lines, parquet_reader
+from airflow_batch_llm.stage.plan import Plan, PlannedShard
+from airflow_batch_llm.stage.settings import Parts
+from airflow_batch_llm.stage.submitting import fetch
+from airflow_batch_llm.warehouses.base import Part
+
+#: A batch that was turned away for lack of quota is sent again after this.
+_LATER_SECONDS = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collector:
+    """Collects the shards of one plan."""
+
+    parts: Parts
+    folder: RunFolder
+    plan: Plan
+    scratch: Path
+
+    def note_end(self, shard: PlannedShard, standing: Standing, status: BatchStatus) -> None:
+        """Record that the shard's batch has ended: its results are kept before the journal says so."""
+        batch = standing.batch
+        assert batch is not None
+        if status.state is BatchState.ENDED:
+            self._keep_results(batch.batch_id)
+            entry = self._entry(Kind.ENDED, batch_id=batch.batch_id)
+        elif status.later:
+            again = self.parts.clock() + _LATER_SECONDS
+            entry = self._entry(
+                Kind.RELEASED, batch_id=batch.batch_id, reason=status.reason or "", not_before=again
+            )
+        else:
+            entry = self._entry(Kind.REFUSED, batch_id=batch.batch_id, reason=status.reason or "rejected")
+        if self._append(shard, standing, entry) and batch.upload:
+            self.parts.provider.discard(batch.upload)
+
+    def land(self, shard: PlannedShard, standing: Standing) -> None:
+        """Stage the shard's rows: answered ones, and failures for the rest."""
+        judged, strange = self._judged(shard, standing)
+        keys = self._keys(shard)
+        answers, failures = (
+            self.scratch / f"{shard.number:04d}.{kind}.parquet" for kind in ("answers", "failures")
+        )
+        tally = Lander(self.plan.target, self._stamp(shard, standing), judged).write(keys, answers, failures)
+        part = self.part(shard)
+        with parquet_reader(answers) as good, parquet_reader(failures) as bad:
+            self.parts.target.stage(self.plan.target, part, good, bad)
+        self._put_landed(shard, judged, tally, strange)
+        self._append(shard, standing, self._entry(Kind.STAGED))
+        for path in (keys, answers, failures):
+            path.unlink()
+
+    def part(self, shard: PlannedShard) -> Part:
+        return Part(run_id=self.folder.run_id, round=self.plan.round, shard=shard.number)
+
+    def _keep_results(self, batch_id: str) -> None:
+        arriving = self.scratch / f"{secrets.token_hex(6)}.results.jsonl"
+        with arriving.open("wb") as file:
+            for line in self.parts.provider.results(batch_id):
+                file.write(line + b"\n")
+        self.folder.put_results(batch_id, arriving)
+        arriving.unlink()
+
+    def _judged(self, shard: PlannedShard, standing: Standing) -> tuple[list[Judged], Counter[str]]:
+        if standing.ended is None:
+            return self._rejected(shard, standing), Counter()
+        gatherer = Gatherer(
+            provider=self.parts.provider,
+            parser=AnswerParser.of(OutputType.from_json(self.plan.output_type)),
+            prices=PriceList.of(self.plan.provider, self.plan.model, self.plan.limits.prices),
+            token=self.plan.token(shard),
+            requests=shard.requests,
+        )
+        return gatherer.gather(self._kept(standing))
+
+    def _kept(self, standing: Standing) -> Iterable[tuple[str, Iterable[bytes]]]:
+        """The kept lines of the shard's batch, then those of any other that was bought for it."""
+        assert standing.ended is not None
+        for batch_id in (standing.ended.batch_id, *standing.spare):
+            local = self.scratch / f"{secrets.token_hex(6)}.results.jsonl"
+            if self.folder.get_results(batch_id, local):
+                yield batch_id, lines(local)
+                local.unlink()
+            elif batch_id == standing.ended.batch_id:
+                raise ResultsGone(
+                    f"The kept results of batch {batch_id} are gone from the run folder {self.folder.path}."
+                    " Restore them, or clear the task to ask again."
+                )
+
+    def _rejected(self, shard: PlannedShard, standing: Standing) -> list[Judged]:
+        reason = standing.refused.reason if standing.refused is not None else "the run's time was over"
+        outcome = Outcome.ERRORED if standing.refused is not None else Outcome.CANCELED
+        code = "rejected" if standing.refused is not None else "not_sent"
+        one = Judged(outcome=outcome, code=code, message=reason, retryable=False)
+        return [one] * shard.requests
+
+    def _stamp(self, shard: PlannedShard, standing: Standing) -> Stamp:
+        return Stamp(
+            run_id=self.folder.run_id,
+            shard=shard.number,
+            spec_hash=self.plan.spec_hash,
+            model=self.plan.model,
+            planned_at=self.plan.planned_at,
+            processed_at=self.parts.clock(),
+            max_attempts=self.plan.limits.max_attempts,
+            tries=self.plan.round,
+            raw_excerpt=self.plan.limits.raw_excerpt,
+            rejected=standing.ended is None,
+        )
+
+    def _keys(self, shard: PlannedShard) -> Path:
+        path = self.scratch / f"{self.plan.nonce}-{shard.number:04d}.keys.parquet"
+        fetch(
+            path, shard.keys_sha256, lambda local: self.folder.get_keys(self.plan.nonce, shard.number, local)
+        )
+        return path
+
+    def _put_landed(
+        self, shard: PlannedShard, judged: list[Judged], tally: Tally, strange: Counter[str]
+    ) -> None:
+        usage = sum((one.usage for one in judged), Usage())
+        landed = Landed(
+            outcomes=dict(tally.outcomes),
+            again=tally.again,
+            again_rows=dict(tally.again_rows),
+            usage=usage,
+            cost=sum(one.cost for one in judged),
+            list_cost=sum(one.list_cost for one in judged),
+            strange=dict(strange),
+        )
+        path = self.scratch / f"{shard.number:04d}.landed.json"
+        path.write_bytes(landed.to_json())
+        self.folder.put_landed(shard.number, path)
+        path.unlink()
+
+    def _entry(self, kind: Kind, *, batch_id: str = "", reason: str = "", not_before: float = 0.0) -> Entry:
+        now = self.parts.clock()
+        return Entry(
+            kind=kind,
+            nonce=secrets.token_hex(6),
+            at=now,
+            batch_id=batch_id,
+            reason=reason,
+            not_before=not_before,
+        )
+
+    def _append(self, shard: PlannedShard, standing: Standing, entry: Entry) -> bool:
+        """Record it, unless another attempt has recorded something since: then that attempt leads."""
+        return self.folder.append(shard.number, standing.last + 1, entry)

@@ -1,0 +1,163 @@
+"""The run folder: where each record of a run lives, and nothing about what the records mean.
+
+<run>/g1/plan.json  plans/<nonce>/0007.requests.jsonl  plans/<nonce>/0007.keys.parquet  rounds/2.json
+         journal/0007/0001.json …  results/<batch>.jsonl  landed/0007.json  deadline/0001.json  report.json
+known/<provider>/<batch>      every batch that some run has recorded
+targets/<hash>/<run>.json     unfinished runs by target
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from airflow_batch_llm.core.journal import Entry
+from airflow_batch_llm.store import Workspace
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.=-]")
+
+
+def safe_name(text: str) -> str:
+    """A path segment for any text: itself where that is plain and short, otherwise shortened with a hash."""
+    plain = _UNSAFE.sub("_", text)
+    if plain == text and 0 < len(text) <= 100 and not text.startswith("."):
+        return text
+    return f"{plain[:60]}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
+
+
+def run_path(*parts: str) -> str:
+    """The folder of a run from its names: Dag, task, run, and the mapped item if there is one."""
+    return "/".join(safe_name(part) for part in parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFolder:
+    """One generation of one run."""
+
+    workspace: Workspace
+    run: str
+    generation: int = 1
+
+    @property
+    def path(self) -> str:
+        return f"{self.run}/g{self.generation}"
+
+    @property
+    def run_id(self) -> str:
+        """What stands as `_llm_run_id` beside each answer: unique among all runs of a workspace."""
+        return self.path
+
+    def _at(self, *parts: str) -> str:
+        return "/".join((self.path, *parts))
+
+    # The plan and its extensions, one a round; the first to create one decides.
+
+    def read_plan(self, round_number: int = 1) -> bytes | None:
+        return self.workspace.read(self._plan_path(round_number))
+
+    def create_plan(self, data: bytes, round_number: int = 1) -> bool:
+        return self.workspace.create(self._plan_path(round_number), data)
+
+    def _plan_path(self, round_number: int) -> str:
+        return self._at("plan.json") if round_number == 1 else self._at("rounds", f"{round_number}.json")
+
+    # The files of a shard, below the nonce of the planning attempt that wrote them.
+
+    def put_shard(self, nonce: str, number: int, requests: Path, keys: Path) -> None:
+        self.workspace.put(self._at("plans", nonce, f"{number:04d}.requests.jsonl"), requests)
+        self.workspace.put(self._at("plans", nonce, f"{number:04d}.keys.parquet"), keys)
+
+    def get_requests(self, nonce: str, number: int, local: Path) -> bool:
+        return self.workspace.get(self._at("plans", nonce, f"{number:04d}.requests.jsonl"), local)
+
+    def get_keys(self, nonce: str, number: int, local: Path) -> bool:
+        return self.workspace.get(self._at("plans", nonce, f"{number:04d}.keys.parquet"), local)
+
+    # The journal of a shard.
+
+    def journal(self, number: int) -> tuple[Entry, ...]:
+        return tuple(Entry.from_json(data) for _, data in self.workspace.records(self._journal(number)))
+
+    def append(self, number: int, at: int, entry: Entry) -> bool:
+        """Create the record at this place. False: another record is there."""
+        return self.workspace.append(self._journal(number), entry.to_json(), after=at - 1) is not None
+
+    def _journal(self, number: int) -> str:
+        return self._at("journal", f"{number:04d}")
+
+    # What came back, and what landed.
+
+    def put_results(self, batch_id: str, local: Path) -> None:
+        self.workspace.put(self._at("results", f"{safe_name(batch_id)}.jsonl"), local)
+
+    def get_results(self, batch_id: str, local: Path) -> bool:
+        return self.workspace.get(self._at("results", f"{safe_name(batch_id)}.jsonl"), local)
+
+    def put_landed(self, number: int, data: Path) -> None:
+        self.workspace.put(self._at("landed", f"{number:04d}.json"), data)
+
+    def read_landed(self, number: int) -> bytes | None:
+        return self.workspace.read(self._at("landed", f"{number:04d}.json"))
+
+    def create_published(self, round_number: int, data: bytes) -> bool:
+        return self.workspace.create(self._at("published", f"{round_number}.json"), data)
+
+    def read_published(self, round_number: int) -> bytes | None:
+        return self.workspace.read(self._at("published", f"{round_number}.json"))
+
+    def create_report(self, data: bytes) -> bool:
+        return self.workspace.create(self._at("report.json"), data)
+
+    def read_report(self) -> bytes | None:
+        return self.workspace.read(self._at("report.json"))
+
+    # The deadline: a clear sets a new one; the last record counts.
+
+    def deadlines(self) -> Iterator[bytes]:
+        return (data for _, data in self.workspace.records(self._at("deadline")))
+
+    def add_deadline(self, data: bytes) -> None:
+        self.workspace.append(self._at("deadline"), data)
+
+    def delete_payloads(self) -> None:
+        """Delete what holds prompts and answers. The journal and the report stay."""
+        for folder in ("plans", "results"):
+            self.workspace.delete_folder(self._at(folder))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registers:
+    """What runs tell each other: which batches are recorded, and which runs on a target are unfinished."""
+
+    workspace: Workspace
+
+    def add_known(self, provider: str, batch_id: str, run_id: str) -> None:
+        self.workspace.create(f"known/{provider}/{safe_name(batch_id)}", f"{batch_id}\n{run_id}".encode())
+
+    def known(self, provider: str) -> frozenset[str]:
+        names = self.workspace.names(f"known/{provider}")
+        return frozenset(names)
+
+    def open_run(self, target: str, folder: RunFolder) -> None:
+        self.workspace.create(self._open(target, folder.run_id), folder.run_id.encode())
+
+    def close_run(self, target: str, folder: RunFolder) -> None:
+        self.workspace.delete(self._open(target, folder.run_id))
+
+    def open_runs(self, target: str) -> list[RunFolder]:
+        """The unfinished runs on a target, oldest name first."""
+        runs = []
+        for name in sorted(self.workspace.names(self._targets(target))):
+            data = self.workspace.read(f"{self._targets(target)}/{name}")
+            if data is not None:
+                run, _, generation = data.decode().rpartition("/g")
+                runs.append(RunFolder(workspace=self.workspace, run=run, generation=int(generation)))
+        return runs
+
+    def _targets(self, target: str) -> str:
+        return f"targets/{hashlib.blake2b(target.encode(), digest_size=8).hexdigest()}"
+
+    def _open(self, target: str, run_id: str) -> str:
+        name = hashlib.blake2b(run_id.encode(), digest_size=8).hexdigest()
+        return f"{self._targets(target)}/{name}.json"

@@ -1,0 +1,102 @@
+"""From raw result lines to one judged answer per request of a shard.
+
+Lines come in any order, twice, for strangers, or broken. Each costs at most its own row; a request that no line
+mentions is `missing`. What is held is one shard's answers, never the table's.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from airflow_batch_llm.core.answer import AnswerParser, Invalid
+from airflow_batch_llm.core.model import Outcome, Result, Usage
+from airflow_batch_llm.core.price import PriceList
+from airflow_batch_llm.providers.base import Provider
+
+EXCERPT_CHARS = 200
+
+
+@dataclass(slots=True)
+class Judged:
+    """What became of one request."""
+
+    outcome: Outcome = Outcome.MISSING
+    values: tuple[Any, ...] | None = None
+    usage: Usage = field(default_factory=Usage)
+    cost: float = 0.0
+    list_cost: float = 0.0
+    model: str | None = None
+    batch_id: str | None = None
+    code: str | None = None
+    message: str | None = None
+    excerpt: str | None = None
+    retryable: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gatherer:
+    """Decodes, validates and prices the lines of one shard."""
+
+    provider: Provider
+    parser: AnswerParser
+    prices: PriceList
+    token: str
+    requests: int
+
+    def gather(self, batches: Iterable[tuple[str, Iterable[bytes]]]) -> tuple[list[Judged], Counter[str]]:
+        """The judged requests by ordinal, and counts of lines that served nobody. The first good line of a request wins."""
+        judged = [Judged() for _ in range(self.requests)]
+        strange: Counter[str] = Counter()
+        for batch_id, lines in batches:
+            for line in lines:
+                self._take(line, batch_id, judged, strange)
+        return judged, strange
+
+    def _take(self, line: bytes, batch_id: str, judged: list[Judged], strange: Counter[str]) -> None:
+        try:
+            result = self.provider.decode(line)
+        except ValueError:
+            strange["unreadable_lines"] += 1
+            return
+        ordinal = self._ordinal(result.custom_id)
+        if ordinal is None:
+            strange["foreign_lines"] += 1
+            return
+        before = judged[ordinal]
+        if before.outcome is not Outcome.MISSING:
+            strange["duplicate_lines"] += 1
+            if before.outcome is Outcome.SUCCEEDED or result.outcome is not Outcome.SUCCEEDED:
+                return
+        judged[ordinal] = self._judge(result, batch_id)
+
+    def _ordinal(self, custom_id: str) -> int | None:
+        token, _, ordinal = custom_id.rpartition("-")
+        if token != self.token or not ordinal.isdecimal() or int(ordinal) >= self.requests:
+            return None
+        return int(ordinal)
+
+    def _judge(self, result: Result, batch_id: str) -> Judged:
+        priced = self.prices.priced(result.usage)
+        judged = Judged(
+            outcome=result.outcome,
+            usage=result.usage,
+            cost=priced.batch,
+            list_cost=priced.realtime,
+            model=result.model,
+            batch_id=batch_id,
+            code=result.error_code or result.finish_reason,
+            message=result.error_message,
+            excerpt=result.text[:EXCERPT_CHARS] if result.text else None,
+            retryable=result.retryable,
+        )
+        if result.outcome is Outcome.SUCCEEDED:
+            self._validate(result.text or "", judged)
+        return judged
+
+    def _validate(self, text: str, judged: Judged) -> None:
+        answer = self.parser.parse(text)
+        if isinstance(answer, Invalid):
+            judged.outcome, judged.code, judged.message = Outcome.INVALID, answer.code, answer.message
+        else:
+            judged.values, judged.code, judged.excerpt = answer, None, None

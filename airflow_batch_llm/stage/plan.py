@@ -1,0 +1,125 @@
+"""The frozen plan: what a run does, decided once by whoever planned first, and followed by every later attempt."""
+
+import base64
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+
+import orjson
+import pyarrow as pa
+
+from airflow_batch_llm.core.model import Call
+from airflow_batch_llm.core.request import shard_token
+from airflow_batch_llm.warehouses.base import SchemaChange, Target, WriteMode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedShard:
+    """One shard as it was written: sizes, and the hashes by which its files are checked before they are used."""
+
+    number: int
+    requests: int
+    rows: int
+    bytes: int
+    requests_sha256: str
+    keys_sha256: str
+    call: int = 0  # which of the plan's calls the requests were made with
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunLimits:
+    """What the user allowed when the run was planned; a deploy in the night does not change it."""
+
+    max_attempts: int
+    min_success_ratio: float
+    max_cost_usd: float | None
+    rows_per_batch: int
+    raw_excerpt: bool
+    prices: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One round of a run. Later rounds repeat the first one's spec, under a nonce of their own."""
+
+    round: int
+    nonce: str
+    run_token: str
+    planned_at: float
+    max_tries: int
+    spec_hash: str
+    spec: Mapping[str, object]
+    provider: str
+    model: str
+    calls: tuple[Call, ...]
+    output_type: Mapping[str, object]
+    target: Target
+    limits: "RunLimits"
+    shards: tuple[PlannedShard, ...] = ()
+    why: Mapping[str, int] = field(default_factory=dict)
+    estimate: Mapping[str, object] | None = None
+    notes: tuple[str, ...] = ()
+
+    def token(self, shard: PlannedShard) -> str:
+        return shard_token(self.run_token, shard.number)
+
+    @property
+    def rows(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def requests(self) -> int:
+        return sum(shard.requests for shard in self.shards)
+
+    def to_json(self) -> bytes:
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        fields["calls"] = [asdict(call) for call in self.calls]
+        fields["shards"] = [asdict(shard) for shard in self.shards]
+        fields["target"] = _target_fields(self.target)
+        fields["limits"] = asdict(self.limits)
+        return orjson.dumps(fields)
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "Plan":
+        fields = orjson.loads(data)
+        return cls(
+            **{
+                **fields,
+                "calls": tuple(Call(**call) for call in fields["calls"]),
+                "shards": tuple(PlannedShard(**shard) for shard in fields["shards"]),
+                "target": _target(fields["target"]),
+                "limits": RunLimits(**fields["limits"]),
+                "notes": tuple(fields["notes"]),
+            }
+        )
+
+
+def new_run_token(nonce: str, round_number: int) -> str:
+    """What the custom_ids of a round begin with: a letter first, then the planner's nonce and the round."""
+    return f"r{nonce}{round_number:x}"
+
+
+def _target_fields(target: Target) -> dict[str, object]:
+    fields: dict[str, object] = {name: getattr(target, name) for name in Target.__slots__}
+    for name in ("key", "carried", "answer"):
+        schema: pa.Schema = fields[name]
+        fields[name] = base64.b64encode(schema.serialize().to_pybytes()).decode()
+    return fields
+
+
+def _target(fields: Mapping[str, object]) -> Target:
+    target = Target(
+        **{name: value for name, value in fields.items() if name not in {"key", "carried", "answer"}},
+        key=_schema(fields["key"]),
+        carried=_schema(fields["carried"]),
+        answer=_schema(fields["answer"]),
+    )
+    return replace(
+        target,
+        write_mode=WriteMode(target.write_mode),
+        on_schema_change=SchemaChange(target.on_schema_change),
+        cluster_by=tuple(target.cluster_by),
+    )
+
+
+def _schema(text: object) -> pa.Schema:
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(str(text))))

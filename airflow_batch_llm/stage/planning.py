@@ -1,0 +1,234 @@
+"""Planning: from the user's stage and the source's rows to shards in the run folder and one frozen plan.
+
+Everything here may be thrown away and done again: nothing is bought before `plan.json` exists, and whoever creates
+it first decides. A planner that comes second takes the winner's plan.
+"""
+
+import secrets
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import pyarrow as pa
+
+from airflow_batch_llm.core.model import Call
+from airflow_batch_llm.core.output_type import OutputType
+from airflow_batch_llm.core.price import Estimate, PriceList
+from airflow_batch_llm.core.prompt import CompiledPrompt, compile_prompt, identity
+from airflow_batch_llm.core.request import LineTemplate
+from airflow_batch_llm.core.selection import Reason
+from airflow_batch_llm.core.shard import Bounds
+from airflow_batch_llm.core.spec import Spec, spec_hash
+from airflow_batch_llm.errors import BudgetExceeded, InputError, SourceError
+from airflow_batch_llm.stage.budget import estimate, within_budget
+from airflow_batch_llm.stage.folder import Registers, RunFolder
+from airflow_batch_llm.stage.plan import Plan, RunLimits, new_run_token
+from airflow_batch_llm.stage.reading import Reading, with_known
+from airflow_batch_llm.stage.settings import BadRow, OverBudget, Parts, Stage
+from airflow_batch_llm.stage.shard_files import ShardWriter
+from airflow_batch_llm.stage.spool import Spool, keys_schema
+from airflow_batch_llm.warehouses.base import ARROW_TYPES, SharesFile, Target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """The stage as written, turned into what planning needs. Made before the first row is read."""
+
+    call: Call
+    template: LineTemplate
+    prompt: CompiledPrompt
+    output_type: OutputType
+    spec: Spec
+    spec_hash: str
+    prices: PriceList
+
+
+def resolve(stage: Stage, parts: Parts) -> Resolved:
+    """Everything about the stage that can be refused without looking at a row."""
+    ask, shape = stage.ask, stage.shape
+    output_type = OutputType.of(ask.output_type, columns=shape.columns, output_column=shape.output_column)
+    call = Call(
+        model=ask.model,
+        system_prompt=ask.system_prompt,
+        schema=output_type.schema,
+        max_tokens=ask.max_tokens,
+        params=ask.request_params,
+        endpoint=ask.endpoint,
+        cache_system_prompt=ask.cache_system_prompt,
+    )
+    spec = Spec(
+        prompt=identity(ask.prompt),
+        prompt_params=ask.prompt_params,
+        system_prompt=ask.system_prompt,
+        provider=parts.provider.name,
+        model=ask.model,
+        schema=output_type.schema,
+        params=ask.request_params,
+        max_tokens=ask.max_tokens,
+        endpoint=ask.endpoint,
+        host=parts.provider.host,
+    )
+    return Resolved(
+        call=call,
+        template=parts.provider.encode(call),
+        prompt=compile_prompt(ask.prompt, ask.prompt_params),
+        output_type=output_type,
+        spec=spec,
+        spec_hash=spec_hash(spec),
+        prices=PriceList.of(parts.provider.name, ask.model, stage.guards.prices),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planner:
+    """One planning attempt, below its own nonce."""
+
+    stage: Stage
+    parts: Parts
+    folder: RunFolder
+    max_tries: int
+
+    def plan(self) -> Plan:
+        """The plan that counts: ours, or that of whoever was faster."""
+        resolved = resolve(self.stage, self.parts)
+        target = self._target(resolved)
+        self.parts.target.prepare(target)
+        nonce = secrets.token_hex(5)
+        scratch = self.parts.spool / nonce
+        scratch.mkdir(parents=True)
+        spool = self._read(resolved, target, scratch)
+        with closing(spool):
+            draft = self._draft(resolved, target, nonce)
+            plan = self._write(draft, resolved, spool, scratch)
+        if self.stage.guards.plan_only:
+            return plan
+        registers = Registers(workspace=self.parts.workspace)
+        registers.open_run(self.stage.shape.target, self.folder)
+        self.folder.create_plan(plan.to_json())
+        frozen = self.folder.read_plan()
+        assert frozen is not None, "a plan that was created, or lost to another, is there"
+        return Plan.from_json(frozen)
+
+    def _target(self, resolved: Resolved) -> Target:
+        shape = self.stage.shape
+        with closing(self.parts.source.read(self.stage.source)) as reader:
+            schema: pa.Schema = reader.schema
+        for name in (*self.stage.key, *shape.carry):
+            if name not in schema.names:
+                raise SourceError(
+                    f"The source has no column {name!r}. Its columns are: {', '.join(schema.names)}."
+                )
+        resolved.prompt.check(schema.names)
+        return Target(
+            table=shape.target,
+            failures=shape.failures_target or f"{shape.target}__failures",
+            key=pa.schema([schema.field(name) for name in self.stage.key]),
+            carried=pa.schema([schema.field(name) for name in shape.carry]),
+            answer=pa.schema([(c.name, ARROW_TYPES[c.type]) for c in resolved.output_type.columns]),
+            write_mode=shape.write_mode,
+            on_schema_change=shape.on_schema_change,
+            create=shape.create_target,
+            partition_by=shape.partition_by,
+            cluster_by=shape.cluster_by,
+            staging_schema=shape.staging_schema,
+            labels=shape.labels,
+        )
+
+    def _read(self, resolved: Resolved, target: Target, scratch: Path) -> Spool:
+        """The source in the spool, its keys checked, and what other runs have in flight taken out."""
+        columns = pa.schema([*target.key, *(f for f in target.carried if f.name not in target.key.names)])
+        spool = Spool(scratch, columns, self.stage.key)
+        reading = Reading(
+            key=self.stage.key,
+            prompt=resolved.prompt,
+            spec_hash=resolved.spec_hash,
+            target=target,
+            guards=self.stage.guards,
+            max_prompt_bytes=self.parts.provider.limits.max_request_bytes - resolved.template.overhead,
+        )
+        with closing(with_known(self.parts.source, self.stage.source, self.parts.target, target)) as rows:
+            reading.fill(spool, rows)
+        for part in (self.parts.source, self.parts.target):
+            if isinstance(part, SharesFile):
+                part.release()
+        spool.finish()
+        if twice := spool.duplicate_keys():
+            shown = ", ".join(str(key[0] if len(key) == 1 else key)[:60] for key in twice)
+            raise SourceError(
+                f"The key {self.stage.key} is not unique in the source: {shown} stand there more than once, for example."
+                " Choose a key that is, or leave the repetitions out of the source. Nothing was sent."
+            )
+        self._take_out_in_flight(spool, resolved.spec_hash, scratch)
+        return spool
+
+    def _take_out_in_flight(self, spool: Spool, spec_hash: str, scratch: Path) -> None:
+        for other in Registers(workspace=self.parts.workspace).open_runs(self.stage.shape.target):
+            data = other.read_plan()
+            if other.path == self.folder.path or data is None:
+                continue
+            plan = Plan.from_json(data)
+            if plan.spec_hash != spec_hash:
+                continue
+            for shard in plan.shards:
+                local = scratch / f"{plan.nonce}-{shard.number}.keys.parquet"
+                if other.get_keys(plan.nonce, shard.number, local):
+                    spool.take_out(local)
+                    local.unlink()
+
+    def _draft(self, resolved: Resolved, target: Target, nonce: str) -> Plan:
+        guards = self.stage.guards
+        return Plan(
+            round=1,
+            nonce=nonce,
+            run_token=new_run_token(nonce, 1),
+            planned_at=self.parts.clock(),
+            max_tries=self.max_tries,
+            spec_hash=resolved.spec_hash,
+            spec=resolved.spec.to_json(),
+            provider=self.parts.provider.name,
+            model=resolved.call.model,
+            calls=(resolved.call,),
+            output_type=resolved.output_type.to_json(),
+            target=target,
+            limits=RunLimits(
+                max_attempts=guards.max_attempts,
+                min_success_ratio=guards.min_success_ratio,
+                max_cost_usd=guards.max_cost_usd,
+                rows_per_batch=self.stage.pace.rows_per_batch,
+                raw_excerpt=self.stage.shape.raw_excerpt,
+                prices=guards.prices,
+            ),
+        )
+
+    def _write(self, draft: Plan, resolved: Resolved, spool: Spool, scratch: Path) -> Plan:
+        """Count, price, and write the shards' files."""
+        requests = spool.number_requests()
+        unsendable = spool.reasons(requests).get(Reason.UNSENDABLE, 0)
+        if unsendable and self.stage.guards.on_bad_row is BadRow.FAIL:
+            raise InputError(f"{unsendable:,} rows cannot be sent, and on_bad_row='fail'. Nothing was sent.")
+        guess = estimate(self.parts.provider, resolved.call, resolved.prices, spool.prompts(), requests)
+        affordable = self._affordable(guess, spool, requests)
+        writer = ShardWriter(
+            scratch=scratch,
+            nonce=draft.nonce,
+            run_token=draft.run_token,
+            bounds=Bounds.of(self.parts.provider.limits, rows_per_batch=self.stage.pace.rows_per_batch),
+        )
+        shards = writer.write_requests(resolved.template, islice(spool.prompts(), affordable))
+        shards = writer.write_keys(shards, spool.keyed_rows(affordable), keys_schema(spool.columns))
+        if not self.stage.guards.plan_only:
+            writer.publish(self.folder, shards)
+        why = {str(reason): count for reason, count in spool.reasons(affordable).items()}
+        return replace(draft, shards=shards, why=why, estimate=guess.to_json(), notes=guess.assumptions)
+
+    def _affordable(self, guess: Estimate, spool: Spool, requests: int) -> int:
+        most = self.stage.guards.max_cost_usd
+        if most is None or not requests or guess.expected is None or guess.expected <= most:
+            return requests
+        if self.stage.guards.on_over_budget is OverBudget.PARTIAL:
+            return within_budget(guess, spool.prompts(), requests, most)
+        raise BudgetExceeded(
+            f"{requests:,} requests are estimated at ${guess.expected:,.2f}, above max_cost_usd={most:g}. Nothing was sent."
+            " Raise max_cost_usd, lower max_rows, or set on_over_budget='partial' to send what fits."
+        )

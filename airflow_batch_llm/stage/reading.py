@@ -1,0 +1,150 @@
+"""Reading the source once: each row's hash, why it is sent or not, and the prompts of those that are.
+
+A row that cannot be sent becomes a row with a problem; it stops the others only if the user wants that.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from airflow_batch_llm.core.prompt import CompiledPrompt
+from airflow_batch_llm.core.selection import SENT, Reason, table
+from airflow_batch_llm.core.spec import input_hashes
+from airflow_batch_llm.errors import PromptError, SourceError
+from airflow_batch_llm.stage.settings import Guards, Reads
+from airflow_batch_llm.stage.spool import ATTEMPTS, INPUT_HASH, PROBLEM, PROMPTS, REASON, SEQ, Spool
+from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, JoinsKnown, Source, Target, Warehouse
+
+TOO_LARGE = "too_large"
+PROMPT_FAILED = "prompt_failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """All that decides, row by row, what is to be sent."""
+
+    key: tuple[str, ...]
+    prompt: CompiledPrompt
+    spec_hash: str
+    target: Target
+    guards: Guards
+    max_prompt_bytes: int
+
+    def fill(self, spool: Spool, rows: Iterator[pa.RecordBatch]) -> None:
+        """Spool every row. `rows` carry `KNOWN_COLUMNS` beside the source's own."""
+        reasons = pa.array(
+            [str(reason) for reason in table(self.guards.only, retry_dead=self.guards.retry_dead)]
+        )
+        seq = sent = 0
+        for batch in rows:
+            self._refuse_null_keys(batch)
+            hashes = pa.array(input_hashes(self._values(batch)), pa.string())
+            why: list[str] = reasons.take(_codes(batch, hashes, self.spec_hash)).to_pylist()
+            wanted = [i for i, reason in enumerate(why) if reason in SENT]
+            if self.guards.max_rows is not None:
+                for i in wanted[max(0, self.guards.max_rows - sent) :]:
+                    why[i] = Reason.POSTPONED
+                del wanted[max(0, self.guards.max_rows - sent) :]
+            sent += len(wanted)
+            prompts, problems = self._render(batch, wanted, why)
+            numbers = pa.array(range(seq, seq + batch.num_rows), pa.int64())
+            spool.write(
+                pa.RecordBatch.from_pydict(
+                    {
+                        SEQ: numbers,
+                        REASON: pa.array(why, pa.string()),
+                        PROBLEM: pa.array([problems.get(i) for i in range(batch.num_rows)], pa.string()),
+                        INPUT_HASH: hashes,
+                        ATTEMPTS: _attempts(batch, hashes, self.spec_hash),
+                        **{name: batch.column(name) for name in spool.columns.names},
+                    }
+                ),
+                pa.RecordBatch.from_pydict(
+                    {
+                        SEQ: numbers.take(pa.array(list(prompts), pa.int64())),
+                        "prompt": pa.array(prompts.values(), pa.binary()),
+                    },
+                    schema=PROMPTS,
+                ),
+            )
+            seq += batch.num_rows
+
+    def _values(self, batch: pa.RecordBatch) -> Mapping[str, Sequence[object]]:
+        known = set(KNOWN_COLUMNS.names)
+        names = (
+            self.prompt.columns
+            if self.prompt.columns is not None
+            else [n for n in batch.schema.names if n not in known]
+        )
+        return {name: batch.column(name).to_pylist() for name in names}
+
+    def _render(
+        self, batch: pa.RecordBatch, wanted: list[int], why: list[str]
+    ) -> tuple[dict[int, bytes], dict[int, str]]:
+        """The prompts of the wanted rows, and the problems of those that have none; these change their reason."""
+        part = batch if len(wanted) == batch.num_rows else batch.take(pa.array(wanted, pa.int64()))
+        prompts: dict[int, bytes] = {}
+        problems: dict[int, str] = {}
+        for i, text in zip(wanted, self.prompt.render_batch(self._values(part)), strict=True):
+            if isinstance(text, PromptError):
+                why[i], problems[i] = Reason.UNSENDABLE, f"{PROMPT_FAILED}: {text}"
+            elif len(text) > self.max_prompt_bytes:
+                why[i] = Reason.UNSENDABLE
+                problems[i] = (
+                    f"{TOO_LARGE}: the prompt has {len(text):,} bytes, {self.max_prompt_bytes:,} fit into a request"
+                )
+            else:
+                prompts[i] = text
+        return prompts, problems
+
+    def _refuse_null_keys(self, batch: pa.RecordBatch) -> None:
+        for name in self.key:
+            if batch.column(name).null_count:
+                raise SourceError(
+                    f"The key column {name!r} is NULL in some rows of the source. Leave these rows out, or choose another key."
+                )
+
+
+def with_known(reads: Reads, source: Source, warehouse: Warehouse, target: Target) -> pa.RecordBatchReader:
+    """The source's rows with what the target knows of them: joined where they are read, otherwise looked up."""
+    if reads is warehouse and isinstance(warehouse, JoinsKnown):
+        return warehouse.read_known(source, target)
+    reader = reads.read(source)
+    columns = list(target.key.names)
+    if target.partition_by is not None and target.partition_by not in columns:
+        columns.append(target.partition_by)
+
+    def looked_up() -> Iterator[pa.RecordBatch]:
+        for batch in reader:
+            known = warehouse.known(target, batch.select(columns))
+            yield pa.RecordBatch.from_arrays([*batch.columns, *known.columns], schema=schema)
+
+    schema = pa.schema([*reader.schema, *KNOWN_COLUMNS])
+    return pa.RecordBatchReader.from_batches(schema, looked_up())
+
+
+def _codes(batch: pa.RecordBatch, hashes: pa.Array, spec_hash: str) -> pa.Array:
+    """The code of `Seen` for each row."""
+    answered = pc.is_valid(batch.column("_llm_known_input_hash"))
+    same_input = pc.equal(batch.column("_llm_known_input_hash"), hashes)
+    same_spec = pc.equal(batch.column("_llm_known_spec_hash"), spec_hash)
+    dead = pc.and_kleene(batch.column("_llm_failed_dead"), _same_failure(batch, hashes, spec_hash))
+    code = pa.scalar(0, pa.int8())
+    for bit, fact in ((1, answered), (2, same_input), (4, same_spec), (8, dead)):
+        code = pc.add(code, pc.multiply(pc.fill_null(fact, False).cast(pa.int8()), pa.scalar(bit, pa.int8())))
+    return code
+
+
+def _same_failure(batch: pa.RecordBatch, hashes: pa.Array, spec_hash: str) -> pa.Array:
+    return pc.and_kleene(
+        pc.equal(batch.column("_llm_failed_input_hash"), hashes),
+        pc.equal(batch.column("_llm_failed_spec_hash"), spec_hash),
+    )
+
+
+def _attempts(batch: pa.RecordBatch, hashes: pa.Array, spec_hash: str) -> pa.Array:
+    """How often this very request has failed before; 0 where row or spec has changed since."""
+    same = pc.fill_null(_same_failure(batch, hashes, spec_hash), False)
+    return pc.if_else(same, pc.fill_null(batch.column("_llm_failed_attempts"), 0), 0)

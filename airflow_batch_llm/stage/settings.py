@@ -1,0 +1,128 @@
+"""What a user asks of a stage, and the parts that it works with."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+
+from airflow_batch_llm.core.selection import Only
+from airflow_batch_llm.providers.base import Provider
+from airflow_batch_llm.store import Workspace
+from airflow_batch_llm.warehouses.base import SchemaChange, Source, Warehouse, WriteMode
+
+RowFunction = Callable[[Mapping[str, object]], str]
+
+
+class OverBudget(StrEnum):
+    """What happens when the rows would cost more than is allowed."""
+
+    FAIL = "fail"
+    PARTIAL = "partial"  # send in source order up to the budget; the rest is postponed
+
+
+class BadRow(StrEnum):
+    """What happens to the run when a row cannot be sent."""
+
+    RECORD = "record"  # it becomes a failure row
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """What is asked about each row."""
+
+    model: str
+    prompt: str | RowFunction
+    output_type: object = str
+    system_prompt: str | None = None
+    prompt_params: Mapping[str, object] = field(default_factory=dict)
+    request_params: Mapping[str, object] = field(default_factory=dict)
+    max_tokens: int | None = 1024
+    endpoint: str | None = None
+    cache_system_prompt: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """Where the answers go, and how the two tables look."""
+
+    target: str
+    failures_target: str | None = None  # None: the target's name and `__failures`
+    carry: tuple[str, ...] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)  # column -> path in the answer
+    output_column: str | None = None
+    write_mode: WriteMode = WriteMode.MERGE
+    on_schema_change: SchemaChange = SchemaChange.APPEND_NEW_COLUMNS
+    create_target: bool = True
+    partition_by: str | None = None
+    cluster_by: tuple[str, ...] = ()
+    staging_schema: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    raw_excerpt: bool = True  # whether failures keep the beginning of a bad answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guards:
+    """What limits a run before and after the first cent."""
+
+    only: Only = Only.CHANGED
+    retry_dead: bool = False
+    max_rows: int | None = None
+    max_cost_usd: float | None = 25.0
+    on_over_budget: OverBudget = OverBudget.FAIL
+    on_bad_row: BadRow = BadRow.RECORD
+    max_attempts: int = 3
+    min_success_ratio: float = 0.95
+    prices: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    plan_only: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How fast, how long, and how many at once."""
+
+    rows_per_batch: int = 10_000
+    max_active_batches: int = 20
+    timeout_seconds: float | None = None  # None: the provider's window and two hours
+    min_round_seconds: float = 3600.0
+    poll_interval: float | None = None
+    cancel_on_timeout: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """Rows in, one typed answer per row out: as the user wrote it, nothing resolved yet."""
+
+    source: Source
+    key: tuple[str, ...]
+    ask: Ask
+    shape: Shape
+    guards: Guards = field(default_factory=Guards)
+    pace: Pace = field(default_factory=Pace)
+
+
+class Reads(Protocol):
+    """Whatever gives the source's rows: a warehouse, or files."""
+
+    def read(self, source: Source) -> pa.RecordBatchReader: ...
+
+
+def _silent(message: str) -> None:
+    """Say nothing: the default for library users without a log."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The rooms that meet in a stage. The clock is a part, so that tests can move it."""
+
+    provider: Provider
+    source: Reads
+    target: Warehouse
+    workspace: Workspace
+    spool: Path
+    clock: Callable[[], float] = time.time
+    say: Callable[[str], None] = _silent
