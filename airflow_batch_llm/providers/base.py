@@ -25,7 +25,8 @@ from airflow_batch_llm.core.request import LineTemplate
 class Access:
     """How to reach a provider. The key never shows in a repr.
 
-    `client` and `async_client` make ready SDK clients (an Airflow hook's, say) and win over the other fields.
+    `client` and `async_client` make ready SDK clients (from an Airflow hook's connection, say) and win over the other
+    fields. Each call makes a new client, perhaps in a thread; the adapter closes it.
     """
 
     api_key: str | None = field(default=None, repr=False)

@@ -1,0 +1,153 @@
+"""A request of ours as a line of Anthropic's: `{"custom_id", "params"}`, where params is the body of a message.
+
+Anthropic looks at params only when the row runs: a parameter that it does not take errors every row of the batch.
+So what it is known to refuse is refused here, by name.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from airflow_batch_llm.core.model import Call
+from airflow_batch_llm.core.request import CUSTOM_ID, PROMPT
+from airflow_batch_llm.core.schema_rules import Schema, inline_refs, is_open_map, map_children, measure, walk
+from airflow_batch_llm.errors import InputError, OutputTypeError
+
+#: From this version of the API on, sampling is not the caller's business.
+SAMPLING_REMOVED = "2026-10-21"
+SAMPLING = frozenset({"temperature", "top_p", "top_k"})
+
+# Ours to set, and with which argument.
+_MANAGED = {
+    "messages": "prompt",
+    "model": "model_id",
+    "system": "system_prompt",
+    "max_tokens": "max_tokens",
+    "output_format": "output_type",
+}
+# Not for batches.
+_REFUSED = frozenset({"stream", "speed", "store", "previous_thread_event_id", "cache_hint", "context_hint"})
+
+# What counting tokens takes of a message's body.
+_COUNTED = frozenset(
+    {"model", "system", "messages", "thinking", "tools", "tool_choice", "output_config", "cache_control"}
+)
+
+# Keywords that the output format has; what else a schema says moves into the description.
+_KEPT = frozenset(
+    {"type", "properties", "required", "items", "anyOf", "allOf", "enum", "const", "description", "title"}
+)
+_FORMATS = frozenset(
+    {"date-time", "time", "date", "duration", "email", "hostname", "uri", "ipv4", "ipv6", "uuid"}
+)
+_MAX_OPTIONAL = 24
+_MAX_UNIONS = 16
+
+
+def message_line(call: Call) -> dict[str, Any]:
+    """The line of this call, with holes for the custom_id and the prompt."""
+    return {"custom_id": CUSTOM_ID, "params": message_body(call, PROMPT)}
+
+
+def message_body(call: Call, prompt: str) -> dict[str, Any]:
+    """The body of one message. Raises `InputError` for what Anthropic would refuse in every row."""
+    for name in call.params:
+        if name in _MANAGED:
+            raise InputError(f"request_params may not hold {name!r}: set it with {_MANAGED[name]!r}.")
+        if name in _REFUSED:
+            raise InputError(f"request_params may not hold {name!r}: Anthropic does not take it in a batch.")
+    if not call.max_tokens or call.max_tokens < 1:
+        raise InputError("Anthropic needs max_tokens, at least 1: the most tokens that one answer may have.")
+    body: dict[str, Any] = {"model": call.model, "max_tokens": call.max_tokens}
+    if call.system_prompt:
+        body["system"] = _system(call.system_prompt, cached=call.cache_system_prompt)
+    body["messages"] = [{"role": "user", "content": prompt}]
+    body |= call.params
+    if call.schema is not None:
+        body["output_config"] = _output_config(call.params.get("output_config"), call.schema)
+    return body
+
+
+def counted_body(call: Call, prompt: str) -> dict[str, Any]:
+    """What is sent to have the tokens of one message counted."""
+    return {name: value for name, value in message_body(call, prompt).items() if name in _COUNTED}
+
+
+def refuse_sampling(call: Call, version: str) -> None:
+    """Refuse the parameters that this version of the API has given up."""
+    refused = sorted(SAMPLING & call.params.keys())
+    if refused and version >= SAMPLING_REMOVED:
+        raise InputError(
+            f"request_params may not hold {', '.join(map(repr, refused))}: version {version} of Anthropic's API refuses "
+            "it in every row. Leave it out, or set the header anthropic-version to 2023-06-01 on the connection."
+        )
+
+
+def _system(text: str, *, cached: bool) -> object:
+    if not cached:
+        return text
+    # Batches outlive five minutes, and so do the gaps between rows that share the prefix.
+    return [{"type": "text", "text": text, "cache_control": {"type": "ephemeral", "ttl": "1h"}}]
+
+
+def _output_config(given: object, schema: Schema) -> dict[str, Any]:
+    config = dict(given) if isinstance(given, Mapping) else {}
+    if "format" in config:
+        raise InputError("request_params may not hold 'output_config.format': set it with 'output_type'.")
+    return {**config, "format": {"type": "json_schema", "schema": native_schema(schema)}}
+
+
+def native_schema(schema: Schema) -> dict[str, Any]:
+    """The schema as Anthropic takes it: closed objects, no references, the rest of its rules told in words."""
+    plain = inline_refs(schema)
+    for path, node, _ in walk(plain):
+        _refuse_inexpressible(path, node)
+    native: dict[str, Any] = _native(plain)
+    size = measure(native)
+    if size.optional > _MAX_OPTIONAL or size.unions > _MAX_UNIONS:
+        raise OutputTypeError(
+            f"Anthropic takes at most {_MAX_OPTIONAL} optional properties and {_MAX_UNIONS} unions in an output type; "
+            f"this one has {size.optional} and {size.unions}. Make properties required, or split the task."
+        )
+    return native
+
+
+def _refuse_inexpressible(path: str, node: Schema) -> None:
+    if is_open_map(node):
+        raise OutputTypeError(
+            f"Anthropic cannot be asked for an object with free property names (at {path}). "
+            "Name its properties, or ask for a list of names and values."
+        )
+    for keyword in ("not", "if", "patternProperties", "prefixItems", "dependentSchemas"):
+        if keyword in node:
+            raise OutputTypeError(f"Anthropic cannot be asked for {keyword!r} in an output type (at {path}).")
+    if not node.keys() & {"type", "anyOf", "oneOf", "allOf", "enum", "const", "properties"}:
+        raise OutputTypeError(
+            f"Anthropic cannot be asked for a value of any type (at {path}). Give it a type."
+        )
+
+
+def _native(node: Any) -> Any:
+    if not isinstance(node, Mapping):
+        return node
+    copy = map_children(node, _native)
+    if "oneOf" in copy:
+        copy["anyOf"] = copy.pop("oneOf")
+    told = {key: value for key, value in copy.items() if not _is_kept(key, value)}
+    told.pop("additionalProperties", None)
+    told.pop("discriminator", None)
+    native = {key: value for key, value in copy.items() if _is_kept(key, value)}
+    if native.keys() & {"enum", "const"}:
+        native.pop("type", None)  # the values say it
+    if "properties" in copy or copy.get("type") == "object":
+        native |= {"type": copy.get("type", "object"), "properties": copy.get("properties", {})}
+        native["additionalProperties"] = False
+    if told:
+        rules = ", ".join(f"{key}: {value}" for key, value in told.items())
+        native["description"] = "\n\n".join(filter(None, [native.get("description"), f"{{{rules}}}"]))
+    return native
+
+
+def _is_kept(key: str, value: object) -> bool:
+    if key == "format":
+        return value in _FORMATS
+    return key in _KEPT or (key == "minItems" and value in (0, 1))

@@ -1,0 +1,106 @@
+"""Anthropic's Message Batches, as one provider among others."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from urllib.parse import urlsplit
+
+from airflow_batch_llm.core.model import (
+    BatchStatus,
+    Call,
+    Lease,
+    Limits,
+    Result,
+    Search,
+    ShardFile,
+    Sighting,
+)
+from airflow_batch_llm.core.request import LineTemplate
+from airflow_batch_llm.providers.anthropic import flows
+from airflow_batch_llm.providers.anthropic.body import creation
+from airflow_batch_llm.providers.anthropic.decode import decode
+from airflow_batch_llm.providers.anthropic.encode import SAMPLING, message_line, refuse_sampling
+from airflow_batch_llm.providers.anthropic.sdk import judged_creation, open_async_client, open_client
+from airflow_batch_llm.providers.base import Access
+from airflow_batch_llm.providers.clients import Clients, create, stream_lines
+from airflow_batch_llm.providers.steps import TRIGGER, WORKER, adrive, drive
+
+_HOST = "api.anthropic.com"
+
+
+class AnthropicProvider:
+    """Anthropic, the Claude Platform on AWS, and whatever else an SDK client with Message Batches reaches.
+
+    `Access.options` go to the SDK's client as they are (`default_headers`, say).
+    """
+
+    name = "anthropic"
+    limits = Limits(
+        max_requests=100_000,
+        max_bytes=256_000_000,
+        default_bytes=32_000_000,
+        max_request_bytes=32_000_000,
+        one_model=False,
+        window_seconds=86_400,
+        recognisable=False,
+    )
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._clients = Clients(lambda: open_client(access), lambda: open_async_client(access))
+
+    @property
+    def host(self) -> str | None:
+        url = self._access.base_url or str(self._clients.sync.base_url)
+        host = urlsplit(url).hostname
+        return None if host == _HOST else host
+
+    def encode(self, call: Call) -> LineTemplate:
+        line = message_line(call)
+        if SAMPLING & call.params.keys():
+            refuse_sampling(call, str(self._clients.sync.default_headers.get("anthropic-version", "")))
+        return LineTemplate.of(line)
+
+    def decode(self, line: bytes) -> Result:
+        return decode(line)
+
+    def upload(self, shard: ShardFile) -> str:  # noqa: ARG002 - the requests go with the creation
+        return ""
+
+    def submit(self, shard: ShardFile, upload: str, lease: Lease) -> str:  # noqa: ARG002 - nothing is uploaded
+        with self._clients.fresh() as client:
+            batch_id: str = create(client, creation(flows.BATCHES, shard.path), lease, judged_creation)["id"]
+        return batch_id
+
+    def check(self, batch_ids: Sequence[str]) -> Mapping[str, BatchStatus]:
+        return drive(flows.check(batch_ids, WORKER), self._clients.sync)
+
+    async def acheck(self, batch_ids: Sequence[str]) -> Mapping[str, BatchStatus]:
+        return await adrive(flows.check(batch_ids, TRIGGER), await self._clients.asynchronous())
+
+    def cancel(self, batch_id: str) -> None:
+        drive(flows.cancel(batch_id, WORKER), self._clients.sync)
+
+    async def acancel(self, batch_id: str) -> None:
+        await adrive(flows.cancel(batch_id, TRIGGER), await self._clients.asynchronous())
+
+    def results(self, batch_id: str) -> Iterator[bytes]:
+        client = self._clients.sync
+        return stream_lines(drive(flows.open_results(batch_id, client), client), batch_id)
+
+    def find(self, search: Search) -> Sequence[Sighting]:
+        client = self._clients.sync
+        return drive(flows.find(search, client), client)
+
+    def discard(self, upload: str) -> None:
+        """Nothing is uploaded."""
+
+    def count_tokens(self, call: Call, prompts: Sequence[str]) -> Sequence[int] | None:
+        return drive(flows.count_tokens(call, prompts), self._clients.sync)
+
+    def console_url(self, batch_id: str) -> str | None:
+        return None if self.host else f"https://platform.claude.com/workspaces/default/batches/{batch_id}"
+
+    def close(self) -> None:
+        self._clients.close()
+
+    async def aclose(self) -> None:
+        await self._clients.aclose()

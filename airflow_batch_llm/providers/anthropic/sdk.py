@@ -1,0 +1,74 @@
+"""Anthropic's SDK: its clients, imported when one is opened, and what its errors mean."""
+
+import contextlib
+from typing import Any
+
+from airflow_batch_llm.errors import InputError, MissingExtra, Refused
+from airflow_batch_llm.providers.base import Access
+from airflow_batch_llm.providers.failures import Vendor, failure_of, judge
+
+VENDOR = Vendor(
+    name="Anthropic",
+    no_money=frozenset({"enforced_spend_limit_reached", "contract_spend_limit_reached"}),
+    final=frozenset(
+        {"cmek_key_disabled", "cmek_key_network_blocked", "cmek_key_unreachable", "cmek_feature_unsupported"}
+    ),
+)
+
+
+def sdk() -> Any:
+    """The module `anthropic`."""
+    try:
+        import anthropic
+    except ModuleNotFoundError as error:
+        raise MissingExtra("The provider 'anthropic'", "anthropic") from error
+    return anthropic
+
+
+def open_client(access: Access) -> Any:
+    """A new synchronous client."""
+    if access.client is not None:
+        return _with_batches(access.client())
+    return _with_key(sdk().Anthropic(**_arguments(access)))
+
+
+def open_async_client(access: Access) -> Any:
+    """A new asynchronous client."""
+    if access.async_client is not None:
+        return _with_batches(access.async_client())
+    return _with_key(sdk().AsyncAnthropic(**_arguments(access)))
+
+
+def judged(error: Exception) -> Exception:
+    """An error of a call that is safe to repeat, in the package's tree."""
+    failure = failure_of(error, sdk())
+    return error if failure is None else judge(failure, VENDOR)
+
+
+def judged_creation(error: Exception) -> Exception:
+    """An error of a creation, in the package's tree."""
+    failure = failure_of(error, sdk())
+    return error if failure is None else judge(failure, VENDOR, creating=True)
+
+
+def _arguments(access: Access) -> dict[str, Any]:
+    return {"api_key": access.api_key, "base_url": access.base_url, **access.options}
+
+
+def _with_batches(client: Any) -> Any:
+    """Not every platform that sells Claude has Message Batches, and the SDK's clients say so in different ways."""
+    batches = None
+    with contextlib.suppress(Exception):
+        batches = client.messages.batches
+    if batches is None:
+        raise Refused(
+            f"{type(client).__name__} has no Message Batches. Use Anthropic's own API or the Claude Platform on AWS; "
+            "for Claude on Google Cloud use the provider 'vertex'."
+        )
+    return client
+
+
+def _with_key(client: Any) -> Any:
+    if client.api_key is None and client.auth_token is None and getattr(client, "credentials", None) is None:
+        raise InputError("There is no key for Anthropic. Put it into the connection's password.")
+    return client

@@ -1,0 +1,142 @@
+"""The SDK clients of Anthropic and OpenAI: opened when first needed, their own retries off, closed at the end.
+
+An SDK repeats a creation by default, which pays twice, and sleeps for as long as any server asks. Answers are taken
+as plain JSON: it is the same in every release, and a model object per batch would cost an event loop its time.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from airflow_batch_llm.core.model import Lease
+from airflow_batch_llm.errors import Unavailable, UnknownFate
+from airflow_batch_llm.providers.lease import Sending
+from airflow_batch_llm.providers.lines import split_lines
+from airflow_batch_llm.providers.steps import Judge
+
+#: Seconds without a byte after which a call has failed; moving a file may pause for longer than a question.
+CALL_TIMEOUT = 60.0
+TRANSFER_TIMEOUT = 300.0
+
+_BLOCK = 256 * 1024
+
+
+class Clients:
+    """One synchronous and one asynchronous client. Each function makes a new client at every call."""
+
+    def __init__(self, open_sync: Callable[[], Any], open_async: Callable[[], Any]) -> None:
+        self._open_sync = open_sync
+        self._open_async = open_async
+        self._sync: Any = None
+        self._async: Any = None
+        self._lock = threading.Lock()
+        self._alock = asyncio.Lock()
+
+    @property
+    def sync(self) -> Any:
+        with self._lock:
+            if self._sync is None:
+                self._sync = _patient(self._open_sync())
+            return self._sync
+
+    async def asynchronous(self) -> Any:
+        """The asynchronous client. Importing an SDK takes seconds, so a thread does it."""
+        async with self._alock:
+            if self._async is None:
+                self._async = _patient(await asyncio.to_thread(self._open_async))
+            return self._async
+
+    @contextmanager
+    def fresh(self) -> Iterator[Any]:
+        """A client of its own, with no open connection yet, so that all it opens can be watched."""
+        client = _patient(self._open_sync())
+        try:
+            yield client
+        finally:
+            client.close()
+
+    def close(self) -> None:
+        with self._lock:
+            if self._sync is not None:
+                self._sync.close()
+                self._sync = None
+
+    async def aclose(self) -> None:
+        async with self._alock:
+            if self._async is not None:
+                await self._async.close()
+                self._async = None
+
+
+def _patient(client: Any) -> Any:
+    return client.with_options(max_retries=0, timeout=CALL_TIMEOUT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Creation:
+    """A request that creates a batch. Without `last` the server has nothing that it could act on."""
+
+    path: str
+    pieces: Iterable[bytes]
+    last: bytes
+    size: int  # of the pieces and `last` together
+
+
+def create(client: Any, creation: Creation, lease: Lease, judge: Judge) -> dict[str, Any]:
+    """Send a creation once, inside the lease. Raises the judged error; `UnknownFate` only where a batch may exist."""
+    sending = Sending(lease)
+    if sending.remaining <= 0:
+        raise Unavailable("The lease to create this batch is over. Nothing was sent.")
+    # The SDKs have no public way to watch a connection; what they send with is an httpx or httpx2 client.
+    with sending.watched(client._client):
+        try:
+            answer = client.post(
+                creation.path,
+                cast_to=object,
+                content=sending.body(creation.pieces, creation.last),
+                options={"headers": {"Content-Length": str(creation.size)}, "timeout": sending.remaining},
+            )
+        except Exception as error:
+            judged = judge(error)
+            if isinstance(judged, UnknownFate) and not sending.whole:
+                raise Unavailable(
+                    "The creation broke off before it was sent whole, so no batch exists."
+                ) from error
+            raise judged from (None if judged is error else error)
+    if isinstance(answer, dict) and isinstance(answer.get("id"), str):
+        return answer
+    raise UnknownFate(
+        "The answer to the creation names no batch. It is searched for before anything is sent again."
+    )
+
+
+def open_stream(client: Any, stream_class: type[Any], url: str) -> Any:
+    """A GET whose body has not been read yet: an SDK's `Stream`, of which only the raw response is used."""
+    return client.get(
+        url,
+        cast_to=object,
+        options={"headers": {"Accept": "application/binary"}, "timeout": TRANSFER_TIMEOUT},
+        stream=True,
+        stream_cls=stream_class,
+    )
+
+
+def stream_lines(stream: Any, batch_id: str) -> Generator[bytes, None, None]:
+    """The lines of an open stream. `Unavailable` where it breaks off: the caller begins the download again."""
+    try:
+        yield from split_lines(_chunks(stream.response, batch_id))
+    finally:
+        stream.response.close()
+
+
+def _chunks(response: Any, batch_id: str) -> Iterator[bytes]:
+    try:
+        yield from response.iter_bytes(_BLOCK)
+    except Exception as error:
+        raise Unavailable(
+            f"The results of batch {batch_id} broke off while they were read ({type(error).__name__}). "
+            "The download is begun again."
+        ) from error
