@@ -49,10 +49,10 @@ class ReadsRows:
     def test_an_empty_result_has_the_schema_of_a_full_one(
         self, database: Database, warehouse: Warehouse
     ) -> None:
-        database.seed("full", pa.table({"id": pa.array([1], pa.int64()), "body": ["x"], "score": [0.5]}))
-        full = warehouse.read(Source(sql="SELECT id, body, score FROM full"))
+        database.seed("whole", pa.table({"id": pa.array([1], pa.int64()), "body": ["x"], "score": [0.5]}))
+        full = warehouse.read(Source(sql="SELECT id, body, score FROM whole"))
         full.read_all()
-        empty = warehouse.read(Source(sql="SELECT id, body, score FROM full WHERE id = 2"))
+        empty = warehouse.read(Source(sql="SELECT id, body, score FROM whole WHERE id = 2"))
         assert empty.schema == full.schema
         assert empty.read_all().num_rows == 0
 

@@ -1,5 +1,176 @@
-"""The contract's cases about shapes."""
+"""The contract's cases about the two tables' shape: created, extended, refused, before anything is sent."""
+
+import pyarrow as pa
+import pytest
+
+from airflow_batch_llm.core.model import ColumnType
+from airflow_batch_llm.errors import TargetError
+from airflow_batch_llm.testing.database import Database, rows_of
+from airflow_batch_llm.testing.staged_rows import batch, columns, labels, land, part
+from airflow_batch_llm.warehouses.base import SchemaChange, Source, Target, Warehouse
+from airflow_batch_llm.warehouses.kind import of_arrow
+
+
+def seed_empty(database: Database, table: str, schema: pa.Schema) -> None:
+    """A table without rows."""
+    database.seed(table, pa.Table.from_batches([batch(schema, [])]))
+
+
+def schema_of(warehouse: Warehouse, table: str) -> pa.Schema:
+    """A table's columns, as reading shows them."""
+    reader = warehouse.read(Source(table=table))
+    reader.read_all()
+    return reader.schema
+
+
+def without(schema: pa.Schema, *names: str) -> pa.Schema:
+    """A schema without some columns."""
+    return pa.schema([field for field in schema if field.name not in names])
 
 
 class ShapesTables:
-    """Cases follow."""
+    """What `prepare` does, and refuses."""
+
+    def test_missing_tables_are_created_with_all_their_columns(
+        self, database: Database, warehouse: Warehouse
+    ) -> None:
+        target = labels()
+        warehouse.prepare(target)
+        assert schema_of(warehouse, target.table).names == target.answer_columns.names
+        assert schema_of(warehouse, target.failures).names == target.failure_columns.names
+        assert rows_of(database, target.table) == rows_of(database, target.failures) == []
+
+    def test_preparing_twice_changes_nothing(self, database: Database, warehouse: Warehouse) -> None:
+        target = labels()
+        warehouse.prepare(target)
+        land(warehouse, target, part(), [{"id": 1, "label": "billing"}])
+        before = (database.tables(), rows_of(database, target.table))
+        warehouse.prepare(target)
+        assert (database.tables(), rows_of(database, target.table)) == before
+
+    def test_preparing_leaves_no_other_table(self, database: Database, warehouse: Warehouse) -> None:
+        target = labels()
+        warehouse.prepare(target)
+        assert database.tables() == {target.table, target.failures}
+
+    def test_key_columns_keep_the_types_of_the_source(self, database: Database, warehouse: Warehouse) -> None:
+        key = pa.schema(
+            [("a", pa.int64()), ("b", pa.string()), ("c", pa.date32()), ("d", pa.decimal128(9, 2))]
+        )
+        warehouse.prepare(labels(key=key))
+        found = schema_of(warehouse, "labels")
+        assert [of_arrow(found.field(name).type) for name in key.names] == [
+            of_arrow(type_) for type_ in key.types
+        ]
+
+    def test_a_new_answer_column_is_added_and_old_rows_keep_what_they_say(
+        self, database: Database, warehouse: Warehouse
+    ) -> None:
+        warehouse.prepare(labels())
+        land(warehouse, labels(), part(), [{"id": 1, "label": "billing"}])
+        wider = labels(answer=columns(label=ColumnType.STRING, score=ColumnType.NUMBER))
+        warehouse.prepare(wider)
+        land(warehouse, wider, part(1), [{"id": 2, "label": "sales", "score": 0.5}])
+        found = [(row["id"], row["label"], row["score"]) for row in rows_of(database, "labels")]
+        assert found == [(1, "billing", None), (2, "sales", 0.5)]
+
+    def test_a_new_answer_column_may_be_left_out(self, database: Database, warehouse: Warehouse) -> None:
+        warehouse.prepare(labels())
+        wider = labels(
+            answer=columns(label=ColumnType.STRING, score=ColumnType.NUMBER),
+            on_schema_change=SchemaChange.IGNORE,
+        )
+        warehouse.prepare(wider)
+        land(warehouse, wider, part(), [{"id": 1, "label": "billing", "score": 0.5}])
+        assert [(row["label"], "score" in row) for row in rows_of(database, "labels")] == [("billing", False)]
+
+    def test_a_new_answer_column_may_be_an_error(self, database: Database, warehouse: Warehouse) -> None:
+        warehouse.prepare(labels())
+        wider = labels(
+            answer=columns(label=ColumnType.STRING, score=ColumnType.NUMBER),
+            on_schema_change=SchemaChange.FAIL,
+        )
+        with pytest.raises(TargetError, match="score"):
+            warehouse.prepare(wider)
+        assert "score" not in schema_of(warehouse, "labels").names
+
+    def test_a_column_of_an_incompatible_type_is_refused_with_both_types(
+        self, database: Database, warehouse: Warehouse
+    ) -> None:
+        target = labels()
+        wrong = pa.schema(
+            [(f.name, pa.int64() if f.name == "label" else f.type) for f in target.answer_columns]
+        )
+        seed_empty(database, "labels", wrong)
+        with pytest.raises(TargetError, match=r"(?i)label is \w*int\w* and would have to hold string"):
+            warehouse.prepare(target)
+        assert database.tables() == {"labels"}
+
+    def test_a_table_without_the_key_column_is_refused(
+        self, database: Database, warehouse: Warehouse
+    ) -> None:
+        seed_empty(database, "labels", without(labels().answer_columns, "id"))
+        with pytest.raises(TargetError, match="id"):
+            warehouse.prepare(labels())
+
+    def test_without_permission_to_create_a_missing_table_is_refused(
+        self, database: Database, warehouse: Warehouse
+    ) -> None:
+        with pytest.raises(TargetError, match="labels does not exist"):
+            warehouse.prepare(labels(create=False))
+        assert database.tables() == set()
+
+    def test_without_permission_to_create_a_missing_column_is_refused(
+        self, database: Database, warehouse: Warehouse
+    ) -> None:
+        target = labels(create=False)
+        seed_empty(database, target.table, without(target.answer_columns, "label"))
+        seed_empty(database, target.failures, target.failure_columns)
+        with pytest.raises(TargetError, match="lacks label"):
+            warehouse.prepare(target)
+
+    def test_tables_that_the_user_made_are_written_without_ddl(
+        self, database: Database, warehouse: Warehouse
+    ) -> None:
+        target = labels(create=False)
+        own = pa.schema([*target.answer_columns, pa.field("reviewed_by", pa.string())])
+        database.seed(target.table, pa.Table.from_batches([batch(own, [{"id": 1, "reviewed_by": "Ann"}])]))
+        seed_empty(database, target.failures, target.failure_columns)
+        warehouse.prepare(target)
+        land(warehouse, target, part(), [{"id": 1, "label": "billing"}, {"id": 2, "label": "sales"}])
+        land(warehouse, target, part(1), [{"id": 2, "label": "legal"}], [{"id": 3}])
+        found = [(row["id"], row["label"], row["reviewed_by"]) for row in rows_of(database, target.table)]
+        assert found == [(1, "billing", "Ann"), (2, "legal", None)]
+        assert [row["id"] for row in rows_of(database, target.failures)] == [3]
+
+    @pytest.mark.parametrize(
+        "name", ["select", "we ird", 'quo"te', "x); DROP TABLE labels; --", "ünï", "%s", "{0}", "a.b", "?"]
+    )
+    def test_any_name_can_be_a_column(self, database: Database, warehouse: Warehouse, name: str) -> None:
+        target = labels(key=pa.schema([(name, pa.int64())]), answer=pa.schema([(f"{name}2", pa.string())]))
+        warehouse.prepare(target)
+        for text in ("billing", "sales"):
+            land(warehouse, target, part(), [{name: 1, f"{name}2": text}], [{name: 2}])
+        assert [(row[name], row[f"{name}2"]) for row in rows_of(database, "labels")] == [(1, "sales")]
+        keys = batch(target.key, [{name: 2}])
+        assert warehouse.known(target, keys).to_pylist()[0]["_llm_failed_attempts"] == 1
+
+    @pytest.mark.parametrize("name", ["order", "we ird", "x; DROP TABLE labels"])
+    def test_any_name_can_be_a_table(self, database: Database, warehouse: Warehouse, name: str) -> None:
+        target = labels(table=name)
+        warehouse.prepare(target)
+        land(warehouse, target, part(), [{"id": 1, "label": "billing"}])
+        assert [row["label"] for row in rows_of(database, name)] == ["billing"]
+
+    @pytest.mark.parametrize("name", ["", "a..b", '"'])
+    def test_what_is_no_table_name_is_refused(self, warehouse: Warehouse, name: str) -> None:
+        with pytest.raises(TargetError, match="not a table name"):
+            warehouse.prepare(Target(table=name, failures="f", key=pa.schema([("id", pa.int64())])))
+
+    def test_a_column_name_that_would_be_cut_short_is_refused(
+        self, database: Database, warehouse: Warehouse
+    ) -> None:
+        if database.longest_name is None:
+            pytest.skip("this database keeps names of any length")
+        with pytest.raises(TargetError, match="longer than"):
+            warehouse.prepare(labels(answer=pa.schema([("x" * (database.longest_name + 1), pa.string())])))

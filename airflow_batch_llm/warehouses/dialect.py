@@ -4,8 +4,8 @@ Identifiers are quoted here and nowhere else. A name is taken literally: `Order`
 a dot parts schema from table, and a part may be quoted to hold a dot itself.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import pyarrow as pa
@@ -20,6 +20,9 @@ class Upsert(StrEnum):
     MERGE = "merge"
     ON_CONFLICT = "on conflict"  # needs a unique index on the key
     ON_DUPLICATE_KEY = "on duplicate key"  # needs a unique index on the key
+    UPDATE_INSERT = (
+        "update, then insert"  # two statements; where there is no unique index, or MERGE is too weak
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +38,8 @@ class Dialect:
     placeholder: str = "?"
     upper_case: bool = False  # an unquoted name is stored in capitals
     keeps_nul: bool = True  # text may hold the character NUL
+    vector_brackets: str = "[]"  # around a vector staged as text; empty: it is staged as a list
+    from_text: Mapping[Kind, str] = field(default_factory=dict)  # kinds staged as text, and how they are read
 
     def quote(self, *names: str) -> str:
         """One identifier, or several as a list."""
@@ -74,6 +79,12 @@ class Dialect:
         if kind is Kind.DECIMAL:
             return declared.format(*_precision(type_))
         return declared
+
+    def staged_type(self, type_: pa.DataType, *, key: bool = False) -> str:
+        """The type of a staging table's column."""
+        if of_arrow(type_) in self.from_text:
+            return self.types[Kind.STRING]
+        return self.column_type(type_, key=key)
 
     def _fold(self, name: str) -> str:
         plain = name.isidentifier() and name.isascii() and name == name.lower()
@@ -129,6 +140,7 @@ DIALECTS: Mapping[str, Dialect] = {
             ),
             key_types={},
             upsert=Upsert.MERGE,
+            from_text={Kind.VECTOR: "FROM_JSON({}, 'ARRAY<DOUBLE>')"},
             max_identifier=255,
         ),
         Dialect(
@@ -140,6 +152,8 @@ DIALECTS: Mapping[str, Dialect] = {
             ),
             key_types={},
             upsert=Upsert.MERGE,
+            from_text={Kind.JSON: "CAST({} AS JSON)", Kind.UUID: "CAST({} AS UUID)"},
+            vector_brackets="",
             max_identifier=65_536,
         ),
         Dialect(
@@ -166,6 +180,8 @@ DIALECTS: Mapping[str, Dialect] = {
             ),
             key_types={},
             upsert=Upsert.ON_CONFLICT,
+            from_text={Kind.JSON: "CAST({} AS JSONB)", Kind.VECTOR: "CAST({} AS DOUBLE PRECISION[])"},
+            vector_brackets="{}",
             max_identifier=63,
             placeholder="%s",
             keeps_nul=False,
@@ -178,7 +194,8 @@ DIALECTS: Mapping[str, Dialect] = {
                 " | VARCHAR(65535) | VARCHAR(65535)"
             ),
             key_types={},
-            upsert=Upsert.MERGE,
+            # Its MERGE takes no condition, so it could not leave a newer row alone.
+            upsert=Upsert.UPDATE_INSERT,
             max_identifier=127,
             placeholder="%s",
             keeps_nul=False,
@@ -192,6 +209,7 @@ DIALECTS: Mapping[str, Dialect] = {
             ),
             key_types={},
             upsert=Upsert.MERGE,
+            from_text={Kind.JSON: "PARSE_JSON({})", Kind.VECTOR: "PARSE_JSON({})"},
             max_identifier=255,
             placeholder="%s",
             upper_case=True,
@@ -234,11 +252,3 @@ def dialect_named(name: str) -> Dialect:
     if found is None:
         raise TargetError(f"No SQL dialect {name!r}. There are: {', '.join(DIALECTS)}.")
     return found
-
-
-def declarations(dialect: Dialect, columns: Sequence[pa.Field], key: frozenset[str]) -> list[str]:
-    """The columns of a CREATE TABLE: quoted name and type."""
-    return [
-        f"{dialect.quote(field.name)} {dialect.column_type(field.type, key=field.name in key)}"
-        for field in columns
-    ]

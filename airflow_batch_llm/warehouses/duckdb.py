@@ -1,0 +1,246 @@
+"""DuckDB: one file, one writing process at a time.
+
+The file is opened when a verb needs it and let go as soon as it does not: readers share it, a writer has it
+alone. Answers are staged as Parquet files beside it, so the lock is held for a publish and no longer.
+"""
+
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from airflow_batch_llm.errors import (
+    BatchLLMError,
+    MissingExtra,
+    SourceError,
+    TargetError,
+    WarehouseBusy,
+    WarehouseError,
+)
+from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Source, Target
+from airflow_batch_llm.warehouses.dialect import DIALECTS
+from airflow_batch_llm.warehouses.plain import plain_batch
+from airflow_batch_llm.warehouses.publication import (
+    Staged,
+    Table,
+    Tables,
+    landings,
+    preparation,
+    publication,
+    published,
+)
+from airflow_batch_llm.warehouses.refusal import translated
+from airflow_batch_llm.warehouses.staging import StagingFolder
+from airflow_batch_llm.warehouses.statements import Statements
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+_DIALECT = DIALECTS["duckdb"]
+_BATCH_ROWS = 8_192
+_RETRY_SECONDS = 0.05
+#: Errors that speak of the statement alone. Others may quote a value.
+_ABOUT_THE_STATEMENT = ("Catalog", "Binder", "Parser", "Permission", "IO", "OutOfMemory", "Dependency")
+
+
+class DuckDBWarehouse:
+    """A DuckDB database file."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        staging: str | Path | None = None,
+        memory_limit: str = "1GB",
+        lock_wait_seconds: float = 300.0,
+        options: Mapping[str, str | int | bool] | None = None,
+    ) -> None:
+        """`staging`: a folder that all workers of a run see; by default one beside the file."""
+        if str(path).startswith(":memory:") or not str(path):
+            raise TargetError("A DuckDB in memory is gone with its process: name a file.")
+        self._path = Path(path).absolute()
+        self._options = {
+            "temp_directory": f"{self._path}.tmp",
+            "preserve_insertion_order": False,
+            **(options or {}),
+            "memory_limit": memory_limit,
+        }
+        self._lock_wait_seconds = lock_wait_seconds
+        self._folder = StagingFolder(Path(staging) if staging else Path(f"{self._path}.staging"), _DIALECT)
+        self._statements = Statements(_DIALECT)
+        self._reading: DuckDBPyConnection | None = None
+
+    @property
+    def asset_uri(self) -> str:
+        return self._path.as_uri()
+
+    def read(self, source: Source) -> pa.RecordBatchReader:
+        return self._stream(self._statements.select(source), source.parameters)
+
+    def read_known(self, source: Source, target: Target) -> pa.RecordBatchReader:
+        select = self._statements.select(source)
+        with self._translated():
+            there = self._known_tables(self._reader(), target)
+        return self._stream(self._statements.read_known(select, target, there), source.parameters)
+
+    def prepare(self, target: Target) -> None:
+        try:
+            self._folder.probe()
+        except OSError as error:
+            raise TargetError(f"Answers cannot be staged beside {self._path}: {error.strerror}.") from None
+        with self._translated(), self._transaction() as connection:
+            for statement in preparation(target, _tables(connection, target), self._statements):
+                connection.execute(statement)
+
+    def known(self, target: Target, keys: pa.RecordBatch) -> pa.RecordBatch:
+        plain = plain_batch(keys, frozenset(target.key.names), _DIALECT)
+        numbered = pa.Table.from_batches([plain]).append_column(
+            "n", pa.array(range(keys.num_rows), pa.int64())
+        )
+        with self._translated():
+            connection = self._reader().cursor()
+            query = self._statements.known("asked", target, self._known_tables(connection, target))
+            connection.register("asked", numbered)
+            found = connection.sql(query).to_arrow_table()
+            connection.close()
+        return found.drop_columns("n").cast(KNOWN_COLUMNS).combine_chunks().to_batches()[0]
+
+    def stage(
+        self, target: Target, part: Part, answers: pa.RecordBatchReader, failures: pa.RecordBatchReader
+    ) -> None:
+        self._folder.put(target, part, answers, failures)
+
+    def publish(self, target: Target, parts: Sequence[Part]) -> Published:
+        if not parts:
+            return Published(answers=0, failures=0)
+        files = self._folder.files(target, parts)
+        staged = Staged(answers=_parquet(files.answers), failures=_parquet(files.failures))
+        counts: dict[str | None, int] = {}
+        with self._translated(), self._transaction() as connection:
+            both = landings(target, _tables(connection, target), self._statements)
+            for step in publication(target, parts, staged, both, self._statements):
+                written = connection.execute(step.sql, step.parameters).fetchone()
+                counts[step.counts] = counts.get(step.counts, 0) + (written[0] if written else 0)
+        return published(counts)
+
+    def unstage(self, target: Target, parts: Sequence[Part]) -> None:
+        self._folder.remove(target, parts)
+
+    def release(self) -> None:
+        if self._reading is not None:
+            self._reading.close()
+            self._reading = None
+
+    def close(self) -> None:
+        self.release()
+
+    def _stream(self, query: str, parameters: Any) -> pa.RecordBatchReader:
+        with self._translated():
+            connection = self._reader()
+            reader = connection.sql(query, params=parameters).to_arrow_reader(_BATCH_ROWS)
+        return pa.RecordBatchReader.from_batches(reader.schema, self._batches(reader))
+
+    def _batches(self, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+        with self._translated():
+            yield from reader
+
+    def _known_tables(self, connection: "DuckDBPyConnection", target: Target) -> dict[str, bool]:
+        found = ((target.table, "_llm_planned_at"), (target.failures, "_llm_attempts"))
+        return {name: column in (_columns(connection, name) or {}) for name, column in found}
+
+    def _reader(self) -> "DuckDBPyConnection":
+        if self._reading is None:
+            if not self._path.exists():
+                raise SourceError(f"There is no DuckDB file {self._path}.")
+            self._reading = self._open(read_only=True)
+        return self._reading
+
+    @contextmanager
+    def _transaction(self) -> Iterator["DuckDBPyConnection"]:
+        connection = self._open(read_only=False)
+        try:
+            connection.begin()
+            yield connection
+            connection.commit()
+        except BaseException:
+            with suppress(Exception):  # the transaction may be gone with its error
+                connection.rollback()
+            raise
+        finally:
+            connection.close()
+
+    def _open(self, *, read_only: bool) -> "DuckDBPyConnection":
+        try:
+            import duckdb
+        except ImportError:
+            raise MissingExtra("DuckDB", "duckdb") from None
+        until = time.monotonic() + self._lock_wait_seconds
+        while True:
+            try:
+                connection = duckdb.connect(self._path, read_only=read_only, config=dict(self._options))
+                break
+            except (duckdb.IOException, duckdb.ConnectionException) as error:
+                holder = _holder(str(error))
+                if holder is None:
+                    raise
+            if time.monotonic() > until:
+                raise WarehouseBusy(
+                    f"{self._path} is held by {holder}, and was not let go in {self._lock_wait_seconds:g} s. "
+                    "DuckDB lets one process write at a time: close the other, or let the tasks run one by one."
+                )
+            time.sleep(_RETRY_SECONDS)
+        connection.execute("SET TimeZone = 'UTC'; SET arrow_lossless_conversion = true")
+        return connection
+
+    def _translated(self) -> Any:
+        try:
+            import duckdb
+        except ImportError:
+            raise MissingExtra("DuckDB", "duckdb") from None
+        return translated((duckdb.Error, pa.ArrowException, OSError), self._describe)
+
+    def _describe(self, error: Exception) -> BatchLLMError:
+        name = type(error).__name__.removesuffix("Exception")
+        said = f": {str(error).splitlines()[0]}" if name in _ABOUT_THE_STATEMENT else ""
+        return WarehouseError(f"DuckDB refused a statement on {self._path} ({name}){said}")
+
+
+def _holder(message: str) -> str | None:
+    """Who has the file, from DuckDB's words; None if the trouble is another."""
+    if found := re.search(r"Conflicting lock is held in (.+?) \(PID (\d+)\)", message):
+        return f"process {found[2]} ({found[1]})"
+    if "different configuration" in message:
+        return "this process, which reads it still (release() lets it go)"
+    return "another process" if "Could not set lock" in message else None
+
+
+def _tables(connection: "DuckDBPyConnection", target: Target) -> Tables:
+    return Tables(target=_table(connection, target.table), failures=_table(connection, target.failures))
+
+
+def _table(connection: "DuckDBPyConnection", name: str) -> Table | None:
+    columns = _columns(connection, name)
+    return None if columns is None else Table(columns=columns, unique=False)
+
+
+def _columns(connection: "DuckDBPyConnection", name: str) -> dict[str, str] | None:
+    *qualifiers, table = _DIALECT.parts(name)
+    catalog, schema = [None, None, *qualifiers][-2:]
+    found = connection.execute(
+        "SELECT column_name, data_type FROM information_schema.columns "
+        "WHERE table_catalog = coalesce(?, current_database()) "
+        "AND lower(table_schema) = lower(coalesce(?, current_schema())) AND lower(table_name) = lower(?) ORDER BY ordinal_position",
+        [catalog, schema, table],
+    ).fetchall()
+    return dict(found) or None
+
+
+def _parquet(files: Sequence[Path]) -> str:
+    from sqlglot import exp
+
+    listed = ", ".join(exp.Literal.string(str(file)).sql(dialect="duckdb") for file in files)
+    return f"read_parquet([{listed}])"

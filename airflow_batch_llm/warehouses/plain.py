@@ -1,0 +1,138 @@
+"""Record batches as databases take them: nested values as JSON text, and no character that a database refuses.
+
+A text's NUL becomes U+FFFD where the database cannot hold it. In JSON, NUL and lone surrogates become U+FFFD
+everywhere, because few databases parse them. A key is never changed: two keys could become one, so a key that
+cannot be held is refused.
+"""
+
+import json
+import re
+from typing import Any
+from uuid import UUID
+
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from airflow_batch_llm.errors import SourceError
+from airflow_batch_llm.warehouses.dialect import Dialect
+from airflow_batch_llm.warehouses.kind import Kind, of_arrow
+
+REPLACEMENT = "\ufffd"
+_NUMBERS = pa.list_(pa.float64())
+_ESCAPED = r"\\u(0000|[dD][89a-fA-F])"  # NUL or half of a surrogate pair, escaped
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+_PLAIN = {Kind.STRING: pa.string(), Kind.JSON: pa.string(), Kind.UUID: pa.string()}
+
+
+def plain_batch(batch: pa.RecordBatch, key: frozenset[str], dialect: Dialect) -> pa.RecordBatch:
+    """The batch with the same columns in the types that staging uses."""
+    arrays = [
+        _plain(batch.column(position), field, dialect, key=field.name in key)
+        for position, field in enumerate(batch.schema)
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=plain_schema(batch.schema, dialect))
+
+
+def plain_schema(schema: pa.Schema, dialect: Dialect) -> pa.Schema:
+    """The schema of `plain_batch`."""
+    return pa.schema([pa.field(field.name, _plain_type(field.type, dialect)) for field in schema])
+
+
+def _plain_type(type_: pa.DataType, dialect: Dialect) -> pa.DataType:
+    kind = of_arrow(type_)
+    if kind in _PLAIN:
+        return _PLAIN[kind]
+    if kind is Kind.VECTOR:
+        return pa.string() if dialect.vector_brackets else _NUMBERS
+    if pa.types.is_dictionary(type_):
+        type_ = type_.value_type
+    if pa.types.is_uint64(type_):
+        return pa.decimal128(20, 0)
+    if kind is Kind.BINARY:
+        return pa.binary()
+    if kind is Kind.TIMESTAMP:
+        return pa.timestamp("us")
+    if kind is Kind.TIMESTAMPTZ:
+        return pa.timestamp("us", tz="UTC")
+    return type_
+
+
+def _plain(column: pa.Array, field: pa.Field, dialect: Dialect, *, key: bool) -> pa.Array:
+    kind = of_arrow(field.type)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if kind is Kind.JSON:
+        return _storable_json(_json_text(column))
+    if kind is Kind.VECTOR:
+        numbers = column.cast(_NUMBERS)
+        return _vector_text(numbers, dialect.vector_brackets) if dialect.vector_brackets else numbers
+    if kind is Kind.UUID:
+        return pa.array([_uuid_text(value) for value in column.to_pylist()], pa.string())
+    if kind is Kind.STRING:
+        return _storable_text(_text(column), field.name, dialect, key=key)
+    return column.cast(_plain_type(field.type, dialect), safe=False)
+
+
+def _text(column: pa.Array) -> pa.Array:
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    if pa.types.is_interval(column.type) or pa.types.is_duration(column.type):
+        return pa.array([None if value is None else str(value) for value in column.to_pylist()], pa.string())
+    return column.cast(pa.string())
+
+
+def _storable_text(column: pa.Array, name: str, dialect: Dialect, *, key: bool) -> pa.Array:
+    if dialect.keeps_nul or not pc.any(pc.match_substring(column, "\0")).as_py():
+        return column
+    if key:
+        raise SourceError(
+            f"The key column {name} holds texts with the character NUL, which {dialect.title} cannot store. "
+            "Leave it out in the source's query, for instance with REPLACE."
+        )
+    return pc.replace_substring(column, "\0", REPLACEMENT)
+
+
+def _uuid_text(value: UUID | bytes | None) -> str | None:
+    return None if value is None else str(value if isinstance(value, UUID) else UUID(bytes=value))
+
+
+def _json_text(column: pa.Array) -> pa.Array:
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    if not pa.types.is_nested(column.type):
+        return column.cast(pa.string())
+    texts = [
+        None if value is None else orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+        for value in column.to_pylist(maps_as_pydicts="lossy")
+    ]
+    return pa.array(texts, pa.string())
+
+
+def _storable_json(column: pa.Array) -> pa.Array:
+    suspect = pc.fill_null(pc.match_substring_regex(column, _ESCAPED), fill_value=False)
+    if not pc.any(suspect).as_py():
+        return column
+    mended = [_mend(text.as_py()) for text in column.filter(suspect)]
+    return pc.replace_with_mask(column, suspect, pa.array(mended, pa.string()))
+
+
+def _mend(text: str) -> str:
+    # The standard library reads a lone surrogate where orjson refuses it.
+    return orjson.dumps(_without_unstorable(json.loads(text))).decode()
+
+
+def _without_unstorable(value: Any) -> Any:
+    if isinstance(value, str):
+        return _UNSTORABLE.sub(REPLACEMENT, value)
+    if isinstance(value, list):
+        return [_without_unstorable(item) for item in value]
+    if isinstance(value, dict):
+        return {_without_unstorable(name): _without_unstorable(item) for name, item in value.items()}
+    return value
+
+
+def _vector_text(column: pa.Array, brackets: str) -> pa.Array:
+    texts = column.cast(pa.list_(pa.string()))
+    filled = pa.ListArray.from_arrays(texts.offsets, texts.values.fill_null("null"), mask=texts.is_null())
+    return pc.binary_join_element_wise(brackets[0], pc.binary_join(filled, ","), brackets[1], "")

@@ -1,0 +1,158 @@
+"""The statements of a preparation and of a publish, in their order. Pure: an adapter runs them in one transaction."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from airflow_batch_llm.warehouses.base import Part, Published, Target, WriteMode
+from airflow_batch_llm.warehouses.dialect import Upsert
+from airflow_batch_llm.warehouses.kind import Kind, of_arrow, of_database
+from airflow_batch_llm.warehouses.statements import FAILURE_ORDER, Landing, Statements
+from airflow_batch_llm.warehouses.target import Shape, shape_failures, shape_target
+
+Columns = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A table that is there: its columns with the database's types, and whether the key is unique in it."""
+
+    columns: Columns
+    unique: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Staged:
+    """Where the staged rows are: relations that may stand in a FROM clause. `twice`: some key is there twice."""
+
+    answers: str
+    failures: str
+    answers_twice: bool = True
+    failures_twice: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One statement. `counts` says of which table its row count tells how many rows were written."""
+
+    sql: str
+    parameters: tuple[Any, ...] = ()
+    counts: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tables:
+    """A stage's two tables as they are: None where there is none."""
+
+    target: Table | None
+    failures: Table | None
+
+
+def preparation(target: Target, tables: Tables, statements: Statements) -> list[str]:
+    """DDL that gives the two tables their shape, then statements that show whether they may be written."""
+    dialect = statements.dialect
+    shapes = (
+        shape_target(target, _columns(tables.target), dialect),
+        shape_failures(target, _columns(tables.failures), dialect),
+    )
+    unique_target = dialect.upsert in (Upsert.ON_CONFLICT, Upsert.ON_DUPLICATE_KEY)
+    ddl: list[str] = []
+    for shape in shapes:
+        if shape.create:
+            unique = unique_target and (
+                shape.table == target.failures or target.write_mode is WriteMode.MERGE
+            )
+            ddl.append(statements.create(target, shape.table, shape.columns, unique=unique))
+        ddl.extend(statements.add_columns(shape.table, shape.add))
+    for shape in shapes:
+        ddl.extend(statements.probe(shape.table, shape.columns.names, target.key.names[0]))
+    return ddl
+
+
+def landings(target: Target, tables: Tables, statements: Statements) -> tuple[Landing, Landing]:
+    """The two tables with the columns that are written to each. Both are there: `preparation` ran before."""
+    dialect = statements.dialect
+    shape = shape_target(target, _columns(tables.target), dialect)
+    failed = shape_failures(target, _columns(tables.failures), dialect)
+    return (
+        Landing(
+            table=target.table,
+            key=tuple(target.key.names),
+            columns=tuple(shape.columns.names),
+            casts=_casts(shape, tables.target, statements),
+            how=_how(tables.target, statements),
+        ),
+        Landing(
+            table=target.failures,
+            key=tuple(target.key.names),
+            columns=tuple(failed.columns.names),
+            casts=_casts(failed, tables.failures, statements),
+            order=FAILURE_ORDER,
+            how=_how(tables.failures, statements),
+        ),
+    )
+
+
+def publication(
+    target: Target,
+    parts: Sequence[Part],
+    staged: Staged,
+    both: tuple[Landing, Landing],
+    statements: Statements,
+) -> list[Step]:
+    """Answers first, then the failures that they settle, then the failures that are left."""
+    answers, failures = both
+    rows = (statements.latest if staged.answers_twice else statements.plain)(answers, staged.answers)
+    if target.write_mode is WriteMode.APPEND:
+        pairs = sorted({(part.run_id, part.shard) for part in parts})
+        parameters = tuple(value for pair in pairs for value in pair)
+        steps = [
+            Step(sql=statements.remove_shards(answers, len(pairs)), parameters=parameters),
+            Step(sql=statements.append(answers, rows), counts="answers"),
+        ]
+    else:
+        steps = [Step(sql=sql, counts="answers") for sql in statements.upsert(answers, rows)]
+    steps.append(Step(sql=statements.settle(failures, staged.answers)))
+    rows = (statements.latest if staged.failures_twice else statements.plain)(failures, staged.failures)
+    left = statements.unanswered(failures, answers, rows)
+    return [*steps, *(Step(sql=sql, counts="failures") for sql in statements.upsert(failures, left))]
+
+
+def published(counts: Mapping[str | None, int]) -> Published:
+    """The report of steps whose row counts were summed by `Step.counts`."""
+    return Published(answers=counts.get("answers", 0), failures=counts.get("failures", 0))
+
+
+def staged_columns(schema: pa.Schema, key: Sequence[str], statements: Statements) -> list[str]:
+    """The columns of a staging table: quoted name and type."""
+    dialect = statements.dialect
+    return [
+        f"{dialect.quote(field.name)} {dialect.staged_type(field.type, key=field.name in key)}"
+        for field in schema
+    ]
+
+
+def _columns(table: Table | None) -> Columns | None:
+    return None if table is None else table.columns
+
+
+def _how(table: Table | None, statements: Statements) -> Upsert:
+    usual = statements.dialect.upsert
+    if usual is Upsert.ON_CONFLICT and (table is None or not table.unique):
+        return Upsert.UPDATE_INSERT
+    return usual
+
+
+def _casts(shape: Shape, table: Table | None, statements: Statements) -> dict[str, str]:
+    dialect = statements.dialect
+    present = {name.lower(): type_ for name, type_ in (table.columns if table else {}).items()}
+    casts = {}
+    for field in shape.columns:
+        kind = of_arrow(field.type)
+        template = dialect.from_text.get(kind)
+        # JSON that goes to a text column stays text.
+        if template and of_database(present.get(field.name.lower(), ""), dialect.name) is not Kind.STRING:
+            casts[field.name] = template
+    return casts

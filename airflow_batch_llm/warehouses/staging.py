@@ -1,0 +1,113 @@
+"""Staged parts as Parquet files, for databases that let one writer in at a time.
+
+A file gets its name when it is whole and on the disk; until then it is a temporary file that nobody reads. So a
+part is staged entirely or not at all, and staging it again replaces it.
+"""
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import BinaryIO
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from airflow_batch_llm.errors import WarehouseError
+from airflow_batch_llm.warehouses.base import Part, Target
+from airflow_batch_llm.warehouses.dialect import Dialect
+from airflow_batch_llm.warehouses.plain import plain_batch, plain_schema
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagedFiles:
+    """The files of some parts."""
+
+    answers: tuple[Path, ...]
+    failures: tuple[Path, ...]
+
+
+def run_token(target: Target, run_id: str) -> str:
+    """A short name of a run on a target, fit for files and tables."""
+    return sha256(repr((target.table, target.failures, run_id)).encode()).hexdigest()[:16]
+
+
+def not_staged(part: Part) -> WarehouseError:
+    """The error for a part that was to be published and is not there."""
+    return WarehouseError(
+        f"Shard {part.shard} (round {part.round}) of run {part.run_id} is not staged. It was staged for another "
+        "target, or its staging was removed or is on another machine: stage it again, then publish."
+    )
+
+
+class StagingFolder:
+    """A folder that all workers of a run share."""
+
+    def __init__(self, path: Path, dialect: Dialect) -> None:
+        self._path = path
+        self._dialect = dialect
+
+    def put(
+        self, target: Target, part: Part, answers: pa.RecordBatchReader, failures: pa.RecordBatchReader
+    ) -> None:
+        """Write one part. The answers' file comes last: where it is, the failures' file is too."""
+        for name, reader in (("failures", failures), ("answers", answers)):
+            self._write(self._file(target, part, name), reader, frozenset(target.key.names))
+
+    def files(self, target: Target, parts: Sequence[Part]) -> StagedFiles:
+        """The files of parts that are staged; an error names the first that is not."""
+        for part in parts:
+            if not self._file(target, part, "answers").exists():
+                raise not_staged(part)
+        return StagedFiles(
+            answers=tuple(self._file(target, part, "answers") for part in parts),
+            failures=tuple(self._file(target, part, "failures") for part in parts),
+        )
+
+    def remove(self, target: Target, parts: Sequence[Part]) -> None:
+        """Drop the files of parts, and what is empty then."""
+        folders = set()
+        for part in parts:
+            for name in ("answers", "failures"):
+                self._file(target, part, name).unlink(missing_ok=True)
+            folders.add(self._file(target, part, "answers").parent)
+        for folder in [*folders, self._path]:
+            with suppress(OSError):  # gone already, or not empty
+                folder.rmdir()
+
+    def probe(self) -> None:
+        """Make sure that files can be written here, and leave none."""
+        trial = self._path / f".probe-{uuid4().hex}"
+        _create(trial).close()
+        trial.unlink()
+        with suppress(OSError):
+            self._path.rmdir()
+
+    def _file(self, target: Target, part: Part, name: str) -> Path:
+        return self._path / run_token(target, part.run_id) / f"{part.round:04}-{part.shard:06}.{name}.parquet"
+
+    def _write(self, file: Path, reader: pa.RecordBatchReader, key: frozenset[str]) -> None:
+        partial = file.with_name(f".{file.name}.{uuid4().hex}")
+        schema = plain_schema(reader.schema, self._dialect)
+        try:
+            with _create(partial) as sink:
+                with pq.ParquetWriter(sink, schema, compression="lz4") as writer:
+                    for batch in reader:
+                        writer.write_batch(plain_batch(batch, key, self._dialect))
+                sink.flush()
+                os.fsync(sink.fileno())
+            partial.replace(file)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _create(file: Path) -> BinaryIO:
+    while True:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            return file.open("xb")
+        except FileNotFoundError:
+            continue  # another worker removed the folder, empty at that moment

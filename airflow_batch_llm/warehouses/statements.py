@@ -1,0 +1,253 @@
+# ruff: noqa: S608  names are quoted by the dialect, and no value is part of a text
+"""The SQL that a publish and a look-up run, built as text from quoted names; never from a row's value.
+
+Staged rows come in as a relation, that is anything that may stand in a FROM clause. The rules are everywhere
+the same: of several staged rows with one key the last planned wins; a row of the table is replaced only by one
+that was planned no earlier; an answer removes its key's failure, unless that failure was planned later.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Source, Target
+from airflow_batch_llm.warehouses.dialect import Dialect, Upsert
+
+PLANNED = "_llm_planned_at"
+_ANSWER_ORDER = (PLANNED, "_llm_processed_at", "_llm_shard")
+FAILURE_ORDER = (PLANNED, "_llm_attempts", "_llm_shard")
+_KNOWN_SOURCES = {  # the column of `KNOWN_COLUMNS`: the table's alias and its column
+    "_llm_known_input_hash": ("t", "_llm_input_hash"),
+    "_llm_known_spec_hash": ("t", "_llm_spec_hash"),
+    "_llm_failed_input_hash": ("f", "_llm_input_hash"),
+    "_llm_failed_spec_hash": ("f", "_llm_spec_hash"),
+    "_llm_failed_attempts": ("f", "_llm_attempts"),
+    "_llm_failed_dead": ("f", "_llm_dead"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Landing:
+    """One of a stage's two tables, and what of the staged rows goes into it."""
+
+    table: str  # as the user names it
+    key: tuple[str, ...]
+    columns: tuple[str, ...]  # all that are written, the key among them
+    casts: Mapping[str, str] = field(default_factory=dict)  # column -> template of its staged text
+    order: tuple[str, ...] = _ANSWER_ORDER  # of several rows with one key, the greatest wins
+    how: Upsert = Upsert.MERGE
+
+
+class Statements:
+    """The builder of one dialect's statements."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self.dialect = dialect
+        self._q = dialect.quote
+
+    def select(self, source: Source) -> str:
+        """The source's query, fit to stand in parentheses: no semicolon ends it, no last comment hides what follows."""
+        if source.table is not None:
+            return f"SELECT * FROM {self.dialect.table(source.table)}"
+        return (source.sql or "").rstrip().rstrip(";") + "\n"
+
+    def create(self, target: Target, table: str, columns: pa.Schema, *, unique: bool) -> str:
+        """CREATE TABLE, perhaps with the key as its primary key."""
+        key = frozenset(target.key.names)
+        parts = [
+            f"{self._q(column.name)} {self.dialect.column_type(column.type, key=column.name in key)}"
+            + (" NOT NULL" if unique and column.name in key else "")
+            for column in columns
+        ]
+        if unique:
+            parts.append(f"PRIMARY KEY ({self._q(*target.key.names)})")
+        return f"CREATE TABLE {self.dialect.table(table)} ({', '.join(parts)})"
+
+    def add_columns(self, table: str, columns: pa.Schema) -> list[str]:
+        """One ALTER TABLE a column."""
+        word = "ADD" if self.dialect.name == "tsql" else "ADD COLUMN"
+        return [
+            f"ALTER TABLE {self.dialect.table(table)} {word} "
+            f"{self._q(column.name)} {self.dialect.column_type(column.type)}"
+            for column in columns
+        ]
+
+    def probe(self, table: str, columns: Iterable[str], key: str) -> list[str]:
+        """Statements that need the right to write and touch no row."""
+        name, listed = self.dialect.table(table), self._q(*columns)
+        return [
+            f"INSERT INTO {name} ({listed}) SELECT {listed} FROM {name} WHERE 1 = 0",
+            f"UPDATE {name} SET {self._q(key)} = {self._q(key)} WHERE 1 = 0",
+            f"DELETE FROM {name} WHERE 1 = 0",
+        ]
+
+    def latest(self, landing: Landing, staged: str) -> str:
+        """The staged rows, one for each key, as the table's columns hold them."""
+        listed = ", ".join(self._cast(landing, column) for column in landing.columns)
+        order = ", ".join(f"x.{self._q(column)} DESC" for column in landing.order)
+        keys = ", ".join(f"x.{self._q(column)}" for column in landing.key)
+        ranked = (
+            f"SELECT x.*, ROW_NUMBER() OVER (PARTITION BY {keys} ORDER BY {order}) AS {self._q('_llm_rank')} "
+            f"FROM {staged} AS x"
+        )
+        return f"SELECT {listed} FROM ({ranked}) AS r WHERE r.{self._q('_llm_rank')} = 1"
+
+    def plain(self, landing: Landing, staged: str) -> str:
+        """The staged rows where no key occurs twice."""
+        return f"SELECT {', '.join(self._cast(landing, column) for column in landing.columns)} FROM {staged} AS r"
+
+    def twice(self, landing: Landing, staged: str) -> str:
+        """Whether some key was staged more than once: a row if so."""
+        keys = self._q(*landing.key)
+        return f"SELECT 1 FROM {staged} AS x GROUP BY {keys} HAVING COUNT(*) > 1 LIMIT 1"
+
+    def upsert(self, landing: Landing, rows: str) -> list[str]:
+        """Merge the rows of a SELECT into the table by key."""
+        return {
+            Upsert.MERGE: self._merge,
+            Upsert.ON_CONFLICT: self._on_conflict,
+            Upsert.ON_DUPLICATE_KEY: self._on_duplicate_key,
+            Upsert.UPDATE_INSERT: self._update_insert,
+        }[landing.how](landing, rows)
+
+    def append(self, landing: Landing, rows: str) -> str:
+        """Add the rows of a SELECT to the table."""
+        listed = self._q(*landing.columns)
+        return f"INSERT INTO {self.dialect.table(landing.table)} ({listed}) {rows}"
+
+    def remove_shards(self, landing: Landing, pairs: int) -> str:
+        """DELETE of what (run, shard) pairs appended before; the pairs are parameters."""
+        one = f"({self._q('_llm_run_id')} = {{0}} AND {self._q('_llm_shard')} = {{0}})"
+        where = " OR ".join([one.format(self.dialect.placeholder)] * pairs)
+        return f"DELETE FROM {self.dialect.table(landing.table)} WHERE {where}"
+
+    def settle(self, failures: Landing, answers: str) -> str:
+        """DELETE of the failures whose keys were answered since."""
+        name = self.dialect.table(failures.table)
+        planned = self._q(PLANNED)
+        return (
+            f"DELETE FROM {name} WHERE EXISTS (SELECT 1 FROM {answers} AS a "
+            f"WHERE {self._same(failures.key, 'a', name)} "
+            f"AND ({name}.{planned} IS NULL OR a.{planned} >= {name}.{planned}))"
+        )
+
+    def unanswered(self, failures: Landing, target: Landing, rows: str) -> str:
+        """Of staged failures those whose key the target holds no answer planned as late or later for."""
+        planned = self._q(PLANNED)
+        return (
+            f"SELECT {', '.join('u.' + self._q(name) for name in failures.columns)} FROM ({rows}) AS u "
+            f"WHERE NOT EXISTS (SELECT 1 FROM {self.dialect.table(target.table)} AS h "
+            f"WHERE {self._same(failures.key, 'h', 'u')} AND h.{planned} >= u.{planned})"
+        )
+
+    def known(self, keys: str, target: Target, tables: Mapping[str, bool]) -> str:
+        """The look-up for a relation of keys that are numbered by a column `n`. `tables`: which of the two exist."""
+        joins, chosen = [], []
+        for alias, table in (("t", target.table), ("f", target.failures)):
+            if tables[table]:
+                same = self._same(target.key.names, alias, "q")
+                joins.append(f"LEFT JOIN {self.dialect.table(table)} AS {alias} ON {same}")
+        for name, (alias, column) in _KNOWN_SOURCES.items():
+            there = tables[target.table if alias == "t" else target.failures]
+            chosen.append(f"{f'{alias}.{self._q(column)}' if there else 'NULL'} AS {self._q(name)}")
+        latest = f"ORDER BY {self._later('t')}" if tables[target.table] else "ORDER BY q.n"
+        return (
+            f"SELECT n, {self._q(*KNOWN_COLUMNS.names)} FROM (SELECT q.n, {', '.join(chosen)}, "
+            f"ROW_NUMBER() OVER (PARTITION BY q.n {latest}) AS r FROM {keys} AS q {' '.join(joins)}) AS k "
+            f"WHERE r = 1 ORDER BY n"
+        )
+
+    def read_known(self, select: str, target: Target, tables: Mapping[str, bool]) -> str:
+        """The source's rows with what is known of each beside them."""
+        joins, chosen = [], []
+        for alias, table in (("t", target.table), ("f", target.failures)):
+            if tables[table]:
+                joins.append(self._join_latest(target, alias, table))
+        for name, (alias, column) in _KNOWN_SOURCES.items():
+            there = tables[target.table if alias == "t" else target.failures]
+            empty = f"CAST(NULL AS {self.dialect.column_type(KNOWN_COLUMNS.field(name).type)})"
+            chosen.append(f"{f'{alias}.{self._q(column)}' if there else empty} AS {self._q(name)}")
+        return f"SELECT q.*, {', '.join(chosen)} FROM ({select}) AS q {' '.join(joins)}"
+
+    def _join_latest(self, target: Target, alias: str, table: str) -> str:
+        keys = self._q(*target.key.names)
+        wanted = [column for of, column in _KNOWN_SOURCES.values() if of == alias]
+        ranked = (
+            f"SELECT {keys}, {self._q(*wanted)}, ROW_NUMBER() OVER (PARTITION BY {keys} "
+            f"ORDER BY {self._later('y')}) AS r FROM {self.dialect.table(table)} AS y"
+        )
+        same = self._same(target.key.names, alias, "q")
+        return f"LEFT JOIN (SELECT * FROM ({ranked}) AS z WHERE r = 1) AS {alias} ON {same}"
+
+    def _merge(self, landing: Landing, rows: str) -> list[str]:
+        name = self.dialect.table(landing.table)
+        hint = " WITH (HOLDLOCK)" if self.dialect.name == "tsql" else ""
+        end = ";" if self.dialect.name == "tsql" else ""
+        changes = ", ".join(f"{self._q(column)} = s.{self._q(column)}" for column in _values(landing))
+        inserted = ", ".join(f"s.{self._q(column)}" for column in landing.columns)
+        return [
+            (
+                f"MERGE INTO {name}{hint} AS t USING ({rows}) AS s ON {self._same(landing.key, 't', 's')} "
+                f"WHEN MATCHED AND {self._not_older('t', 's')} THEN UPDATE SET {changes} "
+                f"WHEN NOT MATCHED THEN INSERT ({self._q(*landing.columns)}) VALUES ({inserted}){end}"
+            )
+        ]
+
+    def _on_conflict(self, landing: Landing, rows: str) -> list[str]:
+        changes = ", ".join(f"{self._q(column)} = excluded.{self._q(column)}" for column in _values(landing))
+        return [
+            (
+                f"INSERT INTO {self.dialect.table(landing.table)} AS t ({self._q(*landing.columns)}) "
+                f"SELECT * FROM ({rows}) AS s WHERE 1 = 1 ON CONFLICT ({self._q(*landing.key)}) "
+                f"DO UPDATE SET {changes} WHERE {self._not_older('t', 'excluded')}"
+            )
+        ]
+
+    def _on_duplicate_key(self, landing: Landing, rows: str) -> list[str]:
+        planned = self._q(PLANNED)
+        newer = f"{planned} IS NULL OR VALUES({planned}) >= {planned}"
+        # MySQL assigns from left to right: the column that decides comes last.
+        names = [column for column in _values(landing) if column != PLANNED] + [PLANNED]
+        changes = ", ".join(
+            f"{self._q(name)} = IF({newer}, VALUES({self._q(name)}), {self._q(name)})" for name in names
+        )
+        return [
+            (
+                f"INSERT INTO {self.dialect.table(landing.table)} ({self._q(*landing.columns)}) "
+                f"SELECT * FROM ({rows}) AS s ON DUPLICATE KEY UPDATE {changes}"
+            )
+        ]
+
+    def _update_insert(self, landing: Landing, rows: str) -> list[str]:
+        name = self.dialect.table(landing.table)
+        same = self._same(landing.key, "t", "s")
+        changes = ", ".join(f"{self._q(column)} = s.{self._q(column)}" for column in _values(landing))
+        inserted = ", ".join(f"s.{self._q(column)}" for column in landing.columns)
+        return [
+            f"UPDATE {name} AS t SET {changes} FROM ({rows}) AS s WHERE {same} AND {self._not_older('t', 's')}",
+            (
+                f"INSERT INTO {name} ({self._q(*landing.columns)}) SELECT {inserted} FROM ({rows}) AS s "
+                f"WHERE NOT EXISTS (SELECT 1 FROM {name} AS t WHERE {same})"
+            ),
+        ]
+
+    def _cast(self, landing: Landing, column: str) -> str:
+        template = landing.casts.get(column)
+        name = f"r.{self._q(column)}"
+        return f"{template.format(name)} AS {self._q(column)}" if template else name
+
+    def _same(self, key: Iterable[str], left: str, right: str) -> str:
+        return " AND ".join(f"{left}.{self._q(name)} = {right}.{self._q(name)}" for name in key)
+
+    def _not_older(self, there: str, incoming: str) -> str:
+        planned = self._q(PLANNED)
+        return f"({there}.{planned} IS NULL OR {incoming}.{planned} >= {there}.{planned})"
+
+    def _later(self, alias: str) -> str:
+        planned = f"{alias}.{self._q(PLANNED)}"
+        return f"CASE WHEN {planned} IS NULL THEN 1 ELSE 0 END, {planned} DESC"
+
+
+def _values(landing: Landing) -> list[str]:
+    return [column for column in landing.columns if column not in landing.key]
