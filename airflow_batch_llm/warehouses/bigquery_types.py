@@ -1,0 +1,141 @@
+"""How BigQuery's types are read into Arrow, and how Arrow columns are staged.
+
+A load job takes no Parquet text into a JSON column: JSON is staged as text and parsed when it is published. A NULL
+array lands as an empty one, since BigQuery has no other.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from airflow_batch_llm.core.model import ColumnType
+from airflow_batch_llm.warehouses.base import ARROW_TYPES
+from airflow_batch_llm.warehouses.dialect import DIALECTS
+from airflow_batch_llm.warehouses.kind import Kind, of_arrow
+
+if TYPE_CHECKING:
+    from google.cloud.bigquery import SchemaField
+
+#: A load job takes a vector as the list that it is.
+DIALECT = replace(DIALECTS["bigquery"], vector_brackets="")
+
+#: How the REST interface names a type, where a statement names it otherwise.
+_STANDARD_NAMES = {"INTEGER": "INT64", "FLOAT": "FLOAT64", "BOOLEAN": "BOOL", "STRUCT": "RECORD"}
+
+_READ_TYPES: dict[str, pa.DataType] = {
+    "INT64": pa.int64(),
+    "FLOAT64": pa.float64(),
+    "BOOL": pa.bool_(),
+    "BYTES": pa.binary(),
+    "DATE": pa.date32(),
+    "DATETIME": pa.timestamp("us"),
+    "TIMESTAMP": ARROW_TYPES[ColumnType.TIMESTAMP],
+    "TIME": pa.time64("us"),
+    "NUMERIC": pa.decimal128(38, 9),
+    "BIGNUMERIC": pa.decimal256(76, 38),
+    "JSON": ARROW_TYPES[ColumnType.JSON],
+}
+
+#: What text is staged as, and parsed from, by the statement that publishes.
+_AS_TEXT = (Kind.STRING, Kind.UUID, Kind.JSON)
+
+
+def existing_types(columns: Iterable[SchemaField]) -> dict[str, str]:
+    """The columns of a table that is there. What no answer can be written to has a type that no dialect knows."""
+    return {column.name: _existing_type(column) for column in columns}
+
+
+def _existing_type(column: SchemaField) -> str:
+    name = _STANDARD_NAMES.get(column.field_type, column.field_type)
+    if column.mode != "REPEATED":
+        return name
+    return f"ARRAY<{name}>" if name == "FLOAT64" else f"REPEATED {name}"
+
+
+def schema_field(field: pa.Field) -> SchemaField:
+    """The column that is created for an Arrow field."""
+    from google.cloud.bigquery import SchemaField
+
+    name = DIALECT.column_type(field.type)
+    if name.startswith("ARRAY<"):
+        return SchemaField(field.name, name[len("ARRAY<") : -1], mode="REPEATED")
+    return SchemaField(field.name, name)
+
+
+def read_schema(columns: Iterable[SchemaField]) -> pa.Schema:
+    """The Arrow schema of a result, known before its first row."""
+    return pa.schema([_read_field(column) for column in columns])
+
+
+def _read_field(column: SchemaField) -> pa.Field:
+    name = _STANDARD_NAMES.get(column.field_type, column.field_type)
+    if name == "RECORD":
+        kind: pa.DataType = pa.struct([_read_field(member) for member in column.fields])
+    else:
+        kind = _READ_TYPES.get(name, pa.string())
+    return pa.field(column.name, pa.list_(kind) if column.mode == "REPEATED" else kind)
+
+
+def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """A batch as the client library made it, in the types that were announced."""
+    columns = [_cast(batch.column(at), field.type) for at, field in enumerate(schema)]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    if column.type.equals(kind):
+        return column
+    if isinstance(kind, pa.JsonType):
+        return pa.ExtensionArray.from_storage(kind, column.cast(kind.storage_type))
+    if pa.types.is_nested(kind) and "json" in str(kind):  # a cast does not reach an extension inside
+        return pa.array(column.to_pylist(), kind)
+    return column.cast(kind)
+
+
+def staged_field(field: pa.Field, name: str) -> SchemaField:
+    """The column of a staging table for an Arrow field."""
+    from google.cloud.bigquery import SchemaField
+
+    if of_arrow(field.type) is Kind.JSON:
+        return SchemaField(name, "STRING")
+    return schema_field(pa.field(name, field.type))
+
+
+def staged_type(kind: pa.DataType) -> pa.DataType:
+    """The Arrow type in which a column is written to the staged file."""
+    if of_arrow(kind) in _AS_TEXT:
+        return pa.string()
+    if of_arrow(kind) is Kind.VECTOR:
+        return pa.list_(pa.float64())
+    return _READ_TYPES[DIALECT.column_type(kind)]
+
+
+def parameter(name: str | None, value: Any) -> Any:
+    """A query parameter whose BigQuery type follows from the Python value."""
+    from google.cloud import bigquery
+
+    if isinstance(value, list | tuple):
+        kind = _parameter_type(next((item for item in value if item is not None), ""))
+        return bigquery.ArrayQueryParameter(name, kind, list(value))
+    return bigquery.ScalarQueryParameter(name, _parameter_type(value), value)
+
+
+def _parameter_type(value: Any) -> str:
+    if isinstance(value, dt.datetime):
+        return "TIMESTAMP" if value.tzinfo else "DATETIME"
+    kinds: tuple[tuple[type, str], ...] = (
+        (bool, "BOOL"),
+        (int, "INT64"),
+        (float, "FLOAT64"),
+        (decimal.Decimal, "BIGNUMERIC"),
+        (bytes, "BYTES"),
+        (dt.date, "DATE"),
+        (dt.time, "TIME"),
+    )
+    return next((name for kind, name in kinds if isinstance(value, kind)), "STRING")
