@@ -6,10 +6,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import grimp
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import airflow_batch_llm
 
@@ -113,6 +116,21 @@ def test_importing_the_edge_loads_no_sdk_that_airflow_has_not_loaded_itself() ->
     assert {module: names for module, names in unwanted.items() if names} == {}
 
 
+def test_what_is_imported_is_declared() -> None:
+    declared = {
+        canonicalize_name(Requirement(line).name) for line in metadata.requires("airflow-batch-llm") or []
+    }
+    distributions = metadata.packages_distributions()
+
+    undeclared = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in _files()
+        for name in _imported(path) - sys.stdlib_module_names - {PACKAGE.name}
+        if not declared & {canonicalize_name(each) for each in distributions.get(name, [])}
+    }
+    assert undeclared == set()
+
+
 def test_files_are_short() -> None:
     lengths = {path: len(path.read_text().splitlines()) for path in _files()}
 
@@ -126,11 +144,12 @@ def test_functions_are_short() -> None:
 
 
 def test_parameters_are_few() -> None:
-    # What a user writes in a Dag is keywords of one call, as everywhere in Airflow: the edge is exempt.
+    # What a user writes in a Dag is keywords of one call, and at a shell options of one command: these are exempt.
     counts = {
         f"{path}:{function.name}": _parameters(function)
         for path, function in _functions()
-        if path.relative_to(PACKAGE).parts[0].removesuffix(".py") not in (*EDGE, "cli")
+        if path.relative_to(PACKAGE).parts[0].removesuffix(".py") not in EDGE
+        and path.stem not in ("cli", "command")
     }
 
     assert {name: count for name, count in counts.items() if count > MAX_PARAMETERS} == {}
@@ -199,6 +218,17 @@ print(json.dumps(loaded))
 
 def _files() -> Iterator[Path]:
     return PACKAGE.rglob("*.py")
+
+
+def _imported(path: Path) -> set[str]:
+    """The top-level names of what a file imports, wherever in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return {name.split(".")[0] for name in names}
 
 
 def _functions() -> Iterator[tuple[Path, ast.FunctionDef | ast.AsyncFunctionDef]]:
