@@ -6,10 +6,10 @@ import orjson
 
 from airflow_batch_llm.core.model import Call
 from airflow_batch_llm.providers.steps import WORKER, drive, patiently
+from airflow_batch_llm.providers.vertex.encode import generate_content
 from airflow_batch_llm.providers.vertex.errors import judge
 from airflow_batch_llm.providers.vertex.jobs import model_path
 from airflow_batch_llm.providers.vertex.place import Place
-from airflow_batch_llm.providers.vertex.rows import generate_content
 
 _TIMEOUT_SECONDS = 60.0
 

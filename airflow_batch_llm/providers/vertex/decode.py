@@ -1,53 +1,15 @@
-"""One request to Gemini as a line of a batch job's input, and one line of its output in our vocabulary.
+"""One line of a batch job's output in our vocabulary.
 
-The id travels twice, beside `request` and in `request.labels`: the first echo is not documented, the second is
-reformatted by nobody. Rows come back in any order and a failed row does not fail the job.
+Rows come back in any order, and a failed row does not fail the job: it says so in its `status`, or by what it lacks.
 """
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from airflow_batch_llm.core.model import Call, Outcome, Result, Usage
-from airflow_batch_llm.core.request import CUSTOM_ID, PROMPT, LineTemplate
-from airflow_batch_llm.errors import InputError, OutputTypeError
+from airflow_batch_llm.core.model import Outcome, Result, Usage
 from airflow_batch_llm.providers.lines import brief, parse_line
-from airflow_batch_llm.providers.vertex.importer import violations
-from airflow_batch_llm.providers.vertex.schema import response_schema
-
-ID_LABEL = "airflow_batch_llm_id"
-
-# What this package writes into a request, and the argument that says it instead.
-_MANAGED = {
-    "contents": "prompt",
-    "systemInstruction": "system_prompt",
-    "cachedContent": "nothing: batch jobs read no explicit cache",
-}
-_MANAGED_GENERATION = {
-    "maxOutputTokens": "max_tokens",
-    "candidateCount": "nothing: one answer is read per row",
-}
-_MANAGED_BY_SCHEMA = {
-    "responseSchema": "output_type",
-    "responseJsonSchema": "output_type",
-    "responseMimeType": "output_type",
-}
-_GENERATION_WORDS = {
-    *_MANAGED_GENERATION,
-    *_MANAGED_BY_SCHEMA,
-    "frequencyPenalty",
-    "logprobs",
-    "mediaResolution",
-    "presencePenalty",
-    "responseLogprobs",
-    "responseModalities",
-    "seed",
-    "stopSequences",
-    "temperature",
-    "thinkingConfig",
-    "topK",
-    "topP",
-}
+from airflow_batch_llm.providers.vertex.encode import ID_LABEL
 
 _TRUNCATED = frozenset({"MAX_TOKENS"})
 _REFUSED = frozenset(
@@ -72,62 +34,16 @@ _TRANSIENT_NAMES = frozenset(
 )
 
 
-def encode(call: Call) -> LineTemplate:
-    """The request line of a call. Raises `InputError` for what the importer or the model would refuse."""
-    if call.endpoint is not None:
-        raise InputError(f"Vertex has one endpoint for batches; leave out endpoint={call.endpoint!r}.")
-    request = generate_content(call, PROMPT)
-    request["labels"] = {**request.get("labels", {}), ID_LABEL: CUSTOM_ID}
-    line = {"request": request, "custom_id": CUSTOM_ID}
-    for path, reason in violations(line):
-        where = path.removeprefix("request.")
-        in_schema = where.startswith("generationConfig.responseSchema") and call.schema is not None
-        kind = OutputTypeError if in_schema else InputError
-        raise kind(f"Vertex cannot import a request with {where!r}: {reason}.")
-    return LineTemplate.of(line)
-
-
-def generate_content(call: Call, prompt: str) -> dict[str, Any]:
-    """The `GenerateContentRequest` of a call with this prompt."""
-    _check_params(call)
-    params: dict[str, Any] = dict(call.params)
-    request: dict[str, Any] = {"contents": [{"role": "user", "parts": [{"text": prompt}]}]}
-    if call.system_prompt:
-        request["systemInstruction"] = {"parts": [{"text": call.system_prompt}]}
-    generation = dict(params.pop("generationConfig", {}))
-    if call.max_tokens is not None:
-        generation["maxOutputTokens"] = call.max_tokens
-    if call.schema is not None:
-        generation["responseMimeType"] = "application/json"
-        generation["responseSchema"] = response_schema(call.schema)
-    if generation:
-        request["generationConfig"] = generation
-    return request | params
-
-
-def _check_params(call: Call) -> None:
-    for name in call.params:
-        if name in _GENERATION_WORDS or name.partition("_")[0] in ("generation", "max", "top"):
-            raise InputError(f"request_params: {name!r} belongs below 'generationConfig', in camelCase.")
-        _refuse_managed(name, _MANAGED)
-    generation = call.params.get("generationConfig", {})
-    if not isinstance(generation, Mapping):
-        raise InputError("request_params: 'generationConfig' must be a mapping.")
-    managed = _MANAGED_GENERATION if call.max_tokens is not None else {"candidateCount": "nothing"}
-    if call.schema is not None:
-        managed = managed | _MANAGED_BY_SCHEMA
-    for name in generation:
-        _refuse_managed(name, managed)
-    labels = call.params.get("labels", {})
-    if not isinstance(labels, Mapping) or ID_LABEL in labels:
-        raise InputError(
-            f"request_params: 'labels' must be a mapping without {ID_LABEL!r}, which names the row."
-        )
-
-
 def decode(line: bytes) -> Result:
     """One output line. Raises `ValueError` for a line that is not a result."""
     row = parse_line(line)
+    try:
+        return _result(row)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError("the line is not shaped like an answer of Gemini") from error
+
+
+def _result(row: Mapping[str, Any]) -> Result:
     custom_id = _custom_id(row)
     response = row.get("response")
     if status := row.get("status"):
@@ -220,8 +136,3 @@ def _usage(usage: Mapping[str, Any]) -> Usage:
         output_tokens=int(usage.get("candidatesTokenCount") or 0) + thought,
         reasoning_tokens=thought,
     )
-
-
-def _refuse_managed(name: str, managed: Mapping[str, str]) -> None:
-    if name in managed:
-        raise InputError(f"request_params: {name!r} is set by this package; use {managed[name]}.")

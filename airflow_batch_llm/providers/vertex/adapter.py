@@ -24,14 +24,16 @@ from airflow_batch_llm.core.model import (
 )
 from airflow_batch_llm.core.request import LineTemplate
 from airflow_batch_llm.errors import Refused, ResultsGone
-from airflow_batch_llm.providers.vertex import flows, jobs, rows
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.steps import TRIGGER, WORKER, adrive, drive
+from airflow_batch_llm.providers.vertex import flows, jobs
 from airflow_batch_llm.providers.vertex.clients import AsyncJobs, Jobs
-from airflow_batch_llm.providers.vertex.tokens import TokenCounter
+from airflow_batch_llm.providers.vertex.decode import decode
+from airflow_batch_llm.providers.vertex.encode import encode
 from airflow_batch_llm.providers.vertex.errors import http_code
 from airflow_batch_llm.providers.vertex.place import Place
 from airflow_batch_llm.providers.vertex.storage import Staging
+from airflow_batch_llm.providers.vertex.tokens import TokenCounter
 
 _LIMITS = Limits(
     max_requests=200_000,
@@ -63,10 +65,10 @@ class VertexProvider:
         return self._place.host
 
     def encode(self, call: Call) -> LineTemplate:
-        return rows.encode(call)
+        return encode(call)
 
     def decode(self, line: bytes) -> Result:
-        return rows.decode(line)
+        return decode(line)
 
     def upload(self, shard: ShardFile) -> str:
         return self._open_staging().upload(shard.path, f"{self._place.staging}/{shard.token}")
@@ -84,11 +86,11 @@ class VertexProvider:
             },
         }
         # A session that keeps to the lease sends nothing else, so a creation has a client of its own.
-        jobs = self._new_jobs()
+        client = self._new_jobs()
         try:
-            return jobs.create(job, lease)
+            return client.create(job, lease)
         finally:
-            jobs.close()
+            client.close()
 
     def check(self, batch_ids: Sequence[str]) -> Mapping[str, BatchStatus]:
         return drive(flows.check(batch_ids, time.time(), WORKER), self._open_jobs())
@@ -140,9 +142,9 @@ class VertexProvider:
         await adrive(flows.cancel(batch_id, TRIGGER), await self._open_async_jobs())
 
     async def aclose(self) -> None:
-        jobs, self._async_jobs = self._async_jobs, None
-        if jobs is not None:
-            await jobs.close()
+        opened, self._async_jobs = self._async_jobs, None
+        if opened is not None:
+            await opened.close()
 
     def _new_jobs(self) -> Jobs:
         if self._access.client is not None:
@@ -162,12 +164,15 @@ class VertexProvider:
             return self._staging
 
     async def _open_async_jobs(self) -> AsyncJobs:
-        return self._async_jobs or await asyncio.to_thread(self._build_async_jobs)
+        opened = self._async_jobs
+        return opened if opened is not None else await asyncio.to_thread(self._build_async_jobs)
 
     def _build_async_jobs(self) -> AsyncJobs:
         """In a thread: the SDK's import and its client cost a second that the event loop has not."""
         with self._opening:
-            make = self._access.async_client
-            opened = self._async_jobs or (AsyncJobs(make()) if make else AsyncJobs.open(self._place))
-            self._async_jobs = opened
+            opened = self._async_jobs
+            if opened is None:
+                make = self._access.async_client
+                opened = AsyncJobs.open(self._place) if make is None else AsyncJobs(make())
+                self._async_jobs = opened
             return opened

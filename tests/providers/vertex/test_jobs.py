@@ -1,0 +1,108 @@
+"""What a job says, as a state, a reason and a sighting; and the words by which it is found."""
+
+import pytest
+
+from airflow_batch_llm.core.model import BatchState, BatchStatus, Search, Sighting
+from airflow_batch_llm.providers.vertex.jobs import (
+    Job,
+    console_url,
+    labels,
+    model_path,
+    search_filter,
+    sighting,
+    status,
+)
+
+NAME = "projects/123/locations/europe-west4/batchPredictionJobs/456"
+FOLDER = "gs://b/out/prediction-model-2026-11-20T00:00:01.000000Z"
+
+
+@pytest.mark.parametrize(
+    ("told", "state"),
+    [
+        ("JOB_STATE_UNSPECIFIED", BatchState.RUNNING),
+        ("JOB_STATE_QUEUED", BatchState.RUNNING),
+        ("JOB_STATE_PENDING", BatchState.RUNNING),
+        ("JOB_STATE_RUNNING", BatchState.RUNNING),
+        ("JOB_STATE_CANCELLING", BatchState.RUNNING),
+        ("JOB_STATE_PAUSED", BatchState.RUNNING),
+        ("JOB_STATE_UPDATING", BatchState.RUNNING),
+        ("A_STATE_OF_NEXT_YEAR", BatchState.RUNNING),
+        ("JOB_STATE_SUCCEEDED", BatchState.ENDED),
+        ("JOB_STATE_PARTIALLY_SUCCEEDED", BatchState.ENDED),
+        ("JOB_STATE_CANCELLED", BatchState.ENDED),
+        ("JOB_STATE_EXPIRED", BatchState.ENDED),
+        ("JOB_STATE_FAILED", BatchState.REJECTED),
+    ],
+)
+def test_every_state_is_one_of_ours(told: str, state: BatchState) -> None:
+    assert status(Job(name=NAME, state=told)).state is state
+
+
+def test_counts_are_told_as_far_as_they_are_known() -> None:
+    running = Job(name=NAME, state="JOB_STATE_RUNNING", succeeded=3, failed=1, incomplete=6)
+    assert status(running) == BatchStatus(state=BatchState.RUNNING, total=10, finished=4)
+    uncounted = Job(name=NAME, state="JOB_STATE_RUNNING", succeeded=3, failed=1, incomplete=-1)
+    assert status(uncounted) == BatchStatus(state=BatchState.RUNNING, total=None, finished=4)
+    assert status(Job(name=NAME, state="JOB_STATE_PENDING")).finished is None
+
+
+@pytest.mark.parametrize(
+    ("code", "later"), [(3, False), (5, False), (7, False), (9, False), (8, True), (13, True), (14, True)]
+)
+def test_a_failed_job_is_sent_again_later_only_where_resources_lacked(code: int, later: bool) -> None:
+    told = status(Job(name=NAME, state="JOB_STATE_FAILED", error_code=code, error_message="why"))
+    assert (told.state, told.later) == (BatchState.REJECTED, later)
+    assert told.reason is not None
+    assert told.reason.startswith(f"code {code}: why")
+
+
+def test_a_failed_job_says_what_to_do_about_rights() -> None:
+    told = status(Job(name=NAME, state="JOB_STATE_FAILED", error_code=7, error_message="denied"))
+    assert "storage.objects.create" in str(told.reason)
+
+
+def test_the_importers_quotations_of_rows_are_left_out_of_the_reason() -> None:
+    message = "Failed to import data. Could not parse 'Dear Sir, my card' as INT64 for field \"age\"."
+    told = status(Job(name=NAME, state="JOB_STATE_FAILED", error_code=3, error_message=message))
+    assert "card" not in str(told.reason)
+    assert "Failed to import data. Could not parse" in str(told.reason)
+
+
+def test_a_job_that_failed_after_it_had_written_rows_has_ended() -> None:
+    wrote = Job(name=NAME, state="JOB_STATE_FAILED", error_code=13, succeeded=2, failed=0, output=FOLDER)
+    assert status(wrote) == BatchStatus(state=BatchState.ENDED, finished=2)
+    nothing = Job(name=NAME, state="JOB_STATE_FAILED", error_code=13, succeeded=0, failed=0, output=FOLDER)
+    assert status(nothing).state is BatchState.REJECTED
+
+
+def test_a_job_is_labelled_with_run_and_shard_in_what_google_takes_for_labels() -> None:
+    told = labels("r0123456789abcdef-0042")
+    assert told == {
+        "airflow_batch_llm_run": "r0123456789abcdef",
+        "airflow_batch_llm_shard": "r0123456789abcdef-0042",
+    }
+    assert all(len(word) <= 63 and word == word.lower() for pair in told.items() for word in pair)
+
+
+def test_the_search_is_by_run_and_time() -> None:
+    search = Search(run_token="r01", since=1_800_000_000.9, requests={"r01-0001": 5})
+    assert search_filter(search) == (
+        'labels.airflow_batch_llm_run="r01" AND create_time>="2027-01-15T08:00:00Z"'
+    )
+
+
+def test_a_sighting_bears_the_shard_that_its_label_names() -> None:
+    job = Job(name=NAME, state="JOB_STATE_RUNNING", labels=labels("r01-0042"))
+    assert sighting(job) == Sighting(batch_id=NAME, state=BatchState.RUNNING, token="r01-0042")
+
+
+def test_the_console_page_is_that_of_the_job() -> None:
+    assert console_url(NAME) == (
+        "https://console.cloud.google.com/vertex-ai/locations/europe-west4/batch-predictions/456?project=123"
+    )
+
+
+def test_a_bare_model_name_is_one_of_googles_own() -> None:
+    assert model_path("gemini-2.5-flash") == "publishers/google/models/gemini-2.5-flash"
+    assert model_path("publishers/google/models/x") == "publishers/google/models/x"
