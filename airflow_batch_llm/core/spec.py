@@ -1,0 +1,98 @@
+"""What decides that an answer is still the answer: the spec of the stage, and the input of the row.
+
+Both hashes stand in users' tables, so the same inputs must give the same hashes in every release. A field that
+is not set is not hashed: one that a later release adds leaves the hashes of today as they are.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import orjson
+
+from airflow_batch_llm.core.request import canonical, digest
+from airflow_batch_llm.core.schema_rules import map_children
+from airflow_batch_llm.core.value import plain
+
+#: Values of these very types are canonical JSON as they are.
+_PLAIN_TYPES = frozenset({str, int, bool, type(None)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """Everything that decides what is asked, but for the row itself."""
+
+    provider: str
+    model: str
+    prompt: Mapping[str, str]  # `prompt.identity`
+    prompt_params: Mapping[str, object] = field(default_factory=dict)
+    system_prompt: str | None = None
+    schema: Mapping[str, Any] | None = None
+    params: Mapping[str, object] = field(default_factory=dict)
+    max_tokens: int | None = None
+    endpoint: str | None = None
+    host: str | None = None  # who answers, where it is not the vendor: its answers are not the vendor's
+
+    def to_json(self) -> dict[str, Any]:
+        """For the frozen plan. Whoever stores it keeps the order of keys."""
+        stored: dict[str, Any] = orjson.loads(orjson.dumps(plain(_set_fields(self))))
+        return stored
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "Spec":
+        """From the frozen plan. What a later release has added is not known here and left out."""
+        known = {item.name for item in fields(cls)}
+        return cls(**{name: value for name, value in stored.items() if name in known})
+
+
+def spec_hash(spec: Spec) -> str:
+    """The order of a schema's properties counts: a model answers in it, and thinks in it."""
+    hashed = _set_fields(spec)
+    if spec.schema is not None:
+        hashed["schema"] = _in_order(spec.schema)
+    return digest(canonical(plain(hashed)))
+
+
+def input_hash(values: Mapping[str, object]) -> str:
+    """Of the values that a prompt uses, by column name, in any order.
+
+    Numbers count by value (1, 1.0 and 1.00 are the same), and differ from their text and from true. A time
+    counts as its text in UTC; NULL and the empty text differ.
+    """
+    return digest(canonical(plain(values)))
+
+
+def input_hashes(columns: Mapping[str, Sequence[object]], rows: int) -> list[str]:
+    """The `input_hash` of each row of a batch of `rows`. Columns that differ from row to row cost the most."""
+    names = sorted(columns)
+    if not names:
+        return [input_hash({})] * rows
+    table = [_plain_column(columns[name]) for name in names]
+    return [_hash_row(names, row) for row in zip(*table, strict=True)]
+
+
+def _plain_column(values: Sequence[object]) -> Sequence[object]:
+    return values if _PLAIN_TYPES.issuperset(map(type, values)) else [plain(value) for value in values]
+
+
+def _hash_row(names: Sequence[str], row: tuple[object, ...]) -> str:
+    values = dict(zip(names, row, strict=True))
+    try:
+        return digest(canonical(values))
+    except TypeError:  # a lone surrogate, or an integer beyond 64 bits, in a column of plain types
+        return input_hash(values)
+
+
+def _set_fields(spec: Spec) -> dict[str, Any]:
+    values = {item.name: getattr(spec, item.name) for item in fields(spec)}
+    return {name: value for name, value in values.items() if value is not None and value != {}}
+
+
+def _in_order(node: Any) -> Any:
+    """The schema with each object's properties as a list, which `canonical` does not sort."""
+    if not isinstance(node, Mapping):
+        return node
+    copy = map_children(node, _in_order)
+    if isinstance(copy.get("properties"), Mapping):
+        copy["properties"] = [[name, child] for name, child in copy["properties"].items()]
+    return copy

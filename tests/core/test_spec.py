@@ -1,0 +1,165 @@
+"""The two hashes that decide what is bought."""
+
+from dataclasses import replace
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_batch_llm.core.request import fingerprint
+from airflow_batch_llm.core.spec import Spec, input_hash, input_hashes, spec_hash
+
+SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"why": {"type": "string"}, "label": {"type": "string", "enum": ["a", "b"]}},
+    "required": ["why", "label"],
+}
+SPEC = Spec(
+    provider="anthropic",
+    model="claude-haiku-4-5",
+    prompt={"template": "Subject: {{ subject }}"},
+    prompt_params={"day": date(2026, 1, 2), "n": 1},
+    system_prompt="You triage.",
+    schema=SCHEMA,
+    params={"temperature": 0.5},
+    max_tokens=100,
+)
+ROW = {
+    "text": 'é "x"\n\u2028\0',
+    "none": None,
+    "yes": True,
+    "n": 7,
+    "ratio": 0.1,
+    "price": Decimal("12.50"),
+    "at": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+    "day": date(2026, 1, 2),
+    "tags": ["a", {"b": 1.0, "a": None}],
+    "raw": b"\x00\xff",
+}
+
+
+def test_the_hashes_are_those_of_every_release() -> None:
+    assert spec_hash(SPEC) == "ba098926db909767d41e06ce191495e8"
+    assert (
+        spec_hash(Spec(provider="openai", model="gpt-4.1-nano", prompt={"template": "{{ a }}"}))
+        == "3618605a106feaec70b8128c3938bd91"
+    )
+    assert input_hash({}) == "ae187e3ea548efcb6d09fd80cf365ed5"
+    assert input_hash({"subject": "Hi"}) == "dbb853602cd92188b4a059d979b506d5"
+    assert input_hash(ROW) == "0144fd289f85fad375885582bcedc76d"
+    assert fingerprint(input_hash(ROW), spec_hash(SPEC)) == "c97656ae0502c59bbc9cf3ea059e8643"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"provider": "openai"},
+        {"model": "claude-sonnet-4-5"},
+        {"prompt": {"template": "Subject: {{ subject }} "}},
+        {"prompt": {"function": "m.f", "source": "def f(row): ..."}},
+        {"prompt_params": {"day": date(2026, 1, 3), "n": 1}},
+        {"prompt_params": {"day": date(2026, 1, 2), "n": "1"}},
+        {"prompt_params": {}},
+        {"system_prompt": None},
+        {"system_prompt": ""},
+        {"schema": None},
+        {"schema": {**SCHEMA, "properties": dict(reversed(SCHEMA["properties"].items()))}},
+        {"params": {"temperature": 0.6}},
+        {"params": {}},
+        {"max_tokens": 101},
+        {"max_tokens": None},
+        {"endpoint": "/v1/responses"},
+        {"host": "127.0.0.1"},
+    ],
+)
+def test_each_thing_that_decides_what_is_asked_changes_the_hash(change: dict[str, Any]) -> None:
+    assert spec_hash(replace(SPEC, **change)) != spec_hash(SPEC)
+
+
+def test_the_order_of_parameters_and_keywords_does_not_change_the_hash() -> None:
+    turned = replace(
+        SPEC,
+        prompt_params=dict(reversed(SPEC.prompt_params.items())),
+        schema=dict(reversed(SCHEMA.items())),
+    )
+    assert spec_hash(turned) == spec_hash(SPEC)
+
+
+def test_a_spec_that_was_stored_has_the_same_hash() -> None:
+    stored = orjson.loads(orjson.dumps(SPEC.to_json()))
+    assert spec_hash(Spec.from_json(stored)) == spec_hash(SPEC)
+    again = Spec.from_json(stored)
+    assert Spec.from_json(orjson.loads(orjson.dumps(again.to_json()))) == again
+
+
+def test_a_spec_stored_by_a_later_release_can_be_read() -> None:
+    assert Spec.from_json({**SPEC.to_json(), "added_later": 1}).model == SPEC.model
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (1, 1.0),
+        (1, Decimal("1.00")),
+        (0.1, Decimal("0.10")),
+        (datetime(2026, 1, 2, tzinfo=UTC), "2026-01-02T00:00:00Z"),
+        ((1, 2), [1, 2]),
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}),
+    ],
+)
+def test_equal_values_give_equal_hashes(one: object, other: object) -> None:
+    assert input_hash({"x": one}) == input_hash({"x": other})
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (1, "1"),
+        (1, True),
+        (0, False),
+        (None, ""),
+        (None, "null"),
+        ("a", "A"),
+        ("é", "e\u0301"),
+        (0.1 + 0.2, 0.3),
+        (2**63, float(2**63) + 2048),
+        ([1, 2], [2, 1]),
+        ([], None),
+        (datetime(2026, 1, 2), datetime(2026, 1, 2, tzinfo=UTC)),  # noqa: DTZ001
+    ],
+)
+def test_different_values_give_different_hashes(one: object, other: object) -> None:
+    assert input_hash({"x": one}) != input_hash({"x": other})
+
+
+def test_the_columns_names_count_and_their_order_does_not() -> None:
+    assert input_hash({"a": 1, "b": 2}) == input_hash({"b": 2, "a": 1})
+    assert input_hash({"a": 1}) != input_hash({"b": 1})
+    assert input_hash({"a": 1, "b": None}) != input_hash({"a": 1})
+
+
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.decimals(allow_nan=False, allow_infinity=False),
+    st.text(st.characters(codec=None), max_size=10),
+    st.dates(),
+    st.binary(max_size=4),
+    st.lists(st.integers(), max_size=3),
+)
+
+
+@given(st.lists(st.tuples(VALUES, VALUES), max_size=6))
+def test_a_batch_has_the_hashes_of_its_rows(rows: list[tuple[object, object]]) -> None:
+    columns = {"b": [b for b, _ in rows], "é": [e for _, e in rows]}
+    assert input_hashes(columns, len(rows)) == [input_hash({"é": e, "b": b}) for b, e in rows]
+
+
+def test_rows_of_a_prompt_without_columns_all_have_one_hash() -> None:
+    assert input_hashes({}, 3) == [input_hash({})] * 3
