@@ -1,0 +1,197 @@
+"""The verbs that look at batches, written once: workers and triggers drive the same generators."""
+
+from collections.abc import Mapping, Sequence
+from math import floor
+from typing import Any
+
+from airflow_batch_llm.core.model import BatchState, BatchStatus, Call, Search, Sighting
+from airflow_batch_llm.errors import ProviderError, ResultsGone, Unavailable
+from airflow_batch_llm.providers.clients import open_stream
+from airflow_batch_llm.providers.failures import failure_of
+from airflow_batch_llm.providers.listing import Lookup, Page, look_up
+from airflow_batch_llm.providers.openai.encode import counted_body
+from airflow_batch_llm.providers.openai.sdk import judged, sdk
+from airflow_batch_llm.providers.steps import WORKER, Calls, Each, Judge, Patience, patiently
+
+BATCHES = "/batches"
+FILES = "/files"
+#: The batch's own word for whose it is.
+RUN_KEY, SHARD_KEY = "airflow_batch_llm_run", "airflow_batch_llm_shard"
+
+_LIST_LIMIT = 100
+_ENDED = frozenset({"completed", "expired", "cancelled"})
+# A validation failure that is one of time: the same file may be accepted when other batches have ended.
+_LATER = "token_limit_exceeded"
+
+
+def status_of(batch: Mapping[str, Any]) -> BatchStatus:
+    """A batch of theirs in our words."""
+    counts = batch.get("request_counts") or {}
+    finished = (counts.get("completed") or 0) + (counts.get("failed") or 0)
+    # Until the file is validated the total is 0, which means that it is not known yet.
+    total = counts.get("total") or None
+    if batch["status"] == "failed":
+        errors = (batch.get("errors") or {}).get("data") or []
+        return BatchStatus(
+            state=BatchState.REJECTED,
+            total=total,
+            finished=0,
+            reason=_reason(errors),
+            later=bool(errors) and all(error.get("code") == _LATER for error in errors),
+        )
+    state = BatchState.ENDED if batch["status"] in _ENDED else BatchState.RUNNING
+    return BatchStatus(state=state, total=total, finished=finished if total else None)
+
+
+def _reason(errors: Sequence[Mapping[str, Any]]) -> str:
+    """Which codes at which lines. The messages may quote a row and stay out."""
+    told = []
+    for error in errors[:10]:
+        line, param = error.get("line"), error.get("param")
+        place = "".join([f" at line {line}" if line is not None else "", f" ({param})" if param else ""])
+        told.append(f"{error.get('code') or 'unknown'}{place}")
+    return "; ".join(told) or "the provider gives no reason"
+
+
+def get(path: str, params: Mapping[str, object], patience: Patience) -> Calls[dict[str, Any]]:
+    """One object, as JSON."""
+    return patiently(
+        lambda client: client.get(path, cast_to=object, options={"params": params}), judged, patience
+    )
+
+
+def check(batch_ids: Sequence[str], patience: Patience) -> Calls[dict[str, BatchStatus]]:
+    """The status of each of these batches."""
+
+    def page(after: str | None) -> Calls[Page]:
+        batches, following = yield from _list(after, patience)
+        return Page(statuses={batch["id"]: status_of(batch) for batch in batches}, after=following)
+
+    def one(batch_id: str) -> Calls[BatchStatus]:
+        return status_of((yield from get(f"{BATCHES}/{batch_id}", {}, patience)))
+
+    return look_up(batch_ids, Lookup(page=page, one=one))
+
+
+def _list(after: str | None, patience: Patience) -> Calls[tuple[list[dict[str, Any]], str | None]]:
+    params = {"limit": _LIST_LIMIT} if after is None else {"limit": _LIST_LIMIT, "after": after}
+    answer = yield from get(BATCHES, params, patience)
+    batches = answer["data"]
+    last = answer.get("last_id") or (batches[-1]["id"] if batches else None)
+    return batches, last if answer.get("has_more") else None
+
+
+def cancel(batch_id: str, patience: Patience) -> Calls[None]:
+    """Ask for an end. OpenAI refuses that for a batch that has ended, and then there is nothing to do."""
+    try:
+        yield from patiently(
+            lambda client: client.post(f"{BATCHES}/{batch_id}/cancel", cast_to=object), judged, patience
+        )
+    except ProviderError:
+        batch = yield from get(f"{BATCHES}/{batch_id}", {}, patience)
+        if status_of(batch).state is BatchState.RUNNING:
+            raise
+
+
+def result_files(batch_id: str) -> Calls[list[str]]:
+    """The files that hold the rows of an ended batch: those that ran and those that did not, either may be absent."""
+    batch = yield from get(f"{BATCHES}/{batch_id}", {}, WORKER)
+    if status_of(batch).state is BatchState.RUNNING:
+        raise Unavailable(f"Batch {batch_id} has not ended, so it has no results yet.")
+    return [batch[name] for name in ("output_file_id", "error_file_id") if batch.get(name)]
+
+
+def open_file(file_id: str, batch_id: str) -> Calls[Any]:
+    """An open stream of this file's content."""
+
+    def gone_or(error: Exception) -> Exception:
+        failure = failure_of(error, sdk())
+        if failure and failure.status in (404, 410):
+            return ResultsGone(
+                f"OpenAI no longer holds the results of batch {batch_id} (file {file_id}): files expire. "
+                "Clear the task to send its rows again."
+            )
+        return judged(error)
+
+    judge: Judge = gone_or
+    url = f"{FILES}/{file_id}/content"
+    return patiently(lambda client: open_stream(client, sdk().Stream, url), judge, WORKER)
+
+
+def find(search: Search, *, own_host: bool) -> Calls[list[Sighting]]:
+    """The batches that bear the run's metadata and that no record knows."""
+    sightings: list[Sighting] = []
+    after: str | None = None
+    while True:
+        batches, after = yield from _list(after, WORKER)
+        for batch in batches:
+            # Theirs is in whole seconds, cut off.
+            if batch["created_at"] < floor(search.since):
+                return sightings
+            if batch["id"] in search.known:
+                continue
+            token = yield from _token(batch, own_host=own_host)
+            if token is not None and token.rpartition("-")[0] == search.run_token:
+                status = status_of(batch)
+                sightings.append(
+                    Sighting(batch_id=batch["id"], state=status.state, token=token, requests=status.total)
+                )
+        if after is None:
+            return sightings
+
+
+def _token(batch: Mapping[str, Any], *, own_host: bool) -> Calls[str | None]:
+    """The shard token of a batch. A compatible server may drop metadata; then its input file's name tells."""
+    if metadata := batch.get("metadata"):
+        token: str | None = metadata.get(SHARD_KEY)
+        return token
+    if own_host:
+        return None
+    try:
+        file = yield from get(f"{FILES}/{batch['input_file_id']}", {}, WORKER)
+    except ProviderError:
+        return None
+    return str(file.get("filename", "")).removesuffix(".jsonl")
+
+
+def discard(file_id: str) -> Calls[None]:
+    """Delete a file; one that is gone already is as good as deleted."""
+
+    def gone(error: Exception) -> Exception:
+        failure = failure_of(error, sdk())
+        return _AlreadyGone() if failure and failure.status in (404, 410) else judged(error)
+
+    try:
+        yield from patiently(lambda client: client.delete(f"{FILES}/{file_id}", cast_to=object), gone, WORKER)
+    except _AlreadyGone:
+        return
+
+
+class _AlreadyGone(Exception):
+    """What should be deleted does not exist."""
+
+
+def count_tokens(call: Call, prompts: Sequence[str]) -> Calls[list[int] | None]:
+    """The input tokens of each prompt; None where the server does not count."""
+
+    def absent_or(error: Exception) -> Exception:
+        failure = failure_of(error, sdk())
+        return _AlreadyGone() if failure and failure.status in (404, 405, 501) else judged(error)
+
+    def one(prompt: str) -> Calls[int]:
+        body = counted_body(call, prompt)
+        answer = yield from patiently(
+            lambda client: client.post("/responses/input_tokens", cast_to=object, body=body),
+            absent_or,
+            WORKER,
+        )
+        tokens: int = answer["input_tokens"]
+        return tokens
+
+    counts = yield Each([one(prompt) for prompt in prompts])
+    if any(isinstance(count, _AlreadyGone) for count in counts):
+        return None
+    for count in counts:
+        if isinstance(count, Exception):
+            raise count
+    return list(counts)

@@ -1,0 +1,130 @@
+"""OpenAI's Batch API and every server that is compatible with it, as one provider among others."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+
+from airflow_batch_llm.core.model import (
+    BatchStatus,
+    Call,
+    Lease,
+    Limits,
+    Result,
+    Search,
+    ShardFile,
+    Sighting,
+)
+from airflow_batch_llm.core.request import LineTemplate
+from airflow_batch_llm.providers.base import Access
+from airflow_batch_llm.providers.clients import TRANSFER_TIMEOUT, Clients, Creation, create, stream_lines
+from airflow_batch_llm.providers.openai import flows
+from airflow_batch_llm.providers.openai.decode import decode
+from airflow_batch_llm.providers.openai.encode import EMBEDDINGS, endpoint_of, request_line
+from airflow_batch_llm.providers.openai.sdk import judged, judged_creation, open_async_client, open_client
+from airflow_batch_llm.providers.steps import TRIGGER, WORKER, adrive, drive, patiently
+
+_HOST = "api.openai.com"
+_DAY = 86_400
+
+
+class OpenAIProvider:
+    """OpenAI, Azure's v1 endpoint, Groq, gateways: by `Access.base_url`.
+
+    Of `Access.options`, `input_expires_after` and `output_expires_after` are the seconds that files are kept (3 days
+    for what is sent and the vendor's own default for what comes back); the others go to the SDK's client.
+    """
+
+    name = "openai"
+    limits = Limits(
+        max_requests=50_000,
+        max_bytes=209_715_200,
+        default_bytes=100_000_000,
+        max_request_bytes=32_000_000,
+        one_model=True,
+        window_seconds=_DAY,
+    )
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._clients = Clients(lambda: open_client(access), lambda: open_async_client(access))
+
+    @property
+    def host(self) -> str | None:
+        url = self._access.base_url or str(self._clients.sync.base_url)
+        host = urlsplit(url).hostname
+        return None if host == _HOST else host
+
+    def encode(self, call: Call) -> LineTemplate:
+        return LineTemplate.of(request_line(call, self.host))
+
+    def decode(self, line: bytes) -> Result:
+        return decode(line)
+
+    def upload(self, shard: ShardFile) -> str:
+        # An upload that was lost costs nothing and expires, so this may be repeated.
+        kept = {"anchor": "created_at", "seconds": self._access.options.get("input_expires_after", 3 * _DAY)}
+
+        def send(client: Any) -> Any:
+            with shard.path.open("rb") as lines:
+                return client.files.create(
+                    file=(f"{shard.token}.jsonl", lines, "application/jsonl"),
+                    purpose="batch",
+                    expires_after=kept,
+                    timeout=TRANSFER_TIMEOUT,
+                )
+
+        file_id: str = drive(patiently(send, judged, WORKER), self._clients.sync).id
+        return file_id
+
+    def submit(self, shard: ShardFile, upload: str, lease: Lease) -> str:
+        request: dict[str, Any] = {
+            "input_file_id": upload,
+            "endpoint": endpoint_of(shard.call),
+            "completion_window": "24h",
+            "metadata": {flows.RUN_KEY: shard.token.rpartition("-")[0], flows.SHARD_KEY: shard.token},
+        }
+        if seconds := self._access.options.get("output_expires_after"):
+            request["output_expires_after"] = {"anchor": "created_at", "seconds": seconds}
+        body = orjson.dumps(request)
+        creation = Creation(path=flows.BATCHES, pieces=(), last=body, size=len(body))
+        with self._clients.fresh() as client:
+            batch_id: str = create(client, creation, lease, judged_creation)["id"]
+        return batch_id
+
+    def check(self, batch_ids: Sequence[str]) -> Mapping[str, BatchStatus]:
+        return drive(flows.check(batch_ids, WORKER), self._clients.sync)
+
+    async def acheck(self, batch_ids: Sequence[str]) -> Mapping[str, BatchStatus]:
+        return await adrive(flows.check(batch_ids, TRIGGER), await self._clients.asynchronous())
+
+    def cancel(self, batch_id: str) -> None:
+        drive(flows.cancel(batch_id, WORKER), self._clients.sync)
+
+    async def acancel(self, batch_id: str) -> None:
+        await adrive(flows.cancel(batch_id, TRIGGER), await self._clients.asynchronous())
+
+    def results(self, batch_id: str) -> Iterator[bytes]:
+        for file_id in drive(flows.result_files(batch_id), self._clients.sync):
+            yield from stream_lines(drive(flows.open_file(file_id, batch_id), self._clients.sync), batch_id)
+
+    def find(self, search: Search) -> Sequence[Sighting]:
+        return drive(flows.find(search, own_host=self.host is None), self._clients.sync)
+
+    def discard(self, upload: str) -> None:
+        drive(flows.discard(upload), self._clients.sync)
+
+    def count_tokens(self, call: Call, prompts: Sequence[str]) -> Sequence[int] | None:
+        if endpoint_of(call) == EMBEDDINGS:
+            return None
+        return drive(flows.count_tokens(call, prompts), self._clients.sync)
+
+    def console_url(self, batch_id: str) -> str | None:
+        return None if self.host else f"https://platform.openai.com/batches/{batch_id}"
+
+    def close(self) -> None:
+        self._clients.close()
+
+    async def aclose(self) -> None:
+        await self._clients.aclose()

@@ -1,0 +1,118 @@
+"""A JSON Schema as OpenAI's structured output takes it: strict where its subset can say it, else as it is.
+
+In the strict subset each property is required, so one that was optional may be null instead; landing reads such a
+null as absence. What the subset has no word for is told to the model in the description.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from airflow_batch_llm.core.schema_rules import (
+    Schema,
+    inline_plain_refs,
+    is_object,
+    is_open_map,
+    map_children,
+    measure,
+    require_all,
+    walk,
+)
+from airflow_batch_llm.errors import OutputTypeError
+
+_MAX_DEPTH = 10
+_MAX_PROPERTIES = 5_000
+_MAX_ENUM_VALUES = 1_000
+_MAX_NAME_CHARS = 120_000
+
+# What changes the meaning of a schema and has no equivalent in the strict subset.
+_NOT_STRICT = frozenset(
+    {
+        "allOf",
+        "not",
+        "if",
+        "then",
+        "else",
+        "dependentRequired",
+        "dependentSchemas",
+        "patternProperties",
+        "prefixItems",
+    }
+)
+_KEPT = frozenset(
+    {
+        *("type", "properties", "required", "items", "anyOf", "enum", "const", "description", "title"),
+        *("additionalProperties", "$ref", "$defs", "pattern", "minimum", "maximum", "exclusiveMinimum"),
+        *("exclusiveMaximum", "multipleOf", "minItems", "maxItems"),
+    }
+)
+_FORMATS = frozenset({"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid"})
+# Said by the shape already, or of no use to a model.
+_SILENT = frozenset({"default", "discriminator", "$schema", "$id", "examples"})
+
+
+def json_schema_format(schema: Schema) -> dict[str, Any]:
+    """The `json_schema` format that asks for answers of this schema."""
+    if not is_object(schema):
+        raise OutputTypeError(
+            "OpenAI needs an object at the root of the output type. Put the value into a property."
+        )
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", str(schema.get("title") or "answer"))[:64]
+    strict = strict_schema(schema)
+    return {
+        "type": "json_schema",
+        "name": name,
+        "schema": dict(schema) if strict is None else strict,
+        "strict": strict is not None,
+    }
+
+
+def strict_schema(schema: Schema) -> dict[str, Any] | None:
+    """The schema in the strict subset; None where that cannot say it."""
+    plain = inline_plain_refs(_without_lone_all_of(schema))
+    if any(is_open_map(node) or node.keys() & _NOT_STRICT or _is_any(node) for _, node, _ in walk(plain)):
+        return None
+    strict: dict[str, Any] = _strict(require_all(plain))
+    size = measure(strict)
+    fits = (
+        size.depth <= _MAX_DEPTH
+        and size.properties <= _MAX_PROPERTIES
+        and size.enum_values <= _MAX_ENUM_VALUES
+        and size.name_chars <= _MAX_NAME_CHARS
+    )
+    return strict if fits else None
+
+
+def _is_any(node: Schema) -> bool:
+    return not node.keys() & {"type", "anyOf", "oneOf", "allOf", "enum", "const", "properties", "$ref"}
+
+
+def _without_lone_all_of(node: Any) -> Any:
+    """`allOf` around one schema, which is how a description is hung on a reference, is that schema."""
+    if not isinstance(node, Mapping):
+        return node
+    copy = map_children(node, _without_lone_all_of)
+    if len(copy.get("allOf", ())) == 1:
+        (only,) = copy.pop("allOf")
+        copy = {**only, **copy}
+    return copy
+
+
+def _strict(node: Any) -> Any:
+    if not isinstance(node, Mapping):
+        return node
+    copy = map_children(node, _strict)
+    if "oneOf" in copy:
+        copy["anyOf"] = copy.pop("oneOf")
+    told = {key: value for key, value in copy.items() if not _is_kept(key, value) and key not in _SILENT}
+    native = {key: value for key, value in copy.items() if _is_kept(key, value)}
+    if is_object(copy):
+        native["additionalProperties"] = False
+    if told:
+        rules = ", ".join(f"{key}: {value}" for key, value in told.items())
+        native["description"] = "\n\n".join(filter(None, [native.get("description"), f"{{{rules}}}"]))
+    return native
+
+
+def _is_kept(key: str, value: object) -> bool:
+    return value in _FORMATS if key == "format" else key in _KEPT

@@ -1,0 +1,57 @@
+"""OpenAI's SDK: its clients, imported when one is opened, and what its errors mean."""
+
+from typing import Any
+
+from airflow_batch_llm.errors import InputError, MissingExtra
+from airflow_batch_llm.providers.base import Access
+from airflow_batch_llm.providers.failures import Vendor, failure_of, judge
+
+VENDOR = Vendor(
+    name="OpenAI",
+    no_money=frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}),
+    full=frozenset({"token_limit_exceeded"}),
+)
+
+#: Options of ours; the others go to the SDK's client.
+OWN_OPTIONS = frozenset({"input_expires_after", "output_expires_after"})
+
+
+def sdk() -> Any:
+    """The module `openai`."""
+    try:
+        import openai
+    except ModuleNotFoundError as error:
+        raise MissingExtra("The provider 'openai'", "openai") from error
+    return openai
+
+
+def open_client(access: Access) -> Any:
+    """A new synchronous client."""
+    return access.client() if access.client is not None else _opened(sdk().OpenAI, access)
+
+
+def open_async_client(access: Access) -> Any:
+    """A new asynchronous client."""
+    return access.async_client() if access.async_client is not None else _opened(sdk().AsyncOpenAI, access)
+
+
+def judged(error: Exception) -> Exception:
+    """An error of a call that is safe to repeat, in the package's tree."""
+    failure = failure_of(error, sdk())
+    return error if failure is None else judge(failure, VENDOR)
+
+
+def judged_creation(error: Exception) -> Exception:
+    """An error of a creation, in the package's tree."""
+    failure = failure_of(error, sdk())
+    return error if failure is None else judge(failure, VENDOR, creating=True)
+
+
+def _opened(client_class: Any, access: Access) -> Any:
+    options = {name: value for name, value in access.options.items() if name not in OWN_OPTIONS}
+    try:
+        return client_class(**{"api_key": access.api_key, "base_url": access.base_url, **options})
+    except sdk().OpenAIError as error:
+        raise InputError(
+            "There is no key for OpenAI. Put it into the connection's password; where a server takes any, write any."
+        ) from error
