@@ -48,17 +48,31 @@ class Sending:
             raise LeaseExpired("The lease to create this batch ran out while it was being sent.")
 
     @contextmanager
-    def watched(self, http_client: Any) -> Iterator[None]:
-        """Shut the connections that `http_client` (httpx or httpx2) opens in this block when the lease ends."""
-        watchdog = threading.Timer(self.remaining, self._shut)
-        watchdog.daemon = True
-        hooks = http_client.event_hooks
-        http_client.event_hooks = {**hooks, "request": [*hooks.get("request", ()), self._trace]}
-        watchdog.start()
+    def watchdog(self) -> Iterator[None]:
+        """Shut the connections that were noted, and those that will be, when the lease ends in this block."""
+        timer = threading.Timer(self.remaining, self._shut)
+        timer.daemon = True
+        timer.start()
         try:
             yield
         finally:
-            watchdog.cancel()
+            timer.cancel()
+
+    def note(self, opened: socket.socket) -> None:
+        """A connection over which this creation may be sent."""
+        self._sockets.append(opened)
+        if self._cut:
+            self._shut()
+
+    @contextmanager
+    def watched(self, http_client: Any) -> Iterator[None]:
+        """The watchdog over the connections that `http_client` (httpx or httpx2) opens in this block."""
+        hooks = http_client.event_hooks
+        http_client.event_hooks = {**hooks, "request": [*hooks.get("request", ()), self._trace]}
+        try:
+            with self.watchdog():
+                yield
+        finally:
             http_client.event_hooks = hooks
 
     def _trace(self, request: Any) -> None:
@@ -68,9 +82,7 @@ class Sending:
         if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
             opened = info["return_value"].get_extra_info("socket")
             if opened is not None:
-                self._sockets.append(opened)
-                if self._cut:
-                    self._shut()
+                self.note(opened)
 
     def _shut(self) -> None:
         self._cut = True

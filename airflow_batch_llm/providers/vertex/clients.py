@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from airflow_batch_llm.core.model import Lease
+from airflow_batch_llm.errors import Unavailable
 from airflow_batch_llm.providers.lease import Sending
 from airflow_batch_llm.providers.vertex.errors import judge_creation
 from airflow_batch_llm.providers.vertex.jobs import Job, Page
@@ -60,16 +61,22 @@ class Jobs:
     def create(self, job: Mapping[str, Any], lease: Lease) -> str:
         """Create a job inside the lease and return its name. To be used with a client of its own."""
         sending = Sending(lease)
+        if sending.remaining <= 0:
+            raise Unavailable("The lease to create this job is over. Nothing was sent.")
         keep_inside(self._client.transport._session, sending)
         try:
-            created = self._client.create_batch_prediction_job(
-                parent=self._place.parent,
-                batch_prediction_job=dict(job),
-                retry=None,
-                timeout=max(sending.remaining, 0.001),
-            )
+            with sending.watchdog():
+                created = self._client.create_batch_prediction_job(
+                    parent=self._place.parent,
+                    batch_prediction_job=dict(job),
+                    retry=None,
+                    timeout=sending.remaining,
+                )
         except Exception as error:
-            raise judge_creation(error, sent=sending.whole) from error
+            verdict = judge_creation(error, sent=sending.whole)
+            if verdict is error:
+                raise
+            raise verdict from error
         name: str = created.name
         return name
 

@@ -4,6 +4,7 @@ The clients let transport errors through as they are. Which class they belong to
 judging an error imports none of these libraries: one that was not imported cannot have raised it.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,6 +19,7 @@ _ADVICE = {
     404: "Look whether the project, location, model and staging bucket are spelled right.",
 }
 
+_ADDRESS = re.compile(r"^[A-Z]+ https?://\S+: ")
 _TRANSPORT_MODULES = frozenset({"requests", "urllib3", "http", "httpx", "httpcore", "httpx2", "aiohttp"})
 
 
@@ -72,7 +74,7 @@ def _judged(error: Exception, *, sent: bool, creating: bool) -> Exception:
 
 
 def _answered(error: Exception, code: int, *, creating: bool) -> ProviderError:
-    told = f"Google answered {code}: {brief(getattr(error, 'message', None) or error)}"
+    told = f"Google answered {code}: {_message(error)}"
     if code == 429:
         return (Later if creating else Unavailable)(told, retry_after=_retry_after(error))
     if code < 500 and code != 408:
@@ -82,6 +84,12 @@ def _answered(error: Exception, code: int, *, creating: bool) -> ProviderError:
         if creating
         else Unavailable(told, retry_after=_retry_after(error))
     )
+
+
+def _message(error: Exception) -> str:
+    """The vendor's words as one sentence, without the address that google-api-core puts before them."""
+    told = _ADDRESS.sub("", str(getattr(error, "message", None) or error))
+    return f"{(brief(told) or 'no reason given').rstrip('. ')}."
 
 
 def _unauthorised(error: Exception) -> ProviderError:
