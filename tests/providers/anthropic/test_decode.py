@@ -55,7 +55,9 @@ def test_thoughts_are_skipped_and_blocks_of_text_joined() -> None:
         (None, "words", Outcome.INVALID, "unfinished"),
     ],
 )
-def test_only_a_whole_answer_succeeds(reason: str | None, words: str, outcome: Outcome, code: str | None) -> None:
+def test_only_a_whole_answer_succeeds(
+    reason: str | None, words: str, outcome: Outcome, code: str | None
+) -> None:
     result = decode(message(text(words), stop_reason=reason))
     assert (result.outcome, result.error_code, result.text) == (outcome, code, words or None)
 

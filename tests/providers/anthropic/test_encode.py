@@ -39,7 +39,9 @@ CALLS = {
 
 @pytest.mark.parametrize("name", CALLS)
 def test_a_request_is_encoded_byte_for_byte_as_the_golden_line(name: str) -> None:
-    line = LineTemplate.of(message_line(CALLS[name])).line("bt1-0001-000007", '"say \\"hi\\" \u2028"'.encode())
+    line = LineTemplate.of(message_line(CALLS[name])).line(
+        "bt1-0001-000007", '"say \\"hi\\" \u2028"'.encode()
+    )
     assert line == (WIRE / f"{name}.json").read_bytes().rstrip(b"\n")
 
 
@@ -71,7 +73,7 @@ def test_a_parameter_that_is_ours_or_not_for_batches_is_refused_by_name(
 
 def test_the_format_of_the_answer_is_set_in_one_place_only() -> None:
     call = Call(model="m", schema=LABEL, params={"output_config": {"format": {}}})
-    with pytest.raises(InputError, match="output_config.format"):
+    with pytest.raises(InputError, match=r"output_config\.format"):
         message_body(call, "hello")
 
 
@@ -112,7 +114,12 @@ def test_what_the_format_cannot_say_is_told_in_the_description() -> None:
             "n": {"type": "integer", "description": "a number\n\n{minimum: 1}"},
             "when": {"type": "string", "format": "date"},
             "code": {"type": "string", "description": "{format: odd, pattern: ^x}"},
-            "tags": {"type": "array", "items": {"type": "string"}, "minItems": 1, "description": "{maxItems: 3}"},
+            "tags": {
+                "type": "array",
+                "items": {"type": "string"},
+                "minItems": 1,
+                "description": "{maxItems: 3}",
+            },
             "either": {"anyOf": [{"type": "string"}, {"type": "null"}]},
             "fixed": {"const": "x"},
         },
@@ -158,7 +165,9 @@ def test_nested_objects_are_closed_and_references_resolved() -> None:
         ),
     ],
 )
-def test_a_schema_that_cannot_be_asked_for_is_refused_with_a_reason(schema: dict[str, Any], reason: str) -> None:
+def test_a_schema_that_cannot_be_asked_for_is_refused_with_a_reason(
+    schema: dict[str, Any], reason: str
+) -> None:
     with pytest.raises(OutputTypeError, match=reason):
         native_schema(schema)
 

@@ -1,0 +1,82 @@
+"""What a failed call means, by what the vendor answered: one table for calls that look, one for creations."""
+
+import pytest
+
+from airflow_batch_llm.errors import Later, ProviderError, Refused, Unavailable, UnknownFate
+from airflow_batch_llm.providers.anthropic.sdk import VENDOR as ANTHROPIC
+from airflow_batch_llm.providers.failures import Failure, Vendor, judge
+from airflow_batch_llm.providers.openai.sdk import VENDOR as OPENAI
+
+# vendor, status, code -> what it means for a call that looks, and for one that creates
+VERDICTS = [
+    (ANTHROPIC, 400, "invalid_request_error", Refused, Refused),
+    (ANTHROPIC, 401, "authentication_error", Refused, Refused),
+    (ANTHROPIC, 402, "billing_error", Refused, Refused),
+    (ANTHROPIC, 403, "permission_error", Refused, Refused),
+    (ANTHROPIC, 404, "not_found_error", Refused, Refused),
+    (ANTHROPIC, 413, "request_too_large", Refused, Refused),
+    (ANTHROPIC, 429, "rate_limit_error", Unavailable, Unavailable),
+    (ANTHROPIC, 429, "ramp_limit_exceeded", Unavailable, Unavailable),
+    (ANTHROPIC, 429, "enforced_spend_limit_reached", Refused, Refused),
+    (ANTHROPIC, 429, "contract_spend_limit_reached", Refused, Refused),
+    (ANTHROPIC, 408, "", Unavailable, UnknownFate),
+    (ANTHROPIC, 409, "conflict_error", Unavailable, UnknownFate),
+    (ANTHROPIC, 500, "api_error", Unavailable, UnknownFate),
+    (ANTHROPIC, 503, "cmek_context_unavailable", Unavailable, UnknownFate),
+    (ANTHROPIC, 503, "cmek_key_disabled", Refused, Refused),
+    (ANTHROPIC, 504, "timeout_error", Unavailable, UnknownFate),
+    (ANTHROPIC, 529, "overloaded_error", Unavailable, UnknownFate),
+    (OPENAI, 400, "missing_required_parameter", Refused, Refused),
+    (OPENAI, 401, "invalid_api_key", Refused, Refused),
+    (OPENAI, 404, "not_found", Refused, Refused),
+    (OPENAI, 429, "rate_limit_exceeded", Unavailable, Unavailable),
+    (OPENAI, 429, "token_limit_exceeded", Unavailable, Later),
+    (OPENAI, 429, "insufficient_quota", Refused, Refused),
+    (OPENAI, 429, "billing_hard_limit_reached", Refused, Refused),
+    (OPENAI, 500, "server_error", Unavailable, UnknownFate),
+    (OPENAI, 503, "", Unavailable, UnknownFate),
+]
+
+
+@pytest.mark.parametrize(("vendor", "status", "code", "looking", "creating"), VERDICTS)
+def test_each_answer_has_one_meaning(
+    vendor: Vendor, status: int, code: str, looking: type[ProviderError], creating: type[ProviderError]
+) -> None:
+    failure = Failure(status=status, code=code, message="why")
+    assert type(judge(failure, vendor)) is looking
+    assert type(judge(failure, vendor, creating=True)) is creating
+
+
+def test_a_lost_answer_leaves_the_fate_of_a_creation_open() -> None:
+    failure = Failure(status=None, message="ReadError")
+    assert type(judge(failure, OPENAI)) is Unavailable
+    assert type(judge(failure, OPENAI, creating=True)) is UnknownFate
+
+
+def test_a_connection_that_never_stood_created_nothing() -> None:
+    failure = Failure(status=None, message="ConnectError", sent=False)
+    assert type(judge(failure, ANTHROPIC, creating=True)) is Unavailable
+
+
+def test_the_wish_of_the_server_to_be_left_alone_is_handed_on() -> None:
+    error = judge(Failure(status=429, retry_after=17.0), ANTHROPIC)
+    assert isinstance(error, Unavailable)
+    assert error.retry_after == 17.0
+
+
+@pytest.mark.parametrize(
+    ("failure", "advice"),
+    [
+        (Failure(status=401), "Check the connection's key"),
+        (Failure(status=413), "Make the shards smaller"),
+        (Failure(status=429, code="insufficient_quota"), "settle the bill"),
+        (Failure(status=500), "searched for before anything is sent again"),
+    ],
+)
+def test_an_error_says_what_to_do_next(failure: Failure, advice: str) -> None:
+    assert advice in str(judge(failure, OPENAI, creating=True))
+
+
+def test_an_error_names_the_vendor_the_status_and_the_code_and_trims_the_message() -> None:
+    words = str(judge(Failure(status=400, code="bad", message="m" * 900), ANTHROPIC))
+    assert words == f"Anthropic answered 400: bad: {'m' * 500}."

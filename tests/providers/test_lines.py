@@ -1,0 +1,33 @@
+import pytest
+from orjson import dumps
+
+from airflow_batch_llm.providers.lines import brief, parse_line, split_lines
+
+ODD = dumps({"text": "one\u2028two\u0085three\x0bfour 😀"})
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 1000])
+def test_a_line_ends_at_the_byte_n_and_nowhere_else_however_the_stream_is_cut(size: int) -> None:
+    whole = ODD + b"\n" + b'{"a":1}\n\n' + b'{"b":2}\r\n' + b'{"last":true}'
+    chunks = [whole[at : at + size] for at in range(0, len(whole), size)]
+    assert list(split_lines(chunks)) == [ODD, b'{"a":1}', b'{"b":2}', b'{"last":true}']
+
+
+def test_an_empty_stream_has_no_lines() -> None:
+    assert list(split_lines([])) == []
+
+
+def test_a_lone_surrogate_becomes_one_replacement_character_and_pairs_stay_whole() -> None:
+    assert parse_line(rb'{"a\udfff": ["x\ud800y", "\ud83d\ude00"]}') == {"a\ufffd": ["x\ufffdy", "😀"]}
+
+
+@pytest.mark.parametrize("line", [b"", b"{", b"7", b"[1]", b"\xff"])
+def test_what_is_no_json_object_is_a_value_error(line: bytes) -> None:
+    with pytest.raises(ValueError, match=r".*"):
+        parse_line(line)
+
+
+def test_a_providers_message_is_kept_up_to_500_characters() -> None:
+    assert brief("m" * 900) == "m" * 500
+    assert brief(None) is None
+    assert brief("") is None
