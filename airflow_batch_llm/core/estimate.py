@@ -1,0 +1,141 @@
+"""What a run will cost, guessed before the first cent, and what the guess rests on.
+
+The number of input tokens is scaled up from a counted sample, or guessed from the bytes. How long the answers
+will be nobody knows: they lie between nothing and `max_tokens`, so the dollars have a low and a high end.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from airflow_batch_llm.core.model import ColumnType, Usage
+from airflow_batch_llm.core.output_type import AnswerKind, OutputType
+from airflow_batch_llm.core.price import PriceList
+
+BYTES_PER_TOKEN = 4.0
+_UNCERTAINTY = 0.3  # of a count that was guessed from bytes, either way
+_UNBOUNDED_ANSWER = 4096  # tokens, where the user set no limit
+
+_TEXT_TOKENS = 300
+_COLUMN_TOKENS = {
+    ColumnType.STRING: 40,
+    ColumnType.JSON: 80,
+    ColumnType.VECTOR: 0,
+}
+_SHORT_COLUMN_TOKENS = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """What is known of the requests before they are sent."""
+
+    requests: int
+    prompt_bytes: int  # of all prompts together
+    largest_bytes: int = 0  # of the longest one
+    sample: Sequence[tuple[int, int]] = ()  # (prompt bytes, input tokens as the provider counts them)
+    shared_bytes: int = 0  # of system prompt and schema, which each request repeats; used without a sample
+    max_tokens: int | None = None
+    answer_tokens: int = _TEXT_TOKENS  # of a usual answer: see `usual_answer`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """Tokens and dollars of a whole run. The dollars are None where no price is known."""
+
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    low: Decimal | None
+    expected: Decimal | None
+    high: Decimal | None
+    assumptions: tuple[str, ...] = ()
+
+    @property
+    def per_request(self) -> Decimal | None:
+        """The expected dollars of one request."""
+        if self.expected is None:
+            return None
+        return self.expected / self.requests if self.requests else Decimal(0)
+
+    def to_json(self) -> dict[str, Any]:
+        """For the frozen plan, and for people: dollars as numbers."""
+        dollars = {"low": self.low, "expected": self.expected, "high": self.high}
+        return {
+            "requests": self.requests,
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
+            **{name: None if amount is None else float(amount) for name, amount in dollars.items()},
+            "assumptions": list(self.assumptions),
+        }
+
+
+def usual_answer(output_type: OutputType) -> int:
+    """Output tokens that an answer of this type usually has, roughly."""
+    if output_type.kind is AnswerKind.TEXT:
+        return _TEXT_TOKENS
+    if output_type.kind is AnswerKind.LABEL:
+        return _SHORT_COLUMN_TOKENS
+    return sum(_COLUMN_TOKENS.get(column.type, _SHORT_COLUMN_TOKENS) for column in output_type.columns)
+
+
+def estimate(prices: PriceList, size: Size) -> Estimate:
+    """The cost of all requests together."""
+    limit = size.max_tokens if size.max_tokens is not None else max(_UNBOUNDED_ANSWER, size.answer_tokens)
+    if size.answer_tokens == 0:
+        limit = 0
+    usual = min(limit, size.answer_tokens)
+    tokens, assumptions = _input_tokens(size)
+    slack = 0.0 if size.sample else _UNCERTAINTY
+    low = _cost(prices, size, tokens * (1 - slack), min(1, usual))
+    expected = _cost(prices, size, tokens, usual)
+    high = _cost(prices, size, tokens * (1 + slack), limit)
+    assumptions.append(f"An answer is taken to have {usual:,} output tokens, and {limit:,} at the most.")
+    return Estimate(
+        requests=size.requests,
+        input_tokens=round(tokens) * size.requests,
+        output_tokens=usual * size.requests,
+        low=low,
+        expected=expected,
+        high=high,
+        assumptions=(*assumptions, *_about_prices(prices, size, tokens * (1 + slack))),
+    )
+
+
+def _input_tokens(size: Size) -> tuple[float, list[str]]:
+    """The mean input tokens of a request, and what that rests on."""
+    if not size.requests:
+        return 0.0, []
+    mean_bytes = size.prompt_bytes / size.requests
+    if not size.sample:
+        tokens = (mean_bytes + size.shared_bytes) / BYTES_PER_TOKEN
+        return tokens, [f"Input tokens are guessed from the bytes, {BYTES_PER_TOKEN:g} to a token."]
+    # What each request repeats is in the sample's counts whatever its prompts' lengths; only the difference
+    # between the sample's prompts and all of them has to be guessed.
+    sampled_bytes = sum(count for count, _ in size.sample) / len(size.sample)
+    sampled_tokens = sum(tokens for _, tokens in size.sample) / len(size.sample)
+    tokens = max(1.0, sampled_tokens + (mean_bytes - sampled_bytes) / BYTES_PER_TOKEN)
+    return tokens, [
+        f"Input tokens are scaled up from {len(size.sample)} prompts that the provider has counted."
+    ]
+
+
+def _cost(prices: PriceList, size: Size, input_tokens: float, output_tokens: int) -> Decimal | None:
+    one = prices.cost(Usage(input_tokens=round(input_tokens), output_tokens=output_tokens))
+    return None if one is None else one * size.requests
+
+
+def _about_prices(prices: PriceList, size: Size, mean_tokens: float) -> list[str]:
+    if not prices.known:
+        example = f"prices={{'{prices.model}': {{'input': …, 'output': …}}}}"
+        return [f"No price of {prices.model} is known. Give one in dollars per million tokens: {example}."]
+    said = [prices.assumed] if prices.assumed else []
+    longest = max(
+        mean_tokens, (size.largest_bytes + size.shared_bytes) / BYTES_PER_TOKEN * (1 + _UNCERTAINTY)
+    )
+    passed = [start for start in prices.tiers if longest > start >= mean_tokens]
+    if passed:
+        said.append(
+            f"Requests above {passed[0]:,} input tokens cost more; all are priced at the mean length."
+        )
+    return said

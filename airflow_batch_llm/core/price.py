@@ -1,0 +1,242 @@
+"""What a request costs in a batch, and what it would have cost in real time.
+
+The price list of genai-prices falls back to the full price, silently, where it has no batch price for a model, a
+kind of token or a date. So its parts are taken one by one, and whatever is assumed in their place is said.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any, NamedTuple
+
+from airflow_batch_llm.core.model import Usage
+from airflow_batch_llm.errors import InputError
+
+_HALF = Decimal("0.5")
+_PER_MILLION = Decimal("0.000001")
+_OVERRIDE_KEYS = frozenset({"input", "output", "cached", "cache_write", "batch_discount"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Terms:
+    """Where a provider's prices stand in the list, and what is peculiar to them."""
+
+    vendor: str
+    cached_is_discounted: bool = True  # False: the cache discount takes precedence over the batch discount
+    cache_write: str = "cache_write_mtok"
+
+
+#: Providers that are not simply in the list under their own name.
+_TERMS: Mapping[str, _Terms] = {
+    # The cached system prompt is asked to be kept for an hour, the only time that a batch profits from.
+    "anthropic": _Terms(vendor="anthropic", cache_write="cache_write_1h_mtok"),
+    "vertex": _Terms(vendor="google", cached_is_discounted=False),
+}
+
+
+class Priced(NamedTuple):
+    """Dollars for one request."""
+
+    batch: Decimal
+    realtime: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class _Rate:
+    """Dollars per million tokens; a long request pays the rate of its tier for all of them."""
+
+    base: Decimal
+    tiers: tuple[tuple[int, Decimal], ...] = ()  # (above this many input tokens, the price), longest first
+
+    def at(self, input_tokens: int) -> Decimal:
+        for start, price in self.tiers:
+            if input_tokens > start:
+                return price
+        return self.base
+
+    def times(self, factor: Decimal) -> "_Rate":
+        return _Rate(self.base * factor, tuple((start, price * factor) for start, price in self.tiers))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rates:
+    """One price for each kind of token."""
+
+    input: _Rate
+    cached: _Rate
+    cache_write: _Rate
+    output: _Rate
+
+    def cost(self, usage: Usage) -> Decimal:
+        length = usage.input_tokens
+        fresh = max(0, length - usage.cached_tokens - usage.cache_write_tokens)
+        micro = self.input.at(length) * fresh + self.output.at(length) * usage.output_tokens
+        if usage.cached_tokens:
+            micro += self.cached.at(length) * usage.cached_tokens
+        if usage.cache_write_tokens:
+            micro += self.cache_write.at(length) * usage.cache_write_tokens
+        return micro * _PER_MILLION
+
+    def rates(self) -> Iterator[_Rate]:
+        yield from (self.input, self.cached, self.cache_write, self.output)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriceList:
+    """The prices of one model on one day. `assumed` says what is not known but taken to be so."""
+
+    model: str
+    assumed: str | None = None
+    _batch: _Rates | None = None
+    _realtime: _Rates | None = None
+
+    @classmethod
+    def of(
+        cls,
+        provider: str,
+        model: str,
+        overrides: Mapping[str, Mapping[str, Any]] | None = None,
+        *,
+        at: float,
+    ) -> "PriceList":
+        """The prices at a time (seconds since the epoch). `overrides` by model, in dollars per million tokens."""
+        terms = _TERMS.get(provider, _Terms(vendor=provider))
+        given = (overrides or {}).get(f"{provider}:{model}", (overrides or {}).get(model))
+        if given is not None:
+            return _overridden(model, given, terms)
+        return _listed(model, terms, datetime.fromtimestamp(at, UTC))
+
+    @property
+    def known(self) -> bool:
+        """Whether there is a price at all."""
+        return self._batch is not None
+
+    @property
+    def tiers(self) -> tuple[int, ...]:
+        """The lengths, in input tokens, above which a request pays more."""
+        rates = self._batch.rates() if self._batch is not None else ()
+        return tuple(sorted({start for rate in rates for start, _ in rate.tiers}))
+
+    def cost(self, usage: Usage) -> Decimal | None:
+        """Dollars for one request in a batch; None where no price is known. Tiers count for each request alone."""
+        return None if self._batch is None else self._batch.cost(usage)
+
+    def list_cost(self, usage: Usage) -> Decimal | None:
+        """Dollars for the same request in real time."""
+        return None if self._realtime is None else self._realtime.cost(usage)
+
+    def priced(self, usage: Usage) -> Priced | None:
+        """Both of them."""
+        if self._batch is None or self._realtime is None:
+            return None
+        return Priced(self._batch.cost(usage), self._realtime.cost(usage))
+
+
+def _overridden(model: str, given: Mapping[str, Any], terms: _Terms) -> PriceList:
+    if unknown := given.keys() - _OVERRIDE_KEYS:
+        raise InputError(
+            f"The price of {model} has the unknown fields {', '.join(sorted(unknown))}. A price has: input, output, "
+            "cached, cache_write (dollars per million tokens) and batch_discount (0.5 is half off)."
+        )
+    prices = {name: _amount(model, name, value) for name, value in given.items()}
+    if "input" not in prices:
+        raise InputError(f"The price of {model} lacks 'input', in dollars per million tokens.")
+    discount = prices.get("batch_discount", _HALF)
+    if discount > 1:
+        raise InputError(
+            f"The batch_discount of {model} is {discount}; it lies between 0 and 1, and 0.5 is half off."
+        )
+    realtime = _Rates(
+        input=_Rate(prices["input"]),
+        cached=_Rate(prices.get("cached", prices["input"])),
+        cache_write=_Rate(prices.get("cache_write", prices["input"])),
+        output=_Rate(prices.get("output", Decimal(0))),
+    )
+    factor = 1 - discount
+    keeps_list_price = "cached" in prices and not terms.cached_is_discounted
+    batch = _Rates(
+        input=realtime.input.times(factor),
+        cached=realtime.cached if keeps_list_price else realtime.cached.times(factor),
+        cache_write=realtime.cache_write.times(factor),
+        output=realtime.output.times(factor),
+    )
+    return PriceList(model=model, _batch=batch, _realtime=realtime)
+
+
+def _amount(model: str, name: str, value: object) -> Decimal:
+    try:
+        amount = Decimal(str(value))
+    except ArithmeticError:
+        amount = Decimal("NaN")
+    if not amount.is_finite() or amount < 0:
+        raise InputError(f"The price of {model} has {name}={value!r}, which is no amount.")
+    return amount
+
+
+def _listed(model: str, terms: _Terms, day: datetime) -> PriceList:
+    from genai_prices.data_snapshot import get_snapshot
+
+    name = model.rsplit("/", 1)[-1]  # Vertex also takes publishers/google/models/<name>
+    try:
+        _, info = get_snapshot().find_provider_model(name, None, terms.vendor, None)
+    except LookupError:
+        return PriceList(model=model)
+    listed = _prices(info.get_prices(day))
+    if "input_mtok" not in listed:
+        return PriceList(model=model)
+    in_batch: dict[str, _Rate] = {}
+    for variant in info.price_variants or ():
+        active = variant.constraint is None or variant.constraint.active(day)
+        if active and variant.when == {"processing": "batch"}:
+            in_batch = _prices(variant.prices) | in_batch
+    return _assembled(model, terms, listed, in_batch)
+
+
+def _prices(model_price: Any) -> dict[str, _Rate]:
+    """The prices of a list entry by their names there."""
+    found = {}
+    for key, value in vars(model_price).items():
+        if isinstance(value, Decimal):
+            found[key] = _Rate(value)
+        elif value is not None and hasattr(value, "tiers"):
+            tiers = sorted(((tier.start, tier.price) for tier in value.tiers), reverse=True)
+            found[key] = _Rate(value.base, tuple(tiers))
+    return found
+
+
+def _assembled(model: str, terms: _Terms, listed: dict[str, _Rate], in_batch: dict[str, _Rate]) -> PriceList:
+    """A price for each kind of token: the batch price, or else half the list price, and that is said."""
+    halved: list[str] = []
+
+    def batch(key: str, fallback: _Rate) -> _Rate:
+        if key in in_batch:
+            return in_batch[key]
+        if key not in listed:
+            return fallback
+        halved.append(key.removesuffix("_mtok").replace("_", " "))
+        return listed[key].times(_HALF)
+
+    free = _Rate(Decimal(0))
+    batch_input = batch("input_mtok", free)
+    cached_as_listed = "cache_read_mtok" in listed and not terms.cached_is_discounted
+    rates = _Rates(
+        input=batch_input,
+        cached=listed["cache_read_mtok"] if cached_as_listed else batch("cache_read_mtok", batch_input),
+        cache_write=batch(terms.cache_write, batch_input),
+        output=batch("output_mtok", free),
+    )
+    realtime = _Rates(
+        input=listed["input_mtok"],
+        cached=listed.get("cache_read_mtok", listed["input_mtok"]),
+        cache_write=listed.get(terms.cache_write, listed["input_mtok"]),
+        output=listed.get("output_mtok", free),
+    )
+    return PriceList(model=model, assumed=_said(model, halved), _batch=rates, _realtime=realtime)
+
+
+def _said(model: str, halved: list[str]) -> str | None:
+    if not halved:
+        return None
+    tokens = "" if "input" in halved else f" for {' and '.join(halved)} tokens"
+    return f"No batch price of {model} is known{tokens}: half of the list price is assumed."
