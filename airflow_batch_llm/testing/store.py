@@ -13,6 +13,7 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier, Event
 from pathlib import Path
+from typing import cast
 
 import orjson
 import pytest
@@ -42,14 +43,17 @@ def is_whole(data: bytes) -> bool:
     return bool(hashlib.sha256(record["body"].encode()).hexdigest() == record["digest"])
 
 
-def _create_all(opener: Opener, start: Barrier, author: int, count: int, answers: "Queue[object]") -> None:
+def _create_all(opener: Opener, start: Barrier, author: int, count: int) -> tuple[int, list[int]]:
     workspace = opener()
-    start.wait()
-    won = [n for n in range(count) if workspace.create(f"race/{n:04d}.json", content(author, n))]
-    answers.put((author, won))
+    won = []
+    for number in range(count):
+        start.wait()  # all arrive at each record together
+        if workspace.create(f"race/{number:04d}.json", content(author, number)):
+            won.append(number)
+    return author, won
 
 
-def _append_all(opener: Opener, start: Barrier, author: int, count: int, answers: "Queue[object]") -> None:
+def _append_all(opener: Opener, start: Barrier, author: int, count: int) -> tuple[int, list[int]]:
     workspace = opener()
     start.wait()
     numbers: list[int] = []
@@ -57,13 +61,12 @@ def _append_all(opener: Opener, start: Barrier, author: int, count: int, answers
         number = workspace.append("journal", content(author, len(numbers)))
         if number is not None:
             numbers.append(number)
-    answers.put((author, numbers))
+    return author, numbers
 
 
-def _watch(opener: Opener, start: Barrier, stop: Event, answers: "Queue[object]") -> None:
-    """Read records, as soon as they can be seen, and report those that were broken."""
+def _watch(opener: Opener, _: Barrier, stop: Event) -> list[int]:
+    """Read records, as soon as they can be seen, and give those that were broken."""
     workspace = opener()
-    start.wait()
     broken, number = [], 0
     while not stop.is_set():
         data = workspace.read(f"race/{number:04d}.json")
@@ -71,7 +74,19 @@ def _watch(opener: Opener, start: Barrier, stop: Event, answers: "Queue[object]"
             if not is_whole(data):
                 broken.append(number)
             number += 1
-    answers.put(broken)
+    return broken
+
+
+def _report(
+    answers: "Queue[object]", work: Callable[..., object], opener: Opener, start: Barrier, *rest: object
+) -> None:
+    """Do the work of one process, and say what came of it also when it failed."""
+    try:
+        answers.put(work(opener, start, *rest))
+    except Exception as error:
+        start.abort()
+        answers.put(error)
+        raise
 
 
 def _replace(opener: Opener, folder: Path, times: int) -> None:
@@ -109,7 +124,9 @@ class StoreContract:
         assert workspace.create("dag/task/run/g1/plan.json", content(1, 1))
         assert workspace.read("dag/task/run/g1/plan.json") == content(1, 1)
 
-    def test_a_record_is_created_once_and_stays_as_it_is(self, workspace: Workspace, other: Workspace) -> None:
+    def test_a_record_is_created_once_and_stays_as_it_is(
+        self, workspace: Workspace, other: Workspace
+    ) -> None:
         assert workspace.create("plan.json", content(1, 1))
         assert not other.create("plan.json", content(2, 1))
         assert not workspace.create("plan.json", content(2, 1))
@@ -143,7 +160,9 @@ class StoreContract:
         assert workspace.read("journal/0002.json") is None
         assert workspace.names("journal") == ["0001.json"]
 
-    @pytest.mark.parametrize("name", ["manual__2026-11-21T00:00:00.5+00:00", "a b", "a%2Fb", "é&=~'(1)", "a" * 200])
+    @pytest.mark.parametrize(
+        "name", ["manual__2026-11-21T00:00:00.5+00:00", "a b", "a%2Fb", "é&=~'(1)", "a" * 200]
+    )
     def test_odd_names_are_only_names(self, workspace: Workspace, name: str) -> None:
         assert workspace.create(f"{name}/{name}", content(1, 1))
         assert workspace.read(f"{name}/{name}") == content(1, 1)
@@ -278,19 +297,27 @@ def _is_one_version(data: bytes) -> bool:
     return data == data[:1] * (9_000_000 + data[0] - 65)
 
 
-def _race(work: Callable[..., None], opener: Opener, writers: int, count: int) -> Sequence[tuple[int, list[int]]]:
+def _race(
+    work: Callable[..., object], opener: Opener, writers: int, count: int
+) -> list[tuple[int, list[int]]]:
     """Let processes do the same work at the same time under the eyes of a reader, and give their answers."""
-    start, stop = _PROCESSES.Barrier(writers + 1), _PROCESSES.Event()
-    answers: Queue[tuple[int, list[int]]] = _PROCESSES.Queue()
-    sights: Queue[list[int]] = _PROCESSES.Queue()
+    start, stop = _PROCESSES.Barrier(writers), _PROCESSES.Event()
+    answers: Queue[object] = _PROCESSES.Queue()
+    sights: Queue[object] = _PROCESSES.Queue()
     crew: list[BaseProcess] = [
-        _PROCESSES.Process(target=work, args=(opener, start, author, count, answers)) for author in range(writers)
+        _PROCESSES.Process(target=_report, args=(answers, work, opener, start, author, count))
+        for author in range(writers)
     ]
-    with _running([*crew, _PROCESSES.Process(target=_watch, args=(opener, start, stop, sights))]):
-        result = [answers.get(timeout=300) for _ in crew]
+    reader = _PROCESSES.Process(target=_report, args=(sights, _watch, opener, start, stop))
+    with _running([reader, *crew]):
+        came = [answers.get(timeout=300) for _ in crew]
         stop.set()
-        assert sights.get(timeout=60) == []
-    return result
+        seen = sights.get(timeout=60)
+    for failure in (*came, seen):
+        if isinstance(failure, Exception):
+            raise failure
+    assert seen == []
+    return cast("list[tuple[int, list[int]]]", came)
 
 
 @contextmanager
