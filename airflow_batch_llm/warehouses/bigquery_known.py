@@ -99,7 +99,7 @@ class Lookup:
         columns = ", ".join(
             f"{staged_name(at)} AS {quoted(field.name)}" for at, field in enumerate(keys.schema)
         )
-        source = f"SELECT {columns} FROM {name.quoted}"  # noqa: S608  quoted by the dialect
+        source = f"SELECT {columns} FROM {name.quoted}"
         sql = known_join(tables, source, columns=f"S.{_ORDINAL}", within=within)
         return self._query(tables, sql, parameters)
 

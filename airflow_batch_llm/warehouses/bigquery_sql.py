@@ -1,4 +1,3 @@
-# ruff: noqa: S608  every name passes through the dialect, which quotes it; no value is ever part of a statement
 """The statements that BigQuery runs, built from names alone: pure, and without a value in them.
 
 Names reserved by the package begin with `_llm_`, also those of script variables: where a column and a variable have
@@ -100,6 +99,14 @@ class Tables:
         return self.type_of(self.target.answer_columns.field(self.target.partition_by))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """Statements on one table, in order; of those that write, the rows are counted."""
+
+    writes: tuple[str, ...]
+    first: tuple[str, ...] = ()
+
+
 def staged_schema(target: Target) -> pa.Schema:
     """Every column that a staged row can have: those of an answer, those of a failure, and which of the two it is."""
     answers = target.answer_columns
@@ -126,20 +133,25 @@ def publish_script(tables: Tables, staged: Sequence[TableName]) -> str:
             f"SET {LOWEST} = (SELECT MIN({column}) FROM {_STAGED})",
             f"SET {HIGHEST} = (SELECT MAX({column}) FROM {_STAGED})",
         ]
+    good, bad = (f"SELECT * FROM {_STAGED} WHERE {condition}" for condition in (GOOD, f"NOT {GOOD}"))
     statements = [
         *declared,
         _gather(tables, staged),
         *bounds,
         "BEGIN TRANSACTION",
-        *land_answers(tables, f"SELECT * FROM {_STAGED} WHERE {GOOD}", within),
-        "SET _llm_answers = @@row_count",
-        merge(tables.failures, unanswered(tables, f"SELECT * FROM {_STAGED} WHERE NOT {GOOD}", within)),
-        "SET _llm_failures = @@row_count",
-        settle(tables, f"SELECT * FROM {_STAGED} WHERE {GOOD}"),
+        *_counted("_llm_answers", land_answers(tables, good, within)),
+        *_counted("_llm_failures", upsert(tables.failures, unanswered(tables, bad, within))),
+        settle(tables, good),
         "COMMIT TRANSACTION",
         "SELECT _llm_answers AS answers, _llm_failures AS failures",
     ]
     return ";\n".join(statements) + ";"
+
+
+def _counted(total: str, changes: Changes) -> list[str]:
+    """The statements, and after each that writes rows, their number added up."""
+    count = f"SET {total} = {total} + @@row_count"
+    return [*changes.first, *(line for statement in changes.writes for line in (statement, count))]
 
 
 def _gather(tables: Tables, staged: Sequence[TableName]) -> str:
@@ -180,11 +192,11 @@ def no_rows(tables: Tables) -> str:
     return f"SELECT {nothing} FROM UNNEST(CAST([] AS ARRAY<INT64>))"
 
 
-def land_answers(tables: Tables, source: str, within: str | None) -> list[str]:
-    """What puts answers into the target table; the last statement counts them."""
+def land_answers(tables: Tables, source: str, within: str | None) -> Changes:
+    """What puts answers into the target table."""
     if tables.target.write_mode is WriteMode.MERGE:
-        return [merge(tables.answers, source, within)]
-    return [_remove_shards(tables, source, within), _append(tables.answers, source)]
+        return upsert(tables.answers, source, within)
+    return Changes(first=(_remove_shards(tables, source, within),), writes=(_append(tables.answers, source),))
 
 
 def bound(target: Target, alias: str, lowest: str, highest: str) -> str | None:
@@ -195,18 +207,23 @@ def bound(target: Target, alias: str, lowest: str, highest: str) -> str | None:
     return f"({column} BETWEEN {lowest} AND {highest} OR {column} IS NULL)"
 
 
-def merge(table: Columns, source: str, within: str | None = None) -> str:
-    """Insert or update by key; a row gives way only to one that was planned no earlier."""
-    sets = ", ".join(f"{quoted(name)} = S.{quoted(name)}" for name in table.updated)
-    names = ", ".join(quoted(name) for name in table.written)
-    values = ", ".join(f"S.{quoted(name)}" for name in table.written)
-    condition = " AND ".join([same_key(table.key, "T", "S"), *([within] if within else [])])
-    return (
-        f"MERGE {table.name.quoted} AS T USING ({source}) AS S\nON {condition}\n"
-        f"WHEN MATCHED AND (T._llm_planned_at IS NULL OR S._llm_planned_at >= T._llm_planned_at) "
-        f"THEN UPDATE SET {sets}\n"
-        f"WHEN NOT MATCHED THEN INSERT ({names}) VALUES ({values})"
+def upsert(table: Columns, source: str, within: str | None = None) -> Changes:
+    """Update or insert by key; a row gives way only to one that was planned no earlier.
+
+    Two statements in a transaction do what MERGE does, and each says its partitions where BigQuery looks for them.
+    """
+    same, sets = (
+        same_key(table.key, "T", "S"),
+        ", ".join(f"{quoted(c)} = S.{quoted(c)}" for c in table.updated),
     )
+    narrow, name = within or "TRUE", table.name.quoted
+    update = (
+        f"UPDATE {name} AS T SET {sets} FROM ({source}) AS S WHERE {narrow} AND {same}\n"
+        "AND (T._llm_planned_at IS NULL OR S._llm_planned_at >= T._llm_planned_at)"
+    )
+    missing = f"NOT EXISTS (SELECT 1 FROM {name} AS T WHERE {narrow} AND {same})"
+    insert = _append(table, f"SELECT * FROM ({source}) AS S WHERE {missing}")
+    return Changes(writes=(update, insert))
 
 
 def same_key(key: Sequence[str], left: str, right: str) -> str:
@@ -252,11 +269,9 @@ def trials(tables: Tables) -> list[str]:
     """What a publish runs, each statement by itself, reading from a source without rows."""
     nothing = no_rows(tables)
     within = bound(tables.target, "T", f"@{LOWEST}", f"@{HIGHEST}")
-    return [
-        *land_answers(tables, nothing, within),
-        merge(tables.failures, unanswered(tables, nothing, within)),
-        settle(tables, nothing),
-    ]
+    answers = land_answers(tables, nothing, within)
+    failures = upsert(tables.failures, unanswered(tables, nothing, within))
+    return [*answers.first, *answers.writes, *failures.writes, settle(tables, nothing)]
 
 
 def known_join(tables: Tables, source: str, *, columns: str, within: str | None) -> str:
