@@ -63,6 +63,7 @@ def test_the_contracts_are_kept() -> None:
         ("providers/intruder.py", "def f():\n    import airflow.sdk", "airflow"),
         ("core/intruder.py", "import time", "core"),
         ("core/intruder.py", "def f():\n    import openai", "core"),
+        ("core/intruder.py", "import airflow_batch_llm.testing", "testing"),
         ("intruder.py", "import json", "layers"),
     ],
 )

@@ -54,6 +54,15 @@ def test_the_module_loads_the_standard_library_only() -> None:
     assert added - sys.stdlib_module_names == {"airflow_batch_llm"}
 
 
+def test_every_option_is_in_the_documentation_with_its_default() -> None:
+    page = (Path(__file__).parents[1] / "docs/reference/configuration.md").read_text()
+
+    for name, option in get_provider_info()["config"]["batch_llm"]["options"].items():
+        assert (
+            f"| `{name}` | {option['default'] or ''} | {option['description']} |".replace("  ", " ") in page
+        )
+
+
 def test_every_name_that_the_info_declares_can_be_imported() -> None:
     for path in _declared(get_provider_info()):
         module_name, _, attribute = path.rpartition(".")
