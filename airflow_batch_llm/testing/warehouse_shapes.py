@@ -53,7 +53,7 @@ class ShapesTables:
         warehouse.prepare(target)
         assert database.tables() == {target.table, target.failures}
 
-    def test_key_columns_keep_the_types_of_the_source(self, database: Database, warehouse: Warehouse) -> None:
+    def test_key_columns_keep_the_types_of_the_source(self, warehouse: Warehouse) -> None:
         key = pa.schema(
             [("a", pa.int64()), ("b", pa.string()), ("c", pa.date32()), ("d", pa.decimal128(9, 2))]
         )
@@ -84,7 +84,7 @@ class ShapesTables:
         land(warehouse, wider, part(), [{"id": 1, "label": "billing", "score": 0.5}])
         assert [(row["label"], "score" in row) for row in rows_of(database, "labels")] == [("billing", False)]
 
-    def test_a_new_answer_column_may_be_an_error(self, database: Database, warehouse: Warehouse) -> None:
+    def test_a_new_answer_column_may_be_an_error(self, warehouse: Warehouse) -> None:
         warehouse.prepare(labels())
         wider = labels(
             answer=columns(label=ColumnType.STRING, score=ColumnType.NUMBER),

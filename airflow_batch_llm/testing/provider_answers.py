@@ -1,0 +1,179 @@
+"""The contract's cases about results: what comes back for each row, and that nothing else does."""
+
+import tracemalloc
+from collections import Counter
+from collections.abc import Mapping
+from typing import ClassVar
+
+import orjson
+import pytest
+
+from airflow_batch_llm.core.model import BatchState, Call, Outcome, Usage
+from airflow_batch_llm.core.request import custom_id
+from airflow_batch_llm.errors import ResultsGone, Unavailable
+from airflow_batch_llm.testing.provider_bench import Bench
+
+LABEL: Mapping[str, object] = {
+    "type": "object",
+    "properties": {
+        "label": {"enum": ["bug", "praise"]},
+        "score": {"type": "integer", "minimum": 1, "maximum": 5},
+        "who": {"$ref": "#/$defs/Person"},
+        "tags": {"type": "array", "items": {"type": "string"}, "maxItems": 3},
+        "note": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+    },
+    "required": ["label", "score", "who", "tags", "note"],
+    "$defs": {
+        "Person": {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]},
+    },
+}
+
+_BLOCK = 1 << 20
+
+
+class ReadsAnswers:
+    """What `results` and `decode` make of a batch that has ended."""
+
+    #: What becomes of a row that the simulator strikes with this fault; None: the provider does not mention it.
+    outcomes: ClassVar[Mapping[str, Outcome | None]] = {
+        "errored": Outcome.ERRORED,
+        "expired": Outcome.EXPIRED,
+        "canceled": Outcome.CANCELED,
+        "refused": Outcome.REFUSED,
+        "filtered": Outcome.REFUSED,
+        "truncated": Outcome.TRUNCATED,
+        "empty": Outcome.INVALID,
+        "odd": Outcome.SUCCEEDED,
+        "surrogate": Outcome.SUCCEEDED,
+        "missing": None,
+    }
+    #: The simulator's name for the call that downloads results.
+    download_endpoint: ClassVar[str] = "results"
+    #: Seconds after which the provider has deleted the results of a batch.
+    retention_seconds: ClassVar[float] = 31 * 86_400
+
+    def test_every_row_is_answered_in_text(self, bench: Bench) -> None:
+        shard = bench.shard(5, call=Call(model=bench.model, system_prompt="Be brief."))
+        batch_id = bench.submit(shard)
+        status = bench.ended(batch_id)
+        assert status.state is BatchState.ENDED
+        results = bench.results(batch_id)
+        assert sorted(results) == [custom_id(shard.token, n) for n in range(5)]
+        assert {result.outcome for result in results.values()} == {Outcome.SUCCEEDED}
+        assert all(result.text and result.model for result in results.values())
+
+    def test_an_answer_to_a_schema_is_json_of_that_schema(self, bench: Bench) -> None:
+        shard = bench.shard(3, call=Call(model=bench.model, schema=LABEL))
+        batch_id = bench.submit(shard)
+        bench.ended(batch_id)
+        for result in bench.results(batch_id).values():
+            assert result.outcome is Outcome.SUCCEEDED, result
+            answer = orjson.loads(result.text or "")
+            assert set(answer) == {"label", "score", "who", "tags", "note"}
+            assert answer["label"] in ("bug", "praise")
+            assert isinstance(answer["who"]["name"], str)
+
+    def test_the_usage_of_all_rows_is_what_the_bill_says(self, bench: Bench) -> None:
+        bench.simulator.turn(cached_tokens=3, cache_write_tokens=2, reasoning_tokens=7)
+        batch_id = bench.submit(bench.shard(["a prompt that is long enough to be cached" * 3] * 4))
+        bench.ended(batch_id)
+        total = sum((result.usage for result in bench.results(batch_id).values()), Usage())
+        tokens = bench.bill()["tokens"]
+        assert (total.input_tokens, total.output_tokens) == (tokens["input"], tokens["output"])
+        assert (total.cached_tokens, total.reasoning_tokens) == (tokens["cached"], tokens["reasoning"])
+
+    def test_results_belong_to_rows_by_custom_id_in_whatever_order_they_come(self, bench: Bench) -> None:
+        shard = bench.shard([f"say {n}" for n in range(40)])
+        batch_id = bench.submit(shard)
+        bench.ended(batch_id)
+        came = [bench.provider.decode(line).custom_id for line in bench.provider.results(batch_id)]
+        planned = [custom_id(shard.token, n) for n in range(40)]
+        assert came != planned
+        assert sorted(came) == planned
+
+    def test_each_way_for_a_row_to_end_has_its_outcome(self, bench: Bench) -> None:
+        for row, kind in enumerate(self.outcomes):
+            bench.fault(kind=kind, rows=[row])
+        shard = bench.shard(len(self.outcomes) + 1)
+        batch_id = bench.submit(shard)
+        bench.ended(batch_id)
+        results = bench.results(batch_id)
+        for row, (kind, outcome) in enumerate(self.outcomes.items()):
+            result = results.get(custom_id(shard.token, row))
+            assert (result.outcome if result else None) == outcome, kind
+            assert result is None or (result.error_code is None) == (outcome is Outcome.SUCCEEDED), kind
+        assert results[custom_id(shard.token, len(self.outcomes))].outcome is Outcome.SUCCEEDED
+
+    def test_a_bad_line_costs_one_row_and_a_repeated_line_comes_twice(self, bench: Bench) -> None:
+        bench.fault(kind="bad_line", rows=[0])
+        bench.fault(kind="duplicated", rows=[1])
+        shard = bench.shard(3)
+        batch_id = bench.submit(shard)
+        bench.ended(batch_id)
+        seen: Counter[str] = Counter()
+        for line in bench.provider.results(batch_id):
+            try:
+                seen[bench.provider.decode(line).custom_id] += 1
+            except ValueError:
+                seen["unreadable"] += 1
+        assert seen == {"unreadable": 1, custom_id(shard.token, 1): 2, custom_id(shard.token, 2): 1}
+
+    def test_an_answer_with_odd_line_separators_is_one_line(self, bench: Bench) -> None:
+        bench.fault(kind="odd", every=1)
+        batch_id = bench.submit(bench.shard(3))
+        bench.ended(batch_id)
+        results = bench.results(batch_id)
+        assert len(results) == 3
+        assert all("\u2028" in (result.text or "") for result in results.values())
+
+    def test_a_download_that_breaks_off_in_a_line_says_so_and_can_be_begun_again(self, bench: Bench) -> None:
+        batch_id = bench.submit(bench.shard(20))
+        bench.ended(batch_id)
+        bench.fault(kind="cut", endpoint=self.download_endpoint, lines=3)
+        with pytest.raises(Unavailable, match=batch_id.rpartition("/")[2]):
+            bench.results(batch_id)
+        assert len(bench.results(batch_id)) == 20
+
+    def test_a_download_that_cannot_begin_for_now_is_tried_again(self, bench: Bench) -> None:
+        batch_id = bench.submit(bench.shard(2))
+        bench.ended(batch_id)
+        bench.fault(kind="status", endpoint=self.download_endpoint, status=503)
+        assert len(bench.results(batch_id)) == 2
+
+    def test_a_batch_that_runs_has_no_results_yet(self, bench: Bench) -> None:
+        bench.fault(kind="hold")
+        batch_id = bench.submit(bench.shard(1))
+        with pytest.raises(Unavailable):
+            bench.results(batch_id)
+
+    def test_results_that_the_provider_has_deleted_are_gone(self, bench: Bench) -> None:
+        batch_id = bench.submit(bench.shard(1))
+        bench.ended(batch_id)
+        bench.simulator.clock(advance_seconds=self.retention_seconds)
+        with pytest.raises(ResultsGone, match=batch_id.rpartition("/")[2]):
+            bench.results(batch_id)
+
+    def test_rows_of_an_expired_batch_that_were_executed_are_answered(self, bench: Bench) -> None:
+        bench.fault(kind="expire", share=0.5)
+        batch_id = bench.submit(bench.shard(10))
+        assert bench.ended(batch_id).state is BatchState.ENDED
+        outcomes = Counter(result.outcome for result in bench.results(batch_id).values())
+        assert outcomes[Outcome.SUCCEEDED] == 5
+        assert outcomes[Outcome.EXPIRED] == (5 if self.outcomes["expired"] else 0)
+
+    def test_a_large_shard_is_sent_and_read_in_little_memory(self, bench: Bench) -> None:
+        # 24 MB in 240 lines, and a trace of every allocation of this process.
+        shard = bench.shard([f"{n:03d}{'x' * 100_000}" for n in range(240)])
+        tracemalloc.start()
+        try:
+            batch_id = bench.submit(shard)
+            sent = tracemalloc.get_traced_memory()[1]
+            bench.ended(batch_id)
+            tracemalloc.reset_peak()
+            answered = sum(1 for _ in bench.provider.results(batch_id))
+            read = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert answered == 240
+        assert sent < 12 * _BLOCK
+        assert read < 12 * _BLOCK

@@ -1,0 +1,111 @@
+"""One provider adapter on one simulator, and the errands that every test of it runs."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+from uuid import uuid4
+
+import orjson
+
+from airflow_batch_llm.core.model import BatchState, BatchStatus, Call, Lease, Result, Search, ShardFile
+from airflow_batch_llm.core.request import custom_id, shard_token
+from airflow_batch_llm.providers.base import Provider
+from airflow_batch_llm.simulator.handle import Simulator
+
+_PATIENCE_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """What a test works with. Each has a run token of its own, so that no test finds another's batches."""
+
+    provider: Provider
+    simulator: Simulator
+    folder: Path
+    model: str
+    run: str = field(default_factory=lambda: f"b{uuid4().hex[:8]}")
+
+    def shard(
+        self, prompts: Sequence[str] | int = 3, *, call: Call | None = None, number: int = 1
+    ) -> ShardFile:
+        """A shard in a file, as planning writes it."""
+        call = call or Call(model=self.model)
+        words = [f"prompt {n}" for n in range(prompts)] if isinstance(prompts, int) else prompts
+        template, token = self.provider.encode(call), shard_token(self.run, number)
+        path = self.folder / f"{token}.jsonl"
+        with path.open("wb") as lines:
+            for ordinal, prompt in enumerate(words):
+                lines.write(template.line(custom_id(token, ordinal), orjson.dumps(prompt)) + b"\n")
+        return ShardFile(path=path, token=token, call=call, requests=len(words), bytes=path.stat().st_size)
+
+    def submit(self, shard: ShardFile, *, lease_seconds: float = 60.0) -> str:
+        """Upload and create, inside a lease that begins now."""
+        upload = self.provider.upload(shard)
+        return self.provider.submit(shard, upload, Lease(expires_at=time.time() + lease_seconds))
+
+    def ended(self, batch_id: str) -> BatchStatus:
+        """Look until the batch runs no longer."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            status = self.provider.check([batch_id])[batch_id]
+            if status.state is not BatchState.RUNNING:
+                return status
+            assert time.monotonic() < deadline, f"batch {batch_id} does not end"
+
+    def results(self, batch_id: str) -> dict[str, Result]:
+        """The decoded results by custom_id."""
+        decoded = [self.provider.decode(line) for line in self.provider.results(batch_id)]
+        return {result.custom_id: result for result in decoded}
+
+    def search(self, *shards: ShardFile, known: Sequence[str] = ()) -> Search:
+        """A search for the batches of these shards, since a minute ago."""
+        return Search(
+            run_token=self.run,
+            since=time.time() - 60,
+            requests={shard.token: shard.requests for shard in shards},
+            known=frozenset(known),
+        )
+
+    def fault(self, **fault: Any) -> None:
+        """Set a fault for this provider."""
+        self.simulator.fault(provider=self.provider.name, **fault)
+
+    def bill(self) -> dict[str, Any]:
+        """The simulator's ledger for this provider."""
+        ledger: dict[str, Any] = self.simulator.ledger()[self.provider.name]
+        return ledger
+
+
+class Driver(Protocol):
+    """The verbs that exist twice, without and with an event loop."""
+
+    def check(self, batch_ids: Sequence[str]) -> Mapping[str, BatchStatus]: ...
+
+    def cancel(self, batch_id: str) -> None: ...
+
+
+@contextmanager
+def asynchronously(provider: Provider) -> Iterator[Driver]:
+    """The asynchronous verbs, each run to its end on one event loop."""
+    with asyncio.Runner() as runner:
+        try:
+            yield _Asynchronous(provider, runner.run)
+        finally:
+            runner.run(provider.aclose())
+
+
+@dataclass(frozen=True, slots=True)
+class _Asynchronous:
+    provider: Provider
+    run: Callable[[Any], Any]
+
+    def check(self, batch_ids: Sequence[str]) -> Mapping[str, BatchStatus]:
+        statuses: Mapping[str, BatchStatus] = self.run(self.provider.acheck(batch_ids))
+        return statuses
+
+    def cancel(self, batch_id: str) -> None:
+        self.run(self.provider.acancel(batch_id))

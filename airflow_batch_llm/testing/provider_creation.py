@@ -1,0 +1,144 @@
+"""The contract's cases about creating a batch: once, inside the lease, and found again when its answer was lost."""
+
+import time
+from typing import Any, ClassVar
+
+import pytest
+
+from airflow_batch_llm.core.model import BatchState, Lease
+from airflow_batch_llm.errors import Refused, Unavailable, UnknownFate
+from airflow_batch_llm.testing.provider_bench import Bench
+
+
+class CreatesOnce:
+    """What `submit` sends, what it raises, and what `find` says afterwards."""
+
+    #: A 429 that time does not heal, as the simulator's fault.
+    spend_limit: ClassVar[dict[str, Any]] = {"status": 403}
+
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            pytest.param({"kind": "drop", "effect": "after"}, id="drop"),
+            pytest.param({"kind": "status", "effect": "after", "status": 500}, id="500"),
+            pytest.param({"kind": "status", "effect": "after", "status": 503}, id="503"),
+        ],
+    )
+    def test_a_batch_whose_answer_was_lost_is_found(self, bench: Bench, fault: dict[str, Any]) -> None:
+        shard = bench.shard(7)
+        bench.fault(endpoint="create", **fault)
+        with pytest.raises(UnknownFate):
+            bench.submit(shard)
+        assert bench.bill()["calls"]["create"] == 1
+        sightings = bench.provider.find(bench.search(shard))
+        assert [sighting.batch_id.rpartition("/")[2] for sighting in sightings] == bench.bill()["batches"]
+        assert [sighting.token for sighting in sightings] in ([shard.token], [None])
+
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            pytest.param({"kind": "drop", "effect": "before"}, id="drop"),
+            pytest.param({"kind": "status", "effect": "before", "status": 500}, id="500"),
+        ],
+    )
+    def test_a_batch_that_was_not_created_is_surely_absent_and_is_sent_again(
+        self, bench: Bench, fault: dict[str, Any]
+    ) -> None:
+        shard = bench.shard(7)
+        bench.fault(endpoint="create", **fault)
+        with pytest.raises(UnknownFate):
+            bench.submit(shard)
+        assert bench.provider.find(bench.search(shard)) == []
+        bench.submit(shard)
+        assert len(bench.bill()["batches"]) == 1
+
+    def test_a_lost_batch_is_surely_recognised_once_it_has_ended(self, bench: Bench) -> None:
+        shard = bench.shard(7)
+        bench.fault(kind="drop", endpoint="create", effect="after")
+        with pytest.raises(UnknownFate):
+            bench.submit(shard)
+        (seen,) = bench.provider.find(bench.search(shard))
+        bench.ended(seen.batch_id)
+        (sighting,) = bench.provider.find(bench.search(shard))
+        assert (sighting.batch_id, sighting.token) == (seen.batch_id, shard.token)
+        assert sighting.state is BatchState.ENDED
+        assert len(bench.results(sighting.batch_id)) == 7
+
+    def test_a_running_batch_is_recognised_only_where_the_limits_say_so(self, bench: Bench) -> None:
+        bench.fault(kind="hold")
+        shard = bench.shard(7)
+        bench.submit(shard)
+        (sighting,) = bench.provider.find(bench.search(shard))
+        assert sighting.state is BatchState.RUNNING
+        assert sighting.token == (shard.token if bench.provider.limits.recognisable else None)
+
+    def test_batches_of_others_and_batches_that_are_known_are_not_found(self, bench: Bench) -> None:
+        shard, other = bench.shard(7, number=1), bench.shard(7, number=2)
+        first, second = bench.submit(shard), bench.submit(other)
+        for batch_id in (first, second):
+            bench.ended(batch_id)
+        found = bench.provider.find(bench.search(shard, other, known=[first]))
+        assert [(sighting.batch_id, sighting.token) for sighting in found] == [(second, other.token)]
+        stranger = Bench(
+            provider=bench.provider, simulator=bench.simulator, folder=bench.folder, model=bench.model
+        )
+        assert bench.provider.find(stranger.search(stranger.shard(7))) == []
+
+    def test_a_batch_shows_once_the_listing_has_caught_up(self, bench: Bench) -> None:
+        bench.simulator.turn(list_lag=bench.provider.limits.list_lag_seconds)
+        shard = bench.shard(7)
+        bench.submit(shard)
+        bench.simulator.clock(advance_seconds=bench.provider.limits.list_lag_seconds)
+        assert len(bench.provider.find(bench.search(shard))) == 1
+
+    def test_a_creation_that_is_told_to_wait_is_not_repeated_and_says_for_how_long(
+        self, bench: Bench
+    ) -> None:
+        bench.fault(kind="status", endpoint="create", status=429, retry_after=17)
+        with pytest.raises(Unavailable) as raised:
+            bench.submit(bench.shard(1))
+        assert raised.value.retry_after == 17
+        assert bench.bill()["calls"]["create"] == 1
+        assert bench.bill()["batches"] == []
+
+    @pytest.mark.parametrize("status", [400, 401, 403])
+    def test_a_definite_refusal_means_that_no_batch_exists(self, bench: Bench, status: int) -> None:
+        bench.fault(kind="status", endpoint="create", status=status)
+        with pytest.raises(Refused):
+            bench.submit(bench.shard(1))
+        assert bench.bill()["calls"]["create"] == 1
+
+    def test_a_limit_of_spending_is_a_refusal_and_not_a_reason_to_wait(self, bench: Bench) -> None:
+        bench.fault(kind="status", endpoint="create", **self.spend_limit)
+        with pytest.raises(Refused):
+            bench.submit(bench.shard(1))
+
+    def test_where_nobody_listens_nothing_was_sent(self, bench: Bench) -> None:
+        shard = bench.shard(1)
+        upload = bench.provider.upload(shard)
+        bench.simulator.kill()
+        try:
+            with pytest.raises(Unavailable):
+                bench.provider.submit(shard, upload, Lease(expires_at=time.time() + 5))
+        finally:
+            bench.simulator.start()
+
+    def test_after_the_lease_nothing_is_sent(self, bench: Bench) -> None:
+        shard = bench.shard(1)
+        upload = bench.provider.upload(shard)
+        with pytest.raises(Unavailable):
+            bench.provider.submit(shard, upload, Lease(expires_at=time.time() - 1))
+        assert bench.bill()["calls"].get("create", 0) == 0
+
+    def test_an_answer_that_does_not_come_within_the_lease_leaves_the_fate_open(self, bench: Bench) -> None:
+        shard = bench.shard(7)
+        upload = bench.provider.upload(shard)
+        bench.fault(kind="delay", endpoint="create", effect="after", seconds=30)
+        with pytest.raises(UnknownFate):
+            bench.provider.submit(shard, upload, Lease(expires_at=time.time() + 0.7))
+        assert len(bench.provider.find(bench.search(shard))) == 1
+
+    def test_an_upload_is_deleted_and_deleting_it_again_is_no_error(self, bench: Bench) -> None:
+        upload = bench.provider.upload(bench.shard(1))
+        bench.provider.discard(upload)
+        bench.provider.discard(upload)

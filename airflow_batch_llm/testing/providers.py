@@ -1,0 +1,56 @@
+"""The contract of a provider adapter, as tests to inherit. They run through the real SDK against the simulator.
+
+    class TestMyProvider(ProviderContract):
+        provider_name, model = "mine", "some-model"
+
+        def access(self, simulator: Simulator) -> Access:
+            return Access(api_key="any", base_url=simulator.url)
+
+A case that an adapter cannot pass is overridden there with an `xfail` that says why.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from airflow_batch_llm.providers import connect
+from airflow_batch_llm.providers.base import Access
+from airflow_batch_llm.simulator.handle import Simulator
+from airflow_batch_llm.testing.provider_answers import ReadsAnswers
+from airflow_batch_llm.testing.provider_bench import Bench, Driver, asynchronously
+from airflow_batch_llm.testing.provider_creation import CreatesOnce
+from airflow_batch_llm.testing.provider_watching import WatchesBatches
+
+__all__ = ["ProviderContract"]
+
+
+class ProviderContract(ReadsAnswers, CreatesOnce, WatchesBatches):
+    """Everything that an adapter promises. Every case starts from an empty simulator."""
+
+    provider_name: ClassVar[str]
+    model: ClassVar[str]
+
+    def access(self, simulator: Simulator) -> Access:
+        """How to reach the simulator."""
+        raise NotImplementedError
+
+    @pytest.fixture(scope="class")
+    def simulator(self) -> Iterator[Simulator]:
+        with Simulator(batch_seconds=0.0) as simulator:
+            yield simulator
+
+    @pytest.fixture
+    def bench(self, simulator: Simulator, tmp_path: Path) -> Iterator[Bench]:
+        simulator.reset()
+        provider = connect(self.provider_name, self.access(simulator))
+        yield Bench(provider=provider, simulator=simulator, folder=tmp_path, model=self.model)
+        provider.close()
+
+    @pytest.fixture(params=["worker", "trigger"])
+    def driver(self, bench: Bench, request: pytest.FixtureRequest) -> Iterator[Driver]:
+        with ExitStack() as stack:
+            trigger = request.param == "trigger"
+            yield stack.enter_context(asynchronously(bench.provider)) if trigger else bench.provider
