@@ -13,6 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 from airflow_batch_llm.core.model import (
+    BatchState,
     BatchStatus,
     Call,
     Lease,
@@ -23,7 +24,7 @@ from airflow_batch_llm.core.model import (
     Sighting,
 )
 from airflow_batch_llm.core.request import LineTemplate
-from airflow_batch_llm.errors import Refused, ResultsGone
+from airflow_batch_llm.errors import Refused, ResultsGone, Unavailable
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.steps import TRIGGER, WORKER, adrive, drive
 from airflow_batch_llm.providers.vertex import flows, jobs
@@ -99,21 +100,30 @@ class VertexProvider:
         drive(flows.cancel(batch_id, WORKER), self._open_jobs())
 
     def results(self, batch_id: str) -> Iterator[bytes]:
+        try:
+            yield from self._lines(batch_id)
+        except (ResultsGone, Unavailable) as error:
+            raise type(error)(f"The answers of {batch_id} could not be read: {error}") from error
+
+    def _lines(self, batch_id: str) -> Iterator[bytes]:
         job = self._ended_job(batch_id)
         staging = self._open_staging()
         files = staging.answers(job.output) if job.output else []
         if not files and job.promises_answers:
-            raise ResultsGone(f"The answers of {batch_id} are no longer at {job.output}.")
+            raise ResultsGone(f"Nothing is left at {job.output}.")
         for file in files:
             yield from staging.lines(file)
 
     def _ended_job(self, batch_id: str) -> jobs.Job:
         try:
-            return drive(flows.look(batch_id, WORKER), self._open_jobs())
+            job = drive(flows.look(batch_id, WORKER), self._open_jobs())
         except Refused as error:
             if error.__cause__ is not None and http_code(error.__cause__) == 404:
-                raise ResultsGone(f"Vertex no longer knows {batch_id}.") from error
+                raise ResultsGone("Vertex no longer knows this job.") from error
             raise
+        if jobs.status(job).state is BatchState.RUNNING:
+            raise Unavailable("The job has not ended yet.")
+        return job
 
     def find(self, search: Search) -> Sequence[Sighting]:
         return drive(flows.find(search, WORKER), self._open_jobs())
@@ -127,7 +137,7 @@ class VertexProvider:
         return [self._counter.count(call, prompt) for prompt in prompts]
 
     def console_url(self, batch_id: str) -> str | None:
-        return jobs.console_url(batch_id)
+        return jobs.console_url(batch_id) if self.host is None else None
 
     def close(self) -> None:
         for client in (self._jobs, self._staging, self._counter):

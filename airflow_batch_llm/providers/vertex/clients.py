@@ -20,6 +20,17 @@ PAGE_SIZE = 100
 _TIMEOUT_SECONDS = 60.0
 _FIELDS = ("name", "state", "labels", "error", "completion_stats", "output_info")
 
+# The models of google-genai that a job is made of; older releases lack some.
+_MODELS = (
+    "ListBatchJobsResponse",
+    "BatchJob",
+    "BatchJobSource",
+    "BatchJobDestination",
+    "BatchJobOutputInfo",
+    "CompletionStats",
+    "JobError",
+)
+
 
 class Jobs:
     """Batch prediction jobs through `JobServiceClient`. Each call is sent once."""
@@ -95,7 +106,7 @@ class AsyncJobs:
         """Import the SDK and build its client, which takes a second and reads files: call it in a thread."""
         from google import genai
         from google.auth.credentials import AnonymousCredentials
-        from google.genai.types import HttpOptions, HttpRetryOptions
+        from google.genai import types
         from google.oauth2.credentials import Credentials
 
         credentials = place.credentials
@@ -103,11 +114,11 @@ class AsyncJobs:
             # This client wants something to send.
             bearer: Any = Credentials
             credentials = bearer("anonymous")
-        options = HttpOptions(
+        options = types.HttpOptions(
             base_url=place.base_url,
             api_version="v1",
             timeout=int(_TIMEOUT_SECONDS * 1000),
-            retry_options=HttpRetryOptions(attempts=1),
+            retry_options=types.HttpRetryOptions(attempts=1),
         )
         client = genai.Client(
             vertexai=True,
@@ -116,6 +127,9 @@ class AsyncJobs:
             credentials=credentials,
             http_options=options,
         )
+        # The first answer would make Pydantic build these, for a tenth of a second: better here than on the loop.
+        for model in filter(None, (getattr(types, name, None) for name in _MODELS)):
+            model.model_rebuild()
         return cls(client)
 
     async def get(self, name: str) -> Job:
@@ -153,8 +167,9 @@ def _job(told: Any) -> Job:
 
 
 def _genai_job(told: Any) -> Job:
-    """A job as google-genai describes it, which leaves the labels out."""
-    stats, error, output = told.completion_stats, told.error, told.output_info
+    """A job as google-genai describes it, which leaves the labels out, and in older releases counts and output."""
+    stats, output = getattr(told, "completion_stats", None), getattr(told, "output_info", None)
+    error = told.error
     return Job(
         name=told.name,
         state=told.state.name if told.state else "",

@@ -9,7 +9,7 @@ from airflow_batch_llm.providers import listing
 from airflow_batch_llm.providers.listing import Lookup, look_up
 from airflow_batch_llm.providers.steps import Calls, Patience, patiently
 from airflow_batch_llm.providers.vertex.errors import judge
-from airflow_batch_llm.providers.vertex.jobs import OURS, Job, Page, search_filter, sighting, status
+from airflow_batch_llm.providers.vertex.jobs import OURS, Job, Page, is_name, search_filter, sighting, status
 
 # How far back the listing goes; a job that is older than its window and some slack is asked for by name.
 _LISTED = timedelta(hours=120)
@@ -52,6 +52,8 @@ def find(search: Search, patience: Patience) -> Calls[Sequence[Sighting]]:
 
 def look(name: str, patience: Patience) -> Calls[Job]:
     """One job as it is now."""
+    if not is_name(name):
+        raise Refused(f"{name!r} is not the name of a batch prediction job.")
     job: Job = yield from patiently(lambda jobs: jobs.get(name), judge, patience)
     return job
 

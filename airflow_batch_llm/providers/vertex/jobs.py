@@ -134,19 +134,18 @@ def sighting(job: Job) -> Sighting:
     )
 
 
-def parent(name: str) -> tuple[str, str]:
-    """The project and the location in a job's full name."""
+def is_name(name: str) -> bool:
+    """Whether this is the full name of a job."""
+    return _NAME.fullmatch(name) is not None
+
+
+def console_url(name: str) -> str | None:
+    """The job's page in the Google Cloud console; None for what is not the name of a job."""
     match = _NAME.fullmatch(name)
     if match is None:
-        raise ValueError(f"{name!r} is not the name of a batch prediction job")
-    return match["project"], match["location"]
-
-
-def console_url(name: str) -> str:
-    """The job's page in the Google Cloud console."""
-    project, location = parent(name)
-    job = name.rpartition("/")[2]
-    return f"https://console.cloud.google.com/vertex-ai/locations/{location}/batch-predictions/{job}?project={project}"
+        return None
+    place = f"locations/{match['location']}/batch-predictions/{match['job']}"
+    return f"https://console.cloud.google.com/vertex-ai/{place}?project={match['project']}"
 
 
 def model_path(model: str) -> str:

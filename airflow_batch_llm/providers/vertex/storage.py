@@ -14,7 +14,7 @@ from airflow_batch_llm.providers.vertex.errors import http_code, judged
 from airflow_batch_llm.providers.vertex.place import Place
 
 # Held in memory once while a file goes up or down.
-_CHUNK = 8 << 20
+_CHUNK = 4 << 20
 
 
 class Staging:
@@ -82,7 +82,7 @@ def _chunks(file: Any) -> Iterator[bytes]:
     # A line that was cut in the middle would pass for a bad row, and that row would be paid again.
     if file.size is not None and read != file.size:
         raise Unavailable(
-            f"gs://{file.bucket.name}/{file.name} ended after {read} of {file.size} bytes. Read it again."
+            f"The answer file {file.name!r} ended after {read} of {file.size} bytes. Read it again."
         )
 
 
