@@ -83,7 +83,12 @@ class CompiledPrompt:
     _parts: "tuple[str | Cell, ...] | None" = None
 
     def check(self, columns: Iterable[str]) -> None:
-        """Raise `PromptError` for columns that the prompt uses and the rows do not have."""
+        """Raise `PromptError` for columns that the prompt uses and the rows do not have, or if it uses none."""
+        if self.columns == ():
+            raise PromptError(
+                "The prompt uses no column of the source, so it would be the same for every row. A column's value "
+                "is written {{ column }}."
+            )
         there = list(columns)
         missing = [name for name in self.columns or () if name not in there]
         if not missing:

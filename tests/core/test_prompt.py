@@ -227,9 +227,14 @@ def test_a_blank_prompt_is_that_rows_error(blank: object) -> None:
     assert told[2] == b'"bcd"'
 
 
-def test_a_constant_prompt_is_rendered_once_for_each_row() -> None:
-    assert compile_prompt("Tell a joke").render_batch({"id": [1, 2]}) == [b'"Tell a joke"'] * 2
-    assert compile_prompt("Tell a joke").render_batch({}) == []
+@pytest.mark.parametrize("template", ["Tell a joke", "{ subject }", "{{ params.x }}"])
+def test_a_prompt_that_uses_no_column_is_refused(template: str) -> None:
+    with pytest.raises(PromptError, match="no column"):
+        compile_prompt(template, {"x": 1}).check(["subject"])
+
+
+def test_a_batch_without_rows_has_no_prompts() -> None:
+    assert compile_prompt("{{ a }}").render_batch({"a": []}) == []
 
 
 def by_row(row: dict[str, object]) -> str:

@@ -1,0 +1,259 @@
+"""What became of a run, small enough for XCom, and whether that is good enough.
+
+Reports of shards and rounds add up to the run's. Every planned row is counted once, with its last outcome: a
+round that asks again names the outcomes it replaces.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from fractions import Fraction
+from typing import Any, TypeVar
+
+from airflow_batch_llm.core.model import Outcome, Usage
+
+MANIFEST_VERSION = 1
+
+K = TypeVar("K")
+
+_SAMPLES = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Durations:
+    """Seconds. Batches wait and run side by side, so the longest counts; landing is one's own work, so it adds up."""
+
+    queued: float = 0.0
+    running: float = 0.0
+    landing: float = 0.0
+
+    def __add__(self, other: "Durations") -> "Durations":
+        return Durations(
+            queued=max(self.queued, other.queued),
+            running=max(self.running, other.running),
+            landing=self.landing + other.landing,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spent:
+    """Dollars. `unpriced` answers are not in them, since no price of the model is known."""
+
+    cost: float = 0.0
+    list_cost: float = 0.0  # the same requests in real time
+    stray_cost: float = 0.0  # of `cost`: batches that were bought twice by mishap
+    unpriced: int = 0
+
+    @property
+    def saved(self) -> float:
+        return self.list_cost - self.cost
+
+    def __add__(self, other: "Spent") -> "Spent":
+        return Spent(
+            cost=self.cost + other.cost,
+            list_cost=self.list_cost + other.list_cost,
+            stray_cost=self.stray_cost + other.stray_cost,
+            unpriced=self.unpriced + other.unpriced,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Counts of a shard, a round or a whole run. The verdict is the run's, and does not add up."""
+
+    outcomes: Mapping[Outcome, int] = field(default_factory=dict)  # of rows, in each round they were in
+    replaced: Mapping[Outcome, int] = field(default_factory=dict)  # of rows that a later round asked again
+    why: Mapping[str, int] = field(default_factory=dict)  # rows by the reason that they were sent or not
+    attempts: Mapping[int, int] = field(default_factory=dict)  # requests sent, by round
+    strange: Mapping[str, int] = field(default_factory=dict)  # result lines that served nobody, by kind
+    batches: int = 0
+    usage: Usage = field(default_factory=Usage)
+    spent: Spent = Spent()
+    durations: Durations = Durations()
+    passed: bool = True
+    verdict: str = ""
+
+    @property
+    def final(self) -> dict[Outcome, int]:
+        """The rows by their last outcome."""
+        last = Counter(self.outcomes)
+        last.subtract(self.replaced)
+        return {outcome: last[outcome] for outcome in Outcome if last[outcome]}
+
+    @property
+    def rows(self) -> int:
+        """The planned rows."""
+        return sum(self.final.values())
+
+    @property
+    def requests(self) -> int:
+        """The requests sent, in all rounds."""
+        return sum(self.attempts.values())
+
+    @property
+    def rounds(self) -> int:
+        return max(self.attempts, default=0)
+
+    def __add__(self, other: "Report") -> "Report":
+        return Report(
+            outcomes=_sum(self.outcomes, other.outcomes),
+            replaced=_sum(self.replaced, other.replaced),
+            why=_sum(self.why, other.why),
+            attempts=_sum(self.attempts, other.attempts),
+            strange=_sum(self.strange, other.strange),
+            batches=self.batches + other.batches,
+            usage=self.usage + other.usage,
+            spent=self.spent + other.spent,
+            durations=self.durations + other.durations,
+        )
+
+    def judged(self, verdict: "Verdict") -> "Report":
+        """The report with the gate's verdict, as it is stored."""
+        return replace(self, passed=verdict.passed, verdict=verdict.reason)
+
+    def to_json(self) -> dict[str, Any]:
+        """For the run folder."""
+        stored = asdict(self)
+        stored["attempts"] = {str(number): count for number, count in self.attempts.items()}
+        for name in ("outcomes", "replaced"):
+            stored[name] = {outcome.value: count for outcome, count in getattr(self, name).items()}
+        return stored
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "Report":
+        """From the run folder."""
+        return cls(
+            **{
+                **stored,
+                "outcomes": {Outcome(name): count for name, count in stored["outcomes"].items()},
+                "replaced": {Outcome(name): count for name, count in stored["replaced"].items()},
+                "attempts": {int(number): count for number, count in stored["attempts"].items()},
+                "usage": Usage(**stored["usage"]),
+                "spent": Spent(**stored["spent"]),
+                "durations": Durations(**stored["durations"]),
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """What a report is about. Times are seconds since the epoch."""
+
+    run_id: str
+    run_token: str
+    provider: str
+    model: str
+    key: tuple[str, ...]
+    target: str
+    batch_ids: tuple[str, ...] = ()
+    llm_conn_id: str | None = None
+    output_type_ref: str | None = None
+    structured: bool = False
+    result_uri: str | None = None  # of the run folder
+    source: str | None = None
+    submitted_at: float | None = None
+    completed_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a run is good enough, and why in words that hold no row's values but its key."""
+
+    passed: bool
+    reason: str
+
+
+def gate(
+    report: Report, min_success_ratio: float, from_rows: int = 100, samples: Sequence[str] = ()
+) -> Verdict:
+    """Judge a run by its planned rows, over all rounds. `samples` are keys of rows without a good answer.
+
+    A run that sent something and had no success fails, however small. The ratio counts from `from_rows` on. A
+    run with nothing to send is a success.
+    """
+    rows, good = report.rows, report.final.get(Outcome.SUCCEEDED, 0)
+    if not rows:
+        return Verdict(passed=True, reason="There was nothing to send.")
+    counted = f"{good:,} of {rows:,} rows succeeded ({good / rows:.1%})"
+    others = ", ".join(
+        f"{outcome} {count:,}" for outcome, count in report.final.items() if outcome is not Outcome.SUCCEEDED
+    )
+    bad = f": {others}" if others else ""
+    if samples and others:
+        bad += f"; for example the keys {', '.join(samples[:_SAMPLES])}"
+    if not good and report.requests:
+        return Verdict(passed=False, reason=f"None of {rows:,} rows succeeded{bad}.")
+    if rows >= from_rows and good < Fraction(str(min_success_ratio)) * rows:
+        below = f"below min_success_ratio={min_success_ratio:g}"
+        return Verdict(passed=False, reason=f"{counted}, {below}{bad}.")
+    return Verdict(passed=True, reason=f"{counted}{bad}.")
+
+
+def to_xcom(report: Report, about: Provenance) -> dict[str, Any]:
+    """A small dict: the keys of the manifest that Airflow's own batch operator returns, and ours."""
+    final = report.final
+    return {
+        "schema_version": MANIFEST_VERSION,
+        "batch_id": about.batch_ids[0] if about.batch_ids else None,
+        "adapter": about.provider,
+        "llm_conn_id": about.llm_conn_id,
+        "model_id": f"{about.provider}:{about.model}",
+        "output_type_ref": about.output_type_ref,
+        "structured": about.structured,
+        "result_uri": about.result_uri,
+        "request_count": report.rows,
+        "counts": _manifest_counts(final),
+        "duplicate_result_count": report.strange.get("duplicate_lines", 0),
+        "out_of_range_result_count": report.strange.get("foreign_lines", 0),
+        "ordered": False,
+        "rejoin_key": list(about.key),
+        "custom_id_prefix": about.run_token,
+        "terminal_reason": "completed" if set(final) <= {Outcome.SUCCEEDED} else "partial",
+        "submitted_at": _iso(about.submitted_at),
+        "completed_at": _iso(about.completed_at),
+        "run_id": about.run_id,
+        "input": about.source,
+        "output_table": about.target,
+        "batches": list(about.batch_ids),
+        "outcomes": {outcome.value: count for outcome, count in final.items()},
+        "why": dict(report.why),
+        "requests": report.requests,
+        "rounds": report.rounds,
+        "usage": asdict(report.usage),
+        "cost": _dollars(report.spent),
+        "durations": {name: round(seconds, 1) for name, seconds in asdict(report.durations).items()},
+        "passed": report.passed,
+        "verdict": report.verdict,
+    }
+
+
+def _manifest_counts(final: Mapping[Outcome, int]) -> dict[str, int]:
+    """The outcomes in the manifest's six words; a cut-off or declined answer is an invalid one there."""
+    count = Counter(final)
+    return {
+        "succeeded": count[Outcome.SUCCEEDED],
+        "errored": count[Outcome.ERRORED],
+        "invalid_output": count[Outcome.INVALID] + count[Outcome.TRUNCATED] + count[Outcome.REFUSED],
+        "expired": count[Outcome.EXPIRED],
+        "cancelled": count[Outcome.CANCELED],
+        "missing": count[Outcome.MISSING],
+    }
+
+
+def _dollars(spent: Spent) -> dict[str, float]:
+    return {
+        "usd": round(spent.cost, 6),
+        "list_usd": round(spent.list_cost, 6),
+        "saved_usd": round(spent.saved, 6),
+        "stray_usd": round(spent.stray_cost, 6),
+        "unpriced": spent.unpriced,
+    }
+
+
+def _iso(seconds: float | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat()
+
+
+def _sum(one: Mapping[K, int], other: Mapping[K, int]) -> dict[K, int]:
+    return {key: one.get(key, 0) + other.get(key, 0) for key in {**one, **other}}
