@@ -38,7 +38,8 @@ class ProviderContract(ReadsAnswers, CreatesOnce, WatchesBatches):
         raise NotImplementedError
 
     @pytest.fixture(scope="class")
-    def simulator(self) -> Iterator[Simulator]:
+    @classmethod
+    def simulator(cls) -> Iterator[Simulator]:
         with Simulator(batch_seconds=0.0) as simulator:
             yield simulator
 

@@ -13,6 +13,9 @@ import pyarrow as pa
 from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.warehouses.kind import Kind, of_arrow
 
+#: Where a parameter stands in a statement of ours. No name can hold it.
+PARAMETER = "\0"
+
 
 class Upsert(StrEnum):
     """How a database merges rows by key in one statement."""
@@ -35,7 +38,7 @@ class Dialect:
     key_types: Mapping[Kind, str]  # where an index cannot hold the usual type
     upsert: Upsert
     max_identifier: int
-    placeholder: str = "?"
+    placeholder: str = "?"  # how the driver takes a parameter; {} is its number
     upper_case: bool = False  # an unquoted name is stored in capitals
     keeps_nul: bool = True  # text may hold the character NUL
     vector_brackets: str = "[]"  # around a vector staged as text; empty: it is staged as a list
@@ -62,7 +65,8 @@ class Dialect:
 
         try:
             parsed = exp.to_table(name, dialect=self.name)
-            parts = tuple(part.name for part in parsed.parts)
+            # An empty schema is left out of `parts`.
+            parts = tuple(part.name for part in parsed.parts) if ".." not in name else ()
         except SqlglotError:
             parts = ()
         if not parts or not all(parts):
@@ -70,6 +74,14 @@ class Dialect:
                 f"{name!r} is not a table name. Write table, schema.table or catalog.schema.table."
             )
         return parts
+
+    def with_parameters(self, sql: str) -> str:
+        """The statement with its parameters marked as the driver wants it. A name may hold a mark of its own."""
+        if "%" in self.placeholder:
+            sql = sql.replace("%", "%%")
+        first, *others = sql.split(PARAMETER)
+        marked = (self.placeholder.format(number) + text for number, text in enumerate(others, start=1))
+        return first + "".join(marked)
 
     def column_type(self, type_: pa.DataType, *, key: bool = False) -> str:
         """The type that a new column gets."""
@@ -183,7 +195,7 @@ DIALECTS: Mapping[str, Dialect] = {
             from_text={Kind.JSON: "CAST({} AS JSONB)", Kind.VECTOR: "CAST({} AS DOUBLE PRECISION[])"},
             vector_brackets="{}",
             max_identifier=63,
-            placeholder="%s",
+            placeholder="${}",
             keeps_nul=False,
         ),
         Dialect(

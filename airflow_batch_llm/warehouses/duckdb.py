@@ -23,7 +23,7 @@ from airflow_batch_llm.errors import (
 )
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Source, Target
 from airflow_batch_llm.warehouses.dialect import DIALECTS
-from airflow_batch_llm.warehouses.plain import plain_batch
+from airflow_batch_llm.warehouses.plain import plain_batch, typed
 from airflow_batch_llm.warehouses.publication import (
     Staged,
     Table,
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 _DIALECT = DIALECTS["duckdb"]
+#: DuckDB's types that come out as text, and say more than that.
+_ALSO_TYPED = {"JSON": pa.json_(pa.string()), "UUID": pa.uuid()}
 _BATCH_ROWS = 8_192
 _RETRY_SECONDS = 0.05
 #: Errors that speak of the statement alone. Others may quote a value.
@@ -73,6 +75,7 @@ class DuckDBWarehouse:
         self._folder = StagingFolder(Path(staging) if staging else Path(f"{self._path}.staging"), _DIALECT)
         self._statements = Statements(_DIALECT)
         self._reading: DuckDBPyConnection | None = None
+        self._sessions: list[DuckDBPyConnection] = []
 
     @property
     def asset_uri(self) -> str:
@@ -84,7 +87,7 @@ class DuckDBWarehouse:
     def read_known(self, source: Source, target: Target) -> pa.RecordBatchReader:
         select = self._statements.select(source)
         with self._translated():
-            there = self._known_tables(self._reader(), target)
+            there = self._known_tables(self._session(), target)
         return self._stream(self._statements.read_known(select, target, there), source.parameters)
 
     def prepare(self, target: Target) -> None:
@@ -102,12 +105,15 @@ class DuckDBWarehouse:
             "n", pa.array(range(keys.num_rows), pa.int64())
         )
         with self._translated():
-            connection = self._reader().cursor()
+            connection = self._session()
             query = self._statements.known("asked", target, self._known_tables(connection, target))
             connection.register("asked", numbered)
             found = connection.sql(query).to_arrow_table()
             connection.close()
-        return found.drop_columns("n").cast(KNOWN_COLUMNS).combine_chunks().to_batches()[0]
+        found = found.drop_columns("n").cast(KNOWN_COLUMNS)
+        return pa.RecordBatch.from_arrays(
+            [column.combine_chunks() for column in found.columns], schema=KNOWN_COLUMNS
+        )
 
     def stage(
         self, target: Target, part: Part, answers: pa.RecordBatchReader, failures: pa.RecordBatchReader
@@ -123,7 +129,7 @@ class DuckDBWarehouse:
         with self._translated(), self._transaction() as connection:
             both = landings(target, _tables(connection, target), self._statements)
             for step in publication(target, parts, staged, both, self._statements):
-                written = connection.execute(step.sql, step.parameters).fetchone()
+                written = connection.execute(_DIALECT.with_parameters(step.sql), step.parameters).fetchone()
                 counts[step.counts] = counts.get(step.counts, 0) + (written[0] if written else 0)
         return published(counts)
 
@@ -131,6 +137,9 @@ class DuckDBWarehouse:
         self._folder.remove(target, parts)
 
     def release(self) -> None:
+        for session in self._sessions:
+            session.close()
+        self._sessions.clear()
         if self._reading is not None:
             self._reading.close()
             self._reading = None
@@ -140,17 +149,36 @@ class DuckDBWarehouse:
 
     def _stream(self, query: str, parameters: Any) -> pa.RecordBatchReader:
         with self._translated():
-            connection = self._reader()
-            reader = connection.sql(query, params=parameters).to_arrow_reader(_BATCH_ROWS)
-        return pa.RecordBatchReader.from_batches(reader.schema, self._batches(reader))
+            cursor = self._session()
+            relation = cursor.sql(query, params=parameters)
+            types = [str(type_) for type_ in relation.types]
+            reader = relation.to_arrow_reader(_BATCH_ROWS)
+        schema = pa.schema(
+            [
+                field.with_type(_ALSO_TYPED.get(type_, field.type))
+                for field, type_ in zip(reader.schema, types, strict=True)
+            ]
+        )
+        return pa.RecordBatchReader.from_batches(schema, self._batches(reader, schema))
 
-    def _batches(self, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    def _batches(self, reader: pa.RecordBatchReader, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         with self._translated():
-            yield from reader
+            for batch in reader:
+                arrays = [
+                    typed(array, field.type) for array, field in zip(batch.columns, schema, strict=True)
+                ]
+                yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
     def _known_tables(self, connection: "DuckDBPyConnection", target: Target) -> dict[str, bool]:
         found = ((target.table, "_llm_planned_at"), (target.failures, "_llm_attempts"))
         return {name: column in (_columns(connection, name) or {}) for name, column in found}
+
+    def _session(self) -> "DuckDBPyConnection":
+        """A connection of its own to the open file: one stream does not stand in another's way."""
+        session = self._reader().cursor()
+        session.execute("SET TimeZone = 'UTC'")
+        self._sessions.append(session)
+        return session
 
     def _reader(self) -> "DuckDBPyConnection":
         if self._reading is None:
@@ -163,6 +191,7 @@ class DuckDBWarehouse:
     def _transaction(self) -> Iterator["DuckDBPyConnection"]:
         connection = self._open(read_only=False)
         try:
+            connection.execute("SET TimeZone = 'UTC'")
             connection.begin()
             yield connection
             connection.commit()
@@ -193,7 +222,6 @@ class DuckDBWarehouse:
                     "DuckDB lets one process write at a time: close the other, or let the tasks run one by one."
                 )
             time.sleep(_RETRY_SECONDS)
-        connection.execute("SET TimeZone = 'UTC'; SET arrow_lossless_conversion = true")
         return connection
 
     def _translated(self) -> Any:
@@ -233,7 +261,8 @@ def _columns(connection: "DuckDBPyConnection", name: str) -> dict[str, str] | No
     found = connection.execute(
         "SELECT column_name, data_type FROM information_schema.columns "
         "WHERE table_catalog = coalesce(?, current_database()) "
-        "AND lower(table_schema) = lower(coalesce(?, current_schema())) AND lower(table_name) = lower(?) ORDER BY ordinal_position",
+        "AND lower(table_schema) = lower(coalesce(?, current_schema())) "
+        "AND lower(table_name) = lower(?) ORDER BY ordinal_position",
         [catalog, schema, table],
     ).fetchall()
     return dict(found) or None

@@ -39,6 +39,18 @@ def plain_schema(schema: pa.Schema, dialect: Dialect) -> pa.Schema:
     return pa.schema([pa.field(field.name, _plain_type(field.type, dialect)) for field in schema])
 
 
+def typed(array: pa.Array, type_: pa.DataType) -> pa.Array:
+    """Text as a database gives it for JSON and UUIDs, in the type that says so."""
+    if array.type == type_:
+        return array
+    if isinstance(type_, pa.UuidType):
+        packed = [
+            None if text is None else bytes.fromhex(text.replace("-", "")) for text in array.to_pylist()
+        ]
+        array = pa.array(packed, type_.storage_type)
+    return pa.ExtensionArray.from_storage(type_, array)
+
+
 def _plain_type(type_: pa.DataType, dialect: Dialect) -> pa.DataType:
     kind = of_arrow(type_)
     if kind in _PLAIN:

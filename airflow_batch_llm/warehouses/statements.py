@@ -1,4 +1,3 @@
-# ruff: noqa: S608  names are quoted by the dialect, and no value is part of a text
 """The SQL that a publish and a look-up run, built as text from quoted names; never from a row's value.
 
 Staged rows come in as a relation, that is anything that may stand in a FROM clause. The rules are everywhere
@@ -12,7 +11,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Source, Target
-from airflow_batch_llm.warehouses.dialect import Dialect, Upsert
+from airflow_batch_llm.warehouses.dialect import PARAMETER, Dialect, Upsert
 
 PLANNED = "_llm_planned_at"
 _ANSWER_ORDER = (PLANNED, "_llm_processed_at", "_llm_shard")
@@ -118,8 +117,8 @@ class Statements:
 
     def remove_shards(self, landing: Landing, pairs: int) -> str:
         """DELETE of what (run, shard) pairs appended before; the pairs are parameters."""
-        one = f"({self._q('_llm_run_id')} = {{0}} AND {self._q('_llm_shard')} = {{0}})"
-        where = " OR ".join([one.format(self.dialect.placeholder)] * pairs)
+        one = f"({self._q('_llm_run_id')} = {PARAMETER} AND {self._q('_llm_shard')} = {PARAMETER})"
+        where = " OR ".join([one] * pairs)
         return f"DELETE FROM {self.dialect.table(landing.table)} WHERE {where}"
 
     def settle(self, failures: Landing, answers: str) -> str:

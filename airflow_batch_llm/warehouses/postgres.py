@@ -1,0 +1,294 @@
+"""PostgreSQL: rows leave through a server-side cursor and answers come in through COPY.
+
+A part is staged in unlogged tables of its own. After a crash of the server such a table is there and empty, so
+its comment, which is not lost, tells how many rows it holds; a publish takes nothing for staged that lacks some.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pyarrow as pa
+
+from airflow_batch_llm.errors import BatchLLMError, MissingExtra, TargetError, WarehouseError
+from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Source, Target
+from airflow_batch_llm.warehouses.dialect import DIALECTS, PARAMETER
+from airflow_batch_llm.warehouses.plain import plain_batch
+from airflow_batch_llm.warehouses.postgres_types import AS_TEXT, arrow_schema, copy_rows
+from airflow_batch_llm.warehouses.publication import (
+    Staged,
+    Table,
+    Tables,
+    landings,
+    preparation,
+    publication,
+    published,
+    staged_columns,
+)
+from airflow_batch_llm.warehouses.refusal import translated
+from airflow_batch_llm.warehouses.rows import batches, record_batch
+from airflow_batch_llm.warehouses.staging import not_staged, run_token
+from airflow_batch_llm.warehouses.statements import Statements
+
+if TYPE_CHECKING:
+    from psycopg import Connection, RawCursor
+
+    Connections = Callable[[], Connection[Any]]
+
+_DIALECT = DIALECTS["postgres"]
+#: Classes of errors (the first two characters of their code) that speak of the statement, never of a value.
+_ABOUT_THE_STATEMENT = frozenset({"08", "25", "28", "3D", "3F", "40", "42", "53", "54", "55", "57"})
+_NOT_ALLOWED = frozenset({"42501", "25006"})  # no privilege; a read-only transaction
+_COLUMNS = """
+SELECT a.attname, format_type(coalesce(nullif(t.typbasetype, 0), a.atttypid), a.atttypmod)
+FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
+"""
+_UNIQUE = """
+SELECT array_agg(a.attname::text) FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
+WHERE i.indrelid = to_regclass($1) AND i.indisunique AND i.indimmediate AND i.indisvalid
+AND i.indpred IS NULL AND i.indexprs IS NULL GROUP BY i.indexrelid
+"""
+
+
+class PostgresWarehouse:
+    """A PostgreSQL database, by psycopg 3."""
+
+    def __init__(self, connect: "Connections | str") -> None:
+        """`connect` opens a connection of psycopg 3, or is what such a connection is opened with (a DSN, a URI)."""
+        self._connect = connect
+        self._statements = Statements(_DIALECT)
+        self._writing: Connection[Any] | None = None
+        self._reading: list[ExitStack] = []
+
+    @property
+    def asset_uri(self) -> str:
+        info = self._connection().info
+        return f"postgres://{info.host or 'localhost'}:{info.port}/{info.dbname}"
+
+    def read(self, source: Source) -> pa.RecordBatchReader:
+        return self._stream(self._statements.select(source), source.parameters)
+
+    def read_known(self, source: Source, target: Target) -> pa.RecordBatchReader:
+        with self._transaction() as cursor:
+            there = _known_tables(cursor, target)
+        query = self._statements.read_known(PARAMETER, target, there)
+        if source.parameters is not None:
+            query = query.replace("%", "%%")
+        return self._stream(query.replace(PARAMETER, self._statements.select(source)), source.parameters)
+
+    def prepare(self, target: Target) -> None:
+        with self._transaction() as cursor:
+            cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", [target.table])
+            for statement in preparation(target, _tables(cursor, target), self._statements):
+                cursor.execute(statement)
+            trial = self._staging_table(target, f"probe_{uuid4().hex[:16]}")
+            cursor.execute(f"CREATE UNLOGGED TABLE {trial} (n int); DROP TABLE {trial}")
+
+    def known(self, target: Target, keys: pa.RecordBatch) -> pa.RecordBatch:
+        plain = plain_batch(keys, frozenset(target.key.names), _DIALECT).select(target.key.names)
+        types = [_DIALECT.column_type(field.type, key=True) for field in target.key]
+        lists = ", ".join(f"CAST({PARAMETER} AS {type_}[])" for type_ in types)
+        relation = (
+            f"(SELECT * FROM unnest({lists}) WITH ORDINALITY AS u ({_DIALECT.quote(*target.key.names)}, n))"
+        )
+        with self._transaction() as cursor:
+            query = self._statements.known(relation, target, _known_tables(cursor, target))
+            cursor.execute(_DIALECT.with_parameters(query), [column.to_pylist() for column in plain.columns])
+            rows = [row[1:] for row in cursor.fetchall()]
+        return record_batch(rows, KNOWN_COLUMNS)
+
+    def stage(
+        self, target: Target, part: Part, answers: pa.RecordBatchReader, failures: pa.RecordBatchReader
+    ) -> None:
+        named = self._part_tables(target, part)
+        with self._transaction() as cursor:
+            cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", [named[0]])
+            counts = [
+                self._fill(cursor, table, target, reader)
+                for table, reader in zip(named, (answers, failures), strict=True)
+            ]
+            cursor.execute(f"COMMENT ON TABLE {named[0]} IS '{counts[0]} {counts[1]}'")
+
+    def publish(self, target: Target, parts: Sequence[Part]) -> Published:
+        if not parts:
+            return Published(answers=0, failures=0)
+        counts: dict[str | None, int] = {}
+        with self._transaction() as cursor:
+            # Two publishes that update the same rows in different orders would lock each other out.
+            cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", [target.table])
+            tables = _tables(cursor, target)
+            for name, table in ((target.table, tables.target), (target.failures, tables.failures)):
+                if table is not None and not table.unique:
+                    cursor.execute(f"LOCK TABLE {_DIALECT.table(name)} IN SHARE ROW EXCLUSIVE MODE")
+            both = landings(target, tables, self._statements)
+            staged = self._staged(cursor, target, parts, both)
+            for step in publication(target, parts, staged, both, self._statements):
+                cursor.execute(_DIALECT.with_parameters(step.sql), step.parameters or None)
+                counts[step.counts] = counts.get(step.counts, 0) + cursor.rowcount
+        return published(counts)
+
+    def unstage(self, target: Target, parts: Sequence[Part]) -> None:
+        for part in parts:
+            with self._transaction() as cursor:
+                cursor.execute(f"DROP TABLE IF EXISTS {', '.join(self._part_tables(target, part))}")
+
+    def close(self) -> None:
+        for opened in self._reading:
+            with suppress(Exception):  # the connection may be broken already
+                opened.close()
+        self._reading.clear()
+        if self._writing is not None:
+            self._writing.close()
+            self._writing = None
+
+    def _stream(self, query: str, parameters: Any) -> pa.RecordBatchReader:
+        """A connection of its own for each stream: the cursor lives in a transaction that nothing else may end."""
+        with self._translated():
+            connection = self._open()
+            cursor = connection.cursor(name=f"_llm_{uuid4().hex}")
+            opened = ExitStack()
+            opened.callback(connection.close)
+            opened.callback(cursor.close)
+            self._reading.append(opened)
+            _read_as_text(cursor)
+            cursor.execute(query.encode(), parameters)
+            schema = arrow_schema(cursor.description or [])
+        return pa.RecordBatchReader.from_batches(schema, self._batches(opened, cursor, schema))
+
+    def _batches(self, opened: ExitStack, cursor: Any, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        with self._translated(), opened:
+            yield from batches(cursor.fetchmany, schema)
+
+    def _fill(
+        self, cursor: "RawCursor[Any]", table: str, target: Target, reader: pa.RecordBatchReader
+    ) -> int:
+        """Create a staging table and copy the rows in; the table is left out where there are none of a failure."""
+        columns = staged_columns(reader.schema, target.key.names, self._statements)
+        cursor.execute(f"DROP TABLE IF EXISTS {table}; CREATE UNLOGGED TABLE {table} ({', '.join(columns)})")
+        with cursor.copy(f"COPY {table} FROM STDIN (FORMAT csv)") as copy:
+            for batch in reader:
+                copy.write(copy_rows(plain_batch(batch, frozenset(target.key.names), _DIALECT)))
+        return cursor.rowcount
+
+    def _staged(
+        self, cursor: "RawCursor[Any]", target: Target, parts: Sequence[Part], both: Sequence[Any]
+    ) -> Staged:
+        named = [self._part_tables(target, part) for part in parts]
+        for part, tables in zip(parts, named, strict=True):
+            self._check_whole(cursor, part, tables)
+        answers = _union(tables[0] for tables in named)
+        failures = _union(tables[1] for tables in named)
+        return Staged(
+            answers=answers,
+            failures=failures,
+            answers_twice=_any(cursor, self._statements.twice(both[0], answers)),
+            failures_twice=_any(cursor, self._statements.twice(both[1], failures)),
+        )
+
+    def _check_whole(self, cursor: "RawCursor[Any]", part: Part, tables: Sequence[str]) -> None:
+        (said,) = cursor.execute("SELECT obj_description(to_regclass($1))", [tables[0]]).fetchone() or (None,)
+        if said is None:
+            raise not_staged(part)
+        count = cursor.execute(
+            f"SELECT concat_ws(' ', (SELECT count(*) FROM {tables[0]}), (SELECT count(*) FROM {tables[1]}))"
+        ).fetchone()
+        if count != (said,):
+            raise not_staged(part)
+
+    def _part_tables(self, target: Target, part: Part) -> tuple[str, str]:
+        name = f"{run_token(target, part.run_id)}_{part.round}_{part.shard}"
+        return self._staging_table(target, f"{name}_a"), self._staging_table(target, f"{name}_f")
+
+    def _staging_table(self, target: Target, name: str) -> str:
+        *schema, _ = _DIALECT.parts(target.table)
+        where = list(_DIALECT.parts(target.staging_schema)) if target.staging_schema else schema
+        return ".".join(_DIALECT.quote(part) for part in [*where, f"_llm_{name}"])
+
+    @contextmanager
+    def _transaction(self) -> Iterator["RawCursor[Any]"]:
+        from psycopg import RawCursor
+
+        with self._translated():
+            connection = self._connection()
+            try:
+                with connection.transaction(), RawCursor(connection) as cursor:
+                    yield cursor
+            except BaseException:
+                # A connection that broke in mid-way is not used again.
+                self._writing = None
+                with suppress(Exception):
+                    connection.close()
+                raise
+
+    def _connection(self) -> "Connection[Any]":
+        if self._writing is None or self._writing.closed:
+            self._writing = self._open()
+        return self._writing
+
+    def _open(self) -> "Connection[Any]":
+        try:
+            import psycopg
+        except ImportError:
+            raise MissingExtra("PostgreSQL", "postgres") from None
+        with self._translated():
+            connect = self._connect
+            connection = psycopg.connect(connect) if isinstance(connect, str) else connect()
+            connection.execute("SET TIME ZONE 'UTC'")
+            connection.commit()
+        return connection
+
+    def _translated(self) -> Any:
+        try:
+            import psycopg
+        except ImportError:
+            raise MissingExtra("PostgreSQL", "postgres") from None
+        return translated((psycopg.Error, UnicodeError), _describe)
+
+
+def _describe(error: Exception) -> BatchLLMError:
+    code = getattr(error, "sqlstate", None) or ""
+    diagnosis = getattr(error, "diag", None)
+    said = f": {diagnosis.message_primary}" if diagnosis and code[:2] in _ABOUT_THE_STATEMENT else ""
+    message = f"PostgreSQL refused a statement ({type(error).__name__}{' ' + code if code else ''}){said}"
+    return (TargetError if code in _NOT_ALLOWED else WarehouseError)(message)
+
+
+def _read_as_text(cursor: Any) -> None:
+    from psycopg.types.string import TextLoader
+
+    for type_ in AS_TEXT:
+        cursor.adapters.register_loader(type_, TextLoader)
+
+
+def _tables(cursor: "RawCursor[Any]", target: Target) -> Tables:
+    return Tables(
+        target=_table(cursor, target.table, target.key.names),
+        failures=_table(cursor, target.failures, target.key.names),
+    )
+
+
+def _table(cursor: "RawCursor[Any]", name: str, key: Sequence[str]) -> Table | None:
+    quoted = _DIALECT.table(name)
+    columns = dict(cursor.execute(_COLUMNS, [quoted]).fetchall())
+    if not columns:
+        return None
+    indexes = [set(names) for (names,) in cursor.execute(_UNIQUE, [quoted]).fetchall()]
+    return Table(columns=columns, unique=set(key) in indexes)
+
+
+def _known_tables(cursor: "RawCursor[Any]", target: Target) -> Mapping[str, bool]:
+    found = ((target.table, "_llm_planned_at"), (target.failures, "_llm_attempts"))
+    return {
+        name: column in dict(cursor.execute(_COLUMNS, [_DIALECT.table(name)]).fetchall())
+        for name, column in found
+    }
+
+
+def _any(cursor: "RawCursor[Any]", query: str) -> bool:
+    return cursor.execute(query).fetchone() is not None
+
+
+def _union(tables: Iterator[str]) -> str:
+    return "(" + " UNION ALL ".join(f"SELECT * FROM {table}" for table in tables) + ")"

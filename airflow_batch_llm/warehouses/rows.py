@@ -1,0 +1,46 @@
+"""Rows as a database cursor gives them, made into record batches of bounded size."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from airflow_batch_llm.errors import SourceError
+from airflow_batch_llm.warehouses.plain import typed
+
+_BATCH_BYTES = 16 * 1024 * 1024
+_MOST_ROWS = 20_000
+_FIRST_ROWS = 500
+
+Fetch = Callable[[int], Sequence[Sequence[Any]]]
+
+
+def batches(fetch: Fetch, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """All rows that `fetch(n)` gives, until it gives none. The size of rows seen so far sets how many come next."""
+    count = _FIRST_ROWS
+    while rows := fetch(count):
+        batch = record_batch(rows, schema)
+        yield batch
+        count = max(1, min(_MOST_ROWS, _BATCH_BYTES * len(rows) // max(batch.nbytes, 1)))
+
+
+def record_batch(rows: Sequence[Sequence[Any]], schema: pa.Schema) -> pa.RecordBatch:
+    """Rows as a record batch. A value that is not of its column's type is an error that names the column."""
+    columns = zip(*rows, strict=True) if rows else [()] * len(schema)
+    arrays = [_array(values, field) for values, field in zip(columns, schema, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _array(values: Sequence[Any], field: pa.Field) -> pa.Array:
+    try:
+        if isinstance(field.type, pa.UuidType | pa.JsonType):
+            return typed(pa.array(values, pa.string()), field.type)
+        return pa.array(values, field.type)
+    except (pa.ArrowException, OverflowError, TypeError, ValueError):
+        pass
+    if pa.types.is_string(field.type):
+        return pa.array([None if value is None else str(value) for value in values], pa.string())
+    raise SourceError(
+        f"The column {field.name} was read as {field.type}, and some of its rows hold something else. "
+        "CAST it to one type in the source's query."
+    )
