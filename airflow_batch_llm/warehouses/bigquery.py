@@ -25,6 +25,7 @@ from airflow_batch_llm.warehouses.bigquery_sql import TableName, publish_script,
 from airflow_batch_llm.warehouses.bigquery_staging import StagingTable, content_of, staged_rows
 from airflow_batch_llm.warehouses.bigquery_tables import TargetTables
 from airflow_batch_llm.warehouses.spool import write_parquet
+from airflow_batch_llm.warehouses.staging import not_staged
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import QueryJob
@@ -143,7 +144,8 @@ class BigQueryWarehouse:
     def _publish(self, tables: TargetTables, parts: Sequence[Part]) -> Published:
         staged = [_staging_name(tables, part) for part in parts]
         script = publish_script(tables.look(), staged)
-        content = digest(script, tables.created(), *(self._version(name) for name in staged))
+        versions = [self._version(name, part) for name, part in zip(staged, parts, strict=True)]
+        content = digest(script, tables.created(), *versions)
         location = tables.location()
         job = self._connection.jobs.perform(
             Work(
@@ -190,11 +192,11 @@ class BigQueryWarehouse:
             return None
         return Published(answers=row["answers"], failures=row["failures"])
 
-    def _version(self, name: TableName) -> str:
+    def _version(self, name: TableName, part: Part) -> str:
         """What changes whenever a staging table does."""
         table = self._connection.table(name)
         if table is None:
-            raise WarehouseError(f"Nothing is staged in {name}; it may have expired. Stage the part again.")
+            raise not_staged(part)
         return f"{table.created} {table.modified} {table.etag}"
 
     def _holds(self, name: TableName, rows: int) -> bool:

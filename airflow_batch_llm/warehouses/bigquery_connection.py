@@ -59,7 +59,13 @@ class Connection:
     @property
     def reads(self) -> Reads:
         """What streams rows out."""
-        return Reads(client=self.client, storage=lambda: self.storage, patience=self.patience)
+        dataset = self.settings.dataset
+        return Reads(
+            client=self.client,
+            storage=lambda: self.storage,
+            patience=self.patience,
+            dataset=None if dataset is None else f"{self.client.project}.{dataset}",
+        )
 
     @property
     def jobs(self) -> Jobs:

@@ -54,6 +54,7 @@ class Reads:
     client: Client
     storage: Callable[[], BigQueryReadClient | None]
     patience: Patience
+    dataset: str | None = None  # `project.dataset` of tables that a statement names without one
 
     def table(self, table: Any) -> pa.RecordBatchReader:
         """All rows of a table, without a query: reading is free of query costs."""
@@ -97,6 +98,8 @@ class Reads:
         config = QueryJobConfig(query_parameters=list(query.parameters), labels=dict(query.labels))
         if dry_run:
             config.dry_run = True
+        if self.dataset is not None:
+            config.default_dataset = self.dataset
         return config
 
     def _stream(self, begin: Callable[[], RowIterator], doing: str) -> pa.RecordBatchReader:

@@ -40,7 +40,9 @@ _NO_KEYS = frozenset({"FLOAT64", "JSON", "ARRAY<FLOAT64>"})
 #: Types by which a table can be cut into days. By whole numbers it is cut into ranges, which only the user knows.
 _DAYS = frozenset({"DATE", "DATETIME", "TIMESTAMP"})
 
-_FORBIDDEN_IN_NAMES = re.compile(r"[!\"$()*,./;?@\[\\\]^`{}~\x00-\x1f]")
+_FORBIDDEN_IN_COLUMNS = re.compile(r"[!\"$()*,./;?@\[\\\]^`{}~\x00-\x1f]")
+
+_FORBIDDEN_IN_TABLES = re.compile(r"[\x00-\x1f!-,./:-@\[-^`{-\x7f]")
 
 #: Two tasks that prepare one target at once disturb each other at most so often.
 _ROUNDS = 10
@@ -109,9 +111,14 @@ class TargetTables:
         )
 
     def _refuse_names(self) -> None:
+        for name in (self.answers, self.failures):
+            if _FORBIDDEN_IN_TABLES.search(name.table) or len(name.table.encode()) > 1024:
+                raise TargetError(
+                    f"BigQuery has no table named {name.table!r}: it takes letters, digits, _, - and blanks."
+                )
         for field in [*self.target.answer_columns, *self.target.failure_columns]:
             DIALECT.quote(field.name)
-            if _FORBIDDEN_IN_NAMES.search(field.name):
+            if _FORBIDDEN_IN_COLUMNS.search(field.name):
                 raise TargetError(
                     f'BigQuery has no column named {field.name!r}: the characters !"$()*,./;?@[\\]^`{{}}~ are not '
                     "allowed. Rename it with `columns=`, or in the source query."
@@ -205,14 +212,14 @@ class TargetTables:
 
     def _try(self) -> None:
         """Compile what a publish will run, on no rows."""
-        tables = self.look()
+        tables, location = self.look(), self.location()
         for statement in trials(tables):
             query = Query(
                 sql=statement,
                 doing="trying to write",
                 parameters=self._bound_parameters(tables),
                 labels=self.connection.labels(self.target),
-                location=self.location(),
+                location=location,
             )
             complaint = self.connection.reads.complaint(query)
             if complaint is not None:

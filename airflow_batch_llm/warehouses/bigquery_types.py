@@ -42,9 +42,6 @@ _READ_TYPES: dict[str, pa.DataType] = {
     "JSON": ARROW_TYPES[ColumnType.JSON],
 }
 
-#: What text is staged as, and parsed from, by the statement that publishes.
-_AS_TEXT = (Kind.STRING, Kind.UUID, Kind.JSON)
-
 
 def existing_types(columns: Iterable[SchemaField]) -> dict[str, str]:
     """The columns of a table that is there. What no answer can be written to has a type that no dialect knows."""
@@ -102,18 +99,29 @@ def staged_field(field: pa.Field, name: str) -> SchemaField:
     """The column of a staging table for an Arrow field."""
     from google.cloud.bigquery import SchemaField
 
-    if of_arrow(field.type) is Kind.JSON:
-        return SchemaField(name, "STRING")
-    return schema_field(pa.field(name, field.type))
+    if of_arrow(field.type) is Kind.VECTOR:
+        return SchemaField(name, "FLOAT64", mode="REPEATED")
+    return SchemaField(name, _staged_name(field.type))
 
 
 def staged_type(kind: pa.DataType) -> pa.DataType:
     """The Arrow type in which a column is written to the staged file."""
-    if of_arrow(kind) in _AS_TEXT:
-        return pa.string()
     if of_arrow(kind) is Kind.VECTOR:
         return pa.list_(pa.float64())
-    return _READ_TYPES[DIALECT.column_type(kind)]
+    return _READ_TYPES.get(_staged_name(kind), pa.string())
+
+
+def _staged_name(kind: pa.DataType) -> str:
+    if of_arrow(kind) is Kind.JSON:
+        return "STRING"
+    if of_arrow(kind) is Kind.DECIMAL and _is_numeric(kind):
+        return "NUMERIC"
+    return DIALECT.column_type(kind)
+
+
+def _is_numeric(kind: pa.DataType) -> bool:
+    """Whether a number's digits fit NUMERIC; what is no Arrow decimal is a whole number of 64 bits."""
+    return not pa.types.is_decimal(kind) or (kind.scale <= 9 and kind.precision - kind.scale <= 29)
 
 
 def parameter(name: str | None, value: Any) -> Any:
