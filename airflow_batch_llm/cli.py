@@ -3,8 +3,10 @@
 import typer
 
 import airflow_batch_llm
+from airflow_batch_llm.simulator.command import simulate
 
 app = typer.Typer(help="Batch inference over warehouse tables.", no_args_is_help=True, add_completion=False)
+app.command()(simulate)
 
 
 @app.callback()

@@ -15,7 +15,7 @@ from airflow_batch_llm.simulator.draw import Draw, phrase
 from airflow_batch_llm.simulator.patterns import matching
 from airflow_batch_llm.simulator.words import formatted
 
-Maker = Callable[[Draw, int], Any]
+Maker = Callable[[Draw], Any]
 _DEEP = 4
 _TEXTUAL = {"minLength", "maxLength", "pattern", "format"}
 _NUMERIC = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
@@ -23,7 +23,7 @@ _NUMERIC = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multi
 
 def conforming(schema: Mapping[str, Any], seed: int) -> Any:
     """A value that the schema accepts; the same for the same seed."""
-    return _compiled(orjson.dumps(schema))(Draw(seed), 0)
+    return _compiled(orjson.dumps(schema))(Draw(seed))
 
 
 @lru_cache(maxsize=256)
@@ -41,15 +41,15 @@ class _Compiler:
 
     def maker(self, schema: Any) -> Maker:
         if not isinstance(schema, dict) or not schema:
-            return lambda draw, depth: phrase(draw, 2)
+            return lambda draw: phrase(draw, 2)
         if "$ref" in schema:
             return self._reference(schema)
         if "const" in schema:
             constant = schema["const"]
-            return lambda draw, depth: constant
+            return lambda _: constant
         if "enum" in schema:
             options = schema["enum"]
-            return lambda draw, depth: options[draw.below(len(options))]
+            return lambda draw: options[draw.below(len(options))]
         for word in ("anyOf", "oneOf"):
             if word in schema:
                 rest = {key: value for key, value in schema.items() if key != word}
@@ -75,9 +75,9 @@ class _Compiler:
             case "number":
                 return _number(schema)
             case "boolean":
-                return lambda draw, depth: draw.below(2) == 1
+                return lambda draw: draw.below(2) == 1
             case "null":
-                return lambda draw, depth: None
+                return lambda _: None
             case _:
                 return _string(schema)
 
@@ -94,10 +94,11 @@ class _Compiler:
         """Compiled when it is first followed, since a schema may refer to itself."""
         name = orjson.dumps(schema).decode()
 
-        def follow(draw: Draw, depth: int) -> Any:
+        def follow(draw: Draw) -> Any:
             if name not in self._known:
                 self._known[name] = self.maker(self._resolved(schema))
-            return self._known[name](draw, depth + 1)
+            with draw.deeper():
+                return self._known[name](draw)
 
         return follow
 
@@ -105,9 +106,9 @@ class _Compiler:
         makers = [self.maker(branch) for branch in branches]
         shallow = min(range(len(branches)), key=lambda index: _weight(self._resolved(branches[index])))
 
-        def choose(draw: Draw, depth: int) -> Any:
+        def choose(draw: Draw) -> Any:
             chosen = draw.below(len(makers))
-            return makers[shallow if depth > _DEEP else chosen](draw, depth + 1)
+            return makers[shallow if draw.depth > _DEEP else chosen](draw)
 
         return choose
 
@@ -122,15 +123,16 @@ class _Compiler:
             wanted = max(wanted, min(2, int(schema.get("maxProperties", 2))))
         filler = self.maker(extra if isinstance(extra, dict) else {"type": "string"})
 
-        def make(draw: Draw, depth: int) -> Any:
-            value = {
-                name: part(draw, depth + 1)
-                for name, part, needed in properties
-                if needed or (depth < _DEEP and draw.below(4) > 0)
-            }
-            for number in range(wanted - len(value) if depth <= _DEEP else 0):
-                value[f"key_{number + 1}"] = filler(draw, depth + 1)
-            return value
+        def make(draw: Draw) -> Any:
+            with draw.deeper():
+                value = {
+                    name: part(draw)
+                    for name, part, needed in properties
+                    if needed or (draw.depth <= _DEEP and draw.below(4) > 0)
+                }
+                for number in range(wanted - len(value) if draw.depth <= _DEEP else 0):
+                    value[f"key_{number + 1}"] = filler(draw)
+                return value
 
         return make
 
@@ -141,19 +143,20 @@ class _Compiler:
         most = int(schema.get("maxItems", max(fewest, 3)))
         if schema.get("items") is False:
             most = len(first)
+        spread = max(0, min(most - fewest, 3))
         distinct = bool(schema.get("uniqueItems"))
 
-        def make(draw: Draw, depth: int) -> Any:
-            spread = min(most - fewest, 3)
-            length = fewest + (draw.below(spread + 1) if depth <= _DEEP else 0)
-            values = [part(draw, depth + 1) for part in first[: max(length, len(first) and fewest)]]
-            tries = 0
-            while len(values) < length and tries < 50 * length:
-                value = rest(draw, depth + 1)
-                tries += 1
-                if not (distinct and value in values):
-                    values.append(value)
-            return values
+        def make(draw: Draw) -> Any:
+            with draw.deeper():
+                length = fewest + (draw.below(spread + 1) if draw.depth <= _DEEP else 0)
+                values = [part(draw) for part in first[: max(length, fewest)]]
+                tries = 0
+                while len(values) < length and tries < 50 * length:
+                    value = rest(draw)
+                    tries += 1
+                    if not (distinct and value in values):
+                        values.append(value)
+                return values
 
         return make
 
@@ -213,7 +216,7 @@ def _integer(schema: dict[str, Any]) -> Maker:
     step = int(schema.get("multipleOf", 1)) or 1
     first, last = -(-int(low) // step), int(high) // step
     span = max(last - first, 0) + 1
-    return lambda draw, depth: (first + draw.below(span)) * step
+    return lambda draw: (first + draw.below(span)) * step
 
 
 def _number(schema: dict[str, Any]) -> Maker:
@@ -221,7 +224,7 @@ def _number(schema: dict[str, Any]) -> Maker:
         low, high = _bounds(schema, 100 * step, step)
         first, last = -(-low // step), high // step
         span = int(max(last - first, 0)) + 1
-        return lambda draw, depth: (first + draw.below(span)) * step
+        return lambda draw: (first + draw.below(span)) * step
     wide = {
         key: schema[key]
         for key in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
@@ -229,17 +232,17 @@ def _number(schema: dict[str, Any]) -> Maker:
     }
     low, high = _bounds(wide, 100, 0)
     # A quarter of the way in, the value stays off both ends, so exclusive bounds hold as well.
-    return lambda draw, depth: low + (high - low) * (1 + 2 * draw.below(1024) / 1024) / 4
+    return lambda draw: low + (high - low) * (1 + 2 * draw.below(1024) / 1024) / 4
 
 
 def _string(schema: dict[str, Any]) -> Maker:
     if pattern := schema.get("pattern"):
-        return lambda draw, depth: matching(pattern, draw)
+        return lambda draw: matching(pattern, draw)
     if known := formatted(schema.get("format")):
-        return lambda draw, depth: known(draw)
+        return known
     fewest, most = int(schema.get("minLength", 0)), schema.get("maxLength")
 
-    def make(draw: Draw, depth: int) -> str:
+    def make(draw: Draw) -> str:
         text = phrase(draw, 2)
         while len(text) < fewest:
             text += " " + phrase(draw, 2)

@@ -59,12 +59,11 @@ class ArraySplitter:
         self._text = self._text[position:]
         self._stuck = len(self._text) if self._inside and not self._after else 0
 
-    def finish(self) -> None:
-        """Say that the body is complete; raises if it is not."""
+    def finish(self) -> Iterator[Element]:
+        """Say that the body is complete. The elements still held; raises if it is not complete."""
+        self._stuck = 0
         if not self._after:
-            self._stuck = 0
-            for _ in self.feed(b""):
-                pass
+            yield from self.feed(b"")
         if not self._after:
             raise BodyError(f"the body is not a JSON object with a list of {self._key}")
 

@@ -147,7 +147,7 @@ class Database:
 
     def live_batches(self, provider: Provider) -> list[Batch]:
         marks = ", ".join("?" for _ in LIVE)
-        rows = self._all(_BATCH + f"WHERE provider = ? AND phase IN ({marks})", (provider, *LIVE))  # noqa: S608
+        rows = self._all(_BATCH + f"WHERE provider = ? AND phase IN ({marks})", (provider, *LIVE))
         return [_batch(row) for row in rows]
 
     def due_batches(self, now: float) -> list[Batch]:

@@ -1,15 +1,26 @@
 """A stream of numbers that depends on its seed alone, far cheaper to start than `random.Random`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 _MASK = (1 << 64) - 1
 
 
 class Draw:
     """Deterministic choices: the same seed makes the same ones in every release."""
 
-    __slots__ = ("_state",)
+    __slots__ = ("_state", "depth")
 
     def __init__(self, seed: int) -> None:
         self._state = seed & _MASK
+        self.depth = 0
+
+    @contextmanager
+    def deeper(self) -> Iterator[None]:
+        """Count one level of nesting while a container is filled."""
+        self.depth += 1
+        yield
+        self.depth -= 1
 
     def below(self, limit: int) -> int:
         """An integer from 0 up to, not including, the limit."""

@@ -1,0 +1,222 @@
+"""Anthropic's rows: what the Messages API makes of one request's parameters.
+
+Nothing in `params` is looked at when a batch is created; a bad row becomes an errored result and never hurts others.
+"""
+
+from typing import Any
+
+import orjson
+
+from airflow_batch_llm.simulator.bodies import parse
+from airflow_batch_llm.simulator.content import content_digest, seed_of
+from airflow_batch_llm.simulator.knobs import Knobs
+from airflow_batch_llm.simulator.record import Outcome, Provider, Usage
+from airflow_batch_llm.simulator.request import Answer, Request, RowError, Stop, tokens
+from airflow_batch_llm.simulator.schema_rules import anthropic_refusal
+from airflow_batch_llm.simulator.vendor import Parsed, Written
+
+RESULTS = "results"
+NEWEST_VERSION = "2026-10-21"
+VERSIONS = frozenset({"2023-01-01", "2023-06-01", NEWEST_VERSION})
+ERROR_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    503: "api_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+_STOPS = {Stop.END: "end_turn", Stop.LENGTH: "max_tokens", Stop.REFUSED: "refusal", Stop.FILTERED: "refusal"}
+_REMOVED = ("temperature", "top_p", "top_k", "output_format")
+_BATCH_REFUSED = ("speed", "store", "previous_thread_event_id", "cache_hint", "context_hint")
+_MOST_TOKENS = 300_000
+
+
+class AnthropicRows:
+    """The rows of one batch."""
+
+    def __init__(self, version: str, knobs: Knobs) -> None:
+        self._version = version
+        self._knobs = knobs
+
+    def read(self, line: bytes) -> Parsed:
+        row = parse(line)
+        params = row["params"]
+        custom_id = row["custom_id"]
+        digest = content_digest(Provider.ANTHROPIC, params)
+        error = _batch_problem(params) or problem(params, self._version)
+        request = None if error else as_request(params, custom_id, digest)
+        return Parsed(custom_id, digest, str(params.get("model", "")), request, error, None)
+
+    def write(self, parsed: Parsed, answer: Answer) -> Written:
+        if answer.error is not None:
+            kind = answer.error.code or ERROR_TYPES.get(answer.error.status, "api_error")
+            error = {
+                "type": "error",
+                "error": {"type": kind, "message": answer.error.message},
+                "request_id": None,
+            }
+            return _line(parsed.custom_id, {"type": "errored", "error": error}, Outcome.ERRORED, None)
+        assert parsed.request is not None
+        usage = usage_of(parsed.request, answer, self._knobs)
+        result = {"type": "succeeded", "message": message(parsed.request, answer, usage)}
+        return _line(parsed.custom_id, result, Outcome.SUCCEEDED, usage)
+
+    def skip(self, parsed: Parsed, outcome: Outcome) -> Written:
+        return _line(parsed.custom_id, {"type": outcome.value}, outcome, None)
+
+
+def _line(custom_id: str, result: dict[str, Any], outcome: Outcome, usage: Usage | None) -> Written:
+    return Written(orjson.dumps({"custom_id": custom_id, "result": result}), RESULTS, outcome, usage)
+
+
+def _invalid(message: str) -> RowError:
+    return RowError(400, "invalid_request_error", message)
+
+
+def _batch_problem(params: Any) -> RowError | None:
+    """What only batches refuse."""
+    if params.get("stream"):
+        return _invalid("stream: streaming is not supported in batches")
+    for name in _BATCH_REFUSED:
+        if name in params:
+            return _invalid(f"{name}: not supported in batches")
+    return None
+
+
+def problem(params: dict[str, Any], version: str, *, counting: bool = False) -> RowError | None:
+    """Why the Messages API refuses these parameters; None if it takes them."""
+    model, limit, messages = params.get("model"), params.get("max_tokens"), params.get("messages")
+    if not isinstance(model, str):
+        return _invalid("model: Field required")
+    if not model.startswith("claude") or "no-such" in model:
+        return RowError(404, "not_found_error", f"model: {model}")
+    if not counting and (not isinstance(limit, int) or not 1 <= limit <= _MOST_TOKENS):
+        return _invalid(f"max_tokens: must be an integer from 1 to {_MOST_TOKENS}")
+    if not isinstance(messages, list) or not messages:
+        return _invalid("messages: at least one message is required")
+    for number, part in enumerate(messages):
+        if (
+            not isinstance(part, dict)
+            or part.get("role") not in ("user", "assistant")
+            or not part.get("content")
+        ):
+            return _invalid(f"messages.{number}: a role and non-empty content are required")
+    if version == NEWEST_VERSION:
+        for name in _REMOVED:
+            if name in params:
+                return _invalid(f"{name}: not supported by API version {version}")
+    return _schema_problem(params)
+
+
+def _schema_problem(params: dict[str, Any]) -> RowError | None:
+    output = (params.get("output_config") or {}).get("format")
+    if output is not None:
+        if output.get("type") != "json_schema" or not isinstance(output.get("schema"), dict):
+            return _invalid("output_config.format: must be of type json_schema and have a schema")
+        if reason := anthropic_refusal(output["schema"]):
+            return _invalid(f"output_config.format.schema: {reason}")
+    for number, tool in enumerate(params.get("tools") or ()):
+        if tool.get("strict") and (reason := anthropic_refusal(tool.get("input_schema"))):
+            return _invalid(f"tools.{number}.input_schema: {reason}")
+    return None
+
+
+def _text(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    return "\n".join(
+        str(block["text"]) for block in content or () if isinstance(block, dict) and "text" in block
+    )
+
+
+def as_request(params: dict[str, Any], custom_id: str, digest: bytes) -> Request:
+    tool, schema = _wanted(params)
+    return Request(
+        Provider.ANTHROPIC,
+        "messages",
+        custom_id,
+        params["model"],
+        _text(params.get("system")),
+        "\n".join(_text(part["content"]) for part in params["messages"]),
+        schema,
+        tool,
+        params.get("max_tokens"),
+        params,
+        seed_of(digest),
+    )
+
+
+def _wanted(params: dict[str, Any]) -> tuple[str | None, dict[str, Any] | None]:
+    """The forced tool and the schema of the answer."""
+    choice = params.get("tool_choice")
+    if choice and choice.get("type") in ("tool", "any"):
+        tools = params.get("tools") or ()
+        for tool in tools:
+            if choice["type"] == "any" or tool["name"] == choice.get("name"):
+                return tool["name"], tool.get("input_schema") or {}
+    output = (params.get("output_config") or {}).get("format") or params.get("output_format")
+    return None, output["schema"] if output else None
+
+
+def usage_of(request: Request, answer: Answer, knobs: Knobs) -> Usage:
+    total = request.input_tokens
+    cached = min(knobs.cached_tokens, total)
+    written = min(knobs.cache_write_tokens, total - cached)
+    visible = tokens(len(answer.text)) if answer.text else 1
+    return Usage(total, cached, written, visible + knobs.reasoning_tokens, knobs.reasoning_tokens)
+
+
+def message(request: Request, answer: Answer, usage: Usage) -> dict[str, Any]:
+    """The Message that answers the request."""
+    content: list[dict[str, Any]] = []
+    if _thinks(request):
+        content.append({"type": "thinking", "thinking": "Let me see.", "signature": "c2ln"})
+    stop = _STOPS[answer.stop]
+    if request.tool is not None and answer.stop is Stop.END and answer.text:
+        content.append(
+            {
+                "type": "tool_use",
+                "id": f"toolu_{request.seed:020x}",
+                "name": request.tool,
+                "input": parse(answer.text.encode()),
+            }
+        )
+        stop = "tool_use"
+    elif answer.text:
+        content.append({"type": "text", "text": answer.text})
+    return {
+        "id": f"msg_{request.seed:024x}",
+        "type": "message",
+        "role": "assistant",
+        "model": request.model,
+        "content": content,
+        "stop_reason": stop,
+        "stop_sequence": None,
+        "usage": {
+            "input_tokens": usage.input - usage.cached - usage.cache_write,
+            "cache_creation_input_tokens": usage.cache_write,
+            "cache_read_input_tokens": usage.cached,
+            "cache_creation": {
+                "ephemeral_5m_input_tokens": usage.cache_write,
+                "ephemeral_1h_input_tokens": 0,
+            },
+            "output_tokens": usage.output,
+            "output_tokens_details": {"thinking_tokens": usage.reasoning},
+            "service_tier": "batch" if request.custom_id else "standard",
+        },
+    }
+
+
+def _thinks(request: Request) -> bool:
+    """Opus 5 and its successors think unless told not to; the others when told to."""
+    asked = (request.body.get("thinking") or {}).get("type")
+    if request.model.startswith("claude-opus-5"):
+        return bool(asked != "disabled")
+    return asked in ("enabled", "adaptive")

@@ -1,0 +1,70 @@
+"""The `simulate` command."""
+
+import os
+import signal
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from airflow_batch_llm.simulator.settings import Settings
+
+READY = "simulator ready at "
+
+
+def simulate(
+    port: Annotated[int, typer.Option(help="0 picks a free port.")] = 8765,
+    host: Annotated[str, typer.Option(help="Keep it on loopback: nothing here is protected.")] = "127.0.0.1",
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where state lives. Without it, state ends with the simulator.")
+    ] = None,
+    batch_seconds: Annotated[
+        float | None, typer.Option(help="How long a batch takes (default 2).", min=0)
+    ] = None,
+    api_key: Annotated[
+        str | None, typer.Option(help="Refuse every other key. Without it, any key is taken.")
+    ] = None,
+    responder: Annotated[str | None, typer.Option(help="module:function(request) -> the answer.")] = None,
+    upstream: Annotated[
+        str | None, typer.Option(help="Base URL of an OpenAI-compatible endpoint that answers instead, …/v1.")
+    ] = None,
+    upstream_key: Annotated[
+        str | None, typer.Option(help="The key for --upstream.", envvar="UPSTREAM_API_KEY")
+    ] = None,
+    upstream_concurrency: Annotated[int, typer.Option(help="Requests at once to --upstream.", min=1)] = 16,
+    storage_url: Annotated[
+        str | None, typer.Option(help="Cloud Storage for Vertex.", envvar="STORAGE_EMULATOR_HOST")
+    ] = None,
+    end_with_stdin: Annotated[bool, typer.Option(help="Stop when stdin closes.", hidden=True)] = False,
+) -> None:
+    """Stand in for Anthropic, OpenAI and Vertex on loopback: their batch APIs without a key or a bill."""
+    from airflow_batch_llm.simulator.server import serve
+
+    with tempfile.TemporaryDirectory(prefix="batch-llm-simulator-") as scratch:
+        settings = Settings(
+            data_dir=data_dir or Path(scratch),
+            host=host,
+            port=port,
+            batch_seconds=batch_seconds,
+            api_key=api_key,
+            responder=responder,
+            upstream=upstream,
+            upstream_key=upstream_key,
+            upstream_concurrency=upstream_concurrency,
+            storage_url=storage_url,
+        )
+        if end_with_stdin:
+            threading.Thread(target=_end_with_stdin, daemon=True).start()
+        try:
+            serve(settings, lambda url: typer.echo(READY + url))
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+
+
+def _end_with_stdin() -> None:
+    """Whoever started the simulator holds the other end; when they are gone, so is the need for it."""
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,205 @@
+"""The execution of one batch, from its input lines to its result lines and charges.
+
+It runs in a worker thread, a chunk of rows at a time, so that nothing grows with the batch. Interrupted, it is done
+again from the first row: files are written anew and the batch's charges are forgotten first.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from itertools import islice
+from typing import IO, Any
+
+import orjson
+
+from airflow_batch_llm.simulator.bodies import MEGABYTE, count_lines, lines
+from airflow_batch_llm.simulator.draw import Draw
+from airflow_batch_llm.simulator.faults import BatchFault, Fault, RowFault, RowFaults, batch_fault
+from airflow_batch_llm.simulator.record import Batch, Charge, Outcome, Usage
+from airflow_batch_llm.simulator.request import Answer, Request, RowError, Stop, tokens
+from airflow_batch_llm.simulator.vendor import Parsed, Rows, Tally, Vendor, Written
+from airflow_batch_llm.simulator.world import World
+
+INPUT = "input.jsonl"
+_CHUNK = 2000
+_LONE = "\ue000"  # stands for a lone surrogate until the line has been encoded
+_ODD = "\u2028\u0085\u00a0\U0001f600"
+_UNEXECUTED = {RowFault.EXPIRED: Outcome.EXPIRED, RowFault.CANCELED: Outcome.CANCELED}
+
+
+def execute(world: World, vendor: Vendor, batch: Batch) -> Tally:
+    """Run the rows of a batch and write its result lines, one file per channel."""
+    world.database.forget_charges(batch.seq)
+    with ExitStack() as stack:
+        return _Execution(world, vendor.rows(batch), batch, stack).run()
+
+
+class _Execution:
+    def __init__(self, world: World, rows: Rows, batch: Batch, stack: ExitStack) -> None:
+        self._world = world
+        self._rows = rows
+        self._batch = batch
+        self._stack = stack
+        self._folder = world.folder(batch.id)
+        self._files: dict[str, IO[bytes]] = {}
+        self._tally = Tally()
+        self._faults = RowFaults(batch.facts["faults"])
+        self._ordered = batch_fault(batch.facts["faults"], BatchFault.ORDERED) is not None
+
+    def run(self) -> Tally:
+        source = self._folder / INPUT
+        if not source.exists():
+            return self._tally  # stopped before its rows were looked at
+        ending = self._batch.facts.get("ending")
+        executed = int(count_lines(source) * ending["share"]) if ending else None
+        rest = Outcome(ending["outcome"]) if ending else Outcome.SUCCEEDED
+        for first, chunk in _chunks(lines(source)):
+            limit = len(chunk) if executed is None else max(0, min(len(chunk), executed - first))
+            parsed = [self._rows.read(line) for line in chunk]
+            written = self._executed(parsed[:limit], first)
+            written += [self._rows.skip(row, rest) for row in parsed[limit:]]
+            self._keep(first, parsed, written)
+        return self._tally
+
+    def _executed(self, parsed: Sequence[Parsed], first: int) -> list[Written]:
+        faults = [self._faults.find(first + index, row.custom_id) for index, row in enumerate(parsed)]
+        running = [
+            index for index, row in enumerate(parsed) if row.request is not None and not _stops(faults[index])
+        ]
+        requests: list[Request] = [parsed[index].request for index in running]  # type: ignore[misc]
+        answers = dict(zip(running, self._world.responder.answer_all(requests), strict=True))
+        return [self._row(row, faults[index], answers.get(index)) for index, row in enumerate(parsed)]
+
+    def _row(self, row: Parsed, fault: Fault | None, answer: Answer | None) -> Written:
+        if answer is None:
+            if fault and fault.kind in _UNEXECUTED:
+                return self._rows.skip(row, _UNEXECUTED[RowFault(fault.kind)])
+            return self._rows.write(row, Answer(error=row.error or _row_error(fault)))
+        assert row.request is not None
+        if fault and fault.kind is RowFault.FOREIGN:
+            row = row._replace(custom_id=fault.text or f"foreign-{row.custom_id}")
+        return self._rows.write(row, settled(row.request, answer, fault))
+
+    def _keep(self, first: int, parsed: Sequence[Parsed], written: Sequence[Written]) -> None:
+        self._world.database.add_charges(
+            self._batch.seq,
+            [
+                _charge(first + index, row, result)
+                for index, (row, result) in enumerate(zip(parsed, written, strict=True))
+            ],
+        )
+        results: list[Any] = []
+        for index, result in enumerate(written):
+            self._count(result)
+            fault = self._faults.find(first + index, parsed[index].custom_id)
+            results.extend((result.channel, line) for line in _faulty_lines(result.line, fault))
+        if not self._ordered:
+            Draw(first).shuffle(results)
+        for channel, line in results:
+            self._file(channel).write(line + b"\n")
+            self._tally.written[channel] = self._tally.written.get(channel, 0) + 1
+
+    def _count(self, result: Written) -> None:
+        tally = self._tally
+        tally.total += 1
+        tally.outcomes[result.outcome.value] = tally.outcomes.get(result.outcome.value, 0) + 1
+        if result.usage is not None:
+            tally.usage = Usage(*map(sum, zip(tally.usage, result.usage, strict=True)))
+
+    def _file(self, channel: str) -> IO[bytes]:
+        if channel not in self._files:
+            path = self._folder / f"{channel}.jsonl"
+            self._files[channel] = self._stack.enter_context(path.open("wb", buffering=MEGABYTE))
+        return self._files[channel]
+
+
+def _chunks(source: Iterator[bytes]) -> Iterator[tuple[int, list[bytes]]]:
+    first = 0
+    while chunk := list(islice(source, _CHUNK)):
+        yield first, chunk
+        first += len(chunk)
+
+
+def _stops(fault: Fault | None) -> bool:
+    """Whether a fault keeps the row from being executed."""
+    return fault is not None and (fault.kind is RowFault.ERRORED or fault.kind in _UNEXECUTED)
+
+
+def _row_error(fault: Fault | None) -> RowError:
+    assert fault is not None
+    return RowError(
+        fault.status, fault.code or "", fault.message or "The simulator was told to fail this row."
+    )
+
+
+def settled(request: Request, answer: Answer, fault: Fault | None = None) -> Answer:
+    """The answer after the request's token limit and the row's fault have had their say."""
+    if answer.error or answer.body:
+        return answer
+    if fault is not None:
+        answer = _faulty(request, answer, fault)
+    if request.max_tokens is not None and tokens(len(answer.text)) > request.max_tokens:
+        return answer._replace(text=answer.text[: 4 * request.max_tokens], stop=Stop.LENGTH)
+    return answer
+
+
+def _faulty(request: Request, answer: Answer, fault: Fault) -> Answer:
+    match fault.kind:
+        case RowFault.REFUSED:
+            return Answer(fault.text or "", Stop.REFUSED)
+        case RowFault.FILTERED:
+            return Answer("", Stop.FILTERED)
+        case RowFault.TRUNCATED:
+            return Answer(answer.text[: len(answer.text) // 2], Stop.LENGTH)
+        case RowFault.EMPTY:
+            return Answer("")
+        case RowFault.TEXT | RowFault.INVALID:
+            return Answer(fault.text if fault.text is not None else '{"no_such_field": []}')
+        case RowFault.ODD:
+            return Answer(_with_odd(request, answer.text, _ODD))
+        case RowFault.SURROGATE:
+            return Answer(_with_odd(request, answer.text, _LONE))
+        case _:
+            return answer
+
+
+def _with_odd(request: Request, text: str, odd: str) -> str:
+    """The odd characters go to the end of a text, or of the first free string of a structured answer."""
+    if request.schema is None:
+        return text + odd
+    value = orjson.loads(text)
+    properties = request.schema.get("properties", {})
+    for name, part in properties.items() if isinstance(value, dict) else ():
+        free = not {"enum", "const", "format", "pattern", "maxLength"} & part.keys()
+        if free and isinstance(value.get(name), str):
+            value[name] += odd
+            break
+    return orjson.dumps(value).decode()
+
+
+def _faulty_lines(line: bytes, fault: Fault | None) -> Sequence[bytes]:
+    if not line:
+        return ()
+    match fault.kind if fault else None:
+        case RowFault.MISSING:
+            return ()
+        case RowFault.DUPLICATED:
+            return (line, line)
+        case RowFault.BAD_LINE:
+            return (line[: len(line) // 2],)
+        case RowFault.SURROGATE:
+            return (line.replace(_LONE.encode(), rb"\ud83d"),)
+        case _:
+            return (line,)
+
+
+def _charge(line: int, row: Parsed, result: Written) -> Charge:
+    usage = result.usage
+    return Charge(
+        line,
+        row.custom_id,
+        row.content,
+        result.outcome,
+        int(usage is not None),
+        row.model,
+        *(usage or Usage()),
+    )

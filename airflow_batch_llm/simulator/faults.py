@@ -1,0 +1,155 @@
+"""Faults on demand, chosen by counting and never by chance.
+
+A call fault strikes the n-th matching call and the next `times - 1`. A batch or row fault is bound to the n-th
+batch created after it was set (and the next `times - 1`), so that a row that failed once can succeed when sent again.
+"""
+
+import re
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from airflow_batch_llm.simulator.database import Database
+from airflow_batch_llm.simulator.record import Provider
+
+
+class CallFault(StrEnum):
+    """What can happen to a call."""
+
+    DROP = "drop"  # the connection is closed without an answer
+    STATUS = "status"  # an error answer
+    DELAY = "delay"  # a pause; the answer comes after it
+    CUT = "cut"  # the answer's body breaks off in the middle
+
+
+class BatchFault(StrEnum):
+    """What can happen to a whole batch."""
+
+    REJECT = "reject"  # OpenAI: status failed; Vertex: JOB_STATE_FAILED
+    EXPIRE = "expire"  # `share` of the rows is executed, the rest expires
+    PARTIAL = "partial"  # Vertex: JOB_STATE_PARTIALLY_SUCCEEDED
+    HOLD = "hold"  # it does not end by itself before its window closes
+    SECONDS = "seconds"  # it takes `seconds` to end
+    ORDERED = "ordered"  # results come in the order of the requests
+
+
+class RowFault(StrEnum):
+    """What can happen to a row."""
+
+    ERRORED = "errored"
+    EXPIRED = "expired"
+    CANCELED = "canceled"
+    REFUSED = "refused"
+    TRUNCATED = "truncated"
+    EMPTY = "empty"
+    FILTERED = "filtered"
+    MISSING = "missing"  # executed and charged, but in no result file
+    DUPLICATED = "duplicated"  # its result line comes twice
+    BAD_LINE = "bad_line"  # its result line is not JSON
+    FOREIGN = "foreign"  # its result bears another custom_id
+    ODD = "odd"  # its answer holds U+2028, U+0085 and an emoji
+    SURROGATE = "surrogate"  # its answer holds an escaped lone surrogate
+    INVALID = "invalid"  # its answer does not match the schema
+    TEXT = "text"  # its answer is `text`
+
+
+class Fault(BaseModel):
+    """One fault as it is posted to /control/faults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: CallFault | BatchFault | RowFault
+    provider: Provider | Literal["any"] = "any"
+    endpoint: str | None = None
+    nth: int = Field(default=1, ge=1)
+    times: int | None = Field(default=1, ge=1)
+    """None: for ever."""
+    effect: Literal["before", "after"] = "before"
+    """Whether it strikes before the call takes effect, or after."""
+    status: int = 500
+    code: str | None = None
+    message: str | None = None
+    retry_after: float | None = None
+    headers: dict[str, str] = Field(default_factory=dict)
+    seconds: float = Field(default=1.0, ge=0)
+    bytes: int | None = Field(default=None, ge=0)
+    lines: int | None = Field(default=None, ge=0)
+    rows: list[int] | None = None
+    """Positions in the batch, from 0."""
+    every: int | None = Field(default=None, ge=1)
+    """Every n-th row, from the first."""
+    custom_id: str | None = None
+    """A regular expression that the whole custom_id matches."""
+    share: float = Field(default=0.0, ge=0, le=1)
+    text: str | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Fault":
+        if isinstance(self.kind, CallFault) and self.endpoint is None:
+            raise ValueError(f"a {self.kind} fault needs an endpoint")
+        if isinstance(self.kind, RowFault) and (self.rows, self.every, self.custom_id) == (None, None, None):
+            raise ValueError(f"a {self.kind} fault needs rows, every or custom_id")
+        if self.kind is CallFault.CUT and (self.bytes is None) == (self.lines is None):
+            raise ValueError("a cut fault needs either bytes or lines")
+        return self
+
+
+class FaultBook:
+    """The faults that are set, and how often each was met."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(self, fault: Fault) -> int:
+        return self._database.add_fault(fault.model_dump_json(exclude_defaults=True).encode())
+
+    def clear(self) -> None:
+        self._database.delete_faults()
+
+    def for_call(self, provider: Provider, endpoint: str) -> Fault | None:
+        """The first fault that strikes this call; all that match are counted."""
+        return next(iter(self._met(provider, endpoint)), None)
+
+    def for_batch(self, provider: Provider) -> list[Fault]:
+        """The faults that a batch created now carries."""
+        return self._met(provider, None)
+
+    def _met(self, provider: Provider, endpoint: str | None) -> list[Fault]:
+        struck = []
+        for number, document, seen in self._database.faults():
+            fault = Fault.model_validate_json(document)
+            if fault.provider not in ("any", provider) or isinstance(fault.kind, CallFault) != bool(endpoint):
+                continue
+            if endpoint and fault.endpoint not in ("any", endpoint):
+                continue
+            self._database.count_fault(number, seen + 1)
+            if seen + 1 >= fault.nth and (fault.times is None or seen + 1 < fault.nth + fault.times):
+                struck.append(fault)
+        return struck
+
+
+class RowFaults:
+    """The row faults of one batch."""
+
+    def __init__(self, documents: Iterable[dict[str, Any]]) -> None:
+        faults = [Fault.model_validate(document) for document in documents]
+        self._faults = [
+            (fault, frozenset(fault.rows or ()), re.compile(fault.custom_id) if fault.custom_id else None)
+            for fault in faults
+            if isinstance(fault.kind, RowFault)
+        ]
+
+    def find(self, index: int, custom_id: str) -> Fault | None:
+        for fault, rows, pattern in self._faults:
+            if index in rows or (fault.every and index % fault.every == 0):
+                return fault
+            if pattern and pattern.fullmatch(custom_id):
+                return fault
+        return None
+
+
+def batch_fault(documents: Iterable[dict[str, Any]], kind: BatchFault) -> Fault | None:
+    """The first fault of this kind among those that a batch carries."""
+    return next((Fault.model_validate(document) for document in documents if document["kind"] == kind), None)

@@ -1,0 +1,166 @@
+"""What every call passes through: the key, the faults, the latency and the count of calls.
+
+A dropped connection is a real one: the protocol class of the server puts the transport's `abort` into the scope, and
+the client sees its socket closed.
+"""
+
+import asyncio
+import secrets
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from airflow_batch_llm.simulator.bodies import MEGABYTE
+from airflow_batch_llm.simulator.faults import CallFault, Fault
+from airflow_batch_llm.simulator.vendor import Endpoint, Refusal, Vendor
+from airflow_batch_llm.simulator.world import World
+
+_ABORT = "simulator.abort"
+_DROPPED = 0  # the status under which the ledger counts calls that got no answer
+_STATUS_MESSAGE = "The simulator was told to answer this."
+
+
+class AbortableProtocol(HttpToolsProtocol):
+    """HTTP whose connections the application can break."""
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = {_ABORT: {"abort": self.transport.abort}}  # type: ignore[typeddict-unknown-key]
+
+
+class Gate:
+    """Guards the endpoints of one vendor."""
+
+    def __init__(self, world: World, vendor: Vendor) -> None:
+        self._world = world
+        self._vendor = vendor
+
+    def guard(self, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+        async def guarded(request: Request) -> Response:
+            response = await self._answer(endpoint, request)
+            status = _DROPPED if isinstance(response, _NoAnswer) else response.status_code
+            self._world.database.count_call(self._vendor.provider, endpoint.name, status)
+            response.headers[_REQUEST_ID[self._vendor.provider]] = f"req_{secrets.token_hex(12)}"
+            return response
+
+        return guarded
+
+    async def _answer(self, endpoint: Endpoint, request: Request) -> Response:
+        fault = self._world.faults.for_call(self._vendor.provider, endpoint.name)
+        if fault is None:
+            return await self._handle(endpoint, request)
+        match fault.kind, fault.effect:
+            case CallFault.DROP, "before":
+                return _NoAnswer(request)
+            case CallFault.DROP, "after":
+                await self._handle(endpoint, request)
+                return _NoAnswer(request)
+            case CallFault.STATUS, effect:
+                if effect == "after":
+                    await self._handle(endpoint, request)
+                return self._status(fault)
+            case CallFault.DELAY, "before":
+                return await self._late(endpoint, request, fault)
+            case CallFault.DELAY, _:
+                response = await self._handle(endpoint, request)
+                await asyncio.sleep(fault.seconds)
+                return response
+            case _:
+                return _cut(await self._handle(endpoint, request), request, fault)
+
+    async def _handle(self, endpoint: Endpoint, request: Request) -> Response:
+        if endpoint.about_state and self._world.knobs.latency:
+            await asyncio.sleep(self._world.knobs.latency)
+        try:
+            self._check_key(request)
+            return await endpoint.handle(request)
+        except Refusal as refusal:
+            return self._vendor.error(refusal)
+        except ClientDisconnect:
+            return Response(status_code=499)
+
+    async def _late(self, endpoint: Endpoint, request: Request, fault: Fault) -> Response:
+        """The request is here, whole, but takes effect only after a while, whether or not the client still waits."""
+        with tempfile.SpooledTemporaryFile(max_size=MEGABYTE) as body:
+            async for chunk in request.stream():
+                body.write(chunk)
+            await asyncio.sleep(fault.seconds)
+            body.seek(0)
+
+            async def receive() -> dict[str, Any]:
+                chunk = body.read(MEGABYTE)
+                return {"type": "http.request", "body": chunk, "more_body": bool(chunk)}
+
+            return await self._handle(endpoint, Request(request.scope, receive))
+
+    def _check_key(self, request: Request) -> None:
+        wanted = self._world.settings.api_key
+        if wanted is None:
+            return
+        bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
+        given = bearer or request.headers.get("x-api-key") or request.headers.get("x-goog-api-key") or ""
+        if not secrets.compare_digest(given.encode(), wanted.encode()):
+            raise Refusal(401, None, "The API key is not the one that the simulator was started with.")
+
+    def _status(self, fault: Fault) -> Response:
+        response = self._vendor.error(Refusal(fault.status, fault.code, fault.message or _STATUS_MESSAGE))
+        if fault.retry_after is not None:
+            response.headers["retry-after"] = f"{fault.retry_after:g}"
+        response.headers.update(fault.headers)
+        return response
+
+
+_REQUEST_ID = {"anthropic": "request-id", "openai": "x-request-id", "vertex": "x-request-id"}
+
+
+class _NoAnswer(Response):
+    """Closes the connection instead of answering."""
+
+    def __init__(self, request: Request) -> None:
+        super().__init__()
+        self._abort = request.scope["extensions"][_ABORT]["abort"]
+
+    async def __call__(self, scope: object, receive: object, send: object) -> None:  # noqa: ARG002
+        self._abort()
+
+
+def _cut(response: Response, request: Request, fault: Fault) -> Response:
+    """The same answer, whose connection breaks after so many bytes or lines."""
+    if not isinstance(response, StreamingResponse) or response.status_code != 200:
+        return response
+    abort = request.scope["extensions"][_ABORT]["abort"]
+    chunks = response.body_iterator
+
+    async def broken() -> AsyncIterator[bytes]:
+        left = fault.bytes
+        lines = fault.lines
+        async for chunk in chunks:
+            assert isinstance(chunk, bytes)
+            if lines is not None:
+                left = _end_of_lines(chunk, lines)
+                lines -= chunk.count(b"\n")
+            if left is not None and left < len(chunk):
+                yield chunk[:left]
+                await asyncio.sleep(0.05)  # what was written leaves before the connection breaks
+                abort()
+                return
+            yield chunk
+            left = None if left is None else left - len(chunk)
+
+    headers = {key: value for key, value in response.headers.items() if key != "content-length"}
+    return StreamingResponse(broken(), headers=headers)
+
+
+def _end_of_lines(chunk: bytes, lines: int) -> int:
+    """The position a few bytes into the line after this many; beyond the chunk if it does not hold that many."""
+    position = 0
+    for _ in range(lines):
+        found = chunk.find(b"\n", position)
+        if found < 0:
+            return len(chunk)
+        position = found + 1
+    return min(position + 10, len(chunk))

@@ -1,0 +1,168 @@
+"""A simulator in a process of its own, from Python.
+
+    with Simulator(batch_seconds=0.2) as simulator:
+        client = anthropic.Anthropic(base_url=simulator.url, api_key="any")
+        simulator.fault(provider="anthropic", endpoint="create", kind="drop", effect="after")
+
+The process is stopped by its own id when the block ends. Only the standard library is imported.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, Self
+
+_READY = "simulator ready at "
+_START_SECONDS = 30.0
+
+
+class Simulator:
+    """Starts `python -m airflow_batch_llm.simulator` on a free port; the options are those of the command."""
+
+    def __init__(
+        self,
+        *,
+        data_dir: Path | str | None = None,
+        batch_seconds: float | None = None,
+        env: Mapping[str, str] | None = None,
+        **options: str | float | None,
+    ) -> None:
+        self._port = int(options.pop("port", None) or 0)
+        named = {"data_dir": data_dir, "batch_seconds": batch_seconds, **options}
+        self._arguments = [
+            f"--{name.replace('_', '-')}={value}" for name, value in named.items() if value is not None
+        ]
+        self._env = {**os.environ, **(env or {})}
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = ""
+
+    # -- the process ---------------------------------------------------------------------------------------------
+
+    def start(self) -> Self:
+        command = [
+            sys.executable,
+            "-m",
+            "airflow_batch_llm.simulator",
+            *self._arguments,
+            f"--port={self._port}",
+        ]
+        # A file, not a pipe: nobody would read what a responder prints later.
+        with tempfile.TemporaryFile("w+") as output:
+            # The pipe to its stdin closes with this process, however that ends, and then the simulator ends too.
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, env=self._env)  # noqa: S603
+            self.url = self._announced(output)
+        self._port = urllib.parse.urlsplit(self.url).port or 0
+        self._call("GET", "/healthz")
+        return self
+
+    def stop(self) -> None:
+        """Ask it to end, and wait."""
+        if self._process is not None:
+            self._process.terminate()
+            self._reap()
+
+    def kill(self) -> None:
+        """End it at once, as a crash would."""
+        if self._process is not None:
+            self._process.kill()
+            self._reap()
+
+    def restart(self) -> None:
+        """Kill it and start it again on the same port. State is kept only with a `data_dir`."""
+        self.kill()
+        self.start()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    @property
+    def openai_url(self) -> str:
+        """The base URL that OpenAI clients want."""
+        return f"{self.url}/v1"
+
+    def _reap(self) -> None:
+        assert self._process is not None
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        self._process = None
+
+    def _announced(self, output: IO[str]) -> str:
+        deadline = time.monotonic() + _START_SECONDS
+        while self._process is not None and self._process.poll() is None and time.monotonic() < deadline:
+            output.seek(0)
+            for line in output:
+                if line.startswith(_READY) and line.endswith("\n"):
+                    return line.removeprefix(_READY).strip()
+            time.sleep(0.02)
+        self.kill()
+        raise RuntimeError("the simulator did not start; stderr says why")
+
+    # -- control -------------------------------------------------------------------------------------------------
+
+    def fault(self, **fault: Any) -> int:
+        """Set a fault (see `airflow_batch_llm.simulator.faults.Fault` for its fields)."""
+        return int(self._call("POST", "/control/faults", fault)["id"])
+
+    def clear_faults(self) -> None:
+        self._call("DELETE", "/control/faults")
+
+    def clock(self, *, advance_seconds: float = 0.0) -> float:
+        """Move the virtual clock forward. Returns what it shows."""
+        return float(self._call("POST", "/control/clock", {"advance_seconds": advance_seconds})["now"])
+
+    def turn(self, **knobs: Any) -> dict[str, Any]:
+        """Turn knobs (see `airflow_batch_llm.simulator.knobs.Knobs`). Returns all of them."""
+        return self._call("POST", "/control/knobs", knobs)  # type: ignore[no-any-return]
+
+    def batch(self, batch_id: str, action: str | None = None, **options: Any) -> dict[str, Any]:
+        """What the simulator knows of a batch, after an action: "end", "expire" (with `share`) or "hold"."""
+        path = f"/control/batches/{batch_id}"
+        if action is None:
+            return self._call("GET", path)  # type: ignore[no-any-return]
+        return self._call("POST", path, {"action": action, **options})  # type: ignore[no-any-return]
+
+    def ledger(self) -> dict[str, Any]:
+        """Per provider: batches, rows, tokens, duplicates and calls."""
+        return self._call("GET", "/control/ledger")  # type: ignore[no-any-return]
+
+    def charges(self, **filters: str) -> Iterator[dict[str, Any]]:
+        """The executed rows: all, or by provider, batch, custom_id, content, outcome, or duplicates="true"."""
+        url = f"{self.url}/control/ledger/rows?{urllib.parse.urlencode(filters)}"
+        with urllib.request.urlopen(url, timeout=60) as answer:  # noqa: S310
+            for line in answer:
+                yield json.loads(line)
+
+    def reset(self) -> None:
+        """Forget batches, files, faults, knobs and the ledger."""
+        self._call("POST", "/control/reset")
+
+    def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data=data, method=method)  # noqa: S310
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+                return json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            if error.code in (400, 404, 409):
+                raise ValueError(json.loads(error.read())["error"]) from None
+            raise

@@ -1,0 +1,175 @@
+"""The bodies that OpenAI's endpoints answer with, and what they say was used."""
+
+import base64
+import math
+import struct
+from hashlib import shake_128
+from typing import Any
+
+from airflow_batch_llm.simulator.knobs import Knobs
+from airflow_batch_llm.simulator.record import Usage
+from airflow_batch_llm.simulator.request import Answer, Request, Stop, tokens
+
+CHAT = "/v1/chat/completions"
+RESPONSES = "/v1/responses"
+EMBEDDINGS = "/v1/embeddings"
+_CREATED = 1_795_000_000  # bodies depend on the request alone
+_FINISHES = {
+    Stop.END: "stop",
+    Stop.LENGTH: "length",
+    Stop.REFUSED: "stop",
+    Stop.FILTERED: "content_filter",
+}
+_REFUSAL = "I can't help with that."
+_DIMENSIONS = {"text-embedding-3-large": 3072}
+_USUAL_DIMENSIONS = 1536
+
+
+def usage_of(request: Request, answer: Answer, knobs: Knobs) -> Usage:
+    if answer.body is not None:
+        return _reported(answer.body.get("usage") or {})
+    total = request.input_tokens
+    if request.endpoint == EMBEDDINGS:
+        return Usage(total)
+    cached = min(knobs.cached_tokens, total)
+    written = min(knobs.cache_write_tokens, total - cached)
+    visible = tokens(len(answer.text)) if answer.text else 1
+    return Usage(total, cached, written, visible + knobs.reasoning_tokens, knobs.reasoning_tokens)
+
+
+def _reported(usage: dict[str, Any]) -> Usage:
+    """What an upstream said it used, in either spelling."""
+    inputs = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
+    outputs = usage.get("completion_tokens_details") or usage.get("output_tokens_details") or {}
+    return Usage(
+        usage.get("prompt_tokens") or usage.get("input_tokens") or 0,
+        inputs.get("cached_tokens") or 0,
+        inputs.get("cache_write_tokens") or 0,
+        usage.get("completion_tokens") or usage.get("output_tokens") or 0,
+        outputs.get("reasoning_tokens") or 0,
+    )
+
+
+def body_of(request: Request, answer: Answer, usage: Usage) -> dict[str, Any]:
+    """The body of a 200 answer."""
+    if answer.body is not None:
+        return answer.body
+    if request.endpoint == EMBEDDINGS:
+        return _embeddings(request, usage)
+    if request.endpoint == RESPONSES:
+        return _response(request, answer, usage)
+    return _completion(request, answer, usage)
+
+
+def _completion(request: Request, answer: Answer, usage: Usage) -> dict[str, Any]:
+    refused = answer.stop is Stop.REFUSED
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": None if refused else answer.text,
+        "refusal": (answer.text or _REFUSAL) if refused else None,
+    }
+    finish = _FINISHES[answer.stop]
+    if request.tool is not None and answer.stop is Stop.END:
+        function = {"name": request.tool, "arguments": answer.text}
+        message |= {
+            "content": None,
+            "tool_calls": [{"id": f"call_{request.seed:016x}", "type": "function", "function": function}],
+        }
+        finish = "tool_calls"
+    return {
+        "id": f"chatcmpl-{request.seed:016x}",
+        "object": "chat.completion",
+        "created": _CREATED,
+        "model": request.model,
+        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": finish}],
+        "usage": {
+            "prompt_tokens": usage.input,
+            "completion_tokens": usage.output,
+            "total_tokens": usage.input + usage.output,
+            "prompt_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": usage.cache_write},
+            "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
+        },
+    }
+
+
+def _response(request: Request, answer: Answer, usage: Usage) -> dict[str, Any]:
+    reasons = {Stop.LENGTH: "max_output_tokens", Stop.FILTERED: "content_filter"}
+    reason = reasons.get(answer.stop)
+    status = "incomplete" if reason else "completed"
+    output: list[dict[str, Any]] = []
+    if usage.reasoning:
+        output.append({"id": f"rs_{request.seed:016x}", "type": "reasoning", "summary": []})
+    output.append(_output_item(request, answer, status))
+    return {
+        "id": f"resp_{request.seed:016x}",
+        "object": "response",
+        "created_at": _CREATED,
+        "status": status,
+        "error": None,
+        "incomplete_details": {"reason": reason} if reason else None,
+        "instructions": None,
+        "model": request.model,
+        "output": output,
+        "parallel_tool_calls": True,
+        "tool_choice": "auto",
+        "tools": [],
+        "usage": {
+            "input_tokens": usage.input,
+            "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": usage.cache_write},
+            "output_tokens": usage.output,
+            "output_tokens_details": {"reasoning_tokens": usage.reasoning},
+            "total_tokens": usage.input + usage.output,
+        },
+    }
+
+
+def _output_item(request: Request, answer: Answer, status: str) -> dict[str, Any]:
+    if request.tool is not None and answer.stop is Stop.END:
+        return {
+            "id": f"fc_{request.seed:016x}",
+            "type": "function_call",
+            "call_id": f"call_{request.seed:016x}",
+            "name": request.tool,
+            "arguments": answer.text,
+            "status": status,
+        }
+    part: dict[str, Any] = {"type": "output_text", "text": answer.text, "annotations": []}
+    if answer.stop is Stop.REFUSED:
+        part = {"type": "refusal", "refusal": answer.text or _REFUSAL}
+    return {
+        "id": f"msg_{request.seed:016x}",
+        "type": "message",
+        "role": "assistant",
+        "status": status,
+        "content": [part],
+    }
+
+
+def _embeddings(request: Request, usage: Usage) -> dict[str, Any]:
+    given = request.body["input"]
+    inputs = (
+        given if isinstance(given, list) and not all(isinstance(item, int) for item in given) else [given]
+    )
+    size = request.body.get("dimensions") or _DIMENSIONS.get(request.model, _USUAL_DIMENSIONS)
+    packed = request.body.get("encoding_format") == "base64"
+    data = [
+        {"object": "embedding", "index": index, "embedding": _packed(vector) if packed else vector}
+        for index, vector in enumerate(unit_vector(f"{request.model} {item}", size) for item in inputs)
+    ]
+    return {
+        "object": "list",
+        "data": data,
+        "model": request.model,
+        "usage": {"prompt_tokens": usage.input, "total_tokens": usage.input},
+    }
+
+
+def unit_vector(text: str, size: int) -> list[float]:
+    """A vector of length 1 that depends on the text alone."""
+    raw = [byte - 127.5 for byte in shake_128(text.encode("utf-8", "replace")).digest(size)]
+    length = math.sqrt(sum(value * value for value in raw))
+    return [value / length for value in raw]
+
+
+def _packed(vector: list[float]) -> str:
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

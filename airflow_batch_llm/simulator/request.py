@@ -1,0 +1,64 @@
+"""One request as a responder sees it, and its answer, free of any vendor's wire format.
+
+Both are tuples because one of each is made per row.
+"""
+
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+
+class Stop(StrEnum):
+    """Why an answer ends where it ends."""
+
+    END = "end"
+    LENGTH = "length"
+    REFUSED = "refused"
+    FILTERED = "filtered"
+
+
+class Request(NamedTuple):
+    """What a responder is given: `def respond(request: Request) -> str | dict | list`."""
+
+    provider: str
+    endpoint: str
+    custom_id: str
+    model: str
+    system: str
+    prompt: str
+    """The text of all messages but the system prompt, joined by line ends."""
+    schema: dict[str, Any] | None
+    """The JSON Schema that the answer must conform to, in whichever way the request carried it."""
+    tool: str | None
+    """The name of the tool that the model is forced to call; `schema` is then the schema of its input."""
+    max_tokens: int | None
+    body: dict[str, Any]
+    """The request itself, as the vendor's real-time endpoint would take it."""
+    seed: int
+    """A number that depends on the content of the request alone."""
+
+    @property
+    def input_tokens(self) -> int:
+        return tokens(len(self.system) + len(self.prompt))
+
+
+class RowError(NamedTuple):
+    """A request that was answered by an error."""
+
+    status: int
+    code: str
+    message: str
+    param: str | None = None
+
+
+class Answer(NamedTuple):
+    """What came of a request: a text, an error, or a whole body that an upstream wrote in the same protocol."""
+
+    text: str = ""
+    stop: Stop = Stop.END
+    error: RowError | None = None
+    body: dict[str, Any] | None = None
+
+
+def tokens(characters: int) -> int:
+    """The simulator's tokenizer: four characters to a token, at least one."""
+    return max(1, (characters + 3) // 4)

@@ -1,0 +1,42 @@
+"""Runs the application on a socket of its own and says where once it answers."""
+
+import socket
+from collections.abc import Callable
+
+import uvicorn
+
+from airflow_batch_llm.simulator.app import build_app
+from airflow_batch_llm.simulator.gate import AbortableProtocol
+from airflow_batch_llm.simulator.settings import Settings
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._ready()
+
+
+def serve(settings: Settings, announce: Callable[[str], None]) -> None:
+    """Serve until interrupted. `announce` gets the URL when calls are answered."""
+    app = build_app(settings)
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((settings.host, settings.port))
+    url = f"http://{settings.host}:{listener.getsockname()[1]}"
+    config = uvicorn.Config(
+        app,
+        http=AbortableProtocol,
+        ws="none",
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=2,
+    )
+    _Server(config, lambda: announce(url)).run(sockets=[listener])

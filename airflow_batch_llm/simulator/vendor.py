@@ -1,0 +1,113 @@
+"""What the simulator asks of a vendor's protocol, and the values that pass between them.
+
+A vendor owns its paths, its wire format and the `facts` of its batches; time, execution, faults and the ledger
+are common and live elsewhere.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import starlette.requests
+from starlette.responses import Response
+
+from airflow_batch_llm.simulator.record import Batch, Outcome, Provider, Usage
+from airflow_batch_llm.simulator.request import Answer, Request, RowError
+
+
+class Refusal(Exception):
+    """A call that the vendor answers with an error. `code` is the vendor's own word for it."""
+
+    def __init__(self, status: int, code: str | None, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.param = param
+
+
+class Endpoint(NamedTuple):
+    """One path of a vendor. `about_state`: it tells how batches stand, so the latency knob slows it down."""
+
+    method: str
+    path: str
+    name: str
+    handle: Callable[[starlette.requests.Request], Awaitable[Response]]
+    about_state: bool = False
+
+
+class Parsed(NamedTuple):
+    """One input row, read. Either a request to be answered or the error that it gets."""
+
+    custom_id: str
+    content: bytes
+    model: str
+    request: Request | None
+    error: RowError | None
+    source: Any
+
+
+class Written(NamedTuple):
+    """One result line, and what the ledger says about it. `line` is empty where the vendor leaves none."""
+
+    line: bytes
+    channel: str
+    outcome: Outcome
+    usage: Usage | None
+
+
+class Rows(Protocol):
+    """How one batch's rows are read and its results written. Used in a worker thread."""
+
+    def read(self, line: bytes) -> Parsed: ...
+
+    def write(self, parsed: Parsed, answer: Answer) -> Written:
+        """The line of an executed row."""
+
+    def skip(self, parsed: Parsed, outcome: Outcome) -> Written:
+        """The line of a row that was not executed: expired or canceled."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Tally:
+    """What the execution of a batch came to."""
+
+    total: int = 0
+    outcomes: dict[str, int] = field(default_factory=dict)
+    usage: Usage = field(default_factory=Usage)
+    written: dict[str, int] = field(default_factory=dict)
+    """Lines per channel; a channel without lines has no file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """The rows may run."""
+
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejected:
+    """The batch fails before any row runs."""
+
+    facts: Mapping[str, Any]
+
+
+class Vendor(Protocol):
+    """One vendor's protocol."""
+
+    @property
+    def provider(self) -> Provider: ...
+
+    def endpoints(self) -> Sequence[Endpoint]: ...
+
+    def error(self, refusal: Refusal) -> Response:
+        """The vendor's own error body."""
+
+    def prepare(self, batch: Batch) -> Prepared | Rejected:
+        """Look at the rows of an accepted batch, in a worker thread."""
+
+    def rows(self, batch: Batch) -> Rows: ...
+
+    def finish(self, batch: Batch, tally: Tally) -> Mapping[str, Any]:
+        """Put the result files where the user reads them. Returns facts. In a worker thread."""

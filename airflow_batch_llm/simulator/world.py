@@ -1,0 +1,123 @@
+"""The simulator's parts, put together once and handed to everything that answers calls."""
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from airflow_batch_llm.simulator.clock import Clock
+from airflow_batch_llm.simulator.database import Database
+from airflow_batch_llm.simulator.faults import BatchFault, FaultBook, batch_fault
+from airflow_batch_llm.simulator.knobs import Knobs
+from airflow_batch_llm.simulator.record import Batch, Outcome, Phase, Provider
+from airflow_batch_llm.simulator.responder import Responder, load_responder
+from airflow_batch_llm.simulator.settings import Settings
+
+_WAITING_SHARE = 0.1  # of a batch's duration, before its rows are looked at
+
+
+@dataclass(slots=True, kw_only=True)
+class World:
+    """What all calls share. `knobs` is replaced whole; `poke` wakes the runner."""
+
+    settings: Settings
+    clock: Clock
+    database: Database
+    faults: FaultBook
+    responder: Responder
+    instance: str
+    knobs: Knobs
+    poke: Callable[[], None] = field(default=lambda: None)
+
+    def turn(self, knobs: Knobs) -> None:
+        self.knobs = knobs
+        self.database.set_meta("knobs", knobs.model_dump())
+
+    def advance(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+        self.database.set_meta("offset", self.clock.offset)
+        self.poke()
+
+    def folder(self, batch_id: str) -> Path:
+        """Where the lines of a batch lie."""
+        folder = self.settings.data_dir / "batches" / batch_id
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def scratch(self) -> Path:
+        """A name for a file that is being received."""
+        folder = self.settings.data_dir / "incoming"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / secrets.token_hex(8)
+
+    def open_batch(self, provider: Provider, batch_id: str, phase: Phase, facts: dict[str, Any]) -> Batch:
+        """Record a new batch, with the faults that are set for it; `facts` must hold its `window` in seconds."""
+        now = self.clock.now()
+        faults = [
+            fault.model_dump(mode="json", exclude_defaults=True) for fault in self.faults.for_batch(provider)
+        ]
+        seconds = self.knobs.batch_seconds
+        if slow := batch_fault(faults, BatchFault.SECONDS):
+            seconds = slow.seconds
+        held = batch_fault(faults, BatchFault.HOLD)
+        expires_at = now + facts["window"]
+        ends_at = None if held else now + seconds
+        first = (
+            now + seconds * _WAITING_SHARE
+            if phase is Phase.ACCEPTED
+            else min(ends_at or expires_at, expires_at)
+        )
+        common: dict[str, Any] = {"faults": faults, "ends_at": ends_at, "expires_at": expires_at}
+        if expiring := batch_fault(faults, BatchFault.EXPIRE):
+            common["ending"] = {"outcome": Outcome.EXPIRED, "share": expiring.share}
+        batch = self.database.add_batch(
+            Batch(
+                seq=0,
+                id=batch_id,
+                provider=provider,
+                phase=phase,
+                created_at=now,
+                wake_at=first,
+                facts={**facts, **common},
+            )
+        )
+        self.poke()
+        return batch
+
+    def cancel(self, batch: Batch) -> Batch:
+        """Ask a batch to stop, which takes a quarter of the usual duration. One that has ended stays as it is."""
+        if batch.phase not in (Phase.ACCEPTED, Phase.RUNNING):
+            return batch
+        now = self.clock.now()
+        changed = self.database.change_batch(
+            batch.id,
+            Phase.CANCELING,
+            now + self.knobs.batch_seconds / 4,
+            canceling_at=now,
+            ending={"outcome": Outcome.CANCELED, "share": self.knobs.cancelled_share},
+        )
+        self.poke()
+        return changed
+
+
+def open_world(settings: Settings) -> World:
+    """Take up the data directory as it was left."""
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    database = Database(settings.data_dir / "simulator.sqlite")
+    instance = database.get_meta("instance")
+    if instance is None:
+        instance = f"{secrets.randbelow(10**8):08d}"
+        database.set_meta("instance", instance)
+    knobs = Knobs.model_validate(database.get_meta("knobs") or {})
+    if settings.batch_seconds is not None:
+        knobs = knobs.model_copy(update={"batch_seconds": settings.batch_seconds})
+    return World(
+        settings=settings,
+        clock=Clock(database.get_meta("offset") or 0.0),
+        database=database,
+        faults=FaultBook(database),
+        responder=load_responder(settings),
+        instance=instance,
+        knobs=knobs,
+    )
