@@ -72,6 +72,8 @@ class VertexProvider:
         return decode(line)
 
     def upload(self, shard: ShardFile) -> str:
+        # The import of the jobs' SDK and a look for credentials take seconds, which would come off the lease.
+        self._open_jobs()
         return self._open_staging().upload(shard.path, f"{self._place.staging}/{shard.token}")
 
     def submit(self, shard: ShardFile, upload: str, lease: Lease) -> str:
