@@ -99,4 +99,4 @@ class Gatherer:
         if isinstance(answer, Invalid):
             judged.outcome, judged.code, judged.message = Outcome.INVALID, answer.code, answer.message
         else:
-            judged.values, judged.code, judged.excerpt = answer, None, None
+            judged.values, judged.code, judged.excerpt = answer.values, None, None

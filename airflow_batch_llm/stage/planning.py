@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from airflow_batch_llm.core.model import Call
-from airflow_batch_llm.core.output_type import OutputType
+from airflow_batch_llm.core.output_type import Naming, OutputType
 from airflow_batch_llm.core.price import Estimate, PriceList
 from airflow_batch_llm.core.prompt import CompiledPrompt, compile_prompt, identity
 from airflow_batch_llm.core.request import LineTemplate
@@ -47,7 +47,10 @@ class Resolved:
 def resolve(stage: Stage, parts: Parts) -> Resolved:
     """Everything about the stage that can be refused without looking at a row."""
     ask, shape = stage.ask, stage.shape
-    output_type = OutputType.of(ask.output_type, columns=shape.columns, output_column=shape.output_column)
+    naming = Naming(
+        columns=shape.columns or None, output_column=shape.output_column, taken=(*stage.key, *shape.carry)
+    )
+    output_type = OutputType.of(ask.output_type, naming)
     call = Call(
         model=ask.model,
         system_prompt=ask.system_prompt,
@@ -93,6 +96,7 @@ class Planner:
         """The plan that counts: ours, or that of whoever was faster."""
         resolved = resolve(self.stage, self.parts)
         target = self._target(resolved)
+        self._let_go()
         self.parts.target.prepare(target)
         nonce = secrets.token_hex(5)
         scratch = self.parts.spool / nonce
@@ -149,9 +153,7 @@ class Planner:
         )
         with closing(with_known(self.parts.source, self.stage.source, self.parts.target, target)) as rows:
             reading.fill(spool, rows)
-        for part in (self.parts.source, self.parts.target):
-            if isinstance(part, SharesFile):
-                part.release()
+        self._let_go()
         spool.finish()
         if twice := spool.duplicate_keys():
             shown = ", ".join(str(key[0] if len(key) == 1 else key)[:60] for key in twice)
@@ -161,6 +163,12 @@ class Planner:
             )
         self._take_out_in_flight(spool, resolved.spec_hash, scratch)
         return spool
+
+    def _let_go(self) -> None:
+        """Release databases that only one process can write at a time."""
+        for part in (self.parts.source, self.parts.target):
+            if isinstance(part, SharesFile):
+                part.release()
 
     def _take_out_in_flight(self, spool: Spool, spec_hash: str, scratch: Path) -> None:
         for other in Registers(workspace=self.parts.workspace).open_runs(self.stage.shape.target):

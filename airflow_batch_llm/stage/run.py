@@ -92,7 +92,9 @@ class Run:
                 return self._pause(still, deadline)
             if folder.read_published(rounds[-1].round) is None:
                 current.publish()
-                folder.create_published(rounds[-1].round, orjson.dumps({"at": self.parts.clock(), "nonce": rounds[-1].nonce}))
+                folder.create_published(
+                    rounds[-1].round, orjson.dumps({"at": self.parts.clock(), "nonce": rounds[-1].nonce})
+                )
                 current.unstage()
             following = self._next(folder, rounds, deadline, scratch)
             if following is None:
@@ -101,7 +103,12 @@ class Run:
 
     def _round(self, folder: RunFolder, plan: Plan, deadline: float, scratch: Path) -> Round:
         return Round(
-            parts=self.parts, folder=folder, plan=plan, pace=self.stage.pace, deadline=deadline, scratch=scratch
+            parts=self.parts,
+            folder=folder,
+            plan=plan,
+            pace=self.stage.pace,
+            deadline=deadline,
+            scratch=scratch,
         )
 
     def _next(self, folder: RunFolder, rounds: list[Plan], deadline: float, scratch: Path) -> Plan | None:
@@ -138,7 +145,9 @@ class Run:
             seconds = self.stage.pace.timeout_seconds
             if seconds is None:
                 seconds = self.parts.provider.limits.window_seconds + _AFTER_WINDOW_SECONDS
-            folder.add_deadline(orjson.dumps({"at": self.parts.clock() + seconds, "max_tries": self.max_tries}))
+            folder.add_deadline(
+                orjson.dumps({"at": self.parts.clock() + seconds, "max_tries": self.max_tries})
+            )
             records = [orjson.loads(data) for data in folder.deadlines()]
         return float(records[-1]["at"])
 

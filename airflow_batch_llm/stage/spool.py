@@ -22,6 +22,7 @@ PROMPTS = pa.schema([(SEQ, pa.int64()), ("prompt", pa.binary())])
 
 _SENT_LIST = ", ".join(f"'{reason}'" for reason in sorted(SENT))
 _MEMORY = "96MB"
+_ROWS_AT_ONCE = 16_384
 
 
 def quoted(name: str) -> str:
@@ -119,18 +120,18 @@ class Spool:
                         wanted = next(firsts, None)
 
     def _numbers(self) -> Iterator[int]:
-        reader = self._ask("SELECT first FROM requests ORDER BY request").to_arrow_reader(65_536)
+        reader = self._stream("SELECT first FROM requests ORDER BY request")
         for batch in reader:
             yield from batch.column(0).to_pylist()
 
     def keyed_rows(self, requests: int) -> Iterator[pa.RecordBatch]:
         """Every row that is sent, by request: the request's number, and whether an earlier row pays for it."""
         names = ", ".join(f"r.{quoted(name)}" for name in self.columns.names)
-        reader = self._ask(f"""
+        reader = self._stream(f"""
             SELECT q.request AS {REQUEST}, r.{SEQ} <> q.first AS {SHARED}, r.{INPUT_HASH}, r.{ATTEMPTS}, {names}
             FROM rows r JOIN requests q ON q.hash = r.{INPUT_HASH}
             WHERE r.{REASON} IN ({_SENT_LIST}) AND r.{SEQ} NOT IN (SELECT seq FROM taken) AND q.request < {requests}
-            ORDER BY q.request, r.{SEQ}""").to_arrow_reader(16_384)
+            ORDER BY q.request, r.{SEQ}""")
         schema = keys_schema(self.columns)
         for batch in reader:
             yield batch.cast(schema)
@@ -138,9 +139,9 @@ class Spool:
     def rows_with(self, reason: Reason) -> pa.RecordBatchReader:
         """The rows that were given this reason while reading."""
         names = ", ".join(map(quoted, self.columns.names))
-        reader = self._ask(
+        reader = self._stream(
             f"SELECT {INPUT_HASH}, {ATTEMPTS}, {PROBLEM}, {names} FROM rows WHERE {REASON} = '{reason}' ORDER BY {SEQ}"
-        ).to_arrow_reader(16_384)
+        )
         own = [(INPUT_HASH, pa.string()), (ATTEMPTS, pa.int64()), (PROBLEM, pa.string())]
         schema = pa.schema([*own, *self.columns])
         return pa.RecordBatchReader.from_batches(schema, (batch.cast(schema) for batch in reader))
@@ -151,6 +152,9 @@ class Spool:
 
     def _ask(self, sql: str) -> Any:
         return self._database.cursor().execute(sql)
+
+    def _stream(self, sql: str) -> pa.RecordBatchReader:
+        return self._database.cursor().sql(sql).to_arrow_reader(_ROWS_AT_ONCE)
 
 
 def keys_schema(columns: pa.Schema) -> pa.Schema:

@@ -1,0 +1,43 @@
+"""Driving a run from its first row to its report in one process: scripts, notebooks, tasks without a triggerer."""
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from airflow_batch_llm.core.waiting import Cancel, Check, Reply, Sleep, Wish, drive, waiting
+from airflow_batch_llm.providers.base import Provider
+from airflow_batch_llm.stage.finishing import Finished
+from airflow_batch_llm.stage.run import Pause, Run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiter:
+    """Performs the wishes of the waiting generator with a provider's synchronous client."""
+
+    provider: Provider
+    sleep: Callable[[float], None] = time.sleep
+
+    def perform(self, wish: Wish) -> Reply:
+        match wish:
+            case Check(batch_ids=batch_ids):
+                return self.provider.check(batch_ids)
+            case Cancel(batch_id=batch_id):
+                self.provider.cancel(batch_id)
+            case Sleep(seconds=seconds):
+                self.sleep(seconds)
+        return None
+
+
+def complete(
+    run: Run, *, sleep: Callable[[float], None] = time.sleep, on_pause: Callable[[Pause], None] | None = None
+) -> Finished:
+    """Move the run forward until it is over, waiting in between."""
+    waiter = Waiter(provider=run.parts.provider, sleep=sleep)
+    while True:
+        state = run.advance()
+        if isinstance(state, Finished):
+            return state
+        if on_pause is not None:
+            on_pause(state)
+        drive(waiting(state.watch, run.parts.clock, random.random), waiter.perform)
