@@ -104,8 +104,11 @@ class VertexProvider:
     def results(self, batch_id: str) -> Iterator[bytes]:
         try:
             yield from self._lines(batch_id)
-        except (ResultsGone, Unavailable) as error:
-            raise type(error)(f"The answers of {batch_id} could not be read: {error}") from error
+        except ResultsGone as error:
+            raise ResultsGone(f"The answers of {batch_id} are gone: {error}") from error
+        except Unavailable as error:
+            told = f"The answers of {batch_id} could not be read: {error}"
+            raise Unavailable(told, retry_after=error.retry_after) from error
 
     def _lines(self, batch_id: str) -> Iterator[bytes]:
         job = self._ended_job(batch_id)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from airflow_batch_llm.core.model import Lease
-from airflow_batch_llm.errors import Unavailable
+from airflow_batch_llm.errors import InputError, Unavailable, UnknownFate
 from airflow_batch_llm.providers.lease import Sending
 from airflow_batch_llm.providers.vertex.errors import judge_creation
 from airflow_batch_llm.providers.vertex.jobs import Job, Page
@@ -74,22 +74,26 @@ class Jobs:
         sending = Sending(lease)
         if sending.remaining <= 0:
             raise Unavailable("The lease to create this job is over. Nothing was sent.")
-        keep_inside(self._client.transport._session, sending)
+        session = getattr(self._client.transport, "_session", None)
+        if session is None:
+            raise InputError("The client for Vertex must use REST: JobServiceClient(transport='rest').")
+        keep_inside(session, sending)
         try:
             with sending.watchdog():
                 created = self._client.create_batch_prediction_job(
                     parent=self._place.parent,
                     batch_prediction_job=dict(job),
                     retry=None,
-                    timeout=sending.remaining,
+                    timeout=max(sending.remaining, 0.001),  # requests refuses 0
                 )
         except Exception as error:
             verdict = judge_creation(error, sent=sending.whole)
             if verdict is error:
                 raise
             raise verdict from error
-        name: str = created.name
-        return name
+        if not created.name:
+            raise UnknownFate("The answer to the creation names no job, which may exist all the same.")
+        return str(created.name)
 
     def close(self) -> None:
         self._client.transport.close()

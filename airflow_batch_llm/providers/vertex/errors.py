@@ -19,6 +19,8 @@ _ADVICE = {
     404: "Look whether the project, location, model and staging bucket are spelled right.",
 }
 
+# A time-out, and a call that was broken off: no verdict, although below 500.
+_UNDECIDED = frozenset({408, 499})
 _ADDRESS = re.compile(r"^[A-Z]+ https?://\S+: ")
 _TRANSPORT_MODULES = frozenset({"requests", "urllib3", "http", "httpx", "httpcore", "httpx2", "aiohttp"})
 
@@ -77,7 +79,7 @@ def _answered(error: Exception, code: int, *, creating: bool) -> ProviderError:
     told = f"Google answered {code}: {_message(error)}"
     if code == 429:
         return (Later if creating else Unavailable)(told, retry_after=_retry_after(error))
-    if code < 500 and code != 408:
+    if code < 500 and code not in _UNDECIDED:
         return Refused(f"{told} {_ADVICE.get(code, _ADVICE[400])}")
     return (
         UnknownFate(f"{told} The job may exist.")

@@ -14,7 +14,7 @@ from airflow_batch_llm.providers.vertex.errors import http_code, judged
 from airflow_batch_llm.providers.vertex.place import Place
 
 # Held in memory once while a file goes up or down.
-_CHUNK = 4 << 20
+_CHUNK = 2 << 20
 
 
 class Staging:
