@@ -111,15 +111,14 @@ class CompiledPrompt:
         except PromptError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a user's function raises costs this row only
-            raise PromptError(
-                f"The prompt of this row cannot be rendered ({type(error).__name__}). Look for a field "
-                "that its value does not have, or a column whose type has no text form, such as bytes."
-            ) from None
-        if not isinstance(prompt, str):
-            raise PromptError(f"The prompt function returned {type(prompt).__name__}, not text.")
-        if not prompt or prompt.isspace():
-            raise PromptError("The prompt of this row is empty.")
-        return scrub(prompt)
+            failed = type(error).__name__
+        else:
+            return _checked(prompt)
+        # Raised out here, so that the cause, which may quote a value of the row, does not travel along.
+        raise PromptError(
+            f"The prompt of this row cannot be rendered ({failed}). Look for a field that its value does not have, "
+            "or a column whose type has no text form, such as bytes."
+        )
 
     def render_batch(self, columns: Mapping[str, Sequence[object]]) -> list[bytes | PromptError]:
         """The prompt of each row as an encoded JSON string, or why that row has none."""
@@ -151,7 +150,7 @@ class CompiledPrompt:
         try:
             return orjson.dumps(self.render(row))
         except PromptError as error:
-            return error
+            return error.with_traceback(None)  # the frames would keep the row alive
 
 
 def compile_prompt(prompt: Prompt, params: Mapping[str, object] | None = None) -> CompiledPrompt:
@@ -208,6 +207,14 @@ def _calling(function: FunctionType, params: Mapping[str, object]) -> Callable[[
         f"The prompt function {function.__qualname__} takes {takes} arguments. It is called with the row, "
         "or with the row and the prompt_params."
     )
+
+
+def _checked(prompt: object) -> str:
+    if not isinstance(prompt, str):
+        raise PromptError(f"The prompt function returned {type(prompt).__name__}, not text.")
+    if not prompt or prompt.isspace():
+        raise PromptError("The prompt of this row is empty.")
+    return scrub(prompt)
 
 
 def _texts(values: Sequence[object], convert: Callable[[Any], str] | None) -> Iterable[str]:

@@ -47,7 +47,7 @@ def plain(value: object) -> object:
     Equal numbers are spelled alike (1, 1.0 and 1.00), and unlike the text "1" and the boolean true. What JSON
     cannot say is the text that a prompt shows; bytes are their hex digits.
     """
-    if value is None or isinstance(value, bool):
+    if value is None or isinstance(value, bool | orjson.Fragment):  # a Fragment: spelled already
         return value
     if isinstance(value, str):
         return scrub(value)

@@ -217,6 +217,7 @@ def test_a_row_that_cannot_be_rendered_is_its_own_error_and_shows_no_value(templ
     assert 0 < len(failed) < len(told)
     for error in failed:
         assert SECRET not in "".join(traceback.format_exception(error))
+        assert error.__context__ is error.__traceback__ is None
 
 
 @pytest.mark.parametrize("blank", [None, "", "  \n", "\u00a0\u2003\x1c"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from airflow_batch_llm.core.request import fingerprint
@@ -156,6 +156,8 @@ VALUES = st.one_of(
 
 
 @given(st.lists(st.tuples(VALUES, VALUES), max_size=6))
+@example([(-(2**63) - 1, Decimal(2**63))])
+@example([("\ud800", Decimal("0.5")), (1, None)])
 def test_a_batch_has_the_hashes_of_its_rows(rows: list[tuple[object, object]]) -> None:
     columns = {"b": [b for b, _ in rows], "é": [e for _, e in rows]}
     assert input_hashes(columns) == [input_hash({"é": e, "b": b}) for b, e in rows]
