@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from airflow_batch_llm.core.model import BatchState, BatchStatus, Call, Search, Sighting
-from airflow_batch_llm.errors import ProviderError, ResultsGone, Unavailable
+from airflow_batch_llm.errors import Refused, ResultsGone, Unavailable
 from airflow_batch_llm.providers.anthropic.encode import counted_body
 from airflow_batch_llm.providers.anthropic.sdk import judged, sdk
 from airflow_batch_llm.providers.clients import open_stream, stream_lines
@@ -64,12 +64,19 @@ def _list(
 
 
 def cancel(batch_id: str, patience: Patience) -> Calls[None]:
+    """Ask for an end. Anthropic may refuse that for a batch that has ended, and then there is nothing to do."""
+
+    def refused_or(error: Exception) -> Exception:
+        failure = failure_of(error, sdk())
+        if failure and failure.status == 409:
+            return Refused(f"Anthropic did not cancel batch {batch_id}: {failure.message}")
+        return judged(error)
+
     try:
         yield from patiently(
-            lambda client: client.post(f"{BATCHES}/{batch_id}/cancel", cast_to=object), judged, patience
+            lambda client: client.post(f"{BATCHES}/{batch_id}/cancel", cast_to=object), refused_or, patience
         )
-    except ProviderError:
-        # What has ended already cannot be cancelled, and need not be.
+    except Refused:
         batch = yield from _get(f"{BATCHES}/{batch_id}", {}, patience)
         if _status(batch).state is BatchState.RUNNING:
             raise
@@ -84,7 +91,7 @@ def open_results(batch_id: str, client: Any) -> Calls[Any]:
     url = _results_url(batch["results_url"], batch_id, str(client.base_url))
     return (
         yield from patiently(
-            lambda client: open_stream(client, sdk().Stream, url), _results_error(batch_id), WORKER
+            lambda client: open_stream(client, sdk().Stream[object], url), _results_error(batch_id), WORKER
         )
     )
 

@@ -5,7 +5,7 @@ from math import floor
 from typing import Any
 
 from airflow_batch_llm.core.model import BatchState, BatchStatus, Call, Search, Sighting
-from airflow_batch_llm.errors import ProviderError, ResultsGone, Unavailable
+from airflow_batch_llm.errors import ProviderError, Refused, ResultsGone, Unavailable
 from airflow_batch_llm.providers.clients import open_stream
 from airflow_batch_llm.providers.failures import failure_of
 from airflow_batch_llm.providers.listing import Lookup, Page, look_up
@@ -82,12 +82,19 @@ def _list(after: str | None, patience: Patience) -> Calls[tuple[list[dict[str, A
 
 
 def cancel(batch_id: str, patience: Patience) -> Calls[None]:
-    """Ask for an end. OpenAI refuses that for a batch that has ended, and then there is nothing to do."""
+    """Ask for an end. OpenAI may refuse that for a batch that has ended, and then there is nothing to do."""
+
+    def refused_or(error: Exception) -> Exception:
+        failure = failure_of(error, sdk())
+        if failure and failure.status == 409:
+            return Refused(f"OpenAI did not cancel batch {batch_id}: {failure.message}")
+        return judged(error)
+
     try:
         yield from patiently(
-            lambda client: client.post(f"{BATCHES}/{batch_id}/cancel", cast_to=object), judged, patience
+            lambda client: client.post(f"{BATCHES}/{batch_id}/cancel", cast_to=object), refused_or, patience
         )
-    except ProviderError:
+    except Refused:
         batch = yield from get(f"{BATCHES}/{batch_id}", {}, patience)
         if status_of(batch).state is BatchState.RUNNING:
             raise
@@ -115,7 +122,7 @@ def open_file(file_id: str, batch_id: str) -> Calls[Any]:
 
     judge: Judge = gone_or
     url = f"{FILES}/{file_id}/content"
-    return patiently(lambda client: open_stream(client, sdk().Stream, url), judge, WORKER)
+    return patiently(lambda client: open_stream(client, sdk().Stream[object], url), judge, WORKER)
 
 
 def find(search: Search, *, own_host: bool) -> Calls[list[Sighting]]:

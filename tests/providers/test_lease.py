@@ -1,0 +1,108 @@
+"""One creation inside its lease, against servers that do not keep up. All of them are real sockets."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from airflow_batch_llm.core.model import Call, Lease, ShardFile
+from airflow_batch_llm.errors import Unavailable, UnknownFate
+from airflow_batch_llm.providers import connect
+from airflow_batch_llm.providers.base import Access, Provider
+from airflow_batch_llm.providers.lease import LeaseExpired, Sending
+
+# An SDK is imported by the first verb that needs it, which would take its time from these short leases.
+for sdk in ("anthropic", "openai"):
+    import_module(sdk)
+
+_MANY_BYTES = 48 << 20  # more than the buffers of two sockets hold
+
+
+class Listener:
+    """A server that answers nothing. It begins to read when told to, and keeps the end of what it read."""
+
+    def __init__(self, server: socket.socket, *, reads: bool) -> None:
+        self.url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        self.reading = threading.Event()
+        self.tail = b""
+        self.received = 0
+        if reads:
+            self.reading.set()
+        self._server = server
+        self.thread = threading.Thread(target=self._serve, daemon=True)
+        self.thread.start()
+
+    def _serve(self) -> None:
+        connection, _ = self._server.accept()
+        with connection:
+            self.reading.wait(30)
+            with suppress(OSError):
+                while chunk := connection.recv(1 << 20):
+                    self.received += len(chunk)
+                    self.tail = (self.tail + chunk)[-64:]
+
+
+@contextmanager
+def listening(*, reads: bool) -> Iterator[Listener]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield Listener(server, reads=reads)
+
+
+def shard_of(provider: Provider, folder: Path, size: int) -> ShardFile:
+    call = Call(model="some-model")
+    template = provider.encode(call)
+    path = folder / "b1-0001.jsonl"
+    path.write_bytes(template.line("b1-0001-000000", b'"%b"' % (b"x" * size)) + b"\n")
+    return ShardFile(path=path, token="b1-0001", call=call, requests=1, bytes=path.stat().st_size)
+
+
+def test_a_server_that_takes_the_body_too_slowly_never_gets_its_end(tmp_path: Path) -> None:
+    with listening(reads=False) as server:
+        provider = connect("anthropic", Access(api_key="any", base_url=server.url))
+        shard = shard_of(provider, tmp_path, _MANY_BYTES)
+        with pytest.raises(Unavailable):
+            provider.submit(shard, "", Lease(expires_at=time.time() + 1))
+        server.reading.set()
+        server.thread.join(30)
+    assert 0 < server.received < _MANY_BYTES
+    assert not server.tail.endswith(b"]}")
+
+
+@pytest.mark.parametrize("name", ["anthropic", "openai"])
+def test_a_server_that_takes_all_and_never_answers_leaves_the_fate_open_when_the_lease_ends(
+    name: str, tmp_path: Path
+) -> None:
+    with listening(reads=True) as server:
+        provider = connect(name, Access(api_key="any", base_url=server.url))
+        shard = shard_of(provider, tmp_path, 10)
+        with pytest.raises(UnknownFate):
+            provider.submit(shard, "file-1", Lease(expires_at=time.time() + 1))
+        server.thread.join(30)
+    assert server.tail.endswith(b"}")
+
+
+def test_the_body_refuses_to_go_on_once_the_lease_is_over() -> None:
+    sending = Sending(Lease(expires_at=time.time() + 0.05))
+    body = sending.body((b"piece" for _ in range(10**9)), b"last")
+    with pytest.raises(LeaseExpired):
+        for _ in body:
+            pass
+    assert not sending.whole
+
+
+def test_a_body_that_was_handed_over_to_its_last_byte_counts_as_sent() -> None:
+    sending = Sending(Lease(expires_at=time.time() + 60))
+    assert b"".join(sending.body([b"a", b"b"], b"c")) == b"abc"
+    assert sending.whole
+
+
+def test_a_lease_that_is_over_before_the_last_piece_leaves_the_body_open() -> None:
+    sending = Sending(Lease(expires_at=time.time() - 1))
+    with pytest.raises(LeaseExpired):
+        list(sending.body([], b"last"))
+    assert (sending.whole, sending.remaining) == (False, 0.0)
