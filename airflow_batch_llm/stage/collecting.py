@@ -6,7 +6,7 @@ Each step leaves a record and may be repeated. With the raw lines kept, landing 
 import secrets
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from airflow_batch_llm.core.answer import AnswerParser
@@ -14,6 +14,7 @@ from airflow_batch_llm.core.journal import Entry, Kind, Standing
 from airflow_batch_llm.core.model import BatchState, BatchStatus, Outcome, Usage
 from airflow_batch_llm.core.output_type import OutputType
 from airflow_batch_llm.core.price import PriceList
+from airflow_batch_llm.core.report import Durations, Report, Spent
 from airflow_batch_llm.errors import ResultsGone
 from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.gathering import Gatherer, Judged
@@ -56,6 +57,7 @@ class Collector:
 
     def land(self, shard: PlannedShard, standing: Standing) -> None:
         """Stage the shard's rows: answered ones, and failures for the rest."""
+        began = self.parts.clock()
         judged, strange = self._judged(shard, standing)
         keys = self._keys(shard)
         answers, failures = (
@@ -65,7 +67,10 @@ class Collector:
         part = self.part(shard)
         with parquet_reader(answers) as good, parquet_reader(failures) as bad:
             self.parts.target.stage(self.plan.target, part, good, bad)
-        self._put_landed(shard, judged, tally, strange)
+        report = replace(
+            self._report(shard, standing, judged, began), outcomes=tally.outcomes, strange=strange
+        )
+        self._put_landed(shard, report, tally)
         self._append(shard, standing, self._entry(Kind.STAGED))
         for path in (keys, answers, failures):
             path.unlink()
@@ -87,7 +92,9 @@ class Collector:
         gatherer = Gatherer(
             provider=self.parts.provider,
             parser=AnswerParser.of(OutputType.from_json(self.plan.output_type)),
-            prices=PriceList.of(self.plan.provider, self.plan.model, self.plan.limits.prices),
+            prices=PriceList.of(
+                self.plan.provider, self.plan.model, self.plan.limits.prices, at=self.plan.planned_at
+            ),
             token=self.plan.token(shard),
             requests=shard.requests,
         )
@@ -106,6 +113,11 @@ class Collector:
                     f"The kept results of batch {batch_id} are gone from the run folder {self.folder.path}."
                     " Restore them, or clear the task to ask again."
                 )
+
+    def _prices(self) -> PriceList:
+        """The prices of the day of the plan, on which its budget was judged."""
+        plan = self.plan
+        return PriceList.of(plan.provider, plan.model, plan.limits.prices, at=plan.planned_at)
 
     def _rejected(self, shard: PlannedShard, standing: Standing) -> list[Judged]:
         reason = standing.refused.reason if standing.refused is not None else "the run's time was over"
@@ -135,23 +147,24 @@ class Collector:
         )
         return path
 
-    def _put_landed(
-        self, shard: PlannedShard, judged: list[Judged], tally: Tally, strange: Counter[str]
-    ) -> None:
-        usage = sum((one.usage for one in judged), Usage())
-        landed = Landed(
-            outcomes=dict(tally.outcomes),
-            again=tally.again,
-            again_rows=dict(tally.again_rows),
-            usage=usage,
-            cost=sum(one.cost for one in judged),
-            list_cost=sum(one.list_cost for one in judged),
-            strange=dict(strange),
-        )
+    def _put_landed(self, shard: PlannedShard, report: Report, tally: Tally) -> None:
+        landed = Landed(report=report, again=tally.again, again_rows=tally.again_rows, samples=tally.samples)
         path = self.scratch / f"{shard.number:04d}.landed.json"
         path.write_bytes(landed.to_json())
         self.folder.put_landed(shard.number, path)
         path.unlink()
+
+    def _report(self, shard: PlannedShard, standing: Standing, judged: list[Judged], began: float) -> Report:
+        batch, ended, now = standing.batch, standing.ended, self.parts.clock()
+        running = ended.at - batch.at if batch is not None and ended is not None else 0.0
+        sent = batch is not None or standing.refused is not None
+        return Report(
+            attempts={self.plan.round: shard.requests} if sent else {},
+            batches=int(batch is not None) + len(standing.spare),
+            usage=sum((one.usage for one in judged), Usage()),
+            spent=_spent(judged),
+            durations=Durations(running=running, landing=now - began),
+        )
 
     def _entry(self, kind: Kind, *, batch_id: str = "", reason: str = "", not_before: float = 0.0) -> Entry:
         now = self.parts.clock()
@@ -167,3 +180,13 @@ class Collector:
     def _append(self, shard: PlannedShard, standing: Standing, entry: Entry) -> bool:
         """Record it, unless another attempt has recorded something since: then that attempt leads."""
         return self.folder.append(shard.number, standing.last + 1, entry)
+
+
+def _spent(judged: list[Judged]) -> Spent:
+    priced = [one.priced for one in judged if one.priced is not None]
+    answered = sum(1 for one in judged if one.usage.output_tokens or one.usage.input_tokens)
+    return Spent(
+        cost=float(sum(one.batch for one in priced)),
+        list_cost=float(sum(one.realtime for one in priced)),
+        unpriced=max(0, answered - len(priced)),
+    )

@@ -24,8 +24,8 @@ class Judged:
     outcome: Outcome = Outcome.MISSING
     values: tuple[Any, ...] | None = None
     usage: Usage = field(default_factory=Usage)
-    cost: float = 0.0
-    list_cost: float = 0.0
+    cost: float | None = 0.0  # None: no price of the model is known
+    list_cost: float | None = 0.0
     model: str | None = None
     batch_id: str | None = None
     code: str | None = None
@@ -77,12 +77,11 @@ class Gatherer:
         return int(ordinal)
 
     def _judge(self, result: Result, batch_id: str) -> Judged:
-        priced = self.prices.priced(result.usage)
         judged = Judged(
             outcome=result.outcome,
             usage=result.usage,
-            cost=priced.batch,
-            list_cost=priced.realtime,
+            cost=None if priced is None else float(priced.batch),
+            list_cost=None if priced is None else float(priced.realtime),
             model=result.model,
             batch_id=batch_id,
             code=result.error_code or result.finish_reason,

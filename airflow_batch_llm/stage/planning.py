@@ -12,16 +12,17 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from airflow_batch_llm.core.estimate import Estimate
 from airflow_batch_llm.core.model import Call
 from airflow_batch_llm.core.output_type import Naming, OutputType
-from airflow_batch_llm.core.price import Estimate, PriceList
+from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.core.prompt import CompiledPrompt, compile_prompt, identity
 from airflow_batch_llm.core.request import LineTemplate
 from airflow_batch_llm.core.selection import Reason
 from airflow_batch_llm.core.shard import Bounds
 from airflow_batch_llm.core.spec import Spec, spec_hash
 from airflow_batch_llm.errors import BudgetExceeded, InputError, SourceError
-from airflow_batch_llm.stage.budget import estimate, within_budget
+from airflow_batch_llm.stage.budget import Quote, affordable
 from airflow_batch_llm.stage.folder import Registers, RunFolder
 from airflow_batch_llm.stage.plan import Plan, RunLimits, new_run_token
 from airflow_batch_llm.stage.reading import Reading, with_known
@@ -79,7 +80,7 @@ def resolve(stage: Stage, parts: Parts) -> Resolved:
         output_type=output_type,
         spec=spec,
         spec_hash=spec_hash(spec),
-        prices=PriceList.of(parts.provider.name, ask.model, stage.guards.prices),
+        prices=PriceList.of(parts.provider.name, ask.model, stage.guards.prices, at=parts.clock()),
     )
 
 
@@ -215,28 +216,35 @@ class Planner:
         unsendable = spool.reasons(requests).get(Reason.UNSENDABLE, 0)
         if unsendable and self.stage.guards.on_bad_row is BadRow.FAIL:
             raise InputError(f"{unsendable:,} rows cannot be sent, and on_bad_row='fail'. Nothing was sent.")
-        guess = estimate(self.parts.provider, resolved.call, resolved.prices, spool.prompts(), requests)
-        affordable = self._affordable(guess, spool, requests)
+        quote = Quote(
+            provider=self.parts.provider,
+            call=resolved.call,
+            output_type=resolved.output_type,
+            prices=resolved.prices,
+        )
+        guess = quote.estimate(spool.prompts(), requests)
+        allowed = self._allowed(guess)
         writer = ShardWriter(
             scratch=scratch,
             nonce=draft.nonce,
             run_token=draft.run_token,
             bounds=Bounds.of(self.parts.provider.limits, rows_per_batch=self.stage.pace.rows_per_batch),
         )
-        shards = writer.write_requests(resolved.template, islice(spool.prompts(), affordable))
-        shards = writer.write_keys(shards, spool.keyed_rows(affordable), keys_schema(spool.columns))
+        shards = writer.write_requests(resolved.template, islice(spool.prompts(), allowed))
+        shards = writer.write_keys(shards, spool.keyed_rows(allowed), keys_schema(spool.columns))
         if not self.stage.guards.plan_only:
             writer.publish(self.folder, shards)
-        why = {str(reason): count for reason, count in spool.reasons(affordable).items()}
+        why = {str(reason): count for reason, count in spool.reasons(allowed).items()}
         return replace(draft, shards=shards, why=why, estimate=guess.to_json(), notes=guess.assumptions)
 
-    def _affordable(self, guess: Estimate, spool: Spool, requests: int) -> int:
-        most = self.stage.guards.max_cost_usd
-        if most is None or not requests or guess.expected is None or guess.expected <= most:
-            return requests
-        if self.stage.guards.on_over_budget is OverBudget.PARTIAL:
-            return within_budget(guess, spool.prompts(), requests, most)
+    def _allowed(self, guess: Estimate) -> int:
+        """How many of the requests are sent."""
+        guards = self.stage.guards
+        allowed = affordable(guess, guards.max_cost_usd)
+        if allowed == guess.requests or guards.plan_only or guards.on_over_budget is OverBudget.PARTIAL:
+            return allowed
         raise BudgetExceeded(
-            f"{requests:,} requests are estimated at ${guess.expected:,.2f}, above max_cost_usd={most:g}. Nothing was sent."
-            " Raise max_cost_usd, lower max_rows, or set on_over_budget='partial' to send what fits."
+            f"{guess.requests:,} requests are estimated at ${guess.expected:,.2f}, above"
+            f" max_cost_usd={guards.max_cost_usd:g}. Nothing was sent. Raise max_cost_usd, lower max_rows, or set"
+            " on_over_budget='partial' to send what fits."
         )

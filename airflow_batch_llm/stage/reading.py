@@ -40,7 +40,7 @@ class Reading:
         seq = sent = 0
         for batch in rows:
             self._refuse_null_keys(batch)
-            hashes = pa.array(input_hashes(self._values(batch), batch.num_rows), pa.string())
+            hashes = pa.array(input_hashes(self._values(batch)), pa.string())
             why: list[str] = reasons.take(_codes(batch, hashes, self.spec_hash)).to_pylist()
             wanted = [i for i, reason in enumerate(why) if reason in SENT]
             if self.guards.max_rows is not None:
