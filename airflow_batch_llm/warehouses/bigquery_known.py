@@ -33,6 +33,7 @@ from airflow_batch_llm.warehouses.bigquery_sql import (
 )
 from airflow_batch_llm.warehouses.bigquery_staging import StagingTable, file_schema, staged_batch
 from airflow_batch_llm.warehouses.bigquery_tables import TargetTables
+from airflow_batch_llm.warehouses.bigquery_types import DIALECT, gathered
 from airflow_batch_llm.warehouses.spool import write_parquet
 
 _ORDINAL = "_llm_ordinal"
@@ -97,7 +98,8 @@ class Lookup:
             limits = pc.min_max(keys.column(tables.target.partition_by)).as_py()
             parameters = limit_parameters(tables, (limits["min"], limits["max"]))
         columns = ", ".join(
-            f"{staged_name(at)} AS {quoted(field.name)}" for at, field in enumerate(keys.schema)
+            f"{gathered(staged_name(at), field.type, DIALECT.column_type(field.type))} AS {quoted(field.name)}"
+            for at, field in enumerate(keys.schema)
         )
         source = f"SELECT {columns} FROM {name.quoted}"
         sql = known_join(tables, source, columns=f"S.{_ORDINAL}", within=within)

@@ -11,8 +11,7 @@ import pyarrow as pa
 
 from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.warehouses.base import Target, WriteMode
-from airflow_batch_llm.warehouses.bigquery_types import DIALECT
-from airflow_batch_llm.warehouses.kind import Kind, of_arrow
+from airflow_batch_llm.warehouses.bigquery_types import DIALECT, gathered
 
 #: In a staged row: true for an answer, false for a failure.
 GOOD = "_llm_good"
@@ -159,7 +158,7 @@ def _gather(tables: Tables, staged: Sequence[TableName]) -> str:
     target = tables.target
     schema = staged_schema(target)
     shown = ", ".join(
-        f"{_typed(staged_name(at), field, tables.type_of(field))} AS {quoted(field.name)}"
+        f"{gathered(staged_name(at), field.type, tables.type_of(field))} AS {quoted(field.name)}"
         for at, field in enumerate(schema)
     )
     everything = ", ".join(staged_name(at) for at in range(len(schema)))
@@ -174,15 +173,6 @@ def _gather(tables: Tables, staged: Sequence[TableName]) -> str:
         f"CREATE TEMP TABLE {_STAGED} AS SELECT {shown}\nFROM ({union})\n"
         f"QUALIFY ROW_NUMBER() OVER (PARTITION BY {one} ORDER BY {newest}) = 1"
     )
-
-
-def _typed(column: str, field: pa.Field, wanted: str) -> str:
-    if wanted == "JSON":
-        # a number with more digits than a double holds is rounded: it must not stop every other row
-        return f"PARSE_JSON({column}, wide_number_mode=>'round')"
-    if of_arrow(field.type) is Kind.JSON or wanted == DIALECT.column_type(field.type):
-        return column
-    return f"CAST({column} AS {wanted})"
 
 
 def no_rows(tables: Tables) -> str:

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from airflow_batch_llm.warehouses.base import Target
 from airflow_batch_llm.warehouses.bigquery_sql import GOOD, TableName, staged_name, staged_schema
-from airflow_batch_llm.warehouses.bigquery_types import DIALECT, staged_field, staged_type
+from airflow_batch_llm.warehouses.bigquery_types import DIALECT, staged_column, staged_field, staged_type
 from airflow_batch_llm.warehouses.plain import plain_batch
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def staged_batch(batch: pa.RecordBatch, schema: pa.Schema, key: frozenset[str]) 
     plain, file = plain_batch(batch, key, DIALECT), file_schema(schema)
     there = set(batch.schema.names)
     arrays = [
-        plain.column(column.name).cast(staged.type, safe=False)
+        staged_column(plain.column(column.name), column.type)
         if column.name in there
         else pa.nulls(batch.num_rows, staged.type)
         for column, staged in zip(schema, file, strict=True)

@@ -1,13 +1,14 @@
 """How BigQuery's types are read into Arrow, and how Arrow columns are staged.
 
-A load job takes no Parquet text into a JSON column: JSON is staged as text and parsed when it is published. A NULL
-array lands as an empty one, since BigQuery has no other.
+A load job takes no Parquet text into a JSON column: JSON is staged as text and parsed when it is published, and bytes
+travel the same way, as base64. A NULL array lands as an empty one, since BigQuery has no other.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import decimal
+from base64 import b64encode
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -112,11 +113,31 @@ def staged_type(kind: pa.DataType) -> pa.DataType:
 
 
 def _staged_name(kind: pa.DataType) -> str:
-    if of_arrow(kind) is Kind.JSON:
+    if of_arrow(kind) in (Kind.JSON, Kind.BINARY):
         return "STRING"
     if of_arrow(kind) is Kind.DECIMAL and _is_numeric(kind):
         return "NUMERIC"
     return DIALECT.column_type(kind)
+
+
+def staged_column(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    """A column, as the dialect has it plain, in the type of the staged file."""
+    if of_arrow(kind) is Kind.BINARY:
+        texts = [None if value is None else b64encode(value).decode() for value in column.to_pylist()]
+        return pa.array(texts, pa.string())
+    return column.cast(staged_type(kind), safe=False)
+
+
+def gathered(column: str, kind: pa.DataType, wanted: str) -> str:
+    """The expression that turns a staged column back into what the target holds."""
+    if wanted == "JSON":
+        # a number with more digits than a double holds is rounded: it must not stop every other row
+        return f"PARSE_JSON({column}, wide_number_mode=>'round')"
+    if of_arrow(kind) is Kind.BINARY:
+        return f"FROM_BASE64({column})"
+    if of_arrow(kind) is Kind.JSON or wanted == DIALECT.column_type(kind):
+        return column
+    return f"CAST({column} AS {wanted})"
 
 
 def _is_numeric(kind: pa.DataType) -> bool:
