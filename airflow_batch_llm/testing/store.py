@@ -4,96 +4,28 @@ The promises that guard money are tried by many processes at once, since one pro
 one author, a folder of records has no gaps, and nobody ever reads a part of anything.
 """
 
-import hashlib
-import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from multiprocessing.process import BaseProcess
-from multiprocessing.queues import Queue
-from multiprocessing.synchronize import Barrier, Event
+from contextlib import suppress
 from pathlib import Path
-from typing import cast
 
 import orjson
 import pytest
 
 from airflow_batch_llm.errors import StoreUnreadable
 from airflow_batch_llm.store import Workspace
+from airflow_batch_llm.testing.store_processes import (
+    PROCESSES,
+    Opener,
+    append_all,
+    content,
+    create_all,
+    is_one_version,
+    race,
+    replace,
+    running,
+)
 
-Opener = Callable[[], Workspace]
-
-_PROCESSES = multiprocessing.get_context("spawn")
 _BOUNDARY = b'{"text":"a"}\n--==0==--\n{"text":"b"}\n'  # what separates the parts of some clients' uploads
-
-
-def content(author: int, number: int) -> bytes:
-    """Make a record that tells its author, and whether it is whole."""
-    body = f"{author}:{number}:" + "x" * (number * 37 % 5000)
-    digest = hashlib.sha256(body.encode()).hexdigest()
-    return orjson.dumps({"author": author, "number": number, "body": body, "digest": digest})
-
-
-def is_whole(data: bytes) -> bool:
-    """Say whether bytes are a whole record that `content` made."""
-    try:
-        record = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        return False
-    return bool(hashlib.sha256(record["body"].encode()).hexdigest() == record["digest"])
-
-
-def _create_all(opener: Opener, start: Barrier, author: int, count: int) -> tuple[int, list[int]]:
-    workspace = opener()
-    won = []
-    for number in range(count):
-        start.wait()  # all arrive at each record together
-        if workspace.create(f"race/{number:04d}.json", content(author, number)):
-            won.append(number)
-    return author, won
-
-
-def _append_all(opener: Opener, start: Barrier, author: int, count: int) -> tuple[int, list[int]]:
-    workspace = opener()
-    start.wait()
-    numbers: list[int] = []
-    while len(numbers) < count:
-        number = workspace.append("journal", content(author, len(numbers)))
-        if number is not None:
-            numbers.append(number)
-    return author, numbers
-
-
-def _watch(opener: Opener, _: Barrier, stop: Event) -> list[int]:
-    """Read records, as soon as they can be seen, and give those that were broken."""
-    workspace = opener()
-    broken, number = [], 0
-    while not stop.is_set():
-        data = workspace.read(f"race/{number:04d}.json")
-        if data is not None:
-            if not is_whole(data):
-                broken.append(number)
-            number += 1
-    return broken
-
-
-def _report(
-    answers: "Queue[object]", work: Callable[..., object], opener: Opener, start: Barrier, *rest: object
-) -> None:
-    """Do the work of one process, and say what came of it also when it failed."""
-    try:
-        answers.put(work(opener, start, *rest))
-    except Exception as error:
-        start.abort()
-        answers.put(error)
-        raise
-
-
-def _replace(opener: Opener, folder: Path, times: int) -> None:
-    workspace = opener()
-    for letter in range(times):
-        (folder / "source").write_bytes(bytes([65 + letter]) * (9_000_000 + letter))
-        workspace.put("file.jsonl", folder / "source")
 
 
 class StoreContract:
@@ -103,7 +35,8 @@ class StoreContract:
     """
 
     writers = 8
-    records = 200
+    records = 200  # that all writers try to create
+    appends = 3  # by each writer, to the same folder
 
     @pytest.fixture
     def opener(self) -> Opener:
@@ -262,7 +195,7 @@ class StoreContract:
     def test_of_many_processes_one_creates_each_record_and_no_part_of_one_is_ever_read(
         self, opener: Opener
     ) -> None:
-        answers = _race(_create_all, opener, self.writers, self.records)
+        answers = race(create_all, opener, self.writers, self.records)
         winners = {author: set(won) for author, won in answers}
         assert sum(len(won) for won in winners.values()) == self.records
         workspace = opener()
@@ -272,62 +205,21 @@ class StoreContract:
         assert len(workspace.names("race")) == self.records
 
     def test_many_processes_append_without_a_gap_or_a_loss(self, opener: Opener) -> None:
-        count = 5
-        answers = _race(_append_all, opener, self.writers, count)
+        answers = race(append_all, opener, self.writers, self.appends)
         held = dict(opener().records("journal"))
-        assert list(held) == list(range(1, self.writers * count + 1))
+        assert list(held) == list(range(1, self.writers * self.appends + 1))
         for author, numbers in answers:
-            assert [held[number] for number in numbers] == [content(author, n) for n in range(count)]
+            assert [held[number] for number in numbers] == [content(author, n) for n in range(self.appends)]
 
     def test_a_file_that_is_replaced_is_read_as_the_old_or_the_new_one(
         self, opener: Opener, workspace: Workspace, tmp_path: Path
     ) -> None:
         times, copy = 6, tmp_path / "copy"
-        writer = _PROCESSES.Process(target=_replace, args=(opener, tmp_path, times))
-        with _running([writer]):
+        writer = PROCESSES.Process(target=replace, args=(opener, tmp_path, times))
+        with running([writer]):
             while writer.is_alive():
                 with suppress(StoreUnreadable):  # it says so when a replacement comes between two blocks
                     if workspace.get("file.jsonl", copy):
-                        assert _is_one_version(copy.read_bytes())
+                        assert is_one_version(copy.read_bytes())
         assert workspace.get("file.jsonl", copy)
         assert copy.stat().st_size == 9_000_000 + times - 1
-
-
-def _is_one_version(data: bytes) -> bool:
-    return data == data[:1] * (9_000_000 + data[0] - 65)
-
-
-def _race(
-    work: Callable[..., object], opener: Opener, writers: int, count: int
-) -> list[tuple[int, list[int]]]:
-    """Let processes do the same work at the same time under the eyes of a reader, and give their answers."""
-    start, stop = _PROCESSES.Barrier(writers), _PROCESSES.Event()
-    answers: Queue[object] = _PROCESSES.Queue()
-    sights: Queue[object] = _PROCESSES.Queue()
-    crew: list[BaseProcess] = [
-        _PROCESSES.Process(target=_report, args=(answers, work, opener, start, author, count))
-        for author in range(writers)
-    ]
-    reader = _PROCESSES.Process(target=_report, args=(sights, _watch, opener, start, stop))
-    with _running([reader, *crew]):
-        came = [answers.get(timeout=300) for _ in crew]
-        stop.set()
-        seen = sights.get(timeout=60)
-    for failure in (*came, seen):
-        if isinstance(failure, Exception):
-            raise failure
-    assert seen == []
-    return cast("list[tuple[int, list[int]]]", came)
-
-
-@contextmanager
-def _running(processes: Sequence[BaseProcess]) -> Iterator[None]:
-    for process in processes:
-        process.start()
-    try:
-        yield
-    finally:
-        for process in processes:
-            process.join(timeout=10)
-            process.kill()
-            process.join()

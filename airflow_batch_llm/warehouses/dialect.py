@@ -39,6 +39,7 @@ class Dialect:
     upsert: Upsert
     max_identifier: int
     placeholder: str = "?"  # how the driver takes a parameter; {} is its number
+    begin: str | None = None  # what begins a transaction, where the driver does not do it by itself
     upper_case: bool = False  # an unquoted name is stored in capitals
     keeps_nul: bool = True  # text may hold the character NUL
     vector_brackets: str = "[]"  # around a vector staged as text; empty: it is staged as a list
@@ -51,7 +52,7 @@ class Dialect:
         for name in names:
             self._check(name)
         return ", ".join(
-            exp.to_identifier(self._fold(name), quoted=True).sql(dialect=self.name) for name in names
+            exp.to_identifier(self.folded(name), quoted=True).sql(dialect=self.name) for name in names
         )
 
     def table(self, name: str) -> str:
@@ -98,7 +99,8 @@ class Dialect:
             return self.types[Kind.STRING]
         return self.column_type(type_, key=key)
 
-    def _fold(self, name: str) -> str:
+    def folded(self, name: str) -> str:
+        """The name as the database stores it."""
         plain = name.isidentifier() and name.isascii() and name == name.lower()
         return name.upper() if self.upper_case and plain else name
 
@@ -222,6 +224,7 @@ DIALECTS: Mapping[str, Dialect] = {
             key_types={},
             upsert=Upsert.MERGE,
             from_text={Kind.JSON: "PARSE_JSON({})", Kind.VECTOR: "PARSE_JSON({})"},
+            begin="BEGIN",
             max_identifier=255,
             placeholder="%s",
             upper_case=True,
@@ -235,6 +238,7 @@ DIALECTS: Mapping[str, Dialect] = {
             ),
             key_types={},
             upsert=Upsert.ON_CONFLICT,
+            begin="BEGIN IMMEDIATE",
             max_identifier=65_536,
         ),
         Dialect(

@@ -40,6 +40,9 @@ class Step:
     sql: str
     parameters: tuple[Any, ...] = ()
     counts: str | None = None
+    counted_by: str | None = (
+        None  # a query that counts them, where the driver's row count means something else
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,11 +116,11 @@ def publication(
             Step(sql=statements.append(answers, rows), counts="answers"),
         ]
     else:
-        steps = [Step(sql=sql, counts="answers") for sql in statements.upsert(answers, rows)]
+        steps = _upsert(answers, rows, "answers", statements)
     steps.append(Step(sql=statements.settle(failures, staged.answers)))
     rows = (statements.latest if staged.failures_twice else statements.plain)(failures, staged.failures)
     left = statements.unanswered(failures, answers, rows)
-    return [*steps, *(Step(sql=sql, counts="failures") for sql in statements.upsert(failures, left))]
+    return [*steps, *_upsert(failures, left, "failures", statements)]
 
 
 def published(counts: Mapping[str | None, int]) -> Published:
@@ -132,6 +135,12 @@ def staged_columns(schema: pa.Schema, key: Sequence[str], statements: Statements
         f"{dialect.quote(field.name)} {dialect.staged_type(field.type, key=field.name in key)}"
         for field in schema
     ]
+
+
+def _upsert(landing: Landing, rows: str, counts: str, statements: Statements) -> list[Step]:
+    # MySQL counts a replaced row twice.
+    own = f"SELECT COUNT(*) FROM ({rows}) AS c" if landing.how is Upsert.ON_DUPLICATE_KEY else None
+    return [Step(sql=sql, counts=counts, counted_by=own) for sql in statements.upsert(landing, rows)]
 
 
 def _columns(table: Table | None) -> Columns | None:

@@ -1,6 +1,7 @@
 """Rows as a database cursor gives them, made into record batches of bounded size."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
@@ -13,13 +14,15 @@ _MOST_ROWS = 20_000
 _FIRST_ROWS = 500
 
 Fetch = Callable[[int], Sequence[Sequence[Any]]]
+Make = Callable[[Sequence[Sequence[Any]], pa.Schema], pa.RecordBatch]
 
 
-def batches(fetch: Fetch, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def batches(fetch: Fetch, schema: pa.Schema, make: "Make | None" = None) -> Iterator[pa.RecordBatch]:
     """All rows that `fetch(n)` gives, until it gives none. The size of rows seen so far sets how many come next."""
+    make = make or record_batch
     count = _FIRST_ROWS
     while rows := fetch(count):
-        batch = record_batch(rows, schema)
+        batch = make(rows, schema)
         yield batch
         count = max(1, min(_MOST_ROWS, _BATCH_BYTES * len(rows) // max(batch.nbytes, 1)))
 
@@ -32,12 +35,10 @@ def record_batch(rows: Sequence[Sequence[Any]], schema: pa.Schema) -> pa.RecordB
 
 
 def _array(values: Sequence[Any], field: pa.Field) -> pa.Array:
-    try:
+    with suppress(pa.ArrowException, OverflowError, TypeError, ValueError):
         if isinstance(field.type, pa.UuidType | pa.JsonType):
             return typed(pa.array(values, pa.string()), field.type)
         return pa.array(values, field.type)
-    except (pa.ArrowException, OverflowError, TypeError, ValueError):
-        pass
     if pa.types.is_string(field.type):
         return pa.array([None if value is None else str(value) for value in values], pa.string())
     raise SourceError(

@@ -72,7 +72,9 @@ class StagingFolder:
         folders = set()
         for part in parts:
             for name in ("answers", "failures"):
-                self._file(target, part, name).unlink(missing_ok=True)
+                file = self._file(target, part, name)
+                for left in (file, *file.parent.glob(f".{file.name}.*")):  # a killed writer leaves its half
+                    left.unlink(missing_ok=True)
             folders.add(self._file(target, part, "answers").parent)
         for folder in [*folders, self._path]:
             with suppress(OSError):  # gone already, or not empty

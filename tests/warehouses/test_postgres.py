@@ -15,7 +15,7 @@ from airflow_batch_llm.warehouses.postgres import PostgresWarehouse
 
 
 class PostgresDatabase:
-    """A database of a running server, looked at with psycopg."""
+    """A schema of a running server, looked at with psycopg."""
 
     placeholder = "%s"
     longest_name = 63
@@ -23,9 +23,9 @@ class PostgresDatabase:
 
     def __init__(self, server: str) -> None:
         name = f"t{uuid4().hex}"
-        with psycopg.connect(server, autocommit=True) as connection:
-            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        self.uri = server.replace("/postgres?", f"/{name}?")
+        with psycopg.connect(server) as connection:
+            connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(name)))
+        self.uri = f"{server}&options=-csearch_path%3D{name}"
         self.recipe: tuple[str, Mapping[str, Any]] = (f"{__name__}:open_warehouse", {"uri": self.uri})
 
     def open(self) -> PostgresWarehouse:
@@ -44,7 +44,7 @@ class PostgresDatabase:
 
     def tables(self) -> set[str]:
         with psycopg.connect(self.uri) as connection:
-            found = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+            found = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = current_schema()")
             return {name for (name,) in found.fetchall()}
 
 
@@ -59,4 +59,4 @@ def database(postgres_uri: str) -> PostgresDatabase:
 
 
 class TestContract(WarehouseContract):
-    """The contract, on a database of its own for each case."""
+    """The contract, in a schema of its own for each case."""

@@ -1,0 +1,96 @@
+"""SQLite keeps the contract of a warehouse, both by its own adapter and by the one for any DB-API driver."""
+
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from airflow_batch_llm.testing.warehouses import WarehouseContract
+from airflow_batch_llm.warehouses.dialect import DIALECTS
+from airflow_batch_llm.warehouses.plain import plain_batch
+from airflow_batch_llm.warehouses.sql import SqlWarehouse
+from airflow_batch_llm.warehouses.sqlite import SQLiteWarehouse, _to_sqlite
+
+
+class SQLiteFile:
+    """A database file, looked at with Python's own sqlite3."""
+
+    placeholder = "?"
+    longest_name = None
+    nul = "\0"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe: tuple[str, Mapping[str, Any]] = (f"{__name__}:open_warehouse", {"path": str(path)})
+
+    def open(self) -> SQLiteWarehouse:
+        return open_warehouse(str(self.path))
+
+    def seed(self, table: str, rows: pa.Table) -> None:
+        dialect = DIALECTS["sqlite"]
+        declared = ", ".join(f"{dialect.quote(f.name)} {dialect.column_type(f.type)}" for f in rows.schema)
+        connection = sqlite3.connect(self.path)
+        connection.execute(f"CREATE TABLE {dialect.quote(table)} ({declared})")
+        for batch in rows.to_batches():
+            plain = plain_batch(batch, frozenset(), dialect)
+            values = zip(*(_to_sqlite(column) for column in plain.columns), strict=True)
+            marks = ", ".join("?" * len(rows.schema))
+            connection.executemany(f"INSERT INTO {dialect.quote(table)} VALUES ({marks})", values)
+        connection.commit()
+        connection.close()
+
+    def tables(self) -> set[str]:
+        connection = sqlite3.connect(self.path)
+        found = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        connection.close()
+        return {name for (name,) in found}
+
+
+def open_warehouse(path: str) -> SQLiteWarehouse:
+    """The warehouse in another process."""
+    return SQLiteWarehouse(path, lock_wait_seconds=60)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> SQLiteFile:
+    return SQLiteFile(tmp_path / "rows.sqlite")
+
+
+class TestContract(WarehouseContract):
+    """The contract, on a file."""
+
+
+class StagedInTables(SQLiteWarehouse):
+    """SQLite's values, with the way in which any other DB-API database is written."""
+
+    stage = SqlWarehouse.stage
+    unstage = SqlWarehouse.unstage
+    _published_from = SqlWarehouse._published_from
+    _probe_staging = SqlWarehouse._probe_staging
+
+
+def open_staged_in_tables(path: str) -> StagedInTables:
+    """The warehouse in another process."""
+    return StagedInTables(path, lock_wait_seconds=60)
+
+
+class SQLiteWithStagingTables(SQLiteFile):
+    """A database file that is written as a server would be."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.recipe = (f"{__name__}:open_staged_in_tables", {"path": str(path)})
+
+    def open(self) -> StagedInTables:
+        return open_staged_in_tables(str(self.path))
+
+
+class TestContractWithStagingTables(WarehouseContract):
+    """The contract, by staging tables and DB-API parameters."""
+
+    @pytest.fixture
+    def database(self, tmp_path: Path) -> SQLiteWithStagingTables:
+        return SQLiteWithStagingTables(tmp_path / "rows.sqlite")
