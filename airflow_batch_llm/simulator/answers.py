@@ -5,6 +5,7 @@ depth, optional properties are left out, lists stay as short as they may, and th
 Google's spelling (upper-case types, `nullable`) is understood too.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -197,24 +198,29 @@ def _merged(one: Mapping[str, Any], other: Any) -> dict[str, Any]:
 
 
 def _bounds(schema: Mapping[str, Any], span: float, step: float) -> tuple[float, float]:
-    low, high = schema.get("minimum"), schema.get("maximum")
+    """The least and the greatest value; `step` is the distance that an exclusive bound asks for."""
+    lows = [float(schema["minimum"])] if "minimum" in schema else []
+    highs = [float(schema["maximum"])] if "maximum" in schema else []
     # Draft 4 wrote a boolean beside the bound; newer drafts write the bound itself.
-    above, below = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
-    if above is not None and above is not False:
-        above = low if above is True else above
-        low = above + step if low is None else max(low, above + step)
-    if below is not None and below is not False:
-        below = high if below is True else below
-        high = below - step if high is None else min(high, below - step)
-    if low is None:
-        low = 0 if high is None or high >= 0 else high - span
+    match schema.get("exclusiveMinimum"):
+        case bool(strict):
+            lows = [low + step * strict for low in lows]
+        case int() | float() as bound:
+            lows.append(bound + step)
+    match schema.get("exclusiveMaximum"):
+        case bool(strict):
+            highs = [high - step * strict for high in highs]
+        case int() | float() as bound:
+            highs.append(bound - step)
+    high = min(highs) if highs else None
+    low = max(lows) if lows else (0.0 if high is None or high >= 0 else high - span)
     return low, low + span if high is None else high
 
 
 def _integer(schema: dict[str, Any]) -> Maker:
     low, high = _bounds(schema, 100, 1)
     step = int(schema.get("multipleOf", 1)) or 1
-    first, last = -(-int(low) // step), int(high) // step
+    first, last = math.ceil(low / step), math.floor(high / step)
     span = max(last - first, 0) + 1
     return lambda draw: (first + draw.below(span)) * step
 
@@ -222,10 +228,10 @@ def _integer(schema: dict[str, Any]) -> Maker:
 def _number(schema: dict[str, Any]) -> Maker:
     if step := schema.get("multipleOf"):
         low, high = _bounds(schema, 100 * step, step)
-        first, last = -(-low // step), high // step
-        span = int(max(last - first, 0)) + 1
+        first, last = math.ceil(low / step), math.floor(high / step)
+        span = max(last - first, 0) + 1
         return lambda draw: (first + draw.below(span)) * step
-    wide = {
+    wide: dict[str, Any] = {
         key: schema[key]
         for key in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
         if key in schema

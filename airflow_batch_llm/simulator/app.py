@@ -16,13 +16,14 @@ from airflow_batch_llm.simulator.openai import OpenAI
 from airflow_batch_llm.simulator.runner import Runner
 from airflow_batch_llm.simulator.settings import Settings
 from airflow_batch_llm.simulator.vendor import Vendor
+from airflow_batch_llm.simulator.vertex import Vertex
 from airflow_batch_llm.simulator.world import World, open_world
 
 
 def build_app(settings: Settings) -> Starlette:
     """The ASGI application. Raises ValueError for settings that cannot work."""
     world = open_world(settings)
-    vendors: list[Vendor] = [Anthropic(world), OpenAI(world)]
+    vendors: list[Vendor] = [Anthropic(world), OpenAI(world), Vertex(world)]
     runner = Runner(world, {vendor.provider: vendor for vendor in vendors})
     world.poke = runner.poke
 

@@ -7,7 +7,7 @@ are found by letting the standard decoder read one value from where the last one
 import codecs
 import json
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,7 +88,7 @@ class ArraySplitter:
         except (json.JSONDecodeError, IndexError):
             return 0  # not complete yet, or `finish` will say so
 
-    def _elements(self, position: int) -> "Iterator[Element]":
+    def _elements(self, position: int) -> Generator[Element, None, int]:
         text = self._text
         if self._empty and text[position : position + 1] == "]":
             self._after = True

@@ -4,6 +4,7 @@ It runs in a worker thread, a chunk of rows at a time, so that nothing grows wit
 again from the first row: files are written anew and the batch's charges are forgotten first.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import islice
@@ -61,7 +62,9 @@ class _Execution:
         return self._tally
 
     def _executed(self, parsed: Sequence[Parsed], first: int) -> list[Written]:
-        faults = [self._faults.find(first + index, row.custom_id) for index, row in enumerate(parsed)]
+        faults: list[Fault | None] = [None] * len(parsed)
+        if self._faults:
+            faults = [self._faults.find(first + index, row.custom_id) for index, row in enumerate(parsed)]
         running = [
             index for index, row in enumerate(parsed) if row.request is not None and not _stops(faults[index])
         ]
@@ -75,35 +78,35 @@ class _Execution:
                 return self._rows.skip(row, _UNEXECUTED[RowFault(fault.kind)])
             return self._rows.write(row, Answer(error=row.error or _row_error(fault)))
         assert row.request is not None
+        answer = settled(row.request, answer, fault)
         if fault and fault.kind is RowFault.FOREIGN:
             row = row._replace(custom_id=fault.text or f"foreign-{row.custom_id}")
-        return self._rows.write(row, settled(row.request, answer, fault))
+        return self._rows.write(row, answer)
 
     def _keep(self, first: int, parsed: Sequence[Parsed], written: Sequence[Written]) -> None:
-        self._world.database.add_charges(
-            self._batch.seq,
-            [
-                _charge(first + index, row, result)
-                for index, (row, result) in enumerate(zip(parsed, written, strict=True))
-            ],
-        )
-        results: list[Any] = []
-        for index, result in enumerate(written):
-            self._count(result)
-            fault = self._faults.find(first + index, parsed[index].custom_id)
-            results.extend((result.channel, line) for line in _faulty_lines(result.line, fault))
+        pairs = zip(parsed, written, strict=True)
+        charges = [_charge(first + index, row, result) for index, (row, result) in enumerate(pairs)]
+        self._world.database.add_charges(self._batch.seq, charges)
+        self._count(charges)
+        results: list[Any] = [(result.channel, result.line) for result in written if result.line]
+        if self._faults:
+            results = []
+            for index, result in enumerate(written):
+                fault = self._faults.find(first + index, parsed[index].custom_id)
+                results.extend((result.channel, line) for line in _faulty_lines(result.line, fault))
         if not self._ordered:
             Draw(first).shuffle(results)
-        for channel, line in results:
-            self._file(channel).write(line + b"\n")
-            self._tally.written[channel] = self._tally.written.get(channel, 0) + 1
+        for channel, count in Counter(channel for channel, _ in results).items():
+            self._file(channel).write(b"".join(line + b"\n" for where, line in results if where == channel))
+            self._tally.written[channel] = self._tally.written.get(channel, 0) + count
 
-    def _count(self, result: Written) -> None:
+    def _count(self, charges: Sequence[Charge]) -> None:
         tally = self._tally
-        tally.total += 1
-        tally.outcomes[result.outcome.value] = tally.outcomes.get(result.outcome.value, 0) + 1
-        if result.usage is not None:
-            tally.usage = Usage(*map(sum, zip(tally.usage, result.usage, strict=True)))
+        tally.total += len(charges)
+        tally.outcomes = dict(Counter(tally.outcomes) + Counter(charge.outcome for charge in charges))
+        tally.usage = Usage(
+            *(sum(column) for column in zip(tally.usage, *(charge[-5:] for charge in charges), strict=True))
+        )
 
     def _file(self, channel: str) -> IO[bytes]:
         if channel not in self._files:
@@ -198,7 +201,7 @@ def _charge(line: int, row: Parsed, result: Written) -> Charge:
         line,
         row.custom_id,
         row.content,
-        result.outcome,
+        result.outcome.value,
         int(usage is not None),
         row.model,
         *(usage or Usage()),

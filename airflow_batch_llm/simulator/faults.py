@@ -30,6 +30,7 @@ class BatchFault(StrEnum):
     REJECT = "reject"  # OpenAI: status failed; Vertex: JOB_STATE_FAILED
     EXPIRE = "expire"  # `share` of the rows is executed, the rest expires
     PARTIAL = "partial"  # Vertex: JOB_STATE_PARTIALLY_SUCCEEDED
+    QUEUE = "queue"  # its rows are not looked at before its window closes (OpenAI, Vertex)
     HOLD = "hold"  # it does not end by itself before its window closes
     SECONDS = "seconds"  # it takes `seconds` to end
     ORDERED = "ordered"  # results come in the order of the requests
@@ -140,6 +141,9 @@ class RowFaults:
             for fault in faults
             if isinstance(fault.kind, RowFault)
         ]
+
+    def __bool__(self) -> bool:
+        return bool(self._faults)
 
     def find(self, index: int, custom_id: str) -> Fault | None:
         for fault, rows, pattern in self._faults:

@@ -29,7 +29,7 @@ class AbortableProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {_ABORT: {"abort": self.transport.abort}}  # type: ignore[typeddict-unknown-key]
+        self.scope["extensions"] = {_ABORT: {"abort": self.transport.abort}}
 
 
 class Gate:

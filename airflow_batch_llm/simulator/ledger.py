@@ -34,7 +34,7 @@ def _provider(connection: Any, provider: Provider) -> dict[str, Any]:
         model: {"rows": rows, **dict(zip(_TOKENS, sums, strict=True))} for model, rows, *sums in models
     }
     contents, surplus = ask(
-        "SELECT count(*), coalesce(sum(n - 1), 0) FROM "  # noqa: S608
+        "SELECT count(*), coalesce(sum(n - 1), 0) FROM "
         f"(SELECT count(*) AS n {_FROM} AND charged GROUP BY c.content HAVING n > 1)"
     )[0]
     calls: dict[str, dict[str, int]] = {}
@@ -61,7 +61,7 @@ def charges(database: Database, filters: Mapping[str, str]) -> Iterator[bytes]:
     """The executed rows as JSON lines: all, or those of a `provider`, `batch`, `custom_id` or repeated `content`."""
     where, values = _condition(filters)
     names = ", ".join(f"c.{name}" for name in Charge._fields)
-    sql = f"SELECT b.provider, b.id, {names} FROM charges c JOIN batches b ON b.seq = c.batch {where}"  # noqa: S608
+    sql = f"SELECT b.provider, b.id, {names} FROM charges c JOIN batches b ON b.seq = c.batch {where}"
     with closing(open_connection(database.path)) as connection:
         for provider, batch_id, *fields in connection.execute(sql, values):
             row = dict(zip(Charge._fields, fields, strict=True))

@@ -202,7 +202,8 @@ def _rejected(bad: BadInput) -> Rejected:
 def _status(batch: Batch) -> str:
     if batch.phase is not Phase.ENDED:
         return _STATES[batch.phase]
-    return _ENDS.get((batch.facts.get("ending") or {}).get("outcome"), "completed")
+    ending = batch.facts.get("ending")
+    return _ENDS[Outcome(ending["outcome"])] if ending else "completed"
 
 
 def _check_metadata(metadata: Any) -> None:

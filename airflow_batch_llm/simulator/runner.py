@@ -75,7 +75,7 @@ class Runner:
             batch = self._world.database.batch(batch_id)
             if batch is None or batch.wake_at is None or batch.wake_at > self._world.clock.now():
                 return
-            if batch.phase is Phase.ACCEPTED:
+            if batch.phase is Phase.ACCEPTED and batch.wake_at < batch.facts["expires_at"]:
                 await self._prepare(batch)
             else:
                 await self._finish(batch)
@@ -89,31 +89,32 @@ class Runner:
         if isinstance(verdict, Rejected):
             self._world.database.change_batch(batch.id, Phase.REJECTED, None, ended_at=now, **verdict.facts)
             return
-        facts = fresh.facts
+        facts = {**fresh.facts, **verdict.facts}
         wake = min(facts["ends_at"] or facts["expires_at"], facts["expires_at"])
         self._world.database.change_batch(batch.id, Phase.RUNNING, wake, running_at=now, **verdict.facts)
 
     async def _finish(self, batch: Batch) -> None:
-        facts = batch.facts
-        ends_at = facts["ends_at"]
-        if "ending" not in facts and (ends_at is None or ends_at > facts["expires_at"]):
-            facts = {"ending": {"outcome": Outcome.EXPIRED, "share": 0.0}}
-        else:
-            facts = {}
         vendor = self._vendors[batch.provider]
+        database = self._world.database
+        facts = {"ending": {"outcome": Outcome.EXPIRED, "share": 0.0}} if _window_closed(batch) else {}
         now = self._world.clock.now()
-        batch = self._world.database.change_batch(
-            batch.id, Phase.FINISHING, batch.wake_at, finishing_at=now, **facts
-        )
+        batch = database.change_batch(batch.id, Phase.FINISHING, batch.wake_at, finishing_at=now, **facts)
         tally = await asyncio.to_thread(execute, self._world, vendor, batch)
         results = await asyncio.to_thread(vendor.finish, batch, tally)
-        self._world.database.change_batch(
-            batch.id,
-            Phase.ENDED,
-            None,
-            ended_at=self._world.clock.now(),
-            total=tally.total,
-            outcomes=tally.outcomes,
-            usage=tally.usage._asdict(),
-            **results,
-        )
+        common = {
+            "ended_at": self._world.clock.now(),
+            "total": tally.total or batch.facts.get("total", 0),
+            "outcomes": tally.outcomes,
+            "usage": tally.usage._asdict(),
+        }
+        if isinstance(results, Rejected):
+            database.change_batch(batch.id, Phase.REJECTED, None, **common, **results.facts)
+        else:
+            database.change_batch(batch.id, Phase.ENDED, None, **common, **results)
+
+
+def _window_closed(batch: Batch) -> bool:
+    """Whether the batch's time was up before its rows were due."""
+    ends_at, expires_at = batch.facts["ends_at"], batch.facts["expires_at"]
+    queued = batch.phase is Phase.ACCEPTED
+    return "ending" not in batch.facts and (queued or ends_at is None or ends_at > expires_at)

@@ -88,7 +88,7 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejected:
-    """The batch fails before any row runs."""
+    """The batch fails: its rows may not run, or their results cannot be delivered."""
 
     facts: Mapping[str, Any]
 
@@ -109,5 +109,5 @@ class Vendor(Protocol):
 
     def rows(self, batch: Batch) -> Rows: ...
 
-    def finish(self, batch: Batch, tally: Tally) -> Mapping[str, Any]:
+    def finish(self, batch: Batch, tally: Tally) -> Mapping[str, Any] | Rejected:
         """Put the result files where the user reads them. Returns facts. In a worker thread."""

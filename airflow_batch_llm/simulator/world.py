@@ -57,17 +57,14 @@ class World:
         faults = [
             fault.model_dump(mode="json", exclude_defaults=True) for fault in self.faults.for_batch(provider)
         ]
-        seconds = self.knobs.batch_seconds
-        if slow := batch_fault(faults, BatchFault.SECONDS):
-            seconds = slow.seconds
-        held = batch_fault(faults, BatchFault.HOLD)
+        slow = batch_fault(faults, BatchFault.SECONDS)
+        seconds = slow.seconds if slow else self.knobs.batch_seconds
+        ends_at = None if batch_fault(faults, BatchFault.HOLD) else now + seconds
         expires_at = now + facts["window"]
-        ends_at = None if held else now + seconds
-        first = (
-            now + seconds * _WAITING_SHARE
-            if phase is Phase.ACCEPTED
-            else min(ends_at or expires_at, expires_at)
-        )
+        first = min(ends_at or expires_at, expires_at)
+        if phase is Phase.ACCEPTED:
+            queued = batch_fault(faults, BatchFault.QUEUE)
+            first = expires_at if queued else now + seconds * _WAITING_SHARE
         common: dict[str, Any] = {"faults": faults, "ends_at": ends_at, "expires_at": expires_at}
         if expiring := batch_fault(faults, BatchFault.EXPIRE):
             common["ending"] = {"outcome": Outcome.EXPIRED, "share": expiring.share}

@@ -1,0 +1,206 @@
+"""Gemini's rows: what generateContent makes of one request, and the output line beside its echo.
+
+Keys beside `request` are echoed. A row that fails has a status text and no response; the job goes on.
+"""
+
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+
+from airflow_batch_llm.simulator.bodies import parse
+from airflow_batch_llm.simulator.content import content_digest, seed_of
+from airflow_batch_llm.simulator.knobs import Knobs
+from airflow_batch_llm.simulator.record import Outcome, Provider, Usage
+from airflow_batch_llm.simulator.request import Answer, Request, RowError, Stop, tokens
+from airflow_batch_llm.simulator.vendor import Parsed, Written
+
+PREDICTIONS = "predictions"
+STATUSES = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    409: "ALREADY_EXISTS",
+    429: "RESOURCE_EXHAUSTED",
+    500: "INTERNAL",
+    501: "UNIMPLEMENTED",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
+_FINISHES = {Stop.END: "STOP", Stop.LENGTH: "MAX_TOKENS", Stop.REFUSED: "SAFETY", Stop.FILTERED: "SAFETY"}
+_JSON = {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
+
+
+class VertexRows:
+    """The rows of one job."""
+
+    def __init__(self, model: str, moment: str, knobs: Knobs) -> None:
+        self._model = model.rpartition("/")[2]
+        self._moment = moment
+        self._knobs = knobs
+
+    def read(self, line: bytes) -> Parsed:
+        row = parse(line)
+        body = row["request"]
+        digest = content_digest(f"{Provider.VERTEX}{self._model}", body)
+        custom_id = _row_id(row)
+        error = problem(body)
+        request = None if error else as_request(self._model, body, custom_id, digest)
+        return Parsed(custom_id, digest, self._model, request, error, row)
+
+    def write(self, parsed: Parsed, answer: Answer) -> Written:
+        if answer.error is not None:
+            return self._line(parsed, _status(answer.error), None, None)
+        assert parsed.request is not None
+        usage = usage_of(parsed.request, answer, self._knobs)
+        return self._line(parsed, "", response_of(parsed.request, answer, usage), usage)
+
+    def skip(self, parsed: Parsed, outcome: Outcome) -> Written:  # noqa: ARG002 - such a row has no line
+        return Written(b"", PREDICTIONS, outcome, None)
+
+    def _line(
+        self, parsed: Parsed, status: str, response: dict[str, Any] | None, usage: Usage | None
+    ) -> Written:
+        row = parsed.source
+        line = {"status": status, "processed_time": self._moment, "request": row["request"]}
+        if response is not None:
+            line["response"] = {**response, "createTime": self._moment}
+        line.update((key, value) for key, value in row.items() if key != "request")
+        if parsed.custom_id != _row_id(row):  # the row was told to answer under another name
+            line["custom_id"] = parsed.custom_id
+        outcome = Outcome.SUCCEEDED if response is not None else Outcome.ERRORED
+        return Written(orjson.dumps(line), PREDICTIONS, outcome, usage)
+
+
+def _row_id(row: dict[str, Any]) -> str:
+    """What the row is called in the ledger: the echoed key, or a label."""
+    for key, value in row.items():
+        if key != "request" and isinstance(value, str | int):
+            return str(value)
+    return next(iter((row["request"].get("labels") or {}).values()), "")
+
+
+def _status(error: RowError) -> str:
+    name = error.code if error.code.isupper() else STATUSES.get(error.status, "INTERNAL")
+    body = {"error": {"code": error.status, "message": error.message, "status": name}}
+    return f"{HTTPStatus(error.status).phrase}: {orjson.dumps(body).decode()}"
+
+
+def _either(body: dict[str, Any], name: str) -> Any:
+    """A field under its JSON name or its proto name."""
+    if name in body:
+        return body[name]
+    return body.get("".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name))
+
+
+def problem(body: dict[str, Any]) -> RowError | None:
+    """Why Gemini refuses this request; None if it takes it."""
+    contents = body.get("contents")
+    if not isinstance(contents, list) or not contents:
+        return RowError(400, "", "at least one contents field is required")
+    for part in contents:
+        if (
+            not isinstance(part, dict)
+            or part.get("role", "user") not in ("user", "model")
+            or not part.get("parts")
+        ):
+            return RowError(400, "", "Please use a valid role: user, model, and non-empty parts.")
+    if _either(body, "cachedContent"):
+        return RowError(400, "", "cachedContent is not supported in batch prediction")
+    return None
+
+
+def _text(content: Any) -> str:
+    parts = content.get("parts") if isinstance(content, dict) else None
+    if isinstance(parts, dict):
+        parts = [parts]
+    return "\n".join(str(part["text"]) for part in parts or () if "text" in part)
+
+
+def as_request(model: str, body: dict[str, Any], custom_id: str, digest: bytes) -> Request:
+    config = _either(body, "generationConfig") or {}
+    tool, schema = _wanted(body, config)
+    return Request(
+        Provider.VERTEX,
+        "generateContent",
+        custom_id,
+        model,
+        _text(_either(body, "systemInstruction")),
+        "\n".join(_text(content) for content in body["contents"]),
+        schema,
+        tool,
+        _either(config, "maxOutputTokens"),
+        body,
+        seed_of(digest),
+    )
+
+
+def _wanted(body: dict[str, Any], config: dict[str, Any]) -> tuple[str | None, dict[str, Any] | None]:
+    """The forced function and the schema of the answer."""
+    calling = _either(_either(body, "toolConfig") or {}, "functionCallingConfig") or {}
+    if calling.get("mode") == "ANY":
+        for tool in body.get("tools") or ():
+            for function in _either(tool, "functionDeclarations") or ():
+                if function["name"] in (_either(calling, "allowedFunctionNames") or (function["name"],)):
+                    return function["name"], function.get("parameters") or {}
+    schema = _either(config, "responseSchema") or _either(config, "responseJsonSchema")
+    if schema is None and _either(config, "responseMimeType") == "application/json":
+        schema = _JSON
+    return None, schema
+
+
+def usage_of(request: Request, answer: Answer, knobs: Knobs) -> Usage:
+    total = request.input_tokens
+    if answer.stop is Stop.FILTERED:
+        return Usage(total)
+    visible = tokens(len(answer.text)) if answer.text else 0
+    return Usage(
+        total, min(knobs.cached_tokens, total), 0, visible + knobs.reasoning_tokens, knobs.reasoning_tokens
+    )
+
+
+def response_of(request: Request, answer: Answer, usage: Usage) -> dict[str, Any]:
+    """The GenerateContentResponse."""
+    counts = {
+        "promptTokenCount": usage.input,
+        "candidatesTokenCount": usage.output - usage.reasoning,
+        "totalTokenCount": usage.input + usage.output,
+        "promptTokensDetails": [{"modality": "TEXT", "tokenCount": usage.input}],
+        "trafficType": "ON_DEMAND",
+    }
+    if usage.cached:
+        counts["cachedContentTokenCount"] = usage.cached
+    if usage.reasoning:
+        counts["thoughtsTokenCount"] = usage.reasoning
+    response: dict[str, Any] = {
+        "modelVersion": request.model,
+        "responseId": f"{request.seed:016x}",
+        "usageMetadata": counts,
+    }
+    if answer.stop is Stop.FILTERED:
+        return {"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}, **response}
+    candidate: dict[str, Any] = {
+        "content": {"role": "model"},
+        "finishReason": _FINISHES[answer.stop],
+        "avgLogprobs": -0.1,
+    }
+    if parts := _parts(request, answer):
+        candidate["content"]["parts"] = parts
+    return {"candidates": [candidate], **response}
+
+
+def _parts(request: Request, answer: Answer) -> list[dict[str, Any]]:
+    if not answer.text:
+        return []
+    if request.tool is not None and answer.stop is Stop.END:
+        return [{"functionCall": {"name": request.tool, "args": parse(answer.text.encode())}}]
+    config = _either(request.body, "generationConfig") or {}
+    text = answer.text
+    if _either(config, "responseMimeType") == "text/x.enum":
+        text = str(parse(text.encode()))
+    thought = [{"text": "Let me see.", "thought": True}]
+    return [
+        *(thought if (_either(config, "thinkingConfig") or {}).get("includeThoughts") else ()),
+        {"text": text},
+    ]
