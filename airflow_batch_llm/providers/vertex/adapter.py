@@ -1,8 +1,9 @@
 """Gemini batches on Vertex AI: request files and answers in Cloud Storage, jobs through the batch prediction API.
 
 A job is created by one POST that is never repeated, and is found again by its labels. `Access.options` holds
-`staging` (gs://bucket/folder, required), `project`, `location`, `credentials`, and `storage_client`, which makes a
-ready client for Cloud Storage as `Access.client` makes one for the jobs.
+`staging` (gs://bucket/folder, required), `project`, `location`, `credentials` (of google.auth; without them the
+environment's). Ready clients: `Access.client` makes a `JobServiceClient` over REST, `Access.async_client` a
+`google.genai.Client`, and `options["storage_client"]` a client for Cloud Storage.
 """
 
 import asyncio
