@@ -110,8 +110,9 @@ class ObjectStorage:
         self._kind = kind
 
     def create(self, path: str, data: bytes) -> bool:
-        key = self._key(path)
-        for last in (False,) * (_TRIES - 1) + (True,):
+        key, tries = self._key(path), 0
+        while True:
+            tries += 1
             try:
                 self._fs.pipe_file(key, data, mode="create")
                 return True
@@ -119,9 +120,8 @@ class ObjectStorage:
                 held = self.read(path)
                 if held is not None:
                     return held == data
-                if last or _will_not_change(error):
+                if tries == _TRIES or _will_not_change(error):
                     raise _unwritable(key, error) from error
-        raise AssertionError("the last try returns or raises")
 
     def read(self, path: str) -> bytes | None:
         key = self._key(path)
@@ -144,18 +144,16 @@ class ObjectStorage:
         return io.BufferedReader(_Blocks(self._fs, key, version), _BLOCK)
 
     def put(self, path: str, local: Path) -> None:
-        key = self._key(path)
-
-        try:
-            self._kind.upload(self._fs, local, key)
-        except Exception as first:
-            if _will_not_change(first):
-                raise _unwritable(key, first) from first
-            # The end of an upload in parts, repeated after a lost answer, finds no upload: only a new one tells.
+        key, tries = self._key(path), 0
+        while True:
+            tries += 1
             try:
                 self._kind.upload(self._fs, local, key)
+                return
             except Exception as error:
-                raise _unwritable(key, error) from error
+                # The end of an upload in parts, repeated after a lost answer, finds no upload: begin a new one.
+                if tries == _TRIES:
+                    raise _unwritable(key, error) from error
 
     def delete(self, path: str) -> None:
         self._delete(self._key(path))
@@ -253,8 +251,10 @@ class _Blocks(io.RawIOBase):
 
 def _will_not_change(error: Exception) -> bool:
     """Say whether a write was refused in a way that waiting does not cure."""
-    # gcsfs reports a missing permission as a bare OSError.
-    return isinstance(error, PermissionError | FileNotFoundError) or str(error).startswith("Forbidden")
+    if isinstance(error, PermissionError | FileNotFoundError):
+        return True
+    # adlfs lets some of Azure's own errors through; gcsfs reports a missing permission as a bare OSError.
+    return getattr(error, "status_code", None) in {403, 404} or str(error).startswith("Forbidden")
 
 
 def _unreadable(key: str, error: Exception) -> StoreUnreadable:

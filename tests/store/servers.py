@@ -42,12 +42,25 @@ def s3_filesystem(endpoint: str, protocol: str) -> FileSystem:
     return fs
 
 
+def azure_filesystem(endpoint: str, protocol: str) -> FileSystem:
+    import adlfs
+
+    fs: FileSystem = adlfs.AzureBlobFileSystem(
+        connection_string=_azure_connection(endpoint), use_listings_cache=True, skip_instance_cache=True
+    )
+    return fs
+
+
 def open_gcs(endpoint: str, folder: str, bucket: str = BUCKET) -> Workspace:
     return Workspace.open(f"gs://{bucket}/{folder}", filesystem_factory=partial(gcs_filesystem, endpoint))
 
 
 def open_s3(endpoint: str, folder: str, bucket: str = BUCKET) -> Workspace:
     return Workspace.open(f"s3://{bucket}/{folder}", filesystem_factory=partial(s3_filesystem, endpoint))
+
+
+def open_azure(endpoint: str, folder: str, bucket: str = BUCKET) -> Workspace:
+    return Workspace.open(f"abfs://{bucket}/{folder}", filesystem_factory=partial(azure_filesystem, endpoint))
 
 
 @contextmanager
@@ -121,6 +134,41 @@ def s3_server() -> Iterator[str]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextmanager
+def azure_server(folder: Path) -> Iterator[str]:
+    """Run Azurite with one container; it comes from npm: `npm install -g azurite`."""
+    from azure.storage.blob import BlobServiceClient
+
+    host, port = "127.0.0.1", _free_port()
+    command = [
+        "azurite-blob",
+        "--silent",
+        "--skipApiVersionCheck",
+        "--disableTelemetry",
+        "--location",
+        str(folder),
+    ]
+    process = subprocess.Popen(
+        [*command, "--blobHost", host, "--blobPort", str(port)], stdout=subprocess.DEVNULL
+    )
+    endpoint = f"http://{host}:{port}"
+    try:
+        _until_it_listens(process, host, port)
+        with BlobServiceClient.from_connection_string(_azure_connection(endpoint)) as client:
+            client.create_container(BUCKET)
+        yield endpoint
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _azure_connection(endpoint: str) -> str:
+    """Name Azurite's only account, with the key that its documentation publishes."""
+    key = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+    account = "devstoreaccount1"
+    return f"AccountName={account};AccountKey={key};BlobEndpoint={endpoint}/{account};"
 
 
 def _free_port() -> int:

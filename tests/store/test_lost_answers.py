@@ -8,12 +8,12 @@ import pytest
 from airflow_batch_llm.errors import StoreError, StoreUnreadable
 from airflow_batch_llm.store import Workspace
 from tests.hop import Fault, Hop, hop_to
-from tests.store.servers import open_gcs, open_s3
+from tests.store.servers import open_azure, open_gcs, open_s3
 
-OPEN: dict[str, Callable[..., Workspace]] = {"gcs": open_gcs, "s3": open_s3}
+OPEN: dict[str, Callable[..., Workspace]] = {"azure": open_azure, "gcs": open_gcs, "s3": open_s3}
 # What creates or replaces an object: one request, or the one that ends an upload in parts.
 WRITE = r"^(PUT|POST) .*(upload/storage|plan\.json|file\.jsonl)"
-LAST_PART = r"^(PUT|POST) .*(upload_id=|uploadId=[^&]*$)"
+LAST_PART = r"^(PUT|POST) .*(upload_id=|uploadId=[^&]*$|runs/file\.jsonl$)"
 
 
 @pytest.fixture(params=sorted(OPEN))
