@@ -3,6 +3,7 @@
 Each step leaves a record and may be repeated. With the raw lines kept, landing again needs no provider.
 """
 
+import math
 import secrets
 from collections import Counter
 from collections.abc import Iterable
@@ -183,10 +184,8 @@ class Collector:
 
 
 def _spent(judged: list[Judged]) -> Spent:
-    priced = [one.priced for one in judged if one.priced is not None]
-    answered = sum(1 for one in judged if one.usage.output_tokens or one.usage.input_tokens)
     return Spent(
-        cost=float(sum(one.batch for one in priced)),
-        list_cost=float(sum(one.realtime for one in priced)),
-        unpriced=max(0, answered - len(priced)),
+        cost=math.fsum(one.cost for one in judged if one.cost is not None),
+        list_cost=math.fsum(one.list_cost for one in judged if one.list_cost is not None),
+        unpriced=sum(one.cost is None for one in judged),
     )

@@ -5,13 +5,16 @@ The report is stored once. A retry after that reads it and comes to the same ver
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from airflow_batch_llm.core.model import Usage
-from airflow_batch_llm.core.report import Report, gate
+import orjson
+
+from airflow_batch_llm.core.journal import stand
+from airflow_batch_llm.core.model import Outcome
+from airflow_batch_llm.core.report import Provenance, Report, gate
 from airflow_batch_llm.errors import QualityGateFailed
 from airflow_batch_llm.stage.folder import Registers, RunFolder
-from airflow_batch_llm.stage.landed import Landed
+from airflow_batch_llm.stage.landed import Landed, read_landed
 from airflow_batch_llm.stage.plan import Plan
 from airflow_batch_llm.stage.settings import Parts
 
@@ -21,8 +24,92 @@ class Finished:
     """The run is over."""
 
     report: Report
+    about: Provenance
 
     def raise_for_verdict(self) -> None:
         """Raise `QualityGateFailed` if too few rows succeeded. The good ones have landed."""
         if not self.report.passed:
-            raise QualityGateFailed(self.report.verdict)
+            raise QualityGateFailed(
+                f"{self.report.verdict} The good rows are in {self.about.target}, the others in its failures table."
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finisher:
+    """Ends one generation of a run."""
+
+    parts: Parts
+    folder: RunFolder
+    first: Plan
+
+    def stored(self) -> Finished | None:
+        """The run as it ended, if it has."""
+        data = self.folder.read_report()
+        if data is None:
+            return None
+        fields = orjson.loads(data)
+        return Finished(
+            report=Report.from_json(fields["report"]), about=Provenance(**_tuples(fields["about"]))
+        )
+
+    def planned(self) -> Finished:
+        """A plan that was made to be looked at: nothing was sent."""
+        report = Report(why=self.first.why, verdict=self._outlook())
+        return Finished(report=report, about=self._about([self.first], ()))
+
+    def finish(self, rounds: Sequence[Plan]) -> Finished:
+        """Add up, judge, and store the report; the stored one counts."""
+        landed = [[read_landed(self.folder, shard.number) for shard in plan.shards] for plan in rounds]
+        report = _summed(self.first, landed)
+        samples = [key for one in landed[-1] for key in one.samples]
+        report = report.judged(gate(report, self.first.limits.min_success_ratio, samples=samples))
+        about = self._about(rounds, self._batch_ids(rounds))
+        self.folder.create_report(orjson.dumps({"report": report.to_json(), "about": _fields(about)}))
+        Registers(workspace=self.parts.workspace).close_run(self.first.target.table, self.folder)
+        stored = self.stored()
+        assert stored is not None, "it was created here, or by another attempt before"
+        return stored
+
+    def _batch_ids(self, rounds: Sequence[Plan]) -> tuple[str, ...]:
+        standings = (stand(self.folder.journal(shard.number)) for plan in rounds for shard in plan.shards)
+        return tuple(one.batch.batch_id for one in standings if one.batch is not None)
+
+    def _about(self, rounds: Sequence[Plan], batch_ids: tuple[str, ...]) -> Provenance:
+        first = rounds[0]
+        return Provenance(
+            run_id=self.folder.run_id,
+            run_token=first.run_token,
+            provider=first.provider,
+            model=first.model,
+            key=tuple(first.target.key.names),
+            target=first.target.table,
+            batch_ids=batch_ids,
+            structured=first.calls[0].schema is not None,
+            result_uri=f"{self.folder.workspace.uri}/{self.folder.path}",
+            submitted_at=first.planned_at,
+            completed_at=self.parts.clock(),
+        )
+
+    def _outlook(self) -> str:
+        expected = (self.first.estimate or {}).get("expected")
+        dollars = f"about ${expected:,.2f}" if isinstance(expected, float) else "an unknown amount"
+        return f"Planned only: {self.first.requests:,} requests for {self.first.rows:,} rows would cost {dollars}."
+
+
+def _summed(first: Plan, landed: Sequence[Sequence[Landed]]) -> Report:
+    total = Report(why=first.why)
+    for number, shards in enumerate(landed):
+        for one in shards:
+            asked_again = number + 1 < len(landed)
+            replaced: Counter[Outcome] = Counter(one.again_rows if asked_again else {})
+            total += replace(one.report, replaced=replaced)
+    return total
+
+
+def _fields(about: Provenance) -> dict[str, object]:
+    return {name: getattr(about, name) for name in Provenance.__slots__}
+
+
+def _tuples(fields: dict[str, object]) -> dict[str, object]:
+    """JSON knows lists only."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}

@@ -127,14 +127,14 @@ class _Chosen:
     """A shard, and those of its requests that are asked again, with what became of them."""
 
     shard: PlannedShard
-    requests: dict[int, str]
+    requests: dict[int, Outcome]
 
 
-def _wanted(shard: PlannedShard, landed: dict[int, Landed], call: int, calls: int) -> dict[int, str]:
+def _wanted(shard: PlannedShard, landed: dict[int, Landed], call: int, calls: int) -> dict[int, Outcome]:
     """The requests of this shard that the next round asks with this call."""
     wanted = {}
     for request, outcome in landed[shard.number].again:
-        raised = shard.call + calls if outcome == Outcome.TRUNCATED else shard.call
+        raised = shard.call + calls if outcome is Outcome.TRUNCATED else shard.call
         if raised == call:
             wanted[request] = outcome
     return wanted
@@ -150,7 +150,7 @@ def _renumbered(batch: pa.RecordBatch, new: dict[int, int], one: _Chosen, last: 
     before: list[int] = kept.column(ATTEMPTS).to_pylist()
     attempts = [
         after_failure(
-            Outcome(one.requests[request]),
+            one.requests[request],
             retryable=True,
             attempts=so_far,
             tries=0,

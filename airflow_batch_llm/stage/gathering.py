@@ -77,6 +77,7 @@ class Gatherer:
         return int(ordinal)
 
     def _judge(self, result: Result, batch_id: str) -> Judged:
+        priced = self.prices.priced(result.usage)
         judged = Judged(
             outcome=result.outcome,
             usage=result.usage,

@@ -1,31 +1,47 @@
-"""What one landed shard tells the run: counts, money, and which of its requests are worth another try."""
+"""What one landed shard tells the run: its report, and which of its requests are worth another try."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import orjson
 
-from airflow_batch_llm.core.model import Usage
+from airflow_batch_llm.core.model import Outcome
+from airflow_batch_llm.core.report import Report
+from airflow_batch_llm.stage.folder import RunFolder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Landed:
-    """Small, and written again whenever the shard is landed again."""
+    """Written again whenever the shard is landed again."""
 
-    outcomes: Mapping[str, int]
-    usage: Usage
-    cost: float
-    list_cost: float
-    again: Sequence[tuple[int, str]] = ()
-    again_rows: Mapping[str, int] = field(default_factory=dict)
-    strange: Mapping[str, int] = field(default_factory=dict)  # lines that served nobody, by kind
-    sample: Sequence[str] = ()  # a few keys of rows without a good answer
+    report: Report
+    again: Sequence[tuple[int, Outcome]] = ()  # request, what became of it
+    again_rows: Mapping[Outcome, int] = field(default_factory=dict)  # the rows that wait for these requests
+    samples: Sequence[str] = ()  # a few keys of rows without a good answer
 
     def to_json(self) -> bytes:
-        return orjson.dumps(asdict(self))
+        return orjson.dumps(
+            {
+                "report": self.report.to_json(),
+                "again": self.again,
+                "again_rows": {outcome.value: count for outcome, count in self.again_rows.items()},
+                "samples": self.samples,
+            }
+        )
 
     @classmethod
     def from_json(cls, data: bytes) -> "Landed":
         fields = orjson.loads(data)
-        again = tuple((request, outcome) for request, outcome in fields["again"])
-        return cls(**{**fields, "again": again, "usage": Usage(**fields["usage"])})
+        return cls(
+            report=Report.from_json(fields["report"]),
+            again=tuple((request, Outcome(outcome)) for request, outcome in fields["again"]),
+            again_rows={Outcome(name): count for name, count in fields["again_rows"].items()},
+            samples=fields["samples"],
+        )
+
+
+def read_landed(folder: RunFolder, number: int) -> Landed:
+    """What a staged shard left."""
+    data = folder.read_landed(number)
+    assert data is not None, "it is written before the journal says that the shard is staged"
+    return Landed.from_json(data)

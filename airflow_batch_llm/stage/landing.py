@@ -22,6 +22,7 @@ from airflow_batch_llm.stage.spool import ATTEMPTS, INPUT_HASH, REQUEST, SHARED
 from airflow_batch_llm.warehouses.base import Target
 
 _ROWS_AT_ONCE = 16_384
+_SAMPLES, _SAMPLE_CHARS = 3, 40
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +45,10 @@ class Stamp:
 class Tally:
     """Counts of rows by outcome, and the requests that are worth another try."""
 
-    outcomes: Counter[str] = field(default_factory=Counter)
-    again: list[tuple[int, str]] = field(default_factory=list)  # request, outcome
-    again_rows: Counter[str] = field(default_factory=Counter)  # rows that wait for these requests, by outcome
+    outcomes: Counter[Outcome] = field(default_factory=Counter)
+    again: list[tuple[int, Outcome]] = field(default_factory=list)
+    again_rows: Counter[Outcome] = field(default_factory=Counter)  # rows that wait for these requests
+    samples: list[str] = field(default_factory=list)  # keys of some rows without a good answer
 
 
 class Lander:
@@ -78,9 +80,9 @@ class Lander:
     def _answer_columns(self) -> dict[str, pa.Array]:
         """The typed answer of each request, by ordinal; NULL where there is none."""
         columns = {}
-        for position, field in enumerate(self._target.answer):
+        for position, column in enumerate(self._target.answer):
             values = [one.values[position] if one.values is not None else None for one in self._judged]
-            columns[field.name] = _array(values, field.type)
+            columns[column.name] = _array(values, column.type)
         return columns
 
     def _money_columns(self) -> dict[str, pa.Array]:
@@ -117,6 +119,10 @@ class Lander:
         tally.again_rows.update(
             one.outcome for one, verdict in zip(judged, verdicts, strict=True) if verdict.again
         )
+        for row in (
+            rows.slice(0, max(0, _SAMPLES - len(tally.samples))).select(self._target.key.names).to_pylist()
+        ):
+            tally.samples.append("/".join(str(value)[:_SAMPLE_CHARS] for value in row.values()))
         excerpts = [one.excerpt if self._stamp.raw_excerpt else None for one in judged]
         columns = {name: rows.column(name) for name in self._target.key.names}
         columns |= {

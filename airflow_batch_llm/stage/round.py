@@ -7,7 +7,7 @@ landed before the round is published in one merge.
 from dataclasses import dataclass
 from pathlib import Path
 
-from airflow_batch_llm.core.journal import Done, Land, Move, Refuse, Standing, Terms, Wait, decide, stand
+from airflow_batch_llm.core.journal import Done, Land, Move, Refuse, Standing, Wait, decide, stand
 from airflow_batch_llm.core.model import BatchState
 from airflow_batch_llm.stage.collecting import Collector
 from airflow_batch_llm.stage.folder import RunFolder

@@ -18,7 +18,7 @@ from airflow_batch_llm.errors import DeadlinePassed
 from airflow_batch_llm.stage.finishing import Finished, Finisher
 from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.followup import FollowUp
-from airflow_batch_llm.stage.landed import Landed
+from airflow_batch_llm.stage.landed import read_landed
 from airflow_batch_llm.stage.plan import Plan
 from airflow_batch_llm.stage.planning import Planner
 from airflow_batch_llm.stage.round import Open, Round
@@ -131,7 +131,7 @@ class Run:
         if most is None:
             return True
         shards = [(shard, read_landed(folder, shard.number)) for plan in rounds for shard in plan.shards]
-        spent = sum(landed.cost for _, landed in shards)
+        spent = sum(landed.report.spent.cost for _, landed in shards)
         sent = sum(shard.requests for shard, _ in shards)
         if spent + requests * spent / max(1, sent) <= most:
             return True
@@ -188,10 +188,3 @@ class Run:
             yield scratch
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-
-
-def read_landed(folder: RunFolder, number: int) -> Landed:
-    """What a staged shard left."""
-    data = folder.read_landed(number)
-    assert data is not None, "it is written before the journal says that the shard is staged"
-    return Landed.from_json(data)

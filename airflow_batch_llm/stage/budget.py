@@ -1,0 +1,72 @@
+"""What a run will cost, asked before the first cent, and how much of it the budget allows."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from decimal import Decimal
+
+import orjson
+
+from airflow_batch_llm.core.estimate import Estimate, Size, estimate, usual_answer
+from airflow_batch_llm.core.model import Call
+from airflow_batch_llm.core.output_type import OutputType
+from airflow_batch_llm.core.price import PriceList
+from airflow_batch_llm.errors import BudgetExceeded, ProviderError
+from airflow_batch_llm.providers.base import Provider
+
+#: So many prompts, spread over all of them, are counted by the provider.
+_SAMPLE = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quote:
+    """Makes the estimate of a run."""
+
+    provider: Provider
+    call: Call
+    output_type: OutputType
+    prices: PriceList
+
+    def estimate(self, prompts: Iterable[bytes], requests: int) -> Estimate:
+        """Read the prompts once; ask the provider about a few of them."""
+        total = largest = 0
+        sample: list[bytes] = []
+        every = max(1, requests // _SAMPLE)
+        for number, prompt in enumerate(prompts):
+            total += len(prompt)
+            largest = max(largest, len(prompt))
+            if number % every == 0 and len(sample) < _SAMPLE:
+                sample.append(prompt)
+        size = Size(
+            requests=requests,
+            prompt_bytes=total,
+            largest_bytes=largest,
+            sample=self._counted(sample),
+            shared_bytes=len(self.provider.encode(self.call).pieces[0]) + len(self.call.system_prompt or ""),
+            max_tokens=self.call.max_tokens,
+            answer_tokens=usual_answer(self.output_type),
+        )
+        return estimate(self.prices, size)
+
+    def _counted(self, sample: list[bytes]) -> list[tuple[int, int]]:
+        """Counting is a courtesy: where it fails, the estimate rests on bytes and says so."""
+        if not sample:
+            return []
+        try:
+            counts = self.provider.count_tokens(self.call, [orjson.loads(prompt) for prompt in sample])
+        except ProviderError:
+            return []
+        return [(len(prompt), count) for prompt, count in zip(sample, counts or (), strict=False)]
+
+
+def affordable(guess: Estimate, most: float | None) -> int:
+    """How many requests, in source order, the budget allows."""
+    if most is None or not guess.requests:
+        return guess.requests
+    if guess.per_request is None:
+        raise BudgetExceeded(
+            f"The cost cannot be estimated, so max_cost_usd={most:g} cannot be kept. {' '.join(guess.assumptions)}"
+            " Or allow any cost with max_cost_usd=None. Nothing was sent."
+        )
+    if not guess.per_request:
+        return guess.requests
+    return min(guess.requests, int(Decimal(str(most)) / guess.per_request))
