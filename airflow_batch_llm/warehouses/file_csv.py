@@ -1,13 +1,14 @@
 """CSV files, a block at a time.
 
-The types are told from the first block of each file; a later value that does not fit is an error that names the
-column and what to do, never a guess that changes halfway.
+The types are told from the first megabytes of each file; a later value that does not fit is an error that names the
+column and what to do, never a guess that changes halfway. Arrow reads up to 32 blocks ahead, so the blocks are small,
+and grow only for a file with a row that is longer.
 """
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
 from typing import Any
 
 import pyarrow as pa
@@ -15,11 +16,12 @@ import pyarrow.csv
 
 from airflow_batch_llm.errors import SourceError
 
-#: No row may be longer; the types are told from so many bytes.
-_BLOCK = 8 << 20
+#: Sizes of a block, and so of the longest row, tried in turn.
+_BLOCKS = (1 << 20, 8 << 20, 64 << 20)
 
 _AT_COLUMN = re.compile(r"In CSV column #(\d+): (?!.*UTF8)")
 _RAGGED = re.compile(r"Expected (\d+) columns, got (\d+)")
+_TOO_LONG = "straddling"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,33 +32,71 @@ class CsvFile:
     delimiter: str = ","
 
     def schema(self, stream: Any) -> pa.Schema:
-        """The header's columns, in the types of the first block; none where the file is empty."""
-        if not stream.read(1):
-            return pa.schema([])
-        stream.seek(0)
-        with self._told(stream), self._open(stream, self.column_types) as rows:
-            schema = rows.schema
-        for column in schema:
-            if pa.types.is_binary(column.type) and column.name not in self.column_types:
-                raise SourceError(f"column {column.name!r} is not written in UTF-8.")
-        return schema
+        """The header's columns, in the types of the first rows; none where the file is empty."""
+        complaint = ""
+        for block in _BLOCKS[1:]:
+            stream.seek(0)
+            head = stream.read(2 * block)  # a row may reach into the second block
+            if not head:
+                return pa.schema([])
+            try:
+                with self._open(BytesIO(head), self.column_types, block) as rows:
+                    return self._readable(rows.schema)
+            except pa.ArrowException as error:
+                complaint = str(error)
+            if _TOO_LONG not in complaint:
+                break
+        raise SourceError(_said(complaint, []))
 
     def batches(self, stream: Any, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         """The rows in the columns of `schema`; what the file does not have is NULL."""
         if not stream.read(1):
             return
+        complaint, given = "", 0
+        for block in _BLOCKS:
+            skip = given
+            try:
+                for batch in self._blocks(stream, schema, block):
+                    fresh = batch.slice(min(skip, batch.num_rows))
+                    skip -= batch.num_rows - fresh.num_rows
+                    given += fresh.num_rows
+                    yield fresh
+                return
+            except pa.ArrowException as error:
+                complaint = str(error)
+            if _TOO_LONG not in complaint:
+                break
+        raise SourceError(_said(complaint, self._header(stream)))
+
+    def _blocks(self, stream: Any, schema: pa.Schema, block: int) -> Iterator[pa.RecordBatch]:
         stream.seek(0)
         types = {column.name: column.type for column in schema}
-        with self._told(stream), self._open(stream, types, include=schema.names) as rows:
+        with self._open(stream, types, block, include=schema.names) as rows:
             for batch in rows:
                 yield batch.cast(schema)
 
+    def _readable(self, schema: pa.Schema) -> pa.Schema:
+        """The schema, unless Arrow found in a text what is no UTF-8, and took it for bytes."""
+        for column in schema:
+            if pa.types.is_binary(column.type) and column.name not in self.column_types:
+                raise SourceError(f"column {column.name!r} is not written in UTF-8.")
+        return schema
+
+    def _header(self, stream: Any) -> list[str]:
+        names: list[str] = self.schema(stream).names
+        return names
+
     def _open(
-        self, stream: Any, types: Mapping[str, pa.DataType], *, include: list[str] | None = None
+        self,
+        stream: Any,
+        types: Mapping[str, pa.DataType],
+        block: int,
+        *,
+        include: list[str] | None = None,
     ) -> Any:
         return pyarrow.csv.open_csv(
             stream,
-            read_options=pyarrow.csv.ReadOptions(block_size=_BLOCK, use_threads=False),
+            read_options=pyarrow.csv.ReadOptions(block_size=block, use_threads=False),
             parse_options=pyarrow.csv.ParseOptions(delimiter=self.delimiter, newlines_in_values=True),
             convert_options=pyarrow.csv.ConvertOptions(
                 column_types=dict(types),
@@ -65,28 +105,22 @@ class CsvFile:
             ),
         )
 
-    @contextmanager
-    def _told(self, stream: Any) -> Iterator[None]:
-        """Say what is wrong with a file without the value that is wrong."""
-        try:
-            yield
-            return
-        except pa.ArrowException as error:
-            text = str(error)
-        raise SourceError(self._complaint(stream, text))
 
-    def _complaint(self, stream: Any, text: str) -> str:
-        if column := _AT_COLUMN.search(text):
-            stream.seek(0)
-            name = self._open(stream, {}).schema.names[int(column[1])]
-            return (
-                f"column {name!r} has a later value that does not fit the type of its first rows. "
-                f"Set its type: column_types={{{name!r}: …}}, a string for instance."
-            )
-        if ragged := _RAGGED.search(text):
-            return f"a row has {ragged[2]} columns, and the header {ragged[1]}."
-        if "UTF8" in text:
-            return "it is not written in UTF-8."
-        if "straddling" in text:
-            return f"a row is longer than {_BLOCK >> 20} MB, or a quotation mark is never closed."
-        return "it is no CSV with a header line."
+def _said(complaint: str, header: list[str]) -> str:
+    """What is wrong with a file, without the value that is wrong."""
+    column = _AT_COLUMN.search(complaint)
+    if column and int(column[1]) < len(header):
+        name = header[int(column[1])]
+        return (
+            f"column {name!r} has a later value that does not fit the type of its first rows. "
+            f"Set its type: column_types={{{name!r}: …}}, a string for instance."
+        )
+    if column:
+        return "a value is not of the type that column_types= asks for."
+    if ragged := _RAGGED.search(complaint):
+        return f"a row has {ragged[2]} columns, and the header {ragged[1]}."
+    if "UTF8" in complaint:
+        return "it is not written in UTF-8."
+    if _TOO_LONG in complaint:
+        return f"a row is longer than {_BLOCKS[-1] >> 20} MB, or a quotation mark is never closed."
+    return "it is no CSV with a header line."

@@ -199,7 +199,7 @@ def test_a_broken_line_is_named_by_its_number(tmp_path: Path, content: bytes, co
         (b"a,b\n1,\xff" + SECRET.encode() + b"\n", "'b' is not written in UTF-8"),
         (b"a,a\n1,2\n", "several columns named a"),
         (b"_llm_source_uri\nx\n", "a name that is kept"),
-        (b'a\n"' + b"x" * (17 << 20), "longer than 8 MB"),
+        (b'a\n"' + b"x" * (140 << 20), "longer than 64 MB"),
     ],
 )
 def test_a_broken_csv_is_named_with_what_is_wrong(tmp_path: Path, content: bytes, complaint: str) -> None:
@@ -259,6 +259,12 @@ def test_what_cannot_be_read_is_refused_by_name(tmp_path: Path, uri: str, compla
 def test_the_format_can_be_said_where_the_name_does_not_tell(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("id;body\n1;a,b\n")
     assert bare(read(tmp_path / "t.txt", format=FileFormat.CSV, delimiter=";")) == [{"id": 1, "body": "a,b"}]
+
+
+def test_long_texts_are_read_whole_and_every_row_once(tmp_path: Path) -> None:
+    rows = [{"id": n, "body": "x" * (5_000_000 if n % 400 == 399 else 4_000)} for n in range(1_200)]
+    for name in ("csv", "jsonl"):
+        assert bare(read(write(tmp_path / f"t.{name}", rows))) == rows
 
 
 def test_a_tsv_file_has_tabs(tmp_path: Path) -> None:
