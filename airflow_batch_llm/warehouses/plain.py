@@ -122,6 +122,8 @@ def _json_text(column: pa.Array) -> pa.Array:
 
 
 def _storable_json(column: pa.Array) -> pa.Array:
+    if not pc.any(pc.match_substring(column, "\\u")).as_py():
+        return column
     suspect = pc.fill_null(pc.match_substring_regex(column, _ESCAPED), fill_value=False)
     if not pc.any(suspect).as_py():
         return column

@@ -66,6 +66,9 @@ def _csv_column(column: pa.Array) -> pa.Array:
     if kind is Kind.BINARY:
         texts: list[Any] = [None if value is None else "\\x" + value.hex() for value in column.to_pylist()]
         return pa.array(texts, pa.string())
+    if kind is Kind.TIMESTAMPTZ:
+        # Our sessions are in UTC, and to write the zone takes Arrow thirty times as long.
+        return column.cast(pa.timestamp("us"))
     if kind in (Kind.DECIMAL, Kind.TIME) or pa.types.is_float16(column.type):
         return column.cast(pa.string())
     return column
