@@ -22,7 +22,7 @@ class Violation(NamedTuple):
 
 def violations(line: Mapping[str, Any]) -> Iterator[Violation]:
     """What the importer would fail the job for, in the order of the line."""
-    yield from _Importer().column("", line, depth=0)
+    yield from _Importer().column("", line, depth=1)
 
 
 class _Importer:

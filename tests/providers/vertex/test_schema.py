@@ -163,9 +163,9 @@ def nested(levels: int) -> dict[str, object]:
 
 
 def test_a_schema_of_fifteen_levels_is_sent_and_one_deeper_is_refused() -> None:
-    encode(Call(model="gemini-2.5-flash", schema=nested(5)))
+    encode(Call(model="gemini-2.5-flash", schema=nested(4)))
     with pytest.raises(OutputTypeError, match="deeper than 15 levels"):
-        encode(Call(model="gemini-2.5-flash", schema=nested(6)))
+        encode(Call(model="gemini-2.5-flash", schema=nested(5)))
 
 
 @pytest.mark.parametrize("name", ["buyer name", "a.b", "prix€", "$ref"])
