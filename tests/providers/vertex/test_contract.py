@@ -89,7 +89,7 @@ class TestVertex(ProviderContract):
             bench.results(batch_id)
 
     def test_a_connection_to_the_storage_that_breaks_is_taken_up_again(self, bench: Bench, hop: Hop) -> None:
-        lost = hop.spoil(Fault.LOSE_ANSWER, r"^PUT /upload/")
+        lost = hop.spoil(Fault.LOSE_ANSWER, r"^(POST|PUT) /upload/")
         cut = hop.spoil(Fault.CUT_ANSWER, r"^GET /download/.*predictions\.jsonl")
         refused = hop.spoil(Fault.REFUSE, r"^GET /storage/v1/b/[^/]+/o\?.*prefix=")
         batch_id = bench.submit(bench.shard(20))
