@@ -5,7 +5,6 @@ Each step leaves a record and may be repeated. With the raw lines kept, landing 
 
 import math
 import secrets
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +17,17 @@ from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.core.report import Durations, Report, Spent
 from airflow_batch_llm.errors import ResultsGone
 from airflow_batch_llm.stage.folder import RunFolder
-from airflow_batch_llm.stage.gathering import Gatherer, Judged
+from airflow_batch_llm.stage.gathering import Gathered, Gatherer, Judged
 from airflow_batch_llm.stage.landed import Landed
-from airflow_batch_llm.stage.landing import Lander, Stamp, Tally, lines, parquet_reader
+from airflow_batch_llm.stage.landing import (
+    Lander,
+    Stamp,
+    Tally,
+    lines,
+    no_rows,
+    parquet_reader,
+    unsendable_failures,
+)
 from airflow_batch_llm.stage.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.settings import Parts
 from airflow_batch_llm.stage.submitting import fetch
@@ -44,7 +51,7 @@ class Collector:
         batch = standing.batch
         assert batch is not None
         if status.state is BatchState.ENDED:
-            self._keep_results(batch.batch_id)
+            self.keep_results(batch.batch_id)
             entry = self._entry(Kind.ENDED, batch_id=batch.batch_id)
         elif status.later:
             again = self.parts.clock() + _LATER_SECONDS
@@ -59,27 +66,43 @@ class Collector:
     def land(self, shard: PlannedShard, standing: Standing) -> None:
         """Stage the shard's rows: answered ones, and failures for the rest."""
         began = self.parts.clock()
-        judged, strange = self._judged(shard, standing)
+        gathered = self._gathered(shard, standing)
         keys = self._keys(shard)
         answers, failures = (
             self.scratch / f"{shard.number:04d}.{kind}.parquet" for kind in ("answers", "failures")
         )
-        tally = Lander(self.plan.target, self._stamp(shard, standing), judged).write(keys, answers, failures)
-        part = self.part(shard)
+        tally = Lander(self.plan.target, self._stamp(shard.number, standing), gathered.judged).write(
+            keys, answers, failures
+        )
+        part = self.part(shard.number)
         with parquet_reader(answers) as good, parquet_reader(failures) as bad:
             self.parts.target.stage(self.plan.target, part, good, bad)
-        report = replace(
-            self._report(shard, standing, judged, began), outcomes=tally.outcomes, strange=strange
-        )
+        report = replace(self._report(shard, standing, gathered, began), outcomes=tally.outcomes)
         self._put_landed(shard, report, tally)
         self._append(shard, standing, self._entry(Kind.STAGED))
         for path in (keys, answers, failures):
             path.unlink()
 
-    def part(self, shard: PlannedShard) -> Part:
-        return Part(run_id=self.folder.run_id, round=self.plan.round, shard=shard.number)
+    def stage_unsendable(self) -> None:
+        """Stage the rows that could not be sent as failures. They are a part of their own, numbered 0."""
+        keys = self.scratch / f"{self.plan.nonce}-0000.keys.parquet"
+        fetch(
+            keys, self.plan.unsendable_sha256, lambda local: self.folder.get_keys(self.plan.nonce, 0, local)
+        )
+        stamp = self._stamp(0, Standing())
+        with (
+            parquet_reader(keys) as rows,
+            unsendable_failures(rows, self.plan.target, stamp) as failures,
+            no_rows(self.plan.target.answer_columns) as answers,
+        ):
+            self.parts.target.stage(self.plan.target, self.part(0), answers, failures)
+        keys.unlink()
 
-    def _keep_results(self, batch_id: str) -> None:
+    def part(self, number: int) -> Part:
+        return Part(run_id=self.folder.run_id, round=self.plan.round, shard=number)
+
+    def keep_results(self, batch_id: str) -> None:
+        """Bring the raw lines of a batch into the run folder, whole or not at all."""
         arriving = self.scratch / f"{secrets.token_hex(6)}.results.jsonl"
         with arriving.open("wb") as file:
             for line in self.parts.provider.results(batch_id):
@@ -87,9 +110,9 @@ class Collector:
         self.folder.put_results(batch_id, arriving)
         arriving.unlink()
 
-    def _judged(self, shard: PlannedShard, standing: Standing) -> tuple[list[Judged], Counter[str]]:
+    def _gathered(self, shard: PlannedShard, standing: Standing) -> Gathered:
         if standing.ended is None:
-            return self._rejected(shard, standing), Counter()
+            return Gathered(judged=self._rejected(shard, standing))
         gatherer = Gatherer(
             provider=self.parts.provider,
             parser=AnswerParser.of(OutputType.from_json(self.plan.output_type)),
@@ -127,10 +150,10 @@ class Collector:
         one = Judged(outcome=outcome, code=code, message=reason, retryable=False)
         return [one] * shard.requests
 
-    def _stamp(self, shard: PlannedShard, standing: Standing) -> Stamp:
+    def _stamp(self, number: int, standing: Standing) -> Stamp:
         return Stamp(
             run_id=self.folder.run_id,
-            shard=shard.number,
+            shard=number,
             spec_hash=self.plan.spec_hash,
             model=self.plan.model,
             planned_at=self.plan.planned_at,
@@ -155,15 +178,16 @@ class Collector:
         self.folder.put_landed(shard.number, path)
         path.unlink()
 
-    def _report(self, shard: PlannedShard, standing: Standing, judged: list[Judged], began: float) -> Report:
+    def _report(self, shard: PlannedShard, standing: Standing, gathered: Gathered, began: float) -> Report:
         batch, ended, now = standing.batch, standing.ended, self.parts.clock()
         running = ended.at - batch.at if batch is not None and ended is not None else 0.0
         sent = batch is not None or standing.refused is not None
         return Report(
             attempts={self.plan.round: shard.requests} if sent else {},
+            strange=gathered.strange,
             batches=int(batch is not None) + len(standing.spare),
-            usage=sum((one.usage for one in judged), Usage()),
-            spent=_spent(judged),
+            usage=sum((one.usage for one in gathered.judged), Usage()),
+            spent=_spent(gathered),
             durations=Durations(running=running, landing=now - began),
         )
 
@@ -183,9 +207,11 @@ class Collector:
         return self.folder.append(shard.number, standing.last + 1, entry)
 
 
-def _spent(judged: list[Judged]) -> Spent:
+def _spent(gathered: Gathered) -> Spent:
+    judged, stray = gathered.judged, gathered.stray_cost
     return Spent(
-        cost=math.fsum(one.cost for one in judged if one.cost is not None),
+        cost=math.fsum(one.cost for one in judged if one.cost is not None) + stray,
         list_cost=math.fsum(one.list_cost for one in judged if one.list_cost is not None),
+        stray_cost=stray,
         unpriced=sum(one.cost is None for one in judged),
     )

@@ -6,12 +6,14 @@ The report is stored once. A retry after that reads it and comes to the same ver
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import orjson
 
 from airflow_batch_llm.core.journal import stand
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.report import Provenance, Report, gate
+from airflow_batch_llm.core.selection import Reason
 from airflow_batch_llm.errors import QualityGateFailed
 from airflow_batch_llm.stage.folder import Registers, RunFolder
 from airflow_batch_llm.stage.landed import Landed, read_landed
@@ -97,7 +99,8 @@ class Finisher:
 
 
 def _summed(first: Plan, landed: Sequence[Sequence[Landed]]) -> Report:
-    total = Report(why=first.why)
+    unsendable = first.why.get(Reason.UNSENDABLE, 0)
+    total = Report(why=first.why, outcomes={Outcome.ERRORED: unsendable} if unsendable else {})
     for number, shards in enumerate(landed):
         for one in shards:
             asked_again = number + 1 < len(landed)
@@ -110,6 +113,6 @@ def _fields(about: Provenance) -> dict[str, object]:
     return {name: getattr(about, name) for name in Provenance.__slots__}
 
 
-def _tuples(fields: dict[str, object]) -> dict[str, object]:
+def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
     """JSON knows lists only."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}

@@ -66,6 +66,9 @@ class RunFolder:
 
     def put_shard(self, nonce: str, number: int, requests: Path, keys: Path) -> None:
         self.workspace.put(self._at("plans", nonce, f"{number:04d}.requests.jsonl"), requests)
+        self.put_keys(nonce, number, keys)
+
+    def put_keys(self, nonce: str, number: int, keys: Path) -> None:
         self.workspace.put(self._at("plans", nonce, f"{number:04d}.keys.parquet"), keys)
 
     def get_requests(self, nonce: str, number: int, local: Path) -> bool:

@@ -90,18 +90,22 @@ class FollowUp:
 
     def _prompts(self, last: Plan, chosen: "list[_Chosen]") -> Iterator[bytes]:
         for one in chosen:
-            path = self.scratch / f"{last.nonce}-{one.shard.number:04d}.requests.jsonl"
-            fetch(
-                path,
-                one.shard.requests_sha256,
-                lambda local, n=one.shard.number: self.folder.get_requests(last.nonce, n, local),
-            )
+            path = self._requests(last, one.shard)
             template = self.parts.provider.encode(last.calls[one.shard.call])
             token = last.token(one.shard)
             for ordinal, line in enumerate(lines(path)):
                 if ordinal in one.requests:
                     yield template.prompt(line, custom_id(token, ordinal))
             path.unlink()
+
+    def _requests(self, last: Plan, shard: PlannedShard) -> Path:
+        path = self.scratch / f"{last.nonce}-{shard.number:04d}.again.jsonl"
+        fetch(
+            path,
+            shard.requests_sha256,
+            lambda local: self.folder.get_requests(last.nonce, shard.number, local),
+        )
+        return path
 
     def _rows(self, last: Plan, chosen: "list[_Chosen]") -> Iterator[pa.RecordBatch]:
         """Their rows, numbered anew through all of them, with this failure counted."""

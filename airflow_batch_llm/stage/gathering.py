@@ -34,6 +34,15 @@ class Judged:
     retryable: bool = True
 
 
+@dataclass(slots=True, kw_only=True)
+class Gathered:
+    """The judged requests by ordinal, and what served nobody."""
+
+    judged: list[Judged]
+    strange: Counter[str] = field(default_factory=Counter)  # lines, by kind
+    stray_cost: float = 0.0  # of answers that another batch had given already
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gatherer:
     """Decodes, validates and prices the lines of one shard."""
@@ -44,31 +53,37 @@ class Gatherer:
     token: str
     requests: int
 
-    def gather(self, batches: Iterable[tuple[str, Iterable[bytes]]]) -> tuple[list[Judged], Counter[str]]:
-        """The judged requests by ordinal, and counts of lines that served nobody. The first good line of a request wins."""
-        judged = [Judged() for _ in range(self.requests)]
-        strange: Counter[str] = Counter()
+    def gather(self, batches: Iterable[tuple[str, Iterable[bytes]]]) -> Gathered:
+        """Judge the lines of the shard's batches, the recorded one first. The first good line of a request wins."""
+        gathered = Gathered(judged=[Judged() for _ in range(self.requests)])
         for batch_id, lines in batches:
             for line in lines:
-                self._take(line, batch_id, judged, strange)
-        return judged, strange
+                self._take(line, batch_id, gathered)
+        return gathered
 
-    def _take(self, line: bytes, batch_id: str, judged: list[Judged], strange: Counter[str]) -> None:
+    def _take(self, line: bytes, batch_id: str, gathered: Gathered) -> None:
         try:
             result = self.provider.decode(line)
         except ValueError:
-            strange["unreadable_lines"] += 1
+            gathered.strange["unreadable_lines"] += 1
             return
         ordinal = self._ordinal(result.custom_id)
         if ordinal is None:
-            strange["foreign_lines"] += 1
+            gathered.strange["foreign_lines"] += 1
             return
-        before = judged[ordinal]
+        before = gathered.judged[ordinal]
         if before.outcome is not Outcome.MISSING:
-            strange["duplicate_lines"] += 1
+            self._note_second(result, batch_id, before, gathered)
             if before.outcome is Outcome.SUCCEEDED or result.outcome is not Outcome.SUCCEEDED:
                 return
-        judged[ordinal] = self._judge(result, batch_id)
+        gathered.judged[ordinal] = self._judge(result, batch_id)
+
+    def _note_second(self, result: Result, batch_id: str, before: Judged, gathered: Gathered) -> None:
+        """A second line of one batch is the provider's slip; one of another batch was bought twice."""
+        gathered.strange["duplicate_lines"] += 1
+        priced = self.prices.priced(result.usage)
+        if priced is not None and batch_id != before.batch_id:
+            gathered.stray_cost += float(priced.batch)
 
     def _ordinal(self, custom_id: str) -> int | None:
         token, _, ordinal = custom_id.rpartition("-")

@@ -18,11 +18,21 @@ import pyarrow.parquet as pq
 from airflow_batch_llm.core.attempts import Verdict, after_failure, after_rejection
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.stage.gathering import Judged
-from airflow_batch_llm.stage.spool import ATTEMPTS, INPUT_HASH, REQUEST, SHARED
+from airflow_batch_llm.stage.spool import ATTEMPTS, INPUT_HASH, PROBLEM, REQUEST, SHARED
 from airflow_batch_llm.warehouses.base import Target
 
 _ROWS_AT_ONCE = 16_384
 _SAMPLES, _SAMPLE_CHARS = 3, 40
+
+#: What a row that was never sent has nothing to say about.
+_NOT_SENT = (
+    ("_llm_raw_excerpt", pa.string()),
+    ("_llm_batch_id", pa.string()),
+    ("_llm_input_tokens", pa.int64()),
+    ("_llm_cached_tokens", pa.int64()),
+    ("_llm_output_tokens", pa.int64()),
+    ("_llm_cost_usd", pa.float64()),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +49,18 @@ class Stamp:
     tries: int  # this is the run's so-many-th try at these rows
     raw_excerpt: bool
     rejected: bool = False
+
+    def columns(self, input_hashes: pa.Array) -> dict[str, pa.Array]:
+        """What is the same for all rows of the shard, for as many rows as there are hashes."""
+        count = len(input_hashes)
+        return {
+            "_llm_input_hash": input_hashes,
+            "_llm_spec_hash": pa.repeat(self.spec_hash, count),
+            "_llm_run_id": pa.repeat(self.run_id, count),
+            "_llm_shard": pa.repeat(pa.scalar(self.shard, pa.int64()), count),
+            "_llm_planned_at": pa.repeat(_time(self.planned_at), count),
+            "_llm_processed_at": pa.repeat(_time(self.processed_at), count),
+        }
 
 
 @dataclass(slots=True)
@@ -147,24 +169,44 @@ class Lander:
         )
 
     def _bookkeeping(self, rows: pa.RecordBatch) -> dict[str, pa.Array]:
-        stamp, requests, shared = self._stamp, rows.column(REQUEST), rows.column(SHARED)
-        count = rows.num_rows
-        taken: list[int] = requests.to_pylist()
-        models = [self._judged[request].model or stamp.model for request in taken]
-        columns = {
-            "_llm_input_hash": rows.column(INPUT_HASH),
-            "_llm_spec_hash": pa.repeat(stamp.spec_hash, count),
-            "_llm_model": pa.array(models, pa.string()),
-            "_llm_run_id": pa.repeat(stamp.run_id, count),
-            "_llm_shard": pa.repeat(pa.scalar(stamp.shard, pa.int64()), count),
-            "_llm_batch_id": pa.array([self._judged[request].batch_id for request in taken], pa.string()),
-            "_llm_planned_at": pa.repeat(_time(stamp.planned_at), count),
-            "_llm_processed_at": pa.repeat(_time(stamp.processed_at), count),
+        requests, shared = rows.column(REQUEST), rows.column(SHARED)
+        judged = [self._judged[request] for request in requests.to_pylist()]
+        columns = self._stamp.columns(rows.column(INPUT_HASH)) | {
+            "_llm_model": pa.array([one.model or self._stamp.model for one in judged], pa.string()),
+            "_llm_batch_id": pa.array([one.batch_id for one in judged], pa.string()),
             "_llm_shared": shared,
         }
         for name, values in self._money.items():
             columns[name] = pc.if_else(shared, pa.scalar(0, values.type), values.take(requests))
         return columns
+
+
+def unsendable_failures(rows: pa.RecordBatchReader, target: Target, stamp: Stamp) -> pa.RecordBatchReader:
+    """The failures of rows that were never sent: their problem reads `<code>: <message>`. They cost nothing."""
+
+    def failures() -> Iterator[pa.RecordBatch]:
+        for batch in rows:
+            count = batch.num_rows
+            problems = [str(problem).partition(": ") for problem in batch.column(PROBLEM).to_pylist()]
+            columns = stamp.columns(batch.column(INPUT_HASH)) | {
+                "_llm_outcome": pa.repeat(str(Outcome.ERRORED), count),
+                "_llm_error_code": pa.array([code for code, _, _ in problems], pa.string()),
+                "_llm_error_message": pa.array([message for _, _, message in problems], pa.string()),
+                "_llm_attempts": batch.column(ATTEMPTS),
+                "_llm_dead": pa.repeat(False, count),
+                "_llm_model": pa.repeat(stamp.model, count),
+                "_llm_shared": pa.repeat(False, count),
+            }
+            columns |= {name: batch.column(name) for name in target.key.names}
+            absent = {name: pa.nulls(count, kind) for name, kind in _NOT_SENT}
+            yield _arranged(absent | columns, target.failure_columns)
+
+    return pa.RecordBatchReader.from_batches(target.failure_columns, failures())
+
+
+def no_rows(schema: pa.Schema) -> pa.RecordBatchReader:
+    """A stream that is at its end."""
+    return pa.RecordBatchReader.from_batches(schema, iter(()))
 
 
 def parquet_reader(path: Path) -> pa.RecordBatchReader:

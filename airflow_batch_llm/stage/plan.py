@@ -2,7 +2,8 @@
 
 import base64
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import orjson
 import pyarrow as pa
@@ -56,6 +57,7 @@ class Plan:
     limits: "RunLimits"
     shards: tuple[PlannedShard, ...] = ()
     why: Mapping[str, int] = field(default_factory=dict)
+    unsendable_sha256: str = ""  # of the file of rows that could not be sent; empty: there are none
     estimate: Mapping[str, object] | None = None
     notes: tuple[str, ...] = ()
 
@@ -98,28 +100,23 @@ def new_run_token(nonce: str, round_number: int) -> str:
     return f"r{nonce}{round_number:x}"
 
 
-def _target_fields(target: Target) -> dict[str, object]:
-    fields: dict[str, object] = {name: getattr(target, name) for name in Target.__slots__}
+def _target_fields(target: Target) -> dict[str, Any]:
+    fields: dict[str, Any] = {name: getattr(target, name) for name in Target.__slots__}
     for name in ("key", "carried", "answer"):
         schema: pa.Schema = fields[name]
         fields[name] = base64.b64encode(schema.serialize().to_pybytes()).decode()
     return fields
 
 
-def _target(fields: Mapping[str, object]) -> Target:
-    target = Target(
-        **{name: value for name, value in fields.items() if name not in {"key", "carried", "answer"}},
-        key=_schema(fields["key"]),
-        carried=_schema(fields["carried"]),
-        answer=_schema(fields["answer"]),
-    )
-    return replace(
-        target,
-        write_mode=WriteMode(target.write_mode),
-        on_schema_change=SchemaChange(target.on_schema_change),
-        cluster_by=tuple(target.cluster_by),
-    )
+def _target(fields: dict[str, Any]) -> Target:
+    schemas = {name: _schema(fields[name]) for name in ("key", "carried", "answer")}
+    words = {
+        "write_mode": WriteMode(fields["write_mode"]),
+        "on_schema_change": SchemaChange(fields["on_schema_change"]),
+        "cluster_by": tuple(fields["cluster_by"]),
+    }
+    return Target(**{**fields, **schemas, **words})
 
 
-def _schema(text: object) -> pa.Schema:
-    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(str(text))))
+def _schema(text: str) -> pa.Schema:
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))

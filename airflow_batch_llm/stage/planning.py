@@ -232,10 +232,18 @@ class Planner:
         )
         shards = writer.write_requests(resolved.template, islice(spool.prompts(), allowed))
         shards = writer.write_keys(shards, spool.keyed_rows(allowed), keys_schema(spool.columns))
+        lost = writer.write_unsendable(spool.rows_with(Reason.UNSENDABLE)) if unsendable else ""
         if not self.stage.guards.plan_only:
             writer.publish(self.folder, shards)
         why = {str(reason): count for reason, count in spool.reasons(allowed).items()}
-        return replace(draft, shards=shards, why=why, estimate=guess.to_json(), notes=guess.assumptions)
+        return replace(
+            draft,
+            shards=shards,
+            unsendable_sha256=lost,
+            why=why,
+            estimate=guess.to_json(),
+            notes=guess.assumptions,
+        )
 
     def _allowed(self, guess: Estimate) -> int:
         """How many of the requests are sent."""

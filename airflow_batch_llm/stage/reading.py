@@ -6,6 +6,7 @@ A row that cannot be sent becomes a row with a problem; it stops the others only
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -78,7 +79,7 @@ class Reading:
             if self.prompt.columns is not None
             else [n for n in batch.schema.names if n not in known]
         )
-        return {name: batch.column(name).to_pylist() for name in names}
+        return {name: _plain(batch.column(name)) for name in names}
 
     def _render(
         self, batch: pa.RecordBatch, wanted: list[int], why: list[str]
@@ -123,6 +124,14 @@ def with_known(reads: Reads, source: Source, warehouse: Warehouse, target: Targe
 
     schema = pa.schema([*reader.schema, *KNOWN_COLUMNS])
     return pa.RecordBatchReader.from_batches(schema, looked_up())
+
+
+def _plain(column: pa.Array) -> Sequence[object]:
+    """The column's values; JSON as what it says, so that its spelling does not matter and its fields can be used."""
+    if isinstance(column.type, pa.JsonType):
+        return [None if text is None else orjson.loads(text) for text in column.storage.to_pylist()]
+    values: list[object] = column.to_pylist()
+    return values
 
 
 def _codes(batch: pa.RecordBatch, hashes: pa.Array, spec_hash: str) -> pa.Array:

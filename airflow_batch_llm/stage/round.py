@@ -14,6 +14,7 @@ from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.settings import Pace, Parts
 from airflow_batch_llm.stage.submitting import Submitter, terms
+from airflow_batch_llm.stage.sweeping import Sweeper
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,7 @@ class Round:
     def advance(self) -> Open | None:
         """Do all that can be done now. None: every shard is staged."""
         self._note_ends()
+        self._sweep()
         self._land()
         self._submit()
         self._land()
@@ -57,6 +59,21 @@ class Round:
             if status.state is not BatchState.RUNNING:
                 shard, standing = running[batch_id]
                 self._collector.note_end(shard, standing, status)
+
+    def _sweep(self) -> None:
+        """Before a shard lands of which an unrecorded batch may exist: find it, cancel it, keep what it answered."""
+        loose = [
+            (shard, standing)
+            for shard, standing in self._standings()
+            if standing.loose and standing.ended is not None and standing.staged is None
+        ]
+        if not loose:
+            return
+        Sweeper(parts=self.parts, folder=self.folder, plan=self.plan).sweep(loose)
+        spare = [batch_id for _, standing in self._standings() for batch_id in standing.spare]
+        for batch_id, status in (self.parts.provider.check(spare) if spare else {}).items():
+            if status.state is BatchState.ENDED:
+                self._collector.keep_results(batch_id)
 
     def _land(self) -> None:
         for shard, standing in self._standings():
@@ -103,17 +120,19 @@ class Round:
     def publish(self) -> None:
         """Merge what is staged. Repeated after a crash, it leaves the same tables."""
         parts = [
-            self._collector.part(shard)
+            self._collector.part(shard.number)
             for shard, standing in self._standings()
             if standing.staged is not None
         ]
+        if self.plan.round == 1 and self.plan.unsendable_sha256:
+            self._collector.stage_unsendable()
+            parts.append(self._collector.part(0))
         self.parts.target.publish(self.plan.target, parts)
 
     def unstage(self) -> None:
         """Drop what was staged, once it is merged for good."""
-        self.parts.target.unstage(
-            self.plan.target, [self._collector.part(shard) for shard in self.plan.shards]
-        )
+        numbers = [0, *(shard.number for shard in self.plan.shards)]
+        self.parts.target.unstage(self.plan.target, [self._collector.part(number) for number in numbers])
 
     def cancel(self) -> int:
         """Ask for an end of every running batch; returns how many."""

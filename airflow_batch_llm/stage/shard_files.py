@@ -85,11 +85,17 @@ class ShardWriter:
                     at = schema.get_field_index(REQUEST)
                     writer.write_batch(batch.set_column(at, schema.field(at), ordinals))
                     count += batch.num_rows
-            with path.open("rb") as file:
-                sha = hashlib.file_digest(file, "sha256").hexdigest()
-            done.append(replace(shard, rows=count, keys_sha256=sha))
+            done.append(replace(shard, rows=count, keys_sha256=_sha256(path)))
             first += shard.requests
         return tuple(done)
+
+    def write_unsendable(self, rows: pa.RecordBatchReader) -> str:
+        """The rows that no request stands for, as the keys of shard 0; returns the file's hash."""
+        path = self.keys_path(0)
+        with pq.ParquetWriter(path, rows.schema, compression="lz4") as writer:
+            for batch in rows:
+                writer.write_batch(batch)
+        return _sha256(path)
 
     def publish(self, folder: RunFolder, shards: tuple[PlannedShard, ...]) -> None:
         """Put the files where every worker finds them; the copies here are gone afterwards."""
@@ -98,12 +104,19 @@ class ShardWriter:
             folder.put_shard(self.nonce, shard.number, requests, keys)
             requests.unlink()
             keys.unlink()
+        if (unsendable := self.keys_path(0)).exists():
+            folder.put_keys(self.nonce, 0, unsendable)
 
     def requests_path(self, number: int) -> Path:
         return self.scratch / f"{number:04d}.requests.jsonl"
 
     def keys_path(self, number: int) -> Path:
         return self.scratch / f"{number:04d}.keys.parquet"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _Rows:
