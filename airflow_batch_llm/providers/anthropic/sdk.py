@@ -39,16 +39,19 @@ def open_async_client(access: Access) -> Any:
     return _with_key(sdk().AsyncAnthropic(**_arguments(access)))
 
 
-def judged(error: Exception) -> Exception:
-    """An error of a call that is safe to repeat, in the package's tree."""
-    failure = failure_of(error, sdk())
-    return error if failure is None else judge(failure, VENDOR)
+def judged(error: Exception, *, creating: bool = False) -> Exception:
+    """An SDK's error in the package's tree; another's as it is."""
+    if failure := failure_of(error, sdk()):
+        return judge(failure, VENDOR, creating=creating)
+    if isinstance(error, sdk().AnthropicError):
+        # Raised by the SDK itself before it sent anything: no credentials, say, or a platform without the call.
+        return Refused(f"Anthropic's SDK refuses the call: {error}")
+    return error
 
 
 def judged_creation(error: Exception) -> Exception:
-    """An error of a creation, in the package's tree."""
-    failure = failure_of(error, sdk())
-    return error if failure is None else judge(failure, VENDOR, creating=True)
+    """The same for a creation."""
+    return judged(error, creating=True)
 
 
 def _arguments(access: Access) -> dict[str, Any]:

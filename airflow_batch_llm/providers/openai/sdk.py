@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from airflow_batch_llm.errors import InputError, MissingExtra
+from airflow_batch_llm.errors import InputError, MissingExtra, Refused
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.failures import Vendor, failure_of, judge
 
@@ -35,16 +35,19 @@ def open_async_client(access: Access) -> Any:
     return access.async_client() if access.async_client is not None else _opened(sdk().AsyncOpenAI, access)
 
 
-def judged(error: Exception) -> Exception:
-    """An error of a call that is safe to repeat, in the package's tree."""
-    failure = failure_of(error, sdk())
-    return error if failure is None else judge(failure, VENDOR)
+def judged(error: Exception, *, creating: bool = False) -> Exception:
+    """An SDK's error in the package's tree; another's as it is."""
+    if failure := failure_of(error, sdk()):
+        return judge(failure, VENDOR, creating=creating)
+    if isinstance(error, sdk().OpenAIError):
+        # Raised by the SDK itself before it sent anything: no credentials, say, or a platform without the call.
+        return Refused(f"OpenAI's SDK refuses the call: {error}")
+    return error
 
 
 def judged_creation(error: Exception) -> Exception:
-    """An error of a creation, in the package's tree."""
-    failure = failure_of(error, sdk())
-    return error if failure is None else judge(failure, VENDOR, creating=True)
+    """The same for a creation."""
+    return judged(error, creating=True)
 
 
 def _opened(client_class: Any, access: Access) -> Any:

@@ -69,6 +69,9 @@ def test_a_platform_without_batches_is_refused_in_clear_words() -> None:
     foundry = Access(client=lambda: anthropic.AnthropicFoundry(api_key="any", resource="any"))
     with pytest.raises(Refused, match="AnthropicFoundry has no Message Batches"):
         AnthropicProvider(foundry).check(["msgbatch_1"])
+    bedrock = Access(client=lambda: anthropic.AnthropicBedrock(aws_region="any"))
+    with pytest.raises(Refused, match="Bedrock"):
+        AnthropicProvider(bedrock).check(["msgbatch_1"])
 
 
 def test_a_connection_without_a_key_is_refused_before_anything_is_sent(
