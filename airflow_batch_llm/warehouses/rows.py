@@ -29,8 +29,8 @@ def batches(fetch: Fetch, schema: pa.Schema, make: "Make | None" = None) -> Iter
 
 def record_batch(rows: Sequence[Sequence[Any]], schema: pa.Schema) -> pa.RecordBatch:
     """Rows as a record batch. A value that is not of its column's type is an error that names the column."""
-    columns = zip(*rows, strict=True) if rows else [()] * len(schema)
-    arrays = [_array(values, field) for values, field in zip(columns, schema, strict=True)]
+    # One pass a column: zip(*rows) would make an iterator for every row.
+    arrays = [_array([row[place] for row in rows], field) for place, field in enumerate(schema)]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 

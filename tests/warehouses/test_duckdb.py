@@ -1,5 +1,7 @@
 """DuckDB keeps the contract of a warehouse, and shares its file."""
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,10 @@ import duckdb
 import pyarrow as pa
 import pytest
 
+from airflow_batch_llm.errors import SourceError, TargetError, WarehouseBusy
+from airflow_batch_llm.testing.staged_rows import labels, land, part
 from airflow_batch_llm.testing.warehouses import WarehouseContract
+from airflow_batch_llm.warehouses.base import SharesFile, Source
 from airflow_batch_llm.warehouses.duckdb import DuckDBWarehouse
 
 
@@ -52,3 +57,79 @@ def database(tmp_path: Path) -> DuckDBFile:
 
 class TestContract(WarehouseContract):
     """The contract, on a file whose name needs quoting."""
+
+
+def test_a_busy_file_is_an_error_that_says_who_holds_it(database: DuckDBFile) -> None:
+    code = "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print(flush=True); input()"
+    command = [sys.executable, "-c", code, str(database.path)]
+    holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        warehouse = DuckDBWarehouse(database.path, lock_wait_seconds=0)
+        with pytest.raises(WarehouseBusy, match=f"process {holder.pid} "):
+            warehouse.prepare(labels())
+        with pytest.raises(WarehouseBusy, match=f"process {holder.pid} "):
+            warehouse.read(Source(sql="SELECT 1"))
+        holder.kill()
+
+
+def test_a_source_in_the_target_s_file_is_read_and_let_go_before_the_writing(database: DuckDBFile) -> None:
+    database.seed("tickets", pa.table({"id": pa.array([1, 2], pa.int64())}))
+    source, target = database.open(), database.open()
+    assert isinstance(source, SharesFile)
+    assert source.read(Source(table="tickets")).read_all().num_rows == 2
+    source.release()
+    target.prepare(labels())
+    land(target, labels(), part(), [{"id": 1, "label": "billing"}])
+    assert source.read(Source(table="labels")).read_all().num_rows == 1
+    source.close()
+
+
+def test_a_writer_is_told_when_its_own_process_still_reads(database: DuckDBFile) -> None:
+    warehouse = DuckDBWarehouse(database.path, lock_wait_seconds=0)
+    warehouse.read(Source(sql="SELECT * FROM range(1000000)"))
+    with pytest.raises(WarehouseBusy, match="release"):
+        warehouse.prepare(labels())
+    warehouse.close()
+
+
+def test_two_streams_of_one_warehouse_do_not_stand_in_each_other_s_way(database: DuckDBFile) -> None:
+    warehouse = database.open()
+    one, other = (warehouse.read(Source(sql="SELECT * FROM range(20000)")) for _ in range(2))
+    assert (one.read_next_batch().num_rows, other.read_all().num_rows) == (8192, 20_000)
+    warehouse.close()
+
+
+def test_uuids_and_json_keep_their_types(database: DuckDBFile) -> None:
+    warehouse = database.open()
+    found = warehouse.read(
+        Source(sql="SELECT uuid() AS u, '{\"a\":1}'::JSON AS j, 1::HUGEINT AS h")
+    ).read_all()
+    assert [str(type_) for type_ in found.schema.types] == [
+        "extension<arrow.uuid>",
+        "extension<arrow.json>",
+        "decimal128(38, 0)",
+    ]
+    target = labels(key=pa.schema([("u", pa.uuid())]))
+    warehouse.release()
+    warehouse.prepare(target)
+    land(warehouse, target, part(), [{"u": found["u"][0].as_py().bytes, "label": "x"}])
+    keys = pa.RecordBatch.from_arrays([found["u"].combine_chunks()], names=["u"])
+    assert warehouse.known(target, keys).column(0).to_pylist() == ["input"]
+    warehouse.close()
+
+
+def test_a_database_in_memory_is_refused() -> None:
+    with pytest.raises(TargetError, match="memory"):
+        DuckDBWarehouse(":memory:")
+
+
+def test_a_missing_file_is_no_empty_source(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="no DuckDB file"):
+        DuckDBWarehouse(tmp_path / "none.duckdb").read(Source(sql="SELECT 1"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_asset_is_the_file(tmp_path: Path) -> None:
+    assert DuckDBWarehouse(tmp_path / "a.duckdb").asset_uri == f"file://{tmp_path}/a.duckdb"

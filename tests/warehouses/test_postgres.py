@@ -9,7 +9,11 @@ import pyarrow as pa
 import pytest
 from psycopg import sql
 
+from airflow_batch_llm.errors import TargetError, WarehouseError
+from airflow_batch_llm.testing.database import rows_of
+from airflow_batch_llm.testing.staged_rows import labels, land, part, stage
 from airflow_batch_llm.testing.warehouses import WarehouseContract
+from airflow_batch_llm.warehouses.base import Source
 from airflow_batch_llm.warehouses.dialect import DIALECTS
 from airflow_batch_llm.warehouses.postgres import PostgresWarehouse
 
@@ -25,6 +29,7 @@ class PostgresDatabase:
         name = f"t{uuid4().hex}"
         with psycopg.connect(server) as connection:
             connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(name)))
+        self.schema = name
         self.uri = f"{server}&options=-csearch_path%3D{name}"
         self.recipe: tuple[str, Mapping[str, Any]] = (f"{__name__}:open_warehouse", {"uri": self.uri})
 
@@ -60,3 +65,99 @@ def database(postgres_uri: str) -> PostgresDatabase:
 
 class TestContract(WarehouseContract):
     """The contract, in a schema of its own for each case."""
+
+
+def test_staged_rows_that_a_crash_of_the_server_emptied_are_not_taken_for_none(
+    database: PostgresDatabase,
+) -> None:
+    warehouse = database.open()
+    warehouse.prepare(labels())
+    stage(warehouse, labels(), part(), [{"id": 1, "label": "billing"}])
+    with psycopg.connect(database.uri) as connection:
+        (name,) = {name for name in database.tables() if name.endswith("_a")}
+        connection.execute(sql.SQL("TRUNCATE {}").format(sql.Identifier(name)))
+    with pytest.raises(WarehouseError, match="is not staged"):
+        warehouse.publish(labels(), [part()])
+    warehouse.close()
+
+
+def test_a_role_that_may_not_write_is_refused_before_anything_is_sent(database: PostgresDatabase) -> None:
+    warehouse = database.open()
+    warehouse.prepare(labels())
+    warehouse.close()
+    role = f"r{uuid4().hex}"
+    with psycopg.connect(database.uri) as connection:
+        names = {"role": sql.Identifier(role), "schema": sql.Identifier(database.schema)}
+        for statement in (
+            "CREATE ROLE {role}",
+            "GRANT USAGE, CREATE ON SCHEMA {schema} TO {role}",
+            "GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA {schema} TO {role}",
+        ):
+            connection.execute(sql.SQL(statement).format(**names))
+    reader = PostgresWarehouse(f"{database.uri}%20-crole%3D{role}")
+    with pytest.raises(TargetError, match="permission denied for table labels"):
+        reader.prepare(labels())
+    reader.close()
+
+
+def test_a_table_without_a_unique_index_is_merged_all_the_same(database: PostgresDatabase) -> None:
+    target = labels()
+    database.seed(target.table, target.answer_columns.empty_table())
+    database.seed(target.failures, target.failure_columns.empty_table())
+    warehouse = database.open()
+    warehouse.prepare(target)
+    for label in ("billing", "sales"):
+        land(warehouse, target, part(), [{"id": 1, "label": label}], [{"id": 2}])
+    assert [row["label"] for row in rows_of(database, target.table)] == ["sales"]
+    assert len(rows_of(database, target.failures)) == 1
+    warehouse.close()
+
+
+def test_staging_tables_live_in_the_schema_that_is_named(database: PostgresDatabase) -> None:
+    other = f"s{uuid4().hex}"
+    with psycopg.connect(database.uri) as connection:
+        connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(other)))
+    target = labels(staging_schema=other)
+    warehouse = database.open()
+    warehouse.prepare(target)
+    stage(warehouse, target, part(), [{"id": 1}])
+    assert database.tables() == {target.table, target.failures}
+    warehouse.publish(target, [part()])
+    assert len(rows_of(database, target.table)) == 1
+    warehouse.close()
+
+
+def test_types_without_an_arrow_type_are_read_as_text(database: PostgresDatabase) -> None:
+    warehouse = database.open()
+    query = (
+        "SELECT 1.50::numeric AS n, interval '1 day' AS i, '{1,2}'::int[] AS l, "
+        "gen_random_uuid() AS u, '{}'::json AS j"
+    )
+    found = warehouse.read(Source(sql=query)).read_all()
+    assert found.select(["n", "i", "l", "j"]).to_pylist() == [
+        {"n": "1.50", "i": "1 day", "l": [1, 2], "j": "{}"}
+    ]
+    assert str(found.schema.field("u").type) == "extension<arrow.uuid>"
+    warehouse.close()
+
+
+def test_a_connection_that_was_lost_is_opened_anew(database: PostgresDatabase) -> None:
+    warehouse = database.open()
+    warehouse.prepare(labels())
+    with psycopg.connect(database.uri) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE pid <> pg_backend_pid() AND datname IS NOT NULL"
+        )
+    with pytest.raises(WarehouseError):
+        warehouse.prepare(labels())
+    warehouse.prepare(labels())
+    warehouse.close()
+
+
+def test_connections_may_come_from_a_hook(database: PostgresDatabase) -> None:
+    warehouse = PostgresWarehouse(lambda: psycopg.connect(database.uri))
+    assert warehouse.read(Source(sql="SELECT 1 AS one")).read_all().to_pylist() == [{"one": 1}]
+    assert warehouse.asset_uri.startswith("postgres://")
+    assert warehouse.asset_uri.endswith(":5432/postgres")
+    warehouse.close()

@@ -1,0 +1,67 @@
+"""Record batches become what databases take, whatever the source's types were."""
+
+import uuid
+
+import pyarrow as pa
+import pytest
+
+from airflow_batch_llm.errors import SourceError
+from airflow_batch_llm.warehouses.dialect import DIALECTS
+from airflow_batch_llm.warehouses.plain import plain_batch
+
+
+def plain(array: pa.Array, dialect: str = "duckdb", *, key: bool = False) -> list[object]:
+    """One column's values, plain."""
+    batch = pa.RecordBatch.from_arrays([array], names=["x"])
+    return plain_batch(batch, frozenset({"x"} if key else ()), DIALECTS[dialect]).column(0).to_pylist()
+
+
+def test_nested_values_become_json_text() -> None:
+    assert plain(pa.array([{"a": [1, None]}, None])) == ['{"a":[1,null]}', None]
+    assert plain(pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64()))) == ['{"k":1}']
+
+
+def test_dictionaries_and_views_become_plain_text() -> None:
+    assert plain(pa.array(["a", "a", None]).dictionary_encode()) == ["a", "a", None]
+    assert plain(pa.array(["a", None], pa.string_view())) == ["a", None]
+    assert plain(pa.array(["a", None], pa.large_string())) == ["a", None]
+
+
+def test_a_uuid_becomes_its_text() -> None:
+    one = uuid.UUID(int=7)
+    assert plain(pa.array([one.bytes, None], pa.uuid())) == [str(one), None]
+
+
+def test_a_vector_is_a_list_or_a_text_in_the_database_s_brackets() -> None:
+    vectors = pa.array([[0.5, None], None, [], [float("inf"), 1e-7]], pa.list_(pa.float32()))
+    assert plain(vectors.slice(0, 3)) == [[0.5, None], None, []]
+    assert plain(vectors.slice(0, 3), "postgres") == ["{0.5,null}", None, "{}"]
+    assert plain(vectors.slice(2, 1), "sqlite") == ["[]"]
+
+
+def test_big_unsigned_integers_become_decimals() -> None:
+    assert plain(pa.array([2**64 - 1], pa.uint64())) == [2**64 - 1]
+
+
+def test_a_nul_is_replaced_where_it_cannot_be_held() -> None:
+    assert plain(pa.array(["a\0b", None])) == ["a\0b", None]
+    assert plain(pa.array(["a\0b", None]), "postgres") == ["a\ufffdb", None]
+
+
+def test_a_nul_in_a_key_is_refused_where_it_cannot_be_held() -> None:
+    with pytest.raises(SourceError, match="key column x"):
+        plain(pa.array(["a\0b"]), "postgres", key=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "mended"),
+    [
+        (r'"\u0000"', '"\ufffd"'),
+        (r'"\ud83d"', '"\ufffd"'),
+        (r'"\uD83D\uDE00"', '"😀"'),
+        (r'"\\u0000"', r'"\\u0000"'),
+        (r'{"\ude00":[1.5,null]}', '{"\ufffd":[1.5,null]}'),
+    ],
+)
+def test_json_keeps_only_characters_that_databases_take(text: str, mended: str) -> None:
+    assert plain(pa.array([text, None], pa.json_(pa.string()))) == [mended, None]

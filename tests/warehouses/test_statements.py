@@ -1,0 +1,81 @@
+"""The statements of every dialect, as text beside this file, and read by that dialect's own grammar."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import sqlglot
+
+from airflow_batch_llm.core.model import ColumnType
+from airflow_batch_llm.testing.staged_rows import columns, labels, part
+from airflow_batch_llm.warehouses.base import Source, WriteMode
+from airflow_batch_llm.warehouses.dialect import DIALECTS, Upsert
+from airflow_batch_llm.warehouses.publication import (
+    Staged,
+    Table,
+    Tables,
+    landings,
+    preparation,
+    publication,
+    staged_columns,
+)
+from airflow_batch_llm.warehouses.statements import Statements
+
+GOLDEN = Path(__file__).parent / "golden"
+TARGET = labels(
+    table="support.labels",
+    key=pa.schema([("region", pa.string()), ("id", pa.int64())]),
+    carried=pa.schema([("day", pa.date32()), ("price", pa.decimal128(9, 2))]),
+    answer=columns(label=ColumnType.STRING, why=ColumnType.JSON, vector=ColumnType.VECTOR),
+)
+SPOKEN = [name for name in DIALECTS if name != "bigquery"]  # BigQuery has its own statements
+
+
+def written(name: str) -> dict[str, list[str]]:
+    """All statements of a stage's life in one dialect, by chapter."""
+    dialect = DIALECTS[name]
+    statements = Statements(dialect)
+    missing = Tables(target=None, failures=None)
+    there = Tables(
+        target=Table(
+            columns={f.name: dialect.column_type(f.type) for f in TARGET.answer_columns},
+            unique=dialect.upsert in (Upsert.ON_CONFLICT, Upsert.ON_DUPLICATE_KEY),
+        ),
+        failures=Table(
+            columns={f.name: dialect.column_type(f.type) for f in TARGET.failure_columns},
+            unique=dialect.upsert in (Upsert.ON_CONFLICT, Upsert.ON_DUPLICATE_KEY),
+        ),
+    )
+    staged = Staged(answers="staged_answers", failures="staged_failures", failures_twice=False)
+    appended = labels(table=TARGET.table, write_mode=WriteMode.APPEND)
+    known = {TARGET.table: True, TARGET.failures: True}
+    both = landings(TARGET, there, statements)
+    return {
+        "prepare": preparation(TARGET, missing, statements),
+        "stage": [
+            f"CREATE TABLE staged ({', '.join(staged_columns(TARGET.answer_columns, TARGET.key.names, statements))})"
+        ],
+        "publish": [step.sql for step in publication(TARGET, [part()], staged, both, statements)],
+        "append": [step.sql for step in publication(appended, [part()], staged, both, statements)][:2],
+        "known": [statements.known("asked", TARGET, known)],
+        "read_known": [statements.read_known(statements.select(Source(sql="SELECT 1;")), TARGET, known)],
+    }
+
+
+@pytest.mark.parametrize("name", SPOKEN)
+def test_the_statements_are_those_that_were_read_and_approved(name: str) -> None:
+    dialect = DIALECTS[name]
+    text = "".join(
+        f"-- {chapter}\n" + "".join(f"{dialect.with_parameters(sql)}\n" for sql in statements)
+        for chapter, statements in written(name).items()
+    )
+    assert text == (GOLDEN / f"{name}.sql").read_text()
+
+
+@pytest.mark.parametrize("name", SPOKEN)
+def test_the_dialect_s_grammar_reads_every_statement(name: str) -> None:
+    for statements in written(name).values():
+        for sql in statements:
+            parsed = sqlglot.parse(sql.replace("\0", "NULL").rstrip(";"), dialect=name)
+            assert len(parsed) == 1
+            assert not isinstance(parsed[0], sqlglot.exp.Command), sql
