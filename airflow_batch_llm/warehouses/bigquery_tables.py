@@ -82,6 +82,9 @@ class TargetTables:
         for name in {self.answers.dataset: self.answers, self.staging.dataset: self.staging}.values():
             self._dataset(name)
         found = self.connection.table(self.answers), self.connection.table(self.failures)
+        for table in found:
+            if table is not None and table.table_type != "TABLE":
+                raise TargetError(f"{table.reference} is a {table.table_type}, which cannot be merged into.")
         shape_target(self.target, _types(found[0]), DIALECT)
         shape_failures(self.target, _types(found[1]), DIALECT)
         self._refuse_partitioning(found[0])
