@@ -24,9 +24,7 @@ CANDIDATE_PAUSE_SECONDS = 300.0
 class Kind(StrEnum):
     """What a record says about its shard."""
 
-    INTENT = (
-        "intent"  # I am about to create the batch, and may do so until `expires_at`
-    )
+    INTENT = "intent"  # I am about to create the batch, and may do so until `expires_at`
     RELEASED = "released"  # that creation (or that batch) came to nothing, for certain
     REFUSED = "refused"  # the provider will not take this shard, ever
     SUBMITTED = "submitted"  # the batch exists
@@ -50,9 +48,7 @@ class Entry:
 
     def to_json(self) -> bytes:
         """The record as it is stored: fields that say nothing are left out."""
-        return orjson.dumps(
-            {name: value for name, value in asdict(self).items() if value}
-        )
+        return orjson.dumps({name: value for name, value in asdict(self).items() if value})
 
     @classmethod
     def from_json(cls, data: bytes) -> "Entry":
@@ -67,9 +63,7 @@ class Standing:
     last: int = 0  # the number of the last record
     intent: Entry | None = None  # a creation that nobody has answered yet
     batch: Entry | None = None  # the first batch recorded: it is the shard's batch
-    spare: tuple[
-        str, ...
-    ] = ()  # other batches recorded: bought by mistake, to be cancelled
+    spare: tuple[str, ...] = ()  # other batches recorded: bought by mistake, to be cancelled
     loose: bool = False  # an intent was given up without a definite answer: it may yet show up as a batch
     released: Entry | None = None
     refused: Entry | None = None
@@ -105,9 +99,7 @@ def _after(standing: Standing, entry: Entry) -> Standing:
 
 def _given_up(standing: Standing, entry: Entry) -> Standing:
     refused = entry if entry.kind is Kind.REFUSED else standing.refused
-    if (
-        entry.batch_id
-    ):  # the batch ran nothing; one that is not the shard's own changes nothing
+    if entry.batch_id:  # the batch ran nothing; one that is not the shard's own changes nothing
         if standing.batch is None or standing.batch.batch_id != entry.batch_id:
             return standing
         return replace(standing, batch=None, released=entry, refused=refused)
@@ -173,7 +165,12 @@ class Refuse:
     reason: str
 
 
-Move = Submit | Look | Adopt | Wait | Land | Done | Refuse
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GiveUp:
+    """Nothing of this shard is at the provider, and the run's time is over. Its rows were not sent."""
+
+
+Move = Submit | Look | Adopt | Wait | Land | Done | Refuse | GiveUp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +181,7 @@ class Terms:
     requests: int
     lease_seconds: float
     list_lag_seconds: float
+    closed: bool = False  # the run's time is over: nothing new is sent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,9 +192,7 @@ class Searched:
     sightings: tuple[Sighting, ...]
 
 
-def decide(
-    standing: Standing, terms: Terms, now: float, searched: Searched | None = None
-) -> Move:
+def decide(standing: Standing, terms: Terms, now: float, searched: Searched | None = None) -> Move:
     """The next move for a shard."""
     if standing.staged is not None:
         return Done()
@@ -208,21 +204,19 @@ def decide(
         return Refuse(reason=standing.refused.reason)
     if standing.intent is not None:
         return _unanswered(standing.intent, terms, now, searched)
+    if terms.closed:
+        return GiveUp()
     if standing.released is not None and standing.released.not_before > now:
         return Wait(until=standing.released.not_before, reason=standing.released.reason)
     return Submit()
 
 
-def _unanswered(
-    intent: Entry, terms: Terms, now: float, searched: Searched | None
-) -> Move:
+def _unanswered(intent: Entry, terms: Terms, now: float, searched: Searched | None) -> Move:
     if searched is None:
         return Look()
     for sighting in searched.sightings:
         if sighting.token == terms.token:
-            return Adopt(
-                batch_id=sighting.batch_id, upload=intent.upload, intent=intent.nonce
-            )
+            return Adopt(batch_id=sighting.batch_id, upload=intent.upload, intent=intent.nonce)
     for sighting in searched.sightings:
         if sighting.token is None and sighting.requests in {None, terms.requests}:
             return Wait(

@@ -7,13 +7,25 @@ landed before the round is published in one merge.
 from dataclasses import dataclass
 from pathlib import Path
 
-from airflow_batch_llm.core.journal import Done, Land, Move, Refuse, Standing, Wait, decide, stand
+from airflow_batch_llm.core.journal import (
+    Done,
+    GiveUp,
+    Land,
+    Look,
+    Move,
+    Refuse,
+    Standing,
+    Submit,
+    Wait,
+    decide,
+    stand,
+)
 from airflow_batch_llm.core.model import BatchState
 from airflow_batch_llm.stage.collecting import Collector
 from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.settings import Pace, Parts
-from airflow_batch_llm.stage.submitting import Submitter, terms
+from airflow_batch_llm.stage.submitting import Submitter
 from airflow_batch_llm.stage.sweeping import Sweeper
 
 
@@ -25,6 +37,16 @@ class Open:
     since: float
     wake_at: float | None
     unsent: int
+    reasons: tuple[str, ...] = ()  # why shards wait that are neither sent nor to be sent now
+
+    def described(self, plan: Plan, now: float) -> str:
+        """For people: how many of how many, and why the others wait."""
+        said = [f"{len(self.batch_ids):,} of {len(plan.shards):,} batches are running"]
+        if self.unsent:
+            said.append(f"{self.unsent:,} shards wait for a place")
+        if self.wake_at is not None:
+            said.append(f"{len(self.reasons):,} are looked at again in {max(0.0, self.wake_at - now):,.0f} s")
+        return "; ".join((*said, *sorted(set(self.reasons))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +64,10 @@ class Round:
         """Do all that can be done now. None: every shard is staged."""
         self._note_ends()
         self._sweep()
-        self._land()
-        self._submit()
-        self._land()
-        return self._open()
+        self._land(self._moves())
+        moves = self._moves() | self._submit()
+        self._land(moves)
+        return self._open(moves)
 
     def _note_ends(self) -> None:
         running = {
@@ -75,47 +97,44 @@ class Round:
             if status.state is BatchState.ENDED:
                 self._collector.keep_results(batch_id)
 
-    def _land(self) -> None:
+    def _land(self, moves: dict[int, Move]) -> None:
         for shard, standing in self._standings():
-            if isinstance(self._move(shard, standing), Land | Refuse) or self._too_late(standing):
+            if standing.staged is None and isinstance(moves[shard.number], Land | Refuse | GiveUp):
                 self._collector.land(shard, standing)
+                moves[shard.number] = Done()
 
-    def _submit(self) -> None:
-        if self._now() >= self.deadline:
-            return
+    def _submit(self) -> dict[int, Move]:
+        """Bring shards to the provider while there are places; returns where that left them."""
+        moves: dict[int, Move] = {}
         standings = self._standings()
         active = sum(1 for _, standing in standings if _holds_place(standing))
         for shard, standing in standings:
-            move = self._move(shard, standing)
-            if isinstance(move, Wait | Done | Land | Refuse):
+            if not isinstance(self._move(shard, standing), Submit | Look):
                 continue
             if not _holds_place(standing):
                 if active >= self.pace.max_active_batches:
                     continue
                 active += 1
-            moved = self._submitter.submit(shard)
+            moved = moves[shard.number] = self._submitter.submit(shard)
             if isinstance(moved, Wait) and moved.batch_id:
                 self.parts.say(
                     f"Shard {shard.number}: batch {moved.batch_id} with {shard.requests:,} requests."
                 )
+        return moves
 
-    def _open(self) -> Open | None:
-        batch_ids, times, unsent = [], [], 0
-        since = 0.0
-        for shard, standing in self._standings():
-            match self._move(shard, standing):
-                case Done():
-                    continue
-                case Wait(batch_id=batch_id) if batch_id and standing.batch is not None:
-                    batch_ids.append(batch_id)
-                    since = max(since, standing.batch.at)
-                case Wait(until=until) if until is not None:
-                    times.append(until)
-                case _:
-                    unsent += 1
-        if not (batch_ids or times or unsent):
+    def _open(self, moves: dict[int, Move]) -> Open | None:
+        waits = [move for move in moves.values() if isinstance(move, Wait)]
+        unsent = sum(isinstance(move, Submit | Look) for move in moves.values())
+        if not (waits or unsent):
             return None
-        return Open(batch_ids=tuple(batch_ids), since=since, wake_at=min(times, default=None), unsent=unsent)
+        began = [standing.batch.at for _, standing in self._standings() if standing.batch is not None]
+        return Open(
+            batch_ids=tuple(move.batch_id for move in waits if move.batch_id),
+            since=max(began, default=0.0),
+            wake_at=min((move.until for move in waits if move.until is not None), default=None),
+            unsent=unsent,
+            reasons=tuple(move.reason for move in waits if move.until is not None),
+        )
 
     def publish(self) -> None:
         """Merge what is staged. Repeated after a crash, it leaves the same tables."""
@@ -148,16 +167,11 @@ class Round:
     def _standings(self) -> list[tuple[PlannedShard, Standing]]:
         return [(shard, stand(self.folder.journal(shard.number))) for shard in self.plan.shards]
 
+    def _moves(self) -> dict[int, Move]:
+        return {shard.number: self._move(shard, standing) for shard, standing in self._standings()}
+
     def _move(self, shard: PlannedShard, standing: Standing) -> Move:
-        return decide(standing, terms(self.plan, shard, self.parts.provider.limits), self._now())
-
-    def _too_late(self, standing: Standing) -> bool:
-        """Nothing of this shard is or may be at the provider, and the run's time is over."""
-        idle = standing.batch is None and standing.intent is None and standing.staged is None
-        return idle and self._now() >= self.deadline
-
-    def _now(self) -> float:
-        return self.parts.clock()
+        return decide(standing, self._submitter.terms(shard), self.parts.clock())
 
     @property
     def _collector(self) -> Collector:
@@ -165,7 +179,13 @@ class Round:
 
     @property
     def _submitter(self) -> Submitter:
-        return Submitter(parts=self.parts, folder=self.folder, plan=self.plan, scratch=self.scratch)
+        return Submitter(
+            parts=self.parts,
+            folder=self.folder,
+            plan=self.plan,
+            scratch=self.scratch,
+            deadline=self.deadline,
+        )
 
 
 def _holds_place(standing: Standing) -> bool:

@@ -4,63 +4,45 @@
 there. Two attempts at once do no harm; they see each other's records.
 """
 
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
-import orjson
-
-from airflow_batch_llm.core.waiting import CANCEL_GRACE_SECONDS, Watch
-from airflow_batch_llm.errors import DeadlinePassed
+from airflow_batch_llm.errors import BatchLLMError, InputError
 from airflow_batch_llm.stage.finishing import Finished, Finisher
-from airflow_batch_llm.stage.folder import RunFolder
-from airflow_batch_llm.stage.followup import FollowUp
-from airflow_batch_llm.stage.landed import read_landed
+from airflow_batch_llm.stage.folder import Registers, RunFolder
+from airflow_batch_llm.stage.generation import Generation, Pause
 from airflow_batch_llm.stage.plan import Plan
 from airflow_batch_llm.stage.planning import Planner
-from airflow_batch_llm.stage.round import Open, Round
-from airflow_batch_llm.stage.settings import Parts, Stage
+from airflow_batch_llm.stage.settings import Pace, Parts, Stage
 
-#: The provider's own window, and time to land what came in its last minute.
-_AFTER_WINDOW_SECONDS = 7200.0
+__all__ = ["Pause", "Run"]
 
-#: A woken worker looks again after this where nothing else is known.
-_LOOK_AGAIN_SECONDS = 60.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pause:
-    """Nothing more can be done now. `waiting` is for people: how many of how many, and when it looks again."""
-
-    watch: Watch
-    waiting: str
+#: A run on the same target that has not ended by its deadline and this is nobody's any more.
+_ABANDONED_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """One stage, executed by one task of one Dag run, over any number of attempts.
 
-    `max_tries` is a number that a clear raises and a retry does not: it tells "go on" from "do it again".
+    `max_tries` is a number that a clear raises and a retry does not: it tells "go on" from "do it again". Without a
+    stage, a run that somebody has planned is brought to its end.
     """
 
-    stage: Stage
     parts: Parts
     name: str
+    stage: Stage | None = None
     max_tries: int = 0
+    pace: Pace = field(default_factory=Pace)
 
     def advance(self) -> Pause | Finished:
         """Go as far as can be gone now."""
         while True:
             folder = self._folder()
             plan = self._plan(folder)
-            if self.stage.guards.plan_only:
+            if self.stage is not None and self.stage.guards.plan_only:
                 return Finisher(parts=self.parts, folder=folder, first=plan).planned()
-            with self._scratch() as scratch:
-                done = self._work(folder, plan, scratch)
-            if isinstance(done, Pause) or plan.max_tries >= self.max_tries:
+            done = self._generation(folder, plan).advance()
+            if isinstance(done, Pause) or plan.max_tries >= self.max_tries or self.stage is None:
                 return done
 
     def _folder(self) -> RunFolder:
@@ -76,115 +58,30 @@ class Run:
         data = folder.read_plan()
         if data is not None:
             return Plan.from_json(data)
-        return Planner(stage=self.stage, parts=self.parts, folder=folder, max_tries=self.max_tries).plan()
+        if self.stage is None:
+            raise InputError(f"No run was planned in {folder.workspace.uri}/{self.name}. Look at the name.")
+        self._end_abandoned(self.stage.shape.target)
+        planner = Planner(stage=self.stage, parts=self.parts, folder=folder, max_tries=self.max_tries)
+        return planner.plan()
 
-    def _work(self, folder: RunFolder, plan: Plan, scratch: Path) -> Pause | Finished:
-        finisher = Finisher(parts=self.parts, folder=folder, first=plan)
-        if (stored := finisher.stored()) is not None:
-            return stored
-        deadline = self._deadline(folder)
-        rounds = [plan]
-        while True:
-            current = self._round(folder, rounds[-1], deadline, scratch)
-            still = current.advance()
-            if still is not None:
-                self._give_up_late(current, still, deadline)
-                return self._pause(still, deadline)
-            if folder.read_published(rounds[-1].round) is None:
-                current.publish()
-                folder.create_published(
-                    rounds[-1].round, orjson.dumps({"at": self.parts.clock(), "nonce": rounds[-1].nonce})
-                )
-                current.unstage()
-            following = self._next(folder, rounds, deadline, scratch)
-            if following is None:
-                return finisher.finish(rounds)
-            rounds.append(following)
+    def _generation(self, folder: RunFolder, plan: Plan) -> Generation:
+        pace = self.stage.pace if self.stage is not None else self.pace
+        return Generation(parts=self.parts, folder=folder, first=plan, pace=pace, max_tries=self.max_tries)
 
-    def _round(self, folder: RunFolder, plan: Plan, deadline: float, scratch: Path) -> Round:
-        return Round(
-            parts=self.parts,
-            folder=folder,
-            plan=plan,
-            pace=self.stage.pace,
-            deadline=deadline,
-            scratch=scratch,
-        )
-
-    def _next(self, folder: RunFolder, rounds: list[Plan], deadline: float, scratch: Path) -> Plan | None:
-        last = rounds[-1]
-        known = folder.read_plan(last.round + 1)
-        if known is not None:
-            return Plan.from_json(known)
-        landed = {shard.number: read_landed(folder, shard.number) for shard in last.shards}
-        requests = sum(len(one.again) for one in landed.values())
-        if not requests or self.parts.clock() > deadline - self.stage.pace.min_round_seconds:
-            return None
-        if not self._affordable(folder, rounds, requests):
-            return None
-        self.parts.say(f"Round {last.round + 1}: {requests:,} requests are asked again.")
-        return FollowUp(parts=self.parts, folder=folder, scratch=scratch).plan(last, landed)
-
-    def _affordable(self, folder: RunFolder, rounds: list[Plan], requests: int) -> bool:
-        """Whether so many more requests, at the price of those so far, stay within the budget."""
-        most = rounds[0].limits.max_cost_usd
-        if most is None:
-            return True
-        shards = [(shard, read_landed(folder, shard.number)) for plan in rounds for shard in plan.shards]
-        spent = sum(landed.report.spent.cost for _, landed in shards)
-        sent = sum(shard.requests for shard, _ in shards)
-        if spent + requests * spent / max(1, sent) <= most:
-            return True
-        self.parts.say(f"{requests:,} requests are not asked again: ${spent:,.2f} of ${most:g} are spent.")
-        return False
-
-    def _deadline(self, folder: RunFolder) -> float:
-        """The end of this run's time, set once; a clear of the unfinished run sets a new one."""
-        records = [orjson.loads(data) for data in folder.deadlines()]
-        if not records or records[-1]["max_tries"] < self.max_tries:
-            seconds = self.stage.pace.timeout_seconds
-            if seconds is None:
-                seconds = self.parts.provider.limits.window_seconds + _AFTER_WINDOW_SECONDS
-            folder.add_deadline(
-                orjson.dumps({"at": self.parts.clock() + seconds, "max_tries": self.max_tries})
+    def _end_abandoned(self, target: str) -> None:
+        """Bring runs to their end that nobody goes on with: their answers are paid, and their rows are held back here."""
+        for folder in Registers(workspace=self.parts.workspace).open_runs(target):
+            data = folder.read_plan()
+            plan = Plan.from_json(data) if data is not None else None
+            if plan is None or folder.run == self.name or plan.provider != self.parts.provider.name:
+                continue
+            generation = replace(self._generation(folder, plan), max_tries=plan.max_tries)
+            if self.parts.clock() < generation.deadline() + _ABANDONED_SECONDS:
+                continue
+            self.parts.say(
+                f"The run {folder.path} on {target} was never brought to its end; that is done now."
             )
-            records = [orjson.loads(data) for data in folder.deadlines()]
-        return float(records[-1]["at"])
-
-    def _give_up_late(self, current: Round, still: Open, deadline: float) -> None:
-        """After the deadline and the time that cancelled batches get to end: land what there is, and say so."""
-        grace = CANCEL_GRACE_SECONDS if self.stage.pace.cancel_on_timeout else 0.0
-        if self.parts.clock() < deadline + grace:
-            return
-        current.publish()
-        ids = ", ".join(still.batch_ids) or "none known"
-        raise DeadlinePassed(
-            f"The run's time is over and batches are still running: {ids}. What had been answered has landed."
-            " Clear the task to wait on with a new deadline; nothing will be sent twice."
-        )
-
-    def _pause(self, still: Open, deadline: float) -> Pause:
-        now = self.parts.clock()
-        wake_at = still.wake_at
-        if not still.batch_ids and wake_at is None:
-            wake_at = now + _LOOK_AGAIN_SECONDS
-        watch = Watch(
-            batch_ids=still.batch_ids,
-            since=still.since,
-            deadline=deadline,
-            wake_at=wake_at,
-            shards_wait=still.unsent > 0,
-            poll_interval=self.stage.pace.poll_interval,
-            cancel_at_deadline=self.stage.pace.cancel_on_timeout,
-        )
-        waiting = f"{len(still.batch_ids):,} batches are running, {still.unsent:,} shards wait for a place."
-        return Pause(watch=watch, waiting=waiting)
-
-    @contextmanager
-    def _scratch(self) -> Iterator[Path]:
-        self.parts.spool.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=self.parts.spool))
-        try:
-            yield scratch
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            try:
+                generation.advance()
+            except BatchLLMError as error:
+                self.parts.say(f"The run {folder.path} could not be ended: {error}")

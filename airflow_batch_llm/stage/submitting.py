@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from airflow_batch_llm.core.journal import CLOCK_SKEW_SECONDS, Move, Searched, Terms
-from airflow_batch_llm.core.model import Lease, Limits, Search, ShardFile
+from airflow_batch_llm.core.model import Lease, Search, ShardFile
 from airflow_batch_llm.core.submission import (
     Action,
     Answer,
@@ -47,15 +47,25 @@ class Submitter:
     folder: RunFolder
     plan: Plan
     scratch: Path
+    deadline: float
 
     def submit(self, shard: PlannedShard) -> Move:
         """Go as far as can be gone now; the move says what the shard waits for."""
-        known = terms(self.plan, shard, self.parts.provider.limits)
         attempt, action = begin(secrets.token_hex(6))
         while not isinstance(action, Stop):
             answer = self._perform(shard, action)
-            attempt, action = advance(attempt, answer, known, self.parts.clock())
+            attempt, action = advance(attempt, answer, self.terms(shard), self.parts.clock())
         return action.move
+
+    def terms(self, shard: PlannedShard) -> Terms:
+        """What decisions about this shard have to know."""
+        return Terms(
+            token=self.plan.token(shard),
+            requests=shard.requests,
+            lease_seconds=LEASE_SECONDS + shard.bytes / 1e6,
+            list_lag_seconds=self.parts.provider.limits.list_lag_seconds,
+            closed=self.parts.clock() >= self.deadline,
+        )
 
     def _perform(self, shard: PlannedShard, action: Action) -> Answer:
         match action:
@@ -120,16 +130,6 @@ class Submitter:
             requests=shard.requests,
             bytes=shard.bytes,
         )
-
-
-def terms(plan: Plan, shard: PlannedShard, limits: Limits) -> Terms:
-    """What decisions about this shard have to know."""
-    return Terms(
-        token=plan.token(shard),
-        requests=shard.requests,
-        lease_seconds=LEASE_SECONDS + shard.bytes / 1e6,
-        list_lag_seconds=limits.list_lag_seconds,
-    )
 
 
 def fetch(path: Path, sha256: str, get: Callable[[Path], bool]) -> None:

@@ -1,0 +1,34 @@
+"""Ending what a run has at its provider, when nobody waits for it any more. What was answered can still be landed."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from airflow_batch_llm.core.journal import stand
+from airflow_batch_llm.providers.base import Provider
+from airflow_batch_llm.stage.folder import RunFolder
+from airflow_batch_llm.stage.plan import Plan
+
+
+def cancel_run(folder: RunFolder, provider: Provider) -> list[str]:
+    """Ask for an end of every batch that the run has running; returns their ids."""
+    running = list(_running(folder))
+    for batch_id in running:
+        provider.cancel(batch_id)
+    return running
+
+
+def _running(folder: RunFolder) -> Iterator[str]:
+    while folder.read_plan() is not None:
+        for plan in _rounds(folder):
+            for shard in plan.shards:
+                standing = stand(folder.journal(shard.number))
+                if standing.batch is not None and standing.ended is None and standing.staged is None:
+                    yield standing.batch.batch_id
+        folder = replace(folder, generation=folder.generation + 1)
+
+
+def _rounds(folder: RunFolder) -> Iterator[Plan]:
+    number = 1
+    while (data := folder.read_plan(number)) is not None:
+        yield Plan.from_json(data)
+        number += 1

@@ -1,0 +1,164 @@
+"""One generation of a run, moved forward by its frozen plan alone: round after round, until the report is stored.
+
+It needs neither the source nor the prompt: whoever has the run folder, the provider and the target can go on.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
+
+import orjson
+
+from airflow_batch_llm.core.waiting import CANCEL_GRACE_SECONDS, Watch
+from airflow_batch_llm.errors import DeadlinePassed
+from airflow_batch_llm.stage.finishing import Finished, Finisher
+from airflow_batch_llm.stage.folder import RunFolder
+from airflow_batch_llm.stage.followup import FollowUp
+from airflow_batch_llm.stage.landed import Landed, read_landed
+from airflow_batch_llm.stage.plan import Plan
+from airflow_batch_llm.stage.round import Open, Round
+from airflow_batch_llm.stage.settings import Pace, Parts
+
+#: The provider's own window, and time to land what came in its last minute.
+_AFTER_WINDOW_SECONDS = 7200.0
+
+#: A woken worker looks again after this where nothing else is known.
+_LOOK_AGAIN_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pause:
+    """Nothing more can be done now. `waiting` is for people."""
+
+    watch: Watch
+    waiting: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """A planned run folder, and what is needed to bring it to its end."""
+
+    parts: Parts
+    folder: RunFolder
+    first: Plan
+    pace: Pace
+    max_tries: int = 0
+
+    def advance(self) -> Pause | Finished:
+        """Go as far as can be gone now."""
+        finisher = Finisher(parts=self.parts, folder=self.folder, first=self.first)
+        if (stored := finisher.stored()) is not None:
+            return stored
+        deadline = self.deadline()
+        with _scratch(self.parts.spool) as scratch:
+            rounds = [self.first]
+            while True:
+                current = self._round(rounds[-1], deadline, scratch)
+                still = current.advance()
+                if still is not None:
+                    self._give_up_late(current, still, deadline)
+                    return self._pause(still, deadline)
+                self._publish(current)
+                following = self._next(rounds, deadline, scratch)
+                if following is None:
+                    return finisher.finish(rounds)
+                rounds.append(following)
+
+    def deadline(self) -> float:
+        """The end of this run's time, set at its first step; a clear of the unfinished run sets a new one."""
+        records = [orjson.loads(data) for data in self.folder.deadlines()]
+        if not records or records[-1]["max_tries"] < self.max_tries:
+            seconds = self.pace.timeout_seconds
+            if seconds is None:
+                seconds = self.parts.provider.limits.window_seconds + _AFTER_WINDOW_SECONDS
+            end = {"at": self.parts.clock() + seconds, "max_tries": self.max_tries}
+            self.folder.add_deadline(orjson.dumps(end))
+            records = [orjson.loads(data) for data in self.folder.deadlines()]
+        return float(records[-1]["at"])
+
+    def _round(self, plan: Plan, deadline: float, scratch: Path) -> Round:
+        return Round(
+            parts=self.parts,
+            folder=self.folder,
+            plan=plan,
+            pace=self.pace,
+            deadline=deadline,
+            scratch=scratch,
+        )
+
+    def _publish(self, current: Round) -> None:
+        """One merge for the round, once it is known to be needed; what was staged goes away after it."""
+        if self.folder.read_published(current.plan.round) is None:
+            current.publish()
+            done = orjson.dumps({"at": self.parts.clock(), "nonce": current.plan.nonce})
+            self.folder.create_published(current.plan.round, done)
+        current.unstage()
+
+    def _next(self, rounds: list[Plan], deadline: float, scratch: Path) -> Plan | None:
+        last = rounds[-1]
+        known = self.folder.read_plan(last.round + 1)
+        if known is not None:
+            return Plan.from_json(known)
+        landed = {shard.number: read_landed(self.folder, shard.number) for shard in last.shards}
+        requests = sum(len(one.again) for one in landed.values())
+        if not requests or self.parts.clock() > deadline - self.pace.min_round_seconds:
+            return None
+        if not self._affordable(rounds, requests):
+            return None
+        self.parts.say(f"Round {last.round + 1}: {requests:,} requests are asked again.")
+        return FollowUp(parts=self.parts, folder=self.folder, scratch=scratch).plan(last, landed)
+
+    def _affordable(self, rounds: list[Plan], requests: int) -> bool:
+        """Whether so many more requests, at the price of those so far, stay within the budget."""
+        most = self.first.limits.max_cost_usd
+        if most is None:
+            return True
+        landed: list[Landed] = [
+            read_landed(self.folder, shard.number) for plan in rounds for shard in plan.shards
+        ]
+        spent = sum(one.report.spent.cost for one in landed)
+        sent = sum(plan.requests for plan in rounds)
+        if spent + requests * spent / max(1, sent) <= most:
+            return True
+        self.parts.say(f"{requests:,} requests are not asked again: ${spent:,.2f} of ${most:g} are spent.")
+        return False
+
+    def _give_up_late(self, current: Round, still: Open, deadline: float) -> None:
+        """After the deadline and the time that cancelled batches get to end: land what there is, and say so."""
+        grace = CANCEL_GRACE_SECONDS if self.pace.cancel_on_timeout else 0.0
+        if self.parts.clock() < deadline + grace:
+            return
+        current.publish()
+        ids = ", ".join(still.batch_ids) or "none that is known"
+        raise DeadlinePassed(
+            f"The run's time is over and batches are still running: {ids}. What had been answered has landed."
+            " Clear the task to wait on with a new deadline; nothing will be sent twice."
+        )
+
+    def _pause(self, still: Open, deadline: float) -> Pause:
+        wake_at = still.wake_at
+        if not still.batch_ids and wake_at is None:
+            wake_at = self.parts.clock() + _LOOK_AGAIN_SECONDS
+        watch = Watch(
+            batch_ids=still.batch_ids,
+            since=still.since,
+            deadline=deadline,
+            wake_at=wake_at,
+            shards_wait=still.unsent > 0,
+            poll_interval=self.pace.poll_interval,
+            cancel_at_deadline=self.pace.cancel_on_timeout,
+        )
+        return Pause(watch=watch, waiting=still.described(self.first, self.parts.clock()))
+
+
+@contextmanager
+def _scratch(spool: Path) -> Iterator[Path]:
+    spool.mkdir(parents=True, exist_ok=True)
+    scratch = Path(mkdtemp(dir=spool))
+    try:
+        yield scratch
+    finally:
+        rmtree(scratch, ignore_errors=True)
