@@ -15,9 +15,10 @@ from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.report import Provenance, Report, gate
 from airflow_batch_llm.core.selection import Reason
 from airflow_batch_llm.errors import QualityGateFailed
-from airflow_batch_llm.stage.folder import Registers, RunFolder
+from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.landed import Landed, read_landed
 from airflow_batch_llm.stage.plan import Plan
+from airflow_batch_llm.stage.registers import Registers
 from airflow_batch_llm.stage.settings import Parts
 
 
@@ -67,7 +68,11 @@ class Finisher:
         report = report.judged(gate(report, self.first.limits.min_success_ratio, samples=samples))
         about = self._about(rounds, self._batch_ids(rounds))
         self.folder.create_report(orjson.dumps({"report": report.to_json(), "about": _fields(about)}))
-        Registers(workspace=self.parts.workspace).close_run(self.first.target.table, self.folder)
+        registers = Registers(workspace=self.parts.workspace)
+        registers.close_run(self.first.target.table, self.folder)
+        days = self.first.limits.keep_days
+        if days is not None:
+            registers.add_due(self.folder, self.parts.clock() + days * 86_400)
         stored = self.stored()
         assert stored is not None, "it was created here, or by another attempt before"
         return stored

@@ -35,6 +35,7 @@ class RunLimits:
     max_cost_usd: float | None
     rows_per_batch: int
     raw_excerpt: bool
+    keep_days: float | None
     prices: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 

@@ -23,9 +23,10 @@ from airflow_batch_llm.core.shard import Bounds
 from airflow_batch_llm.core.spec import Spec, spec_hash
 from airflow_batch_llm.errors import BudgetExceeded, InputError, SourceError
 from airflow_batch_llm.stage.budget import Quote, affordable
-from airflow_batch_llm.stage.folder import Registers, RunFolder
+from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.plan import Plan, RunLimits, new_run_token
 from airflow_batch_llm.stage.reading import Reading, with_known
+from airflow_batch_llm.stage.registers import Registers
 from airflow_batch_llm.stage.settings import BadRow, OverBudget, Parts, Stage
 from airflow_batch_llm.stage.shard_files import ShardWriter
 from airflow_batch_llm.stage.spool import Spool, keys_schema
@@ -206,6 +207,7 @@ class Planner:
                 max_cost_usd=guards.max_cost_usd,
                 rows_per_batch=self.stage.pace.rows_per_batch,
                 raw_excerpt=self.stage.shape.raw_excerpt,
+                keep_days=self.stage.keep_days,
                 prices=guards.prices,
             ),
         )

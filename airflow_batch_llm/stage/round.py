@@ -4,6 +4,7 @@ The order matters. Ended batches free places before new ones are sent, and every
 landed before the round is published in one merge.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,9 @@ from airflow_batch_llm.stage.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.settings import Pace, Parts
 from airflow_batch_llm.stage.submitting import Submitter
 from airflow_batch_llm.stage.sweeping import Sweeper
+
+#: Journals read at once.
+_READERS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +169,11 @@ class Round:
         return len(running)
 
     def _standings(self) -> list[tuple[PlannedShard, Standing]]:
-        return [(shard, stand(self.folder.journal(shard.number))) for shard in self.plan.shards]
+        """Every shard's journal, read side by side: a record in object storage takes its time."""
+        shards = self.plan.shards
+        with ThreadPoolExecutor(max_workers=_READERS) as pool:
+            journals = pool.map(lambda shard: self.folder.journal(shard.number), shards)
+            return [(shard, stand(journal)) for shard, journal in zip(shards, journals, strict=True)]
 
     def _moves(self) -> dict[int, Move]:
         return {shard.number: self._move(shard, standing) for shard, standing in self._standings()}

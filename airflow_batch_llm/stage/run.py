@@ -8,10 +8,11 @@ from dataclasses import dataclass, field, replace
 
 from airflow_batch_llm.errors import BatchLLMError, InputError
 from airflow_batch_llm.stage.finishing import Finished, Finisher
-from airflow_batch_llm.stage.folder import Registers, RunFolder
+from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.generation import Generation, Pause
 from airflow_batch_llm.stage.plan import Plan
 from airflow_batch_llm.stage.planning import Planner
+from airflow_batch_llm.stage.registers import Registers
 from airflow_batch_llm.stage.settings import Pace, Parts, Stage
 
 __all__ = ["Pause", "Run"]
@@ -42,6 +43,8 @@ class Run:
             if self.stage is not None and self.stage.guards.plan_only:
                 return Finisher(parts=self.parts, folder=folder, first=plan).planned()
             done = self._generation(folder, plan).advance()
+            if isinstance(done, Finished):
+                self._tidy()
             if isinstance(done, Pause) or plan.max_tries >= self.max_tries or self.stage is None:
                 return done
 
@@ -63,6 +66,11 @@ class Run:
         self._end_abandoned(self.stage.shape.target)
         planner = Planner(stage=self.stage, parts=self.parts, folder=folder, max_tries=self.max_tries)
         return planner.plan()
+
+    def _tidy(self) -> None:
+        """Delete the prompts and answers of finished runs whose time has come."""
+        for folder in Registers(workspace=self.parts.workspace).take_due(self.parts.clock()):
+            folder.delete_payloads()
 
     def _generation(self, folder: RunFolder, plan: Plan) -> Generation:
         pace = self.stage.pace if self.stage is not None else self.pace

@@ -103,6 +103,9 @@ class Stage:
     shape: Shape
     guards: Guards = field(default_factory=Guards)
     pace: Pace = field(default_factory=Pace)
+    keep_days: float | None = (
+        30.0  # prompts and raw answers in the run folder; 0: until landed; None: for good
+    )
 
 
 class Reads(Protocol):

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from airflow_batch_llm.core.journal import CLOCK_SKEW_SECONDS, Entry, Kind, Standing
 from airflow_batch_llm.core.model import BatchState, Search, Sighting
-from airflow_batch_llm.stage.folder import Registers, RunFolder
+from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.plan import Plan, PlannedShard
+from airflow_batch_llm.stage.registers import Registers
 from airflow_batch_llm.stage.settings import Parts
 
 
