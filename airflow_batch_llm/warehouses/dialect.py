@@ -177,7 +177,7 @@ DIALECTS: Mapping[str, Dialect] = {
                 "LONGTEXT | SMALLINT | INTEGER | BIGINT | FLOAT | DOUBLE | DECIMAL({},{}) | BOOLEAN"
                 " | DATE | TIME(6) | DATETIME(6) | DATETIME(6) | LONGBLOB | CHAR(36) | JSON | JSON"
             ),
-            # The binary collation keeps 'a' and 'A' two keys.
+            # The binary collation keeps 'a' and 'A' two keys; 'a' and 'a ' are one to MySQL all the same.
             key_types={
                 Kind.STRING: "VARCHAR(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin",
                 Kind.BINARY: "VARBINARY(255)",

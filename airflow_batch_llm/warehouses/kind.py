@@ -105,7 +105,7 @@ _DATABASE: dict[Kind, str] = {
     Kind.TIMESTAMPTZ: "timestamptz timestampltz",
     Kind.BINARY: "binary varbinary blob tinyblob mediumblob longblob rowversion",
     Kind.UUID: "uuid",
-    Kind.JSON: "json jsonb variant super object struct map nested",
+    Kind.JSON: "json jsonb variant super",
     Kind.VECTOR: "vector",
 }
 _KINDS = {name: kind for kind, names in _DATABASE.items() for name in names.split()}
@@ -128,7 +128,7 @@ def of_database(type_: str, dialect: str) -> Kind | None:
     name = parsed.this.value.lower() if isinstance(parsed.this, exp.DType) else ""
     if name in ("array", "list"):
         inner = parsed.expressions[0].sql(dialect) if parsed.expressions else ""
-        return Kind.VECTOR if inner and of_database(inner, dialect) in _NUMBERS else Kind.JSON
+        return Kind.VECTOR if inner and of_database(inner, dialect) in _NUMBERS else None
     if name == "decimal" and len(parsed.expressions) > 0:
         scale = parsed.expressions[1].name if len(parsed.expressions) > 1 else "0"
         return Kind.BIGINT if scale == "0" else Kind.DECIMAL

@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.warehouses.base import Part, Published, Target, WriteMode
 from airflow_batch_llm.warehouses.dialect import Upsert
 from airflow_batch_llm.warehouses.kind import Kind, of_arrow, of_database
@@ -60,13 +61,16 @@ def preparation(target: Target, tables: Tables, statements: Statements) -> list[
         shape_target(target, _columns(tables.target), dialect),
         shape_failures(target, _columns(tables.failures), dialect),
     )
-    unique_target = dialect.upsert in (Upsert.ON_CONFLICT, Upsert.ON_DUPLICATE_KEY)
     ddl: list[str] = []
-    for shape in shapes:
-        if shape.create:
-            unique = unique_target and (
-                shape.table == target.failures or target.write_mode is WriteMode.MERGE
+    for shape, table in zip(shapes, (tables.target, tables.failures), strict=True):
+        merged = shape.table == target.failures or target.write_mode is WriteMode.MERGE
+        unique = merged and dialect.upsert in (Upsert.ON_CONFLICT, Upsert.ON_DUPLICATE_KEY)
+        if unique and table is not None and not table.unique and dialect.upsert is Upsert.ON_DUPLICATE_KEY:
+            raise TargetError(
+                f"The table {shape.table} needs a primary key or a unique index on "
+                f"({', '.join(target.key.names)}): {dialect.title} merges by it."
             )
+        if shape.create:
             ddl.append(statements.create(target, shape.table, shape.columns, unique=unique))
         ddl.extend(statements.add_columns(shape.table, shape.add))
     for shape in shapes:

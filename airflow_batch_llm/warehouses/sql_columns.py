@@ -6,7 +6,6 @@ The first two parameters are always the schema (NULL: the current one) and the t
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.warehouses.dialect import PARAMETER, Dialect
 from airflow_batch_llm.warehouses.publication import Table
 
@@ -45,13 +44,7 @@ def table(ask: Ask, dialect: Dialect, name: str, key: Sequence[str]) -> Table | 
     )
     if not columns:
         return None
-    unique = False
-    if dialect.name == "mysql":
-        unique = _same_columns(ask(_MYSQL_UNIQUE, [schema, plain]), key)
-        if not unique:
-            raise TargetError(
-                f"The table {name} needs a primary key or a unique index on ({', '.join(key)}): MySQL merges by it."
-            )
+    unique = dialect.name == "mysql" and _same_columns(ask(_MYSQL_UNIQUE, [schema, plain]), key)
     return Table(columns={column: str(type_) for column, type_ in columns}, unique=unique)
 
 

@@ -204,12 +204,14 @@ class Statements:
         ]
 
     def _on_duplicate_key(self, landing: Landing, rows: str) -> list[str]:
+        table = self.dialect.table(landing.table)
         planned = self._q(PLANNED)
-        newer = f"{planned} IS NULL OR VALUES({planned}) >= {planned}"
+        newer = f"{table}.{planned} IS NULL OR VALUES({planned}) >= {table}.{planned}"
         # MySQL assigns from left to right: the column that decides comes last.
         names = [column for column in _values(landing) if column != PLANNED] + [PLANNED]
         changes = ", ".join(
-            f"{self._q(name)} = IF({newer}, VALUES({self._q(name)}), {self._q(name)})" for name in names
+            f"{table}.{self._q(name)} = IF({newer}, VALUES({self._q(name)}), {table}.{self._q(name)})"
+            for name in names
         )
         return [
             (

@@ -12,7 +12,7 @@ import pyarrow as pa
 from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.warehouses.base import SchemaChange, Target
 from airflow_batch_llm.warehouses.dialect import Dialect
-from airflow_batch_llm.warehouses.kind import fits, of_arrow, of_database
+from airflow_batch_llm.warehouses.kind import Kind, fits, of_arrow, of_database
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +101,8 @@ def _refuse_misfits(table: str, wanted: pa.Schema, present: Mapping[str, str], d
         if has is None:
             continue
         kind = of_arrow(field.type)
+        if kind is Kind.VECTOR and dialect.vector_brackets == "[]":
+            kind = Kind.JSON  # that is what it is written as
         ours = dialect.column_type(field.type)
         column = of_database(has, dialect.name)
         # What we would create ourselves always fits, whatever kind the database makes of it.

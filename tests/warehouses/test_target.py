@@ -67,6 +67,7 @@ def test_a_text_is_written_only_to_a_column_that_holds_text(dialect: str, type_:
         (pa.timestamp("us"), "timestamp with time zone", False),
         (pa.json_(pa.string()), "json", True),
         (pa.json_(pa.string()), "text", True),
+        (pa.json_(pa.string()), "text[]", False),
         (pa.list_(pa.float64()), "double precision[]", True),
         (pa.list_(pa.float64()), "vector", True),
         (pa.list_(pa.float64()), "text[]", False),
