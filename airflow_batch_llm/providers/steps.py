@@ -86,11 +86,6 @@ def patiently(call: Callable[[Any], Any], judge: Judge, patience: Patience) -> C
         attempt += 1
 
 
-def once(call: Callable[[Any], Any], judge: Judge) -> Calls[Any]:
-    """The answer to a call that must not be repeated. Raises the judged error."""
-    return (yield from patiently(call, judge, Patience(attempts=1)))
-
-
 def drive(calls: Calls[T], client: Any) -> T:
     """Perform a verb with a synchronous client."""
     reply: object = None

@@ -14,7 +14,6 @@ from airflow_batch_llm.providers.steps import (
     Sleep,
     adrive,
     drive,
-    once,
     patiently,
 )
 
@@ -76,11 +75,6 @@ def test_a_definite_no_is_not_repeated() -> None:
     error = Refused("no")
     flow = lambda: patiently(lambda client: client.ask(), same, QUICK)  # noqa: E731
     assert both(flow, error, "never asked") == [(error, 1), (error, 1)]
-
-
-def test_a_call_that_must_not_be_repeated_is_sent_once_whatever_the_answer() -> None:
-    error = Unavailable("busy")
-    assert both(lambda: once(lambda client: client.ask(), same), error, "second") == [(error, 1), (error, 1)]
 
 
 def test_a_mistake_of_our_own_is_raised_as_it_is() -> None:

@@ -33,7 +33,8 @@ class OpenAIProvider:
     """OpenAI, Azure's v1 endpoint, Groq, gateways: by `Access.base_url`.
 
     Of `Access.options`, `input_expires_after` and `output_expires_after` are the seconds that files are kept (3 days
-    for what is sent and the vendor's own default for what comes back); the others go to the SDK's client.
+    for what is sent, or None for a server that takes no expiry; the vendor's own default for what comes back). The
+    others go to the SDK's client.
     """
 
     name = "openai"
@@ -64,14 +65,15 @@ class OpenAIProvider:
 
     def upload(self, shard: ShardFile) -> str:
         # An upload that was lost costs nothing and expires, so this may be repeated.
-        kept = {"anchor": "created_at", "seconds": self._access.options.get("input_expires_after", 3 * _DAY)}
+        seconds = self._access.options.get("input_expires_after", 3 * _DAY)
+        kept = {"expires_after": {"anchor": "created_at", "seconds": seconds}} if seconds else {}
 
         def send(client: Any) -> Any:
             with shard.path.open("rb") as lines:
                 return client.files.create(
                     file=(f"{shard.token}.jsonl", lines, "application/jsonl"),
                     purpose="batch",
-                    expires_after=kept,
+                    **kept,
                     timeout=TRANSFER_TIMEOUT,
                 )
 
