@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 #: Streams read side by side, and batches that may wait between them and the reader.
 _STREAMS, _QUEUE = 4, 8
 
+#: Rows of one page over REST.
+_PAGE_ROWS = 10_000
+
 #: The most rows handed on in one batch.
 _BATCH_ROWS = 50_000
 
@@ -59,7 +62,8 @@ class Reads:
     def table(self, table: Any) -> pa.RecordBatchReader:
         """All rows of a table, without a query: reading is free of query costs."""
         return self._stream(
-            lambda: self.client.list_rows(table, retry=self.patience.retry()), "reading a table"
+            lambda: self.client.list_rows(table, page_size=_PAGE_ROWS, retry=self.patience.retry()),
+            "reading a table",
         )
 
     def query(self, query: Query) -> pa.RecordBatchReader:
@@ -78,7 +82,7 @@ class Reads:
                 failure = error
         if failure is not None:
             raise as_error(query.doing, failure, compiled=self.complaint(query))
-        return self._stream(lambda: job.result(retry=retry), query.doing)
+        return self._stream(lambda: job.result(page_size=_PAGE_ROWS, retry=retry), query.doing)
 
     def complaint(self, query: Query) -> str | None:
         """What BigQuery says against a statement before it has read a row, so that no value can be in it."""

@@ -143,8 +143,7 @@ class TargetTables:
             return
         time, ranges = table.time_partitioning, table.range_partitioning
         cut = (time.field or "_PARTITIONTIME") if time else ranges.field if ranges else None
-        needed = table.require_partition_filter or (time is not None and time.require_partition_filter)
-        if needed and (column or "").lower() != (cut or "").lower():
+        if table.require_partition_filter and (column or "").lower() != (cut or "").lower():
             raise TargetError(
                 f"The table {self.answers} may only be queried with a filter on {cut}. "
                 f"Carry that column from the source and set partition_by={cut!r}."

@@ -51,6 +51,8 @@ def existing_types(columns: Iterable[SchemaField]) -> dict[str, str]:
 
 def _existing_type(column: SchemaField) -> str:
     name = _STANDARD_NAMES.get(column.field_type, column.field_type)
+    if name == "RECORD":
+        name = f"RECORD of {len(column.fields)} fields"
     if column.mode != "REPEATED":
         return name
     return f"ARRAY<{name}>" if name == "FLOAT64" else f"REPEATED {name}"
