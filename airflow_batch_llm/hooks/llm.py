@@ -1,0 +1,70 @@
+"""From an Airflow connection to a provider.
+
+The connection's type may be the vendor's own (`anthropic`, `openai`, `google_cloud_platform`), one of common.ai's, or
+any other that holds a key and a host. What only an official hook knows to open (workload identity, other platforms) is
+opened by that hook.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from airflow.sdk import BaseHook, Connection
+
+from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.hooks.access import plain_access
+from airflow_batch_llm.hooks.anthropic import anthropic_access
+from airflow_batch_llm.hooks.google import google_access, pydantic_vertex_access
+from airflow_batch_llm.hooks.openai import openai_access
+from airflow_batch_llm.providers import PROVIDERS, connect
+from airflow_batch_llm.providers.base import Access, Provider
+
+OpenAccess = Callable[[Connection, Mapping[str, Any]], Access]
+
+#: Connection type -> the provider that it is for (None: any) and what opens it. Other types hold a key and a host.
+_TYPES: Mapping[str, tuple[str | None, OpenAccess]] = MappingProxyType(
+    {
+        "anthropic": ("anthropic", anthropic_access),
+        "openai": ("openai", openai_access),
+        "google_cloud_platform": ("vertex", google_access),
+        "pydanticai": (None, plain_access),
+        "pydanticai_vertex": ("vertex", pydantic_vertex_access),
+    }
+)
+
+#: common.ai's types for platforms that none of our providers reaches.
+_UNSERVED = frozenset({"pydanticai_azure", "pydanticai_bedrock", "pydanticai_snowflake"})
+
+_DEFAULT_CONN_IDS = MappingProxyType({"vertex": "google_cloud_default"})
+
+
+def split_model_id(model_id: str) -> tuple[str, str]:
+    """The provider and the model of a `model_id`."""
+    provider, colon, model = model_id.partition(":")
+    if not (provider and colon and model):
+        known = ", ".join(sorted(PROVIDERS))
+        raise InputError(
+            f"model_id={model_id!r} must read '<provider>:<model>', with a provider such as {known};"
+            " for example 'anthropic:claude-haiku-4-5'."
+        )
+    return provider, model
+
+
+def default_conn_id(provider: str) -> str:
+    """The connection that is used where none is named: the one that the official hook uses."""
+    return _DEFAULT_CONN_IDS.get(provider, f"{provider}_default")
+
+
+def llm_provider(
+    llm_conn_id: str | None, model_id: str, hook_params: Mapping[str, Any] | None = None
+) -> Provider:
+    """The provider behind a connection. It looks the connection up, and so blocks; no SDK is imported yet."""
+    name, _ = split_model_id(model_id)
+    connection = BaseHook.get_connection(llm_conn_id or default_conn_id(name))
+    serves, open_access = _TYPES.get(connection.conn_type or "", (None, plain_access))
+    if connection.conn_type in _UNSERVED or serves not in (None, name):
+        raise InputError(
+            f"The connection {connection.conn_id!r} of type {connection.conn_type!r} does not lead to {name!r},"
+            f" which model_id={model_id!r} asks for. Name another llm_conn_id or another model_id."
+        )
+    return connect(name, open_access(connection, hook_params or {}))

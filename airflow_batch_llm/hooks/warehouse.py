@@ -1,0 +1,123 @@
+"""From an Airflow connection to a warehouse: the adapter of its type, or the one for any DB-API database."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseHook, Connection
+
+from airflow_batch_llm.errors import InputError, MissingExtra
+from airflow_batch_llm.hooks.duckdb import DuckDBHook
+
+if TYPE_CHECKING:
+    from airflow_batch_llm.warehouses.base import Warehouse
+
+HookParams = Mapping[str, Any]
+
+
+def warehouse(conn_id: str, hook_params: HookParams | None = None) -> "Warehouse":
+    """The warehouse behind a connection. It looks the connection up; the database is opened when it is first used.
+
+    `hook_params` are what the hook of the connection's type takes (location, impersonation_chain, role …).
+    """
+    connection = BaseHook.get_connection(conn_id)
+    return _TYPES.get(connection.conn_type or "", _any_database)(connection, hook_params or {})
+
+
+def _duckdb(connection: Connection, hook_params: HookParams) -> "Warehouse":
+    return DuckDBHook(connection.conn_id, **hook_params).get_conn()
+
+
+def _postgres(connection: Connection, hook_params: HookParams) -> "Warehouse":
+    from airflow_batch_llm.warehouses.postgres import PostgresWarehouse
+
+    try:
+        from airflow.providers.postgres.hooks.postgres import PostgresHook
+    except ModuleNotFoundError as error:
+        raise MissingExtra(f"The connection {connection.conn_id!r}", "postgres") from error
+    hook = PostgresHook(connection.conn_id, **hook_params)
+
+    def connect() -> Any:
+        import psycopg
+
+        return psycopg.connect(**_postgres_arguments(connection, hook))
+
+    return PostgresWarehouse(connect)
+
+
+def _postgres_arguments(connection: Connection, hook: Any) -> dict[str, Any]:
+    """What the hook connects with. Its own connection may be of psycopg 2, and gives rows in a shape of its own."""
+    extra = connection.extra_dejson
+    user, password, port = connection.login, connection.password, connection.port
+    if extra.get("iam"):
+        user, password, port = hook.get_iam_token(connection)
+    arguments = {
+        "host": connection.host,
+        "user": user,
+        "password": password,
+        "port": port,
+        "dbname": hook.database or connection.schema,
+        "options": hook.options,
+        **{name: value for name, value in extra.items() if name not in hook.ignored_extra_options},
+    }
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _bigquery(connection: Connection, hook_params: HookParams) -> "Warehouse":
+    from airflow_batch_llm.warehouses.bigquery import BigQuerySettings, BigQueryWarehouse
+
+    try:
+        from airflow.providers.google.cloud.hooks.bigquery import BigQueryHook
+    except ModuleNotFoundError as error:
+        raise MissingExtra(f"The connection {connection.conn_id!r}", "google") from error
+    params = dict(hook_params)
+    project, dataset = params.pop("project", None), params.pop("dataset", None)
+    hook = BigQueryHook(gcp_conn_id=connection.conn_id, use_legacy_sql=False, **params)
+
+    def storage() -> Any:
+        from google.cloud.bigquery_storage_v1 import BigQueryReadClient
+
+        client_class: Any = BigQueryReadClient  # untyped
+        return client_class(credentials=hook.get_credentials())
+
+    return BigQueryWarehouse(
+        BigQuerySettings(
+            client=lambda: hook.get_client(project or hook.project_id, params.get("location")),
+            storage=storage,
+            dataset=dataset,
+            location=params.get("location"),
+        )
+    )
+
+
+def _sqlite(connection: Connection, hook_params: HookParams) -> "Warehouse":
+    from airflow_batch_llm.warehouses.sql_sqlite import SQLiteWarehouse
+
+    hook: Any = BaseHook.get_hook(connection.conn_id)
+    return SQLiteWarehouse(hook.get_conn, **hook_params)
+
+
+def _any_database(connection: Connection, hook_params: HookParams) -> "Warehouse":
+    from airflow.providers.common.sql.hooks.sql import DbApiHook
+
+    from airflow_batch_llm.warehouses.sql import SqlWarehouse
+
+    hook: Any = BaseHook.get_hook(connection.conn_id, dict(hook_params))
+    if not isinstance(hook, DbApiHook):
+        raise InputError(
+            f"The connection {connection.conn_id!r} of type {connection.conn_type!r} is not one of a database."
+        )
+    port = f":{connection.port}" if connection.port else ""
+    uri = f"{connection.conn_type}://{connection.host or ''}{port}/{connection.schema or ''}".rstrip("/")
+    return SqlWarehouse(hook.get_conn, hook.dialect_name, asset_uri=uri)
+
+
+_TYPES: Mapping[str, Callable[[Connection, HookParams], "Warehouse"]] = MappingProxyType(
+    {
+        "duckdb": _duckdb,
+        "gcpbigquery": _bigquery,
+        "google_cloud_platform": _bigquery,
+        "postgres": _postgres,
+        "sqlite": _sqlite,
+    }
+)

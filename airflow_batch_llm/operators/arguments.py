@@ -1,0 +1,156 @@
+"""An operator's arguments: checked while the Dag is read, and turned into a stage when the task runs."""
+
+import math
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
+
+from airflow.providers.common.compat.sdk import conf
+from airflow.sdk import Context
+
+from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.hooks.llm import split_model_id
+
+if TYPE_CHECKING:
+    from airflow_batch_llm.operators.llm_transform import LLMTransformOperator
+    from airflow_batch_llm.stage.settings import Ask, Guards, Pace, Shape, Stage
+
+N = TypeVar("N", int, float)
+
+
+def one_of(**arguments: object) -> None:
+    """Refuse none, and more than one, of several arguments."""
+    given = [name for name, value in arguments.items() if value is not None]
+    if len(given) != 1:
+        names = ", ".join(arguments)
+        raise InputError(f"Exactly one of {names} is wanted, and there is {' and '.join(given) or 'none'}.")
+
+
+def choice(name: str, value: Any, choices: Any) -> Any:
+    """The value, if it is one of those that a Literal lists."""
+    if value not in get_args(choices):
+        raise InputError(f"{name}={value!r} is not one of {', '.join(map(repr, get_args(choices)))}.")
+    return value
+
+
+def texts(value: str | Sequence[str]) -> tuple[str, ...]:
+    """One text, or several."""
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def seconds(value: timedelta | float | None) -> float | None:
+    """A span of time as Airflow's users write it."""
+    return value.total_seconds() if isinstance(value, timedelta) else value
+
+
+def stage_of(task: "LLMTransformOperator", context: Context) -> "Stage":
+    """The stage that a rendered operator describes."""
+    from airflow_batch_llm.stage.settings import Stage
+    from airflow_batch_llm.warehouses.base import Source
+
+    source = Source(
+        sql=task.source_sql,
+        table=task.source_table,
+        parameters=task.source_parameters,
+        key=task.key,
+    )
+    return Stage(
+        source=source,
+        key=task.key,
+        ask=_ask(task),
+        shape=_shape(task, context),
+        guards=_guards(task),
+        pace=pace_of(task),
+        keep_days=task.keep_days,
+    )
+
+
+def _ask(task: "LLMTransformOperator") -> "Ask":
+    from airflow_batch_llm.stage.settings import Ask
+
+    return Ask(
+        model=split_model_id(task.model_id)[1],
+        prompt=task.prompt if task.prompt is not None else _prompt_in_file(task),
+        output_type=task.output_type,
+        system_prompt=task.system_prompt,
+        prompt_params=task.prompt_params or {},
+        request_params=task.request_params or {},
+        max_tokens=task.max_tokens,
+        endpoint=task.endpoint,
+        cache_system_prompt=task.cache_system_prompt,
+    )
+
+
+def _prompt_in_file(task: "LLMTransformOperator") -> str:
+    assert task.prompt_file is not None
+    path = Path(task.dag.fileloc).parent / task.prompt_file
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"prompt_file {path} cannot be read ({error.strerror}).") from None
+
+
+def _shape(task: "LLMTransformOperator", context: Context) -> "Shape":
+    from airflow_batch_llm.stage.settings import Shape
+    from airflow_batch_llm.warehouses.base import SchemaChange, WriteMode
+
+    return Shape(
+        target=task.target,
+        failures_target=task.failures_target,
+        carry=task.carry,
+        columns=task.columns or {},
+        output_column=task.output_column,
+        write_mode=WriteMode(task.write_mode),
+        on_schema_change=SchemaChange(task.on_schema_change),
+        create_target=task.create_target,
+        partition_by=task.partition_by,
+        cluster_by=task.cluster_by,
+        staging_schema=task.staging_schema,
+        labels={"dag": task.dag_id, "task": task.task_id, "run": str(context["run_id"])},
+        raw_excerpt=task.keep_raw_excerpt,
+    )
+
+
+def _guards(task: "LLMTransformOperator") -> "Guards":
+    from airflow_batch_llm.core.selection import Only
+    from airflow_batch_llm.stage.settings import BadRow, Guards, OverBudget
+
+    return Guards(
+        only=Only(task.only),
+        retry_dead=task.retry_dead,
+        max_rows=_number(task.max_rows, int),
+        max_cost_usd=_budget(task.max_cost_usd),
+        on_over_budget=OverBudget(task.on_over_budget),
+        on_bad_row=BadRow(task.on_bad_row),
+        max_attempts=task.max_attempts,
+        min_success_ratio=task.min_success_ratio,
+        prices=task.prices or {},
+        plan_only=task.plan_only,
+    )
+
+
+def _number(given: float | str | None, kind: Callable[[Any], N]) -> N | None:
+    """A limit may have been a template, and is text then; an empty one is none."""
+    return None if given is None or given == "" else kind(given)
+
+
+def _budget(given: float | str | None) -> float | None:
+    budget = _number(given, float)
+    if budget is None:
+        budget = conf.getfloat("batch_llm", "default_max_cost_usd", fallback=25.0)
+    return None if math.isinf(budget) else budget
+
+
+def pace_of(task: "LLMTransformOperator") -> "Pace":
+    """How fast and how long, also for whoever collects the run."""
+    from airflow_batch_llm.stage.settings import Pace
+
+    return Pace(
+        rows_per_batch=task.rows_per_batch,
+        max_active_batches=task.max_active_batches,
+        timeout_seconds=seconds(task.timeout),
+        min_round_seconds=seconds(task.min_round_time) or 0.0,
+        poll_interval=task.poll_interval,
+        cancel_on_timeout=task.cancel_on_timeout,
+    )

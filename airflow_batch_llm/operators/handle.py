@@ -1,0 +1,67 @@
+"""A run, small enough for XCom: where its folder lies, and how its provider and its target are reached.
+
+It stands in the run folder too, so that a run can be collected by another Dag, from its folder or by its target.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+import orjson
+
+from airflow_batch_llm.errors import InputError, StoreError
+from airflow_batch_llm.store import Workspace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunHandle:
+    """Identifiers only: no key, no row, no prompt."""
+
+    workspace: str | None  # None: the configured one
+    run: str
+    max_tries: int
+    model_id: str
+    target: str
+    target_conn_id: str
+    llm_conn_id: str | None = None
+    llm_hook_params: Mapping[str, Any] = field(default_factory=dict)
+    target_hook_params: Mapping[str, Any] = field(default_factory=dict)
+    pace: Mapping[str, Any] = field(default_factory=dict)
+    batch_ids: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """For XCom."""
+        return {**asdict(self), "batch_ids": list(self.batch_ids)}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "RunHandle":
+        """From XCom. What a later release has added is not known here and left out."""
+        known = {item.name for item in fields(cls)}
+        try:
+            return cls(
+                **{
+                    **{name: value for name, value in stored.items() if name in known},
+                    "batch_ids": tuple(stored.get("batch_ids", ())),
+                }
+            )
+        except TypeError:
+            raise InputError(
+                "This is not a run's handle. Give what SubmitLLMBatchOperator returned: handle=submit.output."
+            ) from None
+
+    def store(self, workspace: Workspace) -> None:
+        """Leave the handle in the run folder, once for each clear."""
+        data = replace(self, workspace=None, batch_ids=()).to_json()
+        workspace.create(_path(self.run, self.max_tries), orjson.dumps(data))
+
+    @classmethod
+    def of_run(cls, workspace: Workspace, run: str, max_tries: int) -> "RunHandle":
+        """The handle that stands in a run folder."""
+        data = workspace.read(_path(run, max_tries))
+        if data is None:
+            raise StoreError(f"{workspace.uri}/{run} holds no run that could be collected.")
+        return cls.from_json(orjson.loads(data))
+
+
+def _path(run: str, max_tries: int) -> str:
+    return f"{run}/handles/{max_tries}.json"

@@ -1,0 +1,52 @@
+"""What Airflow is told about a run that has ended: a report, metrics, and extra on the events of the task's assets."""
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import Stats
+from airflow.sdk import Asset, AssetAlias, Context
+
+from airflow_batch_llm.core.model import Outcome
+
+if TYPE_CHECKING:
+    from airflow_batch_llm.core.report import Provenance, Report
+
+
+def count_metrics(report: "Report", about: "Provenance", tags: Mapping[str, str]) -> None:
+    """Rows by outcome, tokens, dollars, waiting time and completion, tagged by dag, task, provider and model."""
+    tags = {**tags, "provider": about.provider, "model": about.model}
+    for outcome, count in report.final.items():
+        Stats.incr("batch_llm.rows", count, tags={**tags, "outcome": outcome.value})
+    for kind, tokens in (("input", report.usage.input_tokens), ("output", report.usage.output_tokens)):
+        Stats.incr("batch_llm.tokens", tokens, tags={**tags, "kind": kind})
+    Stats.gauge("batch_llm.cost_usd", report.spent.cost, tags=tags)
+    Stats.gauge("batch_llm.batch_wait_seconds", report.durations.queued + report.durations.running, tags=tags)
+    if report.rows:
+        ratio = report.final.get(Outcome.SUCCEEDED, 0) / report.rows
+        Stats.gauge("batch_llm.completion_ratio", ratio, tags=tags)
+
+
+def add_to_assets(
+    context: Context, outlets: Iterable[object], uri: str | None, extra: Mapping[str, Any]
+) -> None:
+    """Put `extra` on the event of each asset that the task declares; an alias gets the asset of this URI."""
+    events = context["outlet_events"]
+    for outlet in outlets:
+        if isinstance(outlet, Asset):
+            events[outlet].extra.update(extra)
+        elif isinstance(outlet, AssetAlias) and uri is not None:
+            events[outlet].add(Asset(uri), extra=dict(extra))
+
+
+def table_uri(database_uri: str, table: str) -> str:
+    """The table as Airflow's assets spell it: below its database, a part of the name at a time."""
+    return f"{database_uri.rstrip('/')}/{table.replace('.', '/')}"
+
+
+def asset_extra(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What a Dag that starts on the asset wants to know."""
+    return {
+        "rows": report["outcomes"].get(Outcome.SUCCEEDED.value, 0),
+        "cost_usd": report["cost"]["usd"],
+        "report": dict(report),
+    }

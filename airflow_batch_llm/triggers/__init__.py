@@ -1,0 +1,1 @@
+"""What runs in the triggerer: it waits, and holds nothing but identifiers."""

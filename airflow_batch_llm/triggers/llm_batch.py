@@ -1,0 +1,106 @@
+"""Waiting for the batches of a task in the triggerer.
+
+One trigger watches all batches of a task. It reads only: it never submits, never downloads, and cancels only at the
+run's deadline or when somebody has given the task up. It may run twice, or begin again anywhere, without harm.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+from asgiref.sync import sync_to_async
+
+from airflow_batch_llm.core.waiting import Cancel, Check, Reply, Sleep, Watch, Wish, adrive, waiting
+from airflow_batch_llm.errors import BatchLLMError
+from airflow_batch_llm.hooks.llm import llm_provider
+from airflow_batch_llm.providers.base import Provider
+from airflow_batch_llm.triggers.abandonment import TaskKey, is_given_up
+
+
+class LLMBatchTrigger(BaseTrigger):
+    """Fires once when somebody should look at the run again, and says no more than that.
+
+    :param watch: the batches and the times, as the fields of `Watch`
+    :param cancel_on_kill: whether batches are cancelled when the task is marked failed or successful, or removed
+    """
+
+    def __init__(
+        self,
+        *,
+        model_id: str,
+        llm_conn_id: str | None,
+        watch: Mapping[str, Any],
+        llm_hook_params: Mapping[str, Any] | None = None,
+        cancel_on_kill: bool = False,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.model_id = model_id
+        self.llm_conn_id = llm_conn_id
+        self.llm_hook_params = llm_hook_params
+        self.watch = Watch(**{**watch, "batch_ids": tuple(watch["batch_ids"])})
+        self.cancel_on_kill = cancel_on_kill
+        self._provider: Provider | None = None
+        self._fired = False
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        watch = {**asdict(self.watch), "batch_ids": list(self.watch.batch_ids)}
+        return (
+            f"{type(self).__module__}.{type(self).__qualname__}",
+            {
+                "model_id": self.model_id,
+                "llm_conn_id": self.llm_conn_id,
+                "llm_hook_params": None if self.llm_hook_params is None else dict(self.llm_hook_params),
+                "watch": watch,
+                "cancel_on_kill": self.cancel_on_kill,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        wake = await adrive(waiting(self.watch, time.time, random.random), self._perform)
+        self.log.info("Looking at the run again: %s.", wake)
+        # Nothing slow may follow the event: Airflow would take it for a kill.
+        await self.cleanup()
+        self._fired = True
+        yield TriggerEvent({"look": True})  # type: ignore[no-untyped-call]
+
+    async def _perform(self, wish: Wish) -> Reply:
+        match wish:
+            case Check(batch_ids=batch_ids):
+                return await (await self._connected()).acheck(batch_ids)
+            case Cancel(batch_id=batch_id):
+                await (await self._connected()).acancel(batch_id)
+            case Sleep(seconds=seconds):
+                await asyncio.sleep(seconds)
+        return None
+
+    async def _connected(self) -> Provider:
+        """The provider. A connection is looked up by a blocking call, so a thread does it."""
+        if self._provider is None:
+            self._provider = await sync_to_async(llm_provider)(
+                self.llm_conn_id, self.model_id, self.llm_hook_params
+            )
+        return self._provider
+
+    async def on_kill(self) -> None:
+        """Cancel the batches, if the task has been given up. Clearing it has not: its next attempt waits for them."""
+        if self._fired or not self.cancel_on_kill or not self.watch.batch_ids or self.task_instance is None:
+            return
+        if not await sync_to_async(is_given_up)(TaskKey.of(self.task_instance)):
+            return
+        provider = await self._connected()
+        for batch_id in self.watch.batch_ids:
+            try:
+                await provider.acancel(batch_id)
+                self.log.info("Batch %s is cancelled, since its task has been given up.", batch_id)
+            except BatchLLMError as error:
+                self.log.warning("Batch %s could not be cancelled: %s", batch_id, error)
+
+    async def cleanup(self) -> None:
+        """Close the connections. The batches are left alone: another triggerer may be waiting for them already."""
+        opened, self._provider = self._provider, None
+        if opened is not None:
+            await opened.aclose()

@@ -1,0 +1,40 @@
+"""Dags of tests, run in this process as Airflow would run them."""
+
+from typing import Any
+
+
+def run_dag(dag: Any, **options: Any) -> Any:
+    """Put the Dag where `dag.test()` looks for it, run it, and give the finished Dag run."""
+    from airflow.dag_processing.dagbag import DagBag, sync_bag_to_db
+    from airflow.models.dagbundle import DagBundleModel
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        session.merge(DagBundleModel(name="tests"))
+    bag = DagBag(dag_folder="/dev/null", bundle_path=None)
+    bag.bag_dag(dag)
+    sync_bag_to_db(bag, "tests", "1")
+    return dag.test(**options)
+
+
+def states(dag_run: Any) -> dict[str, str]:
+    """The states of a run's tasks, mapped ones by their index."""
+    return {_name(ti): str(ti.state) for ti in dag_run.get_task_instances()}
+
+
+def xcom(dag_run: Any, task_id: str, key: str = "return_value", map_index: int = -1) -> Any:
+    """What a task pushed."""
+    from airflow.models.xcom import XComModel
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        query = XComModel.get_many(
+            run_id=dag_run.run_id, dag_ids=dag_run.dag_id, task_ids=task_id, key=key, map_indexes=map_index
+        )
+        row = session.execute(query.with_only_columns(XComModel.value)).first()
+    return None if row is None else XComModel.deserialize_value(type("Row", (), {"value": row[0]}))
+
+
+def _name(task_instance: Any) -> str:
+    index = task_instance.map_index
+    return task_instance.task_id if index < 0 else f"{task_instance.task_id}[{index}]"
