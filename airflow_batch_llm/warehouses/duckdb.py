@@ -44,6 +44,8 @@ _DIALECT = DIALECTS["duckdb"]
 #: DuckDB's types that come out as text, and say more than that.
 _ALSO_TYPED = {"JSON": pa.json_(pa.string()), "UUID": pa.uuid()}
 _BATCH_ROWS = 8_192
+#: A merge holds its rows in memory, so one statement takes no more; the transaction holds all statements.
+_MERGED_AT_ONCE = 100_000
 _RETRY_SECONDS = 0.05
 #: Errors that speak of the statement alone. Others may quote a value.
 _ABOUT_THE_STATEMENT = ("Catalog", "Binder", "Parser", "Permission", "IO", "OutOfMemory", "Dependency")
@@ -57,7 +59,7 @@ class DuckDBWarehouse:
         path: str | Path,
         *,
         staging: str | Path | None = None,
-        memory_limit: str = "1GB",
+        memory_limit: str = "512MB",
         lock_wait_seconds: float = 300.0,
         options: Mapping[str, str | int | bool] | None = None,
     ) -> None:
@@ -123,14 +125,18 @@ class DuckDBWarehouse:
     def publish(self, target: Target, parts: Sequence[Part]) -> Published:
         if not parts:
             return Published(answers=0, failures=0)
-        files = self._folder.files(target, parts)
-        staged = Staged(answers=_parquet(files.answers), failures=_parquet(files.failures))
+        self._folder.files(target, parts)  # all of them are there, before the file is locked
         counts: dict[str | None, int] = {}
         with self._translated(), self._transaction() as connection:
             both = landings(target, _tables(connection, target), self._statements)
-            for step in publication(target, parts, staged, both, self._statements):
-                written = connection.execute(_DIALECT.with_parameters(step.sql), step.parameters).fetchone()
-                counts[step.counts] = counts.get(step.counts, 0) + (written[0] if written else 0)
+            for portion in self._folder.portions(target, parts, _MERGED_AT_ONCE):
+                files = self._folder.files(target, portion)
+                staged = Staged(answers=_parquet(files.answers), failures=_parquet(files.failures))
+                for step in publication(target, portion, staged, both, self._statements):
+                    written = connection.execute(
+                        _DIALECT.with_parameters(step.sql), step.parameters
+                    ).fetchone()
+                    counts[step.counts] = counts.get(step.counts, 0) + (written[0] if written else 0)
         return published(counts)
 
     def unstage(self, target: Target, parts: Sequence[Part]) -> None:

@@ -5,7 +5,7 @@ part is staged entirely or not at all, and staging it again replaces it.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -66,6 +66,21 @@ class StagingFolder:
             answers=tuple(self._file(target, part, "answers") for part in parts),
             failures=tuple(self._file(target, part, "failures") for part in parts),
         )
+
+    def portions(self, target: Target, parts: Sequence[Part], most_rows: int) -> Iterator[list[Part]]:
+        """The parts in their order, cut so that no portion of several parts holds more answers than that."""
+        portion: list[Part] = []
+        held = 0
+        for part in parts:
+            file = self._file(target, part, "answers")
+            rows = pq.read_metadata(file).num_rows if file.exists() else 0
+            if portion and held + rows > most_rows:
+                yield portion
+                portion, held = [], 0
+            portion.append(part)
+            held += rows
+        if portion:
+            yield portion
 
     def remove(self, target: Target, parts: Sequence[Part]) -> None:
         """Drop the files of parts, and what is empty then."""

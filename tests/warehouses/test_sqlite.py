@@ -12,7 +12,7 @@ from airflow_batch_llm.testing.warehouses import WarehouseContract
 from airflow_batch_llm.warehouses.dialect import DIALECTS
 from airflow_batch_llm.warehouses.plain import plain_batch
 from airflow_batch_llm.warehouses.sql import SqlWarehouse
-from airflow_batch_llm.warehouses.sqlite import SQLiteWarehouse, _to_sqlite
+from airflow_batch_llm.warehouses.sql_sqlite import SQLiteWarehouse, _to_sqlite
 
 
 class SQLiteFile:
