@@ -1,5 +1,6 @@
 """The control endpoints: the clock, the knobs, faults, single batches, the ledger, and a fresh start."""
 
+import asyncio
 import shutil
 from collections.abc import Awaitable, Callable
 from typing import Literal
@@ -15,9 +16,11 @@ from starlette.routing import Route
 from airflow_batch_llm.simulator import ledger
 from airflow_batch_llm.simulator.faults import Fault
 from airflow_batch_llm.simulator.knobs import Knobs
-from airflow_batch_llm.simulator.record import LIVE, Outcome, Phase
+from airflow_batch_llm.simulator.record import LIVE, Batch, Outcome, Phase
 from airflow_batch_llm.simulator.runner import Runner
 from airflow_batch_llm.simulator.world import World
+
+_LOOK_SECONDS = 0.01
 
 
 class _Advance(BaseModel):
@@ -81,22 +84,39 @@ class Control:
             return JSONResponse({"error": f"there is no batch {batch_id}"}, status_code=404)
         if request.method == "POST":
             command = _Command.model_validate_json(await request.body())
-            if batch.phase not in LIVE or batch.phase is Phase.FINISHING:
+            if batch.phase not in LIVE and command.action != "end":
                 return JSONResponse({"error": f"batch {batch_id} is {batch.phase}"}, status_code=409)
-            now = self._world.clock.now()
-            if command.action == "hold":
-                expires_at = batch.facts["expires_at"]
-                wake = batch.wake_at if batch.phase is Phase.ACCEPTED else expires_at
-                batch = database.change_batch(batch_id, batch.phase, wake, ends_at=None)
-            elif command.action == "expire":
+            batch = self._steered(batch, command)
+        while request.query_params.get("until_ended") and batch is not None and batch.phase in LIVE:
+            await asyncio.sleep(_LOOK_SECONDS)
+            batch = database.batch(batch_id)
+        assert batch is not None
+        live = batch.phase in LIVE
+        known = {
+            "id": batch.id,
+            "provider": batch.provider,
+            "phase": batch.phase,
+            "live": live,
+            "facts": batch.facts,
+        }
+        return JSONResponse(known)
+
+    def _steered(self, batch: Batch, command: _Command) -> Batch:
+        if batch.phase not in LIVE or batch.phase is Phase.FINISHING:
+            return batch
+        now = self._world.clock.now()
+        change = self._world.database.change_batch
+        match command.action:
+            case "hold":
+                wake = batch.wake_at if batch.phase is Phase.ACCEPTED else batch.facts["expires_at"]
+                batch = change(batch.id, batch.phase, wake, ends_at=None)
+            case "expire":
                 ending = {"outcome": Outcome.EXPIRED, "share": command.share}
-                batch = database.change_batch(batch_id, batch.phase, now, ends_at=now, ending=ending)
-            else:
-                batch = database.change_batch(batch_id, batch.phase, now, ends_at=now)
-            self._runner.poke()
-        return JSONResponse(
-            {"id": batch.id, "provider": batch.provider, "phase": batch.phase, "facts": batch.facts}
-        )
+                batch = change(batch.id, batch.phase, now, ends_at=now, ending=ending)
+            case _:
+                batch = change(batch.id, batch.phase, now, ends_at=now)
+        self._runner.poke()
+        return batch
 
     async def ledger(self, request: Request) -> Response:  # noqa: ARG002
         return JSONResponse(await anyio.to_thread.run_sync(ledger.report, self._world.database))

@@ -40,8 +40,10 @@ class Simulator:
         self._arguments = [
             f"--{name.replace('_', '-')}={value}" for name, value in named.items() if value is not None
         ]
+        self._keeps = data_dir is not None
         self._env = {**os.environ, **(env or {})}
         self._process: subprocess.Popen[bytes] | None = None
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self.url = ""
 
     # -- the process ---------------------------------------------------------------------------------------------
@@ -68,6 +70,9 @@ class Simulator:
         if self._process is not None:
             self._process.terminate()
             self._reap()
+        if self._scratch is not None:
+            self._scratch.cleanup()
+            self._scratch = None
 
     def kill(self) -> None:
         """End it at once, as a crash would."""
@@ -76,7 +81,7 @@ class Simulator:
             self._reap()
 
     def restart(self) -> None:
-        """Kill it and start it again on the same port. State is kept only with a `data_dir`."""
+        """Kill it and start it again on the same port, with the state that it had."""
         self.kill()
         self.start()
 
@@ -140,6 +145,15 @@ class Simulator:
         if action is None:
             return self._call("GET", path)  # type: ignore[no-any-return]
         return self._call("POST", path, {"action": action, **options})  # type: ignore[no-any-return]
+
+    def finish(self, batch_id: str) -> dict[str, Any]:
+        """End a batch now, and wait until its results can be read."""
+        self.batch(batch_id, "end")
+        return self.wait(batch_id)
+
+    def wait(self, batch_id: str) -> dict[str, Any]:
+        """Wait until a batch has ended by itself."""
+        return self._call("GET", f"/control/batches/{batch_id}?until_ended=true")  # type: ignore[no-any-return]
 
     def ledger(self) -> dict[str, Any]:
         """Per provider: batches, rows, tokens, duplicates and calls."""
