@@ -112,7 +112,9 @@ class Target:
     write_mode: WriteMode = WriteMode.MERGE
     on_schema_change: SchemaChange = SchemaChange.APPEND_NEW_COLUMNS
     create: bool = True  # False: no DDL on the target or the failures table
-    partition_by: str | None = None  # a carried or key column; it bounds merge and look-up
+    partition_by: str | None = (
+        None  # a carried or key column; it bounds merge and look-up where tables ask for that
+    )
     cluster_by: tuple[str, ...] = ()
     staging_schema: str | None = None  # where staging tables live; None: beside the target
     labels: Mapping[str, str] = field(default_factory=dict)  # on warehouse jobs, where there are such
@@ -134,7 +136,7 @@ class Part:
 
     run_id: str  # names the run and its generation, unique among all runs on the target
     round: int
-    shard: int
+    shard: int  # unique within the run, whatever the round: an append replaces by (run, shard)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

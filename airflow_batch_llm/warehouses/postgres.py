@@ -64,8 +64,10 @@ class PostgresWarehouse:
 
     @property
     def asset_uri(self) -> str:
-        info = self._connection().info
-        return f"postgres://{info.host or 'localhost'}:{info.port}/{info.dbname}"
+        with self._translated():
+            info = self._connection().info
+        host = "localhost" if info.host.startswith("/") else info.host  # a socket is on this machine
+        return f"postgres://{host}:{info.port}/{info.dbname}"
 
     def read(self, source: Source) -> pa.RecordBatchReader:
         return self._stream(self._statements.select(source), source.parameters)
