@@ -1,6 +1,74 @@
 """Batch inference as a transformation stage: warehouse rows in, one typed answer per row out, each paid for once.
 
-Airflow imports this package while it reads its own configuration, so this file imports nothing.
+Airflow imports this package while it reads its own configuration, so a name is imported when it is first used.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from airflow_batch_llm.core.output_type import Embedding
+    from airflow_batch_llm.core.report import Report
+    from airflow_batch_llm.core.selection import Only
+    from airflow_batch_llm.providers import connect
+    from airflow_batch_llm.providers.base import Access
+    from airflow_batch_llm.stage.drive import complete
+    from airflow_batch_llm.stage.finishing import Finished
+    from airflow_batch_llm.stage.progress import Progress
+    from airflow_batch_llm.stage.run import Run
+    from airflow_batch_llm.stage.settings import Ask, Guards, Pace, Parts, Shape, Stage
+    from airflow_batch_llm.store import Workspace
+    from airflow_batch_llm.warehouses.base import Source
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Access",
+    "Ask",
+    "Embedding",
+    "Finished",
+    "Guards",
+    "Only",
+    "Pace",
+    "Parts",
+    "Progress",
+    "Report",
+    "Run",
+    "Shape",
+    "Source",
+    "Stage",
+    "Workspace",
+    "__version__",
+    "complete",
+    "connect",
+]
+
+_HOMES = {
+    "Access": "providers.base",
+    "Ask": "stage.settings",
+    "Embedding": "core.output_type",
+    "Finished": "stage.finishing",
+    "Guards": "stage.settings",
+    "Only": "core.selection",
+    "Pace": "stage.settings",
+    "Parts": "stage.settings",
+    "Progress": "stage.progress",
+    "Report": "core.report",
+    "Run": "stage.run",
+    "Shape": "stage.settings",
+    "Source": "warehouses.base",
+    "Stage": "stage.settings",
+    "Workspace": "store",
+    "complete": "stage.drive",
+    "connect": "providers",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -3,15 +3,19 @@
 import typer
 
 import airflow_batch_llm
+from airflow_batch_llm.commands.inspect import inspect
+from airflow_batch_llm.commands.run import run
 from airflow_batch_llm.simulator.command import simulate
 
-app = typer.Typer(help="Batch inference over warehouse tables.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help="Batch inference over warehouse tables.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # they print local variables, and so keys and rows
+)
+app.command()(run)
+app.command()(inspect)
 app.command()(simulate)
-
-
-@app.callback()
-def main() -> None:
-    """Keep subcommands even while there is only one."""
 
 
 @app.command()

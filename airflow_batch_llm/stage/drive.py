@@ -2,9 +2,10 @@
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from airflow_batch_llm.core.model import BatchStatus
 from airflow_batch_llm.core.waiting import Cancel, Check, Reply, Sleep, Wish, drive, waiting
 from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.stage.finishing import Finished
@@ -17,11 +18,15 @@ class Waiter:
 
     provider: Provider
     sleep: Callable[[float], None] = time.sleep
+    on_check: Callable[[Mapping[str, BatchStatus]], None] | None = None
 
     def perform(self, wish: Wish) -> Reply:
         match wish:
             case Check(batch_ids=batch_ids):
-                return self.provider.check(batch_ids)
+                seen = self.provider.check(batch_ids)
+                if self.on_check is not None:
+                    self.on_check(seen)
+                return seen
             case Cancel(batch_id=batch_id):
                 self.provider.cancel(batch_id)
             case Sleep(seconds=seconds):
@@ -30,10 +35,14 @@ class Waiter:
 
 
 def complete(
-    run: Run, *, sleep: Callable[[float], None] = time.sleep, on_pause: Callable[[Pause], None] | None = None
+    run: Run,
+    *,
+    sleep: Callable[[float], None] = time.sleep,
+    on_pause: Callable[[Pause], None] | None = None,
+    on_check: Callable[[Mapping[str, BatchStatus]], None] | None = None,
 ) -> Finished:
-    """Move the run forward until it is over, waiting in between."""
-    waiter = Waiter(provider=run.parts.provider, sleep=sleep)
+    """Move the run forward until it is over, waiting in between. `on_check` is shown what each look at batches saw."""
+    waiter = Waiter(provider=run.parts.provider, sleep=sleep, on_check=on_check)
     while True:
         state = run.advance()
         if isinstance(state, Finished):

@@ -1,0 +1,41 @@
+"""How a command ends, so that a shell or a scheduler knows whether to repeat it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+
+import typer
+
+from airflow_batch_llm.errors import BatchLLMError, DeadlinePassed, QualityGateFailed
+
+
+class ExitCode(IntEnum):
+    """What the caller should do."""
+
+    OK = 0
+    FAILED = 1  # what was answered has landed, and it is not enough: look at the failures table
+    CHANGE_FIRST = 2  # the same command fails again until something is changed
+    REPEAT = 3  # the same command may succeed later, and pays for nothing twice
+    INTERRUPTED = 130  # by Ctrl-C, as shells have it
+
+
+def exit_code(error: BatchLLMError) -> ExitCode:
+    """The code for an error of ours."""
+    if isinstance(error, QualityGateFailed | DeadlinePassed):
+        return ExitCode.FAILED
+    return ExitCode.REPEAT if error.retryable else ExitCode.CHANGE_FIRST
+
+
+@contextmanager
+def ends_with_a_code() -> Iterator[None]:
+    """Turn errors of ours into a message on standard error and an exit code; other errors are bugs and show as such."""
+    try:
+        yield
+    except BatchLLMError as error:
+        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        raise typer.Exit(exit_code(error)) from error
+    except KeyboardInterrupt as error:
+        typer.echo(
+            "Interrupted. Batches go on at the provider; the same command goes on with them.", err=True
+        )
+        raise typer.Exit(ExitCode.INTERRUPTED) from error

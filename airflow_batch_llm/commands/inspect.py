@@ -1,0 +1,55 @@
+"""`inspect`: a run folder for people."""
+
+import time
+from typing import Annotated
+
+import orjson
+import typer
+
+from airflow_batch_llm.commands.exit_code import ends_with_a_code
+from airflow_batch_llm.stage.inspection import Inspected, InspectedShard, generations, moment, open_run_folder
+from airflow_batch_llm.stage.inspection import inspect as inspected
+
+
+def inspect(
+    uri: Annotated[
+        str, typer.Argument(metavar="RUN_FOLDER", help="Path or URI: <workspace>/<dag>/<task>/<run>.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Show where each shard of a run stands, what will happen next, and what it has cost so far. Writes nothing."""
+    with ends_with_a_code():
+        workspace, run = open_run_folder(uri)
+        found = [inspected(folder, time.time()) for folder in generations(workspace, run)]
+    if as_json:
+        typer.echo(orjson.dumps([one.to_json() for one in found], option=orjson.OPT_INDENT_2).decode())
+        return
+    typer.echo("\n\n".join(_told(one) for one in found))
+
+
+def _told(run: Inspected) -> str:
+    expected = "" if run.estimated_usd is None else f", of about ${run.estimated_usd:,.4f} estimated"
+    deadline = "" if run.deadline is None else f" Its time ends at {moment(run.deadline)}."
+    why = ", ".join(f"{count:,} {reason}" for reason, count in run.why.items() if count)
+    lines = [
+        f"{run.path}: {run.provider}:{run.model} into {run.target}",
+        f"  Planned at {moment(run.planned_at)}.{deadline}",
+        f"  Rows: {why or 'none'}.",
+        f"  Spent so far: ${run.spent_usd:,.4f}{expected}.",
+    ]
+    if run.verdict is not None:
+        lines.append(f"  {'Passed' if run.passed else 'Failed'}: {run.verdict}")
+    lines.append(f"  Next: {run.next}")
+    return "\n".join((*lines, *map(_shard_line, run.shards)))
+
+
+def _shard_line(shard: InspectedShard) -> str:
+    batch = ""
+    if shard.batch_id is not None and shard.batch_at is not None:
+        batch = f", batch {shard.batch_id} of {moment(shard.batch_at)}"
+    cost = "" if shard.cost_usd is None else f", ${shard.cost_usd:,.4f}"
+    following = f"; next: {shard.next}" if shard.next else ""
+    return (
+        f"  round {shard.round} shard {shard.number:04d}: {shard.state}, {shard.requests:,} requests for"
+        f" {shard.rows:,} rows{batch}{cost}{following}"
+    )

@@ -1,0 +1,202 @@
+"""A spec turned into a run: its stage, and the parts that it works with. Nothing is connected to yet.
+
+Paths in a spec are relative to the file that holds it.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from airflow_batch_llm.commands.spec import BigQuerySection, SourceSection, Spec, WarehouseSection
+from airflow_batch_llm.core.output_type import Embedding, OutputType
+from airflow_batch_llm.core.request import canonical, digest
+from airflow_batch_llm.core.value import plain
+from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.providers import connect
+from airflow_batch_llm.providers.base import Access, Provider
+from airflow_batch_llm.stage.settings import Ask, Reads, Stage
+from airflow_batch_llm.store import Workspace
+from airflow_batch_llm.warehouses.base import Source, Warehouse
+from airflow_batch_llm.warehouses.files import FileSource, read_files
+
+#: What decides which run a spec is; how fast it goes and how much it may cost does not.
+_ASKED = frozenset(
+    {
+        "model_id", "warehouse", "source", "key", "prompt", "prompt_file", "system_prompt", "prompt_params", "output_type",
+        "max_tokens", "request_params", "endpoint", "target",
+    }
+)  # fmt: skip
+
+
+class Files:
+    """Files as a source."""
+
+    def __init__(self, files: FileSource) -> None:
+        self._files = files
+
+    def read(self, source: Source) -> pa.RecordBatchReader:  # noqa: ARG002 - the files are the source
+        return read_files(self._files)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """Opens what a spec names."""
+
+    spec: Spec
+    folder: Path  # of the spec's file
+    environment: Mapping[str, str]
+
+    @classmethod
+    def of(cls, spec: Spec, path: Path) -> "Opening":
+        """The spec that was read from this file, in this process's environment."""
+        return cls(spec=spec, folder=path.absolute().parent, environment=os.environ)
+
+    def stage(self, *, plan_only: bool = False) -> Stage:
+        """What the spec asks for."""
+        spec = self.spec
+        source = spec.source
+        return Stage(
+            source=Source(sql=source.sql, table=source.table, key=spec.keys),
+            key=spec.keys,
+            ask=Ask(
+                model=spec.model_id.partition(":")[2],
+                prompt=self._prompt(),
+                output_type=self._output_type(),
+                system_prompt=spec.system_prompt,
+                prompt_params=spec.prompt_params,
+                request_params=spec.request_params,
+                max_tokens=spec.max_tokens,
+                endpoint=spec.endpoint,
+                cache_system_prompt=spec.cache_system_prompt,
+            ),
+            shape=spec.shape,
+            guards=replace(spec.guards, plan_only=plan_only or spec.guards.plan_only),
+            pace=spec.pace,
+            keep_days=spec.keep_days,
+        )
+
+    def provider(self) -> Provider:
+        """The provider, with the key that the environment holds."""
+        section = self.spec.provider
+        key = self._secret(section.api_key_env) if section.api_key_env is not None else None
+        access = Access(api_key=key, base_url=section.base_url, options=section.options)
+        return connect(self.spec.model_id.partition(":")[0], access)
+
+    def source(self, target: Warehouse) -> Reads:
+        """Where the rows come from: the target's own database, where no other is named."""
+        section = self.spec.source
+        if section.uri is not None:
+            return Files(self._files(section))
+        return target if section.warehouse is None else self.warehouse(section.warehouse)
+
+    def warehouse(self, section: WarehouseSection) -> Warehouse:
+        """The database that a section names."""
+        if section.duckdb is not None:
+            from airflow_batch_llm.warehouses.duckdb import DuckDBWarehouse
+
+            return DuckDBWarehouse(self._path(section.duckdb))
+        if section.sqlite is not None:
+            from airflow_batch_llm.warehouses.sql_sqlite import SQLiteWarehouse
+
+            return SQLiteWarehouse(self._path(section.sqlite))
+        if section.postgres is not None:
+            from airflow_batch_llm.warehouses.postgres import PostgresWarehouse
+
+            return PostgresWarehouse(self._secret(section.postgres.dsn_env))
+        assert section.bigquery is not None, "the spec has exactly one kind"
+        return _bigquery(section.bigquery)
+
+    def workspace(self) -> Workspace:
+        """The workspace, probed."""
+        uri = self.spec.workspace
+        return Workspace.open(uri if "://" in uri else str(self._path(uri)))
+
+    def run_name(self, stem: str) -> str:
+        """The run's name: given, or the same for the same question, however fast it is asked."""
+        if self.spec.run is not None:
+            return self.spec.run
+        asked: dict[str, Any] = self.spec.model_dump(mode="json", include=set(_ASKED), exclude_none=True)
+        asked["base_url"] = self.spec.provider.base_url
+        asked["prompt"] = self._prompt()
+        if isinstance(self.spec.output_type, str):
+            asked["schema"] = OutputType.of(self._output_type()).schema
+        return f"{stem}-{digest(canonical(plain(asked)))[:12]}"
+
+    def _prompt(self) -> str:
+        if self.spec.prompt is not None:
+            return self.spec.prompt
+        assert self.spec.prompt_file is not None, "the spec has exactly one of the two"
+        path = self._path(self.spec.prompt_file)
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"The prompt_file {path} cannot be read: {type(error).__name__}.") from None
+
+    def _output_type(self) -> object:
+        wanted = self.spec.output_type
+        if not isinstance(wanted, str):
+            return wanted
+        if wanted in _WORDS:
+            return _WORDS[wanted]
+        module, colon, name = wanted.partition(":")
+        if not colon:
+            raise InputError(
+                f"output_type: {wanted!r} is neither of {', '.join(_WORDS)}, nor a list of labels, a JSON Schema, or"
+                " the name of a class, 'module:Class'."
+            )
+        if str(self.folder) not in sys.path:
+            sys.path.insert(0, str(self.folder))
+        try:
+            return getattr(import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise InputError(
+                f"output_type: {wanted!r} cannot be imported from {self.folder}: {error}."
+            ) from None
+
+    def _files(self, section: SourceSection) -> FileSource:
+        uris = [section.uri] if isinstance(section.uri, str) else section.uri or []
+        return FileSource(
+            uris=tuple(uri if "://" in uri else str(self._path(uri)) for uri in uris),
+            format=section.format,
+            delimiter=section.delimiter,
+        )
+
+    def _path(self, path: str) -> Path:
+        return self.folder / Path(path).expanduser()
+
+    def _secret(self, variable: str) -> str:
+        value = self.environment.get(variable)
+        if not value:
+            raise InputError(
+                f"The environment variable {variable} is not set. The spec names it for a secret."
+            )
+        return value
+
+
+_WORDS: Mapping[str, object] = {"str": str, "embedding": Embedding}
+
+
+def _bigquery(section: BigQuerySection) -> Warehouse:
+    from airflow_batch_llm.warehouses.bigquery import BigQuerySettings, BigQueryWarehouse
+
+    def client() -> Any:
+        from google.cloud.bigquery import Client
+
+        return Client(project=section.project, location=section.location)
+
+    def storage() -> Any:
+        from google.cloud.bigquery_storage_v1 import BigQueryReadClient
+
+        client_class: Any = BigQueryReadClient  # untyped
+        return client_class()
+
+    settings = BigQuerySettings(
+        client=client, storage=storage, dataset=section.dataset, location=section.location
+    )
+    return BigQueryWarehouse(settings)

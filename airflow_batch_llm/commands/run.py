@@ -1,0 +1,130 @@
+"""`run`: the stage of a file, from its first row to its report.
+
+The same command after a crash goes on where the run folder says that it was, and after its end reads the report.
+"""
+
+import tempfile
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+
+from airflow_batch_llm.commands.exit_code import ends_with_a_code
+from airflow_batch_llm.commands.opening import Opening
+from airflow_batch_llm.commands.spec import read_spec
+from airflow_batch_llm.core.report import to_xcom
+from airflow_batch_llm.errors import BatchLLMError
+from airflow_batch_llm.stage.drive import complete
+from airflow_batch_llm.stage.finishing import Finished
+from airflow_batch_llm.stage.folder import RunFolder, run_path
+from airflow_batch_llm.stage.inspection import generations
+from airflow_batch_llm.stage.plan import Plan
+from airflow_batch_llm.stage.progress import Progress
+from airflow_batch_llm.stage.run import Run
+from airflow_batch_llm.stage.settings import Parts
+
+#: Where runs of this command lie in a workspace: apart from the Dags, and from the registers.
+_RUNS = "runs"
+
+
+def run(
+    spec_file: Annotated[
+        Path, typer.Argument(metavar="SPEC.YAML", help="The stage: see how-to/cli in the docs.")
+    ],
+    plan_only: Annotated[
+        bool, typer.Option("--plan-only", help="See what would be sent and cost; send nothing.")
+    ] = False,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="Read the source again, after an unfinished run has been finished."),
+    ] = False,
+    name: Annotated[
+        str | None, typer.Option("--run", help="The run's name, instead of the spec's own.")
+    ] = None,
+    progress: Annotated[bool, typer.Option("--progress", help="Show a progress bar.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Ask a model about each row and merge the answers into a table.
+
+    Exit codes: 0 done, 1 too few rows succeeded or the time is over, 2 something must be changed first, 3 the same
+    command may succeed later.
+    """
+    with ends_with_a_code(), tempfile.TemporaryDirectory(prefix="batch-llm-") as spool:
+        spec = read_spec(spec_file)
+        opening = Opening.of(spec if name is None else spec.model_copy(update={"run": name}), spec_file)
+        planned = _run(opening, spec_file.stem, Path(spool), plan_only=plan_only)
+        finished = _driven(planned, again=again, progress=progress)
+        typer.echo(_as_json(finished) if as_json else _told(finished))
+        finished.raise_for_verdict()
+
+
+def _run(opening: Opening, stem: str, spool: Path, *, plan_only: bool) -> Run:
+    stage = opening.stage(plan_only=plan_only)
+    target = opening.warehouse(opening.spec.warehouse)
+    parts = Parts(
+        provider=opening.provider(),
+        source=opening.source(target),
+        target=target,
+        workspace=opening.workspace(),
+        spool=spool,
+        say=lambda message: typer.echo(message, err=True),
+    )
+    return Run(stage=stage, parts=parts, name=run_path(_RUNS, opening.run_name(stem)))
+
+
+def _driven(planned: Run, *, again: bool, progress: bool) -> Finished:
+    """Bring the run to its end; `again` does what clearing a task does in Airflow."""
+    assert planned.stage is not None, "a spec has a stage"
+    known = [(folder, Plan.from_json(folder.read_plan() or b"")) for folder in _generations(planned)]
+    tries = max((plan.max_tries for _, plan in known), default=0)
+    over = bool(known) and known[-1][0].read_report() is not None
+    afresh = again or (planned.stage.guards.plan_only and over)
+    ready = replace(planned, max_tries=tries + 1 if afresh and known else tries)
+    if over and not afresh:
+        planned.parts.say(
+            f"The run {planned.name} is finished; this is its report. --again reads the source again."
+        )
+    elif known and not over:
+        planned.parts.say(f"Going on with the run {known[-1][0].path}, as it was planned.")
+    try:
+        if progress:
+            return _shown(ready)
+        return complete(ready, on_pause=lambda pause: planned.parts.say(pause.waiting))
+    finally:
+        for part in (planned.parts.provider, planned.parts.target):
+            with suppress(BatchLLMError):  # what was done is done
+                part.close()
+
+
+def _generations(planned: Run) -> list[RunFolder]:
+    return list(generations(planned.parts.workspace, planned.name))
+
+
+def _shown(ready: Run) -> Finished:
+    from rich.console import Console
+
+    with Progress(Console(stderr=True)) as shown:
+        return shown.complete(ready)
+
+
+def _told(finished: Finished) -> str:
+    """The report for people. Standard output holds nothing else."""
+    report, about = finished.report, finished.about
+    why = ", ".join(f"{count:,} {reason}" for reason, count in report.why.items() if count)
+    lines = [report.verdict, f"Rows: {why or 'none'}."]
+    if report.requests:
+        spent = report.spent
+        unknown = f" {spent.unpriced:,} answers have no known price." if spent.unpriced else ""
+        lines += [
+            f"Requests: {report.requests:,} in {report.rounds:,} rounds and {report.batches:,} batches.",
+            f"Cost: ${spent.cost:,.4f}; in real time it would have been ${spent.list_cost:,.4f}.{unknown}",
+        ]
+    return "\n".join((*lines, f"Target: {about.target}. Run folder: {about.result_uri}"))
+
+
+def _as_json(finished: Finished) -> str:
+    told: dict[str, Any] = to_xcom(finished.report, finished.about)
+    return orjson.dumps(told, option=orjson.OPT_INDENT_2).decode()

@@ -1,0 +1,250 @@
+"""A run folder, read: where each shard stands, what will happen next, and what it has cost so far.
+
+It needs neither the provider nor the warehouse, and writes nothing.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+import orjson
+
+from airflow_batch_llm.core.journal import (
+    Adopt,
+    Done,
+    GiveUp,
+    Land,
+    Look,
+    Move,
+    Refuse,
+    Standing,
+    Submit,
+    Terms,
+    Wait,
+    decide,
+    stand,
+)
+from airflow_batch_llm.core.report import Report, Spent
+from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.stage.folder import RunFolder
+from airflow_batch_llm.stage.landed import Landed
+from airflow_batch_llm.stage.plan import Plan, PlannedShard
+from airflow_batch_llm.stage.submitting import LEASE_SECONDS
+from airflow_batch_llm.store import Workspace
+
+
+class ShardState(StrEnum):
+    """Where a shard stands, in the order of its life."""
+
+    PLANNED = "planned"  # nothing of it is at the provider
+    INTENDED = "intended"  # a creation was announced and its answer is not recorded
+    SUBMITTED = "submitted"  # its batch exists
+    ENDED = "ended"  # its batch has ended and the raw results are kept
+    REFUSED = "refused"  # the provider does not take it
+    STAGED = "staged"  # its answers wait for the merge
+    MERGED = "merged"  # its answers are in the target table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectedShard:
+    """One shard of one round. Times are seconds since the epoch."""
+
+    round: int
+    number: int
+    requests: int
+    rows: int
+    state: ShardState
+    next: str
+    batch_id: str | None
+    batch_at: float | None
+    cost_usd: float | None  # None: not landed yet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspected:
+    """One generation of a run."""
+
+    path: str
+    provider: str
+    model: str
+    target: str
+    planned_at: float
+    max_tries: int
+    deadline: float | None
+    why: dict[str, int]
+    estimated_usd: float | None
+    spent_usd: float
+    next: str
+    shards: tuple[InspectedShard, ...]
+    passed: bool | None  # None: unfinished
+    verdict: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """For other programs."""
+        return {**asdict(self), "shards": [asdict(shard) for shard in self.shards]}
+
+
+def generations(workspace: Workspace, run: str) -> Iterator[RunFolder]:
+    """The planned generations of a run, the oldest first."""
+    folder = RunFolder(workspace=workspace, run=run)
+    while folder.read_plan() is not None:
+        yield folder
+        folder = replace(folder, generation=folder.generation + 1)
+
+
+def open_run_folder(uri: str) -> tuple[Workspace, str]:
+    """The parent of a run's folder, and the run's name in it. The folder of one generation leads to its run."""
+    parent, _, name = uri.rstrip("/").rpartition("/")
+    if not name or parent.endswith("/"):
+        raise InputError(f"{uri} is not the folder of a run. It reads like <workspace>/<dag>/<task>/<run>.")
+    workspace = Workspace.open(parent or ("." if "/" not in uri else "/"), probe=False)
+    if workspace.read(f"{name}/plan.json") is not None:
+        return open_run_folder(parent)
+    if workspace.read(f"{name}/g1/plan.json") is None:
+        raise InputError(f"{uri} holds no planned run. Its folder has a 'g1' with a plan.json in it.")
+    return workspace, name
+
+
+def inspect(folder: RunFolder, now: float) -> Inspected:
+    """Read one generation."""
+    rounds = list(_rounds(folder))
+    first = rounds[0]
+    stored = folder.read_report()
+    report = Report.from_json(orjson.loads(stored)["report"]) if stored is not None else None
+    landed = {shard.number: _landed(folder, shard) for plan in rounds for shard in plan.shards}
+    deadline = max((orjson.loads(data)["at"] for data in folder.deadlines()), default=None)
+    shards = tuple(
+        _shard(folder, plan, shard, landed[shard.number], _At(now, deadline))
+        for plan in rounds
+        for shard in plan.shards
+    )
+    spent = sum((one.report.spent for one in landed.values() if one is not None), Spent())
+    estimated = (first.estimate or {}).get("expected")
+    return Inspected(
+        path=folder.path,
+        provider=first.provider,
+        model=first.model,
+        target=first.target.table,
+        planned_at=first.planned_at,
+        max_tries=first.max_tries,
+        deadline=deadline,
+        why=dict(first.why),
+        estimated_usd=estimated if isinstance(estimated, float) else None,
+        spent_usd=report.spent.cost if report is not None else spent.cost,
+        next=_next(
+            shards, again=sum(_again(landed[shard.number]) for shard in rounds[-1].shards), report=report
+        ),
+        shards=shards,
+        passed=report.passed if report is not None else None,
+        verdict=report.verdict if report is not None else None,
+    )
+
+
+def _rounds(folder: RunFolder) -> Iterator[Plan]:
+    number = 1
+    while (data := folder.read_plan(number)) is not None:
+        yield Plan.from_json(data)
+        number += 1
+
+
+def _landed(folder: RunFolder, shard: PlannedShard) -> Landed | None:
+    data = folder.read_landed(shard.number)
+    return None if data is None else Landed.from_json(data)
+
+
+def _again(landed: Landed | None) -> int:
+    return len(landed.again) if landed is not None else 0
+
+
+@dataclass(frozen=True, slots=True)
+class _At:
+    """The time of the look, and the end of the run's."""
+
+    now: float
+    deadline: float | None
+
+    def move(self, plan: Plan, shard: PlannedShard, standing: Standing) -> Move:
+        """What whoever drives the run would do now. Only a search at the provider needs the lag."""
+        terms = Terms(
+            token=plan.token(shard),
+            requests=shard.requests,
+            lease_seconds=LEASE_SECONDS + shard.bytes / 1e6,
+            list_lag_seconds=0.0,
+            closed=self.deadline is not None and self.now >= self.deadline,
+        )
+        return decide(standing, terms, self.now)
+
+
+def _shard(
+    folder: RunFolder, plan: Plan, shard: PlannedShard, landed: Landed | None, at: _At
+) -> InspectedShard:
+    standing = stand(folder.journal(shard.number))
+    merged = standing.staged is not None and folder.read_published(plan.round) is not None
+    batch = standing.batch
+    return InspectedShard(
+        round=plan.round,
+        number=shard.number,
+        requests=shard.requests,
+        rows=shard.rows,
+        state=ShardState.MERGED if merged else _state(standing),
+        next="" if merged else _described(at.move(plan, shard, standing), standing),
+        batch_id=batch.batch_id if batch is not None else None,
+        batch_at=batch.at if batch is not None else None,
+        cost_usd=landed.report.spent.cost if landed is not None and standing.staged is not None else None,
+    )
+
+
+def _state(standing: Standing) -> ShardState:
+    if standing.staged is not None:
+        return ShardState.STAGED
+    if standing.ended is not None:
+        return ShardState.ENDED
+    if standing.batch is not None:
+        return ShardState.SUBMITTED
+    if standing.refused is not None:
+        return ShardState.REFUSED
+    return ShardState.INTENDED if standing.intent is not None else ShardState.PLANNED
+
+
+def _described(move: Move, standing: Standing) -> str:
+    match move:
+        case Submit():
+            return "its batch is created, once there is a place for it"
+        case Look():
+            lease = f", whose lease ends at {moment(standing.intent.expires_at)}" if standing.intent else ""
+            return f"the provider is asked whether the batch of the unanswered creation exists{lease}"
+        case Adopt(batch_id=batch_id):
+            return f"batch {batch_id} is adopted"
+        case Wait(batch_id=batch_id) if batch_id:
+            return "its batch is looked at, until it has ended"
+        case Wait(until=until, reason=reason):
+            at = f" after {moment(until)}" if until is not None else ""
+            return f"its batch is created{at}: {reason}"
+        case Land():
+            return "its answers are staged"
+        case Refuse(reason=reason):
+            return f"its rows become failures: {reason}"
+        case GiveUp():
+            return "its rows are given up: nothing of it was sent, and the run's time is over"
+        case Done():
+            return "its answers are merged, with the others of the round"
+
+
+def _next(shards: tuple[InspectedShard, ...], *, again: int, report: Report | None) -> str:
+    if report is not None:
+        return "Nothing: the run is finished. A retry returns its report and sends nothing."
+    still = [shard for shard in shards if shard.state is not ShardState.MERGED]
+    if not still and again:
+        return f"{again:,} requests are asked again in a further round, if time and budget allow it; else the report."
+    if not still:
+        return "The report is written."
+    if all(shard.state is ShardState.STAGED for shard in still):
+        return "What is staged is merged into the target."
+    return f"{len(still):,} of {len(shards):,} shards go on."
+
+
+def moment(seconds: float) -> str:
+    """A time for people, in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
