@@ -68,13 +68,20 @@ class Finisher:
         report = report.judged(gate(report, self.first.limits.min_success_ratio, samples=samples))
         about = self._about(rounds, self._batch_ids(rounds))
         self.folder.create_report(orjson.dumps({"report": report.to_json(), "about": _fields(about)}))
+        ended = self.ended()
+        assert ended is not None, "the report was created here, or by another attempt before"
+        return ended
+
+    def ended(self) -> Finished | None:
+        """The run as it ended, if it has, taken out of the registers: who stored the report may have died before."""
+        stored = self.stored()
+        if stored is None:
+            return None
         registers = Registers(workspace=self.parts.workspace)
         registers.close_run(self.first.target.table, self.folder)
         days = self.first.limits.keep_days
         if days is not None:
-            registers.add_due(self.folder, self.parts.clock() + days * 86_400)
-        stored = self.stored()
-        assert stored is not None, "it was created here, or by another attempt before"
+            registers.add_due(self.folder, (stored.about.completed_at or 0.0) + days * 86_400)
         return stored
 
     def _batch_ids(self, rounds: Sequence[Plan]) -> tuple[str, ...]:

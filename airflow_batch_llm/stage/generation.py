@@ -50,8 +50,8 @@ class Generation:
     def advance(self) -> Pause | Finished:
         """Go as far as can be gone now."""
         finisher = Finisher(parts=self.parts, folder=self.folder, first=self.first)
-        if (stored := finisher.stored()) is not None:
-            return stored
+        if (ended := finisher.ended()) is not None:
+            return ended
         deadline = self.deadline()
         with _scratch(self.parts.spool) as scratch:
             rounds = [self.first]
