@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 
@@ -100,13 +101,11 @@ class Planner:
         target = self._target(resolved)
         self._let_go()
         self.parts.target.prepare(target)
-        nonce = secrets.token_hex(5)
-        scratch = self.parts.spool / nonce
-        scratch.mkdir(parents=True)
-        spool = self._read(resolved, target, scratch)
-        with closing(spool):
-            draft = self._draft(resolved, target, nonce)
-            plan = self._write(draft, resolved, spool, scratch)
+        self.parts.spool.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=self.parts.spool, ignore_cleanup_errors=True) as folder:
+            scratch = Path(folder)
+            with closing(self._read(resolved, target, scratch)) as spool:
+                plan = self._write(self._draft(resolved, target), resolved, spool, scratch)
         if self.stage.guards.plan_only:
             return plan
         registers = Registers(workspace=self.parts.workspace)
@@ -186,8 +185,9 @@ class Planner:
                     spool.take_out(local)
                     local.unlink()
 
-    def _draft(self, resolved: Resolved, target: Target, nonce: str) -> Plan:
+    def _draft(self, resolved: Resolved, target: Target) -> Plan:
         guards = self.stage.guards
+        nonce = secrets.token_hex(5)
         return Plan(
             round=1,
             nonce=nonce,
