@@ -86,6 +86,32 @@ def test_a_server_that_takes_all_and_never_answers_leaves_the_fate_open_when_the
     assert server.tail.endswith(b"}")
 
 
+def trickle(server: socket.socket) -> None:
+    """Take a request and answer it well, a byte at a time: no single read takes long."""
+    connection, _ = server.accept()
+    body = b'{"id":"batch_1"}'
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with connection, suppress(OSError):
+        while not connection.recv(1 << 20).endswith(b"}"):
+            pass
+        for byte in head + body:
+            connection.sendall(bytes([byte]))
+            time.sleep(0.1)
+
+
+@pytest.mark.parametrize("name", ["anthropic", "openai"])
+def test_an_answer_that_trickles_past_the_lease_is_cut_off_by_the_watchdog(name: str, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=trickle, args=(server,), daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        provider = connect(name, Access(api_key="any", base_url=url))
+        shard = shard_of(provider, tmp_path, 10)
+        with pytest.raises(UnknownFate):
+            provider.submit(shard, "file-1", Lease(expires_at=time.time() + 1))
+        thread.join(30)
+
+
 def test_the_body_refuses_to_go_on_once_the_lease_is_over() -> None:
     sending = Sending(Lease(expires_at=time.time() + 0.05))
     body = sending.body((b"piece" for _ in range(10**9)), b"last")
