@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from airflow_batch_llm.core.model import ColumnType
 from airflow_batch_llm.testing.staged_rows import START, columns, labels
 from airflow_batch_llm.warehouses.base import Part, Source, Warehouse
+from airflow_batch_llm.warehouses.dialect import DIALECTS
 
 PART_ROWS = 50_000
 HELD = 1_000_000  # rows that the target holds before
@@ -200,6 +201,7 @@ def main(arguments: Sequence[str]) -> None:
     open_warehouse(database, where).close()
     for module in ("duckdb", "psycopg", "sqlglot"):  # loading them is no part of a step
         import_module(module)
+    DIALECTS[database].table("labels")  # sqlglot loads a dialect when it is first asked
 
     before = _peak_mb()
     began = time.perf_counter()
