@@ -1,20 +1,25 @@
 """The whole stage in one task: rows in from a warehouse or files, one typed answer per row out into a table."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from airflow.sdk import Context
 
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.hooks.llm import llm_provider, split_model_id
+from airflow_batch_llm.hooks.arguments import choice, one_of, texts
+from airflow_batch_llm.hooks.handle import RunHandle
+from airflow_batch_llm.hooks.llm import split_model_id
 from airflow_batch_llm.hooks.workspace import open_workspace
-from airflow_batch_llm.operators.arguments import choice, one_of, pace_of, stage_of, texts
-from airflow_batch_llm.operators.handle import RunHandle
 from airflow_batch_llm.operators.identity import run_name
-from airflow_batch_llm.operators.run import Opened, RunOperator
+from airflow_batch_llm.operators.parts import open_parts
+from airflow_batch_llm.operators.run import RunOperator
+from airflow_batch_llm.operators.stage import pace_of, stage_of
+
+if TYPE_CHECKING:
+    from airflow_batch_llm.stage.run import Run
 
 Only = Literal["changed", "outdated", "new", "all"]
 OnOverBudget = Literal["fail", "partial"]
@@ -225,33 +230,26 @@ class LLMTransformOperator(RunOperator):
         if self.source_uri is not None and not self.target_conn_id:
             raise InputError("target_conn_id is missing: the source is files, so it cannot stand in for it.")
 
-    def open_run(self, context: Context, spool: Path) -> Opened:
-        """Look the connections up and put the parts together. Nothing is opened yet."""
+    def handles(self, context: Context) -> Sequence[RunHandle]:
+        """The one run of this task, named in its folder for others to find."""
+        workspace = open_workspace(self.workspace)
+        handle = self._run_handle(context, run_name(context, workspace, self._asked()))
+        handle.store(workspace)
+        return [handle]
+
+    def open_run(self, context: Context, handle: RunHandle, spool: Path) -> "Run":
+        """The run with the stage as it is written today, which counts where nothing was planned before."""
         from airflow_batch_llm.hooks.files import Files
         from airflow_batch_llm.hooks.warehouse import warehouse
         from airflow_batch_llm.stage.run import Run
-        from airflow_batch_llm.stage.settings import Parts
 
-        workspace = open_workspace(self.workspace)
-        handle = self._run_handle(context, run_name(context, workspace, self._asked()))
-        target = warehouse(handle.target_conn_id, handle.target_hook_params)
+        parts = open_parts(handle, spool, self.log.info)
         if self.source_uri is not None:
-            source: Any = Files(texts(self.source_uri), self.source_conn_id, self.source_hook_params)
-        elif self._is_one_database(handle):
-            source = target  # the same object: what it has to join is in one place
-        else:
-            source = warehouse(self.source_conn_id or "", self.source_hook_params)
-        parts = Parts(
-            provider=llm_provider(self.llm_conn_id, self.model_id, self.llm_hook_params),
-            source=source,
-            target=target,
-            workspace=workspace,
-            spool=spool,
-            say=lambda message: self.log.info("%s", message),
-        )
-        handle.store(workspace)
-        run = Run(stage=stage_of(self, context), parts=parts, name=handle.run, max_tries=handle.max_tries)
-        return Opened(run=run, handle=handle)
+            files = Files(texts(self.source_uri), self.source_conn_id, self.source_hook_params)
+            parts = replace(parts, source=files)
+        elif not self._is_one_database(handle):
+            parts = replace(parts, source=warehouse(self.source_conn_id or "", self.source_hook_params))
+        return Run(stage=stage_of(self, context), parts=parts, name=handle.run, max_tries=handle.max_tries)
 
     def _run_handle(self, context: Context, run: str) -> RunHandle:
         target_conn_id = self.target_conn_id or self.source_conn_id

@@ -4,6 +4,7 @@ What the run has come to stands in its folder, never in Airflow: any attempt, on
 travels through `defer(kwargs=…)` or XCom.
 """
 
+import random
 import tempfile
 import threading
 import time
@@ -14,15 +15,18 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, BaseOperator, conf
+from airflow.providers.common.compat.sdk import BaseOperator, conf
 from airflow.sdk import Context
 
-from airflow_batch_llm.core.waiting import CANCEL_GRACE_SECONDS
+from airflow_batch_llm.core.waiting import CANCEL_GRACE_SECONDS, Watch, drive, waiting
 from airflow_batch_llm.errors import BatchLLMError
+from airflow_batch_llm.hooks.arguments import seconds
+from airflow_batch_llm.hooks.failures import translated_errors
+from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.hooks.llm import llm_provider
 from airflow_batch_llm.hooks.workspace import open_workspace
 from airflow_batch_llm.links.console import BatchConsoleLink
-from airflow_batch_llm.operators.handle import RunHandle
+from airflow_batch_llm.operators.alarm import Alarm
 from airflow_batch_llm.operators.outcome import add_to_assets, asset_extra, count_metrics, table_uri
 from airflow_batch_llm.triggers.abandonment import TaskKey, is_given_up
 from airflow_batch_llm.triggers.llm_batch import LLMBatchTrigger
@@ -38,14 +42,6 @@ _DEFER_SLACK_SECONDS = CANCEL_GRACE_SECONDS + 1800.0
 _ON_KILL_SECONDS = 20.0
 
 Warn = Callable[[Context], Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Opened:
-    """A run, ready to be moved forward, and the handle by which others find it."""
-
-    run: "Run"
-    handle: RunHandle
 
 
 class RunOperator(BaseOperator):
@@ -83,87 +79,111 @@ class RunOperator(BaseOperator):
         self.on_warning = on_warning
         self.console_url: str | None = None
         self._task_key: TaskKey | None = None
-        self._handle: RunHandle | None = None
+        self._handles: tuple[RunHandle, ...] = ()
 
-    def open_run(self, context: Context, spool: Path) -> Opened:
-        """Make the run with all its parts."""
+    def handles(self, context: Context) -> Sequence[RunHandle]:
+        """The runs that this task drives: the same ones at each of its tries."""
+        raise NotImplementedError
+
+    def open_run(self, context: Context, handle: RunHandle, spool: Path) -> "Run":
+        """Look the connections up and put the parts of a run together. Nothing is opened yet."""
         raise NotImplementedError
 
     def execute(self, context: Context) -> Any:
-        """Go on from where the run folder says that the run is."""
-        from airflow_batch_llm.stage.run import Pause
-
-        with self._opened(context) as opened:
-            state = self._moved(context, opened)
-            if not isinstance(state, Pause):
-                return self._end(context, opened, state)
-            self.say_pause(context, opened, state)
-        return self._defer(opened.handle, state)
+        """Go on from where the run folders say that the runs are."""
+        self._task_key = TaskKey.of(context["ti"])
+        with translated_errors():
+            self._handles = tuple(self.handles(context))
+            states = [(handle, self._moved(context, handle)) for handle in self._handles]
+            for handle, state in states:
+                if isinstance(state, Ended):
+                    continue
+                return self._defer(handle, state)
+            return self.returned([state for _, state in states if isinstance(state, Ended)])
 
     def look(self, context: Context, event: Any = None) -> Any:  # noqa: ARG002 - it says only that one should look
         """Go on after a deferral."""
         return self.execute(context)
 
+    def returned(self, ended: Sequence["Ended"]) -> Any:
+        """What the task returns, if all of its runs are good enough."""
+        for one in ended:
+            one.finished.raise_for_verdict()
+        return ended[0].report
+
+    def _moved(self, context: Context, handle: RunHandle) -> "Watch | Ended":
+        """Move a run as far as can be gone without waiting; without a triggerer, to its end."""
+        from airflow_batch_llm.stage.drive import Waiter
+        from airflow_batch_llm.stage.run import Pause
+
+        with self.opened(context, handle) as run:
+            while isinstance(state := run.advance(), Pause):
+                watch = self._paused(context, handle, run, state)
+                if self.deferrable:
+                    return watch
+                drive(waiting(watch, time.time, random.random), Waiter(provider=run.parts.provider).perform)
+            return self._ended(context, handle, run, state)
+
     @contextmanager
-    def _opened(self, context: Context) -> Iterator[Opened]:
-        """The run for as long as it is worked on. Our errors leave as Airflow's, which know whether to retry."""
-        self._task_key = TaskKey.of(context["ti"])
-        with tempfile.TemporaryDirectory(prefix="batch-llm-") as spool, translated_errors():
-            opened = self.open_run(context, Path(spool))
-            self._handle = opened.handle
+    def opened(self, context: Context, handle: RunHandle) -> Iterator["Run"]:
+        """A run for as long as it is worked on."""
+        with tempfile.TemporaryDirectory(prefix="batch-llm-") as spool:
+            run = self.open_run(context, handle, Path(spool))
             try:
-                yield opened
+                yield run
             finally:
-                parts = opened.run.parts
-                for part in (parts.provider, parts.target):
+                for part in (run.parts.provider, run.parts.target):
                     with suppress(
                         BatchLLMError
-                    ):  # what was done is done; a connection that will not close is no failure
+                    ):  # the work is done; a connection that will not close is no failure
                         part.close()
 
-    def _moved(self, context: Context, opened: Opened) -> "Pause | Finished":
-        from airflow_batch_llm.stage.drive import complete
-
-        if self.deferrable:
-            return opened.run.advance()
-        return complete(opened.run, on_pause=lambda pause: self.say_pause(context, opened, pause))
-
-    def _end(self, context: Context, opened: Opened, finished: "Finished") -> dict[str, Any]:
+    def _ended(self, context: Context, handle: RunHandle, run: "Run", finished: "Finished") -> "Ended":
         from airflow_batch_llm.core.report import to_xcom
 
-        handle = opened.handle
         report = to_xcom(finished.report, replace(finished.about, llm_conn_id=handle.llm_conn_id))
         self.log.info("%s", finished.report.verdict)
-        self._link_to(opened, finished.about.batch_ids)
+        self._link_to(run, finished.about.batch_ids)
         count_metrics(finished.report, finished.about, {"dag_id": self.dag_id, "task_id": self.task_id})
         if self.outlets:
-            uri = table_uri(opened.run.parts.target.asset_uri, handle.target)
+            uri = table_uri(run.parts.target.asset_uri, handle.target)
             add_to_assets(context, self.outlets, uri, asset_extra(report))
         if not finished.report.passed and self.do_xcom_push:
-            context["ti"].xcom_push(key="report", value=report)  # a failed task returns nothing
-        finished.raise_for_verdict()
-        return report
+            context["ti"].xcom_push(key="report", value=report)  # a task that fails returns nothing
+        return Ended(finished=finished, report=report)
 
-    def say_pause(self, context: Context, opened: Opened, pause: "Pause") -> None:
-        """A line for people, a link to the batch, and a warning where it is due."""
-        deadline = _moment(pause.watch.deadline)
-        wake = "" if pause.watch.wake_at is None else f" Looks again at {_moment(pause.watch.wake_at)}."
-        self.log.info("%s.%s The run's time ends at %s.", pause.waiting, wake, deadline)
-        self._link_to(opened, pause.watch.batch_ids)
+    def _paused(self, context: Context, handle: RunHandle, run: "Run", pause: "Pause") -> Watch:
+        """Say what is waited for, and warn where it is due."""
+        watch = pause.watch
+        wake = "" if watch.wake_at is None else f" Looks again at {_moment(watch.wake_at)} at the latest."
+        self.log.info("%s.%s The run's time ends at %s.", pause.waiting, wake, _moment(watch.deadline))
+        self._link_to(run, watch.batch_ids)
+        after = seconds(self.warn_after)
+        if after is None:
+            return watch
+        alarm = Alarm(workspace=run.parts.workspace, handle=handle, after=after)
+        due = alarm.due_at(time.time())
+        if time.time() < due:
+            return replace(watch, wake_at=due if watch.wake_at is None else min(due, watch.wake_at))
+        if alarm.take():
+            self.log.warning("Still waiting after %g seconds. %s.", after, pause.waiting)
+            for tell in _several(self.on_warning):
+                tell(context)
+        return watch
 
-    def _link_to(self, opened: Opened, batch_ids: Sequence[str]) -> None:
+    def _link_to(self, run: "Run", batch_ids: Sequence[str]) -> None:
         if batch_ids:
-            self.console_url = opened.run.parts.provider.console_url(batch_ids[-1])
+            self.console_url = run.parts.provider.console_url(batch_ids[-1])
 
-    def _defer(self, handle: RunHandle, pause: "Pause") -> NoReturn:
+    def _defer(self, handle: RunHandle, watch: Watch) -> NoReturn:
         trigger = LLMBatchTrigger(
             model_id=handle.model_id,
             llm_conn_id=handle.llm_conn_id,
             llm_hook_params=handle.llm_hook_params,
-            watch=asdict(pause.watch),
+            watch=asdict(watch),
             cancel_on_kill=self.cancel_on_kill,
         )
-        remaining = max(0.0, pause.watch.deadline - time.time()) + _DEFER_SLACK_SECONDS
+        remaining = max(0.0, watch.deadline - time.time()) + _DEFER_SLACK_SECONDS
         self.defer(trigger=trigger, method_name="look", timeout=timedelta(seconds=remaining))
 
     def on_kill(self) -> None:
@@ -172,37 +192,40 @@ class RunOperator(BaseOperator):
         Airflow calls this in a signal's handler, which may have interrupted a talk with Airflow that another cannot
         begin before. So it is done in a thread, and left undone if it takes long: the next attempt knows the batches.
         """
-        if not self.cancel_on_kill or self._task_key is None or self._handle is None:
+        if not self.cancel_on_kill or self._task_key is None:
             return
-        killing = threading.Thread(
-            target=self._cancel_if_given_up, args=(self._task_key, self._handle), daemon=True
-        )
+        killing = threading.Thread(target=self._cancel_if_given_up, args=(self._task_key,), daemon=True)
         killing.start()
         killing.join(_ON_KILL_SECONDS)
 
-    def _cancel_if_given_up(self, key: TaskKey, handle: RunHandle) -> None:
+    def _cancel_if_given_up(self, key: TaskKey) -> None:
         from airflow_batch_llm.stage.cancelling import cancel_run
         from airflow_batch_llm.stage.folder import RunFolder
 
         if not is_given_up(key):
             return
-        provider = llm_provider(handle.llm_conn_id, handle.model_id, handle.llm_hook_params)
-        try:
-            folder = RunFolder(workspace=open_workspace(handle.workspace), run=handle.run)
-            cancelled = cancel_run(folder, provider)
-        finally:
-            provider.close()
-        self.log.info("The task has been given up; %d batches are cancelled.", len(cancelled))
+        for handle in self._handles:
+            provider = llm_provider(handle.llm_conn_id, handle.model_id, handle.llm_hook_params)
+            try:
+                folder = RunFolder(workspace=open_workspace(handle.workspace), run=handle.run)
+                cancelled = cancel_run(folder, provider)
+            finally:
+                provider.close()
+            self.log.info("The task has been given up; %d batches are cancelled.", len(cancelled))
 
 
-@contextmanager
-def translated_errors() -> Iterator[None]:
-    """Errors that another attempt may not meet are retried; all others fail the task for good."""
-    try:
-        yield
-    except BatchLLMError as error:
-        kind = AirflowException if error.retryable else AirflowFailException
-        raise kind(f"{type(error).__name__}: {error}") from error
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """A run that is over, and what is said of it."""
+
+    finished: "Finished"
+    report: dict[str, Any]
+
+
+def _several(value: Warn | Sequence[Warn] | None) -> Sequence[Warn]:
+    if value is None:
+        return ()
+    return (value,) if callable(value) else value
 
 
 def _moment(seconds: float) -> str:

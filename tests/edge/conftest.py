@@ -1,7 +1,6 @@
 """A real Airflow in this process: a migrated database, and Dags that are run by `dag.test()`."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -58,6 +57,10 @@ class World:
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         with duckdb.connect(self.duckdb_path) as connection:
             return connection.execute(sql).fetchall()
+
+    def execute(self, sql: str) -> None:
+        with duckdb.connect(self.duckdb_path) as connection:
+            connection.execute(sql)
 
     def rows_charged(self, provider: str = "anthropic") -> int:
         return int(self.simulator.ledger()[provider]["rows"]["charged"])

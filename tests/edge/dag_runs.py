@@ -35,6 +35,19 @@ def xcom(dag_run: Any, task_id: str, key: str = "return_value", map_index: int =
     return None if row is None else XComModel.deserialize_value(type("Row", (), {"value": row[0]}))
 
 
+def asset_extras(dag_run: Any) -> list[dict[str, Any]]:
+    """The extra of each asset event of a run."""
+    from airflow.models.asset import AssetEvent
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    with create_session() as session:
+        query = select(AssetEvent.extra).where(
+            AssetEvent.source_dag_id == dag_run.dag_id, AssetEvent.source_run_id == dag_run.run_id
+        )
+        return list(session.scalars(query))
+
+
 def _name(task_instance: Any) -> str:
     index = task_instance.map_index
     return task_instance.task_id if index < 0 else f"{task_instance.task_id}[{index}]"

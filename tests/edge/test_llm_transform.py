@@ -1,40 +1,26 @@
 """The operator in a real Airflow, against the simulator and a DuckDB file."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
-from airflow.sdk import DAG
-from pydantic import BaseModel
+from airflow.sdk import DAG, Asset, task
 
-from airflow_batch_llm.operators.llm_transform import LLMTransformOperator
+from airflow_batch_llm.core.selection import Only
+from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.operators import llm_transform
+from airflow_batch_llm.stage.settings import BadRow, OverBudget
+from airflow_batch_llm.warehouses.base import SchemaChange, WriteMode
 from tests.edge.conftest import TICKETS, World
-from tests.edge.dag_runs import states, xcom
+from tests.edge.dag_runs import asset_extras, states, xcom
+from tests.edge.tasks import transform
 
-
-class Label(BaseModel):
-    topic: Literal["bug", "billing"]
-    urgent: bool
-
-
-def transform(**changes: Any) -> LLMTransformOperator:
-    arguments: dict[str, Any] = {
-        "task_id": "label",
-        "source_table": "tickets",
-        "source_conn_id": "warehouse",
-        "key": "ticket_id",
-        "prompt": "{{ subject }}\n\n{{ body }}",
-        "output_type": Label,
-        "model_id": "anthropic:claude-haiku-4-5",
-        "target": "labels",
-        "poll_interval": 0.1,
-        **changes,
-    }
-    return LLMTransformOperator(**{name: value for name, value in arguments.items() if value is not ...})
+Run = Callable[..., Any]
 
 
 @pytest.mark.parametrize("deferrable", [True, False])
-def test_a_table_becomes_a_labelled_table(world: World, run: Callable[..., Any], deferrable: bool) -> None:
+def test_a_table_becomes_a_labelled_table(world: World, run: Run, deferrable: bool) -> None:
     with DAG(f"labels_{deferrable}".lower(), schedule=None) as dag:
         transform(deferrable=deferrable)
 
@@ -45,4 +31,189 @@ def test_a_table_becomes_a_labelled_table(world: World, run: Callable[..., Any],
     assert [row[0] for row in rows] == [ticket[0] for ticket in TICKETS]
     assert {row[1] for row in rows} <= {"bug", "billing"}
     assert world.rows_charged() == len(TICKETS)
-    assert xcom(done, "label")["outcomes"] == {"succeeded": len(TICKETS)}
+    report = xcom(done, "label")
+    assert report["outcomes"] == {"succeeded": len(TICKETS)}
+    assert report["llm_conn_id"] is None
+
+
+def test_a_second_run_pays_for_the_changed_row_only(world: World, run: Run) -> None:
+    with DAG("again", schedule=None) as dag:
+        transform(deferrable=True)
+    run(dag)
+    world.execute("UPDATE tickets SET body = 'The app is slow' WHERE ticket_id = 7")
+
+    done = run(dag)
+
+    assert xcom(done, "label")["why"] == {"answered": len(TICKETS) - 1, "changed": 1}
+    assert world.rows_charged() == len(TICKETS) + 1
+
+
+def test_openai_is_reached_by_its_official_connection_type(world: World, run: Run) -> None:
+    with DAG("openai", schedule=None) as dag:
+        transform(model_id="openai:gpt-5-mini", deferrable=True)
+
+    assert states(run(dag)) == {"label": "success"}
+    assert world.rows_charged("openai") == len(TICKETS)
+
+
+def test_files_are_a_source_and_say_where_a_row_came_from(world: World, run: Run, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"ticket_id": "{name}", "subject": "x", "body": "y"}}\n')
+    with DAG("files", schedule=None) as dag:
+        transform(
+            source_table=None,
+            source_conn_id=None,
+            source_uri=f"file://{tmp_path}/*.jsonl",
+            target_conn_id="warehouse",
+            carry=["_llm_source_uri"],
+        )
+
+    assert states(run(dag)) == {"label": "success"}
+    rows = world.query("SELECT ticket_id, _llm_source_uri FROM labels ORDER BY ticket_id")
+    assert rows == [(name, f"file://{tmp_path}/{name}.jsonl") for name in ("a", "b")]
+
+
+def test_a_prompt_may_stand_in_a_file_beside_the_dag(world: World, run: Run) -> None:
+    with DAG("prompt_file", schedule=None) as dag:
+        transform(prompt=None, prompt_file="prompts/ticket.txt")
+        dag.fileloc = __file__
+
+    assert states(run(dag)) == {"label": "success"}
+
+
+def test_each_item_of_a_mapped_task_is_a_run_of_its_own(world: World, run: Run) -> None:
+    with DAG("mapped", schedule=None) as dag:
+        transform(partial=True, target=..., max_rows=...).expand_kwargs(
+            [{"target": "labels_a", "max_rows": 2}, {"target": "labels_b", "max_rows": 3}]
+        )
+
+    done = run(dag)
+
+    assert states(done) == {"label[0]": "success", "label[1]": "success"}
+    assert world.query("SELECT count(*) FROM labels_a") == [(2,)]
+    assert world.query("SELECT count(*) FROM labels_b") == [(3,)]
+
+
+def test_the_event_of_an_outlet_bears_rows_dollars_and_the_report(world: World, run: Run) -> None:
+    labels = Asset(f"file://{world.duckdb_path}")
+    with DAG("asset", schedule=None) as dag:
+        transform(outlets=[labels])
+
+    done = run(dag)
+
+    (extra,) = asset_extras(done)
+    assert extra["rows"] == len(TICKETS)
+    assert extra["cost_usd"] > 0
+    assert extra["report"]["output_table"] == "labels"
+
+
+def test_limits_and_prompt_params_may_be_templates(world: World, run: Run) -> None:
+    with DAG("templates", schedule=None, params={"rows": 4}) as dag:
+        transform(
+            max_rows="{{ params.rows }}",
+            prompt="On {{ params.day }}: {{ subject }}",
+            prompt_params={"day": "{{ ds_nodash or 'x' }}"},
+            source_sql="SELECT * FROM {{ params.table | default('tickets') }}",
+            source_table=None,
+        )
+
+    assert states(run(dag)) == {"label": "success"}
+    assert world.rows_charged() == 4
+
+
+def test_a_plan_is_looked_at_without_sending_anything(world: World, run: Run) -> None:
+    with DAG("plan_only", schedule=None) as dag:
+        transform(plan_only=True)
+
+    done = run(dag)
+
+    assert xcom(done, "label")["verdict"].startswith("Planned only: 12 requests for 12 rows")
+    assert world.rows_charged() == 0
+
+
+def test_a_budget_that_is_too_small_fails_the_task_without_a_retry(world: World, run: Run) -> None:
+    with DAG("budget", schedule=None) as dag:
+        transform(max_cost_usd=0.000001, retries=2)
+
+    done = run(dag)
+
+    assert states(done) == {"label": "failed"}
+    assert [ti.try_number for ti in done.get_task_instances()] == [1]
+    assert world.rows_charged() == 0
+
+
+def test_a_run_below_its_quality_gate_fails_and_leaves_its_report(world: World, run: Run) -> None:
+    world.simulator.turn(refuse_share=1.0)
+    with DAG("gate", schedule=None) as dag:
+        transform(deferrable=True)
+
+    done = run(dag)
+
+    assert states(done) == {"label": "failed"}
+    assert xcom(done, "label", "report")["outcomes"] == {"refused": len(TICKETS)}
+
+
+def test_somebody_is_told_once_when_the_waiting_is_long(world: World, run: Run) -> None:
+    told: list[str] = []
+    world.simulator.turn(batch_seconds=3)
+    with DAG("warning", schedule=None) as dag:
+        transform(deferrable=True, warn_after=0.5, on_warning=lambda context: told.append(context["run_id"]))
+
+    done = run(dag)
+
+    assert states(done) == {"label": "success"}
+    assert told == [done.run_id]
+
+
+@pytest.mark.parametrize(
+    ("changes", "advice"),
+    [
+        ({"source_sql": "SELECT 1"}, "Exactly one of source_sql, source_table, source_uri"),
+        ({"source_table": None}, "there is none"),
+        ({"prompt_file": "x"}, "Exactly one of prompt, prompt_file"),
+        ({"model_id": "claude"}, "'<provider>:<model>'"),
+        ({"only": "some"}, "only='some' is not one of 'changed', 'outdated', 'new', 'all'"),
+        ({"write_mode": "overwrite"}, "write_mode"),
+        ({"source_conn_id": None}, "source_conn_id is missing"),
+        ({"key": []}, "key names no column"),
+    ],
+)
+def test_what_cannot_run_is_refused_while_the_dag_is_read(changes: dict[str, Any], advice: str) -> None:
+    with pytest.raises(InputError) as refused:
+        transform(**changes)
+
+    assert advice in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("literal", "words"),
+    [
+        (llm_transform.Only, Only),
+        (llm_transform.OnOverBudget, OverBudget),
+        (llm_transform.OnBadRow, BadRow),
+        (llm_transform.OnSchemaChange, SchemaChange),
+        (llm_transform.WriteMode, WriteMode),
+    ],
+)
+def test_the_words_of_the_arguments_are_those_of_the_stage(literal: Any, words: Any) -> None:
+    assert set(get_args(literal)) == {str(word) for word in words}
+
+
+def test_arguments_may_come_from_the_dags_default_args() -> None:
+    with DAG("defaults", schedule=None, default_args={"source_conn_id": "elsewhere", "deferrable": True}):
+        operator = transform(source_conn_id=...)
+
+    assert (operator.source_conn_id, operator.deferrable) == ("elsewhere", True)
+
+
+def test_a_dag_may_start_on_what_a_task_found(world: World, run: Run) -> None:
+    with DAG("upstream", schedule=None) as dag:
+
+        @task
+        def find() -> str:
+            return "SELECT * FROM tickets WHERE ticket_id <= 2"
+
+        transform(source_table=None, source_sql=find())
+
+    assert states(run(dag)) == {"find": "success", "label": "success"}
+    assert world.rows_charged() == 2

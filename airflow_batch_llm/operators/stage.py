@@ -1,15 +1,15 @@
-"""An operator's arguments: checked while the Dag is read, and turned into a stage when the task runs."""
+"""The stage that an operator's arguments describe, made when the task runs."""
 
 import math
-from collections.abc import Callable, Sequence
-from datetime import timedelta
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.providers.common.compat.sdk import conf
 from airflow.sdk import Context
 
 from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.hooks.arguments import seconds
 from airflow_batch_llm.hooks.llm import split_model_id
 
 if TYPE_CHECKING:
@@ -17,31 +17,6 @@ if TYPE_CHECKING:
     from airflow_batch_llm.stage.settings import Ask, Guards, Pace, Shape, Stage
 
 N = TypeVar("N", int, float)
-
-
-def one_of(**arguments: object) -> None:
-    """Refuse none, and more than one, of several arguments."""
-    given = [name for name, value in arguments.items() if value is not None]
-    if len(given) != 1:
-        names = ", ".join(arguments)
-        raise InputError(f"Exactly one of {names} is wanted, and there is {' and '.join(given) or 'none'}.")
-
-
-def choice(name: str, value: Any, choices: Any) -> Any:
-    """The value, if it is one of those that a Literal lists."""
-    if value not in get_args(choices):
-        raise InputError(f"{name}={value!r} is not one of {', '.join(map(repr, get_args(choices)))}.")
-    return value
-
-
-def texts(value: str | Sequence[str]) -> tuple[str, ...]:
-    """One text, or several."""
-    return (value,) if isinstance(value, str) else tuple(value)
-
-
-def seconds(value: timedelta | float | None) -> float | None:
-    """A span of time as Airflow's users write it."""
-    return value.total_seconds() if isinstance(value, timedelta) else value
 
 
 def stage_of(task: "LLMTransformOperator", context: Context) -> "Stage":

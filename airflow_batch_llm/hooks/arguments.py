@@ -1,0 +1,32 @@
+"""What operators and sensors do with their arguments while a Dag is read: it costs nothing, and refuses with advice."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, get_args
+
+from airflow_batch_llm.errors import InputError
+
+
+def one_of(**arguments: object) -> None:
+    """Refuse none, and more than one, of several arguments."""
+    given = [name for name, value in arguments.items() if value is not None]
+    if len(given) != 1:
+        names = ", ".join(arguments)
+        raise InputError(f"Exactly one of {names} is wanted, and there is {' and '.join(given) or 'none'}.")
+
+
+def choice(name: str, value: Any, choices: Any) -> Any:
+    """The value, if it is one of those that a Literal lists."""
+    if value not in get_args(choices):
+        raise InputError(f"{name}={value!r} is not one of {', '.join(map(repr, get_args(choices)))}.")
+    return value
+
+
+def texts(value: str | Sequence[str]) -> tuple[str, ...]:
+    """One text, or several."""
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def seconds(value: timedelta | float | None) -> float | None:
+    """A span of time as Airflow's users write it."""
+    return value.total_seconds() if isinstance(value, timedelta) else value

@@ -1,0 +1,64 @@
+"""How many rows wait in a table or a query, and since when."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from airflow_batch_llm.hooks.warehouse import warehouse
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingRows:
+    """What is counted, and from when on it is enough."""
+
+    conn_id: str
+    query: str  # a SELECT, or a table's name
+    min_rows: int
+    since: str | None = None  # the column, or expression, that says since when a row waits
+    max_age: float | None = None  # seconds
+    hook_params: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """For the triggerer."""
+        return asdict(self)
+
+    def count(self) -> "Waiting":
+        """Ask the database. It blocks."""
+        from airflow_batch_llm.warehouses.base import Source
+
+        oldest = self.since or "NULL"
+        rows = f"({self.query})" if " " in self.query.strip() else self.query
+        database = warehouse(self.conn_id, self.hook_params)
+        try:
+            counted = database.read(
+                Source(sql=f"SELECT count(*) AS n, min({oldest}) AS oldest FROM {rows} AS waiting")
+            ).read_all()
+        finally:
+            database.close()
+        (row,) = counted.to_pylist()
+        return Waiting(rows=int(row["n"]), oldest=_moment(row["oldest"]))
+
+    def is_enough(self, waiting: "Waiting", now: float) -> bool:
+        """Whether there are enough rows, or one has waited for long enough."""
+        if waiting.rows >= self.min_rows:
+            return True
+        if self.max_age is None or waiting.oldest is None:
+            return False
+        return waiting.rows > 0 and now - waiting.oldest >= self.max_age
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """The rows that wait, and since when the oldest does, in seconds since the epoch."""
+
+    rows: int
+    oldest: float | None
+
+
+def _moment(value: Any) -> float | None:
+    """A time without a zone counts as UTC; SQLite has only text."""
+    if value is None:
+        return None
+    moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+    return float((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())

@@ -1,0 +1,99 @@
+"""The last of the stage in three tasks: land what was sent by another task, perhaps in another Dag."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from airflow.sdk import Context
+
+from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.hooks.arguments import one_of
+from airflow_batch_llm.hooks.handle import RunHandle
+from airflow_batch_llm.hooks.workspace import open_workspace
+from airflow_batch_llm.operators.identity import run_name
+from airflow_batch_llm.operators.parts import open_parts
+from airflow_batch_llm.operators.run import Ended, RunOperator
+from airflow_batch_llm.store import Workspace
+
+if TYPE_CHECKING:
+    from airflow_batch_llm.stage.run import Run
+
+
+class CollectLLMBatchOperator(RunOperator):
+    """Bring runs to their end: wait for what is not answered yet, send what still has to be sent, and merge.
+
+    :param handle: what `SubmitLLMBatchOperator` returned
+    :param run_folder: the run's folder below the workspace: ``<dag>/<task>/<run>``
+    :param pending_for: a target's name: all runs on it that have not ended, oldest first
+    """
+
+    template_fields: Sequence[str] = ("handle", "run_folder", "pending_for", "workspace")
+
+    def __init__(
+        self,
+        *,
+        handle: Mapping[str, Any] | None = None,
+        run_folder: str | None = None,
+        pending_for: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        one_of(handle=handle, run_folder=run_folder, pending_for=pending_for)
+        self.handle = handle
+        self.run_folder = run_folder
+        self.pending_for = pending_for
+
+    def handles(self, context: Context) -> Sequence[RunHandle]:
+        """The runs that were there at the first look, also where they have ended since."""
+        if self.handle is not None:
+            return [RunHandle.from_json(self.handle)]
+        workspace = open_workspace(self.workspace)
+        record = (
+            f"{run_name(context, workspace, self.template_fields)}/collected/{context['ti'].max_tries}.json"
+        )
+        workspace.create(record, orjson.dumps(self._found(workspace)))
+        data = workspace.read(record)
+        assert data is not None, "it was created here, or before"
+        return [RunHandle.of_run(workspace, run, max_tries) for run, max_tries in orjson.loads(data)]
+
+    def _found(self, workspace: Workspace) -> list[tuple[str, int]]:
+        """The names of the runs, each with the number by which its folder knows it."""
+        from airflow_batch_llm.stage.folder import RunFolder
+        from airflow_batch_llm.stage.plan import Plan
+        from airflow_batch_llm.stage.registers import Registers
+
+        if self.run_folder is not None:
+            folder = RunFolder(workspace=workspace, run=self.run_folder)
+            while replace(folder, generation=folder.generation + 1).read_plan() is not None:
+                folder = replace(folder, generation=folder.generation + 1)
+            folders = [folder]
+        else:
+            assert self.pending_for is not None, "one of the three is checked to be there"
+            folders = Registers(workspace=workspace).open_runs(self.pending_for)
+        plans = [(folder, folder.read_plan()) for folder in folders]
+        known = [(folder, Plan.from_json(data)) for folder, data in plans if data is not None]
+        if self.run_folder is not None and not known:
+            raise InputError(f"No run was planned in {workspace.uri}/{self.run_folder}. Look at the name.")
+        known.sort(key=lambda pair: pair[1].planned_at)
+        return [(folder.run, plan.max_tries) for folder, plan in known]
+
+    def open_run(self, context: Context, handle: RunHandle, spool: Path) -> "Run":  # noqa: ARG002 - its name is known
+        """The run by its frozen plan alone: neither the prompt nor the source is needed."""
+        from airflow_batch_llm.stage.run import Run
+        from airflow_batch_llm.stage.settings import Pace
+
+        return Run(
+            parts=open_parts(handle, spool, self.log.info),
+            name=handle.run,
+            max_tries=handle.max_tries,
+            pace=Pace(**handle.pace),
+        )
+
+    def returned(self, ended: Sequence[Ended]) -> Any:
+        """The report of the run, or for `pending_for` those of all."""
+        for one in ended:
+            one.finished.raise_for_verdict()
+        reports = [one.report for one in ended]
+        return reports if self.pending_for is not None else reports[0]

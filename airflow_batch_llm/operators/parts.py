@@ -1,0 +1,28 @@
+"""The parts that a run works with, by its handle. Source and target are one object where they are one database."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow_batch_llm.hooks.handle import RunHandle
+from airflow_batch_llm.hooks.llm import llm_provider
+from airflow_batch_llm.hooks.workspace import open_workspace
+
+if TYPE_CHECKING:
+    from airflow_batch_llm.stage.settings import Parts
+
+
+def open_parts(handle: RunHandle, spool: Path, log: Callable[..., Any]) -> "Parts":
+    """The source is the target's database. Connections are looked up here, and opened when they are used."""
+    from airflow_batch_llm.hooks.warehouse import warehouse
+    from airflow_batch_llm.stage.settings import Parts
+
+    target = warehouse(handle.target_conn_id, handle.target_hook_params)
+    return Parts(
+        provider=llm_provider(handle.llm_conn_id, handle.model_id, handle.llm_hook_params),
+        source=target,
+        target=target,
+        workspace=open_workspace(handle.workspace),
+        spool=spool,
+        say=lambda message: log("%s", message),
+    )

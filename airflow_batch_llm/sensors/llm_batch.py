@@ -1,0 +1,117 @@
+"""Waiting for batches: those of a run, or those that anybody has submitted."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import timedelta
+from typing import Any, NoReturn
+
+from airflow.providers.common.compat.sdk import BaseSensorOperator, conf
+from airflow.sdk import Context
+
+from airflow_batch_llm.core.model import BatchState
+from airflow_batch_llm.core.waiting import Watch
+from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.hooks.arguments import one_of, texts
+from airflow_batch_llm.hooks.failures import translated_errors
+from airflow_batch_llm.hooks.handle import RunHandle
+from airflow_batch_llm.hooks.llm import llm_provider
+from airflow_batch_llm.triggers.llm_batch import LLMBatchTrigger
+
+
+class LLMBatchSensor(BaseSensorOperator):
+    """Succeeds when the batches have ended, however they ended.
+
+    :param handle: what `SubmitLLMBatchOperator` returned: the batches that it had sent are waited for
+    :param batch_ids: instead, batches that anybody has submitted
+    :param model_id: with `batch_ids`: ``<provider>:<model>``, of which only the provider counts
+    :param llm_conn_id: with `batch_ids`: the provider's connection
+    :param llm_hook_params: with `batch_ids`: what the provider's connection takes
+    :param deferrable: whether the task gives its worker slot away while it waits
+    """
+
+    template_fields: Sequence[str] = ("handle", "batch_ids", "model_id", "llm_conn_id")
+    ui_color = "#e8f0fe"
+
+    def __init__(
+        self,
+        *,
+        handle: Mapping[str, Any] | None = None,
+        batch_ids: str | Sequence[str] | None = None,
+        model_id: str | None = None,
+        llm_conn_id: str | None = None,
+        llm_hook_params: Mapping[str, Any] | None = None,
+        deferrable: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        one_of(handle=handle, batch_ids=batch_ids)
+        if batch_ids is not None and model_id is None:
+            raise InputError(
+                "model_id is missing: it names the provider of the batches, as '<provider>:<model>'."
+            )
+        self.handle = handle
+        self.batch_ids = batch_ids
+        self.model_id = model_id
+        self.llm_conn_id = llm_conn_id
+        self.llm_hook_params = llm_hook_params
+        self.deferrable = (
+            conf.getboolean("operators", "default_deferrable", fallback=False)
+            if deferrable is None
+            else deferrable
+        )
+
+    def poke(self, context: Context) -> bool:  # noqa: ARG002 - Airflow's signature
+        """Look once."""
+        with translated_errors():
+            asked = self._asked()
+            if not asked["batch_ids"]:
+                return True
+            provider = llm_provider(asked["llm_conn_id"], asked["model_id"], asked["llm_hook_params"])
+            try:
+                found = provider.check(asked["batch_ids"])
+            finally:
+                provider.close()
+        running = sum(status.state is BatchState.RUNNING for status in found.values())
+        self.log.info("%d of %d batches are running.", running, len(asked["batch_ids"]))
+        return running == 0
+
+    def execute(self, context: Context) -> Any:
+        """Look, and wait in the triggerer if that is wanted."""
+        if not self.deferrable:
+            return super().execute(context)
+        return None if self.poke(context) else self._defer()
+
+    def look(self, context: Context, event: Any = None) -> None:  # noqa: ARG002 - it says only that one should look
+        """Look again after a deferral."""
+        if not self.poke(context):
+            self._defer()
+
+    def _defer(self) -> NoReturn:
+        asked = self._asked()
+        now = time.time()
+        watch = Watch(
+            batch_ids=asked.pop("batch_ids"),
+            since=now,
+            deadline=now + 2 * self.timeout,  # Airflow's own comes first, and is a sensor's timeout
+            poll_interval=self.poke_interval,
+        )
+        self.defer(
+            trigger=LLMBatchTrigger(**asked, watch=asdict(watch)),
+            method_name="look",
+            timeout=timedelta(seconds=self.timeout),
+        )
+
+    def _asked(self) -> dict[str, Any]:
+        if self.handle is not None:
+            handle = RunHandle.from_json(self.handle)
+            return {name: getattr(handle, name) for name in _ASKED}
+        return {
+            "batch_ids": texts(self.batch_ids or ()),
+            "model_id": self.model_id,
+            "llm_conn_id": self.llm_conn_id,
+            "llm_hook_params": self.llm_hook_params,
+        }
+
+
+_ASKED = ("batch_ids", "model_id", "llm_conn_id", "llm_hook_params")

@@ -1,0 +1,100 @@
+"""Waiting until a table or a query has enough rows, so that a Dag runs on volume instead of on time."""
+
+import time
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any, NoReturn
+
+from airflow.providers.common.compat.sdk import BaseSensorOperator, conf
+from airflow.sdk import Context
+
+from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.hooks.arguments import one_of, seconds
+from airflow_batch_llm.hooks.failures import translated_errors
+from airflow_batch_llm.hooks.pending import PendingRows
+from airflow_batch_llm.triggers.pending_rows import PendingRowsTrigger
+
+
+class PendingRowsSensor(BaseSensorOperator):
+    """Succeeds when `min_rows` rows wait, or the oldest has waited for `max_age`.
+
+    :param conn_id: the database's connection
+    :param sql: a SELECT of the rows that wait
+    :param table: instead, a table of which every row waits
+    :param min_rows: how many rows are enough
+    :param max_age: how long a row may wait where there are fewer
+    :param since: with `max_age`: the column, or expression, that says since when a row waits
+    :param hook_params: what the connection's hook takes
+    :param deferrable: whether the task gives its worker slot away while it waits
+    """
+
+    template_fields: Sequence[str] = ("conn_id", "sql", "table", "min_rows")
+    template_fields_renderers = {"sql": "sql"}  # noqa: RUF012
+    template_ext: Sequence[str] = (".sql",)
+    ui_color = "#e8f0fe"
+
+    def __init__(
+        self,
+        *,
+        conn_id: str,
+        sql: str | None = None,
+        table: str | None = None,
+        min_rows: int = 1,
+        max_age: timedelta | float | None = None,
+        since: str | None = None,
+        hook_params: Mapping[str, Any] | None = None,
+        deferrable: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        one_of(sql=sql, table=table)
+        if max_age is not None and since is None:
+            raise InputError("since is missing: max_age needs the column that says since when a row waits.")
+        self.conn_id = conn_id
+        self.sql = sql
+        self.table = table
+        self.min_rows = min_rows
+        self.max_age = max_age
+        self.since = since
+        self.hook_params = hook_params
+        self.deferrable = (
+            conf.getboolean("operators", "default_deferrable", fallback=False)
+            if deferrable is None
+            else deferrable
+        )
+
+    def poke(self, context: Context) -> bool:  # noqa: ARG002 - Airflow's signature
+        """Count once."""
+        pending = self._pending()
+        with translated_errors():
+            waiting = pending.count()
+        self.log.info("%d of %d rows wait.", waiting.rows, pending.min_rows)
+        return pending.is_enough(waiting, time.time())
+
+    def execute(self, context: Context) -> Any:
+        """Count, and wait in the triggerer if that is wanted."""
+        if not self.deferrable:
+            return super().execute(context)
+        return None if self.poke(context) else self._defer()
+
+    def look(self, context: Context, event: Any = None) -> None:  # noqa: ARG002 - it says only that one should look
+        """Count again after a deferral."""
+        if not self.poke(context):
+            self._defer()
+
+    def _defer(self) -> NoReturn:
+        self.defer(
+            trigger=PendingRowsTrigger(pending=self._pending().to_json(), poll_interval=self.poke_interval),
+            method_name="look",
+            timeout=timedelta(seconds=self.timeout),
+        )
+
+    def _pending(self) -> PendingRows:
+        return PendingRows(
+            conn_id=self.conn_id,
+            query=(self.sql or self.table or "").rstrip().rstrip(";"),
+            min_rows=int(self.min_rows),
+            since=self.since,
+            max_age=seconds(self.max_age),
+            hook_params=dict(self.hook_params or {}),
+        )
