@@ -119,7 +119,7 @@ def _told(finished: Finished) -> str:
         spent = report.spent
         unknown = f" {spent.unpriced:,} answers have no known price." if spent.unpriced else ""
         lines += [
-            f"Requests: {report.requests:,} in {report.rounds:,} rounds and {report.batches:,} batches.",
+            f"Requests: {report.requests:,}; rounds: {report.rounds:,}; batches: {report.batches:,}.",
             f"Cost: ${spent.cost:,.4f}; in real time it would have been ${spent.list_cost:,.4f}.{unknown}",
         ]
     return "\n".join((*lines, f"Target: {about.target}. Run folder: {about.result_uri}"))

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from airflow_batch_llm.errors import InputError
@@ -99,7 +107,7 @@ def _only_fields_of(settings: type) -> BeforeValidator:
 class Spec(_Section):
     """The whole file."""
 
-    model_id: str = Field(pattern=r"^[^:\s]+:\S+$")  # `<provider>:<model>`
+    model_id: str  # `<provider>:<model>`
     provider: ProviderSection = ProviderSection()
     warehouse: WarehouseSection
     source: SourceSection
@@ -127,6 +135,14 @@ class Spec(_Section):
         if not isinstance(given, dict) or not isinstance(given.get("shape", {}), dict):
             return given
         return {**given, "shape": {**given.get("shape", {}), "target": given.get("target", "")}}
+
+    @field_validator("model_id")
+    @classmethod
+    def _names_provider_and_model(cls, given: str) -> str:
+        provider, _, model = given.partition(":")
+        if not (provider and model):
+            raise ValueError("it reads '<provider>:<model>', such as anthropic:claude-haiku-4-5")
+        return given
 
     @model_validator(mode="after")
     def _one_prompt(self) -> Self:

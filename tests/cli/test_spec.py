@@ -1,0 +1,75 @@
+from pathlib import Path
+
+import pytest
+
+from airflow_batch_llm.commands.spec import read_spec
+from airflow_batch_llm.errors import InputError
+
+GOOD = """
+model_id: openai:gpt-5-mini
+warehouse: {duckdb: w.duckdb}
+source: {table: tickets}
+key: id
+prompt: "{{ subject }}"
+target: labels
+workspace: runs
+"""
+
+
+def _refused(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "spec.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as refused:
+        read_spec(path)
+    return str(refused.value)
+
+
+def test_what_is_left_out_has_the_defaults_of_the_settings(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(GOOD)
+
+    spec = read_spec(path)
+
+    assert (spec.guards.max_cost_usd, spec.pace.rows_per_batch, spec.shape.target) == (25.0, 10_000, "labels")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("guards: {max_cost: 3}", "guards: max_cost is unknown; is it max_cost_usd?"),
+        ("shape: {partition: day}", "shape: partition is unknown; is it partition_by?"),
+        ("promt: x", "promt: promt is unknown; is it prompt?"),
+        ("provider: {api_key: sk-123}", "provider.api_key: a secret does not stand in the file; name the"),
+        (
+            "prompt_file: p.md",
+            "exactly one of prompt, prompt_file is needed, and it has prompt and prompt_file",
+        ),
+        ("output_type: [yes, no]", "quote them"),
+        ("guards: {only: some}", "guards.only: Input should be 'changed', 'outdated', 'new' or 'all'"),
+        ("pace: {rows_per_batch: many}", "pace.rows_per_batch: Input should be a valid integer"),
+    ],
+)
+def test_a_field_that_does_not_fit_is_named_with_what_to_do(tmp_path: Path, more: str, said: str) -> None:
+    message = _refused(tmp_path, GOOD + more)
+
+    assert said in message
+    assert "sk-123" not in message
+
+
+def test_a_source_is_one_thing(tmp_path: Path) -> None:
+    message = _refused(tmp_path, GOOD.replace("{table: tickets}", "{table: tickets, sql: SELECT 1}"))
+
+    assert "source: exactly one of sql, table, uri is needed, and it has sql and table" in message
+
+
+def test_a_model_id_names_its_provider(tmp_path: Path) -> None:
+    assert "<provider>:<model>" in _refused(tmp_path, GOOD.replace("openai:gpt-5-mini", "gpt-5-mini"))
+
+
+def test_broken_yaml_is_named_by_its_line(tmp_path: Path) -> None:
+    assert "not valid YAML in line 2" in _refused(tmp_path, "key: id\nprompt: [")
+
+
+def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="No such file"):
+        read_spec(tmp_path / "none.yaml")
