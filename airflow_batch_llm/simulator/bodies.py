@@ -17,7 +17,7 @@ MEGABYTE = 1 << 20
 _ELEMENT_LIMIT = 64 * MEGABYTE
 _READ = json.JSONDecoder().raw_decode
 _SPACE = re.compile(r"[ \t\r\n]*")
-_BETWEEN = re.compile(r"[ \t\r\n]*([,\]])[ \t\r\n]*")
+_BETWEEN = re.compile(r"[ \t\r\n]*([,\]])")
 
 
 class BodyError(ValueError):
@@ -90,6 +90,7 @@ class ArraySplitter:
 
     def _elements(self, position: int) -> Generator[Element, None, int]:
         text = self._text
+        position = _after_space(text, position)
         if self._empty and text[position : position + 1] == "]":
             self._after = True
         while not self._after:
@@ -104,20 +105,23 @@ class ArraySplitter:
                 break
             self._empty = False
             yield Element(_one_line(text[position:end], value), value)
-            position = between.end()
+            position = _after_space(text, between.end())
             self._after = between[1] == "]"
         return position
 
 
-def _expect(text: str, position: int, mark: str) -> int:
-    """Step over blanks, the mark and blanks. IndexError if the text ends before."""
+def _after_space(text: str, position: int) -> int:
     space = _SPACE.match(text, position)
     assert space is not None
-    if text[space.end()] != mark:
+    return space.end()
+
+
+def _expect(text: str, position: int, mark: str) -> int:
+    """Step over blanks, the mark and blanks. IndexError if the text ends before."""
+    position = _after_space(text, position)
+    if text[position] != mark:
         raise BodyError("the body is not a JSON object")
-    after = _SPACE.match(text, space.end() + 1)
-    assert after is not None
-    return after.end()
+    return _after_space(text, position + 1)
 
 
 def _one_line(text: str, value: Any) -> bytes:

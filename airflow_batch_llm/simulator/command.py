@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -66,5 +65,6 @@ def simulate(
 
 def _end_with_stdin() -> None:
     """Whoever started the simulator holds the other end; when they are gone, so is the need for it."""
-    sys.stdin.buffer.read()
+    while os.read(0, 1024):
+        pass
     os.kill(os.getpid(), signal.SIGTERM)

@@ -18,7 +18,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
 _READY = "simulator ready at "
 _START_SECONDS = 30.0
@@ -49,21 +49,23 @@ class Simulator:
     # -- the process ---------------------------------------------------------------------------------------------
 
     def start(self) -> Self:
-        command = [
-            sys.executable,
-            "-m",
-            "airflow_batch_llm.simulator",
-            *self._arguments,
-            f"--port={self._port}",
-        ]
-        # A file, not a pipe: nobody would read what a responder prints later.
-        with tempfile.TemporaryFile("w+") as output:
-            # The pipe to its stdin closes with this process, however that ends, and then the simulator ends too.
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, env=self._env)  # noqa: S603
-            self.url = self._announced(output)
+        # Its output goes to a file, not a pipe: nobody would read what a responder prints later. The pipe to its
+        # stdin closes with this process, however that ends, and then the simulator ends too.
+        with tempfile.TemporaryFile() as output:
+            self._process = subprocess.Popen(  # noqa: S603
+                self._command(), stdin=subprocess.PIPE, stdout=output, env=self._env
+            )
+            self.url = self._announced(output.fileno())
         self._port = urllib.parse.urlsplit(self.url).port or 0
         self._call("GET", "/healthz")
         return self
+
+    def _command(self) -> list[str]:
+        command = [sys.executable, "-m", "airflow_batch_llm.simulator", *self._arguments]
+        if not self._keeps:
+            self._scratch = self._scratch or tempfile.TemporaryDirectory(prefix="batch-llm-simulator-")
+            command.append(f"--data-dir={self._scratch.name}")
+        return [*command, f"--port={self._port}", "--end-with-stdin"]
 
     def stop(self) -> None:
         """Ask it to end, and wait."""
@@ -111,15 +113,17 @@ class Simulator:
             self._process.stdin.close()
         self._process = None
 
-    def _announced(self, output: IO[str]) -> str:
+    def _announced(self, output: int) -> str:
+        """The URL that the new process prints once it answers."""
         deadline = time.monotonic() + _START_SECONDS
         while self._process is not None and self._process.poll() is None and time.monotonic() < deadline:
-            output.seek(0)
-            for line in output:
-                if line.startswith(_READY) and line.endswith("\n"):
-                    return line.removeprefix(_READY).strip()
+            # Read without moving the offset, which the process shares.
+            *lines, _ = os.pread(output, 1 << 16, 0).decode().split("\n")
+            for line in lines:
+                if line.startswith(_READY):
+                    return line.removeprefix(_READY)
             time.sleep(0.02)
-        self.kill()
+        self.stop()
         raise RuntimeError("the simulator did not start; stderr says why")
 
     # -- control -------------------------------------------------------------------------------------------------

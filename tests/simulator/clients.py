@@ -1,6 +1,7 @@
 """The real SDK clients, pointed at a simulator, with their own retries off."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import anthropic
@@ -24,12 +25,21 @@ SCHEMA: dict[str, Any] = {
 }
 
 
+_OPEN = ExitStack()
+
+
+def close_clients() -> None:
+    """Close the clients that a test has opened."""
+    _OPEN.close()
+
+
 def anthropic_client(simulator: Simulator, key: str = "any", **options: Any) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=simulator.url, api_key=key, max_retries=0, **options)
+    options = {"max_retries": 0, **options}
+    return _OPEN.enter_context(anthropic.Anthropic(base_url=simulator.url, api_key=key, **options))
 
 
 def openai_client(simulator: Simulator, key: str = "any") -> openai.OpenAI:
-    return openai.OpenAI(base_url=simulator.openai_url, api_key=key, max_retries=0)
+    return _OPEN.enter_context(openai.OpenAI(base_url=simulator.openai_url, api_key=key, max_retries=0))
 
 
 def message_params(text: str = "My invoice is wrong.", **params: Any) -> dict[str, Any]:

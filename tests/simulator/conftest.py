@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from airflow_batch_llm.simulator.handle import Simulator
+from tests.simulator.clients import close_clients
 from tests.store.servers import gcs_server
 
 
@@ -25,3 +26,9 @@ def running(storage: str) -> Iterator[Simulator]:
 def simulator(running: Simulator) -> Simulator:
     running.reset()
     return running
+
+
+@pytest.fixture(autouse=True)
+def _closed_clients() -> Iterator[None]:
+    yield
+    close_clients()

@@ -51,7 +51,7 @@ def test_an_sdk_that_retries_a_dropped_creation_buys_twice_and_the_ledger_shows_
     simulator: Simulator,
 ) -> None:
     simulator.fault(provider="anthropic", endpoint="create", kind="drop", effect="after")
-    client = anthropic.Anthropic(base_url=simulator.url, api_key="any", max_retries=2)
+    client = anthropic_client(simulator, max_retries=2)
     client.messages.batches.create(requests=anthropic_requests(3))
     for batch_id in simulator.ledger()["anthropic"]["batches"]:
         simulator.finish(batch_id)

@@ -1,6 +1,7 @@
 """Vertex's protocol, driven by both of Google's clients, with a real object store below it."""
 
 import urllib.request
+from collections.abc import Iterator
 from typing import Any
 
 import jsonschema
@@ -25,16 +26,20 @@ HOUR = 3600
 
 
 @pytest.fixture
-def bucket(storage: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+def bucket(storage: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", storage)
     client = cloud_storage.Client(project="p", credentials=AnonymousCredentials())
-    return client.bucket(BUCKET)
+    yield client.bucket(BUCKET)
+    client.close()
 
 
 @pytest.fixture
-def client(simulator: Simulator) -> JobServiceClient:
+def client(simulator: Simulator) -> Iterator[JobServiceClient]:
     options = ClientOptions(api_endpoint=simulator.url)
-    return JobServiceClient(credentials=AnonymousCredentials(), transport="rest", client_options=options)
+    with JobServiceClient(
+        credentials=AnonymousCredentials(), transport="rest", client_options=options
+    ) as client:
+        yield client
 
 
 def row(number: int, **request: Any) -> dict[str, Any]:
@@ -260,14 +265,14 @@ def test_jobs_are_filtered_and_paged(simulator: Simulator, client: JobServiceCli
     assert listed('display_name="job-1" OR NOT labels.run="run-1"') == ["job-2", "job-1", "job-0"]
     assert listed("labels.run:* AND display_name:job") == ["job-2", "job-1", "job-0"]
     assert listed('create_time>"2030-01-01T00:00:00Z"') == []
-    with pytest.raises(exceptions.InvalidArgument):
+    with pytest.raises(exceptions.BadRequest):
         listed("nonsense=1")
 
 
 def test_a_job_is_cancelled_and_deleted(simulator: Simulator, client: JobServiceClient, bucket: Any) -> None:
     simulator.turn(batch_seconds=1000)
     name = started(client, bucket, [row(1)]).name
-    with pytest.raises(exceptions.FailedPrecondition):
+    with pytest.raises(exceptions.BadRequest):
         client.delete_batch_prediction_job(name=name)
     client.cancel_batch_prediction_job(name=name)
     assert client.get_batch_prediction_job(name=name).state == JobState.JOB_STATE_CANCELLING
@@ -284,13 +289,13 @@ def test_an_unknown_model_and_a_failed_job_are_refused_at_once(
     with pytest.raises(exceptions.NotFound):
         started(client, bucket, [row(1)], model="publishers/google/models/no-such")
     failed = finished(simulator, client, bucket, [{"nothing": 1}])
-    with pytest.raises(exceptions.FailedPrecondition):
+    with pytest.raises(exceptions.BadRequest):
         client.cancel_batch_prediction_job(name=failed.name)
 
 
 def test_a_429_is_google_s_own(simulator: Simulator, client: JobServiceClient, bucket: Any) -> None:
     simulator.fault(provider="vertex", endpoint="create", kind="status", status=429)
-    with pytest.raises(exceptions.ResourceExhausted):
+    with pytest.raises(exceptions.TooManyRequests):
         started(client, bucket, [row(1)])
 
 
