@@ -21,7 +21,7 @@ REQUEST, SHARED = "_llm_request", "_llm_shared"
 PROMPTS = pa.schema([(SEQ, pa.int64()), ("prompt", pa.binary())])
 
 _SENT_LIST = ", ".join(f"'{reason}'" for reason in sorted(SENT))
-_MEMORY = "96MB"
+_MEMORY = "64MB"
 _ROWS_AT_ONCE = 16_384
 
 
@@ -60,7 +60,7 @@ class Spool:
         self._prompts.close()
         self._database = duckdb.connect(
             str(self._folder / "spool.duckdb"),
-            config={"memory_limit": _MEMORY, "threads": 2, "temp_directory": str(self._folder / "spill")},
+            config={"memory_limit": _MEMORY, "threads": 1, "temp_directory": str(self._folder / "spill")},
         )
         rows = str(self._folder / "rows.parquet").replace("'", "''")
         self._ask(f"CREATE VIEW rows AS SELECT * FROM read_parquet('{rows}')")
