@@ -98,8 +98,10 @@ class _Compiler:
         def follow(draw: Draw) -> Any:
             if name not in self._known:
                 self._known[name] = self.maker(self._resolved(schema))
-            with draw.deeper():
-                return self._known[name](draw)
+            draw.depth += 1
+            value = self._known[name](draw)
+            draw.depth -= 1
+            return value
 
         return follow
 
@@ -125,15 +127,16 @@ class _Compiler:
         filler = self.maker(extra if isinstance(extra, dict) else {"type": "string"})
 
         def make(draw: Draw) -> Any:
-            with draw.deeper():
-                value = {
-                    name: part(draw)
-                    for name, part, needed in properties
-                    if needed or (draw.depth <= _DEEP and draw.below(4) > 0)
-                }
-                for number in range(wanted - len(value) if draw.depth <= _DEEP else 0):
-                    value[f"key_{number + 1}"] = filler(draw)
-                return value
+            draw.depth += 1
+            value = {
+                name: part(draw)
+                for name, part, needed in properties
+                if needed or (draw.depth <= _DEEP and draw.below(4) > 0)
+            }
+            for number in range(wanted - len(value) if draw.depth <= _DEEP else 0):
+                value[f"key_{number + 1}"] = filler(draw)
+            draw.depth -= 1
+            return value
 
         return make
 
@@ -148,16 +151,17 @@ class _Compiler:
         distinct = bool(schema.get("uniqueItems"))
 
         def make(draw: Draw) -> Any:
-            with draw.deeper():
-                length = fewest + (draw.below(spread + 1) if draw.depth <= _DEEP else 0)
-                values = [part(draw) for part in first[: max(length, fewest)]]
-                tries = 0
-                while len(values) < length and tries < 50 * length:
-                    value = rest(draw)
-                    tries += 1
-                    if not (distinct and value in values):
-                        values.append(value)
-                return values
+            draw.depth += 1
+            length = fewest + (draw.below(spread + 1) if draw.depth <= _DEEP else 0)
+            values = [part(draw) for part in first[: max(length, fewest)]]
+            tries = 0
+            while len(values) < length and tries < 50 * length:
+                value = rest(draw)
+                tries += 1
+                if not (distinct and value in values):
+                    values.append(value)
+            draw.depth -= 1
+            return values
 
         return make
 

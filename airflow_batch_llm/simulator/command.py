@@ -40,8 +40,6 @@ def simulate(
     end_with_stdin: Annotated[bool, typer.Option(help="Stop when stdin closes.", hidden=True)] = False,
 ) -> None:
     """Stand in for Anthropic, OpenAI and Vertex on loopback: their batch APIs without a key or a bill."""
-    from airflow_batch_llm.simulator.server import serve
-
     with tempfile.TemporaryDirectory(prefix="batch-llm-simulator-") as scratch:
         settings = Settings(
             data_dir=data_dir or Path(scratch),
@@ -57,10 +55,16 @@ def simulate(
         )
         if end_with_stdin:
             threading.Thread(target=_end_with_stdin, daemon=True).start()
-        try:
-            serve(settings, lambda url: typer.echo(READY + url))
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from error
+        _serve(settings)
+
+
+def _serve(settings: Settings) -> None:
+    from airflow_batch_llm.simulator.server import serve
+
+    try:
+        serve(settings, lambda url: typer.echo(READY + url))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def _end_with_stdin() -> None:

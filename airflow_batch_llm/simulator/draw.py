@@ -1,8 +1,5 @@
 """A stream of numbers that depends on its seed alone, far cheaper to start than `random.Random`."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 _MASK = (1 << 64) - 1
 
 
@@ -13,14 +10,7 @@ class Draw:
 
     def __init__(self, seed: int) -> None:
         self._state = seed & _MASK
-        self.depth = 0
-
-    @contextmanager
-    def deeper(self) -> Iterator[None]:
-        """Count one level of nesting while a container is filled."""
-        self.depth += 1
-        yield
-        self.depth -= 1
+        self.depth = 0  # levels of nesting around the value that is being made
 
     def below(self, limit: int) -> int:
         """An integer from 0 up to, not including, the limit."""

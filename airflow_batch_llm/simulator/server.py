@@ -1,5 +1,6 @@
 """Runs the application on a socket of its own and says where once it answers."""
 
+import gc
 import socket
 from collections.abc import Callable
 
@@ -24,6 +25,9 @@ class _Server(uvicorn.Server):
 def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     """Serve until interrupted. `announce` gets the URL when calls are answered."""
     app = build_app(settings)
+    # A row makes some fifty objects and no cycles: looking for cycles every 700 objects costs a quarter of the time.
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 50)
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((settings.host, settings.port))

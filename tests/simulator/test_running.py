@@ -173,6 +173,21 @@ def test_a_hundred_batches_at_once_all_end(simulator: Simulator) -> None:
     assert simulator.ledger()["anthropic"]["rows"]["charged"] == 200
 
 
+def test_a_running_batch_can_be_held_and_expired_from_outside(simulator: Simulator) -> None:
+    simulator.turn(batch_seconds=1000)
+    client = anthropic_client(simulator)
+    batch = client.messages.batches.create(requests=anthropic_requests(4))
+    simulator.batch(batch.id, "hold")
+    simulator.clock(advance_seconds=5000)
+    assert simulator.batch(batch.id)["live"]
+    simulator.batch(batch.id, "expire", share=0.25)
+    simulator.wait(batch.id)
+    counts = client.messages.batches.retrieve(batch.id).request_counts
+    assert (counts.succeeded, counts.expired) == (1, 3)
+    with pytest.raises(ValueError, match="ended"):
+        simulator.batch(batch.id, "hold")
+
+
 def test_control_says_what_is_wrong_with_a_command(simulator: Simulator) -> None:
     with pytest.raises(ValueError, match="no batch"):
         simulator.batch("msgbatch_none", "end")
