@@ -3,7 +3,7 @@
 It needs neither the source nor the prompt: whoever has the run folder, the provider and the target can go on.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +67,27 @@ class Generation:
                     return finisher.finish(rounds)
                 rounds.append(following)
 
+    def drive(self) -> Pause | None:
+        """Send what may be sent of the first round, and land nothing. None: all its batches have ended."""
+        return self._first_round(Round.drive)
+
+    def collect(self) -> Pause | None:
+        """Stage what has ended of the first round, and publish nothing. None: all its shards are staged."""
+        return self._first_round(Round.advance)
+
+    def _first_round(self, step: Callable[[Round], Open | None]) -> Pause | None:
+        deadline = self.deadline()
+        with _scratch(self.parts.spool) as scratch:
+            still = step(self._round(self.first, deadline, scratch))
+        if still is None or self._is_late(deadline):  # what is late is for `advance` to say
+            return None
+        return self._pause(still, deadline)
+
+    def _is_late(self, deadline: float) -> bool:
+        """Whether the deadline has passed, and the time too that cancelled batches get to end."""
+        grace = CANCEL_GRACE_SECONDS if self.pace.cancel_on_timeout else 0.0
+        return self.parts.clock() >= deadline + grace
+
     def deadline(self) -> float:
         """The end of this run's time, set at its first step; a clear of the unfinished run sets a new one."""
         records = [orjson.loads(data) for data in self.folder.deadlines()]
@@ -127,9 +148,8 @@ class Generation:
         return False
 
     def _give_up_late(self, current: Round, still: Open, deadline: float) -> None:
-        """After the deadline and the time that cancelled batches get to end: land what there is, and say so."""
-        grace = CANCEL_GRACE_SECONDS if self.pace.cancel_on_timeout else 0.0
-        if self.parts.clock() < deadline + grace:
+        """Land what there is, and say so."""
+        if not self._is_late(deadline):
             return
         current.publish()
         ids = ", ".join(still.batch_ids) or "none that is known"

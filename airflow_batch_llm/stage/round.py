@@ -4,6 +4,7 @@ The order matters. Ended batches free places before new ones are sent, and every
 landed before the round is published in one merge.
 """
 
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,8 @@ from airflow_batch_llm.core.journal import (
     decide,
     stand,
 )
-from airflow_batch_llm.core.model import BatchState
+from airflow_batch_llm.core.model import BatchState, BatchStatus
+from airflow_batch_llm.errors import ProviderError
 from airflow_batch_llm.stage.collecting import Collector
 from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.plan import Plan, PlannedShard
@@ -66,25 +68,50 @@ class Round:
 
     def advance(self) -> Open | None:
         """Do all that can be done now. None: every shard is staged."""
-        self._note_ends()
+        trouble = self._note_ends()
         self._sweep()
         self._land(self._moves())
         moves = self._moves() | self._submit()
         self._land(moves)
+        if trouble:  # of one batch, after the others have been served
+            raise trouble[0]
         return self._open(moves)
 
-    def _note_ends(self) -> None:
-        running = {
+    def drive(self) -> Open | None:
+        """Send what may be sent, and leave ended batches to whoever collects them. None: nothing is running or unsent."""
+        running = self._running()
+        ended = set()
+        for batch_id, status in self._check(running).items():
+            shard, standing = running[batch_id]
+            if status.state is BatchState.REJECTED:
+                self._collector.note_end(shard, standing, status)
+            elif status.state is BatchState.ENDED:
+                ended.add(batch_id)
+        moves = self._moves() | self._submit(but=ended)
+        return self._open({n: move for n, move in moves.items() if not _is_of(move, ended)})
+
+    def _running(self) -> dict[str, tuple[PlannedShard, Standing]]:
+        return {
             standing.batch.batch_id: (shard, standing)
             for shard, standing in self._standings()
             if standing.batch is not None and standing.ended is None and standing.staged is None
         }
-        if not running:
-            return
-        for batch_id, status in self.parts.provider.check(tuple(running)).items():
+
+    def _check(self, batches: Collection[str]) -> Mapping[str, BatchStatus]:
+        return self.parts.provider.check(tuple(batches)) if batches else {}
+
+    def _note_ends(self) -> list[ProviderError]:
+        """Record the batches that have ended. One whose results cannot be had keeps no other from landing."""
+        running = self._running()
+        trouble: list[ProviderError] = []
+        for batch_id, status in self._check(running).items():
             if status.state is not BatchState.RUNNING:
                 shard, standing = running[batch_id]
-                self._collector.note_end(shard, standing, status)
+                try:
+                    self._collector.note_end(shard, standing, status)
+                except ProviderError as error:
+                    trouble.append(error)
+        return trouble
 
     def _sweep(self) -> None:
         """Before a shard lands of which an unrecorded batch may exist: find it, cancel it, keep what it answered."""
@@ -97,7 +124,7 @@ class Round:
             return
         Sweeper(parts=self.parts, folder=self.folder, plan=self.plan).sweep(loose)
         spare = [batch_id for _, standing in self._standings() for batch_id in standing.spare]
-        for batch_id, status in (self.parts.provider.check(spare) if spare else {}).items():
+        for batch_id, status in self._check(spare).items():
             if status.state is BatchState.ENDED:
                 self._collector.keep_results(batch_id)
 
@@ -107,11 +134,14 @@ class Round:
                 self._collector.land(shard, standing)
                 moves[shard.number] = Done()
 
-    def _submit(self) -> dict[int, Move]:
-        """Bring shards to the provider while there are places; returns where that left them."""
+    def _submit(self, but: Collection[str] = ()) -> dict[int, Move]:
+        """Bring shards to the provider while there are places; returns where that left them.
+
+        The batches named in `but` have ended and hold no place any more.
+        """
         moves: dict[int, Move] = {}
         standings = self._standings()
-        active = sum(1 for _, standing in standings if _holds_place(standing))
+        active = sum(1 for _, standing in standings if _holds_place(standing)) - len(but)
         for shard, standing in standings:
             if not isinstance(self._move(shard, standing), Submit | Look):
                 continue
@@ -157,17 +187,6 @@ class Round:
         numbers = [0, *(shard.number for shard in self.plan.shards)]
         self.parts.target.unstage(self.plan.target, [self._collector.part(number) for number in numbers])
 
-    def cancel(self) -> int:
-        """Ask for an end of every running batch; returns how many."""
-        running = [
-            standing.batch.batch_id
-            for _, standing in self._standings()
-            if standing.batch is not None and standing.ended is None and standing.staged is None
-        ]
-        for batch_id in running:
-            self.parts.provider.cancel(batch_id)
-        return len(running)
-
     def _standings(self) -> list[tuple[PlannedShard, Standing]]:
         """Every shard's journal, read side by side: a record in object storage takes its time."""
         shards = self.plan.shards
@@ -194,6 +213,10 @@ class Round:
             scratch=self.scratch,
             deadline=self.deadline,
         )
+
+
+def _is_of(move: Move, batch_ids: Collection[str]) -> bool:
+    return isinstance(move, Wait) and move.batch_id in batch_ids
 
 
 def _holds_place(standing: Standing) -> bool:

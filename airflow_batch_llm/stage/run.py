@@ -38,15 +38,19 @@ class Run:
     def advance(self) -> Pause | Finished:
         """Go as far as can be gone now."""
         while True:
-            folder = self._folder()
-            plan = self._plan(folder)
+            generation = self.generation()
             if self.stage is not None and self.stage.guards.plan_only:
-                return Finisher(parts=self.parts, folder=folder, first=plan).planned()
-            done = self._generation(folder, plan).advance()
+                return Finisher(parts=self.parts, folder=generation.folder, first=generation.first).planned()
+            done = generation.advance()
             if isinstance(done, Finished):
                 self._tidy()
-            if isinstance(done, Pause) or plan.max_tries >= self.max_tries or self.stage is None:
+            if isinstance(done, Pause) or generation.first.max_tries >= self.max_tries or self.stage is None:
                 return done
+
+    def generation(self) -> Generation:
+        """The generation that counts now, planned if it is not yet."""
+        folder = self._folder()
+        return self._generation(folder, self._plan(folder))
 
     def _folder(self) -> RunFolder:
         """The generation to work on: the first unfinished one, or the last, or a new one after a clear."""
