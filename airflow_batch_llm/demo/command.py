@@ -1,0 +1,160 @@
+"""The `demo` command: a night at a support desk, in about two minutes, without a key or a bill."""
+
+import shutil
+from collections.abc import Mapping
+from contextlib import ExitStack
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+import airflow_batch_llm
+from airflow_batch_llm.demo import warehouse
+from airflow_batch_llm.demo.airflow_api import AirflowApi, until
+from airflow_batch_llm.demo.local_airflow import LocalAirflow, Setup
+from airflow_batch_llm.demo.processes import interrupted_by_sigterm
+from airflow_batch_llm.demo.show import follow, show_report, show_rows
+from airflow_batch_llm.simulator.handle import Simulator
+
+RESPONDER = "airflow_batch_llm.demo.answers:respond"
+_DAG, _TASK = "nightly_labels", "label_tickets"
+_BATCH_SECONDS = 8.0
+_CHANGED = 3
+_MARK = "made-by-airflow-batch-llm-demo"
+
+_SHOWN = ("id", "ticket", "topic", "urgency", "language")
+_LABELLED = """
+SELECT ticket_id, concat_ws(': ', t.subject, t.body), topic, urgency, language
+FROM support.ticket_labels l JOIN support.tickets t USING (ticket_id) ORDER BY ticket_id DESC LIMIT 8
+"""
+_LABELLED_LAST = """
+SELECT ticket_id, '… ' || right(body, 28), topic, urgency, language FROM support.ticket_labels JOIN support.tickets USING (ticket_id)
+ORDER BY _llm_planned_at DESC, ticket_id LIMIT ?
+"""
+
+
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where all of it is put. It is made anew.")] = Path(".demo"),
+    tickets: Annotated[int, typer.Option(help="How many support tickets there are.", min=30)] = 3_000,
+    stay: Annotated[bool, typer.Option(help="Leave Airflow's UI up at the end, until Ctrl-C.")] = False,
+) -> None:
+    """Label a table of support tickets in a real Airflow, with a simulated model: no key, no bill."""
+    console = Console()
+    try:
+        with interrupted_by_sigterm():
+            _Night(folder.absolute(), tickets, console).run(stay=stay)
+    except KeyboardInterrupt:
+        console.print("Interrupted. Everything that was started has been stopped.")
+        raise typer.Exit(130) from None
+    except (RuntimeError, TimeoutError) as error:
+        console.print(str(error), markup=False, highlight=False)
+        raise typer.Exit(1) from error
+
+
+def last_night(now: datetime) -> date:
+    """The day of the nightly Dag's last scheduled run, which begins at two o'clock."""
+    return (now - timedelta(hours=2)).date()
+
+
+def connections(simulator_url: str, duckdb_path: Path) -> Mapping[str, Mapping[str, Any]]:
+    """What the example Dags connect to by default."""
+    return {
+        "anthropic_default": {"conn_type": "anthropic", "host": simulator_url, "password": "simulated"},
+        "openai_default": {"conn_type": "openai", "host": f"{simulator_url}/v1", "password": "simulated"},
+        "warehouse": {"conn_type": "duckdb", "host": str(duckdb_path)},
+    }
+
+
+def example_dags() -> Path:
+    """The folder of the example Dags: in the installed package, or beside it in a checkout."""
+    package = Path(airflow_batch_llm.__file__).parent
+    inside = package / "example_dags"
+    return inside if inside.is_dir() else package.parent / "dags"
+
+
+class _Night:
+    """The story, and where it takes place."""
+
+    def __init__(self, folder: Path, tickets: int, console: Console) -> None:
+        self._folder = folder
+        self._tickets = tickets
+        self._console = console
+        self._duckdb = folder / "warehouse.duckdb"
+
+    def run(self, *, stay: bool) -> None:
+        self._make_folder()
+        self._say(f"A warehouse with {self._tickets:,} support tickets: {self._duckdb}")
+        warehouse.seed(self._duckdb, self._tickets, last_night(datetime.now(UTC)))
+        with ExitStack() as started:
+            simulator = started.enter_context(self._simulator())
+            self._say(f"The simulator, which stands in for the provider: {simulator.url}")
+            with self._console.status("Airflow starts: API server, scheduler, Dag processor, triggerer …"):
+                airflow = started.enter_context(LocalAirflow(self._setup(simulator.url)))
+            self._tell(airflow, simulator)
+            if stay:
+                self._console.input(f"Airflow's UI is at {airflow.api.url}. Enter ends it. ")
+        self._say(f"Everything has been stopped. What was made is in {self._folder}")
+
+    def _simulator(self) -> Simulator:
+        return Simulator(
+            data_dir=self._folder / "simulator", batch_seconds=_BATCH_SECONDS, responder=RESPONDER
+        )
+
+    def _setup(self, simulator_url: str) -> Setup:
+        return Setup(
+            home=self._folder / "airflow",
+            dags=self._folder / "dags",
+            connections=connections(simulator_url, self._duckdb),
+        )
+
+    def _tell(self, airflow: LocalAirflow, simulator: Simulator) -> None:
+        api = airflow.api
+        self._say(f"A real Airflow: {api.url}")
+        airflow.until_read(_DAG)
+        api.unpause(_DAG)
+        first = until(lambda: next(iter(api.run_ids(_DAG)), None), f"a scheduled run of {_DAG}")
+        self._heading(f"Last night's run of {_DAG}")
+        self._follow(api, simulator, first)
+        show_rows(
+            self._console, "support.ticket_labels, the newest", _SHOWN, warehouse.ask(self._duckdb, _LABELLED)
+        )
+
+        self._heading(f"{_CHANGED} customers write once more, and the Dag runs again")
+        warehouse.change(self._duckdb, _CHANGED)
+        second = api.trigger(_DAG, logical_date=datetime.now(UTC).isoformat())
+        report = self._follow(api, simulator, second)
+        last = warehouse.ask(self._duckdb, _LABELLED_LAST, [_CHANGED])
+        show_rows(self._console, "labelled anew", _SHOWN, last)
+        self._say(f"{self._tickets:,} rows were looked at, and {report['requests']} requests bought.")
+
+    def _follow(self, api: AirflowApi, simulator: Simulator, run_id: str) -> Mapping[str, Any]:
+        state = follow(
+            self._console,
+            lambda: api.task(_DAG, run_id, _TASK)["state"],
+            lambda: simulator.ledger()["anthropic"]["rows"]["executed"],
+        )
+        if state != "success":
+            self._console.print(api.log(_DAG, run_id, _TASK)[-4000:], markup=False)
+            raise typer.Exit(1)
+        report: Mapping[str, Any] = api.xcom(_DAG, run_id, _TASK)
+        show_report(self._console, report)
+        return report
+
+    def _make_folder(self) -> None:
+        """An empty folder. One that something else has filled is left alone."""
+        if self._folder.exists() and any(self._folder.iterdir()) and not (self._folder / _MARK).exists():
+            raise typer.BadParameter(
+                f"{self._folder} holds something that no demo has made", param_hint="--folder"
+            )
+        shutil.rmtree(self._folder, ignore_errors=True)
+        (self._folder / "dags").mkdir(parents=True)
+        (self._folder / _MARK).touch()
+        shutil.copy(example_dags() / f"{_DAG}.py", self._folder / "dags")
+
+    def _heading(self, text: str) -> None:
+        self._console.rule(text, align="left")
+
+    def _say(self, text: str) -> None:
+        self._console.print(f"• {text}", highlight=False, soft_wrap=True)

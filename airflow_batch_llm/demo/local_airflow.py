@@ -1,0 +1,202 @@
+"""A real Airflow on loopback, as four processes over an SQLite file: API server, scheduler, Dag processor, triggerer.
+
+It is started in its parts, not by `airflow standalone`, so that nothing listens beyond loopback and each part can be
+stopped, killed and started again by its process id.
+"""
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Self
+
+from airflow_batch_llm.demo.airflow_api import AirflowApi, until
+from airflow_batch_llm.demo.processes import Service, stop_all
+
+_START_SECONDS = 180.0
+
+_COMPONENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "api_server": ("api-server",),
+        "scheduler": ("scheduler", "--skip-serve-logs"),  # the log servers listen on all interfaces
+        "dag_processor": ("dag-processor",),
+        "triggerer": ("triggerer", "--skip-serve-logs"),
+    }
+)
+
+_SETTINGS: Mapping[str, str] = MappingProxyType(
+    {
+        "API__HOST": "127.0.0.1",
+        "CORE__LOAD_EXAMPLES": "False",
+        "CORE__DAGS_ARE_PAUSED_AT_CREATION": "True",
+        "CORE__EXECUTOR": "LocalExecutor",
+        "CORE__PARALLELISM": "4",
+        "CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+        "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "30",
+        "DAG_PROCESSOR__REFRESH_INTERVAL": "5",
+        "OPERATORS__DEFAULT_DEFERRABLE": "True",
+        "USAGE_DATA_COLLECTION__ENABLED": "False",
+        # Airflow may see a deferred task's process end this much later; a trigger that fires sooner costs the task a try.
+        "WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """Where Airflow lives, what it reads, and what its tasks reach."""
+
+    home: Path
+    dags: Path
+    connections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)  # SECTION__KEY -> value
+    env: Mapping[str, str] = field(default_factory=dict)
+    port: int = 0  # 0: a free one
+
+    def environment(self, port: int) -> dict[str, str]:
+        """The variables of all components. Of what the caller has, Airflow's settings are left out but for ours."""
+        url = f"http://127.0.0.1:{port}"
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("AIRFLOW__") or name.startswith("AIRFLOW__BATCH_LLM__")
+        }
+        settings = {
+            **_SETTINGS,
+            "API__BASE_URL": url,
+            "API__PORT": str(port),
+            "API__SECRET_KEY": secrets.token_hex(16),
+            "API_AUTH__JWT_SECRET": secrets.token_hex(32),
+            "CORE__DAGS_FOLDER": str(self.dags.absolute()),
+            "CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
+            "CORE__FERNET_KEY": "",
+            **self.settings,
+        }
+        return {
+            **{
+                f"AIRFLOW_CONN_{name.upper()}": json.dumps(fields)
+                for name, fields in self.connections.items()
+            },
+            **inherited,  # a connection of the user's wins: that is how a real provider is reached
+            **self.env,
+            **{f"AIRFLOW__{name}": value for name, value in settings.items()},
+            "AIRFLOW_HOME": str(self.home.absolute()),
+            "PYTHONWARNINGS": "ignore",
+        }
+
+
+class LocalAirflow:
+    """Starts Airflow when its block is entered, and stops it at the block's end."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        port = setup.port or _free_port()
+        self._env = setup.environment(port)
+        self.api = AirflowApi(f"http://127.0.0.1:{port}")
+        self._services = {
+            name: Service(
+                [sys.executable, "-m", "airflow", *arguments],
+                self._env,
+                setup.home / "output" / f"{name}.txt",
+            )
+            for name, arguments in _COMPONENTS.items()
+        }
+
+    def __enter__(self) -> Self:
+        self.setup.home.mkdir(parents=True, exist_ok=True)
+        try:
+            self._migrate()
+            for service in self._services.values():
+                service.start()
+            for name in _COMPONENTS:
+                self.until_healthy(name)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        stop_all(self._services.values())
+
+    def start(self, component: str) -> None:
+        """Start a component again that has ended."""
+        self._services[component].start()
+
+    def end(self, component: str, number: signal.Signals) -> None:
+        """End one component, and all that it has started, by a signal."""
+        service = self._services[component]
+        service.signal(number)
+        service.reap()
+
+    def pid(self, component: str) -> int:
+        return self._services[component].pid
+
+    def until_healthy(self, component: str) -> None:
+        """Wait until a component says so of itself. Raises RuntimeError if it has ended instead."""
+        service = self._services[component]
+        name = "metadatabase" if component == "api_server" else component
+
+        def look() -> bool:
+            if not service.is_running:
+                raise RuntimeError(f"Airflow's {component} has ended:\n{service.tail()}")
+            return self.api.health().get(name) == "healthy"
+
+        until(look, f"Airflow's {component} to be healthy", _START_SECONDS)
+
+    def until_read(self, *dag_ids: str) -> None:
+        """Wait until Airflow has read these Dags. Raises RuntimeError if a file cannot be read."""
+
+        def look() -> bool:
+            if errors := self.api.import_errors():
+                raise RuntimeError("\n".join(f"{name}: {trace}" for name, trace in errors.items()))
+            return self.api.dag_ids() >= set(dag_ids)
+
+        until(look, f"the Dags {', '.join(dag_ids)} to be read", _START_SECONDS)
+
+    def task_pids(self, task_instance_id: str) -> list[int]:
+        """The processes that run a task: the executor's worker first, then what it has started for the task."""
+        return sorted(
+            pid
+            for pid, title in _titles()
+            if title.startswith("airflow worker") and task_instance_id in title
+        )
+
+    def _migrate(self) -> None:
+        done = subprocess.run(
+            [sys.executable, "-m", "airflow", "db", "migrate"],
+            env=self._env,
+            capture_output=True,
+            check=False,
+        )
+        if done.returncode:
+            raise RuntimeError(
+                f"Airflow's database could not be made:\n{done.stderr.decode(errors='replace')}"
+            )
+
+
+def _titles() -> Iterator[tuple[int, str]]:
+    """All processes with their titles, on Linux."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            yield (
+                int(folder.name),
+                (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"),
+            )
+        except OSError:  # it has ended meanwhile
+            continue
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,165 @@
+"""Support tickets as a real inbox has them: repeated, empty, in several languages, with odd characters.
+
+They are made, and the same in every run: only the days move, since the newest are always of today.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+DAYS = 3  # the tickets arrived on so many days
+_SEED = 20260117
+_REPEATED = 0.08  # the share of tickets that say what another has said already
+_EMPTY = 0.02  # without a text
+_UNTITLED = 0.03  # without a subject
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A row of `support.tickets`."""
+
+    ticket_id: int
+    day: date
+    customer: str
+    subject: str | None
+    body: str | None
+
+
+_PROBLEMS = (
+    (
+        "Charged twice for {month}",
+        "My card was charged twice for {month}, {amount} each. Please refund one of the charges.",
+    ),
+    (
+        "Invoice {number} is wrong",
+        "The invoice {number} shows {amount}, but we agreed on less. Who can correct this?",
+    ),
+    (
+        "VAT number missing",
+        "Our accountant needs the VAT number on invoice {number}. Could you send it again?",
+    ),
+    (
+        "{product} crashes on start",
+        "Since the update, {product} crashes right after the splash screen. Error code {number}.",
+    ),
+    (
+        "Export hangs",
+        "The CSV export in {product} hangs at 99 %. I have tried three times, also in another browser.",
+    ),
+    (
+        "Wrong totals in the report",
+        "The report in {product} counts {number} twice. It looks like a bug in the filter.",
+    ),
+    ("Cannot log in", "I cannot log in since this morning. The reset mail for {customer} never arrives."),
+    ("2FA code rejected", "The app says my code is invalid. I have a demo in an hour, this is URGENT!!!"),
+    (
+        "Locked out",
+        "Our admin left the company and now nobody can log in to {product}. Please help as soon as possible.",
+    ),
+    (
+        "Where is my order {number}?",
+        "The parcel {number} should have been here in {month}. The tracking page shows nothing.",
+    ),
+    (
+        "Parcel damaged",
+        "The box arrived crushed, and the {product} inside has a dent. I would like a replacement.",
+    ),
+    ("Dark mode, please", "It would be great if {product} had a dark mode. My eyes would thank you."),
+    ("Feature request: API for tags", "Could {product} offer an API for tags? We would pay for it."),
+    (
+        "Please cancel my subscription",
+        "I want to cancel {product} by the end of {month}. Please confirm in writing.",
+    ),
+    ("Abonnement kündigen", "Bitte kündigen Sie mein Abo für {product} zum nächsten Termin. Grüße aus Köln"),
+    (
+        "Rechnung {number}",
+        "Guten Tag, auf der Rechnung {number} fehlt unsere Bestellnummer. Können Sie das ändern?",
+    ),
+    ("Colis perdu", "Bonjour, mon colis {number} n'est jamais arrivé… Où est-il passé ?"),
+    ("No puedo entrar", "Hola, no puedo iniciar sesión en {product} desde ayer. ¿Me ayudan?"),
+    ("ログインできません", "{product}にログインできません。至急ご確認ください。"),
+    ("Thank you!", "No question at all, {product} is lovely. Greetings to the whole team 🎉"),
+)
+_ENDINGS = (
+    "",
+    "",
+    "",
+    " Thanks, {customer}",
+    "\n\n--\n{customer}\nSent from my phone",
+    "\n\n> On Monday you wrote:\n> We are looking into it.\nAny news?",
+    " <b>Please hurry</b> &amp; call me back.",
+    " (The page says: {{ user.name }} is not defined)",  # braces in the data are text
+    "\u2028The second paragraph came by a paste.",  # a line separator that is no line end
+    ' "Quoted", \\backslashed\\, tab\tand all.',
+    " 🙏🏽👩‍👩‍👧",
+)
+_PRODUCTS = ("Ledgerly", "Shelfwise", "Notewell", "Timesheet Pro", "Ledgerly für Teams")
+_MONTHS = ("January", "February", "March", "April", "May", "June", "October", "November")
+_FIRST = (
+    "Ada",
+    "Bo",
+    "Chidi",
+    "Dörte",
+    "Eşref",
+    "Fiona",
+    "Guðrún",
+    "Håkan",
+    "Inés",
+    "José",
+    "Kwame",
+    "Łukasz",
+    "Mia",
+    "Núria",
+)
+_LAST = (
+    "Abara",
+    "Brown",
+    "Çelik",
+    "D'Angelo",
+    "Eriksen",
+    "Fischer",
+    "García",
+    "Huang",
+    "Ito",
+    "Jansen",
+    "Kowalska",
+    "O'Neill",
+)
+
+
+def tickets(count: int, today: date) -> Iterator[Ticket]:
+    """So many tickets, the newest of today."""
+    draw = random.Random(_SEED)  # noqa: S311 - nothing is kept secret by it
+    texts: list[tuple[str | None, str | None]] = []
+    for number in range(1, count + 1):
+        customer = f"{draw.choice(_FIRST)} {draw.choice(_LAST)}"
+        if texts and draw.random() < _REPEATED:
+            text = draw.choice(texts)
+        else:
+            text = _text(draw, customer)
+            texts.append(text)
+        day = today - timedelta(days=(count - number) * DAYS // count)
+        yield Ticket(number, day, customer, *text)
+
+
+def _text(draw: random.Random, customer: str) -> tuple[str | None, str | None]:
+    subject, body = draw.choice(_PROBLEMS)
+    blanks = {
+        "product": draw.choice(_PRODUCTS),
+        "month": draw.choice(_MONTHS),
+        "amount": f"€{draw.randrange(900, 99_900) / 100:.2f}",
+        "number": str(draw.randrange(100_000, 999_999)),
+        "customer": customer,
+    }
+    said = _filled(body + draw.choice(_ENDINGS), blanks)
+    fate = draw.random()
+    if fate < _EMPTY:
+        return _filled(subject, blanks), None
+    return (None if fate < _EMPTY + _UNTITLED else _filled(subject, blanks)), said
+
+
+def _filled(text: str, blanks: dict[str, str]) -> str:
+    for name, value in blanks.items():
+        text = text.replace(f"{{{name}}}", value)
+    return text
