@@ -6,6 +6,33 @@ allow, breaks `import airflow` for everybody who has the package installed.
 
 from typing import Any
 
+_DUCKDB: dict[str, Any] = {
+    "connection-type": "duckdb",
+    "hook-class-name": "airflow_batch_llm.hooks.duckdb.DuckDBHook",
+    "hook-name": "DuckDB",
+    "ui-field-behaviour": {
+        "hidden-fields": ["schema", "port", "login", "password"],
+        "relabeling": {"host": "Path of the file"},
+        "placeholders": {"host": "/data/warehouse.duckdb"},
+    },
+    "conn-fields": {
+        "staging": {
+            "label": "Staging folder",
+            "description": "Where answers wait for the merge; all workers must see it. Empty for one beside the file.",
+            "schema": {"type": ["string", "null"]},
+        },
+        "memory_limit": {
+            "label": "Memory limit",
+            "description": "What DuckDB may use, such as 1GB.",
+            "schema": {"type": ["string", "null"]},
+        },
+        "lock_wait_seconds": {
+            "label": "Seconds to wait for another writer",
+            "schema": {"type": ["number", "null"], "minimum": 0},
+        },
+    },
+}
+
 
 def get_provider_info() -> dict[str, Any]:
     """The provider as Airflow's `provider_info.schema.json` wants it."""
@@ -19,6 +46,42 @@ def get_provider_info() -> dict[str, Any]:
                 "tags": ["service"],
             }
         ],
+        "operators": [
+            {
+                "integration-name": "Batch LLM",
+                "python-modules": [
+                    "airflow_batch_llm.operators.collect",
+                    "airflow_batch_llm.operators.llm_transform",
+                    "airflow_batch_llm.operators.submit",
+                ],
+            }
+        ],
+        "sensors": [
+            {
+                "integration-name": "Batch LLM",
+                "python-modules": [
+                    "airflow_batch_llm.sensors.llm_batch",
+                    "airflow_batch_llm.sensors.pending_rows",
+                ],
+            }
+        ],
+        "hooks": [
+            {
+                "integration-name": "Batch LLM",
+                "python-modules": ["airflow_batch_llm.hooks.duckdb"],
+            }
+        ],
+        "triggers": [
+            {
+                "integration-name": "Batch LLM",
+                "python-modules": [
+                    "airflow_batch_llm.triggers.llm_batch",
+                    "airflow_batch_llm.triggers.pending_rows",
+                ],
+            }
+        ],
+        "extra-links": ["airflow_batch_llm.links.console.BatchConsoleLink"],
+        "connection-types": [_DUCKDB],
         "config": {
             "batch_llm": {
                 "description": "Defaults of the batch stages. An argument of an operator wins over them.",
@@ -32,6 +95,16 @@ def get_provider_info() -> dict[str, Any]:
                         "type": "string",
                         "example": "gs://my-bucket/batch-llm",
                         "default": None,
+                    },
+                    "shared_workspace": {
+                        "description": (
+                            "Whether a workspace on a local path is a mount that every worker shares. Without it, such "
+                            "a workspace is refused under an executor that spreads tasks over machines."
+                        ),
+                        "version_added": "0.1.0",
+                        "type": "boolean",
+                        "example": None,
+                        "default": "False",
                     },
                     "default_max_cost_usd": {
                         "description": "What one run of a stage may cost at most where it sets no max_cost_usd.",

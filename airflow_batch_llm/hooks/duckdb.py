@@ -39,8 +39,9 @@ class DuckDBHook(BaseHook):
                 f"The connection {self.duckdb_conn_id!r} names no file. Its host is the file's path."
             )
         extra = {**connection.extra_dejson, **self._options}
-        own = {name: extra.pop(name) for name in _OWN_OPTIONS if name in extra}
-        return DuckDBWarehouse(connection.host, **own, options=extra)
+        own = {name: extra.pop(name, None) for name in _OWN_OPTIONS}
+        given = {name: value for name, value in own.items() if value not in (None, "")}
+        return DuckDBWarehouse(connection.host, **given, options=extra)
 
     def test_connection(self) -> tuple[bool, str]:
         """Open the file and ask it something."""

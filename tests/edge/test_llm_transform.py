@@ -143,7 +143,7 @@ def test_a_budget_that_is_too_small_fails_the_task_without_a_retry(world: World,
 
 
 def test_a_run_below_its_quality_gate_fails_and_leaves_its_report(world: World, run: Run) -> None:
-    world.simulator.turn(refuse_share=1.0)
+    world.simulator.fault(kind="refused", every=1)
     with DAG("gate", schedule=None) as dag:
         transform(deferrable=True)
 

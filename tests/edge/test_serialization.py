@@ -1,0 +1,54 @@
+"""What the scheduler and the API server see of a Dag with our operators."""
+
+import json
+from typing import Any
+
+from airflow.sdk import DAG
+from airflow.serialization.serialized_objects import DagSerialization
+
+from airflow_batch_llm.operators.collect import CollectLLMBatchOperator
+from airflow_batch_llm.operators.submit import SubmitLLMBatchOperator
+from airflow_batch_llm.sensors.llm_batch import LLMBatchSensor
+from airflow_batch_llm.sensors.pending_rows import PendingRowsSensor
+from tests.edge.tasks import arguments, transform
+
+
+def dag_of_all() -> DAG:
+    with DAG("all", schedule=None) as dag:
+        PendingRowsSensor(task_id="pending", conn_id="warehouse", table="tickets")
+        transform()
+        transform(partial=True, task_id="mapped", target=...).expand(target=["a", "b"])
+        sent = SubmitLLMBatchOperator(**arguments(task_id="submit"))
+        LLMBatchSensor(task_id="wait", handle=sent.output)
+        CollectLLMBatchOperator(task_id="collect", handle=sent.output)
+    return dag
+
+
+def test_every_operator_goes_to_the_database_and_back() -> None:
+    stored = DagSerialization.to_dict(dag_of_all())
+
+    again: Any = DagSerialization.from_dict(json.loads(json.dumps(stored)))
+
+    assert set(again.task_ids) == {"pending", "label", "mapped", "submit", "wait", "collect"}
+    assert again.get_task("collect").upstream_task_ids == {"submit"}
+    assert again.get_task("label").source_table == "tickets"
+    assert again.get_task("mapped").is_mapped
+
+
+def test_a_dag_shows_no_prompt() -> None:
+    with DAG("one", schedule=None) as dag:
+        transform(system_prompt="You triage tickets.")
+
+    stored = json.dumps(DagSerialization.to_dict(dag))
+
+    assert "{{ body }}" not in stored
+    assert "You triage" not in stored
+
+
+def test_the_link_to_the_batch_is_on_every_task_that_has_one() -> None:
+    task = transform()
+    (link,) = task.operator_extra_links
+
+    assert link.get_link(task, ti_key=None) == ""
+    task.console_url = "https://platform.claude.com/workspaces/default/batches/b"
+    assert link.get_link(task, ti_key=None) == task.console_url

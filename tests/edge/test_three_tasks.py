@@ -1,0 +1,128 @@
+"""Submit, wait and collect, in one Dag and over two."""
+
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+import pytest
+from airflow.sdk import DAG, Asset
+
+from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.operators.collect import CollectLLMBatchOperator
+from airflow_batch_llm.operators.submit import SubmitLLMBatchOperator
+from airflow_batch_llm.sensors.llm_batch import LLMBatchSensor
+from tests.edge.conftest import TICKETS, World
+from tests.edge.dag_runs import asset_extras, states, xcom
+from tests.edge.tasks import arguments
+
+Run = Callable[..., Any]
+
+
+def submit(**changes: Any) -> SubmitLLMBatchOperator:
+    return SubmitLLMBatchOperator(**arguments(task_id="submit", **changes))
+
+
+@pytest.mark.parametrize("deferrable", [True, False])
+def test_a_handle_joins_the_three_tasks(world: World, run: Run, deferrable: bool) -> None:
+    with DAG(f"three_{deferrable}".lower(), schedule=None) as dag:
+        sent = submit(rows_per_batch=5)
+        wait = LLMBatchSensor(
+            task_id="wait", handle=sent.output, deferrable=deferrable, poke_interval=0.1, timeout=60
+        )
+        collect = CollectLLMBatchOperator(task_id="collect", handle=sent.output, deferrable=deferrable)
+        sent >> wait >> collect
+
+    done = run(dag)
+
+    assert states(done) == {"submit": "success", "wait": "success", "collect": "success"}
+    assert world.query("SELECT count(*) FROM labels") == [(len(TICKETS),)]
+    assert len(xcom(done, "submit")["batch_ids"]) == 3
+    assert xcom(done, "collect")["outcomes"] == {"succeeded": len(TICKETS)}
+    assert world.rows_charged() == len(TICKETS)
+
+
+def test_the_handle_is_small_and_holds_no_secret(world: World, run: Run) -> None:
+    with DAG("small", schedule=None) as dag:
+        submit()
+
+    handle = orjson.dumps(xcom(run(dag), "submit"))
+
+    assert len(handle) < 1000
+    assert b"any" not in handle
+
+
+def test_another_dag_collects_what_a_target_waits_for_oldest_first(world: World, run: Run) -> None:
+    for number, rows in enumerate(("ticket_id <= 4", "ticket_id > 4")):
+        with DAG(f"sender_{number}", schedule=None) as dag:
+            submit(source_table=None, source_sql=f"SELECT * FROM tickets WHERE {rows}")
+        run(dag)
+    with DAG("collector", schedule=None) as dag:
+        CollectLLMBatchOperator(task_id="collect", pending_for="labels", deferrable=True)
+
+    done = run(dag)
+
+    assert states(done) == {"collect": "success"}
+    reports = xcom(done, "collect")
+    assert [report["request_count"] for report in reports] == [4, 8]
+    assert world.query("SELECT count(*) FROM labels") == [(len(TICKETS),)]
+    assert world.rows_charged() == len(TICKETS)
+
+
+def test_a_run_is_collected_by_its_folder(world: World, run: Run) -> None:
+    with DAG("by_folder", schedule=None) as dag:
+        submit()
+    handle = xcom(run(dag), "submit")
+    with DAG("collects_folder", schedule=None) as dag:
+        CollectLLMBatchOperator(task_id="collect", run_folder=handle["run"])
+
+    assert states(run(dag)) == {"collect": "success"}
+    assert world.query("SELECT count(*) FROM labels") == [(len(TICKETS),)]
+
+
+def test_a_folder_without_a_run_is_refused_with_its_name(world: World, run: Run) -> None:
+    with DAG("no_folder", schedule=None) as dag:
+        CollectLLMBatchOperator(task_id="collect", run_folder="nothing/here")
+
+    assert states(run(dag)) == {"collect": "failed"}
+
+
+def test_nothing_pending_is_a_success(world: World, run: Run) -> None:
+    with DAG("none_pending", schedule=None) as dag:
+        CollectLLMBatchOperator(task_id="collect", pending_for="labels")
+
+    done = run(dag)
+
+    assert states(done) == {"collect": "success"}
+    assert xcom(done, "collect") == []
+
+
+def test_submitting_tells_an_asset_the_handle(world: World, run: Run) -> None:
+    with DAG("tells", schedule=None) as dag:
+        submit(outlets=[Asset("x-batch://labels")])
+
+    done = run(dag)
+
+    (extra,) = asset_extras(done)
+    assert extra["handle"] == xcom(done, "submit")
+
+
+def test_a_sensor_waits_for_a_batch_that_somebody_else_submitted(world: World, run: Run) -> None:
+    with DAG("somebody", schedule=None) as dag:
+        submit()
+    (batch_id,) = xcom(run(dag), "submit")["batch_ids"]
+    with DAG("waits", schedule=None) as dag:
+        LLMBatchSensor(
+            task_id="wait", batch_ids=batch_id, model_id="anthropic:any", deferrable=True, poke_interval=0.1
+        )
+
+    assert states(run(dag)) == {"wait": "success"}
+
+
+def test_a_sensor_wants_to_know_the_provider_of_batch_ids() -> None:
+    with pytest.raises(InputError, match="model_id is missing"):
+        LLMBatchSensor(task_id="wait", batch_ids=["a"])
+
+
+def test_a_collector_wants_exactly_one_way_to_find_runs() -> None:
+    with pytest.raises(InputError, match="Exactly one of handle, run_folder, pending_for"):
+        CollectLLMBatchOperator(task_id="collect")
