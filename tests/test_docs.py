@@ -1,0 +1,180 @@
+"""What the documentation shows is true: snippets compile, names and arguments exist, specs validate, some are run.
+
+A snippet below the comment `<!-- executed -->` is run, in a folder of its own; the others are checked as far as that
+goes without the service that they name.
+"""
+
+import ast
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import typer.main
+import yaml
+
+import airflow_batch_llm
+from airflow_batch_llm.cli import app
+from airflow_batch_llm.commands.spec import Spec, read_spec
+from airflow_batch_llm.warehouses.base import ANSWER_BOOKKEEPING, FAILURE_COLUMNS
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+_FENCE = re.compile(
+    r"(?P<executed><!-- executed -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE
+)
+_OURS = airflow_batch_llm.__name__
+
+
+@dataclass(frozen=True, slots=True)
+class Snippet:
+    """A fenced block. Its name tells where to look."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+    executed: bool
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def _snippets() -> Iterator[Snippet]:
+    for page in PAGES:
+        text = page.read_text()
+        for found in _FENCE.finditer(text):
+            line = text.count("\n", 0, found.start("text")) + 1
+            yield Snippet(page, line, found["language"], found["text"], found["executed"] is not None)
+
+
+SNIPPETS = list(_snippets())
+
+
+def _in(*languages: str) -> Any:
+    return pytest.mark.parametrize("snippet", [one for one in SNIPPETS if one.language in languages], ids=str)
+
+
+def test_pages_have_snippets_of_each_kind() -> None:
+    assert {"python", "yaml", "console"} <= {one.language for one in SNIPPETS}
+    assert any(one.executed for one in SNIPPETS)
+
+
+@_in("python")
+def test_what_python_imports_from_us_is_there_and_takes_what_it_is_given(snippet: Snippet) -> None:
+    tree = ast.parse(snippet.text)
+    names = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == _OURS:
+            module = import_module(node.module or "")
+            names |= {alias.asname or alias.name: getattr(module, alias.name) for alias in node.names}
+    calls = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in names
+    ]
+
+    for call in calls:
+        assert isinstance(call.func, ast.Name)
+        arguments = {word.arg: word.value for word in call.keywords if word.arg is not None}
+        inspect.signature(names[call.func.id]).bind(*call.args, **arguments)
+
+
+@pytest.mark.parametrize("snippet", [one for one in SNIPPETS if one.executed], ids=str)
+def test_what_is_marked_as_executed_runs(snippet: Snippet, tmp_path: Path) -> None:
+    program = tmp_path / "snippet.py"
+    program.write_text(snippet.text)
+
+    done = subprocess.run(
+        [sys.executable, "-W", "error", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+
+
+def _dags() -> list[Snippet]:
+    return [one for one in SNIPPETS if one.language == "python" and "Operator(" in one.text]
+
+
+@pytest.mark.parametrize("snippet", _dags(), ids=str)
+def test_an_operator_that_is_shown_can_be_made(snippet: Snippet) -> None:
+    exec(compile(snippet.text, str(snippet), "exec"), {"__name__": "shown"})
+
+
+@_in("yaml")
+def test_yaml_is_a_spec_that_is_taken(snippet: Snippet, tmp_path: Path) -> None:
+    fields = yaml.safe_load(snippet.text)
+
+    if "model_id" in fields:
+        spec = tmp_path / "spec.yaml"
+        spec.write_text(snippet.text)
+        read_spec(spec)
+
+
+@_in("json")
+def test_json_is_json(snippet: Snippet) -> None:
+    json.loads(snippet.text)
+
+
+@_in("console")
+def test_commands_and_their_options_exist(snippet: Snippet) -> None:
+    commands: Any = typer.main.get_command(app)
+    targets = {line.partition(":")[0] for line in (ROOT / "Makefile").read_text().splitlines()}
+    for line in snippet.text.splitlines():
+        words = line.removeprefix("$ ").partition("#")[0].split()
+        if words[:1] == ["make"]:
+            assert set(words[1:]) <= targets, line
+        if words[:1] == ["airflow-batch-llm"]:
+            command = commands.commands[words[1]]
+            known = {option for parameter in command.params for option in parameter.opts}
+            assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known, line
+
+
+def test_the_fields_of_a_spec_are_all_described_and_no_others() -> None:
+    page = (ROOT / "docs/how-to/cli.md").read_text()
+
+    assert set(_first_column(page[page.index("## The file") :])) == set(Spec.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("heading", "columns"),
+    [
+        ("## The target", list(ANSWER_BOOKKEEPING)),
+        ("## The failures", list(FAILURE_COLUMNS)[: len(FAILURE_COLUMNS) - len(ANSWER_BOOKKEEPING)]),
+    ],
+)
+def test_the_columns_of_a_table_are_all_described_in_their_order(
+    heading: str, columns: list[pa.Field]
+) -> None:
+    page = (ROOT / "docs/reference/tables.md").read_text()
+    part = page[page.index(heading) :].partition("\n## ")[0]
+
+    shown = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", part, re.MULTILINE)
+
+    assert shown == [(column.name, str(column.type)) for column in columns]
+
+
+def test_the_names_of_the_package_are_all_described() -> None:
+    page = (ROOT / "docs/reference/python.md").read_text()
+    table = page[page.index("| name |") : page.index(":::")]
+
+    assert set(re.findall(r"`(\w+)`", table)) == set(airflow_batch_llm.__all__)
+
+
+def _first_column(text: str) -> list[str]:
+    return re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
