@@ -1,8 +1,8 @@
 """BigQuery: Arrow out, load jobs and one transaction in.
 
-What writes is a job whose id follows from its work, so that an attempt that is killed leaves a job that the next
-attempt finds: two attempts never load or merge the same at once. A table that requires a partition filter is read
-and merged only between the lowest and the highest partition of the rows at hand.
+What writes is a job whose id follows from its work: an attempt that is killed leaves a job that the next attempt
+finds, and of several that publish to one target at once each waits for the one before. A table that requires a
+partition filter is read and merged only between the lowest and the highest partition of the rows at hand.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ class BigQueryWarehouse:
         job = self._connection.jobs.perform(
             Work(
                 doing=f"merging into {tables.answers}",
-                stem=stem_of("publish", content),
+                stem=stem_of("publish", tables.answers),
                 content=content,
                 location=location,
                 submit=lambda job_id: self._submit(

@@ -1,8 +1,9 @@
 """BigQuery's jobs: a job that writes has an id that its work determines, so no attempt starts it twice.
 
-The jobs of one piece of work are numbered 0, 1, 2 …; BigQuery lets one creator have each number. The last of them says
-where the work stands: running means wait, done means done, failed means the next number. No row value reaches an
-error: of BigQuery's own text only what it says before it has read a row is passed on.
+The jobs that write to one table are numbered 0, 1, 2 …; BigQuery lets one creator have each number, and none is begun
+before the one before has ended: they never write at once. The last of them says where the work stands: running means
+wait, done means done, failed or another's means the next number. No row value reaches an error: of BigQuery's own text
+only what it says before it has read a row is passed on.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ _PASSING = frozenset(
         "timeout",
     }
 )
-#: What two transactions on one table say to the one that comes second.
-_CONFLICT = re.compile(r"concurrent update|serialize access|transaction is aborted due to", re.IGNORECASE)
+#: What is said to the second of two transactions on one table. One that cannot commit has changed nothing.
+_CONFLICT = re.compile(r"concurrent update|serialize access|failed to commit", re.IGNORECASE)
 
 #: Reasons whose text speaks of names and rights, never of rows.
 _NAMES_ONLY = frozenset(
@@ -160,11 +161,17 @@ class Jobs:
                 return None
 
     def _last(self, work: Work) -> tuple[int, Any]:
-        """The first free number, and the job before it."""
-        number, last = 0, None
-        while (job := self._job(work, number)) is not None:
-            number, last = number + 1, job
-        return number, last
+        """The first free number, found in steps that double and then halve, and the job before it."""
+        taken, free, last = -1, 0, None
+        while (job := self._job(work, free)) is not None:
+            taken, free, last = free, 2 * free + 1, job
+        while free - taken > 1:
+            middle = (taken + free) // 2
+            if (job := self._job(work, middle)) is None:
+                free = middle
+            else:
+                taken, last = middle, job
+        return free, last
 
     def _job(self, work: Work, number: int) -> Any:
         from google.api_core.exceptions import NotFound
