@@ -39,11 +39,16 @@ class Dialect:
     upsert: Upsert
     max_identifier: int
     placeholder: str = "?"  # how the driver takes a parameter; {} is its number
+    session: str | None = None  # what every connection is told first
     begin: str | None = None  # what begins a transaction, where the driver does not do it by itself
     upper_case: bool = False  # an unquoted name is stored in capitals
     keeps_nul: bool = True  # text may hold the character NUL
     vector_brackets: str = "[]"  # around a vector staged as text; empty: it is staged as a list
     from_text: Mapping[Kind, str] = field(default_factory=dict)  # kinds staged as text, and how they are read
+    partitioned: str = ""  # the clause of a new table that is cut by one column
+    clustered: str = ""  # the clause of a new table whose rows lie in the order of some columns
+    text_of: str = "{}"  # a source's column, as the text that it is read as
+    typed_null: bool = True  # NULL may be cast to the type of a column
 
     def quote(self, *names: str) -> str:
         """One identifier, or several as a list."""
@@ -104,6 +109,11 @@ class Dialect:
         plain = name.isidentifier() and name.isascii() and name == name.lower()
         return name.upper() if self.upper_case and plain else name
 
+    def unfolded(self, name: str) -> str:
+        """A stored name as one writes it."""
+        plain = name.isidentifier() and name.isascii() and name == name.upper()
+        return name.lower() if self.upper_case and plain else name
+
     def _check(self, name: str) -> None:
         if not name or "\0" in name:
             raise TargetError(f"{name!r} cannot be a name in {self.title}.")
@@ -155,6 +165,8 @@ DIALECTS: Mapping[str, Dialect] = {
             key_types={},
             upsert=Upsert.MERGE,
             from_text={Kind.VECTOR: "FROM_JSON({}, 'ARRAY<DOUBLE>')"},
+            partitioned="PARTITIONED BY ({})",
+            clustered="CLUSTER BY ({})",
             max_identifier=255,
         ),
         Dialect(
@@ -185,6 +197,8 @@ DIALECTS: Mapping[str, Dialect] = {
             upsert=Upsert.ON_DUPLICATE_KEY,
             max_identifier=64,
             placeholder="%s",
+            session="SET time_zone = '+00:00'",
+            typed_null=False,
         ),
         Dialect(
             name="postgres",
@@ -196,6 +210,8 @@ DIALECTS: Mapping[str, Dialect] = {
             upsert=Upsert.ON_CONFLICT,
             from_text={Kind.JSON: "CAST({} AS JSONB)", Kind.VECTOR: "CAST({} AS DOUBLE PRECISION[])"},
             vector_brackets="{}",
+            # Not a cast, which cuts the blanks off a CHAR.
+            text_of="CONCAT({}, '')",
             max_identifier=63,
             placeholder="${}",
             keeps_nul=False,
@@ -210,6 +226,7 @@ DIALECTS: Mapping[str, Dialect] = {
             key_types={},
             # Its MERGE takes no condition, so it could not leave a newer row alone.
             upsert=Upsert.UPDATE_INSERT,
+            clustered="COMPOUND SORTKEY ({})",
             max_identifier=127,
             placeholder="%s",
             keeps_nul=False,
@@ -224,6 +241,7 @@ DIALECTS: Mapping[str, Dialect] = {
             key_types={},
             upsert=Upsert.MERGE,
             from_text={Kind.JSON: "PARSE_JSON({})", Kind.VECTOR: "PARSE_JSON({})"},
+            clustered="CLUSTER BY ({})",
             begin="BEGIN",
             max_identifier=255,
             placeholder="%s",

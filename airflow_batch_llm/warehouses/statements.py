@@ -12,6 +12,8 @@ import pyarrow as pa
 
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Source, Target
 from airflow_batch_llm.warehouses.dialect import PARAMETER, Dialect, Upsert
+from airflow_batch_llm.warehouses.kind import Kind, of_arrow
+from airflow_batch_llm.warehouses.layout import layout
 
 PLANNED = "_llm_planned_at"
 _ANSWER_ORDER = (PLANNED, "_llm_processed_at", "_llm_shard")
@@ -61,7 +63,8 @@ class Statements:
         ]
         if unique:
             parts.append(f"PRIMARY KEY ({self._q(*target.key.names)})")
-        return f"CREATE TABLE {self.dialect.table(table)} ({', '.join(parts)})"
+        laid_out = layout(target, columns, self.dialect) if table == target.table else ""
+        return f"CREATE TABLE {self.dialect.table(table)} ({', '.join(parts)}){laid_out}"
 
     def add_columns(self, table: str, columns: pa.Schema) -> list[str]:
         """One ALTER TABLE a column."""
@@ -165,8 +168,7 @@ class Statements:
                 joins.append(self._join_latest(target, alias, table))
         for name, (alias, column) in _KNOWN_SOURCES.items():
             there = tables[target.table if alias == "t" else target.failures]
-            empty = f"CAST(NULL AS {self.dialect.column_type(KNOWN_COLUMNS.field(name).type)})"
-            chosen.append(f"{f'{alias}.{self._q(column)}' if there else empty} AS {self._q(name)}")
+            chosen.append(f"{f'{alias}.{self._q(column)}' if there else self._null(name)} AS {self._q(name)}")
         return f"SELECT q.*, {', '.join(chosen)} FROM ({select}) AS q {' '.join(joins)}"
 
     def _join_latest(self, target: Target, alias: str, table: str) -> str:
@@ -176,8 +178,17 @@ class Statements:
             f"SELECT {keys}, {self._q(*wanted)}, ROW_NUMBER() OVER (PARTITION BY {keys} "
             f"ORDER BY {self._later('y')}) AS r FROM {self.dialect.table(table)} AS y"
         )
-        same = self._same(target.key.names, alias, "q")
+        same = " AND ".join(f"{alias}.{self._q(field.name)} = {self._read(field)}" for field in target.key)
         return f"LEFT JOIN (SELECT * FROM ({ranked}) AS z WHERE r = 1) AS {alias} ON {same}"
+
+    def _read(self, key: pa.Field) -> str:
+        """A key of the source's rows, as it was when the target's rows were read."""
+        name = f"q.{self._q(key.name)}"
+        return self.dialect.text_of.format(name) if of_arrow(key.type) is Kind.STRING else name
+
+    def _null(self, known: str) -> str:
+        type_ = self.dialect.column_type(KNOWN_COLUMNS.field(known).type)
+        return f"CAST(NULL AS {type_})" if self.dialect.typed_null else "NULL"
 
     def _merge(self, landing: Landing, rows: str) -> list[str]:
         name = self.dialect.table(landing.table)

@@ -141,6 +141,19 @@ def test_types_without_an_arrow_type_are_read_as_text(database: PostgresDatabase
     warehouse.close()
 
 
+@pytest.mark.parametrize("key", ["1.50::numeric", "'a'::char(3)", "'a '::varchar(3)", "interval '1 day'"])
+def test_a_key_that_is_read_as_text_is_known_where_it_is_joined(database: PostgresDatabase, key: str) -> None:
+    source = Source(sql=f"SELECT {key} AS id", key=("id",))
+    warehouse = database.open()
+    rows = warehouse.read(source).read_all()
+    target = labels(key=pa.schema([rows.schema.field("id")]))
+    warehouse.prepare(target)
+    land(warehouse, target, part(), [{"id": rows["id"][0].as_py(), "_llm_input_hash": "i1"}])
+    (found,) = warehouse.read_known(source, target).read_all().to_pylist()
+    warehouse.close()
+    assert found["_llm_known_input_hash"] == "i1"
+
+
 def test_a_connection_that_was_lost_is_opened_anew(database: PostgresDatabase) -> None:
     warehouse = database.open()
     warehouse.prepare(labels())
