@@ -17,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pytest
 import typer.main
@@ -25,6 +26,7 @@ import yaml
 import airflow_batch_llm
 from airflow_batch_llm.cli import app
 from airflow_batch_llm.commands.spec import Spec, read_spec
+from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.warehouses.base import ANSWER_BOOKKEEPING, FAILURE_COLUMNS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -178,3 +180,44 @@ def test_the_names_of_the_package_are_all_described() -> None:
 
 def _first_column(text: str) -> list[str]:
     return re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
+
+
+def test_the_tutorial_leads_to_its_table(tmp_path: Path) -> None:
+    page = ROOT / "docs/tutorial/first-table.md"
+    shown = [one for one in SNIPPETS if one.page == page]
+    for file in (one for one in shown if one.language == "python"):
+        path = tmp_path / file.text.splitlines()[0].removeprefix("# ")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(file.text)
+    exports = "\n".join(
+        line.removeprefix("$ ")
+        for one in shown
+        if one.language == "console"
+        for line in one.text.splitlines()
+        if line.startswith("$ export ")
+    )
+    steps = (
+        "python seed.py",
+        "airflow db migrate",
+        "python dags/label_tickets.py",
+        "python dags/label_tickets.py",
+    )
+
+    with Simulator(batch_seconds=0) as simulator:
+        script = "\n".join(("set -e", exports.replace("http://127.0.0.1:8765", simulator.url), *steps))
+        done = subprocess.run(
+            ["sh", "-c", script],
+            cwd=tmp_path,
+            env={"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        ledger = simulator.ledger()["anthropic"]
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 of 3 rows succeeded" in done.stdout + done.stderr
+    assert ledger["rows"]["charged"] == 2
+    with duckdb.connect(str(tmp_path / "support.duckdb")) as database:
+        found = database.execute("SELECT ticket_id, _llm_shared FROM ticket_labels ORDER BY 1").fetchall()
+    assert found == [(1, False), (2, False), (3, True)]
