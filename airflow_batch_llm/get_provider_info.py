@@ -6,67 +6,73 @@ allow, breaks `import airflow` for everybody who has the package installed.
 
 from typing import Any
 
-_DUCKDB: dict[str, Any] = {
-    "connection-type": "duckdb",
-    "hook-class-name": "airflow_batch_llm.hooks.duckdb.DuckDBHook",
-    "hook-name": "DuckDB",
-    "ui-field-behaviour": {
-        "hidden-fields": ["schema", "port", "login", "password"],
-        "relabeling": {"host": "Path of the file"},
-        "placeholders": {"host": "/data/warehouse.duckdb"},
-    },
-    "conn-fields": {
-        "staging": {
-            "label": "Staging folder",
-            "description": "Where answers wait for the merge; all workers must see it. Empty for one beside the file.",
-            "schema": {"type": ["string", "null"]},
-        },
-        "memory_limit": {
-            "label": "Memory limit",
-            "description": "What DuckDB may use, such as 1GB.",
-            "schema": {"type": ["string", "null"]},
-        },
-        "lock_wait_seconds": {
-            "label": "Seconds to wait for another writer",
-            "schema": {"type": ["number", "null"], "minimum": 0},
-        },
-    },
-}
 
-_CONFIG: dict[str, Any] = {
-    "batch_llm": {
-        "description": "Defaults of the batch stages. An argument of an operator wins over them.",
-        "options": {
-            "workspace": {
-                "description": (
-                    "URI of the folder that holds the run folders: plans, journals, results and reports. "
-                    "Every worker must reach it. Unset, it is allowed only where all tasks share a disk."
-                ),
-                "version_added": "0.1.0",
-                "type": "string",
-                "example": "gs://my-bucket/batch-llm",
-                "default": None,
+def _duckdb() -> dict[str, Any]:
+    """The form of the connection type that is ours."""
+    return {
+        "connection-type": "duckdb",
+        "hook-class-name": "airflow_batch_llm.hooks.duckdb.DuckDBHook",
+        "hook-name": "DuckDB",
+        "ui-field-behaviour": {
+            "hidden-fields": ["schema", "port", "login", "password"],
+            "relabeling": {"host": "Path of the file"},
+            "placeholders": {"host": "/data/warehouse.duckdb"},
+        },
+        "conn-fields": {
+            "staging": {
+                "label": "Staging folder",
+                "description": "Where answers wait for the merge; all workers must see it. Empty for one beside the file.",
+                "schema": {"type": ["string", "null"]},
             },
-            "shared_workspace": {
-                "description": (
-                    "Whether a workspace on a local path is a mount that every worker shares. Without it, such "
-                    "a workspace is refused under an executor that spreads tasks over machines."
-                ),
-                "version_added": "0.1.0",
-                "type": "boolean",
-                "example": None,
-                "default": "False",
+            "memory_limit": {
+                "label": "Memory limit",
+                "description": "What DuckDB may use, such as 1GB.",
+                "schema": {"type": ["string", "null"]},
             },
-            "default_max_cost_usd": {
-                "description": "What one run of a stage may cost at most where it sets no max_cost_usd.",
-                "version_added": "0.1.0",
-                "type": "float",
-                "example": None,
-                "default": "25.0",
+            "lock_wait_seconds": {
+                "label": "Seconds to wait for another writer",
+                "schema": {"type": ["number", "null"], "minimum": 0},
             },
         },
     }
-}
+
+
+def _config() -> dict[str, Any]:
+    """The section of Airflow's configuration."""
+    return {
+        "batch_llm": {
+            "description": "Defaults of the batch stages. An argument of an operator wins over them.",
+            "options": {
+                "workspace": {
+                    "description": (
+                        "URI of the folder that holds the run folders: plans, journals, results and reports. "
+                        "Every worker must reach it. Unset, it is allowed only where all tasks share a disk."
+                    ),
+                    "version_added": "0.1.0",
+                    "type": "string",
+                    "example": "gs://my-bucket/batch-llm",
+                    "default": None,
+                },
+                "shared_workspace": {
+                    "description": (
+                        "Whether a workspace on a local path is a mount that every worker shares. Without it, such "
+                        "a workspace is refused under an executor that spreads tasks over machines."
+                    ),
+                    "version_added": "0.1.0",
+                    "type": "boolean",
+                    "example": None,
+                    "default": "False",
+                },
+                "default_max_cost_usd": {
+                    "description": "What one run of a stage may cost at most where it sets no max_cost_usd.",
+                    "version_added": "0.1.0",
+                    "type": "float",
+                    "example": None,
+                    "default": "25.0",
+                },
+            },
+        }
+    }
 
 
 def _modules(*names: str) -> list[dict[str, Any]]:
@@ -95,6 +101,6 @@ def get_provider_info() -> dict[str, Any]:
         "hooks": _modules("hooks.duckdb"),
         "triggers": _modules("triggers.llm_batch", "triggers.pending_rows"),
         "extra-links": ["airflow_batch_llm.links.console.BatchConsoleLink"],
-        "connection-types": [_DUCKDB],
-        "config": _CONFIG,
+        "connection-types": [_duckdb()],
+        "config": _config(),
     }

@@ -100,7 +100,7 @@ def _sqlite(connection: Connection, hook_params: HookParams) -> "Warehouse":
 def _any_database(connection: Connection, hook_params: HookParams) -> "Warehouse":
     from airflow.providers.common.sql.hooks.sql import DbApiHook
 
-    from airflow_batch_llm.warehouses.sql import SqlWarehouse
+    from airflow_batch_llm.warehouses.sql_joining import sql_warehouse
 
     hook: Any = BaseHook.get_hook(connection.conn_id, dict(hook_params))
     if not isinstance(hook, DbApiHook):
@@ -109,7 +109,7 @@ def _any_database(connection: Connection, hook_params: HookParams) -> "Warehouse
         )
     port = f":{connection.port}" if connection.port else ""
     uri = f"{connection.conn_type}://{connection.host or ''}{port}/{connection.schema or ''}".rstrip("/")
-    return SqlWarehouse(hook.get_conn, hook.dialect_name, asset_uri=uri)
+    return sql_warehouse(hook.get_conn, hook.dialect_name, asset_uri=uri)
 
 
 _TYPES: Mapping[str, Callable[[Connection, HookParams], "Warehouse"]] = MappingProxyType(

@@ -122,7 +122,7 @@ class RunOperator(BaseOperator):
                 if self.deferrable:
                     return watch
                 drive(waiting(watch, time.time, random.random), Waiter(provider=run.parts.provider).perform)
-            return self._ended(context, handle, run, state)
+            return self.ended(context, handle, run, state)
 
     @contextmanager
     def opened(self, context: Context, handle: RunHandle) -> Iterator["Run"]:
@@ -138,7 +138,8 @@ class RunOperator(BaseOperator):
                     ):  # the work is done; a connection that will not close is no failure
                         part.close()
 
-    def _ended(self, context: Context, handle: RunHandle, run: "Run", finished: "Finished") -> "Ended":
+    def ended(self, context: Context, handle: RunHandle, run: "Run", finished: "Finished") -> "Ended":
+        """Tell Airflow what has become of a run, while its connections are open."""
         from airflow_batch_llm.core.report import to_xcom
 
         report = to_xcom(finished.report, replace(finished.about, llm_conn_id=handle.llm_conn_id))
