@@ -32,7 +32,7 @@ class PendingRows:
         database = warehouse(self.conn_id, self.hook_params)
         try:
             counted = database.read(
-                Source(sql=f"SELECT count(*) AS n, min({oldest}) AS oldest FROM {rows} AS waiting")
+                Source(sql=f"SELECT count(*) AS n, min({oldest}) AS oldest FROM {rows} waiting")
             ).read_all()
         finally:
             database.close()
