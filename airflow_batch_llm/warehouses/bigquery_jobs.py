@@ -152,12 +152,17 @@ class Jobs:
         return (job.labels or {}).get("llm_content") == work.content and work.standing(job)
 
     def _submit(self, work: Work, number: int) -> Any:
-        from google.api_core.exceptions import Conflict
+        """Begin the job of a number; None where the number is taken, be it by oneself, the answer having been lost."""
+        from google.api_core.exceptions import Conflict, GoogleAPICallError
 
         with translated(work.doing):
             try:
                 return work.submit(f"{work.stem}-{number}")
             except Conflict:
+                return None
+            except GoogleAPICallError:
+                if self._job(work, number) is None:
+                    raise
                 return None
 
     def _last(self, work: Work) -> tuple[int, Any]:
