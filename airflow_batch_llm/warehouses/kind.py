@@ -125,7 +125,7 @@ def of_database(type_: str, dialect: str) -> Kind | None:
         parsed = exp.DataType.build(type_, dialect=dialect)
     except SqlglotError:
         return None
-    name = parsed.this.value.lower() if isinstance(parsed.this, exp.DType) else ""
+    name = parsed.this.value.lower() if isinstance(parsed.this, exp.DataType.Type) else ""
     if name in ("array", "list"):
         inner = parsed.expressions[0].sql(dialect) if parsed.expressions else ""
         return Kind.VECTOR if inner and of_database(inner, dialect) in _NUMBERS else None
