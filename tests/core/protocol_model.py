@@ -2,13 +2,15 @@
 
 The world holds the real journal records and the real machines of `core.submission`; only the store and the provider
 are models. A step is one read or write of one attempt, a crash, a lost answer, a creation that arrives late, or time
-passing. `explore` visits every reachable state once.
+passing. `explore` visits every reachable state once. Equal things are one object here, so that a state is known by
+the identities of its parts, and the machine is asked once for each question.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar, cast
 
-from airflow_batch_llm.core.journal import CLOCK_SKEW_SECONDS, Entry, Searched, Terms, stand
+from airflow_batch_llm.core.journal import CLOCK_SKEW_SECONDS, Entry, Searched, Standing, Terms, stand
 from airflow_batch_llm.core.model import BatchState, Sighting
 from airflow_batch_llm.core.submission import (
     Action,
@@ -19,6 +21,7 @@ from airflow_batch_llm.core.submission import (
     Created,
     Find,
     NotCreated,
+    Phase,
     Read,
     Send,
     Stop,
@@ -29,7 +32,11 @@ from airflow_batch_llm.core.submission import (
 )
 
 LEASE, LAG = 120.0, 60.0
-TICK = 60.0
+# What an attempt knows of the journal is read anew before it counts again, or its length is all that counts.
+_ABOUT_TO_READ = frozenset(
+    {Phase.READING, Phase.INTENDING, Phase.CONFIRMING, Phase.RECORDING, Phase.REREADING, Phase.CANCELLING}
+)
+_ABOUT_TO_WRITE = frozenset({Phase.UPLOADING, Phase.SENDING})
 TERMS = Terms(token="r1-0001", requests=10, lease_seconds=LEASE, list_lag_seconds=LAG)
 
 
@@ -50,6 +57,16 @@ class Flying:
     until: float
 
 
+Thing = TypeVar("Thing")
+
+_THINGS: dict[Any, Any] = {}
+
+
+def one(thing: Thing) -> Thing:
+    """The one object that stands for all that equal it."""
+    return cast("Thing", _THINGS.setdefault(thing, thing))
+
+
 @dataclass(frozen=True, slots=True)
 class World:
     now: float = 0.0
@@ -60,6 +77,12 @@ class World:
     born: int = 0
     crashes: int = 0
 
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Equal for equal worlds, and for no others."""
+        parts = (self.journal, self.batches, self.flying, *self.attempts)
+        return (self.now, self.born, self.crashes, *(id(one(part)) for part in parts))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
@@ -67,6 +90,7 @@ class Rules:
 
     attempts: int = 3
     together: int = 2  # so many attempts live at once; the others begin when these are over
+    tick: float = 60.0
     ticks: int = 5
     crashes: int = 2
     long_pauses: bool = False  # a creation may arrive after its lease
@@ -75,30 +99,54 @@ class Rules:
 
 def steps(world: World, rules: Rules) -> Iterator[World]:
     """Every world that can come next."""
-    if world.now < rules.ticks * TICK:
-        yield replace(world, now=world.now + TICK)
+    if world.now < rules.ticks * rules.tick:
+        yield replace(world, now=world.now + rules.tick)
     for flying in world.flying:
         rest = tuple(other for other in world.flying if other != flying)
         if world.now <= flying.until:
             yield replace(world, flying=rest, batches=(*world.batches, Batch(flying.id, world.now)))
         else:
             yield replace(world, flying=rest)
-    alive = sum(one is not None and not isinstance(one[1], Stop) for one in world.attempts)
+    alive = sum(attempt is not None for attempt in world.attempts)
     if world.born < rules.attempts and (alive < rules.together if world.born < rules.together else alive == 0):
         yield replace(world, born=world.born + 1, attempts=(*world.attempts, begin(f"a{world.born + 1}")))
-    for index, one in enumerate(world.attempts):
-        if one is None or isinstance(one[1], Stop):
+    for index, attempt in enumerate(world.attempts):
+        if attempt is None:
             continue
         if world.crashes < rules.crashes:
             yield _with(replace(world, crashes=world.crashes + 1), index, None)
-        for after, answer in _answers(world, one[1], rules):
-            yield _with(after, index, advance(one[0], answer, TERMS, world.now))
+        for after, answer in _answers(world, attempt[1], rules):
+            yield _with(after, index, _asked(attempt, answer, world.now))
             if after != world and world.crashes < rules.crashes:  # it happened, and nobody heard of it
                 yield _with(replace(after, crashes=world.crashes + 1), index, None)
 
 
-def _with(world: World, index: int, one: tuple[Attempt, Action] | None) -> World:
-    return replace(world, attempts=(*world.attempts[:index], one, *world.attempts[index + 1 :]))
+def _with(world: World, index: int, attempt: tuple[Attempt, Action] | None) -> World:
+    return replace(world, attempts=(*world.attempts[:index], attempt, *world.attempts[index + 1 :]))
+
+
+_ASKED: dict[tuple[int, int, float], tuple[Attempt, Action] | None] = {}
+
+
+def _asked(attempt: tuple[Attempt, Action], answer: Answer, now: float) -> tuple[Attempt, Action] | None:
+    """What the machine says. None: it has stopped. What it has no more use for is forgotten."""
+    question = (id(one(attempt)), id(one((type(answer), answer))), now)
+    if question not in _ASKED:
+        after, action = advance(attempt[0], answer, TERMS, now)
+        if after.phase in _ABOUT_TO_READ:
+            after = replace(after, standing=Standing())
+        if after.phase in _ABOUT_TO_WRITE:
+            after = replace(after, standing=Standing(last=after.standing.last))
+        if isinstance(action, Append):
+            action = replace(action, entry=replace(action.entry, at=0.0))  # for people only
+        _ASKED[question] = None if isinstance(action, Stop) else one((_timeless(after), action))
+    return _ASKED[question]
+
+
+def _timeless(attempt: Attempt) -> Attempt:
+    """Without the moments that are recorded for people only."""
+    intent, word = (entry and replace(entry, at=0.0) for entry in (attempt.intent, attempt.word))
+    return replace(attempt, intent=intent, word=word)
 
 
 def _answers(world: World, action: Action, rules: Rules) -> Iterator[tuple[World, Answer]]:
@@ -123,7 +171,7 @@ def _answers(world: World, action: Action, rules: Rules) -> Iterator[tuple[World
 
 
 def _sending(world: World, expires_at: float, rules: Rules) -> Iterator[tuple[World, Answer]]:
-    yield world, NotCreated(reason="busy", final=False, retry_after=TICK)
+    yield world, NotCreated(reason="busy", final=False, retry_after=rules.tick)
     if world.now >= expires_at and not rules.long_pauses:
         return  # the sender's own deadline: nothing leaves the process any more
     name = f"b{len(world.batches) + len(world.flying) + 1}"
@@ -152,32 +200,34 @@ def _sighting(batch: Batch, rules: Rules) -> Sighting:
 def explore(rules: Rules) -> Iterator[World]:
     """Every reachable world, once."""
     first = World()
-    seen = {first}
+    seen = {first.key}
     waiting = [first]
     while waiting:
         world = waiting.pop()
         yield world
         for after in steps(world, rules):
-            if after not in seen:
-                seen.add(after)
+            key = after.key
+            if key not in seen:
+                seen.add(key)
                 waiting.append(after)
 
 
-def settled(world: World) -> World:
+def settled(world: World, rules: Rules) -> World:
     """The same world after an undisturbed attempt, long after everything that flew has arrived or is lost."""
     calm = replace(world, now=world.now + 10 * (LEASE + LAG + CLOCK_SKEW_SECONDS), flying=())
+    if not rules.recognisable:  # by then batches have ended by themselves
+        calm = replace(calm, batches=tuple(replace(batch, running=False) for batch in calm.batches))
     attempt, action = begin("calm")
     while not isinstance(action, Stop):
         if isinstance(action, Send):
             name = f"b{len(calm.batches) + 1}"
             calm, answer = replace(calm, batches=(*calm.batches, Batch(name, calm.now))), Created(batch_id=name)
         else:
-            calm, answer = next(_answers(calm, action, Rules()))  # type: ignore[assignment]
+            calm, answer = next(_answers(calm, action, rules))  # type: ignore[assignment]
         attempt, action = advance(attempt, answer, TERMS, calm.now)
     return calm
 
 
-def recorded(world: World) -> str | None:
-    """The batch that the journal names."""
-    batch = stand(world.journal).batch
-    return batch.batch_id if batch is not None else None
+def quiet(world: World) -> bool:
+    """Whether every attempt that was made is over: stopped, or dead."""
+    return bool(world.attempts) and all(attempt is None for attempt in world.attempts)

@@ -1,0 +1,102 @@
+"""Killing a run at a chosen point: the verbs of all its parts are counted, and one of them is the last.
+
+The parts are wrapped in tests only. A point is the moment before or after the n-th verb; between two verbs nothing
+happens that another process could see, so these are all the states in which a run can be left.
+"""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from airflow_batch_llm.stage.settings import Parts
+
+# Verbs that leave a trace outside of the process. The other ones look.
+EFFECTS = frozenset(
+    {
+        "create", "append", "put", "delete", "delete_folder",
+        "upload", "submit", "cancel", "discard",
+        "prepare", "stage", "publish", "unstage",
+    }
+)  # fmt: skip
+
+# Pure verbs, and one that only says what a part is called: not points.
+_NOT_COUNTED = frozenset({"encode", "decode", "console_url"})
+
+# Verbs whose answer is a stream: its first items are points as well.
+_STREAMS = frozenset({"results"})
+_ITEMS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """Before or after the n-th verb, counted from 1."""
+
+    point: int
+    after: bool
+
+
+@dataclass(slots=True)
+class Meter:
+    """Counts the verbs of one process, and ends it at its point."""
+
+    kill: Kill | None = None
+    verbs: list[str] = field(default_factory=list)
+
+    def count(self, verb: str) -> int:
+        self.verbs.append(verb)
+        self._end(len(self.verbs), after=False)
+        return len(self.verbs)
+
+    def done(self, number: int) -> None:
+        self._end(number, after=True)
+
+    def _end(self, number: int, *, after: bool) -> None:
+        if self.kill == Kill(number, after):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def watched(parts: Parts, meter: Meter) -> Parts:
+    """The same parts, counted."""
+    target = _wrapped(parts.target, "warehouse", meter)
+    return replace(
+        parts,
+        provider=_wrapped(parts.provider, "provider", meter),
+        source=target if parts.source is parts.target else _wrapped(parts.source, "source", meter),
+        target=target,
+        workspace=_wrapped(parts.workspace, "workspace", meter),
+    )
+
+
+def _wrapped(part: Any, name: str, meter: Meter) -> Any:
+    """An object with the part's own attributes. Its verbs are real methods, for optional abilities are looked up."""
+    members: dict[str, Any] = {}
+    for verb in dir(type(part)):
+        if verb.startswith("_"):
+            continue
+        if callable(getattr(part, verb)) and verb not in _NOT_COUNTED:
+            members[verb] = _counted(part, verb, name, meter)
+        else:
+            members[verb] = property(lambda _, verb=verb: getattr(part, verb))
+    members["__getattr__"] = lambda _, verb: getattr(part, verb)
+    return type(f"Watched{type(part).__name__}", (), members)()
+
+
+def _counted(part: Any, verb: str, name: str, meter: Meter) -> Callable[..., Any]:
+    def call(_: Any, *arguments: Any, **named: Any) -> Any:
+        number = meter.count(f"{name}.{verb}")
+        answer = getattr(part, verb)(*arguments, **named)
+        if verb in _STREAMS:
+            answer = _stream(answer, f"{name}.{verb}", meter)
+        meter.done(number)
+        return answer
+
+    return call
+
+
+def _stream(items: Iterator[Any], verb: str, meter: Meter) -> Iterator[Any]:
+    for position, item in enumerate(items):
+        if position < _ITEMS:
+            meter.done(meter.count(f"{verb}[{position}]"))
+        yield item

@@ -1,0 +1,133 @@
+"""Runs in processes of their own, which may be killed. A server that has imported everything forks them."""
+
+import json
+import multiprocessing
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from airflow_batch_llm.stage.drive import complete
+from tests.stage.kills import Kill, Meter, watched
+from tests.stage.world import Bench, World, let_go
+
+_PRELOAD = (
+    "airflow_batch_llm.core.template",
+    "airflow_batch_llm.providers.anthropic",
+    "airflow_batch_llm.providers.openai",
+    "airflow_batch_llm.providers.vertex",
+    "anthropic.resources",
+    "duckdb",
+    "genai_prices.data",
+    "google.cloud.aiplatform_v1",
+    "google.cloud.storage",
+    "google_crc32c",
+    "h11",
+    "httpcore",
+    "httpcore2",
+    "jinja2.sandbox",
+    "jsonschema_rs",
+    "openai.pagination",
+    "openai.resources",
+    "openai.resources.admin",
+    "pandas",  # DuckDB looks at it
+    "pyarrow.pandas_compat",
+    "pyarrow.parquet",
+    "sqlglot.dialects.duckdb",
+    "sqlglot.generators.duckdb",
+    "sqlglot.parsers.duckdb",
+    "sqlglot.transforms",
+    "tests.stage.processes",
+)
+_PATIENCE_SECONDS = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What a process does: drive one run to its end, unless it is killed before."""
+
+    world: World
+    name: str = "dag/task/run"
+    max_tries: int = 0
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    kill: Kill | None = None
+    hook: Callable[[World], Mapping[str, Any]] | None = None  # changes to the parts, made in the process
+
+    def started(self) -> "Started":
+        """Start it, without waiting."""
+        out = self.world.folder / f"{uuid4().hex}.json"
+        process = _context().Process(target=_drive, args=(self, out))
+        process.start()
+        return Started(process=process, out=out)
+
+    def run(self) -> "Ended":
+        return self.started().wait()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How a process ended: `verbs` as they were called, and what the run's report says."""
+
+    killed: bool
+    verbs: list[str] = field(default_factory=list)
+    report: dict[str, Any] = field(default_factory=dict)
+    left_behind: list[str] = field(default_factory=list)  # what this process left on the worker's disk
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    process: BaseProcess
+    out: Path
+
+    def wait(self) -> Ended:
+        self.process.join(_PATIENCE_SECONDS)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise AssertionError(f"the process did not end within {_PATIENCE_SECONDS} s")
+        if not self.out.exists():
+            assert self.process.exitcode == -9, f"the process ended with {self.process.exitcode}"
+            return Ended(killed=True)
+        return Ended(killed=False, **json.loads(self.out.read_text()))
+
+
+def _context() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(_PRELOAD))
+    return context
+
+
+def _drive(job: Job, out: Path) -> None:
+    """In the new process: the run to its end, and then once more, as a retry would find it."""
+    meter = Meter(kill=job.kill)
+    bench = Bench(job.world)
+    before = _spooled(job.world)
+    said: dict[str, Any] = {}
+    try:
+        run = bench.run(job.name, max_tries=job.max_tries, **job.changes)
+        parts = watched(run.parts, meter)
+        run = bench.run(
+            job.name,
+            max_tries=job.max_tries,
+            parts={name: getattr(parts, name) for name in ("provider", "source", "target", "workspace")}
+            | dict(job.hook(job.world) if job.hook else {}),
+            **job.changes,
+        )
+        try:
+            done = complete(run, sleep=job.world.sleep)
+        finally:
+            let_go(run)
+        said["report"] = done.report.to_json()
+    except Exception:  # noqa: BLE001 - the parent judges it
+        said["error"] = traceback.format_exc()
+    said["left_behind"] = sorted(_spooled(job.world) - before)
+    out.write_text(json.dumps({"verbs": meter.verbs, **said}))
+
+
+def _spooled(world: World) -> set[str]:
+    spool = world.folder / "spool"
+    return {path.name for path in spool.iterdir()} if spool.exists() else set()

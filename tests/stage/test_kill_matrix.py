@@ -1,0 +1,75 @@
+"""A run killed by SIGKILL and retried pays each row once and lands each row once.
+
+Every provider is killed after each verb that leaves a trace, in parts, so that a failure says where to look; the
+command `python -m tests.stage.kill_matrix` kills before and after every verb.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import ClassVar
+
+import pytest
+
+from airflow_batch_llm.simulator.handle import Simulator
+from tests.stage.kill_matrix import Scenario, points
+
+# A file system in memory, where there is one: what is made durable for each record is proven with the store.
+_MEMORY = Path("/dev/shm")
+
+PARTS = 4
+
+
+class KilledAndRetried:
+    """What is inherited for each provider."""
+
+    provider: ClassVar[str]
+    points: ClassVar[tuple[str, ...]] = ()  # of an undisturbed run, found once
+
+    @pytest.fixture
+    def environ(self) -> Mapping[str, str]:
+        return {}
+
+    @pytest.fixture
+    def folder(self) -> Iterator[Path]:
+        with TemporaryDirectory(dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None) as folder:
+            yield Path(folder)
+
+    @pytest.fixture
+    def scenario(self, running: Simulator, environ: Mapping[str, str]) -> Scenario:
+        return Scenario(url=running.url, provider=self.provider, environ=dict(environ))
+
+    @pytest.mark.parametrize("part", range(PARTS))
+    def test_costs_nothing_and_loses_nothing(self, scenario: Scenario, folder: Path, part: int) -> None:
+        kind = type(self)
+        kind.points = kind.points or tuple(scenario.undisturbed(folder / "undisturbed").verbs)
+        failed = {}
+
+        for kill in list(points(kind.points, every=False))[part::PARTS]:
+            try:
+                scenario.killed(folder / str(kill.point), kill)
+            except AssertionError as error:
+                failed[f"after {kill.point} {kind.points[kill.point - 1]}"] = str(error)
+
+        assert failed == {}
+
+
+class TestAnthropic(KilledAndRetried):
+    provider = "anthropic"
+
+
+class TestOpenAI(KilledAndRetried):
+    provider = "openai"
+
+
+class TestVertex(KilledAndRetried):
+    provider = "vertex"
+
+    @pytest.fixture
+    def environ(self, storage: str) -> Mapping[str, str]:
+        return {"STORAGE_EMULATOR_HOST": storage}
+
+    @pytest.fixture
+    def scenario(self, running_vertex: Simulator, environ: Mapping[str, str]) -> Scenario:
+        return Scenario(url=running_vertex.url, provider=self.provider, environ=dict(environ))

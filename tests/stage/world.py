@@ -1,0 +1,237 @@
+"""A small world for one stage: a table of tickets in DuckDB, a provider on loopback, and a clock that is moved.
+
+A world is plain data, so that a fresh process can take a run up where a killed one left it. Time is the machine's
+plus an offset that lives in a file; whoever sleeps moves that offset and the simulator's clock alike, so that a
+lease or a day passes in no time.
+"""
+
+import fcntl
+import os
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from time import sleep as real_sleep
+from time import time as real_time
+from typing import Any
+
+import duckdb
+
+from airflow_batch_llm.providers import connect
+from airflow_batch_llm.providers.base import Access, Provider
+from airflow_batch_llm.simulator.handle import Simulator
+from airflow_batch_llm.stage.drive import complete
+from airflow_batch_llm.stage.finishing import Finished
+from airflow_batch_llm.stage.run import Pause, Run
+from airflow_batch_llm.stage.settings import Ask, Guards, Pace, Parts, Shape, Stage
+from airflow_batch_llm.store import Workspace
+from airflow_batch_llm.warehouses.base import Source
+from airflow_batch_llm.warehouses.duckdb import DuckDBWarehouse
+
+LABELS = ("billing", "bug", "other")
+MODELS = {"anthropic": "claude-haiku-4-5", "openai": "gpt-5-mini", "vertex": "gemini-2.5-flash"}
+
+# A sleep of the machine in which the simulator gets on with its batches.
+_BREATH = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class MovedClock:
+    """Seconds since the epoch, ahead of the machine's by what the file says."""
+
+    path: Path
+
+    def __call__(self) -> float:
+        return real_time() + self._offset()
+
+    def set_ahead(self, offset: float) -> None:
+        """Move to this offset; another process may be further ahead already."""
+        with self.path.open("ab+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if offset > self._offset():
+                temporary = self.path.with_suffix(f".{os.getpid()}")
+                temporary.write_bytes(struct.pack("d", offset))
+                temporary.replace(self.path)
+
+    def _offset(self) -> float:
+        data = self.path.read_bytes() if self.path.exists() else b""
+        return struct.unpack("d", data)[0] if len(data) == 8 else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """Where everything is. Nothing is open."""
+
+    folder: Path
+    provider_name: str
+    url: str
+    environ: Mapping[str, str] = field(default_factory=dict)
+
+    # -- the clock -----------------------------------------------------------------------------------------------
+
+    @property
+    def clock(self) -> MovedClock:
+        return MovedClock(self.folder / "clock")
+
+    @property
+    def simulator(self) -> Simulator:
+        """The simulator's control, from any process."""
+        handle = Simulator()
+        handle.url = self.url
+        return handle
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass here and at the provider."""
+        now = self.simulator.clock(advance_seconds=seconds)
+        self.clock.set_ahead(now - real_time())
+        real_sleep(_BREATH)
+
+    # -- the parts -----------------------------------------------------------------------------------------------
+
+    @property
+    def database(self) -> Path:
+        return self.folder / "warehouse.duckdb"
+
+    @property
+    def model(self) -> str:
+        return MODELS[self.provider_name]
+
+    def provider(self) -> Provider:
+        os.environ.update(self.environ)
+        options = {"project": "test-project", "staging": "gs://bucket/staging"}
+        base_url = f"{self.url}/v1" if self.provider_name == "openai" else self.url
+        return connect(
+            self.provider_name,
+            Access(api_key="any", base_url=base_url, options=options if self.environ else {}),
+        )
+
+    def workspace(self) -> Workspace:
+        return Workspace.open(str(self.folder / "workspace"))
+
+    def parts(self, **changes: Any) -> Parts:
+        warehouse = DuckDBWarehouse(self.database)
+        parts = Parts(
+            provider=self.provider(),
+            source=warehouse,
+            target=warehouse,
+            workspace=self.workspace(),
+            spool=self.folder / "spool",
+            clock=self.clock,
+        )
+        return replace(parts, **changes)
+
+    # -- the tables ----------------------------------------------------------------------------------------------
+
+    def ask(self, sql: str) -> list[tuple[Any, ...]]:
+        """Ask the database, while nobody else does."""
+        with duckdb.connect(str(self.database)) as connection:
+            return connection.execute(sql).fetchall()
+
+    def make_tickets(self, rows: int, distinct: int | None = None) -> None:
+        """Rows whose texts repeat after `distinct` of them."""
+        self.ask(
+            "CREATE OR REPLACE TABLE tickets AS SELECT i AS id, "
+            f"'subject ' || (i % {distinct or rows}) AS subject, 'body of ' || (i % {distinct or rows}) AS body "
+            f"FROM range({rows}) t(i)"
+        )
+
+    def answers(self) -> dict[int, str]:
+        """The target's labels by key; each key once."""
+        rows = self.ask("SELECT id, label FROM labels ORDER BY id")
+        assert len({key for key, _ in rows}) == len(rows), "a key stands twice in the target"
+        return dict(rows)
+
+    def failures(self) -> dict[int, tuple[str, int, bool]]:
+        """Outcome, attempts and whether dead, by key."""
+        rows = self.ask("SELECT id, _llm_outcome, _llm_attempts, _llm_dead FROM labels__failures ORDER BY id")
+        assert len({row[0] for row in rows}) == len(rows), "a key stands twice in the failures"
+        return {key: (outcome, attempts, dead) for key, outcome, attempts, dead in rows}
+
+    def unfinished(self) -> list[str]:
+        """The runs that the workspace lists as unfinished."""
+        names = self.workspace().names
+        return [run for target in names("targets") for run in names(f"targets/{target}")]
+
+    # -- the ledger ----------------------------------------------------------------------------------------------
+
+    def ledger(self) -> dict[str, Any]:
+        return self.simulator.ledger()[self.provider_name]  # type: ignore[no-any-return]
+
+    def charged(self) -> int:
+        return int(self.ledger()["rows"]["charged"])
+
+
+def stage(world: World, **changes: Any) -> Stage:
+    """Labels for tickets. `changes` go to whichever of the stage's settings bears the name."""
+    groups: dict[type, dict[str, Any]] = {Ask: {}, Shape: {}, Guards: {}, Pace: {}, Stage: {}}
+    for name, value in changes.items():
+        (group,) = [kind for kind in groups if name in kind.__dataclass_fields__]
+        groups[group][name] = value
+    ask = {"model": world.model, "prompt": "Subject: {{ subject }}\n{{ body }}", "output_type": list(LABELS)}
+    return Stage(
+        **{
+            "source": Source(table="tickets"),
+            "key": ("id",),
+            "ask": Ask(**{**ask, **groups[Ask]}),
+            "shape": Shape(**{"target": "labels", "carry": ("subject",), **groups[Shape]}),
+            "guards": Guards(**groups[Guards]),
+            "pace": Pace(**groups[Pace]),
+            **groups[Stage],
+        }
+    )
+
+
+@dataclass(slots=True)
+class Bench:
+    """Drives runs in one world, in this process."""
+
+    world: World
+    said: list[str] = field(default_factory=list)
+
+    def run(self, name: str = "dag/task/run", *, max_tries: int = 0, parts: Mapping[str, Any] | None = None,
+            **changes: Any) -> Run:  # fmt: skip
+        return Run(
+            stage=stage(self.world, **changes),
+            parts=self.world.parts(say=self.said.append, **(parts or {})),
+            name=name,
+            max_tries=max_tries,
+        )
+
+    def complete(
+        self,
+        run: Run | str = "dag/task/run",
+        *,
+        on_pause: Callable[[Pause], None] | None = None,
+        **changes: Any,
+    ) -> Finished:
+        """Drive a run to its end and let everything go."""
+        run = self.run(run, **changes) if isinstance(run, str) else run
+        try:
+            return complete(run, sleep=self.world.sleep, on_pause=on_pause)
+        finally:
+            let_go(run)
+
+    def advance(self, run: Run | str = "dag/task/run", **changes: Any) -> Pause | Finished:
+        """One step of a run."""
+        run = self.run(run, **changes) if isinstance(run, str) else run
+        try:
+            return run.advance()
+        finally:
+            let_go(run)
+
+    def fault(self, **fault: Any) -> None:
+        self.world.simulator.fault(**{"provider": self.world.provider_name, **fault})
+
+    def asked(self) -> list[str]:
+        """The custom_ids of all rows that were ever sent to the provider and looked at."""
+        charges = self.world.simulator.charges(provider=self.world.provider_name)
+        return [charge["custom_id"] for charge in charges]
+
+    def batches(self) -> Sequence[str]:
+        return self.world.ledger()["batches"]  # type: ignore[no-any-return]
+
+
+def let_go(run: Run) -> None:
+    """Close what a run has opened."""
+    run.parts.target.close()
+    run.parts.provider.close()
