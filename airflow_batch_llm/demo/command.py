@@ -30,7 +30,8 @@ SELECT ticket_id, concat_ws(': ', t.subject, t.body), topic, urgency, language
 FROM support.ticket_labels l JOIN support.tickets t USING (ticket_id) ORDER BY ticket_id DESC LIMIT 8
 """
 _LABELLED_LAST = """
-SELECT ticket_id, '… ' || right(body, 28), topic, urgency, language FROM support.ticket_labels JOIN support.tickets USING (ticket_id)
+SELECT ticket_id, '… ' || right(body, 28), topic, urgency, language
+FROM support.ticket_labels JOIN support.tickets USING (ticket_id)
 ORDER BY _llm_planned_at DESC, ticket_id LIMIT ?
 """
 
@@ -63,6 +64,7 @@ def connections(simulator_url: str, duckdb_path: Path) -> Mapping[str, Mapping[s
     return {
         "anthropic_default": {"conn_type": "anthropic", "host": simulator_url, "password": "simulated"},
         "openai_default": {"conn_type": "openai", "host": f"{simulator_url}/v1", "password": "simulated"},
+        "fs_default": {"conn_type": "fs"},
         "warehouse": {"conn_type": "duckdb", "host": str(duckdb_path)},
     }
 

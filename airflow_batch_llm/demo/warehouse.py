@@ -1,5 +1,6 @@
 """The DuckDB file that the example Dags read: filled before, changed in between, looked into afterwards."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import fields
 from datetime import date
@@ -14,6 +15,7 @@ CREATE SCHEMA IF NOT EXISTS shop;
 CREATE OR REPLACE TABLE support.tickets (
     ticket_id INTEGER, day DATE, customer VARCHAR, subject VARCHAR, body VARCHAR
 );
+CREATE OR REPLACE TABLE support.summaries (ticket_id INTEGER, summary VARCHAR);
 CREATE OR REPLACE TABLE shop.orders (order_id INTEGER, email VARCHAR);
 INSERT INTO shop.orders
 SELECT i,
@@ -21,6 +23,14 @@ SELECT i,
     || '. Please send ' || (1 + i % 7) || ' of article A-' || (1000 + i * 7 % 300) || ' by the ' || (1 + i % 28) || 'th.'
 FROM range(1, 41) AS numbers(i);
 """
+
+
+_REVIEWS = (
+    "Arrived in two days, works as described. The manual is only in Danish, though.",
+    "Lovely colour! The lid does not close\u2026 sent it back.",
+    'Third one I buy. "Never change a winning team", as they say 🏆',
+    "",
+)
 
 
 def seed(path: Path, count: int, today: date) -> None:
@@ -43,6 +53,13 @@ def change(path: Path, count: int) -> None:
             " WHERE ticket_id IN (SELECT max(ticket_id) - 7 * step FROM support.tickets, range(?) AS steps(step) GROUP BY step)",
             [count],
         )
+
+
+def write_reviews(inbox: Path, count: int) -> None:
+    """Let a file with so many reviews arrive."""
+    inbox.mkdir(parents=True, exist_ok=True)
+    rows = [{"review_id": number, "text": _REVIEWS[number % len(_REVIEWS)]} for number in range(1, count + 1)]
+    (inbox / "reviews.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def ask(path: Path, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:

@@ -57,8 +57,10 @@ class Waiting:
 
 
 def _moment(value: Any) -> float | None:
-    """A time without a zone counts as UTC; SQLite has only text."""
+    """A day counts from its begin, a time without a zone as UTC; SQLite has only text."""
     if value is None:
         return None
     moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+    if not isinstance(moment, datetime):
+        moment = datetime(moment.year, moment.month, moment.day, tzinfo=UTC)
     return float((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())

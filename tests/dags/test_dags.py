@@ -1,0 +1,107 @@
+"""Each example Dag runs as it stands, leaves its table, and pays for each row once."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from airflow_batch_llm.demo import warehouse
+from tests.dags.conftest import DAGS, Stand, read_dags, run_example
+from tests.edge.dag_runs import asset_extras, xcom
+
+TICKETS = "SELECT count(*) FROM support.tickets"
+TEXTS = "SELECT count(*) FROM (SELECT DISTINCT subject, body FROM support.tickets)"
+BODIES = "SELECT count(*) FROM support.tickets WHERE body IS NOT NULL"
+
+
+def test_the_night_labels_every_ticket_and_the_next_only_those_that_changed(stand: Stand) -> None:
+    run_example("nightly_labels", logical_date=datetime.now(UTC))
+
+    texts = stand.number(TEXTS)
+    assert stand.number("SELECT count(*) FROM support.ticket_labels") == stand.number(TICKETS)
+    assert stand.charged() == texts
+
+    stand.change(3)
+    run_example("nightly_labels", logical_date=datetime.now(UTC))
+
+    assert stand.charged() == texts + 3
+    assert stand.number("SELECT count(*) FROM support.ticket_labels") == stand.number(TICKETS)
+
+
+def test_orders_become_typed_columns(stand: Stand) -> None:
+    run_example("extract_orders")
+
+    described = stand.ask("DESCRIBE shop.order_lines")
+    types = {name: kind for name, kind, *_ in described if not name.startswith("_llm_")}
+    assert types == {
+        "order_id": "INTEGER",
+        "buyer_name": "VARCHAR",
+        "buyer_city": "VARCHAR",
+        "article": "VARCHAR",
+        "quantity": "BIGINT",
+        "is_complaint": "BOOLEAN",
+    }
+    assert stand.number("SELECT count(*) FROM shop.order_lines") == stand.charged() == 40
+
+
+def test_three_tasks_share_one_run(stand: Stand) -> None:
+    done = run_example("three_tasks")
+
+    assert xcom(done, "send")["batch_ids"] == xcom(done, "collect")["batches"]
+    assert stand.number("SELECT count(*) FROM support.moods") == stand.number(TICKETS)
+
+
+def test_files_that_arrive_are_asked_about_and_put_away(stand: Stand) -> None:
+    warehouse.write_reviews(stand.inbox, 6)
+
+    run_example("file_arrival")
+
+    rows = stand.ask("SELECT review_id, _llm_source_uri FROM shop.review_summaries ORDER BY review_id")
+    assert rows == [(number, (stand.inbox / "reviews.jsonl").as_uri()) for number in range(1, 7)]
+    assert [path.name for path in (stand.inbox / "done").iterdir()] == ["reviews.jsonl"]
+
+
+def test_rows_that_have_waited_for_long_are_summarized_into_a_table_that_was_there(stand: Stand) -> None:
+    run_example("pending_rows")
+
+    assert stand.number("SELECT count(summary) FROM support.summaries") == stand.number(TICKETS)
+
+
+def test_the_second_stage_asks_only_where_the_first_found_something_missing(stand: Stand) -> None:
+    run_example("two_stages")
+
+    gaps = "SELECT ticket_id FROM support.gaps WHERE NOT is_complete AND missing IS NOT NULL ORDER BY 1"
+    assert stand.number("SELECT count(*) FROM support.gaps") == stand.number(BODIES)
+    assert stand.ask("SELECT ticket_id FROM support.questions ORDER BY 1") == stand.ask(gaps) != []
+
+
+def test_every_text_gets_an_embedding_of_the_wanted_length(stand: Stand) -> None:
+    run_example("embeddings")
+
+    lengths = stand.ask("SELECT len(embedding), count(*) FROM support.ticket_embeddings GROUP BY 1")
+    assert lengths == [(256, stand.number(BODIES))]
+    assert stand.charged("anthropic") == 0
+
+
+def test_a_better_prompt_is_asked_after_an_estimate_that_sends_nothing(stand: Stand) -> None:
+    run_example("nightly_labels", logical_date=datetime.now(UTC))
+    texts = stand.charged()
+
+    done = run_example("reanswer")
+
+    assert xcom(done, "estimate")["requests"] == 0
+    assert xcom(done, "answer_again")["why"] == {"outdated": stand.number(TICKETS)}
+    assert stand.charged() == 2 * texts
+
+
+def test_the_evening_sends_and_tells_the_asset_what_it_sent(stand: Stand) -> None:
+    done = run_example("evening_sends")
+
+    (extra,) = asset_extras(done)
+    assert extra["handle"] == xcom(done, "send")
+    assert read_dags()["morning_collects"].task_ids == ["handles", "collect"]
+
+
+@pytest.mark.parametrize("path", sorted(DAGS.glob("*.py")), ids=lambda path: path.stem)
+def test_a_story_is_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) < 80
