@@ -115,6 +115,8 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """For the run folder."""
         stored = asdict(self)
+        for name in ("why", "strange"):
+            stored[name] = dict(getattr(self, name))  # `asdict` takes a Counter's items for its elements
         stored["attempts"] = {str(number): count for number, count in self.attempts.items()}
         for name in ("outcomes", "replaced"):
             stored[name] = {outcome.value: count for outcome, count in getattr(self, name).items()}

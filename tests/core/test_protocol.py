@@ -27,9 +27,9 @@ def test_pauses_beyond_the_lease_do_leave_a_second_batch_for_the_sweep() -> None
 
 
 def test_the_exploration_notices_a_lease_that_is_given_up_too_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    hasty = replace(protocol_model.TERMS, list_lag_seconds=-180.0)
+    hasty = replace(protocol_model.TERMS, list_lag_seconds=-120.0)
     monkeypatch.setattr(protocol_model, "TERMS", hasty)
     monkeypatch.setattr(protocol_model, "_ASKED", {})
-    rules = Rules(attempts=2, ticks=0, crashes=0)
+    rules = Rules(attempts=2, ticks=1, crashes=0)
 
     assert any("second batch" in fault for world in explore(rules) for fault in faults(world, rules))

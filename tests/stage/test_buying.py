@@ -1,0 +1,239 @@
+"""What is sent, what is not, and what it costs."""
+
+from collections import Counter
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from genai_prices import Usage, calc_price
+
+from airflow_batch_llm.core.selection import Only
+from airflow_batch_llm.errors import BudgetExceeded
+from airflow_batch_llm.stage.settings import OverBudget
+from airflow_batch_llm.warehouses.base import Source, WriteMode
+from tests.stage.world import MODELS, Bench
+
+OTHER_PROMPT = "Label this ticket: {{ subject }}: {{ body }}"
+
+
+def test_a_changed_row_of_many_is_one_request(openai: Bench) -> None:
+    openai.world.make_tickets(500)
+    openai.complete("first")
+    openai.world.ask("UPDATE tickets SET body = 'another' WHERE id = 77")
+
+    done = openai.complete("second")
+
+    assert done.report.why == {"answered": 499, "changed": 1}
+    assert openai.world.charged() == 501
+    assert len(openai.world.answers()) == 500
+
+
+def test_the_same_rows_in_another_order_are_not_sent_again(openai: Bench) -> None:
+    openai.world.make_tickets(50)
+    openai.complete("first")
+
+    done = openai.complete("second", source=Source(sql="SELECT * FROM tickets ORDER BY hash(id)"))
+
+    assert (done.report.requests, openai.world.charged()) == (0, 50)
+
+
+@pytest.mark.parametrize(
+    ("only", "why"),
+    [
+        (Only.CHANGED, {"older_spec": 20}),
+        (Only.NEW, {"answered": 20}),
+        (Only.OUTDATED, {"outdated": 20}),
+        (Only.ALL, {"again": 20}),
+    ],
+)
+def test_a_changed_prompt_sends_what_only_says(openai: Bench, only: Only, why: dict[str, int]) -> None:
+    openai.world.make_tickets(20)
+    openai.complete("first")
+
+    done = openai.complete("second", prompt=OTHER_PROMPT, only=only)
+
+    assert done.report.why == why
+    assert done.report.requests == (20 if only in (Only.OUTDATED, Only.ALL) else 0)
+
+
+def test_rows_with_the_same_request_share_it_across_shards(bench: Bench) -> None:
+    bench.world.make_tickets(50, 35)
+
+    done = bench.complete(rows_per_batch=10)
+
+    assert (done.report.requests, bench.world.charged()) == (35, 35)
+    assert len(bench.world.answers()) == 50
+    paid, shared = bench.world.ask(
+        "SELECT sum(_llm_cost_usd), count(*) FROM labels GROUP BY _llm_shared ORDER BY _llm_shared"
+    )
+    assert (paid[1], shared) == (35, (0.0, 15))
+    assert paid[0] == pytest.approx(done.report.spent.cost, abs=1e-12)
+    assert bench.world.ask("SELECT count(DISTINCT label) FROM labels GROUP BY subject HAVING count(DISTINCT label) > 1") == []
+
+
+def test_a_row_in_flight_in_another_run_is_not_bought_twice(bench: Bench) -> None:
+    bench.world.make_tickets(20)
+    bench.world.simulator.turn(batch_seconds=3600)
+    bench.advance("monday", source=Source(sql="SELECT * FROM tickets WHERE id < 15"))
+
+    tuesday = bench.complete("tuesday", source=Source(sql="SELECT * FROM tickets WHERE id >= 5"))
+    monday = bench.complete("monday")
+
+    assert tuesday.report.why == {"in_flight": 10, "new": 5}
+    assert monday.report.rows == 15
+    assert bench.world.charged() == 20
+    assert len(bench.world.answers()) == 20
+
+
+def test_estimates_above_the_budget_are_refused_before_anything_is_sent(openai: Bench) -> None:
+    openai.world.make_tickets(20)
+
+    with pytest.raises(BudgetExceeded, match="Nothing was sent"):
+        openai.complete(max_cost_usd=0.00001)
+
+    assert openai.batches() == []
+    assert openai.world.unfinished() == []
+
+
+DEAR = {"gpt-5-mini": {"input": 2_000.0, "output": 2_000.0}}  # dollars per million tokens
+
+
+def test_a_budget_is_spent_in_source_order_if_the_user_wants_that(openai: Bench) -> None:
+    openai.world.make_tickets(20)
+
+    done = openai.complete(prices=DEAR, max_cost_usd=0.2, on_over_budget=OverBudget.PARTIAL)
+
+    sent = done.report.why["new"]
+    assert 0 < sent < 20
+    assert done.report.why == {"new": sent, "postponed": 20 - sent}
+    assert sorted(openai.world.answers()) == list(range(sent))
+    assert done.report.spent.cost <= 0.2
+
+
+def test_a_round_that_the_budget_does_not_allow_is_left_out(openai: Bench) -> None:
+    openai.world.make_tickets(20)
+    openai.fault(kind="invalid", every=1, times=None)
+
+    done = openai.complete(prices=DEAR, max_cost_usd=0.5)
+
+    assert 0.25 < done.report.spent.cost < 0.5
+    assert done.report.rounds == 1
+    assert any("not asked again" in said for said in openai.said)
+
+
+def test_max_rows_postpones_the_rest(openai: Bench) -> None:
+    openai.world.make_tickets(20)
+
+    first = openai.complete("first", max_rows=8)
+    second = openai.complete("second", max_rows=8)
+
+    assert first.report.why == {"new": 8, "postponed": 12}
+    assert second.report.why == {"answered": 8, "new": 8, "postponed": 4}
+    assert sorted(openai.world.answers()) == list(range(16))
+
+
+def test_a_look_at_the_plan_sends_nothing_and_leaves_no_run(bench: Bench) -> None:
+    bench.world.make_tickets(20)
+
+    seen = bench.complete(plan_only=True)
+
+    assert seen.report.why == {"new": 20}
+    assert "20 requests" in seen.report.verdict
+    assert bench.batches() == []
+    assert bench.world.unfinished() == []
+    assert bench.complete().report.rows == 20
+
+
+def test_reported_dollars_are_those_of_the_ledger(bench: Bench) -> None:
+    bench.world.make_tickets(30)
+    bench.world.simulator.turn(cached_tokens=3, reasoning_tokens=7)
+    bench.fault(kind="errored", every=10)
+
+    done = bench.complete()
+
+    tokens = bench.world.ledger()["tokens"]
+    usage = done.report.usage
+    assert (usage.input_tokens, usage.cached_tokens) == (tokens["input"], tokens["cached"])
+    assert (usage.output_tokens, usage.reasoning_tokens) == (tokens["output"], tokens["reasoning"])
+    ours = Decimal(str(done.report.spent.cost))
+    assert abs(ours - _bill(bench.world.provider_name, tokens)) < Decimal("0.0000001")
+    ((stored,),) = bench.world.ask("SELECT sum(_llm_cost_usd) FROM labels")
+    assert stored == pytest.approx(done.report.spent.cost, abs=1e-12)
+
+
+def _bill(provider: str, tokens: dict[str, int]) -> Decimal:
+    """Half the public price; Google takes what its discount on cached tokens has left of them instead."""
+    vendor = {"anthropic": "anthropic", "openai": "openai", "vertex": "google"}[provider]
+
+    def price(usage: Usage) -> Decimal:
+        return calc_price(usage, MODELS[provider], provider_id=vendor).total_price
+
+    cached = price(Usage(input_tokens=tokens["cached"], cache_read_tokens=tokens["cached"]))
+    rest = price(Usage(input_tokens=tokens["input"] - tokens["cached"], output_tokens=tokens["output"]))
+    return rest / 2 + (cached if vendor == "google" else cached / 2)
+
+
+@pytest.mark.parametrize("changes", [{}, {"only": Only.ALL}, {"write_mode": WriteMode.APPEND}])
+def test_a_finished_run_that_is_retried_does_nothing(bench: Bench, changes: dict[str, Any]) -> None:
+    bench.world.make_tickets(20)
+    first = bench.complete(**changes)
+    calls = Counter(bench.world.ledger()["calls"])
+
+    again = bench.complete(**changes)
+
+    assert again == first
+    assert Counter(bench.world.ledger()["calls"]) == calls
+    assert bench.world.ask("SELECT count(*) FROM labels") == [(20,)]
+
+
+def test_a_cleared_run_looks_at_the_source_again_and_buys_what_is_new(openai: Bench) -> None:
+    openai.world.make_tickets(20)
+    openai.complete()
+    nothing = openai.complete(max_tries=1)
+    openai.world.make_tickets(25)
+    more = openai.complete(max_tries=2)
+
+    assert nothing.report.why == {"answered": 20}
+    assert more.report.why == {"answered": 20, "new": 5}
+    assert openai.world.charged() == 25
+
+
+def test_a_cleared_unfinished_run_is_finished_before_the_source_is_read_again(openai: Bench) -> None:
+    openai.world.make_tickets(20)
+    openai.world.simulator.turn(batch_seconds=3600)
+    openai.advance()
+    openai.world.make_tickets(25)
+
+    done = openai.complete(max_tries=1)
+
+    assert done.report.why == {"answered": 20, "new": 5}
+    assert openai.world.charged() == 25
+
+
+@pytest.mark.parametrize("sql", ["SELECT *, now() AS at FROM tickets", "SELECT * FROM tickets ORDER BY random()"])
+def test_a_source_that_never_reads_the_same_costs_nothing_on_a_retry(
+    openai: Bench, sql: str
+) -> None:
+    openai.world.make_tickets(20)
+    openai.world.simulator.turn(batch_seconds=3600)
+    stage: dict[str, Any] = {"source": Source(sql=sql), "prompt": "{{ subject }}" + ("{{ at }}" if "now" in sql else "")}
+    openai.advance(**stage)
+
+    openai.complete(**stage)
+
+    assert openai.world.charged() == 20
+    assert len(openai.world.answers()) == 20
+
+
+def test_a_spec_that_changes_in_the_night_does_not_touch_what_was_bought(bench: Bench) -> None:
+    bench.world.make_tickets(20)
+    bench.world.simulator.turn(batch_seconds=3600)
+    bench.advance()
+
+    done = bench.complete(prompt=OTHER_PROMPT, output_type=["yes", "no"])
+
+    assert done.report.rows == 20
+    assert bench.world.charged() == 20
+    assert set(bench.world.answers().values()) <= {"billing", "bug", "other"}
+
+

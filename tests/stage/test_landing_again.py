@@ -1,0 +1,125 @@
+"""Result lines as they come, the raw lines that are kept, and landing from them without a provider."""
+
+from typing import Any
+
+import pytest
+
+from airflow_batch_llm.core.model import Outcome
+from airflow_batch_llm.errors import ProviderError, StoreUnavailable, StoreUnreadable
+from tests.stage.world import Bench, let_go
+
+
+class _Breaks:
+    """A part that does what it did until one of its verbs is called."""
+
+    def __init__(self, part: Any, verb: str, error: Exception) -> None:
+        self._part, self._verb, self._error = part, verb, error
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self._verb:
+            raise self._error
+        return getattr(self._part, name)
+
+
+class _FailsOnce(_Breaks):
+    """A part of which the n-th call of one verb fails, before it has done anything."""
+
+    def __init__(self, part: Any, verb: str, number: int, error: Exception) -> None:
+        super().__init__(part, verb, error)
+        self._left = number
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self._verb:
+            self._left -= 1
+        if name == self._verb and self._left == 0:
+            raise self._error
+        return getattr(self._part, name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "strange"),
+    [
+        ("duplicated", {"duplicate_lines": 2}),
+        ("bad_line", {"unreadable_lines": 2}),
+        ("foreign", {"foreign_lines": 2}),
+    ],
+)
+def test_an_odd_line_costs_its_own_row_at_most(bench: Bench, kind: str, strange: dict[str, int]) -> None:
+    bench.world.make_tickets(20)
+    bench.fault(kind=kind, rows=[3, 7])
+
+    done = bench.complete(min_round_seconds=1e9)
+
+    good = 20 if kind == "duplicated" else 18
+    assert done.report.strange == strange
+    assert len(bench.world.answers()) == good
+    assert set(bench.world.failures()) == (set() if good == 20 else {3, 7})
+
+
+def test_line_separators_inside_an_answer_are_part_of_it(bench: Bench) -> None:
+    bench.world.make_tickets(20)
+    bench.fault(kind="odd", every=1)
+
+    done = bench.complete(output_type=str, output_column="label")
+
+    assert done.report.final == {Outcome.SUCCEEDED: 20}
+    assert all("\u2028" in answer for answer in bench.world.answers().values())
+
+
+def test_kept_lines_land_without_the_provider(bench: Bench) -> None:
+    bench.world.make_tickets(20)
+    first = bench.run()
+    broken = _Breaks(first.parts.target, "stage", RuntimeError("the warehouse is away"))
+    with pytest.raises(RuntimeError, match="the warehouse is away"):
+        bench.complete(bench.run(parts={"source": first.parts.source, "target": broken}))
+    let_go(first)
+    bench.world.simulator.reset()
+
+    done = bench.complete()
+
+    assert done.report.final == {Outcome.SUCCEEDED: 20}
+    assert len(bench.world.answers()) == 20
+    assert bench.batches() == []
+
+
+def test_a_finished_run_keeps_its_answers_when_the_provider_has_lost_its_own(bench: Bench) -> None:
+    bench.world.make_tickets(20)
+    bench.complete()
+    before = bench.world.answers()
+    bench.world.simulator.reset()
+
+    assert bench.complete().report.rows == 20
+    assert bench.complete(max_tries=1).report.why == {"answered": 20}
+    assert bench.world.answers() == before
+
+
+def test_a_download_that_breaks_off_lands_nothing_and_is_begun_again(anthropic: Bench) -> None:
+    anthropic.world.make_tickets(200)
+    anthropic.fault(kind="cut", endpoint="results", lines=50, times=5)
+
+    with pytest.raises(ProviderError):
+        anthropic.complete()
+    assert anthropic.world.answers() == {}
+    anthropic.world.simulator.clear_faults()
+    done = anthropic.complete()
+
+    assert done.report.final == {Outcome.SUCCEEDED: 200}
+    assert anthropic.world.charged() == 200
+
+
+@pytest.mark.parametrize("verb", ["create", "append", "put", "read", "records", "get"])
+@pytest.mark.parametrize("error", [StoreUnavailable("The disk is full."), StoreUnreadable("No answer.")])
+def test_a_workspace_that_fails_stops_a_run_that_goes_on_later(
+    openai: Bench, verb: str, error: Exception
+) -> None:
+    openai.world.make_tickets(20)
+    for number in range(1, 12):
+        counted = _FailsOnce(openai.world.workspace(), verb, number, error)
+        try:
+            openai.complete(openai.run(parts={"workspace": counted}))
+        except (StoreUnavailable, StoreUnreadable):
+            continue
+
+    assert openai.complete().report.final == {Outcome.SUCCEEDED: 20}
+    assert openai.world.charged() == 20
+    assert openai.world.ledger()["running"] == []
