@@ -97,6 +97,15 @@ def _sqlite(connection: Connection, hook_params: HookParams) -> "Warehouse":
     return SQLiteWarehouse(hook.get_conn, **hook_params)
 
 
+def _snowflake(connection: Connection, hook_params: HookParams) -> "Warehouse":
+    from airflow_batch_llm.warehouses.sql_snowflake import SnowflakeWarehouse
+
+    hook: Any = BaseHook.get_hook(connection.conn_id, dict(hook_params))
+    asked = {**connection.extra_dejson, **hook_params}
+    uri = f"snowflake://{asked.get('account', '')}/{asked.get('database', '')}".rstrip("/")
+    return SnowflakeWarehouse(hook.get_conn, asset_uri=uri)
+
+
 def _any_database(connection: Connection, hook_params: HookParams) -> "Warehouse":
     from airflow.providers.common.sql.hooks.sql import DbApiHook
 
@@ -118,6 +127,7 @@ _TYPES: Mapping[str, Callable[[Connection, HookParams], "Warehouse"]] = MappingP
         "gcpbigquery": _bigquery,
         "google_cloud_platform": _bigquery,
         "postgres": _postgres,
+        "snowflake": _snowflake,
         "sqlite": _sqlite,
     }
 )

@@ -49,6 +49,7 @@ class Dialect:
     clustered: str = ""  # the clause of a new table whose rows lie in the order of some columns
     text_of: str = "{}"  # a source's column, as the text that it is read as
     typed_null: bool = True  # NULL may be cast to the type of a column
+    nests_any_select: bool = True  # a subquery may hold ORDER BY and WITH
 
     def quote(self, *names: str) -> str:
         """One identifier, or several as a list."""
@@ -242,7 +243,6 @@ DIALECTS: Mapping[str, Dialect] = {
             upsert=Upsert.MERGE,
             from_text={Kind.JSON: "PARSE_JSON({})", Kind.VECTOR: "PARSE_JSON({})"},
             clustered="CLUSTER BY ({})",
-            begin="BEGIN",
             max_identifier=255,
             placeholder="%s",
             upper_case=True,
@@ -274,6 +274,7 @@ DIALECTS: Mapping[str, Dialect] = {
             upsert=Upsert.MERGE,
             max_identifier=128,
             placeholder="%s",
+            nests_any_select=False,
         ),
     )
 }

@@ -39,6 +39,8 @@ def _array(values: Sequence[Any], field: pa.Field) -> pa.Array:
         if isinstance(field.type, pa.UuidType | pa.JsonType):
             return typed(pa.array(values, pa.string()), field.type)
         return pa.array(values, field.type)
+    if pa.types.is_boolean(field.type) and all(value in (None, 0, 1) for value in values):
+        return pa.array([None if value is None else bool(value) for value in values], field.type)
     if pa.types.is_string(field.type):
         return pa.array([None if value is None else str(value) for value in values], pa.string())
     raise SourceError(

@@ -79,8 +79,7 @@ class SqlWarehouse:
                 query = self._statements.known(f"({relation})", target, there)
                 self._execute(cursor, query, list(chain.from_iterable(asked)))
                 rows.extend(row[1:] for row in cursor.fetchall())
-        booleans = [index for index, field in enumerate(KNOWN_COLUMNS) if pa.types.is_boolean(field.type)]
-        return record_batch([_with_booleans(row, booleans) for row in rows], KNOWN_COLUMNS)
+        return record_batch(rows, KNOWN_COLUMNS)
 
     def stage(
         self, target: Target, part: Part, answers: pa.RecordBatchReader, failures: pa.RecordBatchReader
@@ -157,7 +156,7 @@ class SqlWarehouse:
             types = self._types(connection, cursor, query, parameters)
             first = [tuple(row) for row in cursor.fetchmany(_FIRST_ROWS)]
             known = [type_ or told_from([row[place] for row in first]) for place, type_ in enumerate(types)]
-            names = [column[0] for column in cursor.description]
+            names = [self._dialect.unfolded(column[0]) for column in cursor.description]
         ours = {field.name: field.type for field in told or ()}
         schema = pa.schema([(name, ours.get(name, type_)) for name, type_ in zip(names, known, strict=True)])
         return pa.RecordBatchReader.from_batches(schema, self._batches(connection, cursor, first, schema))
@@ -211,7 +210,10 @@ class SqlWarehouse:
     def _known_tables(self, cursor: Any, target: Target) -> dict[str, bool]:
         found = ((target.table, "_llm_planned_at"), (target.failures, "_llm_attempts"))
         tables = ((name, column, self._table(cursor, name, target)) for name, column in found)
-        return {name: found is not None and column in found.columns for name, column, found in tables}
+        return {
+            name: there is not None and self._dialect.folded(column) in there.columns
+            for name, column, there in tables
+        }
 
     def _ask(self, cursor: Any, query: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
         self._execute(cursor, query, parameters)
@@ -228,15 +230,20 @@ class SqlWarehouse:
 
     @contextmanager
     def _transaction(self) -> Iterator[Any]:
+        with self._cursor() as cursor:
+            if self._dialect.begin:
+                cursor.execute(self._dialect.begin)
+            yield cursor
+            self._writing.commit()
+
+    @contextmanager
+    def _cursor(self) -> Iterator[Any]:
         with self._translated():
             if self._writing is None:
                 self._writing = self._open()
             cursor = self._writing.cursor()
             try:
-                if self._dialect.begin:
-                    cursor.execute(self._dialect.begin)
                 yield cursor
-                self._writing.commit()
                 cursor.close()
             except BaseException:
                 self._abandon()
@@ -250,7 +257,12 @@ class SqlWarehouse:
                 undo()
 
     def _open(self) -> Any:
-        return self._connect()
+        connection = self._connect()
+        if self._dialect.session:
+            cursor = connection.cursor()
+            cursor.execute(self._dialect.session)
+            cursor.close()
+        return connection
 
     def _translated(self) -> Any:
         return translated(Exception, self._describe)
@@ -264,13 +276,6 @@ class SqlWarehouse:
             f"{self._dialect.title} refused a statement ({said}). Its message may quote rows and is left out; "
             "the database's own log has it."
         )
-
-
-def _with_booleans(row: Sequence[Any], places: Sequence[int]) -> list[Any]:
-    values = list(row)
-    for place in places:
-        values[place] = None if values[place] is None else bool(values[place])
-    return values
 
 
 def _union(tables: Iterator[str]) -> str:

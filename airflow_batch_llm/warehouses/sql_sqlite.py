@@ -16,18 +16,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from airflow_batch_llm.errors import BatchLLMError, SourceError, TargetError, WarehouseBusy, WarehouseError
-from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Source, Target
+from airflow_batch_llm.warehouses.base import Part, Target
 from airflow_batch_llm.warehouses.plain import plain_schema
 from airflow_batch_llm.warehouses.publication import Staged, staged_columns
 from airflow_batch_llm.warehouses.rows import record_batch
-from airflow_batch_llm.warehouses.sql import SqlWarehouse
+from airflow_batch_llm.warehouses.sql_joining import JoiningSqlWarehouse
 from airflow_batch_llm.warehouses.sql_types import declared
 from airflow_batch_llm.warehouses.staging import StagingFolder
 
 _ROWS = 10_000
 
 
-class SQLiteWarehouse(SqlWarehouse):
+class SQLiteWarehouse(JoiningSqlWarehouse):
     """A SQLite database file."""
 
     def __init__(
@@ -47,14 +47,6 @@ class SQLiteWarehouse(SqlWarehouse):
     def asset_uri(self) -> str:
         return f"sqlite://{self._path()}"
 
-    def read_known(self, source: Source, target: Target) -> pa.RecordBatchReader:
-        """The look-up joined to the source, which is in the same file."""
-        with self._transaction() as cursor:
-            query = self._statements.read_known(
-                self._statements.select(source), target, self._known_tables(cursor, target)
-            )
-        return self._stream(query, source.parameters, KNOWN_COLUMNS)
-
     def release(self) -> None:
         """Let go of the file."""
         self.close()
@@ -70,10 +62,7 @@ class SQLiteWarehouse(SqlWarehouse):
     @contextmanager
     def _published_from(self, target: Target, parts: Sequence[Part]) -> Iterator[tuple[Any, Staged]]:
         files = self._folder().files(target, parts)
-        with self._translated():
-            if self._writing is None:
-                self._writing = self._open()
-            cursor = self._writing.cursor()
+        with self._cursor() as cursor:
             tables = (
                 ("answers", files.answers, target.answer_columns),
                 ("failures", files.failures, target.failure_columns),
@@ -86,7 +75,6 @@ class SQLiteWarehouse(SqlWarehouse):
                 for batch in _stored(paths, plain_schema(schema, self._dialect)):
                     self._insert(cursor, f"temp._llm_{name}", batch)
                 cursor.execute("COMMIT")
-            cursor.close()
         with self._transaction() as cursor:
             yield cursor, Staged(answers="temp._llm_answers", failures="temp._llm_failures")
         # The temporary tables go with their connection.

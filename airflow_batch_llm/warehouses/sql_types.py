@@ -43,13 +43,15 @@ _OF_PYTHON: dict[type, Kind] = {
     time: Kind.TIME,
     Decimal: Kind.DECIMAL,
 }
+_TINYINT = 1  # MySQL's type code; a BOOLEAN is one that is shown with one digit
 #: Type codes by dialect: MySQL's field types, Snowflake's numbers, Redshift's object ids.
 _OF_CODE: dict[str, dict[Any, Kind]] = {
     "mysql": {
-        **dict.fromkeys((1, 2, 3, 8, 9, 13), Kind.BIGINT),
+        **dict.fromkeys((_TINYINT, 2, 3, 8, 9, 13), Kind.BIGINT),
         **dict.fromkeys((4, 5), Kind.DOUBLE),
         **dict.fromkeys((0, 246), Kind.DECIMAL),
-        **dict.fromkeys((7, 12), Kind.TIMESTAMP),
+        7: Kind.TIMESTAMPTZ,  # TIMESTAMP: an instant, shown in the zone of the session, which is UTC
+        12: Kind.TIMESTAMP,
         10: Kind.DATE,
         245: Kind.JSON,
         **dict.fromkeys((15, 253, 254), Kind.STRING),
@@ -89,6 +91,10 @@ def described(column: Sequence[Any], dialect: str) -> pa.DataType | None:
         kind = _OF_PYTHON.get(code)
     if kind is None and isinstance(code, str):
         return declared(code, dialect)
+    if dialect == "mysql" and code == _TINYINT and column[3] == 1:
+        return pa.bool_()
+    if dialect == "snowflake" and (kind, precision, scale) == (Kind.DECIMAL, 38, 0):
+        return pa.int64()  # Snowflake has no other integer
     if kind is Kind.DECIMAL:
         return _decimal(precision, scale)
     return None if kind is None else _OF_KIND[kind]

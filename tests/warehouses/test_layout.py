@@ -51,7 +51,7 @@ def test_where_there_is_no_such_layout_it_is_refused(dialect: str, asked: dict[s
 
 
 def test_databricks_partitions_or_clusters() -> None:
-    with pytest.raises(TargetError, match="not both.*begin with 'day'"):
+    with pytest.raises(TargetError, match=r"not both.*begin with 'day'"):
         created("databricks", partition_by="day", cluster_by=("id",))
 
 

@@ -8,10 +8,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from airflow_batch_llm.testing.staged_rows import labels, land, part
 from airflow_batch_llm.testing.warehouses import WarehouseContract
+from airflow_batch_llm.warehouses.base import JoinsKnown, Source
 from airflow_batch_llm.warehouses.dialect import DIALECTS
 from airflow_batch_llm.warehouses.plain import plain_batch
 from airflow_batch_llm.warehouses.sql import SqlWarehouse
+from airflow_batch_llm.warehouses.sql_joining import sql_warehouse
 from airflow_batch_llm.warehouses.sql_sqlite import SQLiteWarehouse, _to_sqlite
 
 
@@ -94,3 +97,21 @@ class TestContractWithStagingTables(WarehouseContract):
     @pytest.fixture
     def database(self, tmp_path: Path) -> SQLiteWithStagingTables:
         return SQLiteWithStagingTables(tmp_path / "rows.sqlite")
+
+
+def test_a_source_with_parameters_is_joined_to_a_target_whose_names_hold_marks(tmp_path: Path) -> None:
+    database = SQLiteFile(tmp_path / "rows.sqlite")
+    database.seed("tickets", pa.table({"%s?": pa.array([1, 2], pa.int64())}))
+    target = labels(key=pa.schema([("%s?", pa.int64())]))
+    warehouse = database.open()
+    warehouse.prepare(target)
+    land(warehouse, target, part(), [{"%s?": 2, "_llm_input_hash": "i2"}])
+    source = Source(sql='SELECT * FROM tickets WHERE "%s?" > ?', parameters=[1], key=("%s?",))
+    (found,) = warehouse.read_known(source, target).read_all().to_pylist()
+    warehouse.close()
+    assert (found["%s?"], found["_llm_known_input_hash"]) == (2, "i2")
+
+
+def test_sql_server_looks_keys_up_since_its_subqueries_take_no_order() -> None:
+    assert isinstance(sql_warehouse(sqlite3.connect, "mysql"), JoinsKnown)
+    assert not isinstance(sql_warehouse(sqlite3.connect, "mssql"), JoinsKnown)

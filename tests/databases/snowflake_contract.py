@@ -1,0 +1,87 @@
+"""The contract of a warehouse, by Snowflake's own connector against an emulator (fakesnow) on loopback."""
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import fakesnow
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import snowflake.connector
+
+from airflow_batch_llm.testing.warehouses import WarehouseContract
+from airflow_batch_llm.warehouses.dialect import DIALECTS
+from airflow_batch_llm.warehouses.plain import plain_batch
+from airflow_batch_llm.warehouses.sql_snowflake import SnowflakeWarehouse
+
+DIALECT = DIALECTS["snowflake"]
+
+
+class SnowflakeDatabase:
+    """A database of the emulator, looked at with Snowflake's connector."""
+
+    placeholder = "%s"
+    longest_name = 255
+    nul = "\0"
+
+    def __init__(self, server: Mapping[str, Any]) -> None:
+        name = f"T{uuid4().hex.upper()}"
+        self.where = {**server, "database": name, "schema": "PUBLIC"}
+        with snowflake.connector.connect(**server) as connection:
+            connection.cursor().execute(f"CREATE DATABASE {name}")
+        self.recipe: tuple[str, Mapping[str, Any]] = (f"{__name__}:open_warehouse", {"where": self.where})
+
+    def open(self) -> SnowflakeWarehouse:
+        return open_warehouse(self.where)
+
+    def seed(self, table: str, rows: pa.Table) -> None:
+        name, types = DIALECT.quote(table), [DIALECT.column_type(field.type) for field in rows.schema]
+        declared = ", ".join(map(" ".join, zip(map(DIALECT.quote, rows.schema.names), types, strict=True)))
+        chosen = ", ".join(f"$1:c{place}::{type_}" for place, type_ in enumerate(types))
+        plain = [plain_batch(batch, frozenset(), DIALECT) for batch in rows.to_batches()]
+        with (
+            snowflake.connector.connect(**self.where) as connection,
+            connection.cursor() as cursor,
+            tempfile.TemporaryDirectory() as folder,
+        ):
+            cursor.execute(f"CREATE TABLE {name} ({declared})")
+            if not plain:
+                return
+            file = Path(folder) / f"{uuid4().hex}.parquet"
+            pq.write_table(
+                pa.Table.from_batches(plain).rename_columns([f"c{n}" for n in range(len(types))]), file
+            )
+            cursor.execute("CREATE TEMPORARY STAGE seeded")
+            cursor.execute(f"PUT 'file://{file}' @seeded AUTO_COMPRESS = FALSE")
+            cursor.execute(
+                f"COPY INTO {name} FROM (SELECT {chosen} FROM @seeded) FILE_FORMAT = (TYPE = PARQUET)"
+            )
+
+    def tables(self) -> set[str]:
+        with snowflake.connector.connect(**self.where) as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT table_name FROM information_schema.tables WHERE table_schema = 'PUBLIC'")
+            return {DIALECT.unfolded(name) for (name,) in cursor.fetchall()}
+
+
+def open_warehouse(where: Mapping[str, Any]) -> SnowflakeWarehouse:
+    """The warehouse in another process."""
+    return SnowflakeWarehouse(lambda: snowflake.connector.connect(**where))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Mapping[str, Any]]:
+    # The emulator cannot run a MERGE in a transaction: those of ours are taken for nothing.
+    with fakesnow.server(session_parameters={"nop_regexes": ["^BEGIN$", "^COMMIT$"]}) as where:
+        yield where
+
+
+@pytest.fixture
+def database(server: Mapping[str, Any]) -> SnowflakeDatabase:
+    return SnowflakeDatabase(server)
+
+
+class TestContract(WarehouseContract):
+    """The contract, in a database of its own for each case."""
