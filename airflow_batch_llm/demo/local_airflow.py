@@ -164,12 +164,10 @@ class LocalAirflow:
         until(look, f"the Dags {', '.join(dag_ids)} to be read", _START_SECONDS)
 
     def task_pids(self, task_instance_id: str) -> list[int]:
-        """The processes that run a task: the executor's worker first, then what it has started for the task."""
-        return sorted(
-            pid
-            for pid, title in _titles()
-            if title.startswith("airflow worker") and task_instance_id in title
-        )
+        """The processes that run a task: the executor's worker first, then the one that it has started for the task."""
+        found = [(title, pid) for pid, title in _titles() if task_instance_id in title]
+        workers = [(title, pid) for title, pid in found if title.startswith("airflow worker")]
+        return [pid for _, pid in sorted(workers, key=lambda each: "LocalExecutor" not in each[0])]
 
     def _migrate(self) -> None:
         done = subprocess.run(

@@ -132,6 +132,11 @@ class Simulator:
         """Set a fault (see `airflow_batch_llm.simulator.faults.Fault` for its fields)."""
         return int(self._call("POST", "/control/faults", fault)["id"])
 
+    def met(self, fault: int) -> int:
+        """How often a fault was met so far, by its number."""
+        known = {each["id"]: each["seen"] for each in self._call("GET", "/control/faults")}
+        return int(known[fault])
+
     def clear_faults(self) -> None:
         self._call("DELETE", "/control/faults")
 

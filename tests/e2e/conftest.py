@@ -1,0 +1,172 @@
+"""One real Airflow for all end-to-end tests, and what each of them does with it.
+
+The intervals at which Airflow notices that something has died are short here, so that the tests are.
+"""
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+import pytest
+
+from airflow_batch_llm.demo.airflow_api import until
+from tests.airflow.standalone import ROOT, Plan, Stack, running
+
+ROWS = 20
+_DAGS = (
+    ROOT / "dags" / "nightly_labels.py",
+    ROOT / "dags" / "evening_and_morning.py",
+    ROOT / "tests" / "e2e" / "dags" / "cases.py",
+)
+_SETTINGS = {
+    "SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
+    "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "15",
+    "SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "3",
+    "TRIGGERER__JOB_HEARTBEAT_SEC": "2",
+    "TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "8",
+}
+_ENDED = ("success", "failed", "upstream_failed", "skipped")
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    folder = tmp_path_factory.mktemp("e2e")
+    dags = folder / "dags"
+    dags.mkdir()
+    for path in _DAGS:
+        shutil.copy(path, dags)
+    with running(Plan(folder=folder, dags=dags, batch_seconds=8, settings=_SETTINGS)) as stack:
+        stack.airflow.until_read("one_task", "by_hand", "nightly_labels", "evening_sends", "morning_collects")
+        for dag_id in ("one_task", "by_hand"):
+            stack.airflow.api.unpause(dag_id)
+        yield stack
+
+
+@pytest.fixture(autouse=True)
+def forgotten(stack: Stack) -> None:
+    """The simulator has no memory of another test."""
+    stack.simulator.reset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One Dag run over a table of its own, and the money that it spent."""
+
+    stack: Stack
+    dag_id: str
+    run_id: str
+    table: str
+
+    # -- what Airflow says ---------------------------------------------------------------------------------------
+
+    def task(self, task_id: str) -> dict[str, Any]:
+        return self.stack.airflow.api.task(self.dag_id, self.run_id, task_id)
+
+    def until_state(self, task_id: str, state: str, try_number: int = 1) -> dict[str, Any]:
+        """Wait until a task is in a state, on this try or a later one."""
+
+        def look() -> dict[str, Any] | None:
+            found = self.task(task_id)
+            if found["state"] == state and found["try_number"] >= try_number:
+                return found
+            assert found["state"] not in _ENDED or found["try_number"] < try_number, self._log(found)
+            return None
+
+        return until(look, f"{task_id} of {self.run_id} to be {state}", 150)
+
+    def until_watched(self, task_id: str, try_number: int = 1) -> dict[str, Any]:
+        """Wait until a triggerer waits for the task."""
+
+        def look() -> dict[str, Any] | None:
+            found = self.task(task_id)
+            watched = found["state"] == "deferred" and found["triggerer_job"] is not None
+            return found if watched and found["try_number"] >= try_number else None
+
+        return until(look, f"a triggerer to wait for {task_id} of {self.run_id}", 150)
+
+    def until_success(self) -> None:
+        def look() -> bool:
+            state = self.stack.airflow.api.run(self.dag_id, self.run_id)["state"]
+            assert state != "failed", [self._log(task) for task in self._tasks()]
+            return state == "success"
+
+        until(look, f"the run {self.run_id} to succeed", 150)
+
+    def log(self, task_id: str, try_number: int) -> str:
+        return self.stack.airflow.api.log(self.dag_id, self.run_id, task_id, try_number)
+
+    # -- what is done to it --------------------------------------------------------------------------------------
+
+    def signal(self, task_id: str, number: signal.Signals, *, whole: bool) -> None:
+        """Signal the process that runs the task; the whole of the worker, or only what it has started for the task."""
+        pids = until(
+            lambda: self.stack.airflow.task_pids(self.task(task_id)["id"]), f"the process of {task_id}"
+        )
+        for pid in pids if whole else pids[-1:]:
+            os.kill(pid, number)
+
+    def clear(self, task_id: str) -> None:
+        self.stack.airflow.api.clear(self.dag_id, self.run_id, [task_id])
+
+    def mark_failed(self, task_id: str) -> None:
+        self.stack.airflow.api.set_task_state(self.dag_id, self.run_id, task_id, "failed")
+
+    def fail_run(self) -> None:
+        self.stack.airflow.api.set_run_state(self.dag_id, self.run_id, "failed")
+
+    # -- what the provider says ----------------------------------------------------------------------------------
+
+    @property
+    def ledger(self) -> dict[str, Any]:
+        return dict(self.stack.simulator.ledger()["openai"])
+
+    def until_sent(self) -> str:
+        """Wait until the provider has the batch. Its id is given."""
+        return str(until(lambda: self.ledger["batches"], "a batch at the provider")[0])
+
+    def finish(self) -> None:
+        """Let the batch end that was held."""
+        for batch_id in self.ledger["running"]:
+            self.stack.simulator.finish(batch_id)
+
+    def assert_paid_once(self) -> None:
+        """Each row was bought once and has landed once, in one batch that nobody has cancelled."""
+        ledger = self.ledger
+        assert ledger["rows"]["charged"] == ROWS
+        assert len(ledger["batches"]) == 1
+        assert ledger["running"] == []
+        assert "cancel" not in ledger["calls"]
+        landed = self.stack.ask(f"SELECT count(*), count(DISTINCT id) FROM {self.table}_labels")
+        assert landed == [(ROWS, ROWS)]
+
+    def assert_given_up(self) -> None:
+        """The batch was cancelled, since nobody waits for it any more, and nothing was bought."""
+        until(lambda: not self.ledger["running"], "the batch to be cancelled")
+        assert self.ledger["calls"]["cancel"] >= 1
+        assert self.ledger["rows"]["charged"] == 0
+
+    def _tasks(self) -> list[dict[str, Any]]:
+        return self.stack.airflow.api.tasks(self.dag_id, self.run_id)
+
+    def _log(self, task: dict[str, Any]) -> str:
+        return f"{task['task_id']} is {task['state']}:\n" + self.log(task["task_id"], task["try_number"])
+
+
+@pytest.fixture
+def begin(stack: Stack, request: pytest.FixtureRequest) -> Any:
+    """Begin a Dag run over a new table."""
+
+    def begin(dag_id: str) -> Case:
+        table = "".join(letter if letter.isalnum() else "_" for letter in request.node.name)
+        with duckdb.connect(stack.duckdb) as connection:
+            connection.execute(
+                f"CREATE TABLE {table} AS SELECT i AS id, 'word ' || i AS text FROM range({ROWS}) AS numbers(i)"
+            )
+        run_id = stack.airflow.api.trigger(dag_id, {"table": table})
+        return Case(stack=stack, dag_id=dag_id, run_id=run_id, table=table)
+
+    return begin

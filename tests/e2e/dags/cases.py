@@ -1,0 +1,32 @@
+"""What the end-to-end tests run: one stage, in one task and in three, over the table that the Dag run names."""
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import DAG
+
+from airflow_batch_llm.operators.collect import CollectLLMBatchOperator
+from airflow_batch_llm.operators.llm_transform import LLMTransformOperator
+from airflow_batch_llm.operators.submit import SubmitLLMBatchOperator
+from airflow_batch_llm.sensors.llm_batch import LLMBatchSensor
+
+STAGE: dict[str, Any] = {
+    "source_table": "{{ dag_run.conf['table'] }}",
+    "source_conn_id": "warehouse",
+    "key": "id",
+    "prompt": "Which word is this? {{ text }}",
+    "output_type": ["noun", "verb"],
+    "model_id": "openai:gpt-5-mini",
+    "target": "{{ dag_run.conf['table'] }}_labels",
+    "poll_interval": 0.5,
+}
+RETRIES = {"retries": 4, "retry_delay": timedelta(seconds=1)}
+
+with DAG("one_task", schedule=None, default_args=RETRIES):
+    LLMTransformOperator(task_id="label", deferrable=True, **STAGE)
+
+with DAG("by_hand", schedule=None, default_args=RETRIES):
+    send = SubmitLLMBatchOperator(task_id="send", **STAGE)
+    wait = LLMBatchSensor(task_id="wait", handle=send.output, deferrable=True, poke_interval=0.5)
+    collect = CollectLLMBatchOperator(task_id="collect", handle=send.output, deferrable=True)
+    send >> wait >> collect

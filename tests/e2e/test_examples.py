@@ -1,0 +1,53 @@
+"""Example Dags whose story needs a scheduler."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from airflow_batch_llm.demo import warehouse
+from airflow_batch_llm.demo.airflow_api import until
+from tests.airflow.standalone import Stack
+
+
+def succeeded(stack: Stack, dag_id: str, run_id: str) -> None:
+    api = stack.airflow.api
+
+    def look() -> bool:
+        state = api.run(dag_id, run_id)["state"]
+        assert state != "failed", [task["state"] for task in api.tasks(dag_id, run_id)]
+        return bool(state == "success")
+
+    until(look, f"{run_id} of {dag_id} to succeed", 150)
+
+
+def first_run(stack: Stack, dag_id: str) -> str:
+    return until(lambda: next(iter(stack.airflow.api.run_ids(dag_id)), None), f"a run of {dag_id}")
+
+
+def bought(stack: Stack) -> Any:
+    return stack.simulator.ledger()["anthropic"]["rows"]["charged"]
+
+
+def test_the_scheduled_night_labels_all_and_the_next_run_only_what_changed(stack: Stack) -> None:
+    stack.airflow.api.unpause("nightly_labels")
+    succeeded(stack, "nightly_labels", first_run(stack, "nightly_labels"))
+    tickets = stack.ask("SELECT count(*) FROM support.tickets")
+    before = bought(stack)
+
+    assert stack.ask("SELECT count(*) FROM support.ticket_labels") == tickets
+
+    warehouse.change(stack.duckdb, 3)
+    run_id = stack.airflow.api.trigger("nightly_labels", logical_date=datetime.now(UTC).isoformat())
+    succeeded(stack, "nightly_labels", run_id)
+
+    assert bought(stack) == before + 3
+
+
+def test_the_morning_collects_what_the_evening_has_sent(stack: Stack) -> None:
+    for dag_id in ("morning_collects", "evening_sends"):
+        stack.airflow.api.unpause(dag_id)
+
+    succeeded(stack, "evening_sends", first_run(stack, "evening_sends"))
+    succeeded(stack, "morning_collects", first_run(stack, "morning_collects"))
+
+    tickets = stack.ask("SELECT count(*) FROM support.tickets")
+    assert stack.ask("SELECT count(*) FROM support.priorities") == tickets

@@ -1,0 +1,127 @@
+"""Whatever dies or is done while a batch is on its way: each row is bought once, and no batch is left to itself.
+
+A real scheduler, worker and triggerer are killed; the provider's ledger is the judge.
+"""
+
+from collections.abc import Callable
+from signal import SIGKILL, SIGTERM, Signals
+
+import pytest
+
+from airflow_batch_llm.demo.airflow_api import until
+from tests.airflow.standalone import Stack
+from tests.e2e.conftest import Case
+
+Begin = Callable[[str], Case]
+
+#: Longer than a test waits for the call that it slows down.
+HELD_SECONDS = 90
+
+
+def hold_batches(stack: Stack) -> None:
+    """Batches do not end by themselves."""
+    stack.simulator.fault(provider="openai", kind="hold", times=None)
+
+
+def test_a_table_is_labelled_without_a_retry(begin: Begin) -> None:
+    case = begin("one_task")
+
+    case.until_success()
+
+    case.assert_paid_once()
+
+
+@pytest.mark.parametrize(
+    ("number", "whole"),
+    [(SIGKILL, True), (SIGKILL, False), (SIGTERM, True)],
+    ids=["host", "process", "eviction"],
+)
+def test_a_task_that_dies_before_it_hears_that_its_batch_was_accepted_adopts_it(
+    stack: Stack, begin: Begin, number: Signals, whole: bool
+) -> None:
+    stack.simulator.fault(
+        provider="openai", kind="delay", endpoint="create", effect="after", seconds=HELD_SECONDS
+    )
+    case = begin("one_task")
+    case.until_sent()
+
+    if number is SIGTERM:
+        case.signal("label", number, whole=False)
+    else:
+        case.signal("label", number, whole=whole)
+
+    case.until_success()
+    assert case.task("label")["try_number"] > 1
+    case.assert_paid_once()
+
+
+def test_a_task_that_dies_while_it_lands_lands_again(stack: Stack, begin: Begin) -> None:
+    held = stack.simulator.fault(provider="openai", kind="delay", endpoint="content", seconds=HELD_SECONDS)
+    case = begin("one_task")
+    until(lambda: stack.simulator.met(held), "the results to be asked for")
+
+    case.signal("label", SIGKILL, whole=False)
+
+    case.until_success()
+    assert case.task("label")["try_number"] > 1
+    case.assert_paid_once()
+
+
+@pytest.mark.parametrize("number", [SIGKILL, SIGTERM], ids=["kill", "term"])
+def test_another_triggerer_goes_on_waiting(stack: Stack, begin: Begin, number: Signals) -> None:
+    hold_batches(stack)
+    case = begin("one_task")
+    case.until_watched("label")
+
+    stack.airflow.end("triggerer", number)
+    stack.airflow.start("triggerer")
+    case.finish()
+
+    case.until_success()
+    case.assert_paid_once()
+
+
+def test_a_cleared_task_goes_on_waiting_for_the_same_batch(stack: Stack, begin: Begin) -> None:
+    hold_batches(stack)
+    case = begin("one_task")
+    case.until_watched("label")
+
+    case.clear("label")
+    case.until_watched("label", try_number=2)
+    case.finish()
+
+    case.until_success()
+    case.assert_paid_once()
+
+
+def test_a_batch_whose_task_is_marked_failed_is_cancelled(stack: Stack, begin: Begin) -> None:
+    hold_batches(stack)
+    case = begin("one_task")
+    case.until_watched("label")
+
+    case.mark_failed("label")
+
+    case.assert_given_up()
+
+
+def test_a_batch_whose_dag_run_is_failed_is_cancelled(stack: Stack, begin: Begin) -> None:
+    hold_batches(stack)
+    case = begin("one_task")
+    case.until_watched("label")
+
+    case.fail_run()
+
+    case.assert_given_up()
+
+
+def test_a_cleared_sensor_waits_again_and_cancels_nothing(stack: Stack, begin: Begin) -> None:
+    hold_batches(stack)
+    case = begin("by_hand")
+    case.until_watched("wait")
+
+    case.clear("wait")
+    case.until_watched("wait", try_number=2)
+    case.finish()
+
+    case.until_success()
+    case.assert_paid_once()
