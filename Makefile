@@ -9,10 +9,10 @@ PYTEST := $(BIN)/python -m pytest
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup emulators demo airflow test check format docs constraints bench matrix sdks clean
+.PHONY: help setup emulators demo airflow test e2e check format docs constraints bench matrix sdks clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
 
 setup: .venv/.stamp ## build .venv with the package, every extra and the development tools
 
@@ -34,7 +34,11 @@ airflow: .venv/.stamp ## start Airflow's own UI on loopback, with the example Da
 
 test: .venv/.stamp emulators ## run the tests
 	@echo "test: everything, in two processes"
-	@$(PYTEST) -n 2 --dist loadscope
+	@$(PYTEST) -n 2 --dist loadscope --ignore tests/e2e
+
+e2e: .venv/.stamp ## kill, clear and fail what runs in a real Airflow, and look at the bill
+	@echo "e2e: a real Airflow on loopback, for about four minutes"
+	@$(PYTEST) tests/e2e
 
 check: .venv/.stamp ## check format, lint, types and the import rules
 	@echo "check: format" && $(BIN)/ruff format --quiet --check .
@@ -63,4 +67,4 @@ sdks: .venv/.stamp ## run the provider tests on the oldest and the newest SDKs t
 	@$(BIN)/python -m tests.sdks
 
 clean: ## remove what make has built
-	rm -rf .venv .emulators .environments .mypy_cache .pytest_cache .ruff_cache .import_linter_cache site
+	rm -rf .venv .emulators .environments .airflow .demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache site

@@ -204,6 +204,7 @@ class RunOperator(BaseOperator):
         from airflow_batch_llm.stage.folder import RunFolder
 
         if not is_given_up(key):
+            self.log.info("The worker is to end, but the task is not given up: its batches are left running.")
             return
         for handle in self._handles:
             provider = llm_provider(handle.llm_conn_id, handle.model_id, handle.llm_hook_params)

@@ -101,13 +101,14 @@ class Case:
 
     # -- what is done to it --------------------------------------------------------------------------------------
 
-    def signal(self, task_id: str, number: signal.Signals, *, whole: bool) -> None:
-        """Signal the process that runs the task; the whole of the worker, or only what it has started for the task."""
-        pids = until(
-            lambda: self.stack.airflow.task_pids(self.task(task_id)["id"]), f"the process of {task_id}"
-        )
-        for pid in pids if whole else pids[-1:]:
-            os.kill(pid, number)
+    def kill(self, task_id: str, *, whole: bool) -> None:
+        """Kill the worker that runs the task, or only the process that it has started for the task."""
+        for pid in self._pids(task_id) if whole else self._pids(task_id)[-1:]:
+            os.kill(pid, signal.SIGKILL)
+
+    def ask_to_end(self, task_id: str) -> None:
+        """Ask the worker that runs the task to end, as the eviction of a pod does before it kills."""
+        os.kill(self._pids(task_id)[0], signal.SIGTERM)
 
     def clear(self, task_id: str) -> None:
         self.stack.airflow.api.clear(self.dag_id, self.run_id, [task_id])
@@ -148,6 +149,11 @@ class Case:
         until(lambda: not self.ledger["running"], "the batch to be cancelled")
         assert self.ledger["calls"]["cancel"] >= 1
         assert self.ledger["rows"]["charged"] == 0
+
+    def _pids(self, task_id: str) -> list[int]:
+        return until(
+            lambda: self.stack.airflow.task_pids(self.task(task_id)["id"]), f"the process of {task_id}"
+        )
 
     def _tasks(self) -> list[dict[str, Any]]:
         return self.stack.airflow.api.tasks(self.dag_id, self.run_id)

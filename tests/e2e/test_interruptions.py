@@ -31,13 +31,9 @@ def test_a_table_is_labelled_without_a_retry(begin: Begin) -> None:
     case.assert_paid_once()
 
 
-@pytest.mark.parametrize(
-    ("number", "whole"),
-    [(SIGKILL, True), (SIGKILL, False), (SIGTERM, True)],
-    ids=["host", "process", "eviction"],
-)
+@pytest.mark.parametrize("whole", [True, False], ids=["host", "process"])
 def test_a_task_that_dies_before_it_hears_that_its_batch_was_accepted_adopts_it(
-    stack: Stack, begin: Begin, number: Signals, whole: bool
+    stack: Stack, begin: Begin, whole: bool
 ) -> None:
     stack.simulator.fault(
         provider="openai", kind="delay", endpoint="create", effect="after", seconds=HELD_SECONDS
@@ -45,10 +41,23 @@ def test_a_task_that_dies_before_it_hears_that_its_batch_was_accepted_adopts_it(
     case = begin("one_task")
     case.until_sent()
 
-    if number is SIGTERM:
-        case.signal("label", number, whole=False)
-    else:
-        case.signal("label", number, whole=whole)
+    case.kill("label", whole=whole)
+
+    case.until_success()
+    assert case.task("label")["try_number"] > 1
+    case.assert_paid_once()
+
+
+def test_an_evicted_worker_leaves_the_batch_to_the_next(stack: Stack, begin: Begin) -> None:
+    stack.simulator.fault(
+        provider="openai", kind="delay", endpoint="create", effect="after", seconds=HELD_SECONDS
+    )
+    case = begin("one_task")
+    case.until_sent()
+
+    case.ask_to_end("label")
+    until(lambda: "batches are left running" in case.log("label", 1), "the task to hear of its eviction")
+    case.kill("label", whole=True)
 
     case.until_success()
     assert case.task("label")["try_number"] > 1
@@ -60,7 +69,7 @@ def test_a_task_that_dies_while_it_lands_lands_again(stack: Stack, begin: Begin)
     case = begin("one_task")
     until(lambda: stack.simulator.met(held), "the results to be asked for")
 
-    case.signal("label", SIGKILL, whole=False)
+    case.kill("label", whole=False)
 
     case.until_success()
     assert case.task("label")["try_number"] > 1
