@@ -26,6 +26,7 @@ _LOOK_SECONDS = 0.01
 class _Advance(BaseModel):
     model_config = ConfigDict(extra="forbid")
     advance_seconds: float = Field(ge=0)
+    settle: bool = False  # and wait until all that is due by then has happened
 
 
 class _Command(BaseModel):
@@ -54,7 +55,10 @@ class Control:
 
     async def clock(self, request: Request) -> Response:
         if request.method == "POST":
-            self._world.advance(_Advance.model_validate_json(await request.body()).advance_seconds)
+            wish = _Advance.model_validate_json(await request.body())
+            self._world.advance(wish.advance_seconds)
+            if wish.settle:
+                await self._runner.caught_up()
         return JSONResponse({"now": self._world.clock.now(), "offset": self._world.clock.offset})
 
     async def knobs(self, request: Request) -> Response:

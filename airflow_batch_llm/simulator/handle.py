@@ -140,9 +140,10 @@ class Simulator:
     def clear_faults(self) -> None:
         self._call("DELETE", "/control/faults")
 
-    def clock(self, *, advance_seconds: float = 0.0) -> float:
-        """Move the virtual clock forward. Returns what it shows."""
-        return float(self._call("POST", "/control/clock", {"advance_seconds": advance_seconds})["now"])
+    def clock(self, *, advance_seconds: float = 0.0, settle: bool = False) -> float:
+        """Move the virtual clock forward, and with `settle` wait for all that is due by then. Returns what it shows."""
+        wish = {"advance_seconds": advance_seconds, "settle": settle}
+        return float(self._call("POST", "/control/clock", wish)["now"])
 
     def turn(self, **knobs: Any) -> dict[str, Any]:
         """Turn knobs (see `airflow_batch_llm.simulator.knobs.Knobs`). Returns all of them."""

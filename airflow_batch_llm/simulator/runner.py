@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 _AT_ONCE = 2  # batches whose rows are looked at or executed at the same time
 _LONGEST_NAP = 3600.0
 _BUSY_NAP = 0.05
+_LOOK_SECONDS = 0.005
 
 
 class Runner:
@@ -45,6 +46,12 @@ class Runner:
         """Wait until no step is being taken."""
         while self._steps:
             await asyncio.gather(*self._steps.values(), return_exceptions=True)
+
+    async def caught_up(self) -> None:
+        """Wait until every step that is due has been taken."""
+        while self._steps or self._world.database.due_batches(self._world.clock.now()):
+            self.poke()
+            await asyncio.sleep(_LOOK_SECONDS)
 
     async def _nap(self) -> None:
         timeout = _BUSY_NAP
