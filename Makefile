@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup emulators demo airflow test e2e check format docs constraints bench matrix sdks clean
+.PHONY: help setup emulators demo airflow test e2e check format docs constraints bench matrix sdks databases clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -65,6 +65,9 @@ matrix: .venv/.stamp ## run the tests of the Airflow edge on each supported Airf
 
 sdks: .venv/.stamp ## run the provider tests on the oldest and the newest SDKs that pyproject.toml admits
 	@$(BIN)/python -m tests.sdks
+
+databases: .venv/.stamp ## run the contract of a warehouse on Snowflake's emulator, and on MariaDB where it is installed
+	@$(BIN)/python -m tests.databases
 
 clean: ## remove what make has built
 	rm -rf .venv .emulators .environments .airflow .demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache site

@@ -43,6 +43,8 @@ class Dialect:
     begin: str | None = None  # what begins a transaction, where the driver does not do it by itself
     upper_case: bool = False  # an unquoted name is stored in capitals
     keeps_nul: bool = True  # text may hold the character NUL
+    keeps_zone: bool = True  # an instant is kept as one; otherwise as UTC's wall clock
+    pads_text: bool = False  # 'a' and 'a ' are equal
     vector_brackets: str = "[]"  # around a vector staged as text; empty: it is staged as a list
     from_text: Mapping[Kind, str] = field(default_factory=dict)  # kinds staged as text, and how they are read
     partitioned: str = ""  # the clause of a new table that is cut by one column
@@ -187,10 +189,10 @@ DIALECTS: Mapping[str, Dialect] = {
             name="mysql",
             title="MySQL",
             types=_types(
-                "LONGTEXT | SMALLINT | INTEGER | BIGINT | FLOAT | DOUBLE | DECIMAL({},{}) | BOOLEAN"
+                "LONGTEXT CHARACTER SET utf8mb4 | SMALLINT | INTEGER | BIGINT | FLOAT | DOUBLE | DECIMAL({},{}) | BOOLEAN"
                 " | DATE | TIME(6) | DATETIME(6) | DATETIME(6) | LONGBLOB | CHAR(36) | JSON | JSON"
             ),
-            # The binary collation keeps 'a' and 'A' two keys; 'a' and 'a ' are one to MySQL all the same.
+            # The binary collation keeps 'a' and 'A' two keys.
             key_types={
                 Kind.STRING: "VARCHAR(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin",
                 Kind.BINARY: "VARBINARY(255)",
@@ -198,6 +200,8 @@ DIALECTS: Mapping[str, Dialect] = {
             upsert=Upsert.ON_DUPLICATE_KEY,
             max_identifier=64,
             placeholder="%s",
+            keeps_zone=False,
+            pads_text=True,
             session="SET time_zone = '+00:00'",
             typed_null=False,
         ),
@@ -231,6 +235,7 @@ DIALECTS: Mapping[str, Dialect] = {
             max_identifier=127,
             placeholder="%s",
             keeps_nul=False,
+            pads_text=True,
         ),
         Dialect(
             name="snowflake",
@@ -274,6 +279,7 @@ DIALECTS: Mapping[str, Dialect] = {
             upsert=Upsert.MERGE,
             max_identifier=128,
             placeholder="%s",
+            pads_text=True,
             nests_any_select=False,
         ),
     )

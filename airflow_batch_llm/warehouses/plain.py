@@ -7,6 +7,7 @@ cannot be held is refused.
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -39,6 +40,17 @@ def plain_schema(schema: pa.Schema, dialect: Dialect) -> pa.Schema:
     return pa.schema([pa.field(field.name, _plain_type(field.type, dialect)) for field in schema])
 
 
+def refuse_padded_keys(batch: pa.RecordBatch, key: Sequence[str], dialect: Dialect) -> None:
+    """Refuse keys that end in blanks where the database takes them for those without: two keys would be one row."""
+    for name in key if dialect.pads_text else ():
+        column = batch.column(name)
+        if pa.types.is_string(column.type) and pc.any(pc.ends_with(column, " ")).as_py():
+            raise SourceError(
+                f"The key column {name} holds texts that end in blanks, and {dialect.title} takes 'a' and 'a ' "
+                "for the same. Cut the blanks off in the source's query, for instance with RTRIM."
+            )
+
+
 def typed(array: pa.Array, type_: pa.DataType) -> pa.Array:
     """Text as a database gives it for JSON and UUIDs, in the type that says so."""
     if array.type == type_:
@@ -66,7 +78,7 @@ def _plain_type(type_: pa.DataType, dialect: Dialect) -> pa.DataType:
     if kind is Kind.TIMESTAMP:
         return pa.timestamp("us")
     if kind is Kind.TIMESTAMPTZ:
-        return pa.timestamp("us", tz="UTC")
+        return pa.timestamp("us", tz="UTC" if dialect.keeps_zone else None)
     return type_
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 from airflow_batch_llm.errors import BatchLLMError, WarehouseError
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Source, Target
 from airflow_batch_llm.warehouses.dialect import PARAMETER, dialect_named
-from airflow_batch_llm.warehouses.plain import plain_batch
+from airflow_batch_llm.warehouses.plain import plain_batch, refuse_padded_keys
 from airflow_batch_llm.warehouses.publication import (
     Staged,
     Step,
@@ -68,6 +68,7 @@ class SqlWarehouse:
 
     def known(self, target: Target, keys: pa.RecordBatch) -> pa.RecordBatch:
         plain = plain_batch(keys, frozenset(target.key.names), self._dialect).select(target.key.names)
+        refuse_padded_keys(plain, target.key.names, self._dialect)
         size = max(1, min(_ASKED_AT_ONCE, _MOST_PARAMETERS // len(target.key)))
         rows: list[Sequence[Any]] = []
         with self._transaction() as cursor:

@@ -3,13 +3,14 @@
 Every database but SQL Server, whose subqueries take neither ORDER BY nor WITH, both of which sources have.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Source, Target
 from airflow_batch_llm.warehouses.dialect import PARAMETER, dialect_named
+from airflow_batch_llm.warehouses.plain import refuse_padded_keys
 from airflow_batch_llm.warehouses.sql import SqlWarehouse
 
 
@@ -23,7 +24,13 @@ class JoiningSqlWarehouse(SqlWarehouse):
         if source.parameters is not None and "%" in self._dialect.placeholder:
             query = query.replace("%", "%%")
         query = query.replace(PARAMETER, self._statements.select(source))
-        return self._stream(query, source.parameters, KNOWN_COLUMNS)
+        reader = self._stream(query, source.parameters, KNOWN_COLUMNS)
+        return pa.RecordBatchReader.from_batches(reader.schema, self._checked(reader, target.key.names))
+
+    def _checked(self, reader: pa.RecordBatchReader, key: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        for batch in reader:
+            refuse_padded_keys(batch, key, self._dialect)
+            yield batch
 
 
 def sql_warehouse(connect: Callable[[], Any], dialect: str, *, asset_uri: str = "") -> SqlWarehouse:

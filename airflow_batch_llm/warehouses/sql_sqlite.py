@@ -25,6 +25,8 @@ from airflow_batch_llm.warehouses.sql_types import declared
 from airflow_batch_llm.warehouses.staging import StagingFolder
 
 _ROWS = 10_000
+#: SQLite has no decimals; what it makes of them are doubles.
+_EXACT_DIGITS = 15
 
 
 class SQLiteWarehouse(JoiningSqlWarehouse):
@@ -46,6 +48,10 @@ class SQLiteWarehouse(JoiningSqlWarehouse):
     @property
     def asset_uri(self) -> str:
         return f"sqlite://{self._path()}"
+
+    def prepare(self, target: Target) -> None:
+        _refuse_rounded_keys(target)
+        super().prepare(target)
 
     def release(self) -> None:
         """Let go of the file."""
@@ -141,6 +147,16 @@ class SQLiteWarehouse(JoiningSqlWarehouse):
         said = f": {error}" if isinstance(error, sqlite3.Error) and "decode" not in str(error) else ""
         kind = TargetError if name.startswith(("SQLITE_READONLY", "SQLITE_PERM")) else WarehouseError
         return kind(f"SQLite refused a statement on {self._path()} ({name}){said}")
+
+
+def _refuse_rounded_keys(target: Target) -> None:
+    for field in target.key:
+        long = pa.types.is_decimal(field.type) and field.type.precision > _EXACT_DIGITS
+        if long or pa.types.is_uint64(field.type):
+            raise TargetError(
+                f"The key column {field.name} is {field.type}, of which SQLite keeps {_EXACT_DIGITS} digits: two keys could "
+                "become one. CAST it to TEXT in the source's query."
+            )
 
 
 def _stored(paths: Sequence[Path], schema: pa.Schema) -> Iterator[pa.RecordBatch]:

@@ -1,13 +1,15 @@
 """Record batches become what databases take, whatever the source's types were."""
 
 import uuid
+from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 import pytest
 
 from airflow_batch_llm.errors import SourceError
 from airflow_batch_llm.warehouses.dialect import DIALECTS
-from airflow_batch_llm.warehouses.plain import plain_batch
+from airflow_batch_llm.warehouses.plain import plain_batch, refuse_padded_keys
 
 
 def plain(array: pa.Array, dialect: str = "duckdb", *, key: bool = False) -> list[object]:
@@ -65,3 +67,20 @@ def test_a_nul_in_a_key_is_refused_where_it_cannot_be_held() -> None:
 )
 def test_json_keeps_only_characters_that_databases_take(text: str, mended: str) -> None:
     assert plain(pa.array([text, None], pa.json_(pa.string()))) == [mended, None]
+
+
+@pytest.mark.parametrize("name", ["mysql", "redshift", "tsql"])
+def test_keys_that_end_in_blanks_are_refused_where_these_do_not_count(name: str) -> None:
+    padded = pa.record_batch({"a": ["x"], "b": ["x "]})
+    refuse_padded_keys(padded, ["a"], DIALECTS[name])
+    with pytest.raises(SourceError, match=r"key column b .* end in blanks"):
+        refuse_padded_keys(padded, ["a", "b"], DIALECTS[name])
+    refuse_padded_keys(padded, ["b"], DIALECTS["postgres"])
+
+
+def test_an_instant_is_a_wall_clock_in_utc_where_no_zone_is_kept() -> None:
+    noon = datetime(2026, 3, 1, 12, tzinfo=ZoneInfo("Europe/Berlin"))
+    column = pa.record_batch({"at": pa.array([noon], pa.timestamp("us", tz="Europe/Berlin"))})
+    assert plain_batch(column, frozenset(), DIALECTS["mysql"]).to_pylist() == [
+        {"at": noon.astimezone(UTC).replace(tzinfo=None)}
+    ]

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.testing.staged_rows import labels, land, part
 from airflow_batch_llm.testing.warehouses import WarehouseContract
 from airflow_batch_llm.warehouses.base import JoinsKnown, Source
@@ -115,3 +116,12 @@ def test_a_source_with_parameters_is_joined_to_a_target_whose_names_hold_marks(t
 def test_sql_server_looks_keys_up_since_its_subqueries_take_no_order() -> None:
     assert isinstance(sql_warehouse(sqlite3.connect, "mysql"), JoinsKnown)
     assert not isinstance(sql_warehouse(sqlite3.connect, "mssql"), JoinsKnown)
+
+
+def test_a_key_with_more_digits_than_sqlite_keeps_is_refused(tmp_path: Path) -> None:
+    warehouse = SQLiteFile(tmp_path / "rows.sqlite").open()
+    warehouse.prepare(labels(key=pa.schema([("id", pa.decimal128(15, 2))])))
+    for type_ in (pa.decimal128(16, 2), pa.uint64()):
+        with pytest.raises(TargetError, match="keeps 15 digits"):
+            warehouse.prepare(labels(key=pa.schema([("id", type_)])))
+    warehouse.close()
