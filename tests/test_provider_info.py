@@ -91,6 +91,7 @@ def test_airflow_imports_and_lists_the_provider_and_its_configuration(tmp_path: 
 import airflow
 from airflow.configuration import conf
 from airflow.providers_manager import ProvidersManager
+ProvidersManager().initialize_providers_configuration()  # Airflow 3.1 does not until it must
 print(ProvidersManager().providers["airflow-batch-llm"].version, conf.getfloat("batch_llm", "default_max_cost_usd"))
 """
     environ = os.environ | {"AIRFLOW_HOME": str(tmp_path)}

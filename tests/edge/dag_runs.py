@@ -5,9 +5,13 @@ from typing import Any
 
 def run_dag(dag: Any, **options: Any) -> Any:
     """Put the Dag where `dag.test()` looks for it, run it, and give the finished Dag run."""
-    from airflow.dag_processing.dagbag import DagBag, sync_bag_to_db
     from airflow.models.dagbundle import DagBundleModel
     from airflow.utils.session import create_session
+
+    try:
+        from airflow.dag_processing.dagbag import DagBag, sync_bag_to_db
+    except ImportError:  # Airflow 3.1
+        from airflow.models.dagbag import DagBag, sync_bag_to_db
 
     with create_session() as session:
         session.merge(DagBundleModel(name="tests"))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.version import Version
 
 from airflow_batch_llm.errors import InputError, Refused
 from airflow_batch_llm.hooks.duckdb import DuckDBHook
@@ -55,6 +56,7 @@ async def test_a_connection_with_a_key_and_a_host_reaches_its_provider(
 async def test_what_only_the_official_anthropic_hook_can_open_is_opened_by_it(
     world: World, connect: Any, tmp_path: Path
 ) -> None:
+    pytest.importorskip("airflow.providers.anthropic", reason="an Airflow older than this hook")
     token = tmp_path / "token"
     token.write_text("an identity token")
     identity = {"identity_token_file": str(token), "federation_rule_id": "rule", "organization_id": "org"}
@@ -73,6 +75,9 @@ async def test_what_only_the_official_anthropic_hook_can_open_is_opened_by_it(
 
 
 async def test_workload_identity_for_openai_is_read_by_the_official_hook(world: World, connect: Any) -> None:
+    openai_provider = pytest.importorskip("airflow.providers.openai")
+    if Version(openai_provider.__version__) < Version("2"):
+        pytest.skip("an Airflow older than this hook's workload identity")
     extra = {
         "auth_type": "workload_identity",
         "identity_provider_id": "idp",

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from airflow.sdk import DAG
-from airflow.sdk.serde import deserialize, serialize
 
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.hooks.pending import PendingRows
@@ -16,6 +15,7 @@ from airflow_batch_llm.sensors.pending_rows import PendingRowsSensor
 from airflow_batch_llm.triggers.pending_rows import PendingRowsTrigger
 from tests.edge.conftest import World
 from tests.edge.dag_runs import states
+from tests.edge.serialization import deserialize, serialize
 
 Run = Callable[..., Any]
 

@@ -4,12 +4,12 @@ import json
 from typing import Any
 
 from airflow.sdk import DAG
-from airflow.serialization.serialized_objects import DagSerialization
 
 from airflow_batch_llm.operators.collect import CollectLLMBatchOperator
 from airflow_batch_llm.operators.submit import SubmitLLMBatchOperator
 from airflow_batch_llm.sensors.llm_batch import LLMBatchSensor
 from airflow_batch_llm.sensors.pending_rows import PendingRowsSensor
+from tests.edge.serialization import DagSerialization
 from tests.edge.tasks import arguments, transform
 
 
