@@ -1,5 +1,6 @@
 """From an Airflow connection to a warehouse: the adapter of its type, or the one for any DB-API database."""
 
+import os
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -83,7 +84,8 @@ def _bigquery(connection: Connection, hook_params: HookParams) -> "Warehouse":
     return BigQueryWarehouse(
         BigQuerySettings(
             client=lambda: hook.get_client(project or hook.project_id, params.get("location")),
-            storage=storage,
+            # Google's variable for an emulator leads the REST client there, and no other.
+            storage=None if os.environ.get("BIGQUERY_EMULATOR_HOST") else storage,
             dataset=dataset,
             location=params.get("location"),
         )
