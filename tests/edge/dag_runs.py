@@ -28,15 +28,8 @@ def states(dag_run: Any) -> dict[str, str]:
 
 def xcom(dag_run: Any, task_id: str, key: str = "return_value", map_index: int = -1) -> Any:
     """What a task pushed."""
-    from airflow.models.xcom import XComModel
-    from airflow.utils.session import create_session
-
-    with create_session() as session:
-        query = XComModel.get_many(
-            run_id=dag_run.run_id, dag_ids=dag_run.dag_id, task_ids=task_id, key=key, map_indexes=map_index
-        )
-        row = session.execute(query.with_only_columns(XComModel.value)).first()
-    return None if row is None else XComModel.deserialize_value(type("Row", (), {"value": row[0]}))
+    task_instance = dag_run.get_task_instance(task_id, map_index=map_index)
+    return task_instance.xcom_pull(task_ids=task_id, key=key, map_indexes=map_index)
 
 
 def asset_extras(dag_run: Any) -> list[dict[str, Any]]:
