@@ -13,7 +13,7 @@ from tempfile import mkdtemp
 import orjson
 
 from airflow_batch_llm.core.waiting import CANCEL_GRACE_SECONDS, Watch
-from airflow_batch_llm.errors import DeadlinePassed
+from airflow_batch_llm.errors import DeadlinePassed, WarehouseError
 from airflow_batch_llm.stage.finishing import Finished, Finisher
 from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.followup import FollowUp
@@ -67,6 +67,17 @@ class Generation:
                     return finisher.finish(rounds)
                 rounds.append(following)
 
+    def is_at_provider(self) -> bool:
+        """Whether a batch of any round is running, or may be."""
+        number, plan = 1, self.first
+        while True:
+            if self._round(plan, self.deadline(), self.parts.spool).is_at_provider():
+                return True
+            number += 1
+            if (data := self.folder.read_plan(number)) is None:
+                return False
+            plan = Plan.from_json(data)
+
     def drive(self) -> Pause | None:
         """Send what may be sent of the first round, and land nothing. None: all its batches have ended."""
         return self._first_round(Round.drive)
@@ -113,7 +124,12 @@ class Generation:
     def _publish(self, current: Round) -> None:
         """One merge for the round, once it is known to be needed; what was staged goes away after it."""
         if self.folder.read_published(current.plan.round) is None:
-            current.publish()
+            try:
+                current.publish()
+            except WarehouseError:
+                # Another attempt that is alive may have merged the round in between, and dropped what was staged.
+                if self.folder.read_published(current.plan.round) is None:
+                    raise
             done = orjson.dumps({"at": self.parts.clock(), "nonce": current.plan.nonce})
             self.folder.create_published(current.plan.round, done)
         current.unstage()

@@ -33,7 +33,7 @@ def running_vertex(storage: str) -> Iterator[Simulator]:
 
 @contextmanager
 def _fresh(world: World) -> Iterator[Bench]:
-    world.simulator.reset()
+    world.begin()
     yield Bench(world)
     world.simulator.reset()
 

@@ -35,7 +35,7 @@ class Scenario:
         """Everything from the beginning. One simulator serves one world at a time."""
         folder.mkdir()
         world = World(folder=folder, provider_name=self.provider, url=self.url, environ=self.environ)
-        world.simulator.reset()
+        world.begin()
         world.make_tickets(ROWS, DISTINCT)
         world.simulator.fault(provider=self.provider, kind="errored", every=9, times=2)
         return world
@@ -122,9 +122,14 @@ def main(providers: list[str]) -> int:
                 except AssertionError as error:
                     failed += 1
                     when = "after" if kill.after else "before"
-                    print(f"{provider}: killed {when} {kill.point} {verbs[kill.point - 1]}: {error}", flush=True)
+                    print(
+                        f"{provider}: killed {when} {kill.point} {verbs[kill.point - 1]}: {error}", flush=True
+                    )
             seconds = time.monotonic() - began
-            print(f"{provider}: {len(verbs)} verbs, {len(kills)} kills ({reached} reached), {seconds:.0f} s", flush=True)
+            print(
+                f"{provider}: {len(verbs)} verbs, {len(kills)} kills ({reached} reached), {seconds:.0f} s",
+                flush=True,
+            )
     print(f"{failed} failed")
     return min(failed, 1)
 

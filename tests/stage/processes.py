@@ -55,6 +55,7 @@ class Job:
     max_tries: int = 0
     changes: Mapping[str, Any] = field(default_factory=dict)
     kill: Kill | None = None
+    evenly: bool = False  # others are alive: time does not jump
     hook: Callable[[World], Mapping[str, Any]] | None = None  # changes to the parts, made in the process
 
     def started(self) -> "Started":
@@ -118,7 +119,7 @@ def _drive(job: Job, out: Path) -> None:
             **job.changes,
         )
         try:
-            done = complete(run, sleep=job.world.sleep)
+            done = complete(run, sleep=job.world.sleep_evenly if job.evenly else job.world.sleep)
         finally:
             let_go(run)
         said["report"] = done.report.to_json()

@@ -68,7 +68,12 @@ def test_rows_with_the_same_request_share_it_across_shards(bench: Bench) -> None
     )
     assert (paid[1], shared) == (35, (0.0, 15))
     assert paid[0] == pytest.approx(done.report.spent.cost, abs=1e-12)
-    assert bench.world.ask("SELECT count(DISTINCT label) FROM labels GROUP BY subject HAVING count(DISTINCT label) > 1") == []
+    assert (
+        bench.world.ask(
+            "SELECT count(DISTINCT label) FROM labels GROUP BY subject HAVING count(DISTINCT label) > 1"
+        )
+        == []
+    )
 
 
 def test_a_row_in_flight_in_another_run_is_not_bought_twice(bench: Bench) -> None:
@@ -210,13 +215,16 @@ def test_a_cleared_unfinished_run_is_finished_before_the_source_is_read_again(op
     assert openai.world.charged() == 25
 
 
-@pytest.mark.parametrize("sql", ["SELECT *, now() AS at FROM tickets", "SELECT * FROM tickets ORDER BY random()"])
-def test_a_source_that_never_reads_the_same_costs_nothing_on_a_retry(
-    openai: Bench, sql: str
-) -> None:
+@pytest.mark.parametrize(
+    "sql", ["SELECT *, now() AS at FROM tickets", "SELECT * FROM tickets ORDER BY random()"]
+)
+def test_a_source_that_never_reads_the_same_costs_nothing_on_a_retry(openai: Bench, sql: str) -> None:
     openai.world.make_tickets(20)
     openai.world.simulator.turn(batch_seconds=3600)
-    stage: dict[str, Any] = {"source": Source(sql=sql), "prompt": "{{ subject }}" + ("{{ at }}" if "now" in sql else "")}
+    stage: dict[str, Any] = {
+        "source": Source(sql=sql),
+        "prompt": "{{ subject }}" + ("{{ at }}" if "now" in sql else ""),
+    }
     openai.advance(**stage)
 
     openai.complete(**stage)
@@ -235,5 +243,3 @@ def test_a_spec_that_changes_in_the_night_does_not_touch_what_was_bought(bench: 
     assert done.report.rows == 20
     assert bench.world.charged() == 20
     assert set(bench.world.answers().values()) <= {"billing", "bug", "other"}
-
-

@@ -1,0 +1,209 @@
+"""What can go wrong between a stage and its provider, and between two attempts at one run."""
+
+import resource
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_batch_llm.core.model import Lease, Outcome, ShardFile
+from tests.stage.kills import Kill
+from tests.stage.processes import Job
+from tests.stage.world import Bench, World, let_go
+
+EFFECTS = [
+    {"kind": "drop", "effect": "after"},
+    {"kind": "drop", "effect": "before"},
+    {"kind": "status", "status": 500, "effect": "after"},
+    {"kind": "status", "status": 503, "effect": "after"},
+    {"kind": "status", "status": 503, "effect": "before"},
+    {"kind": "status", "status": 429, "effect": "before", "retry_after": 5.0},
+    {"kind": "cut", "bytes": 20},
+]
+
+
+def paid_once(bench: Bench, rows: int) -> None:
+    ledger = bench.world.ledger()
+    assert (ledger["rows"]["charged"], ledger["running"]) == (rows, [])
+    assert ledger["duplicates"]["surplus_charges"] == 0
+    assert sorted(bench.world.answers()) == list(range(rows))
+    assert bench.world.failures() == {}
+    assert bench.world.unfinished() == []
+
+
+@pytest.mark.parametrize("fault", EFFECTS, ids=lambda fault: "-".join(map(str, fault.values())))
+def test_a_creation_whose_answer_is_lost_is_looked_up_and_not_repeated(
+    bench: Bench, fault: Mapping[str, Any]
+) -> None:
+    bench.world.make_tickets(25)
+    bench.fault(endpoint="create", nth=2, **fault)
+
+    bench.complete(rows_per_batch=10)
+
+    paid_once(bench, 25)
+    assert len(bench.batches()) == 3
+
+
+@pytest.mark.parametrize("endpoint", ["list", "retrieve"])
+def test_a_search_that_fails_is_not_taken_for_an_empty_one(bench: Bench, endpoint: str) -> None:
+    bench.world.make_tickets(25)
+    bench.fault(kind="drop", endpoint="create", effect="after")
+    bench.fault(kind="status", status=503, endpoint=endpoint, times=6)
+
+    for _ in range(8):
+        try:
+            bench.complete(rows_per_batch=10)
+        except Exception as error:
+            assert getattr(error, "retryable", False), error
+        else:
+            break
+
+    paid_once(bench, 25)
+
+
+def test_a_new_batch_that_the_lists_do_not_show_yet_is_not_bought_again(bench: Bench) -> None:
+    bench.world.make_tickets(25)
+    bench.world.simulator.turn(list_lag=50.0)
+    bench.fault(kind="drop", endpoint="create", effect="after")
+
+    bench.complete(rows_per_batch=10)
+
+    paid_once(bench, 25)
+
+
+def test_a_process_killed_between_the_creation_and_its_record_leaves_a_batch_that_is_adopted(
+    bench: Bench,
+) -> None:
+    bench.world.make_tickets(20)
+    verbs = Job(world=bench.world, name="look", changes={"target": "elsewhere"}).run().verbs
+    bench.world.simulator.reset()
+    point = verbs.index("provider.submit") + 1
+
+    assert Job(world=bench.world, kill=Kill(point, after=True)).run().killed
+    assert len(bench.batches()) == 1
+    bench.complete()
+
+    paid_once(bench, 20)
+    assert len(bench.batches()) == 1
+
+
+@pytest.mark.parametrize("together", [2, 3])
+def test_attempts_that_are_alive_at_the_same_time_buy_each_row_once(bench: Bench, together: int) -> None:
+    """From the first moment on: they plan at once, too."""
+    bench.world.make_tickets(40)
+    bench.fault(kind="errored", every=9, times=4)
+
+    started = [
+        Job(world=bench.world, changes={"rows_per_batch": 10}, evenly=True).started() for _ in range(together)
+    ]
+    ended = [one.wait() for one in started]
+
+    assert [one.error for one in ended] == [""] * together
+    assert all(one.report == ended[0].report for one in ended)
+    assert len(bench.batches()) == 5
+    paid_once(bench, 40)
+
+
+def test_two_attempts_at_a_planned_run_share_its_batches(bench: Bench) -> None:
+    bench.world.make_tickets(40)
+    bench.world.simulator.turn(batch_seconds=60)
+    bench.advance(rows_per_batch=10, max_active_batches=1)
+
+    changes = {"rows_per_batch": 10, "max_active_batches": 2}
+    started = [Job(world=bench.world, changes=changes, evenly=True).started() for _ in range(2)]
+    ended = [one.wait() for one in started]
+
+    assert [one.error for one in ended] == [""] * 2
+    assert len(bench.batches()) == 4
+    paid_once(bench, 40)
+
+
+class _Frozen:
+    """A provider that sleeps between its last look and its creation, for longer than its lease."""
+
+    def __init__(self, bench: Bench, provider: Any, seconds: float, meanwhile: Callable[[], object]) -> None:
+        self._bench, self._provider, self._seconds = bench, provider, seconds
+        self._meanwhile: Callable[[], object] | None = meanwhile
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._provider, name)
+
+    def submit(self, shard: ShardFile, upload: str, lease: Lease) -> str:
+        if self._meanwhile is not None:
+            meanwhile, self._meanwhile = self._meanwhile, None
+            self._bench.world.sleep(self._seconds)
+            meanwhile()
+            lease = Lease(
+                expires_at=self._bench.world.clock() + 60
+            )  # the machine's check came before it froze
+        return self._provider.submit(shard, upload, lease)  # type: ignore[no-any-return]
+
+
+def test_a_batch_from_a_process_that_froze_beyond_its_lease_is_cancelled_and_its_answers_used(
+    openai: Bench,
+) -> None:
+    openai.world.make_tickets(20)
+    openai.world.simulator.turn(batch_seconds=600)
+    run = openai.run()
+    frozen = _Frozen(openai, run.parts.provider, 1000.0, openai.advance)
+
+    openai.complete(openai.run(parts={"provider": frozen}))
+    let_go(run)
+
+    ledger = openai.world.ledger()
+    assert len(openai.batches()) == 2
+    assert ledger["rows"]["charged"] == 20
+    assert ledger["running"] == []
+    assert sorted(openai.world.answers()) == list(range(20))
+
+
+def test_a_batch_from_a_frozen_process_that_nobody_could_recognise_is_found_at_its_end(
+    anthropic: Bench,
+) -> None:
+    anthropic.world.make_tickets(20)
+    anthropic.world.simulator.turn(batch_seconds=600)
+    run = anthropic.run()
+    frozen = _Frozen(anthropic, run.parts.provider, 1000.0, anthropic.advance)
+
+    done = anthropic.complete(anthropic.run(parts={"provider": frozen}))
+    let_go(run)
+
+    assert len(anthropic.batches()) == 2
+    assert anthropic.world.ledger()["running"] == []
+    assert sorted(anthropic.world.answers()) == list(range(20))
+    assert done.report.final == {Outcome.SUCCEEDED: 20}
+    if anthropic.world.charged() > 20:
+        assert done.report.spent.stray_cost > 0
+
+
+def small_disk(world: World) -> Mapping[str, Any]:
+    """No file of this process may become larger than this; the write says so instead of killing."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+    return {}
+
+
+def test_a_disk_that_is_full_stops_a_run_that_goes_on_later(openai: Bench) -> None:
+    openai.world.make_tickets(2000)
+    openai.world.simulator.turn(batch_seconds=600)
+    openai.advance()
+
+    stopped = Job(world=openai.world, hook=small_disk).run()
+
+    assert stopped.error
+    openai.complete()
+    paid_once(openai, 2000)
+
+
+def test_a_worker_that_cannot_see_the_run_folder_is_told_so(openai: Bench, tmp_path: Path) -> None:
+    openai.world.make_tickets(20)
+    openai.world.simulator.turn(batch_seconds=600)
+    openai.advance()
+    for keys in (openai.world.folder / "workspace").rglob("*.keys.parquet"):
+        keys.unlink()
+
+    with pytest.raises(Exception, match="gone from the run folder"):
+        openai.complete()
+    assert len(openai.batches()) == 1
