@@ -229,7 +229,7 @@ def _unanswered(intent: Entry, terms: Terms, now: float, searched: Searched | No
             until=settled,
             reason=f"the creation of {terms.token} may still be on its way",
         )
-    return Submit()
+    return GiveUp() if terms.closed else Submit()
 
 
 def is_over(state: BatchState) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
-from airflow_batch_llm.core.journal import CLOCK_SKEW_SECONDS, Entry, Searched, Standing, Terms, stand
+from airflow_batch_llm.core.journal import CLOCK_SKEW_SECONDS, Entry, Searched, Standing, Terms
 from airflow_batch_llm.core.model import BatchState, Sighting
 from airflow_batch_llm.core.submission import (
     Action,
@@ -108,7 +108,9 @@ def steps(world: World, rules: Rules) -> Iterator[World]:
         else:
             yield replace(world, flying=rest)
     alive = sum(attempt is not None for attempt in world.attempts)
-    if world.born < rules.attempts and (alive < rules.together if world.born < rules.together else alive == 0):
+    if world.born < rules.attempts and (
+        alive < rules.together if world.born < rules.together else alive == 0
+    ):
         yield replace(world, born=world.born + 1, attempts=(*world.attempts, begin(f"a{world.born + 1}")))
     for index, attempt in enumerate(world.attempts):
         if attempt is None:
@@ -162,7 +164,10 @@ def _answers(world: World, action: Action, rules: Rules) -> Iterator[tuple[World
                 yield world, world.journal[number - 1] == entry
         case Find():
             for seen in _listings(world):
-                yield world, Searched(at=world.now, sightings=tuple(_sighting(batch, rules) for batch in seen))
+                yield (
+                    world,
+                    Searched(at=world.now, sightings=tuple(_sighting(batch, rules) for batch in seen)),
+                )
         case Send(expires_at=expires_at):
             yield from _sending(world, expires_at, rules)
         case Cancel(batch_id=batch_id):
@@ -194,7 +199,9 @@ def _listings(world: World) -> Iterator[tuple[Batch, ...]]:
 def _sighting(batch: Batch, rules: Rules) -> Sighting:
     known = rules.recognisable or not batch.running
     state = BatchState.RUNNING if batch.running else BatchState.ENDED
-    return Sighting(batch_id=batch.id, state=state, token=TERMS.token if known else None, requests=TERMS.requests)
+    return Sighting(
+        batch_id=batch.id, state=state, token=TERMS.token if known else None, requests=TERMS.requests
+    )
 
 
 def explore(rules: Rules) -> Iterator[World]:
@@ -221,7 +228,10 @@ def settled(world: World, rules: Rules) -> World:
     while not isinstance(action, Stop):
         if isinstance(action, Send):
             name = f"b{len(calm.batches) + 1}"
-            calm, answer = replace(calm, batches=(*calm.batches, Batch(name, calm.now))), Created(batch_id=name)
+            calm, answer = (
+                replace(calm, batches=(*calm.batches, Batch(name, calm.now))),
+                Created(batch_id=name),
+            )
         else:
             calm, answer = next(_answers(calm, action, rules))  # type: ignore[assignment]
         attempt, action = advance(attempt, answer, TERMS, calm.now)

@@ -1,0 +1,170 @@
+"""What a shard's records say, and the next move that follows from them."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_batch_llm.core.journal import (
+    CANDIDATE_PAUSE_SECONDS,
+    CLOCK_SKEW_SECONDS,
+    Adopt,
+    Done,
+    Entry,
+    GiveUp,
+    Kind,
+    Land,
+    Look,
+    Move,
+    Refuse,
+    Searched,
+    Submit,
+    Terms,
+    Wait,
+    decide,
+    stand,
+)
+from airflow_batch_llm.core.model import BatchState, Sighting
+
+TERMS = Terms(token="r1-0001", requests=10, lease_seconds=120.0, list_lag_seconds=60.0)
+CLOSED = replace(TERMS, closed=True)
+SETTLED = 100.0 + 120.0 + CLOCK_SKEW_SECONDS + 60.0
+
+
+def entry(kind: Kind, nonce: str, **fields: str | float) -> Entry:
+    return Entry(kind=kind, nonce=nonce, at=100.0, **fields)  # type: ignore[arg-type]
+
+
+INTENT = entry(Kind.INTENT, "i1", expires_at=220.0, upload="file")
+SECOND = entry(Kind.INTENT, "i2", expires_at=900.0, upload="file2")
+SUBMITTED = entry(Kind.SUBMITTED, "s1", intent="i1", batch_id="b1")
+OTHER = entry(Kind.SUBMITTED, "s2", intent="i2", batch_id="b2")
+RELEASED = entry(Kind.RELEASED, "r1", intent="i1", not_before=500.0, reason="busy")
+LATER = entry(Kind.RELEASED, "r2", batch_id="b1", not_before=500.0, reason="quota")
+REFUSED = entry(Kind.REFUSED, "x1", intent="i1", reason="bad key")
+REJECTED = entry(Kind.REFUSED, "x2", batch_id="b1", reason="bad file")
+ENDED = entry(Kind.ENDED, "e1", batch_id="b1")
+STAGED = entry(Kind.STAGED, "t1")
+
+
+@pytest.mark.parametrize(
+    ("entries", "now", "move"),
+    [
+        ([], 0.0, Submit()),
+        ([INTENT], 100.0, Look()),
+        ([INTENT], 1e9, Look()),
+        ([INTENT, RELEASED], 499.0, Wait(until=500.0, reason="busy")),
+        ([INTENT, RELEASED], 500.0, Submit()),
+        ([INTENT, REFUSED], 0.0, Refuse(reason="bad key")),
+        ([INTENT, SUBMITTED], 0.0, Wait(batch_id="b1")),
+        ([INTENT, SECOND, SUBMITTED], 0.0, Wait(batch_id="b1")),
+        ([INTENT, SECOND, RELEASED], 0.0, Look()),
+        ([INTENT, SUBMITTED, LATER], 499.0, Wait(until=500.0, reason="quota")),
+        ([INTENT, SUBMITTED, LATER], 500.0, Submit()),
+        ([INTENT, SUBMITTED, REJECTED], 0.0, Refuse(reason="bad file")),
+        ([INTENT, SECOND, OTHER, LATER], 0.0, Wait(batch_id="b2")),
+        ([INTENT, SUBMITTED, ENDED], 0.0, Land(batch_id="b1")),
+        ([INTENT, SUBMITTED, ENDED, STAGED], 0.0, Done()),
+        ([INTENT, REFUSED, STAGED], 0.0, Done()),
+        ([STAGED], 0.0, Done()),
+    ],
+)
+def test_the_records_say_what_to_do_next(entries: list[Entry], now: float, move: Move) -> None:
+    assert decide(stand(entries), TERMS, now) == move
+
+
+@pytest.mark.parametrize(
+    ("entries", "move"),
+    [
+        ([], GiveUp()),
+        ([INTENT, RELEASED], GiveUp()),
+        ([INTENT], Look()),
+        ([INTENT, SUBMITTED], Wait(batch_id="b1")),
+        ([INTENT, SUBMITTED, ENDED], Land(batch_id="b1")),
+    ],
+)
+def test_after_the_deadline_nothing_new_is_sent_and_nothing_sent_is_forgotten(
+    entries: list[Entry], move: Move
+) -> None:
+    assert decide(stand(entries), CLOSED, 1e9) == move
+
+
+def sighting(
+    token: str | None, requests: int | None = 10, state: BatchState = BatchState.RUNNING
+) -> Sighting:
+    return Sighting(batch_id="b9", state=state, token=token, requests=requests)
+
+
+ADOPTED = Adopt(batch_id="b9", upload="file", intent="i1")
+
+
+@pytest.mark.parametrize(
+    ("at", "seen", "move"),
+    [
+        (SETTLED - 1, [], Wait(until=SETTLED, reason="the creation of r1-0001 may still be on its way")),
+        (SETTLED, [], Submit()),
+        (100.0, [sighting("r1-0001")], ADOPTED),
+        (SETTLED, [sighting("r1-0001", state=BatchState.ENDED)], ADOPTED),
+        (SETTLED, [sighting(None), sighting("r1-0001")], ADOPTED),
+        (SETTLED, [sighting("r1-0002")], Submit()),
+        (SETTLED, [sighting(None, requests=11)], Submit()),
+    ],
+)
+def test_an_intent_without_an_answer_is_looked_up(at: float, seen: list[Sighting], move: Move) -> None:
+    searched = Searched(at=at, sightings=tuple(seen))
+
+    assert decide(stand([INTENT]), TERMS, at, searched) == move
+
+
+@pytest.mark.parametrize("requests", [10, None])
+def test_a_batch_that_may_be_ours_is_waited_for_however_long_it_takes(requests: int | None) -> None:
+    searched = Searched(at=1e9, sightings=(sighting(None, requests),))
+
+    move = decide(stand([INTENT]), TERMS, 1e9, searched)
+
+    assert isinstance(move, Wait)
+    assert move.until == 1e9 + CANDIDATE_PAUSE_SECONDS
+
+
+def test_a_creation_that_surely_failed_is_not_repeated_after_the_deadline() -> None:
+    searched = Searched(at=SETTLED, sightings=())
+
+    assert decide(stand([INTENT]), CLOSED, SETTLED, searched) == GiveUp()
+
+
+@pytest.mark.parametrize(
+    ("entries", "batch", "spare", "loose"),
+    [
+        ([INTENT, SUBMITTED], "b1", (), False),
+        ([INTENT, SECOND, OTHER], "b2", (), True),
+        ([INTENT, SECOND, OTHER, SUBMITTED], "b2", ("b1",), True),
+        ([INTENT, SECOND, SUBMITTED, OTHER], "b1", ("b2",), True),
+        ([INTENT, SUBMITTED, SUBMITTED], "b1", (), False),
+        ([INTENT, SECOND, SUBMITTED, OTHER, OTHER], "b1", ("b2",), True),
+        ([INTENT, RELEASED, SECOND, OTHER], "b2", (), False),
+    ],
+)
+def test_the_first_batch_recorded_is_the_shards_and_the_others_are_spare(
+    entries: list[Entry], batch: str, spare: tuple[str, ...], loose: bool
+) -> None:
+    standing = stand(entries)
+
+    assert standing.batch is not None
+    assert (standing.batch.batch_id, standing.spare, standing.loose) == (batch, spare, loose)
+    assert standing.last == len(entries)
+
+
+@given(
+    st.builds(
+        Entry,
+        kind=st.sampled_from(Kind),
+        nonce=st.text(min_size=1),
+        at=st.floats(1, 1e10),
+        expires_at=st.floats(1, 1e10),
+        batch_id=st.text(),
+        reason=st.text(),
+    )
+)
+def test_a_record_is_stored_and_read_as_it_was(record: Entry) -> None:
+    assert Entry.from_json(record.to_json()) == record

@@ -1,0 +1,59 @@
+"""No shard is over its limits; no request is lost or doubled."""
+
+from itertools import groupby
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_batch_llm.core.model import Limits
+from airflow_batch_llm.core.shard import Bounds, cut
+
+LIMITS = Limits(
+    max_requests=1000,
+    max_bytes=10_000,
+    default_bytes=5_000,
+    max_request_bytes=500,
+    one_model=True,
+    window_seconds=86_400.0,
+)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 100), max_size=300),
+    requests=st.integers(1, 400),
+    room=st.integers(100, 2_000),
+    seed=st.integers(0, 2**40),
+)
+def test_requests_of_any_sizes_fill_shards_within_their_bounds(
+    sizes: list[int], requests: int, room: int, seed: int
+) -> None:
+    items = list(enumerate(sizes))
+
+    numbered = list(cut(items, lambda item: item[1], Bounds(requests=requests, bytes=room), seed))
+
+    assert [item for _, item in numbered] == items
+    shards = [[item for _, item in group] for _, group in groupby(numbered, key=lambda pair: pair[0])]
+    assert sorted({number for number, _ in numbered}) == list(range(1, len(shards) + 1))
+    for shard in shards:
+        assert len(shard) <= requests
+        assert sum(size for _, size in shard) <= room
+    least = requests - int(requests * 0.02)
+    for shard, following in zip(shards, shards[1:], strict=False):
+        full = sum(size for _, size in shard) + following[0][1] > room
+        assert full or len(shard) >= least
+
+
+@pytest.mark.parametrize(
+    ("rows_per_batch", "requests"), [(10, 10), (1000, 1000), (5000, 1000), (0, 1), (-3, 1)]
+)
+def test_the_users_wish_counts_within_the_providers_limits(rows_per_batch: int, requests: int) -> None:
+    assert Bounds.of(LIMITS, rows_per_batch=rows_per_batch) == Bounds(requests=requests, bytes=5_000)
+
+
+def test_shards_of_a_run_differ_in_size_so_that_a_count_tells_them_apart() -> None:
+    numbered = cut(range(200_000), lambda _: 1, Bounds(requests=10_000, bytes=10**9), seed=12345)
+    sizes = [len(list(group)) for _, group in groupby(numbered, key=lambda pair: pair[0])][:-1]
+
+    assert len(set(sizes)) > len(sizes) * 0.8
+    assert min(sizes) >= 9_800
