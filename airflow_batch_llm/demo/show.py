@@ -25,7 +25,7 @@ _DOING: Mapping[str | None, str] = MappingProxyType(
         "scheduled": "waiting for a worker",
         "queued": "waiting for a worker",
         "running": "working",
-        "deferred": "waiting for the batch, without a worker",
+        "deferred": "waiting, and no worker is held",
         "up_for_retry": "waiting for another try",
         "success": "done",
         "failed": "failed",
@@ -55,7 +55,7 @@ def follow(console: Console, state: Callable[[], str | None], answered: Callable
                 progress.console.print(f"  {said}")
             doing = said
             done = answered() - before
-            progress.update(bar, description=f"{said:<38}", completed=done)
+            progress.update(bar, description=f"{said:<30}", completed=done)
             if now in _ENDED:
                 progress.update(bar, total=done)
                 return str(now)
