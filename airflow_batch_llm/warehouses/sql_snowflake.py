@@ -113,15 +113,11 @@ class SnowflakeWarehouse(JoiningSqlWarehouse):
         return pa.RecordBatchReader.from_batches(schema, self._arrow_batches(connection, cursor, schema))
 
     def _arrow_batches(self, connection: Any, cursor: Any, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        from snowflake.connector.errors import NotSupportedError
-
         with self._translated():
-            try:
-                tables = cursor.fetch_arrow_batches()
-            except NotSupportedError:  # the account or the session has Arrow switched off
+            tables = _arrow_tables(cursor)
+            if tables is None:
                 yield from batches(cursor.fetchmany, schema)
-                tables = iter(())
-            for table in tables:
+            for table in tables or ():
                 for batch in table.to_batches(_BATCH_ROWS):
                     arrays = [
                         _as_described(array, field)
@@ -141,6 +137,17 @@ class SnowflakeWarehouse(JoiningSqlWarehouse):
         if getattr(error, "errno", None) not in _ABOUT_THE_STATEMENT:
             return super()._describe(error)
         return WarehouseError(f"Snowflake refused a statement: {getattr(error, 'msg', error)}")
+
+
+def _arrow_tables(cursor: Any) -> Iterator[pa.Table] | None:
+    """None where the account or the session has Arrow switched off."""
+    try:
+        tables: Iterator[pa.Table] = cursor.fetch_arrow_batches()
+    except Exception as error:
+        if type(error).__name__ == "NotSupportedError":  # DB-API's name for it in every driver
+            return None
+        raise
+    return tables
 
 
 def _as_described(array: pa.Array, field: pa.Field) -> pa.Array:

@@ -199,7 +199,7 @@ def main(arguments: Sequence[str]) -> None:
     """Run one step and print how long it took and how much memory was the most."""
     step, database, where, folder, rows = arguments
     open_warehouse(database, where).close()
-    for module in ("duckdb", "psycopg", "sqlglot"):  # loading them is no part of a step
+    for module in ("duckdb", "pandas", "psycopg", "sqlglot"):  # loading them is no part of a step
         import_module(module)
     DIALECTS[database].table("labels")  # sqlglot loads a dialect when it is first asked
 

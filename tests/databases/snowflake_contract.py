@@ -12,7 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 import snowflake.connector
 
+from airflow_batch_llm.errors import WarehouseError
+from airflow_batch_llm.testing.staged_rows import labels, part, stage
 from airflow_batch_llm.testing.warehouses import WarehouseContract
+from airflow_batch_llm.warehouses.base import Source
 from airflow_batch_llm.warehouses.dialect import DIALECTS
 from airflow_batch_llm.warehouses.plain import plain_batch
 from airflow_batch_llm.warehouses.sql_snowflake import SnowflakeWarehouse
@@ -97,3 +100,35 @@ class TestContract(WarehouseContract):
         self, database: SnowflakeDatabase, warehouse: SnowflakeWarehouse
     ) -> None:
         super().test_every_type_of_answer_lands_as_it_was(database, warehouse)
+
+
+def test_rows_come_one_by_one_where_arrow_is_switched_off(database: SnowflakeDatabase) -> None:
+    class WithoutArrow(snowflake.connector.cursor.SnowflakeCursor):
+        def fetch_arrow_batches(self, *_: Any, **__: Any) -> Any:
+            raise snowflake.connector.errors.NotSupportedError
+
+    def connect() -> Any:
+        connection = snowflake.connector.connect(**database.where)
+        connection.cursor = lambda: WithoutArrow(connection)
+        return connection
+
+    database.seed("tickets", pa.table({"id": pa.array([1, 2], pa.int64()), "body": ["a", None]}))
+    warehouse = SnowflakeWarehouse(connect)
+    found = warehouse.read(Source(sql="SELECT * FROM tickets ORDER BY id")).read_all()
+    warehouse.close()
+    assert found.to_pylist() == [{"id": 1, "body": "a"}, {"id": 2, "body": None}]
+
+
+def test_a_part_is_staged_from_the_statement_that_makes_its_table(database: SnowflakeDatabase) -> None:
+    warehouse = database.open()
+    warehouse.prepare(labels())
+    stage(warehouse, labels(), part(), [{"id": 1}])
+    assert len(database.tables() - {"labels", "labels__failures"}) == 2
+    warehouse.close()
+
+
+def test_what_is_not_there_is_named(database: SnowflakeDatabase) -> None:
+    warehouse = database.open()
+    with pytest.raises(WarehouseError, match="NO_SUCH_TABLE"):
+        warehouse.read(Source(table="no_such_table"))
+    warehouse.close()
