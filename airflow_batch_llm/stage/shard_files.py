@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from airflow_batch_llm.core.request import LineTemplate, custom_id, shard_token
 from airflow_batch_llm.core.shard import Bounds, cut
+from airflow_batch_llm.stage.ahead import Ahead
 from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.plan import PlannedShard
 from airflow_batch_llm.stage.spool import REQUEST
@@ -75,12 +76,12 @@ class ShardWriter:
     ) -> tuple[PlannedShard, ...]:
         """The rows of all shards. They come sorted by request, numbered through all shards from 0."""
         done = []
-        waiting = _Rows(rows)
+        waiting = Ahead(rows, REQUEST, schema)
         first = 0
         for shard in shards:
             path, count = self.keys_path(shard.number), 0
             with pq.ParquetWriter(path, schema, compression="lz4") as writer:
-                for batch in waiting.below(first + shard.requests):
+                for batch in waiting.below(first + shard.requests).to_batches():
                     ordinals = pc.subtract(batch.column(REQUEST), first)
                     at = schema.get_field_index(REQUEST)
                     writer.write_batch(batch.set_column(at, schema.field(at), ordinals))
@@ -117,26 +118,3 @@ class ShardWriter:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-class _Rows:
-    """A stream of batches, sorted by request, that can be taken up to a number."""
-
-    def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
-        self._batches = batches
-        self._rest: pa.RecordBatch | None = None
-
-    def below(self, request: int) -> Iterator[pa.RecordBatch]:
-        while (batch := self._next()) is not None:
-            count = pc.sum(pc.less(batch.column(REQUEST), request).cast(pa.int64())).as_py()
-            if count:
-                yield batch.slice(0, count)
-            if count < batch.num_rows:
-                self._rest = batch.slice(count)
-                return
-
-    def _next(self) -> pa.RecordBatch | None:
-        if self._rest is not None:
-            batch, self._rest = self._rest, None
-            return batch
-        return next((batch for batch in self._batches if batch.num_rows), None)

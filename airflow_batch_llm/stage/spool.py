@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from airflow_batch_llm.core.selection import SENT, Reason
+from airflow_batch_llm.stage.ahead import Ahead
 
 #: Columns of a spooled row besides its own; they cannot collide with the user's.
 SEQ, REASON, PROBLEM = "_llm_seq", "_llm_reason", "_llm_problem"
 INPUT_HASH, ATTEMPTS = "_llm_input_hash", "_llm_attempts"
 REQUEST, SHARED = "_llm_request", "_llm_shared"
+_FIRST = "_llm_first"
 
 PROMPTS = pa.schema([(SEQ, pa.int64()), ("prompt", pa.binary())])
 
@@ -86,55 +89,89 @@ class Spool:
         )
 
     def number_requests(self) -> int:
-        """Give every distinct request a number in source order; returns how many there are."""
+        """Find for every row that is sent the first one with the same request; returns how many requests there are.
+
+        A request's number is its place among these first ones. No join is asked of the database here or later: one
+        of two large tables needs memory that grows with them, while sorting does not.
+        """
         self._ask(f"""
-            CREATE TABLE requests AS
-            SELECT row_number() OVER (ORDER BY first) - 1 AS request, first, hash FROM (
-                SELECT min({SEQ}) AS first, {INPUT_HASH} AS hash FROM rows
-                WHERE {REASON} IN ({_SENT_LIST}) AND {SEQ} NOT IN (SELECT seq FROM taken)
-                GROUP BY {INPUT_HASH})""")
-        (count,) = self._ask("SELECT count(*) FROM requests").fetchone()
+            CREATE TABLE sent AS
+            SELECT {SEQ}, min({SEQ}) OVER (PARTITION BY {INPUT_HASH}::UUID) AS {_FIRST} FROM rows
+            WHERE {REASON} IN ({_SENT_LIST}) AND {SEQ} NOT IN (SELECT seq FROM taken)""")
+        (count,) = self._ask(f"SELECT count(*) FROM sent WHERE {SEQ} = {_FIRST}").fetchone()
         return int(count)
 
     def reasons(self, requests: int) -> dict[Reason, int]:
         """How many rows have which reason, when only this many requests are sent."""
+        beyond = self._ask(
+            f"SELECT {SEQ} FROM sent WHERE {SEQ} = {_FIRST} ORDER BY {SEQ} LIMIT 1 OFFSET {requests}"
+        ).fetchone()
+        limit = -1 if beyond is None else beyond[0]
         counts = self._ask(f"""
             SELECT CASE WHEN {REASON} NOT IN ({_SENT_LIST}) THEN {REASON}
-                        WHEN t.seq IS NOT NULL THEN '{Reason.IN_FLIGHT}'
-                        WHEN q.request >= {requests} THEN '{Reason.POSTPONED}' ELSE {REASON} END AS why, count(*)
-            FROM rows LEFT JOIN (SELECT DISTINCT seq FROM taken) t ON t.seq = rows.{SEQ}
-            LEFT JOIN requests q ON q.hash = rows.{INPUT_HASH} GROUP BY why""").fetchall()
+                        WHEN {SEQ} IN (SELECT seq FROM taken) THEN '{Reason.IN_FLIGHT}'
+                        WHEN {SEQ} IN (SELECT {SEQ} FROM sent WHERE {limit} >= 0 AND {_FIRST} >= {limit})
+                        THEN '{Reason.POSTPONED}' ELSE {REASON} END AS why, count(*)
+            FROM rows GROUP BY why""").fetchall()
         return {Reason(why): count for why, count in counts}
 
     def prompts(self) -> Iterator[bytes]:
         """The prompt of each request, by number."""
-        firsts = self._numbers()
-        wanted = next(firsts, None)
+        firsts = self._sorted(f"SELECT {SEQ} FROM sent WHERE {SEQ} = {_FIRST}", SEQ)
         with pa.OSFile(str(self._folder / "prompts.arrow"), "rb") as file, pa.ipc.open_stream(file) as stream:
             for batch in stream:
-                sequence: list[int] = batch.column(0).to_pylist()
-                texts: list[bytes] = batch.column(1).to_pylist()
-                for seq, text in zip(sequence, texts, strict=True):
-                    if seq == wanted:
-                        yield text
-                        wanted = next(firsts, None)
-
-    def _numbers(self) -> Iterator[int]:
-        reader = self._stream("SELECT first FROM requests ORDER BY request")
-        for batch in reader:
-            yield from batch.column(0).to_pylist()
+                if batch.num_rows:
+                    seen = batch.column(SEQ)
+                    wanted = firsts.below(seen[-1].as_py() + 1).column(SEQ)
+                    yield from batch.column("prompt").filter(pc.is_in(seen, wanted)).to_pylist()
 
     def keyed_rows(self, requests: int) -> Iterator[pa.RecordBatch]:
-        """Every row that is sent, by request: the request's number, and whether an earlier row pays for it."""
-        names = ", ".join(f"r.{quoted(name)}" for name in self.columns.names)
-        reader = self._stream(f"""
-            SELECT q.request AS {REQUEST}, r.{SEQ} <> q.first AS {SHARED}, r.{INPUT_HASH}, r.{ATTEMPTS}, {names}
-            FROM rows r JOIN requests q ON q.hash = r.{INPUT_HASH}
-            WHERE r.{REASON} IN ({_SENT_LIST}) AND r.{SEQ} NOT IN (SELECT seq FROM taken) AND q.request < {requests}
-            ORDER BY q.request, r.{SEQ}""")
+        """Every row that is sent, by request: the request's number, and whether an earlier row pays for it.
+
+        The first rows of the requests come in the order of the file; the others are sorted aside and merged in.
+        """
+        repeats = self._repeats()
         schema = keys_schema(self.columns)
-        for batch in reader:
-            yield batch.cast(schema)
+        number = 0
+        for rows in self._sent_rows():
+            own = rows.filter(pc.equal(rows.column(SEQ), rows.column(_FIRST))).slice(0, requests - number)
+            if not own.num_rows:
+                continue
+            firsts = own.column(_FIRST).combine_chunks()
+            together = pa.concat_tables([own, repeats.below(firsts[-1].as_py() + 1)])
+            together = together.sort_by([(_FIRST, "ascending"), (SEQ, "ascending")])
+            numbers = pc.add(pc.index_in(together.column(_FIRST), firsts).cast(pa.int64()), number)
+            shared = pc.not_equal(together.column(SEQ), together.column(_FIRST))
+            keyed = together.append_column(REQUEST, numbers).append_column(SHARED, shared)
+            yield from keyed.select(schema.names).cast(schema).to_batches()
+            number += own.num_rows
+
+    def _repeats(self) -> Ahead:
+        """The rows that are sent and whose request an earlier row pays for, by that request."""
+        path = self._folder / "repeats.parquet"
+        schema = self._schema.append(pa.field(_FIRST, pa.int64()))
+        with pq.ParquetWriter(path, schema, compression="lz4") as writer:
+            for rows in self._sent_rows():
+                writer.write_table(rows.filter(pc.not_equal(rows.column(SEQ), rows.column(_FIRST))))
+        source = str(path).replace("'", "''")
+        reader = self._stream(f"SELECT * FROM read_parquet('{source}') ORDER BY {_FIRST}, {SEQ}")
+        return Ahead((batch.cast(schema) for batch in reader), _FIRST, schema)
+
+    def _sent_rows(self) -> Iterator[pa.Table]:
+        """The rows that are sent, in source order, each with the first one of its request."""
+        firsts = self._sorted(f"SELECT {SEQ}, {_FIRST} FROM sent", SEQ, _FIRST)
+        # Read ahead, the file would be in memory as a whole.
+        with pq.ParquetFile(self._folder / "rows.parquet", pre_buffer=False) as file:
+            for batch in file.iter_batches(_ROWS_AT_ONCE):
+                seen = batch.column(SEQ)
+                known = firsts.below(seen[-1].as_py() + 1)
+                rows = pa.Table.from_batches([batch]).filter(pc.is_in(seen, known.column(SEQ)))
+                yield rows.append_column(_FIRST, known.column(_FIRST))
+
+    def _sorted(self, sql: str, *names: str) -> Ahead:
+        """A question about numbers, answered in the order of the first of them."""
+        schema = pa.schema([(name, pa.int64()) for name in names])
+        return Ahead(self._stream(f"{sql} ORDER BY {names[0]}"), names[0], schema)
 
     def rows_with(self, reason: Reason) -> pa.RecordBatchReader:
         """The rows that were given this reason while reading."""

@@ -1,6 +1,6 @@
 """No shard is over its limits; no request is lost or doubled."""
 
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import pytest
 from hypothesis import given
@@ -39,7 +39,7 @@ def test_requests_of_any_sizes_fill_shards_within_their_bounds(
         assert len(shard) <= requests
         assert sum(size for _, size in shard) <= room
     least = requests - int(requests * 0.02)
-    for shard, following in zip(shards, shards[1:], strict=False):
+    for shard, following in pairwise(shards):
         full = sum(size for _, size in shard) + following[0][1] > room
         assert full or len(shard) >= least
 
