@@ -4,7 +4,7 @@ Row -> Prompt -> Request -> Shard -> Batch -> Result -> Output -> Report. Identi
 from the request on, and is joined back to the row's keys once, on landing; position never matters.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -53,6 +53,17 @@ class Usage:
     cache_write_tokens: int = 0  # of the input, written to a cache
     output_tokens: int = 0
     reasoning_tokens: int = 0  # of the output, thought and not shown
+
+    @classmethod
+    def total(cls, usages: Sequence["Usage"]) -> "Usage":
+        """All of them together, without one object for each."""
+        return cls(
+            input_tokens=sum(one.input_tokens for one in usages),
+            cached_tokens=sum(one.cached_tokens for one in usages),
+            cache_write_tokens=sum(one.cache_write_tokens for one in usages),
+            output_tokens=sum(one.output_tokens for one in usages),
+            reasoning_tokens=sum(one.reasoning_tokens for one in usages),
+        )
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(

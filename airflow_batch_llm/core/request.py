@@ -6,8 +6,9 @@ give the same hashes in every release.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import orjson
 
@@ -46,6 +47,20 @@ class LineTemplate:
         for hole, piece in zip(self.holes, self.pieces[1:], strict=True):
             parts += (prompt if hole == PROMPT else identity, piece)
         return b"".join(parts)
+
+    def lines(self, token: str, prompts: Sequence[bytes], first: int = 0) -> bytes:
+        """The requests of these prompts, each with a line end, numbered from `first` under the shard's token."""
+        form = self._form(token)
+        pick = itemgetter(*(int(hole == PROMPT) for hole in self.holes))
+        return b"".join([form % pick(pair) for pair in enumerate(prompts, first)])
+
+    def _form(self, token: str) -> bytes:
+        """The line as a format of an ordinal, where the custom_id goes, and of the prompt."""
+        identity = b'"%b-%%06d"' % token.encode()
+        parts = [self.pieces[0].replace(b"%", b"%%")]
+        for hole, piece in zip(self.holes, self.pieces[1:], strict=True):
+            parts += (b"%b" if hole == PROMPT else identity, piece.replace(b"%", b"%%"))
+        return b"".join((*parts, b"\n"))
 
     def prompt(self, line: bytes, custom_id: str) -> bytes:
         """The encoded prompt of a line that `line` made for this custom_id."""

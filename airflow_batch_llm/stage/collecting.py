@@ -105,8 +105,7 @@ class Collector:
         """Bring the raw lines of a batch into the run folder, whole or not at all."""
         arriving = self.scratch / f"{secrets.token_hex(6)}.results.jsonl"
         with arriving.open("wb") as file:
-            for line in self.parts.provider.results(batch_id):
-                file.write(line + b"\n")
+            file.writelines(line + b"\n" for line in self.parts.provider.results(batch_id))
         self.folder.put_results(batch_id, arriving)
         arriving.unlink()
 
@@ -186,7 +185,7 @@ class Collector:
             attempts={self.plan.round: shard.requests} if sent else {},
             strange=gathered.strange,
             batches=int(batch is not None) + len(standing.spare),
-            usage=sum((one.usage for one in gathered.judged), Usage()),
+            usage=Usage.total([one.usage for one in gathered.judged]),
             spent=_spent(gathered),
             durations=Durations(running=running, landing=now - began),
         )

@@ -5,8 +5,9 @@ mentions is `missing`. What is held is one shard's answers, never the table's.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from airflow_batch_llm.core.answer import AnswerParser, Invalid
@@ -34,6 +35,13 @@ class Judged:
     retryable: bool = True
 
 
+#: What stands for a request until a line mentions it. Shared, so never changed.
+_MISSING = Judged()
+
+#: Usages whose prices are remembered: short answers to short prompts differ little.
+_REMEMBERED = 4096
+
+
 @dataclass(slots=True, kw_only=True)
 class Gathered:
     """The judged requests by ordinal, and what served nobody."""
@@ -52,10 +60,14 @@ class Gatherer:
     prices: PriceList
     token: str
     requests: int
+    _priced: Callable[[Usage], tuple[float, float] | None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_priced", lru_cache(_REMEMBERED)(self._dollars))
 
     def gather(self, batches: Iterable[tuple[str, Iterable[bytes]]]) -> Gathered:
         """Judge the lines of the shard's batches, the recorded one first. The first good line of a request wins."""
-        gathered = Gathered(judged=[Judged() for _ in range(self.requests)])
+        gathered = Gathered(judged=[_MISSING] * self.requests)
         for batch_id, lines in batches:
             for line in lines:
                 self._take(line, batch_id, gathered)
@@ -81,9 +93,14 @@ class Gatherer:
     def _note_second(self, result: Result, batch_id: str, before: Judged, gathered: Gathered) -> None:
         """A second line of one batch is the provider's slip; one of another batch was bought twice."""
         gathered.strange["duplicate_lines"] += 1
-        priced = self.prices.priced(result.usage)
+        priced = self._priced(result.usage)
         if priced is not None and batch_id != before.batch_id:
-            gathered.stray_cost += float(priced.batch)
+            gathered.stray_cost += priced[0]
+
+    def _dollars(self, usage: Usage) -> tuple[float, float] | None:
+        """In a batch, and in real time."""
+        priced = self.prices.priced(usage)
+        return None if priced is None else (float(priced.batch), float(priced.realtime))
 
     def _ordinal(self, custom_id: str) -> int | None:
         token, _, ordinal = custom_id.rpartition("-")
@@ -92,12 +109,12 @@ class Gatherer:
         return int(ordinal)
 
     def _judge(self, result: Result, batch_id: str) -> Judged:
-        priced = self.prices.priced(result.usage)
+        cost, list_cost = self._priced(result.usage) or (None, None)
         judged = Judged(
             outcome=result.outcome,
             usage=result.usage,
-            cost=None if priced is None else float(priced.batch),
-            list_cost=None if priced is None else float(priced.realtime),
+            cost=cost,
+            list_cost=list_cost,
             model=result.model,
             batch_id=batch_id,
             code=result.error_code or result.finish_reason,

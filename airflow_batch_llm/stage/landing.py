@@ -83,6 +83,10 @@ class Lander:
         self._good = pa.array([one.outcome is Outcome.SUCCEEDED for one in judged], pa.bool_())
         self._answers = self._answer_columns()
         self._money = self._money_columns()
+        self._origin = {
+            "_llm_model": pa.array([one.model or stamp.model for one in judged], pa.string()),
+            "_llm_batch_id": pa.array([one.batch_id for one in judged], pa.string()),
+        }
 
     def write(self, keys: Path, answers: Path, failures: Path) -> Tally:
         """Write the rows of both tables as Parquet; the tally says what became of the rows."""
@@ -170,12 +174,8 @@ class Lander:
 
     def _bookkeeping(self, rows: pa.RecordBatch) -> dict[str, pa.Array]:
         requests, shared = rows.column(REQUEST), rows.column(SHARED)
-        judged = [self._judged[request] for request in requests.to_pylist()]
-        columns = self._stamp.columns(rows.column(INPUT_HASH)) | {
-            "_llm_model": pa.array([one.model or self._stamp.model for one in judged], pa.string()),
-            "_llm_batch_id": pa.array([one.batch_id for one in judged], pa.string()),
-            "_llm_shared": shared,
-        }
+        columns = self._stamp.columns(rows.column(INPUT_HASH)) | {"_llm_shared": shared}
+        columns |= {name: values.take(requests) for name, values in self._origin.items()}
         for name, values in self._money.items():
             columns[name] = pc.if_else(shared, pa.scalar(0, values.type), values.take(requests))
         return columns

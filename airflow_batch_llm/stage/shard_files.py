@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from airflow_batch_llm.core.request import LineTemplate, custom_id, shard_token
+from airflow_batch_llm.core.request import LineTemplate, shard_token
 from airflow_batch_llm.core.shard import Bounds, cut
 from airflow_batch_llm.stage.ahead import Ahead
 from airflow_batch_llm.stage.folder import RunFolder
@@ -52,11 +52,7 @@ class ShardWriter:
         requests = size = 0
         with self.requests_path(number).open("wb") as file:
             while some := list(islice(prompts, _LINES_AT_ONCE)):
-                numbers = range(requests, requests + len(some))
-                data = b"".join(
-                    template.line(custom_id(token, i), prompt) + b"\n"
-                    for i, prompt in zip(numbers, some, strict=True)
-                )
+                data = template.lines(token, some, first=requests)
                 file.write(data)
                 sha.update(data)
                 requests += len(some)

@@ -88,3 +88,18 @@ def test_digests_are_the_same_in_every_release(parts: tuple[bytes, ...], expecte
 
 def test_fingerprints_are_the_same_in_every_release() -> None:
     assert fingerprint("0" * 32, "f" * 32) == "f651f61b3a3297689c9b899aa87c61c7"
+
+
+@pytest.mark.parametrize("name", LINES)
+@given(prompts=st.lists(PROMPTS, max_size=5), first=st.integers(0, 10**7))
+def test_many_lines_are_what_each_would_be_alone(name: str, prompts: list[str], first: int) -> None:
+    line = {**LINES[name], "per cent": "100 % of %b and %d"}
+    template = LineTemplate.of(line)
+    encoded = [orjson.dumps(prompt) for prompt in prompts]
+
+    lines = template.lines("r1-0001", encoded, first)
+
+    alone = [
+        template.line(custom_id("r1-0001", first + i), prompt) + b"\n" for i, prompt in enumerate(encoded)
+    ]
+    assert lines == b"".join(alone)
