@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from airflow_batch_llm.core.answer import AnswerParser, Invalid
+from airflow_batch_llm.core.answer import Answer, AnswerParser, Invalid
 from airflow_batch_llm.core.model import Outcome, Result, Usage
 from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.providers.base import Provider
@@ -38,8 +38,8 @@ class Judged:
 #: What stands for a request until a line mentions it. Shared, so never changed.
 _MISSING = Judged()
 
-#: Usages whose prices are remembered: short answers to short prompts differ little.
-_REMEMBERED = 4096
+#: So many usages and answers are remembered, with what they cost and mean: labels and short answers repeat.
+_REMEMBERED = 1024
 
 
 @dataclass(slots=True, kw_only=True)
@@ -61,9 +61,11 @@ class Gatherer:
     token: str
     requests: int
     _priced: Callable[[Usage], tuple[float, float] | None] = field(init=False)
+    _parsed: Callable[[str], Answer | Invalid] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_priced", lru_cache(_REMEMBERED)(self._dollars))
+        object.__setattr__(self, "_parsed", lru_cache(_REMEMBERED)(self.parser.parse))
 
     def gather(self, batches: Iterable[tuple[str, Iterable[bytes]]]) -> Gathered:
         """Judge the lines of the shard's batches, the recorded one first. The first good line of a request wins."""
@@ -127,7 +129,7 @@ class Gatherer:
         return judged
 
     def _validate(self, text: str, judged: Judged) -> None:
-        answer = self.parser.parse(text)
+        answer = self._parsed(text)
         if isinstance(answer, Invalid):
             judged.outcome, judged.code, judged.message = Outcome.INVALID, answer.code, answer.message
         else:
