@@ -5,7 +5,7 @@ It needs neither the source nor the prompt: whoever has the run folder, the prov
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -69,14 +69,27 @@ class Generation:
 
     def is_at_provider(self) -> bool:
         """Whether a batch of any round is running, or may be."""
-        number, plan = 1, self.first
-        while True:
-            if self._round(plan, self.deadline(), self.parts.spool).is_at_provider():
-                return True
-            number += 1
-            if (data := self.folder.read_plan(number)) is None:
-                return False
+        deadline = self.deadline()
+        return any(self._round(plan, deadline, self.parts.spool).is_at_provider() for plan in self.rounds())
+
+    def land(self) -> None:
+        """Publish the rounds whose batches have all ended. Nothing is sent, and no new round begins."""
+        idle = replace(self, pace=replace(self.pace, max_active_batches=0))
+        deadline = self.deadline()
+        with _scratch(self.parts.spool) as scratch:
+            for plan in self.rounds():
+                current = idle._round(plan, deadline, scratch)
+                if current.advance() is not None:
+                    return
+                self._publish(current)
+
+    def rounds(self) -> Iterator[Plan]:
+        """The rounds that have been planned."""
+        plan = self.first
+        yield plan
+        while (data := self.folder.read_plan(plan.round + 1)) is not None:
             plan = Plan.from_json(data)
+            yield plan
 
     def drive(self) -> Pause | None:
         """Send what may be sent of the first round, and land nothing. None: all its batches have ended."""

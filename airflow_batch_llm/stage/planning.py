@@ -172,18 +172,21 @@ class Planner:
                 part.release()
 
     def _take_out_in_flight(self, spool: Spool, spec_hash: str, scratch: Path) -> None:
+        """Rows that another run has bought, or is about to: in flight until the round that asks them is published."""
         for other in Registers(workspace=self.parts.workspace).open_runs(self.stage.shape.target):
-            data = other.read_plan()
-            if other.path == self.folder.path or data is None:
-                continue
-            plan = Plan.from_json(data)
-            if plan.spec_hash != spec_hash:
-                continue
-            for shard in plan.shards:
-                local = scratch / f"{plan.nonce}-{shard.number}.keys.parquet"
-                if other.get_keys(plan.nonce, shard.number, local):
-                    spool.take_out(local)
-                    local.unlink()
+            number = 1
+            while other.path != self.folder.path and (data := other.read_plan(number)) is not None:
+                plan = Plan.from_json(data)
+                if plan.spec_hash == spec_hash and other.read_published(number) is None:
+                    self._take_out(spool, other, plan, scratch)
+                number += 1
+
+    def _take_out(self, spool: Spool, other: RunFolder, plan: Plan, scratch: Path) -> None:
+        for shard in plan.shards:
+            local = scratch / f"{plan.nonce}-{shard.number}.keys.parquet"
+            if other.get_keys(plan.nonce, shard.number, local):
+                spool.take_out(local)
+                local.unlink()
 
     def _draft(self, resolved: Resolved, target: Target) -> Plan:
         guards = self.stage.guards

@@ -90,6 +90,12 @@ class Round:
         moves = self._moves() | self._submit(but=ended)
         return self._open({n: move for n, move in moves.items() if not _is_of(move, ended)})
 
+    def is_at_provider(self) -> bool:
+        """Whether a batch of the round is running, or may be."""
+        if any(standing.intent is not None and standing.batch is None for _, standing in self._standings()):
+            return True
+        return any(status.state is BatchState.RUNNING for status in self._check(self._running()).values())
+
     def _running(self) -> dict[str, tuple[PlannedShard, Standing]]:
         return {
             standing.batch.batch_id: (shard, standing)

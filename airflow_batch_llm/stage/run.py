@@ -81,19 +81,21 @@ class Run:
         return Generation(parts=self.parts, folder=folder, first=plan, pace=pace, max_tries=self.max_tries)
 
     def _end_abandoned(self, target: str) -> None:
-        """Bring runs to their end that nobody goes on with: their answers are paid, and their rows are held back here."""
+        """Land what other runs on the target have left at the provider, for their rows are held back from this one.
+
+        If somebody goes on with such a run, no harm is done: what has ended is landed, once. One whose time has long
+        been over is brought to its end.
+        """
         for folder in Registers(workspace=self.parts.workspace).open_runs(target):
             data = folder.read_plan()
             plan = Plan.from_json(data) if data is not None else None
             if plan is None or folder.run == self.name or plan.provider != self.parts.provider.name:
                 continue
-            generation = replace(self._generation(folder, plan), max_tries=plan.max_tries)
-            if self.parts.clock() < generation.deadline() + _ABANDONED_SECONDS:
-                continue
-            self.parts.say(
-                f"The run {folder.path} on {target} was never brought to its end; that is done now."
-            )
+            other = replace(self._generation(folder, plan), max_tries=plan.max_tries)
             try:
-                generation.advance()
+                if self.parts.clock() >= other.deadline() + _ABANDONED_SECONDS:
+                    other.advance()
+                elif not other.is_at_provider():
+                    other.land()
             except BatchLLMError as error:
-                self.parts.say(f"The run {folder.path} could not be ended: {error}")
+                self.parts.say(f"The run {folder.path} could not be brought to its end: {error}")
