@@ -34,12 +34,8 @@ class Phase(StrEnum):
     CONFIRMING = "confirming"  # the journal, to see that the intent is its last record
     SENDING = "sending"  # the provider's answer to the creation
     RECORDING = "recording"  # whether the batch or the refusal was recorded
-    REREADING = (
-        "rereading"  # the journal, to find the next free number or another's batch
-    )
-    CANCELLING = (
-        "cancelling"  # the end of a batch that another attempt's made superfluous
-    )
+    REREADING = "rereading"  # the journal, to find the next free number or another's batch
+    CANCELLING = "cancelling"  # the end of a batch that another attempt's made superfluous
     OVER = "over"
 
 
@@ -110,9 +106,7 @@ class Unknown:
     """The creation was sent and its answer was lost."""
 
 
-Answer = (
-    tuple[Entry, ...] | Searched | str | bool | Created | NotCreated | Unknown | None
-)
+Answer = tuple[Entry, ...] | Searched | str | bool | Created | NotCreated | Unknown | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,9 +115,7 @@ class Attempt:
 
     name: str
     phase: Phase = Phase.READING
-    records: int = (
-        0  # how many records this attempt has tried to create: makes its nonces
-    )
+    records: int = 0  # how many records this attempt has tried to create: makes its nonces
     standing: Standing = field(default_factory=Standing)
     upload: str = ""
     intent: Entry | None = None
@@ -135,9 +127,7 @@ def begin(name: str) -> tuple[Attempt, Action]:
     return Attempt(name=name), Read()
 
 
-def advance(
-    attempt: Attempt, answer: Answer, terms: Terms, now: float
-) -> tuple[Attempt, Action]:
+def advance(attempt: Attempt, answer: Answer, terms: Terms, now: float) -> tuple[Attempt, Action]:
     """Take the answer to the last action; say the next."""
     match attempt.phase:
         case Phase.READING:
@@ -173,9 +163,7 @@ def _again(attempt: Attempt) -> tuple[Attempt, Action]:
     return replace(attempt, phase=Phase.READING, intent=None, word=None), Read()
 
 
-def _choose(
-    attempt: Attempt, searched: Searched | None, terms: Terms, now: float
-) -> tuple[Attempt, Action]:
+def _choose(attempt: Attempt, searched: Searched | None, terms: Terms, now: float) -> tuple[Attempt, Action]:
     move = decide(attempt.standing, terms, now, searched)
     match move:
         case Look():
@@ -186,9 +174,7 @@ def _choose(
             return replace(attempt, phase=Phase.UPLOADING), Upload()
         case Adopt(batch_id=batch_id, upload=upload, intent=intent):
             word = _word(attempt, Kind.SUBMITTED, now)
-            return _record(
-                attempt, replace(word, intent=intent, upload=upload, batch_id=batch_id)
-            )
+            return _record(attempt, replace(word, intent=intent, upload=upload, batch_id=batch_id))
         case _:
             return replace(attempt, phase=Phase.OVER), Stop(move=move)
 
@@ -199,9 +185,7 @@ def _intend(attempt: Attempt, terms: Terms, now: float) -> tuple[Attempt, Action
         upload=attempt.upload,
         expires_at=now + terms.lease_seconds,
     )
-    after = replace(
-        attempt, phase=Phase.INTENDING, intent=intent, records=attempt.records + 1
-    )
+    after = replace(attempt, phase=Phase.INTENDING, intent=intent, records=attempt.records + 1)
     return after, Append(number=attempt.standing.last + 1, entry=intent)
 
 
@@ -220,39 +204,27 @@ def _send(attempt: Attempt, now: float) -> tuple[Attempt, Action]:
                 reason="the lease ran out before sending",
             ),
         )
-    return replace(attempt, phase=Phase.SENDING), Send(
-        upload=attempt.upload, expires_at=intent.expires_at
-    )
+    return replace(attempt, phase=Phase.SENDING), Send(upload=attempt.upload, expires_at=intent.expires_at)
 
 
 def _hear(attempt: Attempt, answer: Answer, now: float) -> tuple[Attempt, Action]:
     match answer:
         case Created(batch_id=batch_id):
             word = _word(attempt, Kind.SUBMITTED, now)
-            return _record(
-                attempt, replace(word, upload=attempt.upload, batch_id=batch_id)
-            )
+            return _record(attempt, replace(word, upload=attempt.upload, batch_id=batch_id))
         case NotCreated(reason=reason, final=final, retry_after=retry_after):
             word = _word(attempt, Kind.REFUSED if final else Kind.RELEASED, now)
-            return _record(
-                attempt, replace(word, reason=reason, not_before=now + retry_after)
-            )
+            return _record(attempt, replace(word, reason=reason, not_before=now + retry_after))
         case _:
-            return _again(
-                attempt
-            )  # the intent stands without an answer: that leads to a search
+            return _again(attempt)  # the intent stands without an answer: that leads to a search
 
 
 def _record(attempt: Attempt, word: Entry) -> tuple[Attempt, Action]:
-    after = replace(
-        attempt, phase=Phase.RECORDING, word=word, records=attempt.records + 1
-    )
+    after = replace(attempt, phase=Phase.RECORDING, word=word, records=attempt.records + 1)
     return after, Append(number=attempt.standing.last + 1, entry=word)
 
 
-def _settle(
-    attempt: Attempt, entries: tuple[Entry, ...], terms: Terms, now: float
-) -> tuple[Attempt, Action]:
+def _settle(attempt: Attempt, entries: tuple[Entry, ...], terms: Terms, now: float) -> tuple[Attempt, Action]:
     """After a recording: is the word there, is another's batch there, or must it be said at a later number?"""
     word, standing = attempt.word, attempt.standing
     assert word is not None
@@ -268,6 +240,4 @@ def _settle(
 def _word(attempt: Attempt, kind: Kind, now: float) -> Entry:
     """A record of this attempt's, about its intent if it has one."""
     intent = attempt.intent.nonce if attempt.intent is not None else ""
-    return Entry(
-        kind=kind, nonce=f"{attempt.name}.{attempt.records}", at=now, intent=intent
-    )
+    return Entry(kind=kind, nonce=f"{attempt.name}.{attempt.records}", at=now, intent=intent)

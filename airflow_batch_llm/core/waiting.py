@@ -41,9 +41,7 @@ class Watch:
     deadline: float
     wake_at: float | None = None
     shards_wait: bool = False
-    poll_interval: float | None = (
-        None  # None: seconds for young batches, minutes for old ones
-    )
+    poll_interval: float | None = None  # None: seconds for young batches, minutes for old ones
     cancel_at_deadline: bool = False
 
 
@@ -84,11 +82,7 @@ def waiting(
             reply = yield Check(batch_ids=open_ids)
             failures = failures + 1 if isinstance(reply, ProviderError) else 0
             if isinstance(reply, Mapping):
-                open_ids = tuple(
-                    i
-                    for i in open_ids
-                    if i in reply and reply[i].state is BatchState.RUNNING
-                )
+                open_ids = tuple(i for i in open_ids if i in reply and reply[i].state is BatchState.RUNNING)
         now = clock()
         if wake := _wake(watch, open_ids, began, now):
             return wake
@@ -103,9 +97,7 @@ def waiting(
         yield Sleep(seconds=_pause(watch, now, end, failures, jitter()))
 
 
-def _wake(
-    watch: Watch, open_ids: tuple[str, ...], began: float, now: float
-) -> Wake | None:
+def _wake(watch: Watch, open_ids: tuple[str, ...], began: float, now: float) -> Wake | None:
     if watch.batch_ids and not open_ids:
         return Wake.ALL_ENDED
     if watch.wake_at is not None and now >= watch.wake_at:
@@ -117,19 +109,13 @@ def _wake(
 
 
 def _pause(watch: Watch, now: float, end: float, failures: int, jitter: float) -> float:
-    pause = (
-        watch.poll_interval
-        if watch.poll_interval is not None
-        else interval(now - watch.since)
-    )
+    pause = watch.poll_interval if watch.poll_interval is not None else interval(now - watch.since)
     pause = min(300.0, pause * 2 ** min(failures, 8)) if failures else pause
     until = min(end, watch.wake_at) if watch.wake_at is not None else end
     return max(0.05, min(pause * (0.9 + 0.2 * jitter), until - now))
 
 
-def drive(
-    steps: Generator[Wish, Reply, Wake], perform: Callable[[Wish], Reply]
-) -> Wake:
+def drive(steps: Generator[Wish, Reply, Wake], perform: Callable[[Wish], Reply]) -> Wake:
     """Do what the generator wishes, one thing after another."""
     reply: Reply = None
     while True:
@@ -144,9 +130,7 @@ def drive(
             reply = error
 
 
-async def adrive(
-    steps: Generator[Wish, Reply, Wake], perform: Callable[[Wish], Awaitable[Reply]]
-) -> Wake:
+async def adrive(steps: Generator[Wish, Reply, Wake], perform: Callable[[Wish], Awaitable[Reply]]) -> Wake:
     """`drive` for an event loop."""
     reply: Reply = None
     while True:

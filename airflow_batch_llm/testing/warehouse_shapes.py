@@ -102,7 +102,9 @@ class ShapesTables:
             [(f.name, pa.int64() if f.name == "label" else f.type) for f in target.answer_columns]
         )
         seed_empty(database, "labels", wrong)
-        with pytest.raises(TargetError, match=r"(?i)label is \S*(int|number)\S* and would have to hold string"):
+        with pytest.raises(
+            TargetError, match=r"(?i)label is \S*(int|number)\S* and would have to hold string"
+        ):
             warehouse.prepare(target)
         assert database.tables() == {"labels"}
 
