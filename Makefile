@@ -8,6 +8,9 @@ PYTEST := $(BIN)/python -m pytest
 # Airflow and the SDKs are slow to import from source: each process may keep what it has compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
+# Behind a company's proxy the registries are signed by what the machine trusts, not by what uv brings.
+export UV_SYSTEM_CERTS ?= 1
+
 .DEFAULT_GOAL := help
 .PHONY: help setup emulators demo airflow test e2e check format docs constraints bench matrix sdks databases clean
 
