@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, get_args
 
+from airflow.providers.common.compat.sdk import conf
+
 from airflow_batch_llm.errors import InputError
 
 
@@ -30,3 +32,8 @@ def texts(value: str | Sequence[str]) -> tuple[str, ...]:
 def seconds(value: timedelta | float | None) -> float | None:
     """A span of time as Airflow's users write it."""
     return value.total_seconds() if isinstance(value, timedelta) else value
+
+
+def is_deferrable(given: bool | None) -> bool:
+    """Whether a task waits in the triggerer: as its argument says, or Airflow's configuration."""
+    return conf.getboolean("operators", "default_deferrable", fallback=False) if given is None else given

@@ -15,12 +15,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from airflow.providers.common.compat.sdk import BaseOperator, conf
+from airflow.providers.common.compat.sdk import BaseOperator
 from airflow.sdk import Context
 
 from airflow_batch_llm.core.waiting import CANCEL_GRACE_SECONDS, Watch, drive, waiting
 from airflow_batch_llm.errors import BatchLLMError
-from airflow_batch_llm.hooks.arguments import seconds
+from airflow_batch_llm.hooks.arguments import is_deferrable, seconds
 from airflow_batch_llm.hooks.failures import translated_errors
 from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.hooks.llm import llm_provider
@@ -69,11 +69,7 @@ class RunOperator(BaseOperator):
     ) -> None:
         super().__init__(**kwargs)
         self.workspace = workspace
-        self.deferrable = (
-            conf.getboolean("operators", "default_deferrable", fallback=False)
-            if deferrable is None
-            else deferrable
-        )
+        self.deferrable = is_deferrable(deferrable)
         self.cancel_on_kill = cancel_on_kill
         self.warn_after = warn_after
         self.on_warning = on_warning

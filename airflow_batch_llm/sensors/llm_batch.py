@@ -6,7 +6,6 @@ from dataclasses import asdict
 from datetime import timedelta
 from typing import Any, NoReturn
 
-from airflow.providers.common.compat.sdk import BaseSensorOperator, conf
 from airflow.sdk import Context
 
 from airflow_batch_llm.core.model import BatchState
@@ -16,10 +15,11 @@ from airflow_batch_llm.hooks.arguments import one_of, texts
 from airflow_batch_llm.hooks.failures import translated_errors
 from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.hooks.llm import llm_provider
+from airflow_batch_llm.sensors.deferrable import DeferrableSensor
 from airflow_batch_llm.triggers.llm_batch import LLMBatchTrigger
 
 
-class LLMBatchSensor(BaseSensorOperator):
+class LLMBatchSensor(DeferrableSensor):
     """Succeeds when the batches have ended, however they ended.
 
     :param handle: what `SubmitLLMBatchOperator` returned: the batches that it had sent are waited for
@@ -41,7 +41,6 @@ class LLMBatchSensor(BaseSensorOperator):
         model_id: str | None = None,
         llm_conn_id: str | None = None,
         llm_hook_params: Mapping[str, Any] | None = None,
-        deferrable: bool | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -55,11 +54,6 @@ class LLMBatchSensor(BaseSensorOperator):
         self.model_id = model_id
         self.llm_conn_id = llm_conn_id
         self.llm_hook_params = llm_hook_params
-        self.deferrable = (
-            conf.getboolean("operators", "default_deferrable", fallback=False)
-            if deferrable is None
-            else deferrable
-        )
 
     def poke(self, context: Context) -> bool:  # noqa: ARG002 - Airflow's signature
         """Look once."""
@@ -76,18 +70,8 @@ class LLMBatchSensor(BaseSensorOperator):
         self.log.info("%d of %d batches are running.", running, len(asked["batch_ids"]))
         return running == 0
 
-    def execute(self, context: Context) -> Any:
-        """Look, and wait in the triggerer if that is wanted."""
-        if not self.deferrable:
-            return super().execute(context)
-        return None if self.poke(context) else self._defer()
-
-    def look(self, context: Context, event: Any = None) -> None:  # noqa: ARG002 - it says only that one should look
-        """Look again after a deferral."""
-        if not self.poke(context):
-            self._defer()
-
-    def _defer(self) -> NoReturn:
+    def wait(self) -> NoReturn:
+        """Defer to the trigger."""
         asked = self._asked()
         now = time.time()
         watch = Watch(

@@ -5,17 +5,17 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NoReturn
 
-from airflow.providers.common.compat.sdk import BaseSensorOperator, conf
 from airflow.sdk import Context
 
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.hooks.arguments import one_of, seconds
 from airflow_batch_llm.hooks.failures import translated_errors
 from airflow_batch_llm.hooks.pending import PendingRows
+from airflow_batch_llm.sensors.deferrable import DeferrableSensor
 from airflow_batch_llm.triggers.pending_rows import PendingRowsTrigger
 
 
-class PendingRowsSensor(BaseSensorOperator):
+class PendingRowsSensor(DeferrableSensor):
     """Succeeds when `min_rows` rows wait, or the oldest has waited for `max_age`.
 
     :param conn_id: the database's connection
@@ -43,7 +43,6 @@ class PendingRowsSensor(BaseSensorOperator):
         max_age: timedelta | float | None = None,
         since: str | None = None,
         hook_params: Mapping[str, Any] | None = None,
-        deferrable: bool | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -57,11 +56,6 @@ class PendingRowsSensor(BaseSensorOperator):
         self.max_age = max_age
         self.since = since
         self.hook_params = hook_params
-        self.deferrable = (
-            conf.getboolean("operators", "default_deferrable", fallback=False)
-            if deferrable is None
-            else deferrable
-        )
 
     def poke(self, context: Context) -> bool:  # noqa: ARG002 - Airflow's signature
         """Count once."""
@@ -71,18 +65,8 @@ class PendingRowsSensor(BaseSensorOperator):
         self.log.info("%d of %d rows wait.", waiting.rows, pending.min_rows)
         return pending.is_enough(waiting, time.time())
 
-    def execute(self, context: Context) -> Any:
-        """Count, and wait in the triggerer if that is wanted."""
-        if not self.deferrable:
-            return super().execute(context)
-        return None if self.poke(context) else self._defer()
-
-    def look(self, context: Context, event: Any = None) -> None:  # noqa: ARG002 - it says only that one should look
-        """Count again after a deferral."""
-        if not self.poke(context):
-            self._defer()
-
-    def _defer(self) -> NoReturn:
+    def wait(self) -> NoReturn:
+        """Defer to the trigger."""
         self.defer(
             trigger=PendingRowsTrigger(pending=self._pending().to_json(), poll_interval=self.poke_interval),
             method_name="look",
