@@ -2,8 +2,11 @@
 
 import os
 import signal
+import sys
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -40,9 +43,11 @@ def simulate(
     end_with_stdin: Annotated[bool, typer.Option(help="Stop when stdin closes.", hidden=True)] = False,
 ) -> None:
     """Stand in for Anthropic, OpenAI and Vertex on loopback: their batch APIs without a key or a bill."""
-    with tempfile.TemporaryDirectory(prefix="batch-llm-simulator-") as scratch:
+    # The server gives a signal back once it has served what was open; ending the process there would leave the state.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    with _state(data_dir) as folder:
         settings = Settings(
-            data_dir=data_dir or Path(scratch),
+            data_dir=folder,
             host=host,
             port=port,
             batch_seconds=batch_seconds,
@@ -56,6 +61,15 @@ def simulate(
         if end_with_stdin:
             threading.Thread(target=_end_with_stdin, daemon=True).start()
         _serve(settings)
+
+
+@contextmanager
+def _state(data_dir: Path | None) -> Iterator[Path]:
+    if data_dir is not None:
+        yield data_dir
+        return
+    with tempfile.TemporaryDirectory(prefix="batch-llm-simulator-") as scratch:
+        yield Path(scratch)
 
 
 def _serve(settings: Settings) -> None:

@@ -1,5 +1,6 @@
 """The process: restarts, keys, responders, an upstream, the clock and the ledger."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,18 @@ def test_no_process_outlives_its_handle_or_its_parent(tmp_path: Path) -> None:
     pid = simulator.pid or 0
     simulator.stop()
     assert not Path(f"/proc/{pid}").exists()
+
+
+def test_nothing_is_left_of_a_simulator_that_was_told_to_end(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "airflow_batch_llm.simulator", "--port=0"]
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=env) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(b"simulator ready at ")
+        assert list(tmp_path.iterdir())
+        process.terminate()
+    assert process.returncode == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_with_a_key_every_other_key_is_refused() -> None:
