@@ -3,11 +3,19 @@
 The parts share the run folder and may run in any order, twice, or not at all; `Run.advance` finishes whatever they left.
 """
 
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from airflow_batch_llm.errors import Unavailable
 from airflow_batch_llm.stage.generation import Generation, Pause
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Portion:
+    """Shards that one worker takes, by their first and last number, and its share of the places at the provider."""
+
+    first: int
+    last: int
+    places: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,29 +24,36 @@ class Spread:
 
     generation: Generation
 
-    def ranges(self, most: int) -> list[list[int]]:
-        """The shards in at most so many groups, of about one size, in order."""
+    def portions(self, most: int) -> list[Portion]:
+        """The shards in order, in at most so many portions of about one size. None, where nothing is sent."""
         numbers = [shard.number for shard in self.generation.first.shards]
-        count = max(1, min(most, len(numbers)))
-        size, more = divmod(len(numbers), count)
-        ends = [(i + 1) * size + min(i + 1, more) for i in range(count)]
-        return [numbers[start:end] for start, end in zip([0, *ends], ends, strict=False) if end > start]
+        places = self.generation.pace.max_active_batches
+        count = min(most, places, len(numbers))
+        ends = [len(numbers) * (i + 1) // count for i in range(count)]
+        return [
+            Portion(
+                first=numbers[start],
+                last=numbers[end - 1],
+                places=places * (i + 1) // count - places * i // count,
+            )
+            for i, (start, end) in enumerate(zip([0, *ends], ends, strict=False))
+        ]
 
-    def submit(self, numbers: Collection[int], share: int) -> None:
-        """Send the first of these shards, as many as their share of the places."""
-        part = self._part(numbers)
-        replace(part, pace=replace(part.pace, max_active_batches=share)).drive()
+    def submit(self, portion: Portion) -> None:
+        """Send the first of these shards, as many as there are places for them."""
+        part = self._part(portion)
+        replace(part, pace=replace(part.pace, max_active_batches=portion.places)).drive()
 
     def drive(self) -> Pause | None:
         """Send further shards as places become free. None: all batches have ended."""
         return self.generation.drive()
 
-    def collect(self, numbers: Collection[int]) -> None:
+    def collect(self, portion: Portion) -> None:
         """Stage these shards. Raises `Unavailable` if batches of theirs are still running, or had to be sent again."""
-        if (pause := self._part(numbers).collect()) is not None:
-            raise Unavailable(f"Not all shards of this group can be staged yet: {pause.waiting}.")
+        if (pause := self._part(portion).collect()) is not None:
+            raise Unavailable(f"Not all shards of this portion can be staged yet: {pause.waiting}.")
 
-    def _part(self, numbers: Collection[int]) -> Generation:
+    def _part(self, portion: Portion) -> Generation:
         first = self.generation.first
-        shards = tuple(shard for shard in first.shards if shard.number in numbers)
+        shards = tuple(shard for shard in first.shards if portion.first <= shard.number <= portion.last)
         return replace(self.generation, first=replace(first, shards=shards))
