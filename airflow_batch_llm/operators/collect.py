@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 from airflow.sdk import Context
@@ -13,15 +12,12 @@ from airflow_batch_llm.hooks.arguments import one_of
 from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.hooks.workspace import open_workspace
 from airflow_batch_llm.operators.identity import run_name
-from airflow_batch_llm.operators.parts import open_parts
-from airflow_batch_llm.operators.run import Ended, RunOperator
+from airflow_batch_llm.operators.planned_run import PlannedRunOperator
+from airflow_batch_llm.operators.run import Ended
 from airflow_batch_llm.store import Workspace
 
-if TYPE_CHECKING:
-    from airflow_batch_llm.stage.run import Run
 
-
-class CollectLLMBatchOperator(RunOperator):
+class CollectLLMBatchOperator(PlannedRunOperator):
     """Bring runs to their end: wait for what is not answered yet, send what still has to be sent, and merge.
 
     :param handle: what `SubmitLLMBatchOperator` returned
@@ -79,19 +75,7 @@ class CollectLLMBatchOperator(RunOperator):
         known.sort(key=lambda pair: pair[1].planned_at)
         return [(folder.run, plan.max_tries) for folder, plan in known]
 
-    def open_run(self, context: Context, handle: RunHandle, spool: Path) -> "Run":  # noqa: ARG002 - its name is known
-        """The run by its frozen plan alone: neither the prompt nor the source is needed."""
-        from airflow_batch_llm.stage.run import Run
-        from airflow_batch_llm.stage.settings import Pace
-
-        return Run(
-            parts=open_parts(handle, spool, self.log.info),
-            name=handle.run,
-            max_tries=handle.max_tries,
-            pace=Pace(**handle.pace),
-        )
-
-    def returned(self, ended: Sequence[Ended]) -> Any:
+    def returned(self, context: Context, ended: Sequence[Ended]) -> Any:  # noqa: ARG002 - the runs are enough
         """The report of the run, or for `pending_for` those of all."""
         for one in ended:
             one.finished.raise_for_verdict()

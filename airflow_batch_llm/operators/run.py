@@ -92,33 +92,36 @@ class RunOperator(BaseOperator):
             self._handles = tuple(self.handles(context))
             states = [(handle, self._moved(context, handle)) for handle in self._handles]
             for handle, state in states:
-                if isinstance(state, Ended):
-                    continue
-                return self._defer(handle, state)
-            return self.returned([state for _, state in states if isinstance(state, Ended)])
+                if isinstance(state, Watch):
+                    return self._defer(handle, state)
+            return self.returned(context, [state for _, state in states if isinstance(state, Ended)])
 
     def look(self, context: Context, event: Any = None) -> Any:  # noqa: ARG002 - it says only that one should look
         """Go on after a deferral."""
         return self.execute(context)
 
-    def returned(self, ended: Sequence["Ended"]) -> Any:
+    def step(self, run: "Run") -> "Pause | Finished | None":
+        """Move a run as far as can be gone without waiting. None: there is nothing left that is this task's to do."""
+        return run.advance()
+
+    def returned(self, context: Context, ended: Sequence["Ended"]) -> Any:  # noqa: ARG002 - for those that ask Airflow
         """What the task returns, if all of its runs are good enough."""
         for one in ended:
             one.finished.raise_for_verdict()
         return ended[0].report
 
-    def _moved(self, context: Context, handle: RunHandle) -> "Watch | Ended":
-        """Move a run as far as can be gone without waiting; without a triggerer, to its end."""
+    def _moved(self, context: Context, handle: RunHandle) -> "Watch | Ended | None":
+        """Move a run as far as can be gone without waiting; without a triggerer, for as long as there is to do."""
         from airflow_batch_llm.stage.drive import Waiter
         from airflow_batch_llm.stage.run import Pause
 
         with self.opened(context, handle) as run:
-            while isinstance(state := run.advance(), Pause):
+            while isinstance(state := self.step(run), Pause):
                 watch = self._paused(context, handle, run, state)
                 if self.deferrable:
                     return watch
                 drive(waiting(watch, time.time, random.random), Waiter(provider=run.parts.provider).perform)
-            return self.ended(context, handle, run, state)
+            return None if state is None else self.ended(context, handle, run, state)
 
     @contextmanager
     def opened(self, context: Context, handle: RunHandle) -> Iterator["Run"]:
@@ -195,11 +198,15 @@ class RunOperator(BaseOperator):
         killing.start()
         killing.join(_ON_KILL_SECONDS)
 
+    def is_given_up(self, key: TaskKey) -> bool:
+        """Whether nobody waits for the batches of this task any more."""
+        return is_given_up(key)
+
     def _cancel_if_given_up(self, key: TaskKey) -> None:
         from airflow_batch_llm.stage.cancelling import cancel_run
         from airflow_batch_llm.stage.folder import RunFolder
 
-        if not is_given_up(key):
+        if not self.is_given_up(key):
             self.log.info("The worker is to end, but the task is not given up: its batches are left running.")
             return
         for handle in self._handles:

@@ -26,13 +26,14 @@ class Run:
     """One stage, executed by one task of one Dag run, over any number of attempts.
 
     `max_tries` is a number that a clear raises and a retry does not: it tells "go on" from "do it again". Without a
-    stage, a run that somebody has planned is brought to its end.
+    stage, a run that somebody has planned is brought to its end; `clears` is such a number of the task that does it.
     """
 
     parts: Parts
     name: str
     stage: Stage | None = None
     max_tries: int = 0
+    clears: int = 0
     pace: Pace = field(default_factory=Pace)
 
     def advance(self) -> Pause | Finished:
@@ -78,7 +79,9 @@ class Run:
 
     def _generation(self, folder: RunFolder, plan: Plan) -> Generation:
         pace = self.stage.pace if self.stage is not None else self.pace
-        return Generation(parts=self.parts, folder=folder, first=plan, pace=pace, max_tries=self.max_tries)
+        return Generation(
+            parts=self.parts, folder=folder, first=plan, pace=pace, max_tries=self.max_tries + self.clears
+        )
 
     def _end_abandoned(self, target: str) -> None:
         """Land what other runs on the target have left at the provider, for their rows are held back from this one.

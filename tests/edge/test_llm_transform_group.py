@@ -1,0 +1,103 @@
+"""The stage as a group of tasks: mapped ones share the work, and the last one says how it went."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from airflow.sdk import DAG, Asset
+
+from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.operators.llm_transform_group import llm_transform_group
+from tests.edge.conftest import TICKETS, World
+from tests.edge.dag_runs import asset_extras, states, xcom
+from tests.edge.tasks import arguments
+
+Run = Callable[..., Any]
+
+
+def group(**changes: Any) -> Any:
+    return llm_transform_group("labels", **arguments(**{"task_id": ..., "rows_per_batch": 2, **changes}))
+
+
+@pytest.mark.parametrize("deferrable", [True, False])
+def test_a_table_is_labelled_by_several_tasks(world: World, run: Run, deferrable: bool) -> None:
+    with DAG(f"spread_{deferrable}".lower(), schedule=None) as dag:
+        group(max_workers=3, max_active_batches=4, deferrable=deferrable, outlets=[Asset("x-table://labels")])
+
+    done = run(dag)
+
+    mapped = [f"labels.{name}[{index}]" for name in ("submit", "collect") for index in range(3)]
+    single = ["labels.plan", "labels.drive", "labels.finish"]
+    assert states(done) == dict.fromkeys([*mapped, *single], "success")
+    assert world.query("SELECT count(*) FROM labels") == [(len(TICKETS),)]
+    assert world.rows_charged() == len(TICKETS)
+    report = xcom(done, "labels.finish")
+    assert len(report["batches"]) == 6
+    assert [extra["report"] for extra in asset_extras(done)] == [report]
+
+
+def test_a_row_that_failed_is_asked_again_by_the_finish(world: World, run: Run) -> None:
+    world.simulator.fault(provider="anthropic", kind="errored", rows=[0])
+    with DAG("spread_rounds", schedule=None) as dag:
+        group(max_workers=2)
+
+    done = run(dag)
+
+    assert xcom(done, "labels.finish")["outcomes"] == {"succeeded": len(TICKETS)}
+    assert world.query("SELECT count(*) FROM labels") == [(len(TICKETS),)]
+
+
+def test_where_nothing_is_to_be_sent_every_task_ends_well(world: World, run: Run) -> None:
+    with DAG("spread_twice", schedule=None) as dag:
+        group()
+    run(dag)
+
+    done = run(dag)
+
+    assert set(states(done).values()) == {"success"}
+    assert xcom(done, "labels.finish")["outcomes"] == {}
+    assert world.rows_charged() == len(TICKETS)
+
+
+@pytest.mark.parametrize("member", ["submit", "drive", "collect"])
+def test_what_a_failed_task_left_undone_is_done_and_the_group_fails_all_the_same(
+    world: World, run: Run, monkeypatch: pytest.MonkeyPatch, member: str
+) -> None:
+    with DAG(f"spread_failing_{member}", schedule=None) as dag:
+        made = group(max_workers=2, deferrable=True)
+    task = made.children[f"labels.{member}"]
+    if member == "drive":
+        task.handle = {"run": "no handle"}
+    else:
+        task.partial_kwargs["handle"] = {"run": "no handle"}
+
+    done = run(dag)
+
+    assert states(done)["labels.finish"] == "failed"
+    assert world.query("SELECT count(*) FROM labels") == [(len(TICKETS),)]
+    assert world.rows_charged() == len(TICKETS)
+    assert xcom(done, "labels.finish", "report")["outcomes"] == {"succeeded": len(TICKETS)}
+
+
+def test_without_a_plan_nothing_runs(world: World, run: Run) -> None:
+    with DAG("spread_unplanned", schedule=None) as dag:
+        group(source_table="no_such_table")
+
+    done = run(dag)
+
+    assert states(done)["labels.plan"] == "failed"
+    assert {state for name, state in states(done).items() if name != "labels.plan"} == {"upstream_failed"}
+
+
+def test_arguments_of_every_operator_go_to_all_tasks_and_assets_to_the_last() -> None:
+    with DAG("spread_arguments", schedule=None) as dag:
+        group(retries=7, pool="llm", outlets=[Asset("x-table://labels")])
+
+    assert {task.retries for task in dag.tasks} == {7}
+    assert {task.pool for task in dag.tasks} == {"llm"}
+    assert [task.task_id for task in dag.tasks if task.outlets] == ["labels.finish"]
+
+
+def test_a_mere_plan_is_for_the_operator() -> None:
+    with DAG("spread_plan_only", schedule=None), pytest.raises(InputError, match="LLMTransformOperator"):
+        group(plan_only=True)
