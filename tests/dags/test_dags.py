@@ -51,6 +51,17 @@ def test_three_tasks_share_one_run(stand: Stand) -> None:
     assert stand.number("SELECT count(*) FROM support.moods") == stand.number(TICKETS)
 
 
+def test_a_large_table_is_spread_over_tasks(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCH_LLM_ROWS_PER_BATCH", "15")
+
+    done = run_example("large_table")
+
+    portions = xcom(done, "find_products.plan")
+    assert len(portions) == 4
+    assert stand.number("SELECT count(product) FROM support.products") == stand.number(TICKETS)
+    assert stand.charged() == stand.number(TEXTS)
+
+
 def test_files_that_arrive_are_asked_about_and_put_away(stand: Stand) -> None:
     warehouse.write_reviews(stand.inbox, 6)
 

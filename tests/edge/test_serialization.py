@@ -6,6 +6,7 @@ from typing import Any
 from airflow.sdk import DAG
 
 from airflow_batch_llm.operators.collect import CollectLLMBatchOperator
+from airflow_batch_llm.operators.llm_transform_group import llm_transform_group
 from airflow_batch_llm.operators.submit import SubmitLLMBatchOperator
 from airflow_batch_llm.sensors.llm_batch import LLMBatchSensor
 from airflow_batch_llm.sensors.pending_rows import PendingRowsSensor
@@ -21,6 +22,7 @@ def dag_of_all() -> DAG:
         sent = SubmitLLMBatchOperator(**arguments(task_id="submit"))
         LLMBatchSensor(task_id="wait", handle=sent.output)
         CollectLLMBatchOperator(task_id="collect", handle=sent.output)
+        llm_transform_group("large", **arguments(task_id=...))
     return dag
 
 
@@ -29,7 +31,10 @@ def test_every_operator_goes_to_the_database_and_back() -> None:
 
     again: Any = DagSerialization.from_dict(json.loads(json.dumps(stored)))
 
-    assert set(again.task_ids) == {"pending", "label", "mapped", "submit", "wait", "collect"}
+    group = {f"large.{name}" for name in ("plan", "submit", "drive", "collect", "finish")}
+    assert set(again.task_ids) == {"pending", "label", "mapped", "submit", "wait", "collect", *group}
+    assert again.get_task("large.finish").upstream_task_ids == {"large.plan", "large.collect"}
+    assert again.get_task("large.collect").is_mapped
     assert again.get_task("collect").upstream_task_ids == {"submit"}
     assert again.get_task("label").source_table == "tickets"
     assert again.get_task("mapped").is_mapped
