@@ -24,6 +24,7 @@ from airflow_batch_llm.hooks.arguments import is_deferrable, seconds
 from airflow_batch_llm.hooks.failures import translated_errors
 from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.hooks.llm import llm_provider
+from airflow_batch_llm.hooks.quiet import quiet_http
 from airflow_batch_llm.hooks.workspace import open_workspace
 from airflow_batch_llm.links.console import BatchConsoleLink
 from airflow_batch_llm.operators.alarm import Alarm
@@ -120,12 +121,14 @@ class RunOperator(BaseOperator):
                 watch = self._paused(context, handle, run, state)
                 if self.deferrable:
                     return watch
-                drive(waiting(watch, time.time, random.random), Waiter(provider=run.parts.provider).perform)
+                waiter = Waiter(provider=run.parts.provider, say=run.parts.say)
+                drive(waiting(watch, time.time, random.random), waiter.perform)
             return None if state is None else self.ended(context, handle, run, state)
 
     @contextmanager
     def opened(self, context: Context, handle: RunHandle) -> Iterator["Run"]:
         """A run for as long as it is worked on."""
+        quiet_http()
         with tempfile.TemporaryDirectory(prefix="batch-llm-") as spool:
             run = self.open_run(context, handle, Path(spool))
             try:

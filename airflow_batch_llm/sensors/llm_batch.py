@@ -15,6 +15,7 @@ from airflow_batch_llm.hooks.arguments import one_of, texts
 from airflow_batch_llm.hooks.failures import translated_errors
 from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.hooks.llm import llm_provider
+from airflow_batch_llm.hooks.quiet import quiet_http
 from airflow_batch_llm.sensors.deferrable import DeferrableSensor
 from airflow_batch_llm.triggers.llm_batch import LLMBatchTrigger
 
@@ -57,6 +58,7 @@ class LLMBatchSensor(DeferrableSensor):
 
     def poke(self, context: Context) -> bool:  # noqa: ARG002 - Airflow's signature
         """Look once."""
+        quiet_http()
         with translated_errors():
             asked = self._asked()
             if not asked["batch_ids"]:

@@ -3,8 +3,9 @@
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from airflow_batch_llm.core.headway import Headway
 from airflow_batch_llm.core.model import BatchStatus
 from airflow_batch_llm.core.waiting import Cancel, Check, Reply, Sleep, Wish, drive, waiting
 from airflow_batch_llm.providers.base import Provider
@@ -19,17 +20,22 @@ class Waiter:
     provider: Provider
     sleep: Callable[[float], None] = time.sleep
     on_check: Callable[[Mapping[str, BatchStatus]], None] | None = None
+    say: Callable[[str], None] | None = None
+    headway: Headway = field(default_factory=Headway)
 
     def perform(self, wish: Wish) -> Reply:
         match wish:
             case Check(batch_ids=batch_ids):
                 seen = self.provider.check(batch_ids)
+                self.headway.add(seen)
                 if self.on_check is not None:
                     self.on_check(seen)
                 return seen
             case Cancel(batch_id=batch_id):
                 self.provider.cancel(batch_id)
             case Sleep(seconds=seconds):
+                if self.say is not None:
+                    self.say(f"{self.headway}; looked at again in {seconds:,.0f} s.")
                 self.sleep(seconds)
         return None
 

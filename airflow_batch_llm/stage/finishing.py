@@ -105,8 +105,8 @@ class Finisher:
         )
 
     def _outlook(self) -> str:
-        expected = (self.first.estimate or {}).get("expected")
-        dollars = f"about ${expected:,.2f}" if isinstance(expected, float) else "an unknown amount"
+        expected = self.first.dollars
+        dollars = "an unknown amount" if expected is None else f"about ${expected:,.2f}"
         return f"Planned only: {self.first.requests:,} requests for {self.first.rows:,} rows would cost {dollars}."
 
 

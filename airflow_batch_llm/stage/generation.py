@@ -3,7 +3,7 @@
 It needs neither the source nor the prompt: whoever has the run folder, the provider and the target can go on.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from airflow_batch_llm.errors import DeadlinePassed, WarehouseError
 from airflow_batch_llm.stage.finishing import Finished, Finisher
 from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.followup import FollowUp
-from airflow_batch_llm.stage.landed import Landed, read_landed
+from airflow_batch_llm.stage.landed import read_landed, spent
 from airflow_batch_llm.stage.plan import Plan
 from airflow_batch_llm.stage.round import Open, Round
 from airflow_batch_llm.stage.settings import Pace, Parts
@@ -60,7 +60,7 @@ class Generation:
                 still = current.advance()
                 if still is not None:
                     self._give_up_late(current, still, deadline)
-                    return self._pause(still, deadline)
+                    return self._pause(still, rounds, deadline)
                 self._publish(current)
                 following = self._next(rounds, deadline, scratch)
                 if following is None:
@@ -105,7 +105,7 @@ class Generation:
             still = step(self._round(self.first, deadline, scratch))
         if still is None or self._is_late(deadline):  # what is late is for `advance` to say
             return None
-        return self._pause(still, deadline)
+        return self._pause(still, [self.first], deadline)
 
     def _is_late(self, deadline: float) -> bool:
         """Whether the deadline has passed, and the time too that cancelled batches get to end."""
@@ -166,14 +166,11 @@ class Generation:
         most = self.first.limits.max_cost_usd
         if most is None:
             return True
-        landed: list[Landed] = [
-            read_landed(self.folder, shard.number) for plan in rounds for shard in plan.shards
-        ]
-        spent = sum(one.report.spent.cost for one in landed)
+        paid = spent(self.folder, _numbers(rounds))
         sent = sum(plan.requests for plan in rounds)
-        if spent + requests * spent / max(1, sent) <= most:
+        if paid + requests * paid / max(1, sent) <= most:
             return True
-        self.parts.say(f"{requests:,} requests are not asked again: ${spent:,.2f} of ${most:g} are spent.")
+        self.parts.say(f"{requests:,} requests are not asked again: ${paid:,.2f} of ${most:g} are spent.")
         return False
 
     def _give_up_late(self, current: Round, still: Open, deadline: float) -> None:
@@ -187,7 +184,7 @@ class Generation:
             " Clear the task to wait on with a new deadline; nothing will be sent twice."
         )
 
-    def _pause(self, still: Open, deadline: float) -> Pause:
+    def _pause(self, still: Open, rounds: Sequence[Plan], deadline: float) -> Pause:
         wake_at = still.wake_at
         if not still.batch_ids and wake_at is None:
             wake_at = self.parts.clock() + _LOOK_AGAIN_SECONDS
@@ -200,7 +197,14 @@ class Generation:
             poll_interval=self.pace.poll_interval,
             cancel_at_deadline=self.pace.cancel_on_timeout,
         )
-        return Pause(watch=watch, waiting=still.described(self.first, self.parts.clock()))
+        paid = spent(self.folder, [*_numbers(rounds[:-1]), *still.staged])
+        expected = "" if self.first.dollars is None else f" of about ${self.first.dollars:,.4f}"
+        said = still.described(rounds[-1], self.parts.clock())
+        return Pause(watch=watch, waiting=f"{said}; ${paid:,.4f}{expected} spent")
+
+
+def _numbers(rounds: Iterable[Plan]) -> Iterator[int]:
+    return (shard.number for plan in rounds for shard in plan.shards)
 
 
 @contextmanager

@@ -121,7 +121,6 @@ def inspect(folder: RunFolder, now: float) -> Inspected:
         for shard in plan.shards
     )
     spent = sum((one.report.spent for one in landed.values() if one is not None), Spent())
-    estimated = (first.estimate or {}).get("expected")
     return Inspected(
         path=folder.path,
         provider=first.provider,
@@ -131,7 +130,7 @@ def inspect(folder: RunFolder, now: float) -> Inspected:
         max_tries=first.max_tries,
         deadline=deadline,
         why=dict(first.why),
-        estimated_usd=estimated if isinstance(estimated, float) else None,
+        estimated_usd=first.dollars,
         spent_usd=report.spent.cost if report is not None else spent.cost,
         next=_next(
             shards, again=sum(_again(landed[shard.number]) for shard in rounds[-1].shards), report=report

@@ -1,6 +1,8 @@
 """What one landed shard tells the run: its report, and which of its requests are worth another try."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import orjson
@@ -40,8 +42,18 @@ class Landed:
         )
 
 
+#: Records read at once: each takes its time in object storage.
+_READERS = 8
+
+
 def read_landed(folder: RunFolder, number: int) -> Landed:
     """What a staged shard left."""
     data = folder.read_landed(number)
     assert data is not None, "it is written before the journal says that the shard is staged"
     return Landed.from_json(data)
+
+
+def spent(folder: RunFolder, numbers: Iterable[int]) -> float:
+    """What the answers of these staged shards have cost, in dollars."""
+    with ThreadPoolExecutor(max_workers=_READERS) as pool:
+        return math.fsum(pool.map(lambda number: read_landed(folder, number).report.spent.cost, numbers))

@@ -59,8 +59,7 @@ class Plan:
     shards: tuple[PlannedShard, ...] = ()
     why: Mapping[str, int] = field(default_factory=dict)
     unsendable_sha256: str = ""  # of the file of rows that could not be sent; empty: there are none
-    estimate: Mapping[str, object] | None = None
-    notes: tuple[str, ...] = ()
+    estimate: Mapping[str, Any] | None = None
 
     def token(self, shard: PlannedShard) -> str:
         return shard_token(self.run_token, shard.number)
@@ -72,6 +71,25 @@ class Plan:
     @property
     def requests(self) -> int:
         return sum(shard.requests for shard in self.shards)
+
+    @property
+    def dollars(self) -> float | None:
+        """What the answers are expected to cost."""
+        expected: float | None = (self.estimate or {}).get("expected")
+        return expected
+
+    def described(self) -> str:
+        """For people: how many rows there are, why they are sent or not, and what the answers may cost."""
+        why = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in sorted(self.why.items()))
+        rows = f"{sum(self.why.values()):,} rows: {why}." if why else "No rows."
+        if not self.requests:
+            return f"{rows} Nothing is sent."
+        cost = "an unknown amount" if self.dollars is None else f"about ${self.dollars:,.4f}"
+        guessed = " ".join((self.estimate or {}).get("assumptions", ()))
+        return (
+            f"{rows} {self.rows:,} of them make {self.requests:,} requests in {len(self.shards):,} batches, for {cost}."
+            f" {guessed}"
+        ).rstrip()
 
     def to_json(self) -> bytes:
         fields = {name: getattr(self, name) for name in self.__slots__}
@@ -91,7 +109,6 @@ class Plan:
                 "shards": tuple(PlannedShard(**shard) for shard in fields["shards"]),
                 "target": _target(fields["target"]),
                 "limits": RunLimits(**fields["limits"]),
-                "notes": tuple(fields["notes"]),
             }
         )
 

@@ -247,7 +247,6 @@ class Planner:
             unsendable_sha256=lost,
             why=why,
             estimate=guess.to_json(),
-            notes=guess.assumptions,
         )
 
     def _allowed(self, guess: Estimate) -> int:

@@ -8,7 +8,8 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from airflow_batch_llm.core.model import BatchState, BatchStatus
+from airflow_batch_llm.core.headway import Headway
+from airflow_batch_llm.core.model import BatchStatus
 from airflow_batch_llm.stage.drive import complete
 from airflow_batch_llm.stage.finishing import Finished
 from airflow_batch_llm.stage.run import Pause, Run
@@ -32,7 +33,7 @@ class Progress:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._bars = Bars(*columns, console=console)
         self._bar = self._bars.add_task("planning", total=None)
-        self._seen: dict[str, BatchStatus] = {}
+        self._headway = Headway()
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -61,12 +62,7 @@ class Progress:
         self.say(pause.waiting)
 
     def on_check(self, statuses: Mapping[str, BatchStatus]) -> None:
-        """Batches have been looked at: for `complete`. One that has ended is not looked at again."""
-        self._seen.update(statuses)
-        total = sum(status.total or 0 for status in self._seen.values())
-        finished = sum(_finished(status) for status in self._seen.values())
-        self._bars.update(self._bar, total=total or None, completed=finished)
-
-
-def _finished(status: BatchStatus) -> int:
-    return (status.total if status.state is not BatchState.RUNNING else status.finished) or 0
+        """Batches have been looked at: for `complete`."""
+        self._headway.add(statuses)
+        requests, finished = self._headway.requests, self._headway.finished
+        self._bars.update(self._bar, total=requests or None, completed=finished)

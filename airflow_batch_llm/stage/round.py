@@ -43,11 +43,14 @@ class Open:
     since: float
     wake_at: float | None
     unsent: int
+    staged: tuple[int, ...]  # the shards that have landed
     reasons: tuple[str, ...] = ()  # why shards wait that are neither sent nor to be sent now
 
     def described(self, plan: Plan, now: float) -> str:
         """For people: how many of how many, and why the others wait."""
         said = [f"{len(self.batch_ids):,} of {len(plan.shards):,} batches are running"]
+        if self.staged:
+            said.append(f"{len(self.staged):,} have landed")
         if self.unsent:
             said.append(f"{self.unsent:,} shards wait for a place")
         if self.wake_at is not None:
@@ -167,12 +170,14 @@ class Round:
         unsent = sum(isinstance(move, Submit | Look) for move in moves.values())
         if not (waits or unsent):
             return None
-        began = [standing.batch.at for _, standing in self._standings() if standing.batch is not None]
+        standings = self._standings()
+        began = [standing.batch.at for _, standing in standings if standing.batch is not None]
         return Open(
             batch_ids=tuple(move.batch_id for move in waits if move.batch_id),
             since=max(began, default=0.0),
             wake_at=min((move.until for move in waits if move.until is not None), default=None),
             unsent=unsent,
+            staged=tuple(shard.number for shard, standing in standings if standing.staged is not None),
             reasons=tuple(move.reason for move in waits if move.until is not None),
         )
 

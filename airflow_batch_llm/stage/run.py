@@ -70,7 +70,9 @@ class Run:
             raise InputError(f"No run was planned in {folder.workspace.uri}/{self.name}. Look at the name.")
         self._end_abandoned(self.stage.shape.target)
         planner = Planner(stage=self.stage, parts=self.parts, folder=folder, max_tries=self.max_tries)
-        return planner.plan()
+        plan = planner.plan()
+        self.parts.say(plan.described())
+        return plan
 
     def _tidy(self) -> None:
         """Delete the prompts and answers of finished runs whose time has come."""

@@ -14,6 +14,7 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
+from airflow_batch_llm.core.headway import Headway
 from airflow_batch_llm.core.waiting import Cancel, Check, Reply, Sleep, Watch, Wish, adrive, waiting
 from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.hooks.llm import llm_provider
@@ -43,6 +44,7 @@ class LLMBatchTrigger(BaseTrigger):
         self.llm_hook_params = llm_hook_params
         self.watch = Watch(**{**watch, "batch_ids": tuple(watch["batch_ids"])})
         self.cancel_on_kill = cancel_on_kill
+        self._headway = Headway()
         self._provider: Provider | None = None
         self._fired = False
 
@@ -70,10 +72,13 @@ class LLMBatchTrigger(BaseTrigger):
     async def _perform(self, wish: Wish) -> Reply:
         match wish:
             case Check(batch_ids=batch_ids):
-                return await (await self._connected()).acheck(batch_ids)
+                seen = await (await self._connected()).acheck(batch_ids)
+                self._headway.add(seen)
+                return seen
             case Cancel(batch_id=batch_id):
                 await (await self._connected()).acancel(batch_id)
             case Sleep(seconds=seconds):
+                self.log.info("%s; looked at again in %.0f s.", self._headway, seconds)
                 await asyncio.sleep(seconds)
         return None
 

@@ -16,6 +16,7 @@ from airflow_batch_llm.operators.llm_transform import LLMTransformOperator
 from airflow_batch_llm.triggers.abandonment import TaskKey
 from airflow_batch_llm.triggers.llm_batch import LLMBatchTrigger
 from tests.edge.conftest import World
+from tests.edge.logs import told
 from tests.edge.serialization import deserialize, serialize
 from tests.edge.tasks import transform
 
@@ -86,6 +87,15 @@ async def test_it_fires_a_few_bytes_when_the_batch_has_ended(world: World) -> No
 
     assert await waiting == {"look": True}
     assert len(orjson.dumps(await waiting)) < 100
+
+
+async def test_each_look_is_told_with_the_time_of_the_next(world: World) -> None:
+    batch_id = create_batch(world)
+    with told() as log:
+        await event_of(trigger(batch_id, watch={"deadline": time.time() + 1}))
+
+    assert log.messages[0] == "0 of 1 batches have ended, 0 of 1 requests are done; looked at again in 0 s."
+    assert log.messages[-1] == "Looking at the run again: deadline."
 
 
 def test_it_survives_the_way_to_the_triggerer() -> None:

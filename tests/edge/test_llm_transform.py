@@ -1,5 +1,6 @@
 """The operator in a real Airflow, against the simulator and a DuckDB file."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -9,11 +10,13 @@ from airflow.sdk import DAG, Asset, task
 
 from airflow_batch_llm.core.selection import Only
 from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.hooks.quiet import quiet_http
 from airflow_batch_llm.operators import llm_transform
 from airflow_batch_llm.stage.settings import BadRow, OverBudget
 from airflow_batch_llm.warehouses.base import SchemaChange, WriteMode
 from tests.edge.conftest import TICKETS, World
 from tests.edge.dag_runs import asset_extras, states, xcom
+from tests.edge.logs import told
 from tests.edge.tasks import transform
 
 Run = Callable[..., Any]
@@ -34,6 +37,29 @@ def test_a_table_becomes_a_labelled_table(world: World, run: Run, deferrable: bo
     report = xcom(done, "label")
     assert report["outcomes"] == {"succeeded": len(TICKETS)}
     assert report["llm_conn_id"] is None
+
+
+def test_the_log_tells_of_rows_dollars_and_times_and_of_no_http_requests(
+    world: World, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("httpx2").setLevel(logging.NOTSET)
+    with DAG("tells_in_words", schedule=None) as dag:
+        transform()
+
+    with told() as log, caplog.at_level("INFO"):
+        run(dag)
+
+    assert log.tells(f"{len(TICKETS)} rows: {len(TICKETS)} new.")
+    assert log.tells("1 of 1 batches are running; $0.0000 of about $0.")
+    assert log.tells("The run's time ends at")
+    assert log.tells("looked at again in")
+    assert "HTTP Request" not in caplog.text
+
+
+def test_a_level_that_somebody_has_set_is_kept() -> None:
+    logging.getLogger("httpx").setLevel(logging.DEBUG)
+    quiet_http()
+    assert logging.getLogger("httpx").level == logging.DEBUG
 
 
 def test_a_second_run_pays_for_the_changed_row_only(world: World, run: Run) -> None:

@@ -9,6 +9,7 @@ from genai_prices import Usage, calc_price
 
 from airflow_batch_llm.core.selection import Only
 from airflow_batch_llm.errors import BudgetExceeded
+from airflow_batch_llm.stage.run import Pause
 from airflow_batch_llm.stage.settings import OverBudget
 from airflow_batch_llm.warehouses.base import Source, WriteMode
 from tests.stage.world import MODELS, Bench
@@ -135,6 +136,34 @@ def test_max_rows_postpones_the_rest(openai: Bench) -> None:
     assert first.report.why == {"new": 8, "postponed": 12}
     assert second.report.why == {"answered": 8, "new": 8, "postponed": 4}
     assert sorted(openai.world.answers()) == list(range(16))
+
+
+def test_why_rows_are_sent_and_what_the_waiting_has_cost_is_said(openai: Bench) -> None:
+    openai.world.make_tickets(30)
+    openai.complete()
+    openai.said.clear()
+    openai.world.ask("UPDATE tickets SET subject = 'another ' || (id // 2), body = '' WHERE id < 4")
+    paused: list[Pause] = []
+
+    openai.complete("dag/task/next", on_pause=paused.append)
+
+    assert openai.said[0].startswith(
+        "30 rows: 26 answered, 4 changed. 4 of them make 2 requests in 1 batches, for about $0."
+    )
+    assert paused[0].waiting.startswith("1 of 1 batches are running; $0.0000 of about $0.")
+    assert paused[0].waiting.endswith(" spent")
+
+
+def test_of_what_has_landed_the_cost_is_said_while_the_rest_is_waited_for(openai: Bench) -> None:
+    openai.world.make_tickets(30)
+    paused: list[Pause] = []
+
+    done = openai.complete(on_pause=paused.append, rows_per_batch=10, max_active_batches=1)
+
+    assert any("2 have landed" in pause.waiting for pause in paused)
+    (two_thirds,) = {pause.waiting for pause in paused if "2 have landed" in pause.waiting}
+    spent = float(two_thirds.rpartition("; $")[2].partition(" ")[0])
+    assert 0 < spent < done.report.spent.cost
 
 
 def test_a_look_at_the_plan_sends_nothing_and_leaves_no_run(bench: Bench) -> None:

@@ -1,0 +1,38 @@
+"""How far batches are, for people: by the last look at each, since one that has ended is not looked at again."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from airflow_batch_llm.core.model import BatchState, BatchStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Headway:
+    """Counts over all batches that were ever looked at."""
+
+    _seen: dict[str, BatchStatus] = field(default_factory=dict)
+
+    def add(self, statuses: Mapping[str, BatchStatus]) -> None:
+        """Another look, at some of them."""
+        self._seen.update(statuses)
+
+    @property
+    def requests(self) -> int:
+        """All requests of the batches whose provider tells."""
+        return sum(status.total or 0 for status in self._seen.values())
+
+    @property
+    def finished(self) -> int:
+        """Those of them that are no longer running."""
+        return sum(_finished(status) for status in self._seen.values())
+
+    def __str__(self) -> str:
+        if not self._seen:
+            return "No batch is running"
+        ended = sum(status.state is not BatchState.RUNNING for status in self._seen.values())
+        said = f"{ended:,} of {len(self._seen):,} batches have ended"
+        return f"{said}, {self.finished:,} of {self.requests:,} requests are done" if self.requests else said
+
+
+def _finished(status: BatchStatus) -> int:
+    return (status.total if status.state is not BatchState.RUNNING else status.finished) or 0

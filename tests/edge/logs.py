@@ -1,0 +1,31 @@
+"""What tasks and triggers log. Airflow's logs are structlog's, which pytest does not see."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from structlog.testing import capture_logs
+
+
+class Told:
+    """The messages so far."""
+
+    def __init__(self, entries: list[Any]) -> None:
+        self._entries = entries
+
+    @property
+    def messages(self) -> list[str]:
+        return [_message(**entry) for entry in self._entries]
+
+    def tells(self, words: str) -> bool:
+        return any(words in message for message in self.messages)
+
+
+def _message(event: Any, positional_args: tuple[Any, ...] = (), **_: Any) -> str:
+    return event % positional_args if positional_args else str(event)
+
+
+@contextmanager
+def told() -> Iterator[Told]:
+    with capture_logs() as entries:
+        yield Told(entries)
