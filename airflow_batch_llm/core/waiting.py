@@ -39,6 +39,7 @@ class Watch:
     batch_ids: tuple[str, ...]
     since: float  # the youngest batch was created then
     deadline: float
+    not_before: float = 0.0  # nobody is woken earlier
     wake_at: float | None = None
     shards_wait: bool = False
     poll_interval: float | None = None  # None: seconds for young batches, minutes for old ones
@@ -77,6 +78,8 @@ def waiting(
     open_ids = watch.batch_ids
     failures = 0
     end, cancelled = watch.deadline, False
+    if (pause := watch.not_before - began) > 0:
+        yield Sleep(seconds=pause)
     while True:
         if open_ids:
             reply = yield Check(batch_ids=open_ids)

@@ -37,3 +37,13 @@ def seconds(value: timedelta | float | None) -> float | None:
 def is_deferrable(given: bool | None) -> bool:
     """Whether a task waits in the triggerer: as its argument says, or Airflow's configuration."""
     return conf.getboolean("operators", "default_deferrable", fallback=False) if given is None else given
+
+
+def settling_seconds() -> float:
+    """How long a deferred task is left alone before it may be woken.
+
+    The process that deferred may live for one heartbeat more. A scheduler that hears of its end when the task is already
+    queued again can take that for a crash, and count a lost try.
+    """
+    heartbeat: float = conf.getfloat("workers", "min_heartbeat_interval", fallback=5.0)
+    return 1.2 * heartbeat

@@ -20,7 +20,7 @@ from airflow.sdk import Context
 
 from airflow_batch_llm.core.waiting import CANCEL_GRACE_SECONDS, Watch, drive, waiting
 from airflow_batch_llm.errors import BatchLLMError
-from airflow_batch_llm.hooks.arguments import is_deferrable, seconds
+from airflow_batch_llm.hooks.arguments import is_deferrable, seconds, settling_seconds
 from airflow_batch_llm.hooks.failures import translated_errors
 from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.hooks.llm import llm_provider
@@ -179,6 +179,7 @@ class RunOperator(BaseOperator):
             self.console_url = run.parts.provider.console_url(batch_ids[-1])
 
     def _defer(self, handle: RunHandle, watch: Watch) -> NoReturn:
+        watch = replace(watch, not_before=time.time() + settling_seconds())
         trigger = LLMBatchTrigger(
             model_id=handle.model_id,
             llm_conn_id=handle.llm_conn_id,

@@ -11,7 +11,7 @@ from airflow.sdk import Context
 from airflow_batch_llm.core.model import BatchState
 from airflow_batch_llm.core.waiting import Watch
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.hooks.arguments import one_of, texts
+from airflow_batch_llm.hooks.arguments import one_of, settling_seconds, texts
 from airflow_batch_llm.hooks.failures import translated_errors
 from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.hooks.llm import llm_provider
@@ -79,6 +79,7 @@ class LLMBatchSensor(DeferrableSensor):
         watch = Watch(
             batch_ids=asked.pop("batch_ids"),
             since=now,
+            not_before=now + max(self.poke_interval, settling_seconds()),  # it has just been looked
             deadline=now + 2 * self.timeout,  # Airflow's own comes first, and is a sensor's timeout
             poll_interval=self.poke_interval,
         )

@@ -9,6 +9,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
 from airflow_batch_llm.errors import BatchLLMError
+from airflow_batch_llm.hooks.arguments import settling_seconds
 from airflow_batch_llm.hooks.pending import PendingRows
 
 
@@ -31,6 +32,8 @@ class PendingRowsTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
+        # The sensor has just counted, and its worker must have left before the task may be woken.
+        await asyncio.sleep(max(self.poll_interval, settling_seconds()))
         while not await self._is_enough():  # noqa: ASYNC110 - it is a database that is asked
             await asyncio.sleep(self.poll_interval)
         yield TriggerEvent({"look": True})  # type: ignore[no-untyped-call]

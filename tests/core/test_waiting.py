@@ -74,6 +74,7 @@ NEVER = 1e12
     ("ends", "changes", "wake", "at"),
     [
         ({"a": 0, "b": 0}, {}, Wake.ALL_ENDED, 1000),
+        ({"a": 0, "b": 0}, {"not_before": 1006.0}, Wake.ALL_ENDED, 1006),
         ({"a": 1500, "b": 5000}, {}, Wake.ALL_ENDED, 5000),
         ({"a": 1500, "b": NEVER}, {"shards_wait": True}, Wake.PLACE_FREE, 1500),
         ({"a": 0, "b": NEVER}, {"shards_wait": True}, Wake.PLACE_FREE, 1000 + MIN_WAKE_SECONDS),
