@@ -3,10 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from airflow_batch_llm.core.journal import stand
 from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.stage.folder import RunFolder
-from airflow_batch_llm.stage.plan import Plan
+from airflow_batch_llm.stage.standings import read_rounds, read_standings
 
 
 def cancel_run(folder: RunFolder, provider: Provider) -> list[str]:
@@ -19,16 +18,8 @@ def cancel_run(folder: RunFolder, provider: Provider) -> list[str]:
 
 def _running(folder: RunFolder) -> Iterator[str]:
     while folder.read_plan() is not None:
-        for plan in _rounds(folder):
-            for shard in plan.shards:
-                standing = stand(folder.journal(shard.number))
+        for plan in read_rounds(folder):
+            for _, standing in read_standings(folder, plan):
                 if standing.batch is not None and standing.ended is None and standing.staged is None:
                     yield standing.batch.batch_id
         folder = replace(folder, generation=folder.generation + 1)
-
-
-def _rounds(folder: RunFolder) -> Iterator[Plan]:
-    number = 1
-    while (data := folder.read_plan(number)) is not None:
-        yield Plan.from_json(data)
-        number += 1

@@ -10,16 +10,17 @@ from typing import Any
 
 import orjson
 
-from airflow_batch_llm.core.journal import stand
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.report import Provenance, Report, gate
 from airflow_batch_llm.core.selection import Reason
-from airflow_batch_llm.errors import QualityGateFailed
+from airflow_batch_llm.errors import ProviderError, QualityGateFailed
 from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.landed import Landed, read_landed
 from airflow_batch_llm.stage.plan import Plan
 from airflow_batch_llm.stage.registers import Registers
 from airflow_batch_llm.stage.settings import Parts
+from airflow_batch_llm.stage.standings import read_standings
+from airflow_batch_llm.stage.sweeping import sweep_ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +64,7 @@ class Finisher:
     def finish(self, rounds: Sequence[Plan]) -> Finished:
         """Add up, judge, and store the report; the stored one counts."""
         landed = [[read_landed(self.folder, shard.number) for shard in plan.shards] for plan in rounds]
+        self._sweep()
         report = _summed(self.first, landed)
         samples = [key for one in landed[-1] for key in one.samples]
         report = report.judged(gate(report, self.first.limits.min_success_ratio, samples=samples))
@@ -84,8 +86,18 @@ class Finisher:
             registers.add_due(self.folder, (stored.about.completed_at or 0.0) + days * 86_400)
         return stored
 
+    def _sweep(self) -> None:
+        """Once more, for what a frozen process may have sent since its shard landed."""
+        try:
+            loose = sweep_ended(self.parts, self.folder)
+        except ProviderError as error:  # the next run will
+            self.parts.say(f"Batches that should not be there could not be looked for: {error}")
+            loose = True
+        if loose:
+            Registers(workspace=self.parts.workspace).add_loose(self.first.provider, self.folder)
+
     def _batch_ids(self, rounds: Sequence[Plan]) -> tuple[str, ...]:
-        standings = (stand(self.folder.journal(shard.number)) for plan in rounds for shard in plan.shards)
+        standings = [standing for plan in rounds for _, standing in read_standings(self.folder, plan)]
         return tuple(one.batch.batch_id for one in standings if one.batch is not None)
 
     def _about(self, rounds: Sequence[Plan], batch_ids: tuple[str, ...]) -> Provenance:

@@ -2,8 +2,6 @@
 
 <run>/g1/plan.json  plans/<nonce>/0007.requests.jsonl  plans/<nonce>/0007.keys.parquet  rounds/2.json
          journal/0007/0001.json …  results/<batch>.jsonl  landed/0007.json  deadline/0001.json  report.json
-known/<provider>/<batch>      every batch that some run has recorded
-targets/<hash>/<run>.json     unfinished runs by target
 """
 
 import hashlib

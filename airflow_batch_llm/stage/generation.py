@@ -21,6 +21,7 @@ from airflow_batch_llm.stage.landed import read_landed, spent
 from airflow_batch_llm.stage.plan import Plan
 from airflow_batch_llm.stage.round import Open, Round
 from airflow_batch_llm.stage.settings import Pace, Parts
+from airflow_batch_llm.stage.standings import read_rounds
 
 #: The provider's own window, and time to land what came in its last minute.
 _AFTER_WINDOW_SECONDS = 7200.0
@@ -70,26 +71,21 @@ class Generation:
     def is_at_provider(self) -> bool:
         """Whether a batch of any round is running, or may be."""
         deadline = self.deadline()
-        return any(self._round(plan, deadline, self.parts.spool).is_at_provider() for plan in self.rounds())
+        return any(
+            self._round(plan, deadline, self.parts.spool).is_at_provider()
+            for plan in read_rounds(self.folder)
+        )
 
     def land(self) -> None:
         """Publish the rounds whose batches have all ended. Nothing is sent, and no new round begins."""
         idle = replace(self, pace=replace(self.pace, max_active_batches=0))
         deadline = self.deadline()
         with _scratch(self.parts.spool) as scratch:
-            for plan in self.rounds():
+            for plan in read_rounds(self.folder):
                 current = idle._round(plan, deadline, scratch)
                 if current.advance() is not None:
                     return
                 self._publish(current)
-
-    def rounds(self) -> Iterator[Plan]:
-        """The rounds that have been planned."""
-        plan = self.first
-        yield plan
-        while (data := self.folder.read_plan(plan.round + 1)) is not None:
-            plan = Plan.from_json(data)
-            yield plan
 
     def drive(self) -> Pause | None:
         """Send what may be sent of the first round, and land nothing. None: all its batches have ended."""

@@ -24,13 +24,13 @@ from airflow_batch_llm.core.journal import (
     Terms,
     Wait,
     decide,
-    stand,
 )
 from airflow_batch_llm.core.report import Report, Spent
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.landed import Landed
 from airflow_batch_llm.stage.plan import Plan, PlannedShard
+from airflow_batch_llm.stage.standings import read_rounds, read_standings
 from airflow_batch_llm.stage.submitting import LEASE_SECONDS
 from airflow_batch_llm.store import Workspace
 
@@ -109,16 +109,19 @@ def open_run_folder(uri: str) -> tuple[Workspace, str]:
 
 def inspect(folder: RunFolder, now: float) -> Inspected:
     """Read one generation."""
-    rounds = list(_rounds(folder))
+    rounds = list(read_rounds(folder))
     first = rounds[0]
     stored = folder.read_report()
     report = Report.from_json(orjson.loads(stored)["report"]) if stored is not None else None
     landed = {shard.number: _landed(folder, shard) for plan in rounds for shard in plan.shards}
     deadline = max((orjson.loads(data)["at"] for data in folder.deadlines()), default=None)
+    at = _At(now, deadline)
     shards = tuple(
-        _shard(folder, plan, shard, landed[shard.number], _At(now, deadline))
-        for plan in rounds
-        for shard in plan.shards
+        _shard(
+            plan, (shard, standing), landed[shard.number], at, merged=merged and standing.staged is not None
+        )
+        for plan, merged in ((plan, folder.read_published(plan.round) is not None) for plan in rounds)
+        for shard, standing in read_standings(folder, plan)
     )
     spent = sum((one.report.spent for one in landed.values() if one is not None), Spent())
     return Inspected(
@@ -139,13 +142,6 @@ def inspect(folder: RunFolder, now: float) -> Inspected:
         passed=report.passed if report is not None else None,
         verdict=report.verdict if report is not None else None,
     )
-
-
-def _rounds(folder: RunFolder) -> Iterator[Plan]:
-    number = 1
-    while (data := folder.read_plan(number)) is not None:
-        yield Plan.from_json(data)
-        number += 1
 
 
 def _landed(folder: RunFolder, shard: PlannedShard) -> Landed | None:
@@ -177,10 +173,9 @@ class _At:
 
 
 def _shard(
-    folder: RunFolder, plan: Plan, shard: PlannedShard, landed: Landed | None, at: _At
+    plan: Plan, stands: tuple[PlannedShard, Standing], landed: Landed | None, at: _At, *, merged: bool
 ) -> InspectedShard:
-    standing = stand(folder.journal(shard.number))
-    merged = standing.staged is not None and folder.read_published(plan.round) is not None
+    shard, standing = stands
     batch = standing.batch
     return InspectedShard(
         round=plan.round,

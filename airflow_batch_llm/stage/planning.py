@@ -31,6 +31,7 @@ from airflow_batch_llm.stage.registers import Registers
 from airflow_batch_llm.stage.settings import BadRow, OverBudget, Parts, Stage
 from airflow_batch_llm.stage.shard_files import ShardWriter
 from airflow_batch_llm.stage.spool import Spool, keys_schema
+from airflow_batch_llm.stage.standings import read_rounds
 from airflow_batch_llm.warehouses.base import ARROW_TYPES, SharesFile, Target
 
 
@@ -174,12 +175,9 @@ class Planner:
     def _take_out_in_flight(self, spool: Spool, spec_hash: str, scratch: Path) -> None:
         """Rows that another run has bought, or is about to: in flight until the round that asks them is published."""
         for other in Registers(workspace=self.parts.workspace).open_runs(self.stage.shape.target):
-            number = 1
-            while other.path != self.folder.path and (data := other.read_plan(number)) is not None:
-                plan = Plan.from_json(data)
-                if plan.spec_hash == spec_hash and other.read_published(number) is None:
+            for plan in read_rounds(other) if other.path != self.folder.path else ():
+                if plan.spec_hash == spec_hash and other.read_published(plan.round) is None:
                     self._take_out(spool, other, plan, scratch)
-                number += 1
 
     def _take_out(self, spool: Spool, other: RunFolder, plan: Plan, scratch: Path) -> None:
         for shard in plan.shards:

@@ -2,6 +2,7 @@
 
     known/<provider>/<batch>      every batch that some run has recorded
     targets/<hash>/<run>.json     unfinished runs by target
+    loose/<provider>/<run>.json   finished runs of which a batch may still show up
     due/<epoch>-<run>.json        finished runs whose prompts and answers are to be deleted after a time
 
 A register is a help, never the truth about a run: that is its journal. A name that is missing costs a look, no money.
@@ -35,12 +36,17 @@ class Registers:
 
     def open_runs(self, target: str) -> list[RunFolder]:
         """The unfinished runs on a target, oldest name first."""
-        runs = []
-        for name in sorted(self.workspace.names(self._targets(target))):
-            data = self.workspace.read(f"{self._targets(target)}/{name}")
-            if data is not None:
-                runs.append(self._folder(data))
-        return runs
+        return self._listed(self._targets(target))
+
+    def add_loose(self, provider: str, folder: RunFolder) -> None:
+        """A creation of this run had no definite end: who plans next with the provider sweeps again."""
+        self.workspace.create(self._loose(provider, folder), folder.run_id.encode())
+
+    def loose_runs(self, provider: str) -> list[RunFolder]:
+        return self._listed(f"loose/{provider}")
+
+    def drop_loose(self, provider: str, folder: RunFolder) -> None:
+        self.workspace.delete(self._loose(provider, folder))
 
     def _targets(self, target: str) -> str:
         return f"targets/{_short(target)}"
@@ -61,9 +67,16 @@ class Registers:
                 self.workspace.delete(f"due/{name}")
         return taken
 
+    def _listed(self, register: str) -> list[RunFolder]:
+        found = (self.workspace.read(f"{register}/{name}") for name in sorted(self.workspace.names(register)))
+        return [self._folder(data) for data in found if data is not None]
+
     def _folder(self, data: bytes) -> RunFolder:
         run, _, generation = data.decode().rpartition("/g")
         return RunFolder(workspace=self.workspace, run=run, generation=int(generation))
+
+    def _loose(self, provider: str, folder: RunFolder) -> str:
+        return f"loose/{provider}/{_short(folder.run_id)}.json"
 
     def _open(self, target: str, run_id: str) -> str:
         return f"{self._targets(target)}/{_short(run_id)}.json"

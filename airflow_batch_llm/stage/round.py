@@ -5,7 +5,6 @@ landed before the round is published in one merge.
 """
 
 from collections.abc import Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from airflow_batch_llm.core.journal import (
     Submit,
     Wait,
     decide,
-    stand,
 )
 from airflow_batch_llm.core.model import BatchState, BatchStatus
 from airflow_batch_llm.errors import ProviderError
@@ -28,11 +26,9 @@ from airflow_batch_llm.stage.collecting import Collector
 from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.settings import Pace, Parts
+from airflow_batch_llm.stage.standings import read_standings
 from airflow_batch_llm.stage.submitting import Submitter
 from airflow_batch_llm.stage.sweeping import Sweeper
-
-#: Journals read at once.
-_READERS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,11 +195,7 @@ class Round:
         self.parts.target.unstage(self.plan.target, [self._collector.part(number) for number in numbers])
 
     def _standings(self) -> list[tuple[PlannedShard, Standing]]:
-        """Every shard's journal, read side by side: a record in object storage takes its time."""
-        shards = self.plan.shards
-        with ThreadPoolExecutor(max_workers=_READERS) as pool:
-            journals = pool.map(lambda shard: self.folder.journal(shard.number), shards)
-            return [(shard, stand(journal)) for shard, journal in zip(shards, journals, strict=True)]
+        return read_standings(self.folder, self.plan)
 
     def _moves(self) -> dict[int, Move]:
         return {shard.number: self._move(shard, standing) for shard, standing in self._standings()}

@@ -14,6 +14,7 @@ from airflow_batch_llm.stage.plan import Plan
 from airflow_batch_llm.stage.planning import Planner
 from airflow_batch_llm.stage.registers import Registers
 from airflow_batch_llm.stage.settings import Pace, Parts, Stage
+from airflow_batch_llm.stage.sweeping import sweep_loose
 
 __all__ = ["Pause", "Run"]
 
@@ -69,6 +70,7 @@ class Run:
         if self.stage is None:
             raise InputError(f"No run was planned in {folder.workspace.uri}/{self.name}. Look at the name.")
         self._end_abandoned(self.stage.shape.target)
+        sweep_loose(self.parts)
         planner = Planner(stage=self.stage, parts=self.parts, folder=folder, max_tries=self.max_tries)
         plan = planner.plan()
         self.parts.say(plan.described())

@@ -1,7 +1,8 @@
 """Finding what should not be there: batches that bear a run's token and are not the recorded ones.
 
 A process that freezes between its last look and its creation, and for longer than its lease, can leave one. It is
-cancelled, recorded as a spare of its shard, and what it answered is kept; the recorded batch wins.
+cancelled, recorded as a spare of its shard, and what it answered is kept; the recorded batch wins. One sweeps before a
+shard lands, when the run ends, and when the next one is planned.
 """
 
 import secrets
@@ -10,10 +11,12 @@ from dataclasses import dataclass
 
 from airflow_batch_llm.core.journal import CLOCK_SKEW_SECONDS, Entry, Kind, Standing
 from airflow_batch_llm.core.model import BatchState, Search, Sighting
+from airflow_batch_llm.errors import ProviderError
 from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.registers import Registers
 from airflow_batch_llm.stage.settings import Parts
+from airflow_batch_llm.stage.standings import read_rounds, read_standings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +27,8 @@ class Sweeper:
     folder: RunFolder
     plan: Plan
 
-    def sweep(self, shards: Sequence[tuple[PlannedShard, Standing]]) -> int:
-        """Record and cancel the unrecorded batches of these shards; returns how many there were."""
+    def sweep(self, shards: Sequence[tuple[PlannedShard, Standing]]) -> None:
+        """Record and cancel the unrecorded batches of these shards."""
         by_token = {self.plan.token(shard): (shard, standing) for shard, standing in shards}
         search = Search(
             run_token=self.plan.run_token,
@@ -33,25 +36,49 @@ class Sweeper:
             requests={token: shard.requests for token, (shard, _) in by_token.items()},
             known=Registers(workspace=self.parts.workspace).known(self.parts.provider.name),
         )
-        strays = 0
         for sighting in self.parts.provider.find(search):
             shard, standing = by_token.get(sighting.token or "", (None, None))
             if shard is None or standing is None or sighting.batch_id in _recorded(standing):
                 continue
-            strays += 1
             self._take(shard, sighting)
-        return strays
 
     def _take(self, shard: PlannedShard, sighting: Sighting) -> None:
-        if sighting.state is BatchState.RUNNING:
+        running = sighting.state is BatchState.RUNNING
+        if running:
             self.parts.provider.cancel(sighting.batch_id)
         self.parts.say(
-            f"Shard {shard.number}: batch {sighting.batch_id} was created besides the recorded one and is cancelled."
+            f"Shard {shard.number}: batch {sighting.batch_id} was created besides the recorded one,"
+            f" and {'is cancelled' if running else 'has ended: it is on the bill'}."
         )
         entry = Entry(
             kind=Kind.SUBMITTED, nonce=secrets.token_hex(6), at=self.parts.clock(), batch_id=sighting.batch_id
         )
         self.folder.append(shard.number, len(self.folder.journal(shard.number)) + 1, entry)
+
+
+def sweep_ended(parts: Parts, folder: RunFolder) -> bool:
+    """Sweep a run that has landed. Whether a creation of it had no definite end, so that one may yet show up."""
+    loose = False
+    for plan in read_rounds(folder):
+        shards = [(shard, one) for shard, one in read_standings(folder, plan) if one.loose or one.intent]
+        if shards:
+            loose = True
+            Sweeper(parts=parts, folder=folder, plan=plan).sweep(shards)
+    return loose
+
+
+def sweep_loose(parts: Parts) -> None:
+    """Sweep the ended runs of which something may show up, until the provider would have ended it by itself."""
+    registers, provider = Registers(workspace=parts.workspace), parts.provider
+    for folder in registers.loose_runs(provider.name):
+        try:
+            sweep_ended(parts, folder)
+        except ProviderError as error:
+            parts.say(f"The run {folder.path} could not be swept, which is tried again: {error}")
+            continue
+        planned_at = next((plan.planned_at for plan in read_rounds(folder)), 0.0)
+        if parts.clock() > planned_at + 2 * provider.limits.window_seconds:
+            registers.drop_loose(provider.name, folder)
 
 
 def _recorded(standing: Standing) -> set[str]:
