@@ -31,7 +31,6 @@ with DAG(
         prompt="{{ subject or '' }}\n{{ body }}",
         output_type=Embedding(dimensions=256),
         endpoint="/v1/embeddings",
-        request_params={"dimensions": 256},
         max_tokens=None,
         model_id=MODEL_ID,
         llm_conn_id=LLM_CONN_ID,

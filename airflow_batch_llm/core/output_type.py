@@ -46,9 +46,9 @@ _SINGLE = {
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """The output type of a model that answers with a vector."""
+    """The output type of a model that answers with a vector, of so many numbers as are asked for."""
 
-    dimensions: int | None = None  # None: as many as the model gives
+    dimensions: int | None = None  # None: as many as the model gives by itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +102,11 @@ class OutputType:
         if self.kind is not AnswerKind.LABEL or self.schema is None:
             return ()
         return tuple(self.schema["properties"][_SINGLE[AnswerKind.LABEL]]["enum"])
+
+    @property
+    def request_params(self) -> Mapping[str, object]:
+        """What a request says of the answer besides its schema."""
+        return {} if self.dimensions is None else {"dimensions": self.dimensions}
 
     def to_json(self) -> dict[str, Any]:
         """For the frozen plan."""

@@ -55,12 +55,13 @@ def resolve(stage: Stage, parts: Parts) -> Resolved:
         columns=shape.columns or None, output_column=shape.output_column, taken=(*stage.key, *shape.carry)
     )
     output_type = OutputType.of(ask.output_type, naming)
+    params = {**output_type.request_params, **ask.request_params}
     call = Call(
         model=ask.model,
         system_prompt=ask.system_prompt,
         schema=output_type.schema,
         max_tokens=ask.max_tokens,
-        params=ask.request_params,
+        params=params,
         endpoint=ask.endpoint,
         cache_system_prompt=ask.cache_system_prompt,
     )
@@ -71,7 +72,7 @@ def resolve(stage: Stage, parts: Parts) -> Resolved:
         provider=parts.provider.name,
         model=ask.model,
         schema=output_type.schema,
-        params=ask.request_params,
+        params=params,
         max_tokens=ask.max_tokens,
         endpoint=ask.endpoint,
         host=parts.provider.host,

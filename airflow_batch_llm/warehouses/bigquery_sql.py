@@ -200,20 +200,19 @@ def bound(target: Target, alias: str, lowest: str, highest: str) -> str | None:
 def upsert(table: Columns, source: str, within: str | None = None) -> Changes:
     """Update or insert by key; a row gives way only to one that was planned no earlier.
 
-    Two statements in a transaction do what MERGE does, and each says its partitions where BigQuery looks for them.
+    The partitions stand in ON, where BigQuery looks for them: it prunes by them, and takes them for the filter
+    that a table may require.
     """
-    same, sets = (
-        same_key(table.key, "T", "S"),
-        ", ".join(f"{quoted(c)} = S.{quoted(c)}" for c in table.updated),
+    sets = ", ".join(f"{quoted(name)} = S.{quoted(name)}" for name in table.updated)
+    values = ", ".join(f"S.{quoted(name)}" for name in table.written)
+    merge = (
+        f"MERGE INTO {table.name.quoted} AS T USING ({source}) AS S\n"
+        f"ON {within or 'TRUE'} AND {same_key(table.key, 'T', 'S')}\n"
+        "WHEN MATCHED AND (T._llm_planned_at IS NULL OR S._llm_planned_at >= T._llm_planned_at)\n"
+        f"THEN UPDATE SET {sets}\n"
+        f"WHEN NOT MATCHED THEN INSERT ({_names(table)}) VALUES ({values})"
     )
-    narrow, name = within or "TRUE", table.name.quoted
-    update = (
-        f"UPDATE {name} AS T SET {sets} FROM ({source}) AS S WHERE {narrow} AND {same}\n"
-        "AND (T._llm_planned_at IS NULL OR S._llm_planned_at >= T._llm_planned_at)"
-    )
-    missing = f"NOT EXISTS (SELECT 1 FROM {name} AS T WHERE {narrow} AND {same})"
-    insert = _append(table, f"SELECT * FROM ({source}) AS S WHERE {missing}")
-    return Changes(writes=(update, insert))
+    return Changes(writes=(merge,))
 
 
 def same_key(key: Sequence[str], left: str, right: str) -> str:
@@ -230,8 +229,12 @@ def _remove_shards(tables: Tables, source: str, within: str | None) -> str:
 
 
 def _append(table: Columns, source: str) -> str:
-    names = ", ".join(quoted(name) for name in table.written)
+    names = _names(table)
     return f"INSERT INTO {table.name.quoted} ({names}) SELECT {names} FROM ({source})"
+
+
+def _names(table: Columns) -> str:
+    return ", ".join(quoted(name) for name in table.written)
 
 
 def unanswered(tables: Tables, source: str, within: str | None) -> str:

@@ -88,9 +88,9 @@ def _storage_command(port: int, root: Path) -> list[str]:
 
 
 def _bigquery_command(rest: int, grpc: int, data: Path) -> list[str]:
-    program = str(setup.PYTHON.parent / "local-bigquery")
+    program = str(Path(__file__).with_name("bigquery.py"))
     where = ["--host", "127.0.0.1", "--port", str(rest), "--grpc-port", str(grpc)]
-    return [program, *where, "--data-dir", str(data), "serve"]
+    return [str(setup.PYTHON), program, *where, "--data-dir", str(data), "serve"]
 
 
 @contextmanager

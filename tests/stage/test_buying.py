@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from genai_prices import Usage, calc_price
 
+from airflow_batch_llm.core.output_type import Embedding
 from airflow_batch_llm.core.selection import Only
 from airflow_batch_llm.errors import BudgetExceeded
 from airflow_batch_llm.stage.run import Pause
@@ -272,3 +273,21 @@ def test_a_spec_that_changes_in_the_night_does_not_touch_what_was_bought(bench: 
     assert done.report.rows == 20
     assert bench.world.charged() == 20
     assert set(bench.world.answers().values()) <= {"billing", "bug", "other"}
+
+
+def test_an_embedding_is_asked_for_in_its_dimensions_and_others_are_another_spec(openai: Bench) -> None:
+    openai.world.make_tickets(3)
+    wanted = {
+        "model": "text-embedding-3-small",
+        "endpoint": "/v1/embeddings",
+        "max_tokens": None,
+        "carry": (),
+    }
+
+    openai.complete(output_type=Embedding(dimensions=8), **wanted)
+    again = openai.complete(
+        "dag/task/longer", output_type=Embedding(dimensions=16), only=Only.OUTDATED, **wanted
+    )
+
+    assert again.report.why == {"outdated": 3}
+    assert openai.world.ask("SELECT DISTINCT len(embedding) FROM labels") == [(16,)]
