@@ -44,7 +44,7 @@ class RunHandle:
                     "batch_ids": tuple(stored.get("batch_ids", ())),
                 }
             )
-        except TypeError:
+        except (AttributeError, TypeError):
             raise InputError(
                 "This is not a run's handle. Give what SubmitLLMBatchOperator returned: handle=submit.output."
             ) from None

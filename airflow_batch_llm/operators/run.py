@@ -58,6 +58,9 @@ class RunOperator(BaseOperator):
 
     operator_extra_links = (BatchConsoleLink(),)
 
+    #: Tasks that go on with the run if this one is given up: its batches are theirs then.
+    heirs: Sequence[str] = ()
+
     def __init__(
         self,
         *,
@@ -186,6 +189,7 @@ class RunOperator(BaseOperator):
             llm_hook_params=handle.llm_hook_params,
             watch=asdict(watch),
             cancel_on_kill=self.cancel_on_kill,
+            heirs=self.heirs,
         )
         remaining = max(0.0, watch.deadline - time.time()) + _DEFER_SLACK_SECONDS
         self.defer(trigger=trigger, method_name="look", timeout=timedelta(seconds=remaining))
@@ -202,15 +206,11 @@ class RunOperator(BaseOperator):
         killing.start()
         killing.join(_ON_KILL_SECONDS)
 
-    def is_given_up(self, key: TaskKey) -> bool:
-        """Whether nobody waits for the batches of this task any more."""
-        return is_given_up(key)
-
     def _cancel_if_given_up(self, key: TaskKey) -> None:
         from airflow_batch_llm.stage.cancelling import cancel_run
         from airflow_batch_llm.stage.folder import RunFolder
 
-        if not self.is_given_up(key):
+        if not is_given_up(key, self.heirs):
             self.log.info("The worker is to end, but the task is not given up: its batches are left running.")
             return
         for handle in self._handles:

@@ -18,7 +18,7 @@ from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.operators.llm_transform import LLMTransformOperator
 from airflow_batch_llm.operators.planned_run import PlannedRunOperator, clears
 from airflow_batch_llm.operators.run import Ended
-from airflow_batch_llm.triggers.abandonment import TaskKey, is_given_up
+from airflow_batch_llm.triggers.abandonment import TaskKey
 
 if TYPE_CHECKING:
     from airflow_batch_llm.stage.generation import Pause
@@ -38,6 +38,8 @@ class PlanRunOperator(LLMTransformOperator):
             raise InputError(
                 "plan_only is for LLMTransformOperator: a group has nothing to do with a mere plan."
             )
+        if max_workers < 1:
+            raise InputError(f"max_workers is {max_workers}: at least one task has to send the batches.")
         self.max_workers = max_workers
 
     def execute(self, context: Context) -> list[dict[str, int]]:
@@ -58,13 +60,15 @@ class _SpreadRunOperator(PlannedRunOperator):
     """A task of the group that works on the planned run.
 
     :param handle: what `plan` has pushed
+    :param heirs: the later tasks that do what this one leaves undone
     """
 
     template_fields: Sequence[str] = ("handle",)
 
-    def __init__(self, *, handle: Any, **kwargs: Any) -> None:
+    def __init__(self, *, handle: Any, heirs: Sequence[str], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.handle = handle
+        self.heirs = heirs
 
     def handles(self, context: Context) -> Sequence[RunHandle]:  # noqa: ARG002 - it is known
         """The one run of the group."""
@@ -75,15 +79,13 @@ class _PortionOperator(_SpreadRunOperator):
     """A mapped task, which never waits.
 
     :param portion: the shards that it works on
-    :param heir: the task that goes on with what this one leaves: only if both are given up are batches cancelled
     """
 
     template_fields: Sequence[str] = ("handle", "portion")
 
-    def __init__(self, *, portion: Any, heir: str, **kwargs: Any) -> None:
+    def __init__(self, *, portion: Any, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.portion = portion
-        self.heir = heir
 
     def execute(self, context: Context) -> None:
         """Do what can be done for this portion now."""
@@ -99,10 +101,6 @@ class _PortionOperator(_SpreadRunOperator):
     def work(self, spread: "Spread", portion: "Portion") -> None:
         """The part of the run that is this task's."""
         raise NotImplementedError
-
-    def is_given_up(self, key: TaskKey) -> bool:
-        """Whether the heir will not go on either."""
-        return is_given_up(key) and is_given_up(replace(key, task_id=self.heir, map_index=-1))
 
 
 class SubmitPortionOperator(_PortionOperator):

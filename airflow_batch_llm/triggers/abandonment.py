@@ -5,7 +5,8 @@ and its next attempt already waits for the same batches. So the state is looked 
 does not return counts. Unknown, none, running, up for retry or a failed look-up never do.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
@@ -34,8 +35,15 @@ class TaskKey:
         )
 
 
-def is_given_up(key: TaskKey) -> bool:
-    """Ask Airflow. It blocks, and raises where Airflow does not answer."""
+def is_given_up(key: TaskKey, heirs: Sequence[str] = ()) -> bool:
+    """Ask Airflow whether neither the task nor one of its heirs, of the same Dag run, goes on.
+
+    It blocks, and raises where Airflow does not answer.
+    """
+    return all(_is_over(one) for one in (key, *(replace(key, task_id=heir, map_index=-1) for heir in heirs)))
+
+
+def _is_over(key: TaskKey) -> bool:
     states = RuntimeTaskInstance.get_task_states(
         dag_id=key.dag_id, task_ids=[key.task_id], run_ids=[key.run_id], map_index=key.map_index
     )

@@ -7,7 +7,7 @@ run's deadline or when somebody has given the task up. It may run twice, or begi
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -27,6 +27,7 @@ class LLMBatchTrigger(BaseTrigger):
 
     :param watch: the batches and the times, as the fields of `Watch`
     :param cancel_on_kill: whether batches are cancelled when the task is marked failed or successful, or removed
+    :param heirs: tasks of the Dag run that would go on with the run: batches are cancelled only if none of them will
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class LLMBatchTrigger(BaseTrigger):
         watch: Mapping[str, Any],
         llm_hook_params: Mapping[str, Any] | None = None,
         cancel_on_kill: bool = False,
+        heirs: Sequence[str] = (),
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.model_id = model_id
@@ -44,6 +46,7 @@ class LLMBatchTrigger(BaseTrigger):
         self.llm_hook_params = llm_hook_params
         self.watch = Watch(**{**watch, "batch_ids": tuple(watch["batch_ids"])})
         self.cancel_on_kill = cancel_on_kill
+        self.heirs = tuple(heirs)
         self._headway = Headway()
         self._provider: Provider | None = None
         self._fired = False
@@ -58,6 +61,7 @@ class LLMBatchTrigger(BaseTrigger):
                 "llm_hook_params": None if self.llm_hook_params is None else dict(self.llm_hook_params),
                 "watch": watch,
                 "cancel_on_kill": self.cancel_on_kill,
+                "heirs": list(self.heirs),
             },
         )
 
@@ -94,7 +98,7 @@ class LLMBatchTrigger(BaseTrigger):
         """Cancel the batches, if the task has been given up. Clearing it has not: its next attempt waits for them."""
         if self._fired or not self.cancel_on_kill or not self.watch.batch_ids or self.task_instance is None:
             return
-        if not await sync_to_async(is_given_up)(TaskKey.of(self.task_instance)):
+        if not await sync_to_async(is_given_up)(TaskKey.of(self.task_instance), self.heirs):
             return
         provider = await self._connected()
         for batch_id in self.watch.batch_ids:

@@ -32,7 +32,8 @@ class AirflowThatKnows:
     def send(self, message: Any) -> TaskStatesResult:
         if isinstance(self._states, Exception):
             raise self._states
-        return TaskStatesResult(task_states={"run": dict(self._states)} if self._states else {})
+        asked = {name: state for name, state in self._states.items() if name.startswith(*message.task_ids)}
+        return TaskStatesResult(task_states={"run": asked} if asked else {})
 
 
 def create_batch(world: World) -> str:
@@ -99,7 +100,7 @@ async def test_each_look_is_told_with_the_time_of_the_next(world: World) -> None
 
 
 def test_it_survives_the_way_to_the_triggerer() -> None:
-    waiting = trigger("a", "b", watch={"wake_at": 7.0}, llm_hook_params={"timeout": 3})
+    waiting = trigger("a", "b", watch={"wake_at": 7.0}, llm_hook_params={"timeout": 3}, heirs=["finish"])
     path, kwargs = waiting.serialize()
 
     again = LLMBatchTrigger(**deserialize(serialize(kwargs)))
@@ -135,6 +136,21 @@ async def test_batches_that_somebody_waits_for_are_left_alone(
 
     assert is_running(world, batch_id)
     assert not is_cancelled(world, batch_id)
+
+
+@pytest.mark.parametrize(
+    ("heir", "cancelled"), [("failed", True), ("skipped", True), ("deferred", False), (None, False)]
+)
+async def test_batches_of_a_task_that_was_given_up_are_left_to_an_heir_that_was_not(
+    world: World, monkeypatch: pytest.MonkeyPatch, heir: str | None, cancelled: bool
+) -> None:
+    comms = AirflowThatKnows({"task": "failed", "collect": "success", "finish": heir})
+    monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", comms, raising=False)
+    batch_id = create_batch(world)
+
+    await killed(trigger(batch_id, heirs=["collect", "finish"]))
+
+    assert is_cancelled(world, batch_id) is cancelled
 
 
 async def test_a_mapped_task_is_found_by_its_index(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,6 +235,20 @@ def test_a_worker_that_is_told_to_end_cancels_by_the_same_rule(
 ) -> None:
     monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", AirflowThatKnows({"task": state}), raising=False)
     operator = _with_a_running_batch(world)
+
+    operator.on_kill()
+
+    assert bool(world.simulator.ledger()["anthropic"]["calls"].get("cancel")) is cancelled
+
+
+@pytest.mark.parametrize(("heir", "cancelled"), [("failed", True), ("scheduled", False)])
+def test_a_worker_leaves_the_batches_to_an_heir_by_the_same_rule(
+    world: World, monkeypatch: pytest.MonkeyPatch, heir: str, cancelled: bool
+) -> None:
+    comms = AirflowThatKnows({"task": "failed", "finish": heir})
+    monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", comms, raising=False)
+    operator = _with_a_running_batch(world)
+    operator.heirs = ("finish",)
 
     operator.on_kill()
 

@@ -1,6 +1,7 @@
 """The stage as a group of tasks: mapped ones share the work, and the last one says how it went."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from airflow.sdk import DAG, Asset
 
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.operators.llm_transform_group import llm_transform_group
+from airflow_batch_llm.triggers.llm_batch import LLMBatchTrigger
 from tests.edge.conftest import TICKETS, World
 from tests.edge.dag_runs import asset_extras, states, xcom
 from tests.edge.tasks import arguments
@@ -98,6 +100,81 @@ def test_arguments_of_every_operator_go_to_all_tasks_and_assets_to_the_last() ->
     assert [task.task_id for task in dag.tasks if task.outlets] == ["labels.finish"]
 
 
+def test_the_group_begins_as_it_is_told_and_only_its_end_tells_of_it() -> None:
+    with DAG("spread_ends", schedule=None) as dag:
+        group(trigger_rule="none_failed", do_xcom_push=False)
+
+    assert {task.task_id for task in dag.tasks if task.trigger_rule == "none_failed"} == {"labels.plan"}
+    assert not dag.get_task("labels.finish").do_xcom_push
+    assert dag.get_task("labels.plan").do_xcom_push
+
+
+def test_each_task_leaves_its_batches_to_those_after_it() -> None:
+    with DAG("spread_heirs", schedule=None) as dag:
+        group()
+
+    drive, finish = "labels.drive", "labels.finish"
+    assert dag.get_task("labels.submit").partial_kwargs["heirs"] == [drive, finish]
+    assert dag.get_task("labels.collect").partial_kwargs["heirs"] == [finish]
+    assert dag.get_task(drive).heirs == [finish]
+    assert dag.get_task(finish).heirs == ()
+
+
+def test_a_drive_that_waits_names_its_heir_to_the_triggerer(
+    world: World, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heirs = []
+    waits = LLMBatchTrigger.run
+
+    def watched(trigger: LLMBatchTrigger) -> Any:
+        heirs.append(trigger.heirs)
+        return waits(trigger)
+
+    monkeypatch.setattr(LLMBatchTrigger, "run", watched)
+    with DAG("spread_waits", schedule=None) as dag:
+        group(deferrable=True)
+
+    run(dag)
+
+    assert heirs[0] == ("labels.finish",)
+
+
+def test_mapped_tasks_are_named_after_their_shards(world: World, run: Run) -> None:
+    with DAG("spread_names", schedule=None) as dag:
+        group(max_workers=2)
+
+    done = run(dag)
+
+    names = {index: done.get_task_instance("labels.submit", map_index=index) for index in range(2)}
+    assert {index: ti.rendered_map_index for index, ti in names.items()} == {
+        0: "shards 1 to 3",
+        1: "shards 4 to 6",
+    }
+
+
+def test_the_same_run_again_spends_nothing_and_a_cleared_one_asks_about_what_has_changed(
+    world: World, run: Run
+) -> None:
+    with DAG("spread_cleared", schedule=None) as dag:
+        group(max_workers=2, deferrable=True)
+    again = dict.fromkeys(["logical_date", "run_after"], datetime(2026, 11, 20, tzinfo=UTC))
+    first = xcom(run(dag, **again), "labels.finish")
+    world.execute("UPDATE tickets SET body = 'The app is slow' WHERE ticket_id = 7")
+
+    assert xcom(run(dag, **again), "labels.finish") == first
+    for task in dag.tasks:
+        task.retries += 1  # Airflow raises `max_tries` of what is cleared
+    cleared = xcom(run(dag, **again), "labels.finish")
+
+    assert cleared["why"] == {"answered": len(TICKETS) - 1, "changed": 1}
+    assert world.rows_charged() == len(TICKETS) + 1
+
+
 def test_a_mere_plan_is_for_the_operator() -> None:
     with DAG("spread_plan_only", schedule=None), pytest.raises(InputError, match="LLMTransformOperator"):
         group(plan_only=True)
+
+
+def test_somebody_has_to_send() -> None:
+    with DAG("spread_by_none", schedule=None), pytest.raises(InputError, match="max_workers is 0"):
+        group(max_workers=0)

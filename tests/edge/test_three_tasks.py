@@ -8,6 +8,7 @@ import pytest
 from airflow.sdk import DAG, Asset
 
 from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.operators.collect import CollectLLMBatchOperator
 from airflow_batch_llm.operators.submit import SubmitLLMBatchOperator
 from airflow_batch_llm.sensors.llm_batch import LLMBatchSensor
@@ -121,6 +122,12 @@ def test_a_sensor_waits_for_a_batch_that_somebody_else_submitted(world: World, r
 def test_a_sensor_wants_to_know_the_provider_of_batch_ids() -> None:
     with pytest.raises(InputError, match="model_id is missing"):
         LLMBatchSensor(task_id="wait", batch_ids=["a"])
+
+
+@pytest.mark.parametrize("handle", [None, "a folder", {"run": "half of it"}])
+def test_what_is_no_handle_is_refused_with_advice(handle: Any) -> None:
+    with pytest.raises(InputError, match=r"Give what SubmitLLMBatchOperator returned"):
+        RunHandle.from_json(handle)
 
 
 def test_a_collector_wants_exactly_one_way_to_find_runs() -> None:
