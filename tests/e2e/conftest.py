@@ -40,8 +40,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     for path in _DAGS:
         shutil.copy(path, dags)
     with running(Plan(folder=folder, dags=dags, batch_seconds=8, settings=_SETTINGS)) as stack:
-        stack.airflow.until_read("one_task", "by_hand", "nightly_labels", "evening_sends", "morning_collects")
-        for dag_id in ("one_task", "by_hand"):
+        stack.airflow.until_read(
+            "one_task", "by_hand", "as_group", "nightly_labels", "evening_sends", "morning_collects"
+        )
+        for dag_id in ("one_task", "by_hand", "as_group"):
             stack.airflow.api.unpause(dag_id)
         yield stack
 
@@ -65,6 +67,11 @@ class Case:
 
     def task(self, task_id: str) -> dict[str, Any]:
         return self.stack.airflow.api.task(self.dag_id, self.run_id, task_id)
+
+    def mapped(self, task_id: str) -> list[dict[str, Any]]:
+        """The instances of a mapped task, by their index."""
+        found = [task for task in self._tasks() if task["task_id"] == task_id and task["map_index"] >= 0]
+        return sorted(found, key=lambda task: int(task["map_index"]))
 
     def until_state(self, task_id: str, state: str, try_number: int = 1) -> dict[str, Any]:
         """Wait until a task is in a state, on this try or a later one."""
@@ -134,11 +141,11 @@ class Case:
         for batch_id in self.ledger["running"]:
             self.stack.simulator.finish(batch_id)
 
-    def assert_paid_once(self) -> None:
-        """Each row was bought once and has landed once, in one batch that nobody has cancelled."""
+    def assert_paid_once(self, batches: int = 1) -> None:
+        """Each row was bought once and has landed once, in so many batches, none of which anybody has cancelled."""
         ledger = self.ledger
         assert ledger["rows"]["charged"] == ROWS
-        assert len(ledger["batches"]) == 1
+        assert len(ledger["batches"]) == batches
         assert ledger["running"] == []
         assert "cancel" not in ledger["calls"]
         landed = self.stack.ask(f"SELECT count(*), count(DISTINCT id) FROM {self.table}_labels")

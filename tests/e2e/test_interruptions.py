@@ -3,6 +3,7 @@
 A real scheduler, worker and triggerer are killed; the provider's ledger is the judge.
 """
 
+import os
 from collections.abc import Callable
 from signal import SIGKILL, SIGTERM, Signals
 
@@ -134,3 +135,23 @@ def test_a_cleared_sensor_waits_again_and_cancels_nothing(stack: Stack, begin: B
 
     case.until_success()
     case.assert_paid_once()
+
+
+def test_a_mapped_task_that_dies_while_it_sends_leaves_nothing_unsent_or_sent_twice(
+    stack: Stack, begin: Begin
+) -> None:
+    stack.simulator.fault(
+        provider="openai", kind="delay", endpoint="create", effect="after", nth=2, seconds=HELD_SECONDS
+    )
+    case = begin("as_group")
+    until(lambda: len(case.ledger["batches"]) >= 2, "two batches at the provider")
+
+    def sending() -> list[int]:
+        running = [task for task in case.mapped("labels.submit") if task["state"] == "running"]
+        return stack.airflow.task_pids(running[0]["id"]) if len(running) == 1 else []
+
+    os.kill(until(sending, "the task whose creation is not answered")[-1], SIGKILL)
+
+    case.until_success()
+    assert sorted(task["try_number"] for task in case.mapped("labels.submit")) == [1, 1, 2]
+    case.assert_paid_once(batches=3)

@@ -1,4 +1,4 @@
-"""What the end-to-end tests run: one stage, in one task and in three, over the table that the Dag run names."""
+"""What the end-to-end tests run: one stage, in one task, in three and as a group, over the table that the Dag run names."""
 
 from datetime import timedelta
 from typing import Any
@@ -7,6 +7,7 @@ from airflow.sdk import DAG
 
 from airflow_batch_llm.operators.collect import CollectLLMBatchOperator
 from airflow_batch_llm.operators.llm_transform import LLMTransformOperator
+from airflow_batch_llm.operators.llm_transform_group import llm_transform_group
 from airflow_batch_llm.operators.submit import SubmitLLMBatchOperator
 from airflow_batch_llm.sensors.llm_batch import LLMBatchSensor
 
@@ -30,3 +31,6 @@ with DAG("by_hand", schedule=None, default_args=RETRIES):
     wait = LLMBatchSensor(task_id="wait", handle=send.output, deferrable=True, poke_interval=0.5)
     collect = CollectLLMBatchOperator(task_id="collect", handle=send.output, deferrable=True)
     send >> wait >> collect
+
+with DAG("as_group", schedule=None, default_args=RETRIES):
+    llm_transform_group("labels", max_workers=3, rows_per_batch=7, deferrable=True, **STAGE)
