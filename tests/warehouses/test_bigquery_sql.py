@@ -53,7 +53,9 @@ def test_both_tables_change_in_one_transaction() -> None:
 
 def test_a_merge_names_its_partitions_where_it_says_what_matches() -> None:
     target = labels(carried=pa.schema([("day", pa.date32())]), partition_by="day")
-    merge = next(s for s in publish_script(tables(target, day="DATE"), STAGED).split(";\n") if "`labels` AS T" in s)
+    merge = next(
+        s for s in publish_script(tables(target, day="DATE"), STAGED).split(";\n") if "`labels` AS T" in s
+    )
     on = merge[merge.index("\nON ") : merge.index("\nWHEN MATCHED")]
     assert "T.`day` BETWEEN _llm_lowest AND _llm_highest" in on
 

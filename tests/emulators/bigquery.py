@@ -1,0 +1,69 @@
+"""local-bigquery, with its MERGE mended. Run by the emulators' own interpreter.
+
+It makes several statements of a MERGE. It begins a transaction for them, which breaks one that is open; and it looks
+for the filter that a table requires in the WHERE of each, which is nowhere. In BigQuery a MERGE takes part in a
+transaction, and the filter stands in its ON.
+
+A MERGE outside of a transaction is not atomic here: the package runs none.
+"""
+
+import sys
+from contextvars import ContextVar
+from typing import Any
+
+import duckdb
+from local_bigquery import cli
+from local_bigquery.catalog import metadata, names
+from local_bigquery.errors import BigQueryError
+from local_bigquery.jobs import merge
+from local_bigquery.models import Table
+from local_bigquery.sql.rules import tables
+from sqlglot import exp
+
+Name = tuple[str, str, str]
+
+#: The table that the statements at hand are merged into.
+_merged: ContextVar[Name | None] = ContextVar("_merged", default=None)
+_run, _check = merge.run, tables._check
+
+
+class InTransaction:
+    """A cursor that leaves the open transaction whole when another is to begin in it."""
+
+    def __init__(self, cursor: Any) -> None:
+        self._cursor = cursor
+
+    def execute(self, sql: str, *bound: Any) -> Any:
+        if sql == "BEGIN":
+            raise duckdb.TransactionException("a transaction is open")
+        return self._cursor.execute(sql, *bound)
+
+
+def run(cursor: Any, tree: exp.Merge, context: Any) -> Any:
+    """Merge in the transaction that is open."""
+    name: Name = names.reference(tree.this, context.project_id, context.dataset_id)
+    _require_filter(name, tree)
+    token = _merged.set(name)
+    try:
+        return _run(InTransaction(cursor), tree, context)
+    finally:
+        _merged.reset(token)
+
+
+def check(tree: exp.Expression, table: exp.Table, is_target: bool) -> None:
+    """As before, but that the merged table's filter has been seen to."""
+    _check(tree, table, is_target or (table.catalog, table.db, table.name) == _merged.get())
+
+
+def _require_filter(name: Name, tree: exp.Merge) -> None:
+    stored = metadata.load(Table, *name) or Table()
+    if not stored.requirePartitionFilter:
+        return
+    named = {column.name.casefold() for column in tree.args["on"].find_all(exp.Column)}
+    if stored.timePartitioning.field.casefold() not in named:
+        raise BigQueryError("invalidQuery", f"Cannot merge into {'.'.join(name)} without a filter in ON")
+
+
+if __name__ == "__main__":
+    merge.run, tables._check = run, check
+    sys.exit(cli.main())
