@@ -22,9 +22,8 @@ from airflow_batch_llm.warehouses.bigquery_jobs import Work, content_label, dige
 from airflow_batch_llm.warehouses.bigquery_known import Lookup
 from airflow_batch_llm.warehouses.bigquery_reads import Query, query_parameters
 from airflow_batch_llm.warehouses.bigquery_sql import TableName, publish_script, staged_schema
-from airflow_batch_llm.warehouses.bigquery_staging import StagingTable, content_of, staged_rows
+from airflow_batch_llm.warehouses.bigquery_staging import StagingTable, content_of, staged_rows, write_file
 from airflow_batch_llm.warehouses.bigquery_tables import TargetTables
-from airflow_batch_llm.warehouses.spool import write_parquet
 from airflow_batch_llm.warehouses.staging import not_staged
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ class BigQueryWarehouse:
         tables = self._tables(target)
         with tempfile.TemporaryDirectory(prefix="bigquery-") as folder:
             path = Path(folder) / "staged.parquet"
-            write_parquet(staged_rows(target, answers, failures), path)
+            write_file(staged_rows(target, answers, failures), path)
             content = content_of(path)
             table = StagingTable(
                 name=_staging_name(tables, part),

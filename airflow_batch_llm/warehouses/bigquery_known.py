@@ -31,10 +31,9 @@ from airflow_batch_llm.warehouses.bigquery_sql import (
     quoted,
     staged_name,
 )
-from airflow_batch_llm.warehouses.bigquery_staging import StagingTable, file_schema, staged_batch
+from airflow_batch_llm.warehouses.bigquery_staging import StagingTable, file_schema, staged_batch, write_file
 from airflow_batch_llm.warehouses.bigquery_tables import TargetTables
 from airflow_batch_llm.warehouses.bigquery_types import DIALECT, gathered
-from airflow_batch_llm.warehouses.spool import write_parquet
 
 _ORDINAL = "_llm_ordinal"
 
@@ -115,7 +114,7 @@ class Lookup:
         batch = staged_batch(keys, keys.schema, frozenset(self.target_tables.target.key.names))
         with tempfile.TemporaryDirectory(prefix="bigquery-") as folder:
             path = Path(folder) / "keys.parquet"
-            write_parquet(pa.RecordBatchReader.from_batches(file_schema(keys.schema), [batch]), path)
+            write_file(pa.RecordBatchReader.from_batches(file_schema(keys.schema), [batch]), path)
             self.connection.jobs.perform(
                 Work(
                     doing=f"loading keys to look up in {self.target_tables.answers}",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from airflow_batch_llm.warehouses.base import Target
 from airflow_batch_llm.warehouses.bigquery_sql import GOOD, TableName, staged_name, staged_schema
@@ -44,6 +45,13 @@ def _both(
         for batch in rows:
             marked = batch.append_column(GOOD, pa.repeat(pa.scalar(good), batch.num_rows))
             yield staged_batch(marked, schema, key)
+
+
+def write_file(rows: pa.RecordBatchReader, path: Path) -> None:
+    """Write all rows to one Parquet file, batch by batch."""
+    with pq.ParquetWriter(path, rows.schema) as file:
+        for batch in rows:
+            file.write_batch(batch)
 
 
 def file_schema(schema: pa.Schema) -> pa.Schema:
