@@ -255,16 +255,29 @@ def test_a_worker_leaves_the_batches_to_an_heir_by_the_same_rule(
     assert bool(world.simulator.ledger()["anthropic"]["calls"].get("cancel")) is cancelled
 
 
+def test_a_task_that_waits_names_its_heirs_to_the_triggerer(world: World) -> None:
+    operator = transform(deferrable=True)
+    operator.heirs = ["finish"]
+
+    assert _deferred(world, operator).heirs == ("finish",)
+
+
 def test_on_kill_before_the_first_step_does_nothing() -> None:
     transform().on_kill()
 
 
 def _with_a_running_batch(world: World) -> LLMTransformOperator:
+    operator: LLMTransformOperator = transform(deferrable=True)
+    _deferred(world, operator)
+    return operator
+
+
+def _deferred(world: World, operator: LLMTransformOperator) -> Any:
+    """What the operator defers to."""
     from airflow.providers.common.compat.sdk import TaskDeferred
 
     world.simulator.fault(provider="anthropic", kind="hold", times=None)
-    operator: LLMTransformOperator = transform(deferrable=True)
     ti = SimpleNamespace(dag_id="dag", run_id="run", task_id="task", map_index=-1, max_tries=0)
-    with pytest.raises(TaskDeferred):
+    with pytest.raises(TaskDeferred) as deferred:
         operator.execute({"ti": ti, "run_id": "run"})
-    return operator
+    return deferred.value.trigger

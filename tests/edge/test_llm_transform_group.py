@@ -9,7 +9,6 @@ from airflow.sdk import DAG, Asset
 
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.operators.llm_transform_group import llm_transform_group
-from airflow_batch_llm.triggers.llm_batch import LLMBatchTrigger
 from tests.edge.conftest import TICKETS, World
 from tests.edge.dag_runs import asset_extras, states, xcom
 from tests.edge.tasks import arguments
@@ -118,25 +117,6 @@ def test_each_task_leaves_its_batches_to_those_after_it() -> None:
     assert dag.get_task("labels.collect").partial_kwargs["heirs"] == [finish]
     assert dag.get_task(drive).heirs == [finish]
     assert dag.get_task(finish).heirs == ()
-
-
-def test_a_drive_that_waits_names_its_heir_to_the_triggerer(
-    world: World, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    heirs = []
-    waits = LLMBatchTrigger.run
-
-    def watched(trigger: LLMBatchTrigger) -> Any:
-        heirs.append(trigger.heirs)
-        return waits(trigger)
-
-    monkeypatch.setattr(LLMBatchTrigger, "run", watched)
-    with DAG("spread_waits", schedule=None) as dag:
-        group(deferrable=True)
-
-    run(dag)
-
-    assert heirs[0] == ("labels.finish",)
 
 
 def test_mapped_tasks_are_named_after_their_shards(world: World, run: Run) -> None:
