@@ -131,7 +131,7 @@ class Planner:
             table=shape.target,
             failures=shape.failures_target or f"{shape.target}__failures",
             key=pa.schema([schema.field(name) for name in self.stage.key]),
-            carried=pa.schema([schema.field(name) for name in shape.carry]),
+            carried=pa.schema([schema.field(name) for name in shape.carry if name not in self.stage.key]),
             answer=pa.schema([(c.name, ARROW_TYPES[c.type]) for c in resolved.output_type.columns]),
             write_mode=shape.write_mode,
             on_schema_change=shape.on_schema_change,
@@ -144,7 +144,7 @@ class Planner:
 
     def _read(self, resolved: Resolved, target: Target, scratch: Path) -> Spool:
         """The source in the spool, its keys checked, and what other runs have in flight taken out."""
-        columns = pa.schema([*target.key, *(f for f in target.carried if f.name not in target.key.names)])
+        columns = pa.schema([*target.key, *target.carried])
         spool = Spool(scratch, columns, self.stage.key)
         reading = Reading(
             key=self.stage.key,

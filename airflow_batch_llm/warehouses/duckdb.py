@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +99,8 @@ class DuckDBWarehouse:
         except OSError as error:
             raise TargetError(f"Answers cannot be staged beside {self._path}: {error.strerror}.") from None
         with self._translated(), self._transaction() as connection:
+            for name in (target.table, target.failures):
+                _refuse_view(connection, name)
             for statement in preparation(target, _tables(connection, target), self._statements):
                 connection.execute(statement)
 
@@ -262,16 +265,26 @@ def _table(connection: "DuckDBPyConnection", name: str) -> Table | None:
 
 
 def _columns(connection: "DuckDBPyConnection", name: str) -> dict[str, str] | None:
+    found = _catalog(connection, "columns", "column_name, data_type, ordinal_position", name)
+    return {column: type_ for column, type_, _ in sorted(found, key=itemgetter(2))} or None
+
+
+def _refuse_view(connection: "DuckDBPyConnection", name: str) -> None:
+    if ("VIEW",) in _catalog(connection, "tables", "table_type", name):
+        raise TargetError(f"{name} is a view, which cannot be merged into. Name a table.")
+
+
+def _catalog(connection: "DuckDBPyConnection", view: str, facts: str, name: str) -> list[tuple[Any, ...]]:
+    """What the information schema says of a table; names count without their case."""
     *qualifiers, table = _DIALECT.parts(name)
     catalog, schema = [None, None, *qualifiers][-2:]
-    found = connection.execute(
-        "SELECT column_name, data_type FROM information_schema.columns "
+    return connection.execute(
+        f"SELECT {facts} FROM information_schema.{view} "
         "WHERE table_catalog = coalesce(?, current_database()) "
         "AND lower(table_schema) = lower(coalesce(?, current_schema())) "
-        "AND lower(table_name) = lower(?) ORDER BY ordinal_position",
+        "AND lower(table_name) = lower(?)",
         [catalog, schema, table],
     ).fetchall()
-    return dict(found) or None
 
 
 def _parquet(files: Sequence[Path]) -> str:

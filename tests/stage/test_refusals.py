@@ -1,0 +1,73 @@
+"""What is refused before anything is sent: each of these costs nothing and leaves no run behind."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from airflow_batch_llm.errors import BatchLLMError, InputError, SourceError, TargetError
+from tests.stage.world import Bench
+
+
+@contextmanager
+def refused(bench: Bench, kind: type[BatchLLMError], match: str) -> Iterator[None]:
+    """It is, in these words, and the provider's ledger stays empty."""
+    with pytest.raises(kind, match=match):
+        yield
+    assert bench.batches() == []
+    assert bench.world.unfinished() == []
+
+
+@pytest.mark.parametrize("key", [("id",), ("id", "subject")], ids=["one column", "two columns"])
+def test_keys_that_stand_twice_in_the_source_are_named(openai: Bench, key: tuple[str, ...]) -> None:
+    openai.world.make_tickets(20)
+    openai.world.ask(
+        "INSERT INTO tickets SELECT * REPLACE ('again' AS body) FROM tickets WHERE id IN (7, 13)"
+    )
+
+    with refused(openai, SourceError, r"not unique in the source: (?=.*7)(?=.*13).* Nothing was sent"):
+        openai.complete(key=key)
+
+
+def test_a_key_that_is_null_is_refused_by_its_column(openai: Bench) -> None:
+    openai.world.make_tickets(20)
+    openai.world.ask("INSERT INTO tickets VALUES (NULL, 'subject', 'body')")
+
+    with refused(openai, SourceError, "'id' is NULL in some rows"):
+        openai.complete()
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "match"),
+    [
+        ({"key": ("ticket",)}, SourceError, "no column 'ticket'.*id, subject, body"),
+        ({"carry": ("day",)}, SourceError, "no column 'day'"),
+        ({"prompt": "{{ subjekt }}"}, InputError, "subjekt"),
+        ({"create_target": False}, TargetError, "labels does not exist"),
+    ],
+    ids=["key", "carried", "prompt", "target"],
+)
+def test_what_is_not_there_is_named(
+    openai: Bench, changes: dict[str, Any], kind: type[BatchLLMError], match: str
+) -> None:
+    openai.world.make_tickets(20)
+
+    with refused(openai, kind, match):
+        openai.complete(**changes)
+
+
+def test_a_column_of_another_type_is_named_with_both(openai: Bench) -> None:
+    openai.world.make_tickets(20)
+    openai.world.ask("CREATE TABLE labels (id BIGINT, label INTEGER)")
+
+    with refused(openai, TargetError, "label is INTEGER and would have to hold string"):
+        openai.complete()
+
+
+def test_a_target_that_is_a_view_is_noticed(openai: Bench) -> None:
+    openai.world.make_tickets(20)
+    openai.world.ask("CREATE VIEW labels AS SELECT 1::BIGINT AS id")
+
+    with refused(openai, TargetError, "labels is a view"):
+        openai.complete()
