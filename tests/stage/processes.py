@@ -12,6 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 from airflow_batch_llm.stage.drive import complete
+from airflow_batch_llm.stage.run import Run
 from tests.stage.kills import Kill, Meter, watched
 from tests.stage.world import Bench, World, let_go
 
@@ -48,13 +49,14 @@ _PATIENCE_SECONDS = 120.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What a process does: drive one run to its end, unless it is killed before."""
+    """What a process does: drive one run to its end, or do a part of it, unless it is killed before."""
 
     world: World
     name: str = "dag/task/run"
     max_tries: int = 0
     changes: Mapping[str, Any] = field(default_factory=dict)
     kill: Kill | None = None
+    part: Callable[[Run], None] | None = None  # instead of the whole
     evenly: bool = False  # others are alive: time does not jump
     hook: Callable[[World], Mapping[str, Any]] | None = None  # changes to the parts, made in the process
 
@@ -119,10 +121,13 @@ def _drive(job: Job, out: Path) -> None:
             **job.changes,
         )
         try:
-            done = complete(run, sleep=job.world.sleep_evenly if job.evenly else job.world.sleep)
+            if job.part is not None:
+                job.part(run)
+            else:
+                done = complete(run, sleep=job.world.sleep_evenly if job.evenly else job.world.sleep)
+                said["report"] = done.report.to_json()
         finally:
             let_go(run)
-        said["report"] = done.report.to_json()
     except Exception:  # noqa: BLE001 - the parent judges it
         said["error"] = traceback.format_exc()
     said["left_behind"] = sorted(_spooled(job.world) - before)

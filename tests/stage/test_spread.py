@@ -1,14 +1,24 @@
-"""A run in parts: any part may be missing, run twice, or meet another, and each row is paid once."""
+"""A run in parts: any part may be missing, run twice, be killed, or meet another, and each row is paid once."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from airflow_batch_llm.errors import Unavailable
 from airflow_batch_llm.stage.finishing import Finished
-from airflow_batch_llm.stage.run import Pause
+from airflow_batch_llm.stage.run import Pause, Run
 from airflow_batch_llm.stage.spread import Portion, Spread
+from tests.stage.kill_matrix import points
+from tests.stage.kills import Kill
+from tests.stage.processes import Ended, Job
 from tests.stage.world import Bench, let_go
 
 ROWS, ROWS_PER_BATCH = 70, 10
+
+#: What one of two workers does, in a process of its own.
+Part = Callable[[int, Run], None]
 
 
 def spread(bench: Bench, **changes: object) -> Spread:
@@ -22,11 +32,33 @@ def spread(bench: Bench, **changes: object) -> Spread:
 def wait(bench: Bench, whole: Spread) -> None:
     """Drive until everything has ended at the provider."""
     while isinstance(pause := whole.drive(), Pause):
-        bench.world.sleep(max(1.0, (pause.watch.wake_at or 0.0) - bench.world.clock()))
+        bench.world.sleep(max(30.0, (pause.watch.wake_at or 0.0) - bench.world.clock()))
 
 
 def finish(bench: Bench) -> Finished:
     return bench.complete(rows_per_batch=ROWS_PER_BATCH)
+
+
+def submit(number: int, run: Run) -> None:
+    whole = Spread(generation=run.generation())
+    whole.submit(whole.portions(2)[number])
+
+
+def collect(number: int, run: Run) -> None:
+    whole = Spread(generation=run.generation())
+    whole.collect(whole.portions(2)[number])
+
+
+def job(bench: Bench, part: Part, number: int, kill: Kill | None = None) -> Job:
+    changes = {"rows_per_batch": ROWS_PER_BATCH}
+    return Job(world=bench.world, changes=changes, part=partial(part, number), kill=kill)
+
+
+def both(bench: Bench, part: Part, workers: tuple[int, ...] = (0, 1)) -> None:
+    """The part of each worker, all at the same time."""
+    started = [job(bench, part, number).started() for number in workers]
+    ended = [one.wait() for one in started]
+    assert [one.error for one in ended] == [""] * len(workers)
 
 
 def test_portions_hold_each_shard_once_in_order_and_share_the_places(openai: Bench) -> None:
@@ -134,3 +166,46 @@ def test_what_the_provider_turns_away_for_now_is_sent_again_by_the_drive(openai:
     finish(openai)
 
     assert len(openai.world.answers()) == openai.world.charged() == ROWS
+
+
+def test_tasks_that_are_alive_at_the_same_time_buy_and_stage_each_row_once(openai: Bench) -> None:
+    openai.world.make_tickets(ROWS)
+    whole = spread(openai)
+
+    for part in (submit, collect):
+        both(openai, part, (0, 0, 1, 1))
+        wait(openai, whole)
+    finish(openai)
+
+    assert len(openai.batches()) == 7
+    assert len(openai.world.answers()) == openai.world.charged() == ROWS
+
+
+@pytest.mark.parametrize("part", [submit, collect])
+def test_a_worker_killed_at_any_step_and_tried_again_costs_and_loses_nothing(
+    openai: Bench, part: Part
+) -> None:
+    verbs = disturbed(openai, part, "undisturbed").verbs
+
+    for kill in points(verbs, every=False):
+        step = f"after {kill.point} {verbs[kill.point - 1]}"
+        assert disturbed(openai, part, step, kill).killed, step
+
+
+def disturbed(bench: Bench, part: Part, name: str, kill: Kill | None = None) -> Ended:
+    """All parts in a new world, where one of them is begun by a worker that may be killed. The bill must be right."""
+    rows = 40
+    bench = Bench(replace(bench.world, folder=bench.world.folder / name))
+    bench.world.folder.mkdir()
+    bench.world.begin()
+    bench.world.make_tickets(rows)
+    whole = spread(bench)
+    for each in (submit, collect):
+        if each is part:
+            first = job(bench, each, 0, kill).run()
+        both(bench, each)
+        wait(bench, whole)
+    finish(bench)
+    assert len(bench.batches()) == 4, name
+    assert len(bench.world.answers()) == bench.world.charged() == rows, name
+    return first
