@@ -11,7 +11,7 @@ from typing import Any
 from airflow_batch_llm.core.model import Lease
 from airflow_batch_llm.errors import InputError, Unavailable, UnknownFate
 from airflow_batch_llm.providers.lease import Sending
-from airflow_batch_llm.providers.vertex.errors import judge_creation
+from airflow_batch_llm.providers.vertex.errors import judge_creation, needing_extra
 from airflow_batch_llm.providers.vertex.jobs import Job, Page
 from airflow_batch_llm.providers.vertex.place import Place
 from airflow_batch_llm.providers.vertex.sending import keep_inside
@@ -41,8 +41,9 @@ class Jobs:
 
     @classmethod
     def open(cls, place: Place) -> "Jobs":
-        from google.api_core.client_options import ClientOptions
-        from google.cloud.aiplatform_v1 import JobServiceClient
+        with needing_extra():
+            from google.api_core.client_options import ClientOptions
+            from google.cloud.aiplatform_v1 import JobServiceClient
 
         client = JobServiceClient(
             credentials=place.credentials,
@@ -108,10 +109,11 @@ class AsyncJobs:
     @classmethod
     def open(cls, place: Place) -> "AsyncJobs":
         """Import the SDK and build its client, which takes a second and reads files: call it in a thread."""
-        from google import genai
-        from google.auth.credentials import AnonymousCredentials
-        from google.genai import types
-        from google.oauth2.credentials import Credentials
+        with needing_extra():
+            from google import genai
+            from google.auth.credentials import AnonymousCredentials
+            from google.genai import types
+            from google.oauth2.credentials import Credentials
 
         credentials = place.credentials
         if isinstance(credentials, AnonymousCredentials):

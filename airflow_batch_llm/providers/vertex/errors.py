@@ -8,7 +8,15 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from airflow_batch_llm.errors import BatchLLMError, Later, ProviderError, Refused, Unavailable, UnknownFate
+from airflow_batch_llm.errors import (
+    BatchLLMError,
+    Later,
+    MissingExtra,
+    ProviderError,
+    Refused,
+    Unavailable,
+    UnknownFate,
+)
 from airflow_batch_llm.providers.lease import LeaseExpired
 from airflow_batch_llm.providers.lines import brief
 
@@ -40,6 +48,15 @@ def judged() -> Iterator[None]:
         if verdict is error:
             raise
         raise verdict from error
+
+
+@contextmanager
+def needing_extra() -> Iterator[None]:
+    """What is imported in this block comes with an extra of the package."""
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtra("The provider 'vertex'", "google") from error
 
 
 def judge_creation(error: Exception, *, sent: bool) -> Exception:

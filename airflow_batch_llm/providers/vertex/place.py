@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.providers.base import Access
+from airflow_batch_llm.providers.vertex.errors import needing_extra
 
 DEFAULT_LOCATION = "us-central1"
 _SCOPE = "https://www.googleapis.com/auth/cloud-platform"
@@ -90,8 +91,9 @@ class Place:
 
     @cached_property
     def _found(self) -> tuple[Any, str | None]:
-        import google.auth
-        from google.auth.credentials import AnonymousCredentials
+        with needing_extra():
+            import google.auth
+            from google.auth.credentials import AnonymousCredentials
 
         if self.chosen_credentials is not None:
             return self.chosen_credentials, getattr(self.chosen_credentials, "project_id", None)

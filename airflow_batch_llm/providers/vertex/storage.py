@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from airflow_batch_llm.errors import ResultsGone, Unavailable
 from airflow_batch_llm.providers.lines import split_lines
-from airflow_batch_llm.providers.vertex.errors import http_code, judged
+from airflow_batch_llm.providers.vertex.errors import http_code, judged, needing_extra
 from airflow_batch_llm.providers.vertex.place import Place
 
 # Held in memory once while a file goes up or down.
@@ -25,8 +25,8 @@ class Staging:
 
     @classmethod
     def open(cls, place: Place) -> "Staging":
-        from google.cloud.storage import Client
-
+        with needing_extra():
+            from google.cloud.storage import Client
         return cls(Client(project=place.project, credentials=place.credentials))
 
     def upload(self, file: Path, folder: str) -> str:

@@ -7,7 +7,7 @@ import orjson
 from airflow_batch_llm.core.model import Call
 from airflow_batch_llm.providers.steps import WORKER, drive, patiently
 from airflow_batch_llm.providers.vertex.encode import generate_content
-from airflow_batch_llm.providers.vertex.errors import judge
+from airflow_batch_llm.providers.vertex.errors import judge, needing_extra
 from airflow_batch_llm.providers.vertex.jobs import model_path
 from airflow_batch_llm.providers.vertex.place import Place
 
@@ -23,8 +23,9 @@ class TokenCounter:
 
     @classmethod
     def open(cls, place: Place) -> "TokenCounter":
-        from google.api_core.client_options import ClientOptions
-        from google.cloud.aiplatform_v1 import LlmUtilityServiceClient
+        with needing_extra():
+            from google.api_core.client_options import ClientOptions
+            from google.cloud.aiplatform_v1 import LlmUtilityServiceClient
 
         client = LlmUtilityServiceClient(
             credentials=place.credentials,

@@ -1,5 +1,7 @@
 """Google's errors as ours: real exceptions of the real libraries, sorted once."""
 
+import asyncio
+import sys
 from collections.abc import Callable
 
 import aiohttp
@@ -9,8 +11,10 @@ from google.api_core import exceptions as api
 from google.auth import exceptions as auth
 from google.genai import errors as genai
 
-from airflow_batch_llm.errors import Later, ProviderError, Refused, Unavailable, UnknownFate
+from airflow_batch_llm.errors import Later, MissingExtra, ProviderError, Refused, Unavailable, UnknownFate
+from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.lease import LeaseExpired
+from airflow_batch_llm.providers.vertex import VertexProvider
 from airflow_batch_llm.providers.vertex.errors import judge, judge_creation
 
 
@@ -91,3 +95,20 @@ def test_an_error_of_our_own_making_is_not_taken_for_googles(
 ) -> None:
     mistake = KeyError("x")
     assert judged(mistake) is mistake
+
+
+@pytest.mark.parametrize(
+    ("missing", "call"),
+    [
+        ("google.cloud.aiplatform_v1", lambda provider: provider.check(["job"])),
+        ("google.genai", lambda provider: asyncio.run(provider.acheck(["job"]))),
+        ("google.cloud.storage", lambda provider: provider.discard("gs://b/f/requests.jsonl")),
+    ],
+)
+def test_a_client_that_is_not_installed_is_an_error_that_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, missing: str, call: Callable[[VertexProvider], object]
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    options = {"project": "p", "staging": "gs://b/f", "credentials": object()}
+    with pytest.raises(MissingExtra, match=r"airflow-batch-llm\[google\]"):
+        call(VertexProvider(Access(base_url="http://127.0.0.1:1", options=options)))
