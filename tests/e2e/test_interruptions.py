@@ -155,3 +155,21 @@ def test_a_mapped_task_that_dies_while_it_sends_leaves_nothing_unsent_or_sent_tw
     case.until_success()
     assert sorted(task["try_number"] for task in case.mapped("labels.submit")) == [1, 1, 2]
     case.assert_paid_once(batches=3)
+
+
+def test_batches_of_a_drive_that_is_marked_failed_are_waited_for_by_the_finish(
+    stack: Stack, begin: Begin
+) -> None:
+    hold_batches(stack)
+    case = begin("as_group")
+    case.until_watched("labels.drive")
+
+    case.mark_failed("labels.drive")
+    case.until_watched("labels.finish")
+    case.finish()
+    case.until_state("labels.finish", "failed")
+    case.assert_paid_once(batches=3)
+
+    case.clear("labels.drive")
+    case.until_success()
+    case.assert_paid_once(batches=3)
