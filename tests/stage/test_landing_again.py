@@ -123,3 +123,13 @@ def test_a_workspace_that_fails_stops_a_run_that_goes_on_later(
     assert openai.complete().report.final == {Outcome.SUCCEEDED: 20}
     assert openai.world.charged() == 20
     assert openai.world.ledger()["running"] == []
+
+
+def test_what_was_uploaded_is_deleted_once_its_answers_are_here(openai: Bench) -> None:
+    from openai import OpenAI
+
+    openai.world.make_tickets(20)
+    openai.complete(rows_per_batch=10)
+
+    with OpenAI(base_url=f"{openai.world.url}/v1", api_key="any") as client:
+        assert {file.purpose for file in client.files.list()} == {"batch_output"}

@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from airflow_batch_llm.errors import TargetError
-from airflow_batch_llm.testing.staged_rows import labels, land, part
+from airflow_batch_llm.errors import TargetError, WarehouseBusy
+from airflow_batch_llm.testing.staged_rows import labels, land, part, stage
 from airflow_batch_llm.testing.warehouses import WarehouseContract
 from airflow_batch_llm.warehouses.base import JoinsKnown, Source
 from airflow_batch_llm.warehouses.dialect import DIALECTS
@@ -116,6 +116,22 @@ def test_a_source_with_parameters_is_joined_to_a_target_whose_names_hold_marks(t
 def test_sql_server_looks_keys_up_since_its_subqueries_take_no_order() -> None:
     assert isinstance(sql_warehouse(sqlite3.connect, "mysql"), JoinsKnown)
     assert not isinstance(sql_warehouse(sqlite3.connect, "mssql"), JoinsKnown)
+
+
+def test_a_file_that_another_writes_to_is_busy_and_what_is_staged_lands_later(tmp_path: Path) -> None:
+    target, path = labels(), tmp_path / "warehouse.sqlite"
+    warehouse = SQLiteWarehouse(path, lock_wait_seconds=0)
+    warehouse.prepare(target)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    stage(warehouse, target, part(), [{"id": 1, "label": "billing"}])
+    with pytest.raises(WarehouseBusy, match="one process write at a time"):
+        warehouse.publish(target, [part()])
+    with pytest.raises(WarehouseBusy):
+        warehouse.prepare(target)
+    other.close()
+    assert warehouse.publish(target, [part()]).answers == 1
+    warehouse.close()
 
 
 def test_a_key_with_more_digits_than_sqlite_keeps_is_refused(tmp_path: Path) -> None:
