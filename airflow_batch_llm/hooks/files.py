@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa  # this module is imported by a task that reads files, never by a Dag
-from airflow.sdk import ObjectStoragePath
 
 from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.hooks.object_storage import open_path
 from airflow_batch_llm.warehouses.base import Source
 from airflow_batch_llm.warehouses.files import FileFormat, FileSource, read_files
 
@@ -34,5 +34,4 @@ class Files:
         return read_files(self._files, self._find)
 
     def _find(self, uri: str) -> tuple[Any, str]:
-        path = ObjectStoragePath(uri, conn_id=self._conn_id)
-        return path.fs, path.path
+        return open_path(uri, self._conn_id)

@@ -6,13 +6,12 @@ all tasks share a disk, and a local folder elsewhere must be declared as shared.
 
 import os
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from airflow.providers.common.compat.sdk import conf
-from airflow.sdk import ObjectStoragePath
 
 from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.hooks.object_storage import open_path
 from airflow_batch_llm.store import Workspace
 
 _SECTION = "batch_llm"
@@ -38,13 +37,8 @@ def open_workspace(uri: str | None = None) -> Workspace:
             )
         return Workspace.open(uri)
     parts = urlsplit(uri)
-    conn_id, _, bucket = parts.netloc.rpartition("@")
-    plain = parts._replace(netloc=bucket).geturl()
-    return Workspace.open(plain, filesystem_factory=lambda _: _filesystem(plain, conn_id or None))
-
-
-def _filesystem(uri: str, conn_id: str | None) -> Any:
-    return ObjectStoragePath(uri, conn_id=conn_id).fs
+    plain = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    return Workspace.open(plain, filesystem_factory=lambda _: open_path(uri)[0])
 
 
 def _is_local(uri: str) -> bool:

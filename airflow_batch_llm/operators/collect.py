@@ -52,7 +52,8 @@ class CollectLLMBatchOperator(PlannedRunOperator):
         workspace.create(record, orjson.dumps(self._found(workspace)))
         data = workspace.read(record)
         assert data is not None, "it was created here, or before"
-        return [RunHandle.of_run(workspace, run, max_tries) for run, max_tries in orjson.loads(data)]
+        found = (RunHandle.of_run(workspace, run, max_tries) for run, max_tries in orjson.loads(data))
+        return [replace(handle, workspace=self.workspace) for handle in found]
 
     def _found(self, workspace: Workspace) -> list[tuple[str, int]]:
         """The names of the runs, each with the number by which its folder knows it."""
