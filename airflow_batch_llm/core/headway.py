@@ -1,7 +1,8 @@
 """How far batches are, for people: by the last look at each, since one that has ended is not looked at again."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 
 from airflow_batch_llm.core.model import BatchState, BatchStatus
 
@@ -11,6 +12,11 @@ class Headway:
     """Counts over all batches that were ever looked at."""
 
     _seen: dict[str, BatchStatus] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, batch_ids: Iterable[str]) -> "Headway":
+        """Before the first look: they run, as far as is known."""
+        return cls(_seen={batch_id: BatchStatus(state=BatchState.RUNNING) for batch_id in batch_ids})
 
     def add(self, statuses: Mapping[str, BatchStatus]) -> None:
         """Another look, at some of them."""
@@ -25,6 +31,11 @@ class Headway:
     def finished(self) -> int:
         """Those of them that are no longer running."""
         return sum(_finished(status) for status in self._seen.values())
+
+    def until(self, now: float, seconds: float) -> str:
+        """With the time of the next look."""
+        again = datetime.fromtimestamp(now, UTC) + timedelta(seconds=seconds)
+        return f"{self}; looked at again in {seconds:,.0f} s, at {again:%H:%M:%S} UTC."
 
     def __str__(self) -> str:
         if not self._seen:

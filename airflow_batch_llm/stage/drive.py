@@ -35,7 +35,7 @@ class Waiter:
                 self.provider.cancel(batch_id)
             case Sleep(seconds=seconds):
                 if self.say is not None:
-                    self.say(f"{self.headway}; looked at again in {seconds:,.0f} s.")
+                    self.say(self.headway.until(time.time(), seconds))
                 self.sleep(seconds)
         return None
 

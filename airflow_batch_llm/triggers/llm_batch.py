@@ -18,6 +18,7 @@ from airflow_batch_llm.core.headway import Headway
 from airflow_batch_llm.core.waiting import Cancel, Check, Reply, Sleep, Watch, Wish, adrive, waiting
 from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.hooks.llm import llm_provider
+from airflow_batch_llm.hooks.quiet import quiet_http_here
 from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.triggers.abandonment import TaskKey, is_given_up
 
@@ -47,7 +48,7 @@ class LLMBatchTrigger(BaseTrigger):
         self.watch = Watch(**{**watch, "batch_ids": tuple(watch["batch_ids"])})
         self.cancel_on_kill = cancel_on_kill
         self.heirs = tuple(heirs)
-        self._headway = Headway()
+        self._headway = Headway.of(self.watch.batch_ids)
         self._provider: Provider | None = None
         self._fired = False
 
@@ -66,6 +67,7 @@ class LLMBatchTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
+        quiet_http_here()
         wake = await adrive(waiting(self.watch, time.time, random.random), self._perform)
         self.log.info("Looking at the run again: %s.", wake)
         # Nothing slow may follow the event: Airflow would take it for a kill.
@@ -82,7 +84,7 @@ class LLMBatchTrigger(BaseTrigger):
             case Cancel(batch_id=batch_id):
                 await (await self._connected()).acancel(batch_id)
             case Sleep(seconds=seconds):
-                self.log.info("%s; looked at again in %.0f s.", self._headway, seconds)
+                self.log.info("%s", self._headway.until(time.time(), seconds))
                 await asyncio.sleep(seconds)
         return None
 

@@ -21,5 +21,13 @@ def test_where_the_provider_tells_no_numbers_batches_are_counted_alone() -> None
     assert str(headway) == "1 of 2 batches have ended"
 
 
+def test_before_the_first_look_batches_are_taken_to_run_and_the_next_look_has_a_time() -> None:
+    headway = Headway.of(["a", "b"])
+    at_midnight = 1_795_910_400.0
+    assert headway.until(at_midnight, 90) == (
+        "0 of 2 batches have ended; looked at again in 90 s, at 00:01:30 UTC."
+    )
+
+
 def test_while_nothing_is_at_the_provider_it_says_so() -> None:
     assert str(Headway()) == "No batch is running"

@@ -1,6 +1,7 @@
 """The trigger with a real provider on the simulator: what it fires, and what it cancels."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping
 from types import SimpleNamespace
@@ -93,10 +94,27 @@ async def test_it_fires_a_few_bytes_when_the_batch_has_ended(world: World) -> No
 async def test_each_look_is_told_with_the_time_of_the_next(world: World) -> None:
     batch_id = create_batch(world)
     with told() as log:
-        await event_of(trigger(batch_id, watch={"deadline": time.time() + 1}))
+        now = time.time()
+        await event_of(trigger(batch_id, watch={"not_before": now + 0.5, "deadline": now + 1}))
 
-    assert log.messages[0] == "0 of 1 batches have ended, 0 of 1 requests are done; looked at again in 0 s."
+    assert log.messages[0].startswith("0 of 1 batches have ended; looked at again in 0 s, at ")
+    assert log.messages[1].startswith(
+        "0 of 1 batches have ended, 0 of 1 requests are done; looked at again in 0 s"
+    )
     assert log.messages[-1] == "Looking at the run again: deadline."
+
+
+async def test_http_clients_are_quiet_in_this_trigger_and_speak_in_another(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = logging.getLogger("httpx2")
+    client.setLevel(logging.NOTSET)
+    with caplog.at_level("INFO"):
+        await asyncio.create_task(event_of(trigger(create_batch(world), watch={"deadline": time.time() + 1})))
+        assert "batches/" not in caplog.text.partition("HTTP Request: POST")[2]
+        client.info("HTTP Request: of another")
+
+    assert "of another" in caplog.text
 
 
 def test_it_survives_the_way_to_the_triggerer() -> None:
