@@ -16,6 +16,7 @@ from airflow_batch_llm.errors import Unavailable, UnknownFate
 from airflow_batch_llm.providers.lease import Sending
 from airflow_batch_llm.providers.lines import split_lines
 from airflow_batch_llm.providers.steps import Judge
+from airflow_batch_llm.providers.stillness import stillness
 
 #: Seconds without a byte after which a call has failed; moving a file may pause for longer than a question.
 CALL_TIMEOUT = 60.0
@@ -46,8 +47,12 @@ class Clients:
         """The asynchronous client. Importing an SDK takes seconds, so a thread does it."""
         async with self._alock:
             if self._async is None:
-                self._async = _patient(await asyncio.to_thread(self._open_async))
+                self._async = _patient(await asyncio.to_thread(self._open_still))
             return self._async
+
+    def _open_still(self) -> Any:
+        with stillness():
+            return self._open_async()
 
     @contextmanager
     def fresh(self) -> Iterator[Any]:

@@ -28,6 +28,7 @@ from airflow_batch_llm.core.request import LineTemplate
 from airflow_batch_llm.errors import Refused, ResultsGone, Unavailable
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.steps import TRIGGER, WORKER, adrive, drive
+from airflow_batch_llm.providers.stillness import stillness
 from airflow_batch_llm.providers.vertex import flows, jobs
 from airflow_batch_llm.providers.vertex.clients import AsyncJobs, Jobs
 from airflow_batch_llm.providers.vertex.decode import decode
@@ -185,7 +186,7 @@ class VertexProvider:
 
     def _build_async_jobs(self) -> AsyncJobs:
         """In a thread: the SDK's import and its client cost a second that the event loop has not."""
-        with self._opening:
+        with self._opening, stillness():
             opened = self._async_jobs
             if opened is None:
                 make = self._access.async_client
