@@ -1,5 +1,6 @@
 """What Airflow is told about a run that has ended: a report, metrics, and extra on the events of the task's assets."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +12,19 @@ from airflow_batch_llm.core.model import Outcome
 if TYPE_CHECKING:
     from airflow_batch_llm.core.report import Provenance, Report
 
+_log = logging.getLogger(__name__)
+
 
 def count_metrics(report: "Report", about: "Provenance", tags: Mapping[str, str]) -> None:
-    """Rows by outcome, tokens, dollars, waiting time and completion, tagged by dag, task, provider and model."""
+    """Rows by outcome, tokens, dollars, waiting time and completion, tagged by dag, task, provider and model.
+
+    Outcomes and kinds of tokens are parts of the names: plain StatsD knows no tags, and would add them up.
+    """
     tags = {**tags, "provider": about.provider, "model": about.model}
     for outcome, count in report.final.items():
-        Stats.incr("batch_llm.rows", count, tags={**tags, "outcome": outcome.value})
+        Stats.incr(f"batch_llm.rows.{outcome.value}", count, tags=tags)
     for kind, tokens in (("input", report.usage.input_tokens), ("output", report.usage.output_tokens)):
-        Stats.incr("batch_llm.tokens", tokens, tags={**tags, "kind": kind})
+        Stats.incr(f"batch_llm.tokens.{kind}", tokens, tags=tags)
     Stats.gauge("batch_llm.cost_usd", report.spent.cost, tags=tags)
     Stats.gauge("batch_llm.batch_wait_seconds", report.durations.queued + report.durations.running, tags=tags)
     if report.rows:
@@ -35,7 +41,12 @@ def add_to_assets(
         if isinstance(outlet, Asset):
             events[outlet].extra.update(extra)
         elif isinstance(outlet, AssetAlias) and uri is not None:
-            events[outlet].add(Asset(uri), extra=dict(extra))
+            try:
+                asset = Asset(uri)
+            except ValueError as error:  # the rows have landed: that the name is short is no reason to fail
+                _log.warning("No asset event for %s: %s. Give the target with its schema.", uri, error)
+            else:
+                events[outlet].add(asset, extra=dict(extra))
 
 
 def table_uri(database_uri: str, table: str) -> str:

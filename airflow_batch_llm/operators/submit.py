@@ -28,6 +28,8 @@ class SubmitLLMBatchOperator(LLMTransformOperator):
             (handle,) = self._handles
             with self.opened(context, handle) as run:
                 state = run.advance()
+                if isinstance(state, Pause):
+                    self._link_to(run, state.watch.batch_ids)
             if isinstance(state, Pause):
                 self.log.info("%s.", state.waiting)
                 handle = replace(handle, batch_ids=state.watch.batch_ids)

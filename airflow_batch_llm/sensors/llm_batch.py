@@ -16,6 +16,7 @@ from airflow_batch_llm.hooks.failures import translated_errors
 from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.hooks.llm import llm_provider
 from airflow_batch_llm.hooks.quiet import quiet_http
+from airflow_batch_llm.links.console import BatchConsoleLink
 from airflow_batch_llm.sensors.deferrable import DeferrableSensor
 from airflow_batch_llm.triggers.llm_batch import LLMBatchTrigger
 
@@ -32,6 +33,7 @@ class LLMBatchSensor(DeferrableSensor):
     """
 
     template_fields: Sequence[str] = ("handle", "batch_ids", "model_id", "llm_conn_id")
+    operator_extra_links = (BatchConsoleLink(),)
     ui_color = "#e8f0fe"
 
     def __init__(
@@ -55,6 +57,7 @@ class LLMBatchSensor(DeferrableSensor):
         self.model_id = model_id
         self.llm_conn_id = llm_conn_id
         self.llm_hook_params = llm_hook_params
+        self.console_url: str | None = None
 
     def poke(self, context: Context) -> bool:  # noqa: ARG002 - Airflow's signature
         """Look once."""
@@ -66,6 +69,7 @@ class LLMBatchSensor(DeferrableSensor):
             provider = llm_provider(asked["llm_conn_id"], asked["model_id"], asked["llm_hook_params"])
             try:
                 found = provider.check(asked["batch_ids"])
+                self.console_url = provider.console_url(asked["batch_ids"][-1])
             finally:
                 provider.close()
         running = sum(status.state is BatchState.RUNNING for status in found.values())

@@ -3,15 +3,17 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
-from airflow.sdk import DAG, Asset, task
+from airflow.sdk import DAG, Asset, AssetAlias, task
 
 from airflow_batch_llm.core.selection import Only
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.hooks.quiet import quiet_http
-from airflow_batch_llm.operators import llm_transform
+from airflow_batch_llm.operators import llm_transform, outcome
+from airflow_batch_llm.operators.outcome import add_to_assets
 from airflow_batch_llm.stage.settings import BadRow, OverBudget
 from airflow_batch_llm.warehouses.base import SchemaChange, WriteMode
 from tests.edge.conftest import TICKETS, World
@@ -131,6 +133,47 @@ def test_the_event_of_an_outlet_bears_rows_dollars_and_the_report(world: World, 
     assert extra["rows"] == len(TICKETS)
     assert extra["cost_usd"] > 0
     assert extra["report"]["output_table"] == "labels"
+
+
+def test_an_alias_gets_no_event_where_its_uri_would_be_none_that_airflow_takes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    events: dict[Any, Any] = {}  # nothing may be asked of it
+    context: Any = {"outlet_events": events}
+
+    add_to_assets(context, [AssetAlias("labels")], "postgres://db:5432/shop/labels", {})
+
+    assert "Give the target with its schema." in caplog.text
+
+
+def test_metrics_tell_rows_tokens_dollars_waiting_and_completion(
+    world: World, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics: dict[str, tuple[float, dict[str, str]]] = {}
+
+    def note(name: str, value: float, *, tags: dict[str, str]) -> None:
+        metrics[name] = (value, tags)
+
+    monkeypatch.setattr(outcome, "Stats", SimpleNamespace(incr=note, gauge=note))
+    with DAG("measured", schedule=None) as dag:
+        transform()
+
+    report = xcom(run(dag), "label")
+
+    about = {"dag_id": "measured", "task_id": "label", "provider": "anthropic", "model": "claude-haiku-4-5"}
+    assert all(tags == about for _, tags in metrics.values())
+    values = {name.removeprefix("batch_llm."): value for name, (value, _) in metrics.items()}
+    assert values["rows.succeeded"] == len(TICKETS)
+    assert values["cost_usd"] == report["cost"]["usd"] > 0
+    assert values["completion_ratio"] == 1
+    assert values.keys() == {
+        "rows.succeeded",
+        "tokens.input",
+        "tokens.output",
+        "cost_usd",
+        "batch_wait_seconds",
+        "completion_ratio",
+    }
 
 
 def test_limits_and_prompt_params_may_be_templates(world: World, run: Run) -> None:

@@ -1,6 +1,8 @@
 """Submit, wait and collect, in one Dag and over two."""
 
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -11,6 +13,7 @@ from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.operators.collect import CollectLLMBatchOperator
 from airflow_batch_llm.operators.submit import SubmitLLMBatchOperator
+from airflow_batch_llm.providers.anthropic.provider import AnthropicProvider
 from airflow_batch_llm.sensors.llm_batch import LLMBatchSensor
 from tests.edge.conftest import TICKETS, World
 from tests.edge.dag_runs import asset_extras, states, xcom
@@ -40,6 +43,39 @@ def test_a_handle_joins_the_three_tasks(world: World, run: Run, deferrable: bool
     assert len(xcom(done, "submit")["batch_ids"]) == 3
     assert xcom(done, "collect")["outcomes"] == {"succeeded": len(TICKETS)}
     assert world.rows_charged() == len(TICKETS)
+
+
+def test_sending_and_waiting_tasks_link_to_the_batch(
+    world: World, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AnthropicProvider, "host", None)  # as if it were the vendor's: others have no console
+    links: list[str | None] = []
+    note = {"post_execute": lambda context, result: links.append(context["task"].console_url)}
+    with DAG("linked", schedule=None) as dag:
+        sent = submit(**note)
+        LLMBatchSensor(task_id="wait", handle=sent.output, poke_interval=0.1, **note)
+
+    (batch_id,) = xcom(run(dag), "submit")["batch_ids"]
+
+    assert [str(link).rpartition("/")[2] for link in links] == [batch_id, batch_id]
+
+
+def test_a_clear_of_the_collector_gives_the_run_a_new_deadline_and_a_retry_does_not(
+    world: World, run: Run, tmp_path: Path
+) -> None:
+    with DAG("late", schedule=None) as dag:
+        submit()
+    handle = RunHandle.from_json(xcom(run(dag), "submit"))
+    collect = CollectLLMBatchOperator(task_id="collect", handle=handle.to_json(), retries=2)
+
+    def deadlines(max_tries: int) -> int:
+        context: Any = {"ti": SimpleNamespace(max_tries=max_tries)}
+        generation = collect.open_run(context, handle, tmp_path).generation()
+        generation.deadline()
+        return len(list(generation.folder.deadlines()))
+
+    assert [deadlines(2), deadlines(2)] == [1, 1]
+    assert [deadlines(5), deadlines(5)] == [2, 2]
 
 
 def test_the_handle_is_small_and_holds_no_secret(world: World, run: Run) -> None:
