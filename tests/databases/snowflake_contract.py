@@ -22,6 +22,9 @@ from airflow_batch_llm.warehouses.sql_snowflake import SnowflakeWarehouse
 
 DIALECT = DIALECTS["snowflake"]
 
+#: The emulator runs in this process, and DuckDB warns of how it asks for its rows.
+pytestmark = pytest.mark.filterwarnings("ignore:Arrow output on a DB-API result:UserWarning")
+
 
 class SnowflakeDatabase:
     """A database of the emulator, looked at with Snowflake's connector."""
