@@ -49,7 +49,7 @@ _BATCH_ROWS = 8_192
 _MERGED_AT_ONCE = 100_000
 _RETRY_SECONDS = 0.05
 #: Errors that speak of the statement alone. Others may quote a value.
-_ABOUT_THE_STATEMENT = ("Catalog", "Binder", "Parser", "Permission", "IO", "OutOfMemory", "Dependency")
+_ABOUT_THE_STATEMENT = ("Catalog", "Binder", "Parser", "Permission", "IO", "Dependency")
 
 
 class DuckDBWarehouse:
@@ -242,6 +242,11 @@ class DuckDBWarehouse:
 
     def _describe(self, error: Exception) -> BatchLLMError:
         name = type(error).__name__.removesuffix("Exception")
+        if name == "OutOfMemory":
+            return WarehouseError(
+                f"DuckDB needs more than its memory_limit of {self._options['memory_limit']} on {self._path}: it reads "
+                "some thousand rows at once, however long they are. Raise the limit, or read fewer long columns."
+            )
         said = f": {str(error).splitlines()[0]}" if name in _ABOUT_THE_STATEMENT else ""
         return WarehouseError(f"DuckDB refused a statement on {self._path} ({name}){said}")
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +105,19 @@ def _store_answers(folder: Path, rows: int) -> None:
 
 def _print_steps(database: str, where: str, folder: Path, rows: int) -> None:
     for step in ("read", "stage", "publish"):
-        ours = _timed(step, database, where, folder, rows)
-        hand = _timed(f"{step} by hand", database, where, folder, rows)
+        # The first to read a table pays for its way into the caches of the database and of the machine.
+        rounds = 2 if step == "read" else 1
+        ours = _best(rounds, step, database, where, folder, rows)
+        hand = _best(rounds, f"{step} by hand", database, where, folder, rows)
         print(
             f"{database + ' ' + step:24}{rows:>10}{rows / ours['seconds']:>10.0f}{rows / hand['seconds']:>10.0f}"
             f"{hand['seconds'] / ours['seconds']:>7.2f}{ours['peak_mb']:>9.0f}{hand['peak_mb']:>9.0f}",
             flush=True,
         )
+
+
+def _best(rounds: int, *step: Any) -> dict[str, Any]:
+    return min((_timed(*step) for _ in range(rounds)), key=itemgetter("seconds"))
 
 
 def _timed(step: str, database: str, where: str, folder: Path, rows: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from airflow_batch_llm.errors import SourceError, TargetError, WarehouseBusy
+from airflow_batch_llm.errors import SourceError, TargetError, WarehouseBusy, WarehouseError
 from airflow_batch_llm.testing.staged_rows import labels, land, part
 from airflow_batch_llm.testing.warehouses import WarehouseContract
 from airflow_batch_llm.warehouses.base import SharesFile, Source
@@ -98,6 +98,14 @@ def test_two_streams_of_one_warehouse_do_not_stand_in_each_other_s_way(database:
     warehouse = database.open()
     one, other = (warehouse.read(Source(sql="SELECT * FROM range(20000)")) for _ in range(2))
     assert (one.read_next_batch().num_rows, other.read_all().num_rows) == (8192, 20_000)
+    warehouse.close()
+
+
+def test_rows_too_long_for_the_memory_limit_are_an_error_that_names_it(database: DuckDBFile) -> None:
+    database.seed("tickets", pa.table({"id": pa.array(range(2_000), pa.int64())}))
+    warehouse = DuckDBWarehouse(database.path, memory_limit="32MB")
+    with pytest.raises(WarehouseError, match="memory_limit of 32MB"):
+        warehouse.read(Source(sql="SELECT id, repeat('long ', 20000) || id AS body FROM tickets")).read_all()
     warehouse.close()
 
 
