@@ -21,6 +21,9 @@ from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, JoinsKnown, Source,
 TOO_LARGE = "too_large"
 PROMPT_FAILED = "prompt_failed"
 
+#: A look-up may scan the whole target, so it is for many rows, which wait in memory until then.
+_LOOKED_UP_ROWS, _LOOKED_UP_BYTES = 100_000, 32 << 20
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
@@ -118,12 +121,31 @@ def with_known(reads: Reads, source: Source, warehouse: Warehouse, target: Targe
         columns.append(target.partition_by)
 
     def looked_up() -> Iterator[pa.RecordBatch]:
-        for batch in reader:
-            known = warehouse.known(target, batch.select(columns))
-            yield pa.RecordBatch.from_arrays([*batch.columns, *known.columns], schema=schema)
+        for group in _groups(reader):
+            known = warehouse.known(target, pa.concat_batches([batch.select(columns) for batch in group]))
+            first = 0
+            for batch in group:
+                beside = known.slice(first, batch.num_rows)
+                yield pa.RecordBatch.from_arrays([*batch.columns, *beside.columns], schema=schema)
+                first += batch.num_rows
 
     schema = pa.schema([*reader.schema, *KNOWN_COLUMNS])
     return pa.RecordBatchReader.from_batches(schema, looked_up())
+
+
+def _groups(reader: pa.RecordBatchReader) -> Iterator[list[pa.RecordBatch]]:
+    """The batches that are looked up together."""
+    group: list[pa.RecordBatch] = []
+    rows = size = 0
+    for batch in reader:
+        if group and (rows + batch.num_rows > _LOOKED_UP_ROWS or size + batch.nbytes > _LOOKED_UP_BYTES):
+            yield group
+            group, rows, size = [], 0, 0
+        if batch.num_rows:
+            group.append(batch)
+            rows, size = rows + batch.num_rows, size + batch.nbytes
+    if group:
+        yield group
 
 
 def _plain(column: pa.Array) -> Sequence[object]:
