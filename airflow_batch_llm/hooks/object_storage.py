@@ -2,25 +2,37 @@
 
 from typing import Any
 
-from airflow.sdk import ObjectStoragePath
-from airflow.sdk.io import has_fs
+from airflow.sdk.io import attach, has_fs
 
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.store.remote import KINDS, default_filesystem
 
 
 def open_path(uri: str, conn_id: str | None = None) -> tuple[Any, str]:
-    """The file system and the path in it. The URI may name a connection too: s3://conn_id@bucket/folder."""
-    path = ObjectStoragePath(uri, conn_id=conn_id)
-    protocol = path.protocol or "file"
+    """The file system and the path in it. The URI may name the connection: s3://conn_id@bucket/folder."""
+    named, plain = split_connection(uri)
+    conn_id = conn_id or named
+    protocol = plain.partition("://")[0] if "://" in plain else "file"
     if has_fs(protocol):
-        return path.fs, path.path
-    if path.conn_id is None and protocol in KINDS:
-        return default_filesystem(protocol), path.path
-    wanted = _PROVIDERS.get(protocol, "the one of that storage")
-    raise InputError(
-        f"Airflow opens {protocol}:// and its connections by a provider that is not installed: {wanted}."
-    )
+        fs = attach(protocol, conn_id).fs
+    elif conn_id is None and protocol in KINDS:
+        fs = default_filesystem(protocol)
+    else:
+        wanted = _PROVIDERS.get(protocol, "the one of that storage")
+        raise InputError(
+            f"Airflow opens {protocol}:// and its connections by a provider that is not installed: {wanted}."
+        )
+    return fs, fs._strip_protocol(plain)
+
+
+def split_connection(uri: str) -> tuple[str | None, str]:
+    """The connection that a URI names, and the URI without it."""
+    protocol, separator, place = uri.partition("://")
+    if not separator:
+        return None, uri
+    bucket, slash, path = place.partition("/")
+    conn_id, _, bucket = bucket.rpartition("@")
+    return conn_id or None, f"{protocol}://{bucket}{slash}{path}"
 
 
 _PROVIDERS = {

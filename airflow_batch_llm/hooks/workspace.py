@@ -6,12 +6,11 @@ all tasks share a disk, and a local folder elsewhere must be declared as shared.
 
 import os
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from airflow.providers.common.compat.sdk import conf
 
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.hooks.object_storage import open_path
+from airflow_batch_llm.hooks.object_storage import open_path, split_connection
 from airflow_batch_llm.store import Workspace
 
 _SECTION = "batch_llm"
@@ -36,9 +35,7 @@ def open_workspace(uri: str | None = None) -> Workspace:
                 " [batch_llm] shared_workspace = True. Nothing was sent."
             )
         return Workspace.open(uri)
-    parts = urlsplit(uri)
-    plain = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-    return Workspace.open(plain, filesystem_factory=lambda _: open_path(uri)[0])
+    return Workspace.open(split_connection(uri)[1], filesystem_factory=lambda _: open_path(uri)[0])
 
 
 def _is_local(uri: str) -> bool:

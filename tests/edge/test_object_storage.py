@@ -9,7 +9,7 @@ import pytest
 from airflow.sdk import DAG
 
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.hooks.object_storage import open_path
+from airflow_batch_llm.hooks.object_storage import open_path, split_connection
 from airflow_batch_llm.hooks.workspace import open_workspace
 from airflow_batch_llm.operators.collect import CollectLLMBatchOperator
 from airflow_batch_llm.operators.submit import SubmitLLMBatchOperator
@@ -79,6 +79,19 @@ def test_a_workspace_in_cloud_storage_is_reached_by_a_connection(connect: Connec
         assert workspace.create("a.json", b"1")
         assert not workspace.create("a.json", b"2")
         assert gcs_filesystem(endpoint, "gs").cat_file(f"{BUCKET}/runs/a.json") == b"1"
+
+
+@pytest.mark.parametrize(
+    ("uri", "conn_id", "plain"),
+    [
+        ("s3://lake@bucket/in/a?[1]#.csv", "lake", "s3://bucket/in/a?[1]#.csv"),
+        ("gs://bucket/who@where.csv", None, "gs://bucket/who@where.csv"),
+        ("file:///data/a.csv", None, "file:///data/a.csv"),
+        ("/data/who@where.csv", None, "/data/who@where.csv"),
+    ],
+)
+def test_a_connection_stands_before_the_bucket(uri: str, conn_id: str | None, plain: str) -> None:
+    assert split_connection(uri) == (conn_id, plain)
 
 
 def test_without_a_connection_and_airflows_provider_the_surroundings_give_the_credentials(
