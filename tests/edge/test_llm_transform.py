@@ -55,7 +55,7 @@ def test_the_log_tells_of_rows_dollars_and_times_and_of_no_http_requests(
     assert log.tells("1 of 1 batches are running; $0.0000 of about $0.")
     assert log.tells("The run's time ends at")
     assert log.tells("looked at again in")
-    assert "HTTP Request" not in caplog.text
+    assert world.simulator.url not in caplog.text
 
 
 def test_a_level_that_somebody_has_set_is_kept() -> None:
@@ -224,9 +224,15 @@ def test_a_run_below_its_quality_gate_fails_and_leaves_its_report(world: World, 
 
 def test_somebody_is_told_once_when_the_waiting_is_long(world: World, run: Run) -> None:
     told: list[str] = []
-    world.simulator.turn(batch_seconds=3)
+    world.simulator.fault(provider="anthropic", kind="hold", times=None)
+
+    def tell(context: Any) -> None:
+        told.append(context["run_id"])
+        for batch_id in world.simulator.ledger()["anthropic"]["running"]:
+            world.simulator.batch(batch_id, "end")
+
     with DAG("warning", schedule=None) as dag:
-        transform(deferrable=True, warn_after=0.5, on_warning=lambda context: told.append(context["run_id"]))
+        transform(deferrable=True, warn_after=0.5, on_warning=tell)
 
     done = run(dag)
 
