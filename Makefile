@@ -57,7 +57,7 @@ docs: .venv/.stamp ## build the documentation into site/; a warning is an error
 
 constraints: .venv/.stamp ## resolve constraints.txt anew, to the newest versions that fit together
 	@echo "constraints: constraints.txt"
-	@$(UV) pip compile --quiet --upgrade --python-version 3.11 --all-extras --group dev \
+	@$(UV) pip compile --quiet --upgrade --python-version 3.11.0 --all-extras --group dev \
 	    --no-header --no-annotate --no-emit-index-url --no-emit-find-links -o constraints.txt pyproject.toml
 
 bench: .venv/.stamp ## measure rows per second and memory
