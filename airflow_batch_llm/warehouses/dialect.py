@@ -4,6 +4,7 @@ Identifiers are quoted here and nowhere else. A name is taken literally: `Order`
 a dot parts schema from table, and a part may be quoted to hold a dot itself.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -42,6 +43,7 @@ class Dialect:
     session: str | None = None  # what every connection is told first
     begin: str | None = None  # what begins a transaction, where the driver does not do it by itself
     upper_case: bool = False  # an unquoted name is stored in capitals
+    backslashes: bool = False  # escape what would end a quoted name; sqlglot knows of it only lately
     keeps_nul: bool = True  # text may hold the character NUL
     keeps_zone: bool = True  # an instant is kept as one; otherwise as UTC's wall clock
     pads_text: bool = False  # 'a' and 'a ' are equal
@@ -59,6 +61,8 @@ class Dialect:
 
         for name in names:
             self._check(name)
+        if self.backslashes:
+            return ", ".join("`" + re.sub(r"[\\`]", r"\\\g<0>", name) + "`" for name in names)
         return ", ".join(
             exp.to_identifier(self.folded(name), quoted=True).sql(dialect=self.name) for name in names
         )
@@ -157,6 +161,7 @@ DIALECTS: Mapping[str, Dialect] = {
             key_types={},
             upsert=Upsert.MERGE,
             max_identifier=300,
+            backslashes=True,
         ),
         Dialect(
             name="databricks",
