@@ -1,13 +1,13 @@
-"""local-bigquery, with its MERGE mended. Run by the emulators' own interpreter.
+"""local-bigquery, mended where BigQuery is known to do otherwise. Run by the emulators' own interpreter.
 
 It makes several statements of a MERGE. It begins a transaction for them, which breaks one that is open; and it looks
 for the filter that a table requires in the WHERE of each, which is nowhere. In BigQuery a MERGE takes part in a
-transaction, and the filter stands in its ON.
-
-A MERGE outside of a transaction is not atomic here: the package runs none.
+transaction, and the filter stands in its ON. (A MERGE outside of a transaction is not atomic here: the package runs
+none.) And of two that submit a job of one id at once, it lets both run.
 """
 
 import sys
+import threading
 from contextvars import ContextVar
 from typing import Any
 
@@ -15,7 +15,7 @@ import duckdb
 from local_bigquery import cli
 from local_bigquery.catalog import metadata, names
 from local_bigquery.errors import BigQueryError
-from local_bigquery.jobs import merge
+from local_bigquery.jobs import merge, runner
 from local_bigquery.models import Table
 from local_bigquery.sql.rules import tables
 from sqlglot import exp
@@ -24,7 +24,8 @@ Name = tuple[str, str, str]
 
 #: The table that the statements at hand are merged into.
 _merged: ContextVar[Name | None] = ContextVar("_merged", default=None)
-_run, _check = merge.run, tables._check
+_run, _check, _submit = merge.run, tables._check, runner.submit
+_submitting = threading.Lock()
 
 
 class InTransaction:
@@ -50,6 +51,12 @@ def run(cursor: Any, tree: exp.Merge, context: Any) -> Any:
         _merged.reset(token)
 
 
+def submit(*job: Any, **more: Any) -> Any:
+    """Begin a job, if its id is not taken: one after the other."""
+    with _submitting:
+        return _submit(*job, **more)
+
+
 def check(tree: exp.Expression, table: exp.Table, is_target: bool) -> None:
     """As before, but that the merged table's filter has been seen to."""
     _check(tree, table, is_target or (table.catalog, table.db, table.name) == _merged.get())
@@ -65,5 +72,5 @@ def _require_filter(name: Name, tree: exp.Merge) -> None:
 
 
 if __name__ == "__main__":
-    merge.run, tables._check = run, check
+    merge.run, tables._check, runner.submit = run, check, submit
     sys.exit(cli.main())
