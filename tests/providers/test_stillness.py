@@ -46,11 +46,11 @@ def test_what_the_block_made_is_not_among_the_young_objects() -> None:
 
 def test_a_collector_that_was_off_stays_off_and_frozen_objects_stay_frozen() -> None:
     gc.freeze()
-    frozen = gc.get_freeze_count()
     gc.disable()
     with stillness():
         pass
-    assert (gc.isenabled(), gc.get_freeze_count()) == (False, frozen)
+    assert not gc.isenabled()
+    assert gc.get_freeze_count() > 0  # thawed, there are none; some of them may go by themselves
 
 
 def test_an_error_in_the_block_does_not_leave_the_collector_off() -> None:
