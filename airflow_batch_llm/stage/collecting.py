@@ -115,9 +115,7 @@ class Collector:
         gatherer = Gatherer(
             provider=self.parts.provider,
             parser=AnswerParser.of(OutputType.from_json(self.plan.output_type)),
-            prices=PriceList.of(
-                self.plan.provider, self.plan.model, self.plan.limits.prices, at=self.plan.planned_at
-            ),
+            prices=self._prices(),
             token=self.plan.token(shard),
             requests=shard.requests,
         )

@@ -74,8 +74,7 @@ def sweep_loose(parts: Parts) -> None:
         try:
             sweep_ended(parts, folder)
         except ProviderError as error:
-            parts.say(f"The run {folder.path} could not be swept, which is tried again: {error}")
-            continue
+            parts.say(f"The run {folder.path} could not be swept: {error}")
         planned_at = next((plan.planned_at for plan in read_rounds(folder)), 0.0)
         if parts.clock() > planned_at + 2 * provider.limits.window_seconds:
             registers.drop_loose(provider.name, folder)

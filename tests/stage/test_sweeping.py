@@ -136,3 +136,15 @@ def test_a_run_without_an_accident_is_not_looked_for(openai: Bench) -> None:
 
     assert loose(openai) == []
     assert "list" not in openai.world.ledger()["calls"]
+
+
+def test_nor_after_that_time_where_every_search_fails(openai: Bench) -> None:
+    openai.world.make_tickets(ROWS)
+    frozen_before_its_creation(openai)
+    finished_by_another(openai)
+    openai.world.sleep(3 * 86_400)
+    openai.fault(kind="status", status=400, endpoint="list", times=None)
+
+    openai.complete("dag/task/next")
+
+    assert loose(openai) == []
