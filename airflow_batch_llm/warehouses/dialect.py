@@ -185,7 +185,7 @@ DIALECTS: Mapping[str, Dialect] = {
                 " | TIME | TIMESTAMP | TIMESTAMPTZ | BLOB | UUID | JSON | DOUBLE[]"
             ),
             key_types={},
-            upsert=Upsert.MERGE,
+            upsert=Upsert.UPDATE_INSERT,
             from_text={Kind.JSON: "CAST({} AS JSON)", Kind.UUID: "CAST({} AS UUID)"},
             vector_brackets="",
             max_identifier=65_536,

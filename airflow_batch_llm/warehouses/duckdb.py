@@ -4,8 +4,6 @@ The file is opened when a verb needs it and let go as soon as it does not: reade
 alone. Answers are staged as Parquet files beside it, so the lock is held for a publish and no longer.
 """
 
-import re
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from operator import itemgetter
@@ -14,16 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from airflow_batch_llm.errors import (
-    BatchLLMError,
-    MissingExtra,
-    SourceError,
-    TargetError,
-    WarehouseBusy,
-    WarehouseError,
-)
+from airflow_batch_llm.errors import SourceError, TargetError
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Source, Target
 from airflow_batch_llm.warehouses.dialect import DIALECTS
+from airflow_batch_llm.warehouses.duckdb_file import DuckDBFile
 from airflow_batch_llm.warehouses.plain import plain_batch, typed
 from airflow_batch_llm.warehouses.publication import (
     Staged,
@@ -34,9 +26,8 @@ from airflow_batch_llm.warehouses.publication import (
     publication,
     published,
 )
-from airflow_batch_llm.warehouses.refusal import translated
-from airflow_batch_llm.warehouses.staging import StagingFolder
-from airflow_batch_llm.warehouses.statements import Statements
+from airflow_batch_llm.warehouses.staging import Bounds, StagedFiles, StagingFolder, rows_of
+from airflow_batch_llm.warehouses.statements import Landing, Statements
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -46,10 +37,9 @@ _DIALECT = DIALECTS["duckdb"]
 _ALSO_TYPED = {"JSON": pa.json_(pa.string()), "UUID": pa.uuid()}
 _BATCH_ROWS = 8_192
 #: A merge holds its rows in memory, so one statement takes no more; the transaction holds all statements.
-_MERGED_AT_ONCE = 100_000
-_RETRY_SECONDS = 0.05
-#: Errors that speak of the statement alone. Others may quote a value.
-_ABOUT_THE_STATEMENT = ("Catalog", "Binder", "Parser", "Permission", "IO", "Dependency")
+_MERGED_AT_ONCE = Bounds(rows=50_000, bytes=32 << 20)
+#: After so many bytes of rows, what was read of the file is forgotten.
+_FORGOTTEN_AFTER = 32 << 20
 
 
 class DuckDBWarehouse:
@@ -65,40 +55,32 @@ class DuckDBWarehouse:
         options: Mapping[str, str | int | bool] | None = None,
     ) -> None:
         """`staging`: a folder that all workers of a run see; by default one beside the file."""
-        if str(path).startswith(":memory:") or not str(path):
-            raise TargetError("A DuckDB in memory is gone with its process: name a file.")
-        self._path = Path(path).absolute()
-        self._options = {
-            "temp_directory": f"{self._path}.tmp",
-            "preserve_insertion_order": False,
-            **(options or {}),
-            "memory_limit": memory_limit,
-        }
-        self._lock_wait_seconds = lock_wait_seconds
-        self._folder = StagingFolder(Path(staging) if staging else Path(f"{self._path}.staging"), _DIALECT)
+        self._file = DuckDBFile(
+            path,
+            lock_wait_seconds=lock_wait_seconds,
+            options={**(options or {}), "memory_limit": memory_limit},
+        )
+        staging = staging or f"{self._file.path}.staging"
+        self._folder = StagingFolder(Path(staging), _DIALECT)
         self._statements = Statements(_DIALECT)
         self._reading: DuckDBPyConnection | None = None
         self._sessions: list[DuckDBPyConnection] = []
 
     @property
     def asset_uri(self) -> str:
-        return self._path.as_uri()
+        return self._file.path.as_uri()
 
     def read(self, source: Source) -> pa.RecordBatchReader:
         return self._stream(self._statements.select(source), source.parameters)
-
-    def read_known(self, source: Source, target: Target) -> pa.RecordBatchReader:
-        select = self._statements.select(source)
-        with self._translated():
-            there = self._known_tables(self._session(), target)
-        return self._stream(self._statements.read_known(select, target, there), source.parameters)
 
     def prepare(self, target: Target) -> None:
         try:
             self._folder.probe()
         except OSError as error:
-            raise TargetError(f"Answers cannot be staged beside {self._path}: {error.strerror}.") from None
-        with self._translated(), self._transaction() as connection:
+            raise TargetError(
+                f"Answers cannot be staged beside {self._file.path}: {error.strerror}."
+            ) from None
+        with self._file.translated(), self._transaction() as connection:
             for name in (target.table, target.failures):
                 _refuse_view(connection, name)
             for statement in preparation(target, _tables(connection, target), self._statements):
@@ -109,7 +91,7 @@ class DuckDBWarehouse:
         numbered = pa.Table.from_batches([plain]).append_column(
             "n", pa.array(range(keys.num_rows), pa.int64())
         )
-        with self._translated():
+        with self._file.translated():
             connection = self._session()
             query = self._statements.known("asked", target, self._known_tables(connection, target))
             connection.register("asked", numbered)
@@ -130,17 +112,29 @@ class DuckDBWarehouse:
             return Published(answers=0, failures=0)
         self._folder.files(target, parts)  # all of them are there, before the file is locked
         counts: dict[str | None, int] = {}
-        with self._translated(), self._transaction() as connection:
+        with self._file.translated(), self._transaction() as connection:
             both = landings(target, _tables(connection, target), self._statements)
+            self._file.work_alone(connection)  # on several threads a merge is no faster, and holds more
+            connection.execute("SET write_buffer_row_group_count = 1")  # a full row group goes to the disk
             for portion in self._folder.portions(target, parts, _MERGED_AT_ONCE):
-                files = self._folder.files(target, portion)
-                staged = Staged(answers=_parquet(files.answers), failures=_parquet(files.failures))
+                staged = self._staged(connection, self._folder.files(target, portion), both)
                 for step in publication(target, portion, staged, both, self._statements):
                     written = connection.execute(
                         _DIALECT.with_parameters(step.sql), step.parameters
                     ).fetchone()
                     counts[step.counts] = counts.get(step.counts, 0) + (written[0] if written else 0)
+                self._file.forget(connection)
         return published(counts)
+
+    def _staged(
+        self, connection: "DuckDBPyConnection", files: StagedFiles, both: Sequence[Landing]
+    ) -> Staged:
+        answers, failures = _parquet(files.answers), _parquet(files.failures)
+        return Staged(
+            answers=answers,
+            failures=failures if any(map(rows_of, files.failures)) else None,
+            answers_twice=_any(connection, self._statements.twice(both[0], answers)),
+        )
 
     def unstage(self, target: Target, parts: Sequence[Part]) -> None:
         self._folder.remove(target, parts)
@@ -157,7 +151,7 @@ class DuckDBWarehouse:
         self.release()
 
     def _stream(self, query: str, parameters: Any) -> pa.RecordBatchReader:
-        with self._translated():
+        with self._file.translated():
             cursor = self._session()
             relation = cursor.sql(query, params=parameters)
             types = [str(type_) for type_ in relation.types]
@@ -171,12 +165,20 @@ class DuckDBWarehouse:
         return pa.RecordBatchReader.from_batches(schema, self._batches(reader, schema))
 
     def _batches(self, reader: pa.RecordBatchReader, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        with self._translated():
+        handed_out = 0
+        with self._file.translated():
+            # The statement's own work was done on all threads; one is enough to hand the rows out.
+            control = self._session()
+            self._file.work_alone(control)
             for batch in reader:
                 arrays = [
                     typed(array, field.type) for array, field in zip(batch.columns, schema, strict=True)
                 ]
                 yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+                handed_out += batch.nbytes
+                if handed_out > _FORGOTTEN_AFTER:
+                    self._file.forget(control)
+                    handed_out = 0
 
     def _known_tables(self, connection: "DuckDBPyConnection", target: Target) -> dict[str, bool]:
         found = ((target.table, "_llm_planned_at"), (target.failures, "_llm_attempts"))
@@ -191,14 +193,14 @@ class DuckDBWarehouse:
 
     def _reader(self) -> "DuckDBPyConnection":
         if self._reading is None:
-            if not self._path.exists():
-                raise SourceError(f"There is no DuckDB file {self._path}.")
-            self._reading = self._open(read_only=True)
+            if not self._file.path.exists():
+                raise SourceError(f"There is no DuckDB file {self._file.path}.")
+            self._reading = self._file.open(read_only=True)
         return self._reading
 
     @contextmanager
     def _transaction(self) -> Iterator["DuckDBPyConnection"]:
-        connection = self._open(read_only=False)
+        connection = self._file.open(read_only=False)
         try:
             connection.execute("SET TimeZone = 'UTC'")
             connection.begin()
@@ -210,54 +212,6 @@ class DuckDBWarehouse:
             raise
         finally:
             connection.close()
-
-    def _open(self, *, read_only: bool) -> "DuckDBPyConnection":
-        try:
-            import duckdb
-        except ImportError:
-            raise MissingExtra("DuckDB", "duckdb") from None
-        until = time.monotonic() + self._lock_wait_seconds
-        while True:
-            try:
-                connection = duckdb.connect(self._path, read_only=read_only, config=dict(self._options))
-                break
-            except (duckdb.IOException, duckdb.ConnectionException) as error:
-                holder = _holder(str(error))
-                if holder is None:
-                    raise
-            if time.monotonic() > until:
-                raise WarehouseBusy(
-                    f"{self._path} is held by {holder}, and was not let go in {self._lock_wait_seconds:g} s. "
-                    "DuckDB lets one process write at a time: close the other, or let the tasks run one by one."
-                )
-            time.sleep(_RETRY_SECONDS)
-        return connection
-
-    def _translated(self) -> Any:
-        try:
-            import duckdb
-        except ImportError:
-            raise MissingExtra("DuckDB", "duckdb") from None
-        return translated((duckdb.Error, pa.ArrowException, OSError), self._describe)
-
-    def _describe(self, error: Exception) -> BatchLLMError:
-        name = type(error).__name__.removesuffix("Exception")
-        if name == "OutOfMemory":
-            return WarehouseError(
-                f"DuckDB needs more than its memory_limit of {self._options['memory_limit']} on {self._path}: it reads "
-                "some thousand rows at once, however long they are. Raise the limit, or read fewer long columns."
-            )
-        said = f": {str(error).splitlines()[0]}" if name in _ABOUT_THE_STATEMENT else ""
-        return WarehouseError(f"DuckDB refused a statement on {self._path} ({name}){said}")
-
-
-def _holder(message: str) -> str | None:
-    """Who has the file, from DuckDB's words; None if the trouble is another."""
-    if found := re.search(r"Conflicting lock is held in (.+?) \(PID (\d+)\)", message):
-        return f"process {found[2]} ({found[1]})"
-    if "different configuration" in message:
-        return "this process, which reads it still (release() lets it go)"
-    return "another process" if "Could not set lock" in message else None
 
 
 def _tables(connection: "DuckDBPyConnection", target: Target) -> Tables:
@@ -290,6 +244,10 @@ def _catalog(connection: "DuckDBPyConnection", view: str, facts: str, name: str)
         "AND lower(table_name) = lower(?)",
         [catalog, schema, table],
     ).fetchall()
+
+
+def _any(connection: "DuckDBPyConnection", query: str) -> bool:
+    return connection.execute(query).fetchone() is not None
 
 
 def _parquet(files: Sequence[Path]) -> str:

@@ -29,7 +29,7 @@ class Staged:
     """Where the staged rows are: relations that may stand in a FROM clause. `twice`: some key is there twice."""
 
     answers: str
-    failures: str
+    failures: str | None  # None: there are none
     answers_twice: bool = True
     failures_twice: bool = True
 
@@ -122,6 +122,8 @@ def publication(
     else:
         steps = _upsert(answers, rows, "answers", statements)
     steps.append(Step(sql=statements.settle(failures, staged.answers)))
+    if staged.failures is None:
+        return steps
     rows = (statements.latest if staged.failures_twice else statements.plain)(failures, staged.failures)
     left = statements.unanswered(failures, answers, rows)
     return [*steps, *_upsert(failures, left, "failures", statements)]

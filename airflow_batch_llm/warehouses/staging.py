@@ -30,6 +30,19 @@ class StagedFiles:
     failures: tuple[Path, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """How much of what is staged may be held at once."""
+
+    rows: int
+    bytes: int  # before compression
+
+
+def rows_of(file: Path) -> int:
+    """How many rows a staged file holds."""
+    return int(pq.read_metadata(file).num_rows)
+
+
 def run_token(target: Target, run_id: str) -> str:
     """A short name of a run on a target, fit for files and tables."""
     return sha256(repr((target.table, target.failures, run_id)).encode()).hexdigest()[:16]
@@ -67,18 +80,18 @@ class StagingFolder:
             failures=tuple(self._file(target, part, "failures") for part in parts),
         )
 
-    def portions(self, target: Target, parts: Sequence[Part], most_rows: int) -> Iterator[list[Part]]:
+    def portions(self, target: Target, parts: Sequence[Part], most: Bounds) -> Iterator[list[Part]]:
         """The parts in their order, cut so that no portion of several parts holds more answers than that."""
         portion: list[Part] = []
-        held = 0
+        rows = size = 0
         for part in parts:
-            file = self._file(target, part, "answers")
-            rows = pq.read_metadata(file).num_rows if file.exists() else 0
-            if portion and held + rows > most_rows:
+            metadata = pq.read_metadata(self._file(target, part, "answers"))
+            held = sum(metadata.row_group(n).total_byte_size for n in range(metadata.num_row_groups))
+            if portion and (rows + metadata.num_rows > most.rows or size + held > most.bytes):
                 yield portion
-                portion, held = [], 0
+                portion, rows, size = [], 0, 0
             portion.append(part)
-            held += rows
+            rows, size = rows + metadata.num_rows, size + held
         if portion:
             yield portion
 

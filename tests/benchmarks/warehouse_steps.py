@@ -62,7 +62,7 @@ def parts(rows: int) -> list[Part]:
 
 def stored(folder: Path, rows: int) -> Iterator[pa.RecordBatch]:
     """The answers from the file that was made before the clock started."""
-    with pq.ParquetFile(folder / f"answers-{rows}.parquet") as file:
+    with pq.ParquetFile(folder / f"answers-{rows}.parquet", pre_buffer=False) as file:
         yield from file.iter_batches(PART_ROWS)
 
 

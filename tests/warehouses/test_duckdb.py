@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import duckdb
 import pyarrow as pa
@@ -15,6 +16,7 @@ from airflow_batch_llm.testing.staged_rows import labels, land, part
 from airflow_batch_llm.testing.warehouses import WarehouseContract
 from airflow_batch_llm.warehouses.base import SharesFile, Source
 from airflow_batch_llm.warehouses.duckdb import DuckDBWarehouse
+from airflow_batch_llm.warehouses.duckdb_file import DuckDBFile as OpenedFile
 
 
 class DuckDBFile:
@@ -107,6 +109,24 @@ def test_rows_too_long_for_the_memory_limit_are_an_error_that_names_it(database:
     with pytest.raises(WarehouseError, match="memory_limit of 32MB"):
         warehouse.read(Source(sql="SELECT id, repeat('long ', 20000) || id AS body FROM tickets")).read_all()
     warehouse.close()
+
+
+def test_what_was_read_of_the_file_can_be_forgotten(database: DuckDBFile) -> None:
+    database.seed(
+        "tickets", pa.table({"body": ["".join(uuid4().hex for _ in range(8)) for _ in range(150_000)]})
+    )
+    file = OpenedFile(database.path, lock_wait_seconds=1, options={"memory_limit": "512MB"})
+    connection = file.open(read_only=True)
+    file.work_alone(connection)
+    connection.execute("SELECT max(body) FROM tickets").fetchall()
+    facts = "SELECT sum(memory_usage_bytes) >> 20, current_setting('memory_limit') FROM duckdb_memory()"
+    ((held, limit),) = connection.execute(facts).fetchall()
+    file.forget(connection)
+    ((left, limit_afterwards),) = connection.execute(facts).fetchall()
+    connection.close()
+    assert held > 20
+    assert left <= 16
+    assert limit_afterwards == limit
 
 
 def test_uuids_and_json_keep_their_types(database: DuckDBFile) -> None:
