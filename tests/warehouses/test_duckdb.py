@@ -5,7 +5,6 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import duckdb
 import pyarrow as pa
@@ -112,9 +111,10 @@ def test_rows_too_long_for_the_memory_limit_are_an_error_that_names_it(database:
 
 
 def test_what_was_read_of_the_file_can_be_forgotten(database: DuckDBFile) -> None:
-    database.seed(
-        "tickets", pa.table({"body": ["".join(uuid4().hex for _ in range(8)) for _ in range(150_000)]})
-    )
+    with duckdb.connect(database.path) as writer:
+        writer.execute(
+            "CREATE TABLE tickets AS SELECT repeat(uuid(), 2) || uuid() AS body FROM range(1_000_000)"
+        )
     file = OpenedFile(database.path, lock_wait_seconds=1, options={"memory_limit": "512MB"})
     connection = file.open(read_only=True)
     file.work_alone(connection)
