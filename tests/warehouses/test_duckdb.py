@@ -112,9 +112,7 @@ def test_rows_too_long_for_the_memory_limit_are_an_error_that_names_it(database:
 
 def test_what_was_read_of_the_file_can_be_forgotten(database: DuckDBFile) -> None:
     with duckdb.connect(database.path) as writer:
-        writer.execute(
-            "CREATE TABLE tickets AS SELECT repeat(uuid(), 2) || uuid() AS body FROM range(1_000_000)"
-        )
+        writer.execute("CREATE TABLE tickets AS SELECT concat(uuid(), uuid()) AS body FROM range(1_000_000)")
     file = OpenedFile(database.path, lock_wait_seconds=1, options={"memory_limit": "512MB"})
     connection = file.open(read_only=True)
     file.work_alone(connection)
