@@ -135,6 +135,7 @@ class BatchStatus:
         None  # why it was rejected, in the provider's words (codes and line numbers, no row text)
     )
     later: bool = False  # rejected for lack of quota alone: the same shard may be sent again later
+    unmentioned: Outcome = Outcome.MISSING  # of an ended batch: what became of rows that its results omit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -155,11 +155,16 @@ class ReadsAnswers:
 
     def test_rows_of_an_expired_batch_that_were_executed_are_answered(self, bench: Bench) -> None:
         bench.fault(kind="expire", share=0.5)
-        batch_id = bench.submit(bench.shard(10))
+        shard = bench.shard(10)
+        batch_id = bench.submit(shard)
         assert bench.ended(batch_id).state is BatchState.ENDED
-        outcomes = Counter(result.outcome for result in bench.results(batch_id).values())
-        assert outcomes[Outcome.SUCCEEDED] == 5
-        assert outcomes[Outcome.EXPIRED] == (5 if self.outcomes["expired"] else 0)
+        assert bench.outcomes(shard, batch_id) == {Outcome.SUCCEEDED: 5, Outcome.EXPIRED: 5}
+
+    def test_a_row_that_a_finished_batch_leaves_out_is_missing(self, bench: Bench) -> None:
+        bench.fault(kind="missing", rows=[1])
+        shard = bench.shard(3)
+        batch_id = bench.submit(shard)
+        assert bench.outcomes(shard, batch_id) == {Outcome.SUCCEEDED: 2, Outcome.MISSING: 1}
 
     def test_a_large_shard_is_sent_and_read_in_little_memory(self, bench: Bench) -> None:
         # 24 MB in 240 lines, and a trace of every allocation of this process.

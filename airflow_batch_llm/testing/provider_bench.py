@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,7 +12,16 @@ from uuid import uuid4
 
 import orjson
 
-from airflow_batch_llm.core.model import BatchState, BatchStatus, Call, Lease, Result, Search, ShardFile
+from airflow_batch_llm.core.model import (
+    BatchState,
+    BatchStatus,
+    Call,
+    Lease,
+    Outcome,
+    Result,
+    Search,
+    ShardFile,
+)
 from airflow_batch_llm.core.request import custom_id, shard_token
 from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.simulator.handle import Simulator
@@ -60,6 +70,12 @@ class Bench:
         """The decoded results by custom_id."""
         decoded = [self.provider.decode(line) for line in self.provider.results(batch_id)]
         return {result.custom_id: result for result in decoded}
+
+    def outcomes(self, shard: ShardFile, batch_id: str) -> Counter[Outcome]:
+        """What became of every row of a batch, once it has ended: of those too that its results leave out."""
+        status, results = self.ended(batch_id), self.results(batch_id)
+        rows = [results.get(custom_id(shard.token, ordinal)) for ordinal in range(shard.requests)]
+        return Counter(row.outcome if row is not None else status.unmentioned for row in rows)
 
     def search(self, *shards: ShardFile, known: Sequence[str] = ()) -> Search:
         """A search for the batches of these shards, since a minute ago."""

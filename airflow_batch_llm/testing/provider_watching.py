@@ -87,12 +87,12 @@ class WatchesBatches:
     ) -> None:
         bench.simulator.turn(cancelled_share=0.5)
         bench.fault(kind="hold")
-        batch_id = bench.submit(bench.shard(10))
+        shard = bench.shard(10)
+        batch_id = bench.submit(shard)
         bench.simulator.clock(settle=True)  # a batch that is stopped before it runs has no rows
         driver.cancel(batch_id)
         assert bench.ended(batch_id).state is BatchState.ENDED
-        outcomes = Counter(result.outcome for result in bench.results(batch_id).values())
-        assert outcomes[Outcome.SUCCEEDED] == 5
+        assert bench.outcomes(shard, batch_id) == {Outcome.SUCCEEDED: 5, Outcome.CANCELED: 5}
 
     def test_to_cancel_a_batch_that_has_ended_changes_nothing(self, bench: Bench, driver: Driver) -> None:
         batch_id = bench.submit(bench.shard(3))

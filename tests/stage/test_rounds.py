@@ -4,6 +4,7 @@ import pytest
 
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.errors import QualityGateFailed
+from airflow_batch_llm.stage.run import Pause
 from tests.stage.world import Bench
 
 
@@ -28,6 +29,46 @@ def test_what_an_expired_batch_has_answered_is_kept_and_the_rest_is_asked_again(
     assert done.report.attempts == {1: 100, 2: 50}
     assert bench.world.charged() == 100
     assert len(bench.world.answers()) == 100
+
+
+def test_rows_that_an_expired_batch_did_not_come_to_are_not_to_blame(bench: Bench) -> None:
+    bench.world.make_tickets(20)
+    bench.fault(kind="expire", share=0.5)
+
+    done = bench.complete(max_attempts=1)
+
+    assert done.report.final == {Outcome.SUCCEEDED: 10, Outcome.EXPIRED: 10}
+    assert bench.world.failures() == dict.fromkeys(range(10, 20), ("expired", 0, False))
+    assert bench.complete("dag/task/next").report.attempts == {1: 10}
+    assert bench.world.charged() == 20
+
+
+def test_rows_of_a_batch_that_somebody_cancels_are_left_to_the_next_run(bench: Bench) -> None:
+    bench.world.make_tickets(20)
+    bench.world.simulator.turn(batch_seconds=3600, cancelled_share=0.5)
+    waiting = bench.advance()
+    assert isinstance(waiting, Pause)
+    bench.world.sleep(600)
+    bench.world.provider().cancel(*waiting.watch.batch_ids)
+    bench.world.sleep(900)
+    bench.world.simulator.turn(batch_seconds=0)
+
+    done = bench.complete()
+
+    assert done.report.final == {Outcome.SUCCEEDED: 10, Outcome.CANCELED: 10}
+    assert done.report.attempts == {1: 20}
+    assert bench.world.failures() == dict.fromkeys(range(10, 20), ("canceled", 0, False))
+    assert bench.complete("dag/task/next").report.attempts == {1: 10}
+    assert bench.world.charged() == 20
+
+
+def test_rows_that_a_finished_batch_leaves_out_are_not_to_blame(bench: Bench) -> None:
+    bench.world.make_tickets(20)
+    bench.fault(kind="missing", rows=[3, 7])
+
+    bench.complete(max_attempts=1)
+
+    assert bench.world.failures() == {3: ("missing", 0, False), 7: ("missing", 0, False)}
 
 
 def test_truncated_answers_are_asked_again_with_a_higher_limit(bench: Bench) -> None:

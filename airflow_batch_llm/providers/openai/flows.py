@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from math import floor
 from typing import Any
 
-from airflow_batch_llm.core.model import BatchState, BatchStatus, Call, Search, Sighting
+from airflow_batch_llm.core.model import BatchState, BatchStatus, Call, Outcome, Search, Sighting
 from airflow_batch_llm.errors import ProviderError, Refused, ResultsGone, Unavailable
 from airflow_batch_llm.providers.clients import open_stream
 from airflow_batch_llm.providers.failures import failure_of
@@ -20,6 +20,8 @@ RUN_KEY, SHARD_KEY = "airflow_batch_llm_run", "airflow_batch_llm_shard"
 
 _LIST_LIMIT = 100
 _ENDED = frozenset({"completed", "expired", "cancelled"})
+# A batch that was stopped may leave rows out of both of its files.
+_UNMENTIONED = {"expired": Outcome.EXPIRED, "cancelled": Outcome.CANCELED}
 # A validation failure that is one of time: the same file may be accepted when other batches have ended.
 _LATER = "token_limit_exceeded"
 
@@ -40,7 +42,12 @@ def status_of(batch: Mapping[str, Any]) -> BatchStatus:
             later=bool(errors) and all(error.get("code") == _LATER for error in errors),
         )
     state = BatchState.ENDED if batch["status"] in _ENDED else BatchState.RUNNING
-    return BatchStatus(state=state, total=total, finished=finished if total else None)
+    return BatchStatus(
+        state=state,
+        total=total,
+        finished=finished if total else None,
+        unmentioned=_UNMENTIONED.get(batch["status"], Outcome.MISSING),
+    )
 
 
 def _reason(errors: Sequence[Mapping[str, Any]]) -> str:

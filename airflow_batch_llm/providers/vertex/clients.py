@@ -18,7 +18,7 @@ from airflow_batch_llm.providers.vertex.sending import keep_inside
 
 PAGE_SIZE = 100
 _TIMEOUT_SECONDS = 60.0
-_FIELDS = ("name", "state", "labels", "error", "completion_stats", "output_info")
+_FIELDS = ("name", "state", "labels", "error", "completion_stats", "output_info", "start_time", "end_time")
 
 # The models of google-genai that a job is made of; older releases lack some.
 _MODELS = (
@@ -169,6 +169,7 @@ def _job(told: Any) -> Job:
         error_code=told.error.code or None,
         error_message=told.error.message,
         output=told.output_info.gcs_output_directory or None,
+        ran_seconds=_ran_seconds(told),
     )
 
 
@@ -185,4 +186,11 @@ def _genai_job(told: Any) -> Job:
         error_code=error.code if error else None,
         error_message=(error.message or "") if error else "",
         output=output.gcs_output_directory if output else None,
+        ran_seconds=_ran_seconds(told),
     )
+
+
+def _ran_seconds(told: Any) -> float:
+    if not (told.start_time and told.end_time):
+        return 0.0
+    return float((told.end_time - told.start_time).total_seconds())

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from airflow_batch_llm.core.model import BatchState, BatchStatus, Search, Sighting
+from airflow_batch_llm.core.model import BatchState, BatchStatus, Outcome, Search, Sighting
 
 RUN_LABEL = "airflow_batch_llm_run"
 SHARD_LABEL = "airflow_batch_llm_shard"
@@ -20,6 +20,9 @@ OURS = f"labels.{RUN_LABEL}:*"
 _NAME = re.compile(
     r"projects/(?P<project>[^/]+)/locations/(?P<location>[^/]+)/batchPredictionJobs/(?P<job>[^/]+)"
 )
+
+# Vertex cancels a job that has been running for 24 hours; its times may differ from that by minutes.
+_CUT_OFF_SECONDS = 23.75 * 3600
 
 # google.rpc codes of a failed job that say "not now": resource exhausted, internal, unavailable.
 _PASSING = frozenset({8, 13, 14})
@@ -38,8 +41,8 @@ class _End(StrEnum):
 
     SUCCEEDED = "JOB_STATE_SUCCEEDED"
     PARTIALLY_SUCCEEDED = "JOB_STATE_PARTIALLY_SUCCEEDED"
-    CANCELLED = "JOB_STATE_CANCELLED"  # what was finished is written and billed
-    EXPIRED = "JOB_STATE_EXPIRED"  # 72 hours in the queue, or 24 hours of running
+    CANCELLED = "JOB_STATE_CANCELLED"  # by somebody or by Vertex; what was finished is written and billed
+    EXPIRED = "JOB_STATE_EXPIRED"  # 72 hours in the queue
     FAILED = "JOB_STATE_FAILED"
 
 
@@ -56,6 +59,7 @@ class Job:
     error_code: int | None = None
     error_message: str = ""
     output: str | None = None  # the folder below which the answers lie
+    ran_seconds: float = 0.0  # of a job that has run and ended
 
     @property
     def finished(self) -> int | None:
@@ -94,7 +98,17 @@ def status(job: Job) -> BatchStatus:
         finished=job.finished,
         reason=_reason(job) if state is BatchState.REJECTED else None,
         later=state is BatchState.REJECTED and job.error_code in _PASSING,
+        unmentioned=_unmentioned(job),
     )
+
+
+def _unmentioned(job: Job) -> Outcome:
+    """What became of the rows that are not in the output, which lists those that were executed."""
+    if job.state == _End.EXPIRED:
+        return Outcome.EXPIRED
+    if job.state == _End.CANCELLED:
+        return Outcome.EXPIRED if job.ran_seconds >= _CUT_OFF_SECONDS else Outcome.CANCELED
+    return Outcome.MISSING
 
 
 def _state(job: Job) -> BatchState:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from airflow_batch_llm.core.model import BatchState, BatchStatus, Search, Sighting
+from airflow_batch_llm.core.model import BatchState, BatchStatus, Outcome, Search, Sighting
 from airflow_batch_llm.providers.vertex.jobs import (
     Job,
     console_url,
@@ -37,6 +37,23 @@ FOLDER = "gs://b/out/prediction-model-2026-11-20T00:00:01.000000Z"
 )
 def test_every_state_is_one_of_ours(told: str, state: BatchState) -> None:
     assert status(Job(name=NAME, state=told)).state is state
+
+
+@pytest.mark.parametrize(
+    ("told", "hours", "outcome"),
+    [
+        ("JOB_STATE_SUCCEEDED", 1, Outcome.MISSING),
+        ("JOB_STATE_PARTIALLY_SUCCEEDED", 1, Outcome.MISSING),
+        ("JOB_STATE_EXPIRED", 0, Outcome.EXPIRED),
+        ("JOB_STATE_CANCELLED", 0, Outcome.CANCELED),
+        ("JOB_STATE_CANCELLED", 23, Outcome.CANCELED),
+        ("JOB_STATE_CANCELLED", 24, Outcome.EXPIRED),  # Vertex itself cancels what has run for a day
+    ],
+)
+def test_rows_that_an_output_leaves_out_share_the_fate_of_their_job(
+    told: str, hours: int, outcome: Outcome
+) -> None:
+    assert status(Job(name=NAME, state=told, ran_seconds=hours * 3600)).unmentioned is outcome
 
 
 def test_counts_are_told_as_far_as_they_are_known() -> None:
