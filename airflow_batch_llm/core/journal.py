@@ -44,9 +44,7 @@ class Entry:
     not_before: float = 0.0  # of a release: the next intent may not come earlier
     upload: str = ""
     batch_id: str = ""
-    unmentioned: str = (
-        ""  # of an end: the outcome of rows that the results leave out; empty: they are missing
-    )
+    unmentioned: str = ""  # of an end: the outcome of rows that its results omit; empty: they are missing
     reason: str = ""
 
     def to_json(self) -> bytes:
