@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import NamedTuple
 
 
 class Outcome(StrEnum):
@@ -44,9 +45,11 @@ class ColumnType(StrEnum):
     VECTOR = "vector"  # a list of numbers: an embedding
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
-    """Tokens of one answer. `input_tokens` and `output_tokens` are totals: the other three are parts of them."""
+class Usage(NamedTuple):
+    """Tokens of one answer. `input_tokens` and `output_tokens` are totals: the other three are parts of them.
+
+    A tuple, as `Result` is: one is made for each answer, and prices are looked up by it.
+    """
 
     input_tokens: int = 0
     cached_tokens: int = 0  # of the input, read from a cache
@@ -65,14 +68,8 @@ class Usage:
             reasoning_tokens=sum(one.reasoning_tokens for one in usages),
         )
 
-    def __add__(self, other: "Usage") -> "Usage":
-        return Usage(
-            input_tokens=self.input_tokens + other.input_tokens,
-            cached_tokens=self.cached_tokens + other.cached_tokens,
-            cache_write_tokens=self.cache_write_tokens + other.cache_write_tokens,
-            output_tokens=self.output_tokens + other.output_tokens,
-            reasoning_tokens=self.reasoning_tokens + other.reasoning_tokens,
-        )
+    def __add__(self, other: "Usage") -> "Usage":  # type: ignore[override]  # not one tuple after the other
+        return Usage.total((self, other))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,8 +155,7 @@ class Sighting:
     requests: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
+class Result(NamedTuple):
     """One line back from a provider, in our vocabulary. `text` is None unless something was answered."""
 
     custom_id: str

@@ -114,7 +114,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """For the run folder."""
-        stored = asdict(self)
+        stored = asdict(self) | {"usage": self.usage._asdict()}
         for name in ("why", "strange"):
             stored[name] = dict(getattr(self, name))  # `asdict` takes a Counter's items for its elements
         stored["attempts"] = {str(number): count for number, count in self.attempts.items()}
@@ -222,7 +222,7 @@ def to_xcom(report: Report, about: Provenance) -> dict[str, Any]:
         "why": dict(report.why),
         "requests": report.requests,
         "rounds": report.rounds,
-        "usage": asdict(report.usage),
+        "usage": report.usage._asdict(),
         "cost": _dollars(report.spent),
         "durations": {name: round(seconds, 1) for name, seconds in asdict(report.durations).items()},
         "passed": report.passed,

@@ -18,10 +18,13 @@ def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
     for chunk in chunks:
         head, *rest = chunk.split(b"\n")
         pending.append(head)
+        if not rest:
+            continue
+        rest.insert(0, b"".join(pending))
+        pending = [rest.pop()]
         for piece in rest:
-            if line := b"".join(pending).rstrip(b"\r"):
+            if line := piece.rstrip(b"\r"):
                 yield line
-            pending = [piece]
     if line := b"".join(pending):
         yield line
 

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from airflow_batch_llm.warehouses.columns import number
+
 
 class Ahead:
     """What has been read of a sorted stream and not yet been taken is held: one batch at the most."""
@@ -19,7 +21,7 @@ class Ahead:
         """The rows with less than this in the sorted column that were not taken before."""
         taken = []
         while (batch := self._next()) is not None:
-            count = pc.sum(pc.less(batch.column(self._column), value).cast(pa.int64())).as_py()
+            count = pc.sum(pc.less(batch.column(self._column), number(value)).cast(pa.int64())).as_py()
             taken.append(batch.slice(0, count))
             if count < batch.num_rows:
                 self._rest = batch.slice(count)

@@ -3,21 +3,18 @@
 Each step leaves a record and may be repeated. With the raw lines kept, landing again needs no provider.
 """
 
-import math
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from airflow_batch_llm.core.answer import AnswerParser
 from airflow_batch_llm.core.journal import Entry, Kind, Standing
 from airflow_batch_llm.core.model import BatchState, BatchStatus, Outcome, Usage
-from airflow_batch_llm.core.output_type import OutputType
-from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.core.report import Durations, Report, Spent
 from airflow_batch_llm.errors import ResultsGone
 from airflow_batch_llm.stage.folder import RunFolder
-from airflow_batch_llm.stage.gathering import Gathered, Gatherer, Judged
+from airflow_batch_llm.stage.gathering import Gathered, Gatherer
+from airflow_batch_llm.stage.judged import Failure, Judged
 from airflow_batch_llm.stage.landed import Landed
 from airflow_batch_llm.stage.landing import (
     Lander,
@@ -52,7 +49,9 @@ class Collector:
         assert batch is not None
         if status.state is BatchState.ENDED:
             self.keep_results(batch.batch_id)
-            entry = self._entry(Kind.ENDED, batch_id=batch.batch_id)
+            entry = replace(
+                self._entry(Kind.ENDED, batch_id=batch.batch_id), unmentioned=status.unmentioned.value
+            )
         elif status.later:
             again = self.parts.clock() + _LATER_SECONDS
             entry = self._entry(
@@ -78,7 +77,7 @@ class Collector:
         with parquet_reader(answers) as good, parquet_reader(failures) as bad:
             self.parts.target.stage(self.plan.target, part, good, bad)
         report = replace(self._report(shard, standing, gathered, began), outcomes=tally.outcomes)
-        self._put_landed(shard, report, tally)
+        self._put_landed(shard, report, tally, gathered.batches)
         self._append(shard, standing, self._entry(Kind.STAGED))
         for path in (keys, answers, failures):
             path.unlink()
@@ -112,14 +111,8 @@ class Collector:
     def _gathered(self, shard: PlannedShard, standing: Standing) -> Gathered:
         if standing.ended is None:
             return Gathered(judged=self._rejected(shard, standing))
-        gatherer = Gatherer(
-            provider=self.parts.provider,
-            parser=AnswerParser.of(OutputType.from_json(self.plan.output_type)),
-            prices=self._prices(),
-            token=self.plan.token(shard),
-            requests=shard.requests,
-        )
-        return gatherer.gather(self._kept(standing))
+        unmentioned = Outcome(standing.ended.unmentioned or Outcome.MISSING)
+        return Gatherer.of(self.parts.provider, self.plan, shard).gather(self._kept(standing), unmentioned)
 
     def _kept(self, standing: Standing) -> Iterable[tuple[str, Iterable[bytes]]]:
         """The kept lines of the shard's batch, then those of any other that was bought for it."""
@@ -135,17 +128,11 @@ class Collector:
                     " Restore them, or clear the task to ask again."
                 )
 
-    def _prices(self) -> PriceList:
-        """The prices of the day of the plan, on which its budget was judged."""
-        plan = self.plan
-        return PriceList.of(plan.provider, plan.model, plan.limits.prices, at=plan.planned_at)
-
-    def _rejected(self, shard: PlannedShard, standing: Standing) -> list[Judged]:
+    def _rejected(self, shard: PlannedShard, standing: Standing) -> Judged:
         reason = standing.refused.reason if standing.refused is not None else "the run's time was over"
         outcome = Outcome.ERRORED if standing.refused is not None else Outcome.CANCELED
         code = "rejected" if standing.refused is not None else "not_sent"
-        one = Judged(outcome=outcome, code=code, message=reason, retryable=False)
-        return [one] * shard.requests
+        return Judged.alike(shard.requests, outcome, Failure(code=code, message=reason, retryable=False))
 
     def _stamp(self, number: int, standing: Standing) -> Stamp:
         return Stamp(
@@ -168,8 +155,16 @@ class Collector:
         )
         return path
 
-    def _put_landed(self, shard: PlannedShard, report: Report, tally: Tally) -> None:
-        landed = Landed(report=report, again=tally.again, again_rows=tally.again_rows, samples=tally.samples)
+    def _put_landed(
+        self, shard: PlannedShard, report: Report, tally: Tally, batches: Sequence[str]
+    ) -> None:
+        landed = Landed(
+            report=report,
+            again=tally.again,
+            again_rows=tally.again_rows,
+            samples=tally.samples,
+            batches=batches,
+        )
         path = self.scratch / f"{shard.number:04d}.landed.json"
         path.write_bytes(landed.to_json())
         self.folder.put_landed(shard.number, path)
@@ -182,8 +177,8 @@ class Collector:
         return Report(
             attempts={self.plan.round: shard.requests} if sent else {},
             strange=gathered.strange,
-            batches=int(batch is not None) + len(standing.spare),
-            usage=Usage.total([one.usage for one in gathered.judged]),
+            batches=len(gathered.batches),
+            usage=Usage.total(list(gathered.judged.usages())),
             spent=_spent(gathered),
             durations=Durations(running=running, landing=now - began),
         )
@@ -207,8 +202,5 @@ class Collector:
 def _spent(gathered: Gathered) -> Spent:
     judged, stray = gathered.judged, gathered.stray_cost
     return Spent(
-        cost=math.fsum(one.cost for one in judged if one.cost is not None) + stray,
-        list_cost=math.fsum(one.list_cost for one in judged if one.list_cost is not None),
-        stray_cost=stray,
-        unpriced=sum(one.cost is None for one in judged),
+        cost=judged.cost + stray, list_cost=judged.list_cost, stray_cost=stray, unpriced=judged.unpriced
     )

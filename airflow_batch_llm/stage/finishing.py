@@ -10,16 +10,18 @@ from typing import Any
 
 import orjson
 
+from airflow_batch_llm.core.journal import Standing
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.report import Provenance, Report, gate
 from airflow_batch_llm.core.selection import Reason
 from airflow_batch_llm.errors import ProviderError, QualityGateFailed
 from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.landed import Landed, read_landed
-from airflow_batch_llm.stage.plan import Plan
+from airflow_batch_llm.stage.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.registers import Registers
 from airflow_batch_llm.stage.settings import Parts
 from airflow_batch_llm.stage.standings import read_standings
+from airflow_batch_llm.stage.strays import read_strays, reported
 from airflow_batch_llm.stage.sweeping import sweep_ended
 
 
@@ -65,11 +67,18 @@ class Finisher:
         """Add up, judge, and store the report; the stored one counts."""
         landed = [[read_landed(self.folder, shard.number) for shard in plan.shards] for plan in rounds]
         self._sweep()
-        report = _summed(self.first, landed)
+        shards = [one for plan in rounds for one in read_standings(self.folder, plan)]
+        strays = read_strays(self.folder, shards)
+        report = _summed(self.first, landed) + reported(strays)
         samples = [key for one in landed[-1] for key in one.samples]
         report = report.judged(gate(report, self.first.limits.min_success_ratio, samples=samples))
-        about = self._about(rounds, self._batch_ids(rounds))
-        self.folder.create_report(orjson.dumps({"report": report.to_json(), "about": _fields(about)}))
+        about = self._about(rounds, _batch_ids(shards))
+        stored = {
+            "report": report.to_json(),
+            "about": _fields(about),
+            "strays": [stray.batch_id for stray in strays],
+        }
+        self.folder.create_report(orjson.dumps(stored))
         ended = self.ended()
         assert ended is not None, "the report was created here, or by another attempt before"
         return ended
@@ -95,10 +104,6 @@ class Finisher:
             loose = True
         if loose:
             Registers(workspace=self.parts.workspace).add_loose(self.first.provider, self.folder)
-
-    def _batch_ids(self, rounds: Sequence[Plan]) -> tuple[str, ...]:
-        standings = [standing for plan in rounds for _, standing in read_standings(self.folder, plan)]
-        return tuple(one.batch.batch_id for one in standings if one.batch is not None)
 
     def _about(self, rounds: Sequence[Plan], batch_ids: tuple[str, ...]) -> Provenance:
         first = rounds[0]
@@ -131,6 +136,10 @@ def _summed(first: Plan, landed: Sequence[Sequence[Landed]]) -> Report:
             replaced: Counter[Outcome] = Counter(one.again_rows if asked_again else {})
             total += replace(one.report, replaced=replaced)
     return total
+
+
+def _batch_ids(shards: Sequence[tuple[PlannedShard, Standing]]) -> tuple[str, ...]:
+    return tuple(standing.batch.batch_id for _, standing in shards if standing.batch is not None)
 
 
 def _fields(about: Provenance) -> dict[str, object]:

@@ -1,7 +1,8 @@
 """The run folder: where each record of a run lives, and nothing about what the records mean.
 
 <run>/g1/plan.json  plans/<nonce>/0007.requests.jsonl  plans/<nonce>/0007.keys.parquet  rounds/2.json
-         journal/0007/0001.json …  results/<batch>.jsonl  landed/0007.json  deadline/0001.json  report.json
+         journal/0007/0001.json …  results/<batch>.jsonl  landed/0007.json  strays/<batch>.json  deadline/0001.json
+         report.json
 """
 
 import hashlib
@@ -100,6 +101,15 @@ class RunFolder:
 
     def read_landed(self, number: int) -> bytes | None:
         return self.workspace.read(self._at("landed", f"{number:04d}.json"))
+
+    def read_stray(self, batch_id: str) -> bytes | None:
+        return self.workspace.read(self._stray(batch_id))
+
+    def create_stray(self, batch_id: str, data: bytes) -> bool:
+        return self.workspace.create(self._stray(batch_id), data)
+
+    def _stray(self, batch_id: str) -> str:
+        return self._at("strays", f"{safe_name(batch_id)}.json")
 
     def create_published(self, round_number: int, data: bytes) -> bool:
         return self.workspace.create(self._at("published", f"{round_number}.json"), data)

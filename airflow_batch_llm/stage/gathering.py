@@ -1,54 +1,36 @@
 """From raw result lines to one judged answer per request of a shard.
 
 Lines come in any order, twice, for strangers, or broken. Each costs at most its own row; a request that no line
-mentions is `missing`. What is held is one shard's answers, never the table's.
+mentions is `missing`, or what the end of its batch says. What is held is one shard's answers, never the table's.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
 
 from airflow_batch_llm.core.answer import Answer, AnswerParser, Invalid
 from airflow_batch_llm.core.model import Outcome, Result, Usage
+from airflow_batch_llm.core.output_type import OutputType
 from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.providers.base import Provider
+from airflow_batch_llm.stage.judged import Bill, Failure, Judged
+from airflow_batch_llm.stage.plan import Plan, PlannedShard
 
 EXCERPT_CHARS = 200
 
-
-@dataclass(slots=True)
-class Judged:
-    """What became of one request."""
-
-    outcome: Outcome = Outcome.MISSING
-    values: tuple[Any, ...] | None = None
-    usage: Usage = field(default_factory=Usage)
-    cost: float | None = 0.0  # None: no price of the model is known
-    list_cost: float | None = 0.0
-    model: str | None = None
-    batch_id: str | None = None
-    code: str | None = None
-    message: str | None = None
-    excerpt: str | None = None
-    retryable: bool = True
-
-
-#: What stands for a request until a line mentions it. Shared, so never changed.
-_MISSING = Judged()
-
 #: So many usages and answers are remembered, with what they cost and mean: labels and short answers repeat.
-_REMEMBERED = 1024
+_REMEMBERED = 4096
 
 
 @dataclass(slots=True, kw_only=True)
 class Gathered:
-    """The judged requests by ordinal, and what served nobody."""
+    """The judged requests, and what served nobody."""
 
-    judged: list[Judged]
+    judged: Judged
     strange: Counter[str] = field(default_factory=Counter)  # lines, by kind
     stray_cost: float = 0.0  # of answers that another batch had given already
+    batches: list[str] = field(default_factory=list)  # that were read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,17 +42,31 @@ class Gatherer:
     prices: PriceList
     token: str
     requests: int
-    _priced: Callable[[Usage], tuple[float, float] | None] = field(init=False)
+    _billed: Callable[[Usage], Bill] = field(init=False)
     _parsed: Callable[[str], Answer | Invalid] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_priced", lru_cache(_REMEMBERED)(self._dollars))
+        object.__setattr__(self, "_billed", lru_cache(_REMEMBERED)(self._bill))
         object.__setattr__(self, "_parsed", lru_cache(_REMEMBERED)(self.parser.parse))
 
-    def gather(self, batches: Iterable[tuple[str, Iterable[bytes]]]) -> Gathered:
+    @classmethod
+    def of(cls, provider: Provider, plan: Plan, shard: PlannedShard) -> "Gatherer":
+        """The prices are those of the day of the plan, on which its budget was judged."""
+        return cls(
+            provider=provider,
+            parser=AnswerParser.of(OutputType.from_json(plan.output_type)),
+            prices=PriceList.of(plan.provider, plan.model, plan.limits.prices, at=plan.planned_at),
+            token=plan.token(shard),
+            requests=shard.requests,
+        )
+
+    def gather(
+        self, batches: Iterable[tuple[str, Iterable[bytes]]], unmentioned: Outcome = Outcome.MISSING
+    ) -> Gathered:
         """Judge the lines of the shard's batches, the recorded one first. The first good line of a request wins."""
-        gathered = Gathered(judged=[_MISSING] * self.requests)
+        gathered = Gathered(judged=Judged.alike(self.requests, unmentioned))
         for batch_id, lines in batches:
+            gathered.batches.append(batch_id)
             for line in lines:
                 self._take(line, batch_id, gathered)
         return gathered
@@ -81,56 +77,55 @@ class Gatherer:
         except ValueError:
             gathered.strange["unreadable_lines"] += 1
             return
-        ordinal = self._ordinal(result.custom_id)
-        if ordinal is None:
+        request = self._number(result.custom_id)
+        if request is None:
             gathered.strange["foreign_lines"] += 1
             return
-        before = gathered.judged[ordinal]
-        if before.outcome is not Outcome.MISSING:
-            self._note_second(result, batch_id, before, gathered)
-            if before.outcome is Outcome.SUCCEEDED or result.outcome is not Outcome.SUCCEEDED:
+        judged = gathered.judged
+        if judged.batch_ids[request] is not None:
+            self._note_second(result, request, batch_id, gathered)
+            if judged.outcomes[request] is Outcome.SUCCEEDED or result.outcome is not Outcome.SUCCEEDED:
                 return
-        gathered.judged[ordinal] = self._judge(result, batch_id)
+        self._judge(result, request, batch_id, judged)
 
-    def _note_second(self, result: Result, batch_id: str, before: Judged, gathered: Gathered) -> None:
+    def _note_second(self, result: Result, request: int, batch_id: str, gathered: Gathered) -> None:
         """A second line of one batch is the provider's slip; one of another batch was bought twice."""
         gathered.strange["duplicate_lines"] += 1
-        priced = self._priced(result.usage)
-        if priced is not None and batch_id != before.batch_id:
-            gathered.stray_cost += priced[0]
+        if batch_id != gathered.judged.batch_ids[request]:
+            gathered.stray_cost += self._billed(result.usage).cost or 0.0
 
-    def _dollars(self, usage: Usage) -> tuple[float, float] | None:
-        """In a batch, and in real time."""
+    def _bill(self, usage: Usage) -> Bill:
         priced = self.prices.priced(usage)
-        return None if priced is None else (float(priced.batch), float(priced.realtime))
+        if priced is None:
+            return Bill(usage, None, None)
+        return Bill(usage, float(priced.batch), float(priced.realtime))
 
-    def _ordinal(self, custom_id: str) -> int | None:
-        token, _, ordinal = custom_id.rpartition("-")
-        if token != self.token or not ordinal.isdecimal() or int(ordinal) >= self.requests:
+    def _number(self, custom_id: str) -> int | None:
+        token, _, number = custom_id.rpartition("-")
+        if token != self.token or not number.isdecimal() or int(number) >= self.requests:
             return None
-        return int(ordinal)
+        return int(number)
 
-    def _judge(self, result: Result, batch_id: str) -> Judged:
-        cost, list_cost = self._priced(result.usage) or (None, None)
-        judged = Judged(
-            outcome=result.outcome,
-            usage=result.usage,
-            cost=cost,
-            list_cost=list_cost,
-            model=result.model,
-            batch_id=batch_id,
-            code=result.error_code or result.finish_reason,
-            message=result.error_message,
-            excerpt=result.text[:EXCERPT_CHARS] if result.text else None,
-            retryable=result.retryable,
-        )
-        if result.outcome is Outcome.SUCCEEDED:
-            self._validate(result.text or "", judged)
-        return judged
-
-    def _validate(self, text: str, judged: Judged) -> None:
-        answer = self._parsed(text)
-        if isinstance(answer, Invalid):
-            judged.outcome, judged.code, judged.message = Outcome.INVALID, answer.code, answer.message
+    def _judge(self, result: Result, request: int, batch_id: str, judged: Judged) -> None:
+        outcome, values = result.outcome, None
+        if outcome is Outcome.SUCCEEDED:
+            answer = self._parsed(result.text or "")
+            if isinstance(answer, Answer):
+                values = answer.values
+                judged.failures.pop(request, None)
+            else:
+                outcome = Outcome.INVALID
+                judged.failures[request] = _failure(result, answer.code, answer.message)
         else:
-            judged.values, judged.code, judged.excerpt = answer.values, None, None
+            code = result.error_code or result.finish_reason
+            judged.failures[request] = _failure(result, code, result.error_message)
+        judged.outcomes[request] = outcome
+        judged.values[request] = values
+        judged.bills[request] = self._billed(result.usage)
+        judged.models[request] = result.model
+        judged.batch_ids[request] = batch_id
+
+
+def _failure(result: Result, code: str | None, message: str | None) -> Failure:
+    excerpt = result.text[:EXCERPT_CHARS] if result.text else None
+    return Failure(code=code, message=message, excerpt=excerpt, retryable=result.retryable)

@@ -63,6 +63,16 @@ class InspectedShard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InspectedStray:
+    """A batch that was created besides the recorded one of its shard, and found after the shard had landed."""
+
+    shard: int
+    batch_id: str
+    cost_usd: float | None  # None: not known, or not yet
+    in_report: bool  # of a finished run: whether its report counts it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Inspected:
     """One generation of a run."""
 
@@ -78,12 +88,13 @@ class Inspected:
     spent_usd: float
     next: str
     shards: tuple[InspectedShard, ...]
+    strays: tuple[InspectedStray, ...]
     passed: bool | None  # None: unfinished
     verdict: str | None
 
     def to_json(self) -> dict[str, Any]:
         """For other programs."""
-        return {**asdict(self), "shards": [asdict(shard) for shard in self.shards]}
+        return asdict(self)
 
 
 def generations(workspace: Workspace, run: str) -> Iterator[RunFolder]:

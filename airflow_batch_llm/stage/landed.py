@@ -20,6 +20,7 @@ class Landed:
     again: Sequence[tuple[int, Outcome]] = ()  # request, what became of it
     again_rows: Mapping[Outcome, int] = field(default_factory=dict)  # the rows that wait for these requests
     samples: Sequence[str] = ()  # a few keys of rows without a good answer
+    batches: Sequence[str] = ()  # whose lines were read: the shard's own, and strays that had ended by then
 
     def to_json(self) -> bytes:
         return orjson.dumps(
@@ -28,6 +29,7 @@ class Landed:
                 "again": self.again,
                 "again_rows": {outcome.value: count for outcome, count in self.again_rows.items()},
                 "samples": self.samples,
+                "batches": self.batches,
             }
         )
 
@@ -39,6 +41,7 @@ class Landed:
             again=tuple((request, Outcome(outcome)) for request, outcome in fields["again"]),
             again_rows={Outcome(name): count for name, count in fields["again_rows"].items()},
             samples=fields["samples"],
+            batches=fields["batches"],
         )
 
 

@@ -7,7 +7,6 @@ request bears its tokens and cost; the others are marked as sharing it.
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,10 @@ import pyarrow.parquet as pq
 
 from airflow_batch_llm.core.attempts import Verdict, after_failure, after_rejection
 from airflow_batch_llm.core.model import Outcome
-from airflow_batch_llm.stage.gathering import Judged
+from airflow_batch_llm.stage.judged import Failure, Judged
 from airflow_batch_llm.stage.spool import ATTEMPTS, INPUT_HASH, PROBLEM, REQUEST, SHARED
 from airflow_batch_llm.warehouses.base import Target
+from airflow_batch_llm.warehouses.columns import amounts, flags, moment, number, numbers, text, texts
 
 _ROWS_AT_ONCE = 16_384
 _SAMPLES, _SAMPLE_CHARS = 3, 40
@@ -55,11 +55,11 @@ class Stamp:
         count = len(input_hashes)
         return {
             "_llm_input_hash": input_hashes,
-            "_llm_spec_hash": pa.repeat(self.spec_hash, count),
-            "_llm_run_id": pa.repeat(self.run_id, count),
-            "_llm_shard": pa.repeat(pa.scalar(self.shard, pa.int64()), count),
-            "_llm_planned_at": pa.repeat(_time(self.planned_at), count),
-            "_llm_processed_at": pa.repeat(_time(self.processed_at), count),
+            "_llm_spec_hash": pa.repeat(text(self.spec_hash), count),
+            "_llm_run_id": pa.repeat(text(self.run_id), count),
+            "_llm_shard": pa.repeat(number(self.shard), count),
+            "_llm_planned_at": pa.repeat(moment(self.planned_at), count),
+            "_llm_processed_at": pa.repeat(moment(self.processed_at), count),
         }
 
 
@@ -76,16 +76,16 @@ class Tally:
 class Lander:
     """Turns one shard's keys file and judged requests into the two tables' rows."""
 
-    def __init__(self, target: Target, stamp: Stamp, judged: Sequence[Judged]) -> None:
+    def __init__(self, target: Target, stamp: Stamp, judged: Judged) -> None:
         self._target = target
         self._stamp = stamp
         self._judged = judged
-        self._good = pa.array([one.outcome is Outcome.SUCCEEDED for one in judged], pa.bool_())
+        self._good = flags(outcome is Outcome.SUCCEEDED for outcome in judged.outcomes)
         self._answers = self._answer_columns()
         self._money = self._money_columns()
         self._origin = {
-            "_llm_model": pa.array([one.model or stamp.model for one in judged], pa.string()),
-            "_llm_batch_id": pa.array([one.batch_id for one in judged], pa.string()),
+            "_llm_model": texts([model or stamp.model for model in judged.models]),
+            "_llm_batch_id": texts(judged.batch_ids),
         }
 
     def write(self, keys: Path, answers: Path, failures: Path) -> Tally:
@@ -107,17 +107,17 @@ class Lander:
         """The typed answer of each request, by ordinal; NULL where there is none."""
         columns = {}
         for position, column in enumerate(self._target.answer):
-            values = [one.values[position] if one.values is not None else None for one in self._judged]
+            values = [one[position] if one is not None else None for one in self._judged.values]
             columns[column.name] = _array(values, column.type)
         return columns
 
     def _money_columns(self) -> dict[str, pa.Array]:
-        judged = self._judged
+        usages = list(self._judged.usages())
         return {
-            "_llm_input_tokens": pa.array([one.usage.input_tokens for one in judged], pa.int64()),
-            "_llm_cached_tokens": pa.array([one.usage.cached_tokens for one in judged], pa.int64()),
-            "_llm_output_tokens": pa.array([one.usage.output_tokens for one in judged], pa.int64()),
-            "_llm_cost_usd": pa.array([one.cost for one in judged], pa.float64()),
+            "_llm_input_tokens": numbers(usage.input_tokens for usage in usages),
+            "_llm_cached_tokens": numbers(usage.cached_tokens for usage in usages),
+            "_llm_output_tokens": numbers(usage.output_tokens for usage in usages),
+            "_llm_cost_usd": amounts([bill.cost for bill in self._judged.bills]),
         }
 
     def _answer_rows(self, rows: pa.RecordBatch) -> pa.RecordBatch:
@@ -129,44 +129,49 @@ class Lander:
 
     def _failure_rows(self, rows: pa.RecordBatch, tally: Tally) -> pa.RecordBatch:
         requests: list[int] = rows.column(REQUEST).to_pylist()
-        judged = [self._judged[request] for request in requests]
+        outcomes = [self._judged.outcomes[request] for request in requests]
+        failures = [self._judged.failure(request) for request in requests]
         verdicts = [
-            self._verdict(one, attempts)
-            for one, attempts in zip(judged, rows.column(ATTEMPTS).to_pylist(), strict=True)
-        ]
-        tally.outcomes.update(one.outcome for one in judged)
-        tally.again += [
-            (request, one.outcome)
-            for request, one, verdict, shared in zip(
-                requests, judged, verdicts, rows.column(SHARED).to_pylist(), strict=True
+            self._verdict(outcome, failure, attempts)
+            for outcome, failure, attempts in zip(
+                outcomes, failures, rows.column(ATTEMPTS).to_pylist(), strict=True
             )
-            if verdict.again and not shared
         ]
-        tally.again_rows.update(
-            one.outcome for one, verdict in zip(judged, verdicts, strict=True) if verdict.again
-        )
-        for row in (
-            rows.slice(0, max(0, _SAMPLES - len(tally.samples))).select(self._target.key.names).to_pylist()
-        ):
-            tally.samples.append("/".join(str(value)[:_SAMPLE_CHARS] for value in row.values()))
-        excerpts = [one.excerpt if self._stamp.raw_excerpt else None for one in judged]
+        self._count(rows, outcomes, verdicts, tally)
         columns = {name: rows.column(name) for name in self._target.key.names}
         columns |= {
-            "_llm_outcome": pa.array([str(one.outcome) for one in judged], pa.string()),
-            "_llm_error_code": pa.array([one.code for one in judged], pa.string()),
-            "_llm_error_message": pa.array([one.message for one in judged], pa.string()),
-            "_llm_raw_excerpt": pa.array(excerpts, pa.string()),
-            "_llm_attempts": pa.array([verdict.attempts for verdict in verdicts], pa.int64()),
-            "_llm_dead": pa.array([verdict.dead for verdict in verdicts], pa.bool_()),
+            "_llm_outcome": texts([str(outcome) for outcome in outcomes]),
+            "_llm_error_code": texts([failure.code for failure in failures]),
+            "_llm_error_message": texts([failure.message for failure in failures]),
+            "_llm_raw_excerpt": texts(
+                [failure.excerpt if self._stamp.raw_excerpt else None for failure in failures]
+            ),
+            "_llm_attempts": numbers(verdict.attempts for verdict in verdicts),
+            "_llm_dead": flags(verdict.dead for verdict in verdicts),
         }
         return _arranged(columns | self._bookkeeping(rows), self._target.failure_columns)
 
-    def _verdict(self, one: Judged, attempts: int) -> Verdict:
+    def _count(
+        self, rows: pa.RecordBatch, outcomes: list[Outcome], verdicts: list[Verdict], tally: Tally
+    ) -> None:
+        """Note what these rows without a good answer mean for the run."""
+        tally.outcomes.update(outcomes)
+        requests, shared = rows.column(REQUEST).to_pylist(), rows.column(SHARED).to_pylist()
+        for request, outcome, verdict, repeats in zip(requests, outcomes, verdicts, shared, strict=True):
+            if verdict.again:
+                tally.again_rows[outcome] += 1
+                if not repeats:
+                    tally.again.append((request, outcome))
+        wanted = rows.slice(0, max(0, _SAMPLES - len(tally.samples)))
+        for row in wanted.select(self._target.key.names).to_pylist():
+            tally.samples.append("/".join(str(value)[:_SAMPLE_CHARS] for value in row.values()))
+
+    def _verdict(self, outcome: Outcome, failure: Failure, attempts: int) -> Verdict:
         if self._stamp.rejected:
             return after_rejection(attempts)
         return after_failure(
-            one.outcome,
-            retryable=one.retryable,
+            outcome,
+            retryable=failure.retryable,
             attempts=attempts,
             tries=self._stamp.tries,
             most=self._stamp.max_attempts,
@@ -177,7 +182,7 @@ class Lander:
         columns = self._stamp.columns(rows.column(INPUT_HASH)) | {"_llm_shared": shared}
         columns |= {name: values.take(requests) for name, values in self._origin.items()}
         for name, values in self._money.items():
-            columns[name] = pc.if_else(shared, pa.scalar(0, values.type), values.take(requests))
+            columns[name] = pc.if_else(shared, number(0).cast(values.type), values.take(requests))
         return columns
 
 
@@ -189,13 +194,13 @@ def unsendable_failures(rows: pa.RecordBatchReader, target: Target, stamp: Stamp
             count = batch.num_rows
             problems = [str(problem).partition(": ") for problem in batch.column(PROBLEM).to_pylist()]
             columns = stamp.columns(batch.column(INPUT_HASH)) | {
-                "_llm_outcome": pa.repeat(str(Outcome.ERRORED), count),
-                "_llm_error_code": pa.array([code for code, _, _ in problems], pa.string()),
-                "_llm_error_message": pa.array([message for _, _, message in problems], pa.string()),
+                "_llm_outcome": pa.repeat(text(Outcome.ERRORED), count),
+                "_llm_error_code": texts([code for code, _, _ in problems]),
+                "_llm_error_message": texts([message for _, _, message in problems]),
                 "_llm_attempts": batch.column(ATTEMPTS),
-                "_llm_dead": pa.repeat(False, count),
-                "_llm_model": pa.repeat(stamp.model, count),
-                "_llm_shared": pa.repeat(False, count),
+                "_llm_dead": flags([False] * count),
+                "_llm_model": pa.repeat(text(stamp.model), count),
+                "_llm_shared": flags([False] * count),
             }
             columns |= {name: batch.column(name) for name in target.key.names}
             absent = {name: pa.nulls(count, kind) for name, kind in _NOT_SENT}
@@ -223,18 +228,20 @@ def parquet_reader(path: Path) -> pa.RecordBatchReader:
 def lines(path: Path) -> Iterator[bytes]:
     """The lines of a file, split at the byte `\\n` only, without it; empty ones are left out."""
     with path.open("rb") as file:
-        yield from (line for raw in file if (line := raw.rstrip(b"\n")))
+        for raw in file:
+            if line := raw.rstrip(b"\n"):
+                yield line
 
 
 def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     if isinstance(kind, pa.BaseExtensionType):
-        return pa.ExtensionArray.from_storage(kind, pa.array(values, kind.storage_type))
+        return pa.ExtensionArray.from_storage(kind, _array(values, kind.storage_type))
+    if kind == pa.string():
+        return texts(values)
+    if kind == pa.float64():
+        return amounts(values)
     return pa.array(values, kind)
 
 
 def _arranged(columns: dict[str, pa.Array], schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
-
-
-def _time(seconds: float) -> pa.Scalar:
-    return pa.scalar(datetime.fromtimestamp(seconds, UTC), pa.timestamp("us", tz="UTC"))

@@ -17,6 +17,7 @@ from airflow_batch_llm.errors import PromptError, SourceError
 from airflow_batch_llm.stage.settings import Guards, Reads
 from airflow_batch_llm.stage.spool import ATTEMPTS, INPUT_HASH, PROBLEM, PROMPTS, REASON, SEQ, Spool
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, JoinsKnown, Source, Target, Warehouse
+from airflow_batch_llm.warehouses.columns import number, numbers, octets, text, texts
 
 TOO_LARGE = "too_large"
 PROMPT_FAILED = "prompt_failed"
@@ -38,13 +39,13 @@ class Reading:
 
     def fill(self, spool: Spool, rows: Iterator[pa.RecordBatch]) -> None:
         """Spool every row. `rows` carry `KNOWN_COLUMNS` beside the source's own."""
-        reasons = pa.array(
+        reasons = texts(
             [str(reason) for reason in table(self.guards.only, retry_dead=self.guards.retry_dead)]
         )
         seq = sent = 0
         for batch in rows:
             self._refuse_null_keys(batch)
-            hashes = pa.array(input_hashes(self._values(batch)), pa.string())
+            hashes = texts(input_hashes(self._values(batch)))
             why: list[str] = reasons.take(_codes(batch, hashes, self.spec_hash)).to_pylist()
             wanted = [i for i, reason in enumerate(why) if reason in SENT]
             if self.guards.max_rows is not None:
@@ -53,13 +54,13 @@ class Reading:
                 del wanted[max(0, self.guards.max_rows - sent) :]
             sent += len(wanted)
             prompts, problems = self._render(batch, wanted, why)
-            numbers = pa.array(range(seq, seq + batch.num_rows), pa.int64())
+            seqs = numbers(range(seq, seq + batch.num_rows))
             spool.write(
                 pa.RecordBatch.from_pydict(
                     {
-                        SEQ: numbers,
-                        REASON: pa.array(why, pa.string()),
-                        PROBLEM: pa.array([problems.get(i) for i in range(batch.num_rows)], pa.string()),
+                        SEQ: seqs,
+                        REASON: texts(why),
+                        PROBLEM: texts([problems.get(i) for i in range(batch.num_rows)]),
                         INPUT_HASH: hashes,
                         ATTEMPTS: _attempts(batch, hashes, self.spec_hash),
                         **{name: batch.column(name) for name in spool.columns.names},
@@ -67,8 +68,8 @@ class Reading:
                 ),
                 pa.RecordBatch.from_pydict(
                     {
-                        SEQ: numbers.take(pa.array(list(prompts), pa.int64())),
-                        "prompt": pa.array(prompts.values(), pa.binary()),
+                        SEQ: seqs.take(numbers(prompts)),
+                        "prompt": octets(list(prompts.values())),
                     },
                     schema=PROMPTS,
                 ),
@@ -88,19 +89,19 @@ class Reading:
         self, batch: pa.RecordBatch, wanted: list[int], why: list[str]
     ) -> tuple[dict[int, bytes], dict[int, str]]:
         """The prompts of the wanted rows, and the problems of those that have none; these change their reason."""
-        part = batch if len(wanted) == batch.num_rows else batch.take(pa.array(wanted, pa.int64()))
+        part = batch if len(wanted) == batch.num_rows else batch.take(numbers(wanted))
         prompts: dict[int, bytes] = {}
         problems: dict[int, str] = {}
-        for i, text in zip(wanted, self.prompt.render_batch(self._values(part)), strict=True):
-            if isinstance(text, PromptError):
-                why[i], problems[i] = Reason.UNSENDABLE, f"{PROMPT_FAILED}: {text}"
-            elif len(text) > self.max_prompt_bytes:
+        for i, prompt in zip(wanted, self.prompt.render_batch(self._values(part)), strict=True):
+            if isinstance(prompt, PromptError):
+                why[i], problems[i] = Reason.UNSENDABLE, f"{PROMPT_FAILED}: {prompt}"
+            elif len(prompt) > self.max_prompt_bytes:
                 why[i] = Reason.UNSENDABLE
                 problems[i] = (
-                    f"{TOO_LARGE}: the prompt has {len(text):,} bytes, {self.max_prompt_bytes:,} fit into a request"
+                    f"{TOO_LARGE}: the prompt has {len(prompt):,} bytes, {self.max_prompt_bytes:,} fit into a request"
                 )
             else:
-                prompts[i] = text
+                prompts[i] = prompt
         return prompts, problems
 
     def _refuse_null_keys(self, batch: pa.RecordBatch) -> None:
@@ -160,22 +161,27 @@ def _codes(batch: pa.RecordBatch, hashes: pa.Array, spec_hash: str) -> pa.Array:
     """The code of `Seen` for each row."""
     answered = pc.is_valid(batch.column("_llm_known_input_hash"))
     same_input = pc.equal(batch.column("_llm_known_input_hash"), hashes)
-    same_spec = pc.equal(batch.column("_llm_known_spec_hash"), spec_hash)
+    same_spec = pc.equal(batch.column("_llm_known_spec_hash"), text(spec_hash))
     dead = pc.and_kleene(batch.column("_llm_failed_dead"), _same_failure(batch, hashes, spec_hash))
-    code = pa.scalar(0, pa.int8())
+    code = numbers([0] * batch.num_rows)
     for bit, fact in ((1, answered), (2, same_input), (4, same_spec), (8, dead)):
-        code = pc.add(code, pc.multiply(pc.fill_null(fact, False).cast(pa.int8()), pa.scalar(bit, pa.int8())))
+        code = pc.add(code, pc.multiply(_where(fact), number(bit)))
     return code
 
 
 def _same_failure(batch: pa.RecordBatch, hashes: pa.Array, spec_hash: str) -> pa.Array:
     return pc.and_kleene(
         pc.equal(batch.column("_llm_failed_input_hash"), hashes),
-        pc.equal(batch.column("_llm_failed_spec_hash"), spec_hash),
+        pc.equal(batch.column("_llm_failed_spec_hash"), text(spec_hash)),
     )
 
 
 def _attempts(batch: pa.RecordBatch, hashes: pa.Array, spec_hash: str) -> pa.Array:
     """How often this very request has failed before; 0 where row or spec has changed since."""
-    same = pc.fill_null(_same_failure(batch, hashes, spec_hash), False)
-    return pc.if_else(same, pc.fill_null(batch.column("_llm_failed_attempts"), 0), 0)
+    same = _where(_same_failure(batch, hashes, spec_hash))
+    return pc.multiply(same, pc.coalesce(batch.column("_llm_failed_attempts"), number(0)))
+
+
+def _where(fact: pa.Array) -> pa.Array:
+    """1 where it is true, and 0 where it is not or not known."""
+    return pc.coalesce(fact.cast(pa.int64()), number(0))

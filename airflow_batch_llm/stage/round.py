@@ -127,11 +127,9 @@ class Round:
         ]
         if not loose:
             return
-        Sweeper(parts=self.parts, folder=self.folder, plan=self.plan).sweep(loose)
-        spare = [batch_id for _, standing in self._standings() for batch_id in standing.spare]
-        for batch_id, status in self._check(spare).items():
-            if status.state is BatchState.ENDED:
-                self._collector.keep_results(batch_id)
+        for stray in Sweeper(parts=self.parts, folder=self.folder, plan=self.plan).sweep(loose):
+            if stray.state is BatchState.ENDED:
+                self._collector.keep_results(stray.batch_id)
 
     def _land(self, moves: dict[int, Move]) -> None:
         for shard, standing in self._standings():

@@ -16,6 +16,7 @@ from airflow_batch_llm.stage.ahead import Ahead
 from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.plan import PlannedShard
 from airflow_batch_llm.stage.spool import REQUEST
+from airflow_batch_llm.warehouses.columns import number
 
 _LINES_AT_ONCE = 1000
 
@@ -78,7 +79,7 @@ class ShardWriter:
             path, count = self.keys_path(shard.number), 0
             with pq.ParquetWriter(path, schema, compression="lz4") as writer:
                 for batch in waiting.below(first + shard.requests).to_batches():
-                    ordinals = pc.subtract(batch.column(REQUEST), first)
+                    ordinals = pc.subtract(batch.column(REQUEST), number(first))
                     at = schema.get_field_index(REQUEST)
                     writer.write_batch(batch.set_column(at, schema.field(at), ordinals))
                     count += batch.num_rows

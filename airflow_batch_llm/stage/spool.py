@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from airflow_batch_llm.core.selection import SENT, Reason
 from airflow_batch_llm.stage.ahead import Ahead
+from airflow_batch_llm.warehouses.columns import number
 
 #: Columns of a spooled row besides its own; they cannot collide with the user's.
 SEQ, REASON, PROBLEM = "_llm_seq", "_llm_reason", "_llm_problem"
@@ -132,19 +133,19 @@ class Spool:
         """
         repeats = self._repeats()
         schema = keys_schema(self.columns)
-        number = 0
+        done = 0
         for rows in self._sent_rows():
-            own = rows.filter(pc.equal(rows.column(SEQ), rows.column(_FIRST))).slice(0, requests - number)
+            own = rows.filter(pc.equal(rows.column(SEQ), rows.column(_FIRST))).slice(0, requests - done)
             if not own.num_rows:
                 continue
             firsts = own.column(_FIRST).combine_chunks()
             together = pa.concat_tables([own, repeats.below(firsts[-1].as_py() + 1)])
             together = together.sort_by([(_FIRST, "ascending"), (SEQ, "ascending")])
-            numbers = pc.add(pc.index_in(together.column(_FIRST), firsts).cast(pa.int64()), number)
+            places = pc.add(pc.index_in(together.column(_FIRST), firsts).cast(pa.int64()), number(done))
             shared = pc.not_equal(together.column(SEQ), together.column(_FIRST))
-            keyed = together.append_column(REQUEST, numbers).append_column(SHARED, shared)
+            keyed = together.append_column(REQUEST, places).append_column(SHARED, shared)
             yield from keyed.select(schema.names).cast(schema).to_batches()
-            number += own.num_rows
+            done += own.num_rows
 
     def _repeats(self) -> Ahead:
         """The rows that are sent and whose request an earlier row pays for, by that request."""

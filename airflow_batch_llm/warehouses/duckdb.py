@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from airflow_batch_llm.errors import SourceError, TargetError
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Source, Target
+from airflow_batch_llm.warehouses.columns import numbers
 from airflow_batch_llm.warehouses.dialect import DIALECTS
 from airflow_batch_llm.warehouses.duckdb_file import DuckDBFile
 from airflow_batch_llm.warehouses.plain import plain_batch, typed
@@ -88,9 +89,7 @@ class DuckDBWarehouse:
 
     def known(self, target: Target, keys: pa.RecordBatch) -> pa.RecordBatch:
         plain = plain_batch(keys, frozenset(target.key.names), _DIALECT)
-        numbered = pa.Table.from_batches([plain]).append_column(
-            "n", pa.array(range(keys.num_rows), pa.int64())
-        )
+        numbered = pa.Table.from_batches([plain]).append_column("n", numbers(range(keys.num_rows)))
         with self._file.translated():
             connection = self._session()
             query = self._statements.known("asked", target, self._known_tables(connection, target))

@@ -76,7 +76,7 @@ REPORTS = st.builds(
     attempts=counters(st.integers(1, 3)),
     strange=counters(st.sampled_from(["duplicate_lines"])),
     batches=st.integers(0, 9),
-    usage=st.builds(Usage, input_tokens=st.integers(0, 99), output_tokens=st.integers(0, 99)),
+    usage=st.builds(Usage, *[st.integers(0, 99)] * len(Usage._fields)),
     spent=st.builds(Spent, cost=st.integers(0, 99), list_cost=st.integers(0, 99), unpriced=st.integers(0, 9)),
     durations=st.builds(Durations, queued=st.integers(0, 9), landing=st.integers(0, 9)),
 )

@@ -18,6 +18,10 @@ _RETRYABLE_STATUS = frozenset({0, 408, 409, 429})
 _RETRYABLE_CODES = frozenset({"request_timeout", "server_error", "rate_limit_exceeded"})
 _NO_MONEY = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
 
+# What an answer's usage calls the tokens of question and answer: in Responses, and in what is older.
+_TOKENS = ("input_tokens", "input_tokens_details", "output_tokens", "output_tokens_details")
+_OLD_TOKENS = ("prompt_tokens", "prompt_tokens_details", "completion_tokens", "completion_tokens_details")
+
 # Servers of this API have their own words for the end of an answer.
 _WHOLE = frozenset({"stop", "eos", "eos_token", "end_turn", "stop_sequence"})
 
@@ -83,12 +87,11 @@ def _chat(custom_id: str, body: Mapping[str, Any]) -> Result:
         outcome, code = Outcome.INVALID, "empty"
     elif reason not in _WHOLE:
         outcome, code = Outcome.INVALID, reason or "unfinished"
-    usage = body.get("usage") or {}
     return Result(
         custom_id=custom_id,
         outcome=outcome,
         text=text or refusal or None,
-        usage=_usage(usage, "prompt_tokens", "completion_tokens"),
+        usage=_usage(body, *_OLD_TOKENS),
         model=body.get("model"),
         finish_reason=reason,
         error_code=code,
@@ -115,7 +118,7 @@ def _response(custom_id: str, body: Mapping[str, Any]) -> Result:
         custom_id=custom_id,
         outcome=outcome,
         text=text or refusal or None,
-        usage=_usage(body.get("usage") or {}, "input_tokens", "output_tokens"),
+        usage=_usage(body, *_TOKENS),
         model=body.get("model"),
         finish_reason=reason,
         error_code=code,
@@ -130,19 +133,19 @@ def _embedding(custom_id: str, body: Mapping[str, Any]) -> Result:
         custom_id=custom_id,
         outcome=Outcome.SUCCEEDED if vector else Outcome.INVALID,
         text=orjson.dumps(vector).decode() if vector else None,
-        usage=_usage(body.get("usage") or {}, "prompt_tokens", "completion_tokens"),
+        usage=_usage(body, *_OLD_TOKENS),
         model=body.get("model"),
         error_code=None if vector else "empty",
     )
 
 
-def _usage(usage: Mapping[str, Any], taken: str, given: str) -> Usage:
-    inputs = usage.get(f"{taken}_details") or {}
-    outputs = usage.get(f"{given}_details") or {}
+def _usage(body: Mapping[str, Any], taken: str, taken_parts: str, given: str, given_parts: str) -> Usage:
+    usage = body.get("usage") or {}
+    inputs, outputs = usage.get(taken_parts) or {}, usage.get(given_parts) or {}
     return Usage(
-        input_tokens=usage.get(taken) or 0,
-        cached_tokens=inputs.get("cached_tokens") or 0,
-        cache_write_tokens=inputs.get("cache_write_tokens") or 0,
-        output_tokens=usage.get(given) or 0,
-        reasoning_tokens=outputs.get("reasoning_tokens") or 0,
+        usage.get(taken) or 0,
+        inputs.get("cached_tokens") or 0,
+        inputs.get("cache_write_tokens") or 0,
+        usage.get(given) or 0,
+        outputs.get("reasoning_tokens") or 0,
     )
