@@ -1,11 +1,11 @@
-"""PostgreSQL: rows leave through a server-side cursor and answers come in through COPY.
+"""PostgreSQL: rows leave and answers come in through COPY; rows of a query with parameters leave through a cursor.
 
 A part is staged in unlogged tables of its own. After a crash of the server such a table is there and empty, so
 its comment, which is not lost, tells how many rows it holds; a publish takes nothing for staged that lacks some.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -15,7 +15,8 @@ from airflow_batch_llm.errors import BatchLLMError, MissingExtra, TargetError, W
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Source, Target
 from airflow_batch_llm.warehouses.dialect import DIALECTS, PARAMETER
 from airflow_batch_llm.warehouses.plain import plain_batch
-from airflow_batch_llm.warehouses.postgres_types import AS_TEXT, arrow_schema, copy_rows
+from airflow_batch_llm.warehouses.postgres_reads import PostgresRead
+from airflow_batch_llm.warehouses.postgres_types import copy_rows
 from airflow_batch_llm.warehouses.publication import (
     Staged,
     Table,
@@ -27,7 +28,7 @@ from airflow_batch_llm.warehouses.publication import (
     staged_columns,
 )
 from airflow_batch_llm.warehouses.refusal import translated
-from airflow_batch_llm.warehouses.rows import batches, record_batch
+from airflow_batch_llm.warehouses.rows import record_batch
 from airflow_batch_llm.warehouses.staging import not_staged, run_token
 from airflow_batch_llm.warehouses.statements import Statements
 
@@ -60,7 +61,7 @@ class PostgresWarehouse:
         self._connect = connect
         self._statements = Statements(_DIALECT)
         self._writing: Connection[Any] | None = None
-        self._reading: list[ExitStack] = []
+        self._reading: list[PostgresRead] = []
 
     @property
     def asset_uri(self) -> str:
@@ -137,31 +138,22 @@ class PostgresWarehouse:
                 cursor.execute(f"DROP TABLE IF EXISTS {', '.join(self._part_tables(target, part))}")
 
     def close(self) -> None:
-        for opened in self._reading:
-            with suppress(Exception):  # the connection may be broken already
-                opened.close()
+        for read in self._reading:
+            read.close()
         self._reading.clear()
         if self._writing is not None:
             self._writing.close()
             self._writing = None
 
     def _stream(self, query: str, parameters: Any) -> pa.RecordBatchReader:
-        """A connection of its own for each stream: the cursor lives in a transaction that nothing else may end."""
         with self._translated():
-            connection = self._open()
-            cursor = connection.cursor(name=f"_llm_{uuid4().hex}")
-            opened = ExitStack()
-            opened.callback(connection.close)
-            opened.callback(cursor.close)
-            self._reading.append(opened)
-            _read_as_text(cursor)
-            cursor.execute(query.encode(), parameters)
-            schema = arrow_schema(cursor.description or [])
-        return pa.RecordBatchReader.from_batches(schema, self._batches(opened, cursor, schema))
+            read = PostgresRead(self._open(), query, parameters)
+        self._reading.append(read)
+        return pa.RecordBatchReader.from_batches(read.schema, self._batches(read))
 
-    def _batches(self, opened: ExitStack, cursor: Any, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        with self._translated(), opened:
-            yield from batches(cursor.fetchmany, schema)
+    def _batches(self, read: PostgresRead) -> Iterator[pa.RecordBatch]:
+        with self._translated():
+            yield from read.batches()
 
     def _fill(
         self, cursor: "RawCursor[Any]", table: str, target: Target, reader: pa.RecordBatchReader
@@ -255,13 +247,6 @@ def _describe(error: Exception) -> BatchLLMError:
     said = f": {diagnosis.message_primary}" if diagnosis and code[:2] in _ABOUT_THE_STATEMENT else ""
     message = f"PostgreSQL refused a statement ({type(error).__name__}{' ' + code if code else ''}){said}"
     return (TargetError if code in _NOT_ALLOWED else WarehouseError)(message)
-
-
-def _read_as_text(cursor: Any) -> None:
-    from psycopg.types.string import TextLoader
-
-    for type_ in AS_TEXT:
-        cursor.adapters.register_loader(type_, TextLoader)
 
 
 def _tables(cursor: "RawCursor[Any]", target: Target) -> Tables:

@@ -8,7 +8,7 @@ import pyarrow.csv as csv
 from airflow_batch_llm.warehouses.kind import Kind, of_arrow
 
 if TYPE_CHECKING:
-    from psycopg import Column
+    from psycopg import Column, ServerCursor
 
 _BY_OID: dict[int, pa.DataType] = {
     16: pa.bool_(),
@@ -34,8 +34,6 @@ _BY_OID: dict[int, pa.DataType] = {
     3802: pa.json_(pa.string()),
 }
 _NUMERIC = 1700
-#: Types that are read as the text that the server sends.
-AS_TEXT = ("json", "jsonb", "uuid", "interval", "timetz")
 
 
 def arrow_schema(description: "list[Column]") -> pa.Schema:
@@ -47,6 +45,23 @@ def _arrow_type(column: "Column") -> pa.DataType:
     if column.type_code == _NUMERIC and column.precision is not None and column.precision <= 38:
         return pa.decimal128(column.precision, column.scale or 0)
     return _BY_OID.get(column.type_code, pa.string())
+
+
+def csv_type(type_: pa.DataType) -> pa.DataType:
+    """The type that Arrow reads from COPY's CSV for a column of a result. Bytes are left for psycopg to read."""
+    if isinstance(type_, pa.BaseExtensionType):
+        return pa.string()
+    return pa.binary() if pa.types.is_nested(type_) else type_
+
+
+def read_as_text(cursor: "ServerCursor[Any]", schema: pa.Schema) -> None:
+    """Let a cursor give the text that the server sends, for every column that is text with us or made of text."""
+    from psycopg.types.string import TextLoader
+
+    for column, type_ in zip(cursor.description or [], schema.types, strict=True):
+        # A number without a scale comes as a Decimal, since another column of the result may have one.
+        if csv_type(type_) == pa.string() and column.type_code != _NUMERIC:
+            cursor.adapters.register_loader(column.type_code, TextLoader)
 
 
 def copy_rows(batch: pa.RecordBatch) -> memoryview:

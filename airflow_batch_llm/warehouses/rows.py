@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -30,11 +31,12 @@ def batches(fetch: Fetch, schema: pa.Schema, make: "Make | None" = None) -> Iter
 def record_batch(rows: Sequence[Sequence[Any]], schema: pa.Schema) -> pa.RecordBatch:
     """Rows as a record batch. A value that is not of its column's type is an error that names the column."""
     # One pass a column: zip(*rows) would make an iterator for every row.
-    arrays = [_array([row[place] for row in rows], field) for place, field in enumerate(schema)]
+    arrays = [array([row[place] for row in rows], field) for place, field in enumerate(schema)]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-def _array(values: Sequence[Any], field: pa.Field) -> pa.Array:
+def array(values: Sequence[Any], field: pa.Field) -> pa.Array:
+    """A column of values as a driver gives them, in its type."""
     with suppress(pa.ArrowException, OverflowError, TypeError, ValueError):
         if isinstance(field.type, pa.UuidType | pa.JsonType):
             return typed(pa.array(values, pa.string()), field.type)
@@ -42,8 +44,13 @@ def _array(values: Sequence[Any], field: pa.Field) -> pa.Array:
     if pa.types.is_boolean(field.type) and all(value in (None, 0, 1) for value in values):
         return pa.array([None if value is None else bool(value) for value in values], field.type)
     if pa.types.is_string(field.type):
-        return pa.array([None if value is None else str(value) for value in values], pa.string())
+        return pa.array([None if value is None else _text(value) for value in values], pa.string())
     raise SourceError(
         f"The column {field.name} was read as {field.type}, and some of its rows hold something else. "
         "CAST it to one type in the source's query."
     )
+
+
+def _text(value: Any) -> str:
+    # As databases write a number: never with an exponent.
+    return format(value, "f") if isinstance(value, Decimal) else str(value)

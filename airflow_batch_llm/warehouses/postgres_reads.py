@@ -1,0 +1,144 @@
+"""The rows of a query out of PostgreSQL: by COPY as CSV that Arrow reads, or by a cursor on the server.
+
+COPY takes no parameters, so a query that has some is read by the cursor. Either way the cursor is declared first: it
+refuses a bad query and tells the types before a row is made, and both ways give the same types and values.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.csv as csv
+
+from airflow_batch_llm.warehouses.plain import typed
+from airflow_batch_llm.warehouses.postgres_types import arrow_schema, csv_type, read_as_text
+from airflow_batch_llm.warehouses.rows import array, batches
+
+if TYPE_CHECKING:
+    from psycopg import Column, Connection, Copy, ServerCursor
+
+    Load = Callable[[bytes], Any]
+
+#: How much of the CSV is parsed at once. A single row may be larger.
+_CSV_BYTES = 4 * 1024 * 1024
+_MOST_ROWS = 20_000
+_CANCEL_SECONDS = 5.0
+
+
+class PostgresRead:
+    """A query that is declared on a connection of its own, in a transaction that nothing else may end."""
+
+    def __init__(self, connection: "Connection[Any]", query: str, parameters: Any) -> None:
+        from psycopg import IsolationLevel
+
+        self._connection = connection
+        self._query = query.encode()
+        self._opened = ExitStack()
+        self._opened.callback(connection.close)
+        with ExitStack() as failed:
+            failed.callback(self.close)
+            # What is copied later is what the cursor saw when it was declared.
+            connection.isolation_level = IsolationLevel.REPEATABLE_READ
+            (limit,) = connection.execute("SHOW statement_timeout").fetchone() or ("0",)
+            self._cursor: ServerCursor[Any] = connection.cursor(name=f"_llm_{uuid4().hex}")
+            self._opened.callback(self._cursor.close)
+            self._cursor.execute(self._query, parameters)
+            self._columns: list[Column] = self._cursor.description or []
+            self.schema = arrow_schema(self._columns)
+            # The limit holds for each fetch of a cursor, but for the whole of a COPY, however slowly it is taken.
+            self._copied = parameters is None and limit == "0" and bool(self._columns) and self._in_utf8()
+            failed.pop_all()
+
+    def close(self) -> None:
+        """End the query, wherever it is, and close its connection."""
+        with suppress(Exception):  # the connection may be broken already
+            self._opened.close()
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """All rows, once."""
+        with self._opened:
+            if self._copied:
+                yield from self._by_copy()
+            else:
+                read_as_text(self._cursor, self.schema)
+                yield from batches(self._cursor.fetchmany, self.schema)
+
+    def _in_utf8(self) -> bool:
+        return self._connection.info.encoding == "utf-8"
+
+    def _by_copy(self) -> Iterator[pa.RecordBatch]:
+        self._cursor.close()
+        statement = b"COPY (" + self._query + b"\n) TO STDOUT (FORMAT csv)"
+        copy = self._opened.enter_context(self._connection.cursor().copy(statement))
+        self._opened.callback(self._abandon)
+        # A header of ours: the query's names may repeat, and Arrow would take a first U+FEFF for a mark of the file's.
+        header = ",".join(map(str, range(len(self.schema)))).encode() + b"\n"
+        for text in _pieces(copy, header):
+            yield from self._parsed(text)
+
+    def _abandon(self) -> None:
+        """Leave before the end: to read on until the server has stopped could take as long as the whole read."""
+        from psycopg.pq import TransactionStatus
+
+        if self._connection.info.transaction_status is TransactionStatus.ACTIVE:
+            with suppress(Exception):
+                self._connection.cancel_safe(timeout=_CANCEL_SECONDS)
+        self._connection.close()
+
+    def _parsed(self, text: bytearray) -> Iterator[pa.RecordBatch]:
+        types = [csv_type(type_) for type_ in self.schema.types]
+        try:
+            table = _read_csv(text, types)
+        except pa.ArrowInvalid:
+            # A value that Arrow cannot read, such as the date 'infinity': psycopg reads or refuses it, as by the cursor.
+            table = _read_csv(text, [type_ if type_ == pa.string() else pa.binary() for type_ in types])
+        for batch in table.to_batches(_MOST_ROWS):
+            arrays = [self._array(place, column) for place, column in enumerate(batch.columns)]
+            yield pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+
+    def _array(self, place: int, column: pa.Array) -> pa.Array:
+        field = self.schema.field(place)
+        if column.type != pa.binary():
+            return typed(column, field.type)
+        load = self._loader(place)
+        return array([None if value is None else load(value) for value in column.to_pylist()], field)
+
+    def _loader(self, place: int) -> "Load":
+        from psycopg.pq import Format
+
+        oid = self._columns[place].type_code
+        loader = self._cursor.adapters.get_loader(oid, Format.TEXT)
+        if loader is None:
+            raise LookupError(f"psycopg has no loader for type {oid}")
+        return loader(oid, self._connection).load
+
+
+def _pieces(copy: "Copy", header: bytes) -> Iterator[bytearray]:
+    """The CSV in pieces of whole rows, each under the header."""
+    piece = bytearray(header)
+    for row in copy:
+        piece += row
+        if len(piece) >= _CSV_BYTES:
+            yield piece
+            piece = bytearray(header)
+    if len(piece) > len(header):
+        yield piece
+
+
+def _read_csv(text: bytearray, types: list[pa.DataType]) -> pa.Table:
+    """CSV as COPY writes it: NULL is an empty field without quotes."""
+    return csv.read_csv(
+        pa.BufferReader(text),
+        csv.ReadOptions(use_threads=False, block_size=len(text) + 1),  # no row is cut in two
+        csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False),
+        csv.ConvertOptions(
+            column_types={str(place): type_ for place, type_ in enumerate(types)},
+            null_values=[""],
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+            true_values=["t"],
+            false_values=["f"],
+        ),
+    )
