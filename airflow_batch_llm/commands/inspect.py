@@ -7,7 +7,14 @@ import orjson
 import typer
 
 from airflow_batch_llm.commands.exit_code import ends_with_a_code
-from airflow_batch_llm.stage.inspection import Inspected, InspectedShard, generations, moment, open_run_folder
+from airflow_batch_llm.stage.inspection import (
+    Inspected,
+    InspectedShard,
+    InspectedStray,
+    generations,
+    moment,
+    open_run_folder,
+)
 from airflow_batch_llm.stage.inspection import inspect as inspected
 
 
@@ -40,7 +47,7 @@ def _told(run: Inspected) -> str:
     if run.verdict is not None:
         lines.append(f"  {'Passed' if run.passed else 'Failed'}: {run.verdict}")
     lines.append(f"  Next: {run.next}")
-    return "\n".join((*lines, *map(_shard_line, run.shards)))
+    return "\n".join((*lines, *map(_shard_line, run.shards), *map(_stray_line, run.strays)))
 
 
 def _shard_line(shard: InspectedShard) -> str:
@@ -53,3 +60,9 @@ def _shard_line(shard: InspectedShard) -> str:
         f"  round {shard.round} shard {shard.number:04d}: {shard.state}, {shard.requests:,} requests for"
         f" {shard.rows:,} rows{batch}{cost}{following}"
     )
+
+
+def _stray_line(stray: InspectedStray) -> str:
+    cost = "at a cost that is not known" if stray.cost_usd is None else f"${stray.cost_usd:,.4f}"
+    late = "" if stray.in_report else ", which no report counts"
+    return f"  besides shard {stray.shard:04d}: batch {stray.batch_id}, created by mishap, {cost}{late}"

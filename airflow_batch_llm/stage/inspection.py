@@ -3,7 +3,8 @@
 It needs neither the provider nor the warehouse, and writes nothing.
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -31,6 +32,7 @@ from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.landed import Landed
 from airflow_batch_llm.stage.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.standings import read_rounds, read_standings
+from airflow_batch_llm.stage.strays import read_strays, uncounted
 from airflow_batch_llm.stage.submitting import LEASE_SECONDS
 from airflow_batch_llm.store import Workspace
 
@@ -122,19 +124,24 @@ def inspect(folder: RunFolder, now: float) -> Inspected:
     """Read one generation."""
     rounds = list(read_rounds(folder))
     first = rounds[0]
-    stored = folder.read_report()
-    report = Report.from_json(orjson.loads(stored)["report"]) if stored is not None else None
+    stored = orjson.loads(folder.read_report() or b"null")
+    report = Report.from_json(stored["report"]) if stored is not None else None
     landed = {shard.number: _landed(folder, shard) for plan in rounds for shard in plan.shards}
     deadline = max((orjson.loads(data)["at"] for data in folder.deadlines()), default=None)
     at = _At(now, deadline)
+    standings = [(plan, read_standings(folder, plan)) for plan in rounds]
     shards = tuple(
         _shard(
             plan, (shard, standing), landed[shard.number], at, merged=merged and standing.staged is not None
         )
-        for plan, merged in ((plan, folder.read_published(plan.round) is not None) for plan in rounds)
-        for shard, standing in read_standings(folder, plan)
+        for plan, stands, merged in (
+            (plan, stands, folder.read_published(plan.round) is not None) for plan, stands in standings
+        )
+        for shard, standing in stands
     )
+    strays = tuple(_strays(folder, [one for _, stands in standings for one in stands], stored))
     spent = sum((one.report.spent for one in landed.values() if one is not None), Spent())
+    late = math.fsum(stray.cost_usd or 0.0 for stray in strays if not stray.in_report)
     return Inspected(
         path=folder.path,
         provider=first.provider,
@@ -145,14 +152,28 @@ def inspect(folder: RunFolder, now: float) -> Inspected:
         deadline=deadline,
         why=dict(first.why),
         estimated_usd=first.dollars,
-        spent_usd=report.spent.cost if report is not None else spent.cost,
+        spent_usd=(report.spent.cost if report is not None else spent.cost) + late,
         next=_next(
             shards, again=sum(_again(landed[shard.number]) for shard in rounds[-1].shards), report=report
         ),
         shards=shards,
+        strays=strays,
         passed=report.passed if report is not None else None,
         verdict=report.verdict if report is not None else None,
     )
+
+
+def _strays(
+    folder: RunFolder, shards: list[tuple[PlannedShard, Standing]], stored: Mapping[str, Any] | None
+) -> Iterator[InspectedStray]:
+    records = {stray.batch_id: stray for stray in read_strays(folder, shards)}
+    for shard, batch_id in uncounted(folder, shards):
+        yield InspectedStray(
+            shard=shard.number,
+            batch_id=batch_id,
+            cost_usd=records[batch_id].cost if batch_id in records else None,
+            in_report=stored is not None and batch_id in stored["strays"],
+        )
 
 
 def _landed(folder: RunFolder, shard: PlannedShard) -> Landed | None:

@@ -79,7 +79,11 @@ class StrayCounter:
         if one.state is BatchState.ENDED:
             try:
                 lines = self.parts.provider.results(one.batch_id)
-                judged = Gatherer.of(self.parts.provider, self.plan, one.shard).gather([(one.batch_id, lines)]).judged
+                judged = (
+                    Gatherer.of(self.parts.provider, self.plan, one.shard)
+                    .gather([(one.batch_id, lines)])
+                    .judged
+                )
                 cost, unpriced = judged.cost, judged.unpriced
             except ResultsGone:
                 cost = None
@@ -88,7 +92,9 @@ class StrayCounter:
         )
 
 
-def uncounted(folder: RunFolder, shards: Iterable[tuple[PlannedShard, Standing]]) -> list[tuple[PlannedShard, str]]:
+def uncounted(
+    folder: RunFolder, shards: Iterable[tuple[PlannedShard, Standing]]
+) -> list[tuple[PlannedShard, str]]:
     """The strays of staged shards that their landing did not read."""
     return [
         (shard, batch_id)
