@@ -29,7 +29,7 @@ class Gathered:
 
     judged: Judged
     strange: Counter[str] = field(default_factory=Counter)  # lines, by kind
-    stray_cost: float = 0.0  # of answers that another batch had given already
+    stray_cost: float = 0.0  # of answers that served nobody, since another batch had given them
     batches: list[str] = field(default_factory=list)  # that were read
 
 
@@ -82,17 +82,22 @@ class Gatherer:
             gathered.strange["foreign_lines"] += 1
             return
         judged = gathered.judged
-        if judged.batch_ids[request] is not None:
-            self._note_second(result, request, batch_id, gathered)
-            if judged.outcomes[request] is Outcome.SUCCEEDED or result.outcome is not Outcome.SUCCEEDED:
-                return
+        if judged.batch_ids[request] is not None and not self._serves(result, request, batch_id, gathered):
+            return
         self._judge(result, request, batch_id, judged)
 
-    def _note_second(self, result: Result, request: int, batch_id: str, gathered: Gathered) -> None:
-        """A second line of one batch is the provider's slip; one of another batch was bought twice."""
+    def _serves(self, result: Result, request: int, batch_id: str, gathered: Gathered) -> bool:
+        """Whether a second line takes the place of the first.
+
+        One of the same batch is the provider's slip. One of another batch was bought: the worse of both was for nothing.
+        """
+        judged = gathered.judged
+        better = judged.outcomes[request] is not Outcome.SUCCEEDED and result.outcome is Outcome.SUCCEEDED
         gathered.strange["duplicate_lines"] += 1
-        if batch_id != gathered.judged.batch_ids[request]:
-            gathered.stray_cost += self._billed(result.usage).cost or 0.0
+        if batch_id != judged.batch_ids[request]:
+            useless = judged.bills[request] if better else self._billed(result.usage)
+            gathered.stray_cost += useless.cost or 0.0
+        return better
 
     def _bill(self, usage: Usage) -> Bill:
         priced = self.prices.priced(usage)

@@ -5,7 +5,7 @@ run folder. The report adds up the records that it found and names them; it is n
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import orjson
 
@@ -74,22 +74,16 @@ class StrayCounter:
         )
 
     def _priced(self, one: StrayBatch) -> Stray:
-        cost: float | None = 0.0
-        unpriced = 0
-        if one.state is BatchState.ENDED:
-            try:
-                lines = self.parts.provider.results(one.batch_id)
-                judged = (
-                    Gatherer.of(self.parts.provider, self.plan, one.shard)
-                    .gather([(one.batch_id, lines)])
-                    .judged
-                )
-                cost, unpriced = judged.cost, judged.unpriced
-            except ResultsGone:
-                cost = None
-        return Stray(
-            batch_id=one.batch_id, shard=one.shard.number, at=self.parts.clock(), cost=cost, unpriced=unpriced
-        )
+        stray = Stray(batch_id=one.batch_id, shard=one.shard.number, at=self.parts.clock(), cost=0.0)
+        if one.state is BatchState.REJECTED:
+            return stray
+        gatherer = Gatherer.of(self.parts.provider, self.plan, one.shard)
+        try:
+            lines = self.parts.provider.results(one.batch_id)
+            judged = gatherer.gather([(one.batch_id, lines)]).judged
+        except ResultsGone:
+            return replace(stray, cost=None)
+        return replace(stray, cost=judged.cost, unpriced=judged.unpriced)
 
 
 def uncounted(

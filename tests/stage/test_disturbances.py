@@ -10,6 +10,7 @@ import pytest
 
 from airflow_batch_llm.core.model import Lease, Outcome, ShardFile
 from airflow_batch_llm.errors import BatchLLMError, StoreError
+from airflow_batch_llm.stage.finishing import Finished
 from tests.stage.kills import Kill
 from tests.stage.processes import Job
 from tests.stage.world import Bench, World, let_go
@@ -122,10 +123,12 @@ def test_two_attempts_at_a_planned_run_share_its_batches(bench: Bench) -> None:
 
 
 class _Frozen:
-    """A provider that sleeps between its last look and its creation, for longer than its lease."""
+    """A provider that sleeps between its last look and its creation, for longer than its lease, and a while after it."""
 
-    def __init__(self, bench: Bench, provider: Any, seconds: float, meanwhile: Callable[[], object]) -> None:
-        self._bench, self._provider, self._seconds = bench, provider, seconds
+    def __init__(
+        self, bench: Bench, provider: Any, seconds: float, meanwhile: Callable[[], object], then: float
+    ) -> None:
+        self._bench, self._provider, self._seconds, self._then = bench, provider, seconds, then
         self._meanwhile: Callable[[], object] | None = meanwhile
 
     def __getattr__(self, name: str) -> Any:
@@ -136,47 +139,43 @@ class _Frozen:
             meanwhile, self._meanwhile = self._meanwhile, None
             self._bench.world.sleep(self._seconds)
             meanwhile()
-            lease = Lease(
-                expires_at=self._bench.world.clock() + 60
-            )  # the machine's check came before it froze
+            # The machine's check came before it froze.
+            lease = Lease(expires_at=self._bench.world.clock() + 60)
+            batch_id: str = self._provider.submit(shard, upload, lease)
+            self._bench.world.sleep(self._then)
+            return batch_id
         return self._provider.submit(shard, upload, lease)  # type: ignore[no-any-return]
 
 
-def test_a_batch_from_a_process_that_froze_beyond_its_lease_is_cancelled_and_its_answers_used(
-    openai: Bench,
-) -> None:
-    openai.world.make_tickets(20)
-    openai.world.simulator.turn(batch_seconds=600)
-    run = openai.run()
-    frozen = _Frozen(openai, run.parts.provider, 1000.0, openai.advance)
-
-    openai.complete(openai.run(parts={"provider": frozen}))
+def frozen_and_cancelled(bench: Bench, *, ran_seconds: float, cancelled_share: float) -> Finished:
+    """A run of which an attempt slept beyond its lease, sent, ran on, saw another's batch and cancelled its own."""
+    bench.world.make_tickets(20)
+    bench.world.simulator.turn(batch_seconds=1000, cancelled_share=cancelled_share)
+    run = bench.run()
+    frozen = _Frozen(bench, run.parts.provider, 1000.0, bench.advance, ran_seconds)
+    done = bench.complete(bench.run(parts={"provider": frozen}))
     let_go(run)
-
-    ledger = openai.world.ledger()
-    assert len(openai.batches()) == 2
-    assert ledger["rows"]["charged"] == 20
-    assert ledger["running"] == []
-    assert sorted(openai.world.answers()) == list(range(20))
+    return done
 
 
-def test_a_batch_from_a_frozen_process_that_nobody_could_recognise_is_found_at_its_end(
-    anthropic: Bench,
-) -> None:
-    anthropic.world.make_tickets(20)
-    anthropic.world.simulator.turn(batch_seconds=600)
-    run = anthropic.run()
-    frozen = _Frozen(anthropic, run.parts.provider, 1000.0, anthropic.advance)
+def test_a_batch_from_a_process_that_froze_beyond_its_lease_is_cancelled(bench: Bench) -> None:
+    done = frozen_and_cancelled(bench, ran_seconds=0.0, cancelled_share=0.0)
 
-    done = anthropic.complete(anthropic.run(parts={"provider": frozen}))
-    let_go(run)
+    assert len(bench.batches()) == 2
+    paid_once(bench, 20)
+    assert (done.report.final, done.report.spent.stray_cost) == ({Outcome.SUCCEEDED: 20}, 0.0)
 
-    assert len(anthropic.batches()) == 2
-    assert anthropic.world.ledger()["running"] == []
-    assert sorted(anthropic.world.answers()) == list(range(20))
-    assert done.report.final == {Outcome.SUCCEEDED: 20}
-    if anthropic.world.charged() > 20:
-        assert done.report.spent.stray_cost > 0
+
+def test_what_such_a_batch_did_until_it_was_cancelled_stands_in_the_report(bench: Bench) -> None:
+    done = frozen_and_cancelled(bench, ran_seconds=300.0, cancelled_share=0.5)
+
+    ledger = bench.world.ledger()
+    assert (ledger["rows"]["charged"], ledger["running"]) == (30, [])
+    assert (done.report.final, done.report.batches) == ({Outcome.SUCCEEDED: 20}, 2)
+    assert sorted(bench.world.answers()) == list(range(20))
+    ((useful,),) = bench.world.ask("SELECT sum(_llm_cost_usd) FROM labels")
+    assert done.report.spent.stray_cost > 0.3 * useful
+    assert done.report.spent.cost == pytest.approx(useful + done.report.spent.stray_cost)
 
 
 def small_disk(world: World) -> Mapping[str, Any]:

@@ -6,11 +6,20 @@ from typing import Any
 
 import pytest
 
-from airflow_batch_llm.core.model import Lease, ShardFile
+from airflow_batch_llm.core.model import Lease, Outcome, ShardFile
 from airflow_batch_llm.stage.finishing import Finished
+from airflow_batch_llm.stage.folder import RunFolder
+from airflow_batch_llm.stage.inspection import Inspected, inspect
+from airflow_batch_llm.stage.run import Pause
 from tests.stage.world import Bench, let_go
 
 ROWS = 20
+
+#: Dollars per million tokens: a thousandth for each token of a batch.
+DEAR = {"input": 2000.0, "output": 2000.0}
+
+#: Providers whose batches are recognised while they run.
+recognisable = pytest.mark.parametrize("bench", ["openai", "vertex"], indirect=True)
 
 
 class _Frozen:
@@ -44,14 +53,35 @@ class _Freeze(BaseException):
     """The process goes no further."""
 
 
-def frozen_before_its_creation(bench: Bench) -> _Frozen:
+def frozen_before_its_creation(bench: Bench, **changes: Any) -> _Frozen:
     """The run has an intent without an answer, and whoever made it is not dead."""
     run = bench.run()
     frozen = _Frozen(run.parts.provider)
     with pytest.raises(_Freeze):
-        bench.run(parts={"provider": frozen}).advance()
+        bench.run(parts={"provider": frozen}, prices={bench.world.model: DEAR}, **changes).advance()
     let_go(run)
     return frozen
+
+
+def in_the_ledger(batch_id: str) -> str:
+    """What the simulator calls it."""
+    return batch_id.rpartition("/")[2]
+
+
+def finish(bench: Bench, *batch_ids: str) -> None:
+    """These have done all their work."""
+    for batch_id in batch_ids:
+        bench.world.simulator.finish(in_the_ledger(batch_id))
+
+
+def billed(bench: Bench) -> float:
+    """What all batches together have cost."""
+    tokens = bench.world.ledger()["tokens"]
+    return float(tokens["input"] + tokens["output"]) / 1000
+
+
+def looked_at(bench: Bench) -> Inspected:
+    return inspect(RunFolder(workspace=bench.world.workspace(), run="dag/task/run"), bench.world.clock())
 
 
 def finished_by_another(bench: Bench) -> Finished:
@@ -63,22 +93,111 @@ def loose(bench: Bench) -> list[Path]:
     return [path for path in (bench.world.folder / "workspace" / "loose").rglob("*") if path.is_file()]
 
 
-def test_a_batch_that_shows_up_after_the_end_is_cancelled_by_the_next_run(openai: Bench) -> None:
-    openai.world.make_tickets(ROWS)
-    frozen = frozen_before_its_creation(openai)
-    finished_by_another(openai)
-    assert len(loose(openai)) == 1
+def test_the_answers_of_a_stray_serve_where_the_recorded_batch_has_none(bench: Bench) -> None:
+    bench.world.make_tickets(ROWS)
+    frozen = frozen_before_its_creation(bench)
+    bench.world.sleep(1000)  # the lease is over
+    bench.world.simulator.turn(batch_seconds=3600)
+    bench.fault(kind="errored", rows=[3, 7])
+    waiting = bench.advance()
+    assert isinstance(waiting, Pause)
+    stray = frozen.thaw()
+    finish(bench, *waiting.watch.batch_ids, stray)
 
-    openai.world.simulator.turn(batch_seconds=3600)
+    done = bench.complete()
+
+    assert done.report.final == {Outcome.SUCCEEDED: ROWS}
+    assert (done.report.attempts, done.report.batches) == ({1: ROWS}, 2)
+    assert bench.world.charged() == 2 * ROWS - 2
+    assert done.report.spent.cost == pytest.approx(billed(bench))
+    ((useful,),) = bench.world.ask("SELECT sum(_llm_cost_usd) FROM labels")
+    assert done.report.spent.stray_cost == pytest.approx(billed(bench) - useful)
+
+
+def test_a_stray_that_is_found_at_the_end_stands_in_the_report(bench: Bench) -> None:
+    bench.world.make_tickets(ROWS)
+    frozen = frozen_before_its_creation(bench, rows_per_batch=ROWS // 2)
+    bench.world.sleep(1000)
+    bench.world.simulator.turn(batch_seconds=3600)
+    waiting = bench.advance()
+    assert isinstance(waiting, Pause)
+    first, second = waiting.watch.batch_ids
+    finish(bench, first)
+    bench.advance()  # the shard lands of which there will be another batch
+    before = billed(bench)
+    finish(bench, frozen.thaw())
+    stray_cost = billed(bench) - before
+    finish(bench, second)
+
+    done = bench.complete()
+
+    assert bench.world.charged() > ROWS
+    assert done.report.spent.stray_cost == pytest.approx(stray_cost)
+    assert done.report.spent.cost == pytest.approx(billed(bench))
+    assert (done.report.batches, done.report.final) == (3, {Outcome.SUCCEEDED: ROWS})
+    (shown,) = looked_at(bench).strays
+    assert (shown.cost_usd, shown.in_report) == (pytest.approx(stray_cost), True)
+    assert looked_at(bench).spent_usd == pytest.approx(billed(bench))
+
+
+def test_what_a_stray_costs_that_is_found_after_the_report_is_recorded_and_said(bench: Bench) -> None:
+    bench.world.make_tickets(ROWS)
+    frozen = frozen_before_its_creation(bench)
+    report = finished_by_another(bench)
+    before = billed(bench)
+    stray = frozen.thaw()
+    finish(bench, stray)
+    stray_cost = billed(bench) - before
+    bench.said.clear()
+
+    bench.complete("dag/task/next")
+
+    assert bench.world.charged() == 2 * ROWS
+    assert any(stray in said and f"has cost ${stray_cost:,.4f}" in said for said in bench.said)
+    run = looked_at(bench)
+    (shown,) = run.strays
+    assert (shown.batch_id, shown.shard, shown.in_report) == (stray, 1, False)
+    assert shown.cost_usd == pytest.approx(stray_cost)
+    assert run.spent_usd == pytest.approx(billed(bench))
+    assert bench.complete() == report  # the stored one does not change
+
+
+@recognisable
+def test_a_batch_that_shows_up_after_the_end_is_cancelled_by_the_next_run(bench: Bench) -> None:
+    bench.world.make_tickets(ROWS)
+    frozen = frozen_before_its_creation(bench)
+    finished_by_another(bench)
+    assert len(loose(bench)) == 1
+
+    bench.world.simulator.turn(batch_seconds=3600)
     late = frozen.thaw()
-    assert openai.world.ledger()["running"] == [late]
-    openai.said.clear()
-    openai.complete("dag/task/next")
-    openai.world.sleep(900)  # the provider takes its time to cancel
+    assert bench.world.ledger()["running"] == [in_the_ledger(late)]
+    bench.said.clear()
+    bench.complete("dag/task/next")
+    bench.world.sleep(900)  # the provider takes its time to cancel
 
-    assert openai.world.ledger()["running"] == []
-    assert openai.world.charged() == ROWS
-    assert any(late in said and "is cancelled" in said for said in openai.said)
+    assert bench.world.ledger()["running"] == []
+    assert bench.world.charged() == ROWS
+    assert any(late in said and "is cancelled" in said for said in bench.said)
+
+
+@recognisable
+def test_the_run_after_tells_what_one_has_cost_that_was_cancelled(bench: Bench) -> None:
+    bench.world.make_tickets(ROWS)
+    frozen = frozen_before_its_creation(bench)
+    finished_by_another(bench)
+    before = billed(bench)
+    bench.world.simulator.turn(batch_seconds=3600, cancelled_share=0.5)
+    frozen.thaw()
+    bench.world.sleep(600)  # it runs
+    bench.complete("dag/task/next")
+    assert [stray.cost_usd for stray in looked_at(bench).strays] == [None]
+    bench.world.sleep(900)
+
+    bench.complete("dag/task/after_next")
+
+    assert bench.world.charged() == 1.5 * ROWS
+    assert [stray.cost_usd for stray in looked_at(bench).strays] == [pytest.approx(billed(bench) - before)]
 
 
 def test_it_is_recorded_once_and_not_cancelled_again(openai: Bench) -> None:
@@ -87,6 +206,7 @@ def test_it_is_recorded_once_and_not_cancelled_again(openai: Bench) -> None:
     finished_by_another(openai)
     late = frozen.thaw()
     openai.complete("dag/task/next")
+    assert any(late in said for said in openai.said)
     openai.said.clear()
 
     openai.complete("dag/task/after_next")
