@@ -19,7 +19,7 @@ PARAMETER = "\0"
 
 
 class Upsert(StrEnum):
-    """How a database merges rows by key in one statement."""
+    """How a database merges rows by key."""
 
     MERGE = "merge"
     ON_CONFLICT = "on conflict"  # needs a unique index on the key
@@ -27,6 +27,7 @@ class Upsert(StrEnum):
     UPDATE_INSERT = (
         "update, then insert"  # two statements; where there is no unique index, or MERGE is too weak
     )
+    DELETE_INSERT = "delete, then insert"  # two statements; only for tables that are wholly ours
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +186,7 @@ DIALECTS: Mapping[str, Dialect] = {
                 " | TIME | TIMESTAMP | TIMESTAMPTZ | BLOB | UUID | JSON | DOUBLE[]"
             ),
             key_types={},
-            upsert=Upsert.UPDATE_INSERT,
+            upsert=Upsert.DELETE_INSERT,
             from_text={Kind.JSON: "CAST({} AS JSON)", Kind.UUID: "CAST({} AS UUID)"},
             vector_brackets="",
             max_identifier=65_536,

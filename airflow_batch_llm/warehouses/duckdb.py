@@ -36,6 +36,12 @@ if TYPE_CHECKING:
 _DIALECT = DIALECTS["duckdb"]
 #: DuckDB's types that come out as text, and say more than that.
 _ALSO_TYPED = {"JSON": pa.json_(pa.string()), "UUID": pa.uuid()}
+#: Tables with an index. It is taken for one of the key, so that they are merged in the way that suits all.
+_INDEXED = """(
+SELECT database_name AS table_catalog, schema_name AS table_schema, table_name FROM duckdb_indexes() UNION ALL
+SELECT database_name, schema_name, table_name FROM duckdb_constraints()
+WHERE constraint_type IN ('PRIMARY KEY', 'UNIQUE', 'FOREIGN KEY')
+)"""
 _BATCH_ROWS = 8_192
 #: A merge holds its rows in memory, so one statement takes no more; the transaction holds all statements.
 _MERGED_AT_ONCE = Bounds(rows=50_000, bytes=32 << 20)
@@ -219,25 +225,29 @@ def _tables(connection: "DuckDBPyConnection", target: Target) -> Tables:
 
 def _table(connection: "DuckDBPyConnection", name: str) -> Table | None:
     columns = _columns(connection, name)
-    return None if columns is None else Table(columns=columns, unique=False)
+    if columns is None:
+        return None
+    return Table(columns=columns, unique=bool(_catalog(connection, _INDEXED, "table_name", name)))
 
 
 def _columns(connection: "DuckDBPyConnection", name: str) -> dict[str, str] | None:
-    found = _catalog(connection, "columns", "column_name, data_type, ordinal_position", name)
+    found = _catalog(
+        connection, "information_schema.columns", "column_name, data_type, ordinal_position", name
+    )
     return {column: type_ for column, type_, _ in sorted(found, key=itemgetter(2))} or None
 
 
 def _refuse_view(connection: "DuckDBPyConnection", name: str) -> None:
-    if ("VIEW",) in _catalog(connection, "tables", "table_type", name):
+    if ("VIEW",) in _catalog(connection, "information_schema.tables", "table_type", name):
         raise TargetError(f"{name} is a view, which cannot be merged into. Name a table.")
 
 
 def _catalog(connection: "DuckDBPyConnection", view: str, facts: str, name: str) -> list[tuple[Any, ...]]:
-    """What the information schema says of a table; names count without their case."""
+    """What the catalog says of a table; names count without their case."""
     *qualifiers, table = _DIALECT.parts(name)
     catalog, schema = [None, None, *qualifiers][-2:]
     return connection.execute(
-        f"SELECT {facts} FROM information_schema.{view} "
+        f"SELECT {facts} FROM {view} "
         "WHERE table_catalog = coalesce(?, current_database()) "
         "AND lower(table_schema) = lower(coalesce(?, current_schema())) "
         "AND lower(table_name) = lower(?)",

@@ -89,7 +89,7 @@ def landings(target: Target, tables: Tables, statements: Statements) -> tuple[La
             key=tuple(target.key.names),
             columns=tuple(shape.columns.names),
             casts=_casts(shape, tables.target, statements),
-            how=_how(tables.target, statements),
+            how=_how(tables.target, shape, statements),
         ),
         Landing(
             table=target.failures,
@@ -97,7 +97,7 @@ def landings(target: Target, tables: Tables, statements: Statements) -> tuple[La
             columns=tuple(failed.columns.names),
             casts=_casts(failed, tables.failures, statements),
             order=FAILURE_ORDER,
-            how=_how(tables.failures, statements),
+            how=_how(tables.failures, failed, statements),
         ),
     )
 
@@ -146,17 +146,26 @@ def staged_columns(schema: pa.Schema, key: Sequence[str], statements: Statements
 def _upsert(landing: Landing, rows: str, counts: str, statements: Statements) -> list[Step]:
     # MySQL counts a replaced row twice.
     own = f"SELECT COUNT(*) FROM ({rows}) AS c" if landing.how is Upsert.ON_DUPLICATE_KEY else None
-    return [Step(sql=sql, counts=counts, counted_by=own) for sql in statements.upsert(landing, rows)]
+    *first, last = statements.upsert(landing, rows)
+    written = landing.how is not Upsert.DELETE_INSERT  # what is deleted is counted when it is inserted
+    return [
+        *(Step(sql=sql, counts=counts if written else None, counted_by=own) for sql in first),
+        Step(sql=last, counts=counts, counted_by=own),
+    ]
 
 
 def _columns(table: Table | None) -> Columns | None:
     return None if table is None else table.columns
 
 
-def _how(table: Table | None, statements: Statements) -> Upsert:
+def _how(table: Table | None, shape: Shape, statements: Statements) -> Upsert:
     usual = statements.dialect.upsert
     if usual is Upsert.ON_CONFLICT and (table is None or not table.unique):
         return Upsert.UPDATE_INSERT
+    if usual is Upsert.DELETE_INSERT and table is not None:
+        # A row that is written anew would lose what others have in it, and an index may hold its key still.
+        others = {name.lower() for name in table.columns} - {name.lower() for name in shape.columns.names}
+        return Upsert.UPDATE_INSERT if others or table.unique else usual
     return usual
 
 

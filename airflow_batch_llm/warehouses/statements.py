@@ -111,6 +111,7 @@ class Statements:
             Upsert.ON_CONFLICT: self._on_conflict,
             Upsert.ON_DUPLICATE_KEY: self._on_duplicate_key,
             Upsert.UPDATE_INSERT: self._update_insert,
+            Upsert.DELETE_INSERT: self._delete_insert,
         }[landing.how](landing, rows)
 
     def append(self, landing: Landing, rows: str) -> str:
@@ -235,14 +236,25 @@ class Statements:
         name = self.dialect.table(landing.table)
         same = self._same(landing.key, "t", "s")
         changes = ", ".join(f"{self._q(column)} = s.{self._q(column)}" for column in _values(landing))
-        inserted = ", ".join(f"s.{self._q(column)}" for column in landing.columns)
         return [
             f"UPDATE {name} AS t SET {changes} FROM ({rows}) AS s WHERE {same} AND {self._not_older('t', 's')}",
-            (
-                f"INSERT INTO {name} ({self._q(*landing.columns)}) SELECT {inserted} FROM ({rows}) AS s "
-                f"WHERE NOT EXISTS (SELECT 1 FROM {name} AS t WHERE {same})"
-            ),
+            self._insert_absent(landing, rows),
         ]
+
+    def _delete_insert(self, landing: Landing, rows: str) -> list[str]:
+        same = f"{self._same(landing.key, 't', 's')} AND {self._not_older('t', 's')}"
+        return [
+            f"DELETE FROM {self.dialect.table(landing.table)} AS t USING ({rows}) AS s WHERE {same}",
+            self._insert_absent(landing, rows),
+        ]
+
+    def _insert_absent(self, landing: Landing, rows: str) -> str:
+        name = self.dialect.table(landing.table)
+        inserted = ", ".join(f"s.{self._q(column)}" for column in landing.columns)
+        return (
+            f"INSERT INTO {name} ({self._q(*landing.columns)}) SELECT {inserted} FROM ({rows}) AS s "
+            f"WHERE NOT EXISTS (SELECT 1 FROM {name} AS t WHERE {self._same(landing.key, 't', 's')})"
+        )
 
     def _cast(self, landing: Landing, column: str) -> str:
         template = landing.casts.get(column)

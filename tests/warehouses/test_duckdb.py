@@ -110,6 +110,26 @@ def test_rows_too_long_for_the_memory_limit_are_an_error_that_names_it(database:
     warehouse.close()
 
 
+@pytest.mark.parametrize("shape", ["reviewer VARCHAR", "UNIQUE (id)", "CHECK (id > 0)"])
+def test_what_else_the_user_put_into_the_target_stays(database: DuckDBFile, shape: str) -> None:
+    warehouse, target = database.open(), labels()
+    with duckdb.connect(database.path) as theirs:
+        theirs.execute(f"CREATE TABLE labels (id BIGINT, label VARCHAR, {shape})")
+    warehouse.prepare(target)
+    land(warehouse, target, part(), [{"id": 1, "label": "billing"}, {"id": 2, "label": "bug"}])
+    with duckdb.connect(database.path) as theirs:
+        if "reviewer" in shape:
+            theirs.execute("UPDATE labels SET reviewer = 'Ada' WHERE id = 1")
+        before = theirs.sql("SELECT * EXCLUDE (label) FROM labels ORDER BY id").fetchall()
+    land(warehouse, target, part(shard=2), [{"id": 1, "label": "other"}, {"id": 2, "label": "other"}])
+    with duckdb.connect(database.path) as theirs:
+        after = theirs.sql("SELECT * EXCLUDE (label) FROM labels ORDER BY id").fetchall()
+        assert theirs.sql("SELECT DISTINCT label FROM labels").fetchall() == [("other",)]
+    assert [row[:2] for row in after] == [row[:2] for row in before]
+    if "reviewer" in shape:
+        assert [row[1] for row in after] == ["Ada", None]
+
+
 def test_what_was_read_of_the_file_can_be_forgotten(database: DuckDBFile) -> None:
     with duckdb.connect(database.path) as writer:
         writer.execute("CREATE TABLE tickets AS SELECT concat(uuid(), uuid()) AS body FROM range(1_000_000)")
