@@ -229,11 +229,14 @@ def _settle(attempt: Attempt, entries: tuple[Entry, ...], terms: Terms, now: flo
     word, standing = attempt.word, attempt.standing
     assert word is not None
     held = word.batch_id if word.kind is Kind.SUBMITTED else ""
+    recorded = any(
+        entry.nonce == word.nonce or (held and entry.batch_id == held and entry.kind is Kind.SUBMITTED)
+        for entry in entries
+    )
+    if not recorded:
+        return _record(attempt, word)
     if held and standing.batch is not None and standing.batch.batch_id != held:
         return replace(attempt, phase=Phase.CANCELLING), Cancel(batch_id=held)
-    recorded = any(entry.nonce == word.nonce for entry in entries)
-    if not recorded and not (held and standing.batch is not None):
-        return _record(attempt, word)
     return _choose(replace(attempt, intent=None, word=None), None, terms, now)
 
 

@@ -37,13 +37,12 @@ def faults(world: World, rules: Rules) -> Iterator[str]:
     if standing.batch is None:
         yield "no batch is recorded in the end"
         return
-    known = {standing.batch.batch_id, *standing.spare}
     running = {batch.id for batch in calm.batches if batch.running}
     if rules.recognisable and standing.batch.batch_id not in running:
         yield "the recorded batch was cancelled"
     if not rules.long_pauses and {batch.id for batch in calm.batches} != {standing.batch.batch_id}:
         yield "a batch besides the recorded one exists"
-    if running - known and not standing.loose:
+    if running - {standing.batch.batch_id} and not standing.loose:
         yield "a stray batch runs, and nothing tells the sweep to look for it"
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from airflow_batch_llm.core.journal import Entry, Kind, Searched, Terms, Wait
+from airflow_batch_llm.core.journal import Entry, Kind, Searched, Terms, Wait, stand
 from airflow_batch_llm.core.model import BatchState, Sighting
 from airflow_batch_llm.core.submission import (
     Action,
@@ -160,8 +160,12 @@ def test_only_he_who_sees_another_batch_recorded_cancels_his_own() -> None:
     talk.answer(Created(batch_id="b1"))
 
     assert talk.go() == Cancel(batch_id="b1")
+    assert (
+        talk.kinds[-1] is Kind.SUBMITTED
+    )  # first, for whoever sweeps if this attempt dies before the cancelling
     talk.answer(None)
     assert talk.go() == Stop(move=Wait(batch_id="b2"))
+    assert stand(talk.journal).spare == ("b1",)
 
 
 def test_a_batch_that_another_has_recorded_for_us_is_not_cancelled() -> None:

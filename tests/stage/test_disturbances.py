@@ -147,6 +147,17 @@ class _Frozen:
         return self._provider.submit(shard, upload, lease)  # type: ignore[no-any-return]
 
 
+class _Death(BaseException):
+    """The process goes no further."""
+
+
+class _DiesBeforeItCancels(_Frozen):
+    """It has recorded its batch beside another's, and then it is killed."""
+
+    def cancel(self, batch_id: str) -> None:
+        raise _Death
+
+
 def frozen_and_cancelled(bench: Bench, *, ran_seconds: float, cancelled_share: float) -> Finished:
     """A run of which an attempt slept beyond its lease, sent, ran on, saw another's batch and cancelled its own."""
     bench.world.make_tickets(20)
@@ -176,6 +187,27 @@ def test_what_such_a_batch_did_until_it_was_cancelled_stands_in_the_report(bench
     ((useful,),) = bench.world.ask("SELECT sum(_llm_cost_usd) FROM labels")
     assert done.report.spent.stray_cost > 0.3 * useful
     assert done.report.spent.cost == pytest.approx(useful + done.report.spent.stray_cost)
+
+
+def test_a_stray_whose_process_died_before_it_could_cancel_it_is_cancelled_by_another(bench: Bench) -> None:
+    bench.world.make_tickets(20)
+    bench.world.simulator.turn(batch_seconds=600)
+    run = bench.run()
+
+    def another() -> None:
+        bench.advance()
+        bench.world.simulator.turn(batch_seconds=80_000)  # the stray would run for a day
+
+    dying = _DiesBeforeItCancels(bench, run.parts.provider, 1000.0, another, 0.0)
+    with pytest.raises(_Death):
+        bench.run(parts={"provider": dying}).advance()
+    let_go(run)
+    assert len(bench.world.ledger()["running"]) == 2
+
+    assert bench.complete().report.passed
+
+    bench.world.sleep(30_000)  # the provider takes its time to cancel
+    assert (bench.world.ledger()["running"], bench.world.charged()) == ([], 20)
 
 
 def small_disk(world: World) -> Mapping[str, Any]:
