@@ -155,9 +155,7 @@ class Collector:
         )
         return path
 
-    def _put_landed(
-        self, shard: PlannedShard, report: Report, tally: Tally, batches: Sequence[str]
-    ) -> None:
+    def _put_landed(self, shard: PlannedShard, report: Report, tally: Tally, batches: Sequence[str]) -> None:
         landed = Landed(
             report=report,
             again=tally.again,
