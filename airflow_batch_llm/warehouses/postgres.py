@@ -41,6 +41,8 @@ _DIALECT = DIALECTS["postgres"]
 #: Classes of errors (the first two characters of their code) that speak of the statement, never of a value.
 _ABOUT_THE_STATEMENT = frozenset({"08", "25", "28", "3D", "3F", "40", "42", "53", "54", "55", "57"})
 _NOT_ALLOWED = frozenset({"42501", "25006"})  # no privilege; a read-only transaction
+#: How values are written as text, in both directions.
+_SESSION = "SET TIME ZONE 'UTC'; SET client_encoding TO 'UTF8'; SET datestyle TO 'ISO'"
 _COLUMNS = """
 SELECT a.attname, format_type(coalesce(nullif(t.typbasetype, 0), a.atttypid), a.atttypmod)
 FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
@@ -229,7 +231,7 @@ class PostgresWarehouse:
         with self._translated():
             connect = self._connect
             connection = psycopg.connect(connect) if isinstance(connect, str) else connect()
-            connection.execute("SET TIME ZONE 'UTC'")
+            connection.execute(_SESSION)
             connection.commit()
         return connection
 

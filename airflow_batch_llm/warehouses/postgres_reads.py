@@ -4,7 +4,7 @@ COPY takes no parameters, so a query that has some is read by the cursor. Either
 refuses a bad query and tells the types before a row is made, and both ways give the same types and values.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -19,10 +19,8 @@ from airflow_batch_llm.warehouses.rows import array, batches
 if TYPE_CHECKING:
     from psycopg import Column, Connection, Copy, ServerCursor
 
-    Load = Callable[[bytes], Any]
-
 #: How much of the CSV is parsed at once. A single row may be larger.
-_CSV_BYTES = 4 * 1024 * 1024
+_CSV_BYTES = 1024 * 1024
 _MOST_ROWS = 20_000
 _CANCEL_SECONDS = 5.0
 
@@ -32,6 +30,7 @@ class PostgresRead:
 
     def __init__(self, connection: "Connection[Any]", query: str, parameters: Any) -> None:
         from psycopg import IsolationLevel
+        from psycopg.adapt import Transformer
 
         self._connection = connection
         self._query = query.encode()
@@ -48,7 +47,9 @@ class PostgresRead:
             self._columns: list[Column] = self._cursor.description or []
             self.schema = arrow_schema(self._columns)
             # The limit holds for each fetch of a cursor, but for the whole of a COPY, however slowly it is taken.
-            self._copied = parameters is None and limit == "0" and bool(self._columns) and self._in_utf8()
+            self._copied = parameters is None and limit == "0" and bool(self._columns)
+            read_as_text(self._cursor, self.schema)
+            self._loaders = Transformer(self._cursor)
             failed.pop_all()
 
     def close(self) -> None:
@@ -62,11 +63,7 @@ class PostgresRead:
             if self._copied:
                 yield from self._by_copy()
             else:
-                read_as_text(self._cursor, self.schema)
                 yield from batches(self._cursor.fetchmany, self.schema)
-
-    def _in_utf8(self) -> bool:
-        return self._connection.info.encoding == "utf-8"
 
     def _by_copy(self) -> Iterator[pa.RecordBatch]:
         self._cursor.close()
@@ -93,26 +90,19 @@ class PostgresRead:
             table = _read_csv(text, types)
         except pa.ArrowInvalid:
             # A value that Arrow cannot read, such as the date 'infinity': psycopg reads or refuses it, as by the cursor.
-            table = _read_csv(text, [type_ if type_ == pa.string() else pa.binary() for type_ in types])
+            table = _read_csv(text, [pa.binary()] * len(types))
         for batch in table.to_batches(_MOST_ROWS):
             arrays = [self._array(place, column) for place, column in enumerate(batch.columns)]
             yield pa.RecordBatch.from_arrays(arrays, schema=self.schema)
 
     def _array(self, place: int, column: pa.Array) -> pa.Array:
+        from psycopg.pq import Format
+
         field = self.schema.field(place)
         if column.type != pa.binary():
             return typed(column, field.type)
-        load = self._loader(place)
+        load = self._loaders.get_loader(self._columns[place].type_code, Format.TEXT).load
         return array([None if value is None else load(value) for value in column.to_pylist()], field)
-
-    def _loader(self, place: int) -> "Load":
-        from psycopg.pq import Format
-
-        oid = self._columns[place].type_code
-        loader = self._cursor.adapters.get_loader(oid, Format.TEXT)
-        if loader is None:
-            raise LookupError(f"psycopg has no loader for type {oid}")
-        return loader(oid, self._connection).load
 
 
 def _pieces(copy: "Copy", header: bytes) -> Iterator[bytearray]:

@@ -51,7 +51,7 @@ class Statements:
         """The source's query, fit to stand in parentheses: no semicolon ends it, no last comment hides what follows."""
         if source.table is not None:
             return f"SELECT * FROM {self.dialect.table(source.table)}"
-        return (source.sql or "").rstrip().rstrip(";") + "\n"
+        return _unended(source.sql or "", self.dialect.name) + "\n"
 
     def create(self, target: Target, table: str, columns: pa.Schema, *, unique: bool) -> str:
         """CREATE TABLE, perhaps with the key as its primary key."""
@@ -271,6 +271,23 @@ class Statements:
     def _later(self, alias: str) -> str:
         planned = f"{alias}.{self._q(PLANNED)}"
         return f"CASE WHEN {planned} IS NULL THEN 1 ELSE 0 END, {planned} DESC"
+
+
+def _unended(query: str, dialect: str) -> str:
+    """A query without the semicolons that end it, also where a comment follows them."""
+    ended = query.rstrip().rstrip(";")
+    if ";" not in ended:
+        return ended
+    from sqlglot import TokenType, tokenize
+    from sqlglot.errors import SqlglotError
+
+    try:
+        tokens = tokenize(ended, read=dialect)
+    except SqlglotError:
+        return ended  # the database says what is wrong with it
+    while tokens and tokens[-1].token_type is TokenType.SEMICOLON:
+        ended = ended[: tokens.pop().start]
+    return ended
 
 
 def _values(landing: Landing) -> list[str]:

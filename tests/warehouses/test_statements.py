@@ -79,3 +79,14 @@ def test_the_dialect_s_grammar_reads_every_statement(name: str) -> None:
             parsed = sqlglot.parse(sql.replace("\0", "NULL").rstrip(";"), dialect=name)
             assert len(parsed) == 1
             assert not isinstance(parsed[0], sqlglot.exp.Command), sql
+
+
+@pytest.mark.parametrize("name", SPOKEN)
+@pytest.mark.parametrize("end", ["", ";", " ;; ", "; -- done;", " /* ; */ ;", "; /* it's */"])
+def test_a_query_is_left_without_the_semicolons_that_end_it(name: str, end: str) -> None:
+    query = Statements(DIALECTS[name]).select(Source(sql=f"SELECT 'a;' AS é{end}"))
+    assert query.split("/*")[0].rstrip() == "SELECT 'a;' AS é"
+
+
+def test_what_cannot_be_split_into_words_is_left_to_the_database() -> None:
+    assert Statements(DIALECTS["postgres"]).select(Source(sql="SELECT 'a; b")) == "SELECT 'a; b\n"
