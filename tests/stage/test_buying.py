@@ -18,16 +18,16 @@ from tests.stage.world import MODELS, Bench
 OTHER_PROMPT = "Label this ticket: {{ subject }}: {{ body }}"
 
 
-def test_a_changed_row_of_many_is_one_request(openai: Bench) -> None:
-    openai.world.make_tickets(500)
+def test_a_changed_row_of_a_hundred_thousand_is_one_request(openai: Bench) -> None:
+    openai.world.make_tickets(100_000, 500)
     openai.complete("first")
     openai.world.ask("UPDATE tickets SET body = 'another' WHERE id = 77")
 
     done = openai.complete("second")
 
-    assert done.report.why == {"answered": 499, "changed": 1}
+    assert done.report.why == {"answered": 99_999, "changed": 1}
     assert openai.world.charged() == 501
-    assert len(openai.world.answers()) == 500
+    assert len(openai.world.answers()) == 100_000
 
 
 def test_the_same_rows_in_another_order_are_not_sent_again(openai: Bench) -> None:

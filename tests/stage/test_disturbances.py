@@ -4,13 +4,16 @@ import resource
 import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import pytest
 
 from airflow_batch_llm.core.model import Lease, Outcome, ShardFile
+from airflow_batch_llm.core.selection import Only
 from airflow_batch_llm.errors import BatchLLMError, StoreError
 from airflow_batch_llm.stage.finishing import Finished
+from airflow_batch_llm.warehouses.base import WriteMode
 from tests.stage.kills import Kill
 from tests.stage.processes import Job
 from tests.stage.world import Bench, World, let_go
@@ -120,6 +123,29 @@ def test_two_attempts_at_a_planned_run_share_its_batches(bench: Bench) -> None:
     assert [one.error for one in ended] == [""] * 2
     assert len(bench.batches()) == 4
     paid_once(bench, 40)
+
+
+@pytest.mark.parametrize("changes", [{"only": Only.ALL}, {"write_mode": WriteMode.APPEND}], ids=str)
+def test_a_process_killed_after_its_last_merge_leaves_nothing_to_be_sent_again(
+    openai: Bench, changes: Mapping[str, Any]
+) -> None:
+    def begin() -> None:
+        openai.world.begin()
+        openai.world.ask("DROP TABLE IF EXISTS labels")
+        rmtree(openai.world.folder / "workspace", ignore_errors=True)
+        openai.world.make_tickets(20)
+
+    begin()
+    verbs = Job(world=openai.world, changes=changes).run().verbs
+    merged = len(verbs) - verbs[::-1].index("warehouse.publish")
+    for point in range(merged, len(verbs) + 1):
+        begin()
+        assert Job(world=openai.world, changes=changes, kill=Kill(point, after=True)).run().killed
+
+        openai.complete(**changes)
+
+        assert openai.world.charged() == 20, verbs[point - 1]
+        assert openai.world.ask("SELECT count(*), count(DISTINCT id) FROM labels") == [(20, 20)]
 
 
 class _Frozen:

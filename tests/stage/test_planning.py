@@ -1,0 +1,141 @@
+"""What a plan holds: every row once, in shards within their limits; and what becomes of rows that cannot be sent."""
+
+from collections import Counter
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from airflow_batch_llm.core.model import Limits, Outcome
+from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.stage.settings import BadRow
+from tests.stage.world import Bench, let_go
+
+_RUNS = count()
+
+
+class _Narrow:
+    """The provider, with other limits."""
+
+    def __init__(self, provider: Any, **changes: int) -> None:
+        self._provider = provider
+        self.limits: Limits = replace(provider.limits, **changes)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._provider, name)
+
+
+def make_texts(bench: Bench, texts: list[str]) -> None:
+    """A ticket for each text, by its place."""
+    values = ", ".join(f"({number}, '{text}', '')" for number, text in enumerate(texts))
+    bench.world.ask("CREATE OR REPLACE TABLE tickets (id INTEGER, subject VARCHAR, body VARCHAR)")
+    bench.world.ask(f"INSERT INTO tickets VALUES {values}")
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    sizes=st.lists(st.integers(1, 400) | st.sampled_from([2_000, 5_000]), min_size=1, max_size=60),
+    requests=st.integers(1, 30),
+    room=st.integers(3_000, 9_000),
+)
+def test_any_mix_of_sizes_fills_shards_within_their_limits_and_loses_or_doubles_no_row(
+    openai: Bench, sizes: list[int], requests: int, room: int
+) -> None:
+    texts = ["x" * size for size in sizes]
+    make_texts(openai, texts)
+    run = openai.run()
+    narrow = _Narrow(run.parts.provider, max_requests=requests, default_bytes=room, max_request_bytes=2_000)
+    let_go(run)
+    name = f"run{next(_RUNS)}"
+
+    planning = openai.run(name, parts={"provider": narrow}, prompt="{{ subject }}", target=name)
+    generation = planning.generation()
+    let_go(planning)
+
+    plan, folder = generation.first, generation.folder
+    local = openai.world.folder / "local"
+    asked: list[str] = []
+    keys: list[int] = []
+    for shard in plan.shards:
+        assert folder.get_requests(plan.nonce, shard.number, local)
+        lines = [orjson.loads(line) for line in local.read_bytes().splitlines()]
+        assert (len(lines), local.stat().st_size) == (shard.requests, shard.bytes)
+        assert len(lines) <= requests
+        assert shard.bytes <= room
+        asked += [line["custom_id"] for line in lines]
+        assert folder.get_keys(plan.nonce, shard.number, local)
+        keys += pq.read_table(local)["id"].to_pylist()
+    unsendable = [number for number, text in enumerate(texts) if len(text) >= 2_000]
+    assert plan.why == Counter(new=len(texts) - len(unsendable), unsendable=len(unsendable)) - Counter()
+    assert len(set(asked)) == len(asked) == len({text for text in texts if len(text) < 2_000})
+    assert sorted(keys + unsendable) == list(range(len(texts)))
+
+
+def test_a_row_that_cannot_be_sent_is_a_failure_and_stops_no_other(bench: Bench) -> None:
+    make_texts(bench, ["one", "", "three", "y" * 5_000, "five"])
+    run = bench.run()
+    narrow = _Narrow(run.parts.provider, max_request_bytes=3_000)
+    let_go(run)
+
+    done = bench.complete(bench.run(parts={"provider": narrow}, prompt="{{ subject }}"))
+
+    assert done.report.why == {"new": 3, "unsendable": 2}
+    assert done.report.final == {Outcome.SUCCEEDED: 3, Outcome.ERRORED: 2}
+    assert sorted(bench.world.answers()) == [0, 2, 4]
+    assert bench.world.failures() == {1: ("errored", 0, False), 3: ("errored", 0, False)}
+    assert bench.world.charged() == 3
+    told = bench.world.ask("SELECT id, _llm_error_code, _llm_error_message FROM labels__failures ORDER BY id")
+    assert [(key, code) for key, code, _ in told] == [(1, "prompt_failed"), (3, "too_large")]
+    assert all("yyy" not in message for _, _, message in told)
+
+
+def test_a_row_that_cannot_be_sent_fails_the_run_where_the_user_wants_that(openai: Bench) -> None:
+    make_texts(openai, ["one", "", "three"])
+
+    with pytest.raises(InputError, match=r"1 rows cannot be sent.*Nothing was sent"):
+        openai.complete(prompt="{{ subject }}", on_bad_row=BadRow.FAIL)
+
+    assert openai.batches() == []
+    assert openai.world.unfinished() == []
+
+
+def payloads(bench: Bench) -> set[str]:
+    """The kinds of files of the first run that hold prompts or answers."""
+    folder = bench.world.folder / "workspace" / "first" / "g1"
+    files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    assert Path("report.json") in files
+    assert any(path.parts[0] == "journal" for path in files)
+    return {path.parts[0] for path in files} & {"plans", "results"}
+
+
+def test_prompts_and_answers_are_deleted_after_their_time_and_the_journal_stays(openai: Bench) -> None:
+    openai.world.make_tickets(20)
+    first = openai.complete("first", keep_days=2.0)
+    openai.world.sleep(86_400)
+    openai.complete("second")
+    assert payloads(openai) == {"plans", "results"}
+
+    openai.world.sleep(2 * 86_400)
+    openai.complete("third")
+
+    assert payloads(openai) == set()
+    assert openai.complete("first") == first
+    assert openai.world.charged() == 20
+
+
+@pytest.mark.parametrize(("days", "left"), [(0.0, set()), (None, {"plans", "results"})])
+def test_prompts_and_answers_may_go_at_once_or_stay_for_good(
+    openai: Bench, days: float | None, left: set[str]
+) -> None:
+    openai.world.make_tickets(20)
+    openai.complete("first", keep_days=days)
+    openai.world.sleep(1e8)
+    openai.complete("second")
+
+    assert payloads(openai) == left
