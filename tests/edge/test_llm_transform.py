@@ -1,6 +1,7 @@
 """The operator in a real Airflow, against the simulator and a DuckDB file."""
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -74,6 +75,22 @@ def test_a_second_run_pays_for_the_changed_row_only(world: World, run: Run) -> N
 
     assert xcom(done, "label")["why"] == {"answered": len(TICKETS) - 1, "changed": 1}
     assert world.rows_charged() == len(TICKETS) + 1
+
+
+def test_the_same_rows_by_another_connection_are_not_paid_again(
+    world: World, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_OTHER", os.environ["AIRFLOW_CONN_ANTHROPIC_DEFAULT"])
+    with DAG("usual", schedule=None) as usual:
+        transform()
+    with DAG("other", schedule=None) as other:
+        transform(llm_conn_id="other")
+    run(usual)
+
+    done = run(other)
+
+    assert xcom(done, "label")["why"] == {"answered": len(TICKETS)}
+    assert world.rows_charged() == len(TICKETS)
 
 
 def test_openai_is_reached_by_its_official_connection_type(world: World, run: Run) -> None:
