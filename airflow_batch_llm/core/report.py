@@ -24,8 +24,8 @@ _SAMPLES = 5
 class Durations:
     """Seconds. Batches wait and run side by side, so the longest counts; landing is one's own work, so it adds up."""
 
-    queued: float = 0.0
-    running: float = 0.0
+    queued: float = 0.0  # until the batch existed: for want of a place, of quota or of an answer
+    running: float = 0.0  # until it had ended
     landing: float = 0.0
 
     def __add__(self, other: "Durations") -> "Durations":

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import orjson
+
 from airflow_batch_llm.core.journal import Entry, Kind, Standing
 from airflow_batch_llm.core.model import BatchState, BatchStatus, Outcome, Usage
 from airflow_batch_llm.core.report import Durations, Report, Spent
@@ -178,8 +180,16 @@ class Collector:
             batches=len(gathered.batches),
             usage=Usage.total(list(gathered.judged.usages())),
             spent=_spent(gathered),
-            durations=Durations(running=running, landing=now - began),
+            durations=Durations(queued=self._queued(standing), running=running, landing=now - began),
         )
+
+    def _queued(self, standing: Standing) -> float:
+        """How long the shard's batch waited to be created, since its round could begin."""
+        if standing.batch is None:
+            return 0.0
+        before = self.folder.read_published(self.plan.round - 1) if self.plan.round > 1 else None
+        since = self.plan.planned_at if before is None else orjson.loads(before)["at"]
+        return max(0.0, standing.batch.at - since)
 
     def _entry(self, kind: Kind, *, batch_id: str = "", reason: str = "", not_before: float = 0.0) -> Entry:
         now = self.parts.clock()

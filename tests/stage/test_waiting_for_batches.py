@@ -23,6 +23,21 @@ def test_no_more_batches_run_at_once_than_are_allowed(bench: Bench) -> None:
     assert bench.world.charged() == 60
 
 
+def test_the_report_tells_how_long_batches_waited_and_ran(openai: Bench) -> None:
+    openai.world.make_tickets(20)
+    openai.world.simulator.turn(batch_seconds=600)
+
+    alone = openai.complete("alone", rows_per_batch=20, target="alone").report.durations
+    behind = openai.complete(
+        "behind", rows_per_batch=10, max_active_batches=1, target="behind"
+    ).report.durations
+
+    assert alone.queued < 60
+    assert behind.queued >= 600
+    assert min(alone.running, behind.running) >= 600
+    assert behind.landing > 0
+
+
 @pytest.mark.parametrize("answer", ["failed", "429"])
 def test_a_shard_that_finds_no_quota_waits_while_others_go_on(openai: Bench, answer: str) -> None:
     openai.world.make_tickets(40)
