@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from airflow_batch_llm.commands.inspect import inspect as command
 from airflow_batch_llm.core.model import Lease, Outcome, ShardFile
 from airflow_batch_llm.stage.finishing import Finished
 from airflow_batch_llm.stage.folder import RunFolder
@@ -140,7 +141,9 @@ def test_a_stray_that_is_found_at_the_end_stands_in_the_report(bench: Bench) -> 
     assert looked_at(bench).spent_usd == pytest.approx(billed(bench))
 
 
-def test_what_a_stray_costs_that_is_found_after_the_report_is_recorded_and_said(bench: Bench) -> None:
+def test_what_a_stray_costs_that_is_found_after_the_report_is_recorded_and_said(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
     bench.world.make_tickets(ROWS)
     frozen = frozen_before_its_creation(bench)
     report = finished_by_another(bench)
@@ -159,6 +162,11 @@ def test_what_a_stray_costs_that_is_found_after_the_report_is_recorded_and_said(
     assert (shown.batch_id, shown.shard, shown.in_report) == (stray, 1, False)
     assert shown.cost_usd == pytest.approx(stray_cost)
     assert run.spent_usd == pytest.approx(billed(bench))
+    command(str(bench.world.folder / "workspace" / "dag" / "task" / "run"))
+    assert (
+        f"batch {stray}, created by mishap, ${stray_cost:,.4f}, which no report counts"
+        in capsys.readouterr().out
+    )
     assert bench.complete() == report  # the stored one does not change
 
 
