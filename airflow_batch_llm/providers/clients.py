@@ -33,6 +33,8 @@ class Clients:
         self._open_async = open_async
         self._sync: Any = None
         self._async: Any = None
+        self._creating: Any = None
+        self._creations = threading.Lock()
         self._lock = threading.Lock()
         self._alock = asyncio.Lock()
 
@@ -55,19 +57,33 @@ class Clients:
             return self._open_async()
 
     @contextmanager
-    def fresh(self) -> Iterator[Any]:
-        """A client of its own, with no open connection yet, so that all it opens can be watched."""
-        client = _patient(self._open_sync())
-        try:
-            yield client
-        finally:
-            client.close()
+    def creating(self, *, again: bool) -> Iterator[Any]:
+        """A client without an open connection, so that all it opens can be watched. One creation at a time.
+
+        To open one takes longer than the creation (it reads all certificates), so it serves `again` where that is
+        allowed: `create` has its connection closed.
+        """
+        with self._creations:
+            client, self._creating = self._creating or _patient(self._open_sync()), None
+            try:
+                yield client
+            except BaseException:
+                client.close()
+                raise
+            if again:
+                self._creating = client
+            else:
+                client.close()
 
     def close(self) -> None:
         with self._lock:
             if self._sync is not None:
                 self._sync.close()
                 self._sync = None
+        with self._creations:
+            if self._creating is not None:
+                self._creating.close()
+                self._creating = None
 
     async def aclose(self) -> None:
         async with self._alock:
@@ -102,7 +118,10 @@ def create(client: Any, creation: Creation, lease: Lease, judge: Judge) -> dict[
                 creation.path,
                 cast_to=object,
                 content=sending.body(creation.pieces, creation.last),
-                options={"headers": {"Content-Length": str(creation.size)}, "timeout": sending.remaining},
+                options={
+                    "headers": {"Content-Length": str(creation.size), "Connection": "close"},
+                    "timeout": sending.remaining,
+                },
             )
         except Exception as error:
             judged = judge(error)

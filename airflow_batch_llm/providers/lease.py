@@ -13,6 +13,8 @@ from typing import Any
 
 from airflow_batch_llm.core.model import Lease
 
+_OPENED = (".connect_tcp.complete", ".connect_unix_socket.complete", ".start_tls.complete")
+
 
 class LeaseExpired(Exception):
     """The lease ended before the creation was sent whole."""
@@ -79,7 +81,7 @@ class Sending:
         request.extensions = {**request.extensions, "trace": self._note_connection}
 
     def _note_connection(self, event: str, info: dict[str, Any]) -> None:
-        if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+        if event.endswith(_OPENED):  # through a proxy, its word stands before
             opened = info["return_value"].get_extra_info("socket")
             if opened is not None:
                 self.note(opened)

@@ -10,6 +10,7 @@ from airflow_batch_llm.errors import BatchLLMError, InputError
 from airflow_batch_llm.stage.finishing import Finished, Finisher
 from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.generation import Generation, Pause
+from airflow_batch_llm.stage.memory import keep_little
 from airflow_batch_llm.stage.plan import Plan
 from airflow_batch_llm.stage.planning import Planner
 from airflow_batch_llm.stage.registers import Registers
@@ -36,6 +37,9 @@ class Run:
     max_tries: int = 0
     clears: int = 0
     pace: Pace = field(default_factory=Pace)
+
+    def __post_init__(self) -> None:
+        keep_little()
 
     def advance(self) -> Pause | Finished:
         """Go as far as can be gone now."""

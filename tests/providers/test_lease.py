@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from pathlib import Path
 
@@ -132,3 +133,46 @@ def test_a_lease_that_is_over_before_the_last_piece_leaves_the_body_open() -> No
     with pytest.raises(LeaseExpired):
         list(sending.body([], b"last"))
     assert (sending.whole, sending.remaining) == (False, 0.0)
+
+
+class Counting:
+    """A server that answers every creation well, keeps connections open if it may, and counts them."""
+
+    def __init__(self) -> None:
+        counting = self
+        self.connections = 0
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                counting.connections += 1
+                super().setup()
+
+            def do_POST(self) -> None:  # the name is the standard library's
+                if "chunked" in self.headers.get("Transfer-Encoding", ""):
+                    raise AssertionError("the body has a length")
+                self.rfile.read(int(self.headers["Content-Length"]))
+                answer = b'{"id":"batch_1"}'
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.mark.parametrize("name", ["anthropic", "openai"])
+def test_each_creation_opens_a_connection_that_it_can_watch(name: str, tmp_path: Path) -> None:
+    counting = Counting()
+    provider = connect(name, Access(api_key="any", base_url=counting.url))
+    shard = shard_of(provider, tmp_path, 10)
+    for _ in range(3):
+        assert provider.submit(shard, "file-1", Lease(expires_at=time.time() + 10)) == "batch_1"
+    provider.close()
+    counting.server.shutdown()
+    counting.server.server_close()
+    assert counting.connections == 3

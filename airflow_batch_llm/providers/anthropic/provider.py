@@ -66,7 +66,7 @@ class AnthropicProvider:
         return ""
 
     def submit(self, shard: ShardFile, upload: str, lease: Lease) -> str:  # noqa: ARG002 - nothing is uploaded
-        with self._clients.fresh() as client:
+        with self._clients.creating(again=self._access.client is None) as client:
             batch_id: str = create(client, creation(flows.BATCHES, shard.path), lease, judged_creation)["id"]
         return batch_id
 

@@ -91,7 +91,7 @@ class OpenAIProvider:
             request["output_expires_after"] = {"anchor": "created_at", "seconds": seconds}
         body = orjson.dumps(request)
         creation = Creation(path=flows.BATCHES, pieces=(), last=body, size=len(body))
-        with self._clients.fresh() as client:
+        with self._clients.creating(again=self._access.client is None) as client:
             batch_id: str = create(client, creation, lease, judged_creation)["id"]
         return batch_id
 
