@@ -18,9 +18,10 @@ from airflow_batch_llm.warehouses.rows import array, batches
 
 if TYPE_CHECKING:
     from psycopg import Column, Connection, Copy, ServerCursor
+    from psycopg.pq.abc import PGconn
 
 #: How much of the CSV is parsed at once. A single row may be larger.
-_CSV_BYTES = 1024 * 1024
+_CSV_BYTES = 2 * 1024 * 1024
 _MOST_ROWS = 20_000
 _CANCEL_SECONDS = 5.0
 
@@ -106,15 +107,34 @@ class PostgresRead:
 
 
 def _pieces(copy: "Copy", header: bytes) -> Iterator[bytearray]:
-    """The CSV in pieces of whole rows, each under the header."""
+    """The CSV in pieces of whole rows, each under the header.
+
+    psycopg waits for a row; those that came with it are taken from libpq straight away, in a fraction of the time.
+    """
+    pgconn = copy.connection.pgconn
     piece = bytearray(header)
-    for row in copy:
-        piece += row
-        if len(piece) >= _CSV_BYTES:
-            yield piece
-            piece = bytearray(header)
+    length = 0
+    while length >= 0 and (row := copy.read()):
+        while row:
+            piece += row
+            if len(piece) >= _CSV_BYTES:
+                yield piece
+                piece = bytearray(header)
+            length, row = pgconn.get_copy_data(1)
+    if length < 0:
+        _check_end(pgconn)
     if len(piece) > len(header):
         yield piece
+
+
+def _check_end(pgconn: "PGconn") -> None:
+    """Take in how a COPY ended, as psycopg does where it sees the end itself."""
+    from psycopg.errors import error_from_result
+    from psycopg.pq import ExecStatus
+
+    for result in list(iter(pgconn.get_result, None)):
+        if result.status != ExecStatus.COMMAND_OK:
+            raise error_from_result(result)
 
 
 def _read_csv(text: bytearray, types: list[pa.DataType]) -> pa.Table:
