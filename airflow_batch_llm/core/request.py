@@ -92,11 +92,8 @@ def canonical(value: object) -> bytes:
 
 def digest(*parts: bytes) -> str:
     """32 hex digits over the parts; their lengths count, so that ("ab", "c") is not ("a", "bc")."""
-    hasher = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        hasher.update(len(part).to_bytes(8, "big"))
-        hasher.update(part)
-    return hasher.hexdigest()
+    told = b"".join([len(part).to_bytes(8, "big") + part for part in parts])
+    return hashlib.blake2b(told, digest_size=16).hexdigest()
 
 
 def fingerprint(input_hash: str, spec_hash: str) -> str:

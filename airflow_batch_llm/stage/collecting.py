@@ -22,6 +22,7 @@ from airflow_batch_llm.stage.landing import (
     Lander,
     Stamp,
     Tally,
+    landed_rows,
     lines,
     no_rows,
     parquet_reader,
@@ -70,13 +71,13 @@ class Collector:
         gathered = self._gathered(shard, standing)
         keys = self._keys(shard)
         answers, failures = (
-            self.scratch / f"{shard.number:04d}.{kind}.parquet" for kind in ("answers", "failures")
+            self.scratch / f"{shard.number:04d}.{kind}.arrow" for kind in ("answers", "failures")
         )
         tally = Lander(self.plan.target, self._stamp(shard.number, standing), gathered.judged).write(
             keys, answers, failures
         )
         part = self.part(shard.number)
-        with parquet_reader(answers) as good, parquet_reader(failures) as bad:
+        with landed_rows(answers) as good, landed_rows(failures) as bad:
             self.parts.target.stage(self.plan.target, part, good, bad)
         report = replace(self._report(shard, standing, gathered, began), outcomes=tally.outcomes)
         self._put_landed(shard, report, tally, gathered.batches)

@@ -6,6 +6,7 @@ request bears its tokens and cost; the others are marked as sharing it.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,14 +90,14 @@ class Lander:
         }
 
     def write(self, keys: Path, answers: Path, failures: Path) -> Tally:
-        """Write the rows of both tables as Parquet; the tally says what became of the rows."""
+        """Write the rows of both tables; the tally says what became of the rows."""
         tally = Tally()
         with (
             pq.ParquetFile(keys) as rows,
-            pq.ParquetWriter(answers, self._target.answer_columns) as good,
-            pq.ParquetWriter(failures, self._target.failure_columns) as bad,
+            _written(answers, self._target.answer_columns) as good,
+            _written(failures, self._target.failure_columns) as bad,
         ):
-            for batch in rows.iter_batches(_ROWS_AT_ONCE):
+            for batch in rows.iter_batches(_ROWS_AT_ONCE, use_threads=False):
                 landed = self._good.take(batch.column(REQUEST))
                 good.write_batch(self._answer_rows(batch.filter(landed)))
                 bad.write_batch(self._failure_rows(batch.filter(pc.invert(landed)), tally))
@@ -223,6 +224,19 @@ def parquet_reader(path: Path) -> pa.RecordBatchReader:
             yield from file.iter_batches(_ROWS_AT_ONCE)
 
     return pa.RecordBatchReader.from_batches(file.schema_arrow, stream())
+
+
+@contextmanager
+def _written(path: Path, schema: pa.Schema) -> Iterator[Any]:
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        yield writer
+
+
+@contextmanager
+def landed_rows(path: Path) -> Iterator[pa.RecordBatchReader]:
+    """What `Lander.write` wrote, as a stream."""
+    with pa.OSFile(str(path), "rb") as file, pa.ipc.open_stream(file) as reader:
+        yield reader
 
 
 def lines(path: Path) -> Iterator[bytes]:

@@ -16,14 +16,15 @@ from airflow_batch_llm.core.spec import input_hashes
 from airflow_batch_llm.errors import PromptError, SourceError
 from airflow_batch_llm.stage.settings import Guards, Reads
 from airflow_batch_llm.stage.spool import ATTEMPTS, INPUT_HASH, PROBLEM, PROMPTS, REASON, SEQ, Spool
-from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, JoinsKnown, Source, Target, Warehouse
+from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, JoinsKnown, SharesFile, Source, Target, Warehouse
 from airflow_batch_llm.warehouses.columns import number, numbers, octets, text, texts
 
 TOO_LARGE = "too_large"
 PROMPT_FAILED = "prompt_failed"
 
-#: A look-up may scan the whole target, so it is for many rows, which wait in memory until then.
-_LOOKED_UP_ROWS, _LOOKED_UP_BYTES = 100_000, 32 << 20
+#: A look-up may scan the whole target, so it is for many rows, which wait in memory until then. A scan in this
+#: process costs next to nothing, and memory is dearer.
+_LOOKED_UP_ROWS, _LOOKED_UP_BYTES, _LOOKED_UP_BYTES_HERE = 100_000, 32 << 20, 8 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +123,8 @@ def with_known(reads: Reads, source: Source, warehouse: Warehouse, target: Targe
         columns.append(target.partition_by)
 
     def looked_up() -> Iterator[pa.RecordBatch]:
-        for group in _groups(reader):
+        most = _LOOKED_UP_BYTES_HERE if isinstance(warehouse, SharesFile) else _LOOKED_UP_BYTES
+        for group in _groups(reader, most):
             known = warehouse.known(target, pa.concat_batches([batch.select(columns) for batch in group]))
             first = 0
             for batch in group:
@@ -134,12 +136,12 @@ def with_known(reads: Reads, source: Source, warehouse: Warehouse, target: Targe
     return pa.RecordBatchReader.from_batches(schema, looked_up())
 
 
-def _groups(reader: pa.RecordBatchReader) -> Iterator[list[pa.RecordBatch]]:
+def _groups(reader: pa.RecordBatchReader, most: int) -> Iterator[list[pa.RecordBatch]]:
     """The batches that are looked up together."""
     group: list[pa.RecordBatch] = []
     rows = size = 0
     for batch in reader:
-        if group and (rows + batch.num_rows > _LOOKED_UP_ROWS or size + batch.nbytes > _LOOKED_UP_BYTES):
+        if group and (rows + batch.num_rows > _LOOKED_UP_ROWS or size + batch.nbytes > most):
             yield group
             group, rows, size = [], 0, 0
         if batch.num_rows:

@@ -77,7 +77,7 @@ class ShardWriter:
         first = 0
         for shard in shards:
             path, count = self.keys_path(shard.number), 0
-            with pq.ParquetWriter(path, schema, compression="lz4") as writer:
+            with pq.ParquetWriter(path, schema, compression="lz4", use_dictionary=False) as writer:
                 for batch in waiting.below(first + shard.requests).to_batches():
                     ordinals = pc.subtract(batch.column(REQUEST), number(first))
                     at = schema.get_field_index(REQUEST)

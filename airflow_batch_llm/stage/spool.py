@@ -98,7 +98,7 @@ class Spool:
         self._ask(f"""
             CREATE TABLE sent AS
             SELECT {SEQ}, min({SEQ}) OVER (PARTITION BY {INPUT_HASH}::UUID) AS {_FIRST} FROM rows
-            WHERE {REASON} IN ({_SENT_LIST}) AND {SEQ} NOT IN (SELECT seq FROM taken)""")
+            WHERE {REASON} IN ({_SENT_LIST}) AND {SEQ} NOT IN (SELECT seq FROM taken) ORDER BY {SEQ}""")
         (count,) = self._ask(f"SELECT count(*) FROM sent WHERE {SEQ} = {_FIRST}").fetchone()
         return int(count)
 
@@ -118,7 +118,7 @@ class Spool:
 
     def prompts(self) -> Iterator[bytes]:
         """The prompt of each request, by number."""
-        firsts = self._sorted(f"SELECT {SEQ} FROM sent WHERE {SEQ} = {_FIRST}", SEQ)
+        firsts = self._sent(f"SELECT {SEQ} FROM sent WHERE {SEQ} = {_FIRST}", SEQ)
         with pa.OSFile(str(self._folder / "prompts.arrow"), "rb") as file, pa.ipc.open_stream(file) as stream:
             for batch in stream:
                 if batch.num_rows:
@@ -160,19 +160,19 @@ class Spool:
 
     def _sent_rows(self) -> Iterator[pa.Table]:
         """The rows that are sent, in source order, each with the first one of its request."""
-        firsts = self._sorted(f"SELECT {SEQ}, {_FIRST} FROM sent", SEQ, _FIRST)
+        firsts = self._sent(f"SELECT {SEQ}, {_FIRST} FROM sent", SEQ, _FIRST)
         # Read ahead, the file would be in memory as a whole.
         with pq.ParquetFile(self._folder / "rows.parquet", pre_buffer=False) as file:
-            for batch in file.iter_batches(_ROWS_AT_ONCE):
+            for batch in file.iter_batches(_ROWS_AT_ONCE, use_threads=False):
                 seen = batch.column(SEQ)
                 known = firsts.below(seen[-1].as_py() + 1)
                 rows = pa.Table.from_batches([batch]).filter(pc.is_in(seen, known.column(SEQ)))
                 yield rows.append_column(_FIRST, known.column(_FIRST))
 
-    def _sorted(self, sql: str, *names: str) -> Ahead:
-        """A question about numbers, answered in the order of the first of them."""
+    def _sent(self, sql: str, *names: str) -> Ahead:
+        """A question about the rows that are sent, answered in their order: the table is in it, and is read in it."""
         schema = pa.schema([(name, pa.int64()) for name in names])
-        return Ahead(self._stream(f"{sql} ORDER BY {names[0]}"), names[0], schema)
+        return Ahead(self._stream(sql), names[0], schema)
 
     def rows_with(self, reason: Reason) -> pa.RecordBatchReader:
         """The rows that were given this reason while reading."""
