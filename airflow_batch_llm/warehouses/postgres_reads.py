@@ -34,11 +34,11 @@ class PostgresRead:
         from psycopg.adapt import Transformer
 
         self._connection = connection
-        self._query = query.encode()
         self._opened = ExitStack()
         self._opened.callback(connection.close)
         with ExitStack() as failed:
             failed.callback(self.close)
+            self._query = query.encode()
             # What is copied later is what the cursor saw when it was declared.
             connection.isolation_level = IsolationLevel.REPEATABLE_READ
             (limit,) = connection.execute("SHOW statement_timeout").fetchone() or ("0",)
