@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from airflow_batch_llm.core.estimate import Estimate, Size, estimate, usual_answer
 from airflow_batch_llm.core.model import Call
@@ -26,16 +28,18 @@ class Quote:
     output_type: OutputType
     prices: PriceList
 
-    def estimate(self, prompts: Iterable[bytes], requests: int) -> Estimate:
-        """Read the prompts once; ask the provider about a few of them."""
-        total = largest = 0
+    def estimate(self, prompts: Iterable[pa.BinaryArray], requests: int) -> Estimate:
+        """Read the prompts once, block by block; ask the provider about a few of them."""
+        total = largest = seen = 0
         sample: list[bytes] = []
         every = max(1, requests // _SAMPLE)
-        for number, prompt in enumerate(prompts):
-            total += len(prompt)
-            largest = max(largest, len(prompt))
-            if number % every == 0 and len(sample) < _SAMPLE:
-                sample.append(prompt)
+        for block in prompts:
+            lengths = pc.binary_length(block)
+            total += pc.sum(lengths).as_py() or 0
+            largest = max(largest, pc.max(lengths).as_py() or 0)
+            sample += [block[at].as_py() for at in range(-seen % every, len(block), every)]
+            seen += len(block)
+        del sample[_SAMPLE:]
         size = Size(
             requests=requests,
             prompt_bytes=total,

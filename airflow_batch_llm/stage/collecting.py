@@ -6,6 +6,7 @@ Each step leaves a record and may be repeated. With the raw lines kept, landing 
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import orjson
@@ -35,6 +36,7 @@ from airflow_batch_llm.warehouses.base import Part
 
 #: A batch that was turned away for lack of quota is sent again after this.
 _LATER_SECONDS = 300.0
+_LINES_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +109,9 @@ class Collector:
         """Bring the raw lines of a batch into the run folder, whole or not at all."""
         arriving = self.scratch / f"{secrets.token_hex(6)}.results.jsonl"
         with arriving.open("wb") as file:
-            file.writelines(line + b"\n" for line in self.parts.provider.results(batch_id))
+            results = self.parts.provider.results(batch_id)
+            while block := list(islice(results, _LINES_AT_ONCE)):
+                file.write(b"\n".join(block) + b"\n")
         self.folder.put_results(batch_id, arriving)
         arriving.unlink()
 

@@ -226,7 +226,7 @@ class Planner:
             output_type=resolved.output_type,
             prices=resolved.prices,
         )
-        guess = quote.estimate(spool.prompts(), requests)
+        guess = quote.estimate(spool.prompt_blocks(), requests)
         allowed = self._allowed(guess)
         writer = ShardWriter(
             scratch=scratch,

@@ -118,13 +118,18 @@ class Spool:
 
     def prompts(self) -> Iterator[bytes]:
         """The prompt of each request, by number."""
+        for block in self.prompt_blocks():
+            yield from block.to_pylist()
+
+    def prompt_blocks(self) -> Iterator[pa.BinaryArray]:
+        """The same, many at a time."""
         firsts = self._sent(f"SELECT {SEQ} FROM sent WHERE {SEQ} = {_FIRST}", SEQ)
         with pa.OSFile(str(self._folder / "prompts.arrow"), "rb") as file, pa.ipc.open_stream(file) as stream:
             for batch in stream:
                 if batch.num_rows:
                     seen = batch.column(SEQ)
                     wanted = firsts.below(seen[-1].as_py() + 1).column(SEQ)
-                    yield from batch.column("prompt").filter(pc.is_in(seen, wanted)).to_pylist()
+                    yield batch.column("prompt").filter(pc.is_in(seen, wanted))
 
     def keyed_rows(self, requests: int) -> Iterator[pa.RecordBatch]:
         """Every row that is sent, by request: the request's number, and whether an earlier row pays for it.

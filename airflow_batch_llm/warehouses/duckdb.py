@@ -72,6 +72,7 @@ class DuckDBWarehouse:
         self._statements = Statements(_DIALECT)
         self._reading: DuckDBPyConnection | None = None
         self._sessions: list[DuckDBPyConnection] = []
+        self._look_ups: dict[tuple[str, ...], str | None] = {}
 
     @property
     def asset_uri(self) -> str:
@@ -97,8 +98,10 @@ class DuckDBWarehouse:
         plain = plain_batch(keys, frozenset(target.key.names), _DIALECT)
         numbered = pa.Table.from_batches([plain]).append_column("n", numbers(range(keys.num_rows)))
         with self._file.translated():
+            query = self._known_query(target)
+            if query is None:
+                return _nothing_known(keys.num_rows)
             connection = self._session()
-            query = self._statements.known("asked", target, self._known_tables(connection, target))
             connection.register("asked", numbered)
             found = connection.sql(query).to_arrow_table()
             connection.close()
@@ -148,6 +151,7 @@ class DuckDBWarehouse:
         for session in self._sessions:
             session.close()
         self._sessions.clear()
+        self._look_ups.clear()
         if self._reading is not None:
             self._reading.close()
             self._reading = None
@@ -185,9 +189,19 @@ class DuckDBWarehouse:
                     self._file.forget(control)
                     handed_out = 0
 
-    def _known_tables(self, connection: "DuckDBPyConnection", target: Target) -> dict[str, bool]:
-        found = ((target.table, "_llm_planned_at"), (target.failures, "_llm_attempts"))
-        return {name: column in (_columns(connection, name) or {}) for name, column in found}
+    def _known_query(self, target: Target) -> str | None:
+        """The look-up, None where there is nothing to look up. While the file is open, nobody writes to it."""
+        asked = (target.table, target.failures, *target.key.names)
+        if asked not in self._look_ups:
+            connection = self._session()
+            filled = {
+                name: column in (_columns(connection, name) or {})
+                and _any(connection, f"SELECT 1 FROM {_DIALECT.table(name)} LIMIT 1")
+                for name, column in ((target.table, "_llm_planned_at"), (target.failures, "_llm_attempts"))
+            }
+            query = self._statements.known("asked", target, filled) if any(filled.values()) else None
+            self._look_ups[asked] = query
+        return self._look_ups[asked]
 
     def _session(self) -> "DuckDBPyConnection":
         """A connection of its own to the open file: one stream does not stand in another's way."""
@@ -253,6 +267,12 @@ def _catalog(connection: "DuckDBPyConnection", view: str, facts: str, name: str)
         "AND lower(table_name) = lower(?)",
         [catalog, schema, table],
     ).fetchall()
+
+
+def _nothing_known(rows: int) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays(
+        [pa.nulls(rows, field.type) for field in KNOWN_COLUMNS], schema=KNOWN_COLUMNS
+    )
 
 
 def _any(connection: "DuckDBPyConnection", query: str) -> bool:
