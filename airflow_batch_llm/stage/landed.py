@@ -41,7 +41,7 @@ class Landed:
             again=tuple((request, Outcome(outcome)) for request, outcome in fields["again"]),
             again_rows={Outcome(name): count for name, count in fields["again_rows"].items()},
             samples=fields["samples"],
-            batches=fields.get("batches", ()),  # releases before this field read the shard's own batch alone
+            batches=fields.get("batches", ()),  # a file that an earlier release wrote does not tell
         )
 
 

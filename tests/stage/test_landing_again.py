@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import orjson
 import pytest
 
 from airflow_batch_llm.core.model import Outcome
@@ -80,6 +81,24 @@ def test_kept_lines_land_without_the_provider(bench: Bench) -> None:
     assert done.report.final == {Outcome.SUCCEEDED: 20}
     assert len(bench.world.answers()) == 20
     assert bench.batches() == []
+
+
+def test_what_an_earlier_release_landed_is_published_and_reported(bench: Bench) -> None:
+    bench.world.make_tickets(20)
+    first = bench.run()
+    broken = _Breaks(first.parts.target, "publish", RuntimeError("the warehouse is away"))
+    with pytest.raises(RuntimeError, match="the warehouse is away"):
+        bench.complete(bench.run(parts={"source": first.parts.source, "target": broken}))
+    let_go(first)
+    (path,) = bench.world.folder.glob("workspace/dag/task/run/g1/landed/*.json")
+    landed = orjson.loads(path.read_bytes())
+    del landed["batches"]  # it did not tell
+    path.write_bytes(orjson.dumps(landed))
+
+    done = bench.complete()
+
+    assert (done.report.final, done.report.batches) == ({Outcome.SUCCEEDED: 20}, 1)
+    assert bench.world.charged() == len(bench.world.answers()) == 20
 
 
 def test_a_finished_run_keeps_its_answers_when_the_provider_has_lost_its_own(bench: Bench) -> None:
