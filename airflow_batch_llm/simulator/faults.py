@@ -29,6 +29,7 @@ class BatchFault(StrEnum):
 
     REJECT = "reject"  # OpenAI: status failed; Vertex: JOB_STATE_FAILED
     EXPIRE = "expire"  # `share` of the rows is executed, the rest expires
+    FAIL = "fail"  # Vertex: `share` of the rows is executed and written, then JOB_STATE_FAILED
     PARTIAL = "partial"  # Vertex: JOB_STATE_PARTIALLY_SUCCEEDED
     QUEUE = "queue"  # its rows are not looked at before its window closes (OpenAI, Vertex)
     HOLD = "hold"  # it does not end by itself before its window closes

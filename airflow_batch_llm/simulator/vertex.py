@@ -18,6 +18,7 @@ from airflow_batch_llm.simulator.bucket import JsonApiBucket, StorageError
 from airflow_batch_llm.simulator.clock import rfc3339
 from airflow_batch_llm.simulator.content import content_digest
 from airflow_batch_llm.simulator.execution import settled
+from airflow_batch_llm.simulator.faults import BatchFault, batch_fault
 from airflow_batch_llm.simulator.record import LIVE, Batch, Phase, Provider
 from airflow_batch_llm.simulator.request import Request as Asked
 from airflow_batch_llm.simulator.vendor import Endpoint, Prepared, Refusal, Rejected, Tally
@@ -28,6 +29,7 @@ from airflow_batch_llm.simulator.world import World
 
 _QUEUE_SECONDS = 72 * 3600.0
 _RUN_SECONDS = 24 * 3600.0
+_INTERNAL = 13  # the code of a job that fails through no fault of its file
 _JOBS = "/projects/{project}/locations/{location}/batchPredictionJobs"
 _MODEL = "/projects/{project}/locations/{location}/publishers/google/models/{model}"
 
@@ -144,12 +146,18 @@ class Vertex:
         return VertexRows(batch.facts["model"], moment.replace("Z", "+00:00"), self._world.knobs)
 
     def finish(self, batch: Batch, tally: Tally) -> Mapping[str, Any] | Rejected:
-        if not tally.written and batch.facts.get("ending"):
-            return {}
-        try:
-            return deliver(batch, self._bucket, self._world.folder(batch.id), self._world.knobs.shard_rows)
-        except StorageError as error:
-            return Rejected(facts={"error": {"code": error.code, "message": str(error)}})
+        written: dict[str, Any] = {}
+        if tally.written or not batch.facts.get("ending"):
+            try:
+                written = deliver(
+                    batch, self._bucket, self._world.folder(batch.id), self._world.knobs.shard_rows
+                )
+            except StorageError as error:
+                return Rejected(facts={"error": {"code": error.code, "message": str(error)}})
+        if told := batch_fault(batch.facts["faults"], BatchFault.FAIL):
+            message = told.message or "Internal error. The simulator was told to fail."
+            return Rejected(facts={**written, "error": {"code": _INTERNAL, "message": message}})
+        return written
 
     # -- one request at a time -----------------------------------------------------------------------------------
 

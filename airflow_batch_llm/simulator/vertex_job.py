@@ -147,7 +147,7 @@ def job_wire(batch: Batch) -> dict[str, Any]:
         job["outputInfo"] = {"gcsOutputDirectory": facts["directory"]}
     if "error" in facts:
         job["error"] = facts["error"]
-    if batch.phase is Phase.ENDED and "outcomes" in facts:
+    if (batch.phase is Phase.ENDED or "directory" in facts) and "outcomes" in facts:
         job["completionStats"] = _stats(facts["outcomes"])
     return job
 

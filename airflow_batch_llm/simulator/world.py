@@ -68,6 +68,8 @@ class World:
         common: dict[str, Any] = {"faults": faults, "ends_at": ends_at, "expires_at": expires_at}
         if expiring := batch_fault(faults, BatchFault.EXPIRE):
             common["ending"] = {"outcome": Outcome.EXPIRED, "share": expiring.share}
+        if failing := batch_fault(faults, BatchFault.FAIL):
+            common["ending"] = {"outcome": Outcome.CANCELED, "share": failing.share}
         batch = self.database.add_batch(
             Batch(
                 seq=0,

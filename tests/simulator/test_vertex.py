@@ -217,6 +217,16 @@ def test_a_partial_success_is_an_end(simulator: Simulator, client: JobServiceCli
     assert len(predictions(bucket, ended)) == 2
 
 
+def test_a_job_may_fail_after_it_has_written_some_of_its_rows(
+    simulator: Simulator, client: JobServiceClient, bucket: Any
+) -> None:
+    simulator.fault(provider="vertex", kind="fail", share=0.5)
+    failed = finished(simulator, client, bucket, [row(n) for n in range(4)])
+    assert (failed.state, failed.error.code) == (JobState.JOB_STATE_FAILED, 13)
+    assert failed.completion_stats.successful_count == len(predictions(bucket, failed)) == 2
+    assert simulator.ledger()["vertex"]["rows"]["charged"] == 2
+
+
 def test_rows_that_an_expired_job_had_no_time_for_are_not_mentioned(
     simulator: Simulator, client: JobServiceClient, bucket: Any
 ) -> None:

@@ -70,4 +70,16 @@ def anthropic(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]
         yield bench
 
 
+@pytest.fixture
+def vertex(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Bench]:
+    """A world where a batch that failed may hold answers."""
+    world = _world(tmp_path, "vertex", request)
+    for name, value in world.environ.items():
+        monkeypatch.setenv(name, value)
+    with _fresh(world) as bench:
+        yield bench
+
+
 assert os.name == "posix", "processes are killed here"

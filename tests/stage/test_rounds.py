@@ -43,6 +43,32 @@ def test_rows_that_an_expired_batch_did_not_come_to_are_not_to_blame(bench: Benc
     assert bench.world.charged() == 20
 
 
+def test_what_a_failed_job_has_answered_is_kept_and_the_rest_is_asked_again(vertex: Bench) -> None:
+    vertex.world.make_tickets(20)
+    vertex.fault(kind="fail", share=0.5)
+    vertex.fault(kind="invalid", rows=[3])
+
+    done = vertex.complete()
+
+    assert done.report.attempts == {1: 20, 2: 11}
+    assert done.report.final == {Outcome.SUCCEEDED: 20}
+    assert done.report.replaced == {Outcome.INVALID: 1, Outcome.MISSING: 10}
+    assert len(vertex.world.answers()) == 20
+    assert vertex.world.charged() == 21
+
+
+def test_rows_that_a_failed_job_did_not_come_to_are_not_to_blame(vertex: Bench) -> None:
+    vertex.world.make_tickets(20)
+    vertex.fault(kind="fail", share=0.5)
+
+    done = vertex.complete(max_attempts=1)
+
+    assert done.report.final == {Outcome.SUCCEEDED: 10, Outcome.MISSING: 10}
+    assert vertex.world.failures() == dict.fromkeys(range(10, 20), ("missing", 0, False))
+    assert vertex.complete("dag/task/next").report.attempts == {1: 10}
+    assert vertex.world.charged() == 20
+
+
 def test_rows_of_a_batch_that_somebody_cancels_are_left_to_the_next_run(bench: Bench) -> None:
     bench.world.make_tickets(20)
     bench.world.simulator.turn(batch_seconds=3600, cancelled_share=0.5)
@@ -90,6 +116,24 @@ def test_rows_without_a_usable_answer_are_asked_again(bench: Bench, kind: str) -
 
     assert done.report.attempts == {1: 20, 2: 2}
     assert done.report.final == {Outcome.SUCCEEDED: 20}
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_beginning_of_a_bad_answer_is_kept_only_where_the_user_wants_that(
+    bench: Bench, kept: bool
+) -> None:
+    bench.world.make_tickets(20)
+    bench.fault(kind="text", rows=[3], text="no JSON at all" + "." * 1000)
+
+    bench.complete(max_attempts=1, raw_excerpt=kept)
+
+    ((outcome, excerpt),) = bench.world.ask("SELECT _llm_outcome, _llm_raw_excerpt FROM labels__failures")
+    assert outcome == "invalid"
+    if kept:
+        assert excerpt.startswith("no JSON at all")
+        assert len(excerpt) <= 200
+    else:
+        assert excerpt is None
 
 
 def test_duplicates_of_a_failed_row_are_answered_by_one_more_request(bench: Bench) -> None:
