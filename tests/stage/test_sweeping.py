@@ -50,6 +50,21 @@ class _Frozen:
         return self._creation()
 
 
+class _DiesBeforeItsReport:
+    """A workspace of a process that is killed when it is about to store the report."""
+
+    def __init__(self, workspace: Any) -> None:
+        self._workspace = workspace
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._workspace, name)
+
+    def create(self, path: str, data: bytes) -> bool:
+        if path.endswith("/report.json"):
+            raise _Freeze
+        return self._workspace.create(path, data)  # type: ignore[no-any-return]
+
+
 class _Freeze(BaseException):
     """The process goes no further."""
 
@@ -115,7 +130,8 @@ def test_the_answers_of_a_stray_serve_where_the_recorded_batch_has_none(bench: B
     assert done.report.spent.stray_cost == pytest.approx(billed(bench) - useful)
 
 
-def test_a_stray_that_is_found_at_the_end_stands_in_the_report(bench: Bench) -> None:
+def with_a_stray_of_a_landed_shard(bench: Bench) -> float:
+    """All batches have ended, and one of them was sent when another of its shard had landed. Returns what it cost."""
     bench.world.make_tickets(ROWS)
     frozen = frozen_before_its_creation(bench, rows_per_batch=ROWS // 2)
     bench.world.sleep(1000)
@@ -124,11 +140,16 @@ def test_a_stray_that_is_found_at_the_end_stands_in_the_report(bench: Bench) -> 
     assert isinstance(waiting, Pause)
     first, second = waiting.watch.batch_ids
     finish(bench, first)
-    bench.advance()  # the shard lands of which there will be another batch
+    bench.advance()
     before = billed(bench)
     finish(bench, frozen.thaw())
-    stray_cost = billed(bench) - before
+    cost = billed(bench) - before
     finish(bench, second)
+    return cost
+
+
+def test_a_stray_that_is_found_at_the_end_stands_in_the_report(bench: Bench) -> None:
+    stray_cost = with_a_stray_of_a_landed_shard(bench)
 
     done = bench.complete()
 
@@ -139,6 +160,27 @@ def test_a_stray_that_is_found_at_the_end_stands_in_the_report(bench: Bench) -> 
     (shown,) = looked_at(bench).strays
     assert (shown.cost_usd, shown.in_report) == (pytest.approx(stray_cost), True)
     assert looked_at(bench).spent_usd == pytest.approx(billed(bench))
+
+
+def test_it_is_counted_once_where_the_process_is_killed_between_the_sweep_and_the_report(
+    bench: Bench,
+) -> None:
+    stray_cost = with_a_stray_of_a_landed_shard(bench)
+    dying = _DiesBeforeItsReport(bench.world.workspace())
+    with pytest.raises(_Freeze):
+        bench.complete(bench.run(parts={"workspace": dying}))
+    assert [stray.cost_usd for stray in looked_at(bench).strays] == [pytest.approx(stray_cost)]
+    calls = bench.world.ledger()["calls"]["create"]
+
+    done = bench.complete()
+
+    assert done.report.spent.stray_cost == pytest.approx(stray_cost)
+    assert done.report.spent.cost == pytest.approx(billed(bench))
+    assert (done.report.batches, done.report.final) == (3, {Outcome.SUCCEEDED: ROWS})
+    assert bench.world.ledger()["calls"]["create"] == calls
+    assert bench.complete() == done
+    (shown,) = looked_at(bench).strays
+    assert shown.in_report
 
 
 def test_what_a_stray_costs_that_is_found_after_the_report_is_recorded_and_said(
