@@ -4,8 +4,9 @@ Each step leaves a record and may be repeated. With the raw lines kept, landing 
 """
 
 import secrets
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -47,6 +48,11 @@ class Collector:
     folder: RunFolder
     plan: Plan
     scratch: Path
+    _gatherer: Callable[[], Gatherer] = field(init=False)
+
+    def __post_init__(self) -> None:
+        gatherer = lru_cache(1)(lambda: Gatherer.of(self.parts.provider, self.plan))
+        object.__setattr__(self, "_gatherer", gatherer)
 
     def note_end(self, shard: PlannedShard, standing: Standing, status: BatchStatus) -> None:
         """Record that the shard's batch has ended: its results are kept before the journal says so."""
@@ -119,7 +125,12 @@ class Collector:
         if standing.ended is None:
             return Gathered(judged=self._rejected(shard, standing))
         unmentioned = Outcome(standing.ended.unmentioned or Outcome.MISSING)
-        return Gatherer.of(self.parts.provider, self.plan, shard).gather(self._kept(standing), unmentioned)
+        return self._gatherer().gather(
+            self._kept(standing),
+            token=self.plan.token(shard),
+            requests=shard.requests,
+            unmentioned=unmentioned,
+        )
 
     def _kept(self, standing: Standing) -> Iterable[tuple[str, Iterable[bytes]]]:
         """The kept lines of the shard's batch, then those of any other that was bought for it."""

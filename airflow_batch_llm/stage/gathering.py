@@ -15,7 +15,7 @@ from airflow_batch_llm.core.output_type import OutputType
 from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.stage.judged import Bill, Failure, Judged
-from airflow_batch_llm.stage.plan import Plan, PlannedShard
+from airflow_batch_llm.stage.plan import Plan
 
 EXCERPT_CHARS = 200
 
@@ -25,9 +25,10 @@ _REMEMBERED = 4096
 
 @dataclass(slots=True, kw_only=True)
 class Gathered:
-    """The judged requests, and what served nobody."""
+    """The judged requests of a shard, and what served nobody."""
 
     judged: Judged
+    token: str = ""  # the shard's: each of its requests bears it
     strange: Counter[str] = field(default_factory=Counter)  # lines, by kind
     stray_cost: float = 0.0  # of answers that served nobody, since another batch had given them
     batches: list[str] = field(default_factory=list)  # that were read
@@ -35,13 +36,11 @@ class Gathered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gatherer:
-    """Decodes, validates and prices the lines of one shard."""
+    """Decodes, validates and prices the lines of a plan's shards."""
 
     provider: Provider
     parser: AnswerParser
     prices: PriceList
-    token: str
-    requests: int
     _billed: Callable[[Usage], Bill] = field(init=False)
     _parsed: Callable[[str], Answer | Invalid] = field(init=False)
 
@@ -50,21 +49,24 @@ class Gatherer:
         object.__setattr__(self, "_parsed", lru_cache(_REMEMBERED)(self.parser.parse))
 
     @classmethod
-    def of(cls, provider: Provider, plan: Plan, shard: PlannedShard) -> "Gatherer":
+    def of(cls, provider: Provider, plan: Plan) -> "Gatherer":
         """The prices are those of the day of the plan, on which its budget was judged."""
         return cls(
             provider=provider,
             parser=AnswerParser.of(OutputType.from_json(plan.output_type)),
             prices=PriceList.of(plan.provider, plan.model, plan.limits.prices, at=plan.planned_at),
-            token=plan.token(shard),
-            requests=shard.requests,
         )
 
     def gather(
-        self, batches: Iterable[tuple[str, Iterable[bytes]]], unmentioned: Outcome = Outcome.MISSING
+        self,
+        batches: Iterable[tuple[str, Iterable[bytes]]],
+        *,
+        token: str,
+        requests: int,
+        unmentioned: Outcome = Outcome.MISSING,
     ) -> Gathered:
-        """Judge the lines of the shard's batches, the recorded one first. The first good line of a request wins."""
-        gathered = Gathered(judged=Judged.alike(self.requests, unmentioned))
+        """Judge the lines of a shard's batches, the recorded one first. The first good line of a request wins."""
+        gathered = Gathered(judged=Judged.alike(requests, unmentioned), token=token)
         for batch_id, lines in batches:
             gathered.batches.append(batch_id)
             for line in lines:
@@ -77,7 +79,7 @@ class Gatherer:
         except ValueError:
             gathered.strange["unreadable_lines"] += 1
             return
-        request = self._number(result.custom_id)
+        request = _number(result.custom_id, gathered)
         if request is None:
             gathered.strange["foreign_lines"] += 1
             return
@@ -105,12 +107,6 @@ class Gatherer:
             return Bill(usage, None, None)
         return Bill(usage, float(priced.batch), float(priced.realtime))
 
-    def _number(self, custom_id: str) -> int | None:
-        token, _, number = custom_id.rpartition("-")
-        if token != self.token or not number.isdecimal() or int(number) >= self.requests:
-            return None
-        return int(number)
-
     def _judge(self, result: Result, request: int, batch_id: str, judged: Judged) -> None:
         outcome, values = result.outcome, None
         if outcome is Outcome.SUCCEEDED:
@@ -129,6 +125,14 @@ class Gatherer:
         judged.bills[request] = self._billed(result.usage)
         judged.models[request] = result.model
         judged.batch_ids[request] = batch_id
+
+
+def _number(custom_id: str, gathered: Gathered) -> int | None:
+    """Which of the shard's requests a line answers; None: no one of them."""
+    token, _, number = custom_id.rpartition("-")
+    if token != gathered.token or not number.isdecimal() or int(number) >= len(gathered.judged):
+        return None
+    return int(number)
 
 
 def _failure(result: Result, code: str | None, message: str | None) -> Failure:

@@ -132,9 +132,10 @@ class Round:
                 self._collector.keep_results(stray.batch_id)
 
     def _land(self, moves: dict[int, Move]) -> None:
+        collector = self._collector
         for shard, standing in self._standings():
             if standing.staged is None and isinstance(moves[shard.number], Land | Refuse | GiveUp):
-                self._collector.land(shard, standing)
+                collector.land(shard, standing)
                 moves[shard.number] = Done()
 
     def _submit(self, but: Collection[str] = ()) -> dict[int, Move]:

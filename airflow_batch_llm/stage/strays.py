@@ -77,10 +77,15 @@ class StrayCounter:
         stray = Stray(batch_id=one.batch_id, shard=one.shard.number, at=self.parts.clock(), cost=0.0)
         if one.state is BatchState.REJECTED:
             return stray
-        gatherer = Gatherer.of(self.parts.provider, self.plan, one.shard)
         try:
             lines = self.parts.provider.results(one.batch_id)
-            judged = gatherer.gather([(one.batch_id, lines)]).judged
+            judged = (
+                Gatherer.of(self.parts.provider, self.plan)
+                .gather(
+                    [(one.batch_id, lines)], token=self.plan.token(one.shard), requests=one.shard.requests
+                )
+                .judged
+            )
         except ResultsGone:
             return replace(stray, cost=None)
         return replace(stray, cost=judged.cost, unpriced=judged.unpriced)
