@@ -47,10 +47,16 @@ class Spec:
 
 def spec_hash(spec: Spec) -> str:
     """The order of a schema's properties counts: a model answers in it, and thinks in it."""
-    hashed = _set_fields(spec)
-    if spec.schema is not None:
-        hashed["schema"] = _in_order(spec.schema)
-    return digest(canonical(plain(hashed)))
+    return digest(canonical(plain(_hashed(spec))))
+
+
+def changed_fields(planned: Spec, now: Spec) -> tuple[str, ...]:
+    """The names of the fields in which two specs differ, and nothing of what stands in them."""
+    before, after = _hashed(planned), _hashed(now)
+    names = [item.name for item in fields(Spec)]
+    return tuple(
+        name for name in names if canonical(plain(before.get(name))) != canonical(plain(after.get(name)))
+    )
 
 
 def input_hash(values: Mapping[str, object]) -> str:
@@ -84,6 +90,14 @@ def _hash_row(names: Sequence[str], row: tuple[object, ...]) -> str:
 def _set_fields(spec: Spec) -> dict[str, Any]:
     values = {item.name: getattr(spec, item.name) for item in fields(spec)}
     return {name: value for name, value in values.items() if value is not None and value != {}}
+
+
+def _hashed(spec: Spec) -> dict[str, Any]:
+    """What of a spec counts, by field."""
+    hashed = _set_fields(spec)
+    if spec.schema is not None:
+        hashed["schema"] = _in_order(spec.schema)
+    return hashed
 
 
 def _in_order(node: Any) -> Any:

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from airflow_batch_llm.core.model import Call
 from airflow_batch_llm.core.request import shard_token
+from airflow_batch_llm.stage.settings import Stage
 from airflow_batch_llm.warehouses.base import SchemaChange, Target, WriteMode
 
 
@@ -37,6 +38,19 @@ class RunLimits:
     raw_excerpt: bool
     keep_days: float | None
     prices: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, stage: Stage) -> "RunLimits":
+        """Those of the stage as it is written."""
+        return cls(
+            max_attempts=stage.guards.max_attempts,
+            min_success_ratio=stage.guards.min_success_ratio,
+            max_cost_usd=stage.guards.max_cost_usd,
+            rows_per_batch=stage.pace.rows_per_batch,
+            raw_excerpt=stage.shape.raw_excerpt,
+            keep_days=stage.keep_days,
+            prices=stage.guards.prices,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,12 +23,13 @@ from airflow_batch_llm.core.selection import Reason
 from airflow_batch_llm.core.shard import Bounds
 from airflow_batch_llm.core.spec import Spec, spec_hash
 from airflow_batch_llm.errors import BudgetExceeded, InputError, SourceError
+from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.stage.budget import Quote, affordable
 from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.plan import Plan, RunLimits, new_run_token
 from airflow_batch_llm.stage.reading import Reading, with_known
 from airflow_batch_llm.stage.registers import Registers
-from airflow_batch_llm.stage.settings import BadRow, OverBudget, Parts, Stage
+from airflow_batch_llm.stage.settings import Ask, BadRow, OverBudget, Parts, Stage
 from airflow_batch_llm.stage.shard_files import ShardWriter
 from airflow_batch_llm.stage.spool import Spool, keys_schema
 from airflow_batch_llm.stage.standings import read_rounds
@@ -48,34 +49,43 @@ class Resolved:
     prices: PriceList
 
 
-def resolve(stage: Stage, parts: Parts) -> Resolved:
-    """Everything about the stage that can be refused without looking at a row."""
-    ask, shape = stage.ask, stage.shape
+def output_type_of(stage: Stage) -> OutputType:
+    """The stage's output type, with the target's columns for it."""
+    shape = stage.shape
     naming = Naming(
         columns=shape.columns or None, output_column=shape.output_column, taken=(*stage.key, *shape.carry)
     )
-    output_type = OutputType.of(ask.output_type, naming)
-    params = {**output_type.request_params, **ask.request_params}
+    return OutputType.of(stage.ask.output_type, naming)
+
+
+def spec_of(ask: Ask, output_type: OutputType, provider: Provider) -> Spec:
+    """What decides what is asked."""
+    return Spec(
+        prompt=identity(ask.prompt),
+        prompt_params=ask.prompt_params,
+        system_prompt=ask.system_prompt,
+        provider=provider.name,
+        model=ask.model,
+        schema=output_type.schema,
+        params={**output_type.request_params, **ask.request_params},
+        max_tokens=ask.max_tokens,
+        endpoint=ask.endpoint,
+        host=provider.host,
+    )
+
+
+def resolve(stage: Stage, parts: Parts) -> Resolved:
+    """Everything about the stage that can be refused without looking at a row."""
+    ask, output_type = stage.ask, output_type_of(stage)
+    spec = spec_of(ask, output_type, parts.provider)
     call = Call(
         model=ask.model,
         system_prompt=ask.system_prompt,
         schema=output_type.schema,
         max_tokens=ask.max_tokens,
-        params=params,
+        params=spec.params,
         endpoint=ask.endpoint,
         cache_system_prompt=ask.cache_system_prompt,
-    )
-    spec = Spec(
-        prompt=identity(ask.prompt),
-        prompt_params=ask.prompt_params,
-        system_prompt=ask.system_prompt,
-        provider=parts.provider.name,
-        model=ask.model,
-        schema=output_type.schema,
-        params=params,
-        max_tokens=ask.max_tokens,
-        endpoint=ask.endpoint,
-        host=parts.provider.host,
     )
     return Resolved(
         call=call,
@@ -129,7 +139,7 @@ class Planner:
         resolved.prompt.check(schema.names)
         return Target(
             table=shape.target,
-            failures=shape.failures_target or f"{shape.target}__failures",
+            failures=shape.failures_table,
             key=pa.schema([schema.field(name) for name in self.stage.key]),
             carried=pa.schema([schema.field(name) for name in shape.carry if name not in self.stage.key]),
             answer=pa.schema([(c.name, ARROW_TYPES[c.type]) for c in resolved.output_type.columns]),
@@ -188,7 +198,6 @@ class Planner:
                 local.unlink()
 
     def _draft(self, resolved: Resolved, target: Target) -> Plan:
-        guards = self.stage.guards
         nonce = secrets.token_hex(5)
         return Plan(
             round=1,
@@ -203,15 +212,7 @@ class Planner:
             calls=(resolved.call,),
             output_type=resolved.output_type.to_json(),
             target=target,
-            limits=RunLimits(
-                max_attempts=guards.max_attempts,
-                min_success_ratio=guards.min_success_ratio,
-                max_cost_usd=guards.max_cost_usd,
-                rows_per_batch=self.stage.pace.rows_per_batch,
-                raw_excerpt=self.stage.shape.raw_excerpt,
-                keep_days=self.stage.keep_days,
-                prices=guards.prices,
-            ),
+            limits=RunLimits.of(self.stage),
         )
 
     def _write(self, draft: Plan, resolved: Resolved, spool: Spool, scratch: Path) -> Plan:

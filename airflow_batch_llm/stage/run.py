@@ -7,6 +7,7 @@ there. Two attempts at once do no harm; they see each other's records.
 from dataclasses import dataclass, field, replace
 
 from airflow_batch_llm.errors import BatchLLMError, InputError
+from airflow_batch_llm.stage.changes import described
 from airflow_batch_llm.stage.finishing import Finished, Finisher
 from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.generation import Generation, Pause
@@ -37,6 +38,7 @@ class Run:
     max_tries: int = 0
     clears: int = 0
     pace: Pace = field(default_factory=Pace)
+    _resumed: set[str] = field(default_factory=set, init=False, repr=False, compare=False)  # generations
 
     def __post_init__(self) -> None:
         keep_little()
@@ -70,7 +72,9 @@ class Run:
     def _plan(self, folder: RunFolder) -> Plan:
         data = folder.read_plan()
         if data is not None:
-            return Plan.from_json(data)
+            plan = Plan.from_json(data)
+            self._resume(folder, plan)
+            return plan
         if self.stage is None:
             raise InputError(f"No run was planned in {folder.workspace.uri}/{self.name}. Look at the name.")
         self._end_abandoned(self.stage.shape.target)
@@ -79,6 +83,20 @@ class Run:
         plan = planner.plan()
         self.parts.say(plan.described())
         return plan
+
+    def _resume(self, folder: RunFolder, plan: Plan) -> None:
+        """Once per start of an unfinished run: say what the stage asks for otherwise than the run was planned."""
+        if folder.path in self._resumed or folder.read_report() is not None:
+            return
+        self._resumed.add(folder.path)
+        if plan.provider != self.parts.provider.name:
+            raise InputError(
+                f"The run {folder.path} was planned for {plan.provider} and is not finished, so it cannot go on with"
+                f" {self.parts.provider.name}. Go back to the model and connection of {plan.provider} until it is"
+                " finished; nothing was sent."
+            )
+        if self.stage is not None and (told := described(plan, self.stage, self.parts.provider)):
+            self.parts.say(told)
 
     def _tidy(self) -> None:
         """Delete the prompts and answers of finished runs whose time has come."""

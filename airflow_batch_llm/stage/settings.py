@@ -64,6 +64,11 @@ class Shape:
     labels: Mapping[str, str] = field(default_factory=dict)
     raw_excerpt: bool = True  # whether failures keep the beginning of a bad answer
 
+    @property
+    def failures_table(self) -> str:
+        """Where the rows without a good answer go."""
+        return self.failures_target or f"{self.target}__failures"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guards:

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from airflow_batch_llm.core.request import fingerprint
-from airflow_batch_llm.core.spec import Spec, input_hash, input_hashes, spec_hash
+from airflow_batch_llm.core.spec import Spec, changed_fields, input_hash, input_hashes, spec_hash
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -78,6 +78,8 @@ def test_the_hashes_are_those_of_every_release() -> None:
 )
 def test_each_thing_that_decides_what_is_asked_changes_the_hash(change: dict[str, Any]) -> None:
     assert spec_hash(replace(SPEC, **change)) != spec_hash(SPEC)
+    assert changed_fields(SPEC, replace(SPEC, **change)) == tuple(change)
+    assert changed_fields(replace(SPEC, **change), SPEC) == tuple(change)
 
 
 def test_the_order_of_parameters_and_keywords_does_not_change_the_hash() -> None:
@@ -87,6 +89,13 @@ def test_the_order_of_parameters_and_keywords_does_not_change_the_hash() -> None
         schema=dict(reversed(SCHEMA.items())),
     )
     assert spec_hash(turned) == spec_hash(SPEC)
+    assert changed_fields(SPEC, turned) == ()
+
+
+def test_all_the_fields_that_have_changed_are_named_in_the_order_of_a_spec() -> None:
+    other = replace(SPEC, max_tokens=None, model="claude-sonnet-4-5", prompt={"template": "{{ body }}"})
+
+    assert changed_fields(SPEC, other) == ("model", "prompt", "max_tokens")
 
 
 def test_a_spec_that_was_stored_has_the_same_hash() -> None:
@@ -94,6 +103,7 @@ def test_a_spec_that_was_stored_has_the_same_hash() -> None:
     assert spec_hash(Spec.from_json(stored)) == spec_hash(SPEC)
     again = Spec.from_json(stored)
     assert Spec.from_json(orjson.loads(orjson.dumps(again.to_json()))) == again
+    assert changed_fields(again, SPEC) == ()
 
 
 def test_a_spec_stored_by_a_later_release_can_be_read() -> None:

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from genai_prices import Usage, calc_price
 
+from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.output_type import Embedding
 from airflow_batch_llm.core.selection import Only
-from airflow_batch_llm.errors import BudgetExceeded
+from airflow_batch_llm.errors import BudgetExceeded, InputError
 from airflow_batch_llm.stage.run import Pause
 from airflow_batch_llm.stage.settings import OverBudget
 from airflow_batch_llm.warehouses.base import Source, WriteMode
@@ -268,11 +269,30 @@ def test_a_spec_that_changes_in_the_night_does_not_touch_what_was_bought(bench: 
     bench.world.simulator.turn(batch_seconds=3600)
     bench.advance()
 
+    bench.world.ask("ALTER TABLE tickets RENAME TO moved")  # the source is not read again
+    calls = Counter(bench.world.ledger()["calls"])
     done = bench.complete(prompt=OTHER_PROMPT, output_type=["yes", "no"])
 
     assert done.report.rows == 20
+    assert any("prompt and output_type have changed since" in said for said in bench.said)
+    assert not any("Label this ticket" in said for said in bench.said)
+    assert not {"create", "count_tokens"} & (Counter(bench.world.ledger()["calls"]) - calls).keys()
     assert bench.world.charged() == 20
     assert set(bench.world.answers().values()) <= {"billing", "bug", "other"}
+
+
+@pytest.mark.parametrize("changes", [{"output_type": []}, {"request_params": {"stream": True, "with_": 1}}])
+def test_a_spec_that_is_refused_in_the_night_does_not_stop_what_was_bought(
+    bench: Bench, changes: dict[str, Any]
+) -> None:
+    bench.world.make_tickets(20)
+    bench.world.simulator.turn(batch_seconds=3600)
+    bench.advance()
+
+    assert bench.complete(**changes).report.final == {Outcome.SUCCEEDED: 20}
+    with pytest.raises(InputError):
+        bench.complete("dag/task/next", **changes)
+    assert bench.world.charged() == 20
 
 
 def test_an_embedding_is_asked_for_in_its_dimensions_and_others_are_another_spec(openai: Bench) -> None:
