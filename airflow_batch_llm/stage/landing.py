@@ -23,7 +23,8 @@ from airflow_batch_llm.warehouses.base import Target
 from airflow_batch_llm.warehouses.columns import amounts, flags, moment, number, numbers, text, texts
 
 _ROWS_AT_ONCE = 16_384
-_SAMPLES, _SAMPLE_CHARS = 3, 40
+#: So many keys of rows without an answer are told, and so much of each.
+SAMPLES, _SAMPLE_CHARS = 3, 40
 
 #: What a row that was never sent has nothing to say about.
 _NOT_SENT = (
@@ -163,9 +164,8 @@ class Lander:
                 tally.again_rows[outcome] += 1
                 if not repeats:
                     tally.again.append((request, outcome))
-        wanted = rows.slice(0, max(0, _SAMPLES - len(tally.samples)))
-        for row in wanted.select(self._target.key.names).to_pylist():
-            tally.samples.append("/".join(str(value)[:_SAMPLE_CHARS] for value in row.values()))
+        wanted = rows.slice(0, max(0, SAMPLES - len(tally.samples)))
+        tally.samples += sample_keys(wanted.select(self._target.key.names))
 
     def _verdict(self, outcome: Outcome, failure: Failure, attempts: int) -> Verdict:
         if self._stamp.rejected:
@@ -185,6 +185,11 @@ class Lander:
         for name, values in self._money.items():
             columns[name] = pc.if_else(shared, number(0).cast(values.type), values.take(requests))
         return columns
+
+
+def sample_keys(keys: pa.RecordBatch) -> list[str]:
+    """The keys for people, each cut off."""
+    return ["/".join(str(value)[:_SAMPLE_CHARS] for value in row.values()) for row in keys.to_pylist()]
 
 
 def unsendable_failures(rows: pa.RecordBatchReader, target: Target, stamp: Stamp) -> pa.RecordBatchReader:

@@ -26,12 +26,13 @@ from airflow_batch_llm.errors import BudgetExceeded, InputError, SourceError
 from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.stage.budget import Quote, affordable
 from airflow_batch_llm.stage.folder import RunFolder
+from airflow_batch_llm.stage.landing import SAMPLES, sample_keys
 from airflow_batch_llm.stage.plan import Plan, RunLimits, new_run_token
 from airflow_batch_llm.stage.reading import Reading, with_known
 from airflow_batch_llm.stage.registers import Registers
 from airflow_batch_llm.stage.settings import Ask, BadRow, OverBudget, Parts, Stage
 from airflow_batch_llm.stage.shard_files import ShardWriter
-from airflow_batch_llm.stage.spool import Spool, keys_schema
+from airflow_batch_llm.stage.spool import PROBLEM, Spool, keys_schema
 from airflow_batch_llm.stage.standings import read_rounds
 from airflow_batch_llm.warehouses.base import ARROW_TYPES, SharesFile, Target
 
@@ -220,7 +221,10 @@ class Planner:
         requests = spool.number_requests()
         unsendable = spool.reasons(requests).get(Reason.UNSENDABLE, 0)
         if unsendable and self.stage.guards.on_bad_row is BadRow.FAIL:
-            raise InputError(f"{unsendable:,} rows cannot be sent, and on_bad_row='fail'. Nothing was sent.")
+            raise InputError(
+                f"{unsendable:,} rows cannot be sent, and on_bad_row='fail': {self._bad_rows(spool)}, for example."
+                " Correct them, leave them out of the source, or set on_bad_row='record'. Nothing was sent."
+            )
         quote = Quote(
             provider=self.parts.provider,
             call=resolved.call,
@@ -248,6 +252,14 @@ class Planner:
             why=why,
             estimate=guess.to_json(),
         )
+
+    def _bad_rows(self, spool: Spool) -> str:
+        """Some keys of rows that cannot be sent, each with the code of its problem."""
+        with closing(spool.rows_with(Reason.UNSENDABLE)) as reader:
+            rows = reader.read_next_batch().slice(0, SAMPLES)
+        codes = [problem.partition(":")[0] for problem in rows.column(PROBLEM).to_pylist()]
+        keys = sample_keys(rows.select(list(self.stage.key)))
+        return ", ".join(f"{key} ({code})" for key, code in zip(keys, codes, strict=True))
 
     def _allowed(self, guess: Estimate) -> int:
         """How many of the requests are sent."""

@@ -98,11 +98,35 @@ def test_a_row_that_cannot_be_sent_is_a_failure_and_stops_no_other(bench: Bench)
 def test_a_row_that_cannot_be_sent_fails_the_run_where_the_user_wants_that(openai: Bench) -> None:
     make_texts(openai, ["one", "", "three"])
 
-    with pytest.raises(InputError, match=r"1 rows cannot be sent.*Nothing was sent"):
+    with pytest.raises(InputError, match=r"1 rows cannot be sent.*: 1 \(prompt_failed\),.*Nothing was sent"):
         openai.complete(prompt="{{ subject }}", on_bad_row=BadRow.FAIL)
 
     assert openai.batches() == []
     assert openai.world.unfinished() == []
+
+
+def test_some_of_the_rows_that_cannot_be_sent_are_named_with_the_reason(openai: Bench) -> None:
+    make_texts(openai, ["one", "y" * 5_000, "", "four", "", ""])
+    openai.world.ask("ALTER TABLE tickets ADD COLUMN region VARCHAR")
+    openai.world.ask("UPDATE tickets SET region = repeat('north', 20)")
+    run = openai.run()
+    narrow = _Narrow(run.parts.provider, max_request_bytes=3_000)
+    let_go(run)
+
+    with pytest.raises(InputError) as refused:
+        openai.complete(
+            openai.run(
+                parts={"provider": narrow},
+                prompt="{{ subject }}",
+                key=("region", "id"),
+                on_bad_row=BadRow.FAIL,
+            )
+        )
+
+    region = "north" * 8
+    told = f"{region}/1 (too_large), {region}/2 (prompt_failed), {region}/4 (prompt_failed), for example"
+    assert f"4 rows cannot be sent, and on_bad_row='fail': {told}." in str(refused.value)
+    assert "yyy" not in str(refused.value)
 
 
 def payloads(bench: Bench) -> set[str]:
