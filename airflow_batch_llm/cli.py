@@ -4,6 +4,7 @@ import typer
 
 import airflow_batch_llm
 from airflow_batch_llm.commands.inspect import inspect
+from airflow_batch_llm.commands.land import land
 from airflow_batch_llm.commands.run import run
 from airflow_batch_llm.demo.command import demo
 from airflow_batch_llm.simulator.command import simulate
@@ -16,6 +17,7 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command()(inspect)
+app.command()(land)
 app.command()(simulate)
 app.command()(demo)
 

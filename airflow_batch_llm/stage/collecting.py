@@ -74,8 +74,15 @@ class Collector:
             self.parts.provider.discard(batch.upload)
 
     def land(self, shard: PlannedShard, standing: Standing) -> None:
-        """Stage the shard's rows: answered ones, and failures for the rest."""
+        """Stage the shard's rows, and record what became of them."""
         began = self.parts.clock()
+        gathered, tally = self.stage(shard, standing)
+        report = replace(self._report(shard, standing, gathered, began), outcomes=tally.outcomes)
+        self._put_landed(shard, report, tally, gathered.batches)
+        self._append(shard, standing, self._entry(Kind.STAGED))
+
+    def stage(self, shard: PlannedShard, standing: Standing) -> tuple[Gathered, Tally]:
+        """Stage the shard's rows, answered ones and failures for the rest, from what is kept. Nothing is recorded."""
         gathered = self._gathered(shard, standing)
         keys = self._keys(shard)
         answers, failures = (
@@ -87,11 +94,9 @@ class Collector:
         part = self.part(shard.number)
         with landed_rows(answers) as good, landed_rows(failures) as bad:
             self.parts.target.stage(self.plan.target, part, good, bad)
-        report = replace(self._report(shard, standing, gathered, began), outcomes=tally.outcomes)
-        self._put_landed(shard, report, tally, gathered.batches)
-        self._append(shard, standing, self._entry(Kind.STAGED))
         for path in (keys, answers, failures):
             path.unlink()
+        return gathered, tally
 
     def stage_unsendable(self) -> None:
         """Stage the rows that could not be sent as failures. They are a part of their own, numbered 0."""

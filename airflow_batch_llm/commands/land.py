@@ -1,0 +1,60 @@
+"""`land`: a finished run into its tables once more, from the answers that its folder keeps."""
+
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from airflow_batch_llm.commands.exit_code import ends_with_a_code
+from airflow_batch_llm.commands.opening import Opening
+from airflow_batch_llm.commands.spec import read_spec
+from airflow_batch_llm.errors import BatchLLMError, InputError
+from airflow_batch_llm.providers import connect
+from airflow_batch_llm.providers.base import Access
+from airflow_batch_llm.stage.folder import RunFolder
+from airflow_batch_llm.stage.inspection import generations, open_run_folder
+from airflow_batch_llm.stage.plan import Plan
+from airflow_batch_llm.stage.relanding import land_again
+from airflow_batch_llm.stage.settings import Parts
+
+
+def land(
+    uri: Annotated[
+        str, typer.Argument(metavar="RUN_FOLDER", help="Path or URI: <workspace>/<dag>/<task>/<run>.")
+    ],
+    spec_file: Annotated[
+        Path, typer.Argument(metavar="SPEC.YAML", help="The stage, for the warehouse of its tables.")
+    ],
+) -> None:
+    """Merge the answers of a finished run once more, into tables that were dropped or altered since.
+
+    No provider is asked and nothing is paid. What a later run has answered stays as it is.
+    """
+    with ends_with_a_code(), tempfile.TemporaryDirectory(prefix="batch-llm-") as spool:
+        workspace, run = open_run_folder(uri)
+        finished = [one for one in generations(workspace, run) if one.read_report() is not None]
+        if not finished:
+            raise InputError(f"The run {uri} is not finished. A retry lands it, and sends nothing twice.")
+        opening = Opening.of(read_spec(spec_file), spec_file)
+        for folder in finished:
+            _land(folder, opening, Path(spool))
+
+
+def _land(folder: RunFolder, opening: Opening, spool: Path) -> None:
+    plan = Plan.from_json(folder.read_plan() or b"")
+    target = opening.warehouse(opening.spec.warehouse)
+    parts = Parts(
+        provider=connect(plan.provider, Access()),  # it reads lines that are here, and needs no key for that
+        source=target,
+        target=target,
+        workspace=folder.workspace,
+        spool=spool,
+    )
+    try:
+        answers = land_again(parts, folder)
+    finally:
+        with suppress(BatchLLMError):  # what was done is done
+            target.close()
+    typer.echo(f"{folder.path}: {answers:,} answers merged into {plan.target.table}.")
