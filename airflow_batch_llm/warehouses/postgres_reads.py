@@ -4,7 +4,7 @@ COPY takes no parameters, so a query that has some is read by the cursor. Either
 refuses a bad query and tells the types before a row is made, and both ways give the same types and values.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -42,16 +42,27 @@ class PostgresRead:
             # What is copied later is what the cursor saw when it was declared.
             connection.isolation_level = IsolationLevel.REPEATABLE_READ
             (limit,) = connection.execute("SHOW statement_timeout").fetchone() or ("0",)
-            self._cursor: ServerCursor[Any] = connection.cursor(name=f"_llm_{uuid4().hex}")
-            self._opened.callback(self._cursor.close)
-            self._cursor.execute(self._query, parameters)
+            self._cursor = self._declared(parameters)
             self._columns: list[Column] = self._cursor.description or []
             self.schema = arrow_schema(self._columns)
             # The limit holds for each fetch of a cursor, but for the whole of a COPY, however slowly it is taken.
             self._copied = parameters is None and limit == "0" and bool(self._columns)
-            read_as_text(self._cursor, self.schema)
+            if self._copied:
+                read_as_text(self._cursor, self._columns, self.schema)
+            else:
+                # How a type is read is settled when a cursor first sees its result, so another one is needed.
+                self._cursor.close()
+                self._cursor = self._declared(parameters, self._columns)
             self._loaders = Transformer(self._cursor)
             failed.pop_all()
+
+    def _declared(self, parameters: Any, columns: "Sequence[Column]" = ()) -> "ServerCursor[Any]":
+        """A cursor that has begun the query and reads these columns as they should be."""
+        cursor = self._connection.cursor(name=f"_llm_{uuid4().hex}")
+        self._opened.callback(cursor.close)
+        read_as_text(cursor, columns, arrow_schema(columns))
+        cursor.execute(self._query, parameters)
+        return cursor
 
     def close(self) -> None:
         """End the query, wherever it is, and close its connection."""

@@ -1,5 +1,6 @@
 """PostgreSQL's types in Arrow's terms, and record batches in COPY's."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -36,7 +37,7 @@ _BY_OID: dict[int, pa.DataType] = {
 _NUMERIC = 1700
 
 
-def arrow_schema(description: "list[Column]") -> pa.Schema:
+def arrow_schema(description: "Sequence[Column]") -> pa.Schema:
     """The schema of a result. What has no type in Arrow, a number without a scale among it, is text."""
     return pa.schema([(column.name, _arrow_type(column)) for column in description])
 
@@ -54,11 +55,11 @@ def csv_type(type_: pa.DataType) -> pa.DataType:
     return pa.binary() if pa.types.is_nested(type_) else type_
 
 
-def read_as_text(cursor: "ServerCursor[Any]", schema: pa.Schema) -> None:
+def read_as_text(cursor: "ServerCursor[Any]", columns: "Sequence[Column]", schema: pa.Schema) -> None:
     """Let a cursor give the text that the server sends, for every column that is text with us or made of text."""
     from psycopg.types.string import TextLoader
 
-    for column, type_ in zip(cursor.description or [], schema.types, strict=True):
+    for column, type_ in zip(columns, schema.types, strict=True):
         # A number without a scale comes as a Decimal, since another column of the result may have one.
         if csv_type(type_) == pa.string() and column.type_code != _NUMERIC:
             cursor.adapters.register_loader(column.type_code, TextLoader)
