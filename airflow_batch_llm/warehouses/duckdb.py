@@ -44,7 +44,7 @@ WHERE constraint_type IN ('PRIMARY KEY', 'UNIQUE', 'FOREIGN KEY')
 )"""
 _BATCH_ROWS = 8_192
 #: A merge holds its rows in memory, so one statement takes no more; the transaction holds all statements.
-_MERGED_AT_ONCE = Bounds(rows=50_000, bytes=32 << 20)
+_MERGED_AT_ONCE = Bounds(rows=25_000, bytes=32 << 20)
 #: After so many bytes of rows, what was read of the file is forgotten.
 _FORGOTTEN_AFTER = 32 << 20
 
