@@ -79,12 +79,14 @@ ENDLESS = "SELECT id, generate_series(1, 1000000000) AS n FROM reads.endless"
 
 
 @pytest.fixture(scope="module")
-def server(postgres_uri: str) -> str:
+def server(postgres_uri: str) -> Iterator[str]:
     with psycopg.connect(postgres_uri) as connection:
         connection.execute("CREATE SCHEMA reads")
         connection.execute("CREATE TYPE reads.mood AS ENUM ('it''s, fine', 'bad')")
         connection.execute("CREATE DOMAIN reads.amount AS numeric(9,3)")
-    return postgres_uri
+    yield postgres_uri
+    with psycopg.connect(postgres_uri) as connection:
+        connection.execute("DROP SCHEMA reads CASCADE")
 
 
 @pytest.fixture
@@ -163,8 +165,8 @@ def test_a_value_beyond_its_arrow_type_is_refused_alike(
     [
         ("datestyle%3DGerman", "SELECT date '2026-11-21' AS d, timestamptz '2026-11-21 10:00+00' AS t"),
         ("datestyle%3DSQL,DMY", "SELECT date '2026-02-01' AS d, timestamp '2026-02-01 10:00' AS t"),
-        ("bytea_output%3Descape", r"SELECT '\x00ff5c'::bytea AS b"),
-        ("client_encoding%3DLATIN1", "SELECT 'é' AS t, ARRAY['é'] AS l, 'é'::bytea AS b"),
+        ("bytea_output%3Descape", r"SELECT CAST('\x00ff5c' AS bytea) AS b"),
+        ("client_encoding%3DLATIN1", "SELECT 'é' AS t, ARRAY['é'] AS l, CAST('é' AS bytea) AS b"),
     ],
 )
 def test_settings_of_the_session_change_no_value(
