@@ -20,7 +20,7 @@ from airflow_batch_llm.core.value import plain
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.providers import connect
 from airflow_batch_llm.providers.base import Access, Provider
-from airflow_batch_llm.stage.settings import Ask, Reads, Stage
+from airflow_batch_llm.stage.settings import Ask, PromptFile, Reads, Stage
 from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.warehouses.base import Source, Warehouse
 from airflow_batch_llm.warehouses.files import FileSource, read_files
@@ -123,20 +123,17 @@ class Opening:
             return self.spec.run
         asked: dict[str, Any] = self.spec.model_dump(mode="json", include=set(_ASKED), exclude_none=True)
         asked["base_url"] = self.spec.provider.base_url
-        asked["prompt"] = self._prompt()
+        prompt = self._prompt()
+        asked["prompt"] = prompt.read() if isinstance(prompt, PromptFile) else prompt
         if isinstance(self.spec.output_type, str):
             asked["schema"] = OutputType.of(self._output_type()).schema
         return f"{stem}-{digest(canonical(plain(asked)))[:12]}"
 
-    def _prompt(self) -> str:
+    def _prompt(self) -> str | PromptFile:
         if self.spec.prompt is not None:
             return self.spec.prompt
         assert self.spec.prompt_file is not None, "the spec has exactly one of the two"
-        path = self._path(self.spec.prompt_file)
-        try:
-            return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"The prompt_file {path} cannot be read: {type(error).__name__}.") from None
+        return PromptFile(self._path(self.spec.prompt_file))
 
     def _output_type(self) -> object:
         wanted = self.spec.output_type

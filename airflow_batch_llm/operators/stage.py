@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from airflow.providers.common.compat.sdk import conf
 from airflow.sdk import Context
 
-from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.hooks.arguments import seconds
 from airflow_batch_llm.hooks.llm import split_model_id
 
 if TYPE_CHECKING:
     from airflow_batch_llm.operators.llm_transform import LLMTransformOperator
-    from airflow_batch_llm.stage.settings import Ask, Guards, Pace, Shape, Stage
+    from airflow_batch_llm.stage.settings import Ask, Guards, Pace, PromptFile, Shape, Stage
 
 N = TypeVar("N", int, float)
 
@@ -46,7 +45,7 @@ def _ask(task: "LLMTransformOperator") -> "Ask":
 
     return Ask(
         model=split_model_id(task.model_id)[1],
-        prompt=task.prompt if task.prompt is not None else _prompt_in_file(task),
+        prompt=task.prompt if task.prompt is not None else _prompt_file(task),
         output_type=task.output_type,
         system_prompt=task.system_prompt,
         prompt_params=task.prompt_params or {},
@@ -57,13 +56,11 @@ def _ask(task: "LLMTransformOperator") -> "Ask":
     )
 
 
-def _prompt_in_file(task: "LLMTransformOperator") -> str:
-    assert task.prompt_file is not None
-    path = Path(task.dag.fileloc).parent / task.prompt_file
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"prompt_file {path} cannot be read ({error.strerror}).") from None
+def _prompt_file(task: "LLMTransformOperator") -> "PromptFile":
+    from airflow_batch_llm.stage.settings import PromptFile
+
+    assert task.prompt_file is not None, "one of the two is checked to be there"
+    return PromptFile(Path(task.dag.fileloc).parent / task.prompt_file)
 
 
 def _shape(task: "LLMTransformOperator", context: Context) -> "Shape":

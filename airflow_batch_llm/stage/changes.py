@@ -36,12 +36,13 @@ def described(plan: Plan, stage: Stage, provider: Provider) -> str:
 def changes(plan: Plan, stage: Stage, provider: Provider) -> list[str]:
     """The arguments that differ. Raises what planning would, where those of today cannot be compared."""
     output_type = output_type_of(stage)
-    fields = changed_fields(Spec.from_json(plan.spec), spec_of(stage.ask, output_type, provider))
+    now = spec_of(stage.ask, stage.ask.read_prompt(), output_type, provider)
+    fields = changed_fields(Spec.from_json(plan.spec), now)
     names = [_ARGUMENTS.get(name, name) for name in fields]
     if "output_type" not in names and plan.output_type["columns"] != output_type.to_json()["columns"]:
         names.append("columns")
-    planned, now = _planned(plan), _asked(stage)
-    return names + [name for name in now if _spelled(planned[name]) != _spelled(now[name])]
+    planned, asked = _planned(plan), _asked(stage)
+    return names + [name for name in asked if _spelled(planned[name]) != _spelled(asked[name])]
 
 
 def _planned(plan: Plan) -> dict[str, object]:

@@ -17,7 +17,7 @@ from airflow_batch_llm.core.estimate import Estimate
 from airflow_batch_llm.core.model import Call
 from airflow_batch_llm.core.output_type import Naming, OutputType
 from airflow_batch_llm.core.price import PriceList
-from airflow_batch_llm.core.prompt import CompiledPrompt, compile_prompt, identity
+from airflow_batch_llm.core.prompt import CompiledPrompt, Prompt, compile_prompt, identity
 from airflow_batch_llm.core.request import LineTemplate
 from airflow_batch_llm.core.selection import Reason
 from airflow_batch_llm.core.shard import Bounds
@@ -59,10 +59,10 @@ def output_type_of(stage: Stage) -> OutputType:
     return OutputType.of(stage.ask.output_type, naming)
 
 
-def spec_of(ask: Ask, output_type: OutputType, provider: Provider) -> Spec:
+def spec_of(ask: Ask, prompt: Prompt, output_type: OutputType, provider: Provider) -> Spec:
     """What decides what is asked."""
     return Spec(
-        prompt=identity(ask.prompt),
+        prompt=identity(prompt),
         prompt_params=ask.prompt_params,
         system_prompt=ask.system_prompt,
         provider=provider.name,
@@ -78,7 +78,8 @@ def spec_of(ask: Ask, output_type: OutputType, provider: Provider) -> Spec:
 def resolve(stage: Stage, parts: Parts) -> Resolved:
     """Everything about the stage that can be refused without looking at a row."""
     ask, output_type = stage.ask, output_type_of(stage)
-    spec = spec_of(ask, output_type, parts.provider)
+    prompt = ask.read_prompt()
+    spec = spec_of(ask, prompt, output_type, parts.provider)
     call = Call(
         model=ask.model,
         system_prompt=ask.system_prompt,
@@ -91,7 +92,7 @@ def resolve(stage: Stage, parts: Parts) -> Resolved:
     return Resolved(
         call=call,
         template=parts.provider.encode(call),
-        prompt=compile_prompt(ask.prompt, ask.prompt_params),
+        prompt=compile_prompt(prompt, ask.prompt_params),
         output_type=output_type,
         spec=spec,
         spec_hash=spec_hash(spec),

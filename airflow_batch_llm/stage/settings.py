@@ -10,11 +10,29 @@ from typing import Protocol
 import pyarrow as pa
 
 from airflow_batch_llm.core.selection import Only
+from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.warehouses.base import SchemaChange, Source, Warehouse, WriteMode
 
 RowFunction = Callable[[Mapping[str, object]], str]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFile:
+    """A template in a file. It is read when a plan is made: a run that has one goes on without the file."""
+
+    path: Path
+
+    def read(self) -> str:
+        """The template as it stands there now."""
+        try:
+            return self.path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise InputError(
+                f"prompt_file {self.path} cannot be read ({why}). Put the template there, or correct the path."
+            ) from None
 
 
 class OverBudget(StrEnum):
@@ -36,7 +54,7 @@ class Ask:
     """What is asked about each row."""
 
     model: str
-    prompt: str | RowFunction
+    prompt: str | RowFunction | PromptFile
     output_type: object = str
     system_prompt: str | None = None
     prompt_params: Mapping[str, object] = field(default_factory=dict)
@@ -44,6 +62,10 @@ class Ask:
     max_tokens: int | None = 1024
     endpoint: str | None = None
     cache_system_prompt: bool = False
+
+    def read_prompt(self) -> str | RowFunction:
+        """The prompt itself, where it stands in a file."""
+        return self.prompt.read() if isinstance(self.prompt, PromptFile) else self.prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -126,6 +126,27 @@ def test_a_prompt_may_stand_in_a_file_beside_the_dag(world: World, run: Run) -> 
     assert states(run(dag)) == {"label": "success"}
 
 
+def test_a_planned_run_goes_on_without_its_prompt_file(world: World, run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "ticket.txt"
+    file.write_text("{{ subject }}")
+    with DAG("prompt_file_gone", schedule=None) as dag:
+        transform(
+            prompt=None,
+            prompt_file=file.name,
+            deferrable=True,
+            warn_after=0,
+            on_warning=lambda context: file.unlink(),  # as a deploy in the night would
+        )
+        dag.fileloc = str(tmp_path / "dag.py")
+
+    with told() as log:
+        done = run(dag)
+
+    assert states(done) == {"label": "success"}
+    assert log.tells(f"prompt_file {file} cannot be read (No such file or directory)")
+    assert world.query("SELECT count(*) FROM labels") == [(len(TICKETS),)]
+
+
 def test_each_item_of_a_mapped_task_is_a_run_of_its_own(world: World, run: Run) -> None:
     with DAG("mapped", schedule=None) as dag:
         transform(partial=True, target=..., max_rows=...).expand_kwargs(

@@ -1,5 +1,6 @@
 """What is said of a stage that has changed since its unfinished run was planned: the names of arguments, no more."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.stage.changes import described
 from airflow_batch_llm.stage.plan import Plan
 from airflow_batch_llm.stage.run import Pause
+from airflow_batch_llm.stage.settings import PromptFile
 from airflow_batch_llm.warehouses.base import Source, WriteMode
 from tests.stage.world import Bench, let_go, stage
 
@@ -102,6 +104,7 @@ def test_what_has_changed_is_named_and_not_shown(
     [
         ({"output_type": []}, "The labels of an output type are texts"),
         ({"prompt": len}, "A prompt is a template's text or a Python function"),
+        ({"prompt": PromptFile(Path("gone.txt"))}, "prompt_file gone.txt cannot be read"),
         ({"prompt_params": {"secret": object()}}, "TypeError"),
     ],
 )
