@@ -28,10 +28,11 @@ class RunHandle:
     target_hook_params: Mapping[str, Any] = field(default_factory=dict)
     pace: Mapping[str, Any] = field(default_factory=dict)
     batch_ids: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()  # URIs of what was read, for lineage; none: not known
 
     def to_json(self) -> dict[str, Any]:
         """For XCom."""
-        return {**asdict(self), "batch_ids": list(self.batch_ids)}
+        return {**asdict(self), "batch_ids": list(self.batch_ids), "inputs": list(self.inputs)}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "RunHandle":
@@ -42,6 +43,7 @@ class RunHandle:
                 **{
                     **{name: value for name, value in stored.items() if name in known},
                     "batch_ids": tuple(stored.get("batch_ids", ())),
+                    "inputs": tuple(stored.get("inputs", ())),
                 }
             )
         except (AttributeError, TypeError):

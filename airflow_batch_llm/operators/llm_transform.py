@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import timedelta
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,14 +14,13 @@ from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.hooks.llm import split_model_id
 from airflow_batch_llm.hooks.workspace import open_workspace
 from airflow_batch_llm.operators.identity import run_name
-from airflow_batch_llm.operators.lineage import Lineage, tables_of
+from airflow_batch_llm.operators.lineage import tables_of
 from airflow_batch_llm.operators.outcome import table_uri
 from airflow_batch_llm.operators.parts import open_parts
-from airflow_batch_llm.operators.run import Ended, RunOperator
+from airflow_batch_llm.operators.run import RunOperator
 from airflow_batch_llm.operators.stage import pace_of, stage_of
 
 if TYPE_CHECKING:
-    from airflow_batch_llm.stage.finishing import Finished
     from airflow_batch_llm.stage.run import Run
 
 Only = Literal["changed", "outdated", "new", "all"]
@@ -218,7 +216,6 @@ class LLMTransformOperator(RunOperator):
         self.source_hook_params = source_hook_params
         self.target_hook_params = target_hook_params
         self.llm_hook_params = llm_hook_params
-        self._lineage: Lineage | None = None
         self._check()
 
     def _check(self) -> None:
@@ -256,36 +253,13 @@ class LLMTransformOperator(RunOperator):
             parts = replace(parts, source=warehouse(self.source_conn_id or "", self.source_hook_params))
         return Run(stage=stage_of(self, context), parts=parts, name=handle.run, max_tries=handle.max_tries)
 
-    def ended(self, context: Context, handle: RunHandle, run: "Run", finished: "Finished") -> Ended:
-        """Also note what was read and written, if Airflow will ask for it."""
-        if find_spec("airflow.providers.openlineage") is not None:
-            self._lineage = self._read_and_written(handle, run)
-        return super().ended(context, handle, run, finished)
-
-    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:  # noqa: ARG002 - Airflow's signature
-        """What Airflow's OpenLineage provider asks for."""
-        return None if self._lineage is None else self._lineage.to_openlineage()
-
-    def _read_and_written(self, handle: RunHandle, run: "Run") -> Lineage:
-        from airflow_batch_llm.core.prompt import compile_prompt
-        from airflow_batch_llm.stage.folder import RunFolder
-        from airflow_batch_llm.stage.plan import Plan
-
-        data = RunFolder(workspace=run.parts.workspace, run=handle.run).read_plan()
-        made: Any = {} if data is None else Plan.from_json(data).output_type
+    def inputs(self, handle: RunHandle, run: "Run") -> tuple[str, ...]:  # noqa: ARG002 - it is the run's source
+        """URIs of the tables or files that the rows come from."""
         if self.source_uri is not None:
-            inputs = texts(self.source_uri)
-        else:
-            database = getattr(run.parts.source, "asset_uri", "")
-            tables = [self.source_table] if self.source_table else tables_of(self.source_sql or "")
-            inputs = tuple(table_uri(database, table) for table in tables)
-        used = compile_prompt(run.stage.ask.prompt, self.prompt_params).columns if run.stage else ()
-        return Lineage(
-            inputs=inputs,
-            output=table_uri(run.parts.target.asset_uri, self.target),
-            columns_used=tuple(used or ()),
-            columns_made=tuple(column[0] for column in made.get("columns", ())),
-        )
+            return texts(self.source_uri)
+        database: str = getattr(run.parts.source, "asset_uri", "")
+        tables = [self.source_table] if self.source_table else tables_of(self.source_sql or "", database)
+        return tuple(table_uri(database, table) for table in tables)
 
     def _run_handle(self, context: Context, run: str) -> RunHandle:
         target_conn_id = self.target_conn_id or self.source_conn_id

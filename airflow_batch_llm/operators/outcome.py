@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from airflow.providers.common.compat.sdk import Stats
 from airflow.sdk import Asset, AssetAlias, Context
@@ -51,7 +52,12 @@ def add_to_assets(
 
 def table_uri(database_uri: str, table: str) -> str:
     """The table as Airflow's assets spell it: below its database, a part of the name at a time."""
-    return f"{database_uri.rstrip('/')}/{table.replace('.', '/')}"
+    base = database_uri.rstrip("/")
+    parts = urlsplit(base)
+    names_database = table.count(".") == 2 and parts.scheme != "file"
+    if names_database and (parts.path or parts.scheme == "bigquery"):
+        base = base.rpartition("/")[0]
+    return f"{base}/{table.replace('.', '/')}"
 
 
 def asset_extra(report: Mapping[str, Any]) -> dict[str, Any]:

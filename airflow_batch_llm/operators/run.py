@@ -28,6 +28,13 @@ from airflow_batch_llm.hooks.quiet import quiet_http
 from airflow_batch_llm.hooks.workspace import open_workspace
 from airflow_batch_llm.links.console import BatchConsoleLink
 from airflow_batch_llm.operators.alarm import Alarm
+from airflow_batch_llm.operators.lineage import (
+    Lineage,
+    is_lineage_wanted,
+    planned_lineage,
+    to_openlineage,
+    unfailing,
+)
 from airflow_batch_llm.operators.outcome import add_to_assets, asset_extra, count_metrics, table_uri
 from airflow_batch_llm.triggers.abandonment import TaskKey, is_given_up
 from airflow_batch_llm.triggers.llm_batch import LLMBatchTrigger
@@ -80,6 +87,7 @@ class RunOperator(BaseOperator):
         self.console_url: str | None = None
         self._task_key: TaskKey | None = None
         self._handles: tuple[RunHandle, ...] = ()
+        self._lineages: list[Lineage] = []
 
     def handles(self, context: Context) -> Sequence[RunHandle]:
         """The runs that this task drives: the same ones at each of its tries."""
@@ -137,11 +145,10 @@ class RunOperator(BaseOperator):
             try:
                 yield run
             finally:
-                for part in (run.parts.provider, run.parts.target):
-                    with suppress(
-                        BatchLLMError
-                    ):  # the work is done; a connection that will not close is no failure
-                        part.close()
+                for part in (run.parts.provider, run.parts.source, run.parts.target):
+                    with suppress(BatchLLMError):  # the work is done
+                        if hasattr(part, "close"):  # files hold nothing open
+                            part.close()
 
     def ended(self, context: Context, handle: RunHandle, run: "Run", finished: "Finished") -> "Ended":
         """Tell Airflow what has become of a run, while its connections are open."""
@@ -154,9 +161,26 @@ class RunOperator(BaseOperator):
         if self.outlets:
             uri = table_uri(run.parts.target.asset_uri, handle.target)
             add_to_assets(context, self.outlets, uri, asset_extra(report))
+        self._note_lineage(handle, run)
         if not finished.report.passed and self.do_xcom_push:
             context["ti"].xcom_push(key="report", value=report)  # a task that fails returns nothing
         return Ended(finished=finished, report=report)
+
+    def inputs(self, handle: RunHandle, run: "Run") -> tuple[str, ...]:  # noqa: ARG002 - for those that have the source
+        """URIs of what the run has read, as far as this task knows."""
+        return handle.inputs
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:  # noqa: ARG002 - Airflow's signature
+        """What Airflow's OpenLineage provider asks for."""
+        return to_openlineage(self._lineages) if self._lineages else None
+
+    def _note_lineage(self, handle: RunHandle, run: "Run") -> None:
+        """While the connections are open."""
+        planned_only = run.stage is not None and run.stage.guards.plan_only
+        if not planned_only and is_lineage_wanted():
+            with unfailing():
+                uris = self.inputs(handle, run), run.parts.target.asset_uri
+                self._lineages.append(planned_lineage(run.generation().first, *uris))
 
     def _paused(self, context: Context, handle: RunHandle, run: "Run", pause: "Pause") -> Watch:
         """Say what is waited for, and warn where it is due."""

@@ -6,6 +6,7 @@ from typing import Any
 from airflow.sdk import Context
 
 from airflow_batch_llm.hooks.failures import translated_errors
+from airflow_batch_llm.operators.lineage import is_lineage_wanted, unfailing
 from airflow_batch_llm.operators.llm_transform import LLMTransformOperator
 from airflow_batch_llm.operators.outcome import add_to_assets
 from airflow_batch_llm.triggers.abandonment import TaskKey
@@ -30,6 +31,9 @@ class SubmitLLMBatchOperator(LLMTransformOperator):
                 state = run.advance()
                 if isinstance(state, Pause):
                     self._link_to(run, state.watch.batch_ids)
+                if is_lineage_wanted():
+                    with unfailing():
+                        handle = replace(handle, inputs=self.inputs(handle, run))
             if isinstance(state, Pause):
                 self.log.info("%s.", state.waiting)
                 handle = replace(handle, batch_ids=state.watch.batch_ids)

@@ -6,11 +6,27 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG
 
-from airflow_batch_llm.operators import llm_transform
-from airflow_batch_llm.operators.lineage import Lineage, tables_of
-from tests.edge.conftest import World
-from tests.edge.dag_runs import states
-from tests.edge.tasks import transform
+from airflow_batch_llm.operators import lineage
+from airflow_batch_llm.operators.collect import CollectLLMBatchOperator
+from airflow_batch_llm.operators.lineage import Lineage, tables_of, to_openlineage
+from airflow_batch_llm.operators.outcome import table_uri
+from airflow_batch_llm.operators.submit import SubmitLLMBatchOperator
+from tests.edge.conftest import TICKETS, World
+from tests.edge.dag_runs import states, xcom
+from tests.edge.tasks import arguments, transform
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def noted(monkeypatch: pytest.MonkeyPatch) -> list[Lineage]:
+    """What the tasks that are given `noting(…)` have noted, as if Airflow's provider were here to ask."""
+    monkeypatch.setattr(lineage, "find_spec", lambda name: object())
+    return []
+
+
+def noting(noted: list[Lineage]) -> dict[str, Any]:
+    return {"post_execute": lambda context, result: noted.extend(context["task"]._lineages)}
 
 
 @pytest.mark.parametrize(
@@ -25,36 +41,117 @@ def test_the_tables_of_a_select_are_its_inputs(sql: str, tables: list[str]) -> N
     assert list(tables_of(sql)) == tables
 
 
-def test_a_run_notes_its_tables_and_columns_where_openlineage_is_installed(
-    world: World, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+def test_a_select_is_read_in_the_dialect_of_its_database() -> None:
+    assert list(tables_of("SELECT * FROM `shop.support.tickets`", "bigquery://shop")) == [
+        "shop.support.tickets"
+    ]
+    assert list(tables_of("SELECT * FROM tickets", "unheard://of")) == ["tickets"]
+
+
+@pytest.mark.parametrize(
+    ("database", "table", "uri"),
+    [
+        ("bigquery://shop", "support.tickets", "bigquery://shop/support/tickets"),
+        ("bigquery://shop", "other.support.tickets", "bigquery://other/support/tickets"),
+        ("snowflake://acme/shop", "other.support.tickets", "snowflake://acme/other/support/tickets"),
+        ("postgres://db:5432/shop", "shop.support.tickets", "postgres://db:5432/shop/support/tickets"),
+        ("file:///data/w.duckdb", "main.tickets", "file:///data/w.duckdb/main/tickets"),
+    ],
+)
+def test_a_table_is_below_its_database_also_where_its_name_begins_with_one(
+    database: str, table: str, uri: str
 ) -> None:
-    noted: list[Lineage | None] = []
-    monkeypatch.setattr(llm_transform, "find_spec", lambda name: object())  # as if the provider were here
+    assert table_uri(database, table) == uri
+
+
+def test_a_run_notes_its_tables_and_columns_where_openlineage_is_installed(
+    world: World, run: Run, noted: list[Lineage]
+) -> None:
     with DAG("lineage", schedule=None) as dag:
-        transform(post_execute=lambda context, result: noted.append(context["task"]._lineage))
+        transform(**noting(noted))
 
     assert states(run(dag)) == {"label": "success"}
-    file = f"file://{world.duckdb_path}"
-    assert noted == [
-        Lineage(
-            inputs=(f"{file}/tickets",),
-            output=f"{file}/labels",
-            columns_used=("body", "subject"),
-            columns_made=("topic", "urgent"),
+    assert noted == [_of_all(world)]
+
+
+def test_a_plan_that_is_only_looked_at_has_written_nothing(
+    world: World, run: Run, noted: list[Lineage]
+) -> None:
+    with DAG("lineage_of_plan", schedule=None) as dag:
+        transform(plan_only=True, **noting(noted))
+
+    assert states(run(dag)) == {"label": "success"}
+    assert noted == []
+
+
+def test_who_collects_a_handle_notes_what_the_submitter_has_read(
+    world: World, run: Run, noted: list[Lineage]
+) -> None:
+    with DAG("lineage_of_three", schedule=None) as dag:
+        sent = SubmitLLMBatchOperator(**arguments(task_id="submit", **noting(noted)))
+        CollectLLMBatchOperator(task_id="collect", handle=sent.output, **noting(noted))
+
+    assert states(run(dag)) == {"submit": "success", "collect": "success"}
+    assert noted == [_of_all(world)]
+
+
+@pytest.mark.parametrize("by", ["run_folder", "pending_for"])
+def test_who_collects_without_a_handle_notes_no_source(
+    world: World, run: Run, noted: list[Lineage], by: str
+) -> None:
+    with DAG(f"lineage_sent_{by}", schedule=None) as dag:
+        SubmitLLMBatchOperator(**arguments(task_id="submit"))
+    folder = xcom(run(dag), "submit")["run"]
+    with DAG(f"lineage_by_{by}", schedule=None) as dag:
+        CollectLLMBatchOperator(
+            task_id="collect", **{by: folder if by == "run_folder" else "labels"}, **noting(noted)
         )
-    ]
+
+    assert states(run(dag)) == {"collect": "success"}
+    (found,) = noted
+    assert (found.inputs, found.output) == ((), f"file://{world.duckdb_path}/labels")
 
 
-def test_tables_are_named_as_openlineage_names_them() -> None:
-    pytest.importorskip("airflow.providers.openlineage")
-    lineage = Lineage(
-        inputs=("postgres://db:5432/shop/support/tickets", "bigquery://project/support/tickets"),
-        output="file:///data/w.duckdb/labels",
-        columns_used=("body",),
-        columns_made=("topic",),
+def test_a_run_has_landed_also_where_its_tables_cannot_be_told(
+    world: World, run: Run, noted: list[Lineage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(sql: str, database_uri: str) -> tuple[str, ...]:
+        raise RecursionError
+
+    monkeypatch.setattr("airflow_batch_llm.operators.llm_transform.tables_of", broken)
+    with DAG("lineage_broken", schedule=None) as dag:
+        transform(source_table=None, source_sql="SELECT * FROM tickets", **noting(noted))
+
+    assert states(run(dag)) == {"label": "success"}
+    assert world.query("SELECT count(*) FROM labels") == [(len(TICKETS),)]
+    assert noted == []
+
+
+def _of_all(world: World) -> Lineage:
+    file = f"file://{world.duckdb_path}"
+    return Lineage(
+        inputs=(f"{file}/tickets",),
+        output=f"{file}/labels",
+        columns_used=("body", "subject"),
+        columns_made=("topic", "urgent"),
     )
 
-    told = lineage.to_openlineage()
+
+def _told(*inputs: str, columns_used: tuple[str, ...] = ("body",)) -> Any:
+    pytest.importorskip("airflow.providers.openlineage")
+    return to_openlineage(
+        Lineage(
+            inputs=inputs,
+            output="file:///data/w.duckdb/labels",
+            columns_used=columns_used,
+            columns_made=("topic",),
+        )
+        for _ in range(2)
+    )
+
+
+def test_tables_are_named_as_openlineage_names_them_and_once() -> None:
+    told = _told("postgres://db:5432/shop/support/tickets", "bigquery://project/support/tickets")
 
     assert [(one.namespace, one.name) for one in told.inputs] == [
         ("postgres://db:5432", "shop.support.tickets"),
@@ -62,5 +159,13 @@ def test_tables_are_named_as_openlineage_names_them() -> None:
     ]
     (output,) = told.outputs
     assert (output.namespace, output.name) == ("file", "/data/w.duckdb/labels")
-    fields = output.facets["columnLineage"].fields["topic"].inputFields
-    assert [field.field for field in fields] == ["body", "body"]
+
+
+def test_columns_are_followed_where_it_is_known_which_table_has_them() -> None:
+    (of_one,) = _told("postgres://db:5432/shop/tickets").outputs
+    (of_two,) = _told("postgres://db:5432/shop/tickets", "postgres://db:5432/shop/clients").outputs
+    (of_a_function,) = _told("postgres://db:5432/shop/tickets", columns_used=()).outputs
+
+    (field,) = of_one.facets["columnLineage"].fields["topic"].inputFields
+    assert (field.namespace, field.name, field.field) == ("postgres://db:5432", "shop.tickets", "body")
+    assert of_two.facets == of_a_function.facets == {}
