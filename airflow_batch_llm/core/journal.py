@@ -12,7 +12,7 @@ from enum import StrEnum
 
 import orjson
 
-from airflow_batch_llm.core.model import BatchState, Sighting
+from airflow_batch_llm.core.model import Sighting
 
 #: Clocks of two workers may differ by this much.
 CLOCK_SKEW_SECONDS = 60.0
@@ -231,8 +231,3 @@ def _unanswered(intent: Entry, terms: Terms, now: float, searched: Searched | No
             reason=f"the creation of {terms.token} may still be on its way",
         )
     return GiveUp() if terms.closed else Submit()
-
-
-def is_over(state: BatchState) -> bool:
-    """Whether a batch in this state needs no more watching."""
-    return state is not BatchState.RUNNING

@@ -94,10 +94,8 @@ class Limits:
     """What a provider takes in one batch, and what can be known about a batch from outside."""
 
     max_requests: int
-    max_bytes: int  # of one batch's lines, all bytes that are sent
-    default_bytes: int  # a comfortable size, at most `max_bytes`
+    max_bytes: int  # of one batch's lines: a comfortable size, below what the provider takes
     max_request_bytes: int
-    one_model: bool  # every request of a batch must name the same model
     window_seconds: float  # after this a batch has ended, whatever happened
     list_lag_seconds: float = 60.0  # a batch that exists shows in a listing after this at the latest
     recognisable: bool = True  # a running batch can be recognised as ours (metadata, labels)

@@ -94,8 +94,3 @@ def digest(*parts: bytes) -> str:
     """32 hex digits over the parts; their lengths count, so that ("ab", "c") is not ("a", "bc")."""
     told = b"".join([len(part).to_bytes(8, "big") + part for part in parts])
     return hashlib.blake2b(told, digest_size=16).hexdigest()
-
-
-def fingerprint(input_hash: str, spec_hash: str) -> str:
-    """The identity of what is bought: the same fingerprint is the same request."""
-    return digest(input_hash.encode(), spec_hash.encode())

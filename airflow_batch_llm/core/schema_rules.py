@@ -93,11 +93,6 @@ def resolve(ref: object, root: Schema) -> Schema:
     return target
 
 
-def is_recursive(schema: Schema) -> bool:
-    """Whether a definition refers to itself, directly or through others."""
-    return bool(_recursive_refs(schema))
-
-
 def inline_refs(schema: Schema) -> dict[str, Any]:
     """The schema without definitions: each reference replaced by what it refers to.
 

@@ -24,7 +24,7 @@ class Bounds:
         """The user's wish within the provider's limits."""
         return cls(
             requests=max(1, min(rows_per_batch, limits.max_requests)),
-            bytes=limits.default_bytes,
+            bytes=limits.max_bytes,
         )
 
     def varied(self, seed: int) -> "Bounds":

@@ -12,7 +12,6 @@ from airflow_batch_llm.core.request import (
     canonical,
     custom_id,
     digest,
-    fingerprint,
     shard_token,
 )
 
@@ -84,10 +83,6 @@ def test_equal_values_have_one_spelling(value: dict[str, object]) -> None:
 )
 def test_digests_are_the_same_in_every_release(parts: tuple[bytes, ...], expected: str) -> None:
     assert digest(*parts) == expected
-
-
-def test_fingerprints_are_the_same_in_every_release() -> None:
-    assert fingerprint("0" * 32, "f" * 32) == "f651f61b3a3297689c9b899aa87c61c7"
 
 
 @pytest.mark.parametrize("name", LINES)

@@ -11,10 +11,8 @@ from airflow_batch_llm.core.shard import Bounds, cut
 
 LIMITS = Limits(
     max_requests=1000,
-    max_bytes=10_000,
-    default_bytes=5_000,
+    max_bytes=5_000,
     max_request_bytes=500,
-    one_model=True,
     window_seconds=86_400.0,
 )
 

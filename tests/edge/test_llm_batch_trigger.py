@@ -14,14 +14,11 @@ from airflow.sdk.execution_time import task_runner
 from airflow.sdk.execution_time.comms import TaskStatesResult
 
 from airflow_batch_llm.operators.llm_transform import LLMTransformOperator
-from airflow_batch_llm.triggers.abandonment import TaskKey
 from airflow_batch_llm.triggers.llm_batch import LLMBatchTrigger
 from tests.edge.conftest import World
 from tests.edge.logs import told
 from tests.edge.serialization import deserialize, serialize
 from tests.edge.tasks import transform
-
-KEY = TaskKey(dag_id="dag", run_id="run", task_id="task")
 
 
 class AirflowThatKnows:

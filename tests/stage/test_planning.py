@@ -50,7 +50,7 @@ def test_any_mix_of_sizes_fills_shards_within_their_limits_and_loses_or_doubles_
     texts = ["x" * size for size in sizes]
     make_texts(openai, texts)
     run = openai.run()
-    narrow = _Narrow(run.parts.provider, max_requests=requests, default_bytes=room, max_request_bytes=2_000)
+    narrow = _Narrow(run.parts.provider, max_requests=requests, max_bytes=room, max_request_bytes=2_000)
     let_go(run)
     name = f"run{next(_RUNS)}"
 

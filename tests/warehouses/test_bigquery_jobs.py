@@ -52,10 +52,6 @@ def is_job(request: Request) -> bool:
     return request.method == "POST" and request.path.split("?")[0].endswith("/jobs")
 
 
-def is_wait(request: Request) -> bool:
-    return request.method == "GET" and "/queries/" in request.path
-
-
 def any_call(_: Request) -> bool:
     return True
 

@@ -35,10 +35,8 @@ class AnthropicProvider:
     name = "anthropic"
     limits = Limits(
         max_requests=100_000,
-        max_bytes=256_000_000,
-        default_bytes=32_000_000,
+        max_bytes=32_000_000,
         max_request_bytes=32_000_000,
-        one_model=False,
         window_seconds=86_400,
         recognisable=False,
     )

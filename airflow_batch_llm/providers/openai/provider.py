@@ -40,10 +40,8 @@ class OpenAIProvider:
     name = "openai"
     limits = Limits(
         max_requests=50_000,
-        max_bytes=209_715_200,
-        default_bytes=100_000_000,
+        max_bytes=100_000_000,
         max_request_bytes=32_000_000,
-        one_model=True,
         window_seconds=_DAY,
     )
 

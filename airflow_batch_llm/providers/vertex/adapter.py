@@ -40,10 +40,8 @@ from airflow_batch_llm.providers.vertex.tokens import TokenCounter
 
 _LIMITS = Limits(
     max_requests=200_000,
-    max_bytes=1_000_000_000,
-    default_bytes=200_000_000,
+    max_bytes=200_000_000,
     max_request_bytes=20_000_000,
-    one_model=True,
     window_seconds=96 * 3600,  # at most 72 hours in the queue, then at most 24 hours of running
 )
 

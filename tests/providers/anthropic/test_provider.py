@@ -40,10 +40,6 @@ def test_sampling_is_refused_for_the_version_that_the_sdk_speaks_unless_it_is_se
     assert AnthropicProvider(made).encode(call)
 
 
-def test_models_and_parameters_may_be_mixed_in_a_batch() -> None:
-    assert not AnthropicProvider(Access()).limits.one_model
-
-
 def test_a_client_that_was_made_elsewhere_is_used_and_closed(simulator: Simulator, tmp_path: Path) -> None:
     import anthropic
 
