@@ -155,12 +155,16 @@ class SqlWarehouse:
             cursor = connection.cursor()
             cursor.execute(query, parameters) if parameters is not None else cursor.execute(query)
             types = self._types(connection, cursor, query, parameters)
-            first = [tuple(row) for row in cursor.fetchmany(_FIRST_ROWS)]
+            first = self._first_rows(cursor)
             known = [type_ or told_from([row[place] for row in first]) for place, type_ in enumerate(types)]
             names = [self._dialect.unfolded(column[0]) for column in cursor.description]
         ours = {field.name: field.type for field in told or ()}
         schema = pa.schema([(name, ours.get(name, type_)) for name, type_ in zip(names, known, strict=True)])
         return pa.RecordBatchReader.from_batches(schema, self._batches(connection, cursor, first, schema))
+
+    def _first_rows(self, cursor: Any) -> list[tuple[Any, ...]]:
+        """The rows that tell the types which the driver does not."""
+        return [tuple(row) for row in cursor.fetchmany(_FIRST_ROWS)]
 
     def _types(
         self, _connection: Any, cursor: Any, _query: str, _parameters: Any

@@ -21,7 +21,6 @@ from airflow_batch_llm.warehouses.plain import plain_batch, plain_schema, typed
 from airflow_batch_llm.warehouses.publication import Staged, staged_columns
 from airflow_batch_llm.warehouses.rows import batches
 from airflow_batch_llm.warehouses.sql_joining import JoiningSqlWarehouse
-from airflow_batch_llm.warehouses.sql_types import described
 
 _BATCH_ROWS = 20_000
 #: Errors that speak of names and rights alone: an unknown column or object, a privilege that is missing.
@@ -100,19 +99,16 @@ class SnowflakeWarehouse(JoiningSqlWarehouse):
             yield cursor, staged
             cursor.execute("COMMIT")
 
-    def _stream(self, query: str, parameters: Any, told: pa.Schema | None = None) -> pa.RecordBatchReader:
-        with self._translated():
-            connection = self._open()
-            self._reading.append(connection)
-            cursor = connection.cursor()
-            cursor.execute(query, parameters) if parameters is not None else cursor.execute(query)
-            types = [described(column, self._dialect.name) or pa.string() for column in cursor.description]
-            names = [self._dialect.unfolded(column[0]) for column in cursor.description]
-        ours = {field.name: field.type for field in told or ()}
-        schema = pa.schema([(name, ours.get(name, type_)) for name, type_ in zip(names, types, strict=True)])
-        return pa.RecordBatchReader.from_batches(schema, self._arrow_batches(connection, cursor, schema))
+    def _first_rows(self, cursor: Any) -> list[tuple[Any, ...]]:  # noqa: ARG002 - the driver tells all types
+        return []  # a row that is fetched is not in the Arrow batches any more
 
-    def _arrow_batches(self, connection: Any, cursor: Any, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    def _batches(
+        self,
+        connection: Any,
+        cursor: Any,
+        first: list[tuple[Any, ...]],  # noqa: ARG002 - there are none
+        schema: pa.Schema,
+    ) -> Iterator[pa.RecordBatch]:
         with self._translated():
             tables = _arrow_tables(cursor)
             if tables is None:
