@@ -90,7 +90,7 @@ def _number(text: str | None) -> float | None:
 
 def judge(failure: Failure, vendor: Vendor, *, creating: bool = False) -> ProviderError:
     """The error of the package's tree that this failure is."""
-    words = ": ".join(part for part in (failure.code, brief(failure.message)) if part)
+    words = ": ".join(part for part in (failure.code, brief(failure.message)) if part).rstrip(".")
     said = f"{vendor.name} answered {failure.status or 'nothing'}: {words or 'no reason given'}"
     status = failure.status
     if failure.code in vendor.no_money:

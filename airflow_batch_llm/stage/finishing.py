@@ -24,6 +24,9 @@ from airflow_batch_llm.stage.standings import read_standings
 from airflow_batch_llm.stage.strays import read_strays, reported
 from airflow_batch_llm.stage.sweeping import sweep_ended
 
+#: So many different reasons of refusals are told in the verdict.
+_REFUSALS = 2
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
@@ -36,7 +39,8 @@ class Finished:
         """Raise `QualityGateFailed` if too few rows succeeded. The good ones have landed."""
         if not self.report.passed:
             raise QualityGateFailed(
-                f"{self.report.verdict} The good rows are in {self.about.target}, the others in its failures table."
+                f"{self.report.verdict} The good rows are in {self.about.target}, the others in its failures table,"
+                " with the reason in _llm_error_message."
             )
 
 
@@ -71,7 +75,10 @@ class Finisher:
         strays = read_strays(self.folder, shards)
         report = _summed(self.first, landed) + reported(strays)
         samples = [key for one in landed[-1] for key in one.samples]
-        report = report.judged(gate(report, self.first.limits.min_success_ratio, samples=samples))
+        verdict = gate(report, self.first.limits.min_success_ratio, samples=samples)
+        if not verdict.passed:
+            verdict = replace(verdict, reason=" ".join((verdict.reason, *_refusals(shards))))
+        report = report.judged(verdict)
         about = self._about(rounds, _batch_ids(shards))
         stored = {
             "report": report.to_json(),
@@ -123,8 +130,17 @@ class Finisher:
 
     def _outlook(self) -> str:
         expected = self.first.dollars
-        dollars = "an unknown amount" if expected is None else f"about ${expected:,.2f}"
+        dollars = "an unknown amount" if expected is None else f"about ${expected:,.4f}"
         return f"Planned only: {self.first.requests:,} requests for {self.first.rows:,} rows would cost {dollars}."
+
+
+def _refusals(shards: Sequence[tuple[PlannedShard, Standing]]) -> list[str]:
+    """What the provider said of batches that it did not take, the most frequent first."""
+    said = Counter(standing.refused.reason for _, standing in shards if standing.refused is not None)
+    return [
+        f"The provider did not take {count:,} of {len(shards):,} batches: {reason}"
+        for reason, count in said.most_common(_REFUSALS)
+    ]
 
 
 def _summed(first: Plan, landed: Sequence[Sequence[Landed]]) -> Report:

@@ -97,6 +97,7 @@ class Submitter:
         try:
             return Created(batch_id=self.parts.provider.submit(self._file(shard), upload, lease))
         except Refused as error:
+            self.parts.say(f"Shard {shard.number}: {error}")
             return NotCreated(reason=str(error), final=True)
         except (Later, Unavailable) as error:
             return NotCreated(reason=str(error), final=False, retry_after=error.retry_after or _RETRY_SECONDS)

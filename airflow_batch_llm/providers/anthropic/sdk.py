@@ -73,5 +73,7 @@ def _with_batches(client: Any) -> Any:
 
 def _with_key(client: Any) -> Any:
     if client.api_key is None and client.auth_token is None and getattr(client, "credentials", None) is None:
-        raise InputError("There is no key for Anthropic. Put it into the connection's password.")
+        raise InputError(
+            "There is no key for Anthropic. Put it into the connection's password, or into ANTHROPIC_API_KEY."
+        )
     return client
