@@ -1,5 +1,6 @@
 """What a run will cost, asked before the first cent, and how much of it the budget allows."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
@@ -64,12 +65,12 @@ class Quote:
 
 def affordable(guess: Estimate, most: float | None) -> int:
     """How many requests, in source order, the budget allows."""
-    if most is None or not guess.requests:
+    if most is None or math.isinf(most) or not guess.requests:
         return guess.requests
     if guess.per_request is None:
         raise BudgetExceeded(
             f"The cost cannot be estimated, so max_cost_usd={most:g} cannot be kept. {' '.join(guess.assumptions)}"
-            " Or allow any cost with max_cost_usd=None. Nothing was sent."
+            " Or allow any cost with max_cost_usd=float('inf'), in a spec file null. Nothing was sent."
         )
     if not guess.per_request:
         return guess.requests

@@ -88,9 +88,11 @@ class Plan:
 
     @property
     def dollars(self) -> float | None:
-        """What the answers are expected to cost."""
-        expected: float | None = (self.estimate or {}).get("expected")
-        return expected
+        """What the answers are expected to cost. The estimate is of all requests; a budget may have left some out."""
+        estimate = self.estimate or {}
+        expected: float | None = estimate.get("expected")
+        wished: int = estimate.get("requests", 0)
+        return expected if expected is None or not wished else expected * self.requests / wished
 
     def described(self) -> str:
         """For people: how many rows there are, why they are sent or not, and what the answers may cost."""

@@ -7,7 +7,6 @@ it first decides. A planner that comes second takes the winner's plan.
 import secrets
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -232,19 +231,18 @@ class Planner:
             output_type=resolved.output_type,
             prices=resolved.prices,
         )
-        guess = quote.estimate(spool.prompt_blocks(), requests)
+        guess = quote.estimate(spool.prompts(requests), requests)
         allowed = self._allowed(guess)
         writer = ShardWriter(
+            folder=None if self.stage.guards.plan_only else self.folder,
             scratch=scratch,
             nonce=draft.nonce,
             run_token=draft.run_token,
             bounds=Bounds.of(self.parts.provider.limits, rows_per_batch=self.stage.pace.rows_per_batch),
         )
-        shards = writer.write_requests(resolved.template, islice(spool.prompts(), allowed))
+        shards = writer.write_requests(resolved.template, spool.prompts(allowed))
         shards = writer.write_keys(shards, spool.keyed_rows(allowed), keys_schema(spool.columns))
         lost = writer.write_unsendable(spool.rows_with(Reason.UNSENDABLE)) if unsendable else ""
-        if not self.stage.guards.plan_only:
-            writer.publish(self.folder, shards)
         why = {str(reason): count for reason, count in spool.reasons(allowed).items()}
         return replace(
             draft,
@@ -269,7 +267,7 @@ class Planner:
         if allowed == guess.requests or guards.plan_only or guards.on_over_budget is OverBudget.PARTIAL:
             return allowed
         raise BudgetExceeded(
-            f"{guess.requests:,} requests are estimated at ${guess.expected:,.2f}, above"
+            f"{guess.requests:,} requests are estimated at ${guess.expected:,.4f}, above"
             f" max_cost_usd={guards.max_cost_usd:g}. Nothing was sent. Raise max_cost_usd, lower max_rows, or set"
             " on_over_budget='partial' to send what fits."
         )

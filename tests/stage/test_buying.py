@@ -103,6 +103,25 @@ def test_estimates_above_the_budget_are_refused_before_anything_is_sent(openai: 
     assert openai.world.unfinished() == []
 
 
+def test_an_infinite_budget_is_none_also_where_no_price_is_known(openai: Bench) -> None:
+    openai.world.make_tickets(3)
+
+    done = openai.complete(model="nobody-knows", max_cost_usd=float("inf"))
+
+    assert done.report.final == {"succeeded": 3}
+
+
+def test_the_verdict_of_a_run_that_the_provider_turned_away_says_why(openai: Bench) -> None:
+    openai.world.make_tickets(3)
+    openai.fault(kind="status", endpoint="create", status=401, code="invalid_api_key", times=None)
+
+    done = openai.complete()
+
+    assert not done.report.passed
+    assert "did not take 1 of 1 batches: OpenAI answered 401: invalid_api_key" in done.report.verdict
+    assert any("Check the connection's key" in said for said in openai.said)
+
+
 DEAR = {"gpt-5-mini": {"input": 2_000.0, "output": 2_000.0}}  # dollars per million tokens
 
 
@@ -114,6 +133,8 @@ def test_a_budget_is_spent_in_source_order_if_the_user_wants_that(openai: Bench)
     sent = done.report.why["new"]
     assert 0 < sent < 20
     assert done.report.why == {"new": sent, "postponed": 20 - sent}
+    (planned,) = [said for said in openai.said if said.startswith("20 rows:")]
+    assert float(planned.partition("about $")[2].split(". ")[0]) <= 0.2
     assert sorted(openai.world.answers()) == list(range(sent))
     assert done.report.spent.cost <= 0.2
 
