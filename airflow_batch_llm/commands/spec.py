@@ -48,6 +48,13 @@ class ProviderSection(_Section):
         default_factory=dict
     )  # of the SDK's client; for Vertex project, location, staging
 
+    @field_validator("base_url")
+    @classmethod
+    def _is_a_url(cls, given: str | None) -> str | None:
+        if given is not None and "://" not in given:
+            raise ValueError("a URL begins with https:// or http://")
+        return given
+
 
 class PostgresSection(_Section):
     """A PostgreSQL database."""
@@ -134,6 +141,8 @@ class Spec(_Section):
     def _target_in_shape(cls, given: Any) -> Any:
         if not isinstance(given, dict) or not isinstance(given.get("shape", {}), dict):
             return given
+        if "target" in given.get("shape", {}):
+            raise ValueError("target stands beside shape, not in it")
         return {**given, "shape": {**given.get("shape", {}), "target": given.get("target", "")}}
 
     @field_validator("model_id")

@@ -79,6 +79,10 @@ def _serve(settings: Settings) -> None:
         serve(settings, lambda url: typer.echo(READY + url))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    except OSError as error:
+        raise typer.BadParameter(
+            f"{settings.host}:{settings.port} cannot be listened on: {error.strerror}"
+        ) from error
 
 
 def _end_with_stdin() -> None:

@@ -35,6 +35,13 @@ class PromptFile:
             ) from None
 
 
+def _at_least(least: float, **given: float | None) -> None:
+    """Refuse a number that can only be a slip, before it costs a batch for each row or a run that cannot pass."""
+    for name, number in given.items():
+        if number is not None and not number >= least:
+            raise InputError(f"{name}={number:g} is too small: it is {least:g} or more.")
+
+
 class OverBudget(StrEnum):
     """What happens when the rows would cost more than is allowed."""
 
@@ -86,6 +93,12 @@ class Shape:
     labels: Mapping[str, str] = field(default_factory=dict)
     raw_excerpt: bool = True  # whether failures keep the beginning of a bad answer
 
+    def __post_init__(self) -> None:
+        if self.target and self.failures_table == self.target:
+            raise InputError(
+                f"failures_target is the target, {self.target}: failures need a table of their own."
+            )
+
     @property
     def failures_table(self) -> str:
         """Where the rows without a good answer go."""
@@ -107,6 +120,14 @@ class Guards:
     prices: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     plan_only: bool = False
 
+    def __post_init__(self) -> None:
+        _at_least(0, max_rows=self.max_rows, max_cost_usd=self.max_cost_usd)
+        _at_least(1, max_attempts=self.max_attempts)
+        if not 0 <= self.min_success_ratio <= 1:
+            raise InputError(
+                f"min_success_ratio={self.min_success_ratio:g} is no ratio: it lies between 0 and 1, such as 0.95."
+            )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
@@ -118,6 +139,10 @@ class Pace:
     min_round_seconds: float = 3600.0
     poll_interval: float | None = None
     cancel_on_timeout: bool = True
+
+    def __post_init__(self) -> None:
+        _at_least(1, rows_per_batch=self.rows_per_batch, max_active_batches=self.max_active_batches)
+        _at_least(0, timeout_seconds=self.timeout_seconds, poll_interval=self.poll_interval)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

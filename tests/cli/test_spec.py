@@ -47,6 +47,8 @@ def test_what_is_left_out_has_the_defaults_of_the_settings(tmp_path: Path) -> No
         ("output_type: [yes, no]", "quote them"),
         ("guards: {only: some}", "guards.only: Input should be 'changed', 'outdated', 'new' or 'all'"),
         ("pace: {rows_per_batch: many}", "pace.rows_per_batch: Input should be a valid integer"),
+        ("shape: {target: other}", "target stands beside shape, not in it"),
+        ("provider: {base_url: localhost:8765}", "provider.base_url: a URL begins with https:// or http://"),
     ],
 )
 def test_a_field_that_does_not_fit_is_named_with_what_to_do(tmp_path: Path, more: str, said: str) -> None:
@@ -54,6 +56,23 @@ def test_a_field_that_does_not_fit_is_named_with_what_to_do(tmp_path: Path, more
 
     assert said in message
     assert "sk-123" not in message
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("pace: {rows_per_batch: 0}", "rows_per_batch=0 is too small: it is 1 or more"),
+        ("pace: {max_active_batches: 0}", "max_active_batches=0 is too small"),
+        ("guards: {max_attempts: 0}", "max_attempts=0 is too small"),
+        ("guards: {max_rows: -1}", "max_rows=-1 is too small: it is 0 or more"),
+        ("guards: {min_success_ratio: 95}", "min_success_ratio=95 is no ratio"),
+        ("shape: {failures_target: labels}", "failures_target is the target, labels"),
+    ],
+)
+def test_a_slip_in_a_number_or_a_name_is_told_before_it_costs_anything(
+    tmp_path: Path, more: str, said: str
+) -> None:
+    assert said in _refused(tmp_path, GOOD + more)
 
 
 def test_a_source_is_one_thing(tmp_path: Path) -> None:
