@@ -150,6 +150,30 @@ def test_the_same_run_again_spends_nothing_and_a_cleared_one_asks_about_what_has
     assert world.rows_charged() == len(TICKETS) + 1
 
 
+@pytest.mark.parametrize(("with_plan", "changed_rows"), [(True, 1), (False, 0)])
+def test_a_cleared_group_finishes_its_run_and_reads_the_source_again_if_its_plan_was_cleared(
+    world: World, run: Run, with_plan: bool, changed_rows: int
+) -> None:
+    with DAG(f"spread_unfinished_{with_plan}".lower(), schedule=None) as dag:
+        made = group(max_workers=2, deferrable=True)
+    again = dict.fromkeys(["logical_date", "run_after"], datetime(2026, 11, 20, tzinfo=UTC))
+    finish = made.children["labels.finish"]
+    handle, finish.handle = finish.handle, {"run": "no handle"}
+    assert states(run(dag, **again))["labels.finish"] == "failed"
+    assert world.query("SELECT count(*) FROM labels") == [(0,)]
+    world.execute("UPDATE tickets SET body = 'The app is slow' WHERE ticket_id = 7")
+
+    finish.handle = handle
+    for task in dag.tasks:
+        if with_plan or task.task_id != "labels.plan":
+            task.retries += 1  # Airflow raises `max_tries` of what is cleared
+    done = run(dag, **again)
+
+    assert set(states(done).values()) == {"success"}
+    assert world.query("SELECT count(*) FROM labels") == [(len(TICKETS),)]
+    assert world.rows_charged() == len(TICKETS) + changed_rows
+
+
 def test_a_mere_plan_is_for_the_operator() -> None:
     with DAG("spread_plan_only", schedule=None), pytest.raises(InputError, match="LLMTransformOperator"):
         group(plan_only=True)
