@@ -6,15 +6,17 @@ give the same hashes in every release.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from operator import itemgetter
 
 import orjson
 
 # Sentinels that cannot occur in encoded JSON by accident: private-use code points around a word.
 CUSTOM_ID = "\ue000custom-id\ue001"
 PROMPT = "\ue000prompt\ue001"
+
+#: An ordinal is written with so many digits at least.
+ORDINAL_DIGITS = 6
 
 _MAX_CUSTOM_ID = 63
 
@@ -48,19 +50,16 @@ class LineTemplate:
             parts += (prompt if hole == PROMPT else identity, piece)
         return b"".join(parts)
 
-    def lines(self, token: str, prompts: Sequence[bytes], first: int = 0) -> bytes:
-        """The requests of these prompts, each with a line end, numbered from `first` under the shard's token."""
-        form = self._form(token)
-        pick = itemgetter(*(int(hole == PROMPT) for hole in self.holes))
-        return b"".join([form % pick(pair) for pair in enumerate(prompts, first)])
-
-    def _form(self, token: str) -> bytes:
-        """The line as a format of an ordinal, where the custom_id goes, and of the prompt."""
-        identity = b'"%b-%%06d"' % token.encode()
-        parts = [self.pieces[0].replace(b"%", b"%%")]
+    def pieces_under(self, token: str) -> list[bytes]:
+        """The pieces of the lines of one shard, with their end: a custom_id's hole takes the ordinal's digits alone."""
+        pieces = [self.pieces[0]]
         for hole, piece in zip(self.holes, self.pieces[1:], strict=True):
-            parts += (b"%b" if hole == PROMPT else identity, piece.replace(b"%", b"%%"))
-        return b"".join((*parts, b"\n"))
+            if hole == CUSTOM_ID:
+                pieces[-1] += b'"%b-' % token.encode()
+                piece = b'"' + piece
+            pieces.append(piece)
+        pieces[-1] += b"\n"
+        return pieces
 
     def prompt(self, line: bytes, custom_id: str) -> bytes:
         """The encoded prompt of a line that `line` made for this custom_id."""
@@ -82,7 +81,7 @@ def shard_token(run_token: str, number: int) -> str:
 
 def custom_id(token: str, ordinal: int) -> str:
     """The identity of a request at the provider: at most 63 characters of [a-z0-9_-], a letter first."""
-    return f"{token}-{ordinal:06d}"
+    return f"{token}-{ordinal:0{ORDINAL_DIGITS}d}"
 
 
 def canonical(value: object) -> bytes:

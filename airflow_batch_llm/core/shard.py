@@ -1,12 +1,11 @@
 """Filling shards: how a stream of requests is cut into provider batches, never over a limit."""
 
-from collections.abc import Callable, Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from itertools import accumulate
 
 from airflow_batch_llm.core.model import Limits
-
-Item = TypeVar("Item")
 
 #: Shards of one run differ in size by up to this share, so that a count tells them apart at the provider.
 _SPREAD = 0.02
@@ -33,20 +32,39 @@ class Bounds:
         return Bounds(requests=self.requests - (seed % (room + 1)), bytes=self.bytes)
 
 
-def cut(
-    items: Iterable[Item], size: Callable[[Item], int], bounds: Bounds, seed: int
-) -> Iterator[tuple[int, Item]]:
-    """Each request in turn with the number, from 1, of its shard. `size` gives the bytes of its line with its end.
+class Cutter:
+    """Cuts requests that come block by block. One that is larger than a shard may be is the caller's to refuse."""
 
-    A request that is larger than a shard may be is the caller's to refuse beforehand.
-    """
-    number, count, filled = 1, 0, 0
-    limit = bounds.varied(seed)
-    for item in items:
-        more = size(item)
-        if count and (count >= limit.requests or filled + more > limit.bytes):
-            number, count, filled = number + 1, 0, 0
-            limit = bounds.varied(seed + number * 7919)
-        count += 1
-        filled += more
-        yield number, item
+    def __init__(self, bounds: Bounds, seed: int) -> None:
+        self._bounds = bounds
+        self._seed = seed
+        self._limit = bounds.varied(seed)
+        self._number, self._count, self._filled = 1, 0, 0
+
+    def cut(self, sizes: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+        """Which of the next requests, from one to before another, go to the shard of which number, from 1.
+
+        A size is the bytes of a request's line with its end.
+        """
+        ends = list(accumulate(sizes, initial=0))
+        first = 0
+        while first < len(sizes):
+            end = self._end(ends, first)
+            if end == first:
+                self._next_shard()
+                continue
+            self._count += end - first
+            self._filled += ends[end] - ends[first]
+            yield self._number, first, end
+            first = end
+
+    def _end(self, ends: Sequence[int], first: int) -> int:
+        """Before which request the shard is full, if it is filled from this one on."""
+        room = self._limit.bytes - self._filled
+        fitting = bisect_right(ends, ends[first] + room, lo=first) - 1
+        end = min(fitting, first + self._limit.requests - self._count, len(ends) - 1)
+        return end if self._count else max(end, first + 1)
+
+    def _next_shard(self) -> None:
+        self._number, self._count, self._filled = self._number + 1, 0, 0
+        self._limit = self._bounds.varied(self._seed + self._number * 7919)

@@ -5,11 +5,13 @@ A line ends at the byte `\\n` and nowhere else: an answer may hold U+2028 or U+0
 
 import json
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import orjson
 
 _MESSAGE_LENGTH = 500
+_LINES_AT_ONCE = 1000
 
 
 def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -27,6 +29,13 @@ def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
                 yield line
     if line := b"".join(pending):
         yield line
+
+
+def joined_lines(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """The same lines with their ends, many of them in a block."""
+    rest = iter(lines)
+    while block := list(islice(rest, _LINES_AT_ONCE)):
+        yield b"\n".join(block) + b"\n"
 
 
 def parse_line(line: bytes) -> dict[str, Any]:

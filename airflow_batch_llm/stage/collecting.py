@@ -7,7 +7,6 @@ import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 
 import orjson
@@ -16,6 +15,7 @@ from airflow_batch_llm.core.journal import Entry, Kind, Standing
 from airflow_batch_llm.core.model import BatchState, BatchStatus, Outcome, Usage
 from airflow_batch_llm.core.report import Durations, Report, Spent
 from airflow_batch_llm.errors import ResultsGone
+from airflow_batch_llm.providers.lines import joined_lines, split_lines
 from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.gathering import Gathered, Gatherer
 from airflow_batch_llm.stage.judged import Failure, Judged
@@ -25,7 +25,6 @@ from airflow_batch_llm.stage.landing import (
     Stamp,
     Tally,
     landed_rows,
-    lines,
     no_rows,
     parquet_reader,
     unsendable_failures,
@@ -37,7 +36,6 @@ from airflow_batch_llm.warehouses.base import Part
 
 #: A batch that was turned away for lack of quota is sent again after this.
 _LATER_SECONDS = 300.0
-_LINES_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,13 +116,9 @@ class Collector:
 
     def keep_results(self, batch_id: str) -> None:
         """Bring the raw lines of a batch into the run folder, whole or not at all."""
-        arriving = self.scratch / f"{secrets.token_hex(6)}.results.jsonl"
-        with arriving.open("wb") as file:
-            results = self.parts.provider.results(batch_id)
-            while block := list(islice(results, _LINES_AT_ONCE)):
-                file.write(b"\n".join(block) + b"\n")
-        self.folder.put_results(batch_id, arriving)
-        arriving.unlink()
+        results = self.parts.provider.results(batch_id)
+        aside = self.scratch / f"{secrets.token_hex(6)}.results.jsonl"
+        self.folder.write_results(batch_id, joined_lines(results), aside)
 
     def _gathered(self, shard: PlannedShard, standing: Standing) -> Gathered:
         if standing.ended is None:
@@ -141,10 +135,9 @@ class Collector:
         """The kept lines of the shard's batch, then those of any other that was bought for it."""
         assert standing.ended is not None
         for batch_id in (standing.ended.batch_id, *standing.spare):
-            local = self.scratch / f"{secrets.token_hex(6)}.results.jsonl"
-            if self.folder.get_results(batch_id, local):
-                yield batch_id, lines(local)
-                local.unlink()
+            blocks = self.folder.results(batch_id)
+            if blocks is not None:
+                yield batch_id, split_lines(blocks)
             elif batch_id == standing.ended.batch_id:
                 raise ResultsGone(
                     f"The kept results of batch {batch_id} are gone from the run folder {self.folder.path}."

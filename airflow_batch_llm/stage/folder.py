@@ -7,12 +7,12 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from airflow_batch_llm.core.journal import Entry
-from airflow_batch_llm.store import Workspace
+from airflow_batch_llm.store import Block, Workspace
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.=-]")
 
@@ -63,18 +63,20 @@ class RunFolder:
 
     # The files of a shard, below the nonce of the planning attempt that wrote them.
 
-    def put_shard(self, nonce: str, number: int, requests: Path, keys: Path) -> None:
-        self.workspace.put(self._at("plans", nonce, f"{number:04d}.requests.jsonl"), requests)
-        self.put_keys(nonce, number, keys)
+    def write_requests(self, nonce: str, number: int, blocks: Iterable[Block], aside: Path) -> None:
+        self.workspace.write(self._requests(nonce, number), blocks, aside)
 
     def put_keys(self, nonce: str, number: int, keys: Path) -> None:
         self.workspace.put(self._at("plans", nonce, f"{number:04d}.keys.parquet"), keys)
 
     def get_requests(self, nonce: str, number: int, local: Path) -> bool:
-        return self.workspace.get(self._at("plans", nonce, f"{number:04d}.requests.jsonl"), local)
+        return self.workspace.get(self._requests(nonce, number), local)
 
     def get_keys(self, nonce: str, number: int, local: Path) -> bool:
         return self.workspace.get(self._at("plans", nonce, f"{number:04d}.keys.parquet"), local)
+
+    def _requests(self, nonce: str, number: int) -> str:
+        return self._at("plans", nonce, f"{number:04d}.requests.jsonl")
 
     # The journal of a shard.
 
@@ -90,11 +92,14 @@ class RunFolder:
 
     # What came back, and what landed.
 
-    def put_results(self, batch_id: str, local: Path) -> None:
-        self.workspace.put(self._at("results", f"{safe_name(batch_id)}.jsonl"), local)
+    def write_results(self, batch_id: str, blocks: Iterable[Block], aside: Path) -> None:
+        self.workspace.write(self._results(batch_id), blocks, aside)
 
-    def get_results(self, batch_id: str, local: Path) -> bool:
-        return self.workspace.get(self._at("results", f"{safe_name(batch_id)}.jsonl"), local)
+    def results(self, batch_id: str) -> Iterator[bytes] | None:
+        return self.workspace.blocks(self._results(batch_id))
+
+    def _results(self, batch_id: str) -> str:
+        return self._at("results", f"{safe_name(batch_id)}.jsonl")
 
     def put_landed(self, number: int, data: Path) -> None:
         self.workspace.put(self._at("landed", f"{number:04d}.json"), data)

@@ -6,6 +6,7 @@ Their lines are taken out of the shard files as they were sent, so no source is 
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,15 +19,17 @@ from airflow_batch_llm.core.request import custom_id
 from airflow_batch_llm.core.shard import Bounds
 from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.landed import Landed
-from airflow_batch_llm.stage.landing import lines
 from airflow_batch_llm.stage.plan import Plan, PlannedShard, new_run_token
 from airflow_batch_llm.stage.settings import Parts
 from airflow_batch_llm.stage.shard_files import ShardWriter
 from airflow_batch_llm.stage.spool import ATTEMPTS, REQUEST
 from airflow_batch_llm.stage.submitting import fetch
+from airflow_batch_llm.warehouses.columns import octets
 
 #: A truncated answer is asked for again with this many times the tokens.
 TOKEN_CAP_FACTOR = 2
+
+_PROMPTS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +78,7 @@ class FollowUp:
         if not chosen:
             return ()
         writer = ShardWriter(
+            folder=self.folder,
             scratch=self.scratch,
             nonce=draft.nonce,
             run_token=draft.run_token,
@@ -84,18 +88,21 @@ class FollowUp:
         template = self.parts.provider.encode(draft.calls[call])
         schema = pq.read_schema(self._keys(last, chosen[0].shard))
         shards = writer.write_requests(template, self._prompts(last, chosen), call)
-        shards = writer.write_keys(shards, self._rows(last, chosen), schema)
-        writer.publish(self.folder, shards)
-        return shards
+        return writer.write_keys(shards, self._rows(last, chosen), schema)
 
-    def _prompts(self, last: Plan, chosen: "list[_Chosen]") -> Iterator[bytes]:
+    def _prompts(self, last: Plan, chosen: "list[_Chosen]") -> Iterator[pa.BinaryArray]:
         for one in chosen:
             path = self._requests(last, one.shard)
             template = self.parts.provider.encode(last.calls[one.shard.call])
             token = last.token(one.shard)
-            for ordinal, line in enumerate(lines(path)):
-                if ordinal in one.requests:
-                    yield template.prompt(line, custom_id(token, ordinal))
+            with path.open("rb") as file:
+                prompts = (
+                    template.prompt(line.rstrip(b"\n"), custom_id(token, ordinal))
+                    for ordinal, line in enumerate(file)
+                    if ordinal in one.requests
+                )
+                while some := list(islice(prompts, _PROMPTS_AT_ONCE)):
+                    yield octets(some)
             path.unlink()
 
     def _requests(self, last: Plan, shard: PlannedShard) -> Path:

@@ -244,14 +244,6 @@ def landed_rows(path: Path) -> Iterator[pa.RecordBatchReader]:
         yield reader
 
 
-def lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file, split at the byte `\\n` only, without it; empty ones are left out."""
-    with path.open("rb") as file:
-        for raw in file:
-            if line := raw.rstrip(b"\n"):
-                yield line
-
-
 def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     if isinstance(kind, pa.BaseExtensionType):
         return pa.ExtensionArray.from_storage(kind, _array(values, kind.storage_type))

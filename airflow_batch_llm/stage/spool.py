@@ -116,20 +116,20 @@ class Spool:
             FROM rows GROUP BY why""").fetchall()
         return {Reason(why): count for why, count in counts}
 
-    def prompts(self) -> Iterator[bytes]:
-        """The prompt of each request, by number."""
-        for block in self.prompt_blocks():
-            yield from block.to_pylist()
-
-    def prompt_blocks(self) -> Iterator[pa.BinaryArray]:
-        """The same, many at a time."""
+    def prompts(self, requests: int) -> Iterator[pa.BinaryArray]:
+        """The prompts of the first so many requests, by number, block by block."""
         firsts = self._sent(f"SELECT {SEQ} FROM sent WHERE {SEQ} = {_FIRST}", SEQ)
         with pa.OSFile(str(self._folder / "prompts.arrow"), "rb") as file, pa.ipc.open_stream(file) as stream:
             for batch in stream:
                 if batch.num_rows:
-                    seen = batch.column(SEQ)
+                    seen, prompts = batch.column(SEQ), batch.column("prompt")
                     wanted = firsts.below(seen[-1].as_py() + 1).column(SEQ)
-                    yield batch.column("prompt").filter(pc.is_in(seen, wanted))
+                    if len(wanted) < len(seen):
+                        prompts = prompts.filter(pc.is_in(seen, wanted))
+                    yield prompts.slice(0, requests)
+                    requests -= len(prompts)
+                    if requests <= 0:
+                        return
 
     def keyed_rows(self, requests: int) -> Iterator[pa.RecordBatch]:
         """Every row that is sent, by request: the request's number, and whether an earlier row pays for it.

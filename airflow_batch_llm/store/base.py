@@ -4,8 +4,11 @@ Absent means surely absent. A storage that cannot tell raises `StoreUnreadable`;
 raises `StoreUnavailable`. Nothing is ever answered from a listing that was cached.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, Protocol
+
+Block = bytes | memoryview
 
 
 class Storage(Protocol):
@@ -22,6 +25,12 @@ class Storage(Protocol):
 
     def put(self, path: str, local: Path) -> None:
         """Publish a local file under this path, replacing what is there in one step."""
+
+    def write(self, path: str, blocks: Iterable[Block], aside: Path) -> None:
+        """Publish these blocks as one file. Where only whole files are taken, they are collected `aside` before."""
+
+    def link(self, path: str, local: Path) -> bool:
+        """Give the file this second name on its own disk. False: no file, no such disk, or not allowed."""
 
     def delete(self, path: str) -> None:
         """Delete a file; one that is gone already is no error."""

@@ -9,13 +9,13 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from airflow_batch_llm.errors import StoreError, StoreUnavailable, StoreUnreadable, StoreUnsafe
-from airflow_batch_llm.store.base import brief
+from airflow_batch_llm.store.base import Block, brief
 
 _TEMPORARY = ".tmp-"
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
@@ -79,6 +79,18 @@ class LocalDisk:
             self._publishing(target, lambda file: _copy(source, file)) as temporary,
         ):
             os.replace(temporary, target)
+
+    def write(self, path: str, blocks: Iterable[Block], aside: Path) -> None:  # noqa: ARG002 - nothing waits there
+        target = self._root / path
+        with self._publishing(target, lambda file: file.writelines(blocks)) as temporary:
+            os.replace(temporary, target)
+
+    def link(self, path: str, local: Path) -> bool:
+        try:
+            os.link(self._root / path, local)
+        except OSError:  # whether the file is absent is for a reader to find out
+            return False
+        return True
 
     def delete(self, path: str) -> None:
         with self._deleting(path):

@@ -6,7 +6,7 @@ record is read back, and whose bytes it holds decides. Listings are never truste
 """
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from airflow_batch_llm.errors import MissingExtra, StoreError, StoreUnavailable, StoreUnreadable
-from airflow_batch_llm.store.base import brief
+from airflow_batch_llm.store.base import Block, brief
 
 _MB = 1 << 20
 _BLOCK = 8 * _MB
@@ -154,6 +154,18 @@ class ObjectStorage:
                 # The end of an upload in parts, repeated after a lost answer, finds no upload: begin a new one.
                 if tries == _TRIES:
                     raise _unwritable(key, error) from error
+
+    def write(self, path: str, blocks: Iterable[Block], aside: Path) -> None:
+        # A file that is there as a whole can be sent again; blocks that are gone cannot.
+        try:
+            with aside.open("wb") as file:
+                file.writelines(blocks)
+            self.put(path, aside)
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def link(self, path: str, local: Path) -> bool:  # noqa: ARG002 - nothing here lies on a disk
+        return False
 
     def delete(self, path: str) -> None:
         self._delete(self._key(path))

@@ -6,12 +6,12 @@ absent. Each record must bear a nonce, so that equal bytes mean the same author.
 
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Self
 
-from airflow_batch_llm.errors import InputError, StoreError, StoreUnavailable, StoreUnreadable, StoreUnsafe
-from airflow_batch_llm.store.base import Storage, brief
+from airflow_batch_llm.errors import InputError, StoreUnavailable, StoreUnreadable, StoreUnsafe
+from airflow_batch_llm.store.base import Block, Storage, brief
 from airflow_batch_llm.store.local import LocalDisk
 from airflow_batch_llm.store.probe import probe_once
 from airflow_batch_llm.store.remote import IN_MEMORY, KINDS, FileSystem, ObjectStorage, default_filesystem
@@ -20,6 +20,7 @@ FileSystemFactory = Callable[[str], FileSystem]
 
 # Below the size from which clients upload in parts, so that a creation is one request.
 LARGEST_RECORD = 16 << 20
+_BLOCK = 1 << 20
 _MEANINGFUL = frozenset("\\*?[]#")  # to some client: a pattern, a version, a separator
 
 
@@ -84,16 +85,23 @@ class Workspace:
         """Publish a local file. Readers see the former content or the new one, whole."""
         self._storage.put(_checked(path), local)
 
+    def write(self, path: str, blocks: Iterable[Block], aside: Path) -> None:
+        """Publish these blocks as one file, as `put` does. `aside`: a free name on the local disk."""
+        self._storage.write(_checked(path), blocks, aside)
+
     def get(self, path: str, local: Path) -> bool:
-        """Copy a file to the local disk, where it appears as a whole; False if it is surely absent."""
-        source = self._storage.open_read(_checked(path))
-        if source is None:
-            return False
+        """Have a file on the local disk, to read it, as a whole; False if it is surely absent.
+
+        On the disk of the workspace it is the very file by another name: what is published there is never changed.
+        """
         temporary = local.with_name(f".{local.name}.{uuid.uuid4().hex}")
         try:
-            with source, temporary.open("xb") as target:
-                while block := source.read(1 << 20):
-                    target.write(block)
+            if not self._storage.link(_checked(path), temporary):
+                blocks = self.blocks(path)
+                if blocks is None:
+                    return False
+                with temporary.open("xb") as target:
+                    target.writelines(blocks)
             os.replace(temporary, local)
         except OSError as error:
             raise StoreUnavailable(
@@ -103,14 +111,23 @@ class Workspace:
             temporary.unlink(missing_ok=True)
         return True
 
-    def open_read(self, path: str) -> BinaryIO:
-        """Open a file that must be there as a forward stream."""
+    def blocks(self, path: str) -> Iterator[bytes] | None:
+        """Give a file's content block by block; None if it is surely absent."""
         stream = self._storage.open_read(_checked(path))
-        if stream is None:
-            raise StoreError(
-                f"{self.uri}/{path} is not there: it was removed, or another workspace holds it."
-            )
-        return stream
+        return None if stream is None else self._blocks(path, stream)
+
+    def _blocks(self, path: str, stream: BinaryIO) -> Iterator[bytes]:
+        with stream:
+            while block := self._block(path, stream):
+                yield block
+
+    def _block(self, path: str, stream: BinaryIO) -> bytes:
+        try:
+            return stream.read(_BLOCK)
+        except OSError as error:
+            raise StoreUnreadable(
+                f"{self.uri}/{path} could not be read to its end ({brief(error)}). Run the task again."
+            ) from error
 
     def delete(self, path: str) -> None:
         """Delete a file, if it is there."""

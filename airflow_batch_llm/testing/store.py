@@ -5,10 +5,10 @@ one author, a folder of records has no gaps, and nobody ever reads a part of any
 """
 
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import orjson
 import pytest
 
 from airflow_batch_llm.errors import StoreUnreadable
@@ -133,20 +133,32 @@ class StoreContract:
         workspace.put("results/b1.jsonl", source)
         assert workspace.get("results/b1.jsonl", copy)
         assert copy.read_bytes() == source.read_bytes()
-        with workspace.open_read("results/b1.jsonl") as stream:
-            assert stream.read() == source.read_bytes()
+        assert b"".join(workspace.blocks("results/b1.jsonl") or ()) == source.read_bytes()
 
     def test_a_file_may_hold_anything(self, workspace: Workspace, tmp_path: Path) -> None:
         (tmp_path / "source").write_bytes(_BOUNDARY)
         workspace.put("file.jsonl", tmp_path / "source")
         assert workspace.read("file.jsonl") == _BOUNDARY
 
-    def test_a_stream_yields_lines(self, workspace: Workspace, tmp_path: Path) -> None:
-        lines = [orjson.dumps({"n": n, "text": "\u2028" * (n % 5)}) + b"\n" for n in range(50_000)]
-        (tmp_path / "source").write_bytes(b"".join(lines))
-        workspace.put("file.jsonl", tmp_path / "source")
-        with workspace.open_read("file.jsonl") as stream:
-            assert list(stream) == lines
+    @pytest.mark.parametrize("blocks", [0, 1, 40])
+    def test_a_file_is_written_block_by_block(
+        self, workspace: Workspace, other: Workspace, tmp_path: Path, blocks: int
+    ) -> None:
+        content = [os.urandom(500_000) for _ in range(blocks)]
+        workspace.write("results/b1.jsonl", iter(content), tmp_path / "aside")
+        assert b"".join(other.blocks("results/b1.jsonl") or ()) == b"".join(content)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_file_whose_blocks_break_off_is_not_there(self, workspace: Workspace, tmp_path: Path) -> None:
+        def blocks() -> Iterator[bytes]:
+            yield b"x" * 2_000_000
+            raise LookupError
+
+        with pytest.raises(LookupError):
+            workspace.write("results/b1.jsonl", blocks(), tmp_path / "aside")
+        assert workspace.blocks("results/b1.jsonl") is None
+        assert workspace.names("results") == []
+        assert list(tmp_path.iterdir()) == []
 
     def test_a_put_file_replaces_the_former_one(
         self, workspace: Workspace, other: Workspace, tmp_path: Path
@@ -160,6 +172,7 @@ class StoreContract:
 
     def test_an_absent_file_is_not_got(self, workspace: Workspace, tmp_path: Path) -> None:
         assert not workspace.get("file.jsonl", tmp_path / "copy")
+        assert workspace.blocks("file.jsonl") is None
         assert list(tmp_path.iterdir()) == []
 
     # Removal

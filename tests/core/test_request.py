@@ -86,15 +86,16 @@ def test_digests_are_the_same_in_every_release(parts: tuple[bytes, ...], expecte
 
 
 @pytest.mark.parametrize("name", LINES)
-@given(prompts=st.lists(PROMPTS, max_size=5), first=st.integers(0, 10**7))
-def test_many_lines_are_what_each_would_be_alone(name: str, prompts: list[str], first: int) -> None:
-    line = {**LINES[name], "per cent": "100 % of %b and %d"}
-    template = LineTemplate.of(line)
-    encoded = [orjson.dumps(prompt) for prompt in prompts]
+@given(prompt=PROMPTS, ordinal=st.integers(0, 10**7))
+def test_the_pieces_of_a_shard_and_what_goes_between_them_make_the_line(
+    name: str, prompt: str, ordinal: int
+) -> None:
+    template = LineTemplate.of(LINES[name])
+    encoded = orjson.dumps(prompt)
+    first, *pieces = template.pieces_under("r1-0001")
 
-    lines = template.lines("r1-0001", encoded, first)
+    line = first
+    for hole, piece in zip(template.holes, pieces, strict=True):
+        line += (encoded if hole == PROMPT else f"{ordinal:06d}".encode()) + piece
 
-    alone = [
-        template.line(custom_id("r1-0001", first + i), prompt) + b"\n" for i, prompt in enumerate(encoded)
-    ]
-    assert lines == b"".join(alone)
+    assert line == template.line(custom_id("r1-0001", ordinal), encoded) + b"\n"

@@ -1,5 +1,6 @@
 """No shard is over its limits; no request is lost or doubled."""
 
+from collections.abc import Iterator, Sequence
 from itertools import groupby, pairwise
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_batch_llm.core.model import Limits
-from airflow_batch_llm.core.shard import Bounds, cut
+from airflow_batch_llm.core.shard import Bounds, Cutter
 
 LIMITS = Limits(
     max_requests=1000,
@@ -17,28 +18,35 @@ LIMITS = Limits(
 )
 
 
+def numbered(sizes: Sequence[int], bounds: Bounds, seed: int, block: int) -> Iterator[tuple[int, int]]:
+    """Each request with the number of its shard; so many are cut at once."""
+    cutter = Cutter(bounds, seed)
+    for first in range(0, len(sizes), block):
+        for number, start, end in cutter.cut(sizes[first : first + block]):
+            yield from ((number, request) for request in range(first + start, first + end))
+
+
 @given(
     sizes=st.lists(st.integers(1, 100), max_size=300),
     requests=st.integers(1, 400),
     room=st.integers(100, 2_000),
     seed=st.integers(0, 2**40),
+    block=st.integers(1, 400),
 )
 def test_requests_of_any_sizes_fill_shards_within_their_bounds(
-    sizes: list[int], requests: int, room: int, seed: int
+    sizes: list[int], requests: int, room: int, seed: int, block: int
 ) -> None:
-    items = list(enumerate(sizes))
+    cut = list(numbered(sizes, Bounds(requests=requests, bytes=room), seed, block))
 
-    numbered = list(cut(items, lambda item: item[1], Bounds(requests=requests, bytes=room), seed))
-
-    assert [item for _, item in numbered] == items
-    shards = [[item for _, item in group] for _, group in groupby(numbered, key=lambda pair: pair[0])]
-    assert sorted({number for number, _ in numbered}) == list(range(1, len(shards) + 1))
+    assert [request for _, request in cut] == list(range(len(sizes)))
+    shards = [[request for _, request in group] for _, group in groupby(cut, key=lambda pair: pair[0])]
+    assert sorted({number for number, _ in cut}) == list(range(1, len(shards) + 1))
     for shard in shards:
         assert len(shard) <= requests
-        assert sum(size for _, size in shard) <= room
+        assert sum(sizes[request] for request in shard) <= room
     least = requests - int(requests * 0.02)
     for shard, following in pairwise(shards):
-        full = sum(size for _, size in shard) + following[0][1] > room
+        full = sum(sizes[request] for request in shard) + sizes[following[0]] > room
         assert full or len(shard) >= least
 
 
@@ -50,8 +58,8 @@ def test_the_users_wish_counts_within_the_providers_limits(rows_per_batch: int, 
 
 
 def test_shards_of_a_run_differ_in_size_so_that_a_count_tells_them_apart() -> None:
-    numbered = cut(range(200_000), lambda _: 1, Bounds(requests=10_000, bytes=10**9), seed=12345)
-    sizes = [len(list(group)) for _, group in groupby(numbered, key=lambda pair: pair[0])][:-1]
+    cut = numbered([1] * 200_000, Bounds(requests=10_000, bytes=10**9), 12345, 1000)
+    sizes = [len(list(group)) for _, group in groupby(cut, key=lambda pair: pair[0])][:-1]
 
     assert len(set(sizes)) > len(sizes) * 0.8
     assert min(sizes) >= 9_800

@@ -15,7 +15,7 @@ from airflow_batch_llm.stage.settings import Parts
 # Verbs that leave a trace outside of the process. The other ones look.
 EFFECTS = frozenset(
     {
-        "create", "append", "put", "delete", "delete_folder",
+        "create", "append", "put", "write", "delete", "delete_folder",
         "upload", "submit", "cancel", "discard",
         "prepare", "stage", "publish", "unstage",
     }

@@ -126,7 +126,7 @@ def test_a_download_that_breaks_off_lands_nothing_and_is_begun_again(anthropic: 
     assert anthropic.world.charged() == 200
 
 
-@pytest.mark.parametrize("verb", ["create", "append", "put", "read", "records", "get"])
+@pytest.mark.parametrize("verb", ["create", "append", "put", "write", "read", "records", "get", "blocks"])
 @pytest.mark.parametrize("error", [StoreUnavailable("The disk is full."), StoreUnreadable("No answer.")])
 def test_a_workspace_that_fails_stops_a_run_that_goes_on_later(
     openai: Bench, verb: str, error: Exception

@@ -91,7 +91,7 @@ def test_a_record_that_may_not_be_read_is_not_absent(workspace: Workspace, hop: 
     with pytest.raises(StoreUnreadable, match="unknown"):
         list(workspace.records("journal"))
     with pytest.raises(StoreUnreadable, match="unknown"):
-        workspace.open_read("file.jsonl")
+        workspace.blocks("file.jsonl")
     with pytest.raises(StoreUnreadable, match="unknown"):
         workspace.names("journal")
 

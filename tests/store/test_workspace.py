@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_batch_llm.errors import InputError, MissingExtra, StoreError, StoreUnsafe
+from airflow_batch_llm.errors import InputError, MissingExtra, StoreUnsafe
 from airflow_batch_llm.store import Workspace
 
 
@@ -81,11 +81,6 @@ def test_a_path_that_some_storage_would_read_otherwise_is_refused(tmp_path: Path
 def test_a_record_that_would_need_several_requests_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="put a file"):
         Workspace.open(str(tmp_path)).create("plan.json", b"x" * ((16 << 20) + 1))
-
-
-def test_a_file_that_must_be_there_and_is_not_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="not there"):
-        Workspace.open(str(tmp_path)).open_read("results/b1.jsonl")
 
 
 def test_a_workspace_says_where_it_is(tmp_path: Path) -> None:
