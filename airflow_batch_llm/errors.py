@@ -17,7 +17,7 @@
     │   ├── UnknownFate          a creation was sent and its answer was lost: look before sending again
     │   └── ResultsGone          the provider no longer holds the results
     ├── WarehouseError
-    │   └── WarehouseBusy        another writer holds the database
+    │   └── WarehouseBusy        another writer holds the database, or it cannot be reached
     └── StoreError
         ├── StoreUnreadable      a record could not be read; that is never "there is none"
         ├── StoreUnavailable     the workspace takes nothing at the moment: a full disk, an outage
@@ -113,7 +113,7 @@ class WarehouseError(BatchLLMError):
 
 
 class WarehouseBusy(WarehouseError):
-    """Another writer holds the database, and it was not released in time."""
+    """The database takes nothing at the moment: another writer holds it, it restarts, or it cannot be reached."""
 
     retryable: ClassVar[bool] = True
 

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pyarrow as pa
 
-from airflow_batch_llm.errors import BatchLLMError, MissingExtra, TargetError, WarehouseError
+from airflow_batch_llm.errors import BatchLLMError, MissingExtra, TargetError, WarehouseBusy, WarehouseError
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Source, Target
 from airflow_batch_llm.warehouses.dialect import DIALECTS, PARAMETER
 from airflow_batch_llm.warehouses.plain import plain_batch
@@ -41,6 +41,9 @@ _DIALECT = DIALECTS["postgres"]
 #: Classes of errors (the first two characters of their code) that speak of the statement, never of a value.
 _ABOUT_THE_STATEMENT = frozenset({"08", "25", "28", "3D", "3F", "40", "42", "53", "54", "55", "57"})
 _NOT_ALLOWED = frozenset({"42501", "25006"})  # no privilege; a read-only transaction
+#: Connections, what a server has too little of, its restart, deadlocks: another try may not meet them.
+_PASSING = frozenset({"08", "40", "53", "57"})
+_TIMED_OUT = "57014"  # the statement's own time limit, or somebody has cancelled it
 #: How values are written as text, in both directions.
 _SESSION = "SET TIME ZONE 'UTC'; SET client_encoding TO 'UTF8'; SET datestyle TO 'ISO'"
 _COLUMNS = """
@@ -230,7 +233,8 @@ class PostgresWarehouse:
             raise MissingExtra("PostgreSQL", "postgres") from None
         with self._translated():
             connect = self._connect
-            connection = psycopg.connect(connect) if isinstance(connect, str) else connect()
+            with translated(psycopg.OperationalError, _unreachable):
+                connection = psycopg.connect(connect) if isinstance(connect, str) else connect()
             connection.execute(_SESSION)
             connection.commit()
         return connection
@@ -248,7 +252,20 @@ def _describe(error: Exception) -> BatchLLMError:
     diagnosis = getattr(error, "diag", None)
     said = f": {diagnosis.message_primary}" if diagnosis and code[:2] in _ABOUT_THE_STATEMENT else ""
     message = f"PostgreSQL refused a statement ({type(error).__name__}{' ' + code if code else ''}){said}"
-    return (TargetError if code in _NOT_ALLOWED else WarehouseError)(message)
+    if code in _NOT_ALLOWED:
+        return TargetError(message)
+    lost = (
+        not code and type(error).__name__ == "OperationalError"
+    )  # the connection broke: no server has answered
+    if lost or (code[:2] in _PASSING and code != _TIMED_OUT):
+        return WarehouseBusy(f"{message}. It is tried again; what has not been committed is done anew.")
+    return WarehouseError(message)
+
+
+def _unreachable(error: Exception) -> BatchLLMError:
+    """The message of a connection that fails names host, user and database, and holds no row and no password."""
+    said = " ".join(str(error).split())
+    return WarehouseBusy(f"PostgreSQL cannot be reached: {said}. Look at the connection, or try again later.")
 
 
 def _tables(cursor: "RawCursor[Any]", target: Target) -> Tables:

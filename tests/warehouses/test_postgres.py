@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from psycopg import sql
 
-from airflow_batch_llm.errors import TargetError, WarehouseError
+from airflow_batch_llm.errors import TargetError, WarehouseBusy, WarehouseError
 from airflow_batch_llm.testing.database import rows_of
 from airflow_batch_llm.testing.staged_rows import labels, land, part, stage
 from airflow_batch_llm.testing.warehouses import WarehouseContract
@@ -175,3 +175,27 @@ def test_connections_may_come_from_a_hook(database: PostgresDatabase) -> None:
     assert warehouse.read(Source(sql="SELECT 1 AS one")).read_all().to_pylist() == [{"one": 1}]
     assert warehouse.asset_uri == "postgres://localhost:5432/postgres"
     warehouse.close()
+
+
+def test_a_server_that_is_not_there_is_named_and_may_be_tried_again() -> None:
+    warehouse = PostgresWarehouse("postgresql://etl:secret@127.0.0.1:1/support")
+
+    with pytest.raises(WarehouseBusy, match=r"cannot be reached: .*127\.0\.0\.1") as told:
+        warehouse.read(Source(table="tickets"))
+
+    assert "secret" not in str(told.value)
+
+
+def test_a_connection_that_the_server_ends_may_be_tried_again(database: PostgresDatabase) -> None:
+    warehouse = database.open()
+    reader = warehouse.read(Source(sql="SELECT g FROM generate_series(1, 999983) AS g"))
+
+    with psycopg.connect(database.uri, autocommit=True) as other:
+        ended = other.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE query LIKE '%999983%' AND pid <> pg_backend_pid()"
+        )
+        assert ended.fetchall() == [(True,)]
+
+    with pytest.raises(WarehouseBusy):
+        reader.read_all()
