@@ -1,8 +1,8 @@
 """A small world for the submission protocol, explored to its end: every order in which attempts can meet.
 
-The world holds the real journal records and the real machines of `core.submission`; only the store and the provider
-are models. A step is one read or write of one attempt, a crash, a lost answer, a creation that arrives late, or time
-passing. `explore` visits every reachable state once. Equal things are one object here, so that a state is known by
+The world holds the real journal records, the real machines of `core.submission` and the real sweep; only the store and
+the provider are models. A step is one read or write of one of them, a crash, a lost answer, a creation that arrives
+late, or time passing. `explore` visits every reachable state once. Equal things are one object here, so that a state is known by
 the identities of its parts, and the machine is asked once for each question.
 """
 
@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 
-from airflow_batch_llm.core.journal import CLOCK_SKEW_SECONDS, Entry, Searched, Standing, Terms
-from airflow_batch_llm.core.model import BatchState, Sighting
+from airflow_batch_llm.core.journal import Entry, Searched, Standing, Terms, stand
+from airflow_batch_llm.core.model import BatchState, BatchStatus, Sighting
 from airflow_batch_llm.core.submission import (
     Action,
     Answer,
@@ -30,6 +30,7 @@ from airflow_batch_llm.core.submission import (
     advance,
     begin,
 )
+from tests.core.sweep_model import Check, forget, sweep_action
 
 LEASE, LAG = 120.0, 60.0
 # What an attempt knows of the journal is read anew before it counts again, or its length is all that counts.
@@ -47,6 +48,10 @@ class Batch:
     id: str
     at: float
     running: bool = True
+
+    @property
+    def state(self) -> BatchState:
+        return BatchState.RUNNING if self.running else BatchState.ENDED
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +79,16 @@ class World:
     batches: tuple[Batch, ...] = ()
     flying: tuple[Flying, ...] = ()
     attempts: tuple[tuple[Attempt, Action] | None, ...] = ()
+    sweep: tuple[Any, ...] | None = None  # the answers that the one at work has had
     born: int = 0
+    swept: int = 0
     crashes: int = 0
 
     @property
     def key(self) -> tuple[object, ...]:
         """Equal for equal worlds, and for no others."""
-        parts = (self.journal, self.batches, self.flying, *self.attempts)
-        return (self.now, self.born, self.crashes, *(id(one(part)) for part in parts))
+        parts = (self.journal, self.batches, self.flying, self.sweep, *self.attempts)
+        return (self.now, self.born, self.swept, self.crashes, *(id(one(part)) for part in parts))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +100,7 @@ class Rules:
     tick: float = 60.0
     ticks: int = 5
     crashes: int = 2
+    sweeps: int = 0  # beside the attempts, one at a time; the last one, after all is over, comes besides
     long_pauses: bool = False  # a creation may arrive after its lease
     recognisable: bool = True
 
@@ -112,15 +120,64 @@ def steps(world: World, rules: Rules) -> Iterator[World]:
         alive < rules.together if world.born < rules.together else alive == 0
     ):
         yield replace(world, born=world.born + 1, attempts=(*world.attempts, begin(f"a{world.born + 1}")))
+    yield from _sweeping(world, rules)
     for index, attempt in enumerate(world.attempts):
         if attempt is None:
             continue
         if world.crashes < rules.crashes:
             yield _with(replace(world, crashes=world.crashes + 1), index, None)
-        for after, answer in _answers(world, attempt[1], rules):
+        for after, answer in replies(world, attempt[1], rules):
             yield _with(after, index, _asked(attempt, answer, world.now))
             if after != world and world.crashes < rules.crashes:  # it happened, and nobody heard of it
                 yield _with(replace(after, crashes=world.crashes + 1), index, None)
+
+
+def _sweeping(world: World, rules: Rules) -> Iterator[World]:
+    """A sweep begins with a shard of which something may show up, asks, dies, or is over."""
+    if world.sweep is None:
+        if world.swept < rules.sweeps and may_be_swept(world):
+            yield swept_on(replace(world, swept=world.swept + 1), (), world.journal)
+        return
+    action = sweep_asks(world.sweep)
+    if action is None:
+        yield replace(world, sweep=None)
+        return
+    if world.crashes < rules.crashes:
+        yield replace(world, crashes=world.crashes + 1, sweep=None)
+    for after, answer in replies(world, named(action, world), rules):
+        yield swept_on(after, world.sweep, answer)
+        if after != world and world.crashes < rules.crashes:
+            yield replace(after, crashes=world.crashes + 1, sweep=None)
+
+
+def swept_on(world: World, answers: tuple[Any, ...], answer: Any) -> World:
+    """The world with a sweep that has had one more answer."""
+    return replace(world, sweep=one(forget((*answers, answer), TERMS)))
+
+
+def may_be_swept(world: World) -> bool:
+    """Whether the shard's journal asks for a sweep."""
+    standing = stand(world.journal)
+    return standing.loose or standing.intent is not None
+
+
+_SWEPT: dict[int, Action | Check | None] = {}
+
+
+def sweep_asks(answers: tuple[Any, ...]) -> Action | Check | None:
+    """What a sweep asks that has had these answers."""
+    known = id(one(answers))
+    if known not in _SWEPT:
+        _SWEPT[known] = sweep_action(answers, TERMS)
+    return _SWEPT[known]
+
+
+def named(action: Action | Check, world: World) -> Action | Check:
+    """The same action; what it would record is told from all other records."""
+    if isinstance(action, Append):
+        nonce = f"sweep{world.swept}.{len(world.sweep or ())}"
+        return replace(action, entry=replace(action.entry, nonce=nonce))
+    return action
 
 
 def _with(world: World, index: int, attempt: tuple[Attempt, Action] | None) -> World:
@@ -151,7 +208,7 @@ def _timeless(attempt: Attempt) -> Attempt:
     return replace(attempt, intent=intent, word=word)
 
 
-def _answers(world: World, action: Action, rules: Rules) -> Iterator[tuple[World, Answer]]:
+def replies(world: World, action: Action | Check, rules: Rules) -> Iterator[tuple[World, Any]]:
     match action:
         case Read():
             yield world, world.journal
@@ -170,6 +227,9 @@ def _answers(world: World, action: Action, rules: Rules) -> Iterator[tuple[World
                 )
         case Send(expires_at=expires_at):
             yield from _sending(world, expires_at, rules)
+        case Check(batch_ids=batch_ids):
+            states = tuple((b.id, BatchStatus(state=b.state)) for b in world.batches if b.id in batch_ids)
+            yield world, states
         case Cancel(batch_id=batch_id):
             batches = tuple(replace(b, running=b.running and b.id != batch_id) for b in world.batches)
             yield replace(world, batches=batches), None
@@ -198,9 +258,8 @@ def _listings(world: World) -> Iterator[tuple[Batch, ...]]:
 
 def _sighting(batch: Batch, rules: Rules) -> Sighting:
     known = rules.recognisable or not batch.running
-    state = BatchState.RUNNING if batch.running else BatchState.ENDED
     return Sighting(
-        batch_id=batch.id, state=state, token=TERMS.token if known else None, requests=TERMS.requests
+        batch_id=batch.id, state=batch.state, token=TERMS.token if known else None, requests=TERMS.requests
     )
 
 
@@ -217,27 +276,3 @@ def explore(rules: Rules) -> Iterator[World]:
             if key not in seen:
                 seen.add(key)
                 waiting.append(after)
-
-
-def settled(world: World, rules: Rules) -> World:
-    """The same world after an undisturbed attempt, long after everything that flew has arrived or is lost."""
-    calm = replace(world, now=world.now + 10 * (LEASE + LAG + CLOCK_SKEW_SECONDS), flying=())
-    if not rules.recognisable:  # by then batches have ended by themselves
-        calm = replace(calm, batches=tuple(replace(batch, running=False) for batch in calm.batches))
-    attempt, action = begin("calm")
-    while not isinstance(action, Stop):
-        if isinstance(action, Send):
-            name = f"b{len(calm.batches) + 1}"
-            calm, answer = (
-                replace(calm, batches=(*calm.batches, Batch(name, calm.now))),
-                Created(batch_id=name),
-            )
-        else:
-            calm, answer = next(_answers(calm, action, rules))  # type: ignore[assignment]
-        attempt, action = advance(attempt, answer, TERMS, calm.now)
-    return calm
-
-
-def quiet(world: World) -> bool:
-    """Whether every attempt that was made is over: stopped, or dead."""
-    return bool(world.attempts) and all(attempt is None for attempt in world.attempts)

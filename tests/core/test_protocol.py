@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from tests.core import protocol_model
-from tests.core.explore import SMALL, faults, visit
+from airflow_batch_llm.stage.sweeping import Sweeper
+from tests.core import endings, protocol_model
+from tests.core.endings import faults
+from tests.core.explore import SMALL, visit
 from tests.core.protocol_model import Rules, explore
 
 
@@ -33,3 +35,21 @@ def test_the_exploration_notices_a_lease_that_is_given_up_too_early(monkeypatch:
     rules = Rules(attempts=2, ticks=1, crashes=0)
 
     assert any("second batch" in fault for world in explore(rules) for fault in faults(world, rules))
+
+
+def test_the_exploration_notices_a_sweep_that_cancels_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sweeper, "_cancel", lambda *_: None)
+    monkeypatch.setattr(protocol_model, "_SWEPT", {})
+    rules = replace(SMALL["pauses beyond the lease, swept meanwhile"], sweeps=0)
+
+    assert any("runs after the sweep" in fault for world in explore(rules) for fault in faults(world, rules))
+
+
+@pytest.mark.parametrize("recognisable", [True, False])
+def test_the_exploration_notices_a_shard_that_nobody_sweeps(
+    monkeypatch: pytest.MonkeyPatch, recognisable: bool
+) -> None:
+    monkeypatch.setattr(endings, "may_be_swept", lambda _: False)
+    rules = replace(SMALL["pauses beyond the lease, swept meanwhile"], sweeps=0, recognisable=recognisable)
+
+    assert any("nobody knows" in fault for world in explore(rules) for fault in faults(world, rules))
