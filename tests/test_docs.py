@@ -178,6 +178,30 @@ def test_the_names_of_the_package_are_all_described() -> None:
     assert set(re.findall(r"`(\w+)`", table)) == set(airflow_batch_llm.__all__)
 
 
+@pytest.mark.parametrize(
+    "where",
+    [
+        "operators.llm_transform:LLMTransformOperator",
+        "operators.submit:SubmitLLMBatchOperator",
+        "operators.collect:CollectLLMBatchOperator",
+        "sensors.llm_batch:LLMBatchSensor",
+        "sensors.pending_rows:PendingRowsSensor",
+    ],
+)
+def test_the_arguments_of_an_operator_are_all_described_and_no_others(where: str) -> None:
+    module, _, name = where.partition(":")
+    ours = [
+        kind
+        for kind in getattr(import_module(f"{_OURS}.{module}"), name).__mro__
+        if kind.__module__.startswith(f"{_OURS}.")
+    ]
+
+    taken = {argument for kind in ours for argument in inspect.signature(kind.__init__).parameters}
+    described = {found for kind in ours for found in re.findall(r":param (\w+):", kind.__doc__ or "")}
+
+    assert described == taken - {"self", "args", "kwargs"}
+
+
 def _first_column(text: str) -> list[str]:
     return re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
 
