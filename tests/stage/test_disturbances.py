@@ -243,16 +243,27 @@ def small_disk(world: World) -> Mapping[str, Any]:
     return {}
 
 
-def test_a_disk_that_is_full_stops_a_run_that_goes_on_later(openai: Bench) -> None:
-    openai.world.make_tickets(2000)
-    openai.world.simulator.turn(batch_seconds=600)
-    openai.advance()
+def test_a_disk_that_is_full_while_a_run_is_planned_costs_nothing(bench: Bench) -> None:
+    bench.world.make_tickets(2000)
 
-    stopped = Job(world=openai.world, hook=small_disk).run()
+    stopped = Job(world=bench.world, hook=small_disk).run()
 
-    assert stopped.error
-    openai.complete()
-    paid_once(openai, 2000)
+    assert "File too large" in stopped.error
+    assert bench.batches() == []
+    bench.complete()
+    paid_once(bench, 2000)
+
+
+def test_a_disk_that_is_full_stops_a_run_that_goes_on_later(bench: Bench) -> None:
+    bench.world.make_tickets(2000)
+    bench.world.simulator.turn(batch_seconds=600)
+    bench.advance()
+
+    stopped = Job(world=bench.world, hook=small_disk).run()
+
+    assert "File too large" in stopped.error
+    bench.complete()
+    paid_once(bench, 2000)
 
 
 def test_a_worker_that_cannot_see_the_run_folder_is_told_so(openai: Bench, tmp_path: Path) -> None:
