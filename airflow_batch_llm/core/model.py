@@ -81,6 +81,7 @@ class Call:
     schema: Mapping[str, object] | None = (
         None  # the answer's JSON Schema, an object at the root; None: free text
     )
+    vector: bool = False  # the answer is an embedding, and no text
     max_tokens: int | None = 1024
     params: Mapping[str, object] = field(
         default_factory=dict

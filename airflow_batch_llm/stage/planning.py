@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from airflow_batch_llm.core.estimate import Estimate
 from airflow_batch_llm.core.model import Call
-from airflow_batch_llm.core.output_type import Naming, OutputType
+from airflow_batch_llm.core.output_type import AnswerKind, Naming, OutputType
 from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.core.prompt import CompiledPrompt, Prompt, compile_prompt, identity
 from airflow_batch_llm.core.request import LineTemplate
@@ -83,6 +83,7 @@ def resolve(stage: Stage, parts: Parts) -> Resolved:
         model=ask.model,
         system_prompt=ask.system_prompt,
         schema=output_type.schema,
+        vector=output_type.kind is AnswerKind.VECTOR,
         max_tokens=ask.max_tokens,
         params=spec.params,
         endpoint=ask.endpoint,

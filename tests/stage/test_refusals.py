@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from airflow_batch_llm.core.output_type import Embedding
 from airflow_batch_llm.errors import BatchLLMError, InputError, SourceError, TargetError
 from tests.stage.world import Bench
 
@@ -71,3 +72,10 @@ def test_a_target_that_is_a_view_is_noticed(openai: Bench) -> None:
 
     with refused(openai, TargetError, "labels is a view"):
         openai.complete()
+
+
+def test_an_embedding_is_not_asked_of_an_endpoint_that_answers_in_text(openai: Bench) -> None:
+    openai.world.make_tickets(3)
+
+    with refused(openai, InputError, "gives no embeddings: set endpoint='/v1/embeddings'"):
+        openai.complete(output_type=Embedding())

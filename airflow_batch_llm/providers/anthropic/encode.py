@@ -55,6 +55,12 @@ def message_body(call: Call, prompt: str) -> dict[str, Any]:
             raise InputError(f"request_params may not hold {name!r}: set it with {_MANAGED[name]!r}.")
         if name in _REFUSED:
             raise InputError(f"request_params may not hold {name!r}: Anthropic does not take it in a batch.")
+    if call.endpoint is not None:
+        raise InputError(f"Anthropic has one endpoint for batches; leave out endpoint={call.endpoint!r}.")
+    if call.vector:
+        raise OutputTypeError(
+            "Anthropic has no embeddings. Ask a model of OpenAI at endpoint='/v1/embeddings'."
+        )
     if not call.max_tokens or call.max_tokens < 1:
         raise InputError("Anthropic needs max_tokens, at least 1: the most tokens that one answer may have.")
     body: dict[str, Any] = {"model": call.model, "max_tokens": call.max_tokens}

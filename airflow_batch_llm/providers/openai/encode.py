@@ -8,7 +8,7 @@ from typing import Any
 
 from airflow_batch_llm.core.model import Call
 from airflow_batch_llm.core.request import CUSTOM_ID, PROMPT
-from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.errors import InputError, OutputTypeError
 from airflow_batch_llm.providers.openai.schema import json_schema_format
 
 CHAT = "/v1/chat/completions"
@@ -46,6 +46,8 @@ def endpoint_of(call: Call) -> str:
 def request_line(call: Call, host: str | None) -> dict[str, Any]:
     """The line of this call, with holes for the custom_id and the prompt. `host`: where it goes, if not to OpenAI."""
     endpoint = endpoint_of(call)
+    if call.vector and endpoint != EMBEDDINGS:
+        raise OutputTypeError(f"The endpoint {endpoint} gives no embeddings: set endpoint={EMBEDDINGS!r}.")
     _check_params(call, endpoint)
     body = _BODIES[endpoint](call, PROMPT, host)
     return {"custom_id": CUSTOM_ID, "method": "POST", "url": endpoint, "body": body}
@@ -106,7 +108,9 @@ def _responses(call: Call, prompt: str, host: str | None) -> dict[str, Any]:  # 
 
 def _embeddings(call: Call, prompt: str, host: str | None) -> dict[str, Any]:  # noqa: ARG001 - one of three alike
     if call.schema is not None:
-        raise InputError("An embedding is a vector: leave output_type out, or use another endpoint.")
+        raise InputError(
+            f"The endpoint {EMBEDDINGS} answers with a vector: set output_type=Embedding(), or use another endpoint."
+        )
     if call.system_prompt:
         raise InputError(
             "An embedding takes no system_prompt: leave it out, or put its text into the prompt."

@@ -52,6 +52,10 @@ def encode(call: Call) -> LineTemplate:
     """The request line of a call. Raises `InputError` for what the importer or the model would refuse."""
     if call.endpoint is not None:
         raise InputError(f"Vertex has one endpoint for batches; leave out endpoint={call.endpoint!r}.")
+    if call.vector:
+        raise OutputTypeError(
+            "Embeddings are not asked of Vertex here. Ask a model of OpenAI at endpoint='/v1/embeddings'."
+        )
     request = generate_content(call, PROMPT)
     request["labels"] = {**request.get("labels", {}), ID_LABEL: CUSTOM_ID}
     line = {"request": request, "custom_id": CUSTOM_ID}

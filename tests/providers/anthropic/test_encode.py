@@ -183,3 +183,15 @@ def test_the_place_of_a_refused_part_is_named() -> None:
 
 def test_the_golden_lines_are_json() -> None:
     assert all(loads(path.read_bytes())["params"] for path in WIRE.glob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (Call(model="m", vector=True), "no embeddings"),
+        (Call(model="m", endpoint="/v1/responses"), "leave out endpoint='/v1/responses'"),
+    ],
+)
+def test_what_only_another_provider_has_is_refused(call: Call, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        message_body(call, "hello")

@@ -218,3 +218,8 @@ def test_the_id_is_read_from_the_labels_where_the_sibling_is_not_echoed() -> Non
 def test_a_line_that_is_not_a_result_is_a_value_error(bad: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         decode(bad)
+
+
+def test_embeddings_are_refused() -> None:
+    with pytest.raises(InputError, match="Embeddings are not asked of Vertex"):
+        encode(Call(model="gemini-2.5-flash", vector=True))
