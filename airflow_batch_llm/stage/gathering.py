@@ -130,9 +130,10 @@ class Gatherer:
 def _number(custom_id: str, gathered: Gathered) -> int | None:
     """Which of the shard's requests a line answers; None: no one of them."""
     token, _, number = custom_id.rpartition("-")
-    if token != gathered.token or not number.isdecimal() or int(number) >= len(gathered.judged):
+    if token != gathered.token or not number.isdecimal():
         return None
-    return int(number)
+    request = int(number)
+    return request if request < len(gathered.judged) else None
 
 
 def _failure(result: Result, code: str | None, message: str | None) -> Failure:

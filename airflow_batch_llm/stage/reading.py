@@ -40,28 +40,29 @@ class Reading:
 
     def fill(self, spool: Spool, rows: Iterator[pa.RecordBatch]) -> None:
         """Spool every row. `rows` carry `KNOWN_COLUMNS` beside the source's own."""
-        reasons = texts(
-            [str(reason) for reason in table(self.guards.only, retry_dead=self.guards.retry_dead)]
-        )
+        reasons = table(self.guards.only, retry_dead=self.guards.retry_dead)
         seq = sent = 0
         for batch in rows:
             self._refuse_null_keys(batch)
-            hashes = texts(input_hashes(self._values(batch)))
-            why: list[str] = reasons.take(_codes(batch, hashes, self.spec_hash)).to_pylist()
+            values = self._values(batch)
+            hashes = texts(input_hashes(values))
+            why = [reasons[code] for code in _codes(batch, hashes, self.spec_hash).to_pylist()]
             wanted = [i for i, reason in enumerate(why) if reason in SENT]
             if self.guards.max_rows is not None:
                 for i in wanted[max(0, self.guards.max_rows - sent) :]:
                     why[i] = Reason.POSTPONED
                 del wanted[max(0, self.guards.max_rows - sent) :]
             sent += len(wanted)
-            prompts, problems = self._render(batch, wanted, why)
+            if len(wanted) < batch.num_rows:
+                values = self._values(batch.take(numbers(wanted)))
+            prompts, problems = self._render(values, wanted, why)
             seqs = numbers(range(seq, seq + batch.num_rows))
             spool.write(
                 pa.RecordBatch.from_pydict(
                     {
                         SEQ: seqs,
                         REASON: texts(why),
-                        PROBLEM: texts([problems.get(i) for i in range(batch.num_rows)]),
+                        PROBLEM: texts(list(map(problems.get, range(batch.num_rows)))),
                         INPUT_HASH: hashes,
                         ATTEMPTS: _attempts(batch, hashes, self.spec_hash),
                         **{name: batch.column(name) for name in spool.columns.names},
@@ -87,13 +88,12 @@ class Reading:
         return {name: _plain(batch.column(name)) for name in names}
 
     def _render(
-        self, batch: pa.RecordBatch, wanted: list[int], why: list[str]
+        self, values: Mapping[str, Sequence[object]], wanted: list[int], why: list[Reason]
     ) -> tuple[dict[int, bytes], dict[int, str]]:
         """The prompts of the wanted rows, and the problems of those that have none; these change their reason."""
-        part = batch if len(wanted) == batch.num_rows else batch.take(numbers(wanted))
         prompts: dict[int, bytes] = {}
         problems: dict[int, str] = {}
-        for i, prompt in zip(wanted, self.prompt.render_batch(self._values(part)), strict=True):
+        for i, prompt in zip(wanted, self.prompt.render_batch(values), strict=True):
             if isinstance(prompt, PromptError):
                 why[i], problems[i] = Reason.UNSENDABLE, f"{PROMPT_FAILED}: {prompt}"
             elif len(prompt) > self.max_prompt_bytes:

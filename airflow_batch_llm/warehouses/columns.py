@@ -39,9 +39,11 @@ def amounts(values: Sequence[float | None]) -> pa.DoubleArray:
 
 def texts(values: Sequence[str | None]) -> pa.StringArray:
     """Texts."""
-    return _joined(
-        [b"" if value is None else value.encode() for value in values], _present(values), pa.string()
-    )
+    present = _present(values)
+    given = [value or "" for value in values]
+    if all(map(str.isascii, given)):
+        return _array("".join(given).encode(), map(len, given), present, pa.string())
+    return _joined([value.encode() for value in given], present, pa.string())
 
 
 def text(value: str) -> pa.StringScalar:
@@ -61,10 +63,12 @@ def octets(values: Sequence[bytes]) -> pa.BinaryArray:
 
 
 def _joined(values: Sequence[bytes], present: pa.Buffer | None, kind: pa.DataType) -> pa.Array:
-    ends = array("i", accumulate(map(len, values), initial=0))
-    return pa.Array.from_buffers(
-        kind, len(values), [present, pa.py_buffer(ends), pa.py_buffer(b"".join(values))]
-    )
+    return _array(b"".join(values), map(len, values), present, kind)
+
+
+def _array(data: bytes, lengths: Iterable[int], present: pa.Buffer | None, kind: pa.DataType) -> pa.Array:
+    ends = array("i", accumulate(lengths, initial=0))
+    return pa.Array.from_buffers(kind, len(ends) - 1, [present, pa.py_buffer(ends), pa.py_buffer(data)])
 
 
 def _present(values: Sequence[object]) -> pa.Buffer | None:
