@@ -112,36 +112,39 @@ def test_a_finished_run_keeps_its_answers_when_the_provider_has_lost_its_own(ben
     assert bench.world.answers() == before
 
 
-def test_a_download_that_breaks_off_lands_nothing_and_is_begun_again(anthropic: Bench) -> None:
-    anthropic.world.make_tickets(200)
-    anthropic.fault(kind="cut", endpoint="results", lines=50, times=5)
+@pytest.mark.parametrize(
+    ("bench", "download"), [("anthropic", "results"), ("openai", "content")], indirect=["bench"]
+)
+def test_a_download_that_breaks_off_lands_nothing_and_is_begun_again(bench: Bench, download: str) -> None:
+    bench.world.make_tickets(200)
+    bench.fault(kind="cut", endpoint=download, lines=50, times=5)
 
     with pytest.raises(ProviderError):
-        anthropic.complete()
-    assert anthropic.world.answers() == {}
-    anthropic.world.simulator.clear_faults()
-    done = anthropic.complete()
+        bench.complete()
+    assert bench.world.answers() == {}
+    bench.world.simulator.clear_faults()
+    done = bench.complete()
 
     assert done.report.final == {Outcome.SUCCEEDED: 200}
-    assert anthropic.world.charged() == 200
+    assert bench.world.charged() == 200
 
 
 @pytest.mark.parametrize("verb", ["create", "append", "put", "write", "read", "records", "get", "blocks"])
 @pytest.mark.parametrize("error", [StoreUnavailable("The disk is full."), StoreUnreadable("No answer.")])
 def test_a_workspace_that_fails_stops_a_run_that_goes_on_later(
-    openai: Bench, verb: str, error: Exception
+    bench: Bench, verb: str, error: Exception
 ) -> None:
-    openai.world.make_tickets(20)
+    bench.world.make_tickets(20)
     for number in range(1, 12):
-        counted = _FailsOnce(openai.world.workspace(), verb, number, error)
+        counted = _FailsOnce(bench.world.workspace(), verb, number, error)
         try:
-            openai.complete(openai.run(parts={"workspace": counted}))
+            bench.complete(bench.run(parts={"workspace": counted}))
         except (StoreUnavailable, StoreUnreadable):
             continue
 
-    assert openai.complete().report.final == {Outcome.SUCCEEDED: 20}
-    assert openai.world.charged() == 20
-    assert openai.world.ledger()["running"] == []
+    assert bench.complete().report.final == {Outcome.SUCCEEDED: 20}
+    assert bench.world.charged() == 20
+    assert bench.world.ledger()["running"] == []
 
 
 def test_what_was_uploaded_is_deleted_once_its_answers_are_here(openai: Bench) -> None:
