@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from airflow_batch_llm.errors import BatchLLMError, MissingExtra, TargetError, WarehouseBusy, WarehouseError
+from airflow_batch_llm.errors import (
+    BatchLLMError,
+    InputError,
+    MissingExtra,
+    TargetError,
+    WarehouseBusy,
+    WarehouseError,
+)
 from airflow_batch_llm.warehouses.refusal import translated
 
 if TYPE_CHECKING:
@@ -50,6 +57,11 @@ class DuckDBFile:
                     self.path, read_only=read_only, config=dict(self._options)
                 )
                 return connection
+            except duckdb.InvalidInputException as error:
+                raise InputError(
+                    f"DuckDB does not take the options for {self.path}: {str(error).splitlines()[0]}. They are in the"
+                    " connection's extra, and in source_hook_params or target_hook_params."
+                ) from None
             except (duckdb.IOException, duckdb.ConnectionException) as error:
                 holder = _holder(str(error))
                 if holder is None:

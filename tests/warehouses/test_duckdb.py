@@ -10,7 +10,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from airflow_batch_llm.errors import SourceError, TargetError, WarehouseBusy, WarehouseError
+from airflow_batch_llm.errors import InputError, SourceError, TargetError, WarehouseBusy, WarehouseError
 from airflow_batch_llm.testing.staged_rows import labels, land, part
 from airflow_batch_llm.testing.warehouses import WarehouseContract
 from airflow_batch_llm.warehouses.base import SharesFile, Source
@@ -179,3 +179,11 @@ def test_a_missing_file_is_no_empty_source(tmp_path: Path) -> None:
 
 def test_the_asset_is_the_file(tmp_path: Path) -> None:
     assert DuckDBWarehouse(tmp_path / "a.duckdb").asset_uri == f"file://{tmp_path}/a.duckdb"
+
+
+def test_an_option_that_duckdb_does_not_have_is_named(tmp_path: Path) -> None:
+    duckdb.connect(str(tmp_path / "w.duckdb")).close()
+    warehouse = DuckDBWarehouse(tmp_path / "w.duckdb", options={"location": "EU"})
+
+    with pytest.raises(InputError, match=r"not take the options .*location.* source_hook_params"):
+        warehouse.read(Source(sql="SELECT 1 AS n"))

@@ -29,14 +29,14 @@ def open_client(access: Access) -> Any:
     """A new synchronous client."""
     if access.client is not None:
         return _with_batches(access.client())
-    return _with_key(sdk().Anthropic(**_arguments(access)))
+    return _with_key(_opened(sdk().Anthropic, access))
 
 
 def open_async_client(access: Access) -> Any:
     """A new asynchronous client."""
     if access.async_client is not None:
         return _with_batches(access.async_client())
-    return _with_key(sdk().AsyncAnthropic(**_arguments(access)))
+    return _with_key(_opened(sdk().AsyncAnthropic, access))
 
 
 def judged(error: Exception, *, creating: bool = False) -> Exception:
@@ -54,8 +54,14 @@ def judged_creation(error: Exception) -> Exception:
     return judged(error, creating=True)
 
 
-def _arguments(access: Access) -> dict[str, Any]:
-    return {"api_key": access.api_key, "base_url": access.base_url, **access.options}
+def _opened(client_class: Any, access: Access) -> Any:
+    try:
+        return client_class(**{"api_key": access.api_key, "base_url": access.base_url, **access.options})
+    except TypeError as error:  # an option's name; values are not in it
+        raise InputError(
+            f"Anthropic's client does not take an option: {error}. Options are in llm_hook_params or in the connection's"
+            " extra; in a spec file in provider.options."
+        ) from None
 
 
 def _with_batches(client: Any) -> Any:

@@ -58,3 +58,8 @@ def _opened(client_class: Any, access: Access) -> Any:
         raise InputError(
             "There is no key for OpenAI. Put it into the connection's password; where a server takes any, write any."
         ) from error
+    except TypeError as error:  # an option's name; values are not in it
+        raise InputError(
+            f"OpenAI's client does not take an option: {error}. Options are in llm_hook_params or in the connection's"
+            " extra; in a spec file in provider.options."
+        ) from None

@@ -162,3 +162,10 @@ def test_the_vendors_own_host_is_not_named_and_has_a_console() -> None:
     provider = AnthropicProvider(Access(api_key="any", base_url="https://api.anthropic.com"))
     assert provider.host is None
     assert "msgbatch_1" in (provider.console_url("msgbatch_1") or "")
+
+
+def test_an_option_that_the_client_does_not_have_is_named() -> None:
+    provider = AnthropicProvider(Access(api_key="any", options={"staging": "gs://bucket"}))
+
+    with pytest.raises(InputError, match=r"does not take an option: .*'staging'.* llm_hook_params"):
+        provider.check(["b"])

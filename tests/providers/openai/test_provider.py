@@ -200,3 +200,10 @@ def test_the_vendors_own_host_is_not_named_and_has_a_console() -> None:
     assert provider.host is None
     assert "batch_1" in (provider.console_url("batch_1") or "")
     assert OpenAIProvider(Access(base_url="https://api.groq.com/openai/v1")).host == "api.groq.com"
+
+
+def test_an_option_that_the_client_does_not_have_is_named() -> None:
+    provider = OpenAIProvider(Access(api_key="any", options={"staging": "gs://bucket"}))
+
+    with pytest.raises(InputError, match=r"does not take an option: .*'staging'.* llm_hook_params"):
+        provider.check(["b"])
