@@ -47,6 +47,7 @@ class Generation:
     first: Plan
     pace: Pace
     max_tries: int = 0
+    places: int | None = None  # fewer than the pace's, for a part of the work; 0: nothing is sent
 
     def advance(self) -> Pause | Finished:
         """Go as far as can be gone now."""
@@ -78,7 +79,7 @@ class Generation:
 
     def land(self) -> None:
         """Publish the rounds whose batches have all ended. Nothing is sent, and no new round begins."""
-        idle = replace(self, pace=replace(self.pace, max_active_batches=0))
+        idle = replace(self, places=0)
         deadline = self.deadline()
         with _scratch(self.parts.spool) as scratch:
             for plan in read_rounds(self.folder):
@@ -125,7 +126,7 @@ class Generation:
             parts=self.parts,
             folder=self.folder,
             plan=plan,
-            pace=self.pace,
+            places=self.pace.max_active_batches if self.places is None else self.places,
             deadline=deadline,
             scratch=scratch,
         )

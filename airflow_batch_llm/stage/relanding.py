@@ -12,7 +12,7 @@ from airflow_batch_llm.stage.collecting import Collector
 from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.plan import Plan
 from airflow_batch_llm.stage.round import Round
-from airflow_batch_llm.stage.settings import Pace, Parts
+from airflow_batch_llm.stage.settings import Parts
 from airflow_batch_llm.stage.standings import read_rounds, read_standings
 
 
@@ -29,7 +29,7 @@ def land_again(parts: Parts, folder: RunFolder) -> int:
 
 def _land(parts: Parts, folder: RunFolder, plan: Plan, scratch: Path) -> int:
     collector = Collector(parts=parts, folder=folder, plan=plan, scratch=scratch)
-    current = Round(parts=parts, folder=folder, plan=plan, pace=Pace(), deadline=0.0, scratch=scratch)
+    current = Round(parts=parts, folder=folder, plan=plan, places=0, deadline=0.0, scratch=scratch)
     try:
         tallies = [collector.stage(shard, standing)[1] for shard, standing in read_standings(folder, plan)]
         current.publish()

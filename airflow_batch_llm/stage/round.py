@@ -25,7 +25,7 @@ from airflow_batch_llm.errors import ProviderError
 from airflow_batch_llm.stage.collecting import Collector
 from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.plan import Plan, PlannedShard
-from airflow_batch_llm.stage.settings import Pace, Parts
+from airflow_batch_llm.stage.settings import Parts
 from airflow_batch_llm.stage.standings import read_standings
 from airflow_batch_llm.stage.submitting import Submitter
 from airflow_batch_llm.stage.sweeping import Sweeper
@@ -61,7 +61,7 @@ class Round:
     parts: Parts
     folder: RunFolder
     plan: Plan
-    pace: Pace
+    places: int  # how many batches run at once
     deadline: float
     scratch: Path
 
@@ -150,7 +150,7 @@ class Round:
             if not isinstance(self._move(shard, standing), Submit | Look):
                 continue
             if not _holds_place(standing):
-                if active >= self.pace.max_active_batches:
+                if active >= self.places:
                     continue
                 active += 1
             moved = moves[shard.number] = self._submitter.submit(shard)

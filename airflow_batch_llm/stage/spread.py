@@ -41,8 +41,7 @@ class Spread:
 
     def submit(self, portion: Portion) -> None:
         """Send the first of these shards, as many as there are places for them."""
-        part = self._part(portion)
-        replace(part, pace=replace(part.pace, max_active_batches=portion.places)).drive()
+        replace(self._part(portion), places=portion.places).drive()
 
     def drive(self) -> Pause | None:
         """Send further shards as places become free. None: all batches have ended."""
