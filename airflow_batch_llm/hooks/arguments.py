@@ -1,12 +1,17 @@
 """What operators and sensors do with their arguments while a Dag is read: it costs nothing, and refuses with advice."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from airflow.providers.common.compat.sdk import conf
 
 from airflow_batch_llm.errors import InputError
+
+N = TypeVar("N", int, float)
+
+#: Parts of the names under which hooks and SDKs take what must stay in a connection.
+_SECRETS = ("api_key", "apikey", "authorization", "credentials", "password", "private_key", "secret", "token")
 
 
 def one_of(**arguments: object) -> None:
@@ -27,6 +32,27 @@ def choice(name: str, value: Any, choices: Any) -> Any:
 def texts(value: str | Sequence[str]) -> tuple[str, ...]:
     """One text, or several."""
     return (value,) if isinstance(value, str) else tuple(value)
+
+
+def number(name: str, value: Any, kind: type[N]) -> N:
+    """What may have been a template, and is text then."""
+    try:
+        return kind(value)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"{name}={value!r} is no {kind.__name__}. Look at what its template renders to."
+        ) from None
+
+
+def without_secrets(**arguments: Any) -> None:
+    """Refuse keys and passwords in what is handed to hooks: it stands in XCom, in triggers and in run folders."""
+    for name, given in arguments.items():
+        for key, value in given.items() if isinstance(given, Mapping) else ():
+            if any(word in key.lower() for word in _SECRETS):
+                raise InputError(
+                    f"{name} has {key!r}, which others could read in XCom and in the run folder. Put it into the connection."
+                )
+            without_secrets(**{f"{name}[{key!r}]": value})
 
 
 def seconds(value: timedelta | float | None) -> float | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from airflow_batch_llm.errors import InputError, StoreError
+from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.store import Workspace
 
 
@@ -57,12 +57,10 @@ class RunHandle:
         workspace.create(_path(self.run, self.max_tries), orjson.dumps(data))
 
     @classmethod
-    def of_run(cls, workspace: Workspace, run: str, max_tries: int) -> "RunHandle":
-        """The handle that stands in a run folder."""
+    def of_run(cls, workspace: Workspace, run: str, max_tries: int) -> "RunHandle | None":
+        """The handle that stands in a run folder; None: no operator has planned the run."""
         data = workspace.read(_path(run, max_tries))
-        if data is None:
-            raise StoreError(f"{workspace.uri}/{run} holds no run that could be collected.")
-        return cls.from_json(orjson.loads(data))
+        return None if data is None else cls.from_json(orjson.loads(data))
 
 
 def _path(run: str, max_tries: int) -> str:

@@ -13,7 +13,7 @@ class PendingRows:
     """What is counted, and from when on it is enough."""
 
     conn_id: str
-    query: str  # a SELECT, or a table's name
+    query: str  # what stands after FROM: a SELECT in brackets, or a table's name
     min_rows: int
     since: str | None = None  # the column, or expression, that says since when a row waits
     max_age: float | None = None  # seconds
@@ -28,11 +28,10 @@ class PendingRows:
         from airflow_batch_llm.warehouses.base import Source
 
         oldest = self.since or "NULL"
-        rows = f"({self.query})" if " " in self.query.strip() else self.query
         database = warehouse(self.conn_id, self.hook_params)
         try:
             counted = database.read(
-                Source(sql=f"SELECT count(*) AS n, min({oldest}) AS oldest FROM {rows} waiting")
+                Source(sql=f"SELECT count(*) AS n, min({oldest}) AS oldest FROM {self.query} waiting")
             ).read_all()
         finally:
             database.close()

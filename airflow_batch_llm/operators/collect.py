@@ -16,6 +16,8 @@ from airflow_batch_llm.operators.planned_run import PlannedRunOperator
 from airflow_batch_llm.operators.run import Ended
 from airflow_batch_llm.store import Workspace
 
+_NO_HANDLE = "was planned by no operator, so it names no connections. Whoever began it, such as the command line, can finish it."
+
 
 class CollectLLMBatchOperator(PlannedRunOperator):
     """Bring runs to their end: wait for what is not answered yet, send what still has to be sent, and merge.
@@ -46,14 +48,21 @@ class CollectLLMBatchOperator(PlannedRunOperator):
         if self.handle is not None:
             return [RunHandle.from_json(self.handle)]
         workspace = open_workspace(self.workspace)
-        record = (
-            f"{run_name(context, workspace, self.template_fields)}/collected/{context['ti'].max_tries}.json"
-        )
+        asked = (self.run_folder, self.pending_for)
+        record = f"{run_name(context, workspace, asked)}/collected/{context['ti'].max_tries}.json"
         workspace.create(record, orjson.dumps(self._found(workspace)))
         data = workspace.read(record)
         assert data is not None, "it was created here, or before"
-        found = (RunHandle.of_run(workspace, run, max_tries) for run, max_tries in orjson.loads(data))
-        return [replace(handle, workspace=self.workspace) for handle in found]
+        handles = []
+        for run, max_tries in orjson.loads(data):
+            handle = RunHandle.of_run(workspace, run, max_tries)
+            if handle is not None:
+                handles.append(replace(handle, workspace=self.workspace))
+            elif self.run_folder is not None:
+                raise InputError(f"{workspace.uri}/{run} {_NO_HANDLE}")
+            else:
+                self.log.info("Left alone: %s/%s %s", workspace.uri, run, _NO_HANDLE)
+        return handles
 
     def _found(self, workspace: Workspace) -> list[tuple[str, int]]:
         """The names of the runs, each with the number by which its folder knows it."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from airflow.sdk import Context
 
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.hooks.arguments import choice, one_of, texts
+from airflow_batch_llm.hooks.arguments import choice, one_of, texts, without_secrets
 from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.hooks.llm import split_model_id
 from airflow_batch_llm.hooks.workspace import open_workspace
@@ -222,6 +222,11 @@ class LLMTransformOperator(RunOperator):
         """Refuse, while the Dag is read, what can be refused without a connection."""
         one_of(source_sql=self.source_sql, source_table=self.source_table, source_uri=self.source_uri)
         one_of(prompt=self.prompt, prompt_file=self.prompt_file)
+        without_secrets(
+            source_hook_params=self.source_hook_params,
+            target_hook_params=self.target_hook_params,
+            llm_hook_params=self.llm_hook_params,
+        )
         if not self.key:
             raise InputError("key names no column: name those that tell the rows apart.")
         model_id: object = self.model_id  # of a task that is upstream, perhaps

@@ -102,10 +102,13 @@ class RunOperator(BaseOperator):
         self._task_key = TaskKey.of(context["ti"])
         with translated_errors():
             self._handles = tuple(self.handles(context))
-            states = [(handle, self._moved(context, handle)) for handle in self._handles]
+            failed: list[BatchLLMError] = []
+            states = [(handle, self._tried(context, handle, failed)) for handle in self._handles]
             for handle, state in states:
                 if isinstance(state, Watch):
                     return self._defer(handle, state)
+            if failed:
+                raise failed[0]
             return self.returned(context, [state for _, state in states if isinstance(state, Ended)])
 
     def look(self, context: Context, event: Any = None) -> Any:  # noqa: ARG002 - it says only that one should look
@@ -121,6 +124,18 @@ class RunOperator(BaseOperator):
         for one in ended:
             one.finished.raise_for_verdict()
         return ended[0].report
+
+    def _tried(
+        self, context: Context, handle: RunHandle, failed: list[BatchLLMError]
+    ) -> "Watch | Ended | None":
+        """Move a run. One that cannot be moved holds up no other."""
+        try:
+            return self._moved(context, handle)
+        except BatchLLMError as error:
+            if len(self._handles) > 1:
+                self.log.warning("The run %s cannot go on: %s", handle.run, error)
+            failed.append(error)
+            return None
 
     def _moved(self, context: Context, handle: RunHandle) -> "Watch | Ended | None":
         """Move a run as far as can be gone without waiting; without a triggerer, for as long as there is to do."""
@@ -231,20 +246,32 @@ class RunOperator(BaseOperator):
         killing.join(_ON_KILL_SECONDS)
 
     def _cancel_if_given_up(self, key: TaskKey) -> None:
+        try:
+            if is_given_up(key, self.heirs):
+                for handle in self._handles:
+                    self._cancel(handle)
+            else:
+                self.log.info(
+                    "The worker is to end, but the task is not given up: its batches are left running."
+                )
+        except Exception as error:  # noqa: BLE001 - nobody waits for this thread
+            self.log.warning(
+                "Batches may be left running: Airflow, the workspace or the provider did not answer (%s). The next"
+                " attempt goes on with them; if there is none, cancel them at the provider.",
+                type(error).__name__,
+            )
+
+    def _cancel(self, handle: RunHandle) -> None:
         from airflow_batch_llm.stage.cancelling import cancel_run
         from airflow_batch_llm.stage.folder import RunFolder
 
-        if not is_given_up(key, self.heirs):
-            self.log.info("The worker is to end, but the task is not given up: its batches are left running.")
-            return
-        for handle in self._handles:
-            provider = llm_provider(handle.llm_conn_id, handle.model_id, handle.llm_hook_params)
-            try:
-                folder = RunFolder(workspace=open_workspace(handle.workspace), run=handle.run)
-                cancelled = cancel_run(folder, provider)
-            finally:
-                provider.close()
-            self.log.info("The task has been given up; %d batches are cancelled.", len(cancelled))
+        provider = llm_provider(handle.llm_conn_id, handle.model_id, handle.llm_hook_params)
+        try:
+            folder = RunFolder(workspace=open_workspace(handle.workspace), run=handle.run)
+            cancelled = cancel_run(folder, provider)
+        finally:
+            provider.close()
+        self.log.info("The task has been given up; %d batches are cancelled.", len(cancelled))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,21 +1,18 @@
 """The stage that an operator's arguments describe, made when the task runs."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from airflow.providers.common.compat.sdk import conf
 from airflow.sdk import Context
 
-from airflow_batch_llm.hooks.arguments import seconds
+from airflow_batch_llm.hooks.arguments import number, seconds
 from airflow_batch_llm.hooks.llm import split_model_id
 
 if TYPE_CHECKING:
     from airflow_batch_llm.operators.llm_transform import LLMTransformOperator
     from airflow_batch_llm.stage.settings import Ask, Guards, Pace, PromptFile, Shape, Stage
-
-N = TypeVar("N", int, float)
 
 
 def stage_of(task: "LLMTransformOperator", context: Context) -> "Stage":
@@ -91,7 +88,7 @@ def _guards(task: "LLMTransformOperator") -> "Guards":
     return Guards(
         only=Only(task.only),
         retry_dead=task.retry_dead,
-        max_rows=_number(task.max_rows, int),
+        max_rows=None if _is_unset(task.max_rows) else number("max_rows", task.max_rows, int),
         max_cost_usd=_budget(task.max_cost_usd),
         on_over_budget=OverBudget(task.on_over_budget),
         on_bad_row=BadRow(task.on_bad_row),
@@ -102,15 +99,16 @@ def _guards(task: "LLMTransformOperator") -> "Guards":
     )
 
 
-def _number(given: float | str | None, kind: Callable[[Any], N]) -> N | None:
-    """A limit may have been a template, and is text then; an empty one is none."""
-    return None if given is None or given == "" else kind(given)
+def _is_unset(given: float | str | None) -> bool:
+    """A limit may have been a template; an empty one is none."""
+    return given is None or given == ""
 
 
 def _budget(given: float | str | None) -> float | None:
-    budget = _number(given, float)
-    if budget is None:
+    if _is_unset(given):
         budget = conf.getfloat("batch_llm", "default_max_cost_usd", fallback=25.0)
+    else:
+        budget = number("max_cost_usd", given, float)
     return None if math.isinf(budget) else budget
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from airflow.sdk import Context
 
+from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.hooks.failures import translated_errors
 from airflow_batch_llm.operators.lineage import is_lineage_wanted, unfailing
 from airflow_batch_llm.operators.llm_transform import LLMTransformOperator
@@ -18,6 +19,13 @@ class SubmitLLMBatchOperator(LLMTransformOperator):
     It takes the arguments of `LLMTransformOperator` and never waits for a batch. Assets among its outlets get the
     handle as their event's extra, so that a Dag that starts on them can collect.
     """
+
+    def _check(self) -> None:
+        super()._check()
+        if self.plan_only:
+            raise InputError(
+                "plan_only is for LLMTransformOperator: of a mere plan nothing can be collected."
+            )
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Go as far as can be gone without waiting for a batch."""

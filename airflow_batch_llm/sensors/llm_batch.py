@@ -11,7 +11,7 @@ from airflow.sdk import Context
 from airflow_batch_llm.core.model import BatchState
 from airflow_batch_llm.core.waiting import Watch
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.hooks.arguments import one_of, settling_seconds, texts
+from airflow_batch_llm.hooks.arguments import one_of, settling_seconds, texts, without_secrets
 from airflow_batch_llm.hooks.failures import translated_errors
 from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.hooks.llm import llm_provider
@@ -48,6 +48,7 @@ class LLMBatchSensor(DeferrableSensor):
     ) -> None:
         super().__init__(**kwargs)
         one_of(handle=handle, batch_ids=batch_ids)
+        without_secrets(llm_hook_params=llm_hook_params)
         if batch_ids is not None and model_id is None:
             raise InputError(
                 "model_id is missing: it names the provider of the batches, as '<provider>:<model>'."

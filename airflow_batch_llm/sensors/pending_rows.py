@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from airflow.sdk import Context
 
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.hooks.arguments import one_of, seconds
+from airflow_batch_llm.hooks.arguments import number, one_of, seconds, without_secrets
 from airflow_batch_llm.hooks.failures import translated_errors
 from airflow_batch_llm.hooks.pending import PendingRows
 from airflow_batch_llm.sensors.deferrable import DeferrableSensor
@@ -47,6 +47,7 @@ class PendingRowsSensor(DeferrableSensor):
     ) -> None:
         super().__init__(**kwargs)
         one_of(sql=sql, table=table)
+        without_secrets(hook_params=hook_params)
         if max_age is not None and since is None:
             raise InputError("since is missing: max_age needs the column that says since when a row waits.")
         self.conn_id = conn_id
@@ -76,8 +77,8 @@ class PendingRowsSensor(DeferrableSensor):
     def _pending(self) -> PendingRows:
         return PendingRows(
             conn_id=self.conn_id,
-            query=(self.sql or self.table or "").rstrip().rstrip(";"),
-            min_rows=int(self.min_rows),
+            query=self.table or f"({(self.sql or '').rstrip().rstrip(';')}\n)",  # a comment may end the query
+            min_rows=number("min_rows", self.min_rows, int),
             since=self.since,
             max_age=seconds(self.max_age),
             hook_params=dict(self.hook_params or {}),

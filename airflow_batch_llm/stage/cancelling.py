@@ -3,16 +3,26 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
+from airflow_batch_llm.errors import ProviderError
 from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.standings import read_rounds, read_standings
 
 
 def cancel_run(folder: RunFolder, provider: Provider) -> list[str]:
-    """Ask for an end of every batch that the run has running; returns their ids."""
+    """Ask for an end of every batch that the run has running; returns their ids.
+
+    A batch that cannot be cancelled holds up no other. Raises the first such error, once all have been tried.
+    """
     running = list(_running(folder))
+    failed: list[ProviderError] = []
     for batch_id in running:
-        provider.cancel(batch_id)
+        try:
+            provider.cancel(batch_id)
+        except ProviderError as error:
+            failed.append(error)
+    if failed:
+        raise failed[0]
     return running
 
 

@@ -270,6 +270,19 @@ def test_a_worker_leaves_the_batches_to_an_heir_by_the_same_rule(
     assert bool(world.simulator.ledger()["anthropic"]["calls"].get("cancel")) is cancelled
 
 
+def test_a_worker_that_learns_nothing_leaves_the_batches_and_says_so(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", AirflowThatKnows(OSError()), raising=False)
+    operator = _with_a_running_batch(world)
+
+    with told() as log:
+        operator.on_kill()
+
+    assert log.tells("Batches may be left running")
+    assert not world.simulator.ledger()["anthropic"]["calls"].get("cancel")
+
+
 def test_a_task_that_waits_names_its_heirs_to_the_triggerer(world: World) -> None:
     operator = transform(deferrable=True)
     operator.heirs = ["finish"]

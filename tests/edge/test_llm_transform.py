@@ -15,6 +15,7 @@ from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.hooks.quiet import quiet_http
 from airflow_batch_llm.operators import llm_transform, outcome
 from airflow_batch_llm.operators.outcome import add_to_assets
+from airflow_batch_llm.operators.stage import stage_of
 from airflow_batch_llm.stage.settings import BadRow, OverBudget
 from airflow_batch_llm.warehouses.base import SchemaChange, WriteMode
 from tests.edge.conftest import TICKETS, World
@@ -228,6 +229,15 @@ def test_limits_and_prompt_params_may_be_templates(world: World, run: Run) -> No
     assert world.rows_charged() == 4
 
 
+@pytest.mark.parametrize("limit", ["max_rows", "max_cost_usd"])
+def test_a_limit_that_renders_to_no_number_is_named(world: World, run: Run, limit: str) -> None:
+    with DAG(f"no_{limit}", schedule=None) as dag:
+        operator = transform(**{limit: "many"})
+    with pytest.raises(InputError, match=f"{limit}='many' is no .* what its template renders to"):
+        stage_of(operator, {"run_id": "run"})
+    assert states(run(dag)) == {"label": "failed"}
+
+
 def test_a_plan_is_looked_at_without_sending_anything(world: World, run: Run) -> None:
     with DAG("plan_only", schedule=None) as dag:
         transform(plan_only=True)
@@ -289,6 +299,12 @@ def test_somebody_is_told_once_when_the_waiting_is_long(world: World, run: Run) 
         ({"write_mode": "overwrite"}, "write_mode"),
         ({"source_conn_id": None}, "source_conn_id is missing"),
         ({"key": []}, "key names no column"),
+        ({"llm_hook_params": {"api_key": "x"}}, "llm_hook_params has 'api_key'"),
+        ({"target_hook_params": {"password": "x"}}, "Put it into the connection."),
+        (
+            {"llm_hook_params": {"default_headers": {"Authorization": "x"}}},
+            "llm_hook_params['default_headers'] has 'Authorization'",
+        ),
     ],
 )
 def test_what_cannot_run_is_refused_while_the_dag_is_read(changes: dict[str, Any], advice: str) -> None:

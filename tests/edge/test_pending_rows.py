@@ -21,7 +21,10 @@ Run = Callable[..., Any]
 
 
 @pytest.mark.parametrize("deferrable", [True, False])
-@pytest.mark.parametrize("source", [{"table": "tickets"}, {"sql": "SELECT * FROM tickets;"}])
+@pytest.mark.parametrize(
+    "source",
+    [{"table": "tickets"}, {"sql": "SELECT * FROM tickets;"}, {"sql": "SELECT\n*\nFROM\ntickets\n-- all"}],
+)
 def test_enough_rows_let_a_dag_go_on(
     world: World, run: Run, deferrable: bool, source: dict[str, str]
 ) -> None:
@@ -64,6 +67,22 @@ def test_the_trigger_survives_the_way_to_the_triggerer() -> None:
     path, kwargs = PendingRowsTrigger(pending=pending.to_json(), poll_interval=5).serialize()
 
     assert PendingRowsTrigger(**deserialize(serialize(kwargs))).serialize() == (path, kwargs)
+
+
+def test_a_number_of_rows_that_is_none_is_refused_by_its_name(world: World, run: Run) -> None:
+    with DAG("pending_none", schedule=None) as dag:
+        sensor = PendingRowsSensor(task_id="wait", conn_id="warehouse", table="tickets", min_rows="few")
+
+    with pytest.raises(InputError, match="min_rows='few' is no int"):
+        sensor.wait()
+    assert states(run(dag)) == {"wait": "failed"}
+
+
+def test_a_key_is_no_argument_of_a_sensor() -> None:
+    with pytest.raises(InputError, match="hook_params has 'private_key_content'"):
+        PendingRowsSensor(
+            task_id="wait", conn_id="warehouse", table="queue", hook_params={"private_key_content": "x"}
+        )
 
 
 def test_an_age_needs_to_know_since_when() -> None:

@@ -17,6 +17,7 @@ from airflow_batch_llm.providers.anthropic.provider import AnthropicProvider
 from airflow_batch_llm.sensors.llm_batch import LLMBatchSensor
 from tests.edge.conftest import TICKETS, World
 from tests.edge.dag_runs import asset_extras, states, xcom
+from tests.edge.logs import told
 from tests.edge.tasks import arguments
 
 Run = Callable[..., Any]
@@ -123,6 +124,64 @@ def test_a_folder_without_a_run_is_refused_with_its_name(world: World, run: Run)
     assert states(run(dag)) == {"collect": "failed"}
 
 
+def test_each_item_of_a_mapped_collector_finds_its_own_runs(world: World, run: Run) -> None:
+    for target in ("labels_a", "labels_b"):
+        with DAG(f"sends_{target}", schedule=None) as dag:
+            submit(target=target)
+        run(dag)
+    with DAG("collects_mapped", schedule=None) as dag:
+        CollectLLMBatchOperator.partial(task_id="collect").expand(pending_for=["labels_a", "labels_b"])
+
+    done = run(dag)
+
+    assert [len(xcom(done, "collect", map_index=index)) for index in range(2)] == [1, 1]
+    assert world.query("SELECT count(*) FROM labels_a UNION ALL SELECT count(*) FROM labels_b") == [
+        (len(TICKETS),),
+        (len(TICKETS),),
+    ]
+
+
+def sent_by(run: Run, name: str, rows: str) -> Path:
+    """The folder of a run over some of the tickets, which is not collected."""
+    with DAG(name, schedule=None) as dag:
+        submit(source_table=None, source_sql=f"SELECT * FROM tickets WHERE {rows}")
+    return Path(xcom(run(dag), "submit")["run"])
+
+
+def test_a_run_that_cannot_go_on_holds_up_no_other(world: World, run: Run) -> None:
+    folder = world.folder / "workspace" / sent_by(run, "stuck", "ticket_id <= 4")
+    sent_by(run, "sound", "ticket_id > 4")
+    (stored,) = folder.glob("handles/*.json")
+    stored.write_bytes(stored.read_bytes().replace(b"anthropic:claude-haiku-4-5", b"openai:gpt-5-mini"))
+    with DAG("collects_past", schedule=None) as dag:
+        CollectLLMBatchOperator(task_id="collect", pending_for="labels")
+
+    with told() as log:
+        done = run(dag)
+
+    assert states(done) == {"collect": "failed"}
+    assert world.query("SELECT count(*) FROM labels WHERE ticket_id > 4") == [(8,)]
+    assert log.tells("cannot go on: ")
+
+
+def test_a_run_that_no_operator_has_planned_is_left_alone(world: World, run: Run) -> None:
+    folder = sent_by(run, "by_the_command", "ticket_id <= 4")
+    for stored in (world.folder / "workspace" / folder).glob("handles/*.json"):
+        stored.unlink()  # as the command line leaves it
+    sent_by(run, "by_an_operator", "ticket_id > 4")
+    with DAG("collects_ours", schedule=None) as dag:
+        CollectLLMBatchOperator(task_id="collect", pending_for="labels")
+    with DAG("collects_theirs", schedule=None) as theirs:
+        CollectLLMBatchOperator(task_id="collect", run_folder=str(folder))
+
+    with told() as log:
+        assert states(run(dag)) == {"collect": "success"}
+
+    assert world.query("SELECT count(*) FROM labels WHERE ticket_id > 4") == [(8,)]
+    assert log.tells("was planned by no operator")
+    assert states(run(theirs)) == {"collect": "failed"}
+
+
 def test_nothing_pending_is_a_success(world: World, run: Run) -> None:
     with DAG("none_pending", schedule=None) as dag:
         CollectLLMBatchOperator(task_id="collect", pending_for="labels")
@@ -164,6 +223,11 @@ def test_a_sensor_wants_to_know_the_provider_of_batch_ids() -> None:
 def test_what_is_no_handle_is_refused_with_advice(handle: Any) -> None:
     with pytest.raises(InputError, match=r"Give what SubmitLLMBatchOperator returned"):
         RunHandle.from_json(handle)
+
+
+def test_of_a_mere_plan_there_is_nothing_to_collect() -> None:
+    with pytest.raises(InputError, match="plan_only is for LLMTransformOperator"):
+        submit(plan_only=True)
 
 
 def test_a_collector_wants_exactly_one_way_to_find_runs() -> None:
