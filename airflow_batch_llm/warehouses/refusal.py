@@ -5,6 +5,21 @@ from contextlib import contextmanager
 
 from airflow_batch_llm.errors import BatchLLMError
 
+# What PEP 249 calls the errors that are not the statement's fault: a lost connection, a server that restarts.
+_MAY_PASS = {"OperationalError", "InterfaceError"}
+
+# MySQL's drivers name errors of a statement so, too. Of the server's own codes these pass: no free connection, it shuts
+# down, waited too long for a lock, deadlock, connection killed.
+_SERVER_CODES = range(1000, 2000)
+_PASSING_CODES = {1040, 1053, 1205, 1213, 1927}
+
+
+def may_pass(error: Exception, code: object = None) -> bool:
+    """Whether the same statement may succeed later, as far as a driver's classes and codes tell."""
+    if not any(kind.__name__ in _MAY_PASS for kind in type(error).__mro__):
+        return False
+    return code not in _SERVER_CODES or code in _PASSING_CODES
+
 
 @contextmanager
 def translated(

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import pyarrow as pa
 
-from airflow_batch_llm.errors import BatchLLMError, WarehouseError
+from airflow_batch_llm.errors import BatchLLMError, WarehouseBusy, WarehouseError
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Source, Target
 from airflow_batch_llm.warehouses.dialect import PARAMETER, dialect_named
 from airflow_batch_llm.warehouses.plain import plain_batch, refuse_padded_keys
@@ -27,7 +27,7 @@ from airflow_batch_llm.warehouses.publication import (
     published,
     staged_columns,
 )
-from airflow_batch_llm.warehouses.refusal import translated
+from airflow_batch_llm.warehouses.refusal import may_pass, translated
 from airflow_batch_llm.warehouses.rows import batches, record_batch
 from airflow_batch_llm.warehouses.sql_columns import table
 from airflow_batch_llm.warehouses.sql_types import described, told_from
@@ -277,6 +277,11 @@ class SqlWarehouse:
             return error
         code = next((code for code in error.args if isinstance(code, int)), getattr(error, "sqlstate", None))
         said = f"{type(error).__name__}{'' if code is None else f' {code}'}"
+        if may_pass(error, code):
+            return WarehouseBusy(
+                f"{self._dialect.title} could not be reached, or broke off ({said}). It is tried again; what has not been "
+                "committed is done anew. If that does not help, look at the connection and the database's own log."
+            )
         return WarehouseError(
             f"{self._dialect.title} refused a statement ({said}). Its message may quote rows and is left out; "
             "the database's own log has it."

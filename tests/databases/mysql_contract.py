@@ -15,7 +15,7 @@ import pyarrow as pa
 import pymysql
 import pytest
 
-from airflow_batch_llm.errors import SourceError, TargetError
+from airflow_batch_llm.errors import SourceError, TargetError, WarehouseBusy, WarehouseError
 from airflow_batch_llm.testing.database import rows_of
 from airflow_batch_llm.testing.staged_rows import batch, labels, land, part
 from airflow_batch_llm.testing.warehouse_reads import TYPED
@@ -175,6 +175,18 @@ def test_a_source_whose_keys_end_in_blanks_is_refused_before_anything_is_sent(
         warehouse.read_known(Source(table="tickets", key=("id",)), target).read_all()
     with pytest.raises(SourceError, match="end in blanks"):
         warehouse.known(target, batch(target.key, [{"id": "a "}]))
+    warehouse.close()
+
+
+def test_a_broken_connection_is_tried_again_later_and_a_wrong_statement_is_not(
+    database: MySQLDatabase,
+) -> None:
+    warehouse = database.open()
+    with pytest.raises(WarehouseBusy, match="broke off"):
+        warehouse.read(Source(sql="KILL CONNECTION_ID()")).read_all()
+    with pytest.raises(WarehouseError, match="refused a statement") as refused:
+        warehouse.read(Source(sql="SELECT no_such_column")).read_all()
+    assert not refused.value.retryable
     warehouse.close()
 
 
