@@ -20,8 +20,9 @@ from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, So
 from airflow_batch_llm.warehouses.bigquery_connection import BigQuerySettings, Connection
 from airflow_batch_llm.warehouses.bigquery_jobs import Work, content_label, digest, stem_of
 from airflow_batch_llm.warehouses.bigquery_known import Lookup
+from airflow_batch_llm.warehouses.bigquery_names import TableName
 from airflow_batch_llm.warehouses.bigquery_reads import Query, query_parameters
-from airflow_batch_llm.warehouses.bigquery_sql import TableName, publish_script, staged_schema
+from airflow_batch_llm.warehouses.bigquery_sql import publish_script, staged_schema
 from airflow_batch_llm.warehouses.bigquery_staging import StagingTable, content_of, staged_rows, write_file
 from airflow_batch_llm.warehouses.bigquery_tables import TargetTables
 from airflow_batch_llm.warehouses.staging import not_staged

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from airflow_batch_llm.errors import MissingExtra
 from airflow_batch_llm.warehouses.base import Source, Target
 from airflow_batch_llm.warehouses.bigquery_jobs import Jobs, Patience, job_labels, translated
+from airflow_batch_llm.warehouses.bigquery_names import TableName, table_name
 from airflow_batch_llm.warehouses.bigquery_reads import Reads
-from airflow_batch_llm.warehouses.bigquery_sql import TableName, table_name
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client, Table

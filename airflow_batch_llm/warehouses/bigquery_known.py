@@ -19,16 +19,15 @@ import pyarrow.compute as pc
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Source
 from airflow_batch_llm.warehouses.bigquery_connection import Connection
 from airflow_batch_llm.warehouses.bigquery_jobs import Work, stem_of
+from airflow_batch_llm.warehouses.bigquery_names import TableName, quoted
 from airflow_batch_llm.warehouses.bigquery_reads import Query, query_parameters
 from airflow_batch_llm.warehouses.bigquery_sql import (
     HIGHEST,
     LOWEST,
-    TableName,
     Tables,
     bound,
     bounds_of,
     known_join,
-    quoted,
     staged_name,
 )
 from airflow_batch_llm.warehouses.bigquery_staging import StagingTable, file_schema, staged_batch, write_file

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from airflow_batch_llm.warehouses.base import Target
-from airflow_batch_llm.warehouses.bigquery_sql import GOOD, TableName, staged_name, staged_schema
+from airflow_batch_llm.warehouses.bigquery_names import TableName
+from airflow_batch_llm.warehouses.bigquery_sql import GOOD, staged_name, staged_schema
 from airflow_batch_llm.warehouses.bigquery_types import DIALECT, staged_column, staged_field, staged_type
 from airflow_batch_llm.warehouses.plain import plain_batch
 

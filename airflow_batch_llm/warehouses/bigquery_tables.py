@@ -19,15 +19,9 @@ from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.warehouses.base import Target
 from airflow_batch_llm.warehouses.bigquery_connection import Connection
 from airflow_batch_llm.warehouses.bigquery_jobs import translated
+from airflow_batch_llm.warehouses.bigquery_names import TableName
 from airflow_batch_llm.warehouses.bigquery_reads import Query
-from airflow_batch_llm.warehouses.bigquery_sql import (
-    HIGHEST,
-    LOWEST,
-    Columns,
-    TableName,
-    Tables,
-    trials,
-)
+from airflow_batch_llm.warehouses.bigquery_sql import HIGHEST, LOWEST, Columns, Tables, trials
 from airflow_batch_llm.warehouses.bigquery_types import DIALECT, existing_types, schema_field
 from airflow_batch_llm.warehouses.target import Shape, shape_failures, shape_target
 
