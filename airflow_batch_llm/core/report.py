@@ -171,7 +171,7 @@ def gate(
 ) -> Verdict:
     """Judge a run by its planned rows, over all rounds. `samples` are keys of rows without a good answer.
 
-    A run that sent something and had no success fails, however small. The ratio counts from `from_rows` on. A
+    A run without one success fails, however small, also if no row could be sent. The ratio counts from `from_rows` on. A
     run with nothing to send is a success.
     """
     rows, good = report.rows, report.final.get(Outcome.SUCCEEDED, 0)
@@ -184,7 +184,7 @@ def gate(
     bad = f": {others}" if others else ""
     if samples and others:
         bad += f"; for example the keys {', '.join(samples[:_SAMPLES])}"
-    if not good and report.requests:
+    if not good:
         return Verdict(passed=False, reason=f"None of {rows:,} rows succeeded{bad}.")
     if rows >= from_rows and good < Fraction(str(min_success_ratio)) * rows:
         below = f"below min_success_ratio={min_success_ratio:g}"

@@ -133,11 +133,16 @@ def test_nothing_to_send_is_a_success() -> None:
     assert gate(Report(why={"answered": 100}), 1.0).passed
 
 
-def test_rows_that_could_not_be_sent_count_only_where_there_are_many() -> None:
-    few = Report(outcomes={Outcome.ERRORED: 3}, why={"unsendable": 3})
-    many = Report(outcomes={Outcome.ERRORED: 300}, why={"unsendable": 300})
-    assert gate(few, 0.95).passed
-    assert not gate(many, 0.95).passed
+@pytest.mark.parametrize("count", [3, 300])
+def test_a_run_of_which_no_row_could_be_sent_fails(count: int) -> None:
+    report = Report(outcomes={Outcome.ERRORED: count}, why={"unsendable": count})
+    assert gate(report, 0.95).reason == f"None of {count} rows succeeded: errored {count}."
+    assert not gate(report, 0.0).passed
+
+
+def test_a_few_rows_that_could_not_be_sent_are_only_counted() -> None:
+    report = Report(outcomes={Outcome.ERRORED: 3, Outcome.SUCCEEDED: 1}, why={"unsendable": 3, "new": 1})
+    assert gate(report, 0.95).passed
 
 
 @given(st.integers(100, 10_000).flatmap(lambda total: st.tuples(st.just(total), st.integers(1, total))))
