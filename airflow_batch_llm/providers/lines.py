@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 _MESSAGE_LENGTH = 500
-_LINES_AT_ONCE = 1000
+_LINES_AT_ONCE = 100
 
 
 def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:

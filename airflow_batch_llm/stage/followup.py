@@ -29,7 +29,7 @@ from airflow_batch_llm.warehouses.columns import octets
 #: A truncated answer is asked for again with this many times the tokens.
 TOKEN_CAP_FACTOR = 2
 
-_PROMPTS_AT_ONCE = 1000
+_PROMPTS_AT_ONCE = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

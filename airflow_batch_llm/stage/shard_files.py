@@ -20,7 +20,9 @@ from airflow_batch_llm.stage.plan import PlannedShard
 from airflow_batch_llm.stage.spool import REQUEST
 from airflow_batch_llm.warehouses.columns import number, numbers, octets
 
+# So many lines are made at once, and about so many bytes of them at most.
 _LINES_AT_ONCE = 1000
+_BYTES_AT_ONCE = 16 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,10 +54,12 @@ class ShardWriter:
         room = template.overhead + 1
         cutter = Cutter(self.bounds, int(self.nonce, 16))
         for block in prompts:
-            for first in range(0, len(block), _LINES_AT_ONCE):
-                some = block.slice(first, _LINES_AT_ONCE)
-                sizes = [length + room for length in pc.binary_length(some).to_pylist()]
-                for place, start, end in cutter.cut(sizes):
+            sizes = [length + room for length in pc.binary_length(block).to_pylist()]
+            fitting = _BYTES_AT_ONCE * len(sizes) // max(1, sum(sizes))
+            step = max(1, min(_LINES_AT_ONCE, fitting))
+            for first in range(0, len(block), step):
+                some = block.slice(first, step)
+                for place, start, end in cutter.cut(sizes[first : first + step]):
                     yield place, some.slice(start, end - start)
 
     def _requests_file(

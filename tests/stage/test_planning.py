@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from airflow_batch_llm.core.model import Limits, Outcome
 from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.stage import shard_files
 from airflow_batch_llm.stage.settings import BadRow
 from tests.stage.world import Bench, let_go
 
@@ -43,9 +44,10 @@ def make_texts(bench: Bench, texts: list[str]) -> None:
     sizes=st.lists(st.integers(1, 400) | st.sampled_from([2_000, 5_000]), min_size=1, max_size=60),
     requests=st.integers(1, 30),
     room=st.integers(3_000, 9_000),
+    at_once=st.sampled_from([1, 1_500, 16 << 20]),
 )
 def test_any_mix_of_sizes_fills_shards_within_their_limits_and_loses_or_doubles_no_row(
-    openai: Bench, sizes: list[int], requests: int, room: int
+    openai: Bench, sizes: list[int], requests: int, room: int, at_once: int
 ) -> None:
     texts = ["x" * size for size in sizes]
     make_texts(openai, texts)
@@ -55,7 +57,9 @@ def test_any_mix_of_sizes_fills_shards_within_their_limits_and_loses_or_doubles_
     name = f"run{next(_RUNS)}"
 
     planning = openai.run(name, parts={"provider": narrow}, prompt="{{ subject }}", target=name)
-    generation = planning.generation()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shard_files, "_BYTES_AT_ONCE", at_once)
+        generation = planning.generation()
     let_go(planning)
 
     plan, folder = generation.first, generation.folder
