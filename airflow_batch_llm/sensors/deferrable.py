@@ -1,15 +1,18 @@
 """A sensor that looks once, and then gives its worker slot away until its trigger says that it should look again."""
 
-from typing import Any, NoReturn
+import time
+from datetime import timedelta
+from typing import Any
 
-from airflow.providers.common.compat.sdk import BaseSensorOperator
+from airflow.providers.common.compat.sdk import AirflowSensorTimeout, BaseSensorOperator
 from airflow.sdk import Context
+from airflow.triggers.base import BaseTrigger
 
 from airflow_batch_llm.hooks.arguments import is_deferrable
 
 
 class DeferrableSensor(BaseSensorOperator):
-    """What a sensor adds: `poke`, a look; and `wait`, which defers to a trigger that fires `look`.
+    """What a sensor adds: `poke`, a look; and `trigger`, which says when to look again.
 
     :param deferrable: whether the task gives its worker slot away while it waits
     """
@@ -18,8 +21,8 @@ class DeferrableSensor(BaseSensorOperator):
         super().__init__(**kwargs)
         self.deferrable = is_deferrable(deferrable)
 
-    def wait(self) -> NoReturn:
-        """Defer until it is worth looking again."""
+    def trigger(self, until: float) -> BaseTrigger:
+        """What fires when it is worth looking again; nobody waits for it after `until`."""
         raise NotImplementedError
 
     def execute(self, context: Context) -> Any:
@@ -28,7 +31,19 @@ class DeferrableSensor(BaseSensorOperator):
             return super().execute(context)
         return self.look(context)
 
-    def look(self, context: Context, event: Any = None) -> None:  # noqa: ARG002 - it says only that one should look
-        """Look, also after a deferral, and wait (again) where there is nothing yet."""
-        if not self.poke(context):
-            self.wait()
+    def look(self, context: Context, event: Any = None, until: float | None = None) -> None:  # noqa: ARG002 - it says only that one should look
+        """Look, also after a deferral, and wait (again) where there is nothing yet. The timeout is that of all waits."""
+        if self.poke(context):
+            return
+        now = time.time()
+        until = now + self.timeout if until is None else until
+        if until <= now:
+            raise AirflowSensorTimeout(
+                f"What is waited for has not come within the timeout of {self.timeout:g} s."
+            )
+        self.defer(
+            trigger=self.trigger(until),
+            method_name="look",
+            kwargs={"until": until},
+            timeout=timedelta(seconds=until - now),
+        )

@@ -3,10 +3,10 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any
 
 from airflow.sdk import Context
+from airflow.triggers.base import BaseTrigger
 
 from airflow_batch_llm.core.model import BatchState
 from airflow_batch_llm.core.waiting import Watch
@@ -77,22 +77,18 @@ class LLMBatchSensor(DeferrableSensor):
         self.log.info("%d of %d batches are running.", running, len(asked["batch_ids"]))
         return running == 0
 
-    def wait(self) -> NoReturn:
-        """Defer to the trigger."""
+    def trigger(self, until: float) -> BaseTrigger:
+        """The one that looks at all of them at once."""
         asked = self._asked()
         now = time.time()
         watch = Watch(
             batch_ids=asked.pop("batch_ids"),
             since=now,
             not_before=now + max(self.poke_interval, settling_seconds()),  # it has just been looked
-            deadline=now + 2 * self.timeout,  # Airflow's own comes first, and is a sensor's timeout
+            deadline=2 * until - now,  # Airflow's own comes first, and is a sensor's timeout
             poll_interval=self.poke_interval,
         )
-        self.defer(
-            trigger=LLMBatchTrigger(**asked, watch=asdict(watch)),
-            method_name="look",
-            timeout=timedelta(seconds=self.timeout),
-        )
+        return LLMBatchTrigger(**asked, watch=asdict(watch))
 
     def _asked(self) -> dict[str, Any]:
         if self.handle is not None:

@@ -3,9 +3,10 @@
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any
 
 from airflow.sdk import Context
+from airflow.triggers.base import BaseTrigger
 
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.hooks.arguments import number, one_of, seconds, without_secrets
@@ -66,13 +67,9 @@ class PendingRowsSensor(DeferrableSensor):
         self.log.info("%d of %d rows wait.", waiting.rows, pending.min_rows)
         return pending.is_enough(waiting, time.time())
 
-    def wait(self) -> NoReturn:
-        """Defer to the trigger."""
-        self.defer(
-            trigger=PendingRowsTrigger(pending=self._pending().to_json(), poll_interval=self.poke_interval),
-            method_name="look",
-            timeout=timedelta(seconds=self.timeout),
-        )
+    def trigger(self, until: float) -> BaseTrigger:  # noqa: ARG002 - it counts until it is stopped
+        """The one that counts now and then."""
+        return PendingRowsTrigger(pending=self._pending().to_json(), poll_interval=self.poke_interval)
 
     def _pending(self) -> PendingRows:
         return PendingRows(

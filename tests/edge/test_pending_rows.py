@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from airflow.providers.common.compat.sdk import AirflowSensorTimeout, TaskDeferred
 from airflow.sdk import DAG
 
 from airflow_batch_llm.errors import InputError
@@ -74,7 +75,7 @@ def test_a_number_of_rows_that_is_none_is_refused_by_its_name(world: World, run:
         sensor = PendingRowsSensor(task_id="wait", conn_id="warehouse", table="tickets", min_rows="few")
 
     with pytest.raises(InputError, match="min_rows='few' is no int"):
-        sensor.wait()
+        sensor.trigger(0.0)
     assert states(run(dag)) == {"wait": "failed"}
 
 
@@ -88,3 +89,22 @@ def test_a_key_is_no_argument_of_a_sensor() -> None:
 def test_an_age_needs_to_know_since_when() -> None:
     with pytest.raises(InputError, match="since is missing"):
         PendingRowsSensor(task_id="wait", conn_id="warehouse", table="queue", max_age=60)
+
+
+def test_the_timeout_is_that_of_all_waits_together(world: World) -> None:
+    sensor = PendingRowsSensor(
+        task_id="wait", conn_id="warehouse", table="tickets", min_rows=1000, timeout=600, deferrable=True
+    )
+    context: Any = {}
+
+    with pytest.raises(TaskDeferred) as first:
+        sensor.execute(context)
+    until = first.value.kwargs["until"]
+    with pytest.raises(TaskDeferred) as second:
+        sensor.look(context, {"look": True}, until=until - 400)
+    with pytest.raises(AirflowSensorTimeout):
+        sensor.look(context, {"look": True}, until=until - 600)
+
+    assert first.value.timeout == timedelta(seconds=600)
+    assert timedelta(seconds=190) < second.value.timeout <= timedelta(seconds=200)
+    assert second.value.kwargs == {"until": until - 400}
