@@ -1,6 +1,5 @@
 """The parts that a run works with, by its handle. Source and target are one object where they are one database."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ if TYPE_CHECKING:
     from airflow_batch_llm.stage.settings import Parts
 
 
-def open_parts(handle: RunHandle, spool: Path, log: Callable[..., Any]) -> "Parts":
+def open_parts(handle: RunHandle, spool: Path, log: Any) -> "Parts":
     """The source is the target's database. Connections are looked up here, and opened when they are used."""
     from airflow_batch_llm.hooks.warehouse import warehouse
     from airflow_batch_llm.stage.settings import Parts
@@ -24,5 +23,6 @@ def open_parts(handle: RunHandle, spool: Path, log: Callable[..., Any]) -> "Part
         target=target,
         workspace=open_workspace(handle.workspace),
         spool=spool,
-        say=lambda message: log("%s", message),
+        say=lambda message: log.info("%s", message),
+        alert=lambda message: log.warning("%s", message),
     )

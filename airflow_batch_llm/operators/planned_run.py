@@ -22,7 +22,7 @@ class PlannedRunOperator(RunOperator):
         from airflow_batch_llm.stage.settings import Pace
 
         return Run(
-            parts=open_parts(handle, spool, self.log.info),
+            parts=open_parts(handle, spool, self.log),
             name=handle.run,
             max_tries=handle.max_tries,
             clears=clears(context["ti"], self.retries),

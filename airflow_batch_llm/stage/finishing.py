@@ -107,7 +107,7 @@ class Finisher:
         try:
             loose = sweep_ended(self.parts, self.folder)
         except ProviderError as error:  # the next run will
-            self.parts.say(f"Batches that should not be there could not be looked for: {error}")
+            self.parts.warn(f"Batches that should not be there could not be looked for: {error}")
             loose = True
         if loose:
             Registers(workspace=self.parts.workspace).add_loose(self.first.provider, self.folder)

@@ -167,7 +167,7 @@ class Generation:
         sent = sum(plan.requests for plan in rounds)
         if paid + requests * paid / max(1, sent) <= most:
             return True
-        self.parts.say(f"{requests:,} requests are not asked again: ${paid:,.2f} of ${most:g} are spent.")
+        self.parts.warn(f"{requests:,} requests are not asked again: ${paid:,.2f} of ${most:g} are spent.")
         return False
 
     def _give_up_late(self, current: Round, still: Open, deadline: float) -> None:

@@ -96,7 +96,7 @@ class Run:
                 " finished; nothing was sent."
             )
         if self.stage is not None and (told := described(plan, self.stage, self.parts.provider)):
-            self.parts.say(told)
+            self.parts.warn(told)
 
     def _tidy(self) -> None:
         """Delete the prompts and answers of finished runs whose time has come."""
@@ -127,4 +127,4 @@ class Run:
                 elif not other.is_at_provider():
                     other.land()
             except BatchLLMError as error:
-                self.parts.say(f"The run {folder.path} could not be brought to its end: {error}")
+                self.parts.warn(f"The run {folder.path} could not be brought to its end: {error}")

@@ -181,3 +181,8 @@ class Parts:
     spool: Path
     clock: Callable[[], float] = time.time
     say: Callable[[str], None] = _silent
+    alert: Callable[[str], None] | None = None  # instead of `say`, for what somebody should look at
+
+    def warn(self, message: str) -> None:
+        """Say what somebody should look at."""
+        (self.alert or self.say)(message)

@@ -69,7 +69,7 @@ class StrayCounter:
         cost = "an unknown amount: its results are gone" if stray.cost is None else f"${stray.cost:,.4f}"
         late = self.folder.read_report() is not None
         where = f" The report of {self.folder.path} was stored before; `inspect` shows it." if late else ""
-        self.parts.say(
+        self.parts.warn(
             f"Shard {one.shard.number}: batch {one.batch_id}, created besides the recorded one, has cost {cost}.{where}"
         )
 

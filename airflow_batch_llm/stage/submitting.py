@@ -97,12 +97,12 @@ class Submitter:
         try:
             return Created(batch_id=self.parts.provider.submit(self._file(shard), upload, lease))
         except Refused as error:
-            self.parts.say(f"Shard {shard.number}: {error}")
+            self.parts.warn(f"Shard {shard.number}: {error}")
             return NotCreated(reason=str(error), final=True)
         except (Later, Unavailable) as error:
             return NotCreated(reason=str(error), final=False, retry_after=error.retry_after or _RETRY_SECONDS)
         except UnknownFate as error:
-            self.parts.say(f"Shard {shard.number}: {error}")
+            self.parts.warn(f"Shard {shard.number}: {error}")
             return Unknown()
 
     def _find(self, shard: PlannedShard) -> Searched:

@@ -60,7 +60,7 @@ class Sweeper:
 
     def _take(self, shard: PlannedShard, sighting: Sighting) -> None:
         running = sighting.state is BatchState.RUNNING
-        self.parts.say(
+        self.parts.warn(
             f"Shard {shard.number}: batch {sighting.batch_id} was created besides the recorded one,"
             f" and {'is cancelled' if running else 'has ended: it is on the bill'}."
         )
@@ -76,7 +76,7 @@ class Sweeper:
         try:
             self.parts.provider.cancel(batch_id)
         except Refused as error:
-            self.parts.say(f"Batch {batch_id}, which nobody waits for, could not be cancelled: {error}")
+            self.parts.warn(f"Batch {batch_id}, which nobody waits for, could not be cancelled: {error}")
 
 
 def sweep_ended(parts: Parts, folder: RunFolder) -> bool:
@@ -98,7 +98,7 @@ def sweep_loose(parts: Parts) -> None:
         try:
             sweep_ended(parts, folder)
         except ProviderError as error:
-            parts.say(f"The run {folder.path} could not be swept: {error}")
+            parts.warn(f"The run {folder.path} could not be swept: {error}")
         planned_at = next((plan.planned_at for plan in read_rounds(folder)), 0.0)
         if parts.clock() > planned_at + 2 * provider.limits.window_seconds:
             registers.drop_loose(provider.name, folder)

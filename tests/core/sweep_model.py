@@ -84,7 +84,7 @@ def sweep_action(answers: Sequence[Any], terms: Terms) -> SweepAction | None:
     # The register of recorded batches is a help for a provider's listing, of which this world shows all.
     workspace = SimpleNamespace(names=lambda path: (), create=lambda path, data: True)
     parts: Any = SimpleNamespace(
-        provider=provider, workspace=workspace, clock=lambda: 0.0, say=lambda message: None
+        provider=provider, workspace=workspace, clock=lambda: 0.0, warn=lambda message: None
     )
     folder: Any = SimpleNamespace(journal=world.journal, append=world.append, run_id="run")
     plan: Any = _Plan(run_token=terms.token.rpartition("-")[0])

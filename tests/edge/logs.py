@@ -20,6 +20,9 @@ class Told:
     def tells(self, words: str) -> bool:
         return any(words in message for message in self.messages)
 
+    def warns(self, words: str) -> bool:
+        return any(words in _message(**one) for one in self._entries if one["log_level"] == "warning")
+
 
 def _message(event: Any, positional_args: tuple[Any, ...] = (), **_: Any) -> str:
     return event % positional_args if positional_args else str(event)

@@ -54,6 +54,7 @@ def test_the_log_tells_of_rows_dollars_and_times_and_of_no_http_requests(
         run(dag)
 
     assert log.tells(f"{len(TICKETS)} rows: {len(TICKETS)} new.")
+    assert not log.warns("new.")
     assert log.tells("1 of 1 batches are running; $0.0000 of about $0.")
     assert log.tells("The run's time ends at")
     assert log.tells("looked at again in")
@@ -144,7 +145,7 @@ def test_a_planned_run_goes_on_without_its_prompt_file(world: World, run: Run, t
         done = run(dag)
 
     assert states(done) == {"label": "success"}
-    assert log.tells(f"prompt_file {file} cannot be read (No such file or directory)")
+    assert log.warns(f"prompt_file {file} cannot be read (No such file or directory)")
     assert world.query("SELECT count(*) FROM labels") == [(len(TICKETS),)]
 
 
