@@ -1,13 +1,15 @@
-"""What of a driver's errors is worth another try, told by a driver that only Airflow's hooks know here."""
+"""What of a driver's errors is worth another try. A connection that breaks off is shown with MariaDB's driver."""
 
 import socket
 
+import duckdb
 import psycopg2
 import pytest
 
 from airflow_batch_llm.errors import WarehouseBusy, WarehouseError
 from airflow_batch_llm.testing.staged_rows import labels
 from airflow_batch_llm.warehouses.base import Source
+from airflow_batch_llm.warehouses.refusal import may_pass
 from airflow_batch_llm.warehouses.sql import SqlWarehouse
 
 
@@ -21,14 +23,18 @@ def test_a_server_that_cannot_be_reached_is_tried_again_later() -> None:
     assert "secret" not in str(refused.value)
 
 
-def test_a_connection_that_breaks_off_is_tried_again_later(postgres_uri: str) -> None:
-    warehouse = SqlWarehouse(lambda: psycopg2.connect(postgres_uri), "redshift")
-    with pytest.raises(WarehouseBusy, match="broke off"):
-        warehouse.read(Source(sql="SELECT pg_terminate_backend(pg_backend_pid())")).read_all()
-
-
-def test_a_statement_that_is_wrong_is_not_tried_again(postgres_uri: str) -> None:
-    warehouse = SqlWarehouse(lambda: psycopg2.connect(postgres_uri), "redshift")
+def test_a_statement_that_is_wrong_is_not_tried_again() -> None:
+    warehouse = SqlWarehouse(duckdb.connect, "duckdb")
     with pytest.raises(WarehouseError, match="refused a statement") as refused:
         warehouse.read(Source(sql="SELECT no_such_column")).read_all()
     assert not refused.value.retryable
+
+
+@pytest.mark.parametrize(
+    ("code", "passes"), [(2013, True), (1213, True), (1054, False), (None, True), ("08006", True)]
+)
+def test_codes_tell_what_mysql_calls_operational_and_is_the_statements_fault(
+    code: object, passes: bool
+) -> None:
+    assert may_pass(psycopg2.OperationalError(), code) is passes
+    assert not may_pass(psycopg2.ProgrammingError(), code)
