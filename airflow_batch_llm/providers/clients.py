@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from airflow_batch_llm.core.model import Lease
-from airflow_batch_llm.errors import Unavailable, UnknownFate
+from airflow_batch_llm.errors import InputError, Unavailable, UnknownFate
 from airflow_batch_llm.providers.lease import Sending
 from airflow_batch_llm.providers.lines import split_lines
 from airflow_batch_llm.providers.steps import Judge
@@ -23,6 +23,14 @@ CALL_TIMEOUT = 60.0
 TRANSFER_TIMEOUT = 300.0
 
 _BLOCK = 256 * 1024
+
+
+def unknown_option(vendor: str, error: TypeError) -> InputError:
+    """What a client that does not know an option has to say: the option's name, and no value."""
+    return InputError(
+        f"{vendor}'s client does not take an option: {error}. Options are in llm_hook_params or in the connection's"
+        " extra; in a spec file in provider.options."
+    )
 
 
 class Clients:

@@ -5,6 +5,7 @@ from typing import Any
 
 from airflow_batch_llm.errors import InputError, MissingExtra, Refused
 from airflow_batch_llm.providers.base import Access
+from airflow_batch_llm.providers.clients import unknown_option
 from airflow_batch_llm.providers.failures import Vendor, failure_of, judge
 
 VENDOR = Vendor(
@@ -57,11 +58,8 @@ def judged_creation(error: Exception) -> Exception:
 def _opened(client_class: Any, access: Access) -> Any:
     try:
         return client_class(**{"api_key": access.api_key, "base_url": access.base_url, **access.options})
-    except TypeError as error:  # an option's name; values are not in it
-        raise InputError(
-            f"Anthropic's client does not take an option: {error}. Options are in llm_hook_params or in the connection's"
-            " extra; in a spec file in provider.options."
-        ) from None
+    except TypeError as error:
+        raise unknown_option("Anthropic", error) from None
 
 
 def _with_batches(client: Any) -> Any:

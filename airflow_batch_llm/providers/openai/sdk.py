@@ -4,6 +4,7 @@ from typing import Any
 
 from airflow_batch_llm.errors import InputError, MissingExtra, Refused
 from airflow_batch_llm.providers.base import Access
+from airflow_batch_llm.providers.clients import unknown_option
 from airflow_batch_llm.providers.failures import Vendor, failure_of, judge
 
 VENDOR = Vendor(
@@ -58,8 +59,5 @@ def _opened(client_class: Any, access: Access) -> Any:
         raise InputError(
             "There is no key for OpenAI. Put it into the connection's password; where a server takes any, write any."
         ) from error
-    except TypeError as error:  # an option's name; values are not in it
-        raise InputError(
-            f"OpenAI's client does not take an option: {error}. Options are in llm_hook_params or in the connection's"
-            " extra; in a spec file in provider.options."
-        ) from None
+    except TypeError as error:
+        raise unknown_option("OpenAI", error) from None
