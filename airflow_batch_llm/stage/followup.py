@@ -17,6 +17,7 @@ from airflow_batch_llm.core.attempts import after_failure
 from airflow_batch_llm.core.model import Call, Outcome
 from airflow_batch_llm.core.request import custom_id
 from airflow_batch_llm.core.shard import Bounds
+from airflow_batch_llm.providers.lines import split_lines
 from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.landed import Landed
 from airflow_batch_llm.stage.plan import Plan, PlannedShard, new_run_token
@@ -97,8 +98,8 @@ class FollowUp:
             token = last.token(one.shard)
             with path.open("rb") as file:
                 prompts = (
-                    template.prompt(line.rstrip(b"\n"), custom_id(token, ordinal))
-                    for ordinal, line in enumerate(file)
+                    template.prompt(line, custom_id(token, ordinal))
+                    for ordinal, line in enumerate(split_lines(file))
                     if ordinal in one.requests
                 )
                 while some := list(islice(prompts, _PROMPTS_AT_ONCE)):

@@ -27,7 +27,7 @@ from airflow_batch_llm.warehouses.publication import (
     published,
     staged_columns,
 )
-from airflow_batch_llm.warehouses.refusal import translated
+from airflow_batch_llm.warehouses.refusal import may_pass, translated
 from airflow_batch_llm.warehouses.rows import record_batch
 from airflow_batch_llm.warehouses.staging import not_staged, run_token
 from airflow_batch_llm.warehouses.statements import Statements
@@ -254,9 +254,7 @@ def _describe(error: Exception) -> BatchLLMError:
     message = f"PostgreSQL refused a statement ({type(error).__name__}{' ' + code if code else ''}){said}"
     if code in _NOT_ALLOWED:
         return TargetError(message)
-    lost = (
-        not code and type(error).__name__ == "OperationalError"
-    )  # the connection broke: no server has answered
+    lost = not code and may_pass(error)  # the connection broke: no server has answered
     if lost or (code[:2] in _PASSING and code != _TIMED_OUT):
         return WarehouseBusy(f"{message}. It is tried again; what has not been committed is done anew.")
     return WarehouseError(message)
