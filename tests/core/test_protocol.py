@@ -53,3 +53,27 @@ def test_the_exploration_notices_a_shard_that_nobody_sweeps(
     rules = replace(SMALL["pauses beyond the lease, swept meanwhile"], sweeps=0, recognisable=recognisable)
 
     assert any("nobody knows" in fault for world in explore(rules) for fault in faults(world, rules))
+
+
+def test_what_a_sweep_forgets_makes_no_difference_to_what_can_be_recorded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rules = Rules(
+        attempts=2, together=1, tick=240.0, ticks=1, crashes=0, sweeps=1, long_pauses=True, recognisable=True
+    )
+
+    def reached() -> set[object]:
+        return {
+            (
+                tuple((entry.kind, entry.batch_id) for entry in world.journal),
+                world.batches,
+                world.sweep is None,
+            )
+            for world in explore(rules)
+        }
+
+    forgetting = reached()
+    monkeypatch.setattr(protocol_model, "forget", lambda answers, _: answers)
+    monkeypatch.setattr(protocol_model, "_SWEPT", {})
+
+    assert reached() == forgetting
