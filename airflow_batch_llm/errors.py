@@ -26,13 +26,35 @@
 `retryable` says whether the same attempt, made again later, may succeed without a change by the user.
 """
 
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 
 class BatchLLMError(Exception):
-    """Root of the tree. The message says what happened, to which rows or batch, and what to do next."""
+    """Root of the tree. The message says what happened, to which rows or batch, and what to do next.
+
+    The message may travel to XCom, lineage and other systems. `detail` holds a vendor's own words, without secrets, and
+    goes to logs and to the terminal only.
+    """
 
     retryable: ClassVar[bool] = False
+    detail: str = ""
+
+    @property
+    def in_full(self) -> str:
+        """The message and the detail, for a log."""
+        return f"{self} It said: {self.detail}" if self.detail else str(self)
+
+
+def raise_alone(error: BaseException) -> NoReturn:
+    """Raise an error whose chain holds no other.
+
+    `from None` only hides the error that is being handled: it stays in `__context__`, where a formatter or an error
+    tracker finds a driver's message with a row in it, or a vendor's with a key.
+    """
+    try:
+        raise error from None
+    finally:
+        error.__context__ = None
 
 
 class InputError(BatchLLMError):

@@ -4,12 +4,14 @@ from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
+from uuid import uuid4
 
 import pyarrow as pa
 import pytest
 
 from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.testing.database import Database
+from airflow_batch_llm.testing.leaks import text_of
 from airflow_batch_llm.testing.staged_rows import batch
 from airflow_batch_llm.warehouses.base import Source, Warehouse
 from airflow_batch_llm.warehouses.kind import of_arrow
@@ -55,6 +57,18 @@ class ReadsRows:
         empty = warehouse.read(Source(sql="SELECT id, body, score FROM whole WHERE id = 2"))
         assert empty.schema == full.schema
         assert empty.read_all().num_rows == 0
+
+    def test_no_error_nor_its_chain_holds_a_rows_value(
+        self, database: Database, warehouse: Warehouse
+    ) -> None:
+        canary = f"canary-{uuid4().hex}"  # not in this file's text, which a traceback quotes
+        database.seed("bodies", pa.table({"id": pa.array([1, 2], pa.int64()), "body": ["3", canary]}))
+        found = ""
+        try:  # some databases make 0 of any text
+            warehouse.read(Source(sql="SELECT CAST(body AS INTEGER) AS n FROM bodies")).read_all()
+        except BatchLLMError as error:
+            found = text_of(error)
+        assert canary not in found
 
     def test_a_table_is_read_by_its_name(self, database: Database, warehouse: Warehouse) -> None:
         database.seed("order", pa.table({"select": pa.array([1], pa.int64())}))

@@ -13,11 +13,13 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from airflow_batch_llm.errors import BatchLLMError, WarehouseBusy, WarehouseError
+from airflow_batch_llm.warehouses import refusal
 
 if TYPE_CHECKING:
     from google.api_core.retry import Retry
@@ -205,24 +207,25 @@ class Jobs:
         return None
 
 
-@contextmanager
-def translated(doing: str, *, job: Any = None) -> Iterator[None]:
-    """Turn the client library's errors into ours.
-
-    Ours is raised after the handler, so that not even its context holds a text that may quote a row's value.
-    """
+def translated(doing: str, *, job: Any = None) -> refusal.translated:
+    """A context in which the client library's errors become ours."""
     from google.api_core.exceptions import GoogleAPICallError, RetryError
     from google.auth.exceptions import GoogleAuthError
     from requests.exceptions import RequestException
 
-    try:
-        yield
-        return
-    except RetryError as error:
-        described = as_error(doing, error.cause or error, job=job)
-    except (GoogleAPICallError, GoogleAuthError, RequestException, ConnectionError) as error:
-        described = as_error(doing, error, job=job)
-    raise described
+    def describe(error: Exception) -> BatchLLMError:
+        cause = error.cause if isinstance(error, RetryError) else None
+        return as_error(doing, cause or error, job=job)
+
+    errors = (
+        RetryError,
+        GoogleAPICallError,
+        GoogleAuthError,
+        RequestException,
+        ConnectionError,
+        pa.ArrowException,
+    )
+    return refusal.translated(errors, describe)
 
 
 def as_error(

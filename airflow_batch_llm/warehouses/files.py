@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from airflow_batch_llm.errors import SourceError
+from airflow_batch_llm.errors import SourceError, raise_alone
 from airflow_batch_llm.warehouses.file_csv import CsvFile
 from airflow_batch_llm.warehouses.file_jsonl import JsonlFile
 from airflow_batch_llm.warehouses.file_parquet import ParquetFile
@@ -113,7 +113,7 @@ def _naming(uri: str) -> Iterator[None]:
         described = SourceError(
             f"{uri}: cannot be read ({type(error).__name__}). Is it whole, and of its format?"
         )
-    raise described
+    raise_alone(described)
 
 
 def _files_of(uri: str, source: FileSource, find: FindFileSystem) -> Iterator[_File]:

@@ -244,7 +244,7 @@ class PostgresWarehouse:
             import psycopg
         except ImportError:
             raise MissingExtra("PostgreSQL", "postgres") from None
-        return translated((psycopg.Error, UnicodeError), _describe)
+        return translated((psycopg.Error, UnicodeError, pa.ArrowException), _describe)
 
 
 def _describe(error: Exception) -> BatchLLMError:

@@ -1,9 +1,9 @@
 """A driver's errors in our words. A driver's message may quote a row's value, so it is never passed on as it is."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from types import TracebackType
 
-from airflow_batch_llm.errors import BatchLLMError
+from airflow_batch_llm.errors import BatchLLMError, raise_alone
 
 # What PEP 249 calls the errors that are not the statement's fault: a lost connection, a server that restarts.
 _MAY_PASS = {"OperationalError", "InterfaceError"}
@@ -21,17 +21,25 @@ def may_pass(error: Exception, code: object = None) -> bool:
     return code not in _SERVER_CODES or code in _PASSING_CODES
 
 
-@contextmanager
-def translated(
-    errors: type[Exception] | tuple[type[Exception], ...], describe: Callable[[Exception], BatchLLMError]
-) -> Iterator[None]:
-    """Raise what `describe` makes of a driver's error.
+class translated:  # noqa: N801 - it is used like a function
+    """Raise what `describe` makes of a driver's error, in a chain that does not hold the driver's error.
 
-    Raised after the handler, so that not even the exception's context holds the driver's message.
+    A `@contextmanager` cannot do that: Python adds the error that the caller handles to whatever a generator raises.
     """
-    try:
-        yield
-        return
-    except errors as error:
-        described = describe(error)
-    raise described
+
+    def __init__(
+        self,
+        errors: type[Exception] | tuple[type[Exception], ...],
+        describe: Callable[[Exception], BatchLLMError],
+    ) -> None:
+        self._errors = errors
+        self._describe = describe
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, self._errors):
+            raise_alone(self._describe(error))
