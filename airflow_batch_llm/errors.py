@@ -99,7 +99,10 @@ class DeadlinePassed(BatchLLMError):
 
 
 class ProviderError(BatchLLMError):
-    """A provider call did not work."""
+    """A provider call did not work. The message holds a code and a status; the vendor's words are in `detail`."""
+
+    status: int | None = None
+    """HTTP status of the vendor's answer. None if there was no answer."""
 
 
 class Refused(ProviderError):

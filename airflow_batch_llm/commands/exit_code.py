@@ -6,6 +6,7 @@ from enum import IntEnum
 
 import typer
 
+from airflow_batch_llm.commands.printing import say
 from airflow_batch_llm.errors import BatchLLMError, DeadlinePassed, QualityGateFailed
 
 
@@ -32,10 +33,8 @@ def ends_with_a_code() -> Iterator[None]:
     try:
         yield
     except BatchLLMError as error:
-        typer.echo(f"{type(error).__name__}: {error}", err=True)
-        raise typer.Exit(exit_code(error)) from error
+        say(f"{type(error).__name__}: {error.in_full}", err=True)
+        raise typer.Exit(exit_code(error)) from None
     except KeyboardInterrupt as error:
-        typer.echo(
-            "Interrupted. Batches go on at the provider; the same command goes on with them.", err=True
-        )
+        say("Interrupted. Batches go on at the provider; the same command goes on with them.", err=True)
         raise typer.Exit(ExitCode.INTERRUPTED) from error

@@ -7,6 +7,7 @@ import orjson
 import typer
 
 from airflow_batch_llm.commands.exit_code import ends_with_a_code
+from airflow_batch_llm.commands.printing import say
 from airflow_batch_llm.stage.inspection import (
     Inspected,
     InspectedShard,
@@ -29,9 +30,9 @@ def inspect(
         workspace, run = open_run_folder(uri)
         found = [inspected(folder, time.time()) for folder in generations(workspace, run)]
     if as_json:
-        typer.echo(orjson.dumps([one.to_json() for one in found], option=orjson.OPT_INDENT_2).decode())
+        say(orjson.dumps([one.to_json() for one in found], option=orjson.OPT_INDENT_2).decode())
         return
-    typer.echo("\n\n".join(_told(one) for one in found))
+    say("\n\n".join(_told(one) for one in found))
 
 
 def _told(run: Inspected) -> str:

@@ -9,6 +9,7 @@ import typer
 
 from airflow_batch_llm.commands.exit_code import ends_with_a_code
 from airflow_batch_llm.commands.opening import Opening
+from airflow_batch_llm.commands.printing import say
 from airflow_batch_llm.commands.spec import read_spec
 from airflow_batch_llm.errors import BatchLLMError, InputError
 from airflow_batch_llm.providers import connect
@@ -57,4 +58,4 @@ def _land(folder: RunFolder, opening: Opening, spool: Path) -> None:
     finally:
         with suppress(BatchLLMError):  # what was done is done
             target.close()
-    typer.echo(f"{folder.path}: {answers:,} answers merged into {plan.target.table}.")
+    say(f"{folder.path}: {answers:,} answers merged into {plan.target.table}.")

@@ -19,7 +19,7 @@ from airflow_batch_llm.core.request import canonical, digest
 from airflow_batch_llm.core.value import plain
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.providers import connect
-from airflow_batch_llm.providers.base import Access, Provider
+from airflow_batch_llm.providers.base import Access, Provider, is_sendable
 from airflow_batch_llm.stage.settings import Ask, PromptFile, Reads, Stage
 from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.warehouses.base import Source, Warehouse
@@ -85,6 +85,11 @@ class Opening:
         """The provider, with the key that the environment holds."""
         section = self.spec.provider
         key = self._secret(section.api_key_env) if section.api_key_env is not None else None
+        if key is not None and not is_sendable(key):
+            raise InputError(
+                f"The environment variable {section.api_key_env} holds a control character, white space at an end, or a"
+                " letter that HTTP does not allow. Set it to the key alone."
+            )
         access = Access(api_key=key, base_url=section.base_url, options=section.options)
         return connect(self.spec.model_id.partition(":")[0], access)
 

@@ -14,6 +14,7 @@ import typer
 
 from airflow_batch_llm.commands.exit_code import ends_with_a_code
 from airflow_batch_llm.commands.opening import Opening
+from airflow_batch_llm.commands.printing import say
 from airflow_batch_llm.commands.spec import read_spec
 from airflow_batch_llm.core.report import to_xcom
 from airflow_batch_llm.errors import BatchLLMError
@@ -57,7 +58,7 @@ def run(
         opening = Opening.of(spec if name is None else spec.model_copy(update={"run": name}), spec_file)
         planned = _run(opening, spec_file.stem, Path(spool), plan_only=plan_only)
         finished = _driven(planned, again=again, progress=progress)
-        typer.echo(_as_json(finished) if as_json else _told(finished))
+        say(_as_json(finished) if as_json else _told(finished))
         finished.raise_for_verdict()
 
 
@@ -70,7 +71,7 @@ def _run(opening: Opening, stem: str, spool: Path, *, plan_only: bool) -> Run:
         target=target,
         workspace=opening.workspace(),
         spool=spool,
-        say=lambda message: typer.echo(message, err=True),
+        say=lambda message: say(message, err=True),
     )
     return Run(stage=stage, parts=parts, name=run_path(_RUNS, opening.run_name(stem)))
 

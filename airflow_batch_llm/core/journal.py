@@ -45,7 +45,8 @@ class Entry:
     upload: str = ""
     batch_id: str = ""
     unmentioned: str = ""  # of an end: the outcome of rows that its results omit; empty: they are missing
-    reason: str = ""
+    reason: str = ""  # code and status
+    detail: str = ""  # the vendor's words, without secrets
 
     def to_json(self) -> bytes:
         """The record as it is stored: fields that say nothing are left out."""

@@ -127,9 +127,8 @@ class BatchStatus:
     state: BatchState
     total: int | None = None  # requests in the batch, where the provider tells
     finished: int | None = None  # of them no longer running, where the provider tells
-    reason: str | None = (
-        None  # why it was rejected, in the provider's words (codes and line numbers, no row text)
-    )
+    reason: str | None = None  # why it was rejected: codes and line numbers only, since it may travel
+    detail: str = ""  # the vendor's words about that, without secrets: for logs and the failures table
     later: bool = False  # rejected for lack of quota alone: the same shard may be sent again later
     unmentioned: Outcome = Outcome.MISSING  # of an ended batch: what became of rows that its results omit
 

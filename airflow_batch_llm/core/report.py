@@ -73,6 +73,8 @@ class Report:
     durations: Durations = Durations()
     passed: bool = True
     verdict: str = ""
+    words: str = ""
+    """The vendor's words about batches that it did not take, without secrets. For logs: never in XCom. Default: none."""
 
     @property
     def final(self) -> dict[Outcome, int]:
@@ -110,7 +112,7 @@ class Report:
 
     def judged(self, verdict: "Verdict") -> "Report":
         """The report with the gate's verdict, as it is stored."""
-        return replace(self, passed=verdict.passed, verdict=verdict.reason)
+        return replace(self, passed=verdict.passed, verdict=verdict.reason, words=verdict.words)
 
     def to_json(self) -> dict[str, Any]:
         """For the run folder."""
@@ -164,6 +166,7 @@ class Verdict:
 
     passed: bool
     reason: str
+    words: str = ""  # a vendor's
 
 
 def gate(

@@ -99,6 +99,7 @@ class NotCreated:
     reason: str
     final: bool
     retry_after: float = 0.0
+    detail: str = ""  # the vendor's words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,9 +213,10 @@ def _hear(attempt: Attempt, answer: Answer, now: float) -> tuple[Attempt, Action
         case Created(batch_id=batch_id):
             word = _word(attempt, Kind.SUBMITTED, now)
             return _record(attempt, replace(word, upload=attempt.upload, batch_id=batch_id))
-        case NotCreated(reason=reason, final=final, retry_after=retry_after):
+        case NotCreated(reason=reason, final=final, retry_after=retry_after, detail=detail):
             word = _word(attempt, Kind.REFUSED if final else Kind.RELEASED, now)
-            return _record(attempt, replace(word, reason=reason, not_before=now + retry_after))
+            word = replace(word, reason=reason, detail=detail, not_before=now + retry_after)
+            return _record(attempt, word)
         case _:
             return _again(attempt)  # the intent stands without an answer: that leads to a search
 

@@ -1,11 +1,15 @@
 """What most connections hold: a key as the password, and a host where it is not the vendor's own."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from airflow.sdk import Connection
 
-from airflow_batch_llm.providers.base import Access
+from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.providers.base import Access, is_sendable
+
+#: Parts of an extra that hold what is sent in headers.
+_SENT_EXTRAS = ("api_key", "anthropic_client_kwargs", "openai_client_kwargs")
 
 
 def plain_access(connection: Connection, hook_params: Mapping[str, Any]) -> Access:
@@ -20,3 +24,25 @@ def base_url(connection: Connection) -> str | None:
         return host or None
     port = f":{connection.port}" if connection.port else ""
     return f"{connection.schema or 'https'}://{host}{port}"
+
+
+def check_secrets(connection: Connection) -> None:
+    """Refuse a key or a header that HTTP cannot carry, by the field's name and without its value."""
+    extra = connection.extra_dejson
+    fields = {"password": connection.password, "host": connection.host}
+    fields |= {f"extra.{name}": extra[name] for name in _SENT_EXTRAS if name in extra}
+    for name, text in _texts(fields, ""):
+        if not is_sendable(text):
+            raise InputError(
+                f"The connection {connection.conn_id!r} holds a control character, white space at an end, or a letter that"
+                f" HTTP does not allow, in its field {name}. Often a line end was copied with a key. Enter the field again."
+            )
+
+
+def _texts(value: Any, name: str) -> Iterator[tuple[str, str]]:
+    """Each text in nested mappings, with the path to it."""
+    if isinstance(value, str):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _texts(part, f"{name}.{key}".lstrip("."))

@@ -12,7 +12,7 @@ from typing import Any
 from airflow.sdk import BaseHook, Connection
 
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.hooks.access import plain_access
+from airflow_batch_llm.hooks.access import check_secrets, plain_access
 from airflow_batch_llm.hooks.anthropic import anthropic_access
 from airflow_batch_llm.hooks.google import google_access, pydantic_vertex_access
 from airflow_batch_llm.hooks.openai import openai_access
@@ -67,4 +67,5 @@ def llm_provider(
             f"The connection {connection.conn_id!r} of type {connection.conn_type!r} does not lead to {name!r},"
             f" which model_id={model_id!r} asks for. Name another llm_conn_id or another model_id."
         )
+    check_secrets(connection)
     return connect(name, open_access(connection, hook_params or {}))

@@ -133,7 +133,7 @@ class RunOperator(BaseOperator):
             return self._moved(context, handle)
         except BatchLLMError as error:
             if len(self._handles) > 1:
-                self.log.warning("The run %s cannot go on: %s", handle.run, error)
+                self.log.warning("The run %s cannot go on: %s", handle.run, error.in_full)
             failed.append(error)
             return None
 

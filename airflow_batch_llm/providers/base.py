@@ -19,6 +19,7 @@ from airflow_batch_llm.core.model import (
     Sighting,
 )
 from airflow_batch_llm.core.request import LineTemplate
+from airflow_batch_llm.errors import InputError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,25 @@ class Access:
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     client: Callable[[], Any] | None = field(default=None, repr=False)
     async_client: Callable[[], Any] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.api_key is not None and not is_sendable(self.api_key):
+            raise InputError(
+                "The API key holds a control character, white space at an end, or a letter that HTTP does not allow."
+                " Often a line end was copied with it. Remove it where the key is stored."
+            )
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The key, and the values of the headers that are sent with each request."""
+        headers = self.options.get("default_headers") or {}
+        values = (self.api_key or "", *map(str, headers.values()))
+        return tuple(value for value in values if len(value) > 5)
+
+
+def is_sendable(secret: str) -> bool:
+    """Whether a key can stand in a header as it is. An HTTP library quotes the header that it refuses."""
+    return secret.isascii() and secret.isprintable() and secret == secret.strip()
 
 
 class Provider(Protocol):

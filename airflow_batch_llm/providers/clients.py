@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from airflow_batch_llm.core.model import Lease
-from airflow_batch_llm.errors import InputError, Unavailable, UnknownFate
+from airflow_batch_llm.errors import InputError, Unavailable, UnknownFate, raise_alone
 from airflow_batch_llm.providers.lease import Sending
 from airflow_batch_llm.providers.lines import split_lines
 from airflow_batch_llm.providers.steps import Judge
@@ -134,10 +134,10 @@ def create(client: Any, creation: Creation, lease: Lease, judge: Judge) -> dict[
         except Exception as error:
             judged = judge(error)
             if isinstance(judged, UnknownFate) and not sending.whole:
-                raise Unavailable(
-                    "The creation broke off before it was sent whole, so no batch exists."
-                ) from error
-            raise judged from (None if judged is error else error)
+                judged = Unavailable("The creation broke off before it was sent whole, so no batch exists.")
+            if judged is error:
+                raise
+            raise_alone(judged)
     if isinstance(answer, dict) and isinstance(answer.get("id"), str):
         return answer
     raise UnknownFate(
@@ -167,8 +167,9 @@ def stream_lines(stream: Any, batch_id: str) -> Generator[bytes, None, None]:
 def _chunks(response: Any, batch_id: str) -> Iterator[bytes]:
     try:
         yield from response.iter_bytes(_BLOCK)
-    except Exception as error:
-        raise Unavailable(
+    except Exception as error:  # noqa: BLE001 - any way in which a stream breaks off
+        broken = Unavailable(
             f"The results of batch {batch_id} broke off while they were read ({type(error).__name__}). "
             "The download is begun again."
-        ) from error
+        )
+        raise_alone(broken)

@@ -12,12 +12,16 @@ from types import ModuleType
 from typing import Any
 
 from airflow_batch_llm.errors import Later, ProviderError, Refused, Unavailable, UnknownFate
-from airflow_batch_llm.providers.lines import brief
+from airflow_batch_llm.providers.redaction import detail, saying, secrets_sent, word
 
 # The connection never stood, so nothing of the request was sent.
 _NEVER_SENT = frozenset(
     {"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"}
 )
+
+
+# The request could not be formed: a header has a character that HTTP does not allow, or the URL is none.
+_CANNOT_BE_SENT = frozenset({"InvalidURL", "LocalProtocolError", "UnicodeEncodeError", "UnsupportedProtocol"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,20 +40,18 @@ class Failure:
 
     status: int | None  # None: no answer came
     code: str = ""  # the most specific word for the cause
-    message: str = ""
+    message: str = ""  # the vendor's words, without secrets
     retry_after: float | None = None
     sent: bool = True  # False: the connection never stood
+    final: bool = False  # True: nothing was sent, and the same call cannot be sent later either
 
 
 def failure_of(error: Exception, sdk: ModuleType) -> Failure | None:
     """What an SDK's exception says; None for one that is not about a call to the provider."""
     if isinstance(error, sdk.APIConnectionError):
-        cause = error.__cause__ or error
-        return Failure(
-            status=None,
-            message=f"{type(cause).__name__}: {cause}",
-            sent=type(cause).__name__ not in _NEVER_SENT,
-        )
+        return _unanswered(error.__cause__ or error)
+    if isinstance(error, UnicodeError):
+        return _unanswered(error)
     if isinstance(error, ValueError):
         return Failure(status=None, message="the answer is not JSON")
     if not isinstance(error, sdk.APIStatusError):
@@ -60,11 +62,27 @@ def failure_of(error: Exception, sdk: ModuleType) -> Failure | None:
     inner = inner if isinstance(inner, dict) else {"message": inner}
     details = inner.get("details")
     specific = details.get("error_code") if isinstance(details, dict) else None
+    secrets = secrets_sent(error)
     return Failure(
         status=error.status_code,
-        code=str(specific or inner.get("code") or inner.get("type") or ""),
-        message=str(inner.get("message") or ""),
+        code=word(specific or inner.get("code") or inner.get("type"), secrets),
+        message=detail(inner.get("message"), secrets),
         retry_after=_retry_after(error.response.headers),
+    )
+
+
+def _unanswered(cause: BaseException) -> Failure:
+    """A call that got no answer. The libraries' own messages may quote a header, so only the system's are kept."""
+    kind = type(cause).__name__
+    deeper: BaseException | None = cause
+    while deeper is not None and not (isinstance(deeper, OSError) and deeper.strerror):
+        deeper = deeper.__cause__ or deeper.__context__
+    why = f": {deeper.strerror}" if isinstance(deeper, OSError) else ""
+    return Failure(
+        status=None,
+        code=f"{kind}{why}",
+        sent=kind not in _NEVER_SENT,
+        final=kind in _CANNOT_BE_SENT,
     )
 
 
@@ -90,9 +108,18 @@ def _number(text: str | None) -> float | None:
 
 def judge(failure: Failure, vendor: Vendor, *, creating: bool = False) -> ProviderError:
     """The error of the package's tree that this failure is."""
-    words = ": ".join(part for part in (failure.code, brief(failure.message)) if part).rstrip(".")
+    return saying(_judged(failure, vendor, creating=creating), status=failure.status, detail=failure.message)
+
+
+def _judged(failure: Failure, vendor: Vendor, *, creating: bool) -> ProviderError:
+    words = failure.code.rstrip(".")
     said = f"{vendor.name} answered {failure.status or 'nothing'}: {words or 'no reason given'}"
     status = failure.status
+    if failure.final:
+        return Refused(
+            f"The request to {vendor.name} cannot be sent ({words}). Check the URL, the key and the headers of the"
+            " connection for characters that do not belong there."
+        )
     if failure.code in vendor.no_money:
         return Refused(f"{said}. Raise the limit or settle the bill, then clear the task.")
     if status is None and not failure.sent:

@@ -10,6 +10,8 @@ from typing import Any
 
 import orjson
 
+from airflow_batch_llm.providers.redaction import redacted
+
 _MESSAGE_LENGTH = 500
 _LINES_AT_ONCE = 100
 
@@ -63,5 +65,5 @@ def _without_lone_surrogates(value: Any) -> Any:
 
 
 def brief(message: object) -> str | None:
-    """As much of a provider's message as is kept; None if there is none."""
-    return str(message)[:_MESSAGE_LENGTH] if message else None
+    """As much of a provider's message about a row as is kept, without keys; None if there is none."""
+    return redacted(str(message))[:_MESSAGE_LENGTH] if message else None

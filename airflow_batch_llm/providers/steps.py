@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
-from airflow_batch_llm.errors import Unavailable
+from airflow_batch_llm.errors import Unavailable, raise_alone
 
 T = TypeVar("T")
 
@@ -81,7 +81,9 @@ def patiently(call: Callable[[Any], Any], judge: Judge, patience: Patience) -> C
         error = judge(reply)
         pause = patience.pause(attempt, error)
         if pause is None:
-            raise error from (None if error is reply else reply)
+            if error is reply:
+                raise reply
+            raise_alone(error)
         yield Sleep(pause)
         attempt += 1
 

@@ -68,6 +68,7 @@ class Collector:
             )
         else:
             entry = self._entry(Kind.REFUSED, batch_id=batch.batch_id, reason=status.reason or "rejected")
+        entry = replace(entry, detail=status.detail)
         if self._append(shard, standing, entry) and batch.upload:
             self.parts.provider.discard(batch.upload)
 
@@ -145,7 +146,10 @@ class Collector:
                 )
 
     def _rejected(self, shard: PlannedShard, standing: Standing) -> Judged:
-        reason = standing.refused.reason if standing.refused is not None else "the run's time was over"
+        refused = standing.refused
+        reason = "the run's time was over"
+        if refused is not None:
+            reason = " ".join(filter(None, (refused.reason, refused.detail)))
         outcome = Outcome.ERRORED if standing.refused is not None else Outcome.CANCELED
         code = "rejected" if standing.refused is not None else "not_sent"
         return Judged.alike(shard.requests, outcome, Failure(code=code, message=reason, retryable=False))

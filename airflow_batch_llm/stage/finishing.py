@@ -38,10 +38,12 @@ class Finished:
     def raise_for_verdict(self) -> None:
         """Raise `QualityGateFailed` if too few rows succeeded. The good ones have landed."""
         if not self.report.passed:
-            raise QualityGateFailed(
+            failed = QualityGateFailed(
                 f"{self.report.verdict} The good rows are in {self.about.target}, the others in its failures table,"
                 " with the reason in _llm_error_message."
             )
+            failed.detail = self.report.words
+            raise failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +79,11 @@ class Finisher:
         samples = [key for one in landed[-1] for key in one.samples]
         verdict = gate(report, self.first.limits.min_success_ratio, samples=samples)
         if not verdict.passed:
-            verdict = replace(verdict, reason=" ".join((verdict.reason, *_refusals(shards))))
+            refused = _refusals(shards)
+            reason = " ".join((verdict.reason, *(told for told, _ in refused)))
+            verdict = replace(
+                verdict, reason=reason, words=" ".join(filter(None, (said for _, said in refused)))
+            )
         report = report.judged(verdict)
         about = self._about(rounds, _batch_ids(shards))
         stored = {
@@ -107,7 +113,7 @@ class Finisher:
         try:
             loose = sweep_ended(self.parts, self.folder)
         except ProviderError as error:  # the next run will
-            self.parts.warn(f"Batches that should not be there could not be looked for: {error}")
+            self.parts.warn(f"Batches that should not be there could not be looked for: {error.in_full}")
             loose = True
         if loose:
             Registers(workspace=self.parts.workspace).add_loose(self.first.provider, self.folder)
@@ -134,12 +140,13 @@ class Finisher:
         return f"Planned only: {self.first.requests:,} requests for {self.first.rows:,} rows would cost {dollars}."
 
 
-def _refusals(shards: Sequence[tuple[PlannedShard, Standing]]) -> list[str]:
-    """What the provider said of batches that it did not take, the most frequent first."""
-    said = Counter(standing.refused.reason for _, standing in shards if standing.refused is not None)
+def _refusals(shards: Sequence[tuple[PlannedShard, Standing]]) -> list[tuple[str, str]]:
+    """Why the provider did not take batches, the most frequent first: by code and status, and in its own words."""
+    refused = [standing.refused for _, standing in shards if standing.refused is not None]
+    words = {entry.reason: entry.detail for entry in refused}
     return [
-        f"The provider did not take {count:,} of {len(shards):,} batches: {reason}"
-        for reason, count in said.most_common(_REFUSALS)
+        (f"The provider did not take {count:,} of {len(shards):,} batches: {reason}", words[reason])
+        for reason, count in Counter(entry.reason for entry in refused).most_common(_REFUSALS)
     ]
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Self
 
 from airflow_batch_llm.core.headway import Headway
 from airflow_batch_llm.core.model import BatchStatus
+from airflow_batch_llm.core.printing import printable
 from airflow_batch_llm.stage.drive import complete
 from airflow_batch_llm.stage.finishing import Finished
 from airflow_batch_llm.stage.run import Pause, Run
@@ -54,7 +55,7 @@ class Progress:
 
     def say(self, message: str) -> None:
         """A line above the bar: for `Parts.say`."""
-        self._bars.console.print(message, markup=False, highlight=False)
+        self._bars.console.print(printable(message), markup=False, highlight=False)
 
     def on_pause(self, pause: Pause) -> None:
         """The run waits: for `complete`."""

@@ -127,4 +127,4 @@ class Run:
                 elif not other.is_at_provider():
                     other.land()
             except BatchLLMError as error:
-                self.parts.warn(f"The run {folder.path} could not be brought to its end: {error}")
+                self.parts.warn(f"The run {folder.path} could not be brought to its end: {error.in_full}")

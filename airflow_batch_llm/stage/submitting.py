@@ -97,12 +97,17 @@ class Submitter:
         try:
             return Created(batch_id=self.parts.provider.submit(self._file(shard), upload, lease))
         except Refused as error:
-            self.parts.warn(f"Shard {shard.number}: {error}")
-            return NotCreated(reason=str(error), final=True)
+            self.parts.warn(f"Shard {shard.number}: {error.in_full}")
+            return NotCreated(reason=str(error), final=True, detail=error.detail)
         except (Later, Unavailable) as error:
-            return NotCreated(reason=str(error), final=False, retry_after=error.retry_after or _RETRY_SECONDS)
+            return NotCreated(
+                reason=str(error),
+                final=False,
+                retry_after=error.retry_after or _RETRY_SECONDS,
+                detail=error.detail,
+            )
         except UnknownFate as error:
-            self.parts.warn(f"Shard {shard.number}: {error}")
+            self.parts.warn(f"Shard {shard.number}: {error.in_full}")
             return Unknown()
 
     def _find(self, shard: PlannedShard) -> Searched:

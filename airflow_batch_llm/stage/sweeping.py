@@ -76,7 +76,9 @@ class Sweeper:
         try:
             self.parts.provider.cancel(batch_id)
         except Refused as error:
-            self.parts.warn(f"Batch {batch_id}, which nobody waits for, could not be cancelled: {error}")
+            self.parts.warn(
+                f"Batch {batch_id}, which nobody waits for, could not be cancelled: {error.in_full}"
+            )
 
 
 def sweep_ended(parts: Parts, folder: RunFolder) -> bool:
@@ -98,7 +100,7 @@ def sweep_loose(parts: Parts) -> None:
         try:
             sweep_ended(parts, folder)
         except ProviderError as error:
-            parts.warn(f"The run {folder.path} could not be swept: {error}")
+            parts.warn(f"The run {folder.path} could not be swept: {error.in_full}")
         planned_at = next((plan.planned_at for plan in read_rounds(folder)), 0.0)
         if parts.clock() > planned_at + 2 * provider.limits.window_seconds:
             registers.drop_loose(provider.name, folder)

@@ -108,7 +108,7 @@ class LLMBatchTrigger(BaseTrigger):
                 await provider.acancel(batch_id)
                 self.log.info("Batch %s is cancelled, since its task has been given up.", batch_id)
             except BatchLLMError as error:
-                self.log.warning("Batch %s could not be cancelled: %s", batch_id, error)
+                self.log.warning("Batch %s could not be cancelled: %s", batch_id, error.in_full)
 
     async def cleanup(self) -> None:
         """Close the connections. The batches are left alone: another triggerer may be waiting for them already."""

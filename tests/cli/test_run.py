@@ -182,3 +182,27 @@ def _read_until(process: "subprocess.Popen[str]", words: str) -> None:
     assert process.stderr is not None
     while words not in (line := process.stderr.readline()):
         assert line, "the process has ended without saying it"
+
+
+def test_no_control_character_of_a_row_or_a_vendor_reaches_the_terminal(desk: Desk) -> None:
+    desk.ask(
+        "CREATE OR REPLACE TABLE tickets AS SELECT chr(27) || '[2J' || chr(155) || i AS id, 's' AS subject FROM range(3) t(i)"
+    )
+    desk.simulator.fault(
+        provider="anthropic",
+        kind="status",
+        endpoint="create",
+        status=400,
+        message="no \x1b]0;title\x07\x9b31m\u202e",
+        times=None,
+    )
+
+    plain, as_json = desk.run(), desk.run("--json")
+    looked = desk.command("inspect", str(desk.run_folder))
+
+    assert plain.returncode == as_json.returncode == 1
+    assert "It said: no" in plain.stderr
+    assert "\\u001b[2J" in plain.stdout, "the keys of rows are shown, and escaped"
+    orjson.loads(as_json.stdout)
+    for done in (plain, as_json, looked):
+        assert [char for char in done.stdout + done.stderr if char != "\n" and not char.isprintable()] == []

@@ -77,6 +77,8 @@ def test_an_error_says_what_to_do_next(failure: Failure, advice: str) -> None:
     assert advice in str(judge(failure, OPENAI, creating=True))
 
 
-def test_an_error_names_the_vendor_the_status_and_the_code_and_trims_the_message() -> None:
-    words = str(judge(Failure(status=400, code="bad", message="m" * 900), ANTHROPIC))
-    assert words == f"Anthropic answered 400: bad: {'m' * 500}."
+def test_an_error_names_the_vendor_the_status_and_the_code_and_keeps_the_vendors_words_apart() -> None:
+    error = judge(Failure(status=400, code="bad", message="Add a model."), ANTHROPIC)
+    assert str(error) == "Anthropic answered 400: bad."
+    assert (error.status, error.detail) == (400, "Add a model.")
+    assert error.in_full == "Anthropic answered 400: bad. It said: Add a model."

@@ -18,6 +18,7 @@ from airflow_batch_llm.providers.clients import open_stream, stream_lines
 from airflow_batch_llm.providers.failures import failure_of
 from airflow_batch_llm.providers.lines import parse_line
 from airflow_batch_llm.providers.listing import Lookup, Page, look_up
+from airflow_batch_llm.providers.redaction import saying
 from airflow_batch_llm.providers.steps import WORKER, Calls, Each, Judge, Patience, patiently
 
 BATCHES = "/v1/messages/batches"
@@ -69,7 +70,11 @@ def cancel(batch_id: str, patience: Patience) -> Calls[None]:
     def refused_or(error: Exception) -> Exception:
         failure = failure_of(error, sdk())
         if failure and failure.status == 409:
-            return Refused(f"Anthropic did not cancel batch {batch_id}: {failure.message}")
+            return saying(
+                Refused(f"Anthropic did not cancel batch {batch_id}: {failure.code or 'no reason given'}."),
+                status=failure.status,
+                detail=failure.message,
+            )
         return judged(error)
 
     try:

@@ -21,6 +21,7 @@ from airflow_batch_llm.providers.anthropic.encode import SAMPLING, message_line,
 from airflow_batch_llm.providers.anthropic.sdk import judged_creation, open_async_client, open_client
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.clients import Clients, create, stream_lines
+from airflow_batch_llm.providers.redaction import without
 from airflow_batch_llm.providers.steps import TRIGGER, WORKER, adrive, drive
 
 _HOST = "api.anthropic.com"
@@ -58,7 +59,7 @@ class AnthropicProvider:
         return LineTemplate.of(line)
 
     def decode(self, line: bytes) -> Result:
-        return decode(line)
+        return without(decode(line), self._access.secrets)
 
     def upload(self, shard: ShardFile) -> str:  # noqa: ARG002 - the requests go with the creation
         return ""

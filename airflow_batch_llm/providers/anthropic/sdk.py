@@ -7,6 +7,7 @@ from airflow_batch_llm.errors import InputError, MissingExtra, Refused
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.clients import unknown_option
 from airflow_batch_llm.providers.failures import Vendor, failure_of, judge
+from airflow_batch_llm.providers.redaction import detail
 
 VENDOR = Vendor(
     name="Anthropic",
@@ -46,7 +47,7 @@ def judged(error: Exception, *, creating: bool = False) -> Exception:
         return judge(failure, VENDOR, creating=creating)
     if isinstance(error, sdk().AnthropicError):
         # Raised by the SDK itself before it sent anything: no credentials, say, or a platform without the call.
-        return Refused(f"Anthropic's SDK refuses the call: {error}")
+        return Refused(f"Anthropic's SDK refuses the call: {detail(error)}")
     return error
 
 

@@ -11,6 +11,7 @@ from airflow_batch_llm.providers.failures import failure_of
 from airflow_batch_llm.providers.listing import Lookup, Page, look_up
 from airflow_batch_llm.providers.openai.encode import counted_body
 from airflow_batch_llm.providers.openai.sdk import judged, sdk
+from airflow_batch_llm.providers.redaction import saying, word
 from airflow_batch_llm.providers.steps import WORKER, Calls, Each, Judge, Patience, patiently
 
 BATCHES = "/batches"
@@ -54,9 +55,9 @@ def _reason(errors: Sequence[Mapping[str, Any]]) -> str:
     """Which codes at which lines. The messages may quote a row and stay out."""
     told = []
     for error in errors[:10]:
-        line, param = error.get("line"), error.get("param")
-        place = "".join([f" at line {line}" if line is not None else "", f" ({param})" if param else ""])
-        told.append(f"{error.get('code') or 'unknown'}{place}")
+        line, param = error.get("line"), word(error.get("param"))
+        place = "".join([f" at line {line}" if isinstance(line, int) else "", f" ({param})" if param else ""])
+        told.append(f"{word(error.get('code')) or 'unknown'}{place}")
     return "; ".join(told) or "the provider gives no reason"
 
 
@@ -94,7 +95,11 @@ def cancel(batch_id: str, patience: Patience) -> Calls[None]:
     def refused_or(error: Exception) -> Exception:
         failure = failure_of(error, sdk())
         if failure and failure.status == 409:
-            return Refused(f"OpenAI did not cancel batch {batch_id}: {failure.message}")
+            return saying(
+                Refused(f"OpenAI did not cancel batch {batch_id}: {failure.code or 'no reason given'}."),
+                status=failure.status,
+                detail=failure.message,
+            )
         return judged(error)
 
     try:

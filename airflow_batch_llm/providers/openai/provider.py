@@ -23,6 +23,7 @@ from airflow_batch_llm.providers.openai import flows
 from airflow_batch_llm.providers.openai.decode import decode
 from airflow_batch_llm.providers.openai.encode import EMBEDDINGS, endpoint_of, request_line
 from airflow_batch_llm.providers.openai.sdk import judged, judged_creation, open_async_client, open_client
+from airflow_batch_llm.providers.redaction import without
 from airflow_batch_llm.providers.steps import TRIGGER, WORKER, adrive, drive, patiently
 
 _HOST = "api.openai.com"
@@ -59,7 +60,7 @@ class OpenAIProvider:
         return LineTemplate.of(request_line(call, self.host))
 
     def decode(self, line: bytes) -> Result:
-        return decode(line)
+        return without(decode(line), self._access.secrets)
 
     def upload(self, shard: ShardFile) -> str:
         # An upload that was lost costs nothing and expires, so this may be repeated.

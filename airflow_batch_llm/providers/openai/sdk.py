@@ -6,6 +6,7 @@ from airflow_batch_llm.errors import InputError, MissingExtra, Refused
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.clients import unknown_option
 from airflow_batch_llm.providers.failures import Vendor, failure_of, judge
+from airflow_batch_llm.providers.redaction import detail
 
 VENDOR = Vendor(
     name="OpenAI",
@@ -42,7 +43,7 @@ def judged(error: Exception, *, creating: bool = False) -> Exception:
         return judge(failure, VENDOR, creating=creating)
     if isinstance(error, sdk().OpenAIError):
         # Raised by the SDK itself before it sent anything: no credentials, say, or a platform without the call.
-        return Refused(f"OpenAI's SDK refuses the call: {error}")
+        return Refused(f"OpenAI's SDK refuses the call: {detail(error)}")
     return error
 
 
@@ -55,9 +56,9 @@ def _opened(client_class: Any, access: Access) -> Any:
     options = {name: value for name, value in access.options.items() if name not in OWN_OPTIONS}
     try:
         return client_class(**{"api_key": access.api_key, "base_url": access.base_url, **options})
-    except sdk().OpenAIError as error:
+    except sdk().OpenAIError:
         raise InputError(
             "There is no key for OpenAI. Put it into the connection's password; where a server takes any, write any."
-        ) from error
+        ) from None
     except TypeError as error:
         raise unknown_option("OpenAI", error) from None

@@ -27,13 +27,13 @@ from airflow_batch_llm.core.model import (
 from airflow_batch_llm.core.request import LineTemplate
 from airflow_batch_llm.errors import Refused, ResultsGone, Unavailable
 from airflow_batch_llm.providers.base import Access
+from airflow_batch_llm.providers.redaction import saying
 from airflow_batch_llm.providers.steps import TRIGGER, WORKER, adrive, drive
 from airflow_batch_llm.providers.stillness import stillness
 from airflow_batch_llm.providers.vertex import flows, jobs
 from airflow_batch_llm.providers.vertex.clients import AsyncJobs, Jobs
 from airflow_batch_llm.providers.vertex.decode import decode
 from airflow_batch_llm.providers.vertex.encode import encode
-from airflow_batch_llm.providers.vertex.errors import http_code
 from airflow_batch_llm.providers.vertex.place import Place
 from airflow_batch_llm.providers.vertex.storage import Staging
 from airflow_batch_llm.providers.vertex.tokens import TokenCounter
@@ -107,8 +107,10 @@ class VertexProvider:
         except ResultsGone as error:
             raise ResultsGone(f"The answers of {batch_id} are gone: {error}") from error
         except Unavailable as error:
-            told = f"The answers of {batch_id} could not be read: {error}"
-            raise Unavailable(told, retry_after=error.retry_after) from error
+            unread = Unavailable(
+                f"The answers of {batch_id} could not be read: {error}", retry_after=error.retry_after
+            )
+            raise saying(unread, status=error.status, detail=error.detail) from error
 
     def _lines(self, batch_id: str) -> Iterator[bytes]:
         job = self._ended_job(batch_id)
@@ -123,7 +125,7 @@ class VertexProvider:
         try:
             job = drive(flows.look(batch_id, WORKER), self._open_jobs())
         except Refused as error:
-            if error.__cause__ is not None and http_code(error.__cause__) == 404:
+            if error.status == 404:
                 raise ResultsGone("Vertex no longer knows this job.") from error
             raise
         if jobs.status(job).state is BatchState.RUNNING:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from airflow_batch_llm.core.model import Lease
-from airflow_batch_llm.errors import InputError, Unavailable, UnknownFate
+from airflow_batch_llm.errors import InputError, Unavailable, UnknownFate, raise_alone
 from airflow_batch_llm.providers.lease import Sending
 from airflow_batch_llm.providers.vertex.errors import judge_creation, needing_extra
 from airflow_batch_llm.providers.vertex.jobs import Job, Page
@@ -91,7 +91,7 @@ class Jobs:
             verdict = judge_creation(error, sent=sending.whole)
             if verdict is error:
                 raise
-            raise verdict from error
+            raise_alone(verdict)
         if not created.name:
             raise UnknownFate("The answer to the creation names no job, which may exist all the same.")
         return str(created.name)

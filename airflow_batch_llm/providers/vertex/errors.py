@@ -16,9 +16,10 @@ from airflow_batch_llm.errors import (
     Refused,
     Unavailable,
     UnknownFate,
+    raise_alone,
 )
 from airflow_batch_llm.providers.lease import LeaseExpired
-from airflow_batch_llm.providers.lines import brief
+from airflow_batch_llm.providers.redaction import detail, saying, secrets_sent, word
 
 _ADVICE = {
     400: "Correct what the message names; the same call will be refused again.",
@@ -47,7 +48,7 @@ def judged() -> Iterator[None]:
         verdict = judge(error)
         if verdict is error:
             raise
-        raise verdict from error
+        raise_alone(verdict)
 
 
 @contextmanager
@@ -93,7 +94,13 @@ def _judged(error: Exception, *, sent: bool, creating: bool) -> Exception:
 
 
 def _answered(error: Exception, code: int, *, creating: bool) -> ProviderError:
-    told = f"Google answered {code}: {_message(error)}"
+    secrets = secrets_sent(error)
+    words = _ADDRESS.sub("", str(getattr(error, "message", None) or error))
+    return saying(_meaning(error, code, creating=creating), status=code, detail=detail(words, secrets))
+
+
+def _meaning(error: Exception, code: int, *, creating: bool) -> ProviderError:
+    told = f"Google answered {code}: {word(getattr(error, 'status', None)) or type(error).__name__}."
     if code == 429:
         return (Later if creating else Unavailable)(told, retry_after=_retry_after(error))
     if code < 500 and code not in _UNDECIDED:
@@ -105,17 +112,12 @@ def _answered(error: Exception, code: int, *, creating: bool) -> ProviderError:
     )
 
 
-def _message(error: Exception) -> str:
-    """The vendor's words as one sentence, without the address that google-api-core puts before them."""
-    told = _ADDRESS.sub("", str(getattr(error, "message", None) or error))
-    return f"{(brief(told) or 'no reason given').rstrip('. ')}."
-
-
 def _unauthorised(error: Exception) -> ProviderError:
     """No token, so no request: a token is fetched before anything is sent."""
     if getattr(error, "retryable", False) or type(error).__name__ == "TransportError":
         return Unavailable(f"Google's token service did not answer ({type(error).__name__}).")
-    return Refused(f"Google credentials could not be used ({brief(error)}). {_ADVICE[401]}")
+    refused = Refused(f"Google credentials could not be used ({type(error).__name__}). {_ADVICE[401]}")
+    return saying(refused, status=None, detail=detail(error))
 
 
 def _retry_after(error: Exception) -> float | None:

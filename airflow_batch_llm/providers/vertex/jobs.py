@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 
 from airflow_batch_llm.core.model import BatchState, BatchStatus, Outcome, Search, Sighting
+from airflow_batch_llm.providers.redaction import detail
 
 RUN_LABEL = "airflow_batch_llm_run"
 SHARD_LABEL = "airflow_batch_llm_shard"
@@ -33,7 +34,6 @@ _ADVICE = {
     7: "Grant the Vertex AI service agent of the project storage.objects.create and .get on the staging bucket.",
     9: "Look whether the staging bucket exists and lies in a location that Vertex can reach.",
 }
-_REASON_LENGTH = 300
 
 
 class _End(StrEnum):
@@ -97,6 +97,7 @@ def status(job: Job) -> BatchStatus:
         total=job.total,
         finished=job.finished,
         reason=_reason(job) if state is BatchState.REJECTED else None,
+        detail=_detail(job) if state is BatchState.REJECTED else "",
         later=state is BatchState.REJECTED and job.error_code in _PASSING,
         unmentioned=_unmentioned(job),
     )
@@ -119,12 +120,16 @@ def _state(job: Job) -> BatchState:
 
 
 def _reason(job: Job) -> str:
+    parts = [f"code {job.error_code}.", _ADVICE.get(job.error_code or 0, "")]
+    return " ".join(part for part in parts if part)
+
+
+def _detail(job: Job) -> str:
     # The importer quotes the values that it stumbled over, and those are row text.
     told = (
         re.sub(r"'[^']*'|\"[^\"]*\"", "'…'", job.error_message) if job.error_code == 3 else job.error_message
     )
-    parts = [f"code {job.error_code}: {told[:_REASON_LENGTH]}", _ADVICE.get(job.error_code or 0, "")]
-    return " ".join(part for part in parts if part)
+    return detail(told)
 
 
 def labels(token: str) -> dict[str, str]:

@@ -57,7 +57,7 @@ class Staging:
                 listed = list(self._client.list_blobs(bucket, prefix=f"{prefix.rstrip('/')}/"))
             except Exception as error:
                 if http_code(error) == 404:
-                    raise ResultsGone(f"The bucket {bucket!r}, which held the answers, is gone.") from error
+                    raise ResultsGone(f"The bucket {bucket!r}, which held the answers, is gone.") from None
                 raise
         return [blob for blob in listed if blob.name.endswith(".jsonl")]
 
@@ -93,5 +93,5 @@ def _read(reader: Any, name: str) -> bytes:
             return chunk
         except Exception as error:
             if http_code(error) == 404:
-                raise ResultsGone(f"The answer file {name!r} is gone.") from error
+                raise ResultsGone(f"The answer file {name!r} is gone.") from None
             raise

@@ -115,7 +115,8 @@ class TestVertex(ProviderContract):
         shard.path.write_bytes(b'{"request": {"contents": {}}}\n')
         status = bench.ended(bench.submit(shard))
         assert (status.state, status.later) == (BatchState.REJECTED, False)
-        assert "code 3: Failed to import data" in str(status.reason)
+        assert status.reason == "code 3. The request file was not accepted; the same file will not be."
+        assert "Failed to import data" in status.detail
 
     def test_the_deepest_schema_that_encode_lets_through_is_imported(self, bench: Bench) -> None:
         schema: dict[str, object] = {"type": "string"}
