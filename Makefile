@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export UV_SYSTEM_CERTS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup emulators demo airflow test e2e check format docs constraints bench matrix sdks databases clean
+.PHONY: help setup emulators demo airflow test e2e fuzz check format docs constraints bench matrix sdks databases clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -42,6 +42,9 @@ test: .venv/.stamp emulators ## run the tests
 e2e: .venv/.stamp ## kill, clear and fail what runs in a real Airflow, and look at the bill
 	@echo "e2e: a real Airflow on loopback, for about four minutes"
 	@$(PYTEST) tests/e2e
+
+fuzz: .venv/.stamp ## judge spoiled result lines for MINUTES minutes (10)
+	@$(BIN)/python -m tests.fuzz --minutes $(or $(MINUTES),10)
 
 check: .venv/.stamp ## check format, lint, types and the import rules
 	@echo "check: format" && $(BIN)/ruff format --quiet --check .

@@ -20,7 +20,7 @@ from airflow_batch_llm.core.output_type import AnswerKind, Column, OutputType
 from airflow_batch_llm.core.request import canonical
 from airflow_batch_llm.core.schema_rules import drop_added_nulls, walk
 
-_FENCED = re.compile(r"\s*```[a-zA-Z]*[ \t]*\n(.*?)\n?[ \t]*```\s*", re.DOTALL)
+_FENCE, _LANGUAGE = "```", re.compile(r"[a-zA-Z]*[ \t]*")
 _INT64 = range(-(2**63), 2**63)
 _MAX_MESSAGE = 300
 
@@ -77,7 +77,7 @@ class AnswerParser:
 
 
 def _text(text: str) -> Answer:
-    return Answer((_storable(text),))
+    return Answer((storable(text),))
 
 
 def _vector(text: str, dimensions: int | None) -> Answer | Invalid:
@@ -179,8 +179,11 @@ class _Json:
 
 def _unfenced(text: str) -> str:
     """The text without white space around it and without one code fence around all of it."""
-    fenced = _FENCED.fullmatch(text) if "```" in text else None
-    return (fenced[1] if fenced else text).strip()
+    bare = text.strip()
+    if not (bare.startswith(_FENCE) and bare.endswith(_FENCE)):
+        return bare
+    language, newline, inside = bare[len(_FENCE) : -len(_FENCE)].partition("\n")
+    return inside.strip() if newline and _LANGUAGE.fullmatch(language) else bare
 
 
 def _at(value: Any, path: tuple[str, ...]) -> Any:
@@ -210,9 +213,10 @@ def _not_a(column: Column) -> str:
     return f"The answer at {_place(column.path)} is not a {column.type.value} that a table can hold."
 
 
-def _storable(text: str) -> str:
-    """PostgreSQL and others cannot hold U+0000 in a text."""
-    return text.replace("\0", "\ufffd")
+def storable(text: str) -> str:
+    """The text as every database takes it: U+0000 and lone surrogates, which some cannot hold, become U+FFFD and `?`."""
+    whole = text if text.isascii() else text.encode(errors="replace").decode()
+    return whole.replace("\0", "\ufffd")
 
 
 def _integer(value: Any) -> int:
@@ -253,16 +257,16 @@ def _json(value: object) -> str:
 
 def _storable_within(value: object) -> object:
     if isinstance(value, str):
-        return _storable(value)
+        return storable(value)
     if isinstance(value, list):
         return [_storable_within(item) for item in value]
     if isinstance(value, dict):
-        return {_storable(name): _storable_within(item) for name, item in value.items()}
+        return {storable(name): _storable_within(item) for name, item in value.items()}
     return value
 
 
 _CONVERTERS: Mapping[ColumnType, Callable[[Any], object]] = {
-    ColumnType.STRING: _storable,
+    ColumnType.STRING: storable,
     ColumnType.INTEGER: _integer,
     ColumnType.NUMBER: _number,
     ColumnType.BOOLEAN: _boolean,

@@ -45,6 +45,10 @@ class ColumnType(StrEnum):
     VECTOR = "vector"  # a list of numbers: an embedding
 
 
+#: No answer has more tokens of one kind than this. Sums over a whole run stay within 64 bits.
+MOST_TOKENS = 10**9
+
+
 class Usage(NamedTuple):
     """Tokens of one answer. `input_tokens` and `output_tokens` are totals: the other three are parts of them.
 

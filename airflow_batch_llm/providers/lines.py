@@ -4,16 +4,24 @@ A line ends at the byte `\\n` and nowhere else: an answer may hold U+2028 or U+0
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
 import orjson
 
+from airflow_batch_llm.core.model import MOST_TOKENS
 from airflow_batch_llm.providers.redaction import redacted
 
-_MESSAGE_LENGTH = 500
+MESSAGE_LENGTH = 500
 _LINES_AT_ONCE = 100
+
+
+class UnusableUsage(ValueError):
+    """A line's token count is not a count: a text, a fraction, below zero, or more than any answer has."""
+
+    def __init__(self) -> None:
+        super().__init__("a token count of the line is not a count")
 
 
 def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -45,10 +53,17 @@ def parse_line(line: bytes) -> dict[str, Any]:
     try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError:
-        value = _without_lone_surrogates(json.loads(line))
+        value = _leniently(line)
     if isinstance(value, dict):
         return value
     raise ValueError("the line is not a JSON object")
+
+
+def _leniently(line: bytes) -> Any:
+    try:
+        return _without_lone_surrogates(json.loads(line))
+    except RecursionError:
+        raise ValueError("the line is nested too deeply") from None
 
 
 def _without_lone_surrogates(value: Any) -> Any:
@@ -66,4 +81,24 @@ def _without_lone_surrogates(value: Any) -> Any:
 
 def brief(message: object) -> str | None:
     """As much of a provider's message about a row as is kept, without keys; None if there is none."""
-    return redacted(str(message))[:_MESSAGE_LENGTH] if message else None
+    return redacted(str(message))[:MESSAGE_LENGTH] if message else None
+
+
+def tokens(usage: Mapping[str, Any], name: str) -> int:
+    """A token count of a line's usage, 0 where it has none. Raises `UnusableUsage`."""
+    count = usage.get(name)
+    if count is None:
+        return 0
+    if isinstance(count, float) and count.is_integer():
+        count = int(count)
+    if type(count) is not int or not 0 <= count <= MOST_TOKENS:
+        raise UnusableUsage
+    return count
+
+
+def part_of(usage: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """An object within a line's usage, empty where it has none. Raises `UnusableUsage`."""
+    part = usage.get(name) or {}
+    if not isinstance(part, Mapping):
+        raise UnusableUsage
+    return part

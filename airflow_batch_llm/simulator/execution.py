@@ -4,6 +4,7 @@ It runs in a worker thread, a chunk of rows at a time, so that nothing grows wit
 again from the first row: files are written anew and the batch's charges are forgotten first.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -180,15 +181,18 @@ def _with_odd(request: Request, text: str, odd: str) -> str:
 
 
 def _faulty_lines(line: bytes, fault: Fault | None) -> Sequence[bytes]:
-    if not line:
-        return ()
-    match fault.kind if fault else None:
+    if not line or fault is None:
+        return (line,) if line else ()
+    match fault.kind:
         case RowFault.MISSING:
             return ()
         case RowFault.DUPLICATED:
             return (line, line)
         case RowFault.BAD_LINE:
             return (line[: len(line) // 2],)
+        case RowFault.SPOILED:
+            put = (fault.text or "").encode()
+            return (re.sub((fault.find or "").encode(), lambda _: put, line, count=1),)
         case RowFault.SURROGATE:
             return (line.replace(_LONE.encode(), rb"\ud83d"),)
         case _:

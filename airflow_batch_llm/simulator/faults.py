@@ -50,6 +50,7 @@ class RowFault(StrEnum):
     MISSING = "missing"  # executed and charged, but in no result file
     DUPLICATED = "duplicated"  # its result line comes twice
     BAD_LINE = "bad_line"  # its result line is not JSON
+    SPOILED = "spoiled"  # in its result line, the first match of `find` becomes `text`
     FOREIGN = "foreign"  # its result bears another custom_id
     ODD = "odd"  # its answer holds U+2028, U+0085 and an emoji
     SURROGATE = "surrogate"  # its answer holds an escaped lone surrogate
@@ -86,6 +87,8 @@ class Fault(BaseModel):
     """A regular expression that the whole custom_id matches."""
     share: float = Field(default=0.0, ge=0, le=1)
     text: str | None = None
+    find: str | None = None
+    """A regular expression over the bytes of a result line."""
 
     @model_validator(mode="after")
     def _complete(self) -> "Fault":
@@ -93,6 +96,8 @@ class Fault(BaseModel):
             raise ValueError(f"a {self.kind} fault needs an endpoint")
         if isinstance(self.kind, RowFault) and (self.rows, self.every, self.custom_id) == (None, None, None):
             raise ValueError(f"a {self.kind} fault needs rows, every or custom_id")
+        if self.kind is RowFault.SPOILED and (self.find is None or self.text is None):
+            raise ValueError("a spoiled fault needs find and text")
         if self.kind is CallFault.CUT and (self.bytes is None) == (self.lines is None):
             raise ValueError("a cut fault needs either bytes or lines")
         return self

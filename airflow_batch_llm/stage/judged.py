@@ -13,6 +13,9 @@ from airflow_batch_llm.core.model import Outcome, Usage
 
 Values = tuple[Any, ...]
 
+#: The code of a line that names its request and says nothing else that can be used.
+UNREADABLE_LINE = "unreadable_line"
+
 
 class Bill(NamedTuple):
     """The tokens of one answer, and what they cost in a batch and in real time; None: no price of the model is known."""
@@ -30,6 +33,21 @@ class Failure:
     message: str | None = None
     excerpt: str | None = None
     retryable: bool = True
+
+
+class Verdict(NamedTuple):
+    """What one line says about one request. Exactly one of `values` and `failure` is set."""
+
+    request: int
+    outcome: Outcome
+    bill: Bill
+    model: str | None = None
+    values: Values | None = None
+    failure: Failure | None = None
+
+    @property
+    def is_readable(self) -> bool:
+        return self.failure is None or self.failure.code != UNREADABLE_LINE
 
 
 NO_BILL = Bill()
@@ -61,6 +79,19 @@ class Judged:
 
     def __len__(self) -> int:
         return len(self.outcomes)
+
+    def put(self, verdict: Verdict, batch_id: str) -> None:
+        """Enter what a line of this batch says about its request."""
+        request = verdict.request
+        self.outcomes[request] = verdict.outcome
+        self.values[request] = verdict.values
+        self.bills[request] = verdict.bill
+        self.models[request] = verdict.model
+        self.batch_ids[request] = batch_id
+        if verdict.failure is None:
+            self.failures.pop(request, None)
+        else:
+            self.failures[request] = verdict.failure
 
     def failure(self, request: int) -> Failure:
         """Why this request, which did not succeed, has no good answer."""

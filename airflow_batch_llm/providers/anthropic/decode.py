@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from airflow_batch_llm.core.model import Outcome, Result, Usage
-from airflow_batch_llm.providers.lines import brief, parse_line
+from airflow_batch_llm.providers.lines import brief, parse_line, part_of, tokens
 
 # A row's error that another batch may not meet.
 _RETRYABLE = frozenset({"api_error", "overloaded_error", "timeout_error", "rate_limit_error"})
@@ -44,7 +44,7 @@ def _answered(custom_id: str, message: Mapping[str, Any]) -> Result:
         custom_id=custom_id,
         outcome=outcome,
         text=text or None,
-        usage=_usage(message.get("usage") or {}),
+        usage=_usage(part_of(message, "usage")),
         model=message.get("model"),
         finish_reason=reason,
         error_code=code,
@@ -75,13 +75,12 @@ def _errored(custom_id: str, error: Mapping[str, Any]) -> Result:
 
 def _usage(usage: Mapping[str, Any]) -> Usage:
     # `input_tokens` is only what neither came from a cache nor went into one.
-    cached = usage.get("cache_read_input_tokens") or 0
-    written = usage.get("cache_creation_input_tokens") or 0
-    details = usage.get("output_tokens_details") or {}
+    cached = tokens(usage, "cache_read_input_tokens")
+    written = tokens(usage, "cache_creation_input_tokens")
     return Usage(
-        input_tokens=(usage.get("input_tokens") or 0) + cached + written,
+        input_tokens=tokens(usage, "input_tokens") + cached + written,
         cached_tokens=cached,
         cache_write_tokens=written,
-        output_tokens=usage.get("output_tokens") or 0,
-        reasoning_tokens=details.get("thinking_tokens") or 0,
+        output_tokens=tokens(usage, "output_tokens"),
+        reasoning_tokens=tokens(part_of(usage, "output_tokens_details"), "thinking_tokens"),
     )

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from airflow_batch_llm.core.model import Outcome, Result, Usage
-from airflow_batch_llm.providers.lines import brief, parse_line
+from airflow_batch_llm.providers.lines import brief, parse_line, part_of, tokens
 
 _NEVER_RUN = {"batch_expired": Outcome.EXPIRED, "batch_cancelled": Outcome.CANCELED}
 # 0 is what a row gets whose connection to the model was lost.
@@ -140,12 +140,12 @@ def _embedding(custom_id: str, body: Mapping[str, Any]) -> Result:
 
 
 def _usage(body: Mapping[str, Any], taken: str, taken_parts: str, given: str, given_parts: str) -> Usage:
-    usage = body.get("usage") or {}
-    inputs, outputs = usage.get(taken_parts) or {}, usage.get(given_parts) or {}
+    usage = part_of(body, "usage")
+    inputs, outputs = part_of(usage, taken_parts), part_of(usage, given_parts)
     return Usage(
-        usage.get(taken) or 0,
-        inputs.get("cached_tokens") or 0,
-        inputs.get("cache_write_tokens") or 0,
-        usage.get(given) or 0,
-        outputs.get("reasoning_tokens") or 0,
+        tokens(usage, taken),
+        tokens(inputs, "cached_tokens"),
+        tokens(inputs, "cache_write_tokens"),
+        tokens(usage, given),
+        tokens(outputs, "reasoning_tokens"),
     )

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from airflow_batch_llm.core.model import Outcome, Result, Usage
-from airflow_batch_llm.providers.lines import brief, parse_line
+from airflow_batch_llm.providers.lines import brief, parse_line, part_of, tokens
 from airflow_batch_llm.providers.vertex.encode import ID_LABEL
 
 _TRUNCATED = frozenset({"MAX_TOKENS"})
@@ -96,7 +96,7 @@ def _answered(custom_id: str, response: Mapping[str, Any]) -> Result:
         custom_id=custom_id,
         outcome=outcome,
         text=text or None,
-        usage=_usage(response.get("usageMetadata") or {}),
+        usage=_usage(part_of(response, "usageMetadata")),
         model=response.get("modelVersion"),
         finish_reason=reason,
         error_code=code,
@@ -128,11 +128,11 @@ def _explanation(response: Mapping[str, Any], candidate: Mapping[str, Any]) -> s
 
 
 def _usage(usage: Mapping[str, Any]) -> Usage:
-    thought = int(usage.get("thoughtsTokenCount") or 0)
+    thought = tokens(usage, "thoughtsTokenCount")
     return Usage(
-        input_tokens=int(usage.get("promptTokenCount") or 0) + int(usage.get("toolUsePromptTokenCount") or 0),
-        cached_tokens=int(usage.get("cachedContentTokenCount") or 0),
+        input_tokens=tokens(usage, "promptTokenCount") + tokens(usage, "toolUsePromptTokenCount"),
+        cached_tokens=tokens(usage, "cachedContentTokenCount"),
         # Vertex counts thoughts beside the candidates; both are billed as output.
-        output_tokens=int(usage.get("candidatesTokenCount") or 0) + thought,
+        output_tokens=tokens(usage, "candidatesTokenCount") + thought,
         reasoning_tokens=thought,
     )
