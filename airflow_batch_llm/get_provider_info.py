@@ -63,6 +63,37 @@ def _config() -> dict[str, Any]:
                     "example": None,
                     "default": "False",
                 },
+                "sdk_logs": {
+                    "description": (
+                        "Whether the SDKs and drivers may log below WARNING in our tasks and triggers. At DEBUG they "
+                        "log keys, whole prompts and answers: switch it on only to look for a fault."
+                    ),
+                    "version_added": "0.1.0",
+                    "type": "boolean",
+                    "example": None,
+                    "default": "False",
+                },
+                "allow_insecure_base_url": {
+                    "description": (
+                        "Whether a connection may lead to http:// on another machine, or to a link-local address. Keys "
+                        "and prompts then travel unencrypted: for a gateway inside your own network. The extra "
+                        "allow_insecure_base_url of a connection says so for that one."
+                    ),
+                    "version_added": "0.1.0",
+                    "type": "boolean",
+                    "example": None,
+                    "default": "False",
+                },
+                "hook_params": {
+                    "description": (
+                        "More names that *_hook_params may have, separated by commas, for a hook or a warehouse "
+                        "adapter of your own. What stands there is readable in XCom and in the run folder."
+                    ),
+                    "version_added": "0.1.0",
+                    "type": "string",
+                    "example": "catalog, http_path",
+                    "default": None,
+                },
                 "default_max_cost_usd": {
                     "description": "What one run of a stage may cost at most where it sets no max_cost_usd.",
                     "version_added": "0.1.0",

@@ -1,5 +1,6 @@
 """How a command ends, so that a shell or a scheduler knows whether to repeat it."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -8,6 +9,10 @@ import typer
 
 from airflow_batch_llm.commands.printing import say
 from airflow_batch_llm.errors import BatchLLMError, DeadlinePassed, QualityGateFailed
+from airflow_batch_llm.stage.quiet import quiet_process
+
+#: The switch of Airflow's configuration, which a shell can set, too.
+_SDK_LOGS = "AIRFLOW__BATCH_LLM__SDK_LOGS"
 
 
 class ExitCode(IntEnum):
@@ -30,6 +35,8 @@ def exit_code(error: BatchLLMError) -> ExitCode:
 @contextmanager
 def ends_with_a_code() -> Iterator[None]:
     """Turn errors of ours into a message on standard error and an exit code; other errors are bugs and show as such."""
+    if os.environ.get(_SDK_LOGS, "").lower() not in ("1", "t", "true"):
+        quiet_process()
     try:
         yield
     except BatchLLMError as error:

@@ -24,7 +24,7 @@ from airflow_batch_llm.hooks.arguments import is_deferrable, seconds, settling_s
 from airflow_batch_llm.hooks.failures import translated_errors
 from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.hooks.llm import llm_provider
-from airflow_batch_llm.hooks.quiet import quiet_http
+from airflow_batch_llm.hooks.quiet import quiet_sdks
 from airflow_batch_llm.hooks.workspace import open_workspace
 from airflow_batch_llm.links.console import BatchConsoleLink
 from airflow_batch_llm.operators.alarm import Alarm
@@ -99,6 +99,7 @@ class RunOperator(BaseOperator):
 
     def execute(self, context: Context) -> Any:
         """Go on from where the run folders say that the runs are."""
+        quiet_sdks()
         self._task_key = TaskKey.of(context["ti"])
         with translated_errors():
             self._handles = tuple(self.handles(context))
@@ -154,7 +155,7 @@ class RunOperator(BaseOperator):
     @contextmanager
     def opened(self, context: Context, handle: RunHandle) -> Iterator["Run"]:
         """A run for as long as it is worked on."""
-        quiet_http()
+        quiet_sdks()
         with tempfile.TemporaryDirectory(prefix="batch-llm-") as spool:
             run = self.open_run(context, handle, Path(spool))
             try:

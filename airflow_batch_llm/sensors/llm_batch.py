@@ -15,7 +15,7 @@ from airflow_batch_llm.hooks.arguments import one_of, settling_seconds, texts, w
 from airflow_batch_llm.hooks.failures import translated_errors
 from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.hooks.llm import llm_provider
-from airflow_batch_llm.hooks.quiet import quiet_http
+from airflow_batch_llm.hooks.quiet import quiet_sdks
 from airflow_batch_llm.links.console import BatchConsoleLink
 from airflow_batch_llm.sensors.deferrable import DeferrableSensor
 from airflow_batch_llm.triggers.llm_batch import LLMBatchTrigger
@@ -62,7 +62,7 @@ class LLMBatchSensor(DeferrableSensor):
 
     def poke(self, context: Context) -> bool:  # noqa: ARG002 - Airflow's signature
         """Look once."""
-        quiet_http()
+        quiet_sdks()
         with translated_errors():
             asked = self._asked()
             if not asked["batch_ids"]:

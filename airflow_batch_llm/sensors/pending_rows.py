@@ -12,6 +12,7 @@ from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.hooks.arguments import number, one_of, seconds, without_secrets
 from airflow_batch_llm.hooks.failures import translated_errors
 from airflow_batch_llm.hooks.pending import PendingRows
+from airflow_batch_llm.hooks.quiet import quiet_sdks
 from airflow_batch_llm.sensors.deferrable import DeferrableSensor
 from airflow_batch_llm.triggers.pending_rows import PendingRowsTrigger
 
@@ -61,6 +62,7 @@ class PendingRowsSensor(DeferrableSensor):
 
     def poke(self, context: Context) -> bool:  # noqa: ARG002 - Airflow's signature
         """Count once."""
+        quiet_sdks()
         pending = self._pending()
         with translated_errors():
             waiting = pending.count()

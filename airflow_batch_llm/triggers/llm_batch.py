@@ -18,7 +18,7 @@ from airflow_batch_llm.core.headway import Headway
 from airflow_batch_llm.core.waiting import Cancel, Check, Reply, Sleep, Watch, Wish, adrive, waiting
 from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.hooks.llm import llm_provider
-from airflow_batch_llm.hooks.quiet import quiet_http_here
+from airflow_batch_llm.hooks.quiet import quiet_sdks_here
 from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.triggers.abandonment import TaskKey, is_given_up
 
@@ -67,7 +67,7 @@ class LLMBatchTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        quiet_http_here()
+        quiet_sdks_here()
         wake = await adrive(waiting(self.watch, time.time, random.random), self._perform)
         self.log.info("Looking at the run again: %s.", wake)
         # Nothing slow may follow the event: Airflow would take it for a kill.

@@ -11,6 +11,7 @@ from asgiref.sync import sync_to_async
 from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.hooks.arguments import settling_seconds
 from airflow_batch_llm.hooks.pending import PendingRows
+from airflow_batch_llm.hooks.quiet import quiet_sdks_here
 
 
 class PendingRowsTrigger(BaseTrigger):
@@ -32,6 +33,7 @@ class PendingRowsTrigger(BaseTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
+        quiet_sdks_here()
         # The sensor has just counted, and its worker must have left before the task may be woken.
         await asyncio.sleep(max(self.poll_interval, settling_seconds()))
         while not await self._is_enough():  # noqa: ASYNC110 - it is a database that is asked

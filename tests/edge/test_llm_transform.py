@@ -12,7 +12,6 @@ from airflow.sdk import DAG, Asset, AssetAlias, task
 
 from airflow_batch_llm.core.selection import Only
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.hooks.quiet import quiet_http
 from airflow_batch_llm.operators import llm_transform, outcome
 from airflow_batch_llm.operators.outcome import add_to_assets
 from airflow_batch_llm.operators.stage import stage_of
@@ -59,12 +58,6 @@ def test_the_log_tells_of_rows_dollars_and_times_and_of_no_http_requests(
     assert log.tells("The run's time ends at")
     assert log.tells("looked at again in")
     assert world.simulator.url not in caplog.text
-
-
-def test_a_level_that_somebody_has_set_is_kept() -> None:
-    logging.getLogger("httpx").setLevel(logging.DEBUG)
-    quiet_http()
-    assert logging.getLogger("httpx").level == logging.DEBUG
 
 
 def test_a_second_run_pays_for_the_changed_row_only(world: World, run: Run) -> None:
