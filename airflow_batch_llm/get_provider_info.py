@@ -42,67 +42,66 @@ def _config() -> dict[str, Any]:
     return {
         "batch_llm": {
             "description": "Defaults of the batch stages. An argument of an operator wins over them.",
-            "options": {
-                "workspace": {
-                    "description": (
-                        "URI of the folder that holds the run folders: plans, journals, results and reports. "
-                        "Every worker must reach it. Unset, it is allowed only where all tasks share a disk."
-                    ),
-                    "version_added": "0.1.0",
-                    "type": "string",
-                    "example": "gs://my-bucket/batch-llm",
-                    "default": None,
-                },
-                "shared_workspace": {
-                    "description": (
-                        "Whether a workspace on a local path is a mount that every worker shares. Without it, such "
-                        "a workspace is refused under an executor that spreads tasks over machines."
-                    ),
-                    "version_added": "0.1.0",
-                    "type": "boolean",
-                    "example": None,
-                    "default": "False",
-                },
-                "sdk_logs": {
-                    "description": (
-                        "Whether the SDKs and drivers may log below WARNING in our tasks and triggers. At DEBUG they "
-                        "log keys, whole prompts and answers: switch it on only to look for a fault."
-                    ),
-                    "version_added": "0.1.0",
-                    "type": "boolean",
-                    "example": None,
-                    "default": "False",
-                },
-                "allow_insecure_base_url": {
-                    "description": (
-                        "Whether a connection may lead to http:// on another machine, or to a link-local address. Keys "
-                        "and prompts then travel unencrypted: for a gateway inside your own network. The extra "
-                        "allow_insecure_base_url of a connection says so for that one."
-                    ),
-                    "version_added": "0.1.0",
-                    "type": "boolean",
-                    "example": None,
-                    "default": "False",
-                },
-                "hook_params": {
-                    "description": (
-                        "More names that *_hook_params may have, separated by commas, for a hook or a warehouse "
-                        "adapter of your own. What stands there is readable in XCom and in the run folder."
-                    ),
-                    "version_added": "0.1.0",
-                    "type": "string",
-                    "example": "catalog, http_path",
-                    "default": None,
-                },
-                "default_max_cost_usd": {
-                    "description": "What one run of a stage may cost at most where it sets no max_cost_usd.",
-                    "version_added": "0.1.0",
-                    "type": "float",
-                    "example": None,
-                    "default": "25.0",
-                },
-            },
+            "options": {**_places(), **_guards()},
         }
+    }
+
+
+def _places() -> dict[str, Any]:
+    """Where runs are kept."""
+    return {
+        "workspace": _option(
+            "URI of the folder that holds the run folders: plans, journals, results and reports. "
+            "Every worker must reach it. Unset, it is allowed only where all tasks share a disk.",
+            "string",
+            example="gs://my-bucket/batch-llm",
+        ),
+        "shared_workspace": _option(
+            "Whether a workspace on a local path is a mount that every worker shares. Without it, such "
+            "a workspace is refused under an executor that spreads tasks over machines.",
+            "boolean",
+            default="False",
+        ),
+    }
+
+
+def _guards() -> dict[str, Any]:
+    """What a run may cost, and what may leave it."""
+    return {
+        "default_max_cost_usd": _option(
+            "What one run of a stage may cost at most where it sets no max_cost_usd.", "float", default="25.0"
+        ),
+        "sdk_logs": _option(
+            "Whether SDKs and drivers may log below WARNING in our tasks and triggers. At DEBUG they log "
+            "keys, whole prompts and answers: switch it on only to look for a fault.",
+            "boolean",
+            default="False",
+        ),
+        "allow_insecure_base_url": _option(
+            "Whether a connection may lead to http:// on another machine, or to a link-local address. Keys "
+            "and prompts then travel unencrypted: for a gateway inside your own network. An extra of the "
+            "same name says so for one connection.",
+            "boolean",
+            default="False",
+        ),
+        "hook_params": _option(
+            "More names that the hook params of operators may have, separated by commas, for a hook or a "
+            "warehouse adapter of your own. Their values are readable in XCom and in the run folder.",
+            "string",
+            example="catalog, http_path",
+        ),
+    }
+
+
+def _option(
+    description: str, kind: str, *, default: str | None = None, example: str | None = None
+) -> dict[str, Any]:
+    return {
+        "description": description,
+        "version_added": "0.1.0",
+        "type": kind,
+        "example": example,
+        "default": default,
     }
 
 

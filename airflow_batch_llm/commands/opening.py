@@ -90,7 +90,12 @@ class Opening:
                 f"The environment variable {section.api_key_env} holds a control character, white space at an end, or a"
                 " letter that HTTP does not allow. Set it to the key alone."
             )
-        access = Access(api_key=key, base_url=section.base_url, options=section.options)
+        access = Access(
+            api_key=key,
+            base_url=section.base_url,
+            options=section.options,
+            allow_insecure=section.allow_insecure_base_url,
+        )
         return connect(self.spec.model_id.partition(":")[0], access)
 
     def source(self, target: Warehouse) -> Reads:

@@ -43,6 +43,9 @@ class ProviderSection(_Section):
     """How the provider is reached."""
 
     base_url: str | None = None  # None: the vendor's own
+    allow_insecure_base_url: bool = (
+        False  # also http:// on another machine, where keys and prompts travel in clear
+    )
     api_key_env: str | None = None  # None: the variable that the vendor's SDK reads
     options: dict[str, Any] = Field(
         default_factory=dict

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from airflow.providers.common.compat.sdk import conf
 from airflow.sdk import Connection
 
 from airflow_batch_llm.errors import InputError
@@ -14,7 +15,20 @@ _SENT_EXTRAS = ("api_key", "anthropic_client_kwargs", "openai_client_kwargs")
 
 def plain_access(connection: Connection, hook_params: Mapping[str, Any]) -> Access:
     """A key and a host; `hook_params` are options of the SDK's client."""
-    return Access(api_key=connection.password or None, base_url=base_url(connection), options=hook_params)
+    return Access(
+        api_key=connection.password or None,
+        base_url=base_url(connection),
+        options=hook_params,
+        allow_insecure=is_insecure_allowed(connection),
+    )
+
+
+def is_insecure_allowed(connection: Connection) -> bool:
+    """Whether the connection, or Airflow's configuration, allows keys and rows to travel unencrypted."""
+    given = connection.extra_dejson.get("allow_insecure_base_url")
+    if given is None or given == "":
+        return bool(conf.getboolean("batch_llm", "allow_insecure_base_url", fallback=False))
+    return str(given).lower() in ("1", "t", "true", "yes")
 
 
 def base_url(connection: Connection) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 from airflow.sdk import Connection
 
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.hooks.access import base_url
+from airflow_batch_llm.hooks.access import base_url, is_insecure_allowed
 from airflow_batch_llm.providers.base import Access
 
 
@@ -22,6 +22,7 @@ def anthropic_access(connection: Connection, hook_params: Mapping[str, Any]) -> 
             api_key=options.pop("api_key", None) or connection.password or None,
             base_url=options.pop("base_url", None) or base_url(connection),
             options=options,
+            allow_insecure=is_insecure_allowed(connection),
         )
     if hook_params:
         raise InputError(

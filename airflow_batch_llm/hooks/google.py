@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from airflow.sdk import Connection
 
 from airflow_batch_llm.errors import InputError, MissingExtra
+from airflow_batch_llm.hooks.access import is_insecure_allowed
 from airflow_batch_llm.providers.base import Access
 
 _OPTIONS = ("staging", "location", "project", "base_url")
@@ -23,13 +24,14 @@ def google_access(connection: Connection, hook_params: Mapping[str, Any]) -> Acc
     if url is None or (urlsplit(url).hostname or "").endswith(".googleapis.com"):
         credentials, project = _hook(connection, hook_params).get_credentials_and_project_id()
         options = {"project": project, **options, "credentials": credentials}
-    return Access(base_url=url, options=options)
+    return Access(base_url=url, options=options, allow_insecure=is_insecure_allowed(connection))
 
 
 def pydantic_vertex_access(connection: Connection, hook_params: Mapping[str, Any]) -> Access:
     """common.ai's connection: project and location; the credentials are the environment's."""
     options = _options(connection, hook_params)
-    return Access(base_url=options.pop("base_url", None), options=options)
+    url = options.pop("base_url", None)
+    return Access(base_url=url, options=options, allow_insecure=is_insecure_allowed(connection))
 
 
 def _options(connection: Connection, hook_params: Mapping[str, Any]) -> dict[str, Any]:

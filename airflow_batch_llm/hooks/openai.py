@@ -9,7 +9,7 @@ from typing import Any
 from airflow.sdk import Connection
 
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.hooks.access import base_url
+from airflow_batch_llm.hooks.access import base_url, is_insecure_allowed
 from airflow_batch_llm.providers.base import Access
 
 
@@ -20,9 +20,15 @@ def openai_access(connection: Connection, hook_params: Mapping[str, Any]) -> Acc
     api_key = options.pop("api_key", None) or connection.password or None
     url = options.pop("base_url", None) or base_url(connection)
     if extra.get("auth_type", "api_key") == "api_key":
-        return Access(api_key=api_key, base_url=url, options=options)
+        return Access(
+            api_key=api_key,
+            base_url=url,
+            options=options,
+            allow_insecure=is_insecure_allowed(connection),
+        )
     return Access(
         base_url=url,
+        allow_insecure=is_insecure_allowed(connection),
         options=options,
         client=lambda: _hook(connection.conn_id).get_conn(),
         async_client=lambda: _async_client(connection),

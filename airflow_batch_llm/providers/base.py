@@ -20,6 +20,7 @@ from airflow_batch_llm.core.model import (
 )
 from airflow_batch_llm.core.request import LineTemplate
 from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.providers.reach import check_base_url
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +36,12 @@ class Access:
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     client: Callable[[], Any] | None = field(default=None, repr=False)
     async_client: Callable[[], Any] | None = field(default=None, repr=False)
+    allow_insecure: bool = False
+    """Whether `base_url` may be http:// on another machine, or a link-local address. Default: False."""
 
     def __post_init__(self) -> None:
+        if self.base_url:
+            check_base_url(self.base_url, allow_insecure=self.allow_insecure)
         if self.api_key is not None and not is_sendable(self.api_key):
             raise InputError(
                 "The API key holds a control character, white space at an end, or a letter that HTTP does not allow."

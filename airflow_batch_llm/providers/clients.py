@@ -15,6 +15,7 @@ from airflow_batch_llm.core.model import Lease
 from airflow_batch_llm.errors import InputError, Unavailable, UnknownFate, raise_alone
 from airflow_batch_llm.providers.lease import Sending
 from airflow_batch_llm.providers.lines import split_lines
+from airflow_batch_llm.providers.reach import keep_to
 from airflow_batch_llm.providers.steps import Judge
 from airflow_batch_llm.providers.stillness import stillness
 
@@ -101,6 +102,7 @@ class Clients:
 
 
 def _patient(client: Any) -> Any:
+    keep_to(client._client, str(client.base_url))
     return client.with_options(max_retries=0, timeout=CALL_TIMEOUT)
 
 

@@ -99,3 +99,20 @@ def test_a_key_that_no_header_can_carry_is_refused_by_its_fields_name(
         llm_provider("llm", f"{provider}:m")
 
     assert key not in text_of(refused.value)
+
+
+def test_a_gateway_without_encryption_is_reached_where_its_connection_allows_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields: dict[str, Any] = {"conn_type": "openai", "host": "http://gateway.internal/v1", "password": "any"}
+    monkeypatch.setenv("AIRFLOW_CONN_LLM", json.dumps(fields))
+    with pytest.raises(InputError, match="gateway.internal over http://.*allow_insecure_base_url"):
+        llm_provider("llm", "openai:m")
+
+    allowed = {**fields, "extra": {"allow_insecure_base_url": True}}
+    monkeypatch.setenv("AIRFLOW_CONN_LLM", json.dumps(allowed))
+    assert llm_provider("llm", "openai:m").host == "gateway.internal"
+
+    monkeypatch.setenv("AIRFLOW_CONN_LLM", json.dumps(fields))
+    monkeypatch.setenv("AIRFLOW__BATCH_LLM__ALLOW_INSECURE_BASE_URL", "True")
+    assert llm_provider("llm", "openai:m").host == "gateway.internal"

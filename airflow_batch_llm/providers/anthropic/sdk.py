@@ -3,7 +3,7 @@
 import contextlib
 from typing import Any
 
-from airflow_batch_llm.errors import InputError, MissingExtra, Refused
+from airflow_batch_llm.errors import InputError, MissingExtra, ProviderError, Refused
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.clients import unknown_option
 from airflow_batch_llm.providers.failures import Vendor, failure_of, judge
@@ -43,6 +43,8 @@ def open_async_client(access: Access) -> Any:
 
 def judged(error: Exception, *, creating: bool = False) -> Exception:
     """An SDK's error in the package's tree; another's as it is."""
+    if isinstance(error.__cause__, ProviderError):  # raised by us while the SDK was sending
+        return error.__cause__
     if failure := failure_of(error, sdk()):
         return judge(failure, VENDOR, creating=creating)
     if isinstance(error, sdk().AnthropicError):

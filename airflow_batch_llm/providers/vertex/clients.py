@@ -11,6 +11,7 @@ from typing import Any
 from airflow_batch_llm.core.model import Lease
 from airflow_batch_llm.errors import InputError, Unavailable, UnknownFate, raise_alone
 from airflow_batch_llm.providers.lease import Sending
+from airflow_batch_llm.providers.reach import keep_session
 from airflow_batch_llm.providers.vertex.errors import judge_creation, needing_extra
 from airflow_batch_llm.providers.vertex.jobs import Job, Page
 from airflow_batch_llm.providers.vertex.place import Place
@@ -50,6 +51,8 @@ class Jobs:
             transport="rest",
             client_options=ClientOptions(api_endpoint=place.endpoint),
         )
+        transport: Any = client.transport  # its session is not public
+        keep_session(transport._session)
         return cls(client, place)
 
     def get(self, name: str) -> Job:

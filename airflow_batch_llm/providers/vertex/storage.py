@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from airflow_batch_llm.errors import ResultsGone, Unavailable
 from airflow_batch_llm.providers.lines import split_lines
+from airflow_batch_llm.providers.reach import keep_session
 from airflow_batch_llm.providers.vertex.errors import http_code, judged, needing_extra
 from airflow_batch_llm.providers.vertex.place import Place
 
@@ -27,7 +28,9 @@ class Staging:
     def open(cls, place: Place) -> "Staging":
         with needing_extra():
             from google.cloud.storage import Client
-        return cls(Client(project=place.project, credentials=place.credentials))
+        client: Any = Client(project=place.project, credentials=place.credentials)
+        keep_session(client._http)
+        return cls(client)
 
     def upload(self, file: Path, folder: str) -> str:
         """Stream a local file into a new folder below this one; returns its URI."""

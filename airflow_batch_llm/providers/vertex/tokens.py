@@ -5,6 +5,7 @@ from typing import Any
 import orjson
 
 from airflow_batch_llm.core.model import Call
+from airflow_batch_llm.providers.reach import keep_session
 from airflow_batch_llm.providers.steps import WORKER, drive, patiently
 from airflow_batch_llm.providers.vertex.encode import generate_content
 from airflow_batch_llm.providers.vertex.errors import judge, needing_extra
@@ -32,6 +33,8 @@ class TokenCounter:
             transport="rest",
             client_options=ClientOptions(api_endpoint=place.endpoint),
         )
+        transport: Any = client.transport  # its session is not public
+        keep_session(transport._session)
         return cls(client, place)
 
     def count(self, call: Call, prompt: str) -> int:
