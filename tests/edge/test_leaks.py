@@ -106,7 +106,7 @@ def test_a_gateway_without_encryption_is_reached_where_its_connection_allows_it(
 ) -> None:
     fields: dict[str, Any] = {"conn_type": "openai", "host": "http://gateway.internal/v1", "password": "any"}
     monkeypatch.setenv("AIRFLOW_CONN_LLM", json.dumps(fields))
-    with pytest.raises(InputError, match="gateway.internal over http://.*allow_insecure_base_url"):
+    with pytest.raises(InputError, match=r"gateway\.internal over http://.*allow_insecure_base_url"):
         llm_provider("llm", "openai:m")
 
     allowed = {**fields, "extra": {"allow_insecure_base_url": True}}
