@@ -85,7 +85,7 @@ def _scalar_text(value: object) -> str:
     if isinstance(value, date | time):
         return value.isoformat()
     if isinstance(value, timedelta):
-        return _duration_text(value)
+        return duration_text(value)
     if isinstance(value, UUID):
         return str(value)
     raise TypeError(f"a value of type {type(value).__name__} has no text form")
@@ -105,7 +105,8 @@ def _timestamp_text(value: datetime) -> str:
     return value.astimezone(UTC).replace(tzinfo=None).isoformat() + "Z"
 
 
-def _duration_text(value: timedelta) -> str:
+def duration_text(value: timedelta) -> str:
+    """A length of time in the words of ISO 8601, in seconds alone: `PT86400S`."""
     seconds = Decimal(value.days * 86_400 + value.seconds) + Decimal(value.microseconds).scaleb(-6)
     sign = "-" if seconds < 0 else ""
     whole = format(abs(seconds), "f")

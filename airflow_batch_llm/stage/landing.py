@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from airflow_batch_llm.core.attempts import Verdict, after_failure, after_rejection
 from airflow_batch_llm.core.model import Outcome
+from airflow_batch_llm.stage.carried import restored
 from airflow_batch_llm.stage.judged import Failure, Judged
 from airflow_batch_llm.stage.spool import ATTEMPTS, INPUT_HASH, PROBLEM, REQUEST, SHARED
 from airflow_batch_llm.warehouses.base import Target
@@ -124,7 +125,7 @@ class Lander:
 
     def _answer_rows(self, rows: pa.RecordBatch) -> pa.RecordBatch:
         requests = rows.column(REQUEST)
-        columns = {name: rows.column(name) for name in (*self._target.key.names, *self._target.carried.names)}
+        columns = _named(restored(rows, pa.schema([*self._target.key, *self._target.carried])))
         columns |= {name: values.take(requests) for name, values in self._answers.items()}
         columns |= self._bookkeeping(rows)
         return _arranged(columns, self._target.answer_columns)
@@ -140,7 +141,7 @@ class Lander:
             )
         ]
         self._count(rows, outcomes, verdicts, tally)
-        columns = {name: rows.column(name) for name in self._target.key.names}
+        columns = _named(restored(rows, self._target.key))
         columns |= {
             "_llm_outcome": texts([str(outcome) for outcome in outcomes]),
             "_llm_error_code": texts([failure.code for failure in failures]),
@@ -165,7 +166,7 @@ class Lander:
                 if not repeats:
                     tally.again.append((request, outcome))
         wanted = rows.slice(0, max(0, SAMPLES - len(tally.samples)))
-        tally.samples += sample_keys(wanted.select(self._target.key.names))
+        tally.samples += sample_keys(restored(wanted, self._target.key))
 
     def _verdict(self, outcome: Outcome, failure: Failure, attempts: int) -> Verdict:
         if self._stamp.rejected:
@@ -208,11 +209,15 @@ def unsendable_failures(rows: pa.RecordBatchReader, target: Target, stamp: Stamp
                 "_llm_model": pa.repeat(text(stamp.model), count),
                 "_llm_shared": flags([False] * count),
             }
-            columns |= {name: batch.column(name) for name in target.key.names}
+            columns |= _named(restored(batch, target.key))
             absent = {name: pa.nulls(count, kind) for name, kind in _NOT_SENT}
             yield _arranged(absent | columns, target.failure_columns)
 
     return pa.RecordBatchReader.from_batches(target.failure_columns, failures())
+
+
+def _named(rows: pa.RecordBatch) -> dict[str, pa.Array]:
+    return dict(zip(rows.schema.names, rows.columns, strict=True))
 
 
 def no_rows(schema: pa.Schema) -> pa.RecordBatchReader:

@@ -24,6 +24,7 @@ from airflow_batch_llm.core.spec import Spec, spec_hash
 from airflow_batch_llm.errors import BudgetExceeded, InputError, SourceError
 from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.stage.budget import Quote, affordable
+from airflow_batch_llm.stage.carried import carried_schema, key_schema, restored
 from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.landing import SAMPLES, sample_keys
 from airflow_batch_llm.stage.plan import Plan, RunLimits, new_run_token
@@ -142,8 +143,8 @@ class Planner:
         return Target(
             table=shape.target,
             failures=shape.failures_table,
-            key=pa.schema([schema.field(name) for name in self.stage.key]),
-            carried=pa.schema([schema.field(name) for name in shape.carry if name not in self.stage.key]),
+            key=key_schema(schema, self.stage.key),
+            carried=carried_schema(schema, [name for name in shape.carry if name not in self.stage.key]),
             answer=pa.schema([(c.name, ARROW_TYPES[c.type]) for c in resolved.output_type.columns]),
             write_mode=shape.write_mode,
             on_schema_change=shape.on_schema_change,
@@ -171,7 +172,7 @@ class Planner:
         self._let_go()
         spool.finish()
         if twice := spool.duplicate_keys():
-            shown = ", ".join(str(key[0] if len(key) == 1 else key)[:60] for key in twice)
+            shown = ", ".join(key for batch in twice for key in sample_keys(batch))
             raise SourceError(
                 f"The key {self.stage.key} is not unique in the source: {shown} stand there more than once, for example."
                 " Choose a key that is, or leave the repetitions out of the source. Nothing was sent."
@@ -196,7 +197,7 @@ class Planner:
         for shard in plan.shards:
             local = scratch / f"{plan.nonce}-{shard.number}.keys.parquet"
             if other.get_keys(plan.nonce, shard.number, local):
-                spool.take_out(local)
+                spool.take_out(local, plan.target.key)
                 local.unlink()
 
     def _draft(self, resolved: Resolved, target: Target) -> Plan:
@@ -223,7 +224,7 @@ class Planner:
         unsendable = spool.reasons(requests).get(Reason.UNSENDABLE, 0)
         if unsendable and self.stage.guards.on_bad_row is BadRow.FAIL:
             raise InputError(
-                f"{unsendable:,} rows cannot be sent, and on_bad_row='fail': {self._bad_rows(spool)}, for example."
+                f"{unsendable:,} rows cannot be sent, and on_bad_row='fail': {self._bad_rows(spool, draft.target)}, for example."
                 " Correct them, leave them out of the source, or set on_bad_row='record'. Nothing was sent."
             )
         quote = Quote(
@@ -253,12 +254,12 @@ class Planner:
             estimate=guess.to_json(),
         )
 
-    def _bad_rows(self, spool: Spool) -> str:
+    def _bad_rows(self, spool: Spool, target: Target) -> str:
         """Some keys of rows that cannot be sent, each with the code of its problem."""
         with closing(spool.rows_with(Reason.UNSENDABLE)) as reader:
             rows = reader.read_next_batch().slice(0, SAMPLES)
         codes = [problem.partition(":")[0] for problem in rows.column(PROBLEM).to_pylist()]
-        keys = sample_keys(rows.select(list(self.stage.key)))
+        keys = sample_keys(restored(rows, target.key))
         return ", ".join(f"{key} ({code})" for key, code in zip(keys, codes, strict=True))
 
     def _allowed(self, guess: Estimate) -> int:

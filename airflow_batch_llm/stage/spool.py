@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from airflow_batch_llm.core.selection import SENT, Reason
 from airflow_batch_llm.stage.ahead import Ahead
+from airflow_batch_llm.stage.carried import carried, comparable, restored, stored, stored_schema
 from airflow_batch_llm.warehouses.columns import number
 
 #: Columns of a spooled row besides its own; they cannot collide with the user's.
@@ -38,11 +39,13 @@ class Spool:
     """Two files that are written once, row by row, and then asked."""
 
     def __init__(self, folder: Path, columns: pa.Schema, key: Sequence[str]) -> None:
+        """`columns`: the key and carried columns, in their carried types."""
         self._folder = folder
-        self._key = tuple(key)
-        self.columns = columns
+        self._key = pa.schema([columns.field(name) for name in key])
+        self._carried = columns
+        self.columns = stored_schema(columns)
         own = [(SEQ, pa.int64()), (REASON, pa.string()), (PROBLEM, pa.string())]
-        self._schema = pa.schema([*own, (INPUT_HASH, pa.string()), (ATTEMPTS, pa.int64()), *columns])
+        self._schema = pa.schema([*own, (INPUT_HASH, pa.string()), (ATTEMPTS, pa.int64()), *self.columns])
         self._rows = pq.ParquetWriter(
             folder / "rows.parquet", self._schema, compression="lz4", use_dictionary=[REASON]
         )
@@ -51,8 +54,17 @@ class Spool:
         self._database: Any = None
 
     def write(self, rows: pa.RecordBatch, prompts: pa.RecordBatch) -> None:
-        """Add the rows of one batch, and the prompts of those that are to be sent, both in source order."""
-        self._rows.write_batch(rows.cast(self._schema))
+        """Add the rows of one batch, and the prompts of those that are to be sent, both in source order.
+
+        The key and carried columns come in the source's types.
+        """
+        columns = [
+            stored(carried(rows.column(name), self._carried.field(name).type))
+            if name in self.columns.names
+            else rows.column(name)
+            for name in self._schema.names
+        ]
+        self._rows.write_batch(pa.RecordBatch.from_arrays(columns, schema=self._schema))
         self._prompt_writer.write_batch(prompts)
 
     def finish(self) -> None:
@@ -70,19 +82,38 @@ class Spool:
         self._ask(f"CREATE VIEW rows AS SELECT * FROM read_parquet('{rows}')")
         self._ask("CREATE TABLE taken (seq BIGINT)")
 
-    def duplicate_keys(self, most: int = 5) -> list[tuple[object, ...]]:
+    def duplicate_keys(self, most: int = 5) -> list[pa.RecordBatch]:
         """Some keys that the source holds more than once."""
-        names = ", ".join(map(quoted, self._key))
-        found = self._ask(
-            f"SELECT {names} FROM rows GROUP BY {names} HAVING count(*) > 1 LIMIT {most}"
-        ).fetchall()
-        return list(found)
+        names = ", ".join(map(quoted, self._key.names))
+        query = f"SELECT {names} FROM rows GROUP BY {names} HAVING count(*) > 1 LIMIT {most}"
+        return [restored(batch, self._key) for batch in self._stream(query)]
 
-    def take_out(self, keys_file: Path) -> None:
-        """Leave out the rows whose key and input another run has in flight: it is listed in its keys file."""
-        same = " AND ".join(
-            f"other.{quoted(name)} IS NOT DISTINCT FROM rows.{quoted(name)}" for name in self._key
-        )
+    def take_out(self, keys_file: Path, key: pa.Schema) -> None:
+        """Leave out the rows whose key and input another run has in flight: it is listed in its keys file.
+
+        `key`: the carried types of the other run's key. A number is the same key in every type that holds it.
+        """
+        if key.equals(self._key):
+            self._take_out(keys_file)
+        elif sorted(key.names) == sorted(self._key.names):
+            path = keys_file.with_suffix(".comparable")
+            self._write_comparable(keys_file, key, path)
+            self._take_out(path)
+            path.unlink()
+
+    def _write_comparable(self, keys_file: Path, key: pa.Schema, path: Path) -> None:
+        """Another run's keys file with its keys in the types of ours."""
+        schema = pa.schema([(INPUT_HASH, pa.string()), *stored_schema(self._key)])
+        with pq.ParquetFile(keys_file) as file, pq.ParquetWriter(path, schema) as writer:
+            for batch in file.iter_batches(_ROWS_AT_ONCE):
+                theirs = restored(batch, key)
+                keys = [stored(comparable(theirs.column(ours.name), ours.type)) for ours in self._key]
+                writer.write_batch(
+                    pa.RecordBatch.from_arrays([batch.column(INPUT_HASH), *keys], schema=schema)
+                )
+
+    def _take_out(self, keys_file: Path) -> None:
+        same = " AND ".join(f"other.{quoted(name)} = rows.{quoted(name)}" for name in self._key.names)
         path = str(keys_file).replace("'", "''")
         self._ask(
             f"INSERT INTO taken SELECT rows.{SEQ} FROM rows JOIN read_parquet('{path}') AS other"

@@ -19,6 +19,10 @@ class Database(Protocol):
     longest_name: int | None
     #: What a NUL character in a text becomes.
     nul: str
+    #: For each type that a key may have: an expression that makes a value of it of the integer column `n`.
+    key_types: Mapping[str, str]
+    #: The same for each type that can be carried and cannot be a key.
+    carried_types: Mapping[str, str]
 
     def open(self) -> Warehouse:
         """A new adapter on the database. The contract closes it."""

@@ -7,6 +7,7 @@
 A case that an adapter cannot pass is overridden there with an `xfail` that says why.
 """
 
+from airflow_batch_llm.testing.warehouse_columns import CarriesColumns
 from airflow_batch_llm.testing.warehouse_keys import KnowsKeys
 from airflow_batch_llm.testing.warehouse_processes import SharesWithProcesses
 from airflow_batch_llm.testing.warehouse_reads import ReadsRows
@@ -16,5 +17,7 @@ from airflow_batch_llm.testing.warehouse_writes import MergesAnswers
 __all__ = ["WarehouseContract"]
 
 
-class WarehouseContract(ReadsRows, ShapesTables, MergesAnswers, KnowsKeys, SharesWithProcesses):
+class WarehouseContract(
+    ReadsRows, ShapesTables, MergesAnswers, KnowsKeys, CarriesColumns, SharesWithProcesses
+):
     """Everything that an adapter promises. Every case starts from an empty database."""

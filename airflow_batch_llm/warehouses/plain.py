@@ -8,6 +8,7 @@ cannot be held is refused.
 import json
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -15,6 +16,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from airflow_batch_llm.core.value import duration_text
 from airflow_batch_llm.errors import SourceError
 from airflow_batch_llm.warehouses.dialect import Dialect
 from airflow_batch_llm.warehouses.kind import Kind, of_arrow
@@ -87,23 +89,37 @@ def _plain(column: pa.Array, field: pa.Field, dialect: Dialect, *, key: bool) ->
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if kind is Kind.JSON:
-        return _storable_json(_json_text(column))
+        return _storable_json(json_text(column))
     if kind is Kind.VECTOR:
         numbers = column.cast(_NUMBERS)
         return _vector_text(numbers, dialect.vector_brackets) if dialect.vector_brackets else numbers
     if kind is Kind.UUID:
         return pa.array([_uuid_text(value) for value in column.to_pylist()], pa.string())
     if kind is Kind.STRING:
-        return _storable_text(_text(column), field.name, dialect, key=key)
+        return _storable_text(plain_text(column), field.name, dialect, key=key)
     return column.cast(_plain_type(field.type, dialect), safe=False)
 
 
-def _text(column: pa.Array) -> pa.Array:
+def plain_text(column: pa.Array) -> pa.Array:
+    """Values as text; an interval in the words of ISO 8601."""
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
-    if pa.types.is_interval(column.type) or pa.types.is_duration(column.type):
-        return pa.array([None if value is None else str(value) for value in column.to_pylist()], pa.string())
+    if pa.types.is_duration(column.type):
+        column = column.cast(pa.duration("us"), safe=False)
+        return pa.array(
+            [None if value is None else duration_text(value) for value in column.to_pylist()], pa.string()
+        )
+    if pa.types.is_interval(column.type):
+        return pa.array(
+            [None if value is None else _interval_text(*value) for value in column.to_pylist()], pa.string()
+        )
     return column.cast(pa.string())
+
+
+def _interval_text(months: int, days: int, nanoseconds: int) -> str:
+    date = "".join(f"{count}{unit}" for count, unit in ((months, "M"), (days, "D")) if count)
+    time = f"T{(Decimal(nanoseconds) / 10**9).normalize():f}S" if nanoseconds or not date else ""
+    return f"P{date}{time}"
 
 
 def _storable_text(column: pa.Array, name: str, dialect: Dialect, *, key: bool) -> pa.Array:
@@ -121,7 +137,8 @@ def _uuid_text(value: UUID | bytes | None) -> str | None:
     return None if value is None else str(value if isinstance(value, UUID) else UUID(bytes=value))
 
 
-def _json_text(column: pa.Array) -> pa.Array:
+def json_text(column: pa.Array) -> pa.Array:
+    """JSON, and whatever nested value becomes JSON in a table, as its text."""
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
     if not pa.types.is_nested(column.type):

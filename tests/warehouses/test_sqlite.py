@@ -25,6 +25,14 @@ class SQLiteFile:
     placeholder = "?"
     longest_name = None
     nul = "\0"
+    key_types = {
+        "integer": "n + 9007199254740993",
+        "real": "n / 2.0",
+        "text": "'it''s ' || n || char(8232)",
+        "blob": "CAST('bytes ' || n AS BLOB)",
+        "date": "date('1969-12-30', n || ' days')",
+    }
+    carried_types: Mapping[str, str] = {}
 
     def __init__(self, path: Path) -> None:
         self.path = path
