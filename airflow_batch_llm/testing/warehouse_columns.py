@@ -104,7 +104,9 @@ class CarriesColumns:
     ) -> None:
         for name in database.carried_types:
             things.key = (f"carried_{name}",)
-            with pytest.raises(SourceError, match=rf"'carried_{name}' cannot be a key.*CAST.*Nothing was sent"):
+            with pytest.raises(
+                SourceError, match=rf"'carried_{name}' cannot be a key.*CAST.*Nothing was sent"
+            ):
                 things.advance(name)
 
 
@@ -112,7 +114,9 @@ def typed_things(database: Database, where: str = "1 = 1") -> Source:
     """The things, with each of the database's types as a key and as a carried column that is NULL in row 5."""
     keys = [f"{expression} AS key_{name}" for name, expression in database.key_types.items()]
     both = {**database.key_types, **database.carried_types}
-    beside = [f"CASE WHEN n <> 5 THEN {expression} END AS carried_{name}" for name, expression in both.items()]
+    beside = [
+        f"CASE WHEN n <> 5 THEN {expression} END AS carried_{name}" for name, expression in both.items()
+    ]
     return Source(sql=f"SELECT body, one, {', '.join([*keys, *beside])} FROM things WHERE {where}")
 
 
