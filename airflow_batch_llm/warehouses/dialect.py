@@ -47,6 +47,7 @@ class Dialect:
     backslashes: bool = False  # escape what would end a quoted name; sqlglot knows of it only lately
     keeps_nul: bool = True  # text may hold the character NUL
     keeps_zone: bool = True  # an instant is kept as one; otherwise as UTC's wall clock
+    decimal_digits: int = 38  # the most that a number of a fixed scale may have
     pads_text: bool = False  # 'a' and 'a ' are equal
     vector_brackets: str = "[]"  # around a vector staged as text; empty: it is staged as a list
     from_text: Mapping[Kind, str] = field(default_factory=dict)  # kinds staged as text, and how they are read
@@ -161,6 +162,7 @@ DIALECTS: Mapping[str, Dialect] = {
             ),
             key_types={},
             upsert=Upsert.MERGE,
+            decimal_digits=76,
             max_identifier=300,
             backslashes=True,
         ),

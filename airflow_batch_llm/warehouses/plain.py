@@ -8,6 +8,7 @@ cannot be held is refused.
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -75,6 +76,8 @@ def _plain_type(type_: pa.DataType, dialect: Dialect) -> pa.DataType:
         type_ = type_.value_type
     if pa.types.is_uint64(type_):
         return pa.decimal128(20, 0)
+    if pa.types.is_decimal(type_) and type_.precision > dialect.decimal_digits:
+        return pa.decimal128(dialect.decimal_digits, type_.scale)
     if kind is Kind.BINARY:
         return pa.binary()
     if kind is Kind.TIMESTAMP:
@@ -97,7 +100,18 @@ def _plain(column: pa.Array, field: pa.Field, dialect: Dialect, *, key: bool) ->
         return pa.array([_uuid_text(value) for value in column.to_pylist()], pa.string())
     if kind is Kind.STRING:
         return _storable_text(plain_text(column), field.name, dialect, key=key)
+    if kind is Kind.DECIMAL:
+        return _decimals(column, field, dialect)
     return column.cast(_plain_type(field.type, dialect), safe=False)
+
+
+def _decimals(column: pa.Array, field: pa.Field, dialect: Dialect) -> pa.Array:
+    with suppress(pa.ArrowInvalid):
+        return column.cast(_plain_type(field.type, dialect))
+    raise SourceError(
+        f"The column {field.name} holds numbers with more than {dialect.decimal_digits} digits, which"
+        f" {dialect.title} cannot store. Make it a text in the source's query: CAST({field.name} AS VARCHAR)."
+    )
 
 
 def plain_text(column: pa.Array) -> pa.Array:

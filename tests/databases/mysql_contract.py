@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
 
@@ -29,6 +30,15 @@ from airflow_batch_llm.warehouses.sql_joining import JoiningSqlWarehouse
 DIALECT = DIALECTS["mysql"]
 START_SECONDS = 60.0
 
+#: Expressions of the integer n, by the type that they have.
+KEY_TYPES = {
+    "bigint": "n + 9007199254740993",
+    "decimal": "CAST(n + 0.01 AS DECIMAL(12, 2))",
+    "char": "CONCAT('it''s ', n)",
+    "date": "CAST(DATE_ADD('1969-12-30', INTERVAL n DAY) AS DATE)",
+    "datetime": "CAST(DATE_ADD('2026-02-28 23:59:59.5', INTERVAL n DAY) AS DATETIME(6))",
+}
+
 
 class MySQLDatabase:
     """A database of the server, looked at with PyMySQL."""
@@ -36,6 +46,8 @@ class MySQLDatabase:
     placeholder = "%s"
     longest_name = 64
     nul = "\0"
+    key_types = KEY_TYPES
+    carried_types: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, server: Mapping[str, Any]) -> None:
         name = f"t{uuid4().hex}"

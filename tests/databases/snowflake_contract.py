@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
 
@@ -25,6 +26,14 @@ DIALECT = DIALECTS["snowflake"]
 #: The emulator runs in this process, and DuckDB warns of how it asks for its rows.
 pytestmark = pytest.mark.filterwarnings("ignore:Arrow output on a DB-API result:UserWarning")
 
+#: Expressions of the integer n, by the type that they have.
+KEY_TYPES = {
+    "integer": "n + 9007199254740993",
+    "decimal": "CAST(n + 0.01 AS DECIMAL(12, 2))",
+    "varchar": "'it''s ' || n",
+    "date": "DATEADD(day, n, DATE '1969-12-30')",
+}
+
 
 class SnowflakeDatabase:
     """A database of the emulator, looked at with Snowflake's connector."""
@@ -32,6 +41,8 @@ class SnowflakeDatabase:
     placeholder = "%s"
     longest_name = 255
     nul = "\0"
+    key_types = KEY_TYPES
+    carried_types: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, server: Mapping[str, Any]) -> None:
         name = f"T{uuid4().hex.upper()}"

@@ -22,6 +22,24 @@ LOCATION = "EU"
 #: Waits short enough for tests; of several that publish at once, the emulator lets one through at a time.
 PATIENCE = Patience(first_wait=0.02, longest_wait=0.5, per_call=20, jobs=50)
 
+#: Expressions of the integer n, by the type that they have. The emulator keeps a BIGNUMERIC from Parquet as a double.
+KEY_TYPES = {
+    "bool": "MOD(n, 2) = 0",
+    "int64": "n + 9007199254740993",
+    "numeric": "CAST(n AS NUMERIC) + NUMERIC '12345678901234567890.000000001'",
+    "string": "CONCAT('key ', CAST(n AS STRING), '\\u2028')",
+    "bytes": "CAST(CONCAT('bytes ', CAST(n AS STRING)) AS BYTES)",
+    "date": "DATE_ADD(DATE '1969-12-30', INTERVAL n DAY)",
+    "time": "TIME_ADD(TIME '12:34:56.789', INTERVAL n SECOND)",
+    "datetime": "DATETIME_ADD(DATETIME '1969-12-31 23:59:59.123456', INTERVAL n DAY)",
+    "timestamp": "TIMESTAMP_ADD(TIMESTAMP '2026-02-28 23:59:59.5+05:30', INTERVAL n DAY)",
+}
+CARRIED_TYPES = {
+    "json": """PARSE_JSON(CONCAT('{"b": [', CAST(n AS STRING), ', null], "a": 1.50}'))""",
+    "doubles": "[n / 2, 1.0]",
+    "struct": "STRUCT(n AS a, 'x' AS b)",
+}
+
 
 class BigQueryDataset:
     """An empty dataset. `rest` and `storage` are where the two interfaces listen."""
@@ -29,23 +47,8 @@ class BigQueryDataset:
     placeholder = "?"
     longest_name = 300
     nul = "\0"
-    key_types = {
-        "bool": "MOD(n, 2) = 0",
-        "int64": "n + 9007199254740993",
-        "numeric": "CAST(n AS NUMERIC) + NUMERIC '12345678901234567890.000000001'",
-        "bignumeric": "CAST(n AS BIGNUMERIC) + BIGNUMERIC '12345678901234567890.00000000000000001'",
-        "string": "CONCAT('key ', CAST(n AS STRING), '\\u2028')",
-        "bytes": "CAST(CONCAT('bytes ', CAST(n AS STRING)) AS BYTES)",
-        "date": "DATE_ADD(DATE '1969-12-30', INTERVAL n DAY)",
-        "time": "TIME_ADD(TIME '12:34:56.789', INTERVAL n SECOND)",
-        "datetime": "DATETIME_ADD(DATETIME '1969-12-31 23:59:59.123456', INTERVAL n DAY)",
-        "timestamp": "TIMESTAMP_ADD(TIMESTAMP '2026-02-28 23:59:59.5+05:30', INTERVAL n DAY)",
-    }
-    carried_types = {
-        "json": """PARSE_JSON(CONCAT('{"b": [', CAST(n AS STRING), ', null], "a": 1.50}'))""",
-        "doubles": "[n / 2, 1.0]",
-        "struct": "STRUCT(n AS a, 'x' AS b)",
-    }
+    key_types = KEY_TYPES
+    carried_types = CARRIED_TYPES
 
     def __init__(self, rest: str, storage: str) -> None:
         self.name = f"t{uuid4().hex[:12]}"

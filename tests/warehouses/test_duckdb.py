@@ -17,6 +17,39 @@ from airflow_batch_llm.warehouses.base import SharesFile, Source
 from airflow_batch_llm.warehouses.duckdb import DuckDBWarehouse
 from airflow_batch_llm.warehouses.duckdb_file import DuckDBFile as OpenedFile
 
+#: Expressions of the integer n, by the type that they have.
+KEY_TYPES = {
+    "boolean": "n % 2 = 0",
+    "smallint": "n::SMALLINT",
+    "integer": "n::INTEGER",
+    "bigint": "n + 9007199254740993",
+    "ubigint": "(n + 18446744073709551600)::UBIGINT",
+    "hugeint": "(n + 10000000000000000000000000000000000000)::HUGEINT",
+    "real": "(n / 2)::FLOAT",
+    "double": "n / 2",
+    "decimal": "(n + 0.01)::DECIMAL(12, 2)",
+    "varchar": "'it''s ' || n || chr(8232)",
+    "enum": "('size ' || n % 2)::ENUM ('size 0', 'size 1')",
+    "blob": "encode('bytes ' || n)",
+    "uuid": "('00000000-0000-4000-8000-00000000000' || n)::UUID",
+    "date": "DATE '1969-12-30' + n::INTEGER",
+    "time": "TIME '12:34:56.789' + to_seconds(n)",
+    "timestamp": "TIMESTAMP '1969-12-31 23:59:59.123456' + to_days(n::INTEGER)",
+    "timestamp_s": "(TIMESTAMP '2026-02-28' + to_seconds(n))::TIMESTAMP_S",
+    "timestamp_ms": "(TIMESTAMP '2026-02-28' + to_milliseconds(n))::TIMESTAMP_MS",
+    "timestamp_ns": "(TIMESTAMP '2026-02-28' + to_microseconds(n))::TIMESTAMP_NS",
+    "timestamptz": "TIMESTAMPTZ '2026-02-28 23:59:59.5+05:30' + to_seconds(n)",
+}
+CARRIED_TYPES = {
+    "interval": "to_months(n::INTEGER) + to_seconds(n)",
+    "json": """('{"b": [' || n || ', null], "a": 1.50}')::JSON""",
+    "doubles": "[n / 2, NULL]",
+    "floats": "[n / 2, 1]::FLOAT[2]",
+    "list": "[n, n + 1]",
+    "struct": "{'a': n, 'at': DATE '2026-02-28'}",
+    "map": "MAP {'a': n}",
+}
+
 
 class DuckDBFile:
     """A database file, looked at with DuckDB's own client."""
@@ -24,37 +57,8 @@ class DuckDBFile:
     placeholder = "?"
     longest_name = None
     nul = "\0"
-    key_types = {
-        "boolean": "n % 2 = 0",
-        "smallint": "n::SMALLINT",
-        "integer": "n::INTEGER",
-        "bigint": "n + 9007199254740993",
-        "ubigint": "(n + 18446744073709551600)::UBIGINT",
-        "hugeint": "(n + 10000000000000000000000000000000000000)::HUGEINT",
-        "real": "(n / 2)::FLOAT",
-        "double": "n / 2",
-        "decimal": "(n + 0.01)::DECIMAL(12, 2)",
-        "varchar": "'it''s ' || n || chr(8232)",
-        "enum": "('size ' || n % 2)::ENUM ('size 0', 'size 1')",
-        "blob": "encode('bytes ' || n)",
-        "uuid": "('00000000-0000-4000-8000-00000000000' || n)::UUID",
-        "date": "DATE '1969-12-30' + n::INTEGER",
-        "time": "TIME '12:34:56.789' + to_seconds(n)",
-        "timestamp": "TIMESTAMP '1969-12-31 23:59:59.123456' + to_days(n::INTEGER)",
-        "timestamp_s": "(TIMESTAMP '2026-02-28' + to_seconds(n))::TIMESTAMP_S",
-        "timestamp_ms": "(TIMESTAMP '2026-02-28' + to_milliseconds(n))::TIMESTAMP_MS",
-        "timestamp_ns": "(TIMESTAMP '2026-02-28' + to_microseconds(n))::TIMESTAMP_NS",
-        "timestamptz": "TIMESTAMPTZ '2026-02-28 23:59:59.5+05:30' + to_seconds(n)",
-    }
-    carried_types = {
-        "interval": "to_months(n::INTEGER) + to_seconds(n)",
-        "json": """('{"b": [' || n || ', null], "a": 1.50}')::JSON""",
-        "doubles": "[n / 2, NULL]",
-        "floats": "[n / 2, 1]::FLOAT[2]",
-        "list": "[n, n + 1]",
-        "struct": "{'a': n, 'at': DATE '2026-02-28'}",
-        "map": "MAP {'a': n}",
-    }
+    key_types = KEY_TYPES
+    carried_types = CARRIED_TYPES
 
     def __init__(self, path: Path) -> None:
         self.path = path

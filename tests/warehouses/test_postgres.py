@@ -17,6 +17,35 @@ from airflow_batch_llm.warehouses.base import Source
 from airflow_batch_llm.warehouses.dialect import DIALECTS
 from airflow_batch_llm.warehouses.postgres import PostgresWarehouse
 
+#: Expressions of the integer n, by the type that they have.
+KEY_TYPES = {
+    "boolean": "n % 2 = 0",
+    "smallint": "n::smallint",
+    "integer": "n::integer",
+    "bigint": "n + 9007199254740993",
+    "real": "(n / 2.0)::real",
+    "double": "n / 2.0::double precision",
+    "decimal": "(n + 0.01)::numeric(12, 2)",
+    "numeric": "n + 12345678901234567890123456789012345678901234567890.5",
+    "text": "'it''s ' || n || chr(8232)",
+    "char": "n::text::char(5)",
+    "bytea": "('bytes ' || n)::bytea",
+    "uuid": "('00000000-0000-4000-8000-00000000000' || n)::uuid",
+    "date": "date '1969-12-30' + n::integer",
+    "time": "time '12:34:56.789' + n * interval '1 s'",
+    "timestamp": "timestamp '1969-12-31 23:59:59.123456' + n * interval '1 day'",
+    "timestamptz": "timestamptz '2026-02-28 23:59:59.5+05:30' + n * interval '1 day'",
+    "interval": "n * interval '1 day 2 hours'",
+    "inet": "('10.0.0.' || n)::inet",
+}
+CARRIED_TYPES = {
+    "json": """('{"b": [' || n || ', null], "a": 1.50}')::json""",
+    "jsonb": """('{"b": [' || n || ', null], "a": 1.50}')::jsonb""",
+    "doubles": "ARRAY[n / 2.0, NULL]::double precision[]",
+    "integers": "ARRAY[n, n + 1]",
+    "texts": "ARRAY['key ' || n, NULL]",
+}
+
 
 class PostgresDatabase:
     """A schema of a running server, looked at with psycopg."""
@@ -24,33 +53,8 @@ class PostgresDatabase:
     placeholder = "%s"
     longest_name = 63
     nul = "\ufffd"
-    key_types = {
-        "boolean": "n % 2 = 0",
-        "smallint": "n::smallint",
-        "integer": "n::integer",
-        "bigint": "n + 9007199254740993",
-        "real": "(n / 2.0)::real",
-        "double": "n / 2.0::double precision",
-        "decimal": "(n + 0.01)::numeric(12, 2)",
-        "numeric": "n + 12345678901234567890123456789012345678901234567890.5",
-        "text": "'it''s ' || n || chr(8232)",
-        "char": "n::text::char(5)",
-        "bytea": "('bytes ' || n)::bytea",
-        "uuid": "('00000000-0000-4000-8000-00000000000' || n)::uuid",
-        "date": "date '1969-12-30' + n::integer",
-        "time": "time '12:34:56.789' + n * interval '1 s'",
-        "timestamp": "timestamp '1969-12-31 23:59:59.123456' + n * interval '1 day'",
-        "timestamptz": "timestamptz '2026-02-28 23:59:59.5+05:30' + n * interval '1 day'",
-        "interval": "n * interval '1 day 2 hours'",
-        "inet": "('10.0.0.' || n)::inet",
-    }
-    carried_types = {
-        "json": """('{"b": [' || n || ', null], "a": 1.50}')::json""",
-        "jsonb": """('{"b": [' || n || ', null], "a": 1.50}')::jsonb""",
-        "doubles": "ARRAY[n / 2.0, NULL]::double precision[]",
-        "integers": "ARRAY[n, n + 1]",
-        "texts": "ARRAY['key ' || n, NULL]",
-    }
+    key_types = KEY_TYPES
+    carried_types = CARRIED_TYPES
 
     def __init__(self, server: str) -> None:
         name = f"t{uuid4().hex}"

@@ -18,6 +18,16 @@ from airflow_batch_llm.warehouses.sql import SqlWarehouse
 from airflow_batch_llm.warehouses.sql_joining import sql_warehouse
 from airflow_batch_llm.warehouses.sql_sqlite import SQLiteWarehouse, _to_sqlite
 
+#: Expressions of the integer n, by the type that they have.
+KEY_TYPES = {
+    "integer": "n + 9007199254740993",
+    "real": "n / 2.0",
+    "text": "'it''s ' || n || char(8232)",
+    "blob": "CAST('bytes ' || n AS BLOB)",
+    "date": "date('1969-12-30', n || ' days')",
+}
+CARRIED_TYPES: Mapping[str, str] = {}
+
 
 class SQLiteFile:
     """A database file, looked at with Python's own sqlite3."""
@@ -25,14 +35,8 @@ class SQLiteFile:
     placeholder = "?"
     longest_name = None
     nul = "\0"
-    key_types = {
-        "integer": "n + 9007199254740993",
-        "real": "n / 2.0",
-        "text": "'it''s ' || n || char(8232)",
-        "blob": "CAST('bytes ' || n AS BLOB)",
-        "date": "date('1969-12-30', n || ' days')",
-    }
-    carried_types: Mapping[str, str] = {}
+    key_types = KEY_TYPES
+    carried_types = CARRIED_TYPES
 
     def __init__(self, path: Path) -> None:
         self.path = path
