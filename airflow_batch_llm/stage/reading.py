@@ -54,7 +54,7 @@ class Reading:
                 del wanted[max(0, self.guards.max_rows - sent) :]
             sent += len(wanted)
             if len(wanted) < batch.num_rows:
-                values = self._values(batch.take(numbers(wanted)))
+                values = {name: [column[i] for i in wanted] for name, column in values.items()}
             prompts, problems = self._render(values, wanted, why)
             seqs = numbers(range(seq, seq + batch.num_rows))
             spool.write(
