@@ -9,22 +9,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from airflow_batch_llm.core.output_type import Embedding
     from airflow_batch_llm.core.report import Report
-    from airflow_batch_llm.core.selection import Only
+    from airflow_batch_llm.core.settings import Guards, Only, Pace, Request, Shape, Source, Stage
     from airflow_batch_llm.providers import connect
     from airflow_batch_llm.providers.base import Access
     from airflow_batch_llm.stage.drive import complete
     from airflow_batch_llm.stage.finishing import Finished
+    from airflow_batch_llm.stage.parts import Parts
     from airflow_batch_llm.stage.progress import Progress
     from airflow_batch_llm.stage.run import Run
-    from airflow_batch_llm.stage.settings import Ask, Guards, Pace, Parts, Shape, Stage
     from airflow_batch_llm.store import Workspace
-    from airflow_batch_llm.warehouses.base import Source
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Access",
-    "Ask",
     "Embedding",
     "Finished",
     "Guards",
@@ -33,6 +31,7 @@ __all__ = [
     "Parts",
     "Progress",
     "Report",
+    "Request",
     "Run",
     "Shape",
     "Source",
@@ -45,19 +44,19 @@ __all__ = [
 
 _HOMES = {
     "Access": "providers.base",
-    "Ask": "stage.settings",
     "Embedding": "core.output_type",
     "Finished": "stage.finishing",
-    "Guards": "stage.settings",
-    "Only": "core.selection",
-    "Pace": "stage.settings",
-    "Parts": "stage.settings",
+    "Guards": "core.settings",
+    "Only": "core.settings",
+    "Pace": "core.settings",
+    "Parts": "stage.parts",
     "Progress": "stage.progress",
     "Report": "core.report",
+    "Request": "core.settings",
     "Run": "stage.run",
-    "Shape": "stage.settings",
-    "Source": "warehouses.base",
-    "Stage": "stage.settings",
+    "Shape": "core.settings",
+    "Source": "core.settings",
+    "Stage": "core.settings",
     "Workspace": "store",
     "complete": "stage.drive",
     "connect": "providers",

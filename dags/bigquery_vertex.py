@@ -11,6 +11,7 @@ import pendulum
 from airflow.sdk import DAG
 from pydantic import BaseModel
 
+from airflow_batch_llm import Shape
 from airflow_batch_llm.operators.llm_transform import LLMTransformOperator
 
 MODEL_ID = os.environ.get("BATCH_LLM_VERTEX_MODEL_ID", "vertex:gemini-2.5-flash")
@@ -45,8 +46,6 @@ with DAG(
         model_id=MODEL_ID,
         llm_conn_id=GOOGLE_CONN_ID,
         target="shop.review_sentiments",
-        carry=["day"],
-        partition_by="day",
-        cluster_by=["review_id"],
+        shape=Shape(carry=["day"], partition_by="day", cluster_by=["review_id"]),
         deferrable=True,
     )

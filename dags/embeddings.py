@@ -6,7 +6,7 @@ from datetime import timedelta
 import pendulum
 from airflow.sdk import DAG
 
-from airflow_batch_llm import Embedding
+from airflow_batch_llm import Embedding, Request
 from airflow_batch_llm.operators.llm_transform import LLMTransformOperator
 
 MODEL_ID = os.environ.get("BATCH_LLM_EMBEDDING_MODEL_ID", "openai:text-embedding-3-small")
@@ -30,8 +30,7 @@ with DAG(
         key="ticket_id",
         prompt="{{ subject or '' }}\n{{ body }}",
         output_type=Embedding(dimensions=256),
-        endpoint="/v1/embeddings",
-        max_tokens=None,
+        request=Request(endpoint="/v1/embeddings", max_tokens=None),
         model_id=MODEL_ID,
         llm_conn_id=LLM_CONN_ID,
         target="support.ticket_embeddings",

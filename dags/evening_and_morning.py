@@ -10,6 +10,7 @@ from typing import Any
 import pendulum
 from airflow.sdk import DAG, Asset, task
 
+from airflow_batch_llm import Shape
 from airflow_batch_llm.operators.collect import CollectLLMBatchOperator
 from airflow_batch_llm.operators.submit import SubmitLLMBatchOperator
 
@@ -37,7 +38,7 @@ with DAG(
         key="ticket_id",
         prompt="Give this ticket a priority.\n\n{{ subject or '' }}\n{{ body or '' }}",
         output_type=["now", "today", "this week", "some day"],
-        output_column="priority",
+        shape=Shape(output_column="priority"),
         model_id=MODEL_ID,
         llm_conn_id=LLM_CONN_ID,
         target="support.priorities",

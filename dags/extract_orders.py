@@ -11,6 +11,7 @@ import pendulum
 from airflow.sdk import DAG
 from pydantic import BaseModel, Field
 
+from airflow_batch_llm import Shape
 from airflow_batch_llm.operators.llm_transform import LLMTransformOperator
 
 MODEL_ID = os.environ.get("BATCH_LLM_MODEL_ID", "anthropic:claude-haiku-4-5")
@@ -51,13 +52,15 @@ with DAG(
         key="order_id",
         prompt="Extract the order from this e-mail:\n\n{{ email }}",
         output_type=Order,
-        columns={
-            "buyer_name": "buyer.name",
-            "buyer_city": "buyer.city",
-            "article": "article",
-            "quantity": "quantity",
-            "is_complaint": "is_complaint",
-        },
+        shape=Shape(
+            columns={
+                "buyer_name": "buyer.name",
+                "buyer_city": "buyer.city",
+                "article": "article",
+                "quantity": "quantity",
+                "is_complaint": "is_complaint",
+            }
+        ),
         model_id=MODEL_ID,
         llm_conn_id=LLM_CONN_ID,
         target="shop.order_lines",

@@ -12,6 +12,7 @@ import pendulum
 from airflow.providers.standard.sensors.filesystem import FileSensor
 from airflow.sdk import DAG, task
 
+from airflow_batch_llm import Shape
 from airflow_batch_llm.operators.llm_transform import LLMTransformOperator
 
 MODEL_ID = os.environ.get("BATCH_LLM_MODEL_ID", "anthropic:claude-haiku-4-5")
@@ -55,8 +56,7 @@ with DAG(
         source_uri=files,
         key="review_id",
         prompt="What does this customer praise, and what not? Answer in one sentence.\n\n{{ text }}",
-        output_column="summary",
-        carry=["_llm_source_uri"],
+        shape=Shape(output_column="summary", carry=["_llm_source_uri"]),
         model_id=MODEL_ID,
         llm_conn_id=LLM_CONN_ID,
         target="shop.review_summaries",

@@ -10,6 +10,7 @@ from datetime import timedelta
 import pendulum
 from airflow.sdk import DAG
 
+from airflow_batch_llm import Pace, Shape
 from airflow_batch_llm.operators.llm_transform_group import llm_transform_group
 
 MODEL_ID = os.environ.get("BATCH_LLM_MODEL_ID", "anthropic:claude-haiku-4-5")
@@ -35,12 +36,11 @@ with DAG(
         key="ticket_id",
         prompt="Which of our products is this about? Say 'none' if it is about none.\n\n{{ subject }}\n{{ body }}",
         output_type=str,
-        output_column="product",
+        shape=Shape(output_column="product"),
+        pace=Pace(rows_per_batch=ROWS_PER_BATCH, max_active_batches=20),
         model_id=MODEL_ID,
         llm_conn_id=LLM_CONN_ID,
         target="support.products",
-        rows_per_batch=ROWS_PER_BATCH,
-        max_active_batches=20,
         max_cost_usd=500,
         deferrable=True,
     )

@@ -12,6 +12,7 @@ import pendulum
 from airflow.sdk import DAG
 from pydantic import BaseModel, Field
 
+from airflow_batch_llm import Shape
 from airflow_batch_llm.operators.llm_transform import LLMTransformOperator
 
 MODEL_ID = os.environ.get("BATCH_LLM_MODEL_ID", "anthropic:claude-haiku-4-5")
@@ -52,7 +53,7 @@ with DAG(
         model_id=MODEL_ID,
         llm_conn_id=LLM_CONN_ID,
         target="support.ticket_labels",
-        carry=["day"],
+        shape=Shape(carry=["day"]),
         max_cost_usd=25,
         deferrable=True,
     )

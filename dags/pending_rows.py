@@ -10,6 +10,7 @@ from datetime import timedelta
 import pendulum
 from airflow.sdk import DAG
 
+from airflow_batch_llm import Shape
 from airflow_batch_llm.operators.llm_transform import LLMTransformOperator
 from airflow_batch_llm.sensors.pending_rows import PendingRowsSensor
 
@@ -48,7 +49,7 @@ with DAG(
         source_conn_id=WAREHOUSE_CONN_ID,
         key="ticket_id",
         prompt="Summarize in ten words:\n\n{{ subject or '' }}\n{{ body or '' }}",
-        output_column="summary",
+        shape=Shape(output_column="summary"),
         model_id=MODEL_ID,
         llm_conn_id=LLM_CONN_ID,
         target="support.summaries",

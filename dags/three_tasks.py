@@ -10,6 +10,7 @@ from datetime import timedelta
 import pendulum
 from airflow.sdk import DAG
 
+from airflow_batch_llm import Pace, Shape
 from airflow_batch_llm.operators.collect import CollectLLMBatchOperator
 from airflow_batch_llm.operators.submit import SubmitLLMBatchOperator
 from airflow_batch_llm.sensors.llm_batch import LLMBatchSensor
@@ -35,11 +36,11 @@ with DAG(
         key="ticket_id",
         prompt="How does this customer feel?\n\n{{ body or subject }}",
         output_type=["angry", "neutral", "happy"],
-        output_column="mood",
+        shape=Shape(output_column="mood"),
+        pace=Pace(rows_per_batch=1_000),
         model_id=MODEL_ID,
         llm_conn_id=LLM_CONN_ID,
         target="support.moods",
-        rows_per_batch=1_000,
     )
     wait = LLMBatchSensor(task_id="wait", handle=send.output, deferrable=True, poke_interval=30)
     collect = CollectLLMBatchOperator(task_id="collect", handle=send.output, deferrable=True)

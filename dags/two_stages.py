@@ -12,6 +12,7 @@ import pendulum
 from airflow.sdk import DAG, task
 from pydantic import BaseModel
 
+from airflow_batch_llm import Shape
 from airflow_batch_llm.operators.llm_transform import LLMTransformOperator
 
 MODEL_ID = os.environ.get("BATCH_LLM_MODEL_ID", "anthropic:claude-haiku-4-5")
@@ -65,7 +66,7 @@ with DAG(
             WHERE NOT g.is_complete AND g.missing IS NOT NULL
         """,
         prompt="Ask the customer, in one friendly sentence, for: {{ missing }}\n\nThe ticket:\n{{ body }}",
-        output_column="question",
+        shape=Shape(output_column="question"),
         target="support.questions",
     )
     something_new(find_gaps.output) >> draft_questions

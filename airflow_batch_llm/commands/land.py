@@ -16,9 +16,9 @@ from airflow_batch_llm.providers import connect
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.inspection import generations, open_run_folder
+from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan import Plan
 from airflow_batch_llm.stage.relanding import land_again
-from airflow_batch_llm.stage.settings import Parts
 
 
 def land(

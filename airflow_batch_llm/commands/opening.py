@@ -6,7 +6,7 @@ Paths in a spec are relative to the file that holds it.
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,22 +16,19 @@ import pyarrow as pa
 from airflow_batch_llm.commands.spec import BigQuerySection, SourceSection, Spec, WarehouseSection
 from airflow_batch_llm.core.output_type import Embedding, OutputType
 from airflow_batch_llm.core.request import canonical, digest
+from airflow_batch_llm.core.settings import Source, Stage
 from airflow_batch_llm.core.value import plain
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.providers import connect
 from airflow_batch_llm.providers.base import Access, Provider, is_sendable
-from airflow_batch_llm.stage.settings import Ask, PromptFile, Reads, Stage
+from airflow_batch_llm.stage.parts import Reads
+from airflow_batch_llm.stage.planning import read_prompt
 from airflow_batch_llm.store import Workspace
-from airflow_batch_llm.warehouses.base import Source, Warehouse
+from airflow_batch_llm.warehouses.base import Warehouse
 from airflow_batch_llm.warehouses.files import FileSource, read_files
 
 #: What decides which run a spec is; how fast it goes and how much it may cost does not.
-_ASKED = frozenset(
-    {
-        "model_id", "warehouse", "source", "key", "prompt", "prompt_file", "system_prompt", "prompt_params", "output_type",
-        "max_tokens", "request_params", "endpoint", "target",
-    }
-)  # fmt: skip
+_ASKED = ("model_id", "key", "system_prompt", "prompt_params", "target")
 
 
 class Files:
@@ -59,26 +56,13 @@ class Opening:
 
     def stage(self, *, plan_only: bool = False) -> Stage:
         """What the spec asks for."""
-        spec = self.spec
-        source = spec.source
-        return Stage(
-            source=Source(sql=source.sql, table=source.table, key=spec.keys),
-            key=spec.keys,
-            ask=Ask(
-                model=spec.model_id.partition(":")[2],
-                prompt=self._prompt(),
-                output_type=self._output_type(),
-                system_prompt=spec.system_prompt,
-                prompt_params=spec.prompt_params,
-                request_params=spec.request_params,
-                max_tokens=spec.max_tokens,
-                endpoint=spec.endpoint,
-                cache_system_prompt=spec.cache_system_prompt,
-            ),
-            shape=spec.shape,
-            guards=replace(spec.guards, plan_only=plan_only or spec.guards.plan_only),
-            pace=spec.pace,
-            keep_days=spec.keep_days,
+        section, stage = self.spec.source, self.spec.stage
+        return replace(
+            stage,
+            source=Source(sql=section.sql, table=section.table, key=tuple(stage.key)),
+            prompt_file=None if stage.prompt_file is None else self._path(stage.prompt_file),
+            output_type=self._output_type(),
+            plan_only=plan_only or stage.plan_only,
         )
 
     def provider(self) -> Provider:
@@ -96,7 +80,7 @@ class Opening:
             options=section.options,
             allow_insecure=section.allow_insecure_base_url,
         )
-        return connect(self.spec.model_id.partition(":")[0], access)
+        return connect(self.spec.stage.provider, access)
 
     def source(self, target: Warehouse) -> Reads:
         """Where the rows come from: the target's own database, where no other is named."""
@@ -131,22 +115,19 @@ class Opening:
         """The run's name: given, or the same for the same question, however fast it is asked."""
         if self.spec.run is not None:
             return self.spec.run
-        asked: dict[str, Any] = self.spec.model_dump(mode="json", include=set(_ASKED), exclude_none=True)
+        stage = self.stage()
+        asked: dict[str, Any] = self.spec.model_dump(
+            mode="json", include={"warehouse", "source"}, exclude_none=True
+        )
+        asked |= {name: getattr(stage, name) for name in _ASKED}
+        asked["request"] = asdict(stage.request)
         asked["base_url"] = self.spec.provider.base_url
-        prompt = self._prompt()
-        asked["prompt"] = prompt.read() if isinstance(prompt, PromptFile) else prompt
-        if isinstance(self.spec.output_type, str):
-            asked["schema"] = OutputType.of(self._output_type()).schema
+        asked["prompt"] = read_prompt(stage)
+        asked["output_type"] = OutputType.of(stage.output_type).schema or str(stage.output_type)
         return f"{stem}-{digest(canonical(plain(asked)))[:12]}"
 
-    def _prompt(self) -> str | PromptFile:
-        if self.spec.prompt is not None:
-            return self.spec.prompt
-        assert self.spec.prompt_file is not None, "the spec has exactly one of the two"
-        return PromptFile(self._path(self.spec.prompt_file))
-
     def _output_type(self) -> object:
-        wanted = self.spec.output_type
+        wanted = self.spec.stage.output_type
         if not isinstance(wanted, str):
             return wanted
         if wanted in _WORDS:
@@ -174,7 +155,7 @@ class Opening:
             delimiter=section.delimiter,
         )
 
-    def _path(self, path: str) -> Path:
+    def _path(self, path: str | Path) -> Path:
         return self.folder / Path(path).expanduser()
 
     def _secret(self, variable: str) -> str:

@@ -22,10 +22,10 @@ from airflow_batch_llm.stage.drive import complete
 from airflow_batch_llm.stage.finishing import Finished
 from airflow_batch_llm.stage.folder import RunFolder, run_path
 from airflow_batch_llm.stage.inspection import generations
+from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan import Plan
 from airflow_batch_llm.stage.progress import Progress
 from airflow_batch_llm.stage.run import Run
-from airflow_batch_llm.stage.settings import Parts
 
 #: Where runs of this command lie in a workspace: apart from the Dags, and from the registers.
 _RUNS = "runs"
@@ -82,7 +82,7 @@ def _driven(planned: Run, *, again: bool, progress: bool) -> Finished:
     known = [(folder, Plan.from_json(folder.read_plan() or b"")) for folder in _generations(planned)]
     tries = max((plan.max_tries for _, plan in known), default=0)
     over = bool(known) and known[-1][0].read_report() is not None
-    afresh = again or (planned.stage.guards.plan_only and over)
+    afresh = again or (planned.stage.plan_only and over)
     ready = replace(planned, max_tries=tries + 1 if afresh and known else tries)
     if over and not afresh:
         planned.parts.say(

@@ -1,18 +1,16 @@
 """A stage in a YAML file: its fields, and what is said when they do not fit.
 
-Words and defaults of the sections `shape`, `guards` and `pace` are those of the settings in Python. A secret never
-stands in the file: it is named by the environment variable that holds it.
+The fields of `Stage` stand at the top of the file, with the sections `request`, `shape`, `guards` and `pace`: names and
+defaults are those of Python and of operators. A secret never stands in the file: it is named by the environment variable
+that holds it.
 """
 
-from dataclasses import fields
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 import yaml
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -21,8 +19,8 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from airflow_batch_llm.core.settings import Source, Stage, explanation
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.stage.settings import Guards, Pace, Shape
 from airflow_batch_llm.warehouses.files import FileFormat
 
 _SECRETS = {"api_key": "api_key_env", "dsn": "dsn_env", "password": "dsn_env"}
@@ -35,7 +33,7 @@ class _Section(BaseModel):
         given = [name for name in names if getattr(self, name) is not None]
         if len(given) != 1:
             found = f"it has {' and '.join(given)}" if given else "it has none"
-            raise ValueError(f"exactly one of {', '.join(names)} is needed, and {found}")
+            raise ValueError(f"needs exactly one of {', '.join(names)}, and {found}")
         return self
 
 
@@ -55,7 +53,7 @@ class ProviderSection(_Section):
     @classmethod
     def _is_a_url(cls, given: str | None) -> str | None:
         if given is not None and "://" not in given:
-            raise ValueError("a URL begins with https:// or http://")
+            raise ValueError("must begin with https:// or http://")
         return given
 
 
@@ -101,76 +99,33 @@ class SourceSection(_Section):
         return self._exactly_one("sql", "table", "uri")
 
 
-def _only_fields_of(settings: type) -> BeforeValidator:
-    """Refuse names that the settings do not have; a dataclass alone would ignore them."""
-    known = [field.name for field in fields(settings)]
-
-    def check(given: object) -> object:
-        unknown = [name for name in given if name not in known] if isinstance(given, dict) else []
-        if unknown:
-            raise ValueError(_unknown(unknown[0], known))
-        return given
-
-    return BeforeValidator(check)
-
-
 class Spec(_Section):
-    """The whole file."""
+    """The whole file: what the command needs beside the stage, and the stage's own fields."""
 
-    model_id: str  # `<provider>:<model>`
     provider: ProviderSection = ProviderSection()
     warehouse: WarehouseSection
     source: SourceSection
-    key: str | list[str]
-    prompt: str | None = None  # exactly one of `prompt` and `prompt_file`
-    prompt_file: str | None = None
-    system_prompt: str | None = None
-    prompt_params: dict[str, Any] = Field(default_factory=dict)
-    output_type: str | list[Any] | dict[str, Any] = "str"
-    max_tokens: int | None = 1024
-    request_params: dict[str, Any] = Field(default_factory=dict)
-    endpoint: str | None = None
-    cache_system_prompt: bool = False
-    target: str
-    shape: Annotated[Shape, _only_fields_of(Shape)]
-    guards: Annotated[Guards, _only_fields_of(Guards)] = Guards()
-    pace: Annotated[Pace, _only_fields_of(Pace)] = Pace()
-    keep_days: float | None = 30.0  # how long the workspace keeps prompts and raw answers; None: for good
     workspace: str  # a folder or a URI that is kept
     run: str | None = None  # the run's name; None: made of the file's name and of what is asked
+    stage: Stage  # its fields stand at the top of the file, and its source is in the section of that name
 
     @model_validator(mode="before")
     @classmethod
-    def _target_in_shape(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or not isinstance(given.get("shape", {}), dict):
-            return given
-        if "target" in given.get("shape", {}):
-            raise ValueError("target stands beside shape, not in it")
-        return {**given, "shape": {**given.get("shape", {}), "target": given.get("target", "")}}
+    def _apart(cls, given: Any) -> Any:
+        """Keep apart what belongs to the stage."""
+        own = {name: value for name, value in given.items() if name in cls.model_fields and name != "stage"}
+        stage = {name: value for name, value in given.items() if name not in own}
+        return {**own, "stage": {**stage, "source": Source()}}
 
-    @field_validator("model_id")
+    @field_validator("stage")
     @classmethod
-    def _names_provider_and_model(cls, given: str) -> str:
-        provider, _, model = given.partition(":")
-        if not (provider and model):
-            raise ValueError("it reads '<provider>:<model>', such as anthropic:claude-haiku-4-5")
-        return given
-
-    @model_validator(mode="after")
-    def _one_prompt(self) -> Self:
-        return self._exactly_one("prompt", "prompt_file")
-
-    @model_validator(mode="after")
-    def _labels_are_texts(self) -> Self:
-        if isinstance(self.output_type, list) and not all(isinstance(one, str) for one in self.output_type):
+    def _labels_are_texts(cls, stage: Stage) -> Stage:
+        labels = stage.output_type
+        if isinstance(labels, list) and not all(isinstance(one, str) for one in labels):
             raise ValueError(
-                "a label of output_type is no text: YAML reads yes, no, on, off and numbers as such; quote them"
+                "has a label in output_type that is not a text: YAML reads yes, no, on, off and numbers as such; quote them"
             )
-        return self
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        return (self.key,) if isinstance(self.key, str) else tuple(self.key)
+        return stage
 
 
 def read_spec(path: Path) -> Spec:
@@ -190,35 +145,15 @@ def read_spec(path: Path) -> Spec:
         )
     try:
         return Spec.model_validate(given)
+    except InputError as error:
+        raise InputError(f"{path} does not describe a stage: {error}") from None
     except ValidationError as error:
-        said = "\n".join(
-            f"  {_said(detail)}" for detail in error.errors(include_url=False, include_input=False)
-        )
+        said = "\n".join(f"  {_said(detail)}" for detail in error.errors(include_url=False))
         raise InputError(f"{path} does not describe a stage:\n{said}") from None
 
 
 def _said(detail: ErrorDetails) -> str:
-    names = [str(part) for part in detail["loc"]]
-    if detail["type"] == "extra_forbidden":
-        return f"{'.'.join(names)}: {_unknown(names[-1], _names_at(names[:-1]))}"
-    message = detail["msg"].removeprefix("Value error, ")
-    return f"{'.'.join(names)}: {message}" if names else message
-
-
-def _unknown(name: str, known: list[str]) -> str:
-    if name in _SECRETS:
-        return f"a secret does not stand in the file; name the environment variable that holds it with {_SECRETS[name]}"
-    close = get_close_matches(name, known, n=1)
-    return f"{name} is unknown; " + (f"is it {close[0]}?" if close else f"there are {', '.join(known)}")
-
-
-def _names_at(path: list[str]) -> list[str]:
-    """The field names of the section at this path."""
-    section: type[BaseModel] = Spec
-    for part in path:
-        kinds = [section.model_fields[part].annotation] if part in section.model_fields else []
-        options = [kind for one in kinds for kind in (one, *getattr(one, "__args__", ()))]
-        section = next(
-            (one for one in options if isinstance(one, type) and issubclass(one, BaseModel)), section
-        )
-    return list(section.model_fields)
+    name = str(detail["loc"][-1]) if detail["loc"] else ""
+    if name in _SECRETS and detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"{name}: a secret does not stand in the file; name the environment variable that holds it with {_SECRETS[name]}"
+    return explanation(detail, Spec).removeprefix("stage.")

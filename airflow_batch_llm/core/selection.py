@@ -7,14 +7,7 @@ sixteen answers (`table`), and each answer by `select`.
 from dataclasses import dataclass
 from enum import StrEnum
 
-
-class Only(StrEnum):
-    """What a run asks about."""
-
-    CHANGED = "changed"  # rows that are new, or whose input differs from what was answered
-    OUTDATED = "outdated"  # these, and rows that an older spec has answered
-    NEW = "new"  # rows whose key has no answer
-    ALL = "all"
+from airflow_batch_llm.core.settings import Only
 
 
 class Reason(StrEnum):

@@ -1,14 +1,17 @@
 """What operators and sensors do with their arguments while a Dag is read: it costs nothing, and refuses with advice."""
 
-from collections.abc import Mapping, Sequence
-from datetime import timedelta
-from typing import Any, TypeVar, get_args
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, TypeVar
 
 from airflow.providers.common.compat.sdk import conf
 
 from airflow_batch_llm.errors import InputError
 
 N = TypeVar("N", int, float)
+E = TypeVar("E", bound=StrEnum)
+
+_KINDS: Mapping[type, str] = {int: "an int", float: "a number"}
 
 #: Parts of the names under which hooks and SDKs take what must stay in a connection.
 _SECRETS = ("api_key", "apikey", "authorization", "credentials", "password", "private_key", "secret", "token")
@@ -22,16 +25,13 @@ def one_of(**arguments: object) -> None:
         raise InputError(f"Exactly one of {names} is wanted, and there is {' and '.join(given) or 'none'}.")
 
 
-def choice(name: str, value: Any, choices: Any) -> Any:
-    """The value, if it is one of those that a Literal lists."""
-    if value not in get_args(choices):
-        raise InputError(f"{name}={value!r} is not one of {', '.join(map(repr, get_args(choices)))}.")
-    return value
-
-
-def texts(value: str | Sequence[str]) -> tuple[str, ...]:
-    """One text, or several."""
-    return (value,) if isinstance(value, str) else tuple(value)
+def choice(name: str, value: str, choices: type[E]) -> E:
+    """Return the member of an enumeration that has this value."""
+    try:
+        return choices(value)
+    except ValueError:
+        known = ", ".join(repr(one.value) for one in choices)
+        raise InputError(f"{name} must be one of {known}, got {value!r}.") from None
 
 
 def number(name: str, value: Any, kind: type[N]) -> N:
@@ -40,7 +40,7 @@ def number(name: str, value: Any, kind: type[N]) -> N:
         return kind(value)
     except (TypeError, ValueError):
         raise InputError(
-            f"{name}={value!r} is no {kind.__name__}. Look at what its template renders to."
+            f"{name} must be {_KINDS[kind]}, got {value!r}. Check what its template renders to."
         ) from None
 
 
@@ -53,11 +53,6 @@ def without_secrets(**arguments: Any) -> None:
                     f"{name} has {key!r}, which others could read in XCom and in the run folder. Put it into the connection."
                 )
             without_secrets(**{f"{name}[{key!r}]": value})
-
-
-def seconds(value: timedelta | float | None) -> float | None:
-    """A span of time as Airflow's users write it."""
-    return value.total_seconds() if isinstance(value, timedelta) else value
 
 
 def is_deferrable(given: bool | None) -> bool:

@@ -45,7 +45,7 @@ class DuckDBHook(BaseHook):
 
     def test_connection(self) -> tuple[bool, str]:
         """Open the file and ask it something."""
-        from airflow_batch_llm.warehouses.base import Source
+        from airflow_batch_llm.core.settings import Source
 
         try:
             warehouse = self.get_conn()

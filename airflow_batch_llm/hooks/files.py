@@ -5,9 +5,9 @@ from typing import Any
 
 import pyarrow as pa  # this module is imported by a task that reads files, never by a Dag
 
+from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.hooks.object_storage import open_path
-from airflow_batch_llm.warehouses.base import Source
 from airflow_batch_llm.warehouses.files import FileFormat, FileSource, read_files
 
 _HOOK_PARAMS = ("format", "column_types", "delimiter")

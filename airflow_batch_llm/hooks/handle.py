@@ -9,8 +9,12 @@ from typing import Any
 
 import orjson
 
+from airflow_batch_llm.core.settings import Pace
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.store import Workspace
+
+#: Fields of `Pace` by the names that earlier handles hold.
+_EARLIER_NAMES = {"timeout_seconds": "timeout", "min_round_seconds": "min_round_time"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +54,12 @@ class RunHandle:
             raise InputError(
                 "This is not a run's handle. Give what SubmitLLMBatchOperator returned: handle=submit.output."
             ) from None
+
+    def pace_settings(self) -> Pace:
+        """Return the pace that the run was started with, also where an earlier release has written it."""
+        known = {item.name for item in fields(Pace)}
+        given = {_EARLIER_NAMES.get(name, name): value for name, value in self.pace.items()}
+        return Pace(**{name: value for name, value in given.items() if name in known})
 
     def store(self, workspace: Workspace) -> None:
         """Leave the handle in the run folder, once for each clear."""

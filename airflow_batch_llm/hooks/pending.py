@@ -25,7 +25,7 @@ class PendingRows:
 
     def count(self) -> "Waiting":
         """Ask the database. It blocks."""
-        from airflow_batch_llm.warehouses.base import Source
+        from airflow_batch_llm.core.settings import Source
 
         oldest = self.since or "NULL"
         database = warehouse(self.conn_id, self.hook_params)

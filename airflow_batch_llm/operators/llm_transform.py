@@ -1,15 +1,28 @@
 """The whole stage in one task: rows in from a warehouse or files, one typed answer per row out into a table."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
-from datetime import timedelta
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from airflow.providers.common.compat.sdk import conf
 from airflow.sdk import Context
 
+from airflow_batch_llm.core.settings import (
+    Guards,
+    Only,
+    Pace,
+    Request,
+    RowFunction,
+    Settings,
+    Shape,
+    Source,
+    Stage,
+    names,
+)
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.hooks.arguments import choice, one_of, texts, without_secrets
+from airflow_batch_llm.hooks.arguments import choice, number, one_of, without_secrets
 from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.hooks.llm import split_model_id
 from airflow_batch_llm.hooks.workspace import open_workspace
@@ -18,28 +31,26 @@ from airflow_batch_llm.operators.lineage import tables_of
 from airflow_batch_llm.operators.outcome import table_uri
 from airflow_batch_llm.operators.parts import open_parts
 from airflow_batch_llm.operators.run import RunOperator
-from airflow_batch_llm.operators.stage import pace_of, stage_of
 
 if TYPE_CHECKING:
     from airflow_batch_llm.stage.run import Run
 
-Only = Literal["changed", "outdated", "new", "all"]
-OnOverBudget = Literal["fail", "partial"]
-OnBadRow = Literal["record", "fail"]
-OnSchemaChange = Literal["append_new_columns", "ignore", "fail"]
-WriteMode = Literal["merge", "append"]
-Seconds = timedelta | float
+S = TypeVar("S", bound=Settings)
+
+#: The groups of settings, by the argument that takes each.
+_GROUPS: Mapping[str, type[Settings]] = {"request": Request, "shape": Shape, "guards": Guards, "pace": Pace}
 
 
 class LLMTransformOperator(RunOperator):
     """Ask a model about each row, in batches, and merge the answers into a table by key.
 
-    The source is one of `source_sql`, `source_table` and `source_uri`. What has been answered is not asked again.
+    The source is one of `source_sql`, `source_table` and `source_uri`. What has been answered is not asked again. The four
+    groups of settings may be given as objects or as mappings; Airflow renders the fields that they name as templates.
 
     :param prompt: a Jinja template over the row's columns, or a function of the row. Airflow does not render it; its
         values come in through `prompt_params`, as ``{{ params.x }}``
     :param prompt_file: a file beside the Dag that holds the template
-    :param key: the column, or columns, that tell the rows apart
+    :param key: the column, or columns, that identify a row
     :param model_id: ``<provider>:<model>``, such as ``anthropic:claude-haiku-4-5``
     :param output_type: a Pydantic model, a JSON Schema, a list of labels, or str
     :param target: the table that the answers are merged into, with its schema: ``support.ticket_labels``
@@ -50,44 +61,21 @@ class LLMTransformOperator(RunOperator):
     :param source_table: a table's name
     :param source_uri: URIs of Parquet, CSV or JSON Lines files; patterns are allowed
     :param source_parameters: values for the placeholders in `source_sql`
-    :param system_prompt: what stands before each prompt
+    :param system_prompt: the text that stands before each prompt
     :param prompt_params: values for the template that are the same for all rows
-    :param request_params: further fields of the provider's request, such as a temperature
-    :param max_tokens: of one answer
-    :param endpoint: of the provider, where it has several
-    :param cache_system_prompt: whether the provider should keep the system prompt for the other requests
-    :param only: which rows are asked about: those that are new or have changed, also those that an older prompt has
-        answered (``outdated``), only those without an answer (``new``), or ``all``
-    :param retry_dead: ask again about rows that were refused or have spent their attempts
-    :param max_rows: how many rows one run sends at most
-    :param max_cost_usd: what one run may cost; None for the configured default, ``float("inf")`` for no limit
-    :param on_over_budget: fail before anything is sent, or send what fits
-    :param on_bad_row: record a row that cannot be sent as a failure, or fail the run
-    :param max_attempts: how often one row is asked about
-    :param min_success_ratio: a run with fewer good answers fails, after these have landed
+    :param only: which rows are asked about: those that are new or have changed (``changed``), also those that an older
+        prompt has answered (``outdated``), only those without an answer (``new``), or ``all``
+    :param max_rows: the most rows that one run sends; None for no limit
+    :param max_cost_usd: the most dollars that one run may cost; None for the configured default, ``float("inf")`` for no limit
     :param plan_only: find out what would be sent and what it would cost, and send nothing
-    :param carry: source columns that are copied beside the answer
-    :param columns: the answer's columns by path: ``{"buyer_name": "buyer.name"}``
-    :param output_column: the name of the answer's only column
-    :param on_schema_change: what happens to an answer's column that the target has not
-    :param create_target: whether the tables are created; otherwise they must be there
-    :param failures_target: where rows without a good answer go; None for the target's name and ``__failures``
-    :param keep_raw_excerpt: whether the failures keep the beginning of a bad answer
-    :param staging_schema: where answers wait for the merge; None for the target's own
-    :param write_mode: one row per key, or one per key and run
-    :param partition_by: the column that a new target is partitioned by
-    :param cluster_by: the columns that a new target is clustered by
-    :param rows_per_batch: how many rows one batch holds at most
-    :param max_active_batches: how many batches run at once
-    :param poll_interval: seconds between two looks at the batches; None for often at first and seldom later
-    :param timeout: how long the run may take, over all tries; None for the provider's window and two hours
-    :param min_round_time: rows are not asked again with less time left
-    :param cancel_on_timeout: whether batches that still run at the end of the time are cancelled
-    :param keep_days: how long prompts and raw answers stay in the workspace; 0 for until they have landed, None for good
-    :param prices: dollars by model, where the package does not know them or you pay others
-    :param source_hook_params: what the source's hook takes, such as a location
-    :param target_hook_params: what the target's hook takes; None for the source's, on the same connection
-    :param llm_hook_params: what the provider's connection takes, such as ``staging`` for Vertex
+    :param keep_days: days for which the workspace keeps prompts and raw answers; 0: until they have landed, None: for good
+    :param request: what each request carries besides the prompt: `Request(max_tokens=…, extra_body={…})`
+    :param shape: how the two tables look: `Shape(carry=[…], columns={…})`
+    :param guards: what limits a run: `Guards(max_attempts=…, min_success_ratio=…)`
+    :param pace: how fast and how long: `Pace(rows_per_batch=…, timeout=…)`
+    :param source_hook_params: parameters of the source's hook, such as a location
+    :param target_hook_params: parameters of the target's hook; None for the source's, on the same connection
+    :param llm_hook_params: parameters of the provider's connection, such as ``staging`` for Vertex
     """
 
     template_fields: Sequence[str] = (
@@ -98,7 +86,6 @@ class LLMTransformOperator(RunOperator):
         "source_conn_id",
         "target",
         "target_conn_id",
-        "failures_target",
         "llm_conn_id",
         "model_id",
         "workspace",
@@ -116,7 +103,7 @@ class LLMTransformOperator(RunOperator):
         key: str | Sequence[str],
         model_id: str,
         target: str,
-        prompt: str | Callable[[Mapping[str, object]], str] | None = None,
+        prompt: str | RowFunction | None = None,
         prompt_file: str | None = None,
         output_type: Any = str,
         llm_conn_id: str | None = None,
@@ -128,45 +115,23 @@ class LLMTransformOperator(RunOperator):
         source_parameters: Mapping[str, Any] | Sequence[Any] | None = None,
         system_prompt: str | None = None,
         prompt_params: Mapping[str, object] | None = None,
-        request_params: Mapping[str, object] | None = None,
-        max_tokens: int | None = 1024,
-        endpoint: str | None = None,
-        cache_system_prompt: bool = False,
-        only: Only = "changed",
-        retry_dead: bool = False,
-        max_rows: int | None = None,
-        max_cost_usd: float | None = None,
-        on_over_budget: OnOverBudget = "fail",
-        on_bad_row: OnBadRow = "record",
-        max_attempts: int = 3,
-        min_success_ratio: float = 0.95,
+        only: str = Only.CHANGED,
+        max_rows: int | str | None = None,
+        max_cost_usd: float | str | None = None,
         plan_only: bool = False,
-        carry: Sequence[str] = (),
-        columns: Mapping[str, str] | None = None,
-        output_column: str | None = None,
-        on_schema_change: OnSchemaChange = "append_new_columns",
-        create_target: bool = True,
-        failures_target: str | None = None,
-        keep_raw_excerpt: bool = True,
-        staging_schema: str | None = None,
-        write_mode: WriteMode = "merge",
-        partition_by: str | None = None,
-        cluster_by: Sequence[str] = (),
-        rows_per_batch: int = 10_000,
-        max_active_batches: int = 20,
-        poll_interval: float | None = None,
-        timeout: Seconds | None = None,
-        min_round_time: Seconds = 3600.0,
-        cancel_on_timeout: bool = True,
         keep_days: float | None = 30.0,
-        prices: Mapping[str, Mapping[str, float]] | None = None,
+        request: Request | Mapping[str, Any] | None = None,
+        shape: Shape | Mapping[str, Any] | None = None,
+        guards: Guards | Mapping[str, Any] | None = None,
+        pace: Pace | Mapping[str, Any] | None = None,
         source_hook_params: Mapping[str, Any] | None = None,
         target_hook_params: Mapping[str, Any] | None = None,
         llm_hook_params: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        _refuse_fields_of_groups(kwargs)
         super().__init__(**kwargs)
-        self.key = texts(key)
+        self.key = names(key)
         self.model_id = model_id
         self.target = target
         self.prompt = prompt
@@ -181,38 +146,15 @@ class LLMTransformOperator(RunOperator):
         self.source_parameters = source_parameters
         self.system_prompt = system_prompt
         self.prompt_params = prompt_params
-        self.request_params = request_params
-        self.max_tokens = max_tokens
-        self.endpoint = endpoint
-        self.cache_system_prompt = cache_system_prompt
         self.only = choice("only", only, Only)
-        self.retry_dead = retry_dead
         self.max_rows = max_rows
         self.max_cost_usd = max_cost_usd
-        self.on_over_budget = choice("on_over_budget", on_over_budget, OnOverBudget)
-        self.on_bad_row = choice("on_bad_row", on_bad_row, OnBadRow)
-        self.max_attempts = max_attempts
-        self.min_success_ratio = min_success_ratio
         self.plan_only = plan_only
-        self.carry = texts(carry)
-        self.columns = columns
-        self.output_column = output_column
-        self.on_schema_change = choice("on_schema_change", on_schema_change, OnSchemaChange)
-        self.create_target = create_target
-        self.failures_target = failures_target
-        self.keep_raw_excerpt = keep_raw_excerpt
-        self.staging_schema = staging_schema
-        self.write_mode = choice("write_mode", write_mode, WriteMode)
-        self.partition_by = partition_by
-        self.cluster_by = texts(cluster_by)
-        self.rows_per_batch = rows_per_batch
-        self.max_active_batches = max_active_batches
-        self.poll_interval = poll_interval
-        self.timeout = timeout
-        self.min_round_time = min_round_time
-        self.cancel_on_timeout = cancel_on_timeout
         self.keep_days = keep_days
-        self.prices = prices
+        self.request = _group(Request, request)
+        self.shape = _group(Shape, shape)
+        self.guards = _group(Guards, guards)
+        self.pace = _group(Pace, pace)
         self.source_hook_params = source_hook_params
         self.target_hook_params = target_hook_params
         self.llm_hook_params = llm_hook_params
@@ -228,7 +170,7 @@ class LLMTransformOperator(RunOperator):
             llm_hook_params=self.llm_hook_params,
         )
         if not self.key:
-            raise InputError("key names no column: name those that tell the rows apart.")
+            raise InputError("key names no column. Name the columns that identify a row.")
         model_id: object = self.model_id  # of a task that is upstream, perhaps
         if isinstance(model_id, str) and "{{" not in model_id:
             split_model_id(model_id)
@@ -236,6 +178,47 @@ class LLMTransformOperator(RunOperator):
             raise InputError("source_conn_id is missing: it names the connection of the source's database.")
         if self.source_uri is not None and not self.target_conn_id:
             raise InputError("target_conn_id is missing: the source is files, so it cannot stand in for it.")
+
+    def stage(self, context: Context) -> Stage:
+        """Return the stage that the rendered arguments describe."""
+        beside = None if self.prompt_file is None else Path(self.dag.fileloc).parent / self.prompt_file
+        return Stage(
+            source=Source(
+                sql=self.source_sql, table=self.source_table, parameters=self.source_parameters, key=self.key
+            ),
+            key=self.key,
+            model_id=self.model_id,
+            target=self.target,
+            prompt=self.prompt,
+            prompt_file=beside,
+            prompt_params=self.prompt_params or {},
+            system_prompt=self.system_prompt,
+            output_type=self.output_type,
+            only=Only(self.only),
+            max_rows=self.max_rows,  # type: ignore[arg-type]  # a template renders to text, which the stage reads
+            max_cost_usd=self._budget(),
+            plan_only=self.plan_only,
+            keep_days=self.keep_days,
+            labels={"dag": self.dag_id, "task": self.task_id, "run": str(context["run_id"])},
+            request=self._rendered(self.request, context),
+            shape=self._rendered(self.shape, context),
+            guards=self._rendered(self.guards, context),
+            pace=self._rendered(self.pace, context),
+        )
+
+    def _budget(self) -> float | None:
+        """Return the most dollars that the run may cost: as given, or as configured."""
+        if self.max_cost_usd in (None, ""):
+            budget = conf.getfloat("batch_llm", "default_max_cost_usd", fallback=25.0)
+        else:
+            budget = number("max_cost_usd", self.max_cost_usd, float)
+        return None if math.isinf(budget) else budget
+
+    def _rendered(self, settings: S, context: Context) -> S:
+        """Render the fields that a group of settings names as templates."""
+        given = {name: getattr(settings, name) for name in settings.template_fields}
+        changes = {name: self.render_template(value, context) for name, value in given.items() if value}
+        return replace(settings, **changes)
 
     def handles(self, context: Context) -> Sequence[RunHandle]:
         """The one run of this task, named in its folder for others to find."""
@@ -252,16 +235,16 @@ class LLMTransformOperator(RunOperator):
 
         parts = open_parts(handle, spool, self.log)
         if self.source_uri is not None:
-            files = Files(texts(self.source_uri), self.source_conn_id, self.source_hook_params)
+            files = Files(names(self.source_uri), self.source_conn_id, self.source_hook_params)
             parts = replace(parts, source=files)
         elif not self._is_one_database(handle):
             parts = replace(parts, source=warehouse(self.source_conn_id or "", self.source_hook_params))
-        return Run(stage=stage_of(self, context), parts=parts, name=handle.run, max_tries=handle.max_tries)
+        return Run(stage=self.stage(context), parts=parts, name=handle.run, max_tries=handle.max_tries)
 
     def inputs(self, handle: RunHandle, run: "Run") -> tuple[str, ...]:  # noqa: ARG002 - it is the run's source
         """URIs of the tables or files that the rows come from."""
         if self.source_uri is not None:
-            return texts(self.source_uri)
+            return names(self.source_uri)
         database: str = getattr(run.parts.source, "asset_uri", "")
         tables = [self.source_table] if self.source_table else tables_of(self.source_sql or "", database)
         return tuple(table_uri(database, table) for table in tables)
@@ -282,7 +265,7 @@ class LLMTransformOperator(RunOperator):
             target=self.target,
             target_conn_id=target_conn_id,
             target_hook_params=dict(target_params or {}),
-            pace=asdict(pace_of(self)),
+            pace=asdict(self.pace),
         )
 
     def _asked(self) -> tuple[object, ...]:
@@ -291,8 +274,28 @@ class LLMTransformOperator(RunOperator):
 
         rendered = tuple(getattr(self, name) for name in self.template_fields)
         prompt = None if self.prompt is None else identity(self.prompt)
-        return (*rendered, self.key, prompt, self.prompt_file, self.system_prompt, self.request_params)
+        return (*rendered, self.key, prompt, self.prompt_file, self.system_prompt, self.request.extra_body)
 
     def _is_one_database(self, handle: RunHandle) -> bool:
         same_params = (self.source_hook_params or {}) == handle.target_hook_params
         return self.source_conn_id == handle.target_conn_id and same_params
+
+
+def _group(settings: type[S], given: S | Mapping[str, Any] | None) -> S:
+    """Return a group of settings, which may be given as a mapping."""
+    if isinstance(given, settings):
+        return given
+    if given is None or isinstance(given, Mapping):
+        return settings(**(given or {}))
+    raise InputError(
+        f"{settings.__name__.lower()} must be a {settings.__name__}, got a {type(given).__name__}."
+    )
+
+
+def _refuse_fields_of_groups(arguments: Mapping[str, Any]) -> None:
+    """Say where an argument belongs that is a field of a group."""
+    for argument, settings in _GROUPS.items():
+        for name in {field.name for field in fields(settings)} & set(arguments):
+            raise InputError(
+                f"{name} is a field of {argument}: write {argument}={settings.__name__}({name}=…)."
+            )

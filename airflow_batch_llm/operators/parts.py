@@ -8,13 +8,13 @@ from airflow_batch_llm.hooks.llm import llm_provider
 from airflow_batch_llm.hooks.workspace import open_workspace
 
 if TYPE_CHECKING:
-    from airflow_batch_llm.stage.settings import Parts
+    from airflow_batch_llm.stage.parts import Parts
 
 
 def open_parts(handle: RunHandle, spool: Path, log: Any) -> "Parts":
     """The source is the target's database. Connections are looked up here, and opened when they are used."""
     from airflow_batch_llm.hooks.warehouse import warehouse
-    from airflow_batch_llm.stage.settings import Parts
+    from airflow_batch_llm.stage.parts import Parts
 
     target = warehouse(handle.target_conn_id, handle.target_hook_params)
     return Parts(

@@ -19,14 +19,13 @@ class PlannedRunOperator(RunOperator):
     def open_run(self, context: Context, handle: RunHandle, spool: Path) -> "Run":
         """The run by its handle."""
         from airflow_batch_llm.stage.run import Run
-        from airflow_batch_llm.stage.settings import Pace
 
         return Run(
             parts=open_parts(handle, spool, self.log),
             name=handle.run,
             max_tries=handle.max_tries,
             clears=clears(context["ti"], self.retries),
-            pace=Pace(**handle.pace),
+            pace=handle.pace_settings(),
         )
 
 

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from airflow.providers.common.compat.sdk import BaseOperator
 from airflow.sdk import Context
 
+from airflow_batch_llm.core.settings import seconds
 from airflow_batch_llm.core.waiting import CANCEL_GRACE_SECONDS, Watch, drive, waiting
 from airflow_batch_llm.errors import BatchLLMError
-from airflow_batch_llm.hooks.arguments import is_deferrable, seconds, settling_seconds
+from airflow_batch_llm.hooks.arguments import is_deferrable, settling_seconds
 from airflow_batch_llm.hooks.failures import translated_errors
 from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.hooks.llm import llm_provider
@@ -192,7 +193,7 @@ class RunOperator(BaseOperator):
 
     def _note_lineage(self, handle: RunHandle, run: "Run") -> None:
         """While the connections are open."""
-        planned_only = run.stage is not None and run.stage.guards.plan_only
+        planned_only = run.stage is not None and run.stage.plan_only
         if not planned_only and is_lineage_wanted():
             with unfailing():
                 uris = self.inputs(handle, run), run.parts.target.asset_uri

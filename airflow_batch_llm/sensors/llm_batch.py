@@ -9,9 +9,10 @@ from airflow.sdk import Context
 from airflow.triggers.base import BaseTrigger
 
 from airflow_batch_llm.core.model import BatchState
+from airflow_batch_llm.core.settings import names
 from airflow_batch_llm.core.waiting import Watch
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.hooks.arguments import one_of, settling_seconds, texts, without_secrets
+from airflow_batch_llm.hooks.arguments import one_of, settling_seconds, without_secrets
 from airflow_batch_llm.hooks.failures import translated_errors
 from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.hooks.llm import llm_provider
@@ -95,7 +96,7 @@ class LLMBatchSensor(DeferrableSensor):
             handle = RunHandle.from_json(self.handle)
             return {name: getattr(handle, name) for name in _ASKED}
         return {
-            "batch_ids": texts(self.batch_ids or ()),
+            "batch_ids": names(self.batch_ids or ()),
             "model_id": self.model_id,
             "llm_conn_id": self.llm_conn_id,
             "llm_hook_params": self.llm_hook_params,

@@ -8,8 +8,9 @@ from typing import Any
 from airflow.sdk import Context
 from airflow.triggers.base import BaseTrigger
 
+from airflow_batch_llm.core.settings import seconds
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.hooks.arguments import number, one_of, seconds, without_secrets
+from airflow_batch_llm.hooks.arguments import number, one_of, without_secrets
 from airflow_batch_llm.hooks.failures import translated_errors
 from airflow_batch_llm.hooks.pending import PendingRows
 from airflow_batch_llm.hooks.quiet import quiet_sdks

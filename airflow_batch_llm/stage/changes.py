@@ -7,16 +7,16 @@ provider, and stops nothing.
 from dataclasses import asdict
 
 from airflow_batch_llm.core.request import canonical
+from airflow_batch_llm.core.settings import Stage
 from airflow_batch_llm.core.spec import Spec, changed_fields
 from airflow_batch_llm.core.value import plain
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.stage.plan import Plan, RunLimits
-from airflow_batch_llm.stage.planning import output_type_of, spec_of
-from airflow_batch_llm.stage.settings import Stage
+from airflow_batch_llm.stage.planning import output_type_of, read_prompt, spec_of
 
 #: Fields of a spec that the user's arguments call otherwise.
-_ARGUMENTS = {"schema": "output_type", "params": "request_params"}
+_ARGUMENTS = {"schema": "output_type", "params": "extra_body"}
 
 
 def described(plan: Plan, stage: Stage, provider: Provider) -> str:
@@ -36,7 +36,7 @@ def described(plan: Plan, stage: Stage, provider: Provider) -> str:
 def changes(plan: Plan, stage: Stage, provider: Provider) -> list[str]:
     """The arguments that differ. Raises what planning would, where those of today cannot be compared."""
     output_type = output_type_of(stage)
-    now = spec_of(stage.ask, stage.ask.read_prompt(), output_type, provider)
+    now = spec_of(stage, read_prompt(stage), output_type, provider)
     fields = changed_fields(Spec.from_json(plan.spec), now)
     names = [_ARGUMENTS.get(name, name) for name in fields]
     if "output_type" not in names and plan.output_type["columns"] != output_type.to_json()["columns"]:
@@ -67,8 +67,8 @@ def _asked(stage: Stage) -> dict[str, object]:
     return {
         "key": stage.key,
         "carry": [name for name in shape.carry if name not in stage.key],
-        "target": shape.target,
-        "failures_target": shape.failures_table.removeprefix(shape.target),
+        "target": stage.target,
+        "failures_target": stage.failures_table.removeprefix(stage.target),
         "write_mode": shape.write_mode,
         "on_schema_change": shape.on_schema_change,
         "create_target": shape.create_target,

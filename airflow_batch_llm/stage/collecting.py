@@ -29,8 +29,8 @@ from airflow_batch_llm.stage.landing import (
     parquet_reader,
     unsendable_failures,
 )
+from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan import Plan, PlannedShard
-from airflow_batch_llm.stage.settings import Parts
 from airflow_batch_llm.stage.submitting import fetch
 from airflow_batch_llm.warehouses.base import Part
 

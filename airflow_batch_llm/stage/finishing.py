@@ -17,9 +17,9 @@ from airflow_batch_llm.core.selection import Reason
 from airflow_batch_llm.errors import ProviderError, QualityGateFailed
 from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.landed import Landed, read_landed
+from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.registers import Registers
-from airflow_batch_llm.stage.settings import Parts
 from airflow_batch_llm.stage.standings import read_standings
 from airflow_batch_llm.stage.strays import read_strays, reported
 from airflow_batch_llm.stage.sweeping import sweep_ended

@@ -20,8 +20,8 @@ from airflow_batch_llm.core.shard import Bounds
 from airflow_batch_llm.providers.lines import split_lines
 from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.landed import Landed
+from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan import Plan, PlannedShard, new_run_token
-from airflow_batch_llm.stage.settings import Parts
 from airflow_batch_llm.stage.shard_files import ShardWriter
 from airflow_batch_llm.stage.spool import ATTEMPTS, REQUEST
 from airflow_batch_llm.stage.submitting import fetch

@@ -12,15 +12,16 @@ from tempfile import mkdtemp
 
 import orjson
 
+from airflow_batch_llm.core.settings import Pace, seconds
 from airflow_batch_llm.core.waiting import CANCEL_GRACE_SECONDS, Watch
 from airflow_batch_llm.errors import DeadlinePassed, WarehouseError
 from airflow_batch_llm.stage.finishing import Finished, Finisher
 from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.followup import FollowUp
 from airflow_batch_llm.stage.landed import read_landed, spent
+from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan import Plan
 from airflow_batch_llm.stage.round import Open, Round
-from airflow_batch_llm.stage.settings import Pace, Parts
 from airflow_batch_llm.stage.standings import read_rounds
 
 #: The provider's own window, and time to land what came in its last minute.
@@ -113,10 +114,10 @@ class Generation:
         """The end of this run's time, set at its first step; a clear of the unfinished run sets a new one."""
         records = [orjson.loads(data) for data in self.folder.deadlines()]
         if not records or records[-1]["max_tries"] < self.max_tries:
-            seconds = self.pace.timeout_seconds
-            if seconds is None:
-                seconds = self.parts.provider.limits.window_seconds + _AFTER_WINDOW_SECONDS
-            end = {"at": self.parts.clock() + seconds, "max_tries": self.max_tries}
+            span = seconds(self.pace.timeout)
+            if span is None:
+                span = self.parts.provider.limits.window_seconds + _AFTER_WINDOW_SECONDS
+            end = {"at": self.parts.clock() + span, "max_tries": self.max_tries}
             self.folder.add_deadline(orjson.dumps(end))
             records = [orjson.loads(data) for data in self.folder.deadlines()]
         return float(records[-1]["at"])
@@ -151,7 +152,7 @@ class Generation:
             return Plan.from_json(known)
         landed = {shard.number: read_landed(self.folder, shard.number) for shard in last.shards}
         requests = sum(len(one.again) for one in landed.values())
-        if not requests or self.parts.clock() > deadline - self.pace.min_round_seconds:
+        if not requests or self.parts.clock() > deadline - (seconds(self.pace.min_round_time) or 0.0):
             return None
         if not self._affordable(rounds, requests):
             return None

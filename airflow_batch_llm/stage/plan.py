@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from airflow_batch_llm.core.model import Call
 from airflow_batch_llm.core.request import shard_token
-from airflow_batch_llm.stage.settings import Stage
-from airflow_batch_llm.warehouses.base import SchemaChange, Target, WriteMode
+from airflow_batch_llm.core.settings import SchemaChange, Stage, WriteMode
+from airflow_batch_llm.warehouses.base import Target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,9 +45,9 @@ class RunLimits:
         return cls(
             max_attempts=stage.guards.max_attempts,
             min_success_ratio=stage.guards.min_success_ratio,
-            max_cost_usd=stage.guards.max_cost_usd,
+            max_cost_usd=stage.max_cost_usd,
             rows_per_batch=stage.pace.rows_per_batch,
-            raw_excerpt=stage.shape.raw_excerpt,
+            raw_excerpt=stage.shape.keep_raw_excerpt,
             keep_days=stage.keep_days,
             prices=stage.guards.prices,
         )

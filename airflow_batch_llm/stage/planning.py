@@ -19,6 +19,7 @@ from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.core.prompt import CompiledPrompt, Prompt, compile_prompt, identity
 from airflow_batch_llm.core.request import LineTemplate
 from airflow_batch_llm.core.selection import Reason
+from airflow_batch_llm.core.settings import BadRow, OverBudget, RowFunction, Stage
 from airflow_batch_llm.core.shard import Bounds
 from airflow_batch_llm.core.spec import Spec, spec_hash
 from airflow_batch_llm.errors import BudgetExceeded, InputError, SourceError
@@ -27,10 +28,10 @@ from airflow_batch_llm.stage.budget import Quote, affordable
 from airflow_batch_llm.stage.carried import carried_schema, key_schema, restored
 from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.landing import SAMPLES, sample_keys
+from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan import Plan, RunLimits, new_run_token
 from airflow_batch_llm.stage.reading import Reading, with_known
 from airflow_batch_llm.stage.registers import Registers
-from airflow_batch_llm.stage.settings import Ask, BadRow, OverBudget, Parts, Stage
 from airflow_batch_llm.stage.shard_files import ShardWriter
 from airflow_batch_llm.stage.spool import PROBLEM, Spool, keys_schema
 from airflow_batch_llm.stage.standings import read_rounds
@@ -56,48 +57,61 @@ def output_type_of(stage: Stage) -> OutputType:
     naming = Naming(
         columns=shape.columns or None, output_column=shape.output_column, taken=(*stage.key, *shape.carry)
     )
-    return OutputType.of(stage.ask.output_type, naming)
+    return OutputType.of(stage.output_type, naming)
 
 
-def spec_of(ask: Ask, prompt: Prompt, output_type: OutputType, provider: Provider) -> Spec:
+def read_prompt(stage: Stage) -> str | RowFunction:
+    """Return the prompt as it stands now, from its file where it is in one."""
+    if stage.prompt is not None:
+        return stage.prompt
+    assert stage.prompt_file is not None, "a stage has exactly one of the two"
+    try:
+        return stage.prompt_file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise InputError(
+            f"prompt_file {stage.prompt_file} cannot be read ({why}). Put the template there, or correct the path."
+        ) from None
+
+
+def spec_of(stage: Stage, prompt: Prompt, output_type: OutputType, provider: Provider) -> Spec:
     """What decides what is asked."""
     return Spec(
         prompt=identity(prompt),
-        prompt_params=ask.prompt_params,
-        system_prompt=ask.system_prompt,
+        prompt_params=stage.prompt_params,
+        system_prompt=stage.system_prompt,
         provider=provider.name,
-        model=ask.model,
+        model=stage.model,
         schema=output_type.schema,
-        params={**output_type.request_params, **ask.request_params},
-        max_tokens=ask.max_tokens,
-        endpoint=ask.endpoint,
+        params={**output_type.request_params, **stage.request.extra_body},
+        max_tokens=stage.request.max_tokens,
+        endpoint=stage.request.endpoint,
         host=provider.host,
     )
 
 
 def resolve(stage: Stage, parts: Parts) -> Resolved:
     """Everything about the stage that can be refused without looking at a row."""
-    ask, output_type = stage.ask, output_type_of(stage)
-    prompt = ask.read_prompt()
-    spec = spec_of(ask, prompt, output_type, parts.provider)
+    output_type, prompt = output_type_of(stage), read_prompt(stage)
+    spec = spec_of(stage, prompt, output_type, parts.provider)
     call = Call(
-        model=ask.model,
-        system_prompt=ask.system_prompt,
+        model=stage.model,
+        system_prompt=stage.system_prompt,
         schema=output_type.schema,
         vector=output_type.kind is AnswerKind.VECTOR,
-        max_tokens=ask.max_tokens,
+        max_tokens=stage.request.max_tokens,
         params=spec.params,
-        endpoint=ask.endpoint,
-        cache_system_prompt=ask.cache_system_prompt,
+        endpoint=stage.request.endpoint,
+        cache_system_prompt=stage.request.cache_system_prompt,
     )
     return Resolved(
         call=call,
         template=parts.provider.encode(call),
-        prompt=compile_prompt(prompt, ask.prompt_params),
+        prompt=compile_prompt(prompt, stage.prompt_params),
         output_type=output_type,
         spec=spec,
         spec_hash=spec_hash(spec),
-        prices=PriceList.of(parts.provider.name, ask.model, stage.guards.prices, at=parts.clock()),
+        prices=PriceList.of(parts.provider.name, stage.model, stage.guards.prices, at=parts.clock()),
     )
 
 
@@ -121,10 +135,10 @@ class Planner:
             scratch = Path(folder)
             with closing(self._read(resolved, target, scratch)) as spool:
                 plan = self._write(self._draft(resolved, target), resolved, spool, scratch)
-        if self.stage.guards.plan_only:
+        if self.stage.plan_only:
             return plan
         registers = Registers(workspace=self.parts.workspace)
-        registers.open_run(self.stage.shape.target, self.folder)
+        registers.open_run(self.stage.target, self.folder)
         self.folder.create_plan(plan.to_json())
         frozen = self.folder.read_plan()
         assert frozen is not None, "a plan that was created, or lost to another, is there"
@@ -141,8 +155,8 @@ class Planner:
                 )
         resolved.prompt.check(schema.names)
         return Target(
-            table=shape.target,
-            failures=shape.failures_table,
+            table=self.stage.target,
+            failures=self.stage.failures_table,
             key=key_schema(schema, self.stage.key),
             carried=carried_schema(schema, [name for name in shape.carry if name not in self.stage.key]),
             answer=pa.schema([(c.name, ARROW_TYPES[c.type]) for c in resolved.output_type.columns]),
@@ -150,9 +164,9 @@ class Planner:
             on_schema_change=shape.on_schema_change,
             create=shape.create_target,
             partition_by=shape.partition_by,
-            cluster_by=shape.cluster_by,
+            cluster_by=tuple(shape.cluster_by),
             staging_schema=shape.staging_schema,
-            labels=shape.labels,
+            labels=self.stage.labels,
         )
 
     def _read(self, resolved: Resolved, target: Target, scratch: Path) -> Spool:
@@ -160,11 +174,13 @@ class Planner:
         columns = pa.schema([*target.key, *target.carried])
         spool = Spool(scratch, columns, self.stage.key)
         reading = Reading(
-            key=self.stage.key,
+            key=tuple(self.stage.key),
             prompt=resolved.prompt,
             spec_hash=resolved.spec_hash,
             target=target,
-            guards=self.stage.guards,
+            only=self.stage.only,
+            retry_dead=self.stage.guards.retry_dead,
+            max_rows=self.stage.max_rows,
             max_prompt_bytes=self.parts.provider.limits.max_request_bytes - resolved.template.overhead,
         )
         with closing(with_known(self.parts.source, self.stage.source, self.parts.target, target)) as rows:
@@ -188,7 +204,7 @@ class Planner:
 
     def _take_out_in_flight(self, spool: Spool, spec_hash: str, scratch: Path) -> None:
         """Rows that another run has bought, or is about to: in flight until the round that asks them is published."""
-        for other in Registers(workspace=self.parts.workspace).open_runs(self.stage.shape.target):
+        for other in Registers(workspace=self.parts.workspace).open_runs(self.stage.target):
             for plan in read_rounds(other) if other.path != self.folder.path else ():
                 if plan.spec_hash == spec_hash and other.read_published(plan.round) is None:
                     self._take_out(spool, other, plan, scratch)
@@ -236,7 +252,7 @@ class Planner:
         guess = quote.estimate(spool.prompts(requests), requests)
         allowed = self._allowed(guess)
         writer = ShardWriter(
-            folder=None if self.stage.guards.plan_only else self.folder,
+            folder=None if self.stage.plan_only else self.folder,
             scratch=scratch,
             nonce=draft.nonce,
             run_token=draft.run_token,
@@ -264,12 +280,12 @@ class Planner:
 
     def _allowed(self, guess: Estimate) -> int:
         """How many of the requests are sent."""
-        guards = self.stage.guards
-        allowed = affordable(guess, guards.max_cost_usd)
-        if allowed == guess.requests or guards.plan_only or guards.on_over_budget is OverBudget.PARTIAL:
+        most, on_over_budget = self.stage.max_cost_usd, self.stage.guards.on_over_budget
+        allowed = affordable(guess, most)
+        if allowed == guess.requests or self.stage.plan_only or on_over_budget is OverBudget.PARTIAL:
             return allowed
         raise BudgetExceeded(
             f"{guess.requests:,} requests are estimated at ${guess.expected:,.4f}, above"
-            f" max_cost_usd={guards.max_cost_usd:g}. Nothing was sent. Raise max_cost_usd, lower max_rows, or set"
+            f" max_cost_usd={most:g}. Nothing was sent. Raise max_cost_usd, lower max_rows, or set"
             " on_over_budget='partial' to send what fits."
         )

@@ -12,11 +12,12 @@ import pyarrow.compute as pc
 
 from airflow_batch_llm.core.prompt import CompiledPrompt
 from airflow_batch_llm.core.selection import SENT, Reason, table
+from airflow_batch_llm.core.settings import Only, Source
 from airflow_batch_llm.core.spec import input_hashes
 from airflow_batch_llm.errors import PromptError, SourceError
-from airflow_batch_llm.stage.settings import Guards, Reads
+from airflow_batch_llm.stage.parts import Reads
 from airflow_batch_llm.stage.spool import ATTEMPTS, INPUT_HASH, PROBLEM, PROMPTS, REASON, SEQ, Spool
-from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, JoinsKnown, SharesFile, Source, Target, Warehouse
+from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, JoinsKnown, SharesFile, Target, Warehouse
 from airflow_batch_llm.warehouses.columns import number, numbers, octets, text, texts
 
 TOO_LARGE = "too_large"
@@ -35,12 +36,14 @@ class Reading:
     prompt: CompiledPrompt
     spec_hash: str
     target: Target
-    guards: Guards
+    only: Only
+    retry_dead: bool
+    max_rows: int | None
     max_prompt_bytes: int
 
     def fill(self, spool: Spool, rows: Iterator[pa.RecordBatch]) -> None:
         """Spool every row. `rows` carry `KNOWN_COLUMNS` beside the source's own."""
-        reasons = table(self.guards.only, retry_dead=self.guards.retry_dead)
+        reasons = table(self.only, retry_dead=self.retry_dead)
         seq = sent = 0
         for batch in rows:
             self._refuse_null_keys(batch)
@@ -48,10 +51,10 @@ class Reading:
             hashes = texts(input_hashes(values))
             why = [reasons[code] for code in _codes(batch, hashes, self.spec_hash).to_pylist()]
             wanted = [i for i, reason in enumerate(why) if reason in SENT]
-            if self.guards.max_rows is not None:
-                for i in wanted[max(0, self.guards.max_rows - sent) :]:
+            if self.max_rows is not None:
+                for i in wanted[max(0, self.max_rows - sent) :]:
                     why[i] = Reason.POSTPONED
-                del wanted[max(0, self.guards.max_rows - sent) :]
+                del wanted[max(0, self.max_rows - sent) :]
             sent += len(wanted)
             if len(wanted) < batch.num_rows:
                 values = {name: [column[i] for i in wanted] for name, column in values.items()}

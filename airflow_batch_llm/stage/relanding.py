@@ -10,9 +10,9 @@ from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.stage.collecting import Collector
 from airflow_batch_llm.stage.folder import RunFolder
+from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan import Plan
 from airflow_batch_llm.stage.round import Round
-from airflow_batch_llm.stage.settings import Parts
 from airflow_batch_llm.stage.standings import read_rounds, read_standings
 
 

@@ -24,8 +24,8 @@ from airflow_batch_llm.core.model import BatchState, BatchStatus
 from airflow_batch_llm.errors import ProviderError
 from airflow_batch_llm.stage.collecting import Collector
 from airflow_batch_llm.stage.folder import RunFolder
+from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan import Plan, PlannedShard
-from airflow_batch_llm.stage.settings import Parts
 from airflow_batch_llm.stage.standings import read_standings
 from airflow_batch_llm.stage.submitting import Submitter
 from airflow_batch_llm.stage.sweeping import Sweeper

@@ -6,16 +6,17 @@ there. Two attempts at once do no harm; they see each other's records.
 
 from dataclasses import dataclass, field, replace
 
+from airflow_batch_llm.core.settings import Pace, Stage
 from airflow_batch_llm.errors import BatchLLMError, InputError
 from airflow_batch_llm.stage.changes import described
 from airflow_batch_llm.stage.finishing import Finished, Finisher
 from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.generation import Generation, Pause
 from airflow_batch_llm.stage.memory import keep_little
+from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan import Plan
 from airflow_batch_llm.stage.planning import Planner
 from airflow_batch_llm.stage.registers import Registers
-from airflow_batch_llm.stage.settings import Pace, Parts, Stage
 from airflow_batch_llm.stage.sweeping import sweep_loose
 
 __all__ = ["Pause", "Run"]
@@ -47,7 +48,7 @@ class Run:
         """Go as far as can be gone now."""
         while True:
             generation = self.generation()
-            if self.stage is not None and self.stage.guards.plan_only:
+            if self.stage is not None and self.stage.plan_only:
                 return Finisher(parts=self.parts, folder=generation.folder, first=generation.first).planned()
             done = generation.advance()
             if isinstance(done, Finished):
@@ -77,7 +78,7 @@ class Run:
             return plan
         if self.stage is None:
             raise InputError(f"No run was planned in {folder.workspace.uri}/{self.name}. Look at the name.")
-        self._end_abandoned(self.stage.shape.target)
+        self._end_abandoned(self.stage.target)
         sweep_loose(self.parts)
         planner = Planner(stage=self.stage, parts=self.parts, folder=folder, max_tries=self.max_tries)
         plan = planner.plan()

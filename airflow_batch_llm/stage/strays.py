@@ -16,8 +16,8 @@ from airflow_batch_llm.errors import ResultsGone
 from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.gathering import Gatherer
 from airflow_batch_llm.stage.landed import read_landed
+from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan import Plan, PlannedShard
-from airflow_batch_llm.stage.settings import Parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

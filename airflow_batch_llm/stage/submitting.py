@@ -29,9 +29,9 @@ from airflow_batch_llm.core.submission import (
 )
 from airflow_batch_llm.errors import Later, Refused, StoreError, Unavailable, UnknownFate
 from airflow_batch_llm.stage.folder import RunFolder
+from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.registers import Registers
-from airflow_batch_llm.stage.settings import Parts
 
 #: A creation gets this long, and a second more for each megabyte.
 LEASE_SECONDS = 120.0

@@ -13,9 +13,9 @@ from airflow_batch_llm.core.journal import CLOCK_SKEW_SECONDS, Entry, Kind, Stan
 from airflow_batch_llm.core.model import BatchState, Search, Sighting
 from airflow_batch_llm.errors import ProviderError, Refused
 from airflow_batch_llm.stage.folder import RunFolder
+from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.registers import Registers
-from airflow_batch_llm.stage.settings import Parts
 from airflow_batch_llm.stage.standings import read_rounds, read_standings
 from airflow_batch_llm.stage.strays import StrayBatch, StrayCounter
 

@@ -5,7 +5,8 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from airflow_batch_llm.warehouses.base import Source, Warehouse
+from airflow_batch_llm.core.settings import Source
+from airflow_batch_llm.warehouses.base import Warehouse
 
 
 class Database(Protocol):

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from airflow_batch_llm.core.request import canonical
+from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.core.value import plain
 from airflow_batch_llm.errors import SourceError
 from airflow_batch_llm.simulator.handle import Simulator
@@ -16,7 +17,7 @@ from airflow_batch_llm.simulator.request import Answer, Request, RowError, Stop
 from airflow_batch_llm.stage.carried import carried, carried_schema
 from airflow_batch_llm.testing.database import Database
 from airflow_batch_llm.testing.whole_stage import TARGET, WholeStage
-from airflow_batch_llm.warehouses.base import Source, Warehouse
+from airflow_batch_llm.warehouses.base import Warehouse
 
 #: The table that the cases read. Rows 0 and 1 share a prompt, row 2 has none, row 3 is refused, row 4 is answered
 #: in a second round, row 5 holds NULLs, and row 6 is in flight in another run.

@@ -4,9 +4,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from airflow_batch_llm.core.settings import Source, WriteMode
 from airflow_batch_llm.testing.database import Database
 from airflow_batch_llm.testing.staged_rows import at, batch, labels, land, part
-from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, JoinsKnown, Source, Warehouse, WriteMode
+from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, JoinsKnown, Warehouse
 
 _NOTHING: dict[str, Any] = dict.fromkeys(KNOWN_COLUMNS.names)
 

@@ -9,11 +9,12 @@ from uuid import uuid4
 import pyarrow as pa
 import pytest
 
+from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.testing.database import Database
 from airflow_batch_llm.testing.leaks import text_of
 from airflow_batch_llm.testing.staged_rows import batch
-from airflow_batch_llm.warehouses.base import Source, Warehouse
+from airflow_batch_llm.warehouses.base import Warehouse
 from airflow_batch_llm.warehouses.kind import of_arrow
 
 #: One column of each type that a source may have, and a value of it.

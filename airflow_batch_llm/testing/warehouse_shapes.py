@@ -4,10 +4,11 @@ import pyarrow as pa
 import pytest
 
 from airflow_batch_llm.core.model import ColumnType
+from airflow_batch_llm.core.settings import SchemaChange, Source
 from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.testing.database import Database, rows_of
 from airflow_batch_llm.testing.staged_rows import batch, columns, labels, land, part
-from airflow_batch_llm.warehouses.base import SchemaChange, Source, Target, Warehouse
+from airflow_batch_llm.warehouses.base import Target, Warehouse
 from airflow_batch_llm.warehouses.kind import of_arrow
 
 

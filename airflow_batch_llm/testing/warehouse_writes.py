@@ -8,11 +8,12 @@ import pyarrow as pa
 import pytest
 
 from airflow_batch_llm.core.model import ColumnType
+from airflow_batch_llm.core.settings import WriteMode
 from airflow_batch_llm.errors import WarehouseError
 from airflow_batch_llm.testing.database import Database, rows_of
 from airflow_batch_llm.testing.staged_rows import at, columns, labels, land, part, stage
 from airflow_batch_llm.testing.warehouse_reads import TYPED
-from airflow_batch_llm.warehouses.base import Published, Target, Warehouse, WriteMode
+from airflow_batch_llm.warehouses.base import Published, Target, Warehouse
 
 #: One answer column of each type, and values that tell.
 ANSWERS: dict[ColumnType, list[Any]] = {

@@ -7,17 +7,18 @@ from pathlib import Path
 from time import time as real_time
 from typing import Any
 
+from airflow_batch_llm.core.settings import Guards, Shape, Source, Stage
 from airflow_batch_llm.providers import connect
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.stage.drive import complete
 from airflow_batch_llm.stage.finishing import Finished
 from airflow_batch_llm.stage.folder import RunFolder
+from airflow_batch_llm.stage.parts import Parts, Reads
 from airflow_batch_llm.stage.relanding import land_again
 from airflow_batch_llm.stage.run import Run
-from airflow_batch_llm.stage.settings import Ask, Guards, Parts, Reads, Shape, Stage
 from airflow_batch_llm.store import Workspace
-from airflow_batch_llm.warehouses.base import Source, Warehouse
+from airflow_batch_llm.warehouses.base import Warehouse
 
 #: Where the answers land.
 TARGET = "answers"
@@ -68,8 +69,11 @@ class WholeStage:
         stage = Stage(
             source=source or self.source,
             key=self.key,
-            ask=Ask(model="gpt-5-mini", prompt=self.prompt, output_type=["billing", "bug"]),
-            shape=Shape(target=TARGET, carry=self.carry),
+            model_id="openai:gpt-5-mini",
+            prompt=self.prompt,
+            output_type=["billing", "bug"],
+            target=TARGET,
+            shape=Shape(carry=self.carry),
             guards=Guards(min_success_ratio=0),
         )
         try:

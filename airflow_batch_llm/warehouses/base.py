@@ -7,12 +7,12 @@ repeated after a crash at any point and leave the same tables.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import pyarrow as pa
 
 from airflow_batch_llm.core.model import ColumnType
+from airflow_batch_llm.core.settings import SchemaChange, Source, WriteMode
 
 #: The Arrow type of an answer's column. JSON is Arrow's canonical JSON extension type over a string.
 ARROW_TYPES: Mapping[ColumnType, pa.DataType] = {
@@ -71,31 +71,6 @@ KNOWN_COLUMNS = pa.schema(
         ("_llm_failed_dead", pa.bool_()),
     ]
 )
-
-
-class WriteMode(StrEnum):
-    """How answers meet what is in the target table."""
-
-    MERGE = "merge"  # one row per key: insert or update
-    APPEND = "append"  # one row per key and run
-
-
-class SchemaChange(StrEnum):
-    """What happens to an answer column that the target table does not have."""
-
-    APPEND_NEW_COLUMNS = "append_new_columns"
-    IGNORE = "ignore"  # leave it out
-    FAIL = "fail"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """The rows to read: a SELECT statement, or a whole table by name. Exactly one of the two."""
-
-    sql: str | None = None
-    table: str | None = None
-    parameters: Mapping[str, Any] | Sequence[Any] | None = None
-    key: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import SourceError, WarehouseError
-from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Source, Target
+from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Target
 from airflow_batch_llm.warehouses.bigquery_connection import BigQuerySettings, Connection
 from airflow_batch_llm.warehouses.bigquery_jobs import Work, content_label, digest, stem_of
 from airflow_batch_llm.warehouses.bigquery_known import Lookup

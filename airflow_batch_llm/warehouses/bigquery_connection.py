@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import MissingExtra
-from airflow_batch_llm.warehouses.base import Source, Target
+from airflow_batch_llm.warehouses.base import Target
 from airflow_batch_llm.warehouses.bigquery_jobs import Jobs, Patience, job_labels, translated
 from airflow_batch_llm.warehouses.bigquery_names import TableName, table_name
 from airflow_batch_llm.warehouses.bigquery_reads import Reads

@@ -16,7 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Source
+from airflow_batch_llm.core.settings import Source
+from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS
 from airflow_batch_llm.warehouses.bigquery_connection import Connection
 from airflow_batch_llm.warehouses.bigquery_jobs import Work, stem_of
 from airflow_batch_llm.warehouses.bigquery_names import TableName, quoted

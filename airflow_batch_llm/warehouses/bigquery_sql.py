@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from airflow_batch_llm.warehouses.base import Target, WriteMode
+from airflow_batch_llm.core.settings import WriteMode
+from airflow_batch_llm.warehouses.base import Target
 from airflow_batch_llm.warehouses.bigquery_names import TableName, quoted
 from airflow_batch_llm.warehouses.bigquery_types import DIALECT, gathered
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import SourceError, TargetError
-from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Source, Target
+from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Target
 from airflow_batch_llm.warehouses.columns import numbers
 from airflow_batch_llm.warehouses.dialect import DIALECTS
 from airflow_batch_llm.warehouses.duckdb_file import DuckDBFile

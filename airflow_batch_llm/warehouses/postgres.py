@@ -11,8 +11,9 @@ from uuid import uuid4
 
 import pyarrow as pa
 
+from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import BatchLLMError, MissingExtra, TargetError, WarehouseBusy, WarehouseError
-from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Source, Target
+from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Target
 from airflow_batch_llm.warehouses.dialect import DIALECTS, PARAMETER
 from airflow_batch_llm.warehouses.plain import plain_batch
 from airflow_batch_llm.warehouses.postgres_reads import PostgresRead

@@ -6,8 +6,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from airflow_batch_llm.core.settings import WriteMode
 from airflow_batch_llm.errors import TargetError
-from airflow_batch_llm.warehouses.base import Part, Published, Target, WriteMode
+from airflow_batch_llm.warehouses.base import Part, Published, Target
 from airflow_batch_llm.warehouses.dialect import Upsert
 from airflow_batch_llm.warehouses.kind import Kind, of_arrow, of_database
 from airflow_batch_llm.warehouses.statements import FAILURE_ORDER, Landing, Statements

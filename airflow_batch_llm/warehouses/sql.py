@@ -13,8 +13,9 @@ from uuid import uuid4
 
 import pyarrow as pa
 
+from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import BatchLLMError, WarehouseBusy, WarehouseError
-from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Source, Target
+from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Target
 from airflow_batch_llm.warehouses.dialect import PARAMETER, dialect_named
 from airflow_batch_llm.warehouses.plain import plain_batch, refuse_padded_keys
 from airflow_batch_llm.warehouses.publication import (

@@ -8,7 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Source, Target
+from airflow_batch_llm.core.settings import Source
+from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Target
 from airflow_batch_llm.warehouses.dialect import PARAMETER, dialect_named
 from airflow_batch_llm.warehouses.plain import refuse_padded_keys
 from airflow_batch_llm.warehouses.sql import SqlWarehouse

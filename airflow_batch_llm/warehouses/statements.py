@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Source, Target
+from airflow_batch_llm.core.settings import Source
+from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Target
 from airflow_batch_llm.warehouses.dialect import PARAMETER, Dialect, Upsert
 from airflow_batch_llm.warehouses.kind import Kind, of_arrow
 from airflow_batch_llm.warehouses.layout import layout

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from airflow_batch_llm.core.settings import SchemaChange
 from airflow_batch_llm.errors import TargetError
-from airflow_batch_llm.warehouses.base import SchemaChange, Target
+from airflow_batch_llm.warehouses.base import Target
 from airflow_batch_llm.warehouses.dialect import Dialect
 from airflow_batch_llm.warehouses.kind import Kind, fits, of_arrow, of_database
 

@@ -12,12 +12,12 @@ import duckdb
 import orjson
 import pyarrow as pa
 
+from airflow_batch_llm.core.settings import Pace, Source, Stage
 from airflow_batch_llm.providers import connect
 from airflow_batch_llm.providers.base import Access
+from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.run import Run
-from airflow_batch_llm.stage.settings import Ask, Guards, Pace, Parts, Shape, Stage
 from airflow_batch_llm.store import Workspace
-from airflow_batch_llm.warehouses.base import Source
 from airflow_batch_llm.warehouses.duckdb import DuckDBWarehouse
 
 MODELS = {"openai": "gpt-5-mini", "anthropic": "claude-haiku-4-5"}
@@ -36,9 +36,11 @@ class Ours:
             stage=Stage(
                 source=Source(table="tickets"),
                 key=("id",),
-                ask=Ask(model=MODELS[provider], prompt=PROMPT, output_type=LABELS),
-                shape=Shape(target="ours"),
-                guards=Guards(max_cost_usd=None),
+                model_id=f"{provider}:{MODELS[provider]}",
+                prompt=PROMPT,
+                output_type=LABELS,
+                target="ours",
+                max_cost_usd=None,
                 pace=Pace(rows_per_batch=PER_BATCH, max_active_batches=1000),
             ),
             parts=Parts(

@@ -13,8 +13,9 @@ import pyarrow.csv as csv
 import pyarrow.parquet as pq
 
 from airflow_batch_llm.core.model import ColumnType
+from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.testing.staged_rows import START, columns, labels
-from airflow_batch_llm.warehouses.base import Part, Source, Warehouse
+from airflow_batch_llm.warehouses.base import Part, Warehouse
 from airflow_batch_llm.warehouses.dialect import DIALECTS
 
 PART_ROWS = 50_000

@@ -20,7 +20,7 @@ def test_nothing_else_can_be_had() -> None:
 
 
 def test_a_name_is_imported_when_it_is_used_and_not_before() -> None:
-    program = "import sys, airflow_batch_llm as a; assert 'pyarrow' not in sys.modules; a.Stage; assert 'pyarrow' in sys.modules"
+    program = "import sys, airflow_batch_llm as a; assert 'pyarrow' not in sys.modules; a.Run; assert 'pyarrow' in sys.modules"
 
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
 

@@ -97,7 +97,7 @@ def test_plan_only_after_a_finished_run_looks_at_the_source_of_today(desk: Desk)
 
 def test_the_name_of_a_run_follows_from_what_is_asked_and_not_from_how_fast(desk: Desk) -> None:
     desk.run()
-    desk.write(pace={"rows_per_batch": 5}, guards={"max_cost_usd": 3})
+    desk.write(pace={"rows_per_batch": 5}, max_cost_usd=3)
     desk.run()
     same = desk.run_folder
     desk.write(prompt="Another question: {{ subject }}")
@@ -125,7 +125,7 @@ def test_too_few_good_answers_end_with_1_and_the_good_rows_have_landed(desk: Des
 
 
 def test_what_must_be_changed_first_ends_with_2(desk: Desk) -> None:
-    desk.write(guards={"max_cost_usd": 0.0000001})
+    desk.write(max_cost_usd=0.0000001)
 
     done = desk.run()
 

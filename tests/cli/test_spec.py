@@ -30,25 +30,27 @@ def test_what_is_left_out_has_the_defaults_of_the_settings(tmp_path: Path) -> No
 
     spec = read_spec(path)
 
-    assert (spec.guards.max_cost_usd, spec.pace.rows_per_batch, spec.shape.target) == (25.0, 10_000, "labels")
+    stage = spec.stage
+    assert (stage.max_cost_usd, stage.pace.rows_per_batch, stage.target) == (25.0, 10_000, "labels")
 
 
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ("guards: {max_cost: 3}", "guards: max_cost is unknown; is it max_cost_usd?"),
-        ("shape: {partition: day}", "shape: partition is unknown; is it partition_by?"),
-        ("promt: x", "promt: promt is unknown; is it prompt?"),
-        ("provider: {api_key: sk-123}", "provider.api_key: a secret does not stand in the file; name the"),
+        ("guards: {max_attempt: 3}", "guards.max_attempt is unknown; is it max_attempts?"),
+        ("max_cost: 3", "max_cost is unknown; is it max_cost_usd?"),
+        ("shape: {partition: day}", "shape.partition is unknown; is it partition_by?"),
+        ("promt: x", "promt is unknown; is it prompt?"),
+        ("provider: {api_key: sk-123}", "api_key: a secret does not stand in the file; name the"),
         (
             "prompt_file: p.md",
-            "exactly one of prompt, prompt_file is needed, and it has prompt and prompt_file",
+            "Exactly one of prompt and prompt_file is needed, got both",
         ),
         ("output_type: [yes, no]", "quote them"),
-        ("guards: {only: some}", "guards.only: Input should be 'changed', 'outdated', 'new' or 'all'"),
-        ("pace: {rows_per_batch: many}", "pace.rows_per_batch: Input should be a valid integer"),
-        ("shape: {target: other}", "target stands beside shape, not in it"),
-        ("provider: {base_url: localhost:8765}", "provider.base_url: a URL begins with https:// or http://"),
+        ("only: some", "only must be one of 'changed', 'outdated', 'new' or 'all', got 'some'"),
+        ("pace: {rows_per_batch: many}", "pace.rows_per_batch must be an int, got 'many'"),
+        ("shape: {target: other}", "shape.target is unknown"),
+        ("provider: {base_url: localhost:8765}", "provider.base_url must begin with https:// or http://"),
     ],
 )
 def test_a_field_that_does_not_fit_is_named_with_what_to_do(tmp_path: Path, more: str, said: str) -> None:
@@ -61,11 +63,11 @@ def test_a_field_that_does_not_fit_is_named_with_what_to_do(tmp_path: Path, more
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ("pace: {rows_per_batch: 0}", "rows_per_batch=0 is too small: it is 1 or more"),
-        ("pace: {max_active_batches: 0}", "max_active_batches=0 is too small"),
-        ("guards: {max_attempts: 0}", "max_attempts=0 is too small"),
-        ("guards: {max_rows: -1}", "max_rows=-1 is too small: it is 0 or more"),
-        ("guards: {min_success_ratio: 95}", "min_success_ratio=95 is no ratio"),
+        ("pace: {rows_per_batch: 0}", "pace.rows_per_batch must be 1 or more, got 0"),
+        ("pace: {max_active_batches: 0}", "pace.max_active_batches must be 1 or more, got 0"),
+        ("guards: {max_attempts: 0}", "guards.max_attempts must be 1 or more, got 0"),
+        ("max_rows: -1", "max_rows must be 0 or more, got -1"),
+        ("guards: {min_success_ratio: 95}", "guards.min_success_ratio must be 1 or less, got 95"),
         ("shape: {failures_target: labels}", "failures_target is the target, labels"),
     ],
 )
@@ -78,7 +80,7 @@ def test_a_slip_in_a_number_or_a_name_is_told_before_it_costs_anything(
 def test_a_source_is_one_thing(tmp_path: Path) -> None:
     message = _refused(tmp_path, GOOD.replace("{table: tickets}", "{table: tickets, sql: SELECT 1}"))
 
-    assert "source: exactly one of sql, table, uri is needed, and it has sql and table" in message
+    assert "source needs exactly one of sql, table, uri, and it has sql and table" in message
 
 
 def test_a_model_id_names_its_provider(tmp_path: Path) -> None:

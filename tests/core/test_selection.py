@@ -2,7 +2,8 @@
 
 import pytest
 
-from airflow_batch_llm.core.selection import SENT, Only, Reason, Seen, select, table
+from airflow_batch_llm.core.selection import SENT, Reason, Seen, select, table
+from airflow_batch_llm.core.settings import Only
 
 NEW = Seen(answered=False, same_input=False, same_spec=False, dead=False)
 CHANGED = Seen(answered=True, same_input=False, same_spec=True, dead=False)

@@ -16,13 +16,14 @@ import pyarrow as pa
 import pymysql
 import pytest
 
+from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import SourceError, TargetError, WarehouseBusy, WarehouseError
 from airflow_batch_llm.testing.database import rows_of
 from airflow_batch_llm.testing.staged_rows import batch, labels, land, part
 from airflow_batch_llm.testing.warehouse_reads import TYPED
 from airflow_batch_llm.testing.warehouse_writes import ANSWERS
 from airflow_batch_llm.testing.warehouses import WarehouseContract
-from airflow_batch_llm.warehouses.base import ARROW_TYPES, Source
+from airflow_batch_llm.warehouses.base import ARROW_TYPES
 from airflow_batch_llm.warehouses.dialect import DIALECTS
 from airflow_batch_llm.warehouses.plain import plain_batch
 from airflow_batch_llm.warehouses.sql_joining import JoiningSqlWarehouse

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 import snowflake.connector
 
+from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import WarehouseError
 from airflow_batch_llm.testing.staged_rows import labels, part, stage
 from airflow_batch_llm.testing.warehouses import WarehouseContract
-from airflow_batch_llm.warehouses.base import Source
 from airflow_batch_llm.warehouses.dialect import DIALECTS
 from airflow_batch_llm.warehouses.plain import plain_batch
 from airflow_batch_llm.warehouses.sql_snowflake import SnowflakeWarehouse

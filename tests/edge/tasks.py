@@ -4,12 +4,17 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from airflow_batch_llm.core.settings import Pace
 from airflow_batch_llm.operators.llm_transform import LLMTransformOperator
 
 
 class Label(BaseModel):
     topic: Literal["bug", "billing"]
     urgent: bool
+
+
+#: Looks often, for tests.
+QUICK = Pace(poll_interval=0.1)
 
 
 def arguments(**changes: Any) -> dict[str, Any]:
@@ -23,7 +28,7 @@ def arguments(**changes: Any) -> dict[str, Any]:
         "output_type": Label,
         "model_id": "anthropic:claude-haiku-4-5",
         "target": "labels",
-        "poll_interval": 0.1,
+        "pace": QUICK,
         **changes,
     }
     return {name: value for name, value in found.items() if value is not ...}

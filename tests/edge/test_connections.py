@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from packaging.version import Version
 
+from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import InputError, Refused
 from airflow_batch_llm.hooks.duckdb import DuckDBHook
 from airflow_batch_llm.hooks.llm import llm_provider
 from airflow_batch_llm.hooks.warehouse import warehouse
 from airflow_batch_llm.hooks.workspace import open_workspace
-from airflow_batch_llm.warehouses.base import Source
 from tests.edge.conftest import World
 
 

@@ -5,18 +5,15 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from airflow.sdk import DAG, Asset, AssetAlias, task
 
-from airflow_batch_llm.core.selection import Only
+from airflow_batch_llm.core.settings import Guards, Shape
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.operators import llm_transform, outcome
+from airflow_batch_llm.operators import outcome
 from airflow_batch_llm.operators.outcome import add_to_assets
-from airflow_batch_llm.operators.stage import stage_of
-from airflow_batch_llm.stage.settings import BadRow, OverBudget
-from airflow_batch_llm.warehouses.base import SchemaChange, WriteMode
 from tests.edge.conftest import TICKETS, World
 from tests.edge.dag_runs import asset_extras, states, xcom
 from tests.edge.logs import told
@@ -105,7 +102,7 @@ def test_files_are_a_source_and_say_where_a_row_came_from(world: World, run: Run
             source_conn_id=None,
             source_uri=f"file://{tmp_path}/*.jsonl",
             target_conn_id="warehouse",
-            carry=["_llm_source_uri"],
+            shape=Shape(carry=["_llm_source_uri"]),
         )
 
     assert states(run(dag)) == {"label": "success"}
@@ -227,8 +224,10 @@ def test_limits_and_prompt_params_may_be_templates(world: World, run: Run) -> No
 def test_a_limit_that_renders_to_no_number_is_named(world: World, run: Run, limit: str) -> None:
     with DAG(f"no_{limit}", schedule=None) as dag:
         operator = transform(**{limit: "many"})
-    with pytest.raises(InputError, match=f"{limit}='many' is no .* what its template renders to"):
-        stage_of(operator, {"run_id": "run"})
+    with pytest.raises(
+        InputError, match=f"{limit} must be .*, got 'many'. Check what its template renders to"
+    ):
+        operator.stage({"run_id": "run"})
     assert states(run(dag)) == {"label": "failed"}
 
 
@@ -289,8 +288,13 @@ def test_somebody_is_told_once_when_the_waiting_is_long(world: World, run: Run) 
         ({"source_table": None}, "there is none"),
         ({"prompt_file": "x"}, "Exactly one of prompt, prompt_file"),
         ({"model_id": "claude"}, "'<provider>:<model>'"),
-        ({"only": "some"}, "only='some' is not one of 'changed', 'outdated', 'new', 'all'"),
-        ({"write_mode": "overwrite"}, "write_mode"),
+        ({"only": "some"}, "only must be one of 'changed', 'outdated', 'new', 'all', got 'some'"),
+        ({"write_mode": "append"}, "write_mode is a field of shape: write shape=Shape(write_mode=…)"),
+        (
+            {"shape": {"write_mode": "overwrite"}},
+            "write_mode must be one of 'merge' or 'append', got 'overwrite'",
+        ),
+        ({"pace": Shape()}, "pace must be a Pace, got a Shape"),
         ({"source_conn_id": None}, "source_conn_id is missing"),
         ({"key": []}, "key names no column"),
         ({"llm_hook_params": {"api_key": "x"}}, "llm_hook_params has 'api_key'"),
@@ -308,18 +312,31 @@ def test_what_cannot_run_is_refused_while_the_dag_is_read(changes: dict[str, Any
     assert advice in str(refused.value)
 
 
-@pytest.mark.parametrize(
-    ("literal", "words"),
-    [
-        (llm_transform.Only, Only),
-        (llm_transform.OnOverBudget, OverBudget),
-        (llm_transform.OnBadRow, BadRow),
-        (llm_transform.OnSchemaChange, SchemaChange),
-        (llm_transform.WriteMode, WriteMode),
-    ],
-)
-def test_the_words_of_the_arguments_are_those_of_the_stage(literal: Any, words: Any) -> None:
-    assert set(get_args(literal)) == {str(word) for word in words}
+def test_the_templates_in_a_group_are_rendered(world: World, run: Run) -> None:
+    with DAG("groups", schedule=None, params={"bad": "rejected", "most": 7}) as dag:
+        transform(
+            shape=Shape(failures_target="labels_{{ params.bad }}"),
+            request={"extra_body": {"metadata": {"user_id": "{{ dag.dag_id }}"}}},
+            max_rows="{{ params.most }}",
+        )
+
+    assert states(run(dag)) == {"label": "success"}
+    assert world.rows_charged() == 7
+    assert world.query("SELECT count(*) FROM labels_rejected") == [(0,)]
+    (requests,) = (world.folder / "workspace").rglob("*.requests.jsonl")
+    assert requests.read_text().count('"user_id":"groups"') == 7
+
+
+def test_a_group_may_be_mapped_over_and_come_from_default_args(world: World, run: Run) -> None:
+    shared = {"default_args": {"shape": Shape(carry=["subject"])}}
+    with DAG("mapped_groups", schedule=None, **shared) as dag:  # type: ignore[arg-type]
+        transform(partial=True, target=...).expand_kwargs(
+            [{"target": "ours", "guards": Guards(max_attempts=1)}, {"target": "others", "guards": Guards()}]
+        )
+
+    assert set(states(run(dag)).values()) == {"success"}
+    for table in ("ours", "others"):
+        assert world.query(f"SELECT count(subject) FROM {table}") == [(12,)]
 
 
 def test_arguments_may_come_from_the_dags_default_args() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG, Asset
 
+from airflow_batch_llm.core.settings import Pace
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.operators.llm_transform_group import llm_transform_group
 from tests.edge.conftest import TICKETS, World
@@ -17,13 +18,21 @@ Run = Callable[..., Any]
 
 
 def group(**changes: Any) -> Any:
-    return llm_transform_group("labels", **arguments(**{"task_id": ..., "rows_per_batch": 2, **changes}))
+    return llm_transform_group(
+        "labels",
+        **arguments(**{"task_id": ..., "pace": Pace(rows_per_batch=2, poll_interval=0.1), **changes}),
+    )
 
 
 @pytest.mark.parametrize("deferrable", [True, False])
 def test_a_table_is_labelled_by_several_tasks(world: World, run: Run, deferrable: bool) -> None:
     with DAG(f"spread_{deferrable}".lower(), schedule=None) as dag:
-        group(max_workers=3, max_active_batches=4, deferrable=deferrable, outlets=[Asset("x-table://labels")])
+        group(
+            max_workers=3,
+            pace=Pace(rows_per_batch=2, max_active_batches=4, poll_interval=0.1),
+            deferrable=deferrable,
+            outlets=[Asset("x-table://labels")],
+        )
 
     done = run(dag)
 

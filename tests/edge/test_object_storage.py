@@ -48,7 +48,7 @@ def test_rows_and_runs_lie_where_a_connection_leads(
         "source_table": ...,
         "source_conn_id": ...,
         "source_uri": f"s3://lake@{BUCKET}/in/*.csv",
-        "carry": "_llm_source_uri",
+        "shape": {"carry": "_llm_source_uri"},
     }
     with DAG("in_the_lake", schedule=None) as dag:
         SubmitLLMBatchOperator(

@@ -9,6 +9,7 @@ import orjson
 import pytest
 from airflow.sdk import DAG, Asset
 
+from airflow_batch_llm.core.settings import Pace
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.operators.collect import CollectLLMBatchOperator
@@ -30,7 +31,7 @@ def submit(**changes: Any) -> SubmitLLMBatchOperator:
 @pytest.mark.parametrize("deferrable", [True, False])
 def test_a_handle_joins_the_three_tasks(world: World, run: Run, deferrable: bool) -> None:
     with DAG(f"three_{deferrable}".lower(), schedule=None) as dag:
-        sent = submit(rows_per_batch=5)
+        sent = submit(pace=Pace(rows_per_batch=5, poll_interval=0.1))
         wait = LLMBatchSensor(
             task_id="wait", handle=sent.output, deferrable=deferrable, poke_interval=0.1, timeout=60
         )

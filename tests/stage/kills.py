@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from airflow_batch_llm.stage.settings import Parts
+from airflow_batch_llm.stage.parts import Parts
 
 # Verbs that leave a trace outside of the process. The other ones look.
 EFFECTS = frozenset(

@@ -9,11 +9,9 @@ from genai_prices import Usage, calc_price
 
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.output_type import Embedding
-from airflow_batch_llm.core.selection import Only
+from airflow_batch_llm.core.settings import Only, OverBudget, Source, WriteMode
 from airflow_batch_llm.errors import BudgetExceeded, InputError
 from airflow_batch_llm.stage.run import Pause
-from airflow_batch_llm.stage.settings import OverBudget
-from airflow_batch_llm.warehouses.base import Source, WriteMode
 from tests.stage.world import MODELS, Bench
 
 OTHER_PROMPT = "Label this ticket: {{ subject }}: {{ body }}"
@@ -106,7 +104,7 @@ def test_estimates_above_the_budget_are_refused_before_anything_is_sent(openai: 
 def test_an_infinite_budget_is_none_also_where_no_price_is_known(openai: Bench) -> None:
     openai.world.make_tickets(3)
 
-    done = openai.complete(model="nobody-knows", max_cost_usd=float("inf"))
+    done = openai.complete(model_id="openai:nobody-knows", max_cost_usd=float("inf"))
 
     assert done.report.final == {"succeeded": 3}
 
@@ -302,7 +300,7 @@ def test_a_spec_that_changes_in_the_night_does_not_touch_what_was_bought(bench: 
     assert set(bench.world.answers().values()) <= {"billing", "bug", "other"}
 
 
-@pytest.mark.parametrize("changes", [{"output_type": []}, {"request_params": {"stream": True, "with_": 1}}])
+@pytest.mark.parametrize("changes", [{"output_type": []}, {"extra_body": {"stream": True, "with_": 1}}])
 def test_a_spec_that_is_refused_in_the_night_does_not_stop_what_was_bought(
     bench: Bench, changes: dict[str, Any]
 ) -> None:

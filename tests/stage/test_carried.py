@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import SourceError
 from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.stage.carried import (
@@ -23,7 +24,6 @@ from airflow_batch_llm.stage.carried import (
 )
 from airflow_batch_llm.testing.warehouse_columns import PROMPT, THINGS, answer, walk_every_way
 from airflow_batch_llm.testing.whole_stage import TARGET, WholeStage
-from airflow_batch_llm.warehouses.base import Source
 from airflow_batch_llm.warehouses.duckdb import DuckDBWarehouse
 from airflow_batch_llm.warehouses.files import FileSource, read_files
 from tests.stage.world import Bench

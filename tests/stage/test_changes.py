@@ -6,12 +6,11 @@ from typing import Any
 import pytest
 
 from airflow_batch_llm.core.output_type import Embedding
+from airflow_batch_llm.core.settings import Source, WriteMode
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.stage.changes import described
 from airflow_batch_llm.stage.plan import Plan
 from airflow_batch_llm.stage.run import Pause
-from airflow_batch_llm.stage.settings import PromptFile
-from airflow_batch_llm.warehouses.base import Source, WriteMode
 from tests.stage.world import Bench, let_go, stage
 
 
@@ -36,7 +35,7 @@ def planned(openai: Bench) -> tuple[Plan, Any]:
 PLANNED: dict[str, Any] = {
     "carry": ("id", "subject"),
     "prompt_params": {"n": 1, "names": ("a", "b")},
-    "request_params": {"temperature": 1},
+    "extra_body": {"temperature": 1},
     "system_prompt": "You label tickets.",
     "prices": {"gpt-5-mini": {"input": 1, "output": 2.0}},
     "keep_days": 7,
@@ -55,7 +54,7 @@ def test_the_source_is_not_looked_at_and_nobody_is_bound_to_its_pace(
     openai: Bench, planned: tuple[Plan, Any]
 ) -> None:
     plan, provider = planned
-    other = {"source": Source(table="not there"), "max_active_batches": 1, "timeout_seconds": 60.0}
+    other = {"source": Source(table="not there"), "max_active_batches": 1, "timeout": 60.0}
 
     assert described(plan, stage(openai.world, **PLANNED | other), provider) == ""
 
@@ -66,11 +65,11 @@ def test_the_source_is_not_looked_at_and_nobody_is_bound_to_its_pace(
         ({"prompt": "Secret {{ subject }}"}, "prompt has"),
         ({"prompt_params": {"n": "Secret"}}, "prompt_params has"),
         ({"system_prompt": "Secret"}, "system_prompt has"),
-        ({"model": "gpt-5-secret"}, "model has"),
+        ({"model_id": "openai:gpt-5-secret"}, "model has"),
         ({"output_type": ["Secret", "bug"]}, "output_type has"),
-        ({"output_type": Embedding(dimensions=8)}, "output_type and request_params have"),
+        ({"output_type": Embedding(dimensions=8)}, "output_type and extra_body have"),
         ({"output_column": "secret"}, "columns has"),
-        ({"request_params": {"temperature": 2}}, "request_params has"),
+        ({"extra_body": {"temperature": 2}}, "extra_body has"),
         ({"max_tokens": 77}, "max_tokens has"),
         ({"endpoint": "/v1/responses"}, "endpoint has"),
         ({"key": ("id", "subject")}, "key and carry have"),
@@ -104,7 +103,7 @@ def test_what_has_changed_is_named_and_not_shown(
     [
         ({"output_type": []}, "The labels of an output type are texts"),
         ({"prompt": len}, "A prompt is a template's text or a Python function"),
-        ({"prompt": PromptFile(Path("gone.txt"))}, "prompt_file gone.txt cannot be read"),
+        ({"prompt_file": Path("gone.txt")}, "prompt_file gone.txt cannot be read"),
         ({"prompt_params": {"secret": object()}}, "TypeError"),
     ],
 )

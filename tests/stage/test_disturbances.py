@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from airflow_batch_llm.core.model import Lease, Outcome, ShardFile
-from airflow_batch_llm.core.selection import Only
+from airflow_batch_llm.core.settings import Only, WriteMode
 from airflow_batch_llm.errors import BatchLLMError, StoreError
 from airflow_batch_llm.stage.finishing import Finished
-from airflow_batch_llm.warehouses.base import WriteMode
 from tests.stage.kills import Kill
 from tests.stage.processes import Job
 from tests.stage.world import Bench, World, let_go

@@ -49,7 +49,7 @@ def test_an_odd_line_costs_its_own_row_at_most(bench: Bench, kind: str, strange:
     bench.world.make_tickets(20)
     bench.fault(kind=kind, rows=[3, 7])
 
-    done = bench.complete(min_round_seconds=1e9)
+    done = bench.complete(min_round_time=1e9)
 
     good = 20 if kind == "duplicated" else 18
     assert done.report.strange == strange

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from airflow_batch_llm.core.model import Limits, Outcome
+from airflow_batch_llm.core.settings import BadRow
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.stage import shard_files
-from airflow_batch_llm.stage.settings import BadRow
 from tests.stage.world import Bench, let_go
 
 _RUNS = count()

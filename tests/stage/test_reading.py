@@ -7,9 +7,9 @@ import duckdb
 import pyarrow as pa
 import pytest
 
+from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.stage.reading import with_known
 from airflow_batch_llm.testing.staged_rows import labels, land, part
-from airflow_batch_llm.warehouses.base import Source
 from airflow_batch_llm.warehouses.duckdb import DuckDBWarehouse
 
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from airflow_batch_llm.core.settings import WriteMode
 from airflow_batch_llm.errors import InputError, ResultsGone
 from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.relanding import land_again
-from airflow_batch_llm.warehouses.base import WriteMode
 from tests.stage.world import Bench
 
 

@@ -125,7 +125,7 @@ def test_the_beginning_of_a_bad_answer_is_kept_only_where_the_user_wants_that(
     bench.world.make_tickets(20)
     bench.fault(kind="text", rows=[3], text="no JSON at all" + "." * 1000)
 
-    bench.complete(max_attempts=1, raw_excerpt=kept)
+    bench.complete(max_attempts=1, keep_raw_excerpt=kept)
 
     ((outcome, excerpt),) = bench.world.ask("SELECT _llm_outcome, _llm_raw_excerpt FROM labels__failures")
     assert outcome == "invalid"
@@ -189,10 +189,10 @@ def test_attempts_add_up_over_runs_and_not_over_landings(openai: Bench) -> None:
     openai.world.make_tickets(2)
     openai.fault(kind="invalid", rows=[0], times=None)
 
-    openai.complete("first", max_attempts=5, min_round_seconds=1e9)
-    openai.complete("first", max_attempts=5, min_round_seconds=1e9)
+    openai.complete("first", max_attempts=5, min_round_time=1e9)
+    openai.complete("first", max_attempts=5, min_round_time=1e9)
     assert openai.world.failures() == {0: ("invalid", 1, False)}
-    openai.complete("second", max_attempts=5, min_round_seconds=1e9)
+    openai.complete("second", max_attempts=5, min_round_time=1e9)
 
     assert openai.world.failures() == {0: ("invalid", 2, False)}
 

@@ -84,7 +84,7 @@ def test_at_the_deadline_batches_are_cancelled_and_what_was_answered_lands(bench
     bench.world.simulator.turn(cancelled_share=0.5)
     bench.fault(kind="hold", times=None)
 
-    done = bench.complete(timeout_seconds=3600)
+    done = bench.complete(timeout=3600)
 
     assert bench.world.ledger()["running"] == []
     assert done.report.rounds == 1
@@ -98,7 +98,7 @@ def test_at_the_deadline_batches_are_left_alone_where_the_user_wants_that(bench:
     bench.fault(kind="hold", nth=2)
 
     with pytest.raises(DeadlinePassed, match="nothing will be sent twice"):
-        bench.complete(rows_per_batch=10, timeout_seconds=3600, cancel_on_timeout=False)
+        bench.complete(rows_per_batch=10, timeout=3600, cancel_on_timeout=False)
 
     assert len(bench.world.ledger()["running"]) == 1
     assert len(bench.world.answers()) == 10
@@ -109,7 +109,7 @@ def test_a_clear_after_the_deadline_waits_on_for_the_same_batches(bench: Bench) 
     bench.world.make_tickets(20)
     bench.fault(kind="hold", nth=2)
     with pytest.raises(DeadlinePassed):
-        bench.complete(rows_per_batch=10, timeout_seconds=3600, cancel_on_timeout=False)
+        bench.complete(rows_per_batch=10, timeout=3600, cancel_on_timeout=False)
     (held,) = bench.world.ledger()["running"]
     bench.world.simulator.finish(held)
 
@@ -124,18 +124,18 @@ def test_the_deadline_is_wall_clock_over_retries(openai: Bench) -> None:
     openai.world.make_tickets(20)
     openai.fault(kind="hold", times=None)
     for _ in range(3):
-        openai.advance(timeout_seconds=3600)
+        openai.advance(timeout=3600)
         openai.world.sleep(1300)
 
     with pytest.raises(DeadlinePassed):
-        openai.advance(timeout_seconds=3600, cancel_on_timeout=False)
+        openai.advance(timeout=3600, cancel_on_timeout=False)
 
 
 def test_what_was_never_sent_by_the_deadline_fails_and_is_sent_by_the_next_run(openai: Bench) -> None:
     openai.world.make_tickets(20)
     openai.fault(kind="hold")
 
-    done = openai.complete("first", rows_per_batch=10, max_active_batches=1, timeout_seconds=3600)
+    done = openai.complete("first", rows_per_batch=10, max_active_batches=1, timeout=3600)
     after = openai.complete("second")
 
     assert done.report.final == {Outcome.CANCELED: 20}
@@ -147,7 +147,7 @@ def test_no_round_begins_without_time_for_it(openai: Bench) -> None:
     openai.world.make_tickets(20)
     openai.fault(kind="errored", every=2)
 
-    done = openai.complete(timeout_seconds=1800, min_round_seconds=3600)
+    done = openai.complete(timeout=1800, min_round_time=3600)
 
     assert done.report.rounds == 1
     assert len(openai.world.answers()) == 10

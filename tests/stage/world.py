@@ -17,15 +17,15 @@ from typing import Any
 
 import duckdb
 
+from airflow_batch_llm.core.settings import Guards, Pace, Request, Shape, Source, Stage
 from airflow_batch_llm.providers import connect
 from airflow_batch_llm.providers.base import Access, Provider
 from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.stage.drive import complete
 from airflow_batch_llm.stage.finishing import Finished
+from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.run import Pause, Run
-from airflow_batch_llm.stage.settings import Ask, Guards, Pace, Parts, Shape, Stage
 from airflow_batch_llm.store import Workspace
-from airflow_batch_llm.warehouses.base import Source
 from airflow_batch_llm.warehouses.duckdb import DuckDBWarehouse
 
 LABELS = ("billing", "bug", "other")
@@ -176,17 +176,22 @@ class World:
 
 def stage(world: World, **changes: Any) -> Stage:
     """Labels for tickets. `changes` go to whichever of the stage's settings bears the name."""
-    groups: dict[type, dict[str, Any]] = {Ask: {}, Shape: {}, Guards: {}, Pace: {}, Stage: {}}
+    groups: dict[type, dict[str, Any]] = {Request: {}, Shape: {}, Guards: {}, Pace: {}, Stage: {}}
     for name, value in changes.items():
         (group,) = [kind for kind in groups if name in kind.__dataclass_fields__]
         groups[group][name] = value
-    ask = {"model": world.model, "prompt": "Subject: {{ subject }}\n{{ body }}", "output_type": list(LABELS)}
+    asked: dict[str, Any] = {"prompt": "Subject: {{ subject }}\n{{ body }}", "output_type": list(LABELS)}
+    if "prompt_file" in changes:
+        del asked["prompt"]
     return Stage(
         **{
             "source": Source(table="tickets"),
             "key": ("id",),
-            "ask": Ask(**{**ask, **groups[Ask]}),
-            "shape": Shape(**{"target": "labels", "carry": ("subject",), **groups[Shape]}),
+            "model_id": f"{world.provider_name}:{world.model}",
+            "target": "labels",
+            **asked,
+            "request": Request(**groups[Request]),
+            "shape": Shape(**{"carry": ("subject",), **groups[Shape]}),
             "guards": Guards(**groups[Guards]),
             "pace": Pace(**groups[Pace]),
             **groups[Stage],

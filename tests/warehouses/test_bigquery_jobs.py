@@ -8,10 +8,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import TargetError, WarehouseBusy, WarehouseError
 from airflow_batch_llm.testing.database import rows_of
 from airflow_batch_llm.testing.staged_rows import at, labels, part, stage
-from airflow_batch_llm.warehouses.base import Published, Source
+from airflow_batch_llm.warehouses.base import Published
 from airflow_batch_llm.warehouses.bigquery import BigQueryWarehouse
 from airflow_batch_llm.warehouses.bigquery_jobs import Patience, digest, job_labels
 from tests.emulators.servers import Emulators

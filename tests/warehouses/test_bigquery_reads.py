@@ -11,8 +11,9 @@ import pytest
 from google.api_core.exceptions import PermissionDenied
 
 from airflow_batch_llm.core.model import ColumnType
+from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import SourceError, TargetError, WarehouseError
-from airflow_batch_llm.warehouses.base import ARROW_TYPES, JoinsKnown, Source
+from airflow_batch_llm.warehouses.base import ARROW_TYPES, JoinsKnown
 from airflow_batch_llm.warehouses.bigquery import BigQuerySettings, BigQueryWarehouse
 from tests.emulators.servers import Emulators
 from tests.warehouses.bigquery_dataset import BigQueryDataset, client, open_warehouse, read_client

@@ -6,9 +6,10 @@ import pyarrow as pa
 import pytest
 
 from airflow_batch_llm.core.model import ColumnType
+from airflow_batch_llm.core.settings import WriteMode
 from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.testing.staged_rows import columns, labels
-from airflow_batch_llm.warehouses.base import Target, WriteMode
+from airflow_batch_llm.warehouses.base import Target
 from airflow_batch_llm.warehouses.bigquery_names import TableName, table_name
 from airflow_batch_llm.warehouses.bigquery_sql import Columns, Tables, known_join, publish_script, trials
 

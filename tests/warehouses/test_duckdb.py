@@ -10,10 +10,11 @@ import duckdb
 import pyarrow as pa
 import pytest
 
+from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import InputError, SourceError, TargetError, WarehouseBusy, WarehouseError
 from airflow_batch_llm.testing.staged_rows import labels, land, part
 from airflow_batch_llm.testing.warehouses import WarehouseContract
-from airflow_batch_llm.warehouses.base import SharesFile, Source
+from airflow_batch_llm.warehouses.base import SharesFile
 from airflow_batch_llm.warehouses.duckdb import DuckDBWarehouse
 from airflow_batch_llm.warehouses.duckdb_file import DuckDBFile as OpenedFile
 

@@ -12,10 +12,10 @@ import psycopg2
 import pyarrow as pa
 import pytest
 
+from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import BatchLLMError, WarehouseError
 from airflow_batch_llm.testing.leaks import text_of
 from airflow_batch_llm.testing.staged_rows import labels, part, stage
-from airflow_batch_llm.warehouses.base import Source
 from airflow_batch_llm.warehouses.bigquery_jobs import translated as translated_bigquery
 from airflow_batch_llm.warehouses.files import FileSource, read_files
 from airflow_batch_llm.warehouses.postgres import PostgresWarehouse

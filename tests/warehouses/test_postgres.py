@@ -9,11 +9,11 @@ import pyarrow as pa
 import pytest
 from psycopg import sql
 
+from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import TargetError, WarehouseBusy, WarehouseError
 from airflow_batch_llm.testing.database import rows_of
 from airflow_batch_llm.testing.staged_rows import labels, land, part, stage
 from airflow_batch_llm.testing.warehouses import WarehouseContract
-from airflow_batch_llm.warehouses.base import Source
 from airflow_batch_llm.warehouses.dialect import DIALECTS
 from airflow_batch_llm.warehouses.postgres import PostgresWarehouse
 

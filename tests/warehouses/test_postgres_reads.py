@@ -7,8 +7,8 @@ import psycopg
 import pyarrow as pa
 import pytest
 
+from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import BatchLLMError, WarehouseError
-from airflow_batch_llm.warehouses.base import Source
 from airflow_batch_llm.warehouses.postgres import PostgresWarehouse
 
 TYPES: dict[str, tuple[pa.DataType, list[str], list[Any] | None]] = {

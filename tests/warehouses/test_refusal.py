@@ -6,9 +6,9 @@ import duckdb
 import psycopg2
 import pytest
 
+from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import WarehouseBusy, WarehouseError
 from airflow_batch_llm.testing.staged_rows import labels
-from airflow_batch_llm.warehouses.base import Source
 from airflow_batch_llm.warehouses.refusal import may_pass
 from airflow_batch_llm.warehouses.sql import SqlWarehouse
 

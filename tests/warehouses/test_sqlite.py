@@ -8,10 +8,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import TargetError, WarehouseBusy
 from airflow_batch_llm.testing.staged_rows import labels, land, part, stage
 from airflow_batch_llm.testing.warehouses import WarehouseContract
-from airflow_batch_llm.warehouses.base import JoinsKnown, Source
+from airflow_batch_llm.warehouses.base import JoinsKnown
 from airflow_batch_llm.warehouses.dialect import DIALECTS
 from airflow_batch_llm.warehouses.plain import plain_batch
 from airflow_batch_llm.warehouses.sql import SqlWarehouse

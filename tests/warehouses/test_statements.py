@@ -7,8 +7,8 @@ import pytest
 import sqlglot
 
 from airflow_batch_llm.core.model import ColumnType
+from airflow_batch_llm.core.settings import Source, WriteMode
 from airflow_batch_llm.testing.staged_rows import columns, labels, part
-from airflow_batch_llm.warehouses.base import Source, WriteMode
 from airflow_batch_llm.warehouses.dialect import DIALECTS, Upsert
 from airflow_batch_llm.warehouses.publication import (
     Staged,

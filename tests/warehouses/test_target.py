@@ -3,9 +3,10 @@
 import pyarrow as pa
 import pytest
 
+from airflow_batch_llm.core.settings import SchemaChange
 from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.testing.staged_rows import columns, labels
-from airflow_batch_llm.warehouses.base import ARROW_TYPES, SchemaChange
+from airflow_batch_llm.warehouses.base import ARROW_TYPES
 from airflow_batch_llm.warehouses.dialect import DIALECTS
 from airflow_batch_llm.warehouses.target import shape_failures, shape_target
 

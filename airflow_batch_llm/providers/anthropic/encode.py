@@ -52,9 +52,9 @@ def message_body(call: Call, prompt: str) -> dict[str, Any]:
     """The body of one message. Raises `InputError` for what Anthropic would refuse in every row."""
     for name in call.params:
         if name in _MANAGED:
-            raise InputError(f"request_params may not hold {name!r}: set it with {_MANAGED[name]!r}.")
+            raise InputError(f"extra_body may not hold {name!r}: set it with {_MANAGED[name]!r}.")
         if name in _REFUSED:
-            raise InputError(f"request_params may not hold {name!r}: Anthropic does not take it in a batch.")
+            raise InputError(f"extra_body may not hold {name!r}: Anthropic does not take it in a batch.")
     if call.endpoint is not None:
         raise InputError(f"Anthropic has one endpoint for batches; leave out endpoint={call.endpoint!r}.")
     if call.vector:
@@ -83,7 +83,7 @@ def refuse_sampling(call: Call, version: str) -> None:
     refused = sorted(SAMPLING & call.params.keys())
     if refused and version >= SAMPLING_REMOVED:
         raise InputError(
-            f"request_params may not hold {', '.join(map(repr, refused))}: version {version} of Anthropic's API refuses "
+            f"extra_body may not hold {', '.join(map(repr, refused))}: version {version} of Anthropic's API refuses "
             "it in every row. Leave it out, or set the header anthropic-version to 2023-06-01 on the connection."
         )
 
@@ -98,7 +98,7 @@ def _system(text: str, *, cached: bool) -> object:
 def _output_config(given: object, schema: Schema) -> dict[str, Any]:
     config = dict(given) if isinstance(given, Mapping) else {}
     if "format" in config:
-        raise InputError("request_params may not hold 'output_config.format': set it with 'output_type'.")
+        raise InputError("extra_body may not hold 'output_config.format': set it with 'output_type'.")
     return {**config, "format": {"type": "json_schema", "schema": native_schema(schema)}}
 
 

@@ -67,11 +67,11 @@ def _check_params(call: Call, endpoint: str) -> None:
     managed, refused = _MANAGED[endpoint], _REFUSED[endpoint]
     for name in call.params:
         if name in managed:
-            raise InputError(f"request_params may not hold {name!r}: set it with {managed[name]!r}.")
+            raise InputError(f"extra_body may not hold {name!r}: set it with {managed[name]!r}.")
         if name in refused:
-            raise InputError(f"request_params may not hold {name!r}: a row of a batch gets one whole answer.")
+            raise InputError(f"extra_body may not hold {name!r}: a row of a batch gets one whole answer.")
         if name in _TOKEN_LIMITS and call.max_tokens is not None:
-            raise InputError(f"request_params may not hold {name!r}: set it with 'max_tokens'.")
+            raise InputError(f"extra_body may not hold {name!r}: set it with 'max_tokens'.")
 
 
 def _chat(call: Call, prompt: str, host: str | None) -> dict[str, Any]:
@@ -127,7 +127,7 @@ _BODIES: Mapping[str, Callable[[Call, str, str | None], dict[str, Any]]] = {
 
 def _refuse_own(given: Mapping[str, object], name: str, shown: str | None = None) -> None:
     if name in given:
-        raise InputError(f"request_params may not hold {shown or name!r}: set it with 'output_type'.")
+        raise InputError(f"extra_body may not hold {shown or name!r}: set it with 'output_type'.")
 
 
 def _is_modern(host: str | None) -> bool:

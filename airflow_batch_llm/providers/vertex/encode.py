@@ -88,23 +88,21 @@ def generate_content(call: Call, prompt: str) -> dict[str, Any]:
 def _check_params(call: Call) -> None:
     for name in call.params:
         if name in _GENERATION_WORDS:
-            raise InputError(f"request_params: {name!r} belongs below 'generationConfig'.")
+            raise InputError(f"extra_body: {name!r} belongs below 'generationConfig'.")
         _refuse_managed(name, _MANAGED)
     generation = call.params.get("generationConfig", {})
     if not isinstance(generation, Mapping):
-        raise InputError("request_params: 'generationConfig' must be a mapping.")
+        raise InputError("extra_body: 'generationConfig' must be a mapping.")
     for name in generation:
         _refuse_managed(name, _MANAGED_GENERATION | (_MANAGED_BY_SCHEMA if call.schema is not None else {}))
     labels = call.params.get("labels", {})
     if not isinstance(labels, Mapping) or ID_LABEL in labels:
-        raise InputError(
-            f"request_params: 'labels' must be a mapping without {ID_LABEL!r}, which names the row."
-        )
+        raise InputError(f"extra_body: 'labels' must be a mapping without {ID_LABEL!r}, which names the row.")
 
 
 def _refuse_managed(name: str, managed: Mapping[str, str]) -> None:
     if "_" in name:
         # Both spellings of one field in one request would be an error of every row.
-        raise InputError(f"request_params: {name!r} is spelled in camelCase.")
+        raise InputError(f"extra_body: {name!r} is spelled in camelCase.")
     if name in managed:
-        raise InputError(f"request_params: {name!r} is set by this package; use {managed[name]}.")
+        raise InputError(f"extra_body: {name!r} is set by this package; use {managed[name]}.")

@@ -1,16 +1,19 @@
 """What the end-to-end tests run: one stage, in one task, in three and as a group, over the table that the Dag run names."""
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import DAG
 
+from airflow_batch_llm.core.settings import Pace
 from airflow_batch_llm.operators.collect import CollectLLMBatchOperator
 from airflow_batch_llm.operators.llm_transform import LLMTransformOperator
 from airflow_batch_llm.operators.llm_transform_group import llm_transform_group
 from airflow_batch_llm.operators.submit import SubmitLLMBatchOperator
 from airflow_batch_llm.sensors.llm_batch import LLMBatchSensor
 
+PACE = Pace(poll_interval=0.5)
 STAGE: dict[str, Any] = {
     "source_table": "{{ dag_run.conf['table'] }}",
     "source_conn_id": "warehouse",
@@ -19,7 +22,7 @@ STAGE: dict[str, Any] = {
     "output_type": ["noun", "verb"],
     "model_id": "openai:gpt-5-mini",
     "target": "{{ dag_run.conf['table'] }}_labels",
-    "poll_interval": 0.5,
+    "pace": PACE,
 }
 RETRIES = {"retries": 4, "retry_delay": timedelta(seconds=1)}
 
@@ -33,4 +36,6 @@ with DAG("by_hand", schedule=None, default_args=RETRIES):
     send >> wait >> collect
 
 with DAG("as_group", schedule=None, default_args=RETRIES):
-    llm_transform_group("labels", max_workers=3, rows_per_batch=7, deferrable=True, **STAGE)
+    llm_transform_group(
+        "labels", max_workers=3, deferrable=True, **{**STAGE, "pace": replace(PACE, rows_per_batch=7)}
+    )

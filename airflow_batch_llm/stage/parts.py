@@ -1,0 +1,42 @@
+"""The rooms that meet in a stage: a provider, the source, the target and a workspace."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+
+from airflow_batch_llm.core.settings import Source
+from airflow_batch_llm.providers.base import Provider
+from airflow_batch_llm.store import Workspace
+from airflow_batch_llm.warehouses.base import Warehouse
+
+
+class Reads(Protocol):
+    """Whatever gives the source's rows: a warehouse, or files."""
+
+    def read(self, source: Source) -> pa.RecordBatchReader: ...
+
+
+def _silent(message: str) -> None:
+    """Say nothing: the default for library users without a log."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The rooms that meet in a stage. The clock is a part, so that tests can move it."""
+
+    provider: Provider
+    source: Reads
+    target: Warehouse
+    workspace: Workspace
+    spool: Path
+    clock: Callable[[], float] = time.time
+    say: Callable[[str], None] = _silent
+    alert: Callable[[str], None] | None = None  # instead of `say`, for what somebody should look at
+
+    def warn(self, message: str) -> None:
+        """Say what somebody should look at."""
+        (self.alert or self.say)(message)
