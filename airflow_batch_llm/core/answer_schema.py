@@ -100,6 +100,19 @@ def column_type(schema: Schema, path: tuple[str, ...]) -> ColumnType:
     return ColumnType.NUMBER if kinds and kinds <= _NUMBERS else ColumnType.JSON
 
 
+def is_always_filled(schema: Schema, path: tuple[str, ...]) -> bool:
+    """Whether every valid answer has a value other than null at `path`."""
+    nodes = [schema]
+    for name in path:
+        branches = [branch for node in nodes for branch in _branches(node, schema)]
+        if not all(
+            name in branch.get("required", ()) and name in branch.get("properties", ()) for branch in branches
+        ):
+            return False
+        nodes = [branch["properties"][name] for branch in branches]
+    return not any(_may_be_null(branch) for node in nodes for branch in _branches(node, schema))
+
+
 def string_enum(schema: Schema) -> tuple[str, ...] | None:
     """The labels, where an answer is one text of a fixed few."""
     values = schema.get("enum")
@@ -135,6 +148,14 @@ def _kinds(node: Schema) -> set[ColumnType]:
     if names == ["string"] and node.get("format") in _FORMATS:
         return {_FORMATS[node["format"]]}
     return {_SCALARS.get(name, ColumnType.JSON) for name in names if name != "null"}
+
+
+def _may_be_null(node: Schema) -> bool:
+    values = [node["const"]] if "const" in node else node.get("enum")
+    if values is not None:
+        return None in values
+    kinds = node.get("type", "null")  # without a type it may be anything
+    return "null" in ([kinds] if isinstance(kinds, str) else kinds)
 
 
 def _kind_of_value(value: object) -> ColumnType:

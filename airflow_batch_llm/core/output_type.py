@@ -14,6 +14,7 @@ from airflow_batch_llm.core.answer_schema import (
     check,
     column_type,
     has_columns,
+    is_always_filled,
     string_enum,
     with_root,
     wrapped,
@@ -102,6 +103,14 @@ class OutputType:
         if self.kind is not AnswerKind.LABEL or self.schema is None:
             return ()
         return tuple(self.schema["properties"][_SINGLE[AnswerKind.LABEL]]["enum"])
+
+    @property
+    def never_null(self) -> tuple[str, ...]:
+        """The columns that hold a value in every valid answer."""
+        schema = self.schema
+        return tuple(
+            column.name for column in self.columns if schema is None or is_always_filled(schema, column.path)
+        )
 
     @property
     def request_params(self) -> Mapping[str, object]:

@@ -182,6 +182,10 @@ class Shape(Settings):
     """What happens to an answer column that the target does not have."""
     create_target: bool = True
     """Create and extend the two tables. False: they must exist with all columns."""
+    allow_constraints: bool = False
+    """Write to tables whose UNIQUE, CHECK or FOREIGN KEY constraints look at answer columns."""
+    allow_source_as_target: bool = False
+    """Write the answers, with all bookkeeping columns, into a table that the source reads."""
     partition_by: str | None = None
     """The carried or key column that a new target is partitioned by. None: no partitions."""
     cluster_by: Names = ()

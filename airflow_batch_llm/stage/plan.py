@@ -148,6 +148,7 @@ def _target(fields: dict[str, Any]) -> Target:
         "write_mode": WriteMode(fields["write_mode"]),
         "on_schema_change": SchemaChange(fields["on_schema_change"]),
         "cluster_by": tuple(fields["cluster_by"]),
+        "never_null": tuple(fields["never_null"]),
     }
     return Target(**{**fields, **schemas, **words})
 

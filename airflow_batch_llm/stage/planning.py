@@ -165,6 +165,8 @@ class Planner:
             create=shape.create_target,
             partition_by=shape.partition_by,
             cluster_by=tuple(shape.cluster_by),
+            never_null=resolved.output_type.never_null,
+            allow_constraints=shape.allow_constraints,
             staging_schema=shape.staging_schema,
             labels=self.stage.labels,
         )

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.warehouses.base import Warehouse
+from airflow_batch_llm.warehouses.dialect import Dialect
 
 
 class Database(Protocol):
@@ -24,6 +25,10 @@ class Database(Protocol):
     key_types: Mapping[str, str]
     #: The same for each type that can be carried and cannot be a key.
     carried_types: Mapping[str, str]
+    #: The rules that its catalogue tells of: "not null", "generated", "unique", "check", "foreign key".
+    rules: frozenset[str]
+    #: How a computed column is declared, after its type.
+    generated: str
 
     def open(self) -> Warehouse:
         """A new adapter on the database. The contract closes it."""
@@ -34,8 +39,22 @@ class Database(Protocol):
         The name and the columns' names are to be quoted.
         """
 
+    def make(self, table: str, schema: pa.Schema, rules: Mapping[str, str], *constraints: str) -> None:
+        """Create an empty table with the database's types. `rules` stand after the types of these columns."""
+
     def tables(self) -> set[str]:
         """The names of all tables that exist."""
+
+
+def definition(
+    dialect: Dialect, table: str, schema: pa.Schema, rules: Mapping[str, str], *constraints: str
+) -> str:
+    """The CREATE TABLE of `Database.make`, for databases that take one."""
+    columns = [
+        f"{dialect.quote(field.name)} {dialect.column_type(field.type, key=field.name == 'id')} {rules.get(field.name, '')}"
+        for field in schema
+    ]
+    return f"CREATE TABLE {dialect.quote(table)} ({', '.join([*columns, *constraints])})"
 
 
 def rows_of(database: Database, table: str) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from airflow_batch_llm.testing.warehouse_columns import CarriesColumns
 from airflow_batch_llm.testing.warehouse_keys import KnowsKeys
 from airflow_batch_llm.testing.warehouse_processes import SharesWithProcesses
 from airflow_batch_llm.testing.warehouse_reads import ReadsRows
+from airflow_batch_llm.testing.warehouse_rules import KeepsRules
 from airflow_batch_llm.testing.warehouse_shapes import ShapesTables
 from airflow_batch_llm.testing.warehouse_writes import MergesAnswers
 
@@ -18,6 +19,6 @@ __all__ = ["WarehouseContract"]
 
 
 class WarehouseContract(
-    ReadsRows, ShapesTables, MergesAnswers, KnowsKeys, CarriesColumns, SharesWithProcesses
+    ReadsRows, ShapesTables, KeepsRules, MergesAnswers, KnowsKeys, CarriesColumns, SharesWithProcesses
 ):
     """Everything that an adapter promises. Every case starts from an empty database."""

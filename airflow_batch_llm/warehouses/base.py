@@ -91,6 +91,10 @@ class Target:
         None  # a carried or key column; it bounds merge and look-up where tables ask for that
     )
     cluster_by: tuple[str, ...] = ()
+    never_null: tuple[str, ...] = ()
+    """Answer columns that hold a value in every answer, as the output type says. Default: none."""
+    allow_constraints: bool = False
+    """Write to tables whose UNIQUE, CHECK and FOREIGN KEY constraints look at answer columns. Default: refuse them."""
     staging_schema: str | None = None  # where staging tables live; None: beside the target
     labels: Mapping[str, str] = field(default_factory=dict)  # on warehouse jobs, where there are such
 

@@ -23,6 +23,7 @@ from airflow_batch_llm.warehouses.bigquery_names import TableName
 from airflow_batch_llm.warehouses.bigquery_reads import Query
 from airflow_batch_llm.warehouses.bigquery_sql import HIGHEST, LOWEST, Columns, Tables, trials
 from airflow_batch_llm.warehouses.bigquery_types import DIALECT, existing_types, schema_field
+from airflow_batch_llm.warehouses.rules import Rules, refuse_rules
 from airflow_batch_llm.warehouses.target import Shape, shape_failures, shape_target
 
 if TYPE_CHECKING:
@@ -79,8 +80,12 @@ class TargetTables:
         for table in found:
             if table is not None and table.table_type != "TABLE":
                 raise TargetError(f"{table.reference} is a {table.table_type}, which cannot be merged into.")
-        shape_target(self.target, _types(found[0]), DIALECT)
-        shape_failures(self.target, _types(found[1]), DIALECT)
+        shapes = (
+            shape_target(self.target, _types(found[0]), DIALECT),
+            shape_failures(self.target, _types(found[1]), DIALECT),
+        )
+        for shape, table in zip(shapes, found, strict=True):
+            refuse_rules(self.target, shape, _rules(table))
         self._refuse_partitioning(found[0])
         self._bring_to(self.answers)
         self._bring_to(self.failures)
@@ -162,7 +167,6 @@ class TargetTables:
             table = self.connection.table(name)
             shape = shape_of(self.target, _types(table), DIALECT)
             if not shape.create and not len(shape.add):
-                self._refuse_required(name, table, shape)
                 return
             with translated(f"shaping {name}"):
                 try:
@@ -191,20 +195,6 @@ class TargetTables:
             table.time_partitioning = TimePartitioning(field=self.target.partition_by)
         if self.target.cluster_by:
             table.clustering_fields = list(self.target.cluster_by)
-
-    def _refuse_required(self, name: TableName, table: Table | None, shape: Shape) -> None:
-        written = {column.lower() for column in shape.columns.names}
-        lacking = [
-            column.name
-            for column in (table.schema if table is not None else ())
-            if column.mode == "REQUIRED" and column.name.lower() not in written
-            if column.default_value_expression is None
-        ]
-        if lacking:
-            raise TargetError(
-                f"The table {name} requires {', '.join(lacking)}, which this stage does not write. "
-                "Carry them from the source, or let them be NULL."
-            )
 
     def _try(self) -> None:
         """Compile what a publish will run, on no rows."""
@@ -262,3 +252,12 @@ def _types(table: Table | None) -> Mapping[str, str] | None:
 
 def _types_of(table: Table) -> dict[str, str]:
     return existing_types(table.schema)
+
+
+def _rules(table: Table | None) -> Rules:
+    """BigQuery enforces no keys; columns may be REQUIRED."""
+    fields = table.schema if table is not None else ()
+    return Rules(
+        not_null=frozenset(field.name for field in fields if field.mode == "REQUIRED"),
+        with_default=frozenset(field.name for field in fields if field.default_value_expression is not None),
+    )

@@ -6,7 +6,6 @@ alone. Answers are staged as Parquet files beside it, so the lock is held for a 
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +17,10 @@ from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Ta
 from airflow_batch_llm.warehouses.columns import numbers
 from airflow_batch_llm.warehouses.dialect import DIALECTS
 from airflow_batch_llm.warehouses.duckdb_file import DuckDBFile
+from airflow_batch_llm.warehouses.duckdb_tables import columns_of, refuse_view, tables
 from airflow_batch_llm.warehouses.plain import plain_batch, typed
 from airflow_batch_llm.warehouses.publication import (
     Staged,
-    Table,
-    Tables,
     landings,
     preparation,
     publication,
@@ -37,12 +35,6 @@ if TYPE_CHECKING:
 _DIALECT = DIALECTS["duckdb"]
 #: DuckDB's types that come out as text, and say more than that.
 _ALSO_TYPED = {"JSON": pa.json_(pa.string()), "UUID": pa.uuid()}
-#: Tables with an index. It is taken for one of the key, so that they are merged in the way that suits all.
-_INDEXED = """(
-SELECT database_name AS table_catalog, schema_name AS table_schema, table_name FROM duckdb_indexes() UNION ALL
-SELECT database_name, schema_name, table_name FROM duckdb_constraints()
-WHERE constraint_type IN ('PRIMARY KEY', 'UNIQUE', 'FOREIGN KEY')
-)"""
 _BATCH_ROWS = 8_192
 #: A merge holds its rows in memory, so one statement takes no more; the transaction holds all statements.
 _MERGED_AT_ONCE = Bounds(rows=25_000, bytes=32 << 20)
@@ -91,8 +83,10 @@ class DuckDBWarehouse:
             ) from None
         with self._file.translated(), self._transaction() as connection:
             for name in (target.table, target.failures):
-                _refuse_view(connection, name)
-            for statement in preparation(target, _tables(connection, target), self._statements):
+                refuse_view(connection, name)
+            for statement in preparation(
+                target, tables(connection, target, with_rules=True), self._statements
+            ):
                 connection.execute(statement)
 
     def known(self, target: Target, keys: pa.RecordBatch) -> pa.RecordBatch:
@@ -122,7 +116,7 @@ class DuckDBWarehouse:
         self._folder.files(target, parts)  # all of them are there, before the file is locked
         counts: dict[str | None, int] = {}
         with self._file.translated(), self._transaction() as connection:
-            both = landings(target, _tables(connection, target), self._statements)
+            both = landings(target, tables(connection, target), self._statements)
             self._file.work_alone(connection)  # on several threads a merge is no faster, and holds more
             connection.execute("SET write_buffer_row_group_count = 1")  # a full row group goes to the disk
             for portion in self._folder.portions(target, parts, _MERGED_AT_ONCE):
@@ -196,7 +190,7 @@ class DuckDBWarehouse:
         if asked not in self._look_ups:
             connection = self._session()
             filled = {
-                name: column in (_columns(connection, name) or {})
+                name: column in (columns_of(connection, name) or {})
                 and _any(connection, f"SELECT 1 FROM {_DIALECT.table(name)} LIMIT 1")
                 for name, column in ((target.table, "_llm_planned_at"), (target.failures, "_llm_attempts"))
             }
@@ -232,42 +226,6 @@ class DuckDBWarehouse:
             raise
         finally:
             connection.close()
-
-
-def _tables(connection: "DuckDBPyConnection", target: Target) -> Tables:
-    return Tables(target=_table(connection, target.table), failures=_table(connection, target.failures))
-
-
-def _table(connection: "DuckDBPyConnection", name: str) -> Table | None:
-    columns = _columns(connection, name)
-    if columns is None:
-        return None
-    return Table(columns=columns, unique=bool(_catalog(connection, _INDEXED, "table_name", name)))
-
-
-def _columns(connection: "DuckDBPyConnection", name: str) -> dict[str, str] | None:
-    found = _catalog(
-        connection, "information_schema.columns", "column_name, data_type, ordinal_position", name
-    )
-    return {column: type_ for column, type_, _ in sorted(found, key=itemgetter(2))} or None
-
-
-def _refuse_view(connection: "DuckDBPyConnection", name: str) -> None:
-    if ("VIEW",) in _catalog(connection, "information_schema.tables", "table_type", name):
-        raise TargetError(f"{name} is a view, which cannot be merged into. Name a table.")
-
-
-def _catalog(connection: "DuckDBPyConnection", view: str, facts: str, name: str) -> list[tuple[Any, ...]]:
-    """What the catalog says of a table; names count without their case."""
-    *qualifiers, table = _DIALECT.parts(name)
-    catalog, schema = [None, None, *qualifiers][-2:]
-    return connection.execute(
-        f"SELECT {facts} FROM {view} "
-        "WHERE table_catalog = coalesce(?, current_database()) "
-        "AND lower(table_schema) = lower(coalesce(?, current_schema())) "
-        "AND lower(table_name) = lower(?)",
-        [catalog, schema, table],
-    ).fetchall()
 
 
 def _nothing_known(rows: int) -> pa.RecordBatch:

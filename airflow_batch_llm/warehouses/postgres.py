@@ -4,7 +4,7 @@ A part is staged in unlogged tables of its own. After a crash of the server such
 its comment, which is not lost, tells how many rows it holds; a publish takes nothing for staged that lacks some.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -17,11 +17,10 @@ from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Ta
 from airflow_batch_llm.warehouses.dialect import DIALECTS, PARAMETER
 from airflow_batch_llm.warehouses.plain import plain_batch
 from airflow_batch_llm.warehouses.postgres_reads import PostgresRead
+from airflow_batch_llm.warehouses.postgres_tables import known_tables, tables
 from airflow_batch_llm.warehouses.postgres_types import copy_rows
 from airflow_batch_llm.warehouses.publication import (
     Staged,
-    Table,
-    Tables,
     landings,
     preparation,
     publication,
@@ -47,16 +46,6 @@ _PASSING = frozenset({"08", "40", "53", "57"})
 _TIMED_OUT = "57014"  # the statement's own time limit, or somebody has cancelled it
 #: How values are written as text, in both directions.
 _SESSION = "SET TIME ZONE 'UTC'; SET client_encoding TO 'UTF8'; SET datestyle TO 'ISO'"
-_COLUMNS = """
-SELECT a.attname, format_type(coalesce(nullif(t.typbasetype, 0), a.atttypid), a.atttypmod)
-FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
-WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
-"""
-_UNIQUE = """
-SELECT array_agg(a.attname::text) FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
-WHERE i.indrelid = to_regclass($1) AND i.indisunique AND i.indimmediate AND i.indisvalid
-AND i.indpred IS NULL AND i.indexprs IS NULL GROUP BY i.indexrelid
-"""
 
 
 class PostgresWarehouse:
@@ -81,7 +70,7 @@ class PostgresWarehouse:
 
     def read_known(self, source: Source, target: Target) -> pa.RecordBatchReader:
         with self._transaction() as cursor:
-            there = _known_tables(cursor, target)
+            there = known_tables(cursor, target)
         query = self._statements.read_known(PARAMETER, target, there)
         if source.parameters is not None:
             query = query.replace("%", "%%")
@@ -89,8 +78,10 @@ class PostgresWarehouse:
 
     def prepare(self, target: Target) -> None:
         with self._transaction() as cursor:
-            cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", [target.table])
-            for statement in preparation(target, _tables(cursor, target), self._statements):
+            cursor.execute(
+                "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", [_DIALECT.table(target.table)]
+            )
+            for statement in preparation(target, tables(cursor, target, with_rules=True), self._statements):
                 cursor.execute(statement)
             trial = self._staging_table(target, f"probe_{uuid4().hex[:16]}")
             cursor.execute(f"CREATE UNLOGGED TABLE {trial} (n int); DROP TABLE {trial}")
@@ -103,7 +94,7 @@ class PostgresWarehouse:
             f"(SELECT * FROM unnest({lists}) WITH ORDINALITY AS u ({_DIALECT.quote(*target.key.names)}, n))"
         )
         with self._transaction() as cursor:
-            query = self._statements.known(relation, target, _known_tables(cursor, target))
+            query = self._statements.known(relation, target, known_tables(cursor, target))
             cursor.execute(_DIALECT.with_parameters(query), [column.to_pylist() for column in plain.columns])
             rows = [row[1:] for row in cursor.fetchall()]
         return record_batch(rows, KNOWN_COLUMNS)
@@ -126,12 +117,14 @@ class PostgresWarehouse:
         counts: dict[str | None, int] = {}
         with self._transaction() as cursor:
             # Two publishes that update the same rows in different orders would lock each other out.
-            cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", [target.table])
-            tables = _tables(cursor, target)
-            for name, table in ((target.table, tables.target), (target.failures, tables.failures)):
+            cursor.execute(
+                "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", [_DIALECT.table(target.table)]
+            )
+            found = tables(cursor, target)
+            for name, table in ((target.table, found.target), (target.failures, found.failures)):
                 if table is not None and not table.unique:
                     cursor.execute(f"LOCK TABLE {_DIALECT.table(name)} IN SHARE ROW EXCLUSIVE MODE")
-            both = landings(target, tables, self._statements)
+            both = landings(target, found, self._statements)
             staged = self._staged(cursor, target, parts, both)
             for step in publication(target, parts, staged, both, self._statements):
                 cursor.execute(_DIALECT.with_parameters(step.sql), step.parameters or None)
@@ -176,10 +169,10 @@ class PostgresWarehouse:
         self, cursor: "RawCursor[Any]", target: Target, parts: Sequence[Part], both: Sequence[Any]
     ) -> Staged:
         named = [self._part_tables(target, part) for part in parts]
-        for part, tables in zip(parts, named, strict=True):
-            self._check_whole(cursor, part, tables)
-        answers = _union(tables[0] for tables in named)
-        failures = _union(tables[1] for tables in named)
+        for part, pair in zip(parts, named, strict=True):
+            self._check_whole(cursor, part, pair)
+        answers = _union(pair[0] for pair in named)
+        failures = _union(pair[1] for pair in named)
         return Staged(
             answers=answers,
             failures=failures,
@@ -265,30 +258,6 @@ def _unreachable(error: Exception) -> BatchLLMError:
     """The message of a connection that fails names host, user and database, and holds no row and no password."""
     said = " ".join(str(error).split())
     return WarehouseBusy(f"PostgreSQL cannot be reached: {said}. Look at the connection, or try again later.")
-
-
-def _tables(cursor: "RawCursor[Any]", target: Target) -> Tables:
-    return Tables(
-        target=_table(cursor, target.table, target.key.names),
-        failures=_table(cursor, target.failures, target.key.names),
-    )
-
-
-def _table(cursor: "RawCursor[Any]", name: str, key: Sequence[str]) -> Table | None:
-    quoted = _DIALECT.table(name)
-    columns = dict(cursor.execute(_COLUMNS, [quoted]).fetchall())
-    if not columns:
-        return None
-    indexes = [set(names) for (names,) in cursor.execute(_UNIQUE, [quoted]).fetchall()]
-    return Table(columns=columns, unique=set(key) in indexes)
-
-
-def _known_tables(cursor: "RawCursor[Any]", target: Target) -> Mapping[str, bool]:
-    found = ((target.table, "_llm_planned_at"), (target.failures, "_llm_attempts"))
-    return {
-        name: column in dict(cursor.execute(_COLUMNS, [_DIALECT.table(name)]).fetchall())
-        for name, column in found
-    }
 
 
 def _any(cursor: "RawCursor[Any]", query: str) -> bool:

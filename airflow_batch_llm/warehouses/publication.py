@@ -11,10 +11,12 @@ from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.warehouses.base import Part, Published, Target
 from airflow_batch_llm.warehouses.dialect import Upsert
 from airflow_batch_llm.warehouses.kind import Kind, of_arrow, of_database
+from airflow_batch_llm.warehouses.rules import Rules, refuse_rules
 from airflow_batch_llm.warehouses.statements import FAILURE_ORDER, Landing, Statements
 from airflow_batch_llm.warehouses.target import Shape, shape_failures, shape_target
 
 Columns = Mapping[str, str]
+_NO_RULES = Rules()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +25,8 @@ class Table:
 
     columns: Columns
     unique: bool
+    rules: Rules = _NO_RULES
+    """What the database enforces when rows are merged. `preparation` needs them, `landings` does not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +75,8 @@ def preparation(target: Target, tables: Tables, statements: Statements) -> list[
                 f"The table {shape.table} needs a primary key or a unique index on "
                 f"({', '.join(target.key.names)}): {dialect.title} merges by it."
             )
+        if table is not None:
+            refuse_rules(target, shape, table.rules)
         if shape.create:
             ddl.append(statements.create(target, shape.table, shape.columns, unique=unique))
         ddl.extend(statements.add_columns(shape.table, shape.add))

@@ -6,6 +6,7 @@ where the database has them. Values travel as parameters, in the driver's own ty
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -30,7 +31,7 @@ from airflow_batch_llm.warehouses.publication import (
 )
 from airflow_batch_llm.warehouses.refusal import may_pass, translated
 from airflow_batch_llm.warehouses.rows import batches, record_batch
-from airflow_batch_llm.warehouses.sql_columns import table
+from airflow_batch_llm.warehouses.sql_columns import rules, table
 from airflow_batch_llm.warehouses.sql_types import described, told_from
 from airflow_batch_llm.warehouses.staging import not_staged, run_token
 from airflow_batch_llm.warehouses.statements import Statements
@@ -63,7 +64,8 @@ class SqlWarehouse:
 
     def prepare(self, target: Target) -> None:
         with self._transaction() as cursor:
-            for statement in preparation(target, self._tables(cursor, target), self._statements):
+            found = self._ruled(cursor, target, self._tables(cursor, target))
+            for statement in preparation(target, found, self._statements):
                 cursor.execute(statement)
         self._probe_staging(target)
 
@@ -208,6 +210,15 @@ class SqlWarehouse:
         return Tables(
             target=self._table(cursor, target.table, target),
             failures=self._table(cursor, target.failures, target),
+        )
+
+    def _ruled(self, cursor: Any, target: Target, found: Tables) -> Tables:
+        """The tables with the rules that the database enforces on them."""
+        ask = partial(self._ask, cursor)
+        return Tables(
+            target=found.target and replace(found.target, rules=rules(ask, self._dialect, target.table)),
+            failures=found.failures
+            and replace(found.failures, rules=rules(ask, self._dialect, target.failures)),
         )
 
     def _table(self, cursor: Any, name: str, target: Target) -> Any:

@@ -8,6 +8,8 @@ from typing import Any
 
 from airflow_batch_llm.warehouses.dialect import PARAMETER, Dialect
 from airflow_batch_llm.warehouses.publication import Table
+from airflow_batch_llm.warehouses.rules import Constraint, ConstraintKind, Rules
+from airflow_batch_llm.warehouses.sqlite_rules import sqlite_rules
 
 Ask = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
 
@@ -27,6 +29,21 @@ _MYSQL_UNIQUE = (
     "SELECT index_name, column_name FROM information_schema.statistics WHERE non_unique = 0 "
     f"AND table_schema = COALESCE({PARAMETER}, DATABASE()) AND table_name = {PARAMETER}"
 )
+_MYSQL_FOREIGN = (
+    "SELECT constraint_name, column_name FROM information_schema.key_column_usage "
+    f"WHERE referenced_table_name IS NOT NULL AND table_schema = COALESCE({PARAMETER}, DATABASE()) "
+    f"AND table_name = {PARAMETER}"
+)
+_TSQL_PROPERTY = (
+    "COLUMNPROPERTY(OBJECT_ID(QUOTENAME(table_schema) + '.' + QUOTENAME(table_name)), column_name, '{}')"
+)
+# MySQL's words for a column that takes no value (GENERATED) or needs none (AUTO_INCREMENT), from each database's catalogue.
+_FILLED = {
+    "mysql": "extra",
+    "snowflake": "CASE WHEN is_identity = 'YES' THEN 'AUTO_INCREMENT' END",
+    "tsql": f"CASE WHEN {_TSQL_PROPERTY.format('IsIdentity')} = 1 OR {_TSQL_PROPERTY.format('IsComputed')} = 1 "
+    "THEN 'GENERATED' END",
+}
 
 
 def table(ask: Ask, dialect: Dialect, name: str, key: Sequence[str]) -> Table | None:
@@ -46,6 +63,52 @@ def table(ask: Ask, dialect: Dialect, name: str, key: Sequence[str]) -> Table | 
         return None
     unique = dialect.name == "mysql" and _same_columns(ask(_MYSQL_UNIQUE, [schema, plain]), key)
     return Table(columns={column: str(type_) for column, type_ in columns}, unique=unique)
+
+
+def rules(ask: Ask, dialect: Dialect, name: str) -> Rules:
+    """What the database enforces on a table that is there, as far as its catalogue tells."""
+    *qualifiers, plain = (dialect.folded(part) for part in dialect.parts(name))
+    catalog, schema = [None, None, *qualifiers][-2:]
+    if dialect.name == "sqlite":
+        return sqlite_rules(ask, schema or "main", plain)
+    where = f"{dialect.quote(catalog)}." if catalog else ""
+    found = ask(
+        f"SELECT column_name, is_nullable, column_default, {_FILLED.get(dialect.name, 'NULL')} "
+        f"FROM {where}information_schema.columns "
+        f"WHERE table_schema = COALESCE({PARAMETER}, {_CURRENT.get(dialect.name, 'CURRENT_SCHEMA()')}) "
+        f"AND table_name = {PARAMETER}",
+        [schema, plain],
+    )
+    columns = [
+        (
+            dialect.unfolded(column),
+            str(is_nullable).upper() == "NO",
+            default,
+            str(filled or "").upper().split(),
+        )
+        for column, is_nullable, default, filled in found
+    ]
+    return Rules(
+        not_null=frozenset(column for column, is_not_null, _, _ in columns if is_not_null),
+        with_default=frozenset(
+            column
+            for column, _, default, filled in columns
+            if default is not None or "AUTO_INCREMENT" in filled
+        ),
+        generated=frozenset(column for column, _, _, filled in columns if "GENERATED" in filled),
+        constraints=_mysql_constraints(ask, schema, plain) if dialect.name == "mysql" else (),
+    )
+
+
+def _mysql_constraints(ask: Ask, schema: str | None, name: str) -> tuple[Constraint, ...]:
+    columns: dict[tuple[ConstraintKind, str], set[str]] = {}
+    for kind, query in ((ConstraintKind.UNIQUE, _MYSQL_UNIQUE), (ConstraintKind.FOREIGN_KEY, _MYSQL_FOREIGN)):
+        for called, column in ask(query, [schema, name]):
+            columns.setdefault((kind, called), set()).add(column)
+    return tuple(
+        Constraint(kind=kind, name=called, columns=frozenset(names))
+        for (kind, called), names in columns.items()
+    )
 
 
 def _sqlite_table(ask: Ask, schema: str, name: str, key: Sequence[str]) -> Table | None:

@@ -308,3 +308,18 @@ def test_importing_output_types_does_not_import_pydantic() -> None:
         "sys.exit(bool({'pydantic', 'jsonschema_rs'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_columns_that_no_valid_answer_leaves_null_are_known() -> None:
+    class Sale(BaseModel):
+        buyer: Buyer
+        seller: Buyer | None
+        color: Color
+        note: str = ""
+
+    paths = {"name": "buyer.name", "country": "buyer.country", "seller_name": "seller.name", "color": "color"}
+    assert OutputType.of(Sale, Naming(columns={**paths, "note": "note"})).never_null == ("name", "color")
+    assert OutputType.of(["a", "b"]).never_null == ("label",)
+    assert OutputType.of(str).never_null == ("answer",)
+    assert OutputType.of({"type": ["integer", "null"]}).never_null == ()
+    assert OutputType.of({"type": "object", "properties": {"x": {}}, "required": ["x"]}).never_null == ()

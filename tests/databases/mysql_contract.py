@@ -18,7 +18,7 @@ import pytest
 
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import SourceError, TargetError, WarehouseBusy, WarehouseError
-from airflow_batch_llm.testing.database import rows_of
+from airflow_batch_llm.testing.database import definition, rows_of
 from airflow_batch_llm.testing.staged_rows import batch, labels, land, part
 from airflow_batch_llm.testing.warehouse_reads import TYPED
 from airflow_batch_llm.testing.warehouse_writes import ANSWERS
@@ -49,6 +49,8 @@ class MySQLDatabase:
     nul = "\0"
     key_types = KEY_TYPES
     carried_types: Mapping[str, str] = MappingProxyType({})
+    rules = frozenset({"not null", "generated", "unique", "foreign key"})
+    generated = "GENERATED ALWAYS AS ('x') STORED"
 
     def __init__(self, server: Mapping[str, Any]) -> None:
         name = f"t{uuid4().hex}"
@@ -70,6 +72,10 @@ class MySQLDatabase:
                 values = list(zip(*(column.to_pylist() for column in columns), strict=True))
                 cursor.executemany(f"INSERT INTO {DIALECT.quote(table)} VALUES ({marks})", values)
             connection.commit()
+
+    def make(self, table: str, schema: pa.Schema, rules: Mapping[str, str], *constraints: str) -> None:
+        with pymysql.connect(**self.where) as connection, connection.cursor() as cursor:
+            cursor.execute(definition(DIALECT, table, schema, rules, *constraints))
 
     def tables(self) -> set[str]:
         with pymysql.connect(**self.where) as connection, connection.cursor() as cursor:

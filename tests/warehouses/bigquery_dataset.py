@@ -15,6 +15,7 @@ from google.cloud.bigquery_storage_v1.services.big_query_read.transports import 
 
 from airflow_batch_llm.warehouses.bigquery import BigQuerySettings, BigQueryWarehouse
 from airflow_batch_llm.warehouses.bigquery_jobs import Patience
+from airflow_batch_llm.warehouses.bigquery_types import DIALECT
 
 PROJECT = "test-project"
 LOCATION = "EU"
@@ -49,6 +50,8 @@ class BigQueryDataset:
     nul = "\0"
     key_types = KEY_TYPES
     carried_types = CARRIED_TYPES
+    rules = frozenset({"not null"})
+    generated = ""
 
     def __init__(self, rest: str, storage: str) -> None:
         self.name = f"t{uuid4().hex[:12]}"
@@ -68,6 +71,19 @@ class BigQueryDataset:
         file.seek(0)
         config = bigquery.LoadJobConfig(source_format="PARQUET")
         self.client.load_table_from_file(file, self.full(table), job_config=config).result()
+
+    def make(self, table: str, schema: pa.Schema, rules: Mapping[str, str], *constraints: str) -> None:
+        assert not constraints, "BigQuery enforces none"
+        required = {name for name, rule in rules.items() if rule == "NOT NULL"}
+        fields = [
+            bigquery.SchemaField(
+                field.name,
+                DIALECT.column_type(field.type),
+                "REQUIRED" if field.name in required else "NULLABLE",
+            )
+            for field in schema
+        ]
+        self.client.create_table(bigquery.Table(self.full(table), schema=fields))
 
     def tables(self) -> set[str]:
         return {table.table_id for table in self.client.list_tables(self.name)}

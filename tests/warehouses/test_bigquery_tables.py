@@ -178,15 +178,6 @@ def test_a_key_that_bigquery_cannot_merge_by_is_refused(
         warehouse.prepare(labels(key=pa.schema([("id", kind)])))
 
 
-def test_a_required_column_that_is_not_written_is_refused(
-    database: BigQueryDataset, warehouse: BigQueryWarehouse
-) -> None:
-    database.run("CREATE TABLE {d}.labels (id INT64 NOT NULL, tenant STRING NOT NULL)")
-    with pytest.raises(TargetError, match="requires tenant"):
-        warehouse.prepare(labels())
-    warehouse.prepare(labels(carried=pa.schema([("tenant", pa.string())])))
-
-
 def test_a_view_is_refused(database: BigQueryDataset, warehouse: BigQueryWarehouse) -> None:
     database.run("CREATE VIEW {d}.labels AS SELECT 1 AS id")
     with pytest.raises(TargetError, match="is a VIEW"):

@@ -12,9 +12,11 @@ import pytest
 
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import InputError, SourceError, TargetError, WarehouseBusy, WarehouseError
+from airflow_batch_llm.testing.database import definition
 from airflow_batch_llm.testing.staged_rows import labels, land, part
 from airflow_batch_llm.testing.warehouses import WarehouseContract
 from airflow_batch_llm.warehouses.base import SharesFile
+from airflow_batch_llm.warehouses.dialect import DIALECTS
 from airflow_batch_llm.warehouses.duckdb import DuckDBWarehouse
 from airflow_batch_llm.warehouses.duckdb_file import DuckDBFile as OpenedFile
 
@@ -60,6 +62,8 @@ class DuckDBFile:
     nul = "\0"
     key_types = KEY_TYPES
     carried_types = CARRIED_TYPES
+    rules = frozenset({"not null", "generated", "unique", "check", "foreign key"})
+    generated = "GENERATED ALWAYS AS ('x')"
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -74,6 +78,10 @@ class DuckDBFile:
             connection.register("rows_to_seed", rows)
             quoted = ".".join(f'"{name}"' for name in table.split("."))
             connection.execute(f"CREATE TABLE {quoted} AS SELECT * FROM rows_to_seed")
+
+    def make(self, table: str, schema: pa.Schema, rules: Mapping[str, str], *constraints: str) -> None:
+        with duckdb.connect(self.path) as connection:
+            connection.execute(definition(DIALECTS["duckdb"], table, schema, rules, *constraints))
 
     def tables(self) -> set[str]:
         with duckdb.connect(self.path) as connection:

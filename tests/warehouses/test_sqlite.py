@@ -10,6 +10,7 @@ import pytest
 
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import TargetError, WarehouseBusy
+from airflow_batch_llm.testing.database import definition
 from airflow_batch_llm.testing.staged_rows import labels, land, part, stage
 from airflow_batch_llm.testing.warehouses import WarehouseContract
 from airflow_batch_llm.warehouses.base import JoinsKnown
@@ -38,6 +39,8 @@ class SQLiteFile:
     nul = "\0"
     key_types = KEY_TYPES
     carried_types = CARRIED_TYPES
+    rules = frozenset({"not null", "generated", "unique", "check"})
+    generated = "GENERATED ALWAYS AS ('x')"
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -57,6 +60,11 @@ class SQLiteFile:
             marks = ", ".join("?" * len(rows.schema))
             connection.executemany(f"INSERT INTO {dialect.quote(table)} VALUES ({marks})", values)
         connection.commit()
+        connection.close()
+
+    def make(self, table: str, schema: pa.Schema, rules: Mapping[str, str], *constraints: str) -> None:
+        connection = sqlite3.connect(self.path)
+        connection.execute(definition(DIALECTS["sqlite"], table, schema, rules, *constraints))
         connection.close()
 
     def tables(self) -> set[str]:

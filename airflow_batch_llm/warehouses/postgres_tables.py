@@ -1,0 +1,94 @@
+"""PostgreSQL's catalogue: a table's columns, its unique keys, and the rules that it enforces."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from airflow_batch_llm.warehouses.base import Target
+from airflow_batch_llm.warehouses.dialect import DIALECTS
+from airflow_batch_llm.warehouses.publication import Table, Tables
+from airflow_batch_llm.warehouses.rules import Constraint, ConstraintKind, Rules
+
+if TYPE_CHECKING:
+    from psycopg import RawCursor
+
+_DIALECT = DIALECTS["postgres"]
+_COLUMNS = """
+SELECT a.attname, format_type(coalesce(nullif(t.typbasetype, 0), a.atttypid), a.atttypmod)
+FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
+"""
+_UNIQUE = """
+SELECT array_agg(a.attname::text) FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
+WHERE i.indrelid = to_regclass($1) AND i.indisunique AND i.indimmediate AND i.indisvalid
+AND i.indpred IS NULL AND i.indexprs IS NULL GROUP BY i.indexrelid
+"""
+_COLUMN_RULES = """
+SELECT a.attname, a.attnotnull OR t.typnotnull, a.atthasdef OR a.attidentity <> '' OR t.typdefault IS NOT NULL,
+a.attgenerated <> '' OR a.attidentity = 'a'
+FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped
+"""
+# A constraint of a domain counts for every column of that domain. A unique index may have no constraint.
+_CONSTRAINTS = """
+SELECT c.contype::text, c.conname::text, array(
+    SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.conrelid AND a.attnum = ANY (c.conkey)
+) FROM pg_constraint c WHERE c.conrelid = to_regclass($1) AND c.contype IN ('c', 'f', 'x')
+UNION ALL
+SELECT 'c', d.conname::text, ARRAY[a.attname::text] FROM pg_attribute a JOIN pg_constraint d ON d.contypid = a.atttypid
+WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped AND d.contype = 'c'
+UNION ALL
+SELECT 'u', i.indexrelid::regclass::text, array(
+    SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)
+) FROM pg_index i WHERE i.indrelid = to_regclass($1) AND i.indisunique AND i.indexprs IS NULL
+"""
+_KINDS = {
+    "c": ConstraintKind.CHECK,
+    "f": ConstraintKind.FOREIGN_KEY,
+    "u": ConstraintKind.UNIQUE,
+    "x": ConstraintKind.CHECK,  # an exclusion
+}
+
+
+def tables(cursor: "RawCursor[Any]", target: Target, *, with_rules: bool = False) -> Tables:
+    """Both tables of a target as they are now. Their rules are read on request."""
+    found = [_table(cursor, name, target.key.names) for name in (target.table, target.failures)]
+    if with_rules:
+        named = zip(found, (target.table, target.failures), strict=True)
+        found = [table and replace(table, rules=_rules(cursor, name)) for table, name in named]
+    return Tables(target=found[0], failures=found[1])
+
+
+def _table(cursor: "RawCursor[Any]", name: str, key: Sequence[str]) -> Table | None:
+    quoted = _DIALECT.table(name)
+    columns = dict(cursor.execute(_COLUMNS, [quoted]).fetchall())
+    if not columns:
+        return None
+    indexes = [set(names) for (names,) in cursor.execute(_UNIQUE, [quoted]).fetchall()]
+    return Table(columns=columns, unique=set(key) in indexes)
+
+
+def known_tables(cursor: "RawCursor[Any]", target: Target) -> Mapping[str, bool]:
+    """Which of the two tables has rows to look up."""
+    found = ((target.table, "_llm_planned_at"), (target.failures, "_llm_attempts"))
+    return {
+        name: column in dict(cursor.execute(_COLUMNS, [_DIALECT.table(name)]).fetchall())
+        for name, column in found
+    }
+
+
+def _rules(cursor: "RawCursor[Any]", name: str) -> Rules:
+    quoted = _DIALECT.table(name)
+    columns = cursor.execute(_COLUMN_RULES, [quoted]).fetchall()
+    constraints = cursor.execute(_CONSTRAINTS, [quoted]).fetchall()
+    (is_secured,) = cursor.execute("SELECT row_security_active($1)", [quoted]).fetchone() or (False,)
+    return Rules(
+        not_null=frozenset(column for column, is_not_null, _, _ in columns if is_not_null),
+        with_default=frozenset(column for column, _, has_default, _ in columns if has_default),
+        generated=frozenset(column for column, _, _, is_generated in columns if is_generated),
+        constraints=tuple(
+            Constraint(kind=_KINDS[kind], name=called, columns=frozenset(names))
+            for kind, called, names in constraints
+        ),
+        row_security=is_secured,
+    )
