@@ -13,9 +13,6 @@ E = TypeVar("E", bound=StrEnum)
 
 _KINDS: Mapping[type, str] = {int: "an int", float: "a number"}
 
-#: Parts of the names under which hooks and SDKs take what must stay in a connection.
-_SECRETS = ("api_key", "apikey", "authorization", "credentials", "password", "private_key", "secret", "token")
-
 
 def one_of(**arguments: object) -> None:
     """Refuse none, and more than one, of several arguments."""
@@ -42,17 +39,6 @@ def number(name: str, value: Any, kind: type[N]) -> N:
         raise InputError(
             f"{name} must be {_KINDS[kind]}, got {value!r}. Check what its template renders to."
         ) from None
-
-
-def without_secrets(**arguments: Any) -> None:
-    """Refuse keys and passwords in what is handed to hooks: it stands in XCom, in triggers and in run folders."""
-    for name, given in arguments.items():
-        for key, value in given.items() if isinstance(given, Mapping) else ():
-            if any(word in key.lower() for word in _SECRETS):
-                raise InputError(
-                    f"{name} has {key!r}, which others could read in XCom and in the run folder. Put it into the connection."
-                )
-            without_secrets(**{f"{name}[{key!r}]": value})
 
 
 def is_deferrable(given: bool | None) -> bool:

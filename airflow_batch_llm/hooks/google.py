@@ -9,12 +9,11 @@ from urllib.parse import urlsplit
 
 from airflow.sdk import Connection
 
-from airflow_batch_llm.errors import InputError, MissingExtra
+from airflow_batch_llm.errors import MissingExtra
 from airflow_batch_llm.hooks.access import is_insecure_allowed
 from airflow_batch_llm.providers.base import Access
 
 _OPTIONS = ("staging", "location", "project", "base_url")
-_HOOK_PARAMS = frozenset({*_OPTIONS, "impersonation_chain"})
 
 
 def google_access(connection: Connection, hook_params: Mapping[str, Any]) -> Access:
@@ -35,11 +34,6 @@ def pydantic_vertex_access(connection: Connection, hook_params: Mapping[str, Any
 
 
 def _options(connection: Connection, hook_params: Mapping[str, Any]) -> dict[str, Any]:
-    if unknown := hook_params.keys() - _HOOK_PARAMS:
-        raise InputError(
-            f"llm_hook_params has {', '.join(sorted(unknown))}, which Vertex does not know."
-            f" It takes: {', '.join(sorted(_HOOK_PARAMS))}."
-        )
     extra = connection.extra_dejson
     long = {name: extra.get(f"extra__google_cloud_platform__{name}") for name in _OPTIONS}
     found = {name: hook_params.get(name) or extra.get(name) or long[name] for name in _OPTIONS}

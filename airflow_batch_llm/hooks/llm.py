@@ -16,6 +16,7 @@ from airflow_batch_llm.hooks.access import check_secrets, plain_access
 from airflow_batch_llm.hooks.anthropic import anthropic_access
 from airflow_batch_llm.hooks.google import google_access, pydantic_vertex_access
 from airflow_batch_llm.hooks.openai import openai_access
+from airflow_batch_llm.hooks.params import check_provider_params
 from airflow_batch_llm.providers import PROVIDERS, connect
 from airflow_batch_llm.providers.base import Access, Provider
 
@@ -67,5 +68,6 @@ def llm_provider(
             f"The connection {connection.conn_id!r} of type {connection.conn_type!r} does not lead to {name!r},"
             f" which model_id={model_id!r} asks for. Name another llm_conn_id or another model_id."
         )
+    check_provider_params(name, hook_params)
     check_secrets(connection)
     return connect(name, open_access(connection, hook_params or {}))

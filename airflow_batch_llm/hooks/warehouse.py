@@ -9,6 +9,7 @@ from airflow.sdk import BaseHook, Connection
 
 from airflow_batch_llm.errors import InputError, MissingExtra
 from airflow_batch_llm.hooks.duckdb import DuckDBHook
+from airflow_batch_llm.hooks.params import check_database_params
 
 if TYPE_CHECKING:
     from airflow_batch_llm.warehouses.base import Warehouse
@@ -22,6 +23,7 @@ def warehouse(conn_id: str, hook_params: HookParams | None = None) -> "Warehouse
     `hook_params` are what the hook of the connection's type takes (location, impersonation_chain, role …).
     """
     connection = BaseHook.get_connection(conn_id)
+    check_database_params(connection.conn_type or "", hook_params)
     return _TYPES.get(connection.conn_type or "", _any_database)(connection, hook_params or {})
 
 

@@ -22,9 +22,10 @@ from airflow_batch_llm.core.settings import (
     names,
 )
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.hooks.arguments import choice, number, one_of, without_secrets
+from airflow_batch_llm.hooks.arguments import choice, number, one_of
 from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.hooks.llm import split_model_id
+from airflow_batch_llm.hooks.params import check_params
 from airflow_batch_llm.hooks.workspace import open_workspace
 from airflow_batch_llm.operators.identity import run_name
 from airflow_batch_llm.operators.lineage import tables_of
@@ -164,7 +165,7 @@ class LLMTransformOperator(RunOperator):
         """Refuse, while the Dag is read, what can be refused without a connection."""
         one_of(source_sql=self.source_sql, source_table=self.source_table, source_uri=self.source_uri)
         one_of(prompt=self.prompt, prompt_file=self.prompt_file)
-        without_secrets(
+        check_params(
             source_hook_params=self.source_hook_params,
             target_hook_params=self.target_hook_params,
             llm_hook_params=self.llm_hook_params,

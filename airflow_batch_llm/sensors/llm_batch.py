@@ -12,10 +12,11 @@ from airflow_batch_llm.core.model import BatchState
 from airflow_batch_llm.core.settings import names
 from airflow_batch_llm.core.waiting import Watch
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.hooks.arguments import one_of, settling_seconds, without_secrets
+from airflow_batch_llm.hooks.arguments import one_of, settling_seconds
 from airflow_batch_llm.hooks.failures import translated_errors
 from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.hooks.llm import llm_provider
+from airflow_batch_llm.hooks.params import check_params
 from airflow_batch_llm.hooks.quiet import quiet_sdks
 from airflow_batch_llm.links.console import BatchConsoleLink
 from airflow_batch_llm.sensors.deferrable import DeferrableSensor
@@ -49,7 +50,7 @@ class LLMBatchSensor(DeferrableSensor):
     ) -> None:
         super().__init__(**kwargs)
         one_of(handle=handle, batch_ids=batch_ids)
-        without_secrets(llm_hook_params=llm_hook_params)
+        check_params(llm_hook_params=llm_hook_params)
         if batch_ids is not None and model_id is None:
             raise InputError(
                 "model_id is missing: it names the provider of the batches, as '<provider>:<model>'."

@@ -10,8 +10,9 @@ from airflow.triggers.base import BaseTrigger
 
 from airflow_batch_llm.core.settings import seconds
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.hooks.arguments import number, one_of, without_secrets
+from airflow_batch_llm.hooks.arguments import number, one_of
 from airflow_batch_llm.hooks.failures import translated_errors
+from airflow_batch_llm.hooks.params import check_params
 from airflow_batch_llm.hooks.pending import PendingRows
 from airflow_batch_llm.hooks.quiet import quiet_sdks
 from airflow_batch_llm.sensors.deferrable import DeferrableSensor
@@ -50,7 +51,7 @@ class PendingRowsSensor(DeferrableSensor):
     ) -> None:
         super().__init__(**kwargs)
         one_of(sql=sql, table=table)
-        without_secrets(hook_params=hook_params)
+        check_params(hook_params=hook_params)
         if max_age is not None and since is None:
             raise InputError("since is missing: max_age needs the column that says since when a row waits.")
         self.conn_id = conn_id

@@ -10,8 +10,10 @@ from packaging.version import Version
 
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import InputError, Refused
+from airflow_batch_llm.hooks import params
 from airflow_batch_llm.hooks.duckdb import DuckDBHook
 from airflow_batch_llm.hooks.llm import llm_provider
+from airflow_batch_llm.hooks.params import check_database_params, check_params
 from airflow_batch_llm.hooks.warehouse import warehouse
 from airflow_batch_llm.hooks.workspace import open_workspace
 from tests.edge.conftest import World
@@ -107,7 +109,10 @@ def test_vertex_on_a_host_that_is_not_googles_needs_no_credentials(world: World,
 def test_an_unknown_parameter_for_vertex_is_named(connect: Any) -> None:
     connect("google_cloud_default", conn_type="google_cloud_platform")
 
-    with pytest.raises(InputError, match="llm_hook_params has region"):
+    with pytest.raises(
+        InputError,
+        match=r"llm_hook_params has 'region' for vertex\. It may have base_url, impersonation_chain",
+    ):
         llm_provider(None, "vertex:gemini-2.5-flash", {"region": "x"})
 
 
@@ -191,3 +196,35 @@ def test_a_shared_mount_may_be_declared(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setenv("AIRFLOW__BATCH_LLM__SHARED_WORKSPACE", "True")
 
     assert open_workspace(str(tmp_path)).uri == str(tmp_path)
+
+
+def test_hook_params_of_another_type_are_refused_with_the_list(world: World) -> None:
+    with pytest.raises(
+        InputError, match=r"hook_params has 'role' for duckdb\. It may have lock_wait_seconds"
+    ):
+        warehouse("warehouse", {"role": "x"})
+
+
+def test_the_list_of_hook_params_can_be_extended(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AIRFLOW__BATCH_LLM__HOOK_PARAMS", "max_tokens, region")
+    check_params(llm_hook_params={"max_tokens": 7}, source_hook_params={"region": "eu"})
+
+    package = tmp_path / "other-1.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1\n")
+    (package / "entry_points.txt").write_text("[airflow_batch_llm.hook_params]\nacme = other_params:NAMES\n")
+    (tmp_path / "other_params.py").write_text("NAMES = {'cluster'}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    check_database_params("acme", {"cluster": "small"})
+    with pytest.raises(InputError, match="'cluster' for postgres"):
+        check_database_params("postgres", {"cluster": "small"})
+
+
+def test_the_lists_of_hook_params_are_in_the_documentation() -> None:
+    page = (Path(__file__).parents[2] / "docs/how-to/production.md").read_text()
+    lists = [*params.DATABASES.values(), *params.PROVIDERS.values(), params.FILES]
+
+    for names in lists:
+        assert f"| {', '.join(f'`{name}`' for name in sorted(names))} |" in page

@@ -301,7 +301,17 @@ def test_somebody_is_told_once_when_the_waiting_is_long(world: World, run: Run) 
         ({"target_hook_params": {"password": "x"}}, "Put it into the connection."),
         (
             {"llm_hook_params": {"default_headers": {"Authorization": "x"}}},
-            "llm_hook_params['default_headers'] has 'Authorization'",
+            "llm_hook_params has 'default_headers'",
+        ),
+        ({"source_hook_params": {"api-key": "x"}}, "source_hook_params has 'api-key'"),
+        ({"source_hook_params": {"passwd": "x", "dsn": "x"}}, "source_hook_params has 'dsn', 'passwd'"),
+        (
+            {"llm_hook_params": {"base_url": "https://me:x@gateway"}},
+            "llm_hook_params['base_url'] is a URL with a user",
+        ),
+        (
+            {"target_hook_params": {"labels": {"of": ["a", "postgres://me:x@host/db"]}}},
+            "target_hook_params['labels'] is a URL with a user",
         ),
     ],
 )
