@@ -21,6 +21,7 @@ TOOLS = (
     "hypothesis",
     "moto[server]",
     "pgserver; python_version < '3.13'",
+    "psycopg2-binary",
     "pytest",
     "pytest-asyncio",
     "pytest-xdist",
