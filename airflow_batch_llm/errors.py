@@ -45,6 +45,15 @@ class BatchLLMError(Exception):
         return f"{self} It said: {self.detail}" if self.detail else str(self)
 
 
+def forget_hidden(error: BaseException) -> None:
+    """Take the errors that `from None` has only hidden out of a chain."""
+    behind: BaseException | None = error
+    while behind is not None:
+        if behind.__suppress_context__:
+            behind.__context__ = None
+        behind = behind.__cause__ or behind.__context__
+
+
 def raise_alone(error: BaseException) -> NoReturn:
     """Raise an error whose chain holds no other.
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 
-from airflow_batch_llm.errors import BatchLLMError
+from airflow_batch_llm.errors import BatchLLMError, forget_hidden
 
 _log = logging.getLogger(__name__)
 
@@ -23,5 +23,6 @@ def translated_errors() -> Iterator[None]:
     except BatchLLMError as error:
         if error.detail:
             _log.error("The provider said: %s", error.detail)
+        forget_hidden(error)
         kind = AirflowException if error.retryable else AirflowFailException
         raise kind(f"{type(error).__name__}: {error}") from error

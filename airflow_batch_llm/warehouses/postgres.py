@@ -4,6 +4,7 @@ A part is staged in unlogged tables of its own. After a crash of the server such
 its comment, which is not lost, tells how many rows it holds; a publish takes nothing for staged that lacks some.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -254,9 +255,16 @@ def _describe(error: Exception) -> BatchLLMError:
     return WarehouseError(message)
 
 
+_BEFORE_AT = re.compile(r"[^\s'\"]+@")
+_VALUE = re.compile(r'value "[^"]*"')
+
+
 def _unreachable(error: Exception) -> BatchLLMError:
-    """The message of a connection that fails names host, user and database, and holds no row and no password."""
-    said = " ".join(str(error).split())
+    """The message of a connection that fails names host, user and database, and holds no row.
+
+    What stands before an @, or for a number, may be the tail of a password that was not quoted in a URI.
+    """
+    said = _BEFORE_AT.sub("…@", _VALUE.sub('value "…"', " ".join(str(error).split())))
     return WarehouseBusy(f"PostgreSQL cannot be reached: {said}. Look at the connection, or try again later.")
 
 

@@ -58,13 +58,21 @@ def test_a_vendors_words_are_in_the_log_and_not_in_xcom_assets_or_exceptions(
 
 
 def test_an_error_that_airflow_sees_holds_no_vendors_words(caplog: pytest.LogCaptureFixture) -> None:
+    hidden = f"canary-{uuid4().hex}"
     error = Refused("Anthropic answered 400: bad.")
     error.detail = "the words"
 
+    def fail() -> None:
+        try:
+            raise KeyError(hidden)
+        except KeyError:
+            raise error from None
+
     with pytest.raises(AirflowFailException, match="answered 400: bad") as seen, translated_errors():
-        raise error
+        fail()
 
     assert "the words" not in str(seen.value)
+    assert hidden not in text_of(seen.value)
     assert caplog.messages == ["The provider said: the words"]
 
 

@@ -125,3 +125,18 @@ def test_a_file_that_cannot_be_read_is_not_quoted(tmp_path: Path, canary: str, n
     with pytest.raises(BatchLLMError) as refused:
         read_files(FileSource(uris=(str(file),), column_types={"n": pa.int64()})).read_all()
     assert canary not in text_of(refused.value)
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://me:pa@{}@127.0.0.1:1/db",
+        "postgresql://me:pa/{}@127.0.0.1:1/db",
+        "host=127.0.0.1 port={}",
+        "host=127.0.0.1 port=1 password=pa {}",
+    ],
+)
+def test_a_malformed_dsn_does_not_print_its_passwords_tail(dsn: str, canary: str) -> None:
+    with pytest.raises(WarehouseError) as refused:
+        PostgresWarehouse(dsn.format(canary)).prepare(labels())
+    assert canary not in text_of(refused.value)
