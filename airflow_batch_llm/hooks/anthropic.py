@@ -30,6 +30,7 @@ def anthropic_access(connection: Connection, hook_params: Mapping[str, Any]) -> 
             " opens. Put them into its extra as anthropic_client_kwargs."
         )
     return Access(
+        allow_insecure=is_insecure_allowed(connection),
         client=lambda: _hook(connection.conn_id).get_conn(),
         async_client=lambda: _async_client(connection.conn_id),
     )

@@ -13,9 +13,10 @@ from typing import Any
 
 from airflow_batch_llm.core.model import Lease
 from airflow_batch_llm.errors import InputError, Unavailable, UnknownFate, raise_alone
+from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.lease import Sending
 from airflow_batch_llm.providers.lines import split_lines
-from airflow_batch_llm.providers.reach import keep_to
+from airflow_batch_llm.providers.reach import check_base_url, keep_to
 from airflow_batch_llm.providers.steps import Judge
 from airflow_batch_llm.providers.stillness import stillness
 
@@ -32,6 +33,12 @@ def unknown_option(vendor: str, error: TypeError) -> InputError:
         f"{vendor}'s client does not take an option: {error}. Options are in llm_hook_params or in the connection's"
         " extra; in a spec file in provider.options."
     )
+
+
+def checked(client: Any, access: Access) -> Any:
+    """A new client, if it leads where a key may go: an SDK may take its URL from the environment, or from a hook."""
+    check_base_url(str(client.base_url), allow_insecure=access.allow_insecure)
+    return client
 
 
 class Clients:

@@ -172,3 +172,17 @@ def test_encrypted_and_local_addresses_need_no_word(url: str) -> None:
 def test_only_the_same_origin_is_trusted(url: str, trusted: bool) -> None:
     assert is_trusted(url, "https://a/v1") is trusted
     assert is_trusted("https://a/x", "http://a/v1")
+
+
+@pytest.mark.parametrize(
+    ("name", "variable"), [("anthropic", "ANTHROPIC_BASE_URL"), ("openai", "OPENAI_BASE_URL")]
+)
+async def test_an_sdks_own_variable_is_held_to_the_same_rule(
+    monkeypatch: pytest.MonkeyPatch, name: str, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "http://gateway.internal/v1")
+    provider = connect(name, Access(api_key=KEY))
+    with pytest.raises(InputError, match="unencrypted"):
+        provider.check(["batch_1"])
+    with pytest.raises(InputError, match="unencrypted"):
+        await provider.acheck(["batch_1"])

@@ -5,7 +5,7 @@ from typing import Any
 
 from airflow_batch_llm.errors import InputError, MissingExtra, ProviderError, Refused
 from airflow_batch_llm.providers.base import Access
-from airflow_batch_llm.providers.clients import unknown_option
+from airflow_batch_llm.providers.clients import checked, unknown_option
 from airflow_batch_llm.providers.failures import Vendor, failure_of, judge
 from airflow_batch_llm.providers.redaction import detail
 
@@ -30,15 +30,15 @@ def sdk() -> Any:
 def open_client(access: Access) -> Any:
     """A new synchronous client."""
     if access.client is not None:
-        return _with_batches(access.client())
-    return _with_key(_opened(sdk().Anthropic, access))
+        return checked(_with_batches(access.client()), access)
+    return checked(_with_key(_opened(sdk().Anthropic, access)), access)
 
 
 def open_async_client(access: Access) -> Any:
     """A new asynchronous client."""
     if access.async_client is not None:
-        return _with_batches(access.async_client())
-    return _with_key(_opened(sdk().AsyncAnthropic, access))
+        return checked(_with_batches(access.async_client()), access)
+    return checked(_with_key(_opened(sdk().AsyncAnthropic, access)), access)
 
 
 def judged(error: Exception, *, creating: bool = False) -> Exception:

@@ -4,7 +4,7 @@ from typing import Any
 
 from airflow_batch_llm.errors import InputError, MissingExtra, ProviderError, Refused
 from airflow_batch_llm.providers.base import Access
-from airflow_batch_llm.providers.clients import unknown_option
+from airflow_batch_llm.providers.clients import checked, unknown_option
 from airflow_batch_llm.providers.failures import Vendor, failure_of, judge
 from airflow_batch_llm.providers.redaction import detail
 
@@ -29,12 +29,15 @@ def sdk() -> Any:
 
 def open_client(access: Access) -> Any:
     """A new synchronous client."""
-    return access.client() if access.client is not None else _opened(sdk().OpenAI, access)
+    opened = access.client() if access.client is not None else _opened(sdk().OpenAI, access)
+    return checked(opened, access)
 
 
 def open_async_client(access: Access) -> Any:
     """A new asynchronous client."""
-    return access.async_client() if access.async_client is not None else _opened(sdk().AsyncOpenAI, access)
+    make = access.async_client
+    opened = make() if make is not None else _opened(sdk().AsyncOpenAI, access)
+    return checked(opened, access)
 
 
 def judged(error: Exception, *, creating: bool = False) -> Exception:
