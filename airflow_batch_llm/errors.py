@@ -17,7 +17,8 @@
     │   ├── UnknownFate          a creation was sent and its answer was lost: look before sending again
     │   └── ResultsGone          the provider no longer holds the results
     ├── WarehouseError
-    │   └── WarehouseBusy        another writer holds the database, or it cannot be reached
+    │   └── WarehouseBusy        another writer holds the database, or the connection broke
+    │       └── WarehouseUnreachable   no connection can be opened
     └── StoreError
         ├── StoreUnreadable      a record could not be read; that is never "there is none"
         ├── StoreUnavailable     the workspace takes nothing at the moment: a full disk, an outage
@@ -150,6 +151,10 @@ class WarehouseBusy(WarehouseError):
     """The database takes nothing at the moment: another writer holds it, it restarts, or it cannot be reached."""
 
     retryable: ClassVar[bool] = True
+
+
+class WarehouseUnreachable(WarehouseBusy):
+    """No connection to the database can be opened."""
 
 
 class StoreError(BatchLLMError):

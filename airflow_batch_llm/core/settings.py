@@ -311,7 +311,13 @@ class Stage(Settings):
     @property
     def failures_table(self) -> str:
         """The table for rows without a good answer."""
-        return self.shape.failures_target or f"{self.target}__failures"
+        return self.shape.failures_target or _suffixed(self.target, "__failures")
+
+
+def _suffixed(name: str, suffix: str) -> str:
+    """Lengthen a table's name. A quoted name is lengthened inside its quotes."""
+    closing = name[-1] if len(name) > 1 and name[-1] in '"`]' else ""
+    return name.removesuffix(closing) + suffix + closing
 
 
 def explained(error: ValidationError, settings: type) -> str:

@@ -45,7 +45,7 @@ def _postgres(connection: Connection, hook_params: HookParams) -> "Warehouse":
 
         return psycopg.connect(**_postgres_arguments(connection, hook))
 
-    return PostgresWarehouse(connect)
+    return PostgresWarehouse(connect, called=f"the connection {connection.conn_id!r}")
 
 
 def _postgres_arguments(connection: Connection, hook: Any) -> dict[str, Any]:

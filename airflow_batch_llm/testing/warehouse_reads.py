@@ -49,6 +49,12 @@ class ReadsRows:
             name: of_arrow(type_) for name, (type_, _) in TYPED.items()
         }
 
+    def test_a_source_table_that_is_missing_is_the_source_s_error(self, warehouse: Warehouse) -> None:
+        with pytest.raises(BatchLLMError, match=r"(?i)source|reading a table") as refused:
+            warehouse.read(Source(table="nowhere")).read_all()
+        assert not refused.value.retryable
+        assert "Target" not in type(refused.value).__name__
+
     def test_an_empty_result_has_the_schema_of_a_full_one(
         self, database: Database, warehouse: Warehouse
     ) -> None:

@@ -17,6 +17,10 @@ from airflow_batch_llm.warehouses.kind import Kind, of_arrow
 #: Where a parameter stands in a statement of ours. No name can hold it.
 PARAMETER = "\0"
 
+# Parts of a name in any database's quotes, and characters that no other part of a name may hold.
+_QUOTED = re.compile(r""""(?:[^"]|"")*"|`(?:[^`\\]|\\.|``)*`|\[[^\]]*\]""")
+_NO_NAME = re.compile(r"""\.\.|['"`()\[\]\n]""")
+
 
 class Upsert(StrEnum):
     """How a database merges rows by key."""
@@ -80,14 +84,21 @@ class Dialect:
 
         try:
             parsed = exp.to_table(name, dialect=self.name)
-            # An empty schema is left out of `parts`.
-            parts = tuple(part.name for part in parsed.parts) if ".." not in name else ()
+            # An empty schema is left out of `parts`. A text in single quotes or a call would read a file.
+            plain = _QUOTED.sub("q", name)
+            parts = tuple(part.name for part in parsed.parts) if not _NO_NAME.search(plain) else ()
         except SqlglotError:
             parts = ()
         if not parts or not all(parts):
             raise TargetError(
                 f"{name!r} is not a table name. Write table, schema.table or catalog.schema.table."
             )
+        for part in parts if self.upper_case else ():
+            if self.folded(part) != part and f'"{part}"' in name:
+                raise TargetError(
+                    f"{name!r} is in small letters and quoted, which {self.title} keeps apart from {part.upper()}. "
+                    "Such a name cannot be used here. Write it without quotes, or rename the table."
+                )
         return parts
 
     def with_parameters(self, sql: str) -> str:

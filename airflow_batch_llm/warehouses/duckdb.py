@@ -72,6 +72,8 @@ class DuckDBWarehouse:
         return self._file.path.as_uri()
 
     def read(self, source: Source) -> pa.RecordBatchReader:
+        if source.table is not None:
+            self._refuse_missing(source.table)
         return self._stream(self._statements.select(source), source.parameters)
 
     def prepare(self, target: Target) -> None:
@@ -154,8 +156,19 @@ class DuckDBWarehouse:
     def close(self) -> None:
         self.release()
 
-    def _stream(self, query: str, parameters: Any) -> pa.RecordBatchReader:
+    def _refuse_missing(self, table: str) -> None:
+        """Raise `SourceError` if there is no such table. DuckDB would take its name for that of a file."""
         with self._file.translated():
+            session = self._session()
+            is_missing = columns_of(session, table) is None
+            session.close()
+        if is_missing:
+            raise SourceError(
+                f"There is no table or view {table} in {self._file.path}. Check source_table. Files are named by source_uri."
+            )
+
+    def _stream(self, query: str, parameters: Any) -> pa.RecordBatchReader:
+        with self._file.translated_reading():
             cursor = self._session()
             relation = cursor.sql(query, params=parameters)
             types = [str(type_) for type_ in relation.types]

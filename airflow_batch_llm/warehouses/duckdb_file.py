@@ -4,6 +4,7 @@ The limit of the memory is for what a statement needs. What DuckDB has read it w
 reached, so it is told to forget that from time to time.
 """
 
+import logging
 import re
 import time
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from airflow_batch_llm.errors import (
     BatchLLMError,
     InputError,
     MissingExtra,
+    SourceError,
     TargetError,
     WarehouseBusy,
     WarehouseError,
@@ -26,8 +28,12 @@ from airflow_batch_llm.warehouses.refusal import translated
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-_RETRY_SECONDS = 0.05
+logger = logging.getLogger(__name__)
+
+#: Each attempt costs CPU time, so the pauses between them grow.
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 1.0
 #: Errors that speak of the statement alone. Others may quote a value.
+_ABOUT_THE_SOURCE = ("Catalog", "Binder", "Parser", "Permission")
 _ABOUT_THE_STATEMENT = ("Catalog", "Binder", "Parser", "Permission", "IO", "Dependency")
 
 
@@ -44,6 +50,7 @@ class DuckDBFile:
         self._options = {
             "temp_directory": f"{self.path}.tmp",
             "preserve_insertion_order": False,
+            "python_enable_replacements": False,  # no query reads a variable of this process
             **options,
         }
 
@@ -51,6 +58,7 @@ class DuckDBFile:
         """A connection, as soon as no other process stands in the way."""
         duckdb = _driver()
         until = time.monotonic() + self._lock_wait_seconds
+        pause, told = _FIRST_PAUSE_SECONDS, ""
         while True:
             try:
                 connection: DuckDBPyConnection = duckdb.connect(
@@ -71,7 +79,16 @@ class DuckDBFile:
                     f"{self.path} is held by {holder}, and was not let go in {self._lock_wait_seconds:g} s. "
                     "DuckDB lets one process write at a time: close the other, or let the tasks run one by one."
                 )
-            time.sleep(_RETRY_SECONDS)
+            if holder != told:
+                told = holder
+                logger.warning(
+                    "%s is held by %s. Waiting up to %g s for it to end.",
+                    self.path,
+                    holder,
+                    self._lock_wait_seconds,
+                )
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
     def work_alone(self, connection: "DuckDBPyConnection") -> None:
         """Let the calling thread do all the work from now on: it is the condition of `forget`."""
@@ -87,6 +104,19 @@ class DuckDBFile:
     def translated(self) -> Any:
         """A context in which DuckDB's errors become ours."""
         return translated((_driver().Error, pa.ArrowException, OSError), self._describe)
+
+    def translated_reading(self) -> Any:
+        """A context in which DuckDB's errors become ours, and what is wrong with the source is a `SourceError`."""
+        return translated((_driver().Error, pa.ArrowException, OSError), self._describe_reading)
+
+    def _describe_reading(self, error: Exception) -> BatchLLMError:
+        name = type(error).__name__.removesuffix("Exception")
+        if name in _ABOUT_THE_SOURCE:
+            return SourceError(
+                f"DuckDB cannot read the source from {self.path} ({name}): {str(error).splitlines()[0]} "
+                "Check source_table or source_sql."
+            )
+        return self._describe(error)
 
     def _describe(self, error: Exception) -> BatchLLMError:
         name = type(error).__name__.removesuffix("Exception")

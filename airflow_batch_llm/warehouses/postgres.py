@@ -13,10 +13,19 @@ from uuid import uuid4
 import pyarrow as pa
 
 from airflow_batch_llm.core.settings import Source
-from airflow_batch_llm.errors import BatchLLMError, MissingExtra, TargetError, WarehouseBusy, WarehouseError
+from airflow_batch_llm.errors import (
+    BatchLLMError,
+    MissingExtra,
+    SourceError,
+    TargetError,
+    WarehouseBusy,
+    WarehouseError,
+    WarehouseUnreachable,
+)
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Target
 from airflow_batch_llm.warehouses.dialect import DIALECTS, PARAMETER
 from airflow_batch_llm.warehouses.plain import plain_batch
+from airflow_batch_llm.warehouses.postgres_dsn import refuse_malformed
 from airflow_batch_llm.warehouses.postgres_reads import PostgresRead
 from airflow_batch_llm.warehouses.postgres_tables import known_tables, tables
 from airflow_batch_llm.warehouses.postgres_types import copy_rows
@@ -41,19 +50,27 @@ if TYPE_CHECKING:
 _DIALECT = DIALECTS["postgres"]
 #: Classes of errors (the first two characters of their code) that speak of the statement, never of a value.
 _ABOUT_THE_STATEMENT = frozenset({"08", "25", "28", "3D", "3F", "40", "42", "53", "54", "55", "57"})
-_NOT_ALLOWED = frozenset({"42501", "25006"})  # no privilege; a read-only transaction
+_ABOUT_THE_SOURCE = frozenset({"3F", "42"})  # names, rights, syntax
+_NO_PRIVILEGE = "42501"
+_NOT_ALLOWED = frozenset({_NO_PRIVILEGE, "25006"})  # no privilege; a read-only transaction
 #: Connections, what a server has too little of, its restart, deadlocks: another try may not meet them.
 _PASSING = frozenset({"08", "40", "53", "57"})
 _TIMED_OUT = "57014"  # the statement's own time limit, or somebody has cancelled it
 #: How values are written as text, in both directions.
 _SESSION = "SET TIME ZONE 'UTC'; SET client_encoding TO 'UTF8'; SET datestyle TO 'ISO'"
+_BEFORE_AT = re.compile(r"[^\s'\"]+@")
+_VALUE = re.compile(r'value "[^"]*"')
 
 
 class PostgresWarehouse:
     """A PostgreSQL database, by psycopg 3."""
 
-    def __init__(self, connect: "Connections | str") -> None:
-        """`connect` opens a connection of psycopg 3, or is what such a connection is opened with (a DSN, a URI)."""
+    def __init__(self, connect: "Connections | str", *, called: str = "") -> None:
+        """`connect` opens a connection of psycopg 3, or is what such a connection is opened with (a DSN, a URI).
+
+        `called` says in messages which connection this is.
+        """
+        self._called = called
         self._connect = connect
         self._statements = Statements(_DIALECT)
         self._writing: Connection[Any] | None = None
@@ -146,7 +163,7 @@ class PostgresWarehouse:
             self._writing = None
 
     def _stream(self, query: str, parameters: Any) -> pa.RecordBatchReader:
-        with self._translated():
+        with self._translated_reading():
             read = PostgresRead(self._open(), query, parameters)
         self._reading.append(read)
         return pa.RecordBatchReader.from_batches(read.schema, self._batches(read))
@@ -228,11 +245,32 @@ class PostgresWarehouse:
             raise MissingExtra("PostgreSQL", "postgres") from None
         with self._translated():
             connect = self._connect
-            with translated(psycopg.OperationalError, _unreachable):
+            if isinstance(connect, str):
+                refuse_malformed(connect)
+            with translated(psycopg.OperationalError, self._unreachable):
                 connection = psycopg.connect(connect) if isinstance(connect, str) else connect()
             connection.execute(_SESSION)
             connection.commit()
         return connection
+
+    def _unreachable(self, error: Exception) -> BatchLLMError:
+        """The message of a connection that fails names host, port, user and database. It holds no row and no password."""
+        # The text before an @, or for a number, may be the tail of a password that was not quoted in a URI.
+        said = _BEFORE_AT.sub("…@", _VALUE.sub('value "…"', " ".join(str(error).split())))
+        named = f" by {self._called}" if self._called else ""
+        if "FATAL:" in said:  # a server has answered
+            return WarehouseUnreachable(
+                f"PostgreSQL does not let us in{named}: {said}. Check the connection's login, password and database."
+            )
+        return WarehouseUnreachable(
+            f"PostgreSQL cannot be reached{named}: {said}. Check that the server runs and that the connection's host "
+            "and port are right."
+        )
+
+    def _translated_reading(self) -> Any:
+        with self._translated():
+            import psycopg
+        return translated((psycopg.Error, UnicodeError, pa.ArrowException), _describe_reading)
 
     def _translated(self) -> Any:
         try:
@@ -240,6 +278,22 @@ class PostgresWarehouse:
         except ImportError:
             raise MissingExtra("PostgreSQL", "postgres") from None
         return translated((psycopg.Error, UnicodeError, pa.ArrowException), _describe)
+
+
+def _describe_reading(error: Exception) -> BatchLLMError:
+    """An error of the source's query is the source's, whatever the same error would be of another statement."""
+    code = getattr(error, "sqlstate", None) or ""
+    if code[:2] not in _ABOUT_THE_SOURCE:
+        return _describe(error)
+    said = getattr(error, "diag").message_primary  # noqa: B009  the class is known only where psycopg is
+    advice = (
+        "Grant SELECT to the connection's role"
+        if code == _NO_PRIVILEGE
+        else "Check source_table or source_sql"
+    )
+    return SourceError(
+        f"PostgreSQL cannot read the source ({type(error).__name__} {code}): {said}. {advice}."
+    )
 
 
 def _describe(error: Exception) -> BatchLLMError:
@@ -253,19 +307,6 @@ def _describe(error: Exception) -> BatchLLMError:
     if lost or (code[:2] in _PASSING and code != _TIMED_OUT):
         return WarehouseBusy(f"{message}. It is tried again; what has not been committed is done anew.")
     return WarehouseError(message)
-
-
-_BEFORE_AT = re.compile(r"[^\s'\"]+@")
-_VALUE = re.compile(r'value "[^"]*"')
-
-
-def _unreachable(error: Exception) -> BatchLLMError:
-    """The message of a connection that fails names host, user and database, and holds no row.
-
-    What stands before an @, or for a number, may be the tail of a password that was not quoted in a URI.
-    """
-    said = _BEFORE_AT.sub("…@", _VALUE.sub('value "…"', " ".join(str(error).split())))
-    return WarehouseBusy(f"PostgreSQL cannot be reached: {said}. Look at the connection, or try again later.")
 
 
 def _any(cursor: "RawCursor[Any]", query: str) -> bool:

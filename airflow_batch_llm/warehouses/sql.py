@@ -15,7 +15,7 @@ from uuid import uuid4
 import pyarrow as pa
 
 from airflow_batch_llm.core.settings import Source
-from airflow_batch_llm.errors import BatchLLMError, WarehouseBusy, WarehouseError
+from airflow_batch_llm.errors import BatchLLMError, SourceError, WarehouseBusy, WarehouseError
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Target
 from airflow_batch_llm.warehouses.dialect import PARAMETER, dialect_named
 from airflow_batch_llm.warehouses.plain import plain_batch, refuse_padded_keys
@@ -152,7 +152,7 @@ class SqlWarehouse:
 
     def _stream(self, query: str, parameters: Any, told: pa.Schema | None = None) -> pa.RecordBatchReader:
         """`told`: the types of columns that we know by name."""
-        with self._translated():
+        with translated(Exception, self._describe_reading):
             connection = self._open()
             self._reading.append(connection)
             cursor = connection.cursor()
@@ -284,6 +284,16 @@ class SqlWarehouse:
     def _translated(self) -> Any:
         return translated(Exception, self._describe)
 
+    def _describe_reading(self, error: Exception) -> BatchLLMError:
+        """An error of the source's query is the source's, whatever the same error would be of another statement."""
+        described = self._describe(error)
+        if described.retryable or isinstance(described, SourceError) or described is error:
+            return described
+        return SourceError(
+            f"{described} This was reading the source: check that its tables and columns exist, and that the "
+            "connection may read them."
+        )
+
     def _describe(self, error: Exception) -> BatchLLMError:
         if isinstance(error, BatchLLMError):
             return error
@@ -291,7 +301,8 @@ class SqlWarehouse:
         said = f"{type(error).__name__}{'' if code is None else f' {code}'}"
         if may_pass(error, code):
             return WarehouseBusy(
-                f"{self._dialect.title} could not be reached, or broke off ({said}). It is tried again; what has not been "
+                f"{self._dialect.title} at {self.asset_uri} could not be reached, or broke off ({said}). "
+                "It is tried again; what has not been "
                 "committed is done anew. If that does not help, look at the connection and the database's own log."
             )
         return WarehouseError(

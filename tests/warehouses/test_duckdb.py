@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +106,9 @@ class TestContract(WarehouseContract):
     """The contract, on a file whose name needs quoting."""
 
 
-def test_a_busy_file_is_an_error_that_says_who_holds_it(database: DuckDBFile) -> None:
+def test_a_busy_file_is_said_at_once_with_who_holds_it(
+    database: DuckDBFile, caplog: pytest.LogCaptureFixture
+) -> None:
     code = "import duckdb, sys; c = duckdb.connect(sys.argv[1]); print(flush=True); input()"
     command = [sys.executable, "-c", code, str(database.path)]
     holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -116,7 +120,28 @@ def test_a_busy_file_is_an_error_that_says_who_holds_it(database: DuckDBFile) ->
             warehouse.prepare(labels())
         with pytest.raises(WarehouseBusy, match=f"process {holder.pid} "):
             warehouse.read(Source(sql="SELECT 1"))
+        waiting = DuckDBWarehouse(database.path, lock_wait_seconds=2.5)
+        used = time.process_time()
+        with pytest.raises(WarehouseBusy), caplog.at_level("WARNING"):
+            waiting.prepare(labels())
+        assert time.process_time() - used < 1
+        assert [f"process {holder.pid} " in message for message in caplog.messages] == [True]
         holder.kill()
+
+
+def test_a_source_table_is_never_a_file_and_no_query_reads_a_variable(
+    database: DuckDBFile, tmp_path: Path
+) -> None:
+    file = tmp_path / "people.csv"
+    file.write_text("id,body\n1,secret\n")
+    secrets = pa.table({"id": [1]})
+    with closing(database.open()) as warehouse:
+        for name in (f"'{file}'", f'"{file}"', f"read_csv('{file}')", str(file), "secrets", "sniff_csv"):
+            with pytest.raises((SourceError, TargetError), match=r"no table or view|is not a table name"):
+                warehouse.read(Source(table=name))
+        with pytest.raises(SourceError, match="secrets does not exist"):
+            warehouse.read(Source(sql="SELECT * FROM secrets"))
+    assert secrets.num_rows == 1
 
 
 def test_a_source_in_the_target_s_file_is_read_and_let_go_before_the_writing(database: DuckDBFile) -> None:

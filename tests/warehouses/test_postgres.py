@@ -11,7 +11,13 @@ import pytest
 from psycopg import sql
 
 from airflow_batch_llm.core.settings import Source
-from airflow_batch_llm.errors import TargetError, WarehouseBusy, WarehouseError
+from airflow_batch_llm.errors import (
+    SourceError,
+    TargetError,
+    WarehouseBusy,
+    WarehouseError,
+    WarehouseUnreachable,
+)
 from airflow_batch_llm.testing.database import definition, rows_of
 from airflow_batch_llm.testing.staged_rows import labels, land, part, stage
 from airflow_batch_llm.testing.warehouses import WarehouseContract
@@ -218,7 +224,7 @@ def test_connections_may_come_from_a_hook(database: PostgresDatabase) -> None:
 def test_a_server_that_is_not_there_is_named_and_may_be_tried_again() -> None:
     warehouse = PostgresWarehouse("postgresql://etl:secret@127.0.0.1:1/support")
 
-    with pytest.raises(WarehouseBusy, match=r"cannot be reached: .*127\.0\.0\.1") as told:
+    with pytest.raises(WarehouseUnreachable, match=r"cannot be reached: .*127\.0\.0\.1.* port 1 ") as told:
         warehouse.read(Source(table="tickets"))
 
     assert "secret" not in str(told.value)
@@ -278,3 +284,26 @@ def test_identities_domains_and_partial_indexes_count_as_rules(database: Postgre
     assert "word_check (CHECK on label)" in str(refused.value)
     assert "once (UNIQUE on label)" in str(refused.value)
     assert "run" not in str(refused.value).replace("_llm_run", "")
+
+
+def test_no_right_to_read_the_source_is_said_of_the_source(database: PostgresDatabase) -> None:
+    role = f"r{uuid4().hex}"
+    database.seed("tickets", pa.table({"id": pa.array([1], pa.int64())}))
+    with psycopg.connect(database.uri) as connection:
+        connection.execute(f"CREATE ROLE {role}; GRANT ALL ON SCHEMA {database.schema} TO {role}".encode())
+
+    def connect() -> psycopg.Connection[Any]:
+        connection = psycopg.connect(database.uri)
+        connection.execute(f"SET ROLE {role}".encode())
+        connection.commit()
+        return connection
+
+    with closing(PostgresWarehouse(connect)) as warehouse:
+        for source in (
+            Source(table="tickets"),
+            Source(sql="SELECT id FROM tickets WHERE id > %s", parameters=[0]),
+        ):
+            with pytest.raises(SourceError, match=r"source .*tickets.* Grant SELECT"):
+                warehouse.read(source)
+            with pytest.raises(SourceError, match=r"source .*tickets.* Grant SELECT"):
+                warehouse.read_known(source, labels())

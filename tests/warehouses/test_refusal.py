@@ -7,7 +7,7 @@ import psycopg2
 import pytest
 
 from airflow_batch_llm.core.settings import Source
-from airflow_batch_llm.errors import WarehouseBusy, WarehouseError
+from airflow_batch_llm.errors import SourceError, WarehouseBusy
 from airflow_batch_llm.testing.staged_rows import labels
 from airflow_batch_llm.warehouses.refusal import may_pass
 from airflow_batch_llm.warehouses.sql import SqlWarehouse
@@ -25,7 +25,7 @@ def test_a_server_that_cannot_be_reached_is_tried_again_later() -> None:
 
 def test_a_statement_that_is_wrong_is_not_tried_again() -> None:
     warehouse = SqlWarehouse(duckdb.connect, "duckdb")
-    with pytest.raises(WarehouseError, match="refused a statement") as refused:
+    with pytest.raises(SourceError, match=r"refused a statement .* reading the source") as refused:
         warehouse.read(Source(sql="SELECT no_such_column")).read_all()
     assert not refused.value.retryable
 
