@@ -22,7 +22,7 @@ from airflow_batch_llm.core.selection import Reason
 from airflow_batch_llm.core.settings import BadRow, OverBudget, RowFunction, Stage
 from airflow_batch_llm.core.shard import Bounds
 from airflow_batch_llm.core.spec import Spec, spec_hash
-from airflow_batch_llm.errors import BudgetExceeded, InputError, SourceError
+from airflow_batch_llm.errors import BudgetExceeded, InputError, SourceError, TargetError
 from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.stage.budget import Quote, affordable
 from airflow_batch_llm.stage.carried import carried_schema, key_schema, restored
@@ -35,7 +35,7 @@ from airflow_batch_llm.stage.registers import Registers
 from airflow_batch_llm.stage.shard_files import ShardWriter
 from airflow_batch_llm.stage.spool import PROBLEM, Spool, keys_schema
 from airflow_batch_llm.stage.standings import read_rounds
-from airflow_batch_llm.warehouses.base import ARROW_TYPES, SharesFile, Target
+from airflow_batch_llm.warehouses.base import ARROW_TYPES, NamesTables, SharesFile, Target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +128,7 @@ class Planner:
         """The plan that counts: ours, or that of whoever was faster."""
         resolved = resolve(self.stage, self.parts)
         target = self._target(resolved)
+        self._refuse_source_as_target()
         self._let_go()
         self.parts.target.prepare(target)
         self.parts.spool.mkdir(parents=True, exist_ok=True)
@@ -143,6 +144,21 @@ class Planner:
         frozen = self.folder.read_plan()
         assert frozen is not None, "a plan that was created, or lost to another, is there"
         return Plan.from_json(frozen)
+
+    def _refuse_source_as_target(self) -> None:
+        """Refuse to add bookkeeping columns to a table of the user's that the source reads."""
+        source, target = self.parts.source, self.parts.target
+        if self.stage.shape.allow_source_as_target or not isinstance(source, NamesTables):
+            return
+        # Two warehouses of one database may be two objects.
+        if getattr(source, "asset_uri", None) != target.asset_uri:
+            return
+        for named, table in (("target", self.stage.target), ("failures_target", self.stage.failures_table)):
+            if source.reads_table(self.stage.source, table):
+                raise TargetError(
+                    f"{named} {table} is a table that the source reads: it would get the answers and every _llm_ column. "
+                    "Name another table, or set Shape(allow_source_as_target=True) to insist."
+                )
 
     def _target(self, resolved: Resolved) -> Target:
         shape = self.stage.shape

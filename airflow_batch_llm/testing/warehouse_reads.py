@@ -14,7 +14,7 @@ from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.testing.database import Database
 from airflow_batch_llm.testing.leaks import text_of
 from airflow_batch_llm.testing.staged_rows import batch
-from airflow_batch_llm.warehouses.base import Warehouse
+from airflow_batch_llm.warehouses.base import NamesTables, Warehouse
 from airflow_batch_llm.warehouses.kind import of_arrow
 
 #: One column of each type that a source may have, and a value of it.
@@ -50,10 +50,33 @@ class ReadsRows:
         }
 
     def test_a_source_table_that_is_missing_is_the_source_s_error(self, warehouse: Warehouse) -> None:
-        with pytest.raises(BatchLLMError, match=r"(?i)source|reading a table") as refused:
+        with pytest.raises(BatchLLMError, match=r"(?i)source|no table") as refused:
             warehouse.read(Source(table="nowhere")).read_all()
         assert not refused.value.retryable
         assert "Target" not in type(refused.value).__name__
+
+    @pytest.mark.parametrize(
+        ("sql", "is_read"),
+        [
+            ("SELECT * FROM labels", True),
+            ("WITH recent AS (SELECT * FROM labels) SELECT id FROM recent", True),
+            ("WITH labels AS (SELECT * FROM tickets) SELECT * FROM labels", False),
+            ("SELECT * FROM tickets WHERE id NOT IN (SELECT id FROM labels AS l)", True),
+            ("SELECT labels.id FROM tickets AS labels -- FROM labels", False),
+            ("SELECT * FROM other_schema.labels", False),
+            ("SELECT FROM WHERE", False),
+        ],
+    )
+    def test_the_tables_that_a_source_reads_are_known(
+        self, warehouse: Warehouse, sql: str, is_read: bool
+    ) -> None:
+        assert isinstance(warehouse, NamesTables)
+        assert warehouse.reads_table(Source(sql=sql), "labels") is is_read
+
+    def test_a_source_table_is_known_by_every_name(self, warehouse: Warehouse) -> None:
+        assert isinstance(warehouse, NamesTables)
+        assert warehouse.reads_table(Source(table="labels"), "labels")
+        assert not warehouse.reads_table(Source(table="tickets"), "labels")
 
     def test_an_empty_result_has_the_schema_of_a_full_one(
         self, database: Database, warehouse: Warehouse

@@ -177,3 +177,11 @@ class SharesFile(Protocol):
 
     def release(self) -> None:
         """Let go of the file, so that another process may write; the next verb opens it again."""
+
+
+@runtime_checkable
+class NamesTables(Protocol):
+    """Can tell which tables a source reads, so that a target among them is refused."""
+
+    def reads_table(self, source: Source, table: str) -> bool:
+        """Whether the source names this table. A view or a statement that cannot be parsed hides its tables."""

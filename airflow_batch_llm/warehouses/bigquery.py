@@ -26,6 +26,8 @@ from airflow_batch_llm.warehouses.bigquery_reads import Query, query_parameters
 from airflow_batch_llm.warehouses.bigquery_sql import publish_script, staged_schema
 from airflow_batch_llm.warehouses.bigquery_staging import StagingTable, content_of, staged_rows, write_file
 from airflow_batch_llm.warehouses.bigquery_tables import TargetTables
+from airflow_batch_llm.warehouses.bigquery_types import DIALECT
+from airflow_batch_llm.warehouses.references import full_name, is_same, tables_read
 from airflow_batch_llm.warehouses.staging import not_staged
 
 if TYPE_CHECKING:
@@ -65,6 +67,15 @@ class BigQueryWarehouse:
             location=self._connection.settings.location,
         )
         return self._connection.reads.query(query)
+
+    def reads_table(self, source: Source, table: str) -> bool:
+        """Whether the source names this table."""
+        wanted = self._connection.name(table)
+        home = (self._connection.client.project, self._connection.settings.dataset or "")
+        found = tables_read(source, DIALECT, home)
+        return any(
+            is_same(one, full_name((wanted.project, wanted.dataset, wanted.table), home)) for one in found
+        )
 
     def prepare(self, target: Target) -> None:
         """Shape the two tables, and compile on no rows what a publish will run."""

@@ -26,6 +26,7 @@ from airflow_batch_llm.warehouses.publication import (
     publication,
     published,
 )
+from airflow_batch_llm.warehouses.references import full_name, is_same, tables_read
 from airflow_batch_llm.warehouses.staging import Bounds, StagedFiles, StagingFolder, rows_of
 from airflow_batch_llm.warehouses.statements import Landing, Statements
 
@@ -75,6 +76,16 @@ class DuckDBWarehouse:
         if source.table is not None:
             self._refuse_missing(source.table)
         return self._stream(self._statements.select(source), source.parameters)
+
+    def reads_table(self, source: Source, table: str) -> bool:
+        home = self._home()
+        wanted = full_name(_DIALECT.parts(table), home)
+        return any(is_same(found, wanted) for found in tables_read(source, _DIALECT, home))
+
+    def _home(self) -> tuple[str, str]:
+        with self._file.translated():
+            found = self._session().execute("SELECT current_database(), current_schema()").fetchone()
+        return found or ("", "")
 
     def prepare(self, target: Target) -> None:
         try:

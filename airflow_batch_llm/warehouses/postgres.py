@@ -37,6 +37,7 @@ from airflow_batch_llm.warehouses.publication import (
     published,
     staged_columns,
 )
+from airflow_batch_llm.warehouses.references import full_name, is_same, tables_read
 from airflow_batch_llm.warehouses.refusal import may_pass, translated
 from airflow_batch_llm.warehouses.rows import record_batch
 from airflow_batch_llm.warehouses.staging import not_staged, run_token
@@ -93,6 +94,18 @@ class PostgresWarehouse:
         if source.parameters is not None:
             query = query.replace("%", "%%")
         return self._stream(query.replace(PARAMETER, self._statements.select(source)), source.parameters)
+
+    def reads_table(self, source: Source, table: str) -> bool:
+        home = self._home()
+        wanted = full_name(_DIALECT.parts(table), home)
+        return any(is_same(found, wanted) for found in tables_read(source, _DIALECT, home))
+
+    def _home(self) -> tuple[str, str]:
+        with self._transaction() as cursor:
+            found = cursor.execute(
+                "SELECT current_database()::text, coalesce(current_schema()::text, '')"
+            ).fetchone()
+        return found or ("", "")
 
     def prepare(self, target: Target) -> None:
         with self._transaction() as cursor:

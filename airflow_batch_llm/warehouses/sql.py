@@ -29,9 +29,10 @@ from airflow_batch_llm.warehouses.publication import (
     published,
     staged_columns,
 )
+from airflow_batch_llm.warehouses.references import full_name, is_same, tables_read
 from airflow_batch_llm.warehouses.refusal import may_pass, translated
 from airflow_batch_llm.warehouses.rows import batches, record_batch
-from airflow_batch_llm.warehouses.sql_columns import rules, table
+from airflow_batch_llm.warehouses.sql_columns import current_schema, rules, table
 from airflow_batch_llm.warehouses.sql_types import described, told_from
 from airflow_batch_llm.warehouses.staging import not_staged, run_token
 from airflow_batch_llm.warehouses.statements import Statements
@@ -61,6 +62,15 @@ class SqlWarehouse:
 
     def read(self, source: Source) -> pa.RecordBatchReader:
         return self._stream(self._statements.select(source), source.parameters)
+
+    def reads_table(self, source: Source, table: str) -> bool:
+        home = self._home()
+        wanted = full_name(self._dialect.parts(table), home)
+        return any(is_same(found, wanted) for found in tables_read(source, self._dialect, home))
+
+    def _home(self) -> tuple[str, str]:
+        with self._transaction() as cursor:
+            return "", current_schema(partial(self._ask, cursor), self._dialect)
 
     def prepare(self, target: Target) -> None:
         with self._transaction() as cursor:

@@ -65,6 +65,14 @@ def table(ask: Ask, dialect: Dialect, name: str, key: Sequence[str]) -> Table | 
     return Table(columns={column: str(type_) for column, type_ in columns}, unique=unique)
 
 
+def current_schema(ask: Ask, dialect: Dialect) -> str:
+    """The schema of a table that is named without one."""
+    if dialect.name == "sqlite":
+        return "main"
+    [(found,)] = ask(f"SELECT {_CURRENT.get(dialect.name, 'CURRENT_SCHEMA()')}", [])
+    return str(found or "")
+
+
 def rules(ask: Ask, dialect: Dialect, name: str) -> Rules:
     """What the database enforces on a table that is there, as far as its catalogue tells."""
     *qualifiers, plain = (dialect.folded(part) for part in dialect.parts(name))

@@ -79,3 +79,17 @@ def test_an_embedding_is_not_asked_of_an_endpoint_that_answers_in_text(openai: B
 
     with refused(openai, InputError, "gives no embeddings: set endpoint='/v1/embeddings'"):
         openai.complete(output_type=Embedding())
+
+
+def test_a_target_that_the_source_reads_is_refused_unless_the_user_insists(openai: Bench) -> None:
+    openai.world.make_tickets(5)
+
+    with refused(
+        openai, TargetError, r"target \S*TICKETS is a table that the source reads.*allow_source_as_target"
+    ):
+        openai.complete(target="main.TICKETS")
+    with refused(openai, TargetError, r"failures_target tickets is a table that the source reads"):
+        openai.complete(failures_target="tickets")
+    assert not [name for name, *_ in openai.world.ask("DESCRIBE tickets") if name.startswith("_llm_")]
+
+    assert openai.complete(target="tickets", allow_source_as_target=True)
