@@ -1,5 +1,6 @@
 """What tasks and triggers log. Airflow's logs are structlog's, which pytest does not see."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -32,3 +33,29 @@ def _message(event: Any, positional_args: tuple[Any, ...] = (), **_: Any) -> str
 def told() -> Iterator[Told]:
     with capture_logs() as entries:
         yield Told(entries)
+
+
+class _Kept(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+@contextmanager
+def root_messages() -> Iterator[list[str]]:
+    """The standard library's records at any level, as the root's handlers get them.
+
+    Pytest's own handler is of no use here: it is put on every logger that hands nothing on.
+    """
+    root, kept = logging.getLogger(), _Kept()
+    level = root.level
+    root.addHandler(kept)
+    root.setLevel(logging.DEBUG)
+    try:
+        yield kept.messages
+    finally:
+        root.setLevel(level)
+        root.removeHandler(kept)
