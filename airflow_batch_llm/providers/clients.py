@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from airflow_batch_llm.core.model import Lease
-from airflow_batch_llm.errors import InputError, Unavailable, UnknownFate, raise_alone
+from airflow_batch_llm.errors import BatchLLMError, InputError, Unavailable, UnknownFate, raise_alone
 from airflow_batch_llm.providers.base import Access
+from airflow_batch_llm.providers.bounds import DOWNLOAD, bounded
 from airflow_batch_llm.providers.lease import Sending
 from airflow_batch_llm.providers.lines import split_lines
 from airflow_batch_llm.providers.reach import check_base_url, keep_to
+from airflow_batch_llm.providers.shape import NotUnderstood, fate_unknown, understood
 from airflow_batch_llm.providers.steps import Judge
 from airflow_batch_llm.providers.stillness import stillness
 
@@ -110,7 +112,7 @@ class Clients:
 
 def _patient(client: Any) -> Any:
     keep_to(client._client, str(client.base_url))
-    return client.with_options(max_retries=0, timeout=CALL_TIMEOUT)
+    return bounded(client).with_options(max_retries=0, timeout=CALL_TIMEOUT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,10 +123,16 @@ class Creation:
     pieces: Iterable[bytes]
     last: bytes
     size: int  # of the pieces and `last` together
+    read: Callable[
+        [Any], str
+    ]  # takes the batch's id from the answer; raises for an answer that is not a batch
 
 
-def create(client: Any, creation: Creation, lease: Lease, judge: Judge) -> dict[str, Any]:
-    """Send a creation once, inside the lease. Raises the judged error; `UnknownFate` only where a batch may exist."""
+def create(client: Any, creation: Creation, lease: Lease, judge: Judge) -> str:
+    """Send a creation once, inside the lease, and return the batch's id.
+
+    Raises the judged error; `UnknownFate` only where a batch may exist: also for an answer that a gateway may have given.
+    """
     sending = Sending(lease)
     if sending.remaining <= 0:
         raise Unavailable("The lease to create this batch is over. Nothing was sent.")
@@ -144,25 +152,32 @@ def create(client: Any, creation: Creation, lease: Lease, judge: Judge) -> dict[
             judged = judge(error)
             if isinstance(judged, UnknownFate) and not sending.whole:
                 judged = Unavailable("The creation broke off before it was sent whole, so no batch exists.")
-            if judged is error:
+            if judged is error and (isinstance(error, BatchLLMError) or not sending.whole):
                 raise
-            raise_alone(judged)
-    if isinstance(answer, dict) and isinstance(answer.get("id"), str):
-        return answer
-    raise UnknownFate(
-        "The answer to the creation names no batch. It is searched for before anything is sent again."
-    )
+            raise_alone(fate_unknown(error) if judged is error else judged)
+    try:
+        with understood():
+            return creation.read(answer)
+    except NotUnderstood as error:
+        raise_alone(fate_unknown(error))
 
 
 def open_stream(client: Any, stream_class: type[Any], url: str) -> Any:
-    """A GET whose body has not been read yet: an SDK's `Stream`, of which only the raw response is used."""
-    return client.get(
+    """A GET whose body has not been read yet: an SDK's `Stream`, of which only the raw response is used.
+
+    Raises `NotUnderstood` for a page that is made for people.
+    """
+    stream = client.get(
         url,
         cast_to=object,
-        options={"headers": {"Accept": "application/binary"}, "timeout": TRANSFER_TIMEOUT},
+        options={"headers": {"Accept": DOWNLOAD}, "timeout": TRANSFER_TIMEOUT},
         stream=True,
         stream_cls=stream_class,
     )
+    if stream.response.headers.get("content-type", "").startswith("text/html"):
+        stream.response.close()
+        raise NotUnderstood("a page in HTML")
+    return stream
 
 
 def stream_lines(stream: Any, batch_id: str) -> Generator[bytes, None, None]:

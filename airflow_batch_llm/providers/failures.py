@@ -52,7 +52,7 @@ def failure_of(error: Exception, sdk: ModuleType) -> Failure | None:
         return _unanswered(error.__cause__ or error)
     if isinstance(error, UnicodeError):
         return _unanswered(error)
-    if isinstance(error, ValueError):
+    if isinstance(error, (ValueError, sdk.APIResponseValidationError)):
         return Failure(status=None, message="the answer is not JSON")
     if not isinstance(error, sdk.APIStatusError):
         return None

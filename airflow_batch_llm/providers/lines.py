@@ -16,6 +16,9 @@ from airflow_batch_llm.providers.redaction import redacted
 MESSAGE_LENGTH = 500
 _LINES_AT_ONCE = 100
 
+#: A result line is held in memory up to here. The longest real one repeats a request of 20 MB beside its answer.
+MOST_LINE_BYTES = 64 << 20
+
 
 class UnusableUsage(ValueError):
     """A line's token count is not a count: a text, a fraction, below zero, or more than any answer has."""
@@ -25,15 +28,22 @@ class UnusableUsage(ValueError):
 
 
 def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The lines of a stream of chunks, without line ends and without empty lines."""
+    """The lines of a stream of chunks, without line ends and without empty lines.
+
+    A line beyond `MOST_LINE_BYTES` is cut off, and then it is one that cannot be read.
+    """
     pending: list[bytes] = []
+    held = 0
     for chunk in chunks:
         head, *rest = chunk.split(b"\n")
-        pending.append(head)
+        if held < MOST_LINE_BYTES:
+            pending.append(head)
+            held += len(head)
         if not rest:
             continue
         rest.insert(0, b"".join(pending))
         pending = [rest.pop()]
+        held = len(pending[0])
         for piece in rest:
             if line := piece.rstrip(b"\r"):
                 yield line

@@ -11,10 +11,11 @@ import random
 import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypeVar
 
 from airflow_batch_llm.errors import Unavailable, raise_alone
+from airflow_batch_llm.providers.shape import NotUnderstood, not_understood, understood
 
 T = TypeVar("T")
 
@@ -71,14 +72,35 @@ WORKER = Patience(attempts=6, first=0.5, longest=60.0)
 TRIGGER = Patience(attempts=3, first=0.5, longest=30.0)
 
 
-def patiently(call: Callable[[Any], Any], judge: Judge, patience: Patience) -> Calls[Any]:
-    """The answer to a call that is safe to repeat. Raises the judged error once it is final or patience is spent."""
+#: A gateway's page seldom goes within seconds, so such a call is made so many times; the caller's schedule does the rest.
+_PUZZLED_ATTEMPTS = 2
+
+
+def patiently(
+    call: Callable[[Any], Any],
+    judge: Judge,
+    patience: Patience,
+    read: Callable[[Any], T] = lambda answer: answer,
+) -> Calls[T]:
+    """What `read` makes of the answer to a call that is safe to repeat.
+
+    Raises the judged error once it is final or patience is spent. An answer that cannot be read is `Unavailable`: a
+    gateway or a proxy may have given it in the vendor's place.
+    """
     attempt = 0
     while True:
         reply = yield Ask(call)
         if not isinstance(reply, Exception):
-            return reply
+            try:
+                with understood():
+                    return read(reply)
+            except NotUnderstood as not_read:
+                reply = not_read
         error = judge(reply)
+        puzzled = reply.__cause__ if isinstance(reply.__cause__, NotUnderstood) else reply
+        if isinstance(puzzled, ValueError) and (error is reply or isinstance(error, Unavailable)):
+            error = not_understood(puzzled)
+            patience = replace(patience, attempts=min(patience.attempts, _PUZZLED_ATTEMPTS))
         pause = patience.pause(attempt, error)
         if pause is None:
             if error is reply:

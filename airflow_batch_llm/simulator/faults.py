@@ -21,6 +21,8 @@ class CallFault(StrEnum):
     DROP = "drop"  # the connection is closed without an answer
     STATUS = "status"  # an error answer
     DELAY = "delay"  # a pause; the answer comes after it
+    BODY = "body"  # status 200 and `text` in place of the answer, as a gateway may give it
+    BOMB = "bomb"  # status 200 and so many `bytes`, all alike, compressed to a thousandth
     CUT = "cut"  # the answer's body breaks off in the middle
 
 
@@ -87,6 +89,7 @@ class Fault(BaseModel):
     """A regular expression that the whole custom_id matches."""
     share: float = Field(default=0.0, ge=0, le=1)
     text: str | None = None
+    content_type: str = "application/json"
     find: str | None = None
     """A regular expression over the bytes of a result line."""
 
@@ -96,6 +99,10 @@ class Fault(BaseModel):
             raise ValueError(f"a {self.kind} fault needs an endpoint")
         if isinstance(self.kind, RowFault) and (self.rows, self.every, self.custom_id) == (None, None, None):
             raise ValueError(f"a {self.kind} fault needs rows, every or custom_id")
+        if self.kind is CallFault.BODY and self.text is None:
+            raise ValueError("a body fault needs a text")
+        if self.kind is CallFault.BOMB and self.bytes is None:
+            raise ValueError("a bomb fault needs bytes")
         if self.kind is RowFault.SPOILED and (self.find is None or self.text is None):
             raise ValueError("a spoiled fault needs find and text")
         if self.kind is CallFault.CUT and (self.bytes is None) == (self.lines is None):

@@ -12,6 +12,7 @@ from airflow_batch_llm.core.model import BatchState, Call, Outcome, Usage
 from airflow_batch_llm.core.request import custom_id
 from airflow_batch_llm.errors import ResultsGone, Unavailable
 from airflow_batch_llm.testing.provider_bench import Bench
+from airflow_batch_llm.testing.provider_gateway import BOMB_BYTES, LOGIN_PAGE, little_memory
 
 LABEL: Mapping[str, object] = {
     "type": "object",
@@ -139,6 +140,25 @@ class ReadsAnswers:
         bench.ended(batch_id)
         bench.fault(kind="status", endpoint=self.download_endpoint, status=503)
         assert len(bench.results(batch_id)) == 2
+
+    @pytest.mark.parametrize("endpoint", ["retrieve", "download"])
+    def test_results_in_whose_place_a_gateway_answers_are_not_there_yet(
+        self, bench: Bench, endpoint: str
+    ) -> None:
+        batch_id = bench.submit(bench.shard(2))
+        bench.ended(batch_id)
+        struck = self.download_endpoint if endpoint == "download" else endpoint
+        bench.fault(kind="body", endpoint=struck, times=None, **LOGIN_PAGE)
+        with pytest.raises(Unavailable):
+            bench.results(batch_id)
+
+    def test_results_that_are_a_bomb_stop_at_a_bound(self, bench: Bench) -> None:
+        batch_id = bench.submit(bench.shard(2))
+        bench.ended(batch_id)
+        bench.fault(kind="bomb", endpoint=self.download_endpoint, times=None, bytes=BOMB_BYTES)
+        with little_memory(), pytest.raises(Unavailable):
+            for _ in bench.provider.results(batch_id):
+                pass
 
     def test_a_batch_that_runs_has_no_results_yet(self, bench: Bench) -> None:
         bench.fault(kind="hold")

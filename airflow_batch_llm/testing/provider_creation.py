@@ -1,6 +1,7 @@
 """The contract's cases about creating a batch: once, inside the lease, and found again when its answer was lost."""
 
 import time
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from airflow_batch_llm.core.model import BatchState, Lease
 from airflow_batch_llm.errors import Refused, Unavailable, UnknownFate
 from airflow_batch_llm.testing.provider_bench import Bench
+from airflow_batch_llm.testing.provider_gateway import BOMB_BYTES, each_page, little_memory
 
 
 class CreatesOnce:
@@ -15,6 +17,8 @@ class CreatesOnce:
 
     #: A 429 that time does not heal, as the simulator's fault.
     spend_limit: ClassVar[dict[str, Any]] = {"status": 403}
+    #: Bodies that are an empty list in the vendor's own words.
+    empty_lists: ClassVar[Collection[str]] = ()
 
     @pytest.mark.parametrize(
         "fault",
@@ -90,6 +94,39 @@ class CreatesOnce:
         shard = bench.shard(7)
         bench.submit(shard)
         bench.simulator.clock(advance_seconds=bench.provider.limits.list_lag_seconds)
+        assert len(bench.provider.find(bench.search(shard))) == 1
+
+    @pytest.mark.parametrize("effect", ["before", "after"])
+    def test_a_creation_that_a_gateway_answers_leaves_the_fate_open(self, bench: Bench, effect: str) -> None:
+        for number, _ in enumerate(each_page(bench, "create", effect=effect), start=1):
+            shard = bench.shard(7, number=number)
+            # An answer that comes before the request was sent whole shows that no batch exists.
+            with pytest.raises(UnknownFate if effect == "after" else (UnknownFate, Unavailable)):
+                bench.submit(shard)
+            assert bench.bill()["calls"]["create"] == number
+            assert len(bench.bill()["batches"]) == (number if effect == "after" else 0)
+
+    def test_a_search_that_a_gateway_answers_is_not_an_empty_one(self, bench: Bench) -> None:
+        shard = bench.shard(7)
+        bench.submit(shard)
+        for body in each_page(bench, "list"):
+            if body not in self.empty_lists:
+                with pytest.raises(Unavailable):
+                    bench.provider.find(bench.search(shard))
+
+    def test_an_upload_that_a_gateway_answers_did_not_take_place(self, bench: Bench) -> None:
+        for _ in each_page(bench, "upload"):
+            try:
+                bench.provider.upload(bench.shard(1))
+            except Unavailable:
+                continue
+            assert bench.bill()["calls"].get("upload", 0) == 0, "an answer of a gateway passed for a file"
+
+    def test_a_creation_that_a_gateway_answers_with_a_bomb_leaves_the_fate_open(self, bench: Bench) -> None:
+        shard = bench.shard(7)
+        bench.fault(kind="bomb", endpoint="create", effect="after", bytes=BOMB_BYTES)
+        with little_memory(), pytest.raises(UnknownFate):
+            bench.submit(shard)
         assert len(bench.provider.find(bench.search(shard))) == 1
 
     def test_a_creation_that_is_told_to_wait_is_not_repeated_and_says_for_how_long(

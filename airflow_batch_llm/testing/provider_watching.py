@@ -7,6 +7,7 @@ import pytest
 from airflow_batch_llm.core.model import BatchState, Call, Outcome
 from airflow_batch_llm.errors import ProviderError, Refused, Unavailable
 from airflow_batch_llm.testing.provider_bench import Bench, Driver
+from airflow_batch_llm.testing.provider_gateway import BOMB_BYTES, each_page, little_memory
 
 _MANY = 30
 
@@ -77,6 +78,27 @@ class WatchesBatches:
         with pytest.raises(Refused):
             driver.check([batch_id])
         assert (Counter(bench.bill()["calls"]) - before).total() == 1
+
+    @pytest.mark.parametrize("batches", [1, 3])
+    def test_a_look_that_a_gateway_answers_says_nothing_about_the_batch(
+        self, bench: Bench, driver: Driver, batches: int
+    ) -> None:
+        batch_ids = [bench.submit(bench.shard(1, number=n)) for n in range(batches)]
+        for _ in each_page(bench, "any"):
+            with pytest.raises(Unavailable):
+                driver.check(batch_ids)
+
+    def test_to_cancel_where_a_gateway_answers_is_not_done(self, bench: Bench, driver: Driver) -> None:
+        batch_id = bench.submit(bench.shard(1))
+        for _ in each_page(bench, "any"):
+            with pytest.raises(Unavailable):
+                driver.cancel(batch_id)
+
+    def test_a_look_that_is_answered_with_a_bomb_stops_at_a_bound(self, bench: Bench, driver: Driver) -> None:
+        batch_id = bench.submit(bench.shard(1))
+        bench.fault(kind="bomb", endpoint="any", times=None, bytes=BOMB_BYTES)
+        with little_memory(), pytest.raises(Unavailable):
+            driver.check([batch_id])
 
     def test_a_batch_that_does_not_exist_is_an_error(self, driver: Driver) -> None:
         with pytest.raises(ProviderError):

@@ -23,6 +23,9 @@ for sdk in ("anthropic", "openai"):
 
 _MANY_BYTES = 48 << 20  # more than the buffers of two sockets hold
 
+#: A batch, for either vendor.
+BATCH = b'{"id":"batch_1","status":"validating","processing_status":"in_progress","request_counts":{"processing":1}}'
+
 
 class Listener:
     """A server that answers nothing. It begins to read when told to, and keeps the end of what it read."""
@@ -90,7 +93,7 @@ def test_a_server_that_takes_all_and_never_answers_leaves_the_fate_open_when_the
 def trickle(server: socket.socket) -> None:
     """Take a request and answer it well, a byte at a time: no single read takes long."""
     connection, _ = server.accept()
-    body = b'{"id":"batch_1"}'
+    body = BATCH
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
     with connection, suppress(OSError):
         while not connection.recv(1 << 20).endswith(b"}"):
@@ -153,7 +156,7 @@ class Counting:
                 if "chunked" in self.headers.get("Transfer-Encoding", ""):
                     raise AssertionError("the body has a length")
                 self.rfile.read(int(self.headers["Content-Length"]))
-                answer = b'{"id":"batch_1"}'
+                answer = BATCH
                 self.send_response(200)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(answer)))

@@ -1,7 +1,9 @@
+from itertools import chain
+
 import pytest
 from orjson import dumps
 
-from airflow_batch_llm.providers.lines import brief, parse_line, split_lines
+from airflow_batch_llm.providers.lines import MOST_LINE_BYTES, brief, parse_line, split_lines
 
 ODD = dumps({"text": "one\u2028two\u0085three\x0bfour 😀"})
 
@@ -31,3 +33,12 @@ def test_a_providers_message_is_kept_up_to_500_characters() -> None:
     assert brief("m" * 900) == "m" * 500
     assert brief(None) is None
     assert brief("") is None
+
+
+def test_a_line_without_an_end_is_cut_off_and_the_next_is_whole() -> None:
+    endless = (b"x" * (1 << 20) for _ in range(200))
+
+    first, second = split_lines(chain(endless, [b"xx\nnext\n"]))
+
+    assert MOST_LINE_BYTES <= len(first) < MOST_LINE_BYTES + (2 << 20)
+    assert second == b"next"

@@ -25,6 +25,8 @@ EFFECTS = [
     {"kind": "status", "status": 503, "effect": "before"},
     {"kind": "status", "status": 429, "effect": "before", "retry_after": 5.0},
     {"kind": "cut", "bytes": 20},
+    {"kind": "body", "text": "<html>Sign in</html>", "content_type": "text/html", "effect": "after"},
+    {"kind": "body", "text": "{}", "effect": "before"},
 ]
 
 

@@ -1,7 +1,8 @@
 """The request that creates a batch, streamed from the lines of a shard: it is never in memory as a whole."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from airflow_batch_llm.providers.clients import Creation
 
@@ -9,9 +10,9 @@ _BLOCK = 256 * 1024
 _PREFIX, _SUFFIX = b'{"requests":[', b"]}"
 
 
-def creation(path: str, shard: Path) -> Creation:
-    """The creation of a batch from the lines in this file."""
-    return Creation(path=path, pieces=_pieces(shard), last=_SUFFIX, size=_size(shard))
+def creation(path: str, shard: Path, read: Callable[[Any], str]) -> Creation:
+    """The creation of a batch from the lines in this file; `read` takes the batch's id from the answer."""
+    return Creation(path=path, pieces=_pieces(shard), last=_SUFFIX, size=_size(shard), read=read)
 
 
 def _pieces(path: Path) -> Iterator[bytes]:

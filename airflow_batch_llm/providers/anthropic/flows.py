@@ -5,9 +5,10 @@ created and by its size, and surely only by the custom_ids of its results, once 
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from airflow_batch_llm.core.model import BatchState, BatchStatus, Call, Search, Sighting
@@ -19,24 +20,48 @@ from airflow_batch_llm.providers.failures import failure_of
 from airflow_batch_llm.providers.lines import parse_line
 from airflow_batch_llm.providers.listing import Lookup, Page, look_up
 from airflow_batch_llm.providers.redaction import saying
+from airflow_batch_llm.providers.shape import count, entries, following, record, text
 from airflow_batch_llm.providers.steps import WORKER, Calls, Each, Judge, Patience, patiently
 
 BATCHES = "/v1/messages/batches"
 _LIST_LIMIT = 1000
+#: Lines of a batch that are read in search of one that tells whose it is.
+_LINES_LOOKED_AT = 100
+
+T = TypeVar("T")
 
 
-def _get(path: str, params: Mapping[str, object], patience: Patience) -> Calls[dict[str, Any]]:
+class _Listed(NamedTuple):
+    """One batch of a list."""
+
+    batch_id: str
+    status: BatchStatus
+    created_at: float
+
+
+def _get(path: str, params: Mapping[str, object], patience: Patience, read: Callable[[Any], T]) -> Calls[T]:
     return patiently(
-        lambda client: client.get(path, cast_to=object, options={"params": params}), judged, patience
+        lambda client: client.get(path, cast_to=object, options={"params": params}), judged, patience, read
     )
 
 
+def batch_id(batch: Mapping[str, Any]) -> str:
+    """The id of what is a batch in every part. Raises for anything else."""
+    _status(batch)
+    return text(batch["id"])
+
+
+def _listed(batch: Mapping[str, Any]) -> _Listed:
+    created_at = datetime.fromisoformat(batch["created_at"]).timestamp()
+    return _Listed(batch_id(batch), _status(batch), created_at)
+
+
 def _status(batch: Mapping[str, Any]) -> BatchStatus:
-    counts = batch["request_counts"]
-    total = sum(counts.values())
+    counts = record(batch["request_counts"])
+    total = sum(map(count, counts.values()))
     return BatchStatus(
         # A batch there always ends, even if every row of it failed: the rows tell.
-        state=BatchState.ENDED if batch["processing_status"] == "ended" else BatchState.RUNNING,
+        state=BatchState.ENDED if text(batch["processing_status"]) == "ended" else BatchState.RUNNING,
         total=total,
         finished=total - counts["processing"],
     )
@@ -47,21 +72,22 @@ def check(batch_ids: Sequence[str], patience: Patience) -> Calls[dict[str, Batch
     limit = min(_LIST_LIMIT, max(100, 2 * len(batch_ids)))
 
     def page(after: str | None) -> Calls[Page]:
-        batches, following = yield from _list(limit, after, patience)
-        return Page(statuses={batch["id"]: _status(batch) for batch in batches}, after=following)
+        batches, rest = yield from _list(limit, after, patience)
+        return Page(statuses={batch.batch_id: batch.status for batch in batches}, after=rest)
 
     def one(batch_id: str) -> Calls[BatchStatus]:
-        return _status((yield from _get(f"{BATCHES}/{batch_id}", {}, patience)))
+        return (yield from _get(f"{BATCHES}/{batch_id}", {}, patience, _status))
 
     return look_up(batch_ids, Lookup(page=page, one=one))
 
 
-def _list(
-    limit: int, after: str | None, patience: Patience
-) -> Calls[tuple[list[dict[str, Any]], str | None]]:
+def _list(limit: int, after: str | None, patience: Patience) -> Calls[tuple[list[_Listed], str | None]]:
+    def read(page: Mapping[str, Any]) -> tuple[list[_Listed], str | None]:
+        batches = [_listed(batch) for batch in entries(page["data"])]
+        return batches, following(page, [batch.batch_id for batch in batches], after)
+
     params = {"limit": limit} if after is None else {"limit": limit, "after_id": after}
-    answer = yield from _get(BATCHES, params, patience)
-    return answer["data"], answer.get("last_id") if answer.get("has_more") else None
+    return _get(BATCHES, params, patience, read)
 
 
 def cancel(batch_id: str, patience: Patience) -> Calls[None]:
@@ -79,21 +105,28 @@ def cancel(batch_id: str, patience: Patience) -> Calls[None]:
 
     try:
         yield from patiently(
-            lambda client: client.post(f"{BATCHES}/{batch_id}/cancel", cast_to=object), refused_or, patience
+            lambda client: client.post(f"{BATCHES}/{batch_id}/cancel", cast_to=object),
+            refused_or,
+            patience,
+            _status,
         )
     except Refused:
-        batch = yield from _get(f"{BATCHES}/{batch_id}", {}, patience)
-        if _status(batch).state is BatchState.RUNNING:
+        status = yield from _get(f"{BATCHES}/{batch_id}", {}, patience, _status)
+        if status.state is BatchState.RUNNING:
             raise
 
 
 def open_results(batch_id: str, client: Any) -> Calls[Any]:
-    batch = yield from _get(f"{BATCHES}/{batch_id}", {}, WORKER)
-    if _status(batch).state is BatchState.RUNNING:
+    def place(batch: Mapping[str, Any]) -> tuple[BatchState, str | None]:
+        told = None if batch.get("archived_at") else batch.get("results_url")
+        url = _results_url(text(told), batch_id, str(client.base_url)) if told else None
+        return _status(batch).state, url
+
+    state, url = yield from _get(f"{BATCHES}/{batch_id}", {}, WORKER, place)
+    if state is BatchState.RUNNING:
         raise Unavailable(f"Batch {batch_id} has not ended, so it has no results yet.")
-    if batch.get("archived_at") or not batch.get("results_url"):
+    if url is None:
         raise _gone(batch_id)
-    url = _results_url(batch["results_url"], batch_id, str(client.base_url))
     return (
         yield from patiently(
             lambda client: open_stream(client, sdk().Stream[object], url), _results_error(batch_id), WORKER
@@ -129,7 +162,7 @@ def find(search: Search, client: Any) -> Calls[list[Sighting]]:
     while True:
         batches, after = yield from _list(_LIST_LIMIT, after, WORKER)
         for batch in batches:
-            if datetime.fromisoformat(batch["created_at"]).timestamp() < search.since:
+            if batch.created_at < search.since:
                 return sightings
             if sighting := (yield from _sighting(batch, search, client)):
                 sightings.append(sighting)
@@ -137,8 +170,8 @@ def find(search: Search, client: Any) -> Calls[list[Sighting]]:
             return sightings
 
 
-def _sighting(batch: Mapping[str, Any], search: Search, client: Any) -> Calls[Sighting | None]:
-    status, batch_id = _status(batch), batch["id"]
+def _sighting(batch: _Listed, search: Search, client: Any) -> Calls[Sighting | None]:
+    batch_id, status, _ = batch
     if batch_id in search.known or status.total not in search.requests.values():
         return None
     unsure = Sighting(batch_id=batch_id, state=status.state, token=None, requests=status.total)
@@ -149,24 +182,37 @@ def _sighting(batch: Mapping[str, Any], search: Search, client: Any) -> Calls[Si
     except ResultsGone:
         return unsure
     with contextlib.closing(stream_lines(stream, batch_id)) as lines:
-        first = next(lines, b"{}")
-    token = str(parse_line(first).get("custom_id", "")).rpartition("-")[0]
+        named = next(filter(None, map(_custom_id, islice(lines, _LINES_LOOKED_AT))), None)
+    if named is None:
+        return unsure
+    token = named.rpartition("-")[0]
     if token.rpartition("-")[0] != search.run_token:
         return None
     return Sighting(batch_id=batch_id, state=status.state, token=token, requests=status.total)
 
 
+def _custom_id(line: bytes) -> str | None:
+    """The custom_id of a result line; None: the line cannot be read."""
+    try:
+        return text(parse_line(line)["custom_id"])
+    except (ValueError, LookupError, TypeError):
+        return None
+
+
 def count_tokens(call: Call, prompts: Sequence[str]) -> Calls[list[int]]:
     def one(prompt: str) -> Calls[int]:
         body = counted_body(call, prompt)
-        answer = yield from patiently(
-            lambda client: client.post("/v1/messages/count_tokens", cast_to=object, body=body), judged, WORKER
+        return (
+            yield from patiently(
+                lambda client: client.post("/v1/messages/count_tokens", cast_to=object, body=body),
+                judged,
+                WORKER,
+                lambda answer: count(answer["input_tokens"]),
+            )
         )
-        tokens: int = answer["input_tokens"]
-        return tokens
 
     counts = yield Each([one(prompt) for prompt in prompts])
-    for count in counts:
-        if isinstance(count, Exception):
-            raise count
+    for counted in counts:
+        if isinstance(counted, Exception):
+            raise counted
     return list(counts)

@@ -66,8 +66,7 @@ class AnthropicProvider:
 
     def submit(self, shard: ShardFile, upload: str, lease: Lease) -> str:  # noqa: ARG002 - nothing is uploaded
         with self._clients.creating(again=self._access.client is None) as client:
-            batch_id: str = create(client, creation(flows.BATCHES, shard.path), lease, judged_creation)["id"]
-        return batch_id
+            return create(client, creation(flows.BATCHES, shard.path, flows.batch_id), lease, judged_creation)
 
     def check(self, batch_ids: Sequence[str]) -> Mapping[str, BatchStatus]:
         return drive(flows.check(batch_ids, WORKER), self._clients.sync)

@@ -1,17 +1,18 @@
 """The verbs that look at batches, written once: workers and triggers drive the same generators."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import floor
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from airflow_batch_llm.core.model import BatchState, BatchStatus, Call, Outcome, Search, Sighting
-from airflow_batch_llm.errors import ProviderError, Refused, ResultsGone, Unavailable
+from airflow_batch_llm.errors import Refused, ResultsGone, Unavailable
 from airflow_batch_llm.providers.clients import open_stream
 from airflow_batch_llm.providers.failures import failure_of
 from airflow_batch_llm.providers.listing import Lookup, Page, look_up
 from airflow_batch_llm.providers.openai.encode import counted_body
 from airflow_batch_llm.providers.openai.sdk import judged, sdk
 from airflow_batch_llm.providers.redaction import saying, word
+from airflow_batch_llm.providers.shape import count, count_or_zero, entries, following, record, text
 from airflow_batch_llm.providers.steps import WORKER, Calls, Each, Judge, Patience, patiently
 
 BATCHES = "/batches"
@@ -20,6 +21,9 @@ FILES = "/files"
 RUN_KEY, SHARD_KEY = "airflow_batch_llm_run", "airflow_batch_llm_shard"
 
 _LIST_LIMIT = 100
+
+T = TypeVar("T")
+
 _ENDED = frozenset({"completed", "expired", "cancelled"})
 # A batch that was stopped may leave rows out of both of its files.
 _UNMENTIONED = {"expired": Outcome.EXPIRED, "cancelled": Outcome.CANCELED}
@@ -29,12 +33,12 @@ _LATER = "token_limit_exceeded"
 
 def status_of(batch: Mapping[str, Any]) -> BatchStatus:
     """A batch of theirs in our words."""
-    counts = batch.get("request_counts") or {}
-    finished = (counts.get("completed") or 0) + (counts.get("failed") or 0)
+    counts, state = record(batch.get("request_counts") or {}), text(batch["status"])
+    finished = count_or_zero(counts.get("completed")) + count_or_zero(counts.get("failed"))
     # Until the file is validated the total is 0, which means that it is not known yet.
-    total = counts.get("total") or None
-    if batch["status"] == "failed":
-        errors = (batch.get("errors") or {}).get("data") or []
+    total = count_or_zero(counts.get("total")) or None
+    if state == "failed":
+        errors = entries((batch.get("errors") or {}).get("data") or [])
         return BatchStatus(
             state=BatchState.REJECTED,
             total=total,
@@ -42,12 +46,11 @@ def status_of(batch: Mapping[str, Any]) -> BatchStatus:
             reason=_reason(errors),
             later=bool(errors) and all(error.get("code") == _LATER for error in errors),
         )
-    state = BatchState.ENDED if batch["status"] in _ENDED else BatchState.RUNNING
     return BatchStatus(
-        state=state,
+        state=BatchState.ENDED if state in _ENDED else BatchState.RUNNING,
         total=total,
         finished=finished if total else None,
-        unmentioned=_UNMENTIONED.get(batch["status"], Outcome.MISSING),
+        unmentioned=_UNMENTIONED.get(state, Outcome.MISSING),
     )
 
 
@@ -61,10 +64,32 @@ def _reason(errors: Sequence[Mapping[str, Any]]) -> str:
     return "; ".join(told) or "the provider gives no reason"
 
 
-def get(path: str, params: Mapping[str, object], patience: Patience) -> Calls[dict[str, Any]]:
-    """One object, as JSON."""
+class _Listed(NamedTuple):
+    """One batch of a list."""
+
+    batch_id: str
+    status: BatchStatus
+    created_at: float
+    metadata: Mapping[str, Any]
+    input_file: str
+
+
+def batch_id(batch: Mapping[str, Any]) -> str:
+    """The id of what is a batch in every part. Raises for anything else."""
+    status_of(batch)
+    return text(batch["id"])
+
+
+def _listed(batch: Mapping[str, Any]) -> _Listed:
+    metadata = record(batch.get("metadata") or {})
+    created_at = float(batch["created_at"])
+    return _Listed(batch_id(batch), status_of(batch), created_at, metadata, text(batch["input_file_id"]))
+
+
+def get(path: str, params: Mapping[str, object], patience: Patience, read: Callable[[Any], T]) -> Calls[T]:
+    """What `read` makes of one object's JSON."""
     return patiently(
-        lambda client: client.get(path, cast_to=object, options={"params": params}), judged, patience
+        lambda client: client.get(path, cast_to=object, options={"params": params}), judged, patience, read
     )
 
 
@@ -72,21 +97,22 @@ def check(batch_ids: Sequence[str], patience: Patience) -> Calls[dict[str, Batch
     """The status of each of these batches."""
 
     def page(after: str | None) -> Calls[Page]:
-        batches, following = yield from _list(after, patience)
-        return Page(statuses={batch["id"]: status_of(batch) for batch in batches}, after=following)
+        batches, rest = yield from _list(after, patience)
+        return Page(statuses={batch.batch_id: batch.status for batch in batches}, after=rest)
 
     def one(batch_id: str) -> Calls[BatchStatus]:
-        return status_of((yield from get(f"{BATCHES}/{batch_id}", {}, patience)))
+        return (yield from get(f"{BATCHES}/{batch_id}", {}, patience, status_of))
 
     return look_up(batch_ids, Lookup(page=page, one=one))
 
 
-def _list(after: str | None, patience: Patience) -> Calls[tuple[list[dict[str, Any]], str | None]]:
+def _list(after: str | None, patience: Patience) -> Calls[tuple[list[_Listed], str | None]]:
+    def read(page: Mapping[str, Any]) -> tuple[list[_Listed], str | None]:
+        batches = [_listed(batch) for batch in entries(page["data"])]
+        return batches, following(page, [batch.batch_id for batch in batches], after)
+
     params = {"limit": _LIST_LIMIT} if after is None else {"limit": _LIST_LIMIT, "after": after}
-    answer = yield from get(BATCHES, params, patience)
-    batches = answer["data"]
-    last = answer.get("last_id") or (batches[-1]["id"] if batches else None)
-    return batches, last if answer.get("has_more") else None
+    return get(BATCHES, params, patience, read)
 
 
 def cancel(batch_id: str, patience: Patience) -> Calls[None]:
@@ -104,20 +130,28 @@ def cancel(batch_id: str, patience: Patience) -> Calls[None]:
 
     try:
         yield from patiently(
-            lambda client: client.post(f"{BATCHES}/{batch_id}/cancel", cast_to=object), refused_or, patience
+            lambda client: client.post(f"{BATCHES}/{batch_id}/cancel", cast_to=object),
+            refused_or,
+            patience,
+            status_of,
         )
     except Refused:
-        batch = yield from get(f"{BATCHES}/{batch_id}", {}, patience)
-        if status_of(batch).state is BatchState.RUNNING:
+        status = yield from get(f"{BATCHES}/{batch_id}", {}, patience, status_of)
+        if status.state is BatchState.RUNNING:
             raise
 
 
 def result_files(batch_id: str) -> Calls[list[str]]:
     """The files that hold the rows of an ended batch: those that ran and those that did not, either may be absent."""
-    batch = yield from get(f"{BATCHES}/{batch_id}", {}, WORKER)
-    if status_of(batch).state is BatchState.RUNNING:
+
+    def read(batch: Mapping[str, Any]) -> tuple[BatchState, list[str]]:
+        files = [text(batch[name]) for name in ("output_file_id", "error_file_id") if batch.get(name)]
+        return status_of(batch).state, files
+
+    state, files = yield from get(f"{BATCHES}/{batch_id}", {}, WORKER, read)
+    if state is BatchState.RUNNING:
         raise Unavailable(f"Batch {batch_id} has not ended, so it has no results yet.")
-    return [batch[name] for name in ("output_file_id", "error_file_id") if batch.get(name)]
+    return files
 
 
 def open_file(file_id: str, batch_id: str) -> Calls[Any]:
@@ -145,32 +179,34 @@ def find(search: Search, *, own_host: bool) -> Calls[list[Sighting]]:
         batches, after = yield from _list(after, WORKER)
         for batch in batches:
             # Theirs is in whole seconds, cut off.
-            if batch["created_at"] < floor(search.since):
+            if batch.created_at < floor(search.since):
                 return sightings
-            if batch["id"] in search.known:
+            if batch.batch_id in search.known:
                 continue
             token = yield from _token(batch, own_host=own_host)
             if token is not None and token.rpartition("-")[0] == search.run_token:
-                status = status_of(batch)
+                status = batch.status
                 sightings.append(
-                    Sighting(batch_id=batch["id"], state=status.state, token=token, requests=status.total)
+                    Sighting(batch_id=batch.batch_id, state=status.state, token=token, requests=status.total)
                 )
         if after is None:
             return sightings
 
 
-def _token(batch: Mapping[str, Any], *, own_host: bool) -> Calls[str | None]:
+def _token(batch: _Listed, *, own_host: bool) -> Calls[str | None]:
     """The shard token of a batch. A compatible server may drop metadata; then its input file's name tells."""
-    if metadata := batch.get("metadata"):
-        token: str | None = metadata.get(SHARD_KEY)
-        return token
+    if batch.metadata:
+        token = batch.metadata.get(SHARD_KEY)
+        return token if isinstance(token, str) else None
     if own_host:
         return None
     try:
-        file = yield from get(f"{FILES}/{batch['input_file_id']}", {}, WORKER)
-    except ProviderError:
+        name = yield from get(
+            f"{FILES}/{batch.input_file}", {}, WORKER, lambda file: str(record(file).get("filename", ""))
+        )
+    except Refused:
         return None
-    return str(file.get("filename", "")).removesuffix(".jsonl")
+    return name.removesuffix(".jsonl")
 
 
 def discard(file_id: str) -> Calls[None]:
@@ -199,18 +235,19 @@ def count_tokens(call: Call, prompts: Sequence[str]) -> Calls[list[int] | None]:
 
     def one(prompt: str) -> Calls[int]:
         body = counted_body(call, prompt)
-        answer = yield from patiently(
-            lambda client: client.post("/responses/input_tokens", cast_to=object, body=body),
-            absent_or,
-            WORKER,
+        return (
+            yield from patiently(
+                lambda client: client.post("/responses/input_tokens", cast_to=object, body=body),
+                absent_or,
+                WORKER,
+                lambda answer: count(answer["input_tokens"]),
+            )
         )
-        tokens: int = answer["input_tokens"]
-        return tokens
 
     counts = yield Each([one(prompt) for prompt in prompts])
-    if any(isinstance(count, _AlreadyGone) for count in counts):
+    if any(isinstance(counted, _AlreadyGone) for counted in counts):
         return None
-    for count in counts:
-        if isinstance(count, Exception):
-            raise count
+    for counted in counts:
+        if isinstance(counted, Exception):
+            raise counted
     return list(counts)

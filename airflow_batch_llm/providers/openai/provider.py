@@ -24,6 +24,7 @@ from airflow_batch_llm.providers.openai.decode import decode
 from airflow_batch_llm.providers.openai.encode import EMBEDDINGS, endpoint_of, request_line
 from airflow_batch_llm.providers.openai.sdk import judged, judged_creation, open_async_client, open_client
 from airflow_batch_llm.providers.redaction import without
+from airflow_batch_llm.providers.shape import text
 from airflow_batch_llm.providers.steps import TRIGGER, WORKER, adrive, drive, patiently
 
 _HOST = "api.openai.com"
@@ -76,8 +77,7 @@ class OpenAIProvider:
                     timeout=TRANSFER_TIMEOUT,
                 )
 
-        file_id: str = drive(patiently(send, judged, WORKER), self._clients.sync).id
-        return file_id
+        return drive(patiently(send, judged, WORKER, lambda file: text(file.id)), self._clients.sync)
 
     def submit(self, shard: ShardFile, upload: str, lease: Lease) -> str:
         request: dict[str, Any] = {
@@ -89,10 +89,9 @@ class OpenAIProvider:
         if seconds := self._access.options.get("output_expires_after"):
             request["output_expires_after"] = {"anchor": "created_at", "seconds": seconds}
         body = orjson.dumps(request)
-        creation = Creation(path=flows.BATCHES, pieces=(), last=body, size=len(body))
+        creation = Creation(path=flows.BATCHES, pieces=(), last=body, size=len(body), read=flows.batch_id)
         with self._clients.creating(again=self._access.client is None) as client:
-            batch_id: str = create(client, creation, lease, judged_creation)["id"]
-        return batch_id
+            return create(client, creation, lease, judged_creation)
 
     def check(self, batch_ids: Sequence[str]) -> Mapping[str, BatchStatus]:
         return drive(flows.check(batch_ids, WORKER), self._clients.sync)

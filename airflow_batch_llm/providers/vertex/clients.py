@@ -5,21 +5,26 @@ transport takes only credentials that cannot be refreshed, gRPC does not reach a
 imports in a quarter of the time and refreshes its tokens in a thread.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from airflow_batch_llm.core.model import Lease
-from airflow_batch_llm.errors import InputError, Unavailable, UnknownFate, raise_alone
+from airflow_batch_llm.errors import BatchLLMError, InputError, Unavailable, UnknownFate, raise_alone
+from airflow_batch_llm.providers.bounds import ENCODINGS, bound_client, bound_session
 from airflow_batch_llm.providers.lease import Sending
 from airflow_batch_llm.providers.reach import keep_session
+from airflow_batch_llm.providers.shape import NotUnderstood, entries, fate_unknown, record, text, understood
 from airflow_batch_llm.providers.vertex.errors import judge_creation, needing_extra
-from airflow_batch_llm.providers.vertex.jobs import Job, Page
+from airflow_batch_llm.providers.vertex.jobs import Job, Page, is_name
 from airflow_batch_llm.providers.vertex.place import Place
 from airflow_batch_llm.providers.vertex.sending import keep_inside
 
 PAGE_SIZE = 100
 _TIMEOUT_SECONDS = 60.0
 _FIELDS = ("name", "state", "labels", "error", "completion_stats", "output_info", "start_time", "end_time")
+
+_OF_A_PAGE = frozenset({"batchPredictionJobs", "nextPageToken"})
 
 # The models of google-genai that a job is made of; older releases lack some.
 _MODELS = (
@@ -37,6 +42,9 @@ class Jobs:
     """Batch prediction jobs through `JobServiceClient`. Each call is sent once."""
 
     def __init__(self, client: Any, place: Place) -> None:
+        if session := getattr(client.transport, "_session", None):
+            bound_session(session)
+            session.hooks["response"].append(_checked)
         self._client = client
         self._place = place
 
@@ -56,7 +64,9 @@ class Jobs:
         return cls(client, place)
 
     def get(self, name: str) -> Job:
-        return _job(self._client.get_batch_prediction_job(name=name, retry=None, timeout=_TIMEOUT_SECONDS))
+        with _parsed():
+            told = self._client.get_batch_prediction_job(name=name, retry=None, timeout=_TIMEOUT_SECONDS)
+            return _asked_for(name, _job(told))
 
     def page(self, listed: str, token: str) -> Page:
         request = {
@@ -66,9 +76,10 @@ class Jobs:
             "page_token": token,
             "read_mask": {"paths": list(_FIELDS)},
         }
-        pager = self._client.list_batch_prediction_jobs(request, retry=None, timeout=_TIMEOUT_SECONDS)
-        page = next(iter(pager.pages))
-        return Page(jobs=tuple(map(_job, page.batch_prediction_jobs)), next_token=page.next_page_token)
+        with _parsed():
+            pager = self._client.list_batch_prediction_jobs(request, retry=None, timeout=_TIMEOUT_SECONDS)
+            page = next(iter(pager.pages))
+            return Page(jobs=tuple(map(_job, page.batch_prediction_jobs)), next_token=page.next_page_token)
 
     def cancel(self, name: str) -> None:
         self._client.cancel_batch_prediction_job(name=name, retry=None, timeout=_TIMEOUT_SECONDS)
@@ -92,10 +103,10 @@ class Jobs:
                 )
         except Exception as error:
             verdict = judge_creation(error, sent=sending.whole)
-            if verdict is error:
+            if verdict is error and (isinstance(error, BatchLLMError) or not sending.whole):
                 raise
-            raise_alone(verdict)
-        if not created.name:
+            raise_alone(fate_unknown(error) if verdict is error else verdict)
+        if not is_name(created.name):
             raise UnknownFate("The answer to the creation names no job, which may exist all the same.")
         return str(created.name)
 
@@ -106,13 +117,15 @@ class Jobs:
 class AsyncJobs:
     """The same jobs through google-genai's asynchronous client. Each call is sent once."""
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Any, http: Any = None) -> None:
         self._client = client
+        self._http = http  # what it sends with, where that is ours to close
 
     @classmethod
     def open(cls, place: Place) -> "AsyncJobs":
         """Import the SDK and build its client, which takes a second and reads files: call it in a thread."""
         with needing_extra():
+            import httpx
             from google import genai
             from google.auth.credentials import AnonymousCredentials
             from google.genai import types
@@ -123,11 +136,17 @@ class AsyncJobs:
             # This client wants something to send.
             bearer: Any = Credentials
             credentials = bearer("anonymous")
+        http = httpx.AsyncClient(headers={"Accept-Encoding": ENCODINGS}, follow_redirects=False)
+        bound_client(http)
+        # Older releases of the SDK send with their own, whatever one gives them.
+        own: dict[str, Any] = {"httpx_async_client": http}
+        own = {name: one for name, one in own.items() if name in types.HttpOptions.model_fields}
         options = types.HttpOptions(
             base_url=place.base_url,
             api_version="v1",
             timeout=int(_TIMEOUT_SECONDS * 1000),
             retry_options=types.HttpRetryOptions(attempts=1),
+            **own,
         )
         client = genai.Client(
             vertexai=True,
@@ -139,23 +158,63 @@ class AsyncJobs:
         # The first answer would make Pydantic build these, for a tenth of a second: better here than on the loop.
         for model in filter(None, (getattr(types, name, None) for name in _MODELS)):
             model.model_rebuild()
-        return cls(client)
+        return cls(client, http)
 
     async def get(self, name: str) -> Job:
-        return _genai_job(await self._client.aio.batches.get(name=name))
+        with _parsed():
+            return _asked_for(name, _genai_job(await self._client.aio.batches.get(name=name)))
 
     async def page(self, listed: str, token: str) -> Page:
         config = {"filter": listed, "page_size": PAGE_SIZE, "page_token": token or None}
-        pager = await self._client.aio.batches.list(config=config)
-        jobs = tuple(map(_genai_job, pager.page))
-        return Page(jobs=jobs, next_token=pager.config.get("page_token") or "")
+        with _parsed():
+            pager = await self._client.aio.batches.list(config=config)
+            jobs = tuple(map(_genai_job, pager.page))
+            return Page(jobs=jobs, next_token=pager.config.get("page_token") or "")
 
     async def cancel(self, name: str) -> None:
-        await self._client.aio.batches.cancel(name=name)
+        with _parsed():
+            await self._client.aio.batches.cancel(name=name)
 
     async def close(self) -> None:
         await self._client.aio.aclose()
         self._client.close()
+        if self._http is not None:
+            await self._http.aclose()
+
+
+def _checked(response: Any, **_: Any) -> None:
+    """Refuse what the SDK would take for a list without jobs: it passes over all that it does not know."""
+    if not response.ok:
+        return
+    with understood():
+        answer = response.json()
+        if response.request.method == "GET" and "pageSize=" in response.url:
+            jobs = record(answer).get("batchPredictionJobs", [])
+            list(map(record, entries(jobs)))
+            if answer.keys() - _OF_A_PAGE:
+                raise ValueError
+
+
+@contextmanager
+def _parsed() -> Iterator[None]:
+    """An SDK calls in this block and reads the answer itself; where it cannot, that is `NotUnderstood`."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        if type(error).__module__.startswith("google.auth") or isinstance(error, UnicodeError):
+            raise  # nothing was answered: the call could not be made
+        raise_alone(error if isinstance(error, NotUnderstood) else NotUnderstood(type(error).__name__))
+    except Exception as error:
+        if type(error).__name__ == "ParseError":
+            raise_alone(NotUnderstood("ParseError"))
+        raise
+
+
+def _asked_for(name: str, job: Job) -> Job:
+    """The job, if it is this one: any object passes for a job, all of whose parts may be absent. `ValueError` otherwise."""
+    if str(job.name).rpartition("/")[2] != name.rpartition("/")[2]:
+        raise ValueError("the answer is about another job")
+    return job
 
 
 def _job(told: Any) -> Job:
@@ -163,7 +222,7 @@ def _job(told: Any) -> Job:
     counted = "completion_stats" in told
     stats = told.completion_stats
     return Job(
-        name=told.name,
+        name=text(told.name),
         state=told.state.name,
         labels=dict(told.labels),
         succeeded=int(stats.successful_count) if counted else None,
@@ -181,7 +240,7 @@ def _genai_job(told: Any) -> Job:
     stats, output = getattr(told, "completion_stats", None), getattr(told, "output_info", None)
     error = told.error
     return Job(
-        name=told.name,
+        name=text(told.name),
         state=told.state.name if told.state else "",
         succeeded=(stats.successful_count or 0) if stats else None,
         failed=(stats.failed_count or 0) if stats else None,

@@ -81,11 +81,13 @@ def _chunks(file: Any) -> Iterator[bytes]:
     read = 0
     while chunk := _read(reader, file.name):
         read += len(chunk)
+        if file.size is not None and read > file.size:
+            break  # what comes is not that file, and may never end
         yield chunk
     # A line that was cut in the middle would pass for a bad row, and that row would be paid again.
     if file.size is not None and read != file.size:
         raise Unavailable(
-            f"The answer file {file.name!r} ended after {read} of {file.size} bytes. Read it again."
+            f"The answer file {file.name!r} gave {read} bytes and not its {file.size}. Read it again."
         )
 
 

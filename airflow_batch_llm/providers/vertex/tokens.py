@@ -47,15 +47,15 @@ class TokenCounter:
             "endpoint": model if model.startswith("projects/") else f"{self._place.parent}/{model}",
         }
         request = CountTokensRequest.from_json(orjson.dumps(body), ignore_unknown_fields=True)
-        answer = drive(
+        return drive(
             patiently(
                 lambda client: client.count_tokens(request, retry=None, timeout=_TIMEOUT_SECONDS),
                 judge,
                 WORKER,
+                lambda answer: int(answer.total_tokens),
             ),
             self._client,
         )
-        return int(answer.total_tokens)
 
     def close(self) -> None:
         self._client.transport.close()

@@ -153,7 +153,7 @@ def test_the_body_of_a_creation_is_the_lines_with_commas_between_and_of_the_size
 ) -> None:
     shard = tmp_path / "lines"
     shard.write_bytes(lines)
-    made = creation("/path", shard)
+    made = creation("/path", shard, str)
     assert b"".join([*made.pieces, made.last]) == body
     assert made.size == len(body)
 

@@ -42,6 +42,8 @@ class TestVertex(ProviderContract):
     }
     # The answers lie in Cloud Storage; what the simulator can spoil on the way there is the look at the job.
     download_endpoint = "retrieve"
+    # Fields that are empty are left out of Google's JSON, so an empty list looks like this.
+    empty_lists = ("{}",)
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -1,0 +1,150 @@
+"""How much an answer may hold, whatever it unpacks to: a megabyte of gzip can become a gigabyte of memory.
+
+The HTTP libraries unpack a body without a bound, so the clients are told to take only gzip, and it is unpacked here,
+a piece at a time. No real answer comes near these bounds.
+"""
+
+import io
+import sys
+import zlib
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+from airflow_batch_llm.providers.shape import NotUnderstood
+
+#: A plain answer, unpacked. A page of a thousand batches with all the metadata that they can have holds a tenth of it.
+MOST_PLAIN_BYTES = 64 << 20
+
+#: What downloaded results may unpack to: so many times what was sent, and so much besides. Each line has ids of its
+#: own, so real lines shrink to a twentieth at best.
+MOST_UNPACKED, UNPACKED_FREE = 100, 64 << 20
+
+#: A request says by this header that it downloads results.
+DOWNLOAD = "application/binary"
+
+#: All that the clients ask for.
+ENCODINGS = "gzip"
+
+_PIECE = 1 << 20
+_GZIP = 31
+
+
+class OutOfBounds(NotUnderstood):
+    """The answer holds more than any of the vendor's, or is packed in a way that was not asked for."""
+
+
+class _Unpacker:
+    """Unpacks one body, and stops at the bound."""
+
+    def __init__(self, encoding: str, *, download: bool) -> None:
+        if encoding not in ("", "identity", "gzip"):
+            raise OutOfBounds("the answer is packed in a way that was not asked for")
+        self._zlib = zlib.decompressobj(_GZIP) if encoding == "gzip" else None
+        self._download = download
+        self._sent = self._unpacked = 0
+
+    def feed(self, chunk: bytes) -> Iterator[bytes]:
+        """What this piece of the body unpacks to, in pieces of a bounded size."""
+        self._sent += len(chunk)
+        if self._zlib is None:
+            yield self._counted(chunk)
+            return
+        while chunk:
+            try:
+                piece = self._zlib.decompress(chunk, _PIECE)
+            except zlib.error as error:
+                raise OutOfBounds("the answer is not the gzip that it says it is") from error
+            chunk = self._zlib.unconsumed_tail
+            yield self._counted(piece)
+
+    def _counted(self, piece: bytes) -> bytes:
+        self._unpacked += len(piece)
+        most = UNPACKED_FREE + MOST_UNPACKED * self._sent if self._download else MOST_PLAIN_BYTES
+        if self._unpacked > most:
+            raise OutOfBounds(f"the answer unpacks to more than {most:,} bytes")
+        return piece
+
+
+def bounded(client: Any) -> Any:
+    """An SDK's client that takes no answer beyond the bounds. Its HTTP client is one of httpx or httpx2."""
+    bound_client(client._client)
+    return client.with_options(default_headers={"Accept-Encoding": ENCODINGS})
+
+
+def bound_client(http: Any) -> None:
+    """An HTTP client of httpx or httpx2 that takes no answer beyond the bounds."""
+    library = sys.modules[
+        next(kind.__module__ for kind in type(http).__mro__ if kind.__name__ in _CLIENTS).partition(".")[0]
+    ]
+    hooks = http.event_hooks
+    hook = _ahook(library) if hasattr(http, "aclose") else _hook(library)
+    http.event_hooks = {**hooks, "response": [*hooks.get("response", ()), hook]}
+
+
+_CLIENTS = frozenset({"Client", "AsyncClient"})
+
+
+def _unpacker(response: Any) -> _Unpacker:
+    """For the body of this response, which its library is to leave as it is."""
+    encoding = response.headers.pop("content-encoding", "").strip().lower()
+    return _Unpacker(encoding, download=response.request.headers.get("accept") == DOWNLOAD)
+
+
+def _hook(library: Any) -> Callable[[Any], None]:
+    class Body(library.SyncByteStream):  # type: ignore[misc]  # of a library that is loaded only when used
+        def __init__(self, stream: Any, unpacker: _Unpacker) -> None:
+            self._stream = stream
+            self._unpacker = unpacker
+
+        def __iter__(self) -> Iterator[bytes]:
+            for chunk in self._stream:
+                yield from self._unpacker.feed(chunk)
+
+        def close(self) -> None:
+            self._stream.close()
+
+    def hook(response: Any) -> None:
+        response.stream = Body(response.stream, _unpacker(response))
+
+    return hook
+
+
+def _ahook(library: Any) -> Callable[[Any], Any]:
+    class Body(library.AsyncByteStream):  # type: ignore[misc]
+        def __init__(self, stream: Any, unpacker: _Unpacker) -> None:
+            self._stream = stream
+            self._unpacker = unpacker
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            async for chunk in self._stream:
+                for piece in self._unpacker.feed(chunk):
+                    yield piece
+
+        async def aclose(self) -> None:
+            await self._stream.aclose()
+
+    async def hook(response: Any) -> None:
+        response.stream = Body(response.stream, _unpacker(response))
+
+    return hook
+
+
+def bound_session(session: Any) -> None:
+    """A session of `requests` that takes no plain answer beyond the bounds. Answers that are streamed pass."""
+    session.headers["Accept-Encoding"] = ENCODINGS
+    session.hooks["response"].append(_unpacked)
+
+
+def _unpacked(response: Any, **how: Any) -> None:
+    if how.get("stream"):
+        return
+    pieces: list[bytes] = []
+    try:
+        unpacker = _Unpacker(response.headers.get("content-encoding", "").strip().lower(), download=False)
+        for chunk in response.raw.stream(_PIECE >> 4, decode_content=False):
+            pieces += unpacker.feed(chunk)
+    except BaseException:
+        pieces.clear()  # the error's frames outlive the next attempt
+        response.close()
+        raise
+    response.raw = io.BytesIO(b"".join(pieces))
