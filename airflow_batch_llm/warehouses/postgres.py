@@ -85,7 +85,7 @@ class PostgresWarehouse:
         return f"postgres://{host}:{info.port}/{info.dbname}"
 
     def read(self, source: Source) -> pa.RecordBatchReader:
-        return self._stream(self._statements.select(source), source.parameters)
+        return self._stream(self._statements.select(source), source.parameters, source.key)
 
     def read_known(self, source: Source, target: Target) -> pa.RecordBatchReader:
         with self._transaction() as cursor:
@@ -93,7 +93,9 @@ class PostgresWarehouse:
         query = self._statements.read_known(PARAMETER, target, there)
         if source.parameters is not None:
             query = query.replace("%", "%%")
-        return self._stream(query.replace(PARAMETER, self._statements.select(source)), source.parameters)
+        return self._stream(
+            query.replace(PARAMETER, self._statements.select(source)), source.parameters, target.key.names
+        )
 
     def reads_table(self, source: Source, table: str) -> bool:
         home = self._home()
@@ -175,9 +177,9 @@ class PostgresWarehouse:
             self._writing.close()
             self._writing = None
 
-    def _stream(self, query: str, parameters: Any) -> pa.RecordBatchReader:
+    def _stream(self, query: str, parameters: Any, key: Sequence[str] = ()) -> pa.RecordBatchReader:
         with self._translated_reading():
-            read = PostgresRead(self._open(), query, parameters)
+            read = PostgresRead(self._open(), query, parameters, key)
         self._reading.append(read)
         return pa.RecordBatchReader.from_batches(read.schema, self._batches(read))
 

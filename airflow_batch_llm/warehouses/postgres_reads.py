@@ -4,7 +4,7 @@ COPY takes no parameters, so a query that has some is read by the cursor. Either
 refuses a bad query and tells the types before a row is made, and both ways give the same types and values.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -12,6 +12,7 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.csv as csv
 
+from airflow_batch_llm.errors import SourceError
 from airflow_batch_llm.warehouses.plain import typed
 from airflow_batch_llm.warehouses.postgres_types import arrow_schema, csv_type, read_as_text
 from airflow_batch_llm.warehouses.rows import array, batches
@@ -29,11 +30,15 @@ _CANCEL_SECONDS = 5.0
 class PostgresRead:
     """A query that is declared on a connection of its own, in a transaction that nothing else may end."""
 
-    def __init__(self, connection: "Connection[Any]", query: str, parameters: Any) -> None:
+    def __init__(
+        self, connection: "Connection[Any]", query: str, parameters: Any, key: Sequence[str] = ()
+    ) -> None:
+        """`key` are the columns that name a row in messages."""
         from psycopg import IsolationLevel
         from psycopg.adapt import Transformer
 
         self._connection = connection
+        self._key = key
         self._opened = ExitStack()
         self._opened.callback(connection.close)
         with ExitStack() as failed:
@@ -75,7 +80,16 @@ class PostgresRead:
             if self._copied:
                 yield from self._by_copy()
             else:
-                yield from batches(self._cursor.fetchmany, self.schema)
+                yield from batches(self._fetch, self.schema)
+
+    def _fetch(self, count: int) -> Sequence[Sequence[Any]]:
+        from psycopg import DataError
+
+        try:
+            return self._cursor.fetchmany(count)
+        except DataError:
+            times = [field.name for field in self.schema if pa.types.is_temporal(field.type)]
+        raise _unreadable(f"One of the columns {', '.join(times)} holds")
 
     def _by_copy(self) -> Iterator[pa.RecordBatch]:
         self._cursor.close()
@@ -104,17 +118,49 @@ class PostgresRead:
             # A value that Arrow cannot read, such as the date 'infinity': psycopg reads or refuses it, as by the cursor.
             table = _read_csv(text, [pa.binary()] * len(types))
         for batch in table.to_batches(_MOST_ROWS):
-            arrays = [self._array(place, column) for place, column in enumerate(batch.columns)]
+            arrays = [self._array(place, batch) for place in range(batch.num_columns)]
             yield pa.RecordBatch.from_arrays(arrays, schema=self.schema)
 
-    def _array(self, place: int, column: pa.Array) -> pa.Array:
+    def _array(self, place: int, batch: pa.RecordBatch) -> pa.Array:
+        from psycopg import DataError
         from psycopg.pq import Format
 
-        field = self.schema.field(place)
+        field, column = self.schema.field(place), batch.column(place)
         if column.type != pa.binary():
             return typed(column, field.type)
         load = self._loaders.get_loader(self._columns[place].type_code, Format.TEXT).load
-        return array([None if value is None else load(value) for value in column.to_pylist()], field)
+        values = column.to_pylist()
+        try:
+            return array([None if value is None else load(value) for value in values], field)
+        except (DataError, SourceError):
+            row = next(row for row, value in enumerate(values) if not _is_carried(value, load, field))
+        raise _unreadable(f"The column {field.name} of {self._named(row, batch)} holds")
+
+    def _named(self, row: int, batch: pa.RecordBatch) -> str:
+        """The row's key, from columns that were read as text."""
+        key = [(name, batch.column(self.schema.get_field_index(name))[row].as_py()) for name in self._key]
+        return (
+            "the row with " + ", ".join(f"{name}={bytes(value or b'').decode()}" for name, value in key)
+            if key
+            else "a row"
+        )
+
+
+def _is_carried(value: bytes | None, load: Callable[[bytes], Any], field: pa.Field) -> bool:
+    from psycopg import DataError
+
+    try:
+        array([None if value is None else load(value)], field)
+    except (DataError, SourceError):
+        return False
+    return True
+
+
+def _unreadable(holding: str) -> SourceError:
+    return SourceError(
+        f"{holding} a value that cannot be carried: infinity, NaN, or a year before 1 or after 9999. Replace it in"
+        " the source's query, leave such rows out, or CAST the column to text."
+    )
 
 
 def _pieces(copy: "Copy", header: bytes) -> Iterator[bytearray]:
