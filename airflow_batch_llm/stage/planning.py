@@ -35,6 +35,7 @@ from airflow_batch_llm.stage.registers import Registers
 from airflow_batch_llm.stage.shard_files import ShardWriter
 from airflow_batch_llm.stage.spool import PROBLEM, Spool, keys_schema
 from airflow_batch_llm.stage.standings import read_rounds
+from airflow_batch_llm.stage.tidying import register_unfinished
 from airflow_batch_llm.warehouses.base import ARROW_TYPES, NamesTables, SharesFile, Target
 
 
@@ -135,6 +136,8 @@ class Planner:
         with TemporaryDirectory(dir=self.parts.spool, ignore_cleanup_errors=True) as folder:
             scratch = Path(folder)
             with closing(self._read(resolved, target, scratch)) as spool:
+                if not self.stage.plan_only:
+                    register_unfinished(self.parts, self.folder, self.stage.keep_days)
                 plan = self._write(self._draft(resolved, target), resolved, spool, scratch)
         if self.stage.plan_only:
             return plan

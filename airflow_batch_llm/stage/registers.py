@@ -1,18 +1,37 @@
 """What the runs of a workspace tell each other.
 
-    known/<provider>/<batch>      every batch that some run has recorded
-    targets/<hash>/<run>.json     unfinished runs by target
-    loose/<provider>/<run>.json   finished runs of which a batch may still show up
-    due/<epoch>-<run>.json        finished runs whose prompts and answers are to be deleted after a time
+    .registers/known/<provider>/<batch>      every batch that some run has recorded
+    .registers/targets/<hash>/<run>.json     unfinished runs by target
+    .registers/loose/<provider>/<run>.json   finished runs of which a batch may still show up
+    .registers/due/<epoch>-<run>.json        runs whose prompts and answers are to be deleted after a time
 
 A register is a help, never the truth about a run: that is its journal. A name that is missing costs a look, no money.
+
+Run folders begin with the name of a Dag, and `safe_name` never returns a name with a leading dot. Workspaces of an
+earlier layout have the registers at their root: these are read and emptied, but nothing is added there.
 """
 
 import hashlib
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from airflow_batch_llm.stage.folder import RunFolder, safe_name
 from airflow_batch_llm.store import Workspace
+
+_ROOT = ".registers/"
+#: Where registers are: new names first, then those of the earlier layout.
+_ROOTS = (_ROOT, "")
+#: Tells a register's entries from the folders of a Dag that has the same name as a register.
+_ENTRY = re.compile(r"(?:[0-9]{12}-)?[0-9a-f]{16}\.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Due:
+    """A run whose payloads are to be deleted."""
+
+    name: str
+    folder: RunFolder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,64 +41,85 @@ class Registers:
     workspace: Workspace
 
     def add_known(self, provider: str, batch_id: str, run_id: str) -> None:
-        self.workspace.create(f"known/{provider}/{safe_name(batch_id)}", f"{batch_id}\n{run_id}".encode())
+        self._add(f"known/{provider}/{safe_name(batch_id)}", f"{batch_id}\n{run_id}")
 
     def known(self, provider: str) -> frozenset[str]:
-        names = self.workspace.names(f"known/{provider}")
-        return frozenset(names)
+        return frozenset(name for root in _ROOTS for name in self.workspace.names(f"{root}known/{provider}"))
 
     def open_run(self, target: str, folder: RunFolder) -> None:
-        self.workspace.create(self._open(target, folder.run_id), folder.run_id.encode())
+        self._add(f"{_targets(target)}/{_entry(folder)}", folder.run_id)
 
     def close_run(self, target: str, folder: RunFolder) -> None:
-        self.workspace.delete(self._open(target, folder.run_id))
+        self._drop(f"{_targets(target)}/{_entry(folder)}")
 
     def open_runs(self, target: str) -> list[RunFolder]:
         """The unfinished runs on a target, oldest name first."""
-        return self._listed(self._targets(target))
+        return self._listed(_targets(target))
 
     def add_loose(self, provider: str, folder: RunFolder) -> None:
         """A creation of this run had no definite end: who plans next with the provider sweeps again."""
-        self.workspace.create(self._loose(provider, folder), folder.run_id.encode())
+        self._add(f"loose/{provider}/{_entry(folder)}", folder.run_id)
 
     def loose_runs(self, provider: str) -> list[RunFolder]:
         return self._listed(f"loose/{provider}")
 
     def drop_loose(self, provider: str, folder: RunFolder) -> None:
-        self.workspace.delete(self._loose(provider, folder))
-
-    def _targets(self, target: str) -> str:
-        return f"targets/{_short(target)}"
+        self._drop(f"loose/{provider}/{_entry(folder)}")
 
     def add_due(self, folder: RunFolder, at: float) -> None:
         """The payloads of this run may go at this time."""
-        self.workspace.create(f"due/{int(at):012d}-{_short(folder.run_id)}.json", folder.run_id.encode())
+        self._add(f"due/{int(at):012d}-{_entry(folder)}", folder.run_id)
 
-    def take_due(self, now: float, most: int = 20) -> list[RunFolder]:
-        """Some runs whose time has come, oldest first; they are no longer listed."""
-        taken = []
-        for name in sorted(self.workspace.names("due"))[:most]:
+    def due(self, now: float) -> Iterator[Due]:
+        """Yield the runs whose time has come, oldest first. They stay listed until they are dropped."""
+        for name in self._entries("due"):
             if int(name.partition("-")[0]) > now:
                 break
-            data = self.workspace.read(f"due/{name}")
+            data = self._read(f"due/{name}")
             if data is not None:
-                taken.append(self._folder(data))
-                self.workspace.delete(f"due/{name}")
-        return taken
+                yield Due(name=name, folder=self._folder(data))
+
+    def is_registered_later(self, due: Due) -> bool:
+        """Return whether the same run has a later entry."""
+        run = due.name.partition("-")[2]
+        return any(name > due.name for name in self._entries("due") if name.partition("-")[2] == run)
+
+    def drop_due(self, due: Due) -> None:
+        self._drop(f"due/{due.name}")
+
+    def _add(self, path: str, content: str) -> None:
+        self.workspace.create(f"{_ROOT}{path}", content.encode())
+
+    def _read(self, path: str) -> bytes | None:
+        for root in _ROOTS:
+            data = self.workspace.read(f"{root}{path}")
+            if data is not None:
+                return data
+        return None
+
+    def _drop(self, path: str) -> None:
+        for root in _ROOTS:
+            self.workspace.delete(f"{root}{path}")
+
+    def _entries(self, register: str) -> list[str]:
+        names = {name for root in _ROOTS for name in self.workspace.names(f"{root}{register}")}
+        return sorted(name for name in names if _ENTRY.fullmatch(name))
 
     def _listed(self, register: str) -> list[RunFolder]:
-        found = (self.workspace.read(f"{register}/{name}") for name in sorted(self.workspace.names(register)))
+        found = (self._read(f"{register}/{name}") for name in self._entries(register))
         return [self._folder(data) for data in found if data is not None]
 
     def _folder(self, data: bytes) -> RunFolder:
         run, _, generation = data.decode().rpartition("/g")
         return RunFolder(workspace=self.workspace, run=run, generation=int(generation))
 
-    def _loose(self, provider: str, folder: RunFolder) -> str:
-        return f"loose/{provider}/{_short(folder.run_id)}.json"
 
-    def _open(self, target: str, run_id: str) -> str:
-        return f"{self._targets(target)}/{_short(run_id)}.json"
+def _targets(target: str) -> str:
+    return f"targets/{_short(target)}"
+
+
+def _entry(folder: RunFolder) -> str:
+    return f"{_short(folder.run_id)}.json"
 
 
 def _short(text: str) -> str:

@@ -18,6 +18,7 @@ from airflow_batch_llm.stage.plan import Plan
 from airflow_batch_llm.stage.planning import Planner
 from airflow_batch_llm.stage.registers import Registers
 from airflow_batch_llm.stage.sweeping import sweep_loose
+from airflow_batch_llm.stage.tidying import tidy
 
 __all__ = ["Pause", "Run"]
 
@@ -52,7 +53,7 @@ class Run:
                 return Finisher(parts=self.parts, folder=generation.folder, first=generation.first).planned()
             done = generation.advance()
             if isinstance(done, Finished):
-                self._tidy()
+                tidy(self.parts)
             if isinstance(done, Pause) or generation.first.max_tries >= self.max_tries or self.stage is None:
                 return done
 
@@ -98,11 +99,6 @@ class Run:
             )
         if self.stage is not None and (told := described(plan, self.stage, self.parts.provider)):
             self.parts.warn(told)
-
-    def _tidy(self) -> None:
-        """Delete the prompts and answers of finished runs whose time has come."""
-        for folder in Registers(workspace=self.parts.workspace).take_due(self.parts.clock()):
-            folder.delete_payloads()
 
     def _generation(self, folder: RunFolder, plan: Plan) -> Generation:
         pace = self.stage.pace if self.stage is not None else self.pace

@@ -163,7 +163,9 @@ class World:
     def unfinished(self) -> list[str]:
         """The runs that the workspace lists as unfinished."""
         names = self.workspace().names
-        return [run for target in names("targets") for run in names(f"targets/{target}")]
+        return [
+            run for target in names(".registers/targets") for run in names(f".registers/targets/{target}")
+        ]
 
     # -- the ledger ----------------------------------------------------------------------------------------------
 
