@@ -115,7 +115,7 @@ def test_a_run_with_one_bad_line_ends_and_tells_the_row(
     anthropic.world.make_tickets(20)
     anthropic.fault(kind="spoiled", rows=[3], find=find, text=text)
 
-    anthropic.complete(min_round_seconds=1e9)
+    anthropic.complete(min_round_time=1e9)
 
     assert len(anthropic.world.answers()) == 19
     told = anthropic.world.ask("SELECT id, _llm_outcome, _llm_error_code FROM labels__failures")
