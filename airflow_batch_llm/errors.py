@@ -90,9 +90,10 @@ class TargetError(InputError):
 class MissingExtra(InputError):
     """An optional dependency is needed and not installed."""
 
-    def __init__(self, needed_by: str, extra: str) -> None:
+    def __init__(self, needed_by: str, extra: str, missing: ImportError) -> None:
         super().__init__(
-            f"{needed_by} needs a package that is not installed. Run: pip install 'airflow-batch-llm[{extra}]'"
+            f"{needed_by} needs the Python package {missing.name}, which cannot be imported."
+            f" Run: pip install 'airflow-batch-llm[{extra}]'"
         )
 
 

@@ -19,7 +19,7 @@ from airflow_batch_llm.core.request import canonical, digest
 from airflow_batch_llm.core.settings import Source, Stage
 from airflow_batch_llm.core.value import plain
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.providers import connect
+from airflow_batch_llm.providers import check_name, connect
 from airflow_batch_llm.providers.base import Access, Provider, is_sendable
 from airflow_batch_llm.stage.parts import Reads
 from airflow_batch_llm.stage.planning import read_prompt
@@ -68,6 +68,7 @@ class Opening:
     def provider(self) -> Provider:
         """The provider, with the key that the environment holds."""
         section = self.spec.provider
+        check_name(self.spec.stage.provider)
         key = self._secret(section.api_key_env) if section.api_key_env is not None else None
         if key is not None and not is_sendable(key):
             raise InputError(

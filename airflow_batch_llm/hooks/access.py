@@ -3,14 +3,26 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from airflow.providers.common.compat.sdk import conf
-from airflow.sdk import Connection
+from airflow.providers.common.compat.sdk import AirflowNotFoundException, conf
+from airflow.sdk import BaseHook, Connection
 
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.providers.base import Access, is_sendable
 
 #: Parts of an extra that hold what is sent in headers.
 _SENT_EXTRAS = ("api_key", "anthropic_client_kwargs", "openai_client_kwargs")
+
+
+def find_connection(conn_id: str, argument: str) -> Connection:
+    """Return a connection. Raises `InputError` if it does not exist, with the user's argument that names it."""
+    try:
+        return BaseHook.get_connection(conn_id)
+    except AirflowNotFoundException:
+        missing = InputError(
+            f"Airflow has no connection {conn_id!r}, which {argument} names. Correct the name, or create the connection:"
+            f" airflow connections add {conn_id} --conn-type …"
+        )
+    raise missing
 
 
 def plain_access(connection: Connection, hook_params: Mapping[str, Any]) -> Access:

@@ -44,7 +44,7 @@ def _hook(connection: Connection, hook_params: Mapping[str, Any]) -> Any:
     try:
         from airflow.providers.google.common.hooks.base_google import GoogleBaseHook
     except ModuleNotFoundError as error:
-        raise MissingExtra("The provider 'vertex'", "google") from error
+        raise MissingExtra("The provider 'vertex'", "google", error) from error
     return GoogleBaseHook(
         gcp_conn_id=connection.conn_id, impersonation_chain=hook_params.get("impersonation_chain")
     )

@@ -9,15 +9,15 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from airflow.sdk import BaseHook, Connection
+from airflow.sdk import Connection
 
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.hooks.access import check_secrets, plain_access
+from airflow_batch_llm.hooks.access import check_secrets, find_connection, plain_access
 from airflow_batch_llm.hooks.anthropic import anthropic_access
 from airflow_batch_llm.hooks.google import google_access, pydantic_vertex_access
 from airflow_batch_llm.hooks.openai import openai_access
 from airflow_batch_llm.hooks.params import check_provider_params
-from airflow_batch_llm.providers import PROVIDERS, connect
+from airflow_batch_llm.providers import PROVIDERS, check_name, connect
 from airflow_batch_llm.providers.base import Access, Provider
 
 OpenAccess = Callable[[Connection, Mapping[str, Any]], Access]
@@ -40,7 +40,7 @@ _DEFAULT_CONN_IDS = MappingProxyType({"vertex": "google_cloud_default"})
 
 
 def split_model_id(model_id: str) -> tuple[str, str]:
-    """The provider and the model of a `model_id`."""
+    """Return the provider and the model of a `model_id`. Raises `InputError` for an unknown provider."""
     provider, colon, model = model_id.partition(":")
     if not (provider and colon and model):
         known = ", ".join(sorted(PROVIDERS))
@@ -48,6 +48,7 @@ def split_model_id(model_id: str) -> tuple[str, str]:
             f"model_id={model_id!r} must read '<provider>:<model>', with a provider such as {known};"
             " for example 'anthropic:claude-haiku-4-5'."
         )
+    check_name(provider)
     return provider, model
 
 
@@ -61,7 +62,8 @@ def llm_provider(
 ) -> Provider:
     """The provider behind a connection. It looks the connection up, and so blocks; no SDK is imported yet."""
     name, _ = split_model_id(model_id)
-    connection = BaseHook.get_connection(llm_conn_id or default_conn_id(name))
+    argument = "llm_conn_id" if llm_conn_id else "llm_conn_id (not given, so the default)"
+    connection = find_connection(llm_conn_id or default_conn_id(name), argument)
     serves, open_access = _TYPES.get(connection.conn_type or "", (None, plain_access))
     if connection.conn_type in _UNSERVED or serves not in (None, name):
         raise InputError(

@@ -5,6 +5,7 @@ from typing import Any
 from airflow.sdk.io import attach, has_fs
 
 from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.hooks.access import find_connection
 from airflow_batch_llm.store.remote import KINDS, default_filesystem
 
 
@@ -14,6 +15,8 @@ def open_path(uri: str, conn_id: str | None = None) -> tuple[Any, str]:
     conn_id = conn_id or named
     protocol = plain.partition("://")[0] if "://" in plain else "file"
     if has_fs(protocol):
+        if conn_id is not None:  # Amazon's hook goes on without credentials if there is no such connection
+            find_connection(conn_id, "source_conn_id" if conn_id != named else f"the URI {uri}")
         fs = attach(protocol, conn_id).fs
     elif conn_id is None and protocol in KINDS:
         fs = default_filesystem(protocol)

@@ -28,7 +28,7 @@ class PendingRows:
         from airflow_batch_llm.core.settings import Source
 
         oldest = self.since or "NULL"
-        database = warehouse(self.conn_id, self.hook_params)
+        database = warehouse(self.conn_id, self.hook_params, argument="conn_id")
         try:
             counted = database.read(
                 Source(sql=f"SELECT count(*) AS n, min({oldest}) AS oldest FROM {self.query} waiting")

@@ -5,9 +5,11 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from airflow.providers.common.compat.sdk import AirflowException
 from airflow.sdk import BaseHook, Connection
 
 from airflow_batch_llm.errors import InputError, MissingExtra
+from airflow_batch_llm.hooks.access import find_connection
 from airflow_batch_llm.hooks.duckdb import DuckDBHook
 from airflow_batch_llm.hooks.params import check_database_params
 
@@ -17,12 +19,13 @@ if TYPE_CHECKING:
 HookParams = Mapping[str, Any]
 
 
-def warehouse(conn_id: str, hook_params: HookParams | None = None) -> "Warehouse":
+def warehouse(conn_id: str, hook_params: HookParams | None = None, *, argument: str) -> "Warehouse":
     """The warehouse behind a connection. It looks the connection up; the database is opened when it is first used.
 
-    `hook_params` are what the hook of the connection's type takes (location, impersonation_chain, role …).
+    `hook_params` are what the hook of the connection's type takes (location, impersonation_chain, role …). `argument` is
+    the user's argument that names the connection, for the error if it does not exist.
     """
-    connection = BaseHook.get_connection(conn_id)
+    connection = find_connection(conn_id, argument)
     check_database_params(connection.conn_type or "", hook_params)
     return _TYPES.get(connection.conn_type or "", _any_database)(connection, hook_params or {})
 
@@ -37,7 +40,7 @@ def _postgres(connection: Connection, hook_params: HookParams) -> "Warehouse":
     try:
         from airflow.providers.postgres.hooks.postgres import PostgresHook
     except ModuleNotFoundError as error:
-        raise MissingExtra(f"The connection {connection.conn_id!r}", "postgres") from error
+        raise MissingExtra(f"The connection {connection.conn_id!r}", "postgres", error) from error
     hook = PostgresHook(connection.conn_id, **hook_params)
 
     def connect() -> Any:
@@ -72,7 +75,7 @@ def _bigquery(connection: Connection, hook_params: HookParams) -> "Warehouse":
     try:
         from airflow.providers.google.cloud.hooks.bigquery import BigQueryHook
     except ModuleNotFoundError as error:
-        raise MissingExtra(f"The connection {connection.conn_id!r}", "google") from error
+        raise MissingExtra(f"The connection {connection.conn_id!r}", "google", error) from error
     params = dict(hook_params)
     project, dataset = params.pop("project", None), params.pop("dataset", None)
     hook = BigQueryHook(gcp_conn_id=connection.conn_id, use_legacy_sql=False, **params)
@@ -97,14 +100,14 @@ def _bigquery(connection: Connection, hook_params: HookParams) -> "Warehouse":
 def _sqlite(connection: Connection, hook_params: HookParams) -> "Warehouse":
     from airflow_batch_llm.warehouses.sql_sqlite import SQLiteWarehouse
 
-    hook: Any = BaseHook.get_hook(connection.conn_id)
+    hook = _hook(connection)
     return SQLiteWarehouse(hook.get_conn, **hook_params)
 
 
 def _snowflake(connection: Connection, hook_params: HookParams) -> "Warehouse":
     from airflow_batch_llm.warehouses.sql_snowflake import SnowflakeWarehouse
 
-    hook: Any = BaseHook.get_hook(connection.conn_id, dict(hook_params))
+    hook = _hook(connection, hook_params)
     asked = {**connection.extra_dejson, **hook_params}
     uri = f"snowflake://{asked.get('account', '')}/{asked.get('database', '')}".rstrip("/")
     return SnowflakeWarehouse(hook.get_conn, asset_uri=uri)
@@ -115,7 +118,7 @@ def _any_database(connection: Connection, hook_params: HookParams) -> "Warehouse
 
     from airflow_batch_llm.warehouses.sql_joining import sql_warehouse
 
-    hook: Any = BaseHook.get_hook(connection.conn_id, dict(hook_params))
+    hook = _hook(connection, hook_params)
     if not isinstance(hook, DbApiHook):
         raise InputError(
             f"The connection {connection.conn_id!r} of type {connection.conn_type!r} is not one of a database."
@@ -124,6 +127,40 @@ def _any_database(connection: Connection, hook_params: HookParams) -> "Warehouse
     uri = f"{connection.conn_type}://{connection.host or ''}{port}/{connection.schema or ''}".rstrip("/")
     return sql_warehouse(hook.get_conn, hook.dialect_name, asset_uri=uri)
 
+
+def _hook(connection: Connection, hook_params: HookParams | None = None) -> Any:
+    """Return the hook of the connection's type, which one of Airflow's providers brings."""
+    try:
+        return BaseHook.get_hook(connection.conn_id, dict(hook_params or {}))
+    except ImportError as error:
+        missing = f"needs the Python package {error.name}, which cannot be imported"
+    except AirflowException as error:
+        if "Unknown hook type" not in str(error):
+            raise
+        missing = "needs an Airflow provider that is not installed"
+    package = _PACKAGES.get(connection.conn_type or "")
+    advice = f"Run: pip install {package}" if package else "Install it, or correct the type."
+    raise InputError(
+        f"The connection {connection.conn_id!r} of type {connection.conn_type!r} {missing}. {advice}"
+    )
+
+
+#: Types of connections by the package of Airflow's provider that opens them.
+_PACKAGES: Mapping[str, str] = MappingProxyType(
+    {
+        "databricks": "apache-airflow-providers-databricks",
+        "hana": "apache-airflow-providers-sap-hana",
+        "mssql": "apache-airflow-providers-microsoft-mssql",
+        "mysql": "apache-airflow-providers-mysql",
+        "oracle": "apache-airflow-providers-oracle",
+        "presto": "apache-airflow-providers-presto",
+        "redshift": "apache-airflow-providers-amazon",
+        "snowflake": "apache-airflow-providers-snowflake",
+        "sqlite": "apache-airflow-providers-sqlite",
+        "trino": "apache-airflow-providers-trino",
+        "vertica": "apache-airflow-providers-vertica",
+    }
+)
 
 _TYPES: Mapping[str, Callable[[Connection, HookParams], "Warehouse"]] = MappingProxyType(
     {

@@ -239,7 +239,12 @@ class LLMTransformOperator(RunOperator):
             files = Files(names(self.source_uri), self.source_conn_id, self.source_hook_params)
             parts = replace(parts, source=files)
         elif not self._is_one_database(handle):
-            parts = replace(parts, source=warehouse(self.source_conn_id or "", self.source_hook_params))
+            parts = replace(
+                parts,
+                source=warehouse(
+                    self.source_conn_id or "", self.source_hook_params, argument="source_conn_id"
+                ),
+            )
         return Run(stage=self.stage(context), parts=parts, name=handle.run, max_tries=handle.max_tries)
 
     def inputs(self, handle: RunHandle, run: "Run") -> tuple[str, ...]:  # noqa: ARG002 - it is the run's source

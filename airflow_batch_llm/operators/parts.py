@@ -16,7 +16,9 @@ def open_parts(handle: RunHandle, spool: Path, log: Any) -> "Parts":
     from airflow_batch_llm.hooks.warehouse import warehouse
     from airflow_batch_llm.stage.parts import Parts
 
-    target = warehouse(handle.target_conn_id, handle.target_hook_params)
+    target = warehouse(
+        handle.target_conn_id, handle.target_hook_params, argument="target_conn_id (default: source_conn_id)"
+    )
     return Parts(
         provider=llm_provider(handle.llm_conn_id, handle.model_id, handle.llm_hook_params),
         source=target,

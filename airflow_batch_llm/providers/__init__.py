@@ -1,6 +1,7 @@
 """The providers by name: where each lives, and what to install for it. Imported on use."""
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import entry_points
 from types import MappingProxyType
@@ -28,12 +29,22 @@ def connect(name: str, access: Access) -> Provider:
             factory = getattr(import_module(module), attribute)
             provider: Provider = factory(access)
         except ModuleNotFoundError as error:
-            raise MissingExtra(f"The provider {name!r}", extra) from error
+            raise MissingExtra(f"The provider {name!r}", extra, error) from error
         return provider
     for entry_point in entry_points(group=ENTRY_POINT_GROUP, name=name):
         provider = entry_point.load()(access)
         return provider
-    known = ", ".join(sorted(PROVIDERS))
-    raise InputError(
-        f"No provider is called {name!r}. A model_id reads '<provider>:<model>', with one of: {known}."
-    )
+    raise InputError(_unknown(name))
+
+
+def check_name(name: str) -> None:
+    """Raise `InputError` if no provider has this name. Imports no provider."""
+    if name not in PROVIDERS and not entry_points(group=ENTRY_POINT_GROUP, name=name):
+        raise InputError(_unknown(name))
+
+
+def _unknown(name: str) -> str:
+    known = sorted({*PROVIDERS, *entry_points(group=ENTRY_POINT_GROUP).names})
+    close = get_close_matches(name, known, n=1)
+    meant = f" Is it {close[0]!r}?" if close else ""
+    return f"No provider is called {name!r}.{meant} A model_id reads '<provider>:<model>', with one of: {', '.join(known)}."

@@ -98,7 +98,7 @@ def default_filesystem(protocol: str) -> FileSystem:
         fs: FileSystem = fsspec.filesystem(protocol, use_listings_cache=False, skip_instance_cache=True)
         return fs
     except ImportError as error:
-        raise MissingExtra(f"The workspace ({protocol}://)", KINDS[protocol].extra) from error
+        raise MissingExtra(f"The workspace ({protocol}://)", KINDS[protocol].extra, error) from error
 
 
 class ObjectStorage:

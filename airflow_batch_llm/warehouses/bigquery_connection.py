@@ -42,8 +42,8 @@ class Connection:
         """The client of the REST interface."""
         try:
             import google.cloud.bigquery  # noqa: F401  what is missing is named before a client is made
-        except ImportError:
-            raise MissingExtra("BigQuery", "google") from None
+        except ImportError as error:
+            raise MissingExtra("BigQuery", "google", error) from None
         with translated("connecting"):
             return self.settings.client()
 

@@ -132,8 +132,8 @@ class DuckDBFile:
 def _driver() -> Any:
     try:
         import duckdb
-    except ImportError:
-        raise MissingExtra("DuckDB", "duckdb") from None
+    except ImportError as error:
+        raise MissingExtra("DuckDB", "duckdb", error) from None
     return duckdb
 
 

@@ -256,8 +256,8 @@ class PostgresWarehouse:
     def _open(self) -> "Connection[Any]":
         try:
             import psycopg
-        except ImportError:
-            raise MissingExtra("PostgreSQL", "postgres") from None
+        except ImportError as error:
+            raise MissingExtra("PostgreSQL", "postgres", error) from None
         with self._translated():
             connect = self._connect
             if isinstance(connect, str):
@@ -290,8 +290,8 @@ class PostgresWarehouse:
     def _translated(self) -> Any:
         try:
             import psycopg
-        except ImportError:
-            raise MissingExtra("PostgreSQL", "postgres") from None
+        except ImportError as error:
+            raise MissingExtra("PostgreSQL", "postgres", error) from None
         return translated((psycopg.Error, UnicodeError, pa.ArrowException), _describe)
 
 

@@ -1,7 +1,9 @@
 """From Airflow's connections to providers, warehouses and the workspace."""
 
 import json
+import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +11,18 @@ import pytest
 from packaging.version import Version
 
 from airflow_batch_llm.core.settings import Source
-from airflow_batch_llm.errors import InputError, Refused
+from airflow_batch_llm.errors import InputError, MissingExtra, Refused
 from airflow_batch_llm.hooks import params
 from airflow_batch_llm.hooks.duckdb import DuckDBHook
 from airflow_batch_llm.hooks.llm import llm_provider
+from airflow_batch_llm.hooks.object_storage import open_path
 from airflow_batch_llm.hooks.params import check_database_params, check_params
 from airflow_batch_llm.hooks.warehouse import warehouse
 from airflow_batch_llm.hooks.workspace import open_workspace
+from airflow_batch_llm.providers import connect as connect_provider
+from airflow_batch_llm.providers.base import Access
 from tests.edge.conftest import World
+from tests.edge.tasks import transform
 
 
 @pytest.fixture
@@ -143,7 +149,7 @@ def test_a_provider_can_be_made_in_a_thread(world: World) -> None:
 
 def test_sqlite_is_a_warehouse_by_its_official_connection(connect: Any, tmp_path: Path) -> None:
     connect("db", conn_type="sqlite", host=str(tmp_path / "some.db"))
-    database = warehouse("db")
+    database = warehouse("db", argument="source_conn_id")
 
     assert database.read(Source(sql="SELECT 7 AS n")).read_all().to_pylist() == [{"n": 7}]
     database.close()
@@ -167,7 +173,7 @@ def test_a_connection_that_is_no_database_is_refused(connect: Any) -> None:
     connect("files", conn_type="fs")
 
     with pytest.raises(InputError, match="is not one of a database"):
-        warehouse("files")
+        warehouse("files", argument="source_conn_id")
 
 
 @pytest.mark.parametrize("executor", ["LocalExecutor", "airflow.executors.local_executor.LocalExecutor"])
@@ -202,7 +208,7 @@ def test_hook_params_of_another_type_are_refused_with_the_list(world: World) -> 
     with pytest.raises(
         InputError, match=r"hook_params has 'role' for duckdb\. It may have lock_wait_seconds"
     ):
-        warehouse("warehouse", {"role": "x"})
+        warehouse("warehouse", {"role": "x"}, argument="source_conn_id")
 
 
 def test_the_list_of_hook_params_can_be_extended(
@@ -228,3 +234,51 @@ def test_the_lists_of_hook_params_are_in_the_documentation() -> None:
 
     for names in lists:
         assert f"| {', '.join(f'`{name}`' for name in sorted(names))} |" in page
+
+
+@pytest.mark.parametrize(
+    ("find", "argument"),
+    [
+        (lambda: warehouse("nowhere", argument="source_conn_id"), "source_conn_id"),
+        (lambda: llm_provider("nowhere", "openai:gpt-5-mini"), "llm_conn_id"),
+        (lambda: open_path("s3://nowhere@bucket/rows.csv"), "s3://nowhere@bucket/rows.csv"),
+    ],
+)
+def test_a_connection_that_does_not_exist_is_named_with_its_argument(
+    airflow_database: None, find: Callable[[], object], argument: str
+) -> None:
+    with pytest.raises(InputError, match=f"'nowhere', which .*{argument}") as missing:
+        find()
+
+    assert "airflow connections add nowhere" in str(missing.value)
+    assert missing.value.__context__ is None
+
+
+def test_the_default_connection_is_named_where_none_is_given(
+    airflow_database: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AIRFLOW_CONN_OPENAI_DEFAULT", raising=False)
+
+    with pytest.raises(InputError, match="'openai_default', which llm_conn_id"):
+        llm_provider(None, "openai:gpt-5-mini")
+
+
+def test_a_provider_that_does_not_exist_is_refused_while_the_dag_is_read(airflow_database: None) -> None:
+    with pytest.raises(InputError, match=r"called 'antropic'\. Is it 'anthropic'\?"):
+        transform(model_id="antropic:claude-haiku-4-5")
+
+
+def test_a_type_of_connection_without_its_provider_names_the_package(world: World, connect: Any) -> None:
+    connect("db", conn_type="vertica", host="db.example")
+
+    with pytest.raises(InputError, match="pip install apache-airflow-providers-vertica"):
+        warehouse("db", argument="source_conn_id")
+
+
+def test_an_sdk_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+
+    with pytest.raises(
+        MissingExtra, match=r"needs the Python package openai, .* 'airflow-batch-llm\[openai\]'"
+    ):
+        connect_provider("openai", Access(api_key="any")).check(["unknown"])

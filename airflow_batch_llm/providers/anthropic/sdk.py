@@ -23,7 +23,7 @@ def sdk() -> Any:
     try:
         import anthropic
     except ModuleNotFoundError as error:
-        raise MissingExtra("The provider 'anthropic'", "anthropic") from error
+        raise MissingExtra("The provider 'anthropic'", "anthropic", error) from error
     return anthropic
 
 

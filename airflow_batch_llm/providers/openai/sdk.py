@@ -23,7 +23,7 @@ def sdk() -> Any:
     try:
         import openai
     except ModuleNotFoundError as error:
-        raise MissingExtra("The provider 'openai'", "openai") from error
+        raise MissingExtra("The provider 'openai'", "openai", error) from error
     return openai
 
 

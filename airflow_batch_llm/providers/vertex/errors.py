@@ -57,7 +57,7 @@ def needing_extra() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise MissingExtra("The provider 'vertex'", "google") from error
+        raise MissingExtra("The provider 'vertex'", "google", error) from error
 
 
 def judge_creation(error: Exception, *, sent: bool) -> Exception:
