@@ -29,7 +29,7 @@ TOOLS = (
 SHOWN = ("anthropic", "duckdb", "google-cloud-aiplatform", "openai", "pyarrow", "sqlglot")
 ROOMS = {
     # Which resolution: what is tested on it.
-    "lowest-direct": ("providers", "stage", "store", "warehouses"),
+    "lowest-direct": ("core", "providers", "stage", "store", "warehouses"),
     "highest": ("providers",),
 }
 
