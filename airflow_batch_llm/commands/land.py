@@ -1,6 +1,5 @@
 """`land`: a finished run into its tables once more, from the answers that its folder keeps."""
 
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +18,7 @@ from airflow_batch_llm.stage.inspection import generations, open_run_folder
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan import Plan
 from airflow_batch_llm.stage.relanding import land_again
+from airflow_batch_llm.stage.spools import private_spool
 
 
 def land(
@@ -33,14 +33,14 @@ def land(
 
     No provider is asked and nothing is paid. What a later run has answered stays as it is.
     """
-    with ends_with_a_code(), tempfile.TemporaryDirectory(prefix="batch-llm-") as spool:
+    with ends_with_a_code(), private_spool() as spool:
         workspace, run = open_run_folder(uri)
         finished = [one for one in generations(workspace, run) if one.read_report() is not None]
         if not finished:
             raise InputError(f"The run {uri} is not finished. A retry lands it, and sends nothing twice.")
         opening = Opening.of(read_spec(spec_file), spec_file)
         for folder in finished:
-            _land(folder, opening, Path(spool))
+            _land(folder, opening, spool)
 
 
 def _land(folder: RunFolder, opening: Opening, spool: Path) -> None:

@@ -3,7 +3,6 @@
 The same command after a crash goes on where the run folder says that it was, and after its end reads the report.
 """
 
-import tempfile
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan import Plan
 from airflow_batch_llm.stage.progress import Progress
 from airflow_batch_llm.stage.run import Run
+from airflow_batch_llm.stage.spools import private_spool
 
 #: Where runs of this command lie in a workspace: apart from the Dags, and from the registers.
 _RUNS = "runs"
@@ -53,10 +53,10 @@ def run(
     Exit codes: 0 done, 1 too few rows succeeded or the time is over, 2 something must be changed first, 3 the same
     command may succeed later.
     """
-    with ends_with_a_code(), tempfile.TemporaryDirectory(prefix="batch-llm-") as spool:
+    with ends_with_a_code(), private_spool() as spool:
         spec = read_spec(spec_file)
         opening = Opening.of(spec if name is None else spec.model_copy(update={"run": name}), spec_file)
-        planned = _run(opening, spec_file.stem, Path(spool), plan_only=plan_only)
+        planned = _run(opening, spec_file.stem, spool, plan_only=plan_only)
         finished = _driven(planned, again=again, progress=progress)
         say(_as_json(finished) if as_json else _told(finished))
         finished.raise_for_verdict()

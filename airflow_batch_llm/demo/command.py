@@ -151,7 +151,8 @@ class _Night:
                 f"{self._folder} holds something that no demo has made", param_hint="--folder"
             )
         shutil.rmtree(self._folder, ignore_errors=True)
-        (self._folder / "dags").mkdir(parents=True)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (self._folder / "dags").mkdir()
         (self._folder / _MARK).touch()
         shutil.copy(example_dags() / f"{_DAG}.py", self._folder / "dags")
 

@@ -5,7 +5,6 @@ travels through `defer(kwargs=…)` or XCom.
 """
 
 import random
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -156,9 +155,11 @@ class RunOperator(BaseOperator):
     @contextmanager
     def opened(self, context: Context, handle: RunHandle) -> Iterator["Run"]:
         """A run for as long as it is worked on."""
+        from airflow_batch_llm.stage.spools import private_spool
+
         quiet_sdks()
-        with tempfile.TemporaryDirectory(prefix="batch-llm-") as spool:
-            run = self.open_run(context, handle, Path(spool))
+        with private_spool() as spool:
+            run = self.open_run(context, handle, spool)
             try:
                 yield run
             finally:

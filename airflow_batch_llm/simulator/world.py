@@ -102,7 +102,7 @@ class World:
 
 def open_world(settings: Settings) -> World:
     """Take up the data directory as it was left."""
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     database = Database(settings.data_dir / "simulator.sqlite")
     instance = database.get_meta("instance")
     if instance is None:

@@ -37,7 +37,7 @@ class LocalDisk:
         self._root = root
         try:
             if make_root:
-                root.mkdir(parents=True, exist_ok=True)
+                _make_folder(root)
             self._identity = self._root_identity()
         except OSError as error:
             raise StoreError(
@@ -130,7 +130,7 @@ class LocalDisk:
         try:
             _make_folder(target.parent)
             try:
-                with temporary.open("xb") as file:
+                with open(temporary, "xb", opener=_private) as file:
                     write(file)
                     file.flush()
                     os.fsync(file.fileno())
@@ -173,8 +173,13 @@ class LocalDisk:
 def _make_folder(folder: Path) -> None:
     if not folder.is_dir():
         _make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
         _sync(folder.parent)
+
+
+def _private(path: str, flags: int) -> int:
+    """Open a file that only this user can read, whatever the umask: it may hold prompts and answers."""
+    return os.open(path, flags, 0o600)
 
 
 def _sync(folder: Path) -> None:

@@ -137,7 +137,12 @@ class StagingFolder:
 def _create(file: Path) -> BinaryIO:
     while True:
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            return file.open("xb")
+            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            return open(file, "xb", opener=_private)
         except FileNotFoundError:
             continue  # another worker removed the folder, empty at that moment
+
+
+def _private(path: str, flags: int) -> int:
+    """Open a file that only this user can read, whatever the umask: it holds answers."""
+    return os.open(path, flags, 0o600)

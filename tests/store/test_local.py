@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -173,3 +174,17 @@ def test_looking_at_a_workspace_that_is_not_there_does_not_make_it(root: Path) -
     with pytest.raises(StoreError, match="cannot be used"):
         Workspace.open(str(root), probe=False)
     assert not root.exists()
+
+
+def test_only_its_user_can_read_a_workspace_whatever_the_umask(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "source").write_bytes(b"a prompt")
+    former = os.umask(0)
+    try:
+        workspace = Workspace.open(str(root / "deep"))
+        workspace.create("run/plan.json", RECORD)
+        workspace.put("run/file.jsonl", tmp_path / "source")
+        workspace.write("run/blocks.jsonl", [b"an answer"], tmp_path / "aside")
+    finally:
+        os.umask(former)
+    for path in (root, *root.rglob("*")):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
