@@ -8,6 +8,7 @@ import typer
 
 from airflow_batch_llm.commands.exit_code import ends_with_a_code
 from airflow_batch_llm.commands.printing import say
+from airflow_batch_llm.core.counted import counted
 from airflow_batch_llm.stage.inspection import (
     Inspected,
     InspectedShard,
@@ -58,8 +59,8 @@ def _shard_line(shard: InspectedShard) -> str:
     cost = "" if shard.cost_usd is None else f", ${shard.cost_usd:,.4f}"
     following = f"; next: {shard.next}" if shard.next else ""
     return (
-        f"  round {shard.round} shard {shard.number:04d}: {shard.state}, {shard.requests:,} requests for"
-        f" {shard.rows:,} rows{batch}{cost}{following}"
+        f"  round {shard.round} shard {shard.number:04d}: {shard.state}, {counted(shard.requests, 'request')} for"
+        f" {counted(shard.rows, 'row')}{batch}{cost}{following}"
     )
 
 

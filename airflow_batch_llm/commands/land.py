@@ -10,6 +10,7 @@ from airflow_batch_llm.commands.exit_code import ends_with_a_code
 from airflow_batch_llm.commands.opening import Opening
 from airflow_batch_llm.commands.printing import say
 from airflow_batch_llm.commands.spec import read_spec
+from airflow_batch_llm.core.counted import counted
 from airflow_batch_llm.errors import BatchLLMError, InputError
 from airflow_batch_llm.providers import connect
 from airflow_batch_llm.providers.base import Access
@@ -58,4 +59,4 @@ def _land(folder: RunFolder, opening: Opening, spool: Path) -> None:
     finally:
         with suppress(BatchLLMError):  # what was done is done
             target.close()
-    say(f"{folder.path}: {answers:,} answers merged into {plan.target.table}.")
+    say(f"{folder.path}: {counted(answers, 'answer')} merged into {plan.target.table}.")

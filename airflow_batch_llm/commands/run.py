@@ -15,6 +15,7 @@ from airflow_batch_llm.commands.exit_code import ends_with_a_code
 from airflow_batch_llm.commands.opening import Opening
 from airflow_batch_llm.commands.printing import say
 from airflow_batch_llm.commands.spec import read_spec
+from airflow_batch_llm.core.counted import counted
 from airflow_batch_llm.core.report import to_xcom
 from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.stage.drive import complete
@@ -118,7 +119,7 @@ def _told(finished: Finished) -> str:
     lines = [report.verdict, f"Rows: {why or 'none'}."]
     if report.requests:
         spent = report.spent
-        unknown = f" {spent.unpriced:,} answers have no known price." if spent.unpriced else ""
+        unknown = f" {counted(spent.unpriced, 'answer')} without a known price." if spent.unpriced else ""
         lines += [
             f"Requests: {report.requests:,}; rounds: {report.rounds:,}; batches: {report.batches:,}.",
             f"Cost: ${spent.cost:,.4f}; in real time it would have been ${spent.list_cost:,.4f}.{unknown}",

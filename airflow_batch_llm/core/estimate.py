@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from airflow_batch_llm.core.counted import counted
 from airflow_batch_llm.core.model import ColumnType, Usage
 from airflow_batch_llm.core.output_type import AnswerKind, OutputType
 from airflow_batch_llm.core.price import PriceList
@@ -116,7 +117,7 @@ def _input_tokens(size: Size) -> tuple[float, list[str]]:
     sampled_tokens = sum(tokens for _, tokens in size.sample) / len(size.sample)
     tokens = max(1.0, sampled_tokens + (mean_bytes - sampled_bytes) / BYTES_PER_TOKEN)
     return tokens, [
-        f"Input tokens are scaled up from {len(size.sample)} prompts that the provider has counted."
+        f"Input tokens are scaled up from {counted(len(size.sample), 'prompt')} that the provider has counted."
     ]
 
 

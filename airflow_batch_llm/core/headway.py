@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
+from airflow_batch_llm.core.counted import share, verb
 from airflow_batch_llm.core.model import BatchState, BatchStatus
 
 
@@ -41,8 +42,11 @@ class Headway:
         if not self._seen:
             return "No batch is running"
         ended = sum(status.state is not BatchState.RUNNING for status in self._seen.values())
-        said = f"{ended:,} of {len(self._seen):,} batches have ended"
-        return f"{said}, {self.finished:,} of {self.requests:,} requests are done" if self.requests else said
+        said = f"{share(ended, len(self._seen), 'batch')} {verb(len(self._seen), 'has', 'have')} ended"
+        if not self.requests:
+            return said
+        done = share(self.finished, self.requests, "request")
+        return f"{said}, {done} {verb(self.requests, 'is', 'are')} done"
 
 
 def _finished(status: BatchStatus) -> int:

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 import airflow_batch_llm
+from airflow_batch_llm.core.counted import counted
 from airflow_batch_llm.demo import warehouse
 from airflow_batch_llm.demo.airflow_api import AirflowApi, until
 from airflow_batch_llm.demo.local_airflow import LocalAirflow, Setup
@@ -129,7 +130,9 @@ class _Night:
         report = self._follow(api, simulator, second)
         last = warehouse.ask(self._duckdb, _LABELLED_LAST, [_CHANGED])
         show_rows(self._console, "labelled anew", _SHOWN, last)
-        self._say(f"{self._tickets:,} rows were looked at, and {report['requests']} requests bought.")
+        self._say(
+            f"{counted(self._tickets, 'row')} were looked at, and {counted(report['requests'], 'request')} bought."
+        )
 
     def _follow(self, api: AirflowApi, simulator: Simulator, run_id: str) -> Mapping[str, Any]:
         state = follow(

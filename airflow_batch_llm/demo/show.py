@@ -16,6 +16,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from airflow_batch_llm.core.counted import counted
+
 _LOOK_SECONDS = 0.5
 _WIDTH = 32  # of a cell, so that a table fits a terminal
 
@@ -79,7 +81,7 @@ def show_report(console: Console, report: Mapping[str, Any]) -> None:
     table = Table(show_header=False, box=None, padding=(0, 2))
     table.add_row("verdict", report["verdict"])
     table.add_row("rows read", why)
-    table.add_row("requests bought", f"{report['requests']:,} in {len(report['batches'])} batch(es)")
+    table.add_row("requests bought", f"{report['requests']:,} in {counted(len(report['batches']), 'batch')}")
     table.add_row("tokens", f"{usage['input_tokens']:,} in, {usage['output_tokens']:,} out")
     table.add_row("cost", f"${cost['usd']:.4f} by batch; one by one, in real time, ${cost['list_usd']:.4f}")
     console.print(table)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from airflow.providers.common.compat.sdk import BaseOperator
 from airflow.sdk import Context
 
+from airflow_batch_llm.core.counted import counted, verb
 from airflow_batch_llm.core.settings import seconds
 from airflow_batch_llm.core.waiting import CANCEL_GRACE_SECONDS, Watch, drive, waiting
 from airflow_batch_llm.errors import BatchLLMError
@@ -274,7 +275,8 @@ class RunOperator(BaseOperator):
             cancelled = cancel_run(folder, provider)
         finally:
             provider.close()
-        self.log.info("The task has been given up; %d batches are cancelled.", len(cancelled))
+        told = f"{counted(len(cancelled), 'batch')} {verb(len(cancelled), 'is', 'are')}"
+        self.log.info("The task has been given up; %s cancelled.", told)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from typing import Any
 from airflow.sdk import Context
 from airflow.triggers.base import BaseTrigger
 
+from airflow_batch_llm.core.counted import share
 from airflow_batch_llm.core.model import BatchState
 from airflow_batch_llm.core.settings import names
 from airflow_batch_llm.core.waiting import Watch
@@ -76,7 +77,7 @@ class LLMBatchSensor(DeferrableSensor):
             finally:
                 provider.close()
         running = sum(status.state is BatchState.RUNNING for status in found.values())
-        self.log.info("%d of %d batches are running.", running, len(asked["batch_ids"]))
+        self.log.info("Running: %s.", share(running, len(asked["batch_ids"]), "batch"))
         return running == 0
 
     def trigger(self, until: float) -> BaseTrigger:

@@ -8,6 +8,7 @@ from typing import Any
 from airflow.sdk import Context
 from airflow.triggers.base import BaseTrigger
 
+from airflow_batch_llm.core.counted import share
 from airflow_batch_llm.core.settings import seconds
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.hooks.arguments import number, one_of
@@ -68,7 +69,7 @@ class PendingRowsSensor(DeferrableSensor):
         pending = self._pending()
         with translated_errors():
             waiting = pending.count()
-        self.log.info("%d of %d rows wait.", waiting.rows, pending.min_rows)
+        self.log.info("Waiting: %s.", share(waiting.rows, pending.min_rows, "row"))
         return pending.is_enough(waiting, time.time())
 
     def trigger(self, until: float) -> BaseTrigger:  # noqa: ARG002 - it counts until it is stopped

@@ -6,6 +6,7 @@ provider, and stops nothing.
 
 from dataclasses import asdict
 
+from airflow_batch_llm.core.counted import verb
 from airflow_batch_llm.core.request import canonical
 from airflow_batch_llm.core.settings import Stage
 from airflow_batch_llm.core.spec import Spec, changed_fields
@@ -29,7 +30,7 @@ def described(plan: Plan, stage: Stage, provider: Provider) -> str:
     if not names:
         return ""
     listed = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
-    verbs = ("has", "counts") if len(names) == 1 else ("have", "count")
+    verbs = verb(len(names), "has", "have"), verb(len(names), "counts", "count")
     return f"The run goes on as it was planned: {listed} {verbs[0]} changed since, and {verbs[1]} from the next plan on."
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from airflow_batch_llm.core.counted import counted, share
 from airflow_batch_llm.core.journal import Standing
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.report import Provenance, Report, gate
@@ -137,7 +138,8 @@ class Finisher:
     def _outlook(self) -> str:
         expected = self.first.dollars
         dollars = "an unknown amount" if expected is None else f"about ${expected:,.4f}"
-        return f"Planned only: {self.first.requests:,} requests for {self.first.rows:,} rows would cost {dollars}."
+        requests, rows = counted(self.first.requests, "request"), counted(self.first.rows, "row")
+        return f"Planned only: {requests} for {rows} would cost {dollars}."
 
 
 def _refusals(shards: Sequence[tuple[PlannedShard, Standing]]) -> list[tuple[str, str]]:
@@ -145,7 +147,7 @@ def _refusals(shards: Sequence[tuple[PlannedShard, Standing]]) -> list[tuple[str
     refused = [standing.refused for _, standing in shards if standing.refused is not None]
     words = {entry.reason: entry.detail for entry in refused}
     return [
-        (f"The provider did not take {count:,} of {len(shards):,} batches: {reason}", words[reason])
+        (f"The provider did not take {share(count, len(shards), 'batch')}: {reason}", words[reason])
         for reason, count in Counter(entry.reason for entry in refused).most_common(_REFUSALS)
     ]
 

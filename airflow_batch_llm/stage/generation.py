@@ -12,6 +12,7 @@ from tempfile import mkdtemp
 
 import orjson
 
+from airflow_batch_llm.core.counted import counted, verb
 from airflow_batch_llm.core.settings import Pace, seconds
 from airflow_batch_llm.core.waiting import CANCEL_GRACE_SECONDS, Watch
 from airflow_batch_llm.errors import DeadlinePassed, WarehouseError
@@ -156,7 +157,9 @@ class Generation:
             return None
         if not self._affordable(rounds, requests):
             return None
-        self.parts.say(f"Round {last.round + 1}: {requests:,} requests are asked again.")
+        self.parts.say(
+            f"Round {last.round + 1}: {counted(requests, 'request')} {verb(requests, 'is', 'are')} asked again."
+        )
         return FollowUp(parts=self.parts, folder=self.folder, scratch=scratch).plan(last, landed)
 
     def _affordable(self, rounds: list[Plan], requests: int) -> bool:
@@ -168,7 +171,10 @@ class Generation:
         sent = sum(plan.requests for plan in rounds)
         if paid + requests * paid / max(1, sent) <= most:
             return True
-        self.parts.warn(f"{requests:,} requests are not asked again: ${paid:,.2f} of ${most:g} are spent.")
+        self.parts.warn(
+            f"{counted(requests, 'request')} {verb(requests, 'is', 'are')} not asked again:"
+            f" ${paid:,.2f} of ${most:g} are spent."
+        )
         return False
 
     def _give_up_late(self, current: Round, still: Open, deadline: float) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from airflow_batch_llm.core.counted import counted, share, verb
 from airflow_batch_llm.core.journal import (
     Adopt,
     Done,
@@ -263,12 +264,13 @@ def _next(shards: tuple[InspectedShard, ...], *, again: int, report: Report | No
         return "Nothing: the run is finished. A retry returns its report and sends nothing."
     still = [shard for shard in shards if shard.state is not ShardState.MERGED]
     if not still and again:
-        return f"{again:,} requests are asked again in a further round, if time and budget allow it; else the report."
+        asked = f"{counted(again, 'request')} {verb(again, 'is', 'are')} asked again"
+        return f"{asked} in a further round, if time and budget allow it; else the report."
     if not still:
         return "The report is written."
     if all(shard.state is ShardState.STAGED for shard in still):
         return "What is staged is merged into the target."
-    return f"{len(still):,} of {len(shards):,} shards go on."
+    return f"{share(len(still), len(shards), 'shard')} {verb(len(shards), 'goes', 'go')} on."
 
 
 def moment(seconds: float) -> str:

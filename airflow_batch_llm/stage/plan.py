@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
+from airflow_batch_llm.core.counted import counted, verb
 from airflow_batch_llm.core.model import Call
 from airflow_batch_llm.core.request import shard_token
 from airflow_batch_llm.core.settings import SchemaChange, Stage, WriteMode
@@ -97,15 +98,14 @@ class Plan:
     def described(self) -> str:
         """For people: how many rows there are, why they are sent or not, and what the answers may cost."""
         why = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in sorted(self.why.items()))
-        rows = f"{sum(self.why.values()):,} rows: {why}." if why else "No rows."
+        rows = f"{counted(sum(self.why.values()), 'row')}: {why}." if why else "No rows."
         if not self.requests:
             return f"{rows} Nothing is sent."
         cost = "an unknown amount" if self.dollars is None else f"about ${self.dollars:,.4f}"
         guessed = " ".join((self.estimate or {}).get("assumptions", ()))
-        return (
-            f"{rows} {self.rows:,} of them make {self.requests:,} requests in {len(self.shards):,} batches, for {cost}."
-            f" {guessed}"
-        ).rstrip()
+        make = verb(self.rows, "makes", "make")
+        requests, batches = counted(self.requests, "request"), counted(len(self.shards), "batch")
+        return f"{rows} {self.rows:,} of them {make} {requests} in {batches}, for {cost}. {guessed}".rstrip()
 
     def to_json(self) -> bytes:
         fields = {name: getattr(self, name) for name in self.__slots__}

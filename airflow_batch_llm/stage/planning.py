@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 
+from airflow_batch_llm.core.counted import counted, verb
 from airflow_batch_llm.core.estimate import Estimate
 from airflow_batch_llm.core.model import Call
 from airflow_batch_llm.core.output_type import AnswerKind, Naming, OutputType
@@ -306,7 +307,7 @@ class Planner:
         if allowed == guess.requests or self.stage.plan_only or on_over_budget is OverBudget.PARTIAL:
             return allowed
         raise BudgetExceeded(
-            f"{guess.requests:,} requests are estimated at ${guess.expected:,.4f}, above"
+            f"{counted(guess.requests, 'request')} {verb(guess.requests, 'is', 'are')} estimated at ${guess.expected:,.4f}, above"
             f" max_cost_usd={most:g}. Nothing was sent. Raise max_cost_usd, lower max_rows, or set"
             " on_over_budget='partial' to send what fits."
         )

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from airflow_batch_llm.core.counted import counted, share, verb
 from airflow_batch_llm.core.journal import (
     Done,
     GiveUp,
@@ -44,13 +45,14 @@ class Open:
 
     def described(self, plan: Plan, now: float) -> str:
         """For people: how many of how many, and why the others wait."""
-        said = [f"{len(self.batch_ids):,} of {len(plan.shards):,} batches are running"]
+        shards = len(plan.shards)
+        said = [f"{share(len(self.batch_ids), shards, 'batch')} {verb(shards, 'is', 'are')} running"]
         if self.staged:
-            said.append(f"{len(self.staged):,} have landed")
+            said.append(f"{len(self.staged):,} {verb(len(self.staged), 'has', 'have')} landed")
         if self.unsent:
-            said.append(f"{self.unsent:,} shards wait for a place")
+            said.append(f"{counted(self.unsent, 'shard')} {verb(self.unsent, 'waits', 'wait')} for a place")
         if self.wake_at is not None:
-            said.append(f"{len(self.reasons):,} are looked at again in {max(0.0, self.wake_at - now):,.0f} s")
+            said.append(f"{len(self.reasons):,} to look at again in {max(0.0, self.wake_at - now):,.0f} s")
         return "; ".join((*said, *sorted(set(self.reasons))))
 
 
@@ -156,7 +158,7 @@ class Round:
             moved = moves[shard.number] = self._submitter.submit(shard)
             if isinstance(moved, Wait) and moved.batch_id:
                 self.parts.say(
-                    f"Shard {shard.number}: batch {moved.batch_id} with {shard.requests:,} requests."
+                    f"Shard {shard.number}: batch {moved.batch_id} with {counted(shard.requests, 'request')}."
                 )
         return moves
 

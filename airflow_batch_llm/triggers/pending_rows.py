@@ -8,6 +8,7 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
+from airflow_batch_llm.core.counted import share
 from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.hooks.arguments import settling_seconds
 from airflow_batch_llm.hooks.pending import PendingRows
@@ -46,5 +47,5 @@ class PendingRowsTrigger(BaseTrigger):
         except BatchLLMError as error:
             self.log.warning("The rows could not be counted, which is tried again: %s", error)
             return False
-        self.log.info("%d of %d rows wait.", waiting.rows, self.pending.min_rows)
+        self.log.info("Waiting: %s.", share(waiting.rows, self.pending.min_rows, "row"))
         return self.pending.is_enough(waiting, time.time())

@@ -25,7 +25,7 @@ def test_all_generations_of_a_run_are_landed(desk: Desk) -> None:
 
     assert [line.partition(": ")[2] for line in done.stdout.splitlines()] == [
         "25 answers merged into labels.",
-        "1 answers merged into labels.",
+        "1 answer merged into labels.",
     ]
     assert desk.ask("SELECT count(*) FROM labels") == [(26,)]
 

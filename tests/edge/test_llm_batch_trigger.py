@@ -95,9 +95,9 @@ async def test_each_look_is_told_with_the_time_of_the_next(world: World) -> None
         now = time.time()
         await event_of(trigger(batch_id, watch={"not_before": now + 0.5, "deadline": now + 1}))
 
-    assert log.messages[0].startswith("0 of 1 batches have ended; looked at again in 0 s, at ")
+    assert log.messages[0].startswith("0 of 1 batch has ended; looked at again in 0 s, at ")
     assert log.messages[1].startswith(
-        "0 of 1 batches have ended, 0 of 1 requests are done; looked at again in 0 s"
+        "0 of 1 batch has ended, 0 of 1 request is done; looked at again in 0 s"
     )
     assert log.messages[-1] == "Looking at the run again: deadline."
 

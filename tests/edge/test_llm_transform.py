@@ -47,7 +47,7 @@ def test_the_log_tells_of_rows_dollars_and_times_and_of_no_http_requests(world: 
 
     assert log.tells(f"{len(TICKETS)} rows: {len(TICKETS)} new.")
     assert not log.warns("new.")
-    assert log.tells("1 of 1 batches are running; $0.0000 of about $0.")
+    assert log.tells("1 of 1 batch is running; $0.0000 of about $0.")
     assert log.tells("The run's time ends at")
     assert log.tells("looked at again in")
     assert not any(world.simulator.url in message for message in messages)

@@ -116,7 +116,7 @@ def test_the_verdict_of_a_run_that_the_provider_turned_away_says_why(openai: Ben
     done = openai.complete()
 
     assert not done.report.passed
-    assert "did not take 1 of 1 batches: OpenAI answered 401: invalid_api_key" in done.report.verdict
+    assert "did not take 1 of 1 batch: OpenAI answered 401: invalid_api_key" in done.report.verdict
     assert any("Check the connection's key" in said for said in openai.said)
 
 
@@ -169,9 +169,9 @@ def test_why_rows_are_sent_and_what_the_waiting_has_cost_is_said(openai: Bench) 
     openai.complete("dag/task/next", on_pause=paused.append)
 
     assert openai.said[0].startswith(
-        "30 rows: 26 answered, 4 changed. 4 of them make 2 requests in 1 batches, for about $0."
+        "30 rows: 26 answered, 4 changed. 4 of them make 2 requests in 1 batch, for about $0."
     )
-    assert paused[0].waiting.startswith("1 of 1 batches are running; $0.0000 of about $0.")
+    assert paused[0].waiting.startswith("1 of 1 batch is running; $0.0000 of about $0.")
     assert paused[0].waiting.endswith(" spent")
 
 
@@ -317,7 +317,7 @@ def test_a_spec_that_is_refused_in_the_night_does_not_stop_what_was_bought(
 def test_an_embedding_is_asked_for_in_its_dimensions_and_others_are_another_spec(openai: Bench) -> None:
     openai.world.make_tickets(3)
     wanted = {
-        "model": "text-embedding-3-small",
+        "model_id": "openai:text-embedding-3-small",
         "endpoint": "/v1/embeddings",
         "max_tokens": None,
         "carry": (),
