@@ -5,12 +5,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from airflow_batch_llm.simulator.anthropic import Anthropic
 from airflow_batch_llm.simulator.control import Control
+from airflow_batch_llm.simulator.doorkeeper import Doorkeeper
 from airflow_batch_llm.simulator.gate import Gate
 from airflow_batch_llm.simulator.openai import OpenAI
 from airflow_batch_llm.simulator.runner import Runner
@@ -35,7 +37,8 @@ def build_app(settings: Settings) -> Starlette:
         await runner.idle()
         world.database.close()
 
-    return Starlette(routes=_routes(world, vendors, runner), lifespan=lifespan)
+    doorkeeper = Middleware(Doorkeeper, settings=settings)
+    return Starlette(routes=_routes(world, vendors, runner), lifespan=lifespan, middleware=[doorkeeper])
 
 
 def _routes(world: World, vendors: list[Vendor], runner: Runner) -> list[Route]:

@@ -19,7 +19,10 @@ READY = "simulator ready at "
 
 def simulate(
     port: Annotated[int, typer.Option(help="0 picks a free port.")] = 8765,
-    host: Annotated[str, typer.Option(help="Keep it on loopback: nothing here is protected.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Another address than loopback needs --allow-remote.")
+    ] = "127.0.0.1",
+    allow_remote: Annotated[bool, typer.Option(help="Let other machines reach it, by any name.")] = False,
     data_dir: Annotated[
         Path | None, typer.Option(help="Where state lives. Without it, state ends with the simulator.")
     ] = None,
@@ -27,7 +30,11 @@ def simulate(
         float | None, typer.Option(help="How long a batch takes (default 2).", min=0)
     ] = None,
     api_key: Annotated[
-        str | None, typer.Option(help="Refuse every other key. Without it, any key is taken.")
+        str | None,
+        typer.Option(
+            help="Refuse every other key, also for the control endpoints. Without it, any key is taken.",
+            envvar="SIMULATOR_API_KEY",
+        ),
     ] = None,
     responder: Annotated[str | None, typer.Option(help="module:function(request) -> the answer.")] = None,
     upstream: Annotated[
@@ -49,6 +56,7 @@ def simulate(
         settings = Settings(
             data_dir=folder,
             host=host,
+            allow_remote=allow_remote,
             port=port,
             batch_seconds=batch_seconds,
             api_key=api_key,

@@ -16,6 +16,7 @@ from starlette.responses import Response, StreamingResponse
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from airflow_batch_llm.simulator.bodies import MEGABYTE
+from airflow_batch_llm.simulator.doorkeeper import has_key
 from airflow_batch_llm.simulator.faults import CallFault, Fault
 from airflow_batch_llm.simulator.vendor import Endpoint, Refusal, Vendor
 from airflow_batch_llm.simulator.world import World
@@ -103,12 +104,7 @@ class Gate:
             return await self._handle(endpoint, Request(request.scope, receive))
 
     def _check_key(self, request: Request) -> None:
-        wanted = self._world.settings.api_key
-        if wanted is None:
-            return
-        bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
-        given = bearer or request.headers.get("x-api-key") or request.headers.get("x-goog-api-key") or ""
-        if not secrets.compare_digest(given.encode(), wanted.encode()):
+        if not has_key(request.headers, self._world.settings.api_key):
             raise Refusal(401, None, "The API key is not the one that the simulator was started with.")
 
     def _status(self, fault: Fault) -> Response:

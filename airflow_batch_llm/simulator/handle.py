@@ -22,6 +22,7 @@ from typing import Any, Self
 
 _READY = "simulator ready at "
 _START_SECONDS = 30.0
+_API_KEY = "SIMULATOR_API_KEY"
 
 
 class Simulator:
@@ -31,6 +32,7 @@ class Simulator:
         self,
         *,
         data_dir: Path | str | None = None,
+        api_key: str | None = None,
         batch_seconds: float | None = None,
         env: Mapping[str, str] | None = None,
         **options: str | float | None,
@@ -42,6 +44,10 @@ class Simulator:
         ]
         self._keeps = data_dir is not None
         self._env = {**os.environ, **(env or {})}
+        if api_key is not None:  # by the environment: everybody can read the arguments of a process
+            self._env[_API_KEY] = api_key
+        key = self._env.get(_API_KEY)
+        self._headers = {} if not key else {"Authorization": f"Bearer {key}"}
         self._process: subprocess.Popen[bytes] | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self.url = ""
@@ -172,7 +178,8 @@ class Simulator:
     def charges(self, **filters: str) -> Iterator[dict[str, Any]]:
         """The executed rows: all, or by provider, batch, custom_id, content, outcome, or duplicates="true"."""
         url = f"{self.url}/control/ledger/rows?{urllib.parse.urlencode(filters)}"
-        with urllib.request.urlopen(url, timeout=60) as answer:  # noqa: S310
+        request = urllib.request.Request(url, headers=self._headers)  # noqa: S310
+        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
             for line in answer:
                 yield json.loads(line)
 
@@ -182,7 +189,7 @@ class Simulator:
 
     def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data=data, method=method)  # noqa: S310
+        request = urllib.request.Request(self.url + path, data=data, headers=self._headers, method=method)  # noqa: S310
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
                 return json.loads(answer.read())

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import uvicorn
 
 from airflow_batch_llm.simulator.app import build_app
+from airflow_batch_llm.simulator.doorkeeper import is_loopback
 from airflow_batch_llm.simulator.gate import AbortableProtocol
 from airflow_batch_llm.simulator.settings import Settings
 
@@ -24,6 +25,11 @@ class _Server(uvicorn.Server):
 
 def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     """Serve until interrupted. `announce` gets the URL when calls are answered."""
+    if not (settings.allow_remote or is_loopback(settings.host)):
+        raise ValueError(
+            f"host must be on loopback, got {settings.host!r}: any machine could reach the simulator."
+            " Use 127.0.0.1, or add --allow-remote and set a key."
+        )
     app = build_app(settings)
     # A row makes some fifty objects and no cycles: looking for cycles every 700 objects costs a quarter of the time.
     gc.freeze()

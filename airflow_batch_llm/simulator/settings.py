@@ -11,6 +11,8 @@ class Settings:
     data_dir: Path
     host: str = "127.0.0.1"
     port: int = 0
+    allow_remote: bool = False
+    """Whether other machines may reach it. Default: loopback only, and the Host header must name this machine."""
     batch_seconds: float | None = None
     """None: what the data directory remembers, or the default."""
     api_key: str | None = field(default=None, repr=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import anthropic
+import httpx
 import openai
 import orjson
 import pytest
@@ -208,3 +209,37 @@ def test_control_says_what_is_wrong_with_a_command(simulator: Simulator) -> None
         simulator.turn(no_such_knob=1)
     with pytest.raises(ValueError, match="validation error"):
         simulator.clock(advance_seconds=-1)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Host": "localhost:1"}, 200),
+        ({"Host": "[::1]:80"}, 200),
+        ({"Host": "rebound.example.com"}, 403),
+        ({"Host": "127.0.0.1.example.com"}, 403),
+        ({"Host": "[::1"}, 403),
+        ({"Origin": "https://example.com"}, 403),
+        ({"Origin": "null"}, 403),
+    ],
+)
+def test_a_web_page_cannot_reach_it(simulator: Simulator, headers: dict[str, str], status: int) -> None:
+    for path in ("/healthz", "/control/ledger"):
+        assert httpx.get(simulator.url + path, headers=headers).status_code == status
+
+
+def test_the_control_endpoints_want_the_key_too() -> None:
+    with Simulator(api_key="right") as simulator:
+        assert simulator.ledger()
+        assert list(simulator.charges()) == []
+        for headers in ({}, {"Authorization": "Bearer wrong"}):
+            assert httpx.post(f"{simulator.url}/control/reset", headers=headers).status_code == 401
+            assert httpx.get(f"{simulator.url}/control/ledger", headers=headers).status_code == 401
+
+
+def test_it_binds_loopback_only_unless_told_otherwise(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "airflow_batch_llm.simulator", "--host=0.0.0.0", "--port=0"]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert refused.returncode != 0
+    assert "--allow-remote" in refused.stderr
