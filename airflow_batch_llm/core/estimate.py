@@ -129,7 +129,9 @@ def _cost(prices: PriceList, size: Size, input_tokens: float, output_tokens: int
 def _about_prices(prices: PriceList, size: Size, mean_tokens: float) -> list[str]:
     if not prices.known:
         example = f"prices={{'{prices.model}': {{'input': …, 'output': …}}}}"
-        return [f"No price of {prices.model} is known. Give one in dollars per million tokens: {example}."]
+        meant = "" if prices.similar is None else f" Is the model {prices.similar}?"
+        advice = f"If the name is right, give its price in dollars per million tokens: {example}."
+        return [f"No price of {prices.model} is known.{meant} {advice}"]
     said = [prices.assumed] if prices.assumed else []
     longest = max(
         mean_tokens, (size.largest_bytes + size.shared_bytes) / BYTES_PER_TOKEN * (1 + _UNCERTAINTY)

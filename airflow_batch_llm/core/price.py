@@ -8,10 +8,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from airflow_batch_llm.core.model import Usage
 from airflow_batch_llm.errors import InputError
+
+#: Names that are as near to each other as this may be one name, mistyped. Between 0 and 1.
+_SIMILAR = 0.8
 
 _HALF = Decimal("0.5")
 _PER_MILLION = Decimal("0.000001")
@@ -84,10 +88,13 @@ class _Rates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PriceList:
-    """The prices of one model on one day. `assumed` says what is not known but taken to be so."""
+    """The prices of one model on one day."""
 
     model: str
     assumed: str | None = None
+    """What is not known but taken to be so, for people. None: everything is known."""
+    similar: str | None = None
+    """A model of the same provider whose name is nearly the same. None if the model is known, or no name is."""
     _batch: _Rates | None = None
     _realtime: _Rates | None = None
 
@@ -181,7 +188,7 @@ def _listed(model: str, terms: _Terms, day: datetime) -> PriceList:
     try:
         _, info = get_snapshot().find_provider_model(name, None, terms.vendor, None)
     except LookupError:
-        return PriceList(model=model)
+        return PriceList(model=model, similar=_similar(name, terms.vendor))
     listed = _prices(info.get_prices(day))
     if "input_mtok" not in listed:
         return PriceList(model=model)
@@ -191,6 +198,19 @@ def _listed(model: str, terms: _Terms, day: datetime) -> PriceList:
         if active and variant.when == {"processing": "batch"}:
             in_batch = _prices(variant.prices) | in_batch
     return _assembled(model, terms, listed, in_batch)
+
+
+def _similar(name: str, vendor: str) -> str | None:
+    from genai_prices.data_snapshot import get_snapshot
+
+    listed = [
+        model.id
+        for provider in get_snapshot().providers
+        if provider.id == vendor
+        for model in provider.models
+    ]
+    close = get_close_matches(name, listed, n=1, cutoff=_SIMILAR)
+    return close[0] if close else None
 
 
 def _prices(model_price: Any) -> dict[str, _Rate]:

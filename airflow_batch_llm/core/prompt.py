@@ -10,7 +10,10 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import repeat
+from pathlib import PurePath
+from traceback import walk_tb
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +77,14 @@ _BLANKS = orjson.dumps(
 _DAG_FILE_PREFIX = re.compile(r"^unusual_prefix_[0-9a-f]+_")
 
 
+def _unrenderable(error: Exception) -> str:
+    """Say that a template cannot be rendered, without any value of the row."""
+    return (
+        f"The prompt of this row cannot be rendered ({type(error).__name__}). Look for a field that its value does not have, "
+        "or a column whose type has no text form, such as bytes."
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class CompiledPrompt:
     """A prompt, ready for many rows. `columns` are those it uses; None: a function, which is given all."""
@@ -81,6 +92,7 @@ class CompiledPrompt:
     columns: tuple[str, ...] | None
     _render: Callable[[Mapping[str, object]], str]
     _parts: "tuple[str | Cell, ...] | None" = None
+    _explain: Callable[[Exception], str] = _unrenderable
 
     def check(self, columns: Iterable[str]) -> None:
         """Raise `PromptError` for columns that the prompt uses and the rows do not have, or if it uses none."""
@@ -111,14 +123,11 @@ class CompiledPrompt:
         except PromptError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever a user's function raises costs this row only
-            failed = type(error).__name__
+            failed = self._explain(error)
         else:
             return _checked(prompt)
         # Raised out here, so that the cause, which may quote a value of the row, does not travel along.
-        raise PromptError(
-            f"The prompt of this row cannot be rendered ({failed}). Look for a field that its value does not have, "
-            "or a column whose type has no text form, such as bytes."
-        )
+        raise PromptError(failed)
 
     def render_batch(self, columns: Mapping[str, Sequence[object]]) -> list[bytes | PromptError]:
         """The prompt of each row as an encoded JSON string, or why that row has none."""
@@ -166,7 +175,8 @@ def compile_prompt(prompt: Prompt, params: Mapping[str, object] | None = None) -
 
         template = compile_template(prompt, constants)
         return CompiledPrompt(template.columns, template.render, template.parts)
-    return CompiledPrompt(None, _calling(_function(prompt), constants))
+    function = _function(prompt)
+    return CompiledPrompt(None, _calling(function, constants), _explain=partial(_raised, function))
 
 
 def identity(prompt: Prompt) -> Mapping[str, str]:
@@ -206,6 +216,22 @@ def _calling(function: FunctionType, params: Mapping[str, object]) -> Callable[[
     raise PromptError(
         f"The prompt function {function.__qualname__} takes {takes} arguments. It is called with the row, "
         "or with the row and the prompt_params."
+    )
+
+
+def _raised(function: FunctionType, error: Exception) -> str:
+    """Say what a prompt function raised, and where, without any value of the row."""
+    source = function.__code__
+    lines = [
+        line for frame, line in walk_tb(error.__traceback__) if frame.f_code.co_filename == source.co_filename
+    ]
+    where = f" in line {lines[-1]} of {PurePath(source.co_filename).name}" if lines else ""
+    # A text that stands in the function's source is not data: it is the column that the row does not have.
+    said = error.args[0] if len(error.args) == 1 else None
+    is_own = isinstance(said, str) and said in source.co_consts
+    raised = f"{type(error).__name__}({said!r})" if is_own else type(error).__name__
+    return (
+        f"The prompt function {function.__qualname__} raised {raised}{where}. Nothing was sent for this row."
     )
 
 

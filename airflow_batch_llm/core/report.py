@@ -11,13 +11,16 @@ from datetime import UTC, datetime
 from fractions import Fraction
 from typing import Any, TypeVar
 
+from airflow_batch_llm.core.counted import counted, share
 from airflow_batch_llm.core.model import Outcome, Usage
+from airflow_batch_llm.core.selection import Reason
 
 MANIFEST_VERSION = 1
 
 K = TypeVar("K")
 
-_SAMPLES = 5
+#: The keys and the error codes that a verdict shows at the most.
+_SAMPLES, _CODES = 5, 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +68,10 @@ class Report:
     outcomes: Mapping[Outcome, int] = field(default_factory=dict)  # of rows, in each round they were in
     replaced: Mapping[Outcome, int] = field(default_factory=dict)  # of rows that a later round asked again
     why: Mapping[str, int] = field(default_factory=dict)  # rows by the reason that they were sent or not
+    codes: Mapping[str, int] = field(default_factory=dict)
+    """Rows without a good answer, by error code: the vendor's, or `prompt_failed` and the like. A row counts once."""
+    estimate: Mapping[str, float | None] = field(default_factory=dict)
+    """What was expected before anything was sent: rows, requests, tokens and dollars. Does not add up. Default: none."""
     attempts: Mapping[int, int] = field(default_factory=dict)  # requests sent, by round
     strange: Mapping[str, int] = field(default_factory=dict)  # result lines that served nobody, by kind
     batches: int = 0
@@ -102,6 +109,7 @@ class Report:
             outcomes=_sum(self.outcomes, other.outcomes),
             replaced=_sum(self.replaced, other.replaced),
             why=_sum(self.why, other.why),
+            codes=_sum(self.codes, other.codes),
             attempts=_sum(self.attempts, other.attempts),
             strange=_sum(self.strange, other.strange),
             batches=self.batches + other.batches,
@@ -117,7 +125,7 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """For the run folder."""
         stored = asdict(self) | {"usage": self.usage._asdict()}
-        for name in ("why", "strange"):
+        for name in ("why", "codes", "strange"):
             stored[name] = dict(getattr(self, name))  # `asdict` takes a Counter's items for its elements
         stored["attempts"] = {str(number): count for number, count in self.attempts.items()}
         for name in ("outcomes", "replaced"):
@@ -180,19 +188,24 @@ def gate(
     rows, good = report.rows, report.final.get(Outcome.SUCCEEDED, 0)
     if not rows:
         return Verdict(passed=True, reason="There was nothing to send.")
-    counted = f"{good:,} of {rows:,} rows succeeded ({good / rows:.1%})"
+    succeeded = f"{share(good, rows, 'row')} succeeded ({good / rows:.1%})"
     others = ", ".join(
         f"{outcome} {count:,}" for outcome, count in report.final.items() if outcome is not Outcome.SUCCEEDED
     )
+    codes = sorted(report.codes.items(), key=lambda item: -item[1])[:_CODES]
     bad = f": {others}" if others else ""
+    if codes and others:
+        bad += f" ({', '.join(f'{code} {count:,}' for code, count in codes)})"
     if samples and others:
         bad += f"; for example the keys {', '.join(samples[:_SAMPLES])}"
+    if report.why.get(Reason.UNSENDABLE) == rows:
+        return Verdict(passed=False, reason=f"None of {counted(rows, 'row')} could be sent{bad}.")
     if not good:
-        return Verdict(passed=False, reason=f"None of {rows:,} rows succeeded{bad}.")
+        return Verdict(passed=False, reason=f"None of {counted(rows, 'row')} succeeded{bad}.")
     if rows >= from_rows and good < Fraction(str(min_success_ratio)) * rows:
         below = f"below min_success_ratio={min_success_ratio:g}"
-        return Verdict(passed=False, reason=f"{counted}, {below}{bad}.")
-    return Verdict(passed=True, reason=f"{counted}{bad}.")
+        return Verdict(passed=False, reason=f"{succeeded}, {below}{bad}.")
+    return Verdict(passed=True, reason=f"{succeeded}{bad}.")
 
 
 def to_xcom(report: Report, about: Provenance) -> dict[str, Any]:
@@ -223,6 +236,8 @@ def to_xcom(report: Report, about: Provenance) -> dict[str, Any]:
         "batches": list(about.batch_ids),
         "outcomes": {outcome.value: count for outcome, count in final.items()},
         "why": dict(report.why),
+        "codes": dict(report.codes),
+        "estimate": dict(report.estimate),
         "requests": report.requests,
         "rounds": report.rounds,
         "usage": report.usage._asdict(),

@@ -1,4 +1,4 @@
-"""Which rows are sent, and why the others are not.
+"""Decide which rows are sent, and why the others are not.
 
 The reasons hang on four yes-or-no facts about a row, so that a whole column of rows is judged by a table of
 sixteen answers (`table`), and each answer by `select`.
@@ -11,12 +11,13 @@ from airflow_batch_llm.core.settings import Only
 
 
 class Reason(StrEnum):
-    """Why a row is planned (the first four), or why it is not."""
+    """Why a row is planned (the first five), or why it is not."""
 
     NEW = "new"
     CHANGED = "changed"
     OUTDATED = "outdated"
     AGAIN = "again"  # everything was asked for, and this has an answer already
+    RETRIED = "retried"  # it was dead, and dead rows are asked for
     ANSWERED = "answered"  # it has the answer that is asked for
     OLDER_SPEC = "older_spec"  # it has an answer to the same input by an older spec, which serves
     DEAD = "dead"  # refused, or out of attempts, and neither row nor spec has changed since
@@ -26,7 +27,7 @@ class Reason(StrEnum):
 
 
 #: Rows with these reasons are bought.
-SENT = frozenset({Reason.NEW, Reason.CHANGED, Reason.OUTDATED, Reason.AGAIN})
+SENT = frozenset({Reason.NEW, Reason.CHANGED, Reason.OUTDATED, Reason.AGAIN, Reason.RETRIED})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +48,15 @@ class Seen:
 
 
 def select(seen: Seen, only: Only, *, retry_dead: bool) -> Reason:
-    """Why a row is sent, or is not."""
+    """Return the reason that a row is sent or is not."""
     if seen.dead and only is not Only.ALL and not retry_dead:
         return Reason.DEAD
+    reason = _living(seen, only)
+    return Reason.RETRIED if seen.dead and reason in SENT - {Reason.AGAIN} else reason
+
+
+def _living(seen: Seen, only: Only) -> Reason:
+    """Return the reason as it is for a row that is not dead."""
     if not seen.answered:
         return Reason.NEW
     if only is Only.ALL:

@@ -76,7 +76,8 @@ class Collector:
         """Stage the shard's rows, and record what became of them."""
         began = self.parts.clock()
         gathered, tally = self.stage(shard, standing)
-        report = replace(self._report(shard, standing, gathered, began), outcomes=tally.outcomes)
+        report = self._report(shard, standing, gathered, began)
+        report = replace(report, outcomes=tally.outcomes, codes=tally.codes)
         self._put_landed(shard, report, tally, gathered.batches)
         self._append(shard, standing, self._entry(Kind.STAGED))
 
@@ -180,6 +181,8 @@ class Collector:
             report=report,
             again=tally.again,
             again_rows=tally.again_rows,
+            again_codes=tally.again_codes,
+            words=tally.words,
             samples=tally.samples,
             batches=batches,
         )

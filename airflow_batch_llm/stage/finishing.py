@@ -67,7 +67,7 @@ class Finisher:
 
     def planned(self) -> Finished:
         """A plan that was made to be looked at: nothing was sent."""
-        report = Report(why=self.first.why, verdict=self._outlook())
+        report = Report(why=self.first.why, verdict=self._outlook(), estimate=self.first.forecast())
         return Finished(report=report, about=self._about([self.first], ()))
 
     def finish(self, rounds: Sequence[Plan]) -> Finished:
@@ -76,15 +76,14 @@ class Finisher:
         self._sweep()
         shards = [one for plan in rounds for one in read_standings(self.folder, plan)]
         strays = read_strays(self.folder, shards)
-        report = _summed(self.first, landed) + reported(strays)
+        report = replace(_summed(self.first, landed) + reported(strays), estimate=self.first.forecast())
         samples = [key for one in landed[-1] for key in one.samples]
         verdict = gate(report, self.first.limits.min_success_ratio, samples=samples)
         if not verdict.passed:
             refused = _refusals(shards)
             reason = " ".join((verdict.reason, *(told for told, _ in refused)))
-            verdict = replace(
-                verdict, reason=reason, words=" ".join(filter(None, (said for _, said in refused)))
-            )
+            said = [*(said for _, said in refused), *_words(landed[-1])]
+            verdict = replace(verdict, reason=reason, words=" ".join(filter(None, said)))
         report = report.judged(verdict)
         about = self._about(rounds, _batch_ids(shards))
         stored = {
@@ -152,14 +151,25 @@ def _refusals(shards: Sequence[tuple[PlannedShard, Standing]]) -> list[tuple[str
     ]
 
 
+def _words(landed: Sequence[Landed]) -> list[str]:
+    """Return what the vendor said about rows of the last round, once for each error code."""
+    said = {code: words for one in landed for code, words in one.words.items() if words}
+    return [f"{code}: {words}" for code, words in list(said.items())[:_REFUSALS]]
+
+
 def _summed(first: Plan, landed: Sequence[Sequence[Landed]]) -> Report:
     unsendable = first.why.get(Reason.UNSENDABLE, 0)
-    total = Report(why=first.why, outcomes={Outcome.ERRORED: unsendable} if unsendable else {})
+    total = Report(
+        why=first.why,
+        outcomes={Outcome.ERRORED: unsendable} if unsendable else {},
+        codes=first.problems,
+    )
     for number, shards in enumerate(landed):
         for one in shards:
             asked_again = number + 1 < len(landed)
             replaced: Counter[Outcome] = Counter(one.again_rows if asked_again else {})
-            total += replace(one.report, replaced=replaced)
+            codes = Counter(one.report.codes) - Counter(one.again_codes if asked_again else {})
+            total += replace(one.report, replaced=replaced, codes=codes)
     return total
 
 

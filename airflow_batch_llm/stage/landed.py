@@ -19,6 +19,8 @@ class Landed:
     report: Report
     again: Sequence[tuple[int, Outcome]] = ()  # request, what became of it
     again_rows: Mapping[Outcome, int] = field(default_factory=dict)  # the rows that wait for these requests
+    again_codes: Mapping[str, int] = field(default_factory=dict)  # the same rows by error code
+    words: Mapping[str, str] = field(default_factory=dict)  # what a vendor said, by error code: for logs
     samples: Sequence[str] = ()  # a few keys of rows without a good answer
     batches: Sequence[str] = ()  # whose lines were read: the shard's own, and strays that had ended by then
 
@@ -28,6 +30,8 @@ class Landed:
                 "report": self.report.to_json(),
                 "again": self.again,
                 "again_rows": {outcome.value: count for outcome, count in self.again_rows.items()},
+                "again_codes": self.again_codes,
+                "words": self.words,
                 "samples": self.samples,
                 "batches": self.batches,
             }
@@ -40,6 +44,8 @@ class Landed:
             report=Report.from_json(fields["report"]),
             again=tuple((request, Outcome(outcome)) for request, outcome in fields["again"]),
             again_rows={Outcome(name): count for name, count in fields["again_rows"].items()},
+            again_codes=fields.get("again_codes", {}),
+            words=fields.get("words", {}),
             samples=fields["samples"],
             batches=fields.get("batches", ()),  # a file that an earlier release wrote does not tell
         )

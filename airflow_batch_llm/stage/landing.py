@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from airflow_batch_llm.core.attempts import Verdict, after_failure, after_rejection
 from airflow_batch_llm.core.model import Outcome
+from airflow_batch_llm.providers.redaction import detail, word
 from airflow_batch_llm.stage.carried import restored
 from airflow_batch_llm.stage.judged import Failure, Judged
 from airflow_batch_llm.stage.spool import ATTEMPTS, INPUT_HASH, PROBLEM, REQUEST, SHARED
@@ -73,6 +74,9 @@ class Tally:
     outcomes: Counter[Outcome] = field(default_factory=Counter)
     again: list[tuple[int, Outcome]] = field(default_factory=list)
     again_rows: Counter[Outcome] = field(default_factory=Counter)  # rows that wait for these requests
+    codes: Counter[str] = field(default_factory=Counter)  # of rows without a good answer
+    again_codes: Counter[str] = field(default_factory=Counter)  # of those that wait for these requests
+    words: dict[str, str] = field(default_factory=dict)  # what a vendor said about a row, by code
     samples: list[str] = field(default_factory=list)  # keys of some rows without a good answer
 
 
@@ -141,6 +145,8 @@ class Lander:
             )
         ]
         self._count(rows, outcomes, verdicts, tally)
+        for outcome, failure, verdict in zip(outcomes, failures, verdicts, strict=True):
+            _count_code(outcome, failure, tally, again=verdict.again)
         columns = _named(restored(rows, self._target.key))
         columns |= {
             "_llm_outcome": texts([str(outcome) for outcome in outcomes]),
@@ -186,6 +192,18 @@ class Lander:
         for name, values in self._money.items():
             columns[name] = pc.if_else(shared, number(0).cast(values.type), values.take(requests))
         return columns
+
+
+def _count_code(outcome: Outcome, failure: Failure, tally: Tally, *, again: bool) -> None:
+    """Count a row by its error code, and keep what the vendor said the first time."""
+    code = word(failure.code)
+    if not code:
+        return
+    tally.codes[code] += 1
+    if again:
+        tally.again_codes[code] += 1
+    if outcome is Outcome.ERRORED and code not in tally.words and len(tally.words) < SAMPLES:
+        tally.words[code] = detail(failure.message)
 
 
 def sample_keys(keys: pa.RecordBatch) -> list[str]:

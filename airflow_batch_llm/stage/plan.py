@@ -73,6 +73,7 @@ class Plan:
     limits: "RunLimits"
     shards: tuple[PlannedShard, ...] = ()
     why: Mapping[str, int] = field(default_factory=dict)
+    problems: Mapping[str, int] = field(default_factory=dict)  # rows that cannot be sent, by error code
     unsendable_sha256: str = ""  # of the file of rows that could not be sent; empty: there are none
     estimate: Mapping[str, Any] | None = None
 
@@ -94,6 +95,22 @@ class Plan:
         expected: float | None = estimate.get("expected")
         wished: int = estimate.get("requests", 0)
         return expected if expected is None or not wished else expected * self.requests / wished
+
+    def forecast(self) -> dict[str, float | None]:
+        """Return what the requests of the plan are expected to take, in numbers. Empty if nothing was estimated."""
+        if self.estimate is None:
+            return {}
+        wished = self.estimate.get("requests") or 0
+        part = self.requests / wished if wished else 0.0
+        tokens = {name: round(self.estimate[name] * part) for name in ("input_tokens", "output_tokens")}
+        dollars = {"usd": "expected", "usd_low": "low", "usd_high": "high"}
+        amounts = {name: self.estimate[stored] for name, stored in dollars.items()}
+        return {
+            "rows": self.rows,
+            "requests": self.requests,
+            **tokens,
+            **{name: None if amount is None else round(amount * part, 6) for name, amount in amounts.items()},
+        }
 
     def described(self) -> str:
         """For people: how many rows there are, why they are sent or not, and what the answers may cost."""

@@ -259,12 +259,9 @@ class Planner:
     def _write(self, draft: Plan, resolved: Resolved, spool: Spool, scratch: Path) -> Plan:
         """Count, price, and write the shards' files."""
         requests = spool.number_requests()
-        unsendable = spool.reasons(requests).get(Reason.UNSENDABLE, 0)
-        if unsendable and self.stage.guards.on_bad_row is BadRow.FAIL:
-            raise InputError(
-                f"{unsendable:,} rows cannot be sent, and on_bad_row='fail': {self._bad_rows(spool, draft.target)}, for example."
-                " Correct them, leave them out of the source, or set on_bad_row='record'. Nothing was sent."
-            )
+        problems = spool.problems()
+        if problems:
+            self._tell_bad_rows(spool, sum(problems.values()), draft.target)
         quote = Quote(
             provider=self.parts.provider,
             call=resolved.call,
@@ -282,23 +279,32 @@ class Planner:
         )
         shards = writer.write_requests(resolved.template, spool.prompts(allowed))
         shards = writer.write_keys(shards, spool.keyed_rows(allowed), keys_schema(spool.columns))
-        lost = writer.write_unsendable(spool.rows_with(Reason.UNSENDABLE)) if unsendable else ""
+        lost = writer.write_unsendable(spool.rows_with(Reason.UNSENDABLE)) if problems else ""
         why = {str(reason): count for reason, count in spool.reasons(allowed).items()}
         return replace(
             draft,
             shards=shards,
+            problems=problems,
             unsendable_sha256=lost,
             why=why,
             estimate=guess.to_json(),
         )
 
-    def _bad_rows(self, spool: Spool, target: Target) -> str:
-        """Some keys of rows that cannot be sent, each with the code of its problem."""
+    def _tell_bad_rows(self, spool: Spool, count: int, target: Target) -> None:
+        """Warn about rows that cannot be sent, or refuse them, with some of their keys and why the first one cannot."""
         with closing(spool.rows_with(Reason.UNSENDABLE)) as reader:
             rows = reader.read_next_batch().slice(0, SAMPLES)
-        codes = [problem.partition(":")[0] for problem in rows.column(PROBLEM).to_pylist()]
+        problems = [str(problem).partition(": ") for problem in rows.column(PROBLEM).to_pylist()]
         keys = sample_keys(restored(rows, target.key))
-        return ", ".join(f"{key} ({code})" for key, code in zip(keys, codes, strict=True))
+        shown = ", ".join(f"{key} ({code})" for key, (code, _, _) in zip(keys, problems, strict=True))
+        told = f"{counted(count, 'row')} cannot be sent"
+        example = f"{shown}, for example. Of the first one: {problems[0][2]}"
+        if self.stage.guards.on_bad_row is BadRow.FAIL:
+            raise InputError(
+                f"{told}, and on_bad_row='fail': {example} Correct them, leave them out of the source, or set"
+                " on_bad_row='record'. Nothing was sent."
+            )
+        self.parts.warn(f"{told}: {example}")
 
     def _allowed(self, guess: Estimate) -> int:
         """How many of the requests are sent."""

@@ -220,6 +220,14 @@ class Spool:
         schema = pa.schema([*own, *self.columns])
         return pa.RecordBatchReader.from_batches(schema, (batch.cast(schema) for batch in reader))
 
+    def problems(self) -> dict[str, int]:
+        """Return the number of rows that cannot be sent, by the code of their problem."""
+        counts = self._ask(
+            f"SELECT split_part({PROBLEM}, ':', 1) AS code, count(*) FROM rows"
+            f" WHERE {REASON} = '{Reason.UNSENDABLE}' GROUP BY code ORDER BY code"
+        )
+        return dict(counts.fetchall())
+
     def close(self) -> None:
         if self._database is not None:
             self._database.close()

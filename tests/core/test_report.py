@@ -126,7 +126,8 @@ def test_the_ratio_counts_from_a_hundred_rows_on() -> None:
 def test_a_run_that_sent_rows_and_had_no_success_always_fails(count: int) -> None:
     verdict = gate(rows(missing=count), 0.0)
     assert not verdict.passed
-    assert verdict.reason == f"None of {count:,} rows succeeded: missing {count:,}."
+    rows_of = "row" if count == 1 else "rows"
+    assert verdict.reason == f"None of {count:,} {rows_of} succeeded: missing {count:,}."
 
 
 def test_nothing_to_send_is_a_success() -> None:
@@ -135,8 +136,13 @@ def test_nothing_to_send_is_a_success() -> None:
 
 @pytest.mark.parametrize("count", [3, 300])
 def test_a_run_of_which_no_row_could_be_sent_fails(count: int) -> None:
-    report = Report(outcomes={Outcome.ERRORED: count}, why={"unsendable": count})
-    assert gate(report, 0.95).reason == f"None of {count} rows succeeded: errored {count}."
+    report = Report(
+        outcomes={Outcome.ERRORED: count}, why={"unsendable": count}, codes={"prompt_failed": count}
+    )
+    assert (
+        gate(report, 0.95).reason
+        == f"None of {count} rows could be sent: errored {count} (prompt_failed {count})."
+    )
     assert not gate(report, 0.0).passed
 
 

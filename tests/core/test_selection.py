@@ -22,7 +22,7 @@ DEAD_CHANGE = Seen(answered=True, same_input=False, same_spec=True, dead=True)
         (BOTH, Reason.CHANGED, Reason.CHANGED, Reason.ANSWERED, Reason.AGAIN),
         (OLDER, Reason.OLDER_SPEC, Reason.OUTDATED, Reason.ANSWERED, Reason.AGAIN),
         (SAME, Reason.ANSWERED, Reason.ANSWERED, Reason.ANSWERED, Reason.AGAIN),
-        (DEAD, Reason.DEAD, Reason.DEAD, Reason.DEAD, Reason.NEW),
+        (DEAD, Reason.DEAD, Reason.DEAD, Reason.DEAD, Reason.RETRIED),
         (DEAD_CHANGE, Reason.DEAD, Reason.DEAD, Reason.DEAD, Reason.AGAIN),
     ],
 )
@@ -33,8 +33,8 @@ def test_a_row_is_sent_or_not_for_a_reason(
 
 
 @pytest.mark.parametrize("only", Only)
-def test_dead_rows_are_like_others_where_they_are_to_be_tried_again(only: Only) -> None:
-    assert select(DEAD, only, retry_dead=True) is Reason.NEW
+def test_dead_rows_that_are_tried_again_are_told_apart_from_new_ones(only: Only) -> None:
+    assert select(DEAD, only, retry_dead=True) is Reason.RETRIED
 
 
 @pytest.mark.parametrize("only", Only)
@@ -50,5 +50,5 @@ def test_the_table_answers_for_each_code_of_facts(only: Only) -> None:
 
 def test_the_reasons_to_send_are_those_that_cost() -> None:
     assert {reason for reason in Reason if reason in SENT} == {
-        Reason.NEW, Reason.CHANGED, Reason.OUTDATED, Reason.AGAIN,
+        Reason.NEW, Reason.CHANGED, Reason.OUTDATED, Reason.AGAIN, Reason.RETRIED,
     }  # fmt: skip

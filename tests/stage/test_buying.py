@@ -10,7 +10,7 @@ from genai_prices import Usage, calc_price
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.output_type import Embedding
 from airflow_batch_llm.core.settings import Only, OverBudget, Source, WriteMode
-from airflow_batch_llm.errors import BudgetExceeded, InputError
+from airflow_batch_llm.errors import BudgetExceeded, InputError, QualityGateFailed
 from airflow_batch_llm.stage.run import Pause
 from tests.stage.world import MODELS, Bench
 
@@ -330,3 +330,26 @@ def test_an_embedding_is_asked_for_in_its_dimensions_and_others_are_another_spec
 
     assert again.report.why == {"outdated": 3}
     assert openai.world.ask("SELECT DISTINCT len(embedding) FROM labels") == [(16,)]
+
+
+def test_a_model_that_does_not_exist_is_told_with_the_vendors_code_and_its_words_in_the_log(
+    anthropic: Bench,
+) -> None:
+    anthropic.world.make_tickets(5)
+
+    done = anthropic.complete(model_id="anthropic:claude-no-such", max_cost_usd=None)
+    with pytest.raises(QualityGateFailed) as failed:
+        done.raise_for_verdict()
+
+    assert "None of 5 rows succeeded: errored 5 (not_found_error 5)" in str(failed.value)
+    assert "not_found_error: model: claude-no-such" in failed.value.detail
+    assert "claude-no-such" not in str(failed.value)
+
+
+def test_a_mistyped_model_is_asked_about_where_its_price_is_not_known(anthropic: Bench) -> None:
+    anthropic.world.make_tickets(5)
+
+    with pytest.raises(
+        BudgetExceeded, match=r"No price of claude-hiaku-4-5 is known\. Is the model claude-haiku-4-5\?"
+    ):
+        anthropic.complete(model_id="anthropic:claude-hiaku-4-5")

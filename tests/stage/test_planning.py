@@ -1,6 +1,7 @@
 """What a plan holds: every row once, in shards within their limits; and what becomes of rows that cannot be sent."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from airflow_batch_llm.core.model import Limits, Outcome
+from airflow_batch_llm.core.report import to_xcom
 from airflow_batch_llm.core.settings import BadRow
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.stage import shard_files
@@ -102,7 +104,7 @@ def test_a_row_that_cannot_be_sent_is_a_failure_and_stops_no_other(bench: Bench)
 def test_a_row_that_cannot_be_sent_fails_the_run_where_the_user_wants_that(openai: Bench) -> None:
     make_texts(openai, ["one", "", "three"])
 
-    with pytest.raises(InputError, match=r"1 rows cannot be sent.*: 1 \(prompt_failed\),.*Nothing was sent"):
+    with pytest.raises(InputError, match=r"1 row cannot be sent.*: 1 \(prompt_failed\),.*Nothing was sent"):
         openai.complete(prompt="{{ subject }}", on_bad_row=BadRow.FAIL)
 
     assert openai.batches() == []
@@ -129,8 +131,52 @@ def test_some_of_the_rows_that_cannot_be_sent_are_named_with_the_reason(openai: 
 
     region = "north" * 8
     told = f"{region}/1 (too_large), {region}/2 (prompt_failed), {region}/4 (prompt_failed), for example"
-    assert f"4 rows cannot be sent, and on_bad_row='fail': {told}." in str(refused.value)
+    assert f"4 rows cannot be sent, and on_bad_row='fail': {told}. Of the first one: the prompt has 5" in str(
+        refused.value
+    )
     assert "yyy" not in str(refused.value)
+
+
+def subject_of_ticket(row: Mapping[str, Any]) -> str:
+    return f"Subject: {row['subjct']} {row['body']}"
+
+
+def test_a_prompt_function_that_raises_for_every_row_is_named_with_its_line(openai: Bench) -> None:
+    openai.world.make_tickets(3)
+    told: list[str] = []
+
+    done = openai.complete(openai.run(parts={"alert": told.append}, prompt=subject_of_ticket))
+
+    line = subject_of_ticket.__code__.co_firstlineno + 1
+    raised = (
+        f"The prompt function subject_of_ticket raised KeyError('subjct') in line {line} of test_planning.py"
+    )
+    assert any(raised in message for message in told)
+    assert "None of 3 rows could be sent: errored 3 (prompt_failed 3)" in done.report.verdict
+    assert to_xcom(done.report, done.about)["codes"] == {"prompt_failed": 3}
+    assert openai.batches() == []
+
+
+def test_a_value_that_a_prompt_function_raises_is_not_told(openai: Bench) -> None:
+    make_texts(openai, ["canary"])
+    told: list[str] = []
+
+    openai.complete(openai.run(parts={"alert": told.append}, prompt=lambda row: {}[row["subject"]]))
+
+    assert any("raised KeyError in line" in message for message in told)
+    assert not any("canary" in message for message in told)
+
+
+def test_a_plan_that_is_only_looked_at_gives_its_estimate_in_numbers(openai: Bench) -> None:
+    openai.world.make_tickets(10, distinct=4)
+
+    planned = openai.complete(plan_only=True)
+    told = to_xcom(planned.report, planned.about)["estimate"]
+
+    assert (told["rows"], told["requests"]) == (10, 4)
+    assert told["input_tokens"] > 0
+    assert told["output_tokens"] > 0
+    assert 0 < told["usd_low"] <= told["usd"] <= told["usd_high"]
 
 
 def payloads(bench: Bench) -> set[str]:

@@ -172,6 +172,7 @@ def test_dead_rows_are_tried_again_where_the_user_or_the_row_says_so(openai: Ben
     tried = openai.complete("tried", retry_dead=True)
 
     assert kept.report.why == {"dead": 1}
+    assert tried.report.why == {"retried": 1}
     assert tried.report.final == {Outcome.SUCCEEDED: 1}
     assert openai.world.failures() == {}
 
