@@ -38,6 +38,8 @@ class BatchLLMError(Exception):
     """
 
     retryable: ClassVar[bool] = False
+    is_user_error: ClassVar[bool] = False
+    """The message says all that the user needs for the fix. A stack trace would only hide it."""
     detail: str = ""
 
     @property
@@ -70,6 +72,8 @@ def raise_alone(error: BaseException) -> NoReturn:
 class InputError(BatchLLMError):
     """The stage as it is written cannot run. Nothing was sent, nothing was paid."""
 
+    is_user_error: ClassVar[bool] = True
+
 
 class PromptError(InputError):
     """The prompt template and the columns of the row do not fit."""
@@ -100,13 +104,19 @@ class MissingExtra(InputError):
 class BudgetExceeded(BatchLLMError):
     """The estimate, together with what is already spent, is above the allowed cost."""
 
+    is_user_error: ClassVar[bool] = True
+
 
 class QualityGateFailed(BatchLLMError):
     """Too few of the rows that were sent succeeded. The good rows have landed."""
 
+    is_user_error: ClassVar[bool] = True
+
 
 class DeadlinePassed(BatchLLMError):
     """Batches were still running when the run's time was over. What had been answered has landed."""
+
+    is_user_error: ClassVar[bool] = True
 
 
 class ProviderError(BatchLLMError):
@@ -118,6 +128,8 @@ class ProviderError(BatchLLMError):
 
 class Refused(ProviderError):
     """The provider refuses, and repeating the call will not help (a bad key, a bad parameter, no money)."""
+
+    is_user_error: ClassVar[bool] = True
 
 
 class Unavailable(ProviderError):

@@ -1,28 +1,74 @@
-"""Our errors as Airflow's, which know whether a task is tried again.
+"""Turn our errors into Airflow's, which know whether a task is tried again.
 
 Airflow hands an exception's text to lineage and to callbacks. A vendor's own words are in our error's `detail`: they are
-logged here, and travel no further.
+logged here, and travel no further. Airflow logs an exception with its stack and those of its causes. An error that the
+user is to repair goes up alone, so that the log shows one message and hardly a stack; level DEBUG has the rest.
 """
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from difflib import get_close_matches
+from types import TracebackType
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+from jinja2 import TemplateError, TemplateNotFound, UndefinedError
 
-from airflow_batch_llm.errors import BatchLLMError, forget_hidden
+from airflow_batch_llm.errors import BatchLLMError, forget_hidden, raise_alone
 
 _log = logging.getLogger(__name__)
 
+_UNDEFINED = re.compile(r"'(\w+)' is undefined")
 
-@contextmanager
-def translated_errors() -> Iterator[None]:
-    """Errors that another attempt may not meet are retried; all others fail the task for good."""
-    try:
-        yield
-    except BatchLLMError as error:
+
+def translated_errors() -> AbstractContextManager[None]:
+    """Retry errors that another attempt may not meet; let all others fail the task for good."""
+    return _Translated()
+
+
+class _Translated(AbstractContextManager[None]):
+    """A class, because a generator would add frames of its own to the stack that Airflow logs."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
+    ) -> None:
+        if not isinstance(error, BatchLLMError):
+            return
         if error.detail:
             _log.error("The provider said: %s", error.detail)
         forget_hidden(error)
-        kind = AirflowException if error.retryable else AirflowFailException
-        raise kind(f"{type(error).__name__}: {error}") from error
+        failed = AirflowException if error.retryable else AirflowFailException
+        raised = failed(f"{type(error).__name__}: {error}")
+        if not error.is_user_error:
+            raise raised from error
+        _log.debug("The stack of the error:", exc_info=error)
+        try:
+            raise raised from None
+        finally:
+            raised.__context__ = None
+
+
+@contextmanager
+def rendering(field: str, names: Iterable[str]) -> Iterator[None]:
+    """Fail the task for good if a template cannot be rendered. `names` are those that templates may use."""
+    try:
+        yield
+    except TemplateError as error:
+        why = _explained(error, names)
+    else:
+        return
+    raise_alone(AirflowFailException(f"InputError: {field} cannot be rendered: {why}"))
+
+
+def _explained(error: TemplateError, names: Iterable[str]) -> str:
+    if isinstance(error, TemplateNotFound):
+        return f"there is no file {error.name}. Put it beside the Dag, or into its template_searchpath."
+    undefined = _UNDEFINED.fullmatch(str(error)) if isinstance(error, UndefinedError) else None
+    if undefined is None:
+        return f"{error}. Correct the template."
+    close = get_close_matches(undefined[1], list(names), n=1)
+    meant = f" Is it {close[0]!r}?" if close else ""
+    return (
+        f"{error}.{meant} Templates of this field have Airflow's own names, and not the columns of the rows."
+    )

@@ -22,7 +22,7 @@ from airflow_batch_llm.core.settings import seconds
 from airflow_batch_llm.core.waiting import CANCEL_GRACE_SECONDS, Watch, drive, waiting
 from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.hooks.arguments import is_deferrable, settling_seconds
-from airflow_batch_llm.hooks.failures import translated_errors
+from airflow_batch_llm.hooks.failures import rendering, translated_errors
 from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.hooks.llm import llm_provider
 from airflow_batch_llm.hooks.quiet import quiet_sdks
@@ -117,6 +117,16 @@ class RunOperator(BaseOperator):
         """Go on after a deferral."""
         return self.execute(context)
 
+    def render_template(
+        self, content: Any, context: Context, jinja_env: Any = None, seen_oids: set[int] | None = None
+    ) -> Any:
+        """Render a template, and name the field if that fails."""
+        field = next((name for name in self.template_fields if getattr(self, name, None) is content), None)
+        if field is None:
+            return super().render_template(content, context, jinja_env, seen_oids)
+        with rendering(field, context):
+            return super().render_template(content, context, jinja_env, seen_oids)
+
     def step(self, run: "Run") -> "Pause | Finished | None":
         """Move a run as far as can be gone without waiting. None: there is nothing left that is this task's to do."""
         return run.advance()
@@ -174,7 +184,8 @@ class RunOperator(BaseOperator):
         from airflow_batch_llm.core.report import to_xcom
 
         report = to_xcom(finished.report, replace(finished.about, llm_conn_id=handle.llm_conn_id))
-        self.log.info("%s", finished.report.verdict)
+        if finished.report.passed:  # what has failed is told by the task's error
+            self.log.info("%s", finished.report.verdict)
         self._link_to(run, finished.about.batch_ids)
         count_metrics(finished.report, finished.about, {"dag_id": self.dag_id, "task_id": self.task_id})
         if self.outlets:

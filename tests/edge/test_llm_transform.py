@@ -1,7 +1,9 @@
 """The operator in a real Airflow, against the simulator and a DuckDB file."""
 
 import os
+import traceback
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -363,3 +365,55 @@ def test_a_dag_may_start_on_what_a_task_found(world: World, run: Run) -> None:
 
     assert states(run(dag)) == {"find": "success", "label": "success"}
     assert world.rows_charged() == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"source_table": "ticket"}, "ticket"),
+        (
+            {"source_table": ..., "source_sql": "SELECT * FROM tickets WHERE '{{ dss }}' > ''"},
+            "'dss' is undefined",
+        ),
+        ({"source_table": ..., "source_sql": "tickets_of_today.sql"}, "no file tickets_of_today.sql"),
+        ({"max_cost_usd": 1e-9}, "Raise max_cost_usd"),
+    ],
+)
+def test_a_users_mistake_is_one_message_with_hardly_a_stack(
+    world: World, run: Run, changes: dict[str, Any], message: str
+) -> None:
+    failed: list[BaseException] = []
+    with DAG("mistaken", schedule=None) as dag:
+        transform(
+            retries=2, on_failure_callback=lambda context: failed.append(context["exception"]), **changes
+        )
+
+    with told() as log:
+        done = run(dag)
+
+    (error,) = failed
+    assert states(done) == {"label": "failed"}
+    assert message in str(error)
+    assert (error.__cause__, error.__context__) == (None, None)
+    ours = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "/airflow_batch_llm/" in frame.filename
+    ]
+    assert len(ours) <= 4
+    assert not log.tells(str(error))
+
+
+def test_a_mistyped_name_in_a_template_is_answered_with_the_right_one(world: World, run: Run) -> None:
+    failed: list[BaseException] = []
+    with DAG("mistyped", schedule=None) as dag:
+        transform(
+            source_table="{{ logical_dat }}",
+            on_failure_callback=lambda context: failed.append(context["exception"]),
+        )
+
+    run(dag, logical_date=datetime(2026, 1, 1, tzinfo=UTC))
+
+    assert "source_table cannot be rendered: 'logical_dat' is undefined. Is it 'logical_date'?" in str(
+        failed[0]
+    )
