@@ -1,4 +1,4 @@
-"""Every error that the package raises, in one tree.
+"""Define every error that the package raises, in one tree.
 
     BatchLLMError
     ├── InputError               the stage as it is written cannot run; nothing was sent
@@ -10,21 +10,21 @@
     ├── BudgetExceeded           going on would cost more than was allowed
     ├── QualityGateFailed        too few of the rows that were sent succeeded
     ├── DeadlinePassed           batches were still running when the run's time was over
-    ├── ProviderError
+    ├── ProviderError            a call to the provider did not work
     │   ├── Refused              the provider says no, and will say no again
     │   ├── Unavailable          the provider cannot answer now; nothing took effect
-    │   ├── Later                the provider's quota is full for now; nothing was accepted
+    │   │   └── Later            the provider's quota is full for now; nothing was accepted
     │   ├── UnknownFate          a creation was sent and its answer was lost: look before sending again
     │   └── ResultsGone          the provider no longer holds the results
-    ├── WarehouseError
-    │   └── WarehouseBusy        another writer holds the database, or the connection broke
+    ├── WarehouseError           the database refused or broke off a statement
+    │   └── WarehouseBusy        another writer holds the database, or it restarts, or the connection broke
     │       └── WarehouseUnreachable   no connection can be opened
-    └── StoreError
-        ├── StoreUnreadable      a record could not be read; that is never "there is none"
-        ├── StoreUnavailable     the workspace takes nothing at the moment: a full disk, an outage
+    └── StoreError               the workspace does not work as it must
+        ├── StoreUnreadable      a record could not be read; that never means that there is none
+        ├── StoreUnavailable     the workspace accepts no writes now: a full disk, an outage
         └── StoreUnsafe          the workspace cannot create a record exactly once
 
-`retryable` says whether the same attempt, made again later, may succeed without a change by the user.
+`retryable` is True if the same attempt may succeed later without a change by the user.
 """
 
 from typing import ClassVar, NoReturn

@@ -5,15 +5,18 @@ goes without the service that they name.
 """
 
 import ast
+import dataclasses
 import inspect
 import json
 import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +27,10 @@ import typer.main
 import yaml
 
 import airflow_batch_llm
+from airflow_batch_llm import errors
 from airflow_batch_llm.cli import app
 from airflow_batch_llm.commands.spec import Spec, read_spec
+from airflow_batch_llm.core import settings
 from airflow_batch_llm.core.settings import Stage, field_names
 from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.warehouses.base import ANSWER_BOOKKEEPING, FAILURE_COLUMNS
@@ -154,6 +159,75 @@ def test_the_fields_of_a_spec_are_all_described_and_no_others() -> None:
     assert set(_first_column(page[page.index("## The file") :])) == (
         set(Spec.model_fields) - {"stage"} | set(field_names(Stage, [])) - {"labels"}
     )
+
+
+def test_every_setting_has_its_meaning_below_it_and_stands_in_the_reference() -> None:
+    groups = {"Stage", "Source", "Request", "Shape", "Guards", "Pace"}
+    enums = {"Only", "OverBudget", "BadRow", "WriteMode", "SchemaChange"}
+    page = (ROOT / "docs/reference/settings.md").read_text()
+    options = yaml.safe_load(page.partition("::: airflow_batch_llm.core.settings\n")[2].partition(":::")[0])[
+        "options"
+    ]
+    hidden = [re.compile(pattern.removeprefix("!")) for pattern in options["filters"]]
+    tree = ast.parse(inspect.getsource(settings))
+    classes = {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}
+
+    assert set(options["members"]) == groups | enums
+    for name in sorted(groups | enums):
+        described = {_assigned(field) for field, below in pairwise(classes[name]) if _is_text(below)}
+        kind = getattr(settings, name)
+        fields = {field.name for field in dataclasses.fields(kind)} if name in groups else {*kind.__members__}
+        assert fields <= described, name
+        assert not [field for field in fields if any(pattern.search(field) for pattern in hidden)]
+
+
+def _assigned(node: ast.stmt) -> str:
+    target = node.target if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [None])[0]
+    return target.id if isinstance(target, ast.Name) else ""
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
+
+
+def test_the_tree_of_errors_is_the_one_that_is_drawn() -> None:
+    drawn: dict[str, str] = {}
+    above: list[str] = []
+    for branch, name in re.findall(r"^    ([ │├└─]*)(\w+)", errors.__doc__ or "", re.MULTILINE):
+        above = [*above[: len(branch) // 4], name]
+        drawn[name] = above[-2] if branch else "Exception"
+
+    assert drawn == {
+        name: kind.__bases__[0].__name__
+        for name, kind in vars(errors).items()
+        if isinstance(kind, type) and issubclass(kind, errors.BatchLLMError)
+    }
+
+
+def test_the_layers_that_are_drawn_are_those_that_are_checked() -> None:
+    page = (ROOT / "docs/explanation/layers.md").read_text()
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    checked = {contract["id"]: contract for contract in contracts}
+    lines = [re.findall(r"\w+", line) for line in checked["layers"]["layers"]]
+    there = [[name for name in line if _is_module(name)] for line in lines]
+    free = {module.rpartition(".")[2] for module in checked["airflow"]["source_modules"]}
+    edge = next(line for line in page.splitlines() if line.endswith(" import Airflow."))
+
+    assert [line.split(" · ") for line in _text_block(page)] == [line for line in there if line]
+    assert set(re.findall(r"`(\w+)`", edge)) == {name for line in there for name in line} - free
+
+
+def _is_module(name: str) -> bool:
+    package = Path(airflow_batch_llm.__file__).parent
+    return (package / name).is_dir() or (package / f"{name}.py").is_file()
+
+
+def _text_block(page: str) -> list[str]:
+    return page.partition("```text\n")[2].partition("\n```")[0].splitlines()
 
 
 @pytest.mark.parametrize(

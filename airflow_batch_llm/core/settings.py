@@ -32,12 +32,12 @@ RowFunction = Callable[[Mapping[str, object]], str]
 
 
 class Only(StrEnum):
-    """Which rows a run asks about."""
+    """Choose the rows that a run asks about."""
 
     CHANGED = "changed"
     """Rows that are new, or whose input differs from what was answered."""
     OUTDATED = "outdated"
-    """These, and rows that an older prompt, model or schema has answered."""
+    """Rows as by `changed`, and rows that an older prompt, model or schema has answered."""
     NEW = "new"
     """Rows whose key has no answer."""
     ALL = "all"
@@ -45,7 +45,7 @@ class Only(StrEnum):
 
 
 class OverBudget(StrEnum):
-    """What happens when the rows would cost more than is allowed."""
+    """Choose what a run does when its rows would cost more than the budget."""
 
     FAIL = "fail"
     """Fail before anything is sent."""
@@ -54,7 +54,7 @@ class OverBudget(StrEnum):
 
 
 class BadRow(StrEnum):
-    """What happens to the run when a row cannot be sent."""
+    """Choose what a run does when a row cannot be sent."""
 
     RECORD = "record"
     """Write the row to the failures table and go on."""
@@ -63,7 +63,7 @@ class BadRow(StrEnum):
 
 
 class WriteMode(StrEnum):
-    """How answers meet what is in the target table."""
+    """Choose how answers meet the rows of the target table."""
 
     MERGE = "merge"
     """Keep one row per key: insert it or update it."""
@@ -72,7 +72,7 @@ class WriteMode(StrEnum):
 
 
 class SchemaChange(StrEnum):
-    """What happens to an answer column that the target table does not have."""
+    """Choose what a run does with an answer column that the target table does not have."""
 
     APPEND_NEW_COLUMNS = "append_new_columns"
     """Add the column to the table."""
@@ -121,6 +121,12 @@ def _provider_and_model(value: Any) -> Any:
     return value
 
 
+ModelId = Annotated[str, BeforeValidator(_provider_and_model)]
+Params = Annotated[Mapping[str, Any], BeforeValidator(lambda value: value or {})]
+Dollars = Annotated[float | None, Field(ge=0), BeforeValidator(_unless_infinite)]
+RowLimit = Annotated[int | None, Field(ge=0), BeforeValidator(_unless_empty)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Span = Annotated[timedelta | float | None, BeforeValidator(_span)]
 Names = Annotated[Sequence[str], BeforeValidator(names)]
 Count = Annotated[int, Field(ge=1)]
@@ -133,7 +139,7 @@ class Settings:
     """Explain every value that does not fit as one `InputError`."""
 
     template_fields: ClassVar[tuple[str, ...]] = ()
-    """The fields that Airflow renders, when the object is an operator's argument."""
+    """Fields whose Jinja templates Airflow renders when the object is an operator's argument."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -148,88 +154,88 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
 class Request(Settings):
-    """What each request carries besides the prompt."""
+    """Set what each request carries beside the prompt."""
 
     template_fields: ClassVar[tuple[str, ...]] = ("extra_body", "endpoint")
 
     max_tokens: Count | None = 1024
-    """The most tokens of one answer. None: the model's own limit."""
+    """The most tokens of one answer. Default: 1,024. None: the model's own limit."""
     extra_body: Mapping[str, Any] = field(default_factory=dict)
-    """Further fields of the request's body, in the provider's own words, such as `{"temperature": 0}`. Sent as they are."""
+    """Further fields of the request's body, in the provider's own words, such as `{"temperature": 0}`. Default: none."""
     endpoint: str | None = None
-    """The API path, for providers that have more than one. None: the provider's default."""
+    """The API path, for providers that have more than one. Default: the provider's own default."""
     cache_system_prompt: bool = False
-    """Ask the provider to cache the system prompt for the other requests, where that must be asked for."""
+    """Ask the provider to cache the system prompt for all requests, where caching must be asked for. Default: no."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
 class Shape(Settings):
-    """How the target table and the failures table look."""
+    """Set the layout of the target table and of the failures table."""
 
     template_fields: ClassVar[tuple[str, ...]] = ("failures_target", "staging_schema")
 
     failures_target: str | None = None
-    """The table for rows without a good answer. None: the target's name and `__failures`."""
+    """The table for rows without a good answer. Default: the target's name with `__failures` at its end."""
     carry: Names = ()
-    """Source columns that are copied beside the answer."""
+    """Source columns that are copied into the target and the failures table. Default: none."""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """The answer's columns by path in the answer: `{"buyer_name": "buyer.name"}`. Empty: one for each property."""
+    """The answer's columns by path in the answer: `{"buyer_name": "buyer.name"}`. Default: one for each property."""
     output_column: str | None = None
-    """The name of the answer's only column. None: a name that fits the output type."""
+    """The name of the answer's only column. Default: a name that fits the output type, such as `label`."""
     write_mode: WriteMode = WriteMode.MERGE
-    """Keep one row per key, or one per key and run."""
+    """Keep one row per key, or one per key and run. Default: one per key."""
     on_schema_change: SchemaChange = SchemaChange.APPEND_NEW_COLUMNS
-    """What happens to an answer column that the target does not have."""
+    """Add, leave out or refuse an answer column that the target does not have. Default: add it."""
     create_target: bool = True
-    """Create and extend the two tables. False: they must exist with all columns."""
+    """Create the two tables and add their missing columns. Default: yes. False: they must exist with all columns."""
     allow_constraints: bool = False
-    """Write to tables whose UNIQUE, CHECK or FOREIGN KEY constraints look at answer columns."""
+    """Allow a target whose UNIQUE, CHECK or FOREIGN KEY constraints use answer columns. Default: no."""
     allow_source_as_target: bool = False
-    """Write the answers, with all bookkeeping columns, into a table that the source reads."""
+    """Allow a target that the source reads. It gets all bookkeeping columns. Default: no."""
     partition_by: str | None = None
-    """The carried or key column that a new target is partitioned by. None: no partitions."""
+    """The carried or key column that partitions a new target. Default: no partitions."""
     cluster_by: Names = ()
-    """The columns that a new target is clustered by."""
+    """The columns that cluster a new target. Default: none."""
     staging_schema: str | None = None
-    """The schema where answers wait for the merge. None: the target's own."""
+    """The schema where answers wait for the merge. Default: the target's own."""
     keep_raw_excerpt: bool = True
-    """Keep the beginning of a bad answer in the failures table."""
+    """Keep the first 200 characters of a bad answer in the failures table. Default: yes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
 class Guards(Settings):
-    """What limits a run before and after the first cent."""
+    """Set the limits that a run keeps before and after it spends money."""
 
     retry_dead: bool = False
-    """Ask again about rows that were refused or have used up their attempts."""
+    """Ask again about dead rows: rows that were refused or have used up their attempts. Default: no."""
     on_over_budget: OverBudget = OverBudget.FAIL
-    """What happens when the rows would cost more than `max_cost_usd`."""
+    """Fail, or send a part, when the rows would cost more than `max_cost_usd`. Default: fail."""
     on_bad_row: BadRow = BadRow.RECORD
-    """What happens when a row cannot be sent."""
+    """Record a row that cannot be sent, or fail the run. Default: record it."""
     max_attempts: Count = 3
-    """The most times one row is asked about."""
-    min_success_ratio: Annotated[float, Field(ge=0, le=1)] = 0.95
-    """The run fails with a smaller share of good answers, after these have landed. Between 0 and 1."""
+    """The most times that one row is asked about. Default: 3."""
+    min_success_ratio: Share = 0.95
+    """The least share of good answers, between 0 and 1. Below it the run fails after landing them. Default: 0.95."""
     prices: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Dollars per million tokens by model, where the package does not know them or you pay others."""
+    """Prices by model, in dollars per million tokens. They win over the price list. Default: the price list."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
 class Pace(Settings):
-    """How fast a run goes, how long it may take, and how many batches run at once."""
+    """Set the speed of a run: batch size, batches at once, time limit and polling."""
 
     rows_per_batch: Count = 10_000
-    """The most rows of one batch."""
+    """The most rows of one batch. Default: 10,000."""
     max_active_batches: Count = 20
-    """The most batches that run at once."""
+    """The most batches of a run that are open at the provider at once. Default: 20."""
     timeout: Span = None
-    """How long the run may take over all tries, in seconds or as a timedelta. None: the provider's window and two hours."""
+    """The most time for the run over all tries, in seconds. Default: the provider's window and two hours."""
     min_round_time: Span = 3600.0
-    """Rows are not asked again with less time left, in seconds or as a timedelta."""
-    poll_interval: Annotated[float | None, Field(ge=0)] = None
-    """Seconds between two looks at the batches. None: often at first, and less often later."""
+    """The least time left, in seconds, for another round of failed rows. Default: one hour."""
+    poll_interval: NotNegative | None = None
+    """Seconds between two looks at the batches. Default: often at first, less often later."""
     cancel_on_timeout: bool = True
-    """Cancel batches that still run when `timeout` has passed."""
+    """Cancel batches that still run when `timeout` has passed. Default: yes."""
 
 
 @plain_dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,55 +243,57 @@ class Source:
     """The rows to read: a SELECT statement, or a whole table by name. Neither of the two: files."""
 
     sql: str | None = None
-    """A SELECT statement."""
+    """A SELECT statement. Default: none."""
     table: str | None = None
-    """A table's name."""
+    """The name of a table or a view. Default: none."""
     parameters: Mapping[str, Any] | Sequence[Any] | None = None
-    """Values for the placeholders of `sql`."""
+    """Values for the placeholders of `sql`. Default: none."""
     key: tuple[str, ...] = ()
-    """The columns that identify a row."""
+    """The columns that identify a row. Default: none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
 class Stage(Settings):
-    """Rows in, one typed answer per row out: as the user wrote it, nothing resolved yet."""
+    """Describe a stage as the user writes it: rows in, one typed answer per row out."""
 
     source: Source
     """The rows to ask about."""
     key: Names
     """The column, or columns, that identify a row."""
-    model_id: Annotated[str, BeforeValidator(_provider_and_model)]
+    model_id: ModelId
     """`<provider>:<model>`, such as `anthropic:claude-haiku-4-5`."""
     target: str
     """The table that the answers are merged into, with its schema: `support.ticket_labels`."""
     prompt: str | RowFunction | None = None
-    """A Jinja template over the row's columns, or a function of the row."""
+    """A Jinja template over the row's columns, or a function of the row. Give this or `prompt_file`."""
     prompt_file: Path | None = None
-    """A file that holds the template, instead of `prompt`. A run that is planned goes on without the file."""
-    prompt_params: Annotated[Mapping[str, Any], BeforeValidator(lambda value: value or {})] = field(
-        default_factory=dict
-    )
-    """Values that are the same for all rows: `{{ params.name }}` in the template."""
+    """A file that holds the template, instead of `prompt`. A planned run no longer needs the file."""
+    prompt_params: Params = field(default_factory=dict)
+    """Values that are the same for all rows: `{{ params.name }}` in the template. Default: none."""
     system_prompt: str | None = None
-    """The text that stands before each prompt. None: no such text."""
+    """The text before each prompt. Default: none."""
     output_type: Any = str
-    """A Pydantic model, a JSON Schema, a list of labels, `Embedding`, or `str`."""
+    """A Pydantic model, a JSON Schema, a list of labels, `Embedding`, or `str`. Default: `str`, plain text."""
     only: Only = Only.CHANGED
-    """Which rows are asked about."""
-    max_rows: Annotated[int | None, Field(ge=0), BeforeValidator(_unless_empty)] = None
-    """The most rows that one run sends. None: no limit."""
-    max_cost_usd: Annotated[float | None, Field(ge=0), BeforeValidator(_unless_infinite)] = 25.0
-    """The most dollars that one run may cost. None or infinity: no limit."""
+    """Choose the rows that the run asks about. Default: new and changed rows."""
+    max_rows: RowLimit = None
+    """The most rows that one run sends. Default: no limit."""
+    max_cost_usd: Dollars = 25.0
+    """The most dollars that one run may cost. Default: 25. None or infinity: no limit."""
     plan_only: bool = False
-    """Find out what would be sent and what it would cost, and send nothing."""
-    keep_days: Annotated[float | None, Field(ge=0)] = 30.0
-    """Days for which the workspace keeps prompts and raw answers. 0: until they have landed. None: for good."""
+    """Report what would be sent and its cost, and send nothing. Default: no."""
+    keep_days: NotNegative | None = 30.0
+    """Days that the workspace keeps prompts and raw answers. Default: 30. 0: until they have landed. None: for good."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Labels on the warehouse's jobs, where it has such."""
+    """Labels on the warehouse's jobs, for warehouses with job labels. Default: none."""
     request: Request = Request()
+    """What each request carries beside the prompt. Default: a `Request` with its own defaults."""
     shape: Shape = Shape()
+    """The layout of the two tables. Default: a `Shape` with its own defaults."""
     guards: Guards = Guards()
+    """The limits of the run. Default: a `Guards` with its own defaults."""
     pace: Pace = Pace()
+    """The speed of the run. Default: a `Pace` with its own defaults."""
 
     def __post_init__(self) -> None:
         if not self.key:

@@ -53,9 +53,13 @@ class FileSource:
     """The files to read: URIs and patterns, in one format."""
 
     uris: tuple[str, ...]
-    format: FileFormat | None = None  # None: told by the names
-    column_types: Mapping[str, pa.DataType] = field(default_factory=dict)  # instead of what the data suggest
-    delimiter: str | None = None  # of CSV; None: a comma, in .tsv files a tab
+    """URIs and glob patterns, such as `s3://bucket/day=*/part-*.parquet`."""
+    format: FileFormat | None = None
+    """`parquet`, `csv` or `jsonl`. Default: the format that the file names show."""
+    column_types: Mapping[str, pa.DataType] = field(default_factory=dict)
+    """Arrow types by column, instead of the types that the data suggest. Default: none."""
+    delimiter: str | None = None
+    """The separator of CSV columns, one character. Default: a comma, or a tab in `.tsv` files."""
 
 
 #: Finds the file system of a URI and the path in it.
