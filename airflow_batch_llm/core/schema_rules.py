@@ -4,6 +4,7 @@ Schemas go in and come out as plain dicts and are never changed in place. What a
 still checks: it validates every answer against the schema as the user wrote it.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -223,6 +224,24 @@ def _or_null(node: Schema) -> dict[str, Any]:
     if set(node) == {"anyOf"}:
         return {"anyOf": [*node["anyOf"], {"type": "null"}]}
     return {"anyOf": [dict(node), {"type": "null"}]}
+
+
+def told_in_words(description: object, rules: Mapping[str, object]) -> str:
+    """A description that tells the model rules for which a vendor's schema has no word: `{"maximum": 5}` at its end."""
+    spelled = json.dumps(rules, ensure_ascii=False)
+    return f"{description}\n\n{spelled}" if description else spelled
+
+
+def rules_in_words(description: object) -> dict[str, Any]:
+    """The rules that `told_in_words` has put into a description; none where there are none."""
+    last = str(description).rpartition("\n\n")[2] if isinstance(description, str) else ""
+    if not (last.startswith("{") and last.endswith("}")):
+        return {}
+    try:
+        rules: dict[str, Any] = json.loads(last)
+    except ValueError:
+        return {}
+    return rules
 
 
 def drop_added_nulls(value: Any, schema: Schema) -> Any:

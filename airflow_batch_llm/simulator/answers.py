@@ -7,11 +7,13 @@ Google's spelling (upper-case types, `nullable`) is understood too.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
 import orjson
 
+from airflow_batch_llm.core.schema_rules import rules_in_words
 from airflow_batch_llm.simulator.draw import Draw, phrase
 from airflow_batch_llm.simulator.patterns import matching
 from airflow_batch_llm.simulator.words import formatted
@@ -43,6 +45,8 @@ class _Compiler:
     def maker(self, schema: Any) -> Maker:
         if not isinstance(schema, dict) or not schema:
             return lambda draw: phrase(draw, 2)
+        # A rule that a vendor's schema has no word for is told to the model in the description.
+        schema = {**rules_in_words(schema.get("description")), **schema}
         if "$ref" in schema:
             return self._reference(schema)
         if "const" in schema:
@@ -232,9 +236,10 @@ def _integer(schema: dict[str, Any]) -> Maker:
 def _number(schema: dict[str, Any]) -> Maker:
     if step := schema.get("multipleOf"):
         low, high = _bounds(schema, 100 * step, step)
-        first, last = math.ceil(low / step), math.floor(high / step)
+        exact = Decimal(str(step))
+        first, last = math.ceil(Decimal(str(low)) / exact), math.floor(Decimal(str(high)) / exact)
         span = max(last - first, 0) + 1
-        return lambda draw: (first + draw.below(span)) * step
+        return lambda draw: float((first + draw.below(span)) * exact)
     wide: dict[str, Any] = {
         key: schema[key]
         for key in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
@@ -246,11 +251,11 @@ def _number(schema: dict[str, Any]) -> Maker:
 
 
 def _string(schema: dict[str, Any]) -> Maker:
+    fewest, most = int(schema.get("minLength", 0)), schema.get("maxLength")
     if pattern := schema.get("pattern"):
-        return lambda draw: matching(pattern, draw)
+        return lambda draw: matching(pattern, draw, fewest, most)
     if known := formatted(schema.get("format")):
         return known
-    fewest, most = int(schema.get("minLength", 0)), schema.get("maxLength")
 
     def make(draw: Draw) -> str:
         text = phrase(draw, 2)

@@ -17,11 +17,17 @@ _CATEGORIES = {
     "CATEGORY_SPACE": " ",
 }
 _MORE = 3  # how many times beyond the least something is repeated
+_TRIES = 50
 
 
-def matching(pattern: str, draw: Draw) -> str:
-    """A string that the pattern finds a match in."""
-    return "".join(_walk(node, draw) for node in _parsed(pattern))
+def matching(pattern: str, draw: Draw, fewest: int = 0, most: int | None = None) -> str:
+    """A string that the pattern finds a match in, with as many characters as are allowed where it can have them."""
+    found = ""
+    for more in range(_TRIES):
+        found = "".join(_walk(node, draw, _MORE + more) for node in _parsed(pattern))
+        if fewest <= len(found) <= (len(found) if most is None else most):
+            break
+    return found
 
 
 @lru_cache(maxsize=256)
@@ -29,7 +35,7 @@ def _parsed(pattern: str) -> Any:
     return re._parser.parse(pattern)  # type: ignore[attr-defined]
 
 
-def _walk(node: Any, draw: Draw) -> str:
+def _walk(node: Any, draw: Draw, more: int) -> str:
     operation, value = str(node[0]), node[1]
     match operation:
         case "LITERAL":
@@ -42,13 +48,13 @@ def _walk(node: Any, draw: Draw) -> str:
             return _pick(_members(value), draw)
         case "MAX_REPEAT" | "MIN_REPEAT" | "POSSESSIVE_REPEAT":
             least, most, body = value
-            times = least + draw.below(min(int(most) - least, _MORE) + 1)
-            return "".join(_walk(part, draw) for _ in range(times) for part in body)
+            times = least + draw.below(min(int(most) - least, more) + 1)
+            return "".join(_walk(part, draw, more) for _ in range(times) for part in body)
         case "SUBPATTERN":
-            return "".join(_walk(part, draw) for part in value[-1])
+            return "".join(_walk(part, draw, more) for part in value[-1])
         case "BRANCH":
             branches = value[1]
-            return "".join(_walk(part, draw) for part in branches[draw.below(len(branches))])
+            return "".join(_walk(part, draw, more) for part in branches[draw.below(len(branches))])
         case _:
             return ""
 

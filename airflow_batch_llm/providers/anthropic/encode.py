@@ -9,7 +9,15 @@ from typing import Any
 
 from airflow_batch_llm.core.model import Call
 from airflow_batch_llm.core.request import CUSTOM_ID, PROMPT
-from airflow_batch_llm.core.schema_rules import Schema, inline_refs, is_open_map, map_children, measure, walk
+from airflow_batch_llm.core.schema_rules import (
+    Schema,
+    inline_refs,
+    is_open_map,
+    map_children,
+    measure,
+    told_in_words,
+    walk,
+)
 from airflow_batch_llm.errors import InputError, OutputTypeError
 
 #: From this version of the API on, sampling is not the caller's business.
@@ -148,8 +156,7 @@ def _native(node: Any) -> Any:
         native |= {"type": copy.get("type", "object"), "properties": copy.get("properties", {})}
         native["additionalProperties"] = False
     if told:
-        rules = ", ".join(f"{key}: {value}" for key, value in told.items())
-        native["description"] = "\n\n".join(filter(None, [native.get("description"), f"{{{rules}}}"]))
+        native["description"] = told_in_words(native.get("description"), told)
     return native
 
 

@@ -16,6 +16,7 @@ from airflow_batch_llm.core.schema_rules import (
     map_children,
     measure,
     require_all,
+    told_in_words,
     walk,
 )
 from airflow_batch_llm.errors import OutputTypeError
@@ -109,8 +110,7 @@ def _strict(node: Any) -> Any:
     if is_object(copy):
         native["additionalProperties"] = False
     if told:
-        rules = ", ".join(f"{key}: {value}" for key, value in told.items())
-        native["description"] = "\n\n".join(filter(None, [native.get("description"), f"{{{rules}}}"]))
+        native["description"] = told_in_words(native.get("description"), told)
     return native
 
 

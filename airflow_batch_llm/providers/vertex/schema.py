@@ -2,14 +2,14 @@
 
 Vertex imports the request lines as if they were a table, so JSON Schema itself cannot be sent: references, keys
 with a `$` and a type that is now a name, now a list fail the whole job. What the subset cannot say is refused with
-its path; what only narrows (`multipleOf`, `uniqueItems`) is left out, because landing validates every answer.
+its path; what only narrows (`multipleOf`, `uniqueItems`) is told in the description. Landing validates every answer.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from airflow_batch_llm.core.schema_rules import inline_refs
+from airflow_batch_llm.core.schema_rules import inline_refs, told_in_words
 from airflow_batch_llm.errors import OutputTypeError
 
 Node = Mapping[str, Any]
@@ -46,6 +46,14 @@ _KEPT = {
     "number": ("minimum", "maximum"),
 }
 
+# By type, the keywords that only narrow and that the subset has no word for.
+_TOLD = {
+    "array": ("uniqueItems",),
+    "string": ("format",),
+    "integer": ("multipleOf",),
+    "number": ("exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+}
+
 
 def response_schema(schema: Node) -> dict[str, Any]:
     """The `responseSchema` that asks for answers of this JSON Schema. Raises `OutputTypeError`, naming the path."""
@@ -61,7 +69,8 @@ def _translated(node: object, path: str) -> dict[str, Any]:
     if len(branches) < len(told):
         answer["nullable"] = True
     if isinstance(node, Mapping) and isinstance(text := node.get("description"), str) and text:
-        answer["description"] = text
+        inner = answer.get("description", text)
+        answer["description"] = inner if inner.startswith(text) else f"{text}\n\n{inner}"
     return answer
 
 
@@ -141,8 +150,10 @@ def _typed(node: Node, path: str) -> dict[str, Any]:
             told["items"] = _translated(node.get("items"), f"{path}[]")
         case "integer":
             told |= _whole_bounds(node)
-    if isinstance(text := node.get("description"), str) and text:
-        told["description"] = text
+    text = node.get("description")
+    rules = {name: node[name] for name in _TOLD.get(kind, ()) if name in node and name not in told}
+    if rules or (isinstance(text, str) and text):
+        told["description"] = told_in_words(text, rules) if rules else text
     return told
 
 

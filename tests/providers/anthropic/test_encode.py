@@ -111,14 +111,14 @@ def test_what_the_format_cannot_say_is_told_in_the_description() -> None:
         "type": "object",
         "title": "Answer",
         "properties": {
-            "n": {"type": "integer", "description": "a number\n\n{minimum: 1}"},
+            "n": {"type": "integer", "description": 'a number\n\n{"minimum": 1}'},
             "when": {"type": "string", "format": "date"},
-            "code": {"type": "string", "description": "{format: odd, pattern: ^x}"},
+            "code": {"type": "string", "description": '{"format": "odd", "pattern": "^x"}'},
             "tags": {
                 "type": "array",
                 "items": {"type": "string"},
                 "minItems": 1,
-                "description": "{maxItems: 3}",
+                "description": '{"maxItems": 3}',
             },
             "either": {"anyOf": [{"type": "string"}, {"type": "null"}]},
             "fixed": {"const": "x"},

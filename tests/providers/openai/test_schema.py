@@ -44,9 +44,9 @@ def test_every_property_is_required_every_object_closed_and_an_optional_one_may_
 @pytest.mark.parametrize(
     ("node", "strict"),
     [
-        ({"type": "string", "maxLength": 5}, {"type": "string", "description": "{maxLength: 5}"}),
+        ({"type": "string", "maxLength": 5}, {"type": "string", "description": '{"maxLength": 5}'}),
         ({"type": "string", "format": "date"}, {"type": "string", "format": "date"}),
-        ({"type": "string", "format": "uri"}, {"type": "string", "description": "{format: uri}"}),
+        ({"type": "string", "format": "uri"}, {"type": "string", "description": '{"format": "uri"}'}),
         ({"type": "integer", "minimum": 1}, {"type": "integer", "minimum": 1}),
         ({"type": "integer", "default": 3}, {"type": "integer"}),
         ({"oneOf": [{"type": "string"}, {"const": 1}]}, {"anyOf": [{"type": "string"}, {"const": 1}]}),

@@ -102,7 +102,11 @@ def test_a_model_with_nested_models_enums_and_optionals_is_inlined() -> None:
         pytest.param(
             {"type": "string", "format": "date-time"}, {"type": "STRING", "format": "date-time"}, id="format"
         ),
-        pytest.param({"type": "string", "format": "uuid"}, {"type": "STRING"}, id="a format Gemini lacks"),
+        pytest.param(
+            {"type": "string", "format": "uuid", "description": "a number"},
+            {"type": "STRING", "description": 'a number\n\n{"format": "uuid"}'},
+            id="a format Gemini lacks",
+        ),
         pytest.param(
             {"type": "string", "default": None, "title": "X", "examples": ["a"]},
             {"type": "STRING"},
@@ -110,7 +114,7 @@ def test_a_model_with_nested_models_enums_and_optionals_is_inlined() -> None:
         ),
         pytest.param(
             {"type": "array", "items": {"type": "string"}, "uniqueItems": True},
-            {"type": "ARRAY", "items": {"type": "STRING"}},
+            {"type": "ARRAY", "items": {"type": "STRING"}, "description": '{"uniqueItems": true}'},
             id="what only narrows",
         ),
     ],
