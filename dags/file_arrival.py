@@ -2,6 +2,9 @@
 
 A sensor waits for the files without a worker. The task after it names them, so that the same files are read again if a
 later task is retried, whatever has arrived meanwhile. Nothing here leans on the Dag run's date.
+
+The sensor asks for the connection `fs_default`, which a new Airflow may not have. Create it once:
+`airflow connections add fs_default --conn-type fs`
 """
 
 import os

@@ -49,7 +49,10 @@ with DAG(
         source_conn_id=WAREHOUSE_CONN_ID,
         key="ticket_id",
         prompt="Summarize in ten words:\n\n{{ subject or '' }}\n{{ body or '' }}",
-        shape=Shape(output_column="summary"),
+        shape=Shape(
+            output_column="summary",
+            allow_source_as_target=True,  # the source reads the target only to leave out what it has
+        ),
         model_id=MODEL_ID,
         llm_conn_id=LLM_CONN_ID,
         target="support.summaries",

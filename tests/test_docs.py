@@ -31,6 +31,7 @@ from airflow_batch_llm import errors
 from airflow_batch_llm.cli import app
 from airflow_batch_llm.commands.spec import Spec, read_spec
 from airflow_batch_llm.core import settings
+from airflow_batch_llm.core.report import Provenance, Report, to_xcom
 from airflow_batch_llm.core.settings import Stage, field_names
 from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.warehouses.base import ANSWER_BOOKKEEPING, FAILURE_COLUMNS
@@ -246,6 +247,15 @@ def test_the_columns_of_a_table_are_all_described_in_their_order(
     shown = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", part, re.MULTILINE)
 
     assert shown == [(column.name, str(column.type)) for column in columns]
+
+
+def test_the_keys_of_the_report_are_all_described_in_their_order() -> None:
+    page = (ROOT / "docs/reference/report.md").read_text()
+    about = Provenance(run_id="r", run_token="t", provider="p", model="m", key=("id",), target="labels")
+
+    shown = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
+
+    assert shown == list(to_xcom(Report(), about))
 
 
 def test_the_names_of_the_package_are_all_described() -> None:
