@@ -15,6 +15,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +32,8 @@ from airflow_batch_llm import errors
 from airflow_batch_llm.cli import app
 from airflow_batch_llm.commands.spec import Spec, read_spec
 from airflow_batch_llm.core import settings
+from airflow_batch_llm.core.model import Usage
+from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.core.report import Provenance, Report, to_xcom
 from airflow_batch_llm.core.settings import Stage, field_names
 from airflow_batch_llm.simulator.handle import Simulator
@@ -256,6 +259,30 @@ def test_the_keys_of_the_report_are_all_described_in_their_order() -> None:
     shown = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
 
     assert shown == list(to_xcom(Report(), about))
+
+
+def test_a_recipe_begins_with_its_example_and_all_are_listed() -> None:
+    recipes = [page for page in PAGES if page.parent.name == "cookbook" and page.name != "index.md"]
+    listed = re.findall(r"\((\S+\.md)\)", (ROOT / "docs/cookbook/index.md").read_text())
+
+    assert sorted(listed) == [page.name for page in recipes]
+    assert len(recipes) == 12
+    assert all(page.read_text().split("\n\n")[1].startswith("```python\n") for page in recipes)
+    assert {one.page for one in _dags()} >= set(recipes)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_dollars_on_the_first_page_follow_from_the_price_list(page: str) -> None:
+    shown = re.findall(r"^\| `(\w+):(\S+)` \| (.+) \|$", (ROOT / page).read_text(), re.MULTILINE)
+
+    assert shown
+    for provider, model, dollars in shown:
+        prices = PriceList.of(provider, model, at=datetime(2026, 11, 27, tzinfo=UTC).timestamp())
+        price = prices.priced(Usage(input_tokens=400, output_tokens=20))
+        assert price is not None
+        assert prices.assumed is None
+        night, changed = 10_000 * price.batch, 100 * price.batch
+        assert dollars == f"${10_000 * price.realtime:.2f} | ${night:.2f} | ${changed:.4f}"
 
 
 def test_the_names_of_the_package_are_all_described() -> None:
