@@ -33,7 +33,7 @@ with DAG(
     schedule="0 2 * * *",
     start_date=pendulum.datetime(2026, 1, 1),
     catchup=False,
-    max_active_runs=1,  # two runs at the same instant could both send a row
+    max_active_runs=1,
     default_args={"retries": 3, "retry_delay": timedelta(minutes=1)},
     doc_md=__doc__,
     tags=["batch-llm"],

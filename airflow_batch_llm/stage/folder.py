@@ -61,6 +61,18 @@ class RunFolder:
     def _plan_path(self, round_number: int) -> str:
         return self._at("plan.json") if round_number == 1 else self._at("rounds", f"{round_number}.json")
 
+    def create_draft(self, nonce: str, data: bytes) -> None:
+        """Store a plan below its nonce. It counts once it is frozen."""
+        self.workspace.create(self._draft_path(nonce), data)
+
+    def freeze(self, nonce: str) -> None:
+        """Make a draft the plan, unless there is one."""
+        if self.read_plan() is None and (draft := self.workspace.read(self._draft_path(nonce))) is not None:
+            self.create_plan(draft)
+
+    def _draft_path(self, nonce: str) -> str:
+        return self._at("plans", nonce, "draft.json")
+
     # The files of a shard, below the nonce of the planning attempt that wrote them.
 
     def write_requests(self, nonce: str, number: int, blocks: Iterable[Block], aside: Path) -> None:

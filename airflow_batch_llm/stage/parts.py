@@ -26,7 +26,7 @@ def _silent(message: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """The rooms that meet in a stage. The clock is a part, so that tests can move it."""
+    """The rooms that meet in a stage. The clock and the sleep are parts, so that tests can move time."""
 
     provider: Provider
     source: Reads
@@ -34,6 +34,7 @@ class Parts:
     workspace: Workspace
     spool: Path
     clock: Callable[[], float] = time.time
+    sleep: Callable[[float], None] = time.sleep
     say: Callable[[str], None] = _silent
     alert: Callable[[str], None] | None = None  # instead of `say`, for what somebody should look at
 

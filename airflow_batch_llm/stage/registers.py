@@ -2,6 +2,7 @@
 
     .registers/known/<provider>/<batch>      every batch that some run has recorded
     .registers/targets/<hash>/<run>.json     unfinished runs by target
+    .registers/tickets/<hash>/<number>/      the planners on a target, in their order
     .registers/loose/<provider>/<run>.json   finished runs of which a batch may still show up
     .registers/due/<epoch>-<run>.json        runs whose prompts and answers are to be deleted after a time
 
@@ -15,7 +16,9 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+from airflow_batch_llm.core.reservation import TicketEntry
 from airflow_batch_llm.stage.folder import RunFolder, safe_name
 from airflow_batch_llm.store import Workspace
 
@@ -77,7 +80,7 @@ class Registers:
                 break
             data = self._read(f"due/{name}")
             if data is not None:
-                yield Due(name=name, folder=self._folder(data))
+                yield Due(name=name, folder=self.folder(data.decode()))
 
     def is_registered_later(self, due: Due) -> bool:
         """Return whether the same run has a later entry."""
@@ -105,12 +108,40 @@ class Registers:
         names = {name for root in _ROOTS for name in self.workspace.names(f"{root}{register}")}
         return sorted(name for name in names if _ENTRY.fullmatch(name))
 
+    def ticket(self, target: str, number: int) -> list[TicketEntry]:
+        """Return the records of one ticket of a target."""
+        records = self.workspace.records(self._ticket(target, number))
+        return [TicketEntry.from_json(data) for _, data in records]
+
+    def write_ticket(self, target: str, number: int, at: int, entry: TicketEntry) -> bool:
+        """Create a record of a ticket. Returns whether this very record is there now."""
+        folder, data = self._ticket(target, number), entry.to_json()
+        if self.workspace.append(folder, data, after=at - 1) is not None:
+            return True
+        return any(place == at and record == data for place, record in self.workspace.records(folder))
+
+    def settled_tickets(self, target: str) -> int:
+        """Return a number up to which all tickets of a target are settled. It may be behind."""
+        data = self.workspace.read(f"{self._tickets(target)}/settled.json")
+        return 0 if data is None else int(data)
+
+    def settle_tickets(self, target: str, number: int, aside: Path) -> None:
+        """Spare later planners the look at the tickets up to this one."""
+        self.workspace.write(f"{self._tickets(target)}/settled.json", [str(number).encode()], aside)
+
+    def _ticket(self, target: str, number: int) -> str:
+        return f"{self._tickets(target)}/{number:06d}"
+
+    def _tickets(self, target: str) -> str:
+        return f"{_ROOT}tickets/{_short(target)}"
+
     def _listed(self, register: str) -> list[RunFolder]:
         found = (self._read(f"{register}/{name}") for name in self._entries(register))
-        return [self._folder(data) for data in found if data is not None]
+        return [self.folder(data.decode()) for data in found if data is not None]
 
-    def _folder(self, data: bytes) -> RunFolder:
-        run, _, generation = data.decode().rpartition("/g")
+    def folder(self, run_id: str) -> RunFolder:
+        """Return the run folder with this id."""
+        run, _, generation = run_id.rpartition("/g")
         return RunFolder(workspace=self.workspace, run=run, generation=int(generation))
 
 

@@ -88,18 +88,21 @@ class Spool:
         query = f"SELECT {names} FROM rows GROUP BY {names} HAVING count(*) > 1 LIMIT {most}"
         return [restored(batch, self._key) for batch in self._stream(query)]
 
-    def take_out(self, keys_file: Path, key: pa.Schema) -> None:
-        """Leave out the rows whose key and input another run has in flight: it is listed in its keys file.
+    def take_out(self, keys_file: Path, key: pa.Schema) -> int:
+        """Leave out the rows whose key and input another run has in flight. Returns the number of rows left out.
 
-        `key`: the carried types of the other run's key. A number is the same key in every type that holds it.
+        `keys_file` lists the other run's rows, and `key` has the carried types of its key. A number is the same key in every
+        type that holds it.
         """
         if key.equals(self._key):
-            self._take_out(keys_file)
-        elif sorted(key.names) == sorted(self._key.names):
-            path = keys_file.with_suffix(".comparable")
-            self._write_comparable(keys_file, key, path)
-            self._take_out(path)
-            path.unlink()
+            return self._take_out(keys_file)
+        if sorted(key.names) != sorted(self._key.names):
+            return 0
+        path = keys_file.with_suffix(".comparable")
+        self._write_comparable(keys_file, key, path)
+        taken = self._take_out(path)
+        path.unlink()
+        return taken
 
     def _write_comparable(self, keys_file: Path, key: pa.Schema, path: Path) -> None:
         """Another run's keys file with its keys in the types of ours."""
@@ -112,13 +115,14 @@ class Spool:
                     pa.RecordBatch.from_arrays([batch.column(INPUT_HASH), *keys], schema=schema)
                 )
 
-    def _take_out(self, keys_file: Path) -> None:
+    def _take_out(self, keys_file: Path) -> int:
         same = " AND ".join(f"other.{quoted(name)} = rows.{quoted(name)}" for name in self._key.names)
         path = str(keys_file).replace("'", "''")
-        self._ask(
+        (taken,) = self._ask(
             f"INSERT INTO taken SELECT rows.{SEQ} FROM rows JOIN read_parquet('{path}') AS other"
             f" ON other.{INPUT_HASH} = rows.{INPUT_HASH} AND {same} WHERE rows.{REASON} IN ({_SENT_LIST})"
-        )
+        ).fetchone()
+        return int(taken)
 
     def number_requests(self) -> int:
         """Find for every row that is sent the first one with the same request; returns how many requests there are.
@@ -127,7 +131,7 @@ class Spool:
         of two large tables needs memory that grows with them, while sorting does not.
         """
         self._ask(f"""
-            CREATE TABLE sent AS
+            CREATE OR REPLACE TABLE sent AS
             SELECT {SEQ}, min({SEQ}) OVER (PARTITION BY {INPUT_HASH}::UUID) AS {_FIRST} FROM rows
             WHERE {REASON} IN ({_SENT_LIST}) AND {SEQ} NOT IN (SELECT seq FROM taken) ORDER BY {SEQ}""")
         (count,) = self._ask(f"SELECT count(*) FROM sent WHERE {SEQ} = {_FIRST}").fetchone()

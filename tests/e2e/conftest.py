@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import duckdb
@@ -41,9 +41,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         shutil.copy(path, dags)
     with running(Plan(folder=folder, dags=dags, batch_seconds=8, settings=_SETTINGS)) as stack:
         stack.airflow.until_read(
-            "one_task", "by_hand", "as_group", "nightly_labels", "evening_sends", "morning_collects"
+            "one_task", "twin", "by_hand", "as_group", "nightly_labels", "evening_sends", "morning_collects"
         )
-        for dag_id in ("one_task", "by_hand", "as_group"):
+        for dag_id in ("one_task", "twin", "by_hand", "as_group"):
             stack.airflow.api.unpause(dag_id)
         yield stack
 
@@ -131,6 +131,11 @@ class Case:
     @property
     def ledger(self) -> dict[str, Any]:
         return dict(self.stack.simulator.ledger()["openai"])
+
+    def twin(self) -> "Case":
+        """Begin another Dag over the same table."""
+        run_id = self.stack.airflow.api.trigger("twin", {"table": self.table})
+        return replace(self, dag_id="twin", run_id=run_id)
 
     def until_sent(self) -> str:
         """Wait until the provider has the batch. Its id is given."""

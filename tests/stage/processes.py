@@ -117,6 +117,7 @@ def _drive(job: Job, out: Path) -> None:
             job.name,
             max_tries=job.max_tries,
             parts={name: getattr(parts, name) for name in ("provider", "source", "target", "workspace")}
+            | ({"sleep": job.world.sleep_evenly} if job.evenly else {})
             | dict(job.hook(job.world) if job.hook else {}),
             **job.changes,
         )

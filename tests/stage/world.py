@@ -130,6 +130,7 @@ class World:
             workspace=self.workspace(),
             spool=self.folder / "spool",
             clock=self.clock,
+            sleep=self.sleep,
         )
         return replace(parts, **changes)
 

@@ -29,6 +29,9 @@ RETRIES = {"retries": 4, "retry_delay": timedelta(seconds=1)}
 with DAG("one_task", schedule=None, default_args=RETRIES):
     LLMTransformOperator(task_id="label", deferrable=True, **STAGE)
 
+with DAG("twin", schedule=None, default_args=RETRIES):
+    LLMTransformOperator(task_id="label", deferrable=True, **STAGE)
+
 with DAG("by_hand", schedule=None, default_args=RETRIES):
     send = SubmitLLMBatchOperator(task_id="send", **STAGE)
     wait = LLMBatchSensor(task_id="wait", handle=send.output, deferrable=True, poke_interval=0.5)
