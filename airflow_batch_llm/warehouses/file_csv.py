@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
+from threading import Lock
 from typing import Any
 
 import pyarrow as pa
@@ -71,9 +72,13 @@ class CsvFile:
     def _blocks(self, stream: Any, schema: pa.Schema, block: int) -> Iterator[pa.RecordBatch]:
         stream.seek(0)
         types = {column.name: column.type for column in schema}
-        with self._open(stream, types, block, include=schema.names) as rows:
-            for batch in rows:
-                yield batch.cast(schema)
+        turn = _Turn(stream)
+        try:
+            with self._open(turn, types, block, include=schema.names) as rows:
+                for batch in rows:
+                    yield batch.cast(schema)
+        finally:
+            turn.end()
 
     def _readable(self, schema: pa.Schema) -> pa.Schema:
         """The schema, unless Arrow found in a text what is no UTF-8, and took it for bytes."""
@@ -104,6 +109,30 @@ class CsvFile:
                 include_missing_columns=include is not None,
             ),
         )
+
+
+class _Turn:
+    """The stream, for one reader of Arrow's only.
+
+    Arrow reads ahead in threads, which go on for a while when the reader has failed. Without this they would take bytes
+    from the next reader of the same stream, and rows would be lost.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._lock = Lock()
+        self.closed = False
+
+    def read(self, size: int = -1) -> bytes:
+        """Read on, if it is still this reader's turn."""
+        with self._lock:
+            data: bytes = b"" if self.closed else self._stream.read(size)
+            return data
+
+    def end(self) -> None:
+        """Wait for a read that goes on, and let none begin after it."""
+        with self._lock:
+            self.closed = True
 
 
 def _said(complaint: str, header: list[str]) -> str:

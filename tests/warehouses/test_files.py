@@ -2,8 +2,10 @@
 
 import gzip
 import os
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,6 +17,7 @@ import pytest
 
 from airflow_batch_llm.core.model import ColumnType
 from airflow_batch_llm.errors import SourceError
+from airflow_batch_llm.warehouses import file_csv
 from airflow_batch_llm.warehouses.base import ARROW_TYPES
 from airflow_batch_llm.warehouses.files import SOURCE_URI, FileFormat, FileSource, read_files
 from tests.emulators.servers import Emulators
@@ -210,6 +213,28 @@ def test_a_broken_csv_is_named_with_what_is_wrong(tmp_path: Path, content: bytes
     while error is not None:
         assert SECRET not in str(error)
         error = error.__cause__ or error.__context__
+
+
+class SlowFile(BytesIO):
+    """A file on a slow disk: a thread of Arrow's that reads ahead is still at it when the next reader begins."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        time.sleep(0.001)
+        return super().read(size)
+
+
+def test_a_long_row_costs_no_other_row_when_the_file_is_read_again_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(file_csv, "_BLOCKS", (1 << 10, 8 << 10, 64 << 10))
+    short = b'"short"\n' * 2_000
+    content = b"a\n" + short + b'"' + b"x" * (3 << 10) + b'"\n' + short
+    file = file_csv.CsvFile()
+    schema = file.schema(BytesIO(content))
+
+    rows = [sum(batch.num_rows for batch in file.batches(SlowFile(content), schema)) for _ in range(20)]
+
+    assert set(rows) == {4_001}
 
 
 @pytest.mark.parametrize("name", ["t.parquet", "t.csv.gz", "t.jsonl.gz"])
