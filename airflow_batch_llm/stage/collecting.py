@@ -11,11 +11,12 @@ from pathlib import Path
 
 import orjson
 
-from airflow_batch_llm.core.journal import Entry, Kind, Standing
+from airflow_batch_llm.core.journal import Entry, Kind, Standing, Wait
 from airflow_batch_llm.core.model import BatchState, BatchStatus, Outcome, Usage
 from airflow_batch_llm.core.report import Durations, Report, Spent
-from airflow_batch_llm.errors import ResultsGone
+from airflow_batch_llm.errors import ResultsGone, Unavailable
 from airflow_batch_llm.providers.lines import joined_lines, split_lines
+from airflow_batch_llm.stage.completeness import Expected, Incomplete, Lines
 from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.gathering import Gathered, Gatherer
 from airflow_batch_llm.stage.judged import Failure, Judged
@@ -33,6 +34,10 @@ from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.submitting import fetch
 from airflow_batch_llm.warehouses.base import Part
+
+#: Results that are not complete are fetched again for this long before a row counts as missing.
+RESULTS_PATIENCE_SECONDS = 600.0
+_FETCH_AGAIN_SECONDS = 60.0
 
 #: A batch that was turned away for lack of quota is sent again after this.
 _LATER_SECONDS = 300.0
@@ -52,12 +57,16 @@ class Collector:
         gatherer = lru_cache(1)(lambda: Gatherer.of(self.parts.provider, self.plan))
         object.__setattr__(self, "_gatherer", gatherer)
 
-    def note_end(self, shard: PlannedShard, standing: Standing, status: BatchStatus) -> None:
-        """Record that the shard's batch has ended: its results are kept before the journal says so."""
+    def note_end(self, shard: PlannedShard, standing: Standing, status: BatchStatus) -> Wait | None:
+        """Record that the shard's batch has ended: its results are kept before the journal says so.
+
+        Returns what to wait for if the results are not complete yet. Then nothing is kept and nothing is recorded.
+        """
         batch = standing.batch
         assert batch is not None
         if status.state is BatchState.ENDED:
-            self.keep_results(batch.batch_id)
+            if (wait := self._keep_whole(shard, batch.batch_id, status)) is not None:
+                return wait
             entry = replace(
                 self._entry(Kind.ENDED, batch_id=batch.batch_id), unmentioned=status.unmentioned.value
             )
@@ -70,7 +79,41 @@ class Collector:
             entry = self._entry(Kind.REFUSED, batch_id=batch.batch_id, reason=status.reason or "rejected")
         entry = replace(entry, detail=status.detail)
         if self._append(shard, standing, entry) and batch.upload:
-            self.parts.provider.discard(batch.upload)
+            with self.parts.cleaning("an uploaded file"):
+                self.parts.provider.discard(batch.upload)
+        return None
+
+    def _keep_whole(self, shard: PlannedShard, batch_id: str, status: BatchStatus) -> Wait | None:
+        """Keep the results of a batch once they are complete, or once they stay incomplete for long."""
+        since = self.folder.read_short(batch_id)
+        is_patient = since is None or self.parts.clock() < since + RESULTS_PATIENCE_SECONDS
+        expected = Expected.of(status, token=self.plan.token(shard), requests=shard.requests)
+        try:
+            seen = self.keep_results(
+                batch_id, expected=expected if is_patient else replace(expected, lines=min(1, expected.lines))
+            )
+        except (Incomplete, ResultsGone, Unavailable) as error:
+            if is_patient:
+                return self._later(batch_id, error)
+            if isinstance(error, Unavailable):
+                raise
+            raise ResultsGone(
+                f"Batch {batch_id} has ended, and its results could not be fetched for"
+                f" {RESULTS_PATIENCE_SECONDS / 60:.0f} minutes: {error} Run the task again later: that costs nothing."
+                " Clear it only if the provider has deleted the results: its rows are then sent, and paid, again."
+            ) from None
+        if seen < expected.lines:
+            self.parts.warn(
+                f"Batch {batch_id}: the provider gives {seen:,} of {expected.lines:,} results, and has for"
+                f" {RESULTS_PATIENCE_SECONDS / 60:.0f} minutes. The other rows count as missing."
+            )
+        return None
+
+    def _later(self, batch_id: str, error: Exception) -> Wait:
+        now = self.parts.clock()
+        self.folder.note_short(batch_id, now)
+        reason = f"the results of batch {batch_id} are fetched again: {error}".rstrip(".")
+        return Wait(until=now + _FETCH_AGAIN_SECONDS, reason=reason)
 
     def land(self, shard: PlannedShard, standing: Standing) -> None:
         """Stage the shard's rows, and record what became of them."""
@@ -116,11 +159,15 @@ class Collector:
     def part(self, number: int) -> Part:
         return Part(run_id=self.folder.run_id, round=self.plan.round, shard=number)
 
-    def keep_results(self, batch_id: str) -> None:
-        """Bring the raw lines of a batch into the run folder, whole or not at all."""
-        results = self.parts.provider.results(batch_id)
+    def keep_results(self, batch_id: str, expected: Expected | None = None) -> int:
+        """Bring the raw lines of a batch into the run folder, whole or not at all. Returns the number of lines.
+
+        Raises `Incomplete`, and keeps nothing, if they are not what is expected.
+        """
+        seen = Lines(self.parts.provider.results(batch_id), expected)
         aside = self.scratch / f"{secrets.token_hex(6)}.results.jsonl"
-        self.folder.write_results(batch_id, joined_lines(results), aside)
+        self.folder.write_results(batch_id, joined_lines(seen), aside)
+        return seen.count
 
     def _gathered(self, shard: PlannedShard, standing: Standing) -> Gathered:
         if standing.ended is None:

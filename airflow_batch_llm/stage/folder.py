@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import orjson
+
 from airflow_batch_llm.core.journal import Entry
 from airflow_batch_llm.store import Block, Workspace
 
@@ -112,6 +114,18 @@ class RunFolder:
 
     def _results(self, batch_id: str) -> str:
         return self._at("results", f"{safe_name(batch_id)}.jsonl")
+
+    def note_short(self, batch_id: str, now: float) -> None:
+        """Note that the results of an ended batch were not complete. The first note counts."""
+        self.workspace.create(self._short(batch_id), orjson.dumps({"since": now}))
+
+    def read_short(self, batch_id: str) -> float | None:
+        """Return when the results of a batch were first found incomplete. None: they never were."""
+        data = self.workspace.read(self._short(batch_id))
+        return None if data is None else float(orjson.loads(data)["since"])
+
+    def _short(self, batch_id: str) -> str:
+        return self._at("short", f"{safe_name(batch_id)}.json")
 
     def put_landed(self, number: int, data: Path) -> None:
         self.workspace.put(self._at("landed", f"{number:04d}.json"), data)

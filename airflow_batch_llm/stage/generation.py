@@ -144,7 +144,8 @@ class Generation:
                     raise
             done = orjson.dumps({"at": self.parts.clock(), "nonce": current.plan.nonce})
             self.folder.create_published(current.plan.round, done)
-        current.unstage()
+        with self.parts.cleaning("staged rows"):
+            current.unstage()
 
     def _next(self, rounds: list[Plan], deadline: float, scratch: Path) -> Plan | None:
         last = rounds[-1]

@@ -1,14 +1,16 @@
 """The rooms that meet in a stage: a provider, the source, the target and a workspace."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import pyarrow as pa
 
 from airflow_batch_llm.core.settings import Source
+from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.warehouses.base import Warehouse
@@ -36,7 +38,18 @@ class Parts:
     clock: Callable[[], float] = time.time
     sleep: Callable[[float], None] = time.sleep
     say: Callable[[str], None] = _silent
+    left: set[str] = field(default_factory=set)  # kinds of things that could not be cleaned up
     alert: Callable[[str], None] | None = None  # instead of `say`, for what somebody should look at
+
+    @contextmanager
+    def cleaning(self, what: str) -> Iterator[None]:
+        """Clean up something that no answer depends on: a failure is a warning, once for each kind of thing."""
+        try:
+            yield
+        except BatchLLMError as error:
+            if what not in self.left:
+                self.left.add(what)
+                self.warn(f"{what[0].upper()}{what[1:]} could not be removed, and stays: {error.in_full}")
 
     def warn(self, message: str) -> None:
         """Say what somebody should look at."""

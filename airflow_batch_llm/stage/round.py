@@ -69,10 +69,10 @@ class Round:
 
     def advance(self) -> Open | None:
         """Do all that can be done now. None: every shard is staged."""
-        trouble = self._note_ends()
+        trouble, waits = self._note_ends()
         self._sweep()
         self._land(self._moves())
-        moves = self._moves() | self._submit()
+        moves = self._moves() | self._submit() | waits
         self._land(moves)
         if trouble:  # of one batch, after the others have been served
             raise trouble[0]
@@ -107,18 +107,25 @@ class Round:
     def _check(self, batches: Collection[str]) -> Mapping[str, BatchStatus]:
         return self.parts.provider.check(tuple(batches)) if batches else {}
 
-    def _note_ends(self) -> list[ProviderError]:
-        """Record the batches that have ended. One whose results cannot be had keeps no other from landing."""
+    def _note_ends(self) -> tuple[list[ProviderError], dict[int, Move]]:
+        """Record the batches that have ended. One whose results cannot be fetched does not block the others.
+
+        Returns the errors, and what shards wait for whose results are not complete yet.
+        """
         running = self._running()
         trouble: list[ProviderError] = []
+        waits: dict[int, Move] = {}
         for batch_id, status in self._check(running).items():
             if status.state is not BatchState.RUNNING:
                 shard, standing = running[batch_id]
                 try:
-                    self._collector.note_end(shard, standing, status)
+                    wait = self._collector.note_end(shard, standing, status)
                 except ProviderError as error:
                     trouble.append(error)
-        return trouble
+                else:
+                    if wait is not None:
+                        waits[shard.number] = wait
+        return trouble, waits
 
     def _sweep(self) -> None:
         """Before a shard lands of which an unrecorded batch may exist: find it, cancel it, keep what it answered."""

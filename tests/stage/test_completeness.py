@@ -1,0 +1,108 @@
+"""Results that are not the batch's are not kept: no row is asked, and paid, again because a proxy answered."""
+
+from typing import Any
+
+import pytest
+
+from airflow_batch_llm.core.model import BatchState, BatchStatus, Outcome
+from airflow_batch_llm.errors import ResultsGone
+from airflow_batch_llm.stage.collecting import RESULTS_PATIENCE_SECONDS
+from airflow_batch_llm.stage.completeness import Expected, Incomplete, Lines
+from tests.stage.world import Bench
+
+PLACES = {"anthropic": "results", "openai": "content"}
+ANSWERS: dict[str, dict[str, Any]] = {
+    "a login page": {
+        "kind": "body",
+        "text": "<html>\n<body>\nSign in</body></html>",
+        "content_type": "text/html",
+    },
+    "a login page that says it is text": {
+        "kind": "body",
+        "text": "Sign in\n" * 30,
+        "content_type": "text/plain",
+    },
+    "another shape": {"kind": "body", "text": "{}", "content_type": "application/json"},
+    "a listing that lags": {"kind": "status", "status": 404},
+}
+
+
+@pytest.fixture(params=PLACES)
+def vendor(request: pytest.FixtureRequest) -> Bench:
+    bench: Bench = request.getfixturevalue(request.param)
+    return bench
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_what_is_not_the_results_is_fetched_again_and_nothing_is_paid_again(
+    vendor: Bench, answer: str
+) -> None:
+    vendor.world.make_tickets(20)
+    vendor.fault(endpoint=PLACES[vendor.world.provider_name], times=4, **ANSWERS[answer])
+
+    done = vendor.complete()
+
+    assert done.report.final == {Outcome.SUCCEEDED: 20}
+    assert (vendor.world.charged(), len(vendor.batches())) == (20, 1)
+
+
+def test_results_that_never_come_fail_the_run_and_a_later_retry_costs_nothing(vendor: Bench) -> None:
+    vendor.world.make_tickets(20)
+    vendor.fault(endpoint=PLACES[vendor.world.provider_name], times=None, **ANSWERS["another shape"])
+    before = vendor.world.clock()
+
+    with pytest.raises(ResultsGone, match="Run the task again later: that costs nothing"):
+        vendor.complete()
+    assert vendor.world.clock() - before > RESULTS_PATIENCE_SECONDS
+    vendor.world.simulator.clear_faults()
+
+    assert vendor.complete().report.final == {Outcome.SUCCEEDED: 20}
+    assert (vendor.world.charged(), len(vendor.batches())) == (20, 1)
+
+
+def test_a_row_counts_as_missing_only_after_minutes(bench: Bench) -> None:
+    bench.world.make_tickets(20)
+    bench.fault(kind="missing", rows=[3, 7])
+    before = bench.world.clock()
+
+    bench.complete(max_attempts=1)
+
+    assert bench.world.clock() - before > RESULTS_PATIENCE_SECONDS
+    assert bench.world.failures() == {3: ("missing", 0, False), 7: ("missing", 0, False)}
+
+
+@pytest.mark.parametrize("status", [405, 500])
+def test_a_server_that_keeps_its_files_fails_no_run(openai: Bench, status: int) -> None:
+    openai.world.make_tickets(20)
+    openai.fault(kind="status", endpoint="delete_file", status=status, times=None)
+
+    done = openai.complete(rows_per_batch=10)
+
+    assert done.report.final == {Outcome.SUCCEEDED: 20}
+    assert sum("could not be removed" in line for line in openai.said) == 1
+
+
+@pytest.mark.parametrize(
+    ("finished", "unmentioned", "lines"),
+    [
+        (10, Outcome.MISSING, 10),
+        (None, Outcome.MISSING, 10),  # a server that does not count
+        (12, Outcome.MISSING, 10),
+        (4, Outcome.EXPIRED, 4),
+        (None, Outcome.CANCELED, 0),
+    ],
+)
+def test_as_many_lines_are_expected_as_the_vendor_counts(
+    finished: int | None, unmentioned: Outcome, lines: int
+) -> None:
+    status = BatchStatus(state=BatchState.ENDED, finished=finished, unmentioned=unmentioned)
+
+    assert Expected.of(status, token="r1-0001", requests=10).lines == lines
+
+
+def test_lines_of_another_batch_are_not_these_results() -> None:
+    expected = Expected(lines=1, mark=b"r1-0001-")
+
+    assert list(Lines([b'{"custom_id":"r1-0001-3"}', b""], expected)) == [b'{"custom_id":"r1-0001-3"}', b""]
+    with pytest.raises(Incomplete, match="none of 2 lines"):
+        list(Lines([b'{"custom_id":"r2-0001-3"}', b"x"], expected))
