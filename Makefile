@@ -37,7 +37,8 @@ airflow: .venv/.stamp ## start Airflow's own UI on loopback, with the example Da
 
 test: .venv/.stamp emulators ## run the tests
 	@echo "test: everything, in two processes"
-	@$(PYTEST) -n 2 --dist loadscope --ignore tests/e2e
+	@$(PYTEST) -n 2 --dist loadscope --ignore tests/e2e; status=$$?; \
+	    $(BIN)/python -m tests.emulators.setup --remind; exit $$status
 
 e2e: .venv/.stamp ## kill, clear and fail what runs in a real Airflow, and look at the bill
 	@echo "e2e: a real Airflow on loopback, for about four minutes"

@@ -1,20 +1,24 @@
 """Build `.emulators`: BigQuery and Cloud Storage for one machine, apart from the environment under test.
 
 local-bigquery needs Python 3.13, and DuckDB extensions that come as wheels up to DuckDB 1.5.5, while the package
-is tested on DuckDB 2. Run by `make emulators`; does nothing when what is there is what is wanted.
+is tested on DuckDB 2. Run by `make emulators`; does nothing when what is there is what is wanted. With `--remind` it builds
+nothing, and says what the tests could not run.
 """
 
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 HOME = ROOT / ".emulators"
 PYTHON = HOME / "venv" / "bin" / "python"
 STAMP = HOME / "built"
+
+VERSION = "3.13"
+_FETCH_SECONDS = 300.0
 
 EXTENSIONS = ("ducklake", "icu", "httpfs", "spatial")
 DUCKDB = "1.5.5"
@@ -54,15 +58,23 @@ def build(python: str) -> None:
     STAMP.write_text(_recipe())
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     if is_built():
         return 0
-    python = _python()
+    if "--remind" in arguments:
+        print(
+            "test: NOT RUN: the tests of BigQuery and Cloud Storage. They need Python 3.13: see `make emulators`."
+        )
+        return 0
+    python = found_python() or fetched_python()
     if python:
         print(f"emulators: BigQuery and Cloud Storage in .emulators, with {python}", flush=True)
         build(python)
         return 0
-    print("emulators: NOT BUILT, there is no Python 3.13 here: the tests that need them will be skipped")
+    print(
+        "emulators: NOT BUILT: there is no Python 3.13 here, and uv cannot fetch one. The tests that need them will be"
+        " skipped. Install Python 3.13, or set UV_PYTHON_INSTALL_MIRROR to where uv finds one."
+    )
     return 1 if is_required() else 0
 
 
@@ -70,10 +82,25 @@ def _recipe() -> str:
     return "\n".join((*REQUIREMENTS, *OVERRIDES))
 
 
-def _python() -> str | None:
-    """A Python 3.13 that this machine already has: the installer's, the system's, or one of pyenv's."""
+def fetched_python() -> str | None:
+    """Fetch a Python 3.13 with uv. Returns None where uv cannot reach one."""
+    print("emulators: fetching Python 3.13 with uv", flush=True)
+    try:
+        fetched = subprocess.run(
+            [_installer(), "python", "install", "--quiet", VERSION],
+            capture_output=True,
+            check=False,
+            timeout=_FETCH_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return None
+    return found_python() if fetched.returncode == 0 else None
+
+
+def found_python() -> str | None:
+    """Return a Python 3.13 that this machine already has: the installer's, the system's, or one of pyenv's."""
     found = subprocess.run(
-        [_installer(), "python", "find", "--no-project", "--no-python-downloads", "3.13"],
+        [_installer(), "python", "find", "--no-project", "--no-python-downloads", VERSION],
         capture_output=True,
         text=True,
         check=False,
@@ -91,4 +118,4 @@ def _installer() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
