@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export UV_SYSTEM_CERTS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup emulators demo airflow test e2e fuzz check format docs constraints bench matrix sdks databases clean
+.PHONY: help setup emulators demo airflow quick test e2e fuzz check format docs constraints bench matrix sdks databases clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -34,6 +34,13 @@ demo: .venv/.stamp ## label a table of support tickets, from nothing, with no ke
 
 airflow: .venv/.stamp ## start Airflow's own UI on loopback, with the example Dags and the simulator
 	@$(BIN)/python -m tests.airflow.standalone
+
+QUICK := tests/core tests/test_docs.py tests/stage/test_buying.py tests/stage/test_judging.py \
+    tests/providers/anthropic tests/warehouses/test_target.py tests/warehouses/test_plain.py
+
+quick: check ## check a change in under two minutes: lint, types, the core, the docs, a slice of stage and adapters
+	@echo "quick: a slice of the tests, in two processes"
+	@$(PYTEST) -n 2 --dist load -q -k "not tutorial and not executed" $(QUICK)
 
 test: .venv/.stamp emulators ## run the tests
 	@echo "test: everything, in two processes"
