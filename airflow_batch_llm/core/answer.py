@@ -4,11 +4,13 @@ Nothing is guessed: an answer that does not fit is `Invalid`, with the place whe
 never holds a value of the answer, nor a property name that the answer made up.
 """
 
+import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from decimal import Decimal, InvalidOperation, localcontext
 from enum import StrEnum
 from functools import partial
 from typing import Any
@@ -21,6 +23,8 @@ from airflow_batch_llm.core.request import canonical
 from airflow_batch_llm.core.schema_rules import drop_added_nulls, walk
 
 _FENCE, _LANGUAGE = "```", re.compile(r"[a-zA-Z]*[ \t]*")
+#: A number as JSON and people write it. An exponent of more digits is no amount of anything.
+_DECIMAL = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d{1,4})?", re.ASCII)
 _INT64 = range(-(2**63), 2**63)
 _MAX_MESSAGE = 300
 
@@ -130,12 +134,14 @@ class _Json:
         assert output_type.schema is not None
         self._schema = output_type.schema
         self._validator = jsonschema_rs.validator_for(dict(self._schema))
-        self._columns = [(column, _CONVERTERS[column.type]) for column in output_type.columns]
+        self._columns = [(column, _converter(column)) for column in output_type.columns]
+        self._is_exact = any(column.type is ColumnType.DECIMAL for column in output_type.columns)
         self._names = frozenset(_property_names(self._schema))
 
     def __call__(self, text: str) -> Answer | Invalid:
         try:
-            value = orjson.loads(_unfenced(text))
+            text = _unfenced(text)
+            value = orjson.loads(text)
         except orjson.JSONDecodeError as error:
             return Invalid(
                 Fault.NOT_JSON, f"The answer is not JSON (line {error.lineno}, column {error.colno})."
@@ -143,22 +149,24 @@ class _Json:
         if not isinstance(value, dict):
             return Invalid(Fault.SCHEMA, "The answer is not a JSON object.")
         try:
-            return self._fitting(value)
+            return self._fitting(value, text)
         except (ValueError, RecursionError):
             return Invalid(Fault.SCHEMA, "The answer is nested too deeply.")
 
-    def _fitting(self, value: dict[str, Any]) -> Answer | Invalid:
+    def _fitting(self, value: dict[str, Any], text: str) -> Answer | Invalid:
         if not self._validator.is_valid(value):
             # A request may have made every property obligatory, with null for those that are not.
             value = drop_added_nulls(value, self._schema)
             if not self._validator.is_valid(value):
                 return Invalid(Fault.SCHEMA, self._mismatch(value))
-        return self._values(value)
+        return self._values(value, text)
 
-    def _values(self, value: Mapping[str, Any]) -> Answer | Invalid:
+    def _values(self, value: Mapping[str, Any], text: str) -> Answer | Invalid:
+        # A number as it is read has lost digits. For a decimal it is read again as the text that it is.
+        exact = json.loads(text, parse_float=str, parse_int=str) if self._is_exact else value
         values = []
         for column, convert in self._columns:
-            found = _at(value, column.path)
+            found = _at(exact if column.type is ColumnType.DECIMAL else value, column.path)
             try:
                 values.append(None if found is None else convert(found))
             except (ValueError, OverflowError, TypeError, AttributeError):
@@ -234,6 +242,21 @@ def _number(value: Any) -> float:
     return number
 
 
+def _decimal(value: str, digits: tuple[int, int]) -> Decimal:
+    """The number with all of its digits; an error where a column of so many digits would round it."""
+    most, places = digits
+    written = value.strip()
+    if not _DECIMAL.fullmatch(written):
+        raise ValueError
+    number = Decimal(written)
+    with localcontext() as context:
+        context.prec, context.traps[InvalidOperation] = most, False
+        exact = number.quantize(Decimal(1).scaleb(-places))
+    if exact != number:  # also where it is not a number, since it has more digits than that
+        raise ValueError
+    return exact
+
+
 def _boolean(value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError
@@ -274,3 +297,9 @@ _CONVERTERS: Mapping[ColumnType, Callable[[Any], object]] = {
     ColumnType.DATE: _date,
     ColumnType.JSON: _json,
 }
+
+
+def _converter(column: Column) -> Callable[[Any], object]:
+    if column.type is ColumnType.DECIMAL:
+        return partial(_decimal, digits=column.digits)
+    return _CONVERTERS[column.type]

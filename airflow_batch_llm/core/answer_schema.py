@@ -22,8 +22,12 @@ _SCALARS = {
     "boolean": ColumnType.BOOLEAN,
 }
 _FORMATS = {"date": ColumnType.DATE, "date-time": ColumnType.TIMESTAMP}
+#: The format of a number, or of a text, that is a decimal. The two keywords are ours: JSON Schema has none for them.
+DECIMAL, MAX_DIGITS, DECIMAL_PLACES = "decimal", "maxDigits", "decimalPlaces"
+#: As many digits as most databases keep, and after the point as many as BigQuery's NUMERIC.
+_MOST_DIGITS, _USUAL_PLACES = 38, 9
 _TEXTS = {ColumnType.STRING, ColumnType.DATE, ColumnType.TIMESTAMP}
-_NUMBERS = {ColumnType.INTEGER, ColumnType.NUMBER}
+_NUMBERS = {ColumnType.INTEGER, ColumnType.NUMBER, ColumnType.DECIMAL}
 
 
 def check(schema: Schema) -> None:
@@ -82,6 +86,34 @@ def wrapped(schema: Schema, name: str) -> dict[str, Any]:
 
 def column_type(schema: Schema, path: tuple[str, ...]) -> ColumnType:
     """The type of the column that holds what stands at `path`. Raises `OutputTypeError` where nothing can."""
+    kinds = {kind for branch in _at(schema, path) for kind in _kinds(branch)}
+    if len(kinds) == 1:
+        return kinds.pop()
+    if kinds and kinds <= _TEXTS:
+        return ColumnType.STRING
+    if kinds and kinds <= _NUMBERS:
+        return ColumnType.DECIMAL if ColumnType.DECIMAL in kinds else ColumnType.NUMBER
+    return ColumnType.JSON
+
+
+def decimal_digits(schema: Schema, path: tuple[str, ...]) -> tuple[int, int]:
+    """How many digits the decimal at `path` may have: in all, and after the point."""
+    branches = _at(schema, path)
+    places = max(
+        (int(node[DECIMAL_PLACES]) for node in branches if DECIMAL_PLACES in node), default=_USUAL_PLACES
+    )
+    digits = max((int(node[MAX_DIGITS]) for node in branches if MAX_DIGITS in node), default=_MOST_DIGITS)
+    if not 0 <= places <= _MOST_DIGITS or not 1 <= digits <= _MOST_DIGITS:
+        raise OutputTypeError(
+            f"The decimal at {'.'.join(path)!r} may have {digits} digits, {places} of them after the point. Tables hold"
+            f" at most {_MOST_DIGITS}: set max_digits and decimal_places (in a JSON Schema {MAX_DIGITS} and"
+            f" {DECIMAL_PLACES}) to fewer."
+        )
+    return max(digits, places), places
+
+
+def _at(schema: Schema, path: tuple[str, ...]) -> list[Schema]:
+    """The schemas that a value at `path` may follow."""
     nodes = [schema]
     for depth, name in enumerate(path):
         branches = [branch for node in nodes for branch in _branches(node, schema)]
@@ -92,12 +124,7 @@ def column_type(schema: Schema, path: tuple[str, ...]) -> ColumnType:
                 f"The output type has no property {'.'.join(path[: depth + 1])!r}. There are: "
                 f"{', '.join(known) or 'none'}."
             )
-    kinds = {kind for node in nodes for branch in _branches(node, schema) for kind in _kinds(branch)}
-    if len(kinds) == 1:
-        return kinds.pop()
-    if kinds and kinds <= _TEXTS:
-        return ColumnType.STRING
-    return ColumnType.NUMBER if kinds and kinds <= _NUMBERS else ColumnType.JSON
+    return [branch for node in nodes for branch in _branches(node, schema)]
 
 
 def is_always_filled(schema: Schema, path: tuple[str, ...]) -> bool:
@@ -145,6 +172,8 @@ def _kinds(node: Schema) -> set[ColumnType]:
         return {_kind_of_value(value) for value in values if value is not None}
     kinds = node.get("type", "any")
     names: list[str] = kinds if isinstance(kinds, list) else [kinds]
+    if node.get("format") == DECIMAL and {*names} <= {"string", "number", "null"}:
+        return {ColumnType.DECIMAL}
     if names == ["string"] and node.get("format") in _FORMATS:
         return {_FORMATS[node["format"]]}
     return {_SCALARS.get(name, ColumnType.JSON) for name in names if name != "null"}

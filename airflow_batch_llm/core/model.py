@@ -38,6 +38,7 @@ class ColumnType(StrEnum):
     STRING = "string"
     INTEGER = "integer"
     NUMBER = "number"
+    DECIMAL = "decimal"  # a number that is exact to its last digit: money
     BOOLEAN = "boolean"
     TIMESTAMP = "timestamp"
     DATE = "date"

@@ -6,13 +6,14 @@ beyond its schema (validator functions) is not checked.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 from airflow_batch_llm.core.answer_schema import (
     check,
     column_type,
+    decimal_digits,
     has_columns,
     is_always_filled,
     string_enum,
@@ -59,6 +60,15 @@ class Column:
     name: str
     type: ColumnType
     path: tuple[str, ...] = ()
+    digits: tuple[int, int] = (0, 0)
+    """Of a decimal: how many digits it may have, in all and after the point."""
+
+    @classmethod
+    def of(cls, name: str, schema: Mapping[str, Any], path: tuple[str, ...]) -> "Column":
+        """The column of what stands at `path` in an answer of this schema."""
+        kind = column_type(schema, path)
+        digits = decimal_digits(schema, path) if kind is ColumnType.DECIMAL else (0, 0)
+        return cls(name, kind, path, digits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,10 +94,11 @@ class OutputType:
         """From `str`, labels (a list, or a dict with descriptions), a JSON Schema, `Embedding`, or a Python type."""
         naming = naming or Naming()
         if wanted is str:
-            return _single(AnswerKind.TEXT, ColumnType.STRING, naming)
+            return _single(AnswerKind.TEXT, Column(_SINGLE[AnswerKind.TEXT], ColumnType.STRING), naming)
         if wanted is Embedding or isinstance(wanted, Embedding):
             dimensions = wanted.dimensions if isinstance(wanted, Embedding) else None
-            return _single(AnswerKind.VECTOR, ColumnType.VECTOR, naming, dimensions=dimensions)
+            column = Column(_SINGLE[AnswerKind.VECTOR], ColumnType.VECTOR)
+            return _single(AnswerKind.VECTOR, column, naming, dimensions=dimensions)
         if isinstance(wanted, Mapping):
             described = _is_labels(wanted)
             return _of_labels(list(wanted), wanted, naming) if described else _of_schema(wanted, naming)
@@ -121,7 +132,10 @@ class OutputType:
         """For the frozen plan."""
         return {
             "kind": self.kind.value,
-            "columns": [[column.name, column.type.value, list(column.path)] for column in self.columns],
+            "columns": [
+                [column.name, column.type.value, list(column.path), list(column.digits)]
+                for column in self.columns
+            ],
             "schema": self.schema,
             "dimensions": self.dimensions,
         }
@@ -132,7 +146,8 @@ class OutputType:
         return cls(
             kind=AnswerKind(stored["kind"]),
             columns=tuple(
-                Column(name, ColumnType(kind), tuple(path)) for name, kind, path in stored["columns"]
+                Column(name, ColumnType(kind), tuple(path), (digits[0], digits[1]))
+                for name, kind, path, digits in stored["columns"]
             ),
             schema=stored["schema"],
             dimensions=stored["dimensions"],
@@ -168,7 +183,7 @@ def _of_schema(schema: Mapping[str, Any], naming: Naming) -> OutputType:
     kind = AnswerKind.LABEL if string_enum(schema) else AnswerKind.VALUE
     name = _SINGLE[kind]
     whole = wrapped(schema, name)
-    return _single(kind, column_type(whole, (name,)), naming, schema=whole, path=(name,))
+    return _single(kind, Column.of(name, whole, (name,)), naming, schema=whole)
 
 
 def _of_object(schema: Mapping[str, Any], naming: Naming) -> OutputType:
@@ -180,24 +195,19 @@ def _of_object(schema: Mapping[str, Any], naming: Naming) -> OutputType:
     properties = schema["properties"]
     paths = naming.columns if naming.columns is not None else {name: name for name in properties}
     columns = tuple(
-        _column(name, (path,) if path in properties else tuple(path.split(".")), schema)
+        Column.of(name, schema, (path,) if path in properties else tuple(path.split(".")))
         for name, path in paths.items()
     )
     _check_names(columns, naming)
     return OutputType(kind=AnswerKind.OBJECT, schema=schema, columns=columns)
 
 
-def _column(name: str, path: tuple[str, ...], schema: Mapping[str, Any]) -> Column:
-    return Column(name, column_type(schema, path), path)
-
-
 def _single(
     kind: AnswerKind,
-    column: ColumnType,
+    column: Column,
     naming: Naming,
     *,
     schema: Mapping[str, Any] | None = None,
-    path: tuple[str, ...] = (),
     dimensions: int | None = None,
 ) -> OutputType:
     if naming.columns is not None:
@@ -205,7 +215,7 @@ def _single(
             "columns= takes an answer's properties apart, and this output type has none. "
             "Use output_column= to name its column."
         )
-    columns = (Column(naming.output_column or _SINGLE[kind], column, path),)
+    columns = (replace(column, name=naming.output_column or column.name),)
     _check_names(columns, naming)
     return OutputType(kind=kind, schema=schema, columns=columns, dimensions=dimensions)
 

@@ -14,16 +14,19 @@ from pydantic.errors import PydanticSchemaGenerationError
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core.core_schema import DecimalSchema
 
+from airflow_batch_llm.core.answer_schema import DECIMAL, DECIMAL_PLACES, MAX_DIGITS
 from airflow_batch_llm.errors import OutputTypeError
 
 
 class _AnswerSchema(GenerateJsonSchema):
-    """Pydantic admits text for a decimal; in an answer it is a number, and so is its column."""
+    """Pydantic admits text for a decimal. A model is asked for a number, whose digits are taken as it writes them."""
 
     def decimal_schema(self, schema: DecimalSchema) -> JsonSchemaValue:
         bounds = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
         limits = {word: float(schema[key]) for key, word in bounds.items() if key in schema}  # type: ignore[literal-required]
-        return {"type": "number", **limits}
+        names = {"max_digits": MAX_DIGITS, "decimal_places": DECIMAL_PLACES}
+        digits = {word: schema[key] for key, word in names.items() if schema.get(key) is not None}  # type: ignore[literal-required]
+        return {"type": "number", "format": DECIMAL, **limits, **digits}
 
 
 def json_schema(python_type: Any) -> dict[str, Any]:

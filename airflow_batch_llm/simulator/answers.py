@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from airflow_batch_llm.core.answer_schema import DECIMAL, DECIMAL_PLACES, MAX_DIGITS
 from airflow_batch_llm.core.schema_rules import rules_in_words
 from airflow_batch_llm.simulator.draw import Draw, phrase
 from airflow_batch_llm.simulator.patterns import matching
@@ -234,6 +235,8 @@ def _integer(schema: dict[str, Any]) -> Maker:
 
 
 def _number(schema: dict[str, Any]) -> Maker:
+    if schema.get("format") == DECIMAL:
+        schema = _decimal(schema)
     if step := schema.get("multipleOf"):
         low, high = _bounds(schema, 100 * step, step)
         exact = Decimal(str(step))
@@ -250,7 +253,18 @@ def _number(schema: dict[str, Any]) -> Maker:
     return lambda draw: low + (high - low) * (1 + 2 * draw.below(1024) / 1024) / 4
 
 
+def _decimal(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a decimal in the words that JSON Schema has: a step and a greatest value."""
+    places = int(schema.get(DECIMAL_PLACES, 2))
+    step = Decimal(1).scaleb(-places)
+    most = float(Decimal(1).scaleb(int(schema.get(MAX_DIGITS, 12)) - places) - step)
+    return {"multipleOf": float(step), **schema, "maximum": min(most, schema.get("maximum", most))}
+
+
 def _string(schema: dict[str, Any]) -> Maker:
+    if schema.get("format") == DECIMAL and "pattern" not in schema:
+        number = _number(schema)
+        return lambda draw: format(Decimal(str(number(draw))), "f")
     fewest, most = int(schema.get("minLength", 0)), schema.get("maxLength")
     if pattern := schema.get("pattern"):
         return lambda draw: matching(pattern, draw, fewest, most)

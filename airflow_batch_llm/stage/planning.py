@@ -26,7 +26,7 @@ from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan import Plan
 from airflow_batch_llm.stage.planners import Planners
 from airflow_batch_llm.stage.tidying import register_unfinished
-from airflow_batch_llm.warehouses.base import ARROW_TYPES, NamesTables, Target
+from airflow_batch_llm.warehouses.base import NamesTables, Target, answer_schema
 
 
 def output_type_of(stage: Stage) -> OutputType:
@@ -167,7 +167,7 @@ class Planner:
             failures=self.stage.failures_table,
             key=key_schema(schema, self.stage.key),
             carried=carried_schema(schema, [name for name in shape.carry if name not in self.stage.key]),
-            answer=pa.schema([(c.name, ARROW_TYPES[c.type]) for c in resolved.output_type.columns]),
+            answer=answer_schema(resolved.output_type.columns),
             write_mode=shape.write_mode,
             on_schema_change=shape.on_schema_change,
             create=shape.create_target,

@@ -1,6 +1,7 @@
 """The contract's cases about staging and merging."""
 
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from typing import Any
 
 import orjson
@@ -20,6 +21,7 @@ ANSWERS: dict[ColumnType, list[Any]] = {
     ColumnType.STRING: ["billing", ""],
     ColumnType.INTEGER: [2**53 + 1, -(2**63)],
     ColumnType.NUMBER: [0.1, -1e300],
+    ColumnType.DECIMAL: [Decimal("12345678901234567890123456789.123456789"), Decimal("-0.1")],
     ColumnType.BOOLEAN: [True, False],
     ColumnType.TIMESTAMP: [datetime(2026, 3, 1, 12, 30, 0, 5, tzinfo=UTC), datetime(1969, 1, 1, tzinfo=UTC)],
     ColumnType.DATE: [date(2026, 3, 1), date(1900, 1, 1)],
@@ -50,6 +52,8 @@ class MergesAnswers:
                 value, there = row.get(type_.value), found[type_.value]
                 if type_ in (ColumnType.JSON, ColumnType.VECTOR):
                     value, there = _parsed(value), _parsed(there)
+                if type_ is ColumnType.DECIMAL and isinstance(there, str):
+                    there = Decimal(there)  # a database whose numbers have few digits keeps it as text
                 assert there == value, type_
 
     def test_keys_and_carried_columns_land_as_they_were(

@@ -5,13 +5,14 @@ target; `publish` merges everything staged in one transaction where the database
 repeated after a crash at any point and leave the same tables.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import pyarrow as pa
 
 from airflow_batch_llm.core.model import ColumnType
+from airflow_batch_llm.core.output_type import Column
 from airflow_batch_llm.core.settings import SchemaChange, Source, WriteMode
 
 #: The Arrow type of an answer's column. JSON is Arrow's canonical JSON extension type over a string.
@@ -19,12 +20,29 @@ ARROW_TYPES: Mapping[ColumnType, pa.DataType] = {
     ColumnType.STRING: pa.string(),
     ColumnType.INTEGER: pa.int64(),
     ColumnType.NUMBER: pa.float64(),
+    ColumnType.DECIMAL: pa.decimal128(38, 9),
     ColumnType.BOOLEAN: pa.bool_(),
     ColumnType.TIMESTAMP: pa.timestamp("us", tz="UTC"),
     ColumnType.DATE: pa.date32(),
     ColumnType.JSON: pa.json_(pa.string()),
     ColumnType.VECTOR: pa.list_(pa.float64()),
 }
+
+
+def answer_schema(columns: Iterable[Column]) -> pa.Schema:
+    """The Arrow types of an answer's columns."""
+    return pa.schema(
+        [
+            (
+                column.name,
+                pa.decimal128(*column.digits)
+                if column.type is ColumnType.DECIMAL
+                else ARROW_TYPES[column.type],
+            )
+            for column in columns
+        ]
+    )
+
 
 _UTC = pa.timestamp("us", tz="UTC")
 

@@ -117,8 +117,6 @@ def staged_type(kind: pa.DataType) -> pa.DataType:
 def _staged_name(kind: pa.DataType) -> str:
     if of_arrow(kind) in (Kind.JSON, Kind.BINARY):
         return "STRING"
-    if of_arrow(kind) is Kind.DECIMAL and _is_numeric(kind):
-        return "NUMERIC"
     return DIALECT.column_type(kind)
 
 
@@ -140,11 +138,6 @@ def gathered(column: str, kind: pa.DataType, wanted: str) -> str:
     if of_arrow(kind) is Kind.JSON or wanted == DIALECT.column_type(kind):
         return column
     return f"CAST({column} AS {wanted})"
-
-
-def _is_numeric(kind: pa.DataType) -> bool:
-    """Whether a number's digits fit NUMERIC; what is no Arrow decimal is a whole number of 64 bits."""
-    return not pa.types.is_decimal(kind) or (kind.scale <= 9 and kind.precision - kind.scale <= 29)
 
 
 def parameter(name: str | None, value: Any) -> Any:

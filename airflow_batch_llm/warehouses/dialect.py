@@ -14,6 +14,9 @@ import pyarrow as pa
 from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.warehouses.kind import Kind, of_arrow
 
+#: What BigQuery's NUMERIC holds: digits after the point, and before it.
+_NUMERIC_PLACES, _NUMERIC_WHOLE = 9, 29
+
 #: Where a parameter stands in a statement of ours. No name can hold it.
 PARAMETER = "\0"
 
@@ -52,6 +55,8 @@ class Dialect:
     keeps_nul: bool = True  # text may hold the character NUL
     keeps_zone: bool = True  # an instant is kept as one; otherwise as UTC's wall clock
     decimal_digits: int = 38  # the most that a number of a fixed scale may have
+    exact_digits: int = 38  # a number with more would lose some in a column of numbers: it is kept as text
+    numeric: str = ""  # the type of numbers that BigQuery's NUMERIC holds
     pads_text: bool = False  # 'a' and 'a ' are equal
     vector_brackets: str = "[]"  # around a vector staged as text; empty: it is staged as a list
     from_text: Mapping[Kind, str] = field(default_factory=dict)  # kinds staged as text, and how they are read
@@ -115,7 +120,12 @@ class Dialect:
         declared = self.key_types.get(kind) if key else None
         declared = declared or self.types[kind]
         if kind is Kind.DECIMAL:
-            return declared.format(*_precision(type_))
+            digits, places = _precision(type_)
+            if digits > self.exact_digits:
+                return self.types[Kind.STRING]
+            if self.numeric and places <= _NUMERIC_PLACES and digits - places <= _NUMERIC_WHOLE:
+                return self.numeric
+            return declared.format(digits, places)
         return declared
 
     def staged_type(self, type_: pa.DataType, *, key: bool = False) -> str:
@@ -174,6 +184,7 @@ DIALECTS: Mapping[str, Dialect] = {
             key_types={},
             upsert=Upsert.MERGE,
             decimal_digits=76,
+            numeric="NUMERIC",
             max_identifier=300,
             backslashes=True,
         ),
@@ -281,6 +292,7 @@ DIALECTS: Mapping[str, Dialect] = {
             key_types={},
             upsert=Upsert.ON_CONFLICT,
             begin="BEGIN IMMEDIATE",
+            exact_digits=15,
             max_identifier=65_536,
         ),
         Dialect(

@@ -1,16 +1,18 @@
 """From an answer's text to typed values."""
 
 from datetime import UTC, date, datetime
-from typing import Any, Literal
+from decimal import Decimal
+from typing import Annotated, Any, Literal
 
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from airflow_batch_llm.core.answer import Answer, AnswerParser, Fault, Invalid
 from airflow_batch_llm.core.output_type import Embedding, Naming, OutputType
+from airflow_batch_llm.errors import OutputTypeError
 
 SECRET = "4111-1111"
 
@@ -312,3 +314,54 @@ def test_no_text_makes_the_parser_fail(text: str) -> None:
 
 
 PARSERS: dict[str, AnswerParser] = {}
+
+
+@pytest.mark.parametrize(
+    ("written", "exact"),
+    [
+        ("0.1", "0.1"),
+        ("12345678901234567890123456789.123456789", "12345678901234567890123456789.123456789"),
+        ("1.50e2", "150"),
+        ("-0.000000001", "-0.000000001"),
+        ("1.5000000000000", "1.5"),
+        ('"  19.99 "', "19.99"),
+        ("null", None),
+    ],
+)
+def test_a_decimal_keeps_each_digit_that_the_answer_writes(written: str, exact: str | None) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"x": {"type": ["number", "string", "null"], "format": "decimal"}},
+    }
+    answer = parser(schema).parse(f'```json\n{{"x": {written}, "y": 1.0}}\n```')
+    assert answer == Answer((None if exact is None else Decimal(exact),))
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "12.345",
+        "12345.6",
+        "1e9999",
+        '"1e99999999999999999999"',
+        '"NaN"',
+        '"1_0"',
+        '"money"',
+        '"\u0661"',
+        "1" * 5000,
+    ],
+)
+def test_what_a_decimal_column_would_round_or_cannot_read_is_out_of_range(written: str) -> None:
+    money = {"type": ["number", "string"], "format": "decimal", "maxDigits": 6, "decimalPlaces": 2}
+    judged = parser({"type": "object", "properties": {"x": money}}).parse(f'{{"x": {written}}}')
+    assert fault(judged) in (Fault.RANGE, Fault.NOT_JSON)
+    assert not isinstance(judged, Answer)
+
+
+def test_the_bounds_and_digits_of_a_pydantic_decimal_are_those_of_the_column() -> None:
+    made = OutputType.of(Annotated[Decimal, Field(ge=0, le=100, max_digits=6, decimal_places=2)])
+    assert made.columns[0].digits == (6, 2)
+    assert fault(AnswerParser.of(made).parse('{"answer": 100.01}')) is Fault.SCHEMA
+    assert AnswerParser.of(made).parse('{"answer": 99.10}') == Answer((Decimal("99.1"),))
+    with pytest.raises(OutputTypeError, match="max_digits and decimal_places"):
+        OutputType.of(Annotated[Decimal, Field(max_digits=50)])

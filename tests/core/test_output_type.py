@@ -74,7 +74,7 @@ def test_a_model_makes_a_typed_column_of_each_property() -> None:
     assert made.kind is AnswerKind.OBJECT
     assert columns(made) == {
         "number": ColumnType.INTEGER,
-        "total": ColumnType.NUMBER,
+        "total": ColumnType.DECIMAL,
         "weight": ColumnType.NUMBER,
         "paid": ColumnType.BOOLEAN,
         "day": ColumnType.DATE,
@@ -159,7 +159,10 @@ def test_a_model_that_contains_itself_has_its_properties_at_the_root() -> None:
         (bool | None, ColumnType.BOOLEAN),
         (date, ColumnType.DATE),
         (datetime, ColumnType.TIMESTAMP),
-        (Decimal, ColumnType.NUMBER),
+        (Decimal, ColumnType.DECIMAL),
+        (Decimal | int | None, ColumnType.DECIMAL),
+        ({"type": "string", "format": "decimal"}, ColumnType.DECIMAL),
+        ({"type": ["number", "null"], "format": "decimal"}, ColumnType.DECIMAL),
         (int | float, ColumnType.NUMBER),
         (str | date, ColumnType.STRING),
         (str | None, ColumnType.STRING),

@@ -14,6 +14,11 @@ class Line(BaseModel):
     quantity: int = Field(gt=0, lt=4)
 
 
+class Invoice(BaseModel):
+    total: Decimal = Field(max_digits=20, decimal_places=2)
+    rate: Decimal
+
+
 class Bounded(BaseModel):
     share: float = Field(ge=0, le=1)
     open: float = Field(gt=10, lt=10.5, description="between ten and a bit more")
@@ -37,3 +42,17 @@ def test_made_up_answers_obey_every_bound(bench: Bench) -> None:
 
     assert done.report.final == {Outcome.SUCCEEDED: 30}
     assert done.report.attempts == {1: 30}
+
+
+def test_a_decimal_is_exact_from_the_answer_s_digits_to_the_table(bench: Bench) -> None:
+    bench.world.make_tickets(2)
+    bench.fault(kind="text", rows=[0], text='{"total": 12345678901234567.12, "rate": 0.1}')
+    bench.fault(kind="text", rows=[1], text='{"total": 0.125, "rate": 0.1}')
+
+    done = bench.complete(output_type=Invoice, max_attempts=1, min_success_ratio=0)
+
+    assert done.report.final == {Outcome.SUCCEEDED: 1, Outcome.INVALID: 1}
+    assert bench.world.ask("SELECT total, rate, typeof(total), typeof(rate) FROM labels") == [
+        (Decimal("12345678901234567.12"), Decimal("0.1"), "DECIMAL(20,2)", "DECIMAL(38,9)")
+    ]
+    assert bench.world.ask("SELECT _llm_error_code FROM labels__failures") == [("value_out_of_range",)]

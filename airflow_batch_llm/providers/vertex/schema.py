@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from airflow_batch_llm.core.answer_schema import DECIMAL_PLACES, MAX_DIGITS
 from airflow_batch_llm.core.schema_rules import inline_refs, told_in_words
 from airflow_batch_llm.errors import OutputTypeError
 
@@ -49,9 +50,9 @@ _KEPT = {
 # By type, the keywords that only narrow and that the subset has no word for.
 _TOLD = {
     "array": ("uniqueItems",),
-    "string": ("format",),
+    "string": ("format", MAX_DIGITS, DECIMAL_PLACES),
     "integer": ("multipleOf",),
-    "number": ("exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
+    "number": ("exclusiveMinimum", "exclusiveMaximum", "multipleOf", "format", MAX_DIGITS, DECIMAL_PLACES),
 }
 
 
