@@ -19,22 +19,14 @@ from airflow_batch_llm.testing.database import Database
 from airflow_batch_llm.testing.whole_stage import TARGET, WholeStage
 from airflow_batch_llm.warehouses.base import Warehouse
 
-#: The table that the cases read. Rows 0 and 1 share a prompt, row 2 has none, row 3 is refused, row 4 is answered
-#: in a second round, row 5 holds NULLs, and row 6 is in flight in another run.
-THINGS = pa.table(
-    {
-        "n": pa.array(range(7), pa.int64()),
-        "body": ["twin", "twin", "unsendable", "refused", "late", "single", "elsewhere"],
-        "one": pa.array([1, 1, 0, 1, 1, 1, 1], pa.int64()),
-    }
-)
+_BODIES = ("twin", "twin", "unsendable", "refused", "late", "single", "elsewhere")
 #: No number is divided by zero: row 2 has no prompt.
 PROMPT = "{{ body }} {{ 1 // one }}"
 _asked: set[str] = set()
 
 
 def answer(request: Request) -> Answer:
-    """What the simulator answers to a prompt of `THINGS`."""
+    """What the simulator answers to a prompt of `things`."""
     if "refused" in request.prompt:
         return Answer(stop=Stop.REFUSED)
     if "late" in request.prompt and request.prompt not in _asked:
@@ -43,8 +35,18 @@ def answer(request: Request) -> Answer:
     return Answer('{"label": "bug"}')
 
 
+def things() -> pa.Table:
+    """The table that the cases read.
+
+    Rows 0 and 1 share a prompt, row 2 has none, row 3 is refused, row 4 is answered in a second round, row 5 holds
+    NULLs, and row 6 is in flight in another run.
+    """
+    numbers = pa.array(range(len(_BODIES)), pa.int64())
+    return pa.table({"n": numbers, "body": _BODIES, "one": pa.array([1, 1, 0, 1, 1, 1, 1], pa.int64())})
+
+
 def walk_every_way(stage: WholeStage, elsewhere: Source) -> None:
-    """Take `THINGS` through a stage on every way there is. `elsewhere` is row 6 alone; the simulator uses `answer`."""
+    """Take `things` through a stage on every way there is. `elsewhere` is row 6 alone; the simulator uses `answer`."""
     stage.simulator.turn(batch_seconds=3600)
     stage.advance("elsewhere", source=elsewhere)
     (batch_id,) = stage.simulator.ledger()["openai"]["batches"]
@@ -70,9 +72,9 @@ class CarriesColumns:
             yield simulator
 
     @pytest.fixture
-    def things(self, database: Database, running: Simulator, tmp_path: Path) -> WholeStage:
+    def stage(self, database: Database, running: Simulator, tmp_path: Path) -> WholeStage:
         """A stage over the things, with a column for each type that the database has."""
-        database.seed("things", THINGS)
+        database.seed("things", things())
         return WholeStage(
             simulator=running,
             folder=tmp_path / "stage",
@@ -84,13 +86,13 @@ class CarriesColumns:
         )
 
     def test_keys_and_carried_columns_of_every_type_arrive_on_every_way(
-        self, database: Database, things: WholeStage
+        self, database: Database, stage: WholeStage
     ) -> None:
-        walk_every_way(things, typed_things(database, "n = 6"))
+        walk_every_way(stage, typed_things(database, "n = 6"))
         warehouse = database.open()
         for table, rows, names in (
-            (TARGET, "n NOT IN (2, 3)", (*things.key, *things.carry)),
-            (f"{TARGET}__failures", "n IN (2, 3)", things.key),
+            (TARGET, "n NOT IN (2, 3)", (*stage.key, *stage.carry)),
+            (f"{TARGET}__failures", "n IN (2, 3)", stage.key),
         ):
             found, there = (
                 _said(warehouse, source, names)
@@ -100,15 +102,13 @@ class CarriesColumns:
             assert not wrong, wrong
         warehouse.close()
 
-    def test_what_cannot_be_a_key_is_refused_by_its_name(
-        self, database: Database, things: WholeStage
-    ) -> None:
+    def test_what_cannot_be_a_key_is_refused_by_its_name(self, database: Database, stage: WholeStage) -> None:
         for name in database.carried_types:
-            things.key = (f"carried_{name}",)
+            stage.key = (f"carried_{name}",)
             with pytest.raises(
                 SourceError, match=rf"'carried_{name}' cannot be a key.*CAST.*Nothing was sent"
             ):
-                things.advance(name)
+                stage.advance(name)
 
 
 def typed_things(database: Database, where: str = "1 = 1") -> Source:

@@ -22,7 +22,7 @@ from airflow_batch_llm.stage.carried import (
     stored,
     stored_schema,
 )
-from airflow_batch_llm.testing.warehouse_columns import PROMPT, THINGS, answer, walk_every_way
+from airflow_batch_llm.testing.warehouse_columns import PROMPT, answer, things, walk_every_way
 from airflow_batch_llm.testing.whole_stage import TARGET, WholeStage
 from airflow_batch_llm.warehouses.duckdb import DuckDBWarehouse
 from airflow_batch_llm.warehouses.files import FileSource, read_files
@@ -115,7 +115,7 @@ def test_rows_in_flight_are_found_by_a_key_of_another_type(openai: Bench) -> Non
 
 def test_a_file_s_columns_of_every_type_arrive_on_every_way(tmp_path: Path) -> None:
     keys = [column for column, _ in COLUMNS if not pa.types.is_null(column.type)]
-    table = THINGS
+    table = things()
     for place, column in enumerate(keys):
         rows = pa.concat_arrays([column, pa.nulls(1, column.type), column, column])
         table = table.append_column(f"c{place}", rows)
