@@ -82,7 +82,7 @@ class Finisher:
         if not verdict.passed:
             refused = _refusals(shards)
             reason = " ".join((verdict.reason, *(told for told, _ in refused)))
-            said = [*(said for _, said in refused), *_words(landed[-1])]
+            said = [said for _, said in refused] or _words(landed[-1])
             verdict = replace(verdict, reason=reason, words=" ".join(filter(None, said)))
         report = report.judged(verdict)
         about = self._about(rounds, _batch_ids(shards))

@@ -206,3 +206,13 @@ def test_no_control_character_of_a_row_or_a_vendor_reaches_the_terminal(desk: De
     orjson.loads(as_json.stdout)
     for done in (plain, as_json, looked):
         assert [char for char in done.stdout + done.stderr if char != "\n" and not char.isprintable()] == []
+
+
+def test_a_mistyped_provider_is_named_before_its_key_is_asked_for(desk: Desk) -> None:
+    desk.write(model_id="antropic:claude-haiku-4-5")
+
+    done = desk.run(DESK_KEY="")
+
+    assert done.returncode == 2
+    assert "No provider is called 'antropic'. Is it 'anthropic'?" in done.stderr
+    assert "DESK_KEY" not in done.stderr

@@ -15,6 +15,7 @@ def test_a_run_whose_batches_were_cancelled_gives_its_rows_to_the_next(openai: B
 
     tuesday = openai.complete("tuesday")
 
+    assert not [message for message in openai.said if "could not be brought to its end" in message]
     assert tuesday.report.why == {"new": 10}
     assert len(openai.world.answers()) == 10
 
@@ -28,6 +29,7 @@ def test_answers_of_a_run_that_was_left_alone_land_with_the_next_and_are_not_bou
 
     tuesday = openai.complete("tuesday")
 
+    assert not [message for message in openai.said if "could not be brought to its end" in message]
     assert tuesday.report.why == {"answered": 10}
     assert openai.world.charged() == 10
     assert len(openai.world.answers()) == 10
