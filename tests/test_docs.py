@@ -320,7 +320,7 @@ def _first_column(text: str) -> list[str]:
     return re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
 
 
-def test_the_tutorial_leads_to_its_table(tmp_path: Path) -> None:
+def test_the_tutorial_leads_to_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = ROOT / "docs/tutorial/first-table.md"
     shown = [one for one in SNIPPETS if one.page == page]
     for file in (one for one in shown if one.language == "python"):
@@ -341,7 +341,8 @@ def test_the_tutorial_leads_to_its_table(tmp_path: Path) -> None:
         "python dags/label_tickets.py",
     )
 
-    with Simulator(batch_seconds=0) as simulator:
+    monkeypatch.chdir(tmp_path)
+    with Simulator(batch_seconds=0, responder="answers:respond") as simulator:
         script = "\n".join(("set -e", exports.replace("http://127.0.0.1:8765", simulator.url), *steps))
         done = subprocess.run(
             ["sh", "-c", script],
@@ -357,5 +358,13 @@ def test_the_tutorial_leads_to_its_table(tmp_path: Path) -> None:
     assert "3 of 3 rows succeeded" in done.stdout + done.stderr
     assert ledger["rows"]["charged"] == 2
     with duckdb.connect(str(tmp_path / "support.duckdb")) as database:
-        found = database.execute("SELECT ticket_id, _llm_shared FROM ticket_labels ORDER BY 1").fetchall()
-    assert found == [(1, False), (2, False), (3, True)]
+        found = database.execute(
+            "SELECT ticket_id, label, _llm_shared, _llm_cost_usd FROM ticket_labels ORDER BY 1"
+        ).fetchall()
+    assert found == [
+        (int(key), label, shared == "true", float(usd))
+        for key, label, shared, usd in re.findall(
+            r"^│ +(\d+) │ (\w+) +│ (\w+) +│ +(\S+) │$", page.read_text(), re.MULTILINE
+        )
+    ]
+    assert len(found) == 3
