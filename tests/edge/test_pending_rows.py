@@ -74,7 +74,7 @@ def test_a_number_of_rows_that_is_none_is_refused_by_its_name(world: World, run:
     with DAG("pending_none", schedule=None) as dag:
         sensor = PendingRowsSensor(task_id="wait", conn_id="warehouse", table="tickets", min_rows="few")
 
-    with pytest.raises(InputError, match="min_rows='few' is no int"):
+    with pytest.raises(InputError, match="min_rows must be an int, got 'few'"):
         sensor.trigger(0.0)
     assert states(run(dag)) == {"wait": "failed"}
 
