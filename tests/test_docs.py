@@ -77,6 +77,23 @@ def _in(*languages: str) -> Any:
     return pytest.mark.parametrize("snippet", [one for one in SNIPPETS if one.language in languages], ids=str)
 
 
+_OLD_WORDS = re.compile(
+    r"\b(anew|bears?|mends?|whoever|somebody|dear|besides|mishap|it is told)\b", re.IGNORECASE
+)
+
+
+def test_pages_use_plain_words() -> None:
+    found = {
+        f"{page.relative_to(ROOT)}:{number}: {line.strip()}"
+        for page in PAGES
+        if page.parent.name != "decisions"
+        for number, line in enumerate(page.read_text().splitlines(), 1)
+        if _OLD_WORDS.search(line)
+    }
+
+    assert found == set()
+
+
 def test_pages_have_snippets_of_each_kind() -> None:
     assert {"python", "yaml", "console"} <= {one.language for one in SNIPPETS}
     assert any(one.executed for one in SNIPPETS)
