@@ -16,37 +16,39 @@ from airflow_batch_llm.simulator.settings import Settings
 
 READY = "simulator ready at "
 
+_Host = Annotated[str, typer.Option(help="Another address than loopback needs --allow-remote.")]
+_DataDir = Annotated[
+    Path | None, typer.Option(help="Where state lives. Without it, state ends with the simulator.")
+]
+_BatchSeconds = Annotated[float | None, typer.Option(help="How long a batch takes (default 2).", min=0)]
+_ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        help="Refuse every other key, also for the control endpoints. Without it, any key is taken.",
+        envvar="SIMULATOR_API_KEY",
+    ),
+]
+_Upstream = Annotated[
+    str | None, typer.Option(help="Base URL of an OpenAI-compatible endpoint that answers instead, …/v1.")
+]
+_UpstreamKey = Annotated[str | None, typer.Option(help="The key for --upstream.", envvar="UPSTREAM_API_KEY")]
+_StorageUrl = Annotated[
+    str | None, typer.Option(help="Cloud Storage for Vertex.", envvar="STORAGE_EMULATOR_HOST")
+]
+
 
 def simulate(
     port: Annotated[int, typer.Option(help="0 picks a free port.")] = 8765,
-    host: Annotated[
-        str, typer.Option(help="Another address than loopback needs --allow-remote.")
-    ] = "127.0.0.1",
+    host: _Host = "127.0.0.1",
     allow_remote: Annotated[bool, typer.Option(help="Let other machines reach it, by any name.")] = False,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Where state lives. Without it, state ends with the simulator.")
-    ] = None,
-    batch_seconds: Annotated[
-        float | None, typer.Option(help="How long a batch takes (default 2).", min=0)
-    ] = None,
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            help="Refuse every other key, also for the control endpoints. Without it, any key is taken.",
-            envvar="SIMULATOR_API_KEY",
-        ),
-    ] = None,
+    data_dir: _DataDir = None,
+    batch_seconds: _BatchSeconds = None,
+    api_key: _ApiKey = None,
     responder: Annotated[str | None, typer.Option(help="module:function(request) -> the answer.")] = None,
-    upstream: Annotated[
-        str | None, typer.Option(help="Base URL of an OpenAI-compatible endpoint that answers instead, …/v1.")
-    ] = None,
-    upstream_key: Annotated[
-        str | None, typer.Option(help="The key for --upstream.", envvar="UPSTREAM_API_KEY")
-    ] = None,
+    upstream: _Upstream = None,
+    upstream_key: _UpstreamKey = None,
     upstream_concurrency: Annotated[int, typer.Option(help="Requests at once to --upstream.", min=1)] = 16,
-    storage_url: Annotated[
-        str | None, typer.Option(help="Cloud Storage for Vertex.", envvar="STORAGE_EMULATOR_HOST")
-    ] = None,
+    storage_url: _StorageUrl = None,
     end_with_stdin: Annotated[bool, typer.Option(help="Stop when stdin closes.", hidden=True)] = False,
 ) -> None:
     """Stand in for Anthropic, OpenAI and Vertex on loopback: their batch APIs without a key or a bill."""
