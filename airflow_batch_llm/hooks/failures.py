@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from difflib import get_close_matches
 from types import TracebackType
+from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
 from jinja2 import TemplateError, TemplateNotFound, UndefinedError
@@ -50,8 +51,12 @@ class _Translated(AbstractContextManager[None]):
 
 
 @contextmanager
-def rendering(field: str, names: Iterable[str]) -> Iterator[None]:
-    """Fail the task for good if a template cannot be rendered. `names` are those that templates may use."""
+def rendering(task: Any, content: Any, names: Iterable[str]) -> Iterator[None]:
+    """Fail the task for good if a template field cannot be rendered. `names` are those that templates may use."""
+    field = next((name for name in task.template_fields if getattr(task, name, None) is content), None)
+    if field is None:  # a part of a field, which is named when its error reaches the whole
+        yield
+        return
     try:
         yield
     except TemplateError as error:

@@ -121,10 +121,7 @@ class RunOperator(BaseOperator):
         self, content: Any, context: Context, jinja_env: Any = None, seen_oids: set[int] | None = None
     ) -> Any:
         """Render a template, and name the field if that fails."""
-        field = next((name for name in self.template_fields if getattr(self, name, None) is content), None)
-        if field is None:
-            return super().render_template(content, context, jinja_env, seen_oids)
-        with rendering(field, context):
+        with rendering(self, content, context):
             return super().render_template(content, context, jinja_env, seen_oids)
 
     def step(self, run: "Run") -> "Pause | Finished | None":

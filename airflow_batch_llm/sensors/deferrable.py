@@ -9,6 +9,7 @@ from airflow.sdk import Context
 from airflow.triggers.base import BaseTrigger
 
 from airflow_batch_llm.hooks.arguments import is_deferrable
+from airflow_batch_llm.hooks.failures import rendering
 
 
 class DeferrableSensor(BaseSensorOperator):
@@ -20,6 +21,13 @@ class DeferrableSensor(BaseSensorOperator):
     def __init__(self, *, deferrable: bool | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.deferrable = is_deferrable(deferrable)
+
+    def render_template(
+        self, content: Any, context: Context, jinja_env: Any = None, seen_oids: set[int] | None = None
+    ) -> Any:
+        """Render a template, and name the field if that fails."""
+        with rendering(self, content, context):
+            return super().render_template(content, context, jinja_env, seen_oids)
 
     def trigger(self, until: float) -> BaseTrigger:
         """What fires when it is worth looking again; nobody waits for it after `until`."""

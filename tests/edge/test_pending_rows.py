@@ -70,6 +70,22 @@ def test_the_trigger_survives_the_way_to_the_triggerer() -> None:
     assert PendingRowsTrigger(**deserialize(serialize(kwargs))).serialize() == (path, kwargs)
 
 
+def test_a_template_that_cannot_be_rendered_is_named_by_its_field(world: World, run: Run) -> None:
+    failed: list[BaseException] = []
+    with DAG("pending_mistyped", schedule=None) as dag:
+        PendingRowsSensor(
+            task_id="wait",
+            conn_id="warehouse",
+            table="{{ dss }}",
+            min_rows=1,
+            on_failure_callback=lambda context: failed.append(context["exception"]),
+        )
+
+    run(dag)
+
+    assert "table cannot be rendered: 'dss' is undefined. Is it 'ds'?" in str(failed[0])
+
+
 def test_a_number_of_rows_that_is_none_is_refused_by_its_name(world: World, run: Run) -> None:
     with DAG("pending_none", schedule=None) as dag:
         sensor = PendingRowsSensor(task_id="wait", conn_id="warehouse", table="tickets", min_rows="few")
