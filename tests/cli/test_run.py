@@ -65,7 +65,7 @@ def test_a_run_that_was_begun_with_again_goes_on_without_it(desk: Desk) -> None:
     desk.ask("UPDATE tickets SET subject = 'another' WHERE id = 7")
     desk.simulator.turn(batch_seconds=3600)
     with desk.start("run", str(desk.spec_file), "--again") as process:
-        _read_until(process, "are running")
+        _read_until(process, "running")
         process.send_signal(signal.SIGKILL)
         process.communicate()
     (_, second) = orjson.loads(desk.command("inspect", str(desk.run_folder), "--json").stdout)
