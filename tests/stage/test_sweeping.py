@@ -106,7 +106,11 @@ def finished_by_another(bench: Bench) -> Finished:
 
 
 def loose(bench: Bench) -> list[Path]:
-    return [path for path in (bench.world.folder / "workspace" / ".registers" / "loose").rglob("*") if path.is_file()]
+    return [
+        path
+        for path in (bench.world.folder / "workspace" / ".registers" / "loose").rglob("*")
+        if path.is_file()
+    ]
 
 
 def test_the_answers_of_a_stray_serve_where_the_recorded_batch_has_none(bench: Bench) -> None:

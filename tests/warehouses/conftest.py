@@ -1,6 +1,8 @@
 """Databases that the warehouse tests run on, started here and stopped with the session."""
 
 from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -8,7 +10,10 @@ from tests.emulators import postgres
 
 
 @pytest.fixture(scope="session")
-def postgres_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A PostgreSQL server of this session's own, on a socket."""
-    with postgres.running(tmp_path_factory.mktemp("postgres")) as uri:
+def postgres_uri() -> Iterator[str]:
+    """Start a PostgreSQL server of this session's own, on a socket.
+
+    Its folder is not below pytest's: another session that begins closes that one to the server's user.
+    """
+    with TemporaryDirectory(prefix="batch-llm-postgres-") as folder, postgres.running(Path(folder)) as uri:
         yield uri
