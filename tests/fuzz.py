@@ -29,6 +29,7 @@ from airflow_batch_llm.core.output_type import OutputType
 from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.core.report import Report, Spent
 from airflow_batch_llm.core.request import custom_id
+from airflow_batch_llm.providers import PROVIDERS as REGISTERED
 from airflow_batch_llm.providers import connect
 from airflow_batch_llm.providers.base import Access, Provider
 from airflow_batch_llm.simulator.anthropic_rows import NEWEST_VERSION, AnthropicRows
@@ -46,7 +47,7 @@ from airflow_batch_llm.warehouses.base import ARROW_TYPES, Target
 
 TOKEN = "b1f0-0001"
 REQUESTS = 12
-PROVIDERS = ("anthropic", "openai", "vertex")
+PROVIDERS = tuple(REGISTERED)
 
 _KNOBS = Knobs(cached_tokens=3, cache_write_tokens=2, reasoning_tokens=7)
 _SCHEMA = {

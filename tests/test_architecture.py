@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import airflow_batch_llm
+from airflow_batch_llm.providers import PROVIDERS
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "airflow_batch_llm"
@@ -23,7 +24,7 @@ PACKAGE = ROOT / "airflow_batch_llm"
 EDGE = ("decorators", "hooks", "links", "notifications", "operators", "sensors", "triggers")
 
 ADAPTERS = {
-    "providers": ("anthropic", "openai", "vertex"),
+    "providers": tuple(PROVIDERS),
     "warehouses": ("bigquery", "duckdb", "postgres", "sql"),
 }
 

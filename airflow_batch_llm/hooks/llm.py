@@ -17,7 +17,7 @@ from airflow_batch_llm.hooks.anthropic import anthropic_access
 from airflow_batch_llm.hooks.google import google_access, pydantic_vertex_access
 from airflow_batch_llm.hooks.openai import openai_access
 from airflow_batch_llm.hooks.params import check_provider_params
-from airflow_batch_llm.providers import PROVIDERS, check_name, connect
+from airflow_batch_llm.providers import check_name, connect, known_names
 from airflow_batch_llm.providers.base import Access, Provider
 
 OpenAccess = Callable[[Connection, Mapping[str, Any]], Access]
@@ -43,7 +43,7 @@ def split_model_id(model_id: str) -> tuple[str, str]:
     """Return the provider and the model of a `model_id`. Raises `InputError` for an unknown provider."""
     provider, colon, model = model_id.partition(":")
     if not (provider and colon and model):
-        known = ", ".join(sorted(PROVIDERS))
+        known = ", ".join(known_names())
         raise InputError(
             f"model_id={model_id!r} must read '<provider>:<model>', with a provider such as {known};"
             " for example 'anthropic:claude-haiku-4-5'."

@@ -37,6 +37,11 @@ def connect(name: str, access: Access) -> Provider:
     raise InputError(_unknown(name))
 
 
+def known_names() -> list[str]:
+    """The names of all providers, those of installed plug-ins included. Imports no provider."""
+    return sorted({*PROVIDERS, *entry_points(group=ENTRY_POINT_GROUP).names})
+
+
 def check_name(name: str) -> None:
     """Raise `InputError` if no provider has this name. Imports no provider."""
     if name not in PROVIDERS and not entry_points(group=ENTRY_POINT_GROUP, name=name):
@@ -44,7 +49,7 @@ def check_name(name: str) -> None:
 
 
 def _unknown(name: str) -> str:
-    known = sorted({*PROVIDERS, *entry_points(group=ENTRY_POINT_GROUP).names})
+    known = known_names()
     close = get_close_matches(name, known, n=1)
     meant = f" Is it {close[0]!r}?" if close else ""
     return f"No provider is called {name!r}.{meant} A model_id reads '<provider>:<model>', with one of: {', '.join(known)}."

@@ -6,19 +6,18 @@ as plain JSON: it is the same in every release, and a model object per batch wou
 
 import asyncio
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from airflow_batch_llm.core.model import Lease
-from airflow_batch_llm.errors import BatchLLMError, InputError, Unavailable, UnknownFate, raise_alone
+from airflow_batch_llm.errors import InputError, Unavailable, raise_alone
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.bounds import DOWNLOAD, bounded
-from airflow_batch_llm.providers.lease import Sending
+from airflow_batch_llm.providers.creation import Creation, Line, send_once
 from airflow_batch_llm.providers.lines import split_lines
 from airflow_batch_llm.providers.reach import check_base_url, keep_to
-from airflow_batch_llm.providers.shape import NotUnderstood, fate_unknown, understood
+from airflow_batch_llm.providers.shape import NotUnderstood
 from airflow_batch_llm.providers.steps import Judge
 from airflow_batch_llm.providers.stillness import stillness
 
@@ -115,51 +114,15 @@ def _patient(client: Any) -> Any:
     return bounded(client).with_options(max_retries=0, timeout=CALL_TIMEOUT)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Creation:
-    """A request that creates a batch. Without `last` the server has nothing that it could act on."""
-
-    path: str
-    pieces: Iterable[bytes]
-    last: bytes
-    size: int  # of the pieces and `last` together
-    read: Callable[
-        [Any], str
-    ]  # takes the batch's id from the answer; raises for an answer that is not a batch
-
-
 def create(client: Any, creation: Creation, lease: Lease, judge: Judge) -> str:
-    """Send a creation once, inside the lease, and return the batch's id.
+    """Send a creation once, inside the lease, and return the batch's id. Raises what `send_once` raises."""
 
-    Raises the judged error; `UnknownFate` only where a batch may exist: also for an answer that a gateway may have given.
-    """
-    sending = Sending(lease)
-    if sending.remaining <= 0:
-        raise Unavailable("The lease to create this batch is over. Nothing was sent.")
+    def post(content: Iterator[bytes], headers: Mapping[str, str], seconds: float) -> Any:
+        options = {"headers": headers, "timeout": seconds}
+        return client.post(creation.path, cast_to=object, content=content, options=options)
+
     # The SDKs have no public way to watch a connection; what they send with is an httpx or httpx2 client.
-    with sending.watched(client._client):
-        try:
-            answer = client.post(
-                creation.path,
-                cast_to=object,
-                content=sending.body(creation.pieces, creation.last),
-                options={
-                    "headers": {"Content-Length": str(creation.size), "Connection": "close"},
-                    "timeout": sending.remaining,
-                },
-            )
-        except Exception as error:
-            judged = judge(error)
-            if isinstance(judged, UnknownFate) and not sending.whole:
-                judged = Unavailable("The creation broke off before it was sent whole, so no batch exists.")
-            if judged is error and (isinstance(error, BatchLLMError) or not sending.whole):
-                raise
-            raise_alone(fate_unknown(error) if judged is error else judged)
-    try:
-        with understood():
-            return creation.read(answer)
-    except NotUnderstood as error:
-        raise_alone(fate_unknown(error))
+    return send_once(creation, Line(http=client._client, post=post), lease, judge)
 
 
 def open_stream(client: Any, stream_class: type[Any], url: str) -> Any:
@@ -180,12 +143,12 @@ def open_stream(client: Any, stream_class: type[Any], url: str) -> Any:
     return stream
 
 
-def stream_lines(stream: Any, batch_id: str) -> Generator[bytes, None, None]:
-    """The lines of an open stream. `Unavailable` where it breaks off: the caller begins the download again."""
+def stream_lines(response: Any, batch_id: str) -> Generator[bytes, None, None]:
+    """The lines of an open response. `Unavailable` where it breaks off: the caller begins the download again."""
     try:
-        yield from split_lines(_chunks(stream.response, batch_id))
+        yield from split_lines(_chunks(response, batch_id))
     finally:
-        stream.response.close()
+        response.close()
 
 
 def _chunks(response: Any, batch_id: str) -> Iterator[bytes]:

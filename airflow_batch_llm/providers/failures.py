@@ -1,4 +1,4 @@
-"""What a failed call to Anthropic or OpenAI means. The same generator wrote both SDKs, so they fail alike.
+"""What a failed call to a vendor over HTTP means. `failure_of` reads the SDKs of one generator, Anthropic's and OpenAI's.
 
 While a batch is being created the question is whether it may exist all the same: an answer that was lost, or that is
 no verdict, leaves that open, and saying "no" then would pay twice.
@@ -49,9 +49,9 @@ class Failure:
 def failure_of(error: Exception, sdk: ModuleType) -> Failure | None:
     """What an SDK's exception says; None for one that is not about a call to the provider."""
     if isinstance(error, sdk.APIConnectionError):
-        return _unanswered(error.__cause__ or error)
+        return unanswered(error.__cause__ or error)
     if isinstance(error, UnicodeError):
-        return _unanswered(error)
+        return unanswered(error)
     if isinstance(error, (ValueError, sdk.APIResponseValidationError)):
         return Failure(status=None, message="the answer is not JSON")
     if not isinstance(error, sdk.APIStatusError):
@@ -67,11 +67,11 @@ def failure_of(error: Exception, sdk: ModuleType) -> Failure | None:
         status=error.status_code,
         code=word(specific or inner.get("code") or inner.get("type"), secrets),
         message=detail(inner.get("message"), secrets),
-        retry_after=_retry_after(error.response.headers),
+        retry_after=asked_to_wait(error.response.headers),
     )
 
 
-def _unanswered(cause: BaseException) -> Failure:
+def unanswered(cause: BaseException) -> Failure:
     """A call that got no answer. The libraries' own messages may quote a header, so only the system's are kept."""
     kind = type(cause).__name__
     deeper: BaseException | None = cause
@@ -86,7 +86,7 @@ def _unanswered(cause: BaseException) -> Failure:
     )
 
 
-def _retry_after(headers: Mapping[str, str]) -> float | None:
+def asked_to_wait(headers: Mapping[str, str]) -> float | None:
     """The seconds that the server asks to wait, in any spelling of the wish."""
     if (milliseconds := _number(headers.get("retry-after-ms"))) is not None:
         return milliseconds / 1000

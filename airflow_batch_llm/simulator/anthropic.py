@@ -34,6 +34,7 @@ class Anthropic:
     """The vendor's paths."""
 
     provider = Provider.ANTHROPIC
+    request_id_header = "request-id"
 
     def __init__(self, world: World) -> None:
         self._world = world

@@ -1,7 +1,7 @@
-"""The application: three vendors at their own paths, the control endpoints, and `GET /healthz`."""
+"""The application: each vendor at its own paths, the control endpoints, and `GET /healthz`."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
@@ -21,11 +21,14 @@ from airflow_batch_llm.simulator.vendor import Vendor
 from airflow_batch_llm.simulator.vertex import Vertex
 from airflow_batch_llm.simulator.world import World, open_world
 
+#: Every vendor whose protocol is spoken. A new one also has a name in `record.Provider`.
+VENDORS: Sequence[Callable[[World], Vendor]] = (Anthropic, OpenAI, Vertex)
+
 
 def build_app(settings: Settings) -> Starlette:
     """The ASGI application. Raises ValueError for settings that cannot work."""
     world = open_world(settings)
-    vendors: list[Vendor] = [Anthropic(world), OpenAI(world), Vertex(world)]
+    vendors = [vendor(world) for vendor in VENDORS]
     runner = Runner(world, {vendor.provider: vendor for vendor in vendors})
     world.poke = runner.poke
 

@@ -46,7 +46,7 @@ class Gate:
             response = await self._answer(endpoint, request)
             status = _DROPPED if isinstance(response, _NoAnswer) else response.status_code
             self._world.database.count_call(self._vendor.provider, endpoint.name, status)
-            response.headers[_REQUEST_ID[self._vendor.provider]] = f"req_{secrets.token_hex(12)}"
+            response.headers[self._vendor.request_id_header] = f"req_{secrets.token_hex(12)}"
             return response
 
         return guarded
@@ -113,9 +113,6 @@ class Gate:
             response.headers["retry-after"] = f"{fault.retry_after:g}"
         response.headers.update(fault.headers)
         return response
-
-
-_REQUEST_ID = {"anthropic": "request-id", "openai": "x-request-id", "vertex": "x-request-id"}
 
 
 class _NoAnswer(Response):

@@ -99,6 +99,10 @@ class Vendor(Protocol):
     @property
     def provider(self) -> Provider: ...
 
+    @property
+    def request_id_header(self) -> str:
+        """The header that names a call in the vendor's logs."""
+
     def endpoints(self) -> Sequence[Endpoint]: ...
 
     def error(self, refusal: Refusal) -> Response:

@@ -38,6 +38,7 @@ class Vertex:
     """The vendor's paths."""
 
     provider = Provider.VERTEX
+    request_id_header = "x-request-id"
 
     def __init__(self, world: World) -> None:
         self._world = world

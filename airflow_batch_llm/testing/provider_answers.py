@@ -35,7 +35,7 @@ _BLOCK = 1 << 20
 class ReadsAnswers:
     """What `results` and `decode` make of a batch that has ended."""
 
-    #: What becomes of a row that the simulator strikes with this fault; None: the provider does not mention it.
+    #: What becomes of a row that the server strikes with this fault; None: the provider does not mention it.
     outcomes: ClassVar[Mapping[str, Outcome | None]] = {
         "errored": Outcome.ERRORED,
         "expired": Outcome.EXPIRED,
@@ -48,7 +48,7 @@ class ReadsAnswers:
         "surrogate": Outcome.SUCCEEDED,
         "missing": None,
     }
-    #: The simulator's name for the call that downloads results.
+    #: The server's name for the call that downloads results.
     download_endpoint: ClassVar[str] = "results"
     #: Seconds after which the provider has deleted the results of a batch.
     retention_seconds: ClassVar[float] = 31 * 86_400

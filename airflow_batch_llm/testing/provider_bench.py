@@ -1,4 +1,4 @@
-"""One provider adapter on one simulator, and the errands that every test of it runs."""
+"""One provider adapter on one server, and the errands that every test of it runs."""
 
 import asyncio
 import time
@@ -24,7 +24,7 @@ from airflow_batch_llm.core.model import (
 )
 from airflow_batch_llm.core.request import custom_id, shard_token
 from airflow_batch_llm.providers.base import Provider
-from airflow_batch_llm.simulator.handle import Simulator
+from airflow_batch_llm.testing.provider_server import ProviderServer
 
 _PATIENCE_SECONDS = 30.0
 
@@ -34,7 +34,7 @@ class Bench:
     """What a test works with. Each has a run token of its own, so that no test finds another's batches."""
 
     provider: Provider
-    simulator: Simulator
+    simulator: ProviderServer
     folder: Path
     model: str
     run: str = field(default_factory=lambda: f"b{uuid4().hex[:8]}")
@@ -91,7 +91,7 @@ class Bench:
         self.simulator.fault(provider=self.provider.name, **fault)
 
     def bill(self) -> dict[str, Any]:
-        """The simulator's ledger for this provider."""
+        """The server's ledger for this provider."""
         ledger: dict[str, Any] = self.simulator.ledger()[self.provider.name]
         return ledger
 

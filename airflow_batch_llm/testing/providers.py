@@ -1,16 +1,19 @@
-"""The contract of a provider adapter, as tests to inherit. They run through the real SDK against the simulator.
+"""The contract of a provider adapter, as tests to inherit. They run through the real SDK against a server on loopback.
 
     class TestMyProvider(ProviderContract):
         provider_name, model = "mine", "some-model"
 
-        def access(self, simulator: Simulator) -> Access:
-            return Access(api_key="any", base_url=simulator.url)
+        @classmethod
+        def serve(cls) -> AbstractContextManager[ProviderServer]:
+            return MyServer()
+
+Leave `serve` out for a vendor that the package's simulator speaks.
 
 A case that an adapter cannot pass is overridden there with an `xfail` that says why.
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import ClassVar
 
@@ -22,29 +25,35 @@ from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.testing.provider_answers import ReadsAnswers
 from airflow_batch_llm.testing.provider_bench import Bench, Driver, asynchronously
 from airflow_batch_llm.testing.provider_creation import CreatesOnce
+from airflow_batch_llm.testing.provider_server import ProviderServer
 from airflow_batch_llm.testing.provider_watching import WatchesBatches
 
-__all__ = ["ProviderContract"]
+__all__ = ["ProviderContract", "ProviderServer"]
 
 
 class ProviderContract(ReadsAnswers, CreatesOnce, WatchesBatches):
-    """Everything that an adapter promises. Every case starts from an empty simulator."""
+    """Everything that an adapter promises. Every case starts from an empty server."""
 
     provider_name: ClassVar[str]
     model: ClassVar[str]
 
-    def access(self, simulator: Simulator) -> Access:
-        """How to reach the simulator."""
-        raise NotImplementedError
+    @classmethod
+    def serve(cls) -> AbstractContextManager[ProviderServer]:
+        """Start the server that speaks the vendor's API: the package's simulator, or one of your own."""
+        return Simulator(batch_seconds=0.0)
+
+    def access(self, simulator: ProviderServer) -> Access:
+        """Say how to reach the server."""
+        return Access(api_key="any", base_url=simulator.url)
 
     @pytest.fixture(scope="class")
     @classmethod
-    def simulator(cls) -> Iterator[Simulator]:
-        with Simulator(batch_seconds=0.0) as simulator:
+    def simulator(cls) -> Iterator[ProviderServer]:
+        with cls.serve() as simulator:
             yield simulator
 
     @pytest.fixture
-    def bench(self, simulator: Simulator, tmp_path: Path) -> Iterator[Bench]:
+    def bench(self, simulator: ProviderServer, tmp_path: Path) -> Iterator[Bench]:
         simulator.reset()
         provider = connect(self.provider_name, self.access(simulator))
         yield Bench(provider=provider, simulator=simulator, folder=tmp_path, model=self.model)

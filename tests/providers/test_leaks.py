@@ -11,7 +11,7 @@ import pytest
 
 from airflow_batch_llm.core.model import Call, Lease, ShardFile
 from airflow_batch_llm.errors import InputError, ProviderError, Refused
-from airflow_batch_llm.providers import connect
+from airflow_batch_llm.providers import PROVIDERS, connect
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.redaction import detail, redacted, word
 from airflow_batch_llm.simulator.handle import Simulator
@@ -60,7 +60,7 @@ def shard(provider: Any, canaries: Canaries, folder: Path) -> ShardFile:
     return ShardFile(path=path, token="r-1", call=call, requests=1, bytes=path.stat().st_size)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", PROVIDERS)
 def test_a_gateway_that_echoes_the_request_is_not_quoted(
     simulator: Simulator, canaries: Canaries, tmp_path: Path, name: str
 ) -> None:

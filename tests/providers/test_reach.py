@@ -13,7 +13,7 @@ import pytest
 
 from airflow_batch_llm.core.model import Call, Lease, ShardFile
 from airflow_batch_llm.errors import InputError, Refused
-from airflow_batch_llm.providers import connect
+from airflow_batch_llm.providers import PROVIDERS, connect
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.reach import check_base_url, is_trusted
 
@@ -83,7 +83,7 @@ def access(name: str, url: str) -> Access:
     return Access(api_key=KEY, base_url=url, options={"default_headers": {"x-gateway": KEY}})
 
 
-@pytest.mark.parametrize("name", ["anthropic", "openai", "vertex"])
+@pytest.mark.parametrize("name", PROVIDERS)
 @pytest.mark.parametrize("status", [302, 307, 308])
 async def test_a_redirect_to_another_host_gets_no_row_and_no_key(
     hosts: tuple[Stranger, Stranger], tmp_path: Path, name: str, status: int

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from airflow_batch_llm.providers.clients import Creation
+from airflow_batch_llm.providers.creation import Creation
 
 _BLOCK = 256 * 1024
 _PREFIX, _SUFFIX = b'{"requests":[', b"]}"

@@ -181,7 +181,7 @@ def _sighting(batch: _Listed, search: Search, client: Any) -> Calls[Sighting | N
         stream = yield from open_results(batch_id, client)
     except ResultsGone:
         return unsure
-    with contextlib.closing(stream_lines(stream, batch_id)) as lines:
+    with contextlib.closing(stream_lines(stream.response, batch_id)) as lines:
         named = next(filter(None, map(_custom_id, islice(lines, _LINES_LOOKED_AT))), None)
     if named is None:
         return unsure

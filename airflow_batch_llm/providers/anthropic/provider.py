@@ -82,7 +82,8 @@ class AnthropicProvider:
 
     def results(self, batch_id: str) -> Iterator[bytes]:
         client = self._clients.sync
-        return stream_lines(drive(flows.open_results(batch_id, client), client), batch_id)
+        stream = drive(flows.open_results(batch_id, client), client)
+        return stream_lines(stream.response, batch_id)
 
     def find(self, search: Search) -> Sequence[Sighting]:
         client = self._clients.sync

@@ -18,7 +18,8 @@ from airflow_batch_llm.core.model import (
 )
 from airflow_batch_llm.core.request import LineTemplate
 from airflow_batch_llm.providers.base import Access
-from airflow_batch_llm.providers.clients import TRANSFER_TIMEOUT, Clients, Creation, create, stream_lines
+from airflow_batch_llm.providers.clients import TRANSFER_TIMEOUT, Clients, create, stream_lines
+from airflow_batch_llm.providers.creation import Creation
 from airflow_batch_llm.providers.openai import flows
 from airflow_batch_llm.providers.openai.decode import decode
 from airflow_batch_llm.providers.openai.encode import EMBEDDINGS, endpoint_of, request_line
@@ -107,7 +108,8 @@ class OpenAIProvider:
 
     def results(self, batch_id: str) -> Iterator[bytes]:
         for file_id in drive(flows.result_files(batch_id), self._clients.sync):
-            yield from stream_lines(drive(flows.open_file(file_id, batch_id), self._clients.sync), batch_id)
+            stream = drive(flows.open_file(file_id, batch_id), self._clients.sync)
+            yield from stream_lines(stream.response, batch_id)
 
     def find(self, search: Search) -> Sequence[Sighting]:
         return drive(flows.find(search, own_host=self.host is None), self._clients.sync)
