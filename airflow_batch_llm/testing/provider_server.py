@@ -25,7 +25,7 @@ class ProviderServer(Protocol):
         """Stop at once, as a crash would."""
 
     def reset(self) -> None:
-        """Forget batches, files, faults, knobs, the clock's advance and the ledger."""
+        """Forget batches, files, faults, knobs and the ledger. The clock may stay advanced."""
 
     def fault(self, **fault: Any) -> object:
         """Set a fault; the fields are below. `kind` says what happens, `provider` may be ignored.
