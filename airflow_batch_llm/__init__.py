@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from airflow_batch_llm.providers import connect
     from airflow_batch_llm.providers.base import Access
     from airflow_batch_llm.stage.drive import complete
-    from airflow_batch_llm.stage.finishing import Finished
+    from airflow_batch_llm.stage.land.finishing import Finished
     from airflow_batch_llm.stage.parts import Parts
     from airflow_batch_llm.stage.progress import Progress
     from airflow_batch_llm.stage.run import Run
@@ -45,7 +45,7 @@ __all__ = [
 _HOMES = {
     "Access": "providers.base",
     "Embedding": "core.output_type",
-    "Finished": "stage.finishing",
+    "Finished": "stage.land.finishing",
     "Guards": "core.settings",
     "Only": "core.settings",
     "Pace": "core.settings",

@@ -11,8 +11,7 @@ import pendulum
 from airflow.sdk import DAG, Asset, task
 
 from airflow_batch_llm import Shape
-from airflow_batch_llm.operators.collect import CollectLLMBatchOperator
-from airflow_batch_llm.operators.submit import SubmitLLMBatchOperator
+from airflow_batch_llm.operators.llm_batch import CollectLLMBatchOperator, SubmitLLMBatchOperator
 
 MODEL_ID = os.environ.get("BATCH_LLM_MODEL_ID", "anthropic:claude-haiku-4-5")
 LLM_CONN_ID = os.environ.get("BATCH_LLM_CONN_ID")  # None: the default one of the model's provider

@@ -11,8 +11,7 @@ import pendulum
 from airflow.sdk import DAG
 
 from airflow_batch_llm import Pace, Shape
-from airflow_batch_llm.operators.collect import CollectLLMBatchOperator
-from airflow_batch_llm.operators.submit import SubmitLLMBatchOperator
+from airflow_batch_llm.operators.llm_batch import CollectLLMBatchOperator, SubmitLLMBatchOperator
 from airflow_batch_llm.sensors.llm_batch import LLMBatchSensor
 
 MODEL_ID = os.environ.get("BATCH_LLM_MODEL_ID", "anthropic:claude-haiku-4-5")

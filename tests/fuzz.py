@@ -32,17 +32,16 @@ from airflow_batch_llm.core.request import custom_id
 from airflow_batch_llm.providers import PROVIDERS as REGISTERED
 from airflow_batch_llm.providers import connect
 from airflow_batch_llm.providers.base import Access, Provider
-from airflow_batch_llm.simulator.anthropic_rows import NEWEST_VERSION, AnthropicRows
+from airflow_batch_llm.simulator.anthropic.rows import NEWEST_VERSION, AnthropicRows
 from airflow_batch_llm.simulator.knobs import Knobs
-from airflow_batch_llm.simulator.openai_rows import OpenAIRows
+from airflow_batch_llm.simulator.openai.rows import OpenAIRows
 from airflow_batch_llm.simulator.record import Outcome as Skipped
 from airflow_batch_llm.simulator.request import Answer, RowError, Stop
 from airflow_batch_llm.simulator.vendor import Rows
-from airflow_batch_llm.simulator.vertex_rows import VertexRows
-from airflow_batch_llm.stage.gathering import Gathered, Gatherer
-from airflow_batch_llm.stage.judging import LineJudge
-from airflow_batch_llm.stage.landing import Lander, Stamp
-from airflow_batch_llm.stage.spool import ATTEMPTS, INPUT_HASH, REQUEST, SHARED
+from airflow_batch_llm.simulator.vertex.rows import VertexRows
+from airflow_batch_llm.stage.land.gathering import Gathered, Gatherer, LineJudge
+from airflow_batch_llm.stage.land.landing import Lander, Stamp
+from airflow_batch_llm.stage.plan.spool import ATTEMPTS, INPUT_HASH, REQUEST, SHARED
 from airflow_batch_llm.warehouses.base import ARROW_TYPES, Target
 
 TOKEN = "b1f0-0001"

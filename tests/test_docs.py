@@ -313,8 +313,8 @@ def test_the_names_of_the_package_are_all_described() -> None:
     "where",
     [
         "operators.llm_transform:LLMTransformOperator",
-        "operators.submit:SubmitLLMBatchOperator",
-        "operators.collect:CollectLLMBatchOperator",
+        "operators.llm_batch:SubmitLLMBatchOperator",
+        "operators.llm_batch:CollectLLMBatchOperator",
         "sensors.llm_batch:LLMBatchSensor",
         "sensors.pending_rows:PendingRowsSensor",
     ],

@@ -10,15 +10,15 @@ from airflow_batch_llm.commands.exit_code import ends_with_a_code
 from airflow_batch_llm.commands.opening import Opening
 from airflow_batch_llm.commands.printing import say
 from airflow_batch_llm.commands.spec import read_spec
-from airflow_batch_llm.core.counted import counted
+from airflow_batch_llm.core.printing import counted
 from airflow_batch_llm.errors import BatchLLMError, InputError
 from airflow_batch_llm.providers import connect
 from airflow_batch_llm.providers.base import Access
-from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.inspection import generations, open_run_folder
+from airflow_batch_llm.stage.land.relanding import land_again
 from airflow_batch_llm.stage.parts import Parts
-from airflow_batch_llm.stage.plan import Plan
-from airflow_batch_llm.stage.relanding import land_again
+from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.stage.spools import private_spool
 
 

@@ -22,10 +22,10 @@ from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.providers import check_name, connect
 from airflow_batch_llm.providers.base import Access, Provider, is_sendable
 from airflow_batch_llm.stage.parts import Reads
-from airflow_batch_llm.stage.planning import read_prompt
+from airflow_batch_llm.stage.plan.planning import read_prompt
 from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.warehouses.base import Warehouse
-from airflow_batch_llm.warehouses.files import FileSource, read_files
+from airflow_batch_llm.warehouses.files.source import FileSource, read_files
 
 #: What decides which run a spec is; how fast it goes and how much it may cost does not.
 _ASKED = ("model_id", "key", "system_prompt", "prompt_params", "target")
@@ -93,15 +93,15 @@ class Opening:
     def warehouse(self, section: WarehouseSection) -> Warehouse:
         """The database that a section names."""
         if section.duckdb is not None:
-            from airflow_batch_llm.warehouses.duckdb import DuckDBWarehouse
+            from airflow_batch_llm.warehouses.duckdb.warehouse import DuckDBWarehouse
 
             return DuckDBWarehouse(self._path(section.duckdb))
         if section.sqlite is not None:
-            from airflow_batch_llm.warehouses.sql_sqlite import SQLiteWarehouse
+            from airflow_batch_llm.warehouses.sql.sqlite import SQLiteWarehouse
 
             return SQLiteWarehouse(self._path(section.sqlite))
         if section.postgres is not None:
-            from airflow_batch_llm.warehouses.postgres import PostgresWarehouse
+            from airflow_batch_llm.warehouses.postgres.warehouse import PostgresWarehouse
 
             return PostgresWarehouse(self._secret(section.postgres.dsn_env))
         assert section.bigquery is not None, "the spec has exactly one kind"
@@ -172,7 +172,7 @@ _WORDS: Mapping[str, object] = {"str": str, "embedding": Embedding}
 
 
 def _bigquery(section: BigQuerySection) -> Warehouse:
-    from airflow_batch_llm.warehouses.bigquery import BigQuerySettings, BigQueryWarehouse
+    from airflow_batch_llm.warehouses.bigquery.warehouse import BigQuerySettings, BigQueryWarehouse
 
     def client() -> Any:
         from google.cloud.bigquery import Client

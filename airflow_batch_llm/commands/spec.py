@@ -21,7 +21,7 @@ from pydantic_core import ErrorDetails
 
 from airflow_batch_llm.core.settings import Source, Stage, explanation
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.warehouses.files import FileFormat
+from airflow_batch_llm.warehouses.files.source import FileFormat
 
 _SECRETS = {"api_key": "api_key_env", "dsn": "dsn_env", "password": "dsn_env"}
 

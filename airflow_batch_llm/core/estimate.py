@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from airflow_batch_llm.core.counted import counted
 from airflow_batch_llm.core.model import ColumnType, Usage
 from airflow_batch_llm.core.output_type import AnswerKind, OutputType
 from airflow_batch_llm.core.price import PriceList
+from airflow_batch_llm.core.printing import counted
 
 BYTES_PER_TOKEN = 4.0
 _UNCERTAINTY = 0.3  # of a count that was guessed from bytes, either way

@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from fractions import Fraction
 from typing import Any, TypeVar
 
-from airflow_batch_llm.core.counted import counted, share
 from airflow_batch_llm.core.model import Outcome, Usage
+from airflow_batch_llm.core.printing import counted, share
 from airflow_batch_llm.core.selection import Reason
 
 MANIFEST_VERSION = 1

@@ -1,4 +1,4 @@
-"""Decide which rows are sent, and why the others are not.
+"""Decide which rows are sent, why the others are not, and whether a row without a good answer is asked again.
 
 The reasons hang on four yes-or-no facts about a row, so that a whole column of rows is judged by a table of
 sixteen answers (`table`), and each answer by `select`.
@@ -7,6 +7,7 @@ sixteen answers (`table`), and each answer by `select`.
 from dataclasses import dataclass
 from enum import StrEnum
 
+from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.settings import Only
 
 
@@ -73,3 +74,32 @@ def _living(seen: Seen, only: Only) -> Reason:
 def table(only: Only, *, retry_dead: bool) -> tuple[Reason, ...]:
     """The reason for each code of `Seen.from_code`."""
     return tuple(select(Seen.from_code(code), only, retry_dead=retry_dead) for code in range(16))
+
+
+#: Outcomes that say something about the row: they count towards its attempts.
+_COUNTED = frozenset({Outcome.INVALID, Outcome.TRUNCATED, Outcome.REFUSED, Outcome.ERRORED})
+
+#: Outcomes after which the same request may fare better.
+_AGAIN = frozenset({Outcome.INVALID, Outcome.TRUNCATED, Outcome.EXPIRED, Outcome.MISSING})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What follows from one row's failure."""
+
+    attempts: int  # as the failures table will say
+    dead: bool  # not sent again until its row or the spec changes
+    again: bool  # sent again in this run
+
+
+def after_failure(outcome: Outcome, *, retryable: bool, attempts: int, tries: int, most: int) -> Verdict:
+    """`attempts` before this failure, `tries` in this run with this one, `most` allowed of each."""
+    counted = attempts + (outcome in _COUNTED)
+    hopeful = outcome in _AGAIN or (outcome is Outcome.ERRORED and retryable)
+    dead = outcome is Outcome.REFUSED or counted >= most
+    return Verdict(attempts=counted, dead=dead, again=hopeful and not dead and tries < most)
+
+
+def after_rejection(attempts: int) -> Verdict:
+    """The provider took none of the shard's rows, which says nothing about any of them."""
+    return Verdict(attempts=attempts, dead=False, again=False)

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 import airflow_batch_llm
-from airflow_batch_llm.core.counted import counted
+from airflow_batch_llm.core.printing import counted
 from airflow_batch_llm.demo import warehouse
 from airflow_batch_llm.demo.airflow_api import AirflowApi, until
 from airflow_batch_llm.demo.local_airflow import LocalAirflow, Setup

@@ -16,7 +16,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from airflow_batch_llm.core.counted import counted
+from airflow_batch_llm.core.printing import counted
 
 _LOOK_SECONDS = 0.5
 _WIDTH = 32  # of a cell, so that a table fits a terminal

@@ -7,7 +7,7 @@ from airflow.sdk import BaseHook
 from airflow_batch_llm.errors import BatchLLMError, InputError
 
 if TYPE_CHECKING:
-    from airflow_batch_llm.warehouses.duckdb import DuckDBWarehouse
+    from airflow_batch_llm.warehouses.duckdb.warehouse import DuckDBWarehouse
 
 _OWN_OPTIONS = ("staging", "memory_limit", "lock_wait_seconds")
 
@@ -31,7 +31,7 @@ class DuckDBHook(BaseHook):
 
     def get_conn(self) -> "DuckDBWarehouse":
         """The file as a warehouse. It is opened when it is first used."""
-        from airflow_batch_llm.warehouses.duckdb import DuckDBWarehouse
+        from airflow_batch_llm.warehouses.duckdb.warehouse import DuckDBWarehouse
 
         connection = self.get_connection(self.duckdb_conn_id)
         if not connection.host:

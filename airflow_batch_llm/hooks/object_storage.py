@@ -1,12 +1,20 @@
-"""File systems by URI: with the credentials of an Airflow connection, or with those of the worker's surroundings."""
+"""Open files and workspaces by URI, with the credentials of an Airflow connection or those of the worker."""
 
+import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa  # this module is imported by a task that reads files, never by a Dag
+from airflow.providers.common.compat.sdk import conf
 from airflow.sdk.io import attach, has_fs
 
+from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.hooks.access import find_connection
+from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.store.remote import KINDS, default_filesystem
+from airflow_batch_llm.warehouses.files.source import FileFormat, FileSource, read_files
 
 
 def open_path(uri: str, conn_id: str | None = None) -> tuple[Any, str]:
@@ -46,3 +54,71 @@ _PROVIDERS = {
     "s3": "apache-airflow-providers-amazon[s3fs]",
     "s3a": "apache-airflow-providers-amazon[s3fs]",
 }
+
+
+_HOOK_PARAMS = ("format", "column_types", "delimiter")
+
+
+class Files:
+    """The rows of files that are named by URIs or patterns."""
+
+    def __init__(
+        self, uris: tuple[str, ...], conn_id: str | None = None, hook_params: Mapping[str, Any] | None = None
+    ) -> None:
+        params = dict(hook_params or {})
+        if unknown := params.keys() - set(_HOOK_PARAMS):
+            raise InputError(
+                f"source_hook_params has {', '.join(sorted(unknown))}, which files do not know."
+                f" They take: {', '.join(_HOOK_PARAMS)}."
+            )
+        if params.get("format") is not None:
+            params["format"] = FileFormat(params["format"])
+        self._files = FileSource(uris=uris, **params)
+        self._conn_id = conn_id
+
+    def read(self, source: Source) -> pa.RecordBatchReader:  # noqa: ARG002 - the files are the source
+        return read_files(self._files, self._find)
+
+    def _find(self, uri: str) -> tuple[Any, str]:
+        return open_path(uri, self._conn_id)
+
+
+_SECTION = "batch_llm"
+
+
+def open_workspace(uri: str | None = None) -> Workspace:
+    """The workspace of this URI, or of the configuration. The URI may name a connection: s3://conn_id@bucket/folder."""
+    uri = uri or conf.get(_SECTION, "workspace", fallback="") or None
+    distributed = not _one_disk(conf.get("core", "executor", fallback="LocalExecutor"))
+    if uri is None:
+        if distributed:
+            raise InputError(
+                "No workspace is set, and the executor spreads tasks over machines. Set [batch_llm] workspace to a folder"
+                " that every worker reaches, such as gs://bucket/batch-llm. Nothing was sent."
+            )
+        return Workspace.open((_airflow_home() / "batch_llm").as_uri())
+    if _is_local(uri):
+        if distributed and not conf.getboolean(_SECTION, "shared_workspace", fallback=False):
+            raise InputError(
+                f"The workspace {uri} is a local folder, and the executor spreads tasks over machines: a worker that does"
+                " not see it would pay again. Use object storage, or, if the folder is a shared mount, say so with"
+                " [batch_llm] shared_workspace = True. Nothing was sent."
+            )
+        return Workspace.open(uri)
+    return Workspace.open(split_connection(uri)[1], filesystem_factory=lambda _: open_path(uri)[0])
+
+
+def _is_local(uri: str) -> bool:
+    protocol, separator, _ = uri.partition("://")
+    return not separator or protocol == "file"
+
+
+def _one_disk(executors: str) -> bool:
+    """Whether all of the configured executors run their tasks on the scheduler's machine."""
+    return all(
+        name.strip().rpartition(".")[2].partition(":")[0] == "LocalExecutor" for name in executors.split(",")
+    )
+
+
+def _airflow_home() -> Path:
+    return Path(os.environ.get("AIRFLOW_HOME", "~/airflow")).expanduser().absolute()

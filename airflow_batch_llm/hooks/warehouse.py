@@ -35,7 +35,7 @@ def _duckdb(connection: Connection, hook_params: HookParams) -> "Warehouse":
 
 
 def _postgres(connection: Connection, hook_params: HookParams) -> "Warehouse":
-    from airflow_batch_llm.warehouses.postgres import PostgresWarehouse
+    from airflow_batch_llm.warehouses.postgres.warehouse import PostgresWarehouse
 
     try:
         from airflow.providers.postgres.hooks.postgres import PostgresHook
@@ -70,7 +70,7 @@ def _postgres_arguments(connection: Connection, hook: Any) -> dict[str, Any]:
 
 
 def _bigquery(connection: Connection, hook_params: HookParams) -> "Warehouse":
-    from airflow_batch_llm.warehouses.bigquery import BigQuerySettings, BigQueryWarehouse
+    from airflow_batch_llm.warehouses.bigquery.warehouse import BigQuerySettings, BigQueryWarehouse
 
     try:
         from airflow.providers.google.cloud.hooks.bigquery import BigQueryHook
@@ -98,14 +98,14 @@ def _bigquery(connection: Connection, hook_params: HookParams) -> "Warehouse":
 
 
 def _sqlite(connection: Connection, hook_params: HookParams) -> "Warehouse":
-    from airflow_batch_llm.warehouses.sql_sqlite import SQLiteWarehouse
+    from airflow_batch_llm.warehouses.sql.sqlite import SQLiteWarehouse
 
     hook = _hook(connection)
     return SQLiteWarehouse(hook.get_conn, **hook_params)
 
 
 def _snowflake(connection: Connection, hook_params: HookParams) -> "Warehouse":
-    from airflow_batch_llm.warehouses.sql_snowflake import SnowflakeWarehouse
+    from airflow_batch_llm.warehouses.sql.snowflake import SnowflakeWarehouse
 
     hook = _hook(connection, hook_params)
     asked = {**connection.extra_dejson, **hook_params}
@@ -116,7 +116,7 @@ def _snowflake(connection: Connection, hook_params: HookParams) -> "Warehouse":
 def _any_database(connection: Connection, hook_params: HookParams) -> "Warehouse":
     from airflow.providers.common.sql.hooks.sql import DbApiHook
 
-    from airflow_batch_llm.warehouses.sql_joining import sql_warehouse
+    from airflow_batch_llm.warehouses.sql.warehouse import sql_warehouse
 
     hook = _hook(connection, hook_params)
     if not isinstance(hook, DbApiHook):

@@ -25,13 +25,10 @@ from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.hooks.arguments import choice, number, one_of
 from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.hooks.llm import split_model_id
+from airflow_batch_llm.hooks.object_storage import open_workspace
 from airflow_batch_llm.hooks.params import check_params
-from airflow_batch_llm.hooks.workspace import open_workspace
-from airflow_batch_llm.operators.identity import run_name
-from airflow_batch_llm.operators.lineage import tables_of
-from airflow_batch_llm.operators.outcome import table_uri
-from airflow_batch_llm.operators.parts import open_parts
-from airflow_batch_llm.operators.run import RunOperator
+from airflow_batch_llm.operators.reporting import table_uri, tables_of
+from airflow_batch_llm.operators.run import RunOperator, open_parts, run_name
 
 if TYPE_CHECKING:
     from airflow_batch_llm.stage.run import Run
@@ -230,7 +227,7 @@ class LLMTransformOperator(RunOperator):
 
     def open_run(self, context: Context, handle: RunHandle, spool: Path) -> "Run":
         """The run with the stage as it is written today, which counts where nothing was planned before."""
-        from airflow_batch_llm.hooks.files import Files
+        from airflow_batch_llm.hooks.object_storage import Files
         from airflow_batch_llm.hooks.warehouse import warehouse
         from airflow_batch_llm.stage.run import Run
 

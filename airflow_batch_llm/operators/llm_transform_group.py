@@ -1,18 +1,174 @@
-"""The stage as a group of tasks, for tables that one worker would plan, send or land for too long."""
+"""The stage as a group of tasks, for tables that one worker would plan, send or land for too long.
 
+The tasks share the run's folder. Each may fail, be retried or be cleared by itself: what one leaves undone, the next ones do.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from inspect import signature
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import TaskGroup, TriggerRule, XComArg
+from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.sdk import Context, TaskGroup, TriggerRule, XComArg
+from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
+from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.hooks.failures import translated_errors
+from airflow_batch_llm.hooks.handle import RunHandle
+from airflow_batch_llm.operators.llm_batch import PlannedRunOperator, clears
 from airflow_batch_llm.operators.llm_transform import LLMTransformOperator
-from airflow_batch_llm.operators.spread_run import (
-    CollectPortionOperator,
-    DriveRunOperator,
-    FinishRunOperator,
-    PlanRunOperator,
-    SubmitPortionOperator,
-)
+from airflow_batch_llm.operators.run import Ended
+from airflow_batch_llm.triggers.llm_batch import TaskKey
+
+if TYPE_CHECKING:
+    from airflow_batch_llm.stage.generation import Pause
+    from airflow_batch_llm.stage.run import Run
+    from airflow_batch_llm.stage.spread import Portion, Spread
+
+
+class PlanRunOperator(LLMTransformOperator):
+    """Plan the run. Returns the portions of its shards, one for each mapped task, and pushes the run's `handle`.
+
+    :param max_workers: how many portions there are at most
+    """
+
+    def __init__(self, *, max_workers: int = 8, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if self.plan_only:
+            raise InputError(
+                "plan_only is for LLMTransformOperator: a group has nothing to do with a mere plan."
+            )
+        if max_workers < 1:
+            raise InputError(f"max_workers is {max_workers}: at least one task has to send the batches.")
+        self.max_workers = max_workers
+
+    def execute(self, context: Context) -> list[dict[str, int]]:
+        """Read the source, price it, and freeze the plan."""
+        from airflow_batch_llm.stage.spread import Portion, Spread
+
+        with translated_errors():
+            (handle,) = self.handles(context)
+            with self.opened(context, handle) as run:
+                portions = Spread(generation=run.generation()).portions(self.max_workers)
+        context["ti"].xcom_push(key="handle", value=handle.to_json())
+        # Of no portions at all no task would be made, which Airflow calls skipped, and would skip what comes after it too.
+        nothing = Portion(first=0, last=0, places=0)
+        return [asdict(portion) for portion in portions or [nothing]]
+
+
+class _SpreadRunOperator(PlannedRunOperator):
+    """A task of the group that works on the planned run.
+
+    :param handle: what `plan` has pushed
+    :param heirs: the later tasks that do what this one leaves undone
+    """
+
+    template_fields: Sequence[str] = ("handle",)
+
+    def __init__(self, *, handle: Any, heirs: Sequence[str], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.handle = handle
+        self.heirs = heirs
+
+    def handles(self, context: Context) -> Sequence[RunHandle]:  # noqa: ARG002 - it is known
+        """The one run of the group."""
+        return [RunHandle.from_json(self.handle)]
+
+
+class _PortionOperator(_SpreadRunOperator):
+    """A mapped task, which never waits.
+
+    :param portion: the shards that it works on
+    """
+
+    template_fields: Sequence[str] = ("handle", "portion")
+
+    def __init__(self, *, portion: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.portion = portion
+
+    def execute(self, context: Context) -> None:
+        """Do what can be done for this portion now."""
+        from airflow_batch_llm.stage.spread import Portion, Spread
+
+        self._task_key = TaskKey.of(context["ti"])
+        with translated_errors():
+            self._handles = tuple(self.handles(context))
+            (handle,) = self._handles
+            with self.opened(context, handle) as run:
+                self.work(Spread(generation=run.generation()), Portion(**self.portion))
+
+    def work(self, spread: "Spread", portion: "Portion") -> None:
+        """The part of the run that is this task's."""
+        raise NotImplementedError
+
+
+class SubmitPortionOperator(_PortionOperator):
+    """Send the first batches of a portion, as many as its places at the provider."""
+
+    def work(self, spread: "Spread", portion: "Portion") -> None:
+        spread.submit(portion)
+
+
+class DriveRunOperator(_SpreadRunOperator):
+    """Wait for the batches of all portions, and send what has no place yet, was turned away or was not sent at all."""
+
+    def step(self, run: "Run") -> "Pause | None":
+        from airflow_batch_llm.stage.spread import Spread
+
+        return Spread(generation=run.generation()).drive()
+
+    def returned(self, context: Context, ended: Sequence[Ended]) -> None:
+        """Nothing: the batches have ended, and what has become of them is for `finish` to say."""
+
+
+class CollectPortionOperator(_PortionOperator):
+    """Bring a portion's answers into the target's staging."""
+
+    def work(self, spread: "Spread", portion: "Portion") -> None:
+        spread.collect(portion)
+
+
+class FinishRunOperator(LLMTransformOperator):
+    """Publish what is staged, ask again what is worth it, and judge the run. Fails if a task of the group has.
+
+    :param handle: what `plan` has pushed
+    :param members: the tasks of the group before this one
+    """
+
+    template_fields: Sequence[str] = (*LLMTransformOperator.template_fields, "handle")
+
+    def __init__(self, *, handle: Any, members: Sequence[str], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.handle: Mapping[str, Any] = handle
+        self.members = members
+
+    def handles(self, context: Context) -> Sequence[RunHandle]:  # noqa: ARG002 - it is known
+        """The one run of the group."""
+        return [RunHandle.from_json(self.handle)]
+
+    def open_run(self, context: Context, handle: RunHandle, spool: Path) -> "Run":
+        """The run with its stage, so that a clear of the whole group reads the source again."""
+        return replace(super().open_run(context, handle, spool), clears=clears(context["ti"], self.retries))
+
+    def returned(self, context: Context, ended: Sequence[Ended]) -> Any:
+        """The report, if the run is good enough and every task of the group has done its part."""
+        report = super().returned(context, ended)
+        if failed := self._failed(TaskKey.of(context["ti"])):
+            context["ti"].xcom_push(key="report", value=report)
+            raise AirflowFailException(
+                f"{', '.join(failed)} failed. What they left undone was done here, and everything has landed;"
+                " the report is in XCom. Look at their logs, clear them, and then this task: nothing is sent twice."
+            )
+        return report
+
+    def _failed(self, key: TaskKey) -> list[str]:
+        states = RuntimeTaskInstance.get_task_states(
+            dag_id=key.dag_id, task_ids=list(self.members), run_ids=[key.run_id]
+        )
+        return sorted(task for task, state in states.get(key.run_id, {}).items() if state == "failed")
+
 
 #: `drive` and `finish` make good what mapped tasks have left undone; without a plan there is nothing to do.
 _IF_PLANNED = TriggerRule.ALL_DONE_MIN_ONE_SUCCESS

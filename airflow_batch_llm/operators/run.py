@@ -4,6 +4,7 @@ What the run has come to stands in its folder, never in Airflow: any attempt, on
 travels through `defer(kwargs=…)` or XCom.
 """
 
+import hashlib
 import random
 import threading
 import time
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from airflow.providers.common.compat.sdk import BaseOperator
 from airflow.sdk import Context
 
-from airflow_batch_llm.core.counted import counted, verb
+from airflow_batch_llm.core.printing import counted, verb
 from airflow_batch_llm.core.settings import seconds
 from airflow_batch_llm.core.waiting import CANCEL_GRACE_SECONDS, Watch, drive, waiting
 from airflow_batch_llm.errors import BatchLLMError
@@ -25,24 +26,75 @@ from airflow_batch_llm.hooks.arguments import is_deferrable, settling_seconds
 from airflow_batch_llm.hooks.failures import rendering, translated_errors
 from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.hooks.llm import llm_provider
+from airflow_batch_llm.hooks.object_storage import open_workspace
 from airflow_batch_llm.hooks.quiet import quiet_sdks
-from airflow_batch_llm.hooks.workspace import open_workspace
 from airflow_batch_llm.links.console import BatchConsoleLink
-from airflow_batch_llm.operators.alarm import Alarm
-from airflow_batch_llm.operators.lineage import (
+from airflow_batch_llm.operators.reporting import (
+    Alarm,
     Lineage,
+    add_to_assets,
+    asset_extra,
+    count_metrics,
     is_lineage_wanted,
     planned_lineage,
+    table_uri,
     to_openlineage,
     unfailing,
 )
-from airflow_batch_llm.operators.outcome import add_to_assets, asset_extra, count_metrics, table_uri
-from airflow_batch_llm.triggers.abandonment import TaskKey, is_given_up
-from airflow_batch_llm.triggers.llm_batch import LLMBatchTrigger
+from airflow_batch_llm.store import Workspace
+from airflow_batch_llm.triggers.llm_batch import LLMBatchTrigger, TaskKey, is_given_up
 
 if TYPE_CHECKING:
-    from airflow_batch_llm.stage.finishing import Finished
+    from airflow_batch_llm.stage.land.finishing import Finished
+    from airflow_batch_llm.stage.parts import Parts
     from airflow_batch_llm.stage.run import Pause, Run
+
+
+def run_name(context: Context, workspace: Workspace, asked: object) -> str:
+    """The run folder's path. `asked` is all that tells a mapped task's item from another."""
+    from airflow_batch_llm.stage.records.folder import run_path
+
+    task_instance: Any = context["ti"]
+    names = (task_instance.dag_id, task_instance.task_id, task_instance.run_id)
+    map_index = task_instance.map_index
+    if map_index is None or map_index < 0:
+        return run_path(*names)
+    item = _item(workspace, run_path(*names), f"{map_index}-{task_instance.max_tries}", asked)
+    return run_path(*names, item)
+
+
+def _item(workspace: Workspace, run: str, attempt: str, asked: object) -> str:
+    """The item that a mapped task's index means.
+
+    Between the tries of one task it is the one that the first try found, whatever templates render to now; after a
+    clear it is found by what is asked, since the list may have another order by then.
+    """
+    record = f"{run}/items/{attempt}.json"
+    item = hashlib.blake2b(repr(asked).encode(), digest_size=8).hexdigest()
+    workspace.create(record, item.encode())
+    recorded = workspace.read(record)
+    assert recorded is not None, "it was created here, or before"
+    return recorded.decode()
+
+
+def open_parts(handle: RunHandle, spool: Path, log: Any) -> "Parts":
+    """The source is the target's database. Connections are looked up here, and opened when they are used."""
+    from airflow_batch_llm.hooks.warehouse import warehouse
+    from airflow_batch_llm.stage.parts import Parts
+
+    target = warehouse(
+        handle.target_conn_id, handle.target_hook_params, argument="target_conn_id (default: source_conn_id)"
+    )
+    return Parts(
+        provider=llm_provider(handle.llm_conn_id, handle.model_id, handle.llm_hook_params),
+        source=target,
+        target=target,
+        workspace=open_workspace(handle.workspace),
+        spool=spool,
+        say=lambda message: log.info("%s", message),
+        alert=lambda message: log.warning("%s", message),
+    )
+
 
 #: Only a net below the trigger's own deadline: where Airflow's timeout passes first, the task counts as failed.
 _DEFER_SLACK_SECONDS = CANCEL_GRACE_SECONDS + 1800.0
@@ -274,8 +326,8 @@ class RunOperator(BaseOperator):
             )
 
     def _cancel(self, handle: RunHandle) -> None:
-        from airflow_batch_llm.stage.cancelling import cancel_run
-        from airflow_batch_llm.stage.folder import RunFolder
+        from airflow_batch_llm.stage.records.folder import RunFolder
+        from airflow_batch_llm.stage.send.cancelling import cancel_run
 
         provider = llm_provider(handle.llm_conn_id, handle.model_id, handle.llm_hook_params)
         try:

@@ -1,10 +1,11 @@
-"""The SDK clients of Anthropic and OpenAI: opened when first needed, their own retries off, closed at the end.
+"""The garbage collector, kept still while a thread opens an SDK's client for an event loop.
 
-An SDK repeats a creation by default, which pays twice, and sleeps for as long as any server asks. Answers are taken
-as plain JSON: it is the same in every release, and a model object per batch would cost an event loop its time.
+An SDK's import makes a hundred thousand objects that stay. A full collection on the way looks at every object of the
+process, and holds the interpreter, and with it the loop, for a tenth of a second or more.
 """
 
 import asyncio
+import gc
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,27 @@ from airflow_batch_llm.providers.lines import split_lines
 from airflow_batch_llm.providers.reach import check_base_url, keep_to
 from airflow_batch_llm.providers.shape import NotUnderstood
 from airflow_batch_llm.providers.steps import Judge
-from airflow_batch_llm.providers.stillness import stillness
+
+_ONE_AT_A_TIME = threading.Lock()
+
+
+@contextmanager
+def stillness() -> Iterator[None]:
+    """Collect nothing in this block; what it made joins the oldest objects without being looked at."""
+    with _ONE_AT_A_TIME:
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            yield
+        finally:
+            # Otherwise the next collection, however young, would look at all of it. Whoever has frozen objects
+            # himself would find them thawed.
+            if not gc.get_freeze_count():
+                gc.freeze()
+                gc.unfreeze()
+            if collecting:
+                gc.enable()
+
 
 #: Seconds without a byte after which a call has failed; moving a file may pause for longer than a question.
 CALL_TIMEOUT = 60.0

@@ -8,8 +8,8 @@ from typing import Any
 from airflow.sdk import Context
 from airflow.triggers.base import BaseTrigger
 
-from airflow_batch_llm.core.counted import share
 from airflow_batch_llm.core.model import BatchState
+from airflow_batch_llm.core.printing import share
 from airflow_batch_llm.core.settings import names
 from airflow_batch_llm.core.waiting import Watch
 from airflow_batch_llm.errors import InputError

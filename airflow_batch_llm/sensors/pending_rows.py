@@ -8,7 +8,7 @@ from typing import Any
 from airflow.sdk import Context
 from airflow.triggers.base import BaseTrigger
 
-from airflow_batch_llm.core.counted import share
+from airflow_batch_llm.core.printing import share
 from airflow_batch_llm.core.settings import seconds
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.hooks.arguments import number, one_of

@@ -16,8 +16,7 @@ import orjson
 from airflow_batch_llm.core.answer_schema import DECIMAL, DECIMAL_PLACES, MAX_DIGITS
 from airflow_batch_llm.core.schema_rules import rules_in_words
 from airflow_batch_llm.simulator.draw import Draw, phrase
-from airflow_batch_llm.simulator.patterns import matching
-from airflow_batch_llm.simulator.words import formatted
+from airflow_batch_llm.simulator.strings import formatted, matching
 
 Maker = Callable[[Draw], Any]
 _DEEP = 4

@@ -10,15 +10,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from airflow_batch_llm.simulator.anthropic import Anthropic
+from airflow_batch_llm.simulator.anthropic.routes import Anthropic
 from airflow_batch_llm.simulator.control import Control
 from airflow_batch_llm.simulator.doorkeeper import Doorkeeper
 from airflow_batch_llm.simulator.gate import Gate
-from airflow_batch_llm.simulator.openai import OpenAI
+from airflow_batch_llm.simulator.openai.routes import OpenAI
 from airflow_batch_llm.simulator.runner import Runner
 from airflow_batch_llm.simulator.settings import Settings
 from airflow_batch_llm.simulator.vendor import Vendor
-from airflow_batch_llm.simulator.vertex import Vertex
+from airflow_batch_llm.simulator.vertex.routes import Vertex
 from airflow_batch_llm.simulator.world import World, open_world
 
 #: Every vendor whose protocol is spoken. A new one also has a name in `record.Provider`.

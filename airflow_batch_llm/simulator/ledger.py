@@ -1,7 +1,4 @@
-"""What a real bill would say: batches, rows executed and charged, tokens, and what was bought more than once.
-
-Reads go through a connection of their own, since a million charges take a moment to add up.
-"""
+"""Record what was bought, and add it up."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from airflow_batch_llm.simulator.openai_answers import CHAT, EMBEDDINGS
+from airflow_batch_llm.simulator.openai.answers import CHAT, EMBEDDINGS
 from airflow_batch_llm.simulator.record import Provider
 from airflow_batch_llm.simulator.request import Answer, Request, RowError, Stop
 from airflow_batch_llm.simulator.settings import Settings

@@ -5,11 +5,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from airflow_batch_llm.core.headway import Headway
 from airflow_batch_llm.core.model import BatchStatus
-from airflow_batch_llm.core.waiting import Cancel, Check, Reply, Sleep, Wish, drive, waiting
+from airflow_batch_llm.core.waiting import Cancel, Check, Headway, Reply, Sleep, Wish, drive, waiting
 from airflow_batch_llm.providers.base import Provider
-from airflow_batch_llm.stage.finishing import Finished
+from airflow_batch_llm.stage.land.finishing import Finished
 from airflow_batch_llm.stage.run import Pause, Run
 
 

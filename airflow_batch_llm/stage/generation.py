@@ -12,18 +12,17 @@ from tempfile import mkdtemp
 
 import orjson
 
-from airflow_batch_llm.core.counted import counted, verb
+from airflow_batch_llm.core.printing import counted, verb
 from airflow_batch_llm.core.settings import Pace, seconds
 from airflow_batch_llm.core.waiting import CANCEL_GRACE_SECONDS, Watch
 from airflow_batch_llm.errors import DeadlinePassed, WarehouseError
-from airflow_batch_llm.stage.finishing import Finished, Finisher
-from airflow_batch_llm.stage.folder import RunFolder
-from airflow_batch_llm.stage.followup import FollowUp
-from airflow_batch_llm.stage.landed import read_landed, spent
+from airflow_batch_llm.stage.land.finishing import Finished, Finisher
+from airflow_batch_llm.stage.land.followup import FollowUp
 from airflow_batch_llm.stage.parts import Parts
-from airflow_batch_llm.stage.plan import Plan
+from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.records.plan import Plan
+from airflow_batch_llm.stage.records.standings import read_landed, read_rounds, spent
 from airflow_batch_llm.stage.round import Open, Round
-from airflow_batch_llm.stage.standings import read_rounds
 
 #: The provider's own window, and time to land what came in its last minute.
 _AFTER_WINDOW_SECONDS = 7200.0

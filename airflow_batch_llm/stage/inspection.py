@@ -12,7 +12,6 @@ from typing import Any
 
 import orjson
 
-from airflow_batch_llm.core.counted import counted, share, verb
 from airflow_batch_llm.core.journal import (
     Adopt,
     Done,
@@ -27,14 +26,14 @@ from airflow_batch_llm.core.journal import (
     Wait,
     decide,
 )
+from airflow_batch_llm.core.printing import counted, share, verb
 from airflow_batch_llm.core.report import Report, Spent
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.stage.folder import RunFolder
-from airflow_batch_llm.stage.landed import Landed
-from airflow_batch_llm.stage.plan import Plan, PlannedShard
-from airflow_batch_llm.stage.standings import read_rounds, read_standings
-from airflow_batch_llm.stage.strays import read_strays, uncounted
-from airflow_batch_llm.stage.submitting import LEASE_SECONDS
+from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
+from airflow_batch_llm.stage.records.standings import Landed, read_rounds, read_standings
+from airflow_batch_llm.stage.send.submitting import LEASE_SECONDS
+from airflow_batch_llm.stage.send.sweeping import read_strays, uncounted
 from airflow_batch_llm.store import Workspace
 
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from airflow_batch_llm.core.headway import Headway
 from airflow_batch_llm.core.model import BatchStatus
 from airflow_batch_llm.core.printing import printable
+from airflow_batch_llm.core.waiting import Headway
 from airflow_batch_llm.stage.drive import complete
-from airflow_batch_llm.stage.finishing import Finished
+from airflow_batch_llm.stage.land.finishing import Finished
 from airflow_batch_llm.stage.run import Pause, Run
 
 if TYPE_CHECKING:

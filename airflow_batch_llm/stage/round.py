@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from airflow_batch_llm.core.counted import counted, share, verb
 from airflow_batch_llm.core.journal import (
     Done,
     GiveUp,
@@ -22,14 +21,15 @@ from airflow_batch_llm.core.journal import (
     decide,
 )
 from airflow_batch_llm.core.model import BatchState, BatchStatus
+from airflow_batch_llm.core.printing import counted, share, verb
 from airflow_batch_llm.errors import ProviderError
-from airflow_batch_llm.stage.collecting import Collector
-from airflow_batch_llm.stage.folder import RunFolder
+from airflow_batch_llm.stage.land.collecting import Collector
 from airflow_batch_llm.stage.parts import Parts
-from airflow_batch_llm.stage.plan import Plan, PlannedShard
-from airflow_batch_llm.stage.standings import read_standings
-from airflow_batch_llm.stage.submitting import Submitter
-from airflow_batch_llm.stage.sweeping import Sweeper
+from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
+from airflow_batch_llm.stage.records.standings import read_standings
+from airflow_batch_llm.stage.send.submitting import Submitter
+from airflow_batch_llm.stage.send.sweeping import Sweeper
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

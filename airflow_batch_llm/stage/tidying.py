@@ -6,11 +6,11 @@ Payloads go first and the register's entry last, so that a crash or a store erro
 import orjson
 
 from airflow_batch_llm.errors import BatchLLMError, StoreError
-from airflow_batch_llm.stage.finishing import Finisher
-from airflow_batch_llm.stage.folder import RunFolder
+from airflow_batch_llm.stage.land.finishing import Finisher
 from airflow_batch_llm.stage.parts import Parts
-from airflow_batch_llm.stage.plan import Plan
-from airflow_batch_llm.stage.registers import Due, Registers
+from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.records.plan import Plan
+from airflow_batch_llm.stage.records.registers import Due, Registers
 
 _DAY_SECONDS = 86_400.0
 #: An unfinished run keeps its payloads at least this long after its deadline, so that people can repair and retry.

@@ -1,26 +1,61 @@
-"""Waiting for the batches of a task in the triggerer.
-
-One trigger watches all batches of a task. It reads only: it never submits, never downloads, and cancels only at the
-run's deadline or when somebody has given the task up. It may run twice, or begin again anywhere, without harm.
-"""
+"""Wait for the batches of a task in the triggerer, and cancel them if the task is given up."""
 
 import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
-from airflow_batch_llm.core.headway import Headway
-from airflow_batch_llm.core.waiting import Cancel, Check, Reply, Sleep, Watch, Wish, adrive, waiting
+from airflow_batch_llm.core.waiting import Cancel, Check, Headway, Reply, Sleep, Watch, Wish, adrive, waiting
 from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.hooks.llm import llm_provider
 from airflow_batch_llm.hooks.quiet import quiet_sdks_here
 from airflow_batch_llm.providers.base import Provider
-from airflow_batch_llm.triggers.abandonment import TaskKey, is_given_up
+
+_GIVEN_UP = frozenset({"failed", "success", "skipped", "removed"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskKey:
+    """One task instance, over all of its attempts."""
+
+    dag_id: str
+    run_id: str
+    task_id: str
+    map_index: int = -1
+
+    @classmethod
+    def of(cls, task_instance: Any) -> "TaskKey":
+        """From whatever Airflow hands out as a task instance."""
+        map_index = task_instance.map_index
+        return cls(
+            dag_id=task_instance.dag_id,
+            run_id=task_instance.run_id,
+            task_id=task_instance.task_id,
+            map_index=-1 if map_index is None else map_index,
+        )
+
+
+def is_given_up(key: TaskKey, heirs: Sequence[str] = ()) -> bool:
+    """Ask Airflow whether neither the task nor one of its heirs, of the same Dag run, goes on.
+
+    It blocks, and raises where Airflow does not answer.
+    """
+    return all(_is_over(one) for one in (key, *(replace(key, task_id=heir, map_index=-1) for heir in heirs)))
+
+
+def _is_over(key: TaskKey) -> bool:
+    states = RuntimeTaskInstance.get_task_states(
+        dag_id=key.dag_id, task_ids=[key.task_id], run_ids=[key.run_id], map_index=key.map_index
+    )
+    found = list(states.get(key.run_id, {}).values())
+    # A mapped task's state stands under `<task_id>_<map_index>`, so the name does not help. None at all: it is gone.
+    return not found or (len(found) == 1 and found[0] in _GIVEN_UP)
 
 
 class LLMBatchTrigger(BaseTrigger):

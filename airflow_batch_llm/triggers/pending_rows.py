@@ -8,7 +8,7 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
-from airflow_batch_llm.core.counted import share
+from airflow_batch_llm.core.printing import share
 from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.hooks.arguments import settling_seconds
 from airflow_batch_llm.hooks.pending import PendingRows

@@ -1,8 +1,4 @@
-"""What differs between the databases' SQL, as data: type names, quoting, limits, how a row is upserted.
-
-Identifiers are quoted here and nowhere else. A name is taken literally: `Order` is the table spelled just so,
-a dot parts schema from table, and a part may be quoted to hold a dot itself.
-"""
+"""Hold what differs between the databases' SQL as data: type names, quoting, limits, layout of a table, upserts."""
 
 import re
 from collections.abc import Mapping
@@ -12,6 +8,7 @@ from enum import StrEnum
 import pyarrow as pa
 
 from airflow_batch_llm.errors import TargetError
+from airflow_batch_llm.warehouses.base import Target
 from airflow_batch_llm.warehouses.kind import Kind, of_arrow
 
 #: What BigQuery's NUMERIC holds: digits after the point, and before it.
@@ -324,3 +321,37 @@ def dialect_named(name: str) -> Dialect:
     if found is None:
         raise TargetError(f"No SQL dialect {name!r}. There are: {', '.join(DIALECTS)}.")
     return found
+
+
+def layout(target: Target, columns: pa.Schema, dialect: Dialect) -> str:
+    """What follows the column list of the target's CREATE TABLE; empty where nothing is asked for."""
+    partition = (target.partition_by,) if target.partition_by is not None else ()
+    _refuse_missing(partition + target.cluster_by, columns)
+    if partition and target.cluster_by and dialect.partitioned:
+        raise TargetError(
+            f"{dialect.title} partitions a table or clusters it, not both. "
+            f"Leave partition_by out and let cluster_by begin with {target.partition_by!r}."
+        )
+    if partition and dialect.partitioned:
+        return " " + dialect.partitioned.format(dialect.quote(*partition))
+    names = tuple(dict.fromkeys(partition + target.cluster_by))
+    if not names:
+        return ""
+    if not dialect.clustered:
+        asked = " and ".join(
+            word for word, value in (("partition_by", partition), ("cluster_by", target.cluster_by)) if value
+        )
+        raise TargetError(
+            f"{asked} cannot be had: the package creates no partitioned or clustered tables in {dialect.title}. "
+            f"Leave it out, or create {target.table} yourself as it should be."
+        )
+    return " " + dialect.clustered.format(dialect.quote(*names))
+
+
+def _refuse_missing(names: tuple[str, ...], columns: pa.Schema) -> None:
+    missing = [name for name in names if name not in columns.names]
+    if missing:
+        raise TargetError(
+            f"partition_by and cluster_by name {', '.join(missing)}, which the target does not get. "
+            f"Carry it from the source; there are: {', '.join(columns.names)}."
+        )

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from airflow_batch_llm.errors import WarehouseError
+from airflow_batch_llm.warehouses.arrow import plain_batch, plain_schema
 from airflow_batch_llm.warehouses.base import Part, Target
 from airflow_batch_llm.warehouses.dialect import Dialect
-from airflow_batch_llm.warehouses.plain import plain_batch, plain_schema
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,9 +12,8 @@ import pyarrow as pa
 
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Target
-from airflow_batch_llm.warehouses.dialect import PARAMETER, Dialect, Upsert
+from airflow_batch_llm.warehouses.dialect import PARAMETER, Dialect, Upsert, layout
 from airflow_batch_llm.warehouses.kind import Kind, of_arrow
-from airflow_batch_llm.warehouses.layout import layout
 
 PLANNED = "_llm_planned_at"
 _ANSWER_ORDER = (PLANNED, "_llm_processed_at", "_llm_shard")

@@ -18,7 +18,7 @@ from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.run import Run
 from airflow_batch_llm.store import Workspace
-from airflow_batch_llm.warehouses.duckdb import DuckDBWarehouse
+from airflow_batch_llm.warehouses.duckdb.warehouse import DuckDBWarehouse
 
 MODELS = {"openai": "gpt-5-mini", "anthropic": "claude-haiku-4-5"}
 LABELS = ["billing", "bug", "other"]

@@ -70,10 +70,10 @@ def stored(folder: Path, rows: int) -> Iterator[pa.RecordBatch]:
 def open_warehouse(database: str, where: str) -> Warehouse:
     """The adapter under test."""
     if database == "duckdb":
-        from airflow_batch_llm.warehouses.duckdb import DuckDBWarehouse
+        from airflow_batch_llm.warehouses.duckdb.warehouse import DuckDBWarehouse
 
         return DuckDBWarehouse(where)
-    from airflow_batch_llm.warehouses.postgres import PostgresWarehouse
+    from airflow_batch_llm.warehouses.postgres.warehouse import PostgresWarehouse
 
     return PostgresWarehouse(where)
 

@@ -68,9 +68,9 @@ def _postgres(folder: Path, sizes: list[int]) -> None:
             warehouse = open_warehouse("postgres", where)
             warehouse.prepare(TARGET)
             with psycopg.connect(where) as connection, connection.cursor() as cursor:
+                from airflow_batch_llm.warehouses.arrow import plain_batch
                 from airflow_batch_llm.warehouses.dialect import DIALECTS
-                from airflow_batch_llm.warehouses.plain import plain_batch
-                from airflow_batch_llm.warehouses.postgres_types import copy_rows
+                from airflow_batch_llm.warehouses.postgres.reads import copy_rows
 
                 with cursor.copy("COPY labels FROM STDIN (FORMAT csv)") as copy:
                     for first in range(0, HELD, PART_ROWS):

@@ -13,8 +13,8 @@ from airflow_batch_llm.core.journal import Entry, Kind, Searched, Terms, stand
 from airflow_batch_llm.core.model import BatchState, BatchStatus, Search, Sighting
 from airflow_batch_llm.core.request import shard_token
 from airflow_batch_llm.core.submission import Append, Cancel, Find, Read
-from airflow_batch_llm.stage.plan import PlannedShard
-from airflow_batch_llm.stage.sweeping import Sweeper
+from airflow_batch_llm.stage.records.plan import PlannedShard
+from airflow_batch_llm.stage.send.sweeping import Sweeper
 
 _SHARD = 1
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from airflow_batch_llm.core.attempts import Verdict, after_failure, after_rejection
 from airflow_batch_llm.core.model import Outcome
+from airflow_batch_llm.core.selection import Verdict, after_failure, after_rejection
 
 
 @pytest.mark.parametrize(

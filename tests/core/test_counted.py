@@ -2,7 +2,7 @@
 
 import pytest
 
-from airflow_batch_llm.core.counted import counted, share, verb
+from airflow_batch_llm.core.printing import counted, share, verb
 
 
 @pytest.mark.parametrize(

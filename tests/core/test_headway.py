@@ -1,7 +1,7 @@
 """How far batches are, in words."""
 
-from airflow_batch_llm.core.headway import Headway
 from airflow_batch_llm.core.model import BatchState, BatchStatus
+from airflow_batch_llm.core.waiting import Headway
 
 
 def test_a_batch_that_has_ended_counts_on_when_it_is_no_longer_looked_at() -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from airflow_batch_llm.stage.sweeping import Sweeper
+from airflow_batch_llm.stage.send.sweeping import Sweeper
 from tests.core import endings, protocol_model
 from tests.core.endings import faults
 from tests.core.explore import SMALL, visit

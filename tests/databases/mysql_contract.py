@@ -23,10 +23,10 @@ from airflow_batch_llm.testing.staged_rows import batch, labels, land, part
 from airflow_batch_llm.testing.warehouse_reads import TYPED
 from airflow_batch_llm.testing.warehouse_writes import ANSWERS
 from airflow_batch_llm.testing.warehouses import WarehouseContract
+from airflow_batch_llm.warehouses.arrow import plain_batch
 from airflow_batch_llm.warehouses.base import ARROW_TYPES
 from airflow_batch_llm.warehouses.dialect import DIALECTS
-from airflow_batch_llm.warehouses.plain import plain_batch
-from airflow_batch_llm.warehouses.sql_joining import JoiningSqlWarehouse
+from airflow_batch_llm.warehouses.sql.warehouse import JoiningSqlWarehouse
 
 DIALECT = DIALECTS["mysql"]
 START_SECONDS = 60.0

@@ -17,9 +17,9 @@ from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import WarehouseError
 from airflow_batch_llm.testing.staged_rows import labels, part, stage
 from airflow_batch_llm.testing.warehouses import WarehouseContract
+from airflow_batch_llm.warehouses.arrow import plain_batch
 from airflow_batch_llm.warehouses.dialect import DIALECTS
-from airflow_batch_llm.warehouses.plain import plain_batch
-from airflow_batch_llm.warehouses.sql_snowflake import SnowflakeWarehouse
+from airflow_batch_llm.warehouses.sql.snowflake import SnowflakeWarehouse
 
 DIALECT = DIALECTS["snowflake"]
 

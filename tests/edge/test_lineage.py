@@ -6,11 +6,9 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG
 
-from airflow_batch_llm.operators import lineage
-from airflow_batch_llm.operators.collect import CollectLLMBatchOperator
-from airflow_batch_llm.operators.lineage import Lineage, tables_of, to_openlineage
-from airflow_batch_llm.operators.outcome import table_uri
-from airflow_batch_llm.operators.submit import SubmitLLMBatchOperator
+from airflow_batch_llm.operators import reporting as lineage
+from airflow_batch_llm.operators.llm_batch import CollectLLMBatchOperator, SubmitLLMBatchOperator
+from airflow_batch_llm.operators.reporting import Lineage, table_uri, tables_of, to_openlineage
 from tests.edge.conftest import TICKETS, World
 from tests.edge.dag_runs import states, xcom
 from tests.edge.tasks import arguments, transform

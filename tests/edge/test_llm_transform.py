@@ -13,8 +13,8 @@ from airflow.sdk import DAG, Asset, AssetAlias, task
 
 from airflow_batch_llm.core.settings import Guards, Shape
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.operators import outcome
-from airflow_batch_llm.operators.outcome import add_to_assets
+from airflow_batch_llm.operators import reporting as outcome
+from airflow_batch_llm.operators.reporting import add_to_assets
 from tests.edge.conftest import TICKETS, World
 from tests.edge.dag_runs import asset_extras, states, xcom
 from tests.edge.logs import root_messages, told

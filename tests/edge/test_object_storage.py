@@ -9,10 +9,8 @@ import pytest
 from airflow.sdk import DAG
 
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.hooks.object_storage import open_path, split_connection
-from airflow_batch_llm.hooks.workspace import open_workspace
-from airflow_batch_llm.operators.collect import CollectLLMBatchOperator
-from airflow_batch_llm.operators.submit import SubmitLLMBatchOperator
+from airflow_batch_llm.hooks.object_storage import open_path, open_workspace, split_connection
+from airflow_batch_llm.operators.llm_batch import CollectLLMBatchOperator, SubmitLLMBatchOperator
 from tests.edge.conftest import World
 from tests.edge.dag_runs import states, xcom
 from tests.edge.tasks import arguments

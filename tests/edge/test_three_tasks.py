@@ -12,8 +12,7 @@ from airflow.sdk import DAG, Asset
 from airflow_batch_llm.core.settings import Pace
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.hooks.handle import RunHandle
-from airflow_batch_llm.operators.collect import CollectLLMBatchOperator
-from airflow_batch_llm.operators.submit import SubmitLLMBatchOperator
+from airflow_batch_llm.operators.llm_batch import CollectLLMBatchOperator, SubmitLLMBatchOperator
 from airflow_batch_llm.providers.anthropic.provider import AnthropicProvider
 from airflow_batch_llm.sensors.llm_batch import LLMBatchSensor
 from tests.edge.conftest import TICKETS, World

@@ -4,8 +4,7 @@ import pytest
 
 from airflow_batch_llm.core.model import BatchState, BatchStatus
 from airflow_batch_llm.errors import Refused
-from airflow_batch_llm.providers.listing import Lookup, Page, look_up
-from airflow_batch_llm.providers.steps import Ask, Calls, drive
+from airflow_batch_llm.providers.steps import Ask, Calls, Lookup, Page, drive, look_up
 
 RUNNING = BatchStatus(state=BatchState.RUNNING)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from airflow_batch_llm.providers.stillness import stillness
+from airflow_batch_llm.providers.clients import stillness
 
 
 class Ring:

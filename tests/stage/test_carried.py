@@ -13,7 +13,7 @@ import pytest
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import SourceError
 from airflow_batch_llm.simulator.handle import Simulator
-from airflow_batch_llm.stage.carried import (
+from airflow_batch_llm.stage.plan.carried import (
     carried,
     carried_schema,
     comparable,
@@ -24,8 +24,8 @@ from airflow_batch_llm.stage.carried import (
 )
 from airflow_batch_llm.testing.warehouse_columns import PROMPT, answer, things, walk_every_way
 from airflow_batch_llm.testing.whole_stage import TARGET, WholeStage
-from airflow_batch_llm.warehouses.duckdb import DuckDBWarehouse
-from airflow_batch_llm.warehouses.files import FileSource, read_files
+from airflow_batch_llm.warehouses.duckdb.warehouse import DuckDBWarehouse
+from airflow_batch_llm.warehouses.files.source import FileSource, read_files
 from tests.stage.world import Bench
 
 MOMENT = datetime(1969, 12, 31, 23, 59, 59, 123456)  # noqa: DTZ001 - the clock of a wall

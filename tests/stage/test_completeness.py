@@ -6,8 +6,7 @@ import pytest
 
 from airflow_batch_llm.core.model import BatchState, BatchStatus, Outcome
 from airflow_batch_llm.errors import ResultsGone
-from airflow_batch_llm.stage.collecting import RESULTS_PATIENCE_SECONDS
-from airflow_batch_llm.stage.completeness import Expected, Incomplete, Lines
+from airflow_batch_llm.stage.land.collecting import RESULTS_PATIENCE_SECONDS, Expected, Incomplete, Lines
 from tests.stage.world import Bench
 
 PLACES = {"anthropic": "results", "openai": "content"}

@@ -12,7 +12,7 @@ import pytest
 from airflow_batch_llm.core.model import Lease, Outcome, ShardFile
 from airflow_batch_llm.core.settings import Only, WriteMode
 from airflow_batch_llm.errors import BatchLLMError, StoreError
-from airflow_batch_llm.stage.finishing import Finished
+from airflow_batch_llm.stage.land.finishing import Finished
 from tests.stage.kills import Kill
 from tests.stage.processes import Job
 from tests.stage.world import Bench, World, let_go

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_batch_llm.core.model import Outcome
-from airflow_batch_llm.stage.judged import Failure
+from airflow_batch_llm.stage.land.gathering import Failure
 from tests.fuzz import PROVIDERS, REQUESTS, check, judged, landed, landing_place, subject
 from tests.stage.world import Bench
 

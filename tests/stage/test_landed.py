@@ -4,7 +4,7 @@ import orjson
 
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.report import Report
-from airflow_batch_llm.stage.landed import Landed
+from airflow_batch_llm.stage.records.standings import Landed
 
 LANDED = Landed(
     report=Report(outcomes={Outcome.SUCCEEDED: 3, Outcome.INVALID: 1}, attempts={1: 4}, batches=2),

@@ -17,7 +17,7 @@ from airflow_batch_llm.core.model import Limits, Outcome
 from airflow_batch_llm.core.report import to_xcom
 from airflow_batch_llm.core.settings import BadRow
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.stage import shard_files
+from airflow_batch_llm.stage.plan import shard_files
 from tests.stage.world import Bench, let_go
 
 _RUNS = count()

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pytest
 
 from airflow_batch_llm.core.settings import Source
-from airflow_batch_llm.stage.reading import with_known
+from airflow_batch_llm.stage.plan.reading import with_known
 from airflow_batch_llm.testing.staged_rows import labels, land, part
-from airflow_batch_llm.warehouses.duckdb import DuckDBWarehouse
+from airflow_batch_llm.warehouses.duckdb.warehouse import DuckDBWarehouse
 
 
 class Counting(DuckDBWarehouse):

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from airflow_batch_llm.errors import Unavailable
-from airflow_batch_llm.stage.finishing import Finished
+from airflow_batch_llm.stage.land.finishing import Finished
 from airflow_batch_llm.stage.run import Pause, Run
 from airflow_batch_llm.stage.spread import Portion, Spread
 from tests.stage.kill_matrix import points

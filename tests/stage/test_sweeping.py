@@ -8,9 +8,9 @@ import pytest
 
 from airflow_batch_llm.commands.inspect import inspect as command
 from airflow_batch_llm.core.model import Lease, Outcome, ShardFile
-from airflow_batch_llm.stage.finishing import Finished
-from airflow_batch_llm.stage.folder import RunFolder
 from airflow_batch_llm.stage.inspection import Inspected, inspect
+from airflow_batch_llm.stage.land.finishing import Finished
+from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.run import Pause
 from tests.stage.world import Bench, let_go
 

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from airflow_batch_llm.errors import StoreUnavailable
-from airflow_batch_llm.stage.folder import safe_name
-from airflow_batch_llm.stage.registers import Registers
+from airflow_batch_llm.stage.records.folder import safe_name
+from airflow_batch_llm.stage.records.registers import Registers
 from airflow_batch_llm.store.workspace import Workspace
 from tests.stage.world import Bench
 

@@ -22,11 +22,11 @@ from airflow_batch_llm.providers import connect
 from airflow_batch_llm.providers.base import Access, Provider
 from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.stage.drive import complete
-from airflow_batch_llm.stage.finishing import Finished
+from airflow_batch_llm.stage.land.finishing import Finished
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.run import Pause, Run
 from airflow_batch_llm.store import Workspace
-from airflow_batch_llm.warehouses.duckdb import DuckDBWarehouse
+from airflow_batch_llm.warehouses.duckdb.warehouse import DuckDBWarehouse
 
 LABELS = ("billing", "bug", "other")
 MODELS = {"anthropic": "claude-haiku-4-5", "openai": "gpt-5-mini", "vertex": "gemini-2.5-flash"}

@@ -13,9 +13,9 @@ from google.cloud import bigquery
 from google.cloud.bigquery_storage_v1 import BigQueryReadClient
 from google.cloud.bigquery_storage_v1.services.big_query_read.transports import BigQueryReadGrpcTransport
 
-from airflow_batch_llm.warehouses.bigquery import BigQuerySettings, BigQueryWarehouse
-from airflow_batch_llm.warehouses.bigquery_jobs import Patience
-from airflow_batch_llm.warehouses.bigquery_types import DIALECT
+from airflow_batch_llm.warehouses.bigquery.jobs import Patience
+from airflow_batch_llm.warehouses.bigquery.types import DIALECT
+from airflow_batch_llm.warehouses.bigquery.warehouse import BigQuerySettings, BigQueryWarehouse
 
 PROJECT = "test-project"
 LOCATION = "EU"

@@ -13,8 +13,8 @@ from airflow_batch_llm.errors import TargetError, WarehouseBusy, WarehouseError
 from airflow_batch_llm.testing.database import rows_of
 from airflow_batch_llm.testing.staged_rows import at, labels, part, stage
 from airflow_batch_llm.warehouses.base import Published
-from airflow_batch_llm.warehouses.bigquery import BigQueryWarehouse
-from airflow_batch_llm.warehouses.bigquery_jobs import Patience, digest, job_labels
+from airflow_batch_llm.warehouses.bigquery.jobs import Patience, digest, job_labels
+from airflow_batch_llm.warehouses.bigquery.warehouse import BigQueryWarehouse
 from tests.emulators.servers import Emulators
 from tests.warehouses.bigquery_dataset import LOCATION, BigQueryDataset, open_warehouse
 from tests.warehouses.hop import Fault, Hop, Request, hopping

@@ -14,7 +14,7 @@ from airflow_batch_llm.core.model import ColumnType
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import SourceError, TargetError, WarehouseError
 from airflow_batch_llm.warehouses.base import ARROW_TYPES, JoinsKnown
-from airflow_batch_llm.warehouses.bigquery import BigQuerySettings, BigQueryWarehouse
+from airflow_batch_llm.warehouses.bigquery.warehouse import BigQuerySettings, BigQueryWarehouse
 from tests.emulators.servers import Emulators
 from tests.warehouses.bigquery_dataset import BigQueryDataset, client, open_warehouse, read_client
 

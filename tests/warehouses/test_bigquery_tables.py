@@ -14,7 +14,7 @@ from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.testing.database import rows_of
 from airflow_batch_llm.testing.staged_rows import at, batch, columns, labels, land, part, stage
 from airflow_batch_llm.warehouses.base import Part, Published, Target
-from airflow_batch_llm.warehouses.bigquery import BigQueryWarehouse
+from airflow_batch_llm.warehouses.bigquery.warehouse import BigQueryWarehouse
 from tests.emulators.servers import Emulators
 from tests.warehouses.bigquery_dataset import BigQueryDataset
 
@@ -254,7 +254,7 @@ def test_ignored_columns_are_left_out_of_the_merge(
 def test_hundreds_of_parts_land_in_a_few_scripts(
     database: BigQueryDataset, warehouse: BigQueryWarehouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_batch_llm.warehouses.bigquery._PARTS_PER_SCRIPT", 2)
+    monkeypatch.setattr("airflow_batch_llm.warehouses.bigquery.warehouse._PARTS_PER_SCRIPT", 2)
     target = labels()
     warehouse.prepare(target)
     parts: list[Part] = [part(shard) for shard in range(5)]

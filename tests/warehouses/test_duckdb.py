@@ -19,8 +19,8 @@ from airflow_batch_llm.testing.staged_rows import labels, land, part
 from airflow_batch_llm.testing.warehouses import WarehouseContract
 from airflow_batch_llm.warehouses.base import SharesFile
 from airflow_batch_llm.warehouses.dialect import DIALECTS
-from airflow_batch_llm.warehouses.duckdb import DuckDBWarehouse
-from airflow_batch_llm.warehouses.duckdb_file import DuckDBFile as OpenedFile
+from airflow_batch_llm.warehouses.duckdb.file import DuckDBFile as OpenedFile
+from airflow_batch_llm.warehouses.duckdb.warehouse import DuckDBWarehouse
 
 #: Expressions of the integer n, by the type that they have.
 KEY_TYPES = {

@@ -17,9 +17,9 @@ import pytest
 
 from airflow_batch_llm.core.model import ColumnType
 from airflow_batch_llm.errors import SourceError
-from airflow_batch_llm.warehouses import file_csv
 from airflow_batch_llm.warehouses.base import ARROW_TYPES
-from airflow_batch_llm.warehouses.files import SOURCE_URI, FileFormat, FileSource, read_files
+from airflow_batch_llm.warehouses.files import formats as file_csv
+from airflow_batch_llm.warehouses.files.source import SOURCE_URI, FileFormat, FileSource, read_files
 from tests.emulators.servers import Emulators
 
 ROWS = [

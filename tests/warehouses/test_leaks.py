@@ -16,10 +16,10 @@ from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import BatchLLMError, InputError, SourceError, WarehouseError
 from airflow_batch_llm.testing.leaks import text_of
 from airflow_batch_llm.testing.staged_rows import labels, part, stage
-from airflow_batch_llm.warehouses.bigquery_jobs import translated as translated_bigquery
-from airflow_batch_llm.warehouses.files import FileSource, read_files
-from airflow_batch_llm.warehouses.postgres import PostgresWarehouse
-from airflow_batch_llm.warehouses.sql import SqlWarehouse
+from airflow_batch_llm.warehouses.bigquery.jobs import translated as translated_bigquery
+from airflow_batch_llm.warehouses.files.source import FileSource, read_files
+from airflow_batch_llm.warehouses.postgres.warehouse import PostgresWarehouse
+from airflow_batch_llm.warehouses.sql.warehouse import SqlWarehouse
 
 
 @pytest.fixture

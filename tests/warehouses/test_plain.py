@@ -8,8 +8,8 @@ import pyarrow as pa
 import pytest
 
 from airflow_batch_llm.errors import SourceError
+from airflow_batch_llm.warehouses.arrow import plain_batch, refuse_padded_keys
 from airflow_batch_llm.warehouses.dialect import DIALECTS
-from airflow_batch_llm.warehouses.plain import plain_batch, refuse_padded_keys
 
 
 def plain(array: pa.Array, dialect: str = "duckdb", *, key: bool = False) -> list[object]:

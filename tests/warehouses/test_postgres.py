@@ -22,7 +22,7 @@ from airflow_batch_llm.testing.database import definition, rows_of
 from airflow_batch_llm.testing.staged_rows import labels, land, part, stage
 from airflow_batch_llm.testing.warehouses import WarehouseContract
 from airflow_batch_llm.warehouses.dialect import DIALECTS
-from airflow_batch_llm.warehouses.postgres import PostgresWarehouse
+from airflow_batch_llm.warehouses.postgres.warehouse import PostgresWarehouse
 
 #: Expressions of the integer n, by the type that they have.
 KEY_TYPES = {

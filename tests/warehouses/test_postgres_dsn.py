@@ -5,8 +5,8 @@ import traceback
 import pytest
 
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.warehouses.postgres import PostgresWarehouse
-from airflow_batch_llm.warehouses.postgres_dsn import refuse_malformed
+from airflow_batch_llm.warehouses.postgres.dsn import refuse_malformed
+from airflow_batch_llm.warehouses.postgres.warehouse import PostgresWarehouse
 
 
 @pytest.mark.parametrize(

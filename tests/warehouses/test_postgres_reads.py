@@ -10,7 +10,7 @@ import pytest
 
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import BatchLLMError, SourceError, WarehouseError
-from airflow_batch_llm.warehouses.postgres import PostgresWarehouse
+from airflow_batch_llm.warehouses.postgres.warehouse import PostgresWarehouse
 
 TYPES: dict[str, tuple[pa.DataType, list[str], list[Any] | None]] = {
     "bool": (pa.bool_(), ["true", "false", "NULL"], [True, False, None]),

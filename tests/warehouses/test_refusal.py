@@ -10,7 +10,7 @@ from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import SourceError, WarehouseBusy
 from airflow_batch_llm.testing.staged_rows import labels
 from airflow_batch_llm.warehouses.refusal import may_pass
-from airflow_batch_llm.warehouses.sql import SqlWarehouse
+from airflow_batch_llm.warehouses.sql.warehouse import SqlWarehouse
 
 
 def test_a_server_that_cannot_be_reached_is_tried_again_later() -> None:

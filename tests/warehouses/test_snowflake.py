@@ -9,7 +9,7 @@ import pytest
 from airflow_batch_llm.core.model import ColumnType
 from airflow_batch_llm.errors import SourceError
 from airflow_batch_llm.testing.staged_rows import columns, labels
-from airflow_batch_llm.warehouses.sql_snowflake import SnowflakeWarehouse, _as_described
+from airflow_batch_llm.warehouses.sql.snowflake import SnowflakeWarehouse, _as_described
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 

@@ -13,12 +13,11 @@ from airflow_batch_llm.errors import TargetError, WarehouseBusy
 from airflow_batch_llm.testing.database import definition
 from airflow_batch_llm.testing.staged_rows import labels, land, part, stage
 from airflow_batch_llm.testing.warehouses import WarehouseContract
+from airflow_batch_llm.warehouses.arrow import plain_batch
 from airflow_batch_llm.warehouses.base import JoinsKnown
 from airflow_batch_llm.warehouses.dialect import DIALECTS
-from airflow_batch_llm.warehouses.plain import plain_batch
-from airflow_batch_llm.warehouses.sql import SqlWarehouse
-from airflow_batch_llm.warehouses.sql_joining import sql_warehouse
-from airflow_batch_llm.warehouses.sql_sqlite import SQLiteWarehouse, _to_sqlite
+from airflow_batch_llm.warehouses.sql.sqlite import SQLiteWarehouse, _to_sqlite
+from airflow_batch_llm.warehouses.sql.warehouse import SqlWarehouse, sql_warehouse
 
 #: Expressions of the integer n, by the type that they have.
 KEY_TYPES = {

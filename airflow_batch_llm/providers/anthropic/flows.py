@@ -18,10 +18,19 @@ from airflow_batch_llm.providers.anthropic.sdk import judged, sdk
 from airflow_batch_llm.providers.clients import open_stream, stream_lines
 from airflow_batch_llm.providers.failures import failure_of
 from airflow_batch_llm.providers.lines import parse_line
-from airflow_batch_llm.providers.listing import Lookup, Page, look_up
 from airflow_batch_llm.providers.redaction import saying
 from airflow_batch_llm.providers.shape import count, entries, following, record, text
-from airflow_batch_llm.providers.steps import WORKER, Calls, Each, Judge, Patience, patiently
+from airflow_batch_llm.providers.steps import (
+    WORKER,
+    Calls,
+    Each,
+    Judge,
+    Lookup,
+    Page,
+    Patience,
+    look_up,
+    patiently,
+)
 
 BATCHES = "/v1/messages/batches"
 _LIST_LIMIT = 1000

@@ -15,10 +15,14 @@ from airflow_batch_llm.core.model import (
 )
 from airflow_batch_llm.core.request import LineTemplate
 from airflow_batch_llm.providers.anthropic import flows
-from airflow_batch_llm.providers.anthropic.body import creation
 from airflow_batch_llm.providers.anthropic.decode import decode
 from airflow_batch_llm.providers.anthropic.encode import SAMPLING, message_line, refuse_sampling
-from airflow_batch_llm.providers.anthropic.sdk import judged_creation, open_async_client, open_client
+from airflow_batch_llm.providers.anthropic.sdk import (
+    creation,
+    judged_creation,
+    open_async_client,
+    open_client,
+)
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.clients import Clients, create, stream_lines
 from airflow_batch_llm.providers.redaction import without

@@ -8,12 +8,21 @@ from airflow_batch_llm.core.model import BatchState, BatchStatus, Call, Outcome,
 from airflow_batch_llm.errors import Refused, ResultsGone, Unavailable
 from airflow_batch_llm.providers.clients import open_stream
 from airflow_batch_llm.providers.failures import failure_of
-from airflow_batch_llm.providers.listing import Lookup, Page, look_up
 from airflow_batch_llm.providers.openai.encode import counted_body
 from airflow_batch_llm.providers.openai.sdk import judged, sdk
 from airflow_batch_llm.providers.redaction import saying, word
 from airflow_batch_llm.providers.shape import count, count_or_zero, entries, following, record, text
-from airflow_batch_llm.providers.steps import WORKER, Calls, Each, Judge, Patience, patiently
+from airflow_batch_llm.providers.steps import (
+    WORKER,
+    Calls,
+    Each,
+    Judge,
+    Lookup,
+    Page,
+    Patience,
+    look_up,
+    patiently,
+)
 
 BATCHES = "/batches"
 FILES = "/files"

@@ -1,8 +1,7 @@
-"""The two clients behind one set of words: get, page, cancel; and create, for workers only.
+"""Keeping a creation inside its lease where the client below is `requests`.
 
-Workers use google-cloud-aiplatform's JobService over REST. Triggers use google-genai: aiplatform's asynchronous REST
-transport takes only credentials that cannot be refreshed, gRPC does not reach a server on plain HTTP, and google-genai
-imports in a quarter of the time and refreshes its tokens in a thread.
+The body is handed over only once a connection stands and the lease still runs; a body that is refused leaves the
+server with half a request, which it never executes. The watchdog learns of each connection as it is opened.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,8 +16,44 @@ from airflow_batch_llm.providers.reach import keep_session
 from airflow_batch_llm.providers.shape import NotUnderstood, entries, fate_unknown, record, text, understood
 from airflow_batch_llm.providers.vertex.errors import judge_creation, needing_extra
 from airflow_batch_llm.providers.vertex.jobs import Job, Page, is_name
-from airflow_batch_llm.providers.vertex.place import Place
-from airflow_batch_llm.providers.vertex.sending import keep_inside
+from airflow_batch_llm.providers.vertex.storage import Place
+
+
+def keep_inside(session: Any, sending: Sending) -> None:
+    """Whatever this session (of `requests`) sends from now on is sent inside the lease."""
+    from requests.adapters import HTTPAdapter
+    from urllib3.connection import HTTPConnection, HTTPSConnection
+    from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+    class Plain(HTTPConnection):
+        def connect(self) -> None:
+            super().connect()
+            sending.note(self.sock)
+
+    class Secure(HTTPSConnection):
+        def connect(self) -> None:
+            super().connect()
+            sending.note(self.sock)
+
+    class PlainPool(HTTPConnectionPool):
+        ConnectionCls = Plain
+
+    class SecurePool(HTTPSConnectionPool):
+        ConnectionCls = Secure
+
+    class Leased(HTTPAdapter):
+        def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+            super().init_poolmanager(*args, **kwargs)
+            self.poolmanager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
+
+        def send(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+            whole = request.body.encode() if isinstance(request.body, str) else request.body
+            request.body = sending.body((), whole)
+            return super().send(request, *args, **kwargs)
+
+    for scheme in ("https://", "http://"):
+        session.mount(scheme, Leased())
+
 
 PAGE_SIZE = 100
 _TIMEOUT_SECONDS = 60.0

@@ -10,7 +10,7 @@ from airflow_batch_llm.providers.steps import WORKER, drive, patiently
 from airflow_batch_llm.providers.vertex.encode import generate_content
 from airflow_batch_llm.providers.vertex.errors import judge, needing_extra
 from airflow_batch_llm.providers.vertex.jobs import model_path
-from airflow_batch_llm.providers.vertex.place import Place
+from airflow_batch_llm.providers.vertex.storage import Place
 
 _TIMEOUT_SECONDS = 60.0
 

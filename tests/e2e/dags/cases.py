@@ -7,10 +7,9 @@ from typing import Any
 from airflow.sdk import DAG
 
 from airflow_batch_llm.core.settings import Pace
-from airflow_batch_llm.operators.collect import CollectLLMBatchOperator
+from airflow_batch_llm.operators.llm_batch import CollectLLMBatchOperator, SubmitLLMBatchOperator
 from airflow_batch_llm.operators.llm_transform import LLMTransformOperator
 from airflow_batch_llm.operators.llm_transform_group import llm_transform_group
-from airflow_batch_llm.operators.submit import SubmitLLMBatchOperator
 from airflow_batch_llm.sensors.llm_batch import LLMBatchSensor
 
 PACE = Pace(poll_interval=0.5)

@@ -7,9 +7,8 @@ from typing import Any, TypeVar
 from airflow_batch_llm.core.model import BatchState, BatchStatus, Search, Sighting
 from airflow_batch_llm.errors import Refused, ResultsGone, Unavailable
 from airflow_batch_llm.providers.bounds import DOWNLOAD
-from airflow_batch_llm.providers.listing import Lookup, Page, look_up
 from airflow_batch_llm.providers.shape import NotUnderstood, count, entries, record, text
-from airflow_batch_llm.providers.steps import WORKER, Calls, Patience, patiently
+from airflow_batch_llm.providers.steps import WORKER, Calls, Lookup, Page, Patience, look_up, patiently
 from airflow_batch_llm_mistral.http import judged, status_in
 from airflow_batch_llm_mistral.wire import status_of
 

@@ -1,0 +1,203 @@
+"""Tell Airflow about a run: the alarm of a long wait, the report, metrics, asset events and lineage."""
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from airflow.providers.common.compat.sdk import Stats
+from airflow.sdk import Asset, AssetAlias, Context
+
+from airflow_batch_llm.core.model import Outcome
+from airflow_batch_llm.hooks.handle import RunHandle
+from airflow_batch_llm.store import Workspace
+
+if TYPE_CHECKING:
+    from airflow_batch_llm.core.report import Provenance, Report
+    from airflow_batch_llm.stage.records.plan import Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alarm:
+    """Two records in the run folder: when the waiting began, and that somebody was told."""
+
+    workspace: Workspace
+    handle: RunHandle
+    after: float
+
+    def due_at(self, now: float) -> float:
+        """When it goes off. The first to ask begins the time."""
+        self.workspace.create(self._path("waiting"), json.dumps({"since": now}).encode())
+        data = self.workspace.read(self._path("waiting"))
+        assert data is not None, "it was created here, or before"
+        return float(json.loads(data)["since"]) + self.after
+
+    def take(self) -> bool:
+        """Whether this is the one who tells."""
+        return self.workspace.create(self._path("warned"), b"{}")
+
+    def _path(self, name: str) -> str:
+        return f"{self.handle.run}/{name}/{self.handle.max_tries}.json"
+
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lineage:
+    """What was read and written: URIs of tables, and names of columns."""
+
+    inputs: tuple[str, ...]  # none: not known
+    output: str
+    columns_used: tuple[str, ...]
+    columns_made: tuple[str, ...]
+
+
+def is_lineage_wanted() -> bool:
+    """Whether Airflow will ask for it."""
+    return find_spec("airflow.providers.openlineage") is not None
+
+
+@contextmanager
+def unfailing() -> Iterator[None]:
+    """What is paid for has been sent, or has landed: that nobody can be told where it came from is no failure."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - a connection, a driver, a parser
+        _log.warning("OpenLineage is not told all that was read and written (%s).", type(error).__name__)
+
+
+def planned_lineage(plan: "Plan", inputs: tuple[str, ...], database_uri: str) -> Lineage:
+    """What a run reads and writes by its frozen plan, which knows all but the source."""
+    from airflow_batch_llm.core.prompt import compile_prompt
+    from airflow_batch_llm.core.spec import Spec
+
+    spec = Spec.from_json(plan.spec)
+    template = spec.prompt.get("template")  # a function is given all columns
+    used = () if template is None else compile_prompt(template, spec.prompt_params).columns
+    return Lineage(
+        inputs=inputs,
+        output=table_uri(database_uri, plan.target.table),
+        columns_used=tuple(used or ()),
+        columns_made=tuple(plan.target.answer.names),
+    )
+
+
+def to_openlineage(lineages: Iterable[Lineage]) -> Any:
+    """Their facets. Airflow asks for them only where its OpenLineage provider is installed."""
+    from airflow.providers.common.compat.openlineage.facet import Dataset
+    from airflow.providers.openlineage.extractors import OperatorLineage
+
+    inputs: dict[tuple[str, str], Any] = {}
+    outputs: dict[tuple[str, str], Any] = {}
+    for lineage in lineages:
+        for namespace, name in map(_dataset, lineage.inputs):
+            inputs[namespace, name] = Dataset(namespace=namespace, name=name)
+        namespace, name = _dataset(lineage.output)
+        outputs[namespace, name] = Dataset(namespace=namespace, name=name, facets=_facets(lineage))
+    return OperatorLineage(inputs=list(inputs.values()), outputs=list(outputs.values()))
+
+
+def _facets(lineage: Lineage) -> dict[str, Any]:
+    """Which columns the answers were made of. Of several tables it is not known which one has the column."""
+    from airflow.providers.common.compat.openlineage.facet import (
+        ColumnLineageDatasetFacet,
+        Fields,
+        InputField,
+    )
+
+    if len(lineage.inputs) != 1 or not lineage.columns_used:
+        return {}
+    namespace, name = _dataset(lineage.inputs[0])
+    used = [InputField(namespace=namespace, name=name, field=column) for column in lineage.columns_used]
+    fields = {column: Fields(inputFields=used) for column in lineage.columns_made}
+    return {"columnLineage": ColumnLineageDatasetFacet(fields=fields)}
+
+
+def tables_of(sql: str, database_uri: str = "") -> Sequence[str]:
+    """The tables that a SELECT reads, by the names that stand in it; none where it cannot be understood."""
+    import sqlglot
+    from sqlglot import exp
+
+    scheme = urlsplit(database_uri).scheme
+    dialect = sqlglot.Dialect.get("duckdb" if scheme == "file" else scheme)
+    try:
+        parsed = sqlglot.parse_one(sql, dialect=dialect)
+    except sqlglot.errors.SqlglotError:
+        return ()
+    made = {cte.alias_or_name for cte in parsed.find_all(exp.CTE)}
+    names = (".".join(part.name for part in table.parts) for table in parsed.find_all(exp.Table))
+    return sorted({name for name in names if name not in made})
+
+
+def _dataset(uri: str) -> tuple[str, str]:
+    """A table's URI as namespace and name: a database's host and the dotted name, or a file and its path."""
+    parts = urlsplit(uri)
+    path = parts.path.lstrip("/")
+    if parts.scheme == "file":
+        return "file", parts.path
+    if parts.scheme == "bigquery":
+        return "bigquery", f"{parts.netloc}.{path.replace('/', '.')}"
+    return f"{parts.scheme}://{parts.netloc}", path.replace("/", ".")
+
+
+_outcome_log = logging.getLogger(__name__)
+
+
+def count_metrics(report: "Report", about: "Provenance", tags: Mapping[str, str]) -> None:
+    """Rows by outcome, tokens, dollars, waiting time and completion, tagged by dag, task, provider and model.
+
+    Outcomes and kinds of tokens are parts of the names: plain StatsD knows no tags, and would add them up.
+    """
+    tags = {**tags, "provider": about.provider, "model": about.model}
+    for outcome, count in report.final.items():
+        Stats.incr(f"batch_llm.rows.{outcome.value}", count, tags=tags)
+    for kind, tokens in (("input", report.usage.input_tokens), ("output", report.usage.output_tokens)):
+        Stats.incr(f"batch_llm.tokens.{kind}", tokens, tags=tags)
+    Stats.gauge("batch_llm.cost_usd", report.spent.cost, tags=tags)
+    Stats.gauge("batch_llm.batch_wait_seconds", report.durations.queued + report.durations.running, tags=tags)
+    if report.rows:
+        ratio = report.final.get(Outcome.SUCCEEDED, 0) / report.rows
+        Stats.gauge("batch_llm.completion_ratio", ratio, tags=tags)
+
+
+def add_to_assets(
+    context: Context, outlets: Iterable[object], uri: str | None, extra: Mapping[str, Any]
+) -> None:
+    """Put `extra` on the event of each asset that the task declares; an alias gets the asset of this URI."""
+    events = context["outlet_events"]
+    for outlet in outlets:
+        if isinstance(outlet, Asset):
+            events[outlet].extra.update(extra)
+        elif isinstance(outlet, AssetAlias) and uri is not None:
+            try:
+                asset = Asset(uri)
+            except ValueError as error:  # the rows have landed: that the name is short is no reason to fail
+                _outcome_log.warning(
+                    "No asset event for %s: %s. Give the target with its schema.", uri, error
+                )
+            else:
+                events[outlet].add(asset, extra=dict(extra))
+
+
+def table_uri(database_uri: str, table: str) -> str:
+    """The table as Airflow's assets spell it: below its database, a part of the name at a time."""
+    base = database_uri.rstrip("/")
+    parts = urlsplit(base)
+    names_database = table.count(".") == 2 and parts.scheme != "file"
+    if names_database and (parts.path or parts.scheme == "bigquery"):
+        base = base.rpartition("/")[0]
+    return f"{base}/{table.replace('.', '/')}"
+
+
+def asset_extra(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What a Dag that starts on the asset wants to know."""
+    return {
+        "rows": report["outcomes"].get(Outcome.SUCCEEDED.value, 0),
+        "cost_usd": report["cost"]["usd"],
+        "report": dict(report),
+    }

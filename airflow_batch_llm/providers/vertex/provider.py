@@ -1,0 +1,189 @@
+"""Gemini batches on Vertex AI: request files and answers in Cloud Storage, jobs through the API."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from uuid import uuid4
+
+from airflow_batch_llm.core.model import (
+    BatchState,
+    BatchStatus,
+    Call,
+    Lease,
+    Limits,
+    Result,
+    Search,
+    ShardFile,
+    Sighting,
+)
+from airflow_batch_llm.core.request import LineTemplate
+from airflow_batch_llm.errors import Refused, ResultsGone, Unavailable
+from airflow_batch_llm.providers.base import Access
+from airflow_batch_llm.providers.clients import stillness
+from airflow_batch_llm.providers.redaction import saying
+from airflow_batch_llm.providers.steps import TRIGGER, WORKER, adrive, drive
+from airflow_batch_llm.providers.vertex import jobs
+from airflow_batch_llm.providers.vertex import jobs as flows
+from airflow_batch_llm.providers.vertex.clients import AsyncJobs, Jobs
+from airflow_batch_llm.providers.vertex.decode import decode
+from airflow_batch_llm.providers.vertex.encode import encode
+from airflow_batch_llm.providers.vertex.storage import Place, Staging
+from airflow_batch_llm.providers.vertex.tokens import TokenCounter
+
+_LIMITS = Limits(
+    max_requests=200_000,
+    max_bytes=200_000_000,
+    max_request_bytes=20_000_000,
+    window_seconds=96 * 3600,  # at most 72 hours in the queue, then at most 24 hours of running
+)
+
+
+class VertexProvider:
+    """Gemini on Vertex AI."""
+
+    name = "vertex"
+    limits = _LIMITS
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._place = Place.of(access)
+        self._opening = threading.RLock()
+        self._jobs: Jobs | None = None
+        self._staging: Staging | None = None
+        self._counter: TokenCounter | None = None
+        self._async_jobs: AsyncJobs | None = None
+
+    @property
+    def host(self) -> str | None:
+        return self._place.host
+
+    def encode(self, call: Call) -> LineTemplate:
+        return encode(call)
+
+    def decode(self, line: bytes) -> Result:
+        return decode(line)
+
+    def upload(self, shard: ShardFile) -> str:
+        # The import of the jobs' SDK and a look for credentials take seconds, which would come off the lease.
+        self._open_jobs()
+        return self._open_staging().upload(shard.path, f"{self._place.staging}/{shard.token}")
+
+    def submit(self, shard: ShardFile, upload: str, lease: Lease) -> str:
+        job = {
+            "display_name": shard.token,
+            "model": jobs.model_path(shard.call.model),
+            "labels": jobs.labels(shard.token),
+            "input_config": {"instances_format": "jsonl", "gcs_source": {"uris": [upload]}},
+            "output_config": {
+                "predictions_format": "jsonl",
+                # Two jobs that begin in the same instant would write into the same folder.
+                "gcs_destination": {"output_uri_prefix": f"{upload.rpartition('/')[0]}/{uuid4().hex}"},
+            },
+        }
+        # A session that keeps to the lease sends nothing else, so a creation has a client of its own.
+        client = self._new_jobs()
+        try:
+            return client.create(job, lease)
+        finally:
+            client.close()
+
+    def check(self, batch_ids: Sequence[str]) -> Mapping[str, BatchStatus]:
+        return drive(flows.check(batch_ids, time.time(), WORKER), self._open_jobs())
+
+    def cancel(self, batch_id: str) -> None:
+        drive(flows.cancel(batch_id, WORKER), self._open_jobs())
+
+    def results(self, batch_id: str) -> Iterator[bytes]:
+        try:
+            yield from self._lines(batch_id)
+        except ResultsGone as error:
+            raise ResultsGone(f"The answers of {batch_id} are gone: {error}") from error
+        except Unavailable as error:
+            unread = Unavailable(
+                f"The answers of {batch_id} could not be read: {error}", retry_after=error.retry_after
+            )
+            raise saying(unread, status=error.status, detail=error.detail) from error
+
+    def _lines(self, batch_id: str) -> Iterator[bytes]:
+        job = self._ended_job(batch_id)
+        staging = self._open_staging()
+        files = staging.answers(job.output) if job.output else []
+        if not files and job.promises_answers:
+            raise ResultsGone(f"Nothing is left at {job.output}.")
+        for file in files:
+            yield from staging.lines(file)
+
+    def _ended_job(self, batch_id: str) -> jobs.Job:
+        try:
+            job = drive(flows.look(batch_id, WORKER), self._open_jobs())
+        except Refused as error:
+            if error.status == 404:
+                raise ResultsGone("Vertex no longer knows this job.") from error
+            raise
+        if jobs.status(job).state is BatchState.RUNNING:
+            raise Unavailable("The job has not ended yet.")
+        return job
+
+    def find(self, search: Search) -> Sequence[Sighting]:
+        return drive(flows.find(search, WORKER), self._open_jobs())
+
+    def discard(self, upload: str) -> None:
+        self._open_staging().delete(upload)
+
+    def count_tokens(self, call: Call, prompts: Sequence[str]) -> Sequence[int] | None:
+        with self._opening:
+            self._counter = self._counter or TokenCounter.open(self._place)
+        return [self._counter.count(call, prompt) for prompt in prompts]
+
+    def console_url(self, batch_id: str) -> str | None:
+        return jobs.console_url(batch_id) if self.host is None else None
+
+    def close(self) -> None:
+        for client in (self._jobs, self._staging, self._counter):
+            if client is not None:
+                client.close()
+        self._jobs = self._staging = self._counter = None
+
+    async def acheck(self, batch_ids: Sequence[str]) -> Mapping[str, BatchStatus]:
+        return await adrive(flows.check(batch_ids, time.time(), TRIGGER), await self._open_async_jobs())
+
+    async def acancel(self, batch_id: str) -> None:
+        await adrive(flows.cancel(batch_id, TRIGGER), await self._open_async_jobs())
+
+    async def aclose(self) -> None:
+        opened, self._async_jobs = self._async_jobs, None
+        if opened is not None:
+            await opened.close()
+
+    def _new_jobs(self) -> Jobs:
+        if self._access.client is not None:
+            return Jobs(self._access.client(), self._place)
+        return Jobs.open(self._place)
+
+    def _open_jobs(self) -> Jobs:
+        with self._opening:
+            self._jobs = self._jobs or self._new_jobs()
+            return self._jobs
+
+    def _open_staging(self) -> Staging:
+        with self._opening:
+            if self._staging is None:
+                make: Any = self._access.options.get("storage_client")
+                self._staging = Staging(make()) if make else Staging.open(self._place)
+            return self._staging
+
+    async def _open_async_jobs(self) -> AsyncJobs:
+        opened = self._async_jobs
+        return opened if opened is not None else await asyncio.to_thread(self._build_async_jobs)
+
+    def _build_async_jobs(self) -> AsyncJobs:
+        """In a thread: the SDK's import and its client cost a second that the event loop has not."""
+        with self._opening, stillness():
+            opened = self._async_jobs
+            if opened is None:
+                make = self._access.async_client
+                opened = AsyncJobs.open(self._place) if make is None else AsyncJobs(make())
+                self._async_jobs = opened
+            return opened

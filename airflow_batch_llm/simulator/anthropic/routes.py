@@ -1,0 +1,275 @@
+"""Anthropic's Message Batches, Messages and token counting over HTTP.
+
+A creation's body is split while it arrives; only what the vendor checks at once (the custom_ids) is checked here.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Self
+
+import anyio.to_thread
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from airflow_batch_llm.simulator.anthropic import rows as anthropic_rows
+from airflow_batch_llm.simulator.anthropic.rows import ERROR_TYPES, RESULTS, VERSIONS, AnthropicRows
+from airflow_batch_llm.simulator.bodies import MEGABYTE, ArraySplitter, BodyError, Element, file_chunks, parse
+from airflow_batch_llm.simulator.clock import rfc3339
+from airflow_batch_llm.simulator.content import content_digest
+from airflow_batch_llm.simulator.execution import INPUT, settled
+from airflow_batch_llm.simulator.record import Batch, Phase, Provider
+from airflow_batch_llm.simulator.vendor import Endpoint, Prepared, Refusal, Tally
+from airflow_batch_llm.simulator.world import World
+
+_DAY = 86_400.0
+_MOST_BYTES = 256 * MEGABYTE
+_MOST_REQUESTS = 100_000
+_CUSTOM_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+_SPEND_LIMITS = ("enforced_spend_limit_reached", "contract_spend_limit_reached", "ramp_limit_exceeded")
+_STATES = {Phase.CANCELING: "canceling", Phase.ENDED: "ended"}
+
+
+class Anthropic:
+    """The vendor's paths."""
+
+    provider = Provider.ANTHROPIC
+    request_id_header = "request-id"
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def endpoints(self) -> Sequence[Endpoint]:
+        base = "/v1/messages/batches"
+        return (
+            Endpoint("POST", base, "create", self.create),
+            Endpoint("GET", base, "list", self.list_batches, about_state=True),
+            Endpoint("GET", base + "/{id}", "retrieve", self.retrieve, about_state=True),
+            Endpoint("POST", base + "/{id}/cancel", "cancel", self.cancel),
+            Endpoint("DELETE", base + "/{id}", "delete", self.delete),
+            Endpoint("GET", base + "/{id}/results", "results", self.results),
+            Endpoint("POST", "/v1/messages", "messages", self.messages),
+            Endpoint("POST", "/v1/messages/count_tokens", "count_tokens", self.count_tokens),
+        )
+
+    def error(self, refusal: Refusal) -> Response:
+        kind = refusal.code or ERROR_TYPES.get(refusal.status, "api_error")
+        error: dict[str, Any] = {"type": kind, "message": refusal.message}
+        if kind in _SPEND_LIMITS:
+            error = {"type": "rate_limit_error", "message": refusal.message, "details": {"error_code": kind}}
+        body = {"type": "error", "error": error, "request_id": "req_simulated"}
+        return JSONResponse(body, status_code=refusal.status)
+
+    # -- batches -------------------------------------------------------------------------------------------------
+
+    async def create(self, request: Request) -> Response:
+        version = _version(request)
+        path = self._world.scratch()
+        try:
+            with _Incoming(path) as incoming:
+                async for chunk in request.stream():
+                    incoming.take(chunk)
+                total = incoming.complete()
+        except BodyError as error:
+            path.unlink(missing_ok=True)
+            raise Refusal(400, "invalid_request_error", str(error)) from error
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        number = self._world.database.next_batch_number()
+        batch_id = f"msgbatch_01{self._world.instance}{number:012d}"
+        path.rename(self._world.folder(batch_id) / INPUT)
+        facts = {"window": _DAY, "total": total, "version": version}
+        batch = self._world.open_batch(self.provider, batch_id, Phase.RUNNING, facts)
+        return JSONResponse(self._wire(batch, request))
+
+    async def list_batches(self, request: Request) -> Response:
+        limit = _limit(request.query_params.get("limit"))
+        database = self._world.database
+        if newer_than := request.query_params.get("before_id"):
+            found = database.batches_after(self.provider, self._find(newer_than).seq, limit + 1)
+            page = list(reversed(found[:limit]))
+        else:
+            after = request.query_params.get("after_id")
+            found = database.newest_batches(
+                self.provider, self._find(after).seq if after else None, limit + 1
+            )
+            page = found[:limit]
+        oldest_hidden = self._world.clock.now() - self._world.knobs.list_lag
+        data = [self._wire(batch, request) for batch in page if batch.created_at <= oldest_hidden]
+        return JSONResponse(
+            {
+                "data": data,
+                "has_more": len(found) > limit,
+                "first_id": data[0]["id"] if data else None,
+                "last_id": data[-1]["id"] if data else None,
+            }
+        )
+
+    async def retrieve(self, request: Request) -> Response:
+        return JSONResponse(self._wire(self._find(request.path_params["id"]), request))
+
+    async def cancel(self, request: Request) -> Response:
+        batch = self._world.cancel(self._find(request.path_params["id"]))
+        return JSONResponse(self._wire(batch, request))
+
+    async def delete(self, request: Request) -> Response:
+        batch = self._find(request.path_params["id"])
+        if batch.phase is not Phase.ENDED:
+            raise Refusal(400, None, "In progress batches cannot be deleted. Cancel the batch first.")
+        self._world.database.delete_batch(batch.id)
+        return JSONResponse({"id": batch.id, "type": "message_batch_deleted"})
+
+    async def results(self, request: Request) -> Response:
+        batch = self._find(request.path_params["id"])
+        path = self._world.folder(batch.id) / f"{RESULTS}.jsonl"
+        if batch.phase is not Phase.ENDED or self._archived_at(batch):
+            raise Refusal(404, None, f"Results of Message Batch {batch.id} are not available.")
+        return StreamingResponse(file_chunks(path), media_type="application/x-jsonl")
+
+    def _find(self, batch_id: str) -> Batch:
+        batch = self._world.database.batch(batch_id)
+        if batch is None or batch.provider is not self.provider:
+            raise Refusal(404, None, f"Message Batch {batch_id} not found.")
+        return batch
+
+    def _archived_at(self, batch: Batch) -> float | None:
+        moment = batch.created_at + 29 * _DAY
+        return moment if self._world.clock.now() >= moment else None
+
+    def _wire(self, batch: Batch, request: Request) -> dict[str, Any]:
+        ended = batch.phase is Phase.ENDED
+        outcomes: Mapping[str, int] = batch.facts.get("outcomes", {}) if ended else {}
+        archived_at = self._archived_at(batch)
+        url = f"{request.url.scheme}://{request.url.netloc}/v1/messages/batches/{batch.id}/results"
+        return {
+            "id": batch.id,
+            "type": "message_batch",
+            "processing_status": _STATES.get(batch.phase, "in_progress"),
+            "request_counts": {
+                "processing": 0 if ended else batch.facts["total"],
+                "succeeded": outcomes.get("succeeded", 0),
+                "errored": outcomes.get("errored", 0),
+                "canceled": outcomes.get("canceled", 0),
+                "expired": outcomes.get("expired", 0),
+            },
+            "created_at": rfc3339(batch.created_at),
+            "expires_at": rfc3339(batch.facts["expires_at"]),
+            "ended_at": rfc3339(batch.facts.get("ended_at")),
+            "cancel_initiated_at": rfc3339(batch.facts.get("canceling_at")),
+            "archived_at": rfc3339(archived_at),
+            "results_url": url if ended and not archived_at else None,
+        }
+
+    # -- life of a batch -----------------------------------------------------------------------------------------
+
+    def prepare(self, batch: Batch) -> Prepared:  # noqa: ARG002 - nothing is looked at before the rows run
+        return Prepared(facts={})
+
+    def rows(self, batch: Batch) -> AnthropicRows:
+        return AnthropicRows(batch.facts["version"], self._world.knobs)
+
+    def finish(self, batch: Batch, tally: Tally) -> Mapping[str, Any]:  # noqa: ARG002
+        (self._world.folder(batch.id) / f"{RESULTS}.jsonl").touch()
+        return {}
+
+    # -- one message at a time -----------------------------------------------------------------------------------
+
+    async def messages(self, request: Request) -> Response:
+        params = await _params(request)
+        if error := anthropic_rows.problem(params, _version(request)):
+            raise Refusal(error.status, error.code, error.message)
+        asked = anthropic_rows.as_request(params, "", content_digest(self.provider, params))
+        (answer,) = await anyio.to_thread.run_sync(self._world.responder.answer_all, [asked])
+        if answer.error:
+            raise Refusal(answer.error.status, answer.error.code, answer.error.message)
+        answer = settled(asked, answer)
+        usage = anthropic_rows.usage_of(asked, answer, self._world.knobs)
+        return JSONResponse(anthropic_rows.message(asked, answer, usage))
+
+    async def count_tokens(self, request: Request) -> Response:
+        params = await _params(request)
+        if error := anthropic_rows.problem(params, _version(request), counting=True):
+            raise Refusal(error.status, error.code, error.message)
+        asked = anthropic_rows.as_request(params, "", content_digest(self.provider, params))
+        return JSONResponse({"input_tokens": asked.input_tokens})
+
+
+class _Incoming:
+    """The requests of a creation as they arrive: checked, and written one to a line."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: IO[bytes] | None = None
+        self._splitter = ArraySplitter()
+        self._seen: set[str] = set()
+        self._bytes = 0
+
+    def __enter__(self) -> Self:
+        self._file = self._path.open("wb", buffering=MEGABYTE)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        assert self._file is not None
+        self._file.close()
+
+    def take(self, chunk: bytes) -> None:
+        self._bytes += len(chunk)
+        if self._bytes > _MOST_BYTES:
+            raise Refusal(413, None, "Request exceeds the maximum size")
+        for element in self._splitter.feed(chunk):
+            self._add(element)
+
+    def complete(self) -> int:
+        """How many requests there were."""
+        for element in self._splitter.finish():
+            self._add(element)
+        if not self._seen:
+            raise Refusal(400, None, "requests: List should have at least 1 item after validation, not 0")
+        return len(self._seen)
+
+    def _add(self, element: Element) -> None:
+        assert self._file is not None
+        number = len(self._seen)
+        where = f"requests.{number}"
+        row = element.value
+        if not isinstance(row, dict) or "custom_id" not in row:
+            raise Refusal(400, None, f"{where}.custom_id: Field required")
+        if not isinstance(row.get("params"), dict):
+            raise Refusal(400, None, f"{where}.params: Field required")
+        custom_id = row["custom_id"]
+        if not isinstance(custom_id, str) or not _CUSTOM_ID.fullmatch(custom_id):
+            raise Refusal(
+                400, None, f"{where}.custom_id: String should match pattern '^[a-zA-Z0-9_-]{{1,64}}$'"
+            )
+        if custom_id in self._seen:
+            raise Refusal(400, None, f"{where}.custom_id: Duplicate custom_id '{custom_id}'")
+        if number >= _MOST_REQUESTS:
+            raise Refusal(400, None, f"requests: List should have at most {_MOST_REQUESTS} items")
+        self._seen.add(custom_id)
+        self._file.write(element.line + b"\n")
+
+
+def _version(request: Request) -> str:
+    version = request.headers.get("anthropic-version")
+    if version not in VERSIONS:
+        raise Refusal(400, None, "anthropic-version: header is required and must be a known version")
+    return version
+
+
+def _limit(given: str | None) -> int:
+    if given is None:
+        return 20
+    if not given.isdigit() or not 1 <= int(given) <= 1000:
+        raise Refusal(400, None, "limit: Input should be from 1 to 1000")
+    return int(given)
+
+
+async def _params(request: Request) -> dict[str, Any]:
+    try:
+        params = parse(await request.body())
+    except ValueError as error:
+        raise Refusal(400, None, "the body is not JSON") from error
+    if not isinstance(params, dict):
+        raise Refusal(400, None, "the body is not a JSON object")
+    return params

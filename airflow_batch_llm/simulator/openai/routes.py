@@ -1,0 +1,286 @@
+"""OpenAI's batches, responses, chat completions, embeddings and token counting over HTTP."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import anyio.to_thread
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from airflow_batch_llm.simulator.bodies import parse
+from airflow_batch_llm.simulator.clock import unix
+from airflow_batch_llm.simulator.content import content_digest
+from airflow_batch_llm.simulator.execution import INPUT, settled
+from airflow_batch_llm.simulator.faults import BatchFault, batch_fault
+from airflow_batch_llm.simulator.openai import answers as openai_answers
+from airflow_batch_llm.simulator.openai import rows as openai_rows
+from airflow_batch_llm.simulator.openai.answers import CHAT, EMBEDDINGS, RESPONSES
+from airflow_batch_llm.simulator.openai.files import MONTH, OpenAIFiles, in_range, paged
+from airflow_batch_llm.simulator.openai.rows import (
+    ENDPOINTS,
+    ERRORS,
+    OUTPUT,
+    BadInput,
+    OpenAIRows,
+    check_file,
+    error_body,
+)
+from airflow_batch_llm.simulator.record import Batch, Outcome, Phase, Provider
+from airflow_batch_llm.simulator.request import RowError
+from airflow_batch_llm.simulator.vendor import Endpoint, Prepared, Refusal, Rejected, Tally
+from airflow_batch_llm.simulator.world import World
+
+_DAY = 86_400.0
+_PAIRS, _KEY, _VALUE = 16, 64, 512
+_ENDS = {Outcome.EXPIRED: "expired", Outcome.CANCELED: "cancelled"}
+_STATES = {
+    Phase.ACCEPTED: "validating",
+    Phase.RUNNING: "in_progress",
+    Phase.CANCELING: "cancelling",
+    Phase.FINISHING: "finalizing",
+    Phase.REJECTED: "failed",
+}
+
+
+class OpenAI:
+    """The vendor's paths."""
+
+    provider = Provider.OPENAI
+    request_id_header = "x-request-id"
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._files = OpenAIFiles(world)
+
+    def endpoints(self) -> Sequence[Endpoint]:
+        return (
+            *self._files.endpoints(),
+            Endpoint("POST", "/v1/batches", "create", self.create),
+            Endpoint("GET", "/v1/batches", "list", self.list_batches, about_state=True),
+            Endpoint("GET", "/v1/batches/{id}", "retrieve", self.retrieve, about_state=True),
+            Endpoint("POST", "/v1/batches/{id}/cancel", "cancel", self.cancel),
+            Endpoint("POST", CHAT, "chat", self.answer),
+            Endpoint("POST", RESPONSES, "responses", self.answer),
+            Endpoint("POST", EMBEDDINGS, "embeddings", self.answer),
+            Endpoint("POST", "/v1/responses/input_tokens", "input_tokens", self.input_tokens),
+        )
+
+    def error(self, refusal: Refusal) -> Response:
+        error = RowError(refusal.status, refusal.code or "", refusal.message, refusal.param)
+        return JSONResponse(error_body(error), status_code=refusal.status)
+
+    # -- batches -------------------------------------------------------------------------------------------------
+
+    async def create(self, request: Request) -> Response:
+        body = await _body(request)
+        for name in ("input_file_id", "endpoint", "completion_window"):
+            if not body.get(name):
+                raise Refusal(
+                    400, "missing_required_parameter", f"Missing required parameter: '{name}'.", param=name
+                )
+        if body["endpoint"] not in ENDPOINTS or body["completion_window"] != "24h":
+            raise Refusal(400, "invalid_value", "The endpoint or the completion_window is not supported.")
+        _check_metadata(body.get("metadata"))
+        expiry = body.get("output_expires_after") or {"seconds": MONTH}
+        facts = {
+            "window": _DAY,
+            "input_file_id": body["input_file_id"],
+            "endpoint": body["endpoint"],
+            "metadata": body.get("metadata"),
+            "output_lifetime": in_range(int(expiry["seconds"]), "output_expires_after"),
+        }
+        if self._world.knobs.enqueued_answer == "429":
+            await anyio.to_thread.run_sync(self._refuse_when_full, facts)
+        number = self._world.database.next_batch_number()
+        batch_id = f"batch_{self._world.instance}{number:016x}"
+        return JSONResponse(_wire(self._world.open_batch(self.provider, batch_id, Phase.ACCEPTED, facts)))
+
+    async def list_batches(self, request: Request) -> Response:
+        limit = min(int(request.query_params.get("limit", 20)), 100)
+        after = request.query_params.get("after")
+        seq = self._find(after).seq if after else None
+        found = self._world.database.newest_batches(self.provider, seq, limit + 1)
+        oldest_hidden = self._world.clock.now() - self._world.knobs.list_lag
+        data = [_wire(batch) for batch in found[:limit] if batch.created_at <= oldest_hidden]
+        return JSONResponse(paged(data, has_more=len(found) > limit))
+
+    async def retrieve(self, request: Request) -> Response:
+        return JSONResponse(_wire(self._find(request.path_params["id"])))
+
+    async def cancel(self, request: Request) -> Response:
+        batch = self._find(request.path_params["id"])
+        if batch.phase in (Phase.ENDED, Phase.REJECTED):
+            raise Refusal(409, None, f"Cannot cancel a batch with status '{_status(batch)}'.")
+        return JSONResponse(_wire(self._world.cancel(batch)))
+
+    def _find(self, batch_id: str) -> Batch:
+        batch = self._world.database.batch(batch_id)
+        if batch is None or batch.provider is not self.provider:
+            raise Refusal(404, None, f"No batch found with id '{batch_id}'.")
+        return batch
+
+    # -- life of a batch -----------------------------------------------------------------------------------------
+
+    def prepare(self, batch: Batch) -> Prepared | Rejected:
+        if told := batch_fault(batch.facts["faults"], BatchFault.REJECT):
+            bad = BadInput(
+                told.code or "invalid_request", told.message or "The simulator was told to refuse it."
+            )
+            return _rejected(bad)
+        try:
+            facts = self._checked(batch.facts)
+            self._refuse_beyond_limit(facts, batch.id)
+        except BadInput as bad:
+            return _rejected(bad)
+        source = self._files.path(batch.facts["input_file_id"])
+        target = self._world.folder(batch.id) / INPUT
+        target.unlink(missing_ok=True)
+        target.hardlink_to(source)
+        return Prepared(facts=facts)
+
+    def _checked(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        file = self._files.find(facts["input_file_id"])
+        if file is None or file.purpose != "batch":
+            raise BadInput(
+                "invalid_request", f"The file {facts['input_file_id']} is not an input file for batches."
+            )
+        checked = check_file(self._files.path(file.id), facts["endpoint"])
+        return {"model": checked.model, "total": checked.total, "enqueued": checked.tokens}
+
+    def _refuse_beyond_limit(self, facts: Mapping[str, Any], batch_id: str | None) -> None:
+        limit = self._world.knobs.enqueued_tokens
+        if limit is None:
+            return
+        others = sum(
+            batch.facts.get("enqueued", 0)
+            for batch in self._world.database.live_batches(self.provider)
+            if batch.id != batch_id and batch.facts.get("model") == facts["model"]
+        )
+        if others + facts["enqueued"] > limit:
+            raise BadInput(
+                "token_limit_exceeded",
+                f"Enqueued token limit reached for {facts['model']}. Limit: {limit} enqueued tokens. "
+                "Please try again once some in_progress batches have been completed.",
+            )
+
+    def _refuse_when_full(self, facts: Mapping[str, Any]) -> None:
+        try:
+            self._refuse_beyond_limit(self._checked(facts), None)
+        except BadInput as bad:
+            if bad.entry["code"] == "token_limit_exceeded":
+                raise Refusal(429, "token_limit_exceeded", str(bad)) from bad
+
+    def rows(self, batch: Batch) -> OpenAIRows:
+        return OpenAIRows(batch.facts["endpoint"], batch.seq, self._world.knobs)
+
+    def finish(self, batch: Batch, tally: Tally) -> Mapping[str, Any]:
+        """The channels that have lines become files; the others have none."""
+        facts = {}
+        for channel, name in ((OUTPUT, "output_file_id"), (ERRORS, "error_file_id")):
+            if tally.written.get(channel):
+                path = self._world.folder(batch.id) / f"{channel}.jsonl"
+                filename = f"{batch.id}_{channel}.jsonl"
+                lifetime = batch.facts["output_lifetime"]
+                facts[name] = self._files.keep(path, filename, "batch_output", lifetime).id
+        return facts
+
+    # -- one request at a time -----------------------------------------------------------------------------------
+
+    async def answer(self, request: Request) -> Response:
+        body = await _body(request)
+        endpoint = request.url.path
+        if error := openai_rows.problem(endpoint, body):
+            raise Refusal(error.status, error.code, error.message, param=error.param)
+        asked = openai_rows.as_request(endpoint, body, "", content_digest(self.provider, body))
+        (answer,) = await anyio.to_thread.run_sync(self._world.responder.answer_all, [asked])
+        if answer.error:
+            raise Refusal(answer.error.status, answer.error.code, answer.error.message)
+        answer = settled(asked, answer)
+        usage = openai_answers.usage_of(asked, answer, self._world.knobs)
+        return JSONResponse(openai_answers.body_of(asked, answer, usage))
+
+    async def input_tokens(self, request: Request) -> Response:
+        asked = openai_rows.as_request(RESPONSES, {"model": "", **await _body(request)}, "", b"\0" * 8)
+        return JSONResponse({"object": "response.input_tokens", "input_tokens": asked.input_tokens})
+
+
+def _rejected(bad: BadInput) -> Rejected:
+    return Rejected(facts={"errors": [bad.entry]})
+
+
+def _status(batch: Batch) -> str:
+    if batch.phase is not Phase.ENDED:
+        return _STATES[batch.phase]
+    ending = batch.facts.get("ending")
+    return _ENDS[Outcome(ending["outcome"])] if ending else "completed"
+
+
+def _check_metadata(metadata: Any) -> None:
+    if metadata is None:
+        return
+    fits = (
+        isinstance(metadata, dict)
+        and len(metadata) <= _PAIRS
+        and all(
+            len(key) <= _KEY and isinstance(value, str) and len(value) <= _VALUE
+            for key, value in metadata.items()
+        )
+    )
+    if not fits:
+        raise Refusal(400, "invalid_value", "metadata takes 16 pairs of short strings.", param="metadata")
+
+
+def _wire(batch: Batch) -> dict[str, Any]:
+    facts = batch.facts
+    status = _status(batch)
+    errors = {"object": "list", "data": facts["errors"]} if "errors" in facts else None
+    ended_at = unix(facts.get("ended_at"))
+    outcomes = facts.get("outcomes", {})
+    done = outcomes.get(Outcome.SUCCEEDED, 0)
+    used = facts.get("usage") or dict.fromkeys(("input", "cached", "output", "reasoning"), 0)
+    return {
+        "id": batch.id,
+        "object": "batch",
+        "endpoint": facts["endpoint"],
+        "model": facts.get("model"),
+        "errors": errors,
+        "input_file_id": facts["input_file_id"],
+        "completion_window": "24h",
+        "status": status,
+        "output_file_id": facts.get("output_file_id"),
+        "error_file_id": facts.get("error_file_id"),
+        "created_at": unix(batch.created_at),
+        "in_progress_at": unix(facts.get("running_at")),
+        "expires_at": unix(facts["expires_at"]),
+        "finalizing_at": unix(facts.get("finishing_at"))
+        if status not in ("cancelled", "cancelling")
+        else None,
+        "completed_at": ended_at if status == "completed" else None,
+        "failed_at": ended_at if status == "failed" else None,
+        "expired_at": ended_at if status == "expired" else None,
+        "cancelling_at": unix(facts.get("canceling_at")),
+        "cancelled_at": ended_at if status == "cancelled" else None,
+        "request_counts": {
+            "total": facts.get("total", 0),
+            "completed": done,
+            "failed": sum(outcomes.values()) - done,
+        },
+        "usage": {
+            "input_tokens": used["input"],
+            "input_tokens_details": {"cached_tokens": used["cached"]},
+            "output_tokens": used["output"],
+            "output_tokens_details": {"reasoning_tokens": used["reasoning"]},
+            "total_tokens": used["input"] + used["output"],
+        },
+        "metadata": facts["metadata"],
+    }
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    try:
+        body = parse(await request.body())
+    except ValueError as error:
+        raise Refusal(400, None, "We could not parse the JSON body of your request.") from error
+    if not isinstance(body, dict):
+        raise Refusal(400, None, "The body must be a JSON object.")
+    return body

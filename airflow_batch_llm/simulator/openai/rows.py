@@ -1,0 +1,255 @@
+"""OpenAI's rows: what is wrong with a request, and what an endpoint makes of it."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from airflow_batch_llm.simulator.bodies import MEGABYTE, lines, parse
+from airflow_batch_llm.simulator.content import content_digest, seed_of
+from airflow_batch_llm.simulator.knobs import Knobs
+from airflow_batch_llm.simulator.openai.answers import CHAT, EMBEDDINGS, RESPONSES, body_of, usage_of
+from airflow_batch_llm.simulator.record import Outcome, Provider
+from airflow_batch_llm.simulator.request import Answer, Request, RowError
+from airflow_batch_llm.simulator.schema_rules import openai_refusal
+from airflow_batch_llm.simulator.vendor import Parsed, Written
+
+ENDPOINTS = ("/v1/responses", "/v1/chat/completions", "/v1/embeddings")
+_MOST_BYTES = 200 * MEGABYTE
+_MOST_REQUESTS = 50_000
+
+
+class BadInput(Exception):
+    """Why the file is refused, as it stands in `errors.data`."""
+
+    def __init__(self, code: str, message: str, param: str | None = None, line: int | None = None) -> None:
+        super().__init__(message)
+        self.entry = {"code": code, "message": message, "param": param, "line": line}
+
+
+class Checked:
+    """What a good file holds."""
+
+    def __init__(self, model: str, total: int, tokens: int) -> None:
+        self.model = model
+        self.total = total
+        self.tokens = tokens
+
+
+def check_file(path: Path, endpoint: str) -> Checked:
+    """Raises `BadInput` at the first thing that is wrong."""
+    if path.stat().st_size > _MOST_BYTES:
+        raise BadInput("invalid_request", f"The batch input file is larger than the {_MOST_BYTES} maximum.")
+    seen: set[str] = set()
+    count: Counter[str] = Counter()
+    model = None
+    for number, line in enumerate(lines(path), 1):
+        if number > _MOST_REQUESTS:
+            raise BadInput("too_many_tasks", f"The batch input file has more than {_MOST_REQUESTS} requests.")
+        row = _row(line, number, endpoint)
+        if row["custom_id"] in seen:
+            raise BadInput("duplicate_custom_id", "The custom_id was used before.", "custom_id", number)
+        seen.add(row["custom_id"])
+        model = model or row["body"]["model"]
+        if row["body"]["model"] != model:
+            raise BadInput(
+                "mismatched_model", "All requests must be for the same model.", "body.model", number
+            )
+        _count(row["body"], endpoint, count, number)
+    if model is None:
+        raise BadInput("empty_file", "The batch input file is empty.")
+    return Checked(model, len(seen), count["tokens"])
+
+
+def _row(line: bytes, number: int, endpoint: str) -> dict[str, Any]:
+    try:
+        row = parse(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict):
+        raise BadInput("invalid_json_line", "This line is not parseable as valid JSON.", None, number)
+    for name in ("custom_id", "method", "url", "body"):
+        if not row.get(name):
+            raise BadInput(
+                "missing_required_parameter", f"Missing required parameter: '{name}'.", name, number
+            )
+    if not isinstance(row["custom_id"], str) or not isinstance(row["body"], dict):
+        raise BadInput("invalid_request", "custom_id must be a string, body an object.", "custom_id", number)
+    if row["method"] != "POST":
+        raise BadInput("invalid_method", "The method must be POST.", "method", number)
+    if row["url"] != endpoint:
+        raise BadInput(
+            "invalid_url", f"The URL does not match the batch's endpoint {endpoint}.", "url", number
+        )
+    model = row["body"].get("model")
+    if not isinstance(model, str):
+        raise BadInput("invalid_request", "The request has no model.", "body.model", number)
+    if "no-such" in model:
+        raise BadInput("model_not_found", f"The model '{model}' does not exist.", "body.model", number)
+    if row["body"].get("stream"):
+        raise BadInput(
+            "streaming_unsupported", "Streaming is not supported in batches.", "body.stream", number
+        )
+    return row
+
+
+def _count(body: dict[str, Any], endpoint: str, count: Counter[str], number: int) -> None:
+    count["tokens"] += as_request(endpoint, body, "", b"\0" * 8).input_tokens
+    if endpoint == EMBEDDINGS:
+        given = body.get("input")
+        count["inputs"] += len(given) if isinstance(given, list) else 1
+        if count["inputs"] > _MOST_REQUESTS:
+            raise BadInput(
+                "too_many_tasks", f"More than {_MOST_REQUESTS} embedding inputs.", "body.input", number
+            )
+
+
+OUTPUT = "output"
+ERRORS = "errors"
+_CODES = {429: "rate_limit_exceeded", 500: "server_error", 503: "server_error"}
+_SKIPPED = {
+    Outcome.EXPIRED: (
+        "batch_expired",
+        "This request could not be executed before the completion window expired.",
+    ),
+    Outcome.CANCELED: ("batch_cancelled", "This request was not executed because the batch was cancelled."),
+}
+
+
+class OpenAIRows:
+    """The rows of one batch, all for one endpoint."""
+
+    def __init__(self, endpoint: str, batch_number: int, knobs: Knobs) -> None:
+        self._endpoint = endpoint
+        self._number = batch_number
+        self._knobs = knobs
+        self._count = 0
+
+    def read(self, line: bytes) -> Parsed:
+        row = parse(line)
+        body = row["body"]
+        digest = content_digest(f"{Provider.OPENAI}{self._endpoint}", body)
+        error = problem(self._endpoint, body)
+        request = None if error else as_request(self._endpoint, body, row["custom_id"], digest)
+        return Parsed(row["custom_id"], digest, str(body.get("model", "")), request, error, None)
+
+    def write(self, parsed: Parsed, answer: Answer) -> Written:
+        if answer.error is not None:
+            refused = {"status_code": answer.error.status, "request_id": "", "body": error_body(answer.error)}
+            return self._line(parsed.custom_id, refused, None, ERRORS)
+        assert parsed.request is not None
+        usage = usage_of(parsed.request, answer, self._knobs)
+        response = {"status_code": 200, "request_id": "", "body": body_of(parsed.request, answer, usage)}
+        return self._line(parsed.custom_id, response, None, OUTPUT)._replace(
+            outcome=Outcome.SUCCEEDED, usage=usage
+        )
+
+    def skip(self, parsed: Parsed, outcome: Outcome) -> Written:
+        code, message = _SKIPPED[outcome]
+        return self._line(parsed.custom_id, None, {"code": code, "message": message}, ERRORS)._replace(
+            outcome=outcome
+        )
+
+    def _line(
+        self, custom_id: str, response: dict[str, Any] | None, error: dict[str, str] | None, channel: str
+    ) -> Written:
+        self._count += 1
+        tail = f"{self._number:08x}{self._count:08x}"
+        if response is not None:
+            response["request_id"] = f"req_{tail}"
+        line = {"id": f"batch_req_{tail}", "custom_id": custom_id, "response": response, "error": error}
+        return Written(orjson.dumps(line), channel, Outcome.ERRORED, None)
+
+
+def error_body(error: RowError) -> dict[str, Any]:
+    code = error.code or _CODES.get(error.status)
+    kind = code if error.status == 429 else "server_error" if error.status >= 500 else "invalid_request_error"
+    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": code}}
+
+
+def _invalid(message: str, param: str, code: str | None = None) -> RowError:
+    return RowError(400, code or "", message, param)
+
+
+def problem(endpoint: str, body: Any) -> RowError | None:
+    """Why the endpoint refuses this body; None if it takes it."""
+    model = body.get("model")
+    if not isinstance(model, str):
+        return _invalid("you must provide a model parameter", "model", "missing_required_parameter")
+    if "no-such" in model:
+        return RowError(404, "model_not_found", f"The model '{model}' does not exist.", "model")
+    needed = {CHAT: "messages", RESPONSES: "input", EMBEDDINGS: "input"}.get(endpoint)
+    if needed and not body.get(needed):
+        return _invalid(f"Missing required parameter: '{needed}'.", needed, "missing_required_parameter")
+    where, found = _schema(body)
+    if found and found.get("strict") and (reason := openai_refusal(found.get("schema"))):
+        return _invalid(
+            f"Invalid schema for {where} '{found.get('name')}': {reason}", where, "invalid_json_schema"
+        )
+    return None
+
+
+def _schema(body: dict[str, Any]) -> tuple[str, dict[str, Any] | None]:
+    """Where the body asks for structured output, and how."""
+    if (chat := body.get("response_format")) and chat.get("type") == "json_schema":
+        return "response_format", chat.get("json_schema")
+    form = (body.get("text") or {}).get("format") or {}
+    return "text.format", form if form.get("type") == "json_schema" else None
+
+
+def _json_wanted(body: dict[str, Any]) -> bool:
+    form = body.get("response_format") or (body.get("text") or {}).get("format") or {}
+    return bool(form.get("type") == "json_object")
+
+
+def _forced_tool(body: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """The function that the model must call, with the schema of its arguments."""
+    choice = body.get("tool_choice")
+    tools = [tool.get("function", tool) for tool in body.get("tools") or ()]
+    if not choice or choice in ("auto", "none") or not tools:
+        return None
+    name = None if choice == "required" else choice.get("function", choice).get("name")
+    for tool in tools:
+        if name in (None, tool.get("name")):
+            return tool["name"], tool.get("parameters") or {}
+    return None
+
+
+def as_request(endpoint: str, body: dict[str, Any], custom_id: str, digest: bytes) -> Request:
+    system, prompt = _texts(body)
+    forced = _forced_tool(body)
+    _, structured = _schema(body)
+    schema = forced[1] if forced else (structured or {}).get("schema")
+    if schema is None and _json_wanted(body):
+        schema = {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
+    limit = body.get("max_completion_tokens") or body.get("max_output_tokens") or body.get("max_tokens")
+    return Request(
+        Provider.OPENAI,
+        endpoint,
+        custom_id,
+        body["model"],
+        system,
+        prompt,
+        schema,
+        forced[0] if forced else None,
+        limit,
+        body,
+        seed_of(digest),
+    )
+
+
+def _texts(body: dict[str, Any]) -> tuple[str, str]:
+    """What the system says and what the user says."""
+    system, prompt = [str(body.get("instructions") or "")], []
+    messages = body.get("messages") or body.get("input") or ()
+    for part in [messages] if isinstance(messages, str) else messages:
+        if not isinstance(part, dict):
+            prompt.append(str(part))
+            continue
+        said = system if part.get("role") in ("system", "developer") else prompt
+        content = part.get("content")
+        said.extend(
+            [content] if isinstance(content, str) else [str(block.get("text", "")) for block in content or ()]
+        )
+    return "\n".join(text for text in system if text), "\n".join(prompt)

@@ -1,0 +1,1 @@
+"""Vertex's batch prediction jobs on loopback."""

@@ -1,0 +1,207 @@
+"""Vertex's batch prediction jobs, generateContent and countTokens over REST, at /v1 and /v1beta1.
+
+A job is created without a look at its input: a bad file fails the job some time later. Names bear the project's
+number, whatever the project is called.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import anyio.to_thread
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from airflow_batch_llm.simulator.bodies import parse
+from airflow_batch_llm.simulator.clock import rfc3339
+from airflow_batch_llm.simulator.content import content_digest
+from airflow_batch_llm.simulator.execution import settled
+from airflow_batch_llm.simulator.faults import BatchFault, batch_fault
+from airflow_batch_llm.simulator.record import LIVE, Batch, Phase, Provider
+from airflow_batch_llm.simulator.request import Request as Asked
+from airflow_batch_llm.simulator.vendor import Endpoint, Prepared, Refusal, Rejected, Tally
+from airflow_batch_llm.simulator.vertex import rows as vertex_rows
+from airflow_batch_llm.simulator.vertex.bucket import JsonApiBucket, StorageError
+from airflow_batch_llm.simulator.vertex.filter import FilterError, Test, compile_filter
+from airflow_batch_llm.simulator.vertex.jobs import bring, deliver, job_facts, job_wire
+from airflow_batch_llm.simulator.vertex.rows import STATUSES, VertexRows
+from airflow_batch_llm.simulator.world import World
+
+_QUEUE_SECONDS = 72 * 3600.0
+_RUN_SECONDS = 24 * 3600.0
+_INTERNAL = 13  # the code of a job that fails through no fault of its file
+_JOBS = "/projects/{project}/locations/{location}/batchPredictionJobs"
+_MODEL = "/projects/{project}/locations/{location}/publishers/google/models/{model}"
+
+
+class Vertex:
+    """The vendor's paths."""
+
+    provider = Provider.VERTEX
+    request_id_header = "x-request-id"
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._bucket = JsonApiBucket(world.settings.storage_url)
+
+    def endpoints(self) -> Sequence[Endpoint]:
+        return [endpoint for version in ("/v1", "/v1beta1") for endpoint in self._versioned(version)]
+
+    def _versioned(self, version: str) -> Sequence[Endpoint]:
+        jobs, model = version + _JOBS, version + _MODEL
+        return (
+            Endpoint("POST", jobs, "create", self.create),
+            Endpoint("GET", jobs, "list", self.list_jobs, about_state=True),
+            Endpoint("GET", jobs + "/{id}", "retrieve", self.retrieve, about_state=True),
+            Endpoint("POST", jobs + "/{id}:cancel", "cancel", self.cancel),
+            Endpoint("DELETE", jobs + "/{id}", "delete", self.delete),
+            Endpoint("POST", model + ":generateContent", "generate", self.generate),
+            Endpoint("POST", model + ":countTokens", "count_tokens", self.count_tokens),
+        )
+
+    def error(self, refusal: Refusal) -> Response:
+        name = refusal.code or STATUSES.get(refusal.status, "INTERNAL")
+        error = {"code": refusal.status, "message": refusal.message, "status": name}
+        return JSONResponse({"error": error}, status_code=refusal.status)
+
+    # -- jobs ----------------------------------------------------------------------------------------------------
+
+    async def create(self, request: Request) -> Response:
+        facts = job_facts(await _body(request))
+        project, location = _parent(request)
+        facts |= {"window": _QUEUE_SECONDS, "project": project, "location": location}
+        number = self._world.database.next_batch_number()
+        job_id = f"{int(self._world.instance) + 1:09d}{number:010d}"
+        return JSONResponse(job_wire(self._world.open_batch(self.provider, job_id, Phase.ACCEPTED, facts)))
+
+    async def list_jobs(self, request: Request) -> Response:
+        query = request.query_params
+        try:
+            test = compile_filter(query.get("filter", ""))
+        except FilterError as error:
+            raise Refusal(400, None, str(error)) from error
+        size = min(int(query.get("pageSize") or 100), 1000)
+        token = query.get("pageToken")
+        found = self._matching(request, test, int(token) if token else None)
+        page: list[Batch] = []
+        for batch in found:
+            page.append(batch)
+            if len(page) > size:
+                break
+        body: dict[str, Any] = {"batchPredictionJobs": [job_wire(batch) for batch in page[:size]]}
+        if len(page) > size:
+            body["nextPageToken"] = str(page[size - 1].seq)
+        return JSONResponse(body)
+
+    def _matching(self, request: Request, test: Test, before: int | None) -> Iterator[Batch]:
+        project, location = _parent(request)
+        newest = self._world.clock.now() - self._world.knobs.list_lag
+        while batches := self._world.database.newest_batches(self.provider, before, 200):
+            before = batches[-1].seq
+            for batch in batches:
+                here = (batch.facts["project"], batch.facts["location"]) == (project, location)
+                if here and batch.created_at <= newest and test(job_wire(batch)):
+                    yield batch
+
+    async def retrieve(self, request: Request) -> Response:
+        return JSONResponse(job_wire(self._find(request)))
+
+    async def cancel(self, request: Request) -> Response:
+        batch = self._find(request)
+        if batch.phase is Phase.REJECTED:
+            raise Refusal(400, "FAILED_PRECONDITION", "The job has failed and cannot be cancelled.")
+        self._world.cancel(batch)
+        return JSONResponse({})
+
+    async def delete(self, request: Request) -> Response:
+        batch = self._find(request)
+        if batch.phase in LIVE:
+            raise Refusal(400, "FAILED_PRECONDITION", "The job is not in a terminal state.")
+        self._world.database.delete_batch(batch.id)
+        name = job_wire(batch)["name"].partition("/batchPredictionJobs")[0]
+        empty = {"@type": "type.googleapis.com/google.protobuf.Empty"}
+        return JSONResponse({"name": f"{name}/operations/{batch.id}", "done": True, "response": empty})
+
+    def _find(self, request: Request) -> Batch:
+        batch = self._world.database.batch(request.path_params["id"])
+        project, location = _parent(request)
+        if batch is None or (batch.provider, batch.facts.get("project")) != (self.provider, project):
+            raise Refusal(404, None, f"BatchPredictionJob {request.path_params['id']} is not found.")
+        if batch.facts["location"] != location:
+            raise Refusal(
+                404, None, f"BatchPredictionJob {request.path_params['id']} is not found in {location}."
+            )
+        return batch
+
+    # -- life of a job -------------------------------------------------------------------------------------------
+
+    def prepare(self, batch: Batch) -> Prepared | Rejected:
+        verdict = bring(batch, self._bucket, self._world.folder(batch.id))
+        if isinstance(verdict, Rejected):
+            return verdict
+        return Prepared(facts={**verdict.facts, "expires_at": self._world.clock.now() + _RUN_SECONDS})
+
+    def rows(self, batch: Batch) -> VertexRows:
+        moment = rfc3339(self._world.clock.now())
+        assert moment is not None
+        return VertexRows(batch.facts["model"], moment.replace("Z", "+00:00"), self._world.knobs)
+
+    def finish(self, batch: Batch, tally: Tally) -> Mapping[str, Any] | Rejected:
+        written: dict[str, Any] = {}
+        if tally.written or not batch.facts.get("ending"):
+            try:
+                written = deliver(
+                    batch, self._bucket, self._world.folder(batch.id), self._world.knobs.shard_rows
+                )
+            except StorageError as error:
+                return Rejected(facts={"error": {"code": error.code, "message": str(error)}})
+        if told := batch_fault(batch.facts["faults"], BatchFault.FAIL):
+            message = told.message or "Internal error. The simulator was told to fail."
+            return Rejected(facts={**written, "error": {"code": _INTERNAL, "message": message}})
+        return written
+
+    # -- one request at a time -----------------------------------------------------------------------------------
+
+    async def generate(self, request: Request) -> Response:
+        body = await _body(request)
+        if error := vertex_rows.problem(body):
+            raise Refusal(error.status, None, error.message)
+        asked = _asked(request, body)
+        (answer,) = await anyio.to_thread.run_sync(self._world.responder.answer_all, [asked])
+        if answer.error:
+            raise Refusal(answer.error.status, None, answer.error.message)
+        answer = settled(asked, answer)
+        usage = vertex_rows.usage_of(asked, answer, self._world.knobs)
+        return JSONResponse(vertex_rows.response_of(asked, answer, usage))
+
+    async def count_tokens(self, request: Request) -> Response:
+        body = await _body(request)
+        if error := vertex_rows.problem(body):
+            raise Refusal(error.status, None, error.message)
+        return JSONResponse({"totalTokens": _asked(request, body).input_tokens})
+
+
+def _asked(call: Request, body: dict[str, Any]) -> Asked:
+    model = call.path_params["model"]
+    if "no-such" in model:
+        raise Refusal(404, None, f"Publisher model {model} was not found.")
+    return vertex_rows.as_request(model, body, "", content_digest(f"{Provider.VERTEX}{model}", body))
+
+
+def _parent(request: Request) -> tuple[str, str]:
+    """The project's number and the location."""
+    project = request.path_params["project"]
+    if not project.isdigit():
+        digest = blake2b(project.encode(), digest_size=5).digest()
+        project = str(100_000_000_000 + int.from_bytes(digest) % 900_000_000_000)
+    return project, request.path_params["location"]
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    try:
+        body = parse(await request.body())
+    except ValueError as error:
+        raise Refusal(400, None, "Invalid JSON payload received.") from error
+    if not isinstance(body, dict):
+        raise Refusal(400, None, "Invalid JSON payload received.")
+    return body

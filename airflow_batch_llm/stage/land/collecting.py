@@ -1,0 +1,325 @@
+"""Collect ended batches: check and keep their raw lines, then judge, join and stage them.
+
+Each step leaves a record and may be repeated. With the raw lines kept, landing again needs no provider.
+"""
+
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+
+import orjson
+
+from airflow_batch_llm.core.journal import Entry, Kind, Standing, Wait
+from airflow_batch_llm.core.model import BatchState, BatchStatus, Outcome, Usage
+from airflow_batch_llm.core.report import Durations, Report, Spent
+from airflow_batch_llm.errors import BatchLLMError, ResultsGone, Unavailable
+from airflow_batch_llm.providers.lines import joined_lines, split_lines
+from airflow_batch_llm.stage.land.gathering import Failure, Gathered, Gatherer, Judged
+from airflow_batch_llm.stage.land.landing import (
+    Lander,
+    Stamp,
+    Tally,
+    landed_rows,
+    no_rows,
+    parquet_reader,
+    unsendable_failures,
+)
+from airflow_batch_llm.stage.parts import Parts
+from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
+from airflow_batch_llm.stage.records.standings import Landed
+from airflow_batch_llm.stage.send.submitting import fetch
+from airflow_batch_llm.warehouses.base import Part
+
+
+class Incomplete(BatchLLMError):
+    """What came is not the whole of a batch's results."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """The results that a batch must have."""
+
+    lines: int
+    """The number of lines, at least."""
+    mark: bytes
+    """What the custom_ids of the batch begin with. A line without it is not the batch's."""
+
+    @classmethod
+    def of(cls, status: BatchStatus, *, token: str, requests: int) -> "Expected":
+        """Return what to expect: as many lines as the vendor counts, or all where it does not count."""
+        stopped = status.unmentioned is not Outcome.MISSING  # such a batch leaves rows out
+        counted = status.finished if status.finished is not None else (0 if stopped else requests)
+        return cls(lines=min(counted, requests), mark=f"{token}-".encode())
+
+
+@dataclass(slots=True)
+class Lines:
+    """Result lines on their way, counted. Raises `Incomplete` after the last one if they are not what is expected."""
+
+    lines: Iterable[bytes]
+    expected: Expected | None
+    count: int = field(default=0, init=False)
+
+    def __iter__(self) -> Iterator[bytes]:
+        marked = 0
+        mark = self.expected.mark if self.expected is not None else b""
+        for line in self.lines:
+            self.count += not line.isspace() and bool(line)
+            marked += mark in line
+            yield line
+        if self.expected is None:
+            return
+        if self.expected.lines and not marked:
+            raise Incomplete(f"none of {self.count:,} lines is a result of the batch.")
+        if self.count < self.expected.lines:
+            raise Incomplete(f"{self.count:,} of {self.expected.lines:,} results came.")
+
+
+#: Results that are not complete are fetched again for this long before a row counts as missing.
+RESULTS_PATIENCE_SECONDS = 600.0
+_FETCH_AGAIN_SECONDS = 60.0
+
+#: A batch that was turned away for lack of quota is sent again after this.
+_LATER_SECONDS = 300.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collector:
+    """Collects the shards of one plan."""
+
+    parts: Parts
+    folder: RunFolder
+    plan: Plan
+    scratch: Path
+    _gatherer: Callable[[], Gatherer] = field(init=False)
+
+    def __post_init__(self) -> None:
+        gatherer = lru_cache(1)(lambda: Gatherer.of(self.parts.provider, self.plan))
+        object.__setattr__(self, "_gatherer", gatherer)
+
+    def note_end(self, shard: PlannedShard, standing: Standing, status: BatchStatus) -> Wait | None:
+        """Record that the shard's batch has ended: its results are kept before the journal says so.
+
+        Returns what to wait for if the results are not complete yet. Then nothing is kept and nothing is recorded.
+        """
+        batch = standing.batch
+        assert batch is not None
+        if status.state is BatchState.ENDED:
+            if (wait := self._keep_whole(shard, batch.batch_id, status)) is not None:
+                return wait
+            entry = replace(
+                self._entry(Kind.ENDED, batch_id=batch.batch_id), unmentioned=status.unmentioned.value
+            )
+        elif status.later:
+            again = self.parts.clock() + _LATER_SECONDS
+            entry = self._entry(
+                Kind.RELEASED, batch_id=batch.batch_id, reason=status.reason or "", not_before=again
+            )
+        else:
+            entry = self._entry(Kind.REFUSED, batch_id=batch.batch_id, reason=status.reason or "rejected")
+        entry = replace(entry, detail=status.detail)
+        if self._append(shard, standing, entry) and batch.upload:
+            with self.parts.cleaning("an uploaded file"):
+                self.parts.provider.discard(batch.upload)
+        return None
+
+    def _keep_whole(self, shard: PlannedShard, batch_id: str, status: BatchStatus) -> Wait | None:
+        """Keep the results of a batch once they are complete, or once they stay incomplete for long."""
+        since = self.folder.read_short(batch_id)
+        is_patient = since is None or self.parts.clock() < since + RESULTS_PATIENCE_SECONDS
+        expected = Expected.of(status, token=self.plan.token(shard), requests=shard.requests)
+        try:
+            seen = self.keep_results(
+                batch_id, expected=expected if is_patient else replace(expected, lines=min(1, expected.lines))
+            )
+        except (Incomplete, ResultsGone, Unavailable) as error:
+            if is_patient:
+                return self._later(batch_id, error)
+            if isinstance(error, Unavailable):
+                raise
+            raise ResultsGone(
+                f"Batch {batch_id} has ended, and its results could not be fetched for"
+                f" {RESULTS_PATIENCE_SECONDS / 60:.0f} minutes: {error} Run the task again later: that costs nothing."
+                " Clear it only if the provider has deleted the results: its rows are then sent, and paid, again."
+            ) from None
+        if seen < expected.lines:
+            self.parts.warn(
+                f"Batch {batch_id}: the provider gives {seen:,} of {expected.lines:,} results, and has for"
+                f" {RESULTS_PATIENCE_SECONDS / 60:.0f} minutes. The other rows count as missing."
+            )
+        return None
+
+    def _later(self, batch_id: str, error: Exception) -> Wait:
+        now = self.parts.clock()
+        self.folder.note_short(batch_id, now)
+        reason = f"the results of batch {batch_id} are fetched again: {error}".rstrip(".")
+        return Wait(until=now + _FETCH_AGAIN_SECONDS, reason=reason)
+
+    def land(self, shard: PlannedShard, standing: Standing) -> None:
+        """Stage the shard's rows, and record what became of them."""
+        began = self.parts.clock()
+        gathered, tally = self.stage(shard, standing)
+        report = self._report(shard, standing, gathered, began)
+        report = replace(report, outcomes=tally.outcomes, codes=tally.codes)
+        self._put_landed(shard, report, tally, gathered.batches)
+        self._append(shard, standing, self._entry(Kind.STAGED))
+
+    def stage(self, shard: PlannedShard, standing: Standing) -> tuple[Gathered, Tally]:
+        """Stage the shard's rows, answered ones and failures for the rest, from what is kept. Nothing is recorded."""
+        gathered = self._gathered(shard, standing)
+        keys = self._keys(shard)
+        answers, failures = (
+            self.scratch / f"{shard.number:04d}.{kind}.arrow" for kind in ("answers", "failures")
+        )
+        tally = Lander(self.plan.target, self._stamp(shard.number, standing), gathered.judged).write(
+            keys, answers, failures
+        )
+        part = self.part(shard.number)
+        with landed_rows(answers) as good, landed_rows(failures) as bad:
+            self.parts.target.stage(self.plan.target, part, good, bad)
+        for path in (keys, answers, failures):
+            path.unlink()
+        return gathered, tally
+
+    def stage_unsendable(self) -> None:
+        """Stage the rows that could not be sent as failures. They are a part of their own, numbered 0."""
+        keys = self.scratch / f"{self.plan.nonce}-0000.keys.parquet"
+        fetch(
+            keys, self.plan.unsendable_sha256, lambda local: self.folder.get_keys(self.plan.nonce, 0, local)
+        )
+        stamp = self._stamp(0, Standing())
+        with (
+            parquet_reader(keys) as rows,
+            unsendable_failures(rows, self.plan.target, stamp) as failures,
+            no_rows(self.plan.target.answer_columns) as answers,
+        ):
+            self.parts.target.stage(self.plan.target, self.part(0), answers, failures)
+        keys.unlink()
+
+    def part(self, number: int) -> Part:
+        return Part(run_id=self.folder.run_id, round=self.plan.round, shard=number)
+
+    def keep_results(self, batch_id: str, expected: Expected | None = None) -> int:
+        """Bring the raw lines of a batch into the run folder, whole or not at all. Returns the number of lines.
+
+        Raises `Incomplete`, and keeps nothing, if they are not what is expected.
+        """
+        seen = Lines(self.parts.provider.results(batch_id), expected)
+        aside = self.scratch / f"{secrets.token_hex(6)}.results.jsonl"
+        self.folder.write_results(batch_id, joined_lines(seen), aside)
+        return seen.count
+
+    def _gathered(self, shard: PlannedShard, standing: Standing) -> Gathered:
+        if standing.ended is None:
+            return Gathered(judged=self._rejected(shard, standing))
+        unmentioned = Outcome(standing.ended.unmentioned or Outcome.MISSING)
+        return self._gatherer().gather(
+            self._kept(standing),
+            token=self.plan.token(shard),
+            requests=shard.requests,
+            unmentioned=unmentioned,
+        )
+
+    def _kept(self, standing: Standing) -> Iterable[tuple[str, Iterable[bytes]]]:
+        """The kept lines of the shard's batch, then those of any other that was bought for it."""
+        assert standing.ended is not None
+        for batch_id in (standing.ended.batch_id, *standing.spare):
+            blocks = self.folder.results(batch_id)
+            if blocks is not None:
+                yield batch_id, split_lines(blocks)
+            elif batch_id == standing.ended.batch_id:
+                raise ResultsGone(
+                    f"The kept results of batch {batch_id} are gone from the run folder {self.folder.path}."
+                    " Restore them, or clear the task to ask again."
+                )
+
+    def _rejected(self, shard: PlannedShard, standing: Standing) -> Judged:
+        refused = standing.refused
+        reason = "the run's time was over"
+        if refused is not None:
+            reason = " ".join(filter(None, (refused.reason, refused.detail)))
+        outcome = Outcome.ERRORED if standing.refused is not None else Outcome.CANCELED
+        code = "rejected" if standing.refused is not None else "not_sent"
+        return Judged.alike(shard.requests, outcome, Failure(code=code, message=reason, retryable=False))
+
+    def _stamp(self, number: int, standing: Standing) -> Stamp:
+        return Stamp(
+            run_id=self.folder.run_id,
+            shard=number,
+            spec_hash=self.plan.spec_hash,
+            model=self.plan.model,
+            planned_at=self.plan.planned_at,
+            processed_at=self.parts.clock(),
+            max_attempts=self.plan.limits.max_attempts,
+            tries=self.plan.round,
+            raw_excerpt=self.plan.limits.raw_excerpt,
+            rejected=standing.ended is None,
+        )
+
+    def _keys(self, shard: PlannedShard) -> Path:
+        path = self.scratch / f"{self.plan.nonce}-{shard.number:04d}.keys.parquet"
+        fetch(
+            path, shard.keys_sha256, lambda local: self.folder.get_keys(self.plan.nonce, shard.number, local)
+        )
+        return path
+
+    def _put_landed(self, shard: PlannedShard, report: Report, tally: Tally, batches: Sequence[str]) -> None:
+        landed = Landed(
+            report=report,
+            again=tally.again,
+            again_rows=tally.again_rows,
+            again_codes=tally.again_codes,
+            words=tally.words,
+            samples=tally.samples,
+            batches=batches,
+        )
+        path = self.scratch / f"{shard.number:04d}.landed.json"
+        path.write_bytes(landed.to_json())
+        self.folder.put_landed(shard.number, path)
+        path.unlink()
+
+    def _report(self, shard: PlannedShard, standing: Standing, gathered: Gathered, began: float) -> Report:
+        batch, ended, now = standing.batch, standing.ended, self.parts.clock()
+        running = ended.at - batch.at if batch is not None and ended is not None else 0.0
+        sent = batch is not None or standing.refused is not None
+        return Report(
+            attempts={self.plan.round: shard.requests} if sent else {},
+            strange=gathered.strange,
+            batches=len(gathered.batches),
+            usage=Usage.total(list(gathered.judged.usages())),
+            spent=_spent(gathered),
+            durations=Durations(queued=self._queued(standing), running=running, landing=now - began),
+        )
+
+    def _queued(self, standing: Standing) -> float:
+        """How long the shard's batch waited to be created, since its round could begin."""
+        if standing.batch is None:
+            return 0.0
+        before = self.folder.read_published(self.plan.round - 1) if self.plan.round > 1 else None
+        since = self.plan.planned_at if before is None else orjson.loads(before)["at"]
+        return max(0.0, standing.batch.at - since)
+
+    def _entry(self, kind: Kind, *, batch_id: str = "", reason: str = "", not_before: float = 0.0) -> Entry:
+        now = self.parts.clock()
+        return Entry(
+            kind=kind,
+            nonce=secrets.token_hex(6),
+            at=now,
+            batch_id=batch_id,
+            reason=reason,
+            not_before=not_before,
+        )
+
+    def _append(self, shard: PlannedShard, standing: Standing, entry: Entry) -> bool:
+        """Record it, unless another attempt has recorded something since: then that attempt leads."""
+        return self.folder.append(shard.number, standing.last + 1, entry)
+
+
+def _spent(gathered: Gathered) -> Spent:
+    judged, stray = gathered.judged, gathered.stray_cost
+    return Spent(
+        cost=judged.cost + stray, list_cost=judged.list_cost, stray_cost=stray, unpriced=judged.unpriced
+    )

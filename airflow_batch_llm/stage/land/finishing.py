@@ -1,0 +1,184 @@
+"""The end of a run: its report, its verdict, and what is cleaned up.
+
+The report is stored once. A retry after that reads it and comes to the same verdict without doing anything.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+
+from airflow_batch_llm.core.journal import Standing
+from airflow_batch_llm.core.model import Outcome
+from airflow_batch_llm.core.printing import counted, share
+from airflow_batch_llm.core.report import Provenance, Report, gate
+from airflow_batch_llm.core.selection import Reason
+from airflow_batch_llm.errors import ProviderError, QualityGateFailed
+from airflow_batch_llm.stage.parts import Parts
+from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
+from airflow_batch_llm.stage.records.registers import Registers
+from airflow_batch_llm.stage.records.standings import Landed, read_landed, read_standings
+from airflow_batch_llm.stage.send.sweeping import read_strays, reported, sweep_ended
+
+#: So many different reasons of refusals are told in the verdict.
+_REFUSALS = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """The run is over."""
+
+    report: Report
+    about: Provenance
+
+    def raise_for_verdict(self) -> None:
+        """Raise `QualityGateFailed` if too few rows succeeded. The good ones have landed."""
+        if not self.report.passed:
+            failed = QualityGateFailed(
+                f"{self.report.verdict} The good rows are in {self.about.target}, the others in its failures table,"
+                " with the reason in _llm_error_message."
+            )
+            failed.detail = self.report.words
+            raise failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finisher:
+    """Ends one generation of a run."""
+
+    parts: Parts
+    folder: RunFolder
+    first: Plan
+
+    def stored(self) -> Finished | None:
+        """The run as it ended, if it has."""
+        data = self.folder.read_report()
+        if data is None:
+            return None
+        fields = orjson.loads(data)
+        return Finished(
+            report=Report.from_json(fields["report"]), about=Provenance(**_tuples(fields["about"]))
+        )
+
+    def planned(self) -> Finished:
+        """A plan that was made to be looked at: nothing was sent."""
+        report = Report(why=self.first.why, verdict=self._outlook(), estimate=self.first.forecast())
+        return Finished(report=report, about=self._about([self.first], ()))
+
+    def finish(self, rounds: Sequence[Plan]) -> Finished:
+        """Add up, judge, and store the report; the stored one counts."""
+        landed = [[read_landed(self.folder, shard.number) for shard in plan.shards] for plan in rounds]
+        self._sweep()
+        shards = [one for plan in rounds for one in read_standings(self.folder, plan)]
+        strays = read_strays(self.folder, shards)
+        report = replace(_summed(self.first, landed) + reported(strays), estimate=self.first.forecast())
+        samples = [key for one in landed[-1] for key in one.samples]
+        verdict = gate(report, self.first.limits.min_success_ratio, samples=samples)
+        if not verdict.passed:
+            refused = _refusals(shards)
+            reason = " ".join((verdict.reason, *(told for told, _ in refused)))
+            said = [said for _, said in refused] or _words(landed[-1])
+            verdict = replace(verdict, reason=reason, words=" ".join(filter(None, said)))
+        report = report.judged(verdict)
+        about = self._about(rounds, _batch_ids(shards))
+        stored = {
+            "report": report.to_json(),
+            "about": _fields(about),
+            "strays": [stray.batch_id for stray in strays],
+        }
+        self.folder.create_report(orjson.dumps(stored))
+        ended = self.ended()
+        assert ended is not None, "the report was created here, or by another attempt before"
+        return ended
+
+    def ended(self) -> Finished | None:
+        """The run as it ended, if it has, taken out of the registers: who stored the report may have died before."""
+        stored = self.stored()
+        if stored is None:
+            return None
+        registers = Registers(workspace=self.parts.workspace)
+        registers.close_run(self.first.target.table, self.folder)
+        days = self.first.limits.keep_days
+        if days is not None:
+            registers.add_due(self.folder, (stored.about.completed_at or 0.0) + days * 86_400)
+        return stored
+
+    def _sweep(self) -> None:
+        """Once more, for what a frozen process may have sent since its shard landed."""
+        try:
+            loose = sweep_ended(self.parts, self.folder)
+        except ProviderError as error:  # the next run will
+            self.parts.warn(f"Batches that should not be there could not be looked for: {error.in_full}")
+            loose = True
+        if loose:
+            Registers(workspace=self.parts.workspace).add_loose(self.first.provider, self.folder)
+
+    def _about(self, rounds: Sequence[Plan], batch_ids: tuple[str, ...]) -> Provenance:
+        first = rounds[0]
+        return Provenance(
+            run_id=self.folder.run_id,
+            run_token=first.run_token,
+            provider=first.provider,
+            model=first.model,
+            key=tuple(first.target.key.names),
+            target=first.target.table,
+            batch_ids=batch_ids,
+            structured=first.calls[0].schema is not None,
+            result_uri=f"{self.folder.workspace.uri}/{self.folder.path}",
+            submitted_at=first.planned_at,
+            completed_at=self.parts.clock(),
+        )
+
+    def _outlook(self) -> str:
+        expected = self.first.dollars
+        dollars = "an unknown amount" if expected is None else f"about ${expected:,.4f}"
+        requests, rows = counted(self.first.requests, "request"), counted(self.first.rows, "row")
+        return f"Planned only: {requests} for {rows} would cost {dollars}."
+
+
+def _refusals(shards: Sequence[tuple[PlannedShard, Standing]]) -> list[tuple[str, str]]:
+    """Why the provider did not take batches, the most frequent first: by code and status, and in its own words."""
+    refused = [standing.refused for _, standing in shards if standing.refused is not None]
+    words = {entry.reason: entry.detail for entry in refused}
+    return [
+        (f"The provider did not take {share(count, len(shards), 'batch')}: {reason}", words[reason])
+        for reason, count in Counter(entry.reason for entry in refused).most_common(_REFUSALS)
+    ]
+
+
+def _words(landed: Sequence[Landed]) -> list[str]:
+    """Return what the vendor said about rows of the last round, once for each error code."""
+    said = {code: words for one in landed for code, words in one.words.items() if words}
+    return [f"{code}: {words}" for code, words in list(said.items())[:_REFUSALS]]
+
+
+def _summed(first: Plan, landed: Sequence[Sequence[Landed]]) -> Report:
+    unsendable = first.why.get(Reason.UNSENDABLE, 0)
+    total = Report(
+        why=first.why,
+        outcomes={Outcome.ERRORED: unsendable} if unsendable else {},
+        codes=first.problems,
+    )
+    for number, shards in enumerate(landed):
+        for one in shards:
+            asked_again = number + 1 < len(landed)
+            replaced: Counter[Outcome] = Counter(one.again_rows if asked_again else {})
+            codes = Counter(one.report.codes) - Counter(one.again_codes if asked_again else {})
+            total += replace(one.report, replaced=replaced, codes=codes)
+    return total
+
+
+def _batch_ids(shards: Sequence[tuple[PlannedShard, Standing]]) -> tuple[str, ...]:
+    return tuple(standing.batch.batch_id for _, standing in shards if standing.batch is not None)
+
+
+def _fields(about: Provenance) -> dict[str, object]:
+    return {name: getattr(about, name) for name in Provenance.__slots__}
+
+
+def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows lists only."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}

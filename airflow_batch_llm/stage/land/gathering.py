@@ -1,0 +1,324 @@
+"""Judge each result line, and gather one verdict per request of a shard.
+
+One bad line costs one row: no exception leaves the judging of a line. Lines come in any order, twice, for strangers, or
+broken. A request that no line mentions is `missing`, or what the end of its batch says. Only one shard's answers are held.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from airflow_batch_llm.core.answer import Answer, AnswerParser, Invalid, storable
+from airflow_batch_llm.core.model import MOST_TOKENS, Outcome, Result, Usage
+from airflow_batch_llm.core.output_type import OutputType
+from airflow_batch_llm.core.price import PriceList
+from airflow_batch_llm.providers.base import Provider
+from airflow_batch_llm.providers.lines import MESSAGE_LENGTH, UnusableUsage
+from airflow_batch_llm.stage.records.plan import Plan
+
+Values = tuple[Any, ...]
+
+#: The code of a line that names its request and says nothing else that can be used.
+UNREADABLE_LINE = "unreadable_line"
+
+
+class Bill(NamedTuple):
+    """The tokens of one answer, and what they cost in a batch and in real time; None: no price of the model is known."""
+
+    usage: Usage = Usage()
+    cost: float | None = 0.0
+    list_cost: float | None = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a request has no good answer."""
+
+    code: str | None = None
+    message: str | None = None
+    excerpt: str | None = None
+    retryable: bool = True
+
+
+class Verdict(NamedTuple):
+    """What one line says about one request. Exactly one of `values` and `failure` is set."""
+
+    request: int
+    outcome: Outcome
+    bill: Bill
+    model: str | None = None
+    values: Values | None = None
+    failure: Failure | None = None
+
+    @property
+    def is_readable(self) -> bool:
+        return self.failure is None or self.failure.code != UNREADABLE_LINE
+
+
+NO_BILL = Bill()
+SILENCE = Failure()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """The columns. Only a request that succeeded has values, and only one that did not has a failure."""
+
+    outcomes: list[Outcome]
+    values: list[Values | None]
+    bills: list[Bill]
+    models: list[str | None]
+    batch_ids: list[str | None]  # None: no line has mentioned the request
+    failures: dict[int, Failure]
+
+    @classmethod
+    def alike(cls, requests: int, outcome: Outcome, failure: Failure = SILENCE) -> "Judged":
+        """All requests with the same fate, and nothing said of any of them yet."""
+        return cls(
+            outcomes=[outcome] * requests,
+            values=[None] * requests,
+            bills=[NO_BILL] * requests,
+            models=[None] * requests,
+            batch_ids=[None] * requests,
+            failures={} if failure is SILENCE else dict.fromkeys(range(requests), failure),
+        )
+
+    def __len__(self) -> int:
+        return len(self.outcomes)
+
+    def put(self, verdict: Verdict, batch_id: str) -> None:
+        """Enter what a line of this batch says about its request."""
+        request = verdict.request
+        self.outcomes[request] = verdict.outcome
+        self.values[request] = verdict.values
+        self.bills[request] = verdict.bill
+        self.models[request] = verdict.model
+        self.batch_ids[request] = batch_id
+        if verdict.failure is None:
+            self.failures.pop(request, None)
+        else:
+            self.failures[request] = verdict.failure
+
+    def failure(self, request: int) -> Failure:
+        """Why this request, which did not succeed, has no good answer."""
+        return self.failures.get(request, SILENCE)
+
+    def usages(self) -> Iterator[Usage]:
+        """The tokens of each request."""
+        return (bill.usage for bill in self.bills)
+
+    @property
+    def cost(self) -> float:
+        """Dollars for all of them, where a price is known."""
+        return math.fsum(bill.cost for bill in self.bills if bill.cost is not None)
+
+    @property
+    def list_cost(self) -> float:
+        """The same in real time."""
+        return math.fsum(bill.list_cost for bill in self.bills if bill.list_cost is not None)
+
+    @property
+    def unpriced(self) -> int:
+        """How many have no known price."""
+        return sum(bill.cost is None for bill in self.bills)
+
+
+UNUSABLE_USAGE = "unusable_usage"
+
+#: The characters that are kept of a bad answer, of an error code and of a model's name.
+EXCERPT_CHARS, _NAME_CHARS = 200, 200
+
+#: So many usages and answers are remembered, with what they cost and mean: labels and short answers repeat.
+_REMEMBERED = 4096
+
+#: An ordinal has fewer digits than this.
+_ORDINAL_DIGITS = 12
+
+#: The bill of a line that was probably paid for, although nobody can tell what it has cost.
+_UNKNOWN_BILL = Bill(Usage(), None, None)
+
+_MESSAGES = {
+    UNREADABLE_LINE: "The result line cannot be read",
+    UNUSABLE_USAGE: "The result line has a token count that is not a count, so its cost is unknown",
+}
+
+
+class Foreign(Exception):
+    """The line answers no request of the shard."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineJudge:
+    """Judges the lines of a plan's shards."""
+
+    provider: Provider
+    parser: AnswerParser
+    prices: PriceList
+    _billed: Callable[[Usage], Bill] = field(init=False)
+    _parsed: Callable[[str], Answer | Invalid] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_billed", lru_cache(_REMEMBERED)(self._bill))
+        object.__setattr__(self, "_parsed", lru_cache(_REMEMBERED)(self.parser.parse))
+
+    def judge(self, line: bytes, token: str, requests: int) -> Verdict | None:
+        """The verdict on the request of this shard that the line answers; None: the line cannot be read and names none.
+
+        Raises `Foreign` for a readable line that answers no request of the shard, and `MemoryError`.
+        """
+        request, bill = None, _UNKNOWN_BILL
+        try:
+            result = self.provider.decode(line)
+            request = _request(result.custom_id, token, requests)
+            bill = self._billed(result.usage)
+            return self._verdict(result, request, bill)
+        except (Foreign, MemoryError):
+            # Where memory ran out the machine is at fault, not the line: landing again may read it.
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever the line does to its readers stays with the line
+            named = _named(line, token, requests) if request is None else request
+            return None if named is None else _spoiled(line, error, named, bill)
+
+    def _verdict(self, result: Result, request: int, bill: Bill) -> Verdict:
+        model = _name(result.model)
+        if result.outcome is not Outcome.SUCCEEDED:
+            failure = _failure(result, result.error_code or result.finish_reason, result.error_message)
+            return Verdict(request, result.outcome, bill, model, failure=failure)
+        answer = self._parsed(result.text or "")
+        if isinstance(answer, Answer):
+            return Verdict(request, Outcome.SUCCEEDED, bill, model, values=answer.values)
+        failure = _failure(result, answer.code, answer.message)
+        return Verdict(request, Outcome.INVALID, bill, model, failure=failure)
+
+    def _bill(self, usage: Usage) -> Bill:
+        if not all(type(count) is int and 0 <= count <= MOST_TOKENS for count in usage):
+            raise UnusableUsage
+        priced = self.prices.priced(usage)
+        if priced is None:
+            return Bill(usage, None, None)
+        return Bill(usage, float(priced.batch), float(priced.realtime))
+
+
+def _request(custom_id: str, token: str, requests: int) -> int:
+    """The number of the request that this custom_id names. Raises `Foreign`."""
+    named, _, number = custom_id.rpartition("-")
+    is_number = number.isascii() and number.isdecimal() and len(number) < _ORDINAL_DIGITS
+    if named != token or not is_number or int(number) >= requests:
+        raise Foreign
+    return int(number)
+
+
+def _named(line: bytes, token: str, requests: int) -> int | None:
+    """The one request of the shard that the bytes of an unreadable line name; None: they name none, or several."""
+    found = re.findall(rb'"%s-(\d{1,%d})"' % (re.escape(token.encode()), _ORDINAL_DIGITS - 1), line)
+    named = {number for number in map(int, found) if number < requests}
+    return named.pop() if len(named) == 1 else None
+
+
+def _spoiled(line: bytes, error: Exception, request: int, bill: Bill) -> Verdict:
+    """The verdict on a line that cannot be used."""
+    code = UNUSABLE_USAGE if isinstance(error, UnusableUsage) else UNREADABLE_LINE
+    failure = Failure(
+        code=code,
+        message=f"{_MESSAGES[code]} ({type(error).__name__}).",
+        excerpt=storable(line[:EXCERPT_CHARS].decode(errors="replace")),
+    )
+    return Verdict(request, Outcome.INVALID, bill, failure=failure)
+
+
+def _failure(result: Result, code: str | None, message: str | None) -> Failure:
+    return Failure(
+        code=_name(code),
+        message=_text(message, MESSAGE_LENGTH),
+        excerpt=_text(result.text, EXCERPT_CHARS),
+        retryable=result.retryable,
+    )
+
+
+def _name(value: object) -> str | None:
+    return _text(value, _NAME_CHARS)
+
+
+def _text(value: object, length: int) -> str | None:
+    """As much of a text as is kept, in characters that every database takes."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise TypeError
+    return storable(value[:length]) or None
+
+
+@dataclass(slots=True, kw_only=True)
+class Gathered:
+    """The judged requests of a shard, and what served nobody."""
+
+    judged: Judged
+    token: str = ""  # the shard's: each of its requests bears it
+    strange: Counter[str] = field(default_factory=Counter)  # lines, by kind
+    stray_cost: float = 0.0  # of answers that served nobody, since another batch had given them
+    batches: list[str] = field(default_factory=list)  # that were read
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gatherer:
+    """Gathers the verdicts on the lines of a plan's shards."""
+
+    lines: LineJudge
+
+    @classmethod
+    def of(cls, provider: Provider, plan: Plan) -> "Gatherer":
+        """The prices are those of the day of the plan, on which its budget was judged."""
+        return cls(
+            lines=LineJudge(
+                provider=provider,
+                parser=AnswerParser.of(OutputType.from_json(plan.output_type)),
+                prices=PriceList.of(plan.provider, plan.model, plan.limits.prices, at=plan.planned_at),
+            )
+        )
+
+    def gather(
+        self,
+        batches: Iterable[tuple[str, Iterable[bytes]]],
+        *,
+        token: str,
+        requests: int,
+        unmentioned: Outcome = Outcome.MISSING,
+    ) -> Gathered:
+        """Judge the lines of a shard's batches, the recorded one first. The first good line of a request wins."""
+        gathered = Gathered(judged=Judged.alike(requests, unmentioned), token=token)
+        for batch_id, lines in batches:
+            gathered.batches.append(batch_id)
+            for line in lines:
+                self._take(line, batch_id, gathered)
+        return gathered
+
+    def _take(self, line: bytes, batch_id: str, gathered: Gathered) -> None:
+        judged = gathered.judged
+        try:
+            verdict = self.lines.judge(line, gathered.token, len(judged))
+        except Foreign:
+            gathered.strange["foreign_lines"] += 1
+            return
+        if verdict is None or not verdict.is_readable:
+            gathered.strange["unreadable_lines"] += 1
+        if verdict is None:
+            return
+        if judged.batch_ids[verdict.request] is None or _serves(verdict, batch_id, gathered):
+            judged.put(verdict, batch_id)
+
+
+def _serves(verdict: Verdict, batch_id: str, gathered: Gathered) -> bool:
+    """Whether a second line takes the place of the first.
+
+    One of the same batch is the provider's slip. One of another batch was bought: the worse of both was for nothing.
+    """
+    judged, request = gathered.judged, verdict.request
+    better = judged.outcomes[request] is not Outcome.SUCCEEDED and verdict.outcome is Outcome.SUCCEEDED
+    gathered.strange["duplicate_lines"] += 1
+    if batch_id != judged.batch_ids[request]:
+        useless = judged.bills[request] if better else verdict.bill
+        gathered.stray_cost += useless.cost or 0.0
+    return better

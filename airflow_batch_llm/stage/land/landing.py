@@ -1,0 +1,281 @@
+"""Landing one shard: its judged requests, joined to their rows by number, staged in the warehouse.
+
+The keys file lists every row of the shard by its request, so the join is one pass over it. The first row of a
+request bears its tokens and cost; the others are marked as sharing it.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from airflow_batch_llm.core.model import Outcome
+from airflow_batch_llm.core.selection import Verdict, after_failure, after_rejection
+from airflow_batch_llm.providers.redaction import detail, word
+from airflow_batch_llm.stage.land.gathering import Failure, Judged
+from airflow_batch_llm.stage.plan.carried import restored
+from airflow_batch_llm.stage.plan.spool import ATTEMPTS, INPUT_HASH, PROBLEM, REQUEST, SHARED
+from airflow_batch_llm.warehouses.arrow import amounts, flags, moment, number, numbers, text, texts
+from airflow_batch_llm.warehouses.base import Target
+
+_ROWS_AT_ONCE = 16_384
+#: So many keys of rows without an answer are told, and so much of each.
+SAMPLES, _SAMPLE_CHARS = 3, 40
+
+#: What a row that was never sent has nothing to say about.
+_NOT_SENT = (
+    ("_llm_raw_excerpt", pa.string()),
+    ("_llm_batch_id", pa.string()),
+    ("_llm_input_tokens", pa.int64()),
+    ("_llm_cached_tokens", pa.int64()),
+    ("_llm_output_tokens", pa.int64()),
+    ("_llm_cost_usd", pa.float64()),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stamp:
+    """What stands beside every row of a landed shard."""
+
+    run_id: str
+    shard: int
+    spec_hash: str
+    model: str
+    planned_at: float
+    processed_at: float
+    max_attempts: int
+    tries: int  # this is the run's so-many-th try at these rows
+    raw_excerpt: bool
+    rejected: bool = False
+
+    def columns(self, input_hashes: pa.Array) -> dict[str, pa.Array]:
+        """What is the same for all rows of the shard, for as many rows as there are hashes."""
+        count = len(input_hashes)
+        return {
+            "_llm_input_hash": input_hashes,
+            "_llm_spec_hash": pa.repeat(text(self.spec_hash), count),
+            "_llm_run_id": pa.repeat(text(self.run_id), count),
+            "_llm_shard": pa.repeat(number(self.shard), count),
+            "_llm_planned_at": pa.repeat(moment(self.planned_at), count),
+            "_llm_processed_at": pa.repeat(moment(self.processed_at), count),
+        }
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts of rows by outcome, and the requests that are worth another try."""
+
+    outcomes: Counter[Outcome] = field(default_factory=Counter)
+    again: list[tuple[int, Outcome]] = field(default_factory=list)
+    again_rows: Counter[Outcome] = field(default_factory=Counter)  # rows that wait for these requests
+    codes: Counter[str] = field(default_factory=Counter)  # of rows without a good answer
+    again_codes: Counter[str] = field(default_factory=Counter)  # of those that wait for these requests
+    words: dict[str, str] = field(default_factory=dict)  # what a vendor said about a row, by code
+    samples: list[str] = field(default_factory=list)  # keys of some rows without a good answer
+
+
+class Lander:
+    """Turns one shard's keys file and judged requests into the two tables' rows."""
+
+    def __init__(self, target: Target, stamp: Stamp, judged: Judged) -> None:
+        self._target = target
+        self._stamp = stamp
+        self._judged = judged
+        self._good = flags(outcome is Outcome.SUCCEEDED for outcome in judged.outcomes)
+        self._answers = self._answer_columns()
+        self._money = self._money_columns()
+        self._origin = {
+            "_llm_model": texts([model or stamp.model for model in judged.models]),
+            "_llm_batch_id": texts(judged.batch_ids),
+        }
+
+    def write(self, keys: Path, answers: Path, failures: Path) -> Tally:
+        """Write the rows of both tables; the tally says what became of the rows."""
+        tally = Tally()
+        with (
+            pq.ParquetFile(keys) as rows,
+            _written(answers, self._target.answer_columns) as good,
+            _written(failures, self._target.failure_columns) as bad,
+        ):
+            for batch in rows.iter_batches(_ROWS_AT_ONCE, use_threads=False):
+                landed = self._good.take(batch.column(REQUEST))
+                good.write_batch(self._answer_rows(batch.filter(landed)))
+                bad.write_batch(self._failure_rows(batch.filter(pc.invert(landed)), tally))
+                tally.outcomes[Outcome.SUCCEEDED] += pc.sum(landed.cast(pa.int64())).as_py() or 0
+        return tally
+
+    def _answer_columns(self) -> dict[str, pa.Array]:
+        """The typed answer of each request, by ordinal; NULL where there is none."""
+        columns = {}
+        for position, column in enumerate(self._target.answer):
+            values = [one[position] if one is not None else None for one in self._judged.values]
+            columns[column.name] = _array(values, column.type)
+        return columns
+
+    def _money_columns(self) -> dict[str, pa.Array]:
+        usages = list(self._judged.usages())
+        return {
+            "_llm_input_tokens": numbers(usage.input_tokens for usage in usages),
+            "_llm_cached_tokens": numbers(usage.cached_tokens for usage in usages),
+            "_llm_output_tokens": numbers(usage.output_tokens for usage in usages),
+            "_llm_cost_usd": amounts([bill.cost for bill in self._judged.bills]),
+        }
+
+    def _answer_rows(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        requests = rows.column(REQUEST)
+        columns = _named(restored(rows, pa.schema([*self._target.key, *self._target.carried])))
+        columns |= {name: values.take(requests) for name, values in self._answers.items()}
+        columns |= self._bookkeeping(rows)
+        return _arranged(columns, self._target.answer_columns)
+
+    def _failure_rows(self, rows: pa.RecordBatch, tally: Tally) -> pa.RecordBatch:
+        requests: list[int] = rows.column(REQUEST).to_pylist()
+        outcomes = [self._judged.outcomes[request] for request in requests]
+        failures = [self._judged.failure(request) for request in requests]
+        verdicts = [
+            self._verdict(outcome, failure, attempts)
+            for outcome, failure, attempts in zip(
+                outcomes, failures, rows.column(ATTEMPTS).to_pylist(), strict=True
+            )
+        ]
+        self._count(rows, outcomes, verdicts, tally)
+        for outcome, failure, verdict in zip(outcomes, failures, verdicts, strict=True):
+            _count_code(outcome, failure, tally, again=verdict.again)
+        columns = _named(restored(rows, self._target.key))
+        columns |= {
+            "_llm_outcome": texts([str(outcome) for outcome in outcomes]),
+            "_llm_error_code": texts([failure.code for failure in failures]),
+            "_llm_error_message": texts([failure.message for failure in failures]),
+            "_llm_raw_excerpt": texts(
+                [failure.excerpt if self._stamp.raw_excerpt else None for failure in failures]
+            ),
+            "_llm_attempts": numbers(verdict.attempts for verdict in verdicts),
+            "_llm_dead": flags(verdict.dead for verdict in verdicts),
+        }
+        return _arranged(columns | self._bookkeeping(rows), self._target.failure_columns)
+
+    def _count(
+        self, rows: pa.RecordBatch, outcomes: list[Outcome], verdicts: list[Verdict], tally: Tally
+    ) -> None:
+        """Note what these rows without a good answer mean for the run."""
+        tally.outcomes.update(outcomes)
+        requests, shared = rows.column(REQUEST).to_pylist(), rows.column(SHARED).to_pylist()
+        for request, outcome, verdict, repeats in zip(requests, outcomes, verdicts, shared, strict=True):
+            if verdict.again:
+                tally.again_rows[outcome] += 1
+                if not repeats:
+                    tally.again.append((request, outcome))
+        wanted = rows.slice(0, max(0, SAMPLES - len(tally.samples)))
+        tally.samples += sample_keys(restored(wanted, self._target.key))
+
+    def _verdict(self, outcome: Outcome, failure: Failure, attempts: int) -> Verdict:
+        if self._stamp.rejected:
+            return after_rejection(attempts)
+        return after_failure(
+            outcome,
+            retryable=failure.retryable,
+            attempts=attempts,
+            tries=self._stamp.tries,
+            most=self._stamp.max_attempts,
+        )
+
+    def _bookkeeping(self, rows: pa.RecordBatch) -> dict[str, pa.Array]:
+        requests, shared = rows.column(REQUEST), rows.column(SHARED)
+        columns = self._stamp.columns(rows.column(INPUT_HASH)) | {"_llm_shared": shared}
+        columns |= {name: values.take(requests) for name, values in self._origin.items()}
+        for name, values in self._money.items():
+            columns[name] = pc.if_else(shared, number(0).cast(values.type), values.take(requests))
+        return columns
+
+
+def _count_code(outcome: Outcome, failure: Failure, tally: Tally, *, again: bool) -> None:
+    """Count a row by its error code, and keep what the vendor said the first time."""
+    code = word(failure.code)
+    if not code:
+        return
+    tally.codes[code] += 1
+    if again:
+        tally.again_codes[code] += 1
+    if outcome is Outcome.ERRORED and code not in tally.words and len(tally.words) < SAMPLES:
+        tally.words[code] = detail(failure.message)
+
+
+def sample_keys(keys: pa.RecordBatch) -> list[str]:
+    """The keys for people, each cut off."""
+    return ["/".join(str(value)[:_SAMPLE_CHARS] for value in row.values()) for row in keys.to_pylist()]
+
+
+def unsendable_failures(rows: pa.RecordBatchReader, target: Target, stamp: Stamp) -> pa.RecordBatchReader:
+    """The failures of rows that were never sent: their problem reads `<code>: <message>`. They cost nothing."""
+
+    def failures() -> Iterator[pa.RecordBatch]:
+        for batch in rows:
+            count = batch.num_rows
+            problems = [str(problem).partition(": ") for problem in batch.column(PROBLEM).to_pylist()]
+            columns = stamp.columns(batch.column(INPUT_HASH)) | {
+                "_llm_outcome": pa.repeat(text(Outcome.ERRORED), count),
+                "_llm_error_code": texts([code for code, _, _ in problems]),
+                "_llm_error_message": texts([message for _, _, message in problems]),
+                "_llm_attempts": batch.column(ATTEMPTS),
+                "_llm_dead": flags([False] * count),
+                "_llm_model": pa.repeat(text(stamp.model), count),
+                "_llm_shared": flags([False] * count),
+            }
+            columns |= _named(restored(batch, target.key))
+            absent = {name: pa.nulls(count, kind) for name, kind in _NOT_SENT}
+            yield _arranged(absent | columns, target.failure_columns)
+
+    return pa.RecordBatchReader.from_batches(target.failure_columns, failures())
+
+
+def _named(rows: pa.RecordBatch) -> dict[str, pa.Array]:
+    return dict(zip(rows.schema.names, rows.columns, strict=True))
+
+
+def no_rows(schema: pa.Schema) -> pa.RecordBatchReader:
+    """A stream that is at its end."""
+    return pa.RecordBatchReader.from_batches(schema, iter(()))
+
+
+def parquet_reader(path: Path) -> pa.RecordBatchReader:
+    """A file's rows as a stream."""
+    file = pq.ParquetFile(path)
+
+    def stream() -> Iterator[pa.RecordBatch]:
+        with file:
+            yield from file.iter_batches(_ROWS_AT_ONCE)
+
+    return pa.RecordBatchReader.from_batches(file.schema_arrow, stream())
+
+
+@contextmanager
+def _written(path: Path, schema: pa.Schema) -> Iterator[Any]:
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        yield writer
+
+
+@contextmanager
+def landed_rows(path: Path) -> Iterator[pa.RecordBatchReader]:
+    """What `Lander.write` wrote, as a stream."""
+    with pa.OSFile(str(path), "rb") as file, pa.ipc.open_stream(file) as reader:
+        yield reader
+
+
+def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    if isinstance(kind, pa.BaseExtensionType):
+        return pa.ExtensionArray.from_storage(kind, _array(values, kind.storage_type))
+    if kind == pa.string():
+        return texts(values)
+    if kind == pa.float64():
+        return amounts(values)
+    return pa.array(values, kind)
+
+
+def _arranged(columns: dict[str, pa.Array], schema: pa.Schema) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)

@@ -1,0 +1,1 @@
+"""Plan: from the source's rows to shards in the run folder and one frozen plan."""

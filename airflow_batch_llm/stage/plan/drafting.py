@@ -1,0 +1,301 @@
+"""Draft a plan: read the source once, price it, and write the shards of what no other run buys.
+
+A draft may be thrown away and written again: nothing is bought before it is frozen. The spool stays, so a planner that
+has to take out more rows does not read the source again.
+"""
+
+import math
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from pathlib import Path
+
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from airflow_batch_llm.core.estimate import Estimate, Size, estimate, usual_answer
+from airflow_batch_llm.core.model import Call
+from airflow_batch_llm.core.output_type import OutputType
+from airflow_batch_llm.core.price import PriceList
+from airflow_batch_llm.core.printing import counted, verb
+from airflow_batch_llm.core.prompt import CompiledPrompt
+from airflow_batch_llm.core.request import LineTemplate
+from airflow_batch_llm.core.selection import Reason
+from airflow_batch_llm.core.settings import BadRow, OverBudget, Stage
+from airflow_batch_llm.core.shard import Bounds
+from airflow_batch_llm.core.spec import Spec
+from airflow_batch_llm.errors import BatchLLMError, BudgetExceeded, InputError, ProviderError, SourceError
+from airflow_batch_llm.providers.base import Provider
+from airflow_batch_llm.stage.land.landing import SAMPLES, sample_keys
+from airflow_batch_llm.stage.parts import Parts
+from airflow_batch_llm.stage.plan.carried import restored
+from airflow_batch_llm.stage.plan.reading import Reading, with_known
+from airflow_batch_llm.stage.plan.shard_files import ShardWriter
+from airflow_batch_llm.stage.plan.spool import PROBLEM, Spool, keys_schema
+from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.records.plan import Plan, RunLimits, new_run_token
+from airflow_batch_llm.stage.records.registers import Registers
+from airflow_batch_llm.stage.records.standings import read_rounds
+from airflow_batch_llm.warehouses.base import SharesFile, Target
+
+#: So many prompts, spread over all of them, are counted by the provider.
+_SAMPLE = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quote:
+    """Makes the estimate of a run."""
+
+    provider: Provider
+    call: Call
+    output_type: OutputType
+    prices: PriceList
+
+    def estimate(self, prompts: Iterable[pa.BinaryArray], requests: int) -> Estimate:
+        """Read the prompts once, block by block; ask the provider about a few of them."""
+        total = largest = seen = 0
+        sample: list[bytes] = []
+        every = max(1, requests // _SAMPLE)
+        for block in prompts:
+            lengths = pc.binary_length(block)
+            total += pc.sum(lengths).as_py() or 0
+            largest = max(largest, pc.max(lengths).as_py() or 0)
+            sample += [block[at].as_py() for at in range(-seen % every, len(block), every)]
+            seen += len(block)
+        del sample[_SAMPLE:]
+        size = Size(
+            requests=requests,
+            prompt_bytes=total,
+            largest_bytes=largest,
+            sample=self._counted(sample),
+            shared_bytes=len(self.provider.encode(self.call).pieces[0]) + len(self.call.system_prompt or ""),
+            max_tokens=self.call.max_tokens,
+            answer_tokens=usual_answer(self.output_type),
+        )
+        return estimate(self.prices, size)
+
+    def _counted(self, sample: list[bytes]) -> list[tuple[int, int]]:
+        """Counting is a courtesy: where it fails, the estimate rests on bytes and says so."""
+        if not sample:
+            return []
+        try:
+            counts = self.provider.count_tokens(self.call, [orjson.loads(prompt) for prompt in sample])
+        except ProviderError:
+            return []
+        return [(len(prompt), count) for prompt, count in zip(sample, counts or (), strict=False)]
+
+
+def affordable(guess: Estimate, most: float | None) -> int:
+    """How many requests, in source order, the budget allows."""
+    if most is None or math.isinf(most) or not guess.requests:
+        return guess.requests
+    if guess.per_request is None:
+        raise BudgetExceeded(
+            f"The cost cannot be estimated, so max_cost_usd={most:g} cannot be kept. {' '.join(guess.assumptions)}"
+            " Or allow any cost with max_cost_usd=float('inf'), in a spec file null. Nothing was sent."
+        )
+    if not guess.per_request:
+        return guess.requests
+    return min(guess.requests, int(Decimal(str(most)) / guess.per_request))
+
+
+class Outrun(BatchLLMError):
+    """Another run has landed its rows and deleted its files while this planner read the source."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """The stage as written, turned into what planning needs. Made before the first row is read."""
+
+    call: Call
+    template: LineTemplate
+    prompt: CompiledPrompt
+    output_type: OutputType
+    spec: Spec
+    spec_hash: str
+    prices: PriceList
+
+
+@dataclass(slots=True, kw_only=True)
+class Drafting:
+    """The work of one planner: the source in a spool, and the draft that was written last."""
+
+    stage: Stage
+    parts: Parts
+    folder: RunFolder
+    max_tries: int
+    resolved: Resolved
+    target: Target
+    scratch: Path
+    _spool: Spool | None = field(default=None, init=False)
+    _in_flight: dict[tuple[str, str], tuple[RunFolder, Plan]] = field(default_factory=dict, init=False)
+    _done: set[tuple[str, str]] = field(default_factory=set, init=False)
+    _draft: Plan | None = field(default=None, init=False)
+
+    def read(self) -> None:
+        """Spool the source and check its keys. What is in flight is noted before: it may land meanwhile."""
+        self._note_in_flight()
+        columns = pa.schema([*self.target.key, *self.target.carried])
+        spool = self._spool = Spool(self.scratch, columns, self.stage.key)
+        reading = Reading(
+            key=tuple(self.stage.key),
+            prompt=self.resolved.prompt,
+            spec_hash=self.resolved.spec_hash,
+            target=self.target,
+            only=self.stage.only,
+            retry_dead=self.stage.guards.retry_dead,
+            max_rows=self.stage.max_rows,
+            max_prompt_bytes=self.parts.provider.limits.max_request_bytes - self.resolved.template.overhead,
+        )
+        source, warehouse = self.parts.source, self.parts.target
+        with closing(with_known(source, self.stage.source, warehouse, self.target)) as rows:
+            reading.fill(spool, rows)
+        let_go(self.parts)
+        spool.finish()
+        if twice := spool.duplicate_keys():
+            shown = ", ".join(key for batch in twice for key in sample_keys(batch))
+            raise SourceError(
+                f"The key {self.stage.key} is not unique in the source: {shown} stand there more than once, for example."
+                " Choose a key that is, or leave the repetitions out of the source. Nothing was sent."
+            )
+
+    def draft(self) -> Plan:
+        """Return a draft without the rows that other runs buy: the last one, if they take nothing out of it."""
+        assert self._spool is not None, "the source is read first"
+        self._note_in_flight()
+        taken = self._take_out_in_flight(self._spool)
+        if self._draft is None or taken:
+            self._draft = self._write(self._begun(), self._spool)
+        return self._draft
+
+    def note(self, other: RunFolder) -> None:
+        """Note that a run buys rows, whether or not it has landed them since this planner read the source."""
+        for plan in read_rounds(other):
+            if plan.spec_hash == self.resolved.spec_hash:
+                self._in_flight.setdefault((other.path, plan.nonce), (other, plan))
+
+    def close(self) -> None:
+        """Close the spool's database."""
+        if self._spool is not None:
+            self._spool.close()
+
+    def _note_in_flight(self) -> None:
+        """Note the plans of other runs that buy rows: a round is in flight until it is published."""
+        for other in Registers(workspace=self.parts.workspace).open_runs(self.stage.target):
+            for plan in read_rounds(other) if other.path != self.folder.path else ():
+                if plan.spec_hash == self.resolved.spec_hash and other.read_published(plan.round) is None:
+                    self._in_flight.setdefault((other.path, plan.nonce), (other, plan))
+
+    def _take_out_in_flight(self, spool: Spool) -> int:
+        """Take out the rows of the plans that were not looked at before. Returns the number of rows taken out."""
+        return sum(
+            self._take_out(spool, other, plan, shard.number)
+            for other, plan in self._not_done()
+            for shard in plan.shards
+        )
+
+    def _not_done(self) -> Iterator[tuple[RunFolder, Plan]]:
+        for name, pair in self._in_flight.items():
+            if name not in self._done:
+                yield pair
+                self._done.add(name)
+
+    def _take_out(self, spool: Spool, other: RunFolder, plan: Plan, shard: int) -> int:
+        local = self.scratch / f"{plan.nonce}-{shard}.keys.parquet"
+        if not other.get_keys(plan.nonce, shard, local):
+            raise Outrun(
+                f"The run {other.path} has landed while the source was read. The source is read again."
+            )
+        taken = spool.take_out(local, plan.target.key)
+        local.unlink()
+        return taken
+
+    def _begun(self) -> Plan:
+        nonce = secrets.token_hex(5)
+        return Plan(
+            round=1,
+            nonce=nonce,
+            run_token=new_run_token(nonce, 1),
+            planned_at=self.parts.clock(),
+            max_tries=self.max_tries,
+            spec_hash=self.resolved.spec_hash,
+            spec=self.resolved.spec.to_json(),
+            provider=self.parts.provider.name,
+            model=self.resolved.call.model,
+            calls=(self.resolved.call,),
+            output_type=self.resolved.output_type.to_json(),
+            target=self.target,
+            limits=RunLimits.of(self.stage),
+        )
+
+    def _write(self, draft: Plan, spool: Spool) -> Plan:
+        """Count, price, and write the shards' files."""
+        requests = spool.number_requests()
+        problems = spool.problems()
+        if problems:
+            self._tell_bad_rows(spool, sum(problems.values()), draft.target)
+        quote = Quote(
+            provider=self.parts.provider,
+            call=self.resolved.call,
+            output_type=self.resolved.output_type,
+            prices=self.resolved.prices,
+        )
+        guess = quote.estimate(spool.prompts(requests), requests)
+        allowed = self._allowed(guess)
+        writer = ShardWriter(
+            folder=None if self.stage.plan_only else self.folder,
+            scratch=self.scratch,
+            nonce=draft.nonce,
+            run_token=draft.run_token,
+            bounds=Bounds.of(self.parts.provider.limits, rows_per_batch=self.stage.pace.rows_per_batch),
+        )
+        shards = writer.write_requests(self.resolved.template, spool.prompts(allowed))
+        shards = writer.write_keys(shards, spool.keyed_rows(allowed), keys_schema(spool.columns))
+        lost = writer.write_unsendable(spool.rows_with(Reason.UNSENDABLE)) if problems else ""
+        why = {str(reason): count for reason, count in spool.reasons(allowed).items()}
+        return replace(
+            draft,
+            shards=shards,
+            problems=problems,
+            unsendable_sha256=lost,
+            why=why,
+            estimate=guess.to_json(),
+        )
+
+    def _tell_bad_rows(self, spool: Spool, count: int, target: Target) -> None:
+        """Warn about rows that cannot be sent, or refuse them, with some of their keys and why the first one cannot."""
+        with closing(spool.rows_with(Reason.UNSENDABLE)) as reader:
+            rows = reader.read_next_batch().slice(0, SAMPLES)
+        problems = [str(problem).partition(": ") for problem in rows.column(PROBLEM).to_pylist()]
+        keys = sample_keys(restored(rows, target.key))
+        shown = ", ".join(f"{key} ({code})" for key, (code, _, _) in zip(keys, problems, strict=True))
+        told = f"{counted(count, 'row')} cannot be sent"
+        example = f"{shown}, for example. Of the first one: {problems[0][2]}"
+        if self.stage.guards.on_bad_row is BadRow.FAIL:
+            raise InputError(
+                f"{told}, and on_bad_row='fail': {example} Correct them, leave them out of the source, or set"
+                " on_bad_row='record'. Nothing was sent."
+            )
+        self.parts.warn(f"{told}: {example}")
+
+    def _allowed(self, guess: Estimate) -> int:
+        """How many of the requests are sent."""
+        most, on_over_budget = self.stage.max_cost_usd, self.stage.guards.on_over_budget
+        allowed = affordable(guess, most)
+        if allowed == guess.requests or self.stage.plan_only or on_over_budget is OverBudget.PARTIAL:
+            return allowed
+        raise BudgetExceeded(
+            f"{counted(guess.requests, 'request')} {verb(guess.requests, 'is', 'are')} estimated at ${guess.expected:,.4f}, above"
+            f" max_cost_usd={most:g}. Nothing was sent. Raise max_cost_usd, lower max_rows, or set"
+            " on_over_budget='partial' to send what fits."
+        )
+
+
+def let_go(parts: Parts) -> None:
+    """Release databases that only one process can write at a time."""
+    for part in (parts.source, parts.target):
+        if isinstance(part, SharesFile):
+            part.release()

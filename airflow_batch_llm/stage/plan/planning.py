@@ -1,0 +1,180 @@
+"""Planning: from the user's stage and the source's rows to shards in the run folder and one frozen plan.
+
+Everything here may be thrown away and done again: nothing is bought before `plan.json` exists, and whoever creates
+it first decides. A planner that comes second takes the winner's plan.
+"""
+
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pyarrow as pa
+
+from airflow_batch_llm.core.model import Call
+from airflow_batch_llm.core.output_type import AnswerKind, Naming, OutputType
+from airflow_batch_llm.core.price import PriceList
+from airflow_batch_llm.core.prompt import Prompt, compile_prompt, identity
+from airflow_batch_llm.core.settings import RowFunction, Stage
+from airflow_batch_llm.core.spec import Spec, spec_hash
+from airflow_batch_llm.errors import InputError, SourceError, TargetError
+from airflow_batch_llm.providers.base import Provider
+from airflow_batch_llm.stage.parts import Parts
+from airflow_batch_llm.stage.plan.carried import carried_schema, key_schema
+from airflow_batch_llm.stage.plan.drafting import Drafting, Outrun, Resolved, let_go
+from airflow_batch_llm.stage.plan.planners import Planners
+from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.records.plan import Plan
+from airflow_batch_llm.stage.tidying import register_unfinished
+from airflow_batch_llm.warehouses.base import NamesTables, Target, answer_schema
+
+
+def output_type_of(stage: Stage) -> OutputType:
+    """The stage's output type, with the target's columns for it."""
+    shape = stage.shape
+    naming = Naming(
+        columns=shape.columns or None, output_column=shape.output_column, taken=(*stage.key, *shape.carry)
+    )
+    return OutputType.of(stage.output_type, naming)
+
+
+def read_prompt(stage: Stage) -> str | RowFunction:
+    """Return the prompt as it stands now, from its file where it is in one."""
+    if stage.prompt is not None:
+        return stage.prompt
+    assert stage.prompt_file is not None, "a stage has exactly one of the two"
+    try:
+        return stage.prompt_file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise InputError(
+            f"prompt_file {stage.prompt_file} cannot be read ({why}). Put the template there, or correct the path."
+        ) from None
+
+
+def spec_of(stage: Stage, prompt: Prompt, output_type: OutputType, provider: Provider) -> Spec:
+    """What decides what is asked."""
+    return Spec(
+        prompt=identity(prompt),
+        prompt_params=stage.prompt_params,
+        system_prompt=stage.system_prompt,
+        provider=provider.name,
+        model=stage.model,
+        schema=output_type.schema,
+        params={**output_type.request_params, **stage.request.extra_body},
+        max_tokens=stage.request.max_tokens,
+        endpoint=stage.request.endpoint,
+        host=provider.host,
+    )
+
+
+def resolve(stage: Stage, parts: Parts) -> Resolved:
+    """Everything about the stage that can be refused without looking at a row."""
+    output_type, prompt = output_type_of(stage), read_prompt(stage)
+    spec = spec_of(stage, prompt, output_type, parts.provider)
+    call = Call(
+        model=stage.model,
+        system_prompt=stage.system_prompt,
+        schema=output_type.schema,
+        vector=output_type.kind is AnswerKind.VECTOR,
+        max_tokens=stage.request.max_tokens,
+        params=spec.params,
+        endpoint=stage.request.endpoint,
+        cache_system_prompt=stage.request.cache_system_prompt,
+    )
+    return Resolved(
+        call=call,
+        template=parts.provider.encode(call),
+        prompt=compile_prompt(prompt, stage.prompt_params),
+        output_type=output_type,
+        spec=spec,
+        spec_hash=spec_hash(spec),
+        prices=PriceList.of(parts.provider.name, stage.model, stage.guards.prices, at=parts.clock()),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planner:
+    """One planning attempt, below its own nonce."""
+
+    stage: Stage
+    parts: Parts
+    folder: RunFolder
+    max_tries: int
+
+    def plan(self) -> Plan:
+        """Return the plan that counts: this planner's, or that of a faster attempt at the same run."""
+        resolved = resolve(self.stage, self.parts)
+        target = self._target(resolved)
+        self._refuse_source_as_target()
+        let_go(self.parts)
+        self.parts.target.prepare(target)
+        while True:
+            try:
+                return self._planned(resolved, target)
+            except Outrun as error:
+                self.parts.warn(str(error))
+
+    def _planned(self, resolved: Resolved, target: Target) -> Plan:
+        self.parts.spool.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=self.parts.spool, ignore_cleanup_errors=True) as scratch:
+            drafting = Drafting(
+                stage=self.stage,
+                parts=self.parts,
+                folder=self.folder,
+                max_tries=self.max_tries,
+                resolved=resolved,
+                target=target,
+                scratch=Path(scratch),
+            )
+            with closing(drafting):
+                if self.stage.plan_only:
+                    drafting.read()
+                    return drafting.draft()
+                register_unfinished(self.parts, self.folder, self.stage.keep_days)
+                Planners(parts=self.parts, folder=self.folder, drafting=drafting).take_turn()
+        frozen = self.folder.read_plan()
+        assert frozen is not None, "the plan was frozen here, or by another attempt"
+        return Plan.from_json(frozen)
+
+    def _refuse_source_as_target(self) -> None:
+        """Refuse to add bookkeeping columns to a table of the user's that the source reads."""
+        source, target = self.parts.source, self.parts.target
+        if self.stage.shape.allow_source_as_target or not isinstance(source, NamesTables):
+            return
+        # Two warehouses of one database may be two objects.
+        if getattr(source, "asset_uri", None) != target.asset_uri:
+            return
+        for named, table in (("target", self.stage.target), ("failures_target", self.stage.failures_table)):
+            if source.reads_table(self.stage.source, table):
+                raise TargetError(
+                    f"{named} {table} is a table that the source reads: it would get the answers and every _llm_ column. "
+                    "Name another table, or set Shape(allow_source_as_target=True) to insist."
+                )
+
+    def _target(self, resolved: Resolved) -> Target:
+        shape = self.stage.shape
+        with closing(self.parts.source.read(self.stage.source)) as reader:
+            schema: pa.Schema = reader.schema
+        for name in (*self.stage.key, *shape.carry):
+            if name not in schema.names:
+                raise SourceError(
+                    f"The source has no column {name!r}. Its columns are: {', '.join(schema.names)}."
+                )
+        resolved.prompt.check(schema.names)
+        return Target(
+            table=self.stage.target,
+            failures=self.stage.failures_table,
+            key=key_schema(schema, self.stage.key),
+            carried=carried_schema(schema, [name for name in shape.carry if name not in self.stage.key]),
+            answer=answer_schema(resolved.output_type.columns),
+            write_mode=shape.write_mode,
+            on_schema_change=shape.on_schema_change,
+            create=shape.create_target,
+            partition_by=shape.partition_by,
+            cluster_by=tuple(shape.cluster_by),
+            never_null=resolved.output_type.never_null,
+            allow_constraints=shape.allow_constraints,
+            staging_schema=shape.staging_schema,
+            labels=self.stage.labels,
+        )

@@ -1,0 +1,146 @@
+"""Writing a shard's two files: the lines that are sent, and the rows that each line answers."""
+
+import hashlib
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from airflow_batch_llm.core.request import ORDINAL_DIGITS, PROMPT, LineTemplate, shard_token
+from airflow_batch_llm.core.shard import Bounds, Cutter
+from airflow_batch_llm.stage.plan.spool import REQUEST, Ahead
+from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.records.plan import PlannedShard
+from airflow_batch_llm.warehouses.arrow import number, numbers, octets
+
+# So many lines are made at once, and about so many bytes of them at most.
+_LINES_AT_ONCE = 1000
+_BYTES_AT_ONCE = 16 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardWriter:
+    """Writes the shards of one round into the run folder; without one, they are only counted."""
+
+    folder: RunFolder | None
+    scratch: Path
+    nonce: str
+    run_token: str
+    bounds: Bounds
+    first_number: int = 1
+
+    def write_requests(
+        self, template: LineTemplate, prompts: Iterable[pa.BinaryArray], call: int = 0
+    ) -> tuple[PlannedShard, ...]:
+        """The lines of all shards, in the order of the prompts."""
+        return tuple(
+            self._requests_file(
+                self.first_number + place - 1, template, (prompts for _, prompts in group), call
+            )
+            for place, group in groupby(self._placed(template, prompts), key=itemgetter(0))
+        )
+
+    def _placed(
+        self, template: LineTemplate, prompts: Iterable[pa.BinaryArray]
+    ) -> Iterator[tuple[int, pa.BinaryArray]]:
+        """The prompts, a few at a time, each time with the place among the shards of the one that they go to."""
+        room = template.overhead + 1
+        cutter = Cutter(self.bounds, int(self.nonce, 16))
+        for block in prompts:
+            sizes = [length + room for length in pc.binary_length(block).to_pylist()]
+            fitting = _BYTES_AT_ONCE * len(sizes) // max(1, sum(sizes))
+            step = max(1, min(_LINES_AT_ONCE, fitting))
+            for first in range(0, len(block), step):
+                some = block.slice(first, step)
+                for place, start, end in cutter.cut(sizes[first : first + step]):
+                    yield place, some.slice(start, end - start)
+
+    def _requests_file(
+        self, number: int, template: LineTemplate, prompts: Iterator[pa.BinaryArray], call: int
+    ) -> PlannedShard:
+        lines = _Lines(template, shard_token(self.run_token, number))
+        blocks = map(lines.of, prompts)
+        if self.folder is None:
+            deque(blocks, maxlen=0)
+        else:
+            aside = self.scratch / f"{number:04d}.requests.jsonl"
+            self.folder.write_requests(self.nonce, number, blocks, aside)
+        return PlannedShard(
+            number=number,
+            requests=lines.count,
+            rows=0,
+            bytes=lines.size,
+            requests_sha256=lines.sha.hexdigest(),
+            keys_sha256="",
+            call=call,
+        )
+
+    def write_keys(
+        self, shards: tuple[PlannedShard, ...], rows: Iterator[pa.RecordBatch], schema: pa.Schema
+    ) -> tuple[PlannedShard, ...]:
+        """The rows of all shards. They come sorted by request, numbered through all shards from 0."""
+        done = []
+        waiting = Ahead(rows, REQUEST, schema)
+        first = 0
+        for shard in shards:
+            path, count = self._keys_path(shard.number), 0
+            with pq.ParquetWriter(path, schema, compression="lz4", use_dictionary=False) as writer:
+                for batch in waiting.below(first + shard.requests).to_batches():
+                    ordinals = pc.subtract(batch.column(REQUEST), number(first))
+                    at = schema.get_field_index(REQUEST)
+                    writer.write_batch(batch.set_column(at, schema.field(at), ordinals))
+                    count += batch.num_rows
+            done.append(replace(shard, rows=count, keys_sha256=self._put_keys(shard.number)))
+            first += shard.requests
+        return tuple(done)
+
+    def write_unsendable(self, rows: pa.RecordBatchReader) -> str:
+        """The rows that no request stands for, as the keys of shard 0; returns the file's hash."""
+        with pq.ParquetWriter(self._keys_path(0), rows.schema, compression="lz4") as writer:
+            for batch in rows:
+                writer.write_batch(batch)
+        return self._put_keys(0)
+
+    def _put_keys(self, number: int) -> str:
+        """Put the keys where every worker finds them; the copy here is gone afterwards. Returns the file's hash."""
+        path = self._keys_path(number)
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        if self.folder is not None:
+            self.folder.put_keys(self.nonce, number, path)
+        path.unlink()
+        return sha256
+
+    def _keys_path(self, number: int) -> Path:
+        return self.scratch / f"{number:04d}.keys.parquet"
+
+
+class _Lines:
+    """The lines of one shard, made of its prompts block by block; they are counted and hashed on the way."""
+
+    def __init__(self, template: LineTemplate, token: str) -> None:
+        self._holes = template.holes
+        self._pieces = [octets([piece])[0] for piece in template.pieces_under(token)]
+        self._nothing = octets([b""])[0]
+        self.sha = hashlib.sha256()
+        self.count = self.size = 0
+
+    def of(self, prompts: pa.BinaryArray) -> memoryview:
+        """The lines of the next prompts, in one block."""
+        ordinals = numbers(range(self.count, self.count + len(prompts))).cast(pa.string())
+        digits = pc.utf8_lpad(ordinals, ORDINAL_DIGITS, "0").cast(pa.binary())
+        parts = [self._pieces[0]]
+        for hole, piece in zip(self._holes, self._pieces[1:], strict=True):
+            parts += (prompts if hole == PROMPT else digits, piece)
+        joined = pc.binary_join_element_wise(*parts, self._nothing)
+        block = memoryview(joined.buffers()[2])
+        self.sha.update(block)
+        self.count += len(prompts)
+        self.size += len(block)
+        return block

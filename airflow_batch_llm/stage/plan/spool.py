@@ -1,0 +1,283 @@
+"""Keep the source on local disk, read once: rows in one file, prompts in another, and the questions about all of them.
+
+Whatever must be known about the whole table (is a key twice in it, which rows share a request, which rows another
+run has bought) is asked of an embedded database over these files, so that memory does not grow with the rows.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from airflow_batch_llm.core.selection import SENT, Reason
+from airflow_batch_llm.stage.plan.carried import carried, comparable, restored, stored, stored_schema
+from airflow_batch_llm.warehouses.arrow import number
+
+
+class Ahead:
+    """What has been read of a sorted stream and not yet been taken is held: one batch at the most."""
+
+    def __init__(self, batches: Iterable[pa.RecordBatch], column: str, schema: pa.Schema) -> None:
+        self._batches = iter(batches)
+        self._column = column
+        self._schema = schema
+        self._rest: pa.RecordBatch | None = None
+
+    def below(self, value: int) -> pa.Table:
+        """The rows with less than this in the sorted column that were not taken before."""
+        taken = []
+        while (batch := self._next()) is not None:
+            count = pc.sum(pc.less(batch.column(self._column), number(value)).cast(pa.int64())).as_py()
+            taken.append(batch.slice(0, count))
+            if count < batch.num_rows:
+                self._rest = batch.slice(count)
+                break
+        return pa.Table.from_batches(taken, self._schema)
+
+    def _next(self) -> pa.RecordBatch | None:
+        if self._rest is not None:
+            batch, self._rest = self._rest, None
+            return batch
+        return next((batch for batch in self._batches if batch.num_rows), None)
+
+
+#: Columns of a spooled row besides its own; they cannot collide with the user's.
+SEQ, REASON, PROBLEM = "_llm_seq", "_llm_reason", "_llm_problem"
+INPUT_HASH, ATTEMPTS = "_llm_input_hash", "_llm_attempts"
+REQUEST, SHARED = "_llm_request", "_llm_shared"
+_FIRST = "_llm_first"
+
+PROMPTS = pa.schema([(SEQ, pa.int64()), ("prompt", pa.binary())])
+
+_SENT_LIST = ", ".join(f"'{reason}'" for reason in sorted(SENT))
+_MEMORY = "64MB"
+_ROWS_AT_ONCE = 16_384
+
+
+def quoted(name: str) -> str:
+    """A column name as an identifier of the embedded database."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+class Spool:
+    """Two files that are written once, row by row, and then asked."""
+
+    def __init__(self, folder: Path, columns: pa.Schema, key: Sequence[str]) -> None:
+        """`columns`: the key and carried columns, in their carried types."""
+        self._folder = folder
+        self._key = pa.schema([columns.field(name) for name in key])
+        self._carried = columns
+        self.columns = stored_schema(columns)
+        own = [(SEQ, pa.int64()), (REASON, pa.string()), (PROBLEM, pa.string())]
+        self._schema = pa.schema([*own, (INPUT_HASH, pa.string()), (ATTEMPTS, pa.int64()), *self.columns])
+        self._rows = pq.ParquetWriter(
+            folder / "rows.parquet", self._schema, compression="lz4", use_dictionary=[REASON]
+        )
+        self._prompts = pa.OSFile(str(folder / "prompts.arrow"), "wb")
+        self._prompt_writer = pa.ipc.new_stream(self._prompts, PROMPTS)
+        self._database: Any = None
+
+    def write(self, rows: pa.RecordBatch, prompts: pa.RecordBatch) -> None:
+        """Add the rows of one batch, and the prompts of those that are to be sent, both in source order.
+
+        The key and carried columns come in the source's types.
+        """
+        columns = [
+            stored(carried(rows.column(name), self._carried.field(name).type))
+            if name in self.columns.names
+            else rows.column(name)
+            for name in self._schema.names
+        ]
+        self._rows.write_batch(pa.RecordBatch.from_arrays(columns, schema=self._schema))
+        self._prompt_writer.write_batch(prompts)
+
+    def finish(self) -> None:
+        """Close the files; from now on they are asked."""
+        import duckdb
+
+        self._rows.close()
+        self._prompt_writer.close()
+        self._prompts.close()
+        self._database = duckdb.connect(
+            str(self._folder / "spool.duckdb"),
+            config={"memory_limit": _MEMORY, "threads": 1, "temp_directory": str(self._folder / "spill")},
+        )
+        rows = str(self._folder / "rows.parquet").replace("'", "''")
+        self._ask(f"CREATE VIEW rows AS SELECT * FROM read_parquet('{rows}')")
+        self._ask("CREATE TABLE taken (seq BIGINT)")
+
+    def duplicate_keys(self, most: int = 5) -> list[pa.RecordBatch]:
+        """Some keys that the source holds more than once."""
+        names = ", ".join(map(quoted, self._key.names))
+        query = f"SELECT {names} FROM rows GROUP BY {names} HAVING count(*) > 1 LIMIT {most}"
+        return [restored(batch, self._key) for batch in self._stream(query)]
+
+    def take_out(self, keys_file: Path, key: pa.Schema) -> int:
+        """Leave out the rows whose key and input another run has in flight. Returns the number of rows left out.
+
+        `keys_file` lists the other run's rows, and `key` has the carried types of its key. A number is the same key in every
+        type that holds it.
+        """
+        if key.equals(self._key):
+            return self._take_out(keys_file)
+        if sorted(key.names) != sorted(self._key.names):
+            return 0
+        path = keys_file.with_suffix(".comparable")
+        self._write_comparable(keys_file, key, path)
+        taken = self._take_out(path)
+        path.unlink()
+        return taken
+
+    def _write_comparable(self, keys_file: Path, key: pa.Schema, path: Path) -> None:
+        """Another run's keys file with its keys in the types of ours."""
+        schema = pa.schema([(INPUT_HASH, pa.string()), *stored_schema(self._key)])
+        with pq.ParquetFile(keys_file) as file, pq.ParquetWriter(path, schema) as writer:
+            for batch in file.iter_batches(_ROWS_AT_ONCE):
+                theirs = restored(batch, key)
+                keys = [stored(comparable(theirs.column(ours.name), ours.type)) for ours in self._key]
+                writer.write_batch(
+                    pa.RecordBatch.from_arrays([batch.column(INPUT_HASH), *keys], schema=schema)
+                )
+
+    def _take_out(self, keys_file: Path) -> int:
+        same = " AND ".join(f"other.{quoted(name)} = rows.{quoted(name)}" for name in self._key.names)
+        path = str(keys_file).replace("'", "''")
+        (taken,) = self._ask(
+            f"INSERT INTO taken SELECT rows.{SEQ} FROM rows JOIN read_parquet('{path}') AS other"
+            f" ON other.{INPUT_HASH} = rows.{INPUT_HASH} AND {same} WHERE rows.{REASON} IN ({_SENT_LIST})"
+        ).fetchone()
+        return int(taken)
+
+    def number_requests(self) -> int:
+        """Find for every row that is sent the first one with the same request; returns how many requests there are.
+
+        A request's number is its place among these first ones. No join is asked of the database here or later: one
+        of two large tables needs memory that grows with them, while sorting does not.
+        """
+        self._ask(f"""
+            CREATE OR REPLACE TABLE sent AS
+            SELECT {SEQ}, min({SEQ}) OVER (PARTITION BY {INPUT_HASH}::UUID) AS {_FIRST} FROM rows
+            WHERE {REASON} IN ({_SENT_LIST}) AND {SEQ} NOT IN (SELECT seq FROM taken) ORDER BY {SEQ}""")
+        (count,) = self._ask(f"SELECT count(*) FROM sent WHERE {SEQ} = {_FIRST}").fetchone()
+        return int(count)
+
+    def reasons(self, requests: int) -> dict[Reason, int]:
+        """How many rows have which reason, when only this many requests are sent."""
+        beyond = self._ask(
+            f"SELECT {SEQ} FROM sent WHERE {SEQ} = {_FIRST} ORDER BY {SEQ} LIMIT 1 OFFSET {requests}"
+        ).fetchone()
+        limit = -1 if beyond is None else beyond[0]
+        counts = self._ask(f"""
+            SELECT CASE WHEN {REASON} NOT IN ({_SENT_LIST}) THEN {REASON}
+                        WHEN {SEQ} IN (SELECT seq FROM taken) THEN '{Reason.IN_FLIGHT}'
+                        WHEN {SEQ} IN (SELECT {SEQ} FROM sent WHERE {limit} >= 0 AND {_FIRST} >= {limit})
+                        THEN '{Reason.POSTPONED}' ELSE {REASON} END AS why, count(*)
+            FROM rows GROUP BY why""").fetchall()
+        return {Reason(why): count for why, count in counts}
+
+    def prompts(self, requests: int) -> Iterator[pa.BinaryArray]:
+        """The prompts of the first so many requests, by number, block by block."""
+        firsts = self._sent(f"SELECT {SEQ} FROM sent WHERE {SEQ} = {_FIRST}", SEQ)
+        with pa.OSFile(str(self._folder / "prompts.arrow"), "rb") as file, pa.ipc.open_stream(file) as stream:
+            for batch in stream:
+                if batch.num_rows:
+                    seen, prompts = batch.column(SEQ), batch.column("prompt")
+                    wanted = firsts.below(seen[-1].as_py() + 1).column(SEQ)
+                    if len(wanted) < len(seen):
+                        prompts = prompts.filter(pc.is_in(seen, wanted))
+                    yield prompts.slice(0, requests)
+                    requests -= len(prompts)
+                    if requests <= 0:
+                        return
+
+    def keyed_rows(self, requests: int) -> Iterator[pa.RecordBatch]:
+        """Every row that is sent, by request: the request's number, and whether an earlier row pays for it.
+
+        The first rows of the requests come in the order of the file; the others are sorted aside and merged in.
+        """
+        repeats = self._repeats()
+        schema = keys_schema(self.columns)
+        done = 0
+        for rows in self._sent_rows():
+            own = rows.filter(pc.equal(rows.column(SEQ), rows.column(_FIRST))).slice(0, requests - done)
+            if not own.num_rows:
+                continue
+            firsts = own.column(_FIRST).combine_chunks()
+            together = pa.concat_tables([own, repeats.below(firsts[-1].as_py() + 1)])
+            together = together.sort_by([(_FIRST, "ascending"), (SEQ, "ascending")])
+            places = pc.add(pc.index_in(together.column(_FIRST), firsts).cast(pa.int64()), number(done))
+            shared = pc.not_equal(together.column(SEQ), together.column(_FIRST))
+            keyed = together.append_column(REQUEST, places).append_column(SHARED, shared)
+            yield from keyed.select(schema.names).cast(schema).to_batches()
+            done += own.num_rows
+
+    def _repeats(self) -> Ahead:
+        """The rows that are sent and whose request an earlier row pays for, by that request."""
+        path = self._folder / "repeats.parquet"
+        schema = self._schema.append(pa.field(_FIRST, pa.int64()))
+        with pq.ParquetWriter(path, schema, compression="lz4") as writer:
+            for rows in self._sent_rows():
+                writer.write_table(rows.filter(pc.not_equal(rows.column(SEQ), rows.column(_FIRST))))
+        source = str(path).replace("'", "''")
+        reader = self._stream(f"SELECT * FROM read_parquet('{source}') ORDER BY {_FIRST}, {SEQ}")
+        return Ahead((batch.cast(schema) for batch in reader), _FIRST, schema)
+
+    def _sent_rows(self) -> Iterator[pa.Table]:
+        """The rows that are sent, in source order, each with the first one of its request."""
+        firsts = self._sent(f"SELECT {SEQ}, {_FIRST} FROM sent", SEQ, _FIRST)
+        # Read ahead, the file would be in memory as a whole.
+        with pq.ParquetFile(self._folder / "rows.parquet", pre_buffer=False) as file:
+            for batch in file.iter_batches(_ROWS_AT_ONCE, use_threads=False):
+                seen = batch.column(SEQ)
+                known = firsts.below(seen[-1].as_py() + 1)
+                rows = pa.Table.from_batches([batch]).filter(pc.is_in(seen, known.column(SEQ)))
+                yield rows.append_column(_FIRST, known.column(_FIRST))
+
+    def _sent(self, sql: str, *names: str) -> Ahead:
+        """A question about the rows that are sent, answered in their order: the table is in it, and is read in it."""
+        schema = pa.schema([(name, pa.int64()) for name in names])
+        return Ahead(self._stream(sql), names[0], schema)
+
+    def rows_with(self, reason: Reason) -> pa.RecordBatchReader:
+        """The rows that were given this reason while reading."""
+        names = ", ".join(map(quoted, self.columns.names))
+        reader = self._stream(
+            f"SELECT {INPUT_HASH}, {ATTEMPTS}, {PROBLEM}, {names} FROM rows WHERE {REASON} = '{reason}' ORDER BY {SEQ}"
+        )
+        own = [(INPUT_HASH, pa.string()), (ATTEMPTS, pa.int64()), (PROBLEM, pa.string())]
+        schema = pa.schema([*own, *self.columns])
+        return pa.RecordBatchReader.from_batches(schema, (batch.cast(schema) for batch in reader))
+
+    def problems(self) -> dict[str, int]:
+        """Return the number of rows that cannot be sent, by the code of their problem."""
+        counts = self._ask(
+            f"SELECT split_part({PROBLEM}, ':', 1) AS code, count(*) FROM rows"
+            f" WHERE {REASON} = '{Reason.UNSENDABLE}' GROUP BY code ORDER BY code"
+        )
+        return dict(counts.fetchall())
+
+    def close(self) -> None:
+        if self._database is not None:
+            self._database.close()
+
+    def _ask(self, sql: str) -> Any:
+        return self._database.cursor().execute(sql)
+
+    def _stream(self, sql: str) -> pa.RecordBatchReader:
+        return self._database.cursor().sql(sql).to_arrow_reader(_ROWS_AT_ONCE)
+
+
+def keys_schema(columns: pa.Schema) -> pa.Schema:
+    """The columns of a shard's keys file."""
+    return pa.schema(
+        [
+            (REQUEST, pa.int64()),
+            (SHARED, pa.bool_()),
+            (INPUT_HASH, pa.string()),
+            (ATTEMPTS, pa.int64()),
+            *columns,
+        ]
+    )

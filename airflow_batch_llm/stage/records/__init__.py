@@ -1,0 +1,1 @@
+"""Records: what a run folder and the registers of a workspace hold, and how it is read."""

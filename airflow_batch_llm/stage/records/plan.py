@@ -1,0 +1,174 @@
+"""The frozen plan: what a run does, decided once by whoever planned first, and followed by every later attempt."""
+
+import base64
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import orjson
+import pyarrow as pa
+
+from airflow_batch_llm.core.model import Call
+from airflow_batch_llm.core.printing import counted, verb
+from airflow_batch_llm.core.request import shard_token
+from airflow_batch_llm.core.settings import SchemaChange, Stage, WriteMode
+from airflow_batch_llm.warehouses.base import Target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedShard:
+    """One shard as it was written: sizes, and the hashes by which its files are checked before they are used."""
+
+    number: int
+    requests: int
+    rows: int
+    bytes: int
+    requests_sha256: str
+    keys_sha256: str
+    call: int = 0  # which of the plan's calls the requests were made with
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunLimits:
+    """What the user allowed when the run was planned; a deploy in the night does not change it."""
+
+    max_attempts: int
+    min_success_ratio: float
+    max_cost_usd: float | None
+    rows_per_batch: int
+    raw_excerpt: bool
+    keep_days: float | None
+    prices: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, stage: Stage) -> "RunLimits":
+        """Those of the stage as it is written."""
+        return cls(
+            max_attempts=stage.guards.max_attempts,
+            min_success_ratio=stage.guards.min_success_ratio,
+            max_cost_usd=stage.max_cost_usd,
+            rows_per_batch=stage.pace.rows_per_batch,
+            raw_excerpt=stage.shape.keep_raw_excerpt,
+            keep_days=stage.keep_days,
+            prices=stage.guards.prices,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One round of a run. Later rounds repeat the first one's spec, under a nonce of their own."""
+
+    round: int
+    nonce: str
+    run_token: str
+    planned_at: float
+    max_tries: int
+    spec_hash: str
+    spec: Mapping[str, object]
+    provider: str
+    model: str
+    calls: tuple[Call, ...]
+    output_type: Mapping[str, object]
+    target: Target
+    limits: "RunLimits"
+    shards: tuple[PlannedShard, ...] = ()
+    why: Mapping[str, int] = field(default_factory=dict)
+    problems: Mapping[str, int] = field(default_factory=dict)  # rows that cannot be sent, by error code
+    unsendable_sha256: str = ""  # of the file of rows that could not be sent; empty: there are none
+    estimate: Mapping[str, Any] | None = None
+
+    def token(self, shard: PlannedShard) -> str:
+        return shard_token(self.run_token, shard.number)
+
+    @property
+    def rows(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def requests(self) -> int:
+        return sum(shard.requests for shard in self.shards)
+
+    @property
+    def dollars(self) -> float | None:
+        """What the answers are expected to cost. The estimate is of all requests; a budget may have left some out."""
+        estimate = self.estimate or {}
+        expected: float | None = estimate.get("expected")
+        wished: int = estimate.get("requests", 0)
+        return expected if expected is None or not wished else expected * self.requests / wished
+
+    def forecast(self) -> dict[str, float | None]:
+        """Return what the requests of the plan are expected to take, in numbers. Empty if nothing was estimated."""
+        if self.estimate is None:
+            return {}
+        wished = self.estimate.get("requests") or 0
+        part = self.requests / wished if wished else 0.0
+        tokens = {name: round(self.estimate[name] * part) for name in ("input_tokens", "output_tokens")}
+        dollars = {"usd": "expected", "usd_low": "low", "usd_high": "high"}
+        amounts = {name: self.estimate[stored] for name, stored in dollars.items()}
+        return {
+            "rows": self.rows,
+            "requests": self.requests,
+            **tokens,
+            **{name: None if amount is None else round(amount * part, 6) for name, amount in amounts.items()},
+        }
+
+    def described(self) -> str:
+        """For people: how many rows there are, why they are sent or not, and what the answers may cost."""
+        why = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in sorted(self.why.items()))
+        rows = f"{counted(sum(self.why.values()), 'row')}: {why}." if why else "No rows."
+        if not self.requests:
+            return f"{rows} Nothing is sent."
+        cost = "an unknown amount" if self.dollars is None else f"about ${self.dollars:,.4f}"
+        guessed = " ".join((self.estimate or {}).get("assumptions", ()))
+        make = verb(self.rows, "makes", "make")
+        requests, batches = counted(self.requests, "request"), counted(len(self.shards), "batch")
+        return f"{rows} {self.rows:,} of them {make} {requests} in {batches}, for {cost}. {guessed}".rstrip()
+
+    def to_json(self) -> bytes:
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        fields["calls"] = [asdict(call) for call in self.calls]
+        fields["shards"] = [asdict(shard) for shard in self.shards]
+        fields["target"] = _target_fields(self.target)
+        fields["limits"] = asdict(self.limits)
+        return orjson.dumps(fields)
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "Plan":
+        fields = orjson.loads(data)
+        return cls(
+            **{
+                **fields,
+                "calls": tuple(Call(**call) for call in fields["calls"]),
+                "shards": tuple(PlannedShard(**shard) for shard in fields["shards"]),
+                "target": _target(fields["target"]),
+                "limits": RunLimits(**fields["limits"]),
+            }
+        )
+
+
+def new_run_token(nonce: str, round_number: int) -> str:
+    """What the custom_ids of a round begin with: a letter first, then the planner's nonce and the round."""
+    return f"r{nonce}{round_number:x}"
+
+
+def _target_fields(target: Target) -> dict[str, Any]:
+    fields: dict[str, Any] = {name: getattr(target, name) for name in Target.__slots__}
+    for name in ("key", "carried", "answer"):
+        schema: pa.Schema = fields[name]
+        fields[name] = base64.b64encode(schema.serialize().to_pybytes()).decode()
+    return fields
+
+
+def _target(fields: dict[str, Any]) -> Target:
+    schemas = {name: _schema(fields[name]) for name in ("key", "carried", "answer")}
+    words = {
+        "write_mode": WriteMode(fields["write_mode"]),
+        "on_schema_change": SchemaChange(fields["on_schema_change"]),
+        "cluster_by": tuple(fields["cluster_by"]),
+        "never_null": tuple(fields["never_null"]),
+    }
+    return Target(**{**fields, **schemas, **words})
+
+
+def _schema(text: str) -> pa.Schema:
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))

@@ -1,0 +1,157 @@
+"""What the runs of a workspace tell each other.
+
+    .registers/known/<provider>/<batch>      every batch that some run has recorded
+    .registers/targets/<hash>/<run>.json     unfinished runs by target
+    .registers/tickets/<hash>/<number>/      the planners on a target, in their order
+    .registers/loose/<provider>/<run>.json   finished runs of which a batch may still show up
+    .registers/due/<epoch>-<run>.json        runs whose prompts and answers are to be deleted after a time
+
+A register is a help, never the truth about a run: that is its journal. A name that is missing costs a look, no money.
+
+Run folders begin with the name of a Dag, and `safe_name` never returns a name with a leading dot. Workspaces of an
+earlier layout have the registers at their root: these are read and emptied, but nothing is added there.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from airflow_batch_llm.core.reservation import TicketEntry
+from airflow_batch_llm.stage.records.folder import RunFolder, safe_name
+from airflow_batch_llm.store import Workspace
+
+_ROOT = ".registers/"
+#: Where registers are: new names first, then those of the earlier layout.
+_ROOTS = (_ROOT, "")
+#: Tells a register's entries from the folders of a Dag that has the same name as a register.
+_ENTRY = re.compile(r"(?:[0-9]{12}-)?[0-9a-f]{16}\.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Due:
+    """A run whose payloads are to be deleted."""
+
+    name: str
+    folder: RunFolder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registers:
+    """What runs tell each other: which batches are recorded, and which runs on a target are unfinished."""
+
+    workspace: Workspace
+
+    def add_known(self, provider: str, batch_id: str, run_id: str) -> None:
+        self._add(f"known/{provider}/{safe_name(batch_id)}", f"{batch_id}\n{run_id}")
+
+    def known(self, provider: str) -> frozenset[str]:
+        return frozenset(name for root in _ROOTS for name in self.workspace.names(f"{root}known/{provider}"))
+
+    def open_run(self, target: str, folder: RunFolder) -> None:
+        self._add(f"{_targets(target)}/{_entry(folder)}", folder.run_id)
+
+    def close_run(self, target: str, folder: RunFolder) -> None:
+        self._drop(f"{_targets(target)}/{_entry(folder)}")
+
+    def open_runs(self, target: str) -> list[RunFolder]:
+        """The unfinished runs on a target, oldest name first."""
+        return self._listed(_targets(target))
+
+    def add_loose(self, provider: str, folder: RunFolder) -> None:
+        """A creation of this run had no definite end: who plans next with the provider sweeps again."""
+        self._add(f"loose/{provider}/{_entry(folder)}", folder.run_id)
+
+    def loose_runs(self, provider: str) -> list[RunFolder]:
+        return self._listed(f"loose/{provider}")
+
+    def drop_loose(self, provider: str, folder: RunFolder) -> None:
+        self._drop(f"loose/{provider}/{_entry(folder)}")
+
+    def add_due(self, folder: RunFolder, at: float) -> None:
+        """The payloads of this run may go at this time."""
+        self._add(f"due/{int(at):012d}-{_entry(folder)}", folder.run_id)
+
+    def due(self, now: float) -> Iterator[Due]:
+        """Yield the runs whose time has come, oldest first. They stay listed until they are dropped."""
+        for name in self._entries("due"):
+            if int(name.partition("-")[0]) > now:
+                break
+            data = self._read(f"due/{name}")
+            if data is not None:
+                yield Due(name=name, folder=self.folder(data.decode()))
+
+    def is_registered_later(self, due: Due) -> bool:
+        """Return whether the same run has a later entry."""
+        run = due.name.partition("-")[2]
+        return any(name > due.name for name in self._entries("due") if name.partition("-")[2] == run)
+
+    def drop_due(self, due: Due) -> None:
+        self._drop(f"due/{due.name}")
+
+    def _add(self, path: str, content: str) -> None:
+        self.workspace.create(f"{_ROOT}{path}", content.encode())
+
+    def _read(self, path: str) -> bytes | None:
+        for root in _ROOTS:
+            data = self.workspace.read(f"{root}{path}")
+            if data is not None:
+                return data
+        return None
+
+    def _drop(self, path: str) -> None:
+        for root in _ROOTS:
+            self.workspace.delete(f"{root}{path}")
+
+    def _entries(self, register: str) -> list[str]:
+        names = {name for root in _ROOTS for name in self.workspace.names(f"{root}{register}")}
+        return sorted(name for name in names if _ENTRY.fullmatch(name))
+
+    def ticket(self, target: str, number: int) -> list[TicketEntry]:
+        """Return the records of one ticket of a target."""
+        records = self.workspace.records(self._ticket(target, number))
+        return [TicketEntry.from_json(data) for _, data in records]
+
+    def write_ticket(self, target: str, number: int, at: int, entry: TicketEntry) -> bool:
+        """Create a record of a ticket. Returns whether this very record is there now."""
+        folder, data = self._ticket(target, number), entry.to_json()
+        if self.workspace.append(folder, data, after=at - 1) is not None:
+            return True
+        return any(place == at and record == data for place, record in self.workspace.records(folder))
+
+    def settled_tickets(self, target: str) -> int:
+        """Return a number up to which all tickets of a target are settled. It may be behind."""
+        data = self.workspace.read(f"{self._tickets(target)}/settled.json")
+        return 0 if data is None else int(data)
+
+    def settle_tickets(self, target: str, number: int, aside: Path) -> None:
+        """Spare later planners the look at the tickets up to this one."""
+        self.workspace.write(f"{self._tickets(target)}/settled.json", [str(number).encode()], aside)
+
+    def _ticket(self, target: str, number: int) -> str:
+        return f"{self._tickets(target)}/{number:06d}"
+
+    def _tickets(self, target: str) -> str:
+        return f"{_ROOT}tickets/{_short(target)}"
+
+    def _listed(self, register: str) -> list[RunFolder]:
+        found = (self._read(f"{register}/{name}") for name in self._entries(register))
+        return [self.folder(data.decode()) for data in found if data is not None]
+
+    def folder(self, run_id: str) -> RunFolder:
+        """Return the run folder with this id."""
+        run, _, generation = run_id.rpartition("/g")
+        return RunFolder(workspace=self.workspace, run=run, generation=int(generation))
+
+
+def _targets(target: str) -> str:
+    return f"targets/{_short(target)}"
+
+
+def _entry(folder: RunFolder) -> str:
+    return f"{_short(folder.run_id)}.json"
+
+
+def _short(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

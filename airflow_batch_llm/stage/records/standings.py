@@ -1,0 +1,87 @@
+"""Read what a run folder says of its rounds and shards: where each stands, and what each landed shard tells the run."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import orjson
+
+from airflow_batch_llm.core.journal import Standing, stand
+from airflow_batch_llm.core.model import Outcome
+from airflow_batch_llm.core.report import Report
+from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
+
+_READERS = 8
+
+
+def read_rounds(folder: RunFolder) -> Iterator[Plan]:
+    """The plans of the rounds so far, from the first."""
+    number = 1
+    while (data := folder.read_plan(number)) is not None:
+        yield Plan.from_json(data)
+        number += 1
+
+
+def read_standings(folder: RunFolder, plan: Plan) -> list[tuple[PlannedShard, Standing]]:
+    """Every shard of a round, and where its journal says that it stands."""
+    with ThreadPoolExecutor(max_workers=_READERS) as pool:
+        journals = pool.map(lambda shard: folder.journal(shard.number), plan.shards)
+        return [(shard, stand(journal)) for shard, journal in zip(plan.shards, journals, strict=True)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Landed:
+    """Written again whenever the shard is landed again."""
+
+    report: Report
+    again: Sequence[tuple[int, Outcome]] = ()  # request, what became of it
+    again_rows: Mapping[Outcome, int] = field(default_factory=dict)  # the rows that wait for these requests
+    again_codes: Mapping[str, int] = field(default_factory=dict)  # the same rows by error code
+    words: Mapping[str, str] = field(default_factory=dict)  # what a vendor said, by error code: for logs
+    samples: Sequence[str] = ()  # a few keys of rows without a good answer
+    batches: Sequence[str] = ()  # whose lines were read: the shard's own, and strays that had ended by then
+
+    def to_json(self) -> bytes:
+        return orjson.dumps(
+            {
+                "report": self.report.to_json(),
+                "again": self.again,
+                "again_rows": {outcome.value: count for outcome, count in self.again_rows.items()},
+                "again_codes": self.again_codes,
+                "words": self.words,
+                "samples": self.samples,
+                "batches": self.batches,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "Landed":
+        fields = orjson.loads(data)
+        return cls(
+            report=Report.from_json(fields["report"]),
+            again=tuple((request, Outcome(outcome)) for request, outcome in fields["again"]),
+            again_rows={Outcome(name): count for name, count in fields["again_rows"].items()},
+            again_codes=fields.get("again_codes", {}),
+            words=fields.get("words", {}),
+            samples=fields["samples"],
+            batches=fields.get("batches", ()),  # a file that an earlier release wrote does not tell
+        )
+
+
+#: Records read at once: each takes its time in object storage.
+_LANDED_READERS = 8
+
+
+def read_landed(folder: RunFolder, number: int) -> Landed:
+    """What a staged shard left."""
+    data = folder.read_landed(number)
+    assert data is not None, "it is written before the journal says that the shard is staged"
+    return Landed.from_json(data)
+
+
+def spent(folder: RunFolder, numbers: Iterable[int]) -> float:
+    """What the answers of these staged shards have cost, in dollars."""
+    with ThreadPoolExecutor(max_workers=_LANDED_READERS) as pool:
+        return math.fsum(pool.map(lambda number: read_landed(folder, number).report.spent.cost, numbers))

@@ -1,0 +1,156 @@
+"""Performing the submission of one shard: each wish of the pure machine done for real.
+
+An error here never decides anything: it becomes an answer (`NotCreated`, `Unknown`) and the machine decides.
+"""
+
+import hashlib
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from airflow_batch_llm.core.journal import CLOCK_SKEW_SECONDS, Move, Searched, Terms
+from airflow_batch_llm.core.model import Lease, Search, ShardFile
+from airflow_batch_llm.core.submission import (
+    Action,
+    Answer,
+    Append,
+    Cancel,
+    Created,
+    Find,
+    NotCreated,
+    Read,
+    Send,
+    Stop,
+    Unknown,
+    Upload,
+    advance,
+    begin,
+)
+from airflow_batch_llm.errors import Later, Refused, StoreError, Unavailable, UnknownFate
+from airflow_batch_llm.stage.parts import Parts
+from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
+from airflow_batch_llm.stage.records.registers import Registers
+
+#: A creation gets this long, and a second more for each megabyte.
+LEASE_SECONDS = 120.0
+
+#: Where a provider names no time, the next try comes after this.
+_RETRY_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submitter:
+    """Brings shards of one plan to the provider, as one attempt."""
+
+    parts: Parts
+    folder: RunFolder
+    plan: Plan
+    scratch: Path
+    deadline: float
+
+    def submit(self, shard: PlannedShard) -> Move:
+        """Go as far as can be gone now; the move says what the shard waits for."""
+        attempt, action = begin(secrets.token_hex(6))
+        while not isinstance(action, Stop):
+            answer = self._perform(shard, action)
+            attempt, action = advance(attempt, answer, self.terms(shard), self.parts.clock())
+        return action.move
+
+    def terms(self, shard: PlannedShard) -> Terms:
+        """What decisions about this shard have to know."""
+        return Terms(
+            token=self.plan.token(shard),
+            requests=shard.requests,
+            lease_seconds=LEASE_SECONDS + shard.bytes / 1e6,
+            list_lag_seconds=self.parts.provider.limits.list_lag_seconds,
+            closed=self.parts.clock() >= self.deadline,
+        )
+
+    def _perform(self, shard: PlannedShard, action: Action) -> Answer:
+        match action:
+            case Read():
+                return self.folder.journal(shard.number)
+            case Append(number=number, entry=entry):
+                created = self.folder.append(shard.number, number, entry)
+                if created and entry.batch_id:
+                    self._registers.add_known(self.parts.provider.name, entry.batch_id, self.folder.run_id)
+                return created
+            case Find():
+                return self._find(shard)
+            case Upload():
+                return self.parts.provider.upload(self._file(shard))
+            case Send(upload=upload, expires_at=expires_at):
+                return self._send(shard, upload, Lease(expires_at=expires_at))
+            case Cancel(batch_id=batch_id):
+                self.parts.provider.cancel(batch_id)
+                return None
+            case Stop():
+                raise AssertionError("a stop is not performed")
+
+    @property
+    def _registers(self) -> Registers:
+        return Registers(workspace=self.parts.workspace)
+
+    def _send(self, shard: PlannedShard, upload: str, lease: Lease) -> Created | NotCreated | Unknown:
+        try:
+            return Created(batch_id=self.parts.provider.submit(self._file(shard), upload, lease))
+        except Refused as error:
+            self.parts.warn(f"Shard {shard.number}: {error.in_full}")
+            return NotCreated(reason=str(error), final=True, detail=error.detail)
+        except (Later, Unavailable) as error:
+            return NotCreated(
+                reason=str(error),
+                final=False,
+                retry_after=error.retry_after or _RETRY_SECONDS,
+                detail=error.detail,
+            )
+        except UnknownFate as error:
+            self.parts.warn(f"Shard {shard.number}: {error.in_full}")
+            return Unknown()
+
+    def _find(self, shard: PlannedShard) -> Searched:
+        at = self.parts.clock()
+        known = self._registers.known(self.parts.provider.name)
+        search = Search(
+            run_token=self.plan.run_token,
+            since=self.plan.planned_at - CLOCK_SKEW_SECONDS,
+            requests={self.plan.token(shard): shard.requests},
+            known=known,
+        )
+        return Searched(at=at, sightings=tuple(self.parts.provider.find(search)))
+
+    def _file(self, shard: PlannedShard) -> ShardFile:
+        """The shard's lines on this machine, checked to be the planned ones."""
+        path = self.scratch / f"{self.plan.nonce}-{shard.number:04d}.requests.jsonl"
+        if not path.exists():
+            fetch(
+                path,
+                shard.requests_sha256,
+                lambda local: self.folder.get_requests(self.plan.nonce, shard.number, local),
+            )
+        return ShardFile(
+            path=path,
+            token=self.plan.token(shard),
+            call=self.plan.calls[shard.call],
+            requests=shard.requests,
+            bytes=shard.bytes,
+        )
+
+
+def fetch(path: Path, sha256: str, get: Callable[[Path], bool]) -> None:
+    """Bring a file of the run folder here, and refuse one that is not the planned one."""
+    arriving = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    if not get(arriving):
+        raise StoreError(
+            f"{path.name} is gone from the run folder. Clear the task to plan anew; nothing was sent for it twice."
+        )
+    with arriving.open("rb") as file:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual != sha256:
+        arriving.unlink()
+        raise StoreError(
+            f"{path.name} in the run folder is not the file that was planned. Restore it, or clear the task."
+        )
+    arriving.replace(path)

@@ -1,0 +1,215 @@
+"""Find batches that bear a run's token and are not the recorded ones, cancel them, and say what they cost.
+
+A process that freezes between its last look and its creation, and for longer than its lease, can leave one. It is
+recorded as a spare of its shard and cancelled. The worker sweeps before a shard lands, which then has the answers of both
+(the recorded batch wins), when the run ends, and when the next run is planned: then what it cost is recorded.
+"""
+
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import orjson
+
+from airflow_batch_llm.core.journal import CLOCK_SKEW_SECONDS, Entry, Kind, Standing, stand
+from airflow_batch_llm.core.model import BatchState, Search, Sighting
+from airflow_batch_llm.core.report import Report, Spent
+from airflow_batch_llm.errors import ProviderError, Refused, ResultsGone
+from airflow_batch_llm.stage.land.gathering import Gatherer
+from airflow_batch_llm.stage.parts import Parts
+from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
+from airflow_batch_llm.stage.records.registers import Registers
+from airflow_batch_llm.stage.records.standings import read_landed, read_rounds, read_standings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stray:
+    """The record of one."""
+
+    batch_id: str
+    shard: int
+    at: float
+    cost: float | None  # dollars; None: its results are gone, so nobody can tell
+    unpriced: int = 0  # answers of a model whose price is not known
+
+    def to_json(self) -> bytes:
+        return orjson.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "Stray":
+        return cls(**orjson.loads(data))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StrayBatch:
+    """One that has ended, as a sweep found it."""
+
+    shard: PlannedShard
+    batch_id: str
+    state: BatchState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StrayCounter:
+    """Records what the strays of one plan have cost."""
+
+    parts: Parts
+    folder: RunFolder
+    plan: Plan
+
+    def count(self, ended: Iterable[StrayBatch]) -> None:
+        """Record the cost of each that neither a landing nor a record has counted."""
+        for one in ended:
+            if one.batch_id in _landed_with(self.folder, one.shard):
+                continue
+            if self.folder.read_stray(one.batch_id) is None:
+                self._record(one)
+
+    def _record(self, one: StrayBatch) -> None:
+        stray = self._priced(one)
+        self.folder.create_stray(one.batch_id, stray.to_json())
+        cost = "an unknown amount: its results are gone" if stray.cost is None else f"${stray.cost:,.4f}"
+        late = self.folder.read_report() is not None
+        where = f" The report of {self.folder.path} was stored before; `inspect` shows it." if late else ""
+        self.parts.warn(
+            f"Shard {one.shard.number}: batch {one.batch_id}, created besides the recorded one, has cost {cost}.{where}"
+        )
+
+    def _priced(self, one: StrayBatch) -> Stray:
+        stray = Stray(batch_id=one.batch_id, shard=one.shard.number, at=self.parts.clock(), cost=0.0)
+        if one.state is BatchState.REJECTED:
+            return stray
+        try:
+            lines = self.parts.provider.results(one.batch_id)
+            judged = (
+                Gatherer.of(self.parts.provider, self.plan)
+                .gather(
+                    [(one.batch_id, lines)], token=self.plan.token(one.shard), requests=one.shard.requests
+                )
+                .judged
+            )
+        except ResultsGone:
+            return replace(stray, cost=None)
+        return replace(stray, cost=judged.cost, unpriced=judged.unpriced)
+
+
+def uncounted(
+    folder: RunFolder, shards: Iterable[tuple[PlannedShard, Standing]]
+) -> list[tuple[PlannedShard, str]]:
+    """The strays of staged shards that their landing did not read."""
+    return [
+        (shard, batch_id)
+        for shard, standing in shards
+        if standing.spare and standing.staged is not None
+        for batch_id in standing.spare
+        if batch_id not in _landed_with(folder, shard)
+    ]
+
+
+def read_strays(folder: RunFolder, shards: Iterable[tuple[PlannedShard, Standing]]) -> list[Stray]:
+    """The records so far."""
+    found = (folder.read_stray(batch_id) for _, batch_id in uncounted(folder, shards))
+    return [Stray.from_json(data) for data in found if data is not None]
+
+
+def reported(strays: Sequence[Stray]) -> Report:
+    """Their part of a run's report."""
+    cost = sum(stray.cost or 0.0 for stray in strays)
+    unpriced = sum(stray.unpriced for stray in strays)
+    return Report(batches=len(strays), spent=Spent(cost=cost, stray_cost=cost, unpriced=unpriced))
+
+
+def _landed_with(folder: RunFolder, shard: PlannedShard) -> Sequence[str]:
+    return read_landed(folder, shard.number).batches
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweeper:
+    """Sweeps the shards of one plan."""
+
+    parts: Parts
+    folder: RunFolder
+    plan: Plan
+
+    def sweep(self, shards: Sequence[tuple[PlannedShard, Standing]]) -> list[StrayBatch]:
+        """Record the unrecorded batches of these shards, and cancel all that are spare. Returns those that have ended."""
+        self._record(shards)
+        spare = {
+            batch_id: shard
+            for shard, _ in shards
+            for batch_id in stand(self.folder.journal(shard.number)).spare
+        }
+        ended = []
+        for batch_id, status in (self.parts.provider.check(tuple(spare)) if spare else {}).items():
+            if status.state is BatchState.RUNNING:
+                self._cancel(batch_id)
+            else:
+                ended.append(StrayBatch(shard=spare[batch_id], batch_id=batch_id, state=status.state))
+        return ended
+
+    def _record(self, shards: Sequence[tuple[PlannedShard, Standing]]) -> None:
+        by_token = {self.plan.token(shard): (shard, standing) for shard, standing in shards}
+        search = Search(
+            run_token=self.plan.run_token,
+            since=self.plan.planned_at - CLOCK_SKEW_SECONDS,
+            requests={token: shard.requests for token, (shard, _) in by_token.items()},
+            known=Registers(workspace=self.parts.workspace).known(self.parts.provider.name),
+        )
+        for sighting in self.parts.provider.find(search):
+            shard, standing = by_token.get(sighting.token or "", (None, None))
+            if shard is None or standing is None or sighting.batch_id in _recorded(standing):
+                continue
+            self._take(shard, sighting)
+
+    def _take(self, shard: PlannedShard, sighting: Sighting) -> None:
+        running = sighting.state is BatchState.RUNNING
+        self.parts.warn(
+            f"Shard {shard.number}: batch {sighting.batch_id} was created besides the recorded one,"
+            f" and {'is cancelled' if running else 'has ended: it is on the bill'}."
+        )
+        entry = Entry(
+            kind=Kind.SUBMITTED, nonce=secrets.token_hex(6), at=self.parts.clock(), batch_id=sighting.batch_id
+        )
+        if self.folder.append(shard.number, len(self.folder.journal(shard.number)) + 1, entry):
+            known = Registers(workspace=self.parts.workspace)
+            known.add_known(self.parts.provider.name, sighting.batch_id, self.folder.run_id)
+
+    def _cancel(self, batch_id: str) -> None:
+        """Also what is recorded: whoever recorded it may have died before. A provider may refuse to hear that twice."""
+        try:
+            self.parts.provider.cancel(batch_id)
+        except Refused as error:
+            self.parts.warn(
+                f"Batch {batch_id}, which nobody waits for, could not be cancelled: {error.in_full}"
+            )
+
+
+def sweep_ended(parts: Parts, folder: RunFolder) -> bool:
+    """Sweep a run that has landed. Whether a creation of it had no definite end, so that one may yet show up."""
+    loose = False
+    for plan in read_rounds(folder):
+        shards = [(shard, one) for shard, one in read_standings(folder, plan) if one.loose or one.intent]
+        if shards:
+            loose = True
+            ended = Sweeper(parts=parts, folder=folder, plan=plan).sweep(shards)
+            StrayCounter(parts=parts, folder=folder, plan=plan).count(ended)
+    return loose
+
+
+def sweep_loose(parts: Parts) -> None:
+    """Sweep the ended runs of which something may show up, until the provider would have ended it by itself."""
+    registers, provider = Registers(workspace=parts.workspace), parts.provider
+    for folder in registers.loose_runs(provider.name):
+        try:
+            sweep_ended(parts, folder)
+        except ProviderError as error:
+            parts.warn(f"The run {folder.path} could not be swept: {error.in_full}")
+        planned_at = next((plan.planned_at for plan in read_rounds(folder)), 0.0)
+        if parts.clock() > planned_at + 2 * provider.limits.window_seconds:
+            registers.drop_loose(provider.name, folder)
+
+
+def _recorded(standing: Standing) -> set[str]:
+    recorded = {standing.batch.batch_id} if standing.batch is not None else set()
+    return recorded | set(standing.spare)

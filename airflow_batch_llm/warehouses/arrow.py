@@ -1,0 +1,306 @@
+"""Convert between Python's values, a cursor's rows and Arrow, for every database."""
+
+import json
+import re
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from itertools import accumulate
+from typing import Any
+from uuid import UUID
+
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from airflow_batch_llm.core.value import duration_text
+from airflow_batch_llm.errors import SourceError
+from airflow_batch_llm.warehouses.dialect import Dialect
+from airflow_batch_llm.warehouses.kind import Kind, of_arrow
+
+_EPOCH = datetime.fromtimestamp(0, UTC)
+
+
+def numbers(values: Iterable[int]) -> pa.Int64Array:
+    """Whole numbers, none of them NULL."""
+    data = array("q", values)
+    return pa.Array.from_buffers(pa.int64(), len(data), [None, pa.py_buffer(data)])
+
+
+def number(value: int) -> pa.Int64Scalar:
+    """A whole number."""
+    return numbers([value])[0]
+
+
+def flags(values: Iterable[bool]) -> pa.BooleanArray:
+    """Truth values, none of them NULL."""
+    data = bytes(values)
+    return pa.Array.from_buffers(pa.uint8(), len(data), [None, pa.py_buffer(data)]).cast(pa.bool_())
+
+
+def amounts(values: Sequence[float | None]) -> pa.DoubleArray:
+    """Numbers with fractions."""
+    data = array("d", [0.0 if value is None else value for value in values])
+    return pa.Array.from_buffers(pa.float64(), len(data), [_present(values), pa.py_buffer(data)])
+
+
+def texts(values: Sequence[str | None]) -> pa.StringArray:
+    """Texts."""
+    present = _present(values)
+    given = [value or "" for value in values]
+    if all(map(str.isascii, given)):
+        return _array("".join(given).encode(), map(len, given), present, pa.string())
+    return _joined([value.encode() for value in given], present, pa.string())
+
+
+def text(value: str) -> pa.StringScalar:
+    """A text."""
+    return texts([value])[0]
+
+
+def moment(seconds: float) -> pa.TimestampScalar:
+    """A time, from seconds since the epoch."""
+    since = datetime.fromtimestamp(seconds, UTC) - _EPOCH
+    return numbers([since // timedelta(microseconds=1)]).view(pa.timestamp("us", tz="UTC"))[0]
+
+
+def octets(values: Sequence[bytes]) -> pa.BinaryArray:
+    """Strings of bytes, none of them NULL."""
+    return _joined(values, None, pa.binary())
+
+
+def _joined(values: Sequence[bytes], present: pa.Buffer | None, kind: pa.DataType) -> pa.Array:
+    return _array(b"".join(values), map(len, values), present, kind)
+
+
+def _array(data: bytes, lengths: Iterable[int], present: pa.Buffer | None, kind: pa.DataType) -> pa.Array:
+    ends = array("i", accumulate(lengths, initial=0))
+    return pa.Array.from_buffers(kind, len(ends) - 1, [present, pa.py_buffer(ends), pa.py_buffer(data)])
+
+
+def _present(values: Sequence[object]) -> pa.Buffer | None:
+    """The bits that say which values are not NULL; None: all of them."""
+    if None not in values:
+        return None
+    return flags(value is not None for value in values).buffers()[1]
+
+
+_BATCH_BYTES = 16 * 1024 * 1024
+_MOST_ROWS = 20_000
+_FIRST_ROWS = 500
+
+Fetch = Callable[[int], Sequence[Sequence[Any]]]
+Make = Callable[[Sequence[Sequence[Any]], pa.Schema], pa.RecordBatch]
+
+
+def batches(fetch: Fetch, schema: pa.Schema, make: "Make | None" = None) -> Iterator[pa.RecordBatch]:
+    """All rows that `fetch(n)` gives, until it gives none. The size of rows seen so far sets how many come next."""
+    make = make or record_batch
+    count = _FIRST_ROWS
+    while rows := fetch(count):
+        batch = make(rows, schema)
+        yield batch
+        count = max(1, min(_MOST_ROWS, _BATCH_BYTES * len(rows) // max(batch.nbytes, 1)))
+
+
+def record_batch(rows: Sequence[Sequence[Any]], schema: pa.Schema) -> pa.RecordBatch:
+    """Rows as a record batch. A value that is not of its column's type is an error that names the column."""
+    # One pass a column: zip(*rows) would make an iterator for every row.
+    arrays = [typed_array([row[place] for row in rows], field) for place, field in enumerate(schema)]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def typed_array(values: Sequence[Any], field: pa.Field) -> pa.Array:
+    """A column of values as a driver gives them, in its type."""
+    with suppress(pa.ArrowException, OverflowError, TypeError, ValueError):
+        if isinstance(field.type, pa.UuidType | pa.JsonType):
+            return typed(pa.array(values, pa.string()), field.type)
+        return pa.array(values, field.type)
+    if pa.types.is_boolean(field.type) and all(value in (None, 0, 1) for value in values):
+        return pa.array([None if value is None else bool(value) for value in values], field.type)
+    if pa.types.is_string(field.type):
+        return pa.array([None if value is None else _text(value) for value in values], pa.string())
+    raise SourceError(
+        f"The column {field.name} was read as {field.type}, and some of its rows hold something else. "
+        "CAST it to one type in the source's query."
+    )
+
+
+def _text(value: Any) -> str:
+    # As databases write a number: never with an exponent.
+    return format(value, "f") if isinstance(value, Decimal) else str(value)
+
+
+REPLACEMENT = "\ufffd"
+_NUMBERS = pa.list_(pa.float64())
+_ESCAPED = r"\\u(0000|[dD][89a-fA-F])"  # NUL or half of a surrogate pair, escaped
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+_PLAIN = {Kind.STRING: pa.string(), Kind.JSON: pa.string(), Kind.UUID: pa.string()}
+
+
+def plain_batch(batch: pa.RecordBatch, key: frozenset[str], dialect: Dialect) -> pa.RecordBatch:
+    """The batch with the same columns in the types that staging uses."""
+    arrays = [
+        _plain(batch.column(position), field, dialect, key=field.name in key)
+        for position, field in enumerate(batch.schema)
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=plain_schema(batch.schema, dialect))
+
+
+def plain_schema(schema: pa.Schema, dialect: Dialect) -> pa.Schema:
+    """The schema of `plain_batch`."""
+    return pa.schema([pa.field(field.name, _plain_type(field.type, dialect)) for field in schema])
+
+
+def refuse_padded_keys(batch: pa.RecordBatch, key: Sequence[str], dialect: Dialect) -> None:
+    """Refuse keys that end in blanks where the database takes them for those without: two keys would be one row."""
+    for name in key if dialect.pads_text else ():
+        column = batch.column(name)
+        if pa.types.is_string(column.type) and pc.any(pc.ends_with(column, " ")).as_py():
+            raise SourceError(
+                f"The key column {name} holds texts that end in blanks, and {dialect.title} takes 'a' and 'a ' "
+                "for the same. Cut the blanks off in the source's query, for instance with RTRIM."
+            )
+
+
+def typed(array: pa.Array, type_: pa.DataType) -> pa.Array:
+    """Text as a database gives it for JSON and UUIDs, in the type that says so."""
+    if array.type == type_:
+        return array
+    if isinstance(type_, pa.UuidType):
+        packed = [
+            None if text is None else bytes.fromhex(text.replace("-", "")) for text in array.to_pylist()
+        ]
+        array = pa.array(packed, type_.storage_type)
+    return pa.ExtensionArray.from_storage(type_, array)
+
+
+def _plain_type(type_: pa.DataType, dialect: Dialect) -> pa.DataType:
+    kind = of_arrow(type_)
+    if kind in _PLAIN:
+        return _PLAIN[kind]
+    if kind is Kind.VECTOR:
+        return pa.string() if dialect.vector_brackets else _NUMBERS
+    if pa.types.is_dictionary(type_):
+        type_ = type_.value_type
+    if pa.types.is_uint64(type_):
+        return pa.decimal128(20, 0)
+    if pa.types.is_decimal(type_) and type_.precision > dialect.decimal_digits:
+        return pa.decimal128(dialect.decimal_digits, type_.scale)
+    if kind is Kind.BINARY:
+        return pa.binary()
+    if kind is Kind.TIMESTAMP:
+        return pa.timestamp("us")
+    if kind is Kind.TIMESTAMPTZ:
+        return pa.timestamp("us", tz="UTC" if dialect.keeps_zone else None)
+    return type_
+
+
+def _plain(column: pa.Array, field: pa.Field, dialect: Dialect, *, key: bool) -> pa.Array:
+    kind = of_arrow(field.type)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if kind is Kind.JSON:
+        return _storable_json(json_text(column))
+    if kind is Kind.VECTOR:
+        numbers = column.cast(_NUMBERS)
+        return _vector_text(numbers, dialect.vector_brackets) if dialect.vector_brackets else numbers
+    if kind is Kind.UUID:
+        return pa.array([_uuid_text(value) for value in column.to_pylist()], pa.string())
+    if kind is Kind.STRING:
+        return _storable_text(plain_text(column), field.name, dialect, key=key)
+    if kind is Kind.DECIMAL:
+        return _decimals(column, field, dialect)
+    return column.cast(_plain_type(field.type, dialect), safe=False)
+
+
+def _decimals(column: pa.Array, field: pa.Field, dialect: Dialect) -> pa.Array:
+    with suppress(pa.ArrowInvalid):
+        return column.cast(_plain_type(field.type, dialect))
+    raise SourceError(
+        f"The column {field.name} holds numbers with more than {dialect.decimal_digits} digits, which"
+        f" {dialect.title} cannot store. Make it a text in the source's query: CAST({field.name} AS VARCHAR)."
+    )
+
+
+def plain_text(column: pa.Array) -> pa.Array:
+    """Values as text; an interval in the words of ISO 8601."""
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    if pa.types.is_duration(column.type):
+        column = column.cast(pa.duration("us"), safe=False)
+        return pa.array(
+            [None if value is None else duration_text(value) for value in column.to_pylist()], pa.string()
+        )
+    if pa.types.is_interval(column.type):
+        return pa.array(
+            [None if value is None else _interval_text(*value) for value in column.to_pylist()], pa.string()
+        )
+    return column.cast(pa.string())
+
+
+def _interval_text(months: int, days: int, nanoseconds: int) -> str:
+    date = "".join(f"{count}{unit}" for count, unit in ((months, "M"), (days, "D")) if count)
+    time = f"T{(Decimal(nanoseconds) / 10**9).normalize():f}S" if nanoseconds or not date else ""
+    return f"P{date}{time}"
+
+
+def _storable_text(column: pa.Array, name: str, dialect: Dialect, *, key: bool) -> pa.Array:
+    if dialect.keeps_nul or not pc.any(pc.match_substring(column, "\0")).as_py():
+        return column
+    if key:
+        raise SourceError(
+            f"The key column {name} holds texts with the character NUL, which {dialect.title} cannot store. "
+            "Leave it out in the source's query, for instance with REPLACE."
+        )
+    return pc.replace_substring(column, "\0", REPLACEMENT)
+
+
+def _uuid_text(value: UUID | bytes | None) -> str | None:
+    return None if value is None else str(value if isinstance(value, UUID) else UUID(bytes=value))
+
+
+def json_text(column: pa.Array) -> pa.Array:
+    """JSON, and whatever nested value becomes JSON in a table, as its text."""
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    if not pa.types.is_nested(column.type):
+        return column.cast(pa.string())
+    texts = [
+        None if value is None else orjson.dumps(value, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+        for value in column.to_pylist(maps_as_pydicts="lossy")
+    ]
+    return pa.array(texts, pa.string())
+
+
+def _storable_json(column: pa.Array) -> pa.Array:
+    if not pc.any(pc.match_substring(column, "\\u")).as_py():
+        return column
+    suspect = pc.fill_null(pc.match_substring_regex(column, _ESCAPED), fill_value=False)
+    if not pc.any(suspect).as_py():
+        return column
+    mended = [_mend(text.as_py()) for text in column.filter(suspect)]
+    return pc.replace_with_mask(column, suspect, pa.array(mended, pa.string()))
+
+
+def _mend(text: str) -> str:
+    # The standard library reads a lone surrogate where orjson refuses it.
+    return orjson.dumps(_without_unstorable(json.loads(text))).decode()
+
+
+def _without_unstorable(value: Any) -> Any:
+    if isinstance(value, str):
+        return _UNSTORABLE.sub(REPLACEMENT, value)
+    if isinstance(value, list):
+        return [_without_unstorable(item) for item in value]
+    if isinstance(value, dict):
+        return {_without_unstorable(name): _without_unstorable(item) for name, item in value.items()}
+    return value
+
+
+def _vector_text(column: pa.Array, brackets: str) -> pa.Array:
+    texts = column.cast(pa.list_(pa.string()))
+    filled = pa.ListArray.from_arrays(texts.offsets, texts.values.fill_null("null"), mask=texts.is_null())
+    return pc.binary_join_element_wise(brackets[0], pc.binary_join(filled, ","), brackets[1], "")

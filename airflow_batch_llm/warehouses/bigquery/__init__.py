@@ -1,0 +1,1 @@
+"""BigQuery: Arrow out, load jobs and one transaction in."""

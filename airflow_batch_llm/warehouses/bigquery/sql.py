@@ -1,0 +1,278 @@
+"""The statements that BigQuery runs, built from names alone: pure, and without a value in them.
+
+Names reserved by the package begin with `_llm_`, also those of script variables: where a column and a variable have
+the same name, BigQuery takes the column.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from airflow_batch_llm.core.settings import WriteMode
+from airflow_batch_llm.warehouses.base import Target
+from airflow_batch_llm.warehouses.bigquery.names import TableName, quoted
+from airflow_batch_llm.warehouses.bigquery.types import DIALECT, gathered
+
+#: In a staged row: true for an answer, false for a failure.
+GOOD = "_llm_good"
+
+LOWEST, HIGHEST = "_llm_lowest", "_llm_highest"
+
+_STAGED = "_llm_staged"
+
+#: Of several staged rows with one key, the greatest by these wins.
+_ORDER = ("_llm_planned_at", "_llm_attempts", "_llm_processed_at", "_llm_shard")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """One of the two tables: its name, its key, and the columns that are written with the types that they have there."""
+
+    name: TableName
+    key: tuple[str, ...]
+    types: Mapping[str, str]
+
+    @property
+    def written(self) -> tuple[str, ...]:
+        return tuple(self.types)
+
+    @property
+    def updated(self) -> tuple[str, ...]:
+        return tuple(column for column in self.written if column not in self.key)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tables:
+    """Where a publish writes, and by what."""
+
+    answers: Columns
+    failures: Columns
+    target: Target
+
+    def type_of(self, field: pa.Field) -> str:
+        """The type in which a staged column is gathered."""
+        declared = self.answers.types.get(field.name) or self.failures.types.get(field.name)
+        return declared or DIALECT.column_type(field.type)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the target is there and is looked at only between two partitions."""
+        return self.target.partition_by is not None and bool(self.answers.types)
+
+    @property
+    def partition_type(self) -> str:
+        """The type of the partition column."""
+        return self.type_of(self.target.answer_columns.field(self.target.partition_by))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changes:
+    """Statements on one table, in order; of those that write, the rows are counted."""
+
+    writes: tuple[str, ...]
+    first: tuple[str, ...] = ()
+
+
+def staged_schema(target: Target) -> pa.Schema:
+    """Every column that a staged row can have: those of an answer, those of a failure, and which of the two it is."""
+    answers = target.answer_columns
+    names = {field.name for field in answers}
+    only_failures = [field for field in target.failure_columns if field.name not in names]
+    return pa.schema([*answers, *only_failures, pa.field(GOOD, pa.bool_())])
+
+
+def staged_name(ordinal: int) -> str:
+    """The name of a staged column: its place, so that no name of the user's has to survive a file format."""
+    return f"c{ordinal}"
+
+
+def publish_script(tables: Tables, staged: Sequence[TableName]) -> str:
+    """One script, one job: gather what is staged, then change both tables in one transaction, and count."""
+    target = tables.target
+    within = bound(target, "T", LOWEST, HIGHEST)
+    declared = ["DECLARE _llm_answers, _llm_failures INT64 DEFAULT 0"]
+    bounds: list[str] = []
+    if target.partition_by:
+        column = quoted(target.partition_by)
+        declared.append(f"DECLARE {LOWEST}, {HIGHEST} {tables.partition_type}")
+        bounds = [
+            f"SET {LOWEST} = (SELECT MIN({column}) FROM {_STAGED})",
+            f"SET {HIGHEST} = (SELECT MAX({column}) FROM {_STAGED})",
+        ]
+    good, bad = (f"SELECT * FROM {_STAGED} WHERE {condition}" for condition in (GOOD, f"NOT {GOOD}"))
+    statements = [
+        *declared,
+        _gather(tables, staged),
+        *bounds,
+        "BEGIN TRANSACTION",
+        *_counted("_llm_answers", land_answers(tables, good, within)),
+        *_counted("_llm_failures", upsert(tables.failures, unanswered(tables, bad, within))),
+        settle(tables, good),
+        "COMMIT TRANSACTION",
+        "SELECT _llm_answers AS answers, _llm_failures AS failures",
+    ]
+    return ";\n".join(statements) + ";"
+
+
+def _counted(total: str, changes: Changes) -> list[str]:
+    """The statements, and after each that writes rows, their number added up."""
+    count = f"SET {total} = {total} + @@row_count"
+    return [*changes.first, *(line for statement in changes.writes for line in (statement, count))]
+
+
+def _gather(tables: Tables, staged: Sequence[TableName]) -> str:
+    """The staged rows in the target's names and types, one per key: a key that is staged twice keeps the newest."""
+    target = tables.target
+    schema = staged_schema(target)
+    shown = ", ".join(
+        f"{gathered(staged_name(at), field.type, tables.type_of(field))} AS {quoted(field.name)}"
+        for at, field in enumerate(schema)
+    )
+    everything = ", ".join(staged_name(at) for at in range(len(schema)))
+    union = "\nUNION ALL ".join(f"SELECT {everything} FROM {table.quoted}" for table in staged)
+    place = {field.name: staged_name(at) for at, field in enumerate(schema)}
+    same = [GOOD, *target.key.names]
+    if target.write_mode is WriteMode.APPEND:
+        same.append("_llm_run_id")
+    one = ", ".join(place[name] for name in same)
+    newest = ", ".join(f"{place[name]} DESC" for name in _ORDER)
+    return (
+        f"CREATE TEMP TABLE {_STAGED} AS SELECT {shown}\nFROM ({union})\n"
+        f"QUALIFY ROW_NUMBER() OVER (PARTITION BY {one} ORDER BY {newest}) = 1"
+    )
+
+
+def no_rows(tables: Tables) -> str:
+    """A source of the same shape without a row, to try a statement on."""
+    schema = staged_schema(tables.target)
+    nothing = ", ".join(f"CAST(NULL AS {tables.type_of(field)}) AS {quoted(field.name)}" for field in schema)
+    return f"SELECT {nothing} FROM UNNEST(CAST([] AS ARRAY<INT64>))"
+
+
+def land_answers(tables: Tables, source: str, within: str | None) -> Changes:
+    """What puts answers into the target table."""
+    if tables.target.write_mode is WriteMode.MERGE:
+        return upsert(tables.answers, source, within)
+    return Changes(first=(_remove_shards(tables, source, within),), writes=(_append(tables.answers, source),))
+
+
+def bound(target: Target, alias: str, lowest: str, highest: str) -> str | None:
+    """The condition that keeps a statement inside the staged partitions; constants, so that BigQuery can prune."""
+    if target.partition_by is None:
+        return None
+    column = f"{alias}.{quoted(target.partition_by)}"
+    return f"({column} BETWEEN {lowest} AND {highest} OR {column} IS NULL)"
+
+
+def upsert(table: Columns, source: str, within: str | None = None) -> Changes:
+    """Update or insert by key; a row gives way only to one that was planned no earlier.
+
+    The partitions stand in ON, where BigQuery looks for them: it prunes by them, and takes them for the filter
+    that a table may require.
+    """
+    sets = ", ".join(f"{quoted(name)} = S.{quoted(name)}" for name in table.updated)
+    values = ", ".join(f"S.{quoted(name)}" for name in table.written)
+    merge = (
+        f"MERGE INTO {table.name.quoted} AS T USING ({source}) AS S\n"
+        f"ON {within or 'TRUE'} AND {same_key(table.key, 'T', 'S')}\n"
+        "WHEN MATCHED AND (T._llm_planned_at IS NULL OR S._llm_planned_at >= T._llm_planned_at)\n"
+        f"THEN UPDATE SET {sets}\n"
+        f"WHEN NOT MATCHED THEN INSERT ({_names(table)}) VALUES ({values})"
+    )
+    return Changes(writes=(merge,))
+
+
+def same_key(key: Sequence[str], left: str, right: str) -> str:
+    """The condition that two rows have the same key."""
+    return " AND ".join(f"{left}.{quoted(name)} = {right}.{quoted(name)}" for name in key)
+
+
+def _remove_shards(tables: Tables, source: str, within: str | None) -> str:
+    """Take out what the same shards of the same run appended before."""
+    return (
+        f"DELETE FROM {tables.answers.name.quoted} AS T WHERE {within or 'TRUE'} AND EXISTS ("
+        f"SELECT 1 FROM ({source}) AS S WHERE S._llm_run_id = T._llm_run_id AND S._llm_shard = T._llm_shard)"
+    )
+
+
+def _append(table: Columns, source: str) -> str:
+    names = _names(table)
+    return f"INSERT INTO {table.name.quoted} ({names}) SELECT {names} FROM ({source})"
+
+
+def _names(table: Columns) -> str:
+    return ", ".join(quoted(name) for name in table.written)
+
+
+def unanswered(tables: Tables, source: str, within: str | None) -> str:
+    """Of failures those whose key the target holds no answer for that was planned as late or later.
+
+    In a partitioned target only the staged partitions are looked at; a failure knows its own only by its key.
+    """
+    return (
+        f"SELECT * FROM ({source}) AS S WHERE NOT EXISTS (SELECT 1 FROM {tables.answers.name.quoted} AS T "
+        f"WHERE {within or 'TRUE'} AND {same_key(tables.answers.key, 'S', 'T')} "
+        "AND T._llm_planned_at >= S._llm_planned_at)"
+    )
+
+
+def settle(tables: Tables, source: str) -> str:
+    """Take out the failures of keys that have been answered since."""
+    return (
+        f"DELETE FROM {tables.failures.name.quoted} AS F WHERE EXISTS (SELECT 1 FROM ({source}) AS S "
+        f"WHERE {same_key(tables.failures.key, 'S', 'F')} "
+        "AND (F._llm_planned_at IS NULL OR F._llm_planned_at <= S._llm_planned_at))"
+    )
+
+
+def trials(tables: Tables) -> list[str]:
+    """What a publish runs, each statement by itself, reading from a source without rows."""
+    nothing = no_rows(tables)
+    within = bound(tables.target, "T", f"@{LOWEST}", f"@{HIGHEST}")
+    answers = land_answers(tables, nothing, within)
+    failures = upsert(tables.failures, unanswered(tables, nothing, within))
+    return [*answers.first, *answers.writes, *failures.writes, settle(tables, nothing)]
+
+
+def known_join(tables: Tables, source: str, *, columns: str, within: str | None) -> str:
+    """Rows of a source beside the hashes of their last answer and of their last failure, by key."""
+    chosen = ", ".join(f"{place} AS {name}" for name, place in _KNOWN.items())
+    return (
+        f"SELECT {columns}, {chosen}\nFROM ({source}\n) AS S\n"
+        f"LEFT JOIN ({_newest(tables, tables.answers, within)}) AS A\n"
+        f"ON {same_key(tables.answers.key, 'S', 'A')}\n"
+        f"LEFT JOIN ({_newest(tables, tables.failures, None)}) AS F\n"
+        f"ON {same_key(tables.failures.key, 'S', 'F')}"
+    )
+
+
+#: Where a look-up finds each of its columns: A is the target table, F the failures table.
+_KNOWN = {
+    "_llm_known_input_hash": "A._llm_input_hash",
+    "_llm_known_spec_hash": "A._llm_spec_hash",
+    "_llm_failed_input_hash": "F._llm_input_hash",
+    "_llm_failed_spec_hash": "F._llm_spec_hash",
+    "_llm_failed_attempts": "F._llm_attempts",
+    "_llm_failed_dead": "F._llm_dead",
+}
+
+
+def _newest(tables: Tables, table: Columns, within: str | None) -> str:
+    """One row per key, the newest: an appended table has one per run, and a join must not multiply the source."""
+    key = ", ".join(quoted(name) for name in table.key)
+    alias = "A" if table is tables.answers else "F"
+    facts = ", ".join(place.removeprefix(f"{alias}.") for place in _KNOWN.values() if place.startswith(alias))
+    if not table.types:  # there is no such table yet
+        return f"SELECT {key}, {facts} FROM ({no_rows(tables)})"
+    return (
+        f"SELECT {key}, {facts} FROM {table.name.quoted} AS T WHERE {within or 'TRUE'} "
+        f"QUALIFY ROW_NUMBER() OVER (PARTITION BY {key} "
+        "ORDER BY T._llm_planned_at DESC, T._llm_processed_at DESC) = 1"
+    )
+
+
+def bounds_of(target: Target, source: str) -> str:
+    """The lowest and the highest partition among the rows of a source."""
+    column = quoted(target.partition_by or "")
+    return f"SELECT MIN({column}) AS {LOWEST}, MAX({column}) AS {HIGHEST} FROM ({source}\n)"

@@ -1,0 +1,222 @@
+"""BigQuery: Arrow out, load jobs and one transaction in.
+
+What writes is a job whose id follows from its work: an attempt that is killed leaves a job that the next attempt
+finds, and of several that publish to one target at once each waits for the one before. A table that requires a
+partition filter is read and merged only between the lowest and the highest partition of the rows at hand.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from airflow_batch_llm.core.settings import Source
+from airflow_batch_llm.errors import SourceError, WarehouseError
+from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Target
+from airflow_batch_llm.warehouses.bigquery.connection import BigQuerySettings, Connection
+from airflow_batch_llm.warehouses.bigquery.jobs import Work, content_label, digest, stem_of
+from airflow_batch_llm.warehouses.bigquery.known import Lookup
+from airflow_batch_llm.warehouses.bigquery.names import TableName
+from airflow_batch_llm.warehouses.bigquery.reads import Query, query_parameters
+from airflow_batch_llm.warehouses.bigquery.sql import publish_script, staged_schema
+from airflow_batch_llm.warehouses.bigquery.staging import StagingTable, content_of, staged_rows, write_file
+from airflow_batch_llm.warehouses.bigquery.tables import TargetTables
+from airflow_batch_llm.warehouses.bigquery.types import DIALECT
+from airflow_batch_llm.warehouses.references import full_name, is_same, tables_read
+from airflow_batch_llm.warehouses.staging import not_staged
+
+if TYPE_CHECKING:
+    from google.cloud.bigquery import QueryJob
+
+__all__ = ["BigQuerySettings", "BigQueryWarehouse"]
+
+#: Tables that one script reads; BigQuery lets a statement name 1,000.
+_PARTS_PER_SCRIPT = 500
+
+
+class BigQueryWarehouse:
+    """BigQuery through one client."""
+
+    def __init__(self, settings: BigQuerySettings) -> None:
+        self._connection = Connection(settings)
+
+    @property
+    def asset_uri(self) -> str:
+        """`bigquery://project`."""
+        return f"bigquery://{self._connection.client.project}"
+
+    def read(self, source: Source) -> pa.RecordBatchReader:
+        """The rows of a query, or of a table without a query and so without its cost."""
+        if source.table is not None:
+            name = self._connection.name(source.table)
+            table = self._connection.table(name)
+            if table is None:
+                raise SourceError(f"BigQuery has no table {name}, or this connection may not see it.")
+            if table.table_type == "TABLE":
+                return self._connection.reads.table(table)
+        query = Query(
+            sql=self._connection.select(source),
+            doing="reading the source",
+            parameters=query_parameters(source.parameters),
+            labels=self._connection.labels(),
+            location=self._connection.settings.location,
+        )
+        return self._connection.reads.query(query)
+
+    def reads_table(self, source: Source, table: str) -> bool:
+        """Whether the source names this table."""
+        wanted = self._connection.name(table)
+        home = (self._connection.client.project, self._connection.settings.dataset or "")
+        found = tables_read(source, DIALECT, home)
+        return any(
+            is_same(one, full_name((wanted.project, wanted.dataset, wanted.table), home)) for one in found
+        )
+
+    def prepare(self, target: Target) -> None:
+        """Shape the two tables, and compile on no rows what a publish will run."""
+        self._tables(target).prepare()
+
+    def known(self, target: Target, keys: pa.RecordBatch) -> pa.RecordBatch:
+        """Look keys up by one join with a table of them; each call scans the target, so hand in many at once."""
+        if not keys.num_rows:
+            return pa.RecordBatch.from_pylist([], schema=KNOWN_COLUMNS)
+        return self._lookup(target).of_keys(keys)
+
+    def read_known(self, source: Source, target: Target) -> pa.RecordBatchReader:
+        """The source's rows joined with the target, both in BigQuery."""
+        return self._lookup(target).of_source(source)
+
+    def stage(
+        self, target: Target, part: Part, answers: pa.RecordBatchReader, failures: pa.RecordBatchReader
+    ) -> None:
+        """Load one part into a staging table of its own."""
+        tables = self._tables(target)
+        with tempfile.TemporaryDirectory(prefix="bigquery-") as folder:
+            path = Path(folder) / "staged.parquet"
+            write_file(staged_rows(target, answers, failures), path)
+            content = content_of(path)
+            table = StagingTable(
+                name=_staging_name(tables, part),
+                schema=staged_schema(target),
+                location=tables.location(),
+                labels={**self._connection.labels(target), **content_label(content)},
+            )
+            self._connection.jobs.perform(
+                Work(
+                    doing=f"staging a part for {tables.answers}",
+                    stem=stem_of("stage", table.name),
+                    content=content,
+                    location=table.location,
+                    submit=lambda job_id: table.load(self._connection.client, path, job_id),
+                    standing=lambda job: self._holds(table.name, job.output_rows),
+                )
+            )
+
+    def publish(self, target: Target, parts: Sequence[Part]) -> Published:
+        """Merge staged parts, up to 500 of them in one script and one transaction."""
+        tables = self._tables(target)
+        answers = failures = 0
+        for start in range(0, len(parts), _PARTS_PER_SCRIPT):
+            published = self._publish(tables, parts[start : start + _PARTS_PER_SCRIPT])
+            answers += published.answers
+            failures += published.failures
+        return Published(answers=answers, failures=failures)
+
+    def unstage(self, target: Target, parts: Sequence[Part]) -> None:
+        """Drop the staging tables of parts."""
+        tables = self._tables(target)
+        for part in parts:
+            self._connection.drop(_staging_name(tables, part))
+
+    def close(self) -> None:
+        """Close the clients; the next verb opens them again."""
+        self._connection.close()
+
+    def _tables(self, target: Target) -> TargetTables:
+        answers = self._connection.name(target.table)
+        staging = answers
+        if target.staging_schema is not None:
+            staging = self._connection.name(f"{target.staging_schema}.staged")
+        return TargetTables(
+            connection=self._connection,
+            target=target,
+            answers=answers,
+            failures=self._connection.name(target.failures),
+            staging=staging,
+        )
+
+    def _lookup(self, target: Target) -> Lookup:
+        return Lookup(connection=self._connection, target_tables=self._tables(target))
+
+    def _publish(self, tables: TargetTables, parts: Sequence[Part]) -> Published:
+        staged = [_staging_name(tables, part) for part in parts]
+        script = publish_script(tables.look(), staged)
+        versions = [self._version(name, part) for name, part in zip(staged, parts, strict=True)]
+        content = digest(script, tables.created(), *versions)
+        location = tables.location()
+        job = self._connection.jobs.perform(
+            Work(
+                doing=f"merging into {tables.answers}",
+                stem=stem_of("publish", tables.answers),
+                content=content,
+                location=location,
+                submit=lambda job_id: self._submit(
+                    script,
+                    job_id,
+                    location,
+                    {
+                        **self._connection.labels(tables.target),
+                        **content_label(content),
+                    },
+                ),
+                standing=lambda job: self._counts(job) is not None,
+            )
+        )
+        published = self._counts(job)
+        if published is None:
+            raise WarehouseError(f"BigQuery merged into {tables.answers} and does not give the counts.")
+        return published
+
+    def _submit(self, script: str, job_id: str, location: str | None, labels: dict[str, str]) -> QueryJob:
+        from google.cloud.bigquery import QueryJobConfig
+
+        return self._connection.client.query(
+            script,
+            job_id=job_id,
+            location=location,
+            job_config=QueryJobConfig(labels=labels),
+            retry=self._connection.patience.retry(),
+            job_retry=None,  # a job that fails is followed by one with the next number
+        )
+
+    def _counts(self, job: Any) -> Published | None:
+        """What a script counted; None where its result, kept for a day, is gone."""
+        from google.api_core.exceptions import GoogleAPICallError
+
+        try:
+            [row] = list(job.result(retry=self._connection.patience.retry(), job_retry=None))
+        except GoogleAPICallError:
+            return None
+        return Published(answers=row["answers"], failures=row["failures"])
+
+    def _version(self, name: TableName, part: Part) -> str:
+        """What changes whenever a staging table does."""
+        table = self._connection.table(name)
+        if table is None:
+            raise not_staged(part)
+        return f"{table.created} {table.modified} {table.etag}"
+
+    def _holds(self, name: TableName, rows: int) -> bool:
+        """Whether a table still is what a load made of it."""
+        table = self._connection.table(name)
+        return table is not None and table.num_rows == rows
+
+
+def _staging_name(tables: TargetTables, part: Part) -> TableName:
+    named = digest(tables.answers, part.run_id, part.round, part.shard)
+    return replace(tables.staging, table=f"llm_staged_{named}")

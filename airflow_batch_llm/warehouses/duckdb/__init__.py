@@ -1,0 +1,1 @@
+"""DuckDB: one file, one writing process at a time."""

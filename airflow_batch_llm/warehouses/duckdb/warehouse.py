@@ -1,0 +1,268 @@
+"""DuckDB: one file, one writing process at a time.
+
+The file is opened when a verb needs it and let go as soon as it does not: readers share it, a writer has it
+alone. Answers are staged as Parquet files beside it, so the lock is held for a publish and no longer.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from airflow_batch_llm.core.settings import Source
+from airflow_batch_llm.errors import SourceError, TargetError
+from airflow_batch_llm.warehouses.arrow import numbers, plain_batch, typed
+from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Target
+from airflow_batch_llm.warehouses.dialect import DIALECTS
+from airflow_batch_llm.warehouses.duckdb.file import DuckDBFile
+from airflow_batch_llm.warehouses.duckdb.tables import columns_of, refuse_view, tables
+from airflow_batch_llm.warehouses.publication import (
+    Staged,
+    landings,
+    preparation,
+    publication,
+    published,
+)
+from airflow_batch_llm.warehouses.references import full_name, is_same, tables_read
+from airflow_batch_llm.warehouses.staging import Bounds, StagedFiles, StagingFolder, rows_of
+from airflow_batch_llm.warehouses.statements import Landing, Statements
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+_DIALECT = DIALECTS["duckdb"]
+#: DuckDB's types that come out as text, and say more than that.
+_ALSO_TYPED = {"JSON": pa.json_(pa.string()), "UUID": pa.uuid()}
+_BATCH_ROWS = 8_192
+#: A merge holds its rows in memory, so one statement takes no more; the transaction holds all statements.
+_MERGED_AT_ONCE = Bounds(rows=25_000, bytes=32 << 20)
+#: After so many bytes of rows, what was read of the file is forgotten.
+_FORGOTTEN_AFTER = 32 << 20
+
+
+class DuckDBWarehouse:
+    """A DuckDB database file."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        staging: str | Path | None = None,
+        memory_limit: str = "512MB",
+        lock_wait_seconds: float = 300.0,
+        options: Mapping[str, str | int | bool] | None = None,
+    ) -> None:
+        """`staging`: a folder that all workers of a run see; by default one beside the file."""
+        self._file = DuckDBFile(
+            path,
+            lock_wait_seconds=lock_wait_seconds,
+            options={**(options or {}), "memory_limit": memory_limit},
+        )
+        staging = staging or f"{self._file.path}.staging"
+        self._folder = StagingFolder(Path(staging), _DIALECT)
+        self._statements = Statements(_DIALECT)
+        self._reading: DuckDBPyConnection | None = None
+        self._sessions: list[DuckDBPyConnection] = []
+        self._look_ups: dict[tuple[str, ...], str | None] = {}
+
+    @property
+    def asset_uri(self) -> str:
+        return self._file.path.as_uri()
+
+    def read(self, source: Source) -> pa.RecordBatchReader:
+        if source.table is not None:
+            self._refuse_missing(source.table)
+        return self._stream(self._statements.select(source), source.parameters)
+
+    def reads_table(self, source: Source, table: str) -> bool:
+        home = self._home()
+        wanted = full_name(_DIALECT.parts(table), home)
+        return any(is_same(found, wanted) for found in tables_read(source, _DIALECT, home))
+
+    def _home(self) -> tuple[str, str]:
+        with self._file.translated():
+            found = self._session().execute("SELECT current_database(), current_schema()").fetchone()
+        return found or ("", "")
+
+    def prepare(self, target: Target) -> None:
+        try:
+            self._folder.probe()
+        except OSError as error:
+            raise TargetError(
+                f"Answers cannot be staged beside {self._file.path}: {error.strerror}."
+            ) from None
+        with self._file.translated(), self._transaction() as connection:
+            for name in (target.table, target.failures):
+                refuse_view(connection, name)
+            for statement in preparation(
+                target, tables(connection, target, with_rules=True), self._statements
+            ):
+                connection.execute(statement)
+
+    def known(self, target: Target, keys: pa.RecordBatch) -> pa.RecordBatch:
+        plain = plain_batch(keys, frozenset(target.key.names), _DIALECT)
+        numbered = pa.Table.from_batches([plain]).append_column("n", numbers(range(keys.num_rows)))
+        with self._file.translated():
+            query = self._known_query(target)
+            if query is None:
+                return _nothing_known(keys.num_rows)
+            connection = self._session()
+            connection.register("asked", numbered)
+            found = connection.sql(query).to_arrow_table()
+            connection.close()
+        found = found.drop_columns("n").cast(KNOWN_COLUMNS)
+        return pa.RecordBatch.from_arrays(
+            [column.combine_chunks() for column in found.columns], schema=KNOWN_COLUMNS
+        )
+
+    def stage(
+        self, target: Target, part: Part, answers: pa.RecordBatchReader, failures: pa.RecordBatchReader
+    ) -> None:
+        self._folder.put(target, part, answers, failures)
+
+    def publish(self, target: Target, parts: Sequence[Part]) -> Published:
+        if not parts:
+            return Published(answers=0, failures=0)
+        self._folder.files(target, parts)  # all of them are there, before the file is locked
+        counts: dict[str | None, int] = {}
+        with self._file.translated(), self._transaction() as connection:
+            both = landings(target, tables(connection, target), self._statements)
+            self._file.work_alone(connection)  # on several threads a merge is no faster, and holds more
+            connection.execute("SET write_buffer_row_group_count = 1")  # a full row group goes to the disk
+            for portion in self._folder.portions(target, parts, _MERGED_AT_ONCE):
+                staged = self._staged(connection, self._folder.files(target, portion), both)
+                for step in publication(target, portion, staged, both, self._statements):
+                    written = connection.execute(
+                        _DIALECT.with_parameters(step.sql), step.parameters
+                    ).fetchone()
+                    counts[step.counts] = counts.get(step.counts, 0) + (written[0] if written else 0)
+                self._file.forget(connection)
+        return published(counts)
+
+    def _staged(
+        self, connection: "DuckDBPyConnection", files: StagedFiles, both: Sequence[Landing]
+    ) -> Staged:
+        answers, failures = _parquet(files.answers), _parquet(files.failures)
+        return Staged(
+            answers=answers,
+            failures=failures if any(map(rows_of, files.failures)) else None,
+            answers_twice=_any(connection, self._statements.twice(both[0], answers)),
+        )
+
+    def unstage(self, target: Target, parts: Sequence[Part]) -> None:
+        self._folder.remove(target, parts)
+
+    def release(self) -> None:
+        for session in self._sessions:
+            session.close()
+        self._sessions.clear()
+        self._look_ups.clear()
+        if self._reading is not None:
+            self._reading.close()
+            self._reading = None
+
+    def close(self) -> None:
+        self.release()
+
+    def _refuse_missing(self, table: str) -> None:
+        """Raise `SourceError` if there is no such table. DuckDB would take its name for that of a file."""
+        with self._file.translated():
+            session = self._session()
+            is_missing = columns_of(session, table) is None
+            session.close()
+        if is_missing:
+            raise SourceError(
+                f"There is no table or view {table} in {self._file.path}. Check source_table. Files are named by source_uri."
+            )
+
+    def _stream(self, query: str, parameters: Any) -> pa.RecordBatchReader:
+        with self._file.translated_reading():
+            cursor = self._session()
+            relation = cursor.sql(query, params=parameters)
+            types = [str(type_) for type_ in relation.types]
+            reader = relation.to_arrow_reader(_BATCH_ROWS)
+        schema = pa.schema(
+            [
+                field.with_type(_ALSO_TYPED.get(type_, field.type))
+                for field, type_ in zip(reader.schema, types, strict=True)
+            ]
+        )
+        return pa.RecordBatchReader.from_batches(schema, self._batches(reader, schema))
+
+    def _batches(self, reader: pa.RecordBatchReader, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        handed_out = 0
+        with self._file.translated():
+            # The statement's own work was done on all threads; one is enough to hand the rows out.
+            control = self._session()
+            self._file.work_alone(control)
+            for batch in reader:
+                arrays = [
+                    typed(array, field.type) for array, field in zip(batch.columns, schema, strict=True)
+                ]
+                yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+                handed_out += batch.nbytes
+                if handed_out > _FORGOTTEN_AFTER:
+                    self._file.forget(control)
+                    handed_out = 0
+
+    def _known_query(self, target: Target) -> str | None:
+        """The look-up, None where there is nothing to look up. While the file is open, nobody writes to it."""
+        asked = (target.table, target.failures, *target.key.names)
+        if asked not in self._look_ups:
+            connection = self._session()
+            filled = {
+                name: column in (columns_of(connection, name) or {})
+                and _any(connection, f"SELECT 1 FROM {_DIALECT.table(name)} LIMIT 1")
+                for name, column in ((target.table, "_llm_planned_at"), (target.failures, "_llm_attempts"))
+            }
+            query = self._statements.known("asked", target, filled) if any(filled.values()) else None
+            self._look_ups[asked] = query
+        return self._look_ups[asked]
+
+    def _session(self) -> "DuckDBPyConnection":
+        """A connection of its own to the open file: one stream does not stand in another's way."""
+        session = self._reader().cursor()
+        session.execute("SET TimeZone = 'UTC'")
+        self._sessions.append(session)
+        return session
+
+    def _reader(self) -> "DuckDBPyConnection":
+        if self._reading is None:
+            if not self._file.path.exists():
+                raise SourceError(f"There is no DuckDB file {self._file.path}.")
+            self._reading = self._file.open(read_only=True)
+        return self._reading
+
+    @contextmanager
+    def _transaction(self) -> Iterator["DuckDBPyConnection"]:
+        connection = self._file.open(read_only=False)
+        try:
+            connection.execute("SET TimeZone = 'UTC'")
+            connection.begin()
+            yield connection
+            connection.commit()
+        except BaseException:
+            with suppress(Exception):  # the transaction may be gone with its error
+                connection.rollback()
+            raise
+        finally:
+            connection.close()
+
+
+def _nothing_known(rows: int) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays(
+        [pa.nulls(rows, field.type) for field in KNOWN_COLUMNS], schema=KNOWN_COLUMNS
+    )
+
+
+def _any(connection: "DuckDBPyConnection", query: str) -> bool:
+    return connection.execute(query).fetchone() is not None
+
+
+def _parquet(files: Sequence[Path]) -> str:
+    from sqlglot import exp
+
+    listed = ", ".join(exp.Literal.string(str(file)).sql(dialect="duckdb") for file in files)
+    return f"read_parquet([{listed}])"

@@ -1,0 +1,1 @@
+"""PostgreSQL: rows leave and answers come in through COPY."""

@@ -1,0 +1,286 @@
+"""Read the rows of a query out of PostgreSQL: by COPY as CSV, or by a cursor on the server, in Arrow's types."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.csv as csv
+
+from airflow_batch_llm.errors import SourceError
+from airflow_batch_llm.warehouses.arrow import batches, typed, typed_array
+from airflow_batch_llm.warehouses.kind import Kind, of_arrow
+
+if TYPE_CHECKING:
+    from psycopg import Column, Connection, Copy, ServerCursor
+    from psycopg.pq.abc import PGconn
+
+
+_BY_OID: dict[int, pa.DataType] = {
+    16: pa.bool_(),
+    17: pa.binary(),
+    20: pa.int64(),
+    21: pa.int16(),
+    23: pa.int32(),
+    114: pa.json_(pa.string()),
+    700: pa.float32(),
+    701: pa.float64(),
+    1005: pa.list_(pa.int16()),
+    1007: pa.list_(pa.int32()),
+    1009: pa.list_(pa.string()),
+    1015: pa.list_(pa.string()),
+    1016: pa.list_(pa.int64()),
+    1021: pa.list_(pa.float32()),
+    1022: pa.list_(pa.float64()),
+    1082: pa.date32(),
+    1083: pa.time64("us"),
+    1114: pa.timestamp("us"),
+    1184: pa.timestamp("us", tz="UTC"),
+    2950: pa.uuid(),
+    3802: pa.json_(pa.string()),
+}
+_NUMERIC = 1700
+
+
+def arrow_schema(description: "Sequence[Column]") -> pa.Schema:
+    """The schema of a result. What has no type in Arrow, a number without a scale among it, is text."""
+    return pa.schema([(column.name, _arrow_type(column)) for column in description])
+
+
+def _arrow_type(column: "Column") -> pa.DataType:
+    if column.type_code == _NUMERIC and column.precision is not None and column.precision <= 38:
+        return pa.decimal128(column.precision, column.scale or 0)
+    return _BY_OID.get(column.type_code, pa.string())
+
+
+def csv_type(type_: pa.DataType) -> pa.DataType:
+    """The type that Arrow reads from COPY's CSV for a column of a result. Bytes are left for psycopg to read."""
+    if isinstance(type_, pa.BaseExtensionType):
+        return pa.string()
+    return pa.binary() if pa.types.is_nested(type_) else type_
+
+
+def read_as_text(cursor: "ServerCursor[Any]", columns: "Sequence[Column]", schema: pa.Schema) -> None:
+    """Let a cursor give the text that the server sends, for every column that is text with us or made of text."""
+    from psycopg.types.string import TextLoader
+
+    for column, type_ in zip(columns, schema.types, strict=True):
+        # A number without a scale comes as a Decimal, since another column of the result may have one.
+        if csv_type(type_) == pa.string() and column.type_code != _NUMERIC:
+            cursor.adapters.register_loader(column.type_code, TextLoader)
+
+
+def copy_rows(batch: pa.RecordBatch) -> memoryview:
+    """A plain record batch as COPY … (FORMAT csv) reads it: texts quoted, NULL an empty field without quotes."""
+    arrays = [_csv_column(column) for column in batch.columns]
+    sink = pa.BufferOutputStream()
+    csv.write_csv(
+        pa.RecordBatch.from_arrays(arrays, names=batch.schema.names),
+        sink,
+        csv.WriteOptions(include_header=False, quoting_style="all_valid"),
+    )
+    return memoryview(sink.getvalue())
+
+
+def _csv_column(column: pa.Array) -> pa.Array:
+    kind = of_arrow(column.type)
+    if kind is Kind.BINARY:
+        texts: list[Any] = [None if value is None else "\\x" + value.hex() for value in column.to_pylist()]
+        return pa.array(texts, pa.string())
+    if kind is Kind.TIMESTAMPTZ:
+        # Our sessions are in UTC, and to write the zone takes Arrow thirty times as long.
+        return column.cast(pa.timestamp("us"))
+    if kind in (Kind.DECIMAL, Kind.TIME) or pa.types.is_float16(column.type):
+        return column.cast(pa.string())
+    return column
+
+
+#: How much of the CSV is parsed at once. A single row may be larger.
+_CSV_BYTES = 2 * 1024 * 1024
+_MOST_ROWS = 20_000
+_CANCEL_SECONDS = 5.0
+
+
+class PostgresRead:
+    """A query that is declared on a connection of its own, in a transaction that nothing else may end."""
+
+    def __init__(
+        self, connection: "Connection[Any]", query: str, parameters: Any, key: Sequence[str] = ()
+    ) -> None:
+        """`key` are the columns that name a row in messages."""
+        from psycopg import IsolationLevel
+        from psycopg.adapt import Transformer
+
+        self._connection = connection
+        self._key = key
+        self._opened = ExitStack()
+        self._opened.callback(connection.close)
+        with ExitStack() as failed:
+            failed.callback(self.close)
+            self._query = query.encode()
+            # What is copied later is what the cursor saw when it was declared.
+            connection.isolation_level = IsolationLevel.REPEATABLE_READ
+            (limit,) = connection.execute("SHOW statement_timeout").fetchone() or ("0",)
+            self._cursor = self._declared(parameters)
+            self._columns: list[Column] = self._cursor.description or []
+            self.schema = arrow_schema(self._columns)
+            # The limit holds for each fetch of a cursor, but for the whole of a COPY, however slowly it is taken.
+            self._copied = parameters is None and limit == "0" and bool(self._columns)
+            if self._copied:
+                read_as_text(self._cursor, self._columns, self.schema)
+            else:
+                # How a type is read is settled when a cursor first sees its result, so another one is needed.
+                self._cursor.close()
+                self._cursor = self._declared(parameters, self._columns)
+            self._loaders = Transformer(self._cursor)
+            failed.pop_all()
+
+    def _declared(self, parameters: Any, columns: "Sequence[Column]" = ()) -> "ServerCursor[Any]":
+        """A cursor that has begun the query and reads these columns as they should be."""
+        cursor = self._connection.cursor(name=f"_llm_{uuid4().hex}")
+        self._opened.callback(cursor.close)
+        read_as_text(cursor, columns, arrow_schema(columns))
+        cursor.execute(self._query, parameters)
+        return cursor
+
+    def close(self) -> None:
+        """End the query, wherever it is, and close its connection."""
+        with suppress(Exception):  # the connection may be broken already
+            self._opened.close()
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """All rows, once."""
+        with self._opened:
+            if self._copied:
+                yield from self._by_copy()
+            else:
+                yield from batches(self._fetch, self.schema)
+
+    def _fetch(self, count: int) -> Sequence[Sequence[Any]]:
+        from psycopg import DataError
+
+        try:
+            return self._cursor.fetchmany(count)
+        except DataError:
+            times = [field.name for field in self.schema if pa.types.is_temporal(field.type)]
+        raise _unreadable(f"One of the columns {', '.join(times)} holds")
+
+    def _by_copy(self) -> Iterator[pa.RecordBatch]:
+        self._cursor.close()
+        statement = b"COPY (" + self._query + b"\n) TO STDOUT (FORMAT csv)"
+        copy = self._opened.enter_context(self._connection.cursor().copy(statement))
+        self._opened.callback(self._abandon)
+        # A header of ours: the query's names may repeat, and Arrow would take a first U+FEFF for a mark of the file's.
+        header = ",".join(map(str, range(len(self.schema)))).encode() + b"\n"
+        for text in _pieces(copy, header):
+            yield from self._parsed(text)
+
+    def _abandon(self) -> None:
+        """Leave before the end: to read on until the server has stopped could take as long as the whole read."""
+        from psycopg.pq import TransactionStatus
+
+        if self._connection.info.transaction_status is TransactionStatus.ACTIVE:
+            with suppress(Exception):
+                self._connection.cancel_safe(timeout=_CANCEL_SECONDS)
+        self._connection.close()
+
+    def _parsed(self, text: bytearray) -> Iterator[pa.RecordBatch]:
+        types = [csv_type(type_) for type_ in self.schema.types]
+        try:
+            table = _read_csv(text, types)
+        except pa.ArrowInvalid:
+            # A value that Arrow cannot read, such as the date 'infinity': psycopg reads or refuses it, as by the cursor.
+            table = _read_csv(text, [pa.binary()] * len(types))
+        for batch in table.to_batches(_MOST_ROWS):
+            arrays = [self._array(place, batch) for place in range(batch.num_columns)]
+            yield pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+
+    def _array(self, place: int, batch: pa.RecordBatch) -> pa.Array:
+        from psycopg import DataError
+        from psycopg.pq import Format
+
+        field, column = self.schema.field(place), batch.column(place)
+        if column.type != pa.binary():
+            return typed(column, field.type)
+        load = self._loaders.get_loader(self._columns[place].type_code, Format.TEXT).load
+        values = column.to_pylist()
+        try:
+            return typed_array([None if value is None else load(value) for value in values], field)
+        except (DataError, SourceError):
+            row = next(row for row, value in enumerate(values) if not _is_carried(value, load, field))
+        raise _unreadable(f"The column {field.name} of {self._named(row, batch)} holds")
+
+    def _named(self, row: int, batch: pa.RecordBatch) -> str:
+        """The row's key, from columns that were read as text."""
+        key = [(name, batch.column(self.schema.get_field_index(name))[row].as_py()) for name in self._key]
+        return (
+            "the row with " + ", ".join(f"{name}={bytes(value or b'').decode()}" for name, value in key)
+            if key
+            else "a row"
+        )
+
+
+def _is_carried(value: bytes | None, load: Callable[[bytes], Any], field: pa.Field) -> bool:
+    from psycopg import DataError
+
+    try:
+        typed_array([None if value is None else load(value)], field)
+    except (DataError, SourceError):
+        return False
+    return True
+
+
+def _unreadable(holding: str) -> SourceError:
+    return SourceError(
+        f"{holding} a value that cannot be carried: infinity, NaN, or a year before 1 or after 9999. Replace it in"
+        " the source's query, leave such rows out, or CAST the column to text."
+    )
+
+
+def _pieces(copy: "Copy", header: bytes) -> Iterator[bytearray]:
+    """The CSV in pieces of whole rows, each under the header.
+
+    psycopg waits for a row; those that came with it are taken from libpq straight away, in a fraction of the time.
+    """
+    pgconn = copy.connection.pgconn
+    piece = bytearray(header)
+    length = 0
+    while length >= 0 and (row := copy.read()):
+        while row:
+            piece += row
+            if len(piece) >= _CSV_BYTES:
+                yield piece
+                piece = bytearray(header)
+            length, row = pgconn.get_copy_data(1)
+    if length < 0:
+        _check_end(pgconn)
+    if len(piece) > len(header):
+        yield piece
+
+
+def _check_end(pgconn: "PGconn") -> None:
+    """Take in how a COPY ended, as psycopg does where it sees the end itself."""
+    from psycopg.errors import error_from_result
+    from psycopg.pq import ExecStatus
+
+    for result in list(iter(pgconn.get_result, None)):
+        if result.status != ExecStatus.COMMAND_OK:
+            raise error_from_result(result)
+
+
+def _read_csv(text: bytearray, types: list[pa.DataType]) -> pa.Table:
+    """CSV as COPY writes it: NULL is an empty field without quotes."""
+    return csv.read_csv(
+        pa.BufferReader(text),
+        csv.ReadOptions(use_threads=False, block_size=len(text) + 1),  # no row is cut in two
+        csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=False),
+        csv.ConvertOptions(
+            column_types={str(place): type_ for place, type_ in enumerate(types)},
+            null_values=[""],
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
+            true_values=["t"],
+            false_values=["f"],
+        ),
+    )

@@ -1,0 +1,330 @@
+"""PostgreSQL: rows leave and answers come in through COPY; rows of a query with parameters leave through a cursor.
+
+A part is staged in unlogged tables of its own. After a crash of the server such a table is there and empty, so
+its comment, which is not lost, tells how many rows it holds; a publish takes nothing for staged that lacks some.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pyarrow as pa
+
+from airflow_batch_llm.core.settings import Source
+from airflow_batch_llm.errors import (
+    BatchLLMError,
+    MissingExtra,
+    SourceError,
+    TargetError,
+    WarehouseBusy,
+    WarehouseError,
+    WarehouseUnreachable,
+)
+from airflow_batch_llm.warehouses.arrow import plain_batch, record_batch
+from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Target
+from airflow_batch_llm.warehouses.dialect import DIALECTS, PARAMETER
+from airflow_batch_llm.warehouses.postgres.dsn import refuse_malformed
+from airflow_batch_llm.warehouses.postgres.reads import PostgresRead, copy_rows
+from airflow_batch_llm.warehouses.postgres.tables import known_tables, tables
+from airflow_batch_llm.warehouses.publication import (
+    Staged,
+    landings,
+    preparation,
+    publication,
+    published,
+    staged_columns,
+)
+from airflow_batch_llm.warehouses.references import full_name, is_same, tables_read
+from airflow_batch_llm.warehouses.refusal import may_pass, translated
+from airflow_batch_llm.warehouses.staging import not_staged, run_token
+from airflow_batch_llm.warehouses.statements import Statements
+
+if TYPE_CHECKING:
+    from psycopg import Connection, RawCursor
+
+    Connections = Callable[[], Connection[Any]]
+
+_DIALECT = DIALECTS["postgres"]
+#: Classes of errors (the first two characters of their code) that speak of the statement, never of a value.
+_ABOUT_THE_STATEMENT = frozenset({"08", "25", "28", "3D", "3F", "40", "42", "53", "54", "55", "57"})
+_ABOUT_THE_SOURCE = frozenset({"3F", "42"})  # names, rights, syntax
+_NO_PRIVILEGE = "42501"
+_NOT_ALLOWED = frozenset({_NO_PRIVILEGE, "25006"})  # no privilege; a read-only transaction
+#: Connections, what a server has too little of, its restart, deadlocks: another try may not meet them.
+_PASSING = frozenset({"08", "40", "53", "57"})
+_TIMED_OUT = "57014"  # the statement's own time limit, or somebody has cancelled it
+#: How values are written as text, in both directions.
+_SESSION = "SET TIME ZONE 'UTC'; SET client_encoding TO 'UTF8'; SET datestyle TO 'ISO'"
+_BEFORE_AT = re.compile(r"[^\s'\"]+@")
+_VALUE = re.compile(r'value "[^"]*"')
+
+
+class PostgresWarehouse:
+    """A PostgreSQL database, by psycopg 3."""
+
+    def __init__(self, connect: "Connections | str", *, called: str = "") -> None:
+        """`connect` opens a connection of psycopg 3, or is what such a connection is opened with (a DSN, a URI).
+
+        `called` says in messages which connection this is.
+        """
+        self._called = called
+        self._connect = connect
+        self._statements = Statements(_DIALECT)
+        self._writing: Connection[Any] | None = None
+        self._reading: list[PostgresRead] = []
+
+    @property
+    def asset_uri(self) -> str:
+        with self._translated():
+            info = self._connection().info
+        host = "localhost" if info.host.startswith("/") else info.host  # a socket is on this machine
+        return f"postgres://{host}:{info.port}/{info.dbname}"
+
+    def read(self, source: Source) -> pa.RecordBatchReader:
+        return self._stream(self._statements.select(source), source.parameters, source.key)
+
+    def read_known(self, source: Source, target: Target) -> pa.RecordBatchReader:
+        with self._transaction() as cursor:
+            there = known_tables(cursor, target)
+        query = self._statements.read_known(PARAMETER, target, there)
+        if source.parameters is not None:
+            query = query.replace("%", "%%")
+        return self._stream(
+            query.replace(PARAMETER, self._statements.select(source)), source.parameters, target.key.names
+        )
+
+    def reads_table(self, source: Source, table: str) -> bool:
+        home = self._home()
+        wanted = full_name(_DIALECT.parts(table), home)
+        return any(is_same(found, wanted) for found in tables_read(source, _DIALECT, home))
+
+    def _home(self) -> tuple[str, str]:
+        with self._transaction() as cursor:
+            found = cursor.execute(
+                "SELECT current_database()::text, coalesce(current_schema()::text, '')"
+            ).fetchone()
+        return found or ("", "")
+
+    def prepare(self, target: Target) -> None:
+        with self._transaction() as cursor:
+            cursor.execute(
+                "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", [_DIALECT.table(target.table)]
+            )
+            for statement in preparation(target, tables(cursor, target, with_rules=True), self._statements):
+                cursor.execute(statement)
+            trial = self._staging_table(target, f"probe_{uuid4().hex[:16]}")
+            cursor.execute(f"CREATE UNLOGGED TABLE {trial} (n int); DROP TABLE {trial}")
+
+    def known(self, target: Target, keys: pa.RecordBatch) -> pa.RecordBatch:
+        plain = plain_batch(keys, frozenset(target.key.names), _DIALECT).select(target.key.names)
+        types = [_DIALECT.column_type(field.type, key=True) for field in target.key]
+        lists = ", ".join(f"CAST({PARAMETER} AS {type_}[])" for type_ in types)
+        relation = (
+            f"(SELECT * FROM unnest({lists}) WITH ORDINALITY AS u ({_DIALECT.quote(*target.key.names)}, n))"
+        )
+        with self._transaction() as cursor:
+            query = self._statements.known(relation, target, known_tables(cursor, target))
+            cursor.execute(_DIALECT.with_parameters(query), [column.to_pylist() for column in plain.columns])
+            rows = [row[1:] for row in cursor.fetchall()]
+        return record_batch(rows, KNOWN_COLUMNS)
+
+    def stage(
+        self, target: Target, part: Part, answers: pa.RecordBatchReader, failures: pa.RecordBatchReader
+    ) -> None:
+        named = self._part_tables(target, part)
+        with self._transaction() as cursor:
+            cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", [named[0]])
+            counts = [
+                self._fill(cursor, table, target, reader)
+                for table, reader in zip(named, (answers, failures), strict=True)
+            ]
+            cursor.execute(f"COMMENT ON TABLE {named[0]} IS '{counts[0]} {counts[1]}'")
+
+    def publish(self, target: Target, parts: Sequence[Part]) -> Published:
+        if not parts:
+            return Published(answers=0, failures=0)
+        counts: dict[str | None, int] = {}
+        with self._transaction() as cursor:
+            # Two publishes that update the same rows in different orders would lock each other out.
+            cursor.execute(
+                "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", [_DIALECT.table(target.table)]
+            )
+            found = tables(cursor, target)
+            for name, table in ((target.table, found.target), (target.failures, found.failures)):
+                if table is not None and not table.unique:
+                    cursor.execute(f"LOCK TABLE {_DIALECT.table(name)} IN SHARE ROW EXCLUSIVE MODE")
+            both = landings(target, found, self._statements)
+            staged = self._staged(cursor, target, parts, both)
+            for step in publication(target, parts, staged, both, self._statements):
+                cursor.execute(_DIALECT.with_parameters(step.sql), step.parameters or None)
+                counts[step.counts] = counts.get(step.counts, 0) + cursor.rowcount
+        return published(counts)
+
+    def unstage(self, target: Target, parts: Sequence[Part]) -> None:
+        for part in parts:
+            with self._transaction() as cursor:
+                cursor.execute(f"DROP TABLE IF EXISTS {', '.join(self._part_tables(target, part))}")
+
+    def close(self) -> None:
+        for read in self._reading:
+            read.close()
+        self._reading.clear()
+        if self._writing is not None:
+            self._writing.close()
+            self._writing = None
+
+    def _stream(self, query: str, parameters: Any, key: Sequence[str] = ()) -> pa.RecordBatchReader:
+        with self._translated_reading():
+            read = PostgresRead(self._open(), query, parameters, key)
+        self._reading.append(read)
+        return pa.RecordBatchReader.from_batches(read.schema, self._batches(read))
+
+    def _batches(self, read: PostgresRead) -> Iterator[pa.RecordBatch]:
+        with self._translated():
+            yield from read.batches()
+
+    def _fill(
+        self, cursor: "RawCursor[Any]", table: str, target: Target, reader: pa.RecordBatchReader
+    ) -> int:
+        """Create a staging table and copy the rows in; the table is left out where there are none of a failure."""
+        columns = staged_columns(reader.schema, target.key.names, self._statements)
+        cursor.execute(f"DROP TABLE IF EXISTS {table}; CREATE UNLOGGED TABLE {table} ({', '.join(columns)})")
+        with cursor.copy(f"COPY {table} FROM STDIN (FORMAT csv)") as copy:
+            for batch in reader:
+                copy.write(copy_rows(plain_batch(batch, frozenset(target.key.names), _DIALECT)))
+        return cursor.rowcount
+
+    def _staged(
+        self, cursor: "RawCursor[Any]", target: Target, parts: Sequence[Part], both: Sequence[Any]
+    ) -> Staged:
+        named = [self._part_tables(target, part) for part in parts]
+        for part, pair in zip(parts, named, strict=True):
+            self._check_whole(cursor, part, pair)
+        answers = _union(pair[0] for pair in named)
+        failures = _union(pair[1] for pair in named)
+        return Staged(
+            answers=answers,
+            failures=failures,
+            answers_twice=_any(cursor, self._statements.twice(both[0], answers)),
+            failures_twice=_any(cursor, self._statements.twice(both[1], failures)),
+        )
+
+    def _check_whole(self, cursor: "RawCursor[Any]", part: Part, tables: Sequence[str]) -> None:
+        (said,) = cursor.execute("SELECT obj_description(to_regclass($1))", [tables[0]]).fetchone() or (None,)
+        if said is None:
+            raise not_staged(part)
+        count = cursor.execute(
+            f"SELECT concat_ws(' ', (SELECT count(*) FROM {tables[0]}), (SELECT count(*) FROM {tables[1]}))"
+        ).fetchone()
+        if count != (said,):
+            raise not_staged(part)
+
+    def _part_tables(self, target: Target, part: Part) -> tuple[str, str]:
+        name = f"{run_token(target, part.run_id)}_{part.round}_{part.shard}"
+        return self._staging_table(target, f"{name}_a"), self._staging_table(target, f"{name}_f")
+
+    def _staging_table(self, target: Target, name: str) -> str:
+        *schema, _ = _DIALECT.parts(target.table)
+        where = list(_DIALECT.parts(target.staging_schema)) if target.staging_schema else schema
+        return ".".join(_DIALECT.quote(part) for part in [*where, f"_llm_{name}"])
+
+    @contextmanager
+    def _transaction(self) -> Iterator["RawCursor[Any]"]:
+        from psycopg import RawCursor
+
+        with self._translated():
+            connection = self._connection()
+            try:
+                with connection.transaction(), RawCursor(connection) as cursor:
+                    yield cursor
+            except BaseException:
+                # A connection that broke in mid-way is not used again.
+                self._writing = None
+                with suppress(Exception):
+                    connection.close()
+                raise
+
+    def _connection(self) -> "Connection[Any]":
+        if self._writing is None or self._writing.closed:
+            self._writing = self._open()
+        return self._writing
+
+    def _open(self) -> "Connection[Any]":
+        try:
+            import psycopg
+        except ImportError as error:
+            raise MissingExtra("PostgreSQL", "postgres", error) from None
+        with self._translated():
+            connect = self._connect
+            if isinstance(connect, str):
+                refuse_malformed(connect)
+            with translated(psycopg.OperationalError, self._unreachable):
+                connection = psycopg.connect(connect) if isinstance(connect, str) else connect()
+            connection.execute(_SESSION)
+            connection.commit()
+        return connection
+
+    def _unreachable(self, error: Exception) -> BatchLLMError:
+        """The message of a connection that fails names host, port, user and database. It holds no row and no password."""
+        # The text before an @, or for a number, may be the tail of a password that was not quoted in a URI.
+        said = _BEFORE_AT.sub("…@", _VALUE.sub('value "…"', " ".join(str(error).split())))
+        named = f" by {self._called}" if self._called else ""
+        if "FATAL:" in said:  # a server has answered
+            return WarehouseUnreachable(
+                f"PostgreSQL does not let us in{named}: {said}. Check the connection's login, password and database."
+            )
+        return WarehouseUnreachable(
+            f"PostgreSQL cannot be reached{named}: {said}. Check that the server runs and that the connection's host "
+            "and port are right."
+        )
+
+    def _translated_reading(self) -> Any:
+        with self._translated():
+            import psycopg
+        return translated((psycopg.Error, UnicodeError, pa.ArrowException), _describe_reading)
+
+    def _translated(self) -> Any:
+        try:
+            import psycopg
+        except ImportError as error:
+            raise MissingExtra("PostgreSQL", "postgres", error) from None
+        return translated((psycopg.Error, UnicodeError, pa.ArrowException), _describe)
+
+
+def _describe_reading(error: Exception) -> BatchLLMError:
+    """An error of the source's query is the source's, whatever the same error would be of another statement."""
+    code = getattr(error, "sqlstate", None) or ""
+    if code[:2] not in _ABOUT_THE_SOURCE:
+        return _describe(error)
+    said = getattr(error, "diag").message_primary  # noqa: B009  the class is known only where psycopg is
+    advice = (
+        "Grant SELECT to the connection's role"
+        if code == _NO_PRIVILEGE
+        else "Check source_table or source_sql"
+    )
+    return SourceError(
+        f"PostgreSQL cannot read the source ({type(error).__name__} {code}): {said}. {advice}."
+    )
+
+
+def _describe(error: Exception) -> BatchLLMError:
+    code = getattr(error, "sqlstate", None) or ""
+    diagnosis = getattr(error, "diag", None)
+    said = f": {diagnosis.message_primary}" if diagnosis and code[:2] in _ABOUT_THE_STATEMENT else ""
+    message = f"PostgreSQL refused a statement ({type(error).__name__}{' ' + code if code else ''}){said}"
+    if code in _NOT_ALLOWED:
+        return TargetError(message)
+    lost = not code and may_pass(error)  # the connection broke: no server has answered
+    if lost or (code[:2] in _PASSING and code != _TIMED_OUT):
+        return WarehouseBusy(f"{message}. It is tried again; what has not been committed is done anew.")
+    return WarehouseError(message)
+
+
+def _any(cursor: "RawCursor[Any]", query: str) -> bool:
+    return cursor.execute(query).fetchone() is not None
+
+
+def _union(tables: Iterator[str]) -> str:
+    return "(" + " UNION ALL ".join(f"SELECT * FROM {table}" for table in tables) + ")"
