@@ -3,6 +3,7 @@
 import typer
 
 import airflow_batch_llm
+from airflow_batch_llm.commands.cancel import cancel
 from airflow_batch_llm.commands.inspect import inspect
 from airflow_batch_llm.commands.land import land
 from airflow_batch_llm.commands.run import run
@@ -18,6 +19,7 @@ app = typer.Typer(
 app.command()(run)
 app.command()(inspect)
 app.command()(land)
+app.command()(cancel)
 app.command()(simulate)
 app.command()(demo)
 

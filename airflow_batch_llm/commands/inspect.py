@@ -13,11 +13,11 @@ from airflow_batch_llm.stage.inspection import (
     Inspected,
     InspectedShard,
     InspectedStray,
-    generations,
     moment,
     open_run_folder,
 )
 from airflow_batch_llm.stage.inspection import inspect as inspected
+from airflow_batch_llm.stage.records.folder import generations
 
 
 def inspect(
@@ -55,7 +55,8 @@ def _told(run: Inspected) -> str:
 def _shard_line(shard: InspectedShard) -> str:
     batch = ""
     if shard.batch_id is not None and shard.batch_at is not None:
-        batch = f", batch {shard.batch_id} of {moment(shard.batch_at)}"
+        cancelled = ", cancelled" if shard.cancelled else ""
+        batch = f", batch {shard.batch_id} of {moment(shard.batch_at)}{cancelled}"
     cost = "" if shard.cost_usd is None else f", ${shard.cost_usd:,.4f}"
     following = f"; next: {shard.next}" if shard.next else ""
     return (

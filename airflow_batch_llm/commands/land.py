@@ -14,10 +14,10 @@ from airflow_batch_llm.core.printing import counted
 from airflow_batch_llm.errors import BatchLLMError, InputError
 from airflow_batch_llm.providers import connect
 from airflow_batch_llm.providers.base import Access
-from airflow_batch_llm.stage.inspection import generations, open_run_folder
+from airflow_batch_llm.stage.inspection import open_run_folder
 from airflow_batch_llm.stage.land.relanding import land_again
 from airflow_batch_llm.stage.parts import Parts
-from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.records.folder import RunFolder, generations
 from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.stage.spools import private_spool
 

@@ -13,7 +13,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from airflow_batch_llm.commands.spec import BigQuerySection, SourceSection, Spec, WarehouseSection
+from airflow_batch_llm.commands.spec import (
+    BigQuerySection,
+    ProviderSection,
+    SourceSection,
+    Spec,
+    WarehouseSection,
+)
 from airflow_batch_llm.core.output_type import Embedding, OutputType
 from airflow_batch_llm.core.request import canonical, digest
 from airflow_batch_llm.core.settings import Source, Stage
@@ -67,21 +73,7 @@ class Opening:
 
     def provider(self) -> Provider:
         """The provider, with the key that the environment holds."""
-        section = self.spec.provider
-        check_name(self.spec.stage.provider)
-        key = self._secret(section.api_key_env) if section.api_key_env is not None else None
-        if key is not None and not is_sendable(key):
-            raise InputError(
-                f"The environment variable {section.api_key_env} holds a control character, white space at an end, or a"
-                " letter that HTTP does not allow. Set it to the key alone."
-            )
-        access = Access(
-            api_key=key,
-            base_url=section.base_url,
-            options=section.options,
-            allow_insecure=section.allow_insecure_base_url,
-        )
-        return connect(self.spec.stage.provider, access)
+        return open_provider(self.spec.stage.provider, self.spec.provider, self.environment)
 
     def source(self, target: Warehouse) -> Reads:
         """Where the rows come from: the target's own database, where no other is named."""
@@ -103,7 +95,7 @@ class Opening:
         if section.postgres is not None:
             from airflow_batch_llm.warehouses.postgres.warehouse import PostgresWarehouse
 
-            return PostgresWarehouse(self._secret(section.postgres.dsn_env))
+            return PostgresWarehouse(_secret(section.postgres.dsn_env, self.environment))
         assert section.bigquery is not None, "the spec has exactly one kind"
         return _bigquery(section.bigquery)
 
@@ -159,13 +151,30 @@ class Opening:
     def _path(self, path: str | Path) -> Path:
         return self.folder / Path(path).expanduser()
 
-    def _secret(self, variable: str) -> str:
-        value = self.environment.get(variable)
-        if not value:
-            raise InputError(
-                f"The environment variable {variable} is not set. The spec names it for a secret."
-            )
-        return value
+
+def open_provider(name: str, section: ProviderSection, environment: Mapping[str, str]) -> Provider:
+    """Return the provider of this name, with the key that the environment holds."""
+    check_name(name)
+    key = _secret(section.api_key_env, environment) if section.api_key_env is not None else None
+    if key is not None and not is_sendable(key):
+        raise InputError(
+            f"The environment variable {section.api_key_env} holds a control character, white space at an end, or a"
+            " letter that HTTP does not allow. Set it to the key alone."
+        )
+    access = Access(
+        api_key=key,
+        base_url=section.base_url,
+        options=section.options,
+        allow_insecure=section.allow_insecure_base_url,
+    )
+    return connect(name, access)
+
+
+def _secret(variable: str, environment: Mapping[str, str]) -> str:
+    value = environment.get(variable)
+    if not value:
+        raise InputError(f"The environment variable {variable} is not set. The spec names it for a secret.")
+    return value
 
 
 _WORDS: Mapping[str, object] = {"str": str, "embedding": Embedding}

@@ -19,11 +19,10 @@ from airflow_batch_llm.core.printing import counted
 from airflow_batch_llm.core.report import to_xcom
 from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.stage.drive import complete
-from airflow_batch_llm.stage.inspection import generations
 from airflow_batch_llm.stage.land.finishing import Finished
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.progress import Progress
-from airflow_batch_llm.stage.records.folder import RunFolder, run_path
+from airflow_batch_llm.stage.records.folder import RunFolder, generations, run_path
 from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.stage.run import Run
 from airflow_batch_llm.stage.spools import private_spool

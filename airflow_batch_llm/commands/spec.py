@@ -6,7 +6,7 @@ that holds it.
 """
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import yaml
 from pydantic import (
@@ -130,6 +130,29 @@ class Spec(_Section):
 
 def read_spec(path: Path) -> Spec:
     """The file, checked. `InputError` names every field that does not fit, and no value."""
+    given = _read_fields(path)
+    try:
+        return Spec.model_validate(given)
+    except InputError as error:
+        raise InputError(f"{path} does not describe a stage: {error}") from None
+    except ValidationError as error:
+        said = "\n".join(f"  {_said(detail)}" for detail in error.errors(include_url=False))
+        raise InputError(f"{path} does not describe a stage:\n{said}") from None
+
+
+def read_provider(path: Path) -> ProviderSection:
+    """Return the `provider` section of the file. It may be the only section."""
+    try:
+        return ProviderSection.model_validate(_read_fields(path).get("provider") or {})
+    except ValidationError as error:
+        details = (
+            {**detail, "loc": ("provider", *detail["loc"])} for detail in error.errors(include_url=False)
+        )
+        said = "\n".join(f"  {_said(cast('ErrorDetails', detail))}" for detail in details)
+        raise InputError(f"{path} does not describe how to reach the provider:\n{said}") from None
+
+
+def _read_fields(path: Path) -> dict[str, Any]:
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -143,13 +166,7 @@ def read_spec(path: Path) -> Spec:
         raise InputError(
             f"{path} holds no fields. It begins like this: 'model_id: anthropic:claude-haiku-4-5'."
         )
-    try:
-        return Spec.model_validate(given)
-    except InputError as error:
-        raise InputError(f"{path} does not describe a stage: {error}") from None
-    except ValidationError as error:
-        said = "\n".join(f"  {_said(detail)}" for detail in error.errors(include_url=False))
-        raise InputError(f"{path} does not describe a stage:\n{said}") from None
+    return given
 
 
 def _said(detail: ErrorDetails) -> str:

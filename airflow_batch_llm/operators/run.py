@@ -332,7 +332,7 @@ class RunOperator(BaseOperator):
         provider = llm_provider(handle.llm_conn_id, handle.model_id, handle.llm_hook_params)
         try:
             folder = RunFolder(workspace=open_workspace(handle.workspace), run=handle.run)
-            cancelled = cancel_run(folder, provider)
+            cancelled = cancel_run(folder, provider).now
         finally:
             provider.close()
         told = f"{counted(len(cancelled), 'batch')} {verb(len(cancelled), 'is', 'are')}"

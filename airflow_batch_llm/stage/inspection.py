@@ -5,7 +5,7 @@ It needs neither the provider nor the warehouse, and writes nothing.
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -62,6 +62,7 @@ class InspectedShard:
     batch_id: str | None
     batch_at: float | None
     cost_usd: float | None  # None: not landed yet
+    cancelled: bool  # the batch was cancelled on request; answers until then are kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,14 +100,6 @@ class Inspected:
         return asdict(self)
 
 
-def generations(workspace: Workspace, run: str) -> Iterator[RunFolder]:
-    """The planned generations of a run, the oldest first."""
-    folder = RunFolder(workspace=workspace, run=run)
-    while folder.read_plan() is not None:
-        yield folder
-        folder = replace(folder, generation=folder.generation + 1)
-
-
 def open_run_folder(uri: str) -> tuple[Workspace, str]:
     """The parent of a run's folder, and the run's name in it. The folder of one generation leads to its run."""
     parent, _, name = uri.rstrip("/").rpartition("/")
@@ -128,7 +121,7 @@ def inspect(folder: RunFolder, now: float) -> Inspected:
     report = Report.from_json(stored["report"]) if stored is not None else None
     landed = {shard.number: _landed(folder, shard) for plan in rounds for shard in plan.shards}
     deadline = max((orjson.loads(data)["at"] for data in folder.deadlines()), default=None)
-    at = _At(now, deadline)
+    at = _At(now, deadline, folder.cancelled())
     standings = [(plan, read_standings(folder, plan)) for plan in rounds]
     shards = tuple(
         _shard(
@@ -187,10 +180,11 @@ def _again(landed: Landed | None) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _At:
-    """The time of the look, and the end of the run's."""
+    """The time of the look, the run's deadline, and the batches that were cancelled on request."""
 
     now: float
     deadline: float | None
+    cancelled: frozenset[str]
 
     def move(self, plan: Plan, shard: PlannedShard, standing: Standing) -> Move:
         """What whoever drives the run would do now. Only a search at the provider needs the lag."""
@@ -219,6 +213,7 @@ def _shard(
         batch_id=batch.batch_id if batch is not None else None,
         batch_at=batch.at if batch is not None else None,
         cost_usd=landed.report.spent.cost if landed is not None and standing.staged is not None else None,
+        cancelled=batch is not None and batch.batch_id in at.cancelled,
     )
 
 

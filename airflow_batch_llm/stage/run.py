@@ -15,6 +15,7 @@ from airflow_batch_llm.stage.plan.planning import Planner
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.stage.records.registers import Registers
+from airflow_batch_llm.stage.send.cancelling import cancelled_before
 from airflow_batch_llm.stage.send.sweeping import sweep_loose
 from airflow_batch_llm.stage.tidying import tidy
 
@@ -105,6 +106,8 @@ class Run:
                 f" {self.parts.provider.name}. Go back to the model and connection of {plan.provider} until it is"
                 " finished; nothing was sent."
             )
+        if told := cancelled_before(folder):
+            self.parts.say(told)
         if self.stage is not None and (told := described(plan, self.stage, self.parts.provider)):
             self.parts.warn(told)
 

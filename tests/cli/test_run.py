@@ -22,7 +22,7 @@ def test_a_spec_becomes_a_labelled_table(desk: Desk) -> None:
 def test_a_run_that_was_killed_goes_on_and_each_row_is_paid_once(desk: Desk) -> None:
     desk.simulator.turn(batch_seconds=3600)
     with desk.start("run", str(desk.spec_file)) as process:
-        _read_until(process, "are running")
+        read_until(process, "are running")
         process.send_signal(signal.SIGKILL)
         process.communicate()
     seen = orjson.loads(desk.command("inspect", str(desk.run_folder), "--json").stdout)
@@ -65,7 +65,7 @@ def test_a_run_that_was_begun_with_again_goes_on_without_it(desk: Desk) -> None:
     desk.ask("UPDATE tickets SET subject = 'another' WHERE id = 7")
     desk.simulator.turn(batch_seconds=3600)
     with desk.start("run", str(desk.spec_file), "--again") as process:
-        _read_until(process, "running")
+        read_until(process, "running")
         process.send_signal(signal.SIGKILL)
         process.communicate()
     (_, second) = orjson.loads(desk.command("inspect", str(desk.run_folder), "--json").stdout)
@@ -177,7 +177,7 @@ def test_sqlite_is_a_warehouse(desk: Desk) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def _read_until(process: "subprocess.Popen[str]", words: str) -> None:
+def read_until(process: "subprocess.Popen[str]", words: str) -> None:
     """Read standard error up to a line with these words."""
     assert process.stderr is not None
     while words not in (line := process.stderr.readline()):

@@ -2,13 +2,14 @@
 
 <run>/g1/plan.json  plans/<nonce>/0007.requests.jsonl  plans/<nonce>/0007.keys.parquet  rounds/2.json
          journal/0007/0001.json …  results/<batch>.jsonl  landed/0007.json  strays/<batch>.json  deadline/0001.json
-         report.json
+         cancelled/0001.json  report.json
 """
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import orjson
@@ -142,6 +143,19 @@ class RunFolder:
     def _stray(self, batch_id: str) -> str:
         return self._at("strays", f"{safe_name(batch_id)}.json")
 
+    # The batches that were cancelled on request: one record for each request.
+
+    def cancelled(self) -> frozenset[str]:
+        """Return the ids of all batches whose cancellation is recorded."""
+        records = self.workspace.records(self._at("cancelled"))
+        return frozenset(batch_id for _, data in records for batch_id in orjson.loads(data)["batches"])
+
+    def add_cancelled(self, batch_ids: Sequence[str], at: float) -> None:
+        """Record a cancellation. Another process may be doing the same, so the next free number is tried."""
+        data = orjson.dumps({"at": at, "batches": list(batch_ids), "nonce": secrets.token_hex(6)})
+        while self.workspace.append(self._at("cancelled"), data) is None:
+            pass
+
     def create_published(self, round_number: int, data: bytes) -> bool:
         return self.workspace.create(self._at("published", f"{round_number}.json"), data)
 
@@ -166,3 +180,11 @@ class RunFolder:
         """Delete what holds prompts and answers. The journal and the report stay."""
         for folder in ("plans", "results"):
             self.workspace.delete_folder(self._at(folder))
+
+
+def generations(workspace: Workspace, run: str) -> Iterator[RunFolder]:
+    """Yield the planned generations of a run, the oldest first."""
+    folder = RunFolder(workspace=workspace, run=run)
+    while folder.read_plan() is not None:
+        yield folder
+        folder = replace(folder, generation=folder.generation + 1)
