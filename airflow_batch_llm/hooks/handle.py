@@ -33,6 +33,8 @@ class RunHandle:
     pace: Mapping[str, Any] = field(default_factory=dict)
     batch_ids: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()  # URIs of what was read, for lineage; none: not known
+    waiter: Mapping[str, Any] | None = None
+    """The task instance that waits for the run, and its heirs. None: not known, or its end cancels nothing."""
 
     def to_json(self) -> dict[str, Any]:
         """For XCom."""
@@ -71,6 +73,40 @@ class RunHandle:
         """The handle that stands in a run folder; None: no operator has planned the run."""
         data = workspace.read(_path(run, max_tries))
         return None if data is None else cls.from_json(orjson.loads(data))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Departures:
+    """Notes in a run folder that its task failed by itself, and that a later try came back.
+
+    Batches that a failed task leaves behind are for a clear to land. So they are told apart from those of a task that a
+    user has marked as failed while no process held it.
+    """
+
+    workspace: Workspace
+    run: str
+
+    def is_left(self) -> bool:
+        """Return whether the last try failed by itself."""
+        notes = [orjson.loads(data) for _, data in self.workspace.records(self._folder)]
+        return bool(notes) and bool(notes[-1]["left"])
+
+    def leave(self) -> None:
+        """Note that this try fails by itself."""
+        self._note(left=True)
+
+    def come_back(self) -> None:
+        """Note that a try has begun, if the one before had failed by itself."""
+        if self.is_left():
+            self._note(left=False)
+
+    def _note(self, *, left: bool) -> None:
+        # Two notes at once come from two tries that live at once. Either of them is true.
+        self.workspace.append(self._folder, orjson.dumps({"left": left}))
+
+    @property
+    def _folder(self) -> str:
+        return f"{self.run}/departures"
 
 
 def _path(run: str, max_tries: int) -> str:

@@ -59,6 +59,9 @@ class SubmitLLMBatchOperator(LLMTransformOperator):
                 "plan_only is for LLMTransformOperator: of a mere plan nothing can be collected."
             )
 
+    def waiter(self, context: Context) -> None:
+        """Return None: the task that collects may be in another Dag."""
+
     def execute(self, context: Context) -> dict[str, Any]:
         """Go as far as can be gone without waiting for a batch."""
         from airflow_batch_llm.stage.run import Pause

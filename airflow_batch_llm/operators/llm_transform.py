@@ -28,7 +28,7 @@ from airflow_batch_llm.hooks.llm import split_model_id
 from airflow_batch_llm.hooks.object_storage import open_workspace
 from airflow_batch_llm.hooks.params import check_params
 from airflow_batch_llm.operators.reporting import table_uri, tables_of
-from airflow_batch_llm.operators.run import RunOperator, open_parts, run_name
+from airflow_batch_llm.operators.run import GivenUp, RunOperator, open_parts, run_name
 
 if TYPE_CHECKING:
     from airflow_batch_llm.stage.run import Run
@@ -242,7 +242,13 @@ class LLMTransformOperator(RunOperator):
                     self.source_conn_id or "", self.source_hook_params, argument="source_conn_id"
                 ),
             )
-        return Run(stage=self.stage(context), parts=parts, name=handle.run, max_tries=handle.max_tries)
+        return Run(
+            stage=self.stage(context),
+            parts=parts,
+            name=handle.run,
+            max_tries=handle.max_tries,
+            is_given_up=GivenUp(workspace=parts.workspace, log=self.log),
+        )
 
     def inputs(self, handle: RunHandle, run: "Run") -> tuple[str, ...]:  # noqa: ARG002 - it is the run's source
         """URIs of the tables or files that the rows come from."""
@@ -269,6 +275,7 @@ class LLMTransformOperator(RunOperator):
             target_conn_id=target_conn_id,
             target_hook_params=dict(target_params or {}),
             pace=asdict(self.pace),
+            waiter=self.waiter(context),
         )
 
     def _asked(self) -> tuple[object, ...]:

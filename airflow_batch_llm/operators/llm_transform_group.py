@@ -31,10 +31,12 @@ class PlanRunOperator(LLMTransformOperator):
     """Plan the run. Returns the portions of its shards, one for each mapped task, and pushes the run's `handle`.
 
     :param max_workers: how many portions there are at most
+    :param heirs: the later tasks that wait for the run
     """
 
-    def __init__(self, *, max_workers: int = 8, **kwargs: Any) -> None:
+    def __init__(self, *, max_workers: int = 8, heirs: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.heirs = heirs
         if self.plan_only:
             raise InputError(
                 "plan_only is for LLMTransformOperator: a group has nothing to do with a mere plan."
@@ -199,7 +201,9 @@ def llm_transform_group(group_id: str, *, max_workers: int = 8, **kwargs: Any) -
     of_tasks = _without(kwargs, _AT_THE_BEGIN | _AT_THE_END | _OF_THE_RUN)
     with TaskGroup(group_id) as group:
         drive_id, finish_id = (str(group.child_id(label)) for label in ("drive", "finish"))  # type: ignore[no-untyped-call]
-        plan = PlanRunOperator(task_id="plan", max_workers=max_workers, **of_plan)
+        plan = PlanRunOperator(
+            task_id="plan", max_workers=max_workers, heirs=[drive_id, finish_id], **of_plan
+        )
         handle, portions = XComArg(plan, key="handle"), plan.output
         of_mapped = {"handle": handle, "map_index_template": _PORTION, **of_tasks}
         submit = SubmitPortionOperator.partial(task_id="submit", heirs=[drive_id, finish_id], **of_mapped)

@@ -24,7 +24,7 @@ from airflow_batch_llm.core.waiting import CANCEL_GRACE_SECONDS, Watch, drive, w
 from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.hooks.arguments import is_deferrable, settling_seconds
 from airflow_batch_llm.hooks.failures import rendering, translated_errors
-from airflow_batch_llm.hooks.handle import RunHandle
+from airflow_batch_llm.hooks.handle import Departures, RunHandle
 from airflow_batch_llm.hooks.llm import llm_provider
 from airflow_batch_llm.hooks.object_storage import open_workspace
 from airflow_batch_llm.hooks.quiet import quiet_sdks
@@ -47,6 +47,7 @@ from airflow_batch_llm.triggers.llm_batch import LLMBatchTrigger, TaskKey, is_gi
 if TYPE_CHECKING:
     from airflow_batch_llm.stage.land.finishing import Finished
     from airflow_batch_llm.stage.parts import Parts
+    from airflow_batch_llm.stage.records.folder import RunFolder
     from airflow_batch_llm.stage.run import Pause, Run
 
 
@@ -151,11 +152,21 @@ class RunOperator(BaseOperator):
         raise NotImplementedError
 
     def execute(self, context: Context) -> Any:
-        """Go on from where the run folders say that the runs are."""
+        """Begin a try: go on from where the run folders say that the runs are."""
+        return self._go_on(context, begins=True)
+
+    def look(self, context: Context, event: Any = None) -> Any:  # noqa: ARG002 - it says only that one should look
+        """Go on after a deferral."""
+        return self._go_on(context, begins=False)
+
+    def _go_on(self, context: Context, *, begins: bool) -> Any:
         quiet_sdks()
         self._task_key = TaskKey.of(context["ti"])
-        with translated_errors():
+        with translated_errors(), self._noting_departure():
             self._handles = tuple(self.handles(context))
+            if begins:
+                for handle in self._handles:
+                    Departures(workspace=open_workspace(handle.workspace), run=handle.run).come_back()
             failed: list[BatchLLMError] = []
             states = [(handle, self._tried(context, handle, failed)) for handle in self._handles]
             for handle, state in states:
@@ -165,9 +176,16 @@ class RunOperator(BaseOperator):
                 raise failed[0]
             return self.returned(context, [state for _, state in states if isinstance(state, Ended)])
 
-    def look(self, context: Context, event: Any = None) -> Any:  # noqa: ARG002 - it says only that one should look
-        """Go on after a deferral."""
-        return self.execute(context)
+    @contextmanager
+    def _noting_departure(self) -> Iterator[None]:
+        """Note in the run folders that this try fails by itself, so that nobody cancels what it leaves running."""
+        try:
+            yield
+        except Exception:
+            with suppress(BatchLLMError):  # the task's own error says more
+                for handle in self._handles:
+                    Departures(workspace=open_workspace(handle.workspace), run=handle.run).leave()
+            raise
 
     def render_template(
         self, content: Any, context: Context, jinja_env: Any = None, seen_oids: set[int] | None = None
@@ -244,6 +262,12 @@ class RunOperator(BaseOperator):
         if not finished.report.passed and self.do_xcom_push:
             context["ti"].xcom_push(key="report", value=report)  # a task that fails returns nothing
         return Ended(finished=finished, report=report)
+
+    def waiter(self, context: Context) -> dict[str, Any] | None:
+        """Return the task that waits for the run, and its heirs. None: batches stay when the task is given up."""
+        if not self.cancel_on_kill:
+            return None
+        return {**asdict(TaskKey.of(context["ti"])), "heirs": list(self.heirs)}
 
     def inputs(self, handle: RunHandle, run: "Run") -> tuple[str, ...]:  # noqa: ARG002 - for those that have the source
         """URIs of what the run has read, as far as this task knows."""
@@ -337,6 +361,32 @@ class RunOperator(BaseOperator):
             provider.close()
         told = f"{counted(len(cancelled), 'batch')} {verb(len(cancelled), 'is', 'are')}"
         self.log.info("The task has been given up; %s cancelled.", told)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GivenUp:
+    """Asks Airflow whether a user has ended the task that waits for another run.
+
+    Nobody calls `on_kill` where the task is marked between its trigger's event and its worker's start.
+    """
+
+    workspace: Workspace
+    log: Any
+
+    def __call__(self, folder: "RunFolder", max_tries: int) -> bool:
+        handle = RunHandle.of_run(self.workspace, folder.run, max_tries)
+        if handle is None or handle.waiter is None:
+            return False
+        if Departures(workspace=self.workspace, run=folder.run).is_left():
+            return False
+        key = TaskKey(**{name: value for name, value in handle.waiter.items() if name != "heirs"})
+        try:
+            return is_given_up(key, handle.waiter["heirs"], or_gone=False)
+        except Exception as error:  # noqa: BLE001 - whatever Airflow answers; the run is left as it is
+            self.log.warning(
+                "Airflow does not say whether the run %s is given up (%s).", folder.run, type(error).__name__
+            )
+            return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,10 +1,12 @@
 """The memory that a worker's process keeps for Arrow."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
+from airflow_batch_llm.core.printing import counted, share, verb
 from airflow_batch_llm.core.settings import Pace, Stage
 from airflow_batch_llm.errors import BatchLLMError, InputError
 from airflow_batch_llm.stage.generation import Generation, Pause
@@ -15,7 +17,7 @@ from airflow_batch_llm.stage.plan.planning import Planner
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.stage.records.registers import Registers
-from airflow_batch_llm.stage.send.cancelling import cancelled_before
+from airflow_batch_llm.stage.send.cancelling import cancel_run, cancelled_before
 from airflow_batch_llm.stage.send.sweeping import sweep_loose
 from airflow_batch_llm.stage.tidying import tidy
 
@@ -49,6 +51,8 @@ class Run:
     max_tries: int = 0
     clears: int = 0
     pace: Pace = field(default_factory=Pace)
+    is_given_up: Callable[[RunFolder, int], bool] | None = None
+    """Tell whether the user has ended whatever waits for another run, planned at this `max_tries`. None: not known."""
     _resumed: set[str] = field(default_factory=set, init=False, repr=False, compare=False)  # generations
 
     def __post_init__(self) -> None:
@@ -121,7 +125,7 @@ class Run:
         """Land what other runs on the target have left at the provider, for their rows are held back from this one.
 
         If somebody goes on with such a run, no harm is done: what has ended is landed, once. One whose time has long
-        been over is brought to its end.
+        been over is brought to its end. The batches of one that a user has ended are cancelled.
         """
         for folder in Registers(workspace=self.parts.workspace).open_runs(target):
             data = folder.read_plan()
@@ -130,9 +134,24 @@ class Run:
                 continue
             other = replace(self._generation(folder, plan), max_tries=plan.max_tries)
             try:
+                if self.is_given_up is not None and self.is_given_up(folder, plan.max_tries):
+                    self._cancel_given_up(folder)
                 if self.parts.clock() >= other.deadline() + _ABANDONED_SECONDS:
                     other.advance()
                 elif not other.is_at_provider():
                     other.land()
             except BatchLLMError as error:
                 self.parts.warn(f"The run {folder.path} could not be brought to its end: {error.in_full}")
+
+    def _cancel_given_up(self, folder: RunFolder) -> None:
+        """Cancel what nobody could cancel when the task was ended: no worker and no trigger held the run then."""
+        cancelled = cancel_run(folder, self.parts.provider, self.parts.clock)
+        if not cancelled.now:
+            return
+        batches = counted(len(cancelled.now), "batch")
+        done = share(cancelled.answered, cancelled.requests, "request")
+        self.parts.warn(
+            f"The task of the run {folder.path} was ended while no process held it: {batches}"
+            f" {verb(len(cancelled.now), 'is', 'are')} cancelled now. {done} had been processed, as far as the provider"
+            " says. What was answered lands with the next run."
+        )

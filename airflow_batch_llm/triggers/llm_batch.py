@@ -41,21 +41,25 @@ class TaskKey:
         )
 
 
-def is_given_up(key: TaskKey, heirs: Sequence[str] = ()) -> bool:
+def is_given_up(key: TaskKey, heirs: Sequence[str] = (), *, or_gone: bool = True) -> bool:
     """Ask Airflow whether neither the task nor one of its heirs, of the same Dag run, goes on.
 
-    It blocks, and raises where Airflow does not answer.
+    It blocks, and raises where Airflow does not answer. Without `or_gone`, a task that Airflow does not know counts as
+    one that goes on: it may belong to another Airflow with the same workspace.
     """
-    return all(_is_over(one) for one in (key, *(replace(key, task_id=heir, map_index=-1) for heir in heirs)))
+    keys = (key, *(replace(key, task_id=heir, map_index=-1) for heir in heirs))
+    return all(_is_over(one, or_gone=or_gone) for one in keys)
 
 
-def _is_over(key: TaskKey) -> bool:
+def _is_over(key: TaskKey, *, or_gone: bool) -> bool:
     states = RuntimeTaskInstance.get_task_states(
         dag_id=key.dag_id, task_ids=[key.task_id], run_ids=[key.run_id], map_index=key.map_index
     )
     found = list(states.get(key.run_id, {}).values())
-    # A mapped task's state stands under `<task_id>_<map_index>`, so the name does not help. None at all: it is gone.
-    return not found or (len(found) == 1 and found[0] in _GIVEN_UP)
+    if not found:
+        return or_gone
+    # A mapped task's state stands under `<task_id>_<map_index>`, so the name does not help.
+    return len(found) == 1 and found[0] in _GIVEN_UP
 
 
 class LLMBatchTrigger(BaseTrigger):

@@ -122,6 +122,7 @@ def test_each_task_leaves_its_batches_to_those_after_it() -> None:
         group()
 
     drive, finish = "labels.drive", "labels.finish"
+    assert dag.get_task("labels.plan").heirs == [drive, finish]
     assert dag.get_task("labels.submit").partial_kwargs["heirs"] == [drive, finish]
     assert dag.get_task("labels.collect").partial_kwargs["heirs"] == [finish]
     assert dag.get_task(drive).heirs == [finish]
