@@ -4,6 +4,7 @@ import typer
 
 import airflow_batch_llm
 from airflow_batch_llm.commands.cancel import cancel
+from airflow_batch_llm.commands.erase import erase
 from airflow_batch_llm.commands.inspect import inspect
 from airflow_batch_llm.commands.land import land
 from airflow_batch_llm.commands.run import run
@@ -20,6 +21,7 @@ app.command()(run)
 app.command()(inspect)
 app.command()(land)
 app.command()(cancel)
+app.command()(erase)
 app.command()(simulate)
 app.command()(demo)
 

@@ -4,8 +4,9 @@ Reports of shards and rounds add up to the run's. Every planned row is counted o
 round that asks again names the outcomes it replaces.
 """
 
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -21,6 +22,7 @@ K = TypeVar("K")
 
 #: The keys and the error codes that a verdict shows at the most.
 _SAMPLES, _CODES = 5, 3
+_EXAMPLES = "; for example the keys "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,7 +199,7 @@ def gate(
     if codes and others:
         bad += f" ({', '.join(f'{code} {count:,}' for code, count in codes)})"
     if samples and others:
-        bad += f"; for example the keys {', '.join(samples[:_SAMPLES])}"
+        bad += f"{_EXAMPLES}{', '.join(samples[:_SAMPLES])}"
     if report.why.get(Reason.UNSENDABLE) == rows:
         return Verdict(passed=False, reason=f"None of {counted(rows, 'row')} could be sent{bad}.")
     if not good:
@@ -206,6 +208,14 @@ def gate(
         below = f"below min_success_ratio={min_success_ratio:g}"
         return Verdict(passed=False, reason=f"{succeeded}, {below}{bad}.")
     return Verdict(passed=True, reason=f"{succeeded}{bad}.")
+
+
+def without_keys(reason: str, samples: Iterable[str], instead: str) -> str:
+    """Return a verdict's reason with another word in the place of these keys."""
+    judged, marker, examples = reason.partition(_EXAMPLES)
+    for sample in sorted(samples, key=len, reverse=True):
+        examples = re.sub(rf"(^|, ){re.escape(sample)}(?=, |\.)", lambda found: found[1] + instead, examples)
+    return f"{judged}{marker}{examples}"
 
 
 def to_xcom(report: Report, about: Provenance) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Absent means surely absent. A storage that cannot tell raises `StoreUnreadable`;
 raises `StoreUnavailable`. Nothing is ever answered from a listing that was cached.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -40,6 +40,12 @@ class Storage(Protocol):
 
     def names(self, folder: str) -> list[str]:
         """List the names of files and folders directly in a folder, as they are now."""
+
+    def folders(self, folder: str) -> list[str]:
+        """List the names of folders directly in a folder, as they are now."""
+
+    def leftovers(self, before: float) -> Iterator[str]:
+        """Find what killed writers left beside the files that they wrote, unless it is younger than this time."""
 
 
 def brief(error: BaseException) -> str:

@@ -113,6 +113,16 @@ class LocalDisk:
             raise self._unreadable(folder, error) from error
         return sorted(name for name in found if not name.startswith(_TEMPORARY))
 
+    def folders(self, folder: str) -> list[str]:
+        return [name for name in self.names(folder) if (self._root / folder / name).is_dir()]
+
+    def leftovers(self, before: float) -> Iterator[str]:
+        self._check_root()
+        for found in self._root.rglob(f"{_TEMPORARY}*"):
+            with suppress(FileNotFoundError):  # its writer has brought it to its name
+                if found.stat().st_mtime < before:
+                    yield str(found.relative_to(self._root))
+
     def _open(self, path: str) -> BinaryIO | None:
         try:
             return (self._root / path).open("rb")

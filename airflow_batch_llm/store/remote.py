@@ -6,7 +6,7 @@ record is read back, and whose bytes it holds decides. Listings are never truste
 """
 
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -181,10 +181,19 @@ class ObjectStorage:
         keys = self._list(partial(self._fs.ls, detail=False), prefix)
         return sorted({key.rstrip("/").removeprefix(prefix) for key in keys if key.startswith(prefix)} - {""})
 
+    def folders(self, folder: str) -> list[str]:
+        prefix = f"{self._key(folder)}/" if folder else f"{self._root}/"
+        found = self._list(partial(self._fs.ls, detail=True), prefix)
+        keys = [entry["name"].rstrip("/") for entry in found if entry["type"] == "directory"]
+        return sorted({key.removeprefix(prefix) for key in keys if key.startswith(prefix)} - {""})
+
+    def leftovers(self, before: float) -> Iterator[str]:  # noqa: ARG002 - an object is there as a whole or not at all
+        return iter(())
+
     def _key(self, path: str) -> str:
         return f"{self._root}/{path}"
 
-    def _list(self, listing: Callable[[str], list[str]], prefix: str) -> list[str]:
+    def _list(self, listing: Callable[[str], list[Any]], prefix: str) -> list[Any]:
         try:
             self._fs.invalidate_cache()
             return listing(prefix)

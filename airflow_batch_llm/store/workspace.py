@@ -137,6 +137,21 @@ class Workspace:
         """Delete all that lies below a folder, if anything does."""
         self._storage.delete_folder(_checked(path))
 
+    def folders(self, folder: str = "") -> list[str]:
+        """List the folders directly in a folder now."""
+        return self._storage.folders(_checked(folder) if folder else "")
+
+    def leftovers(self, before: float) -> list[str]:
+        """List what killed writers left, unless it is younger than this time: seconds since the epoch."""
+        return sorted(self._storage.leftovers(before))
+
+    def delete_leftovers(self, before: float) -> int:
+        """Delete what `leftovers` lists. Returns their number."""
+        found = self.leftovers(before)
+        for path in found:
+            self._storage.delete(path)
+        return len(found)
+
     def names(self, folder: str = "") -> list[str]:
         """List what lies directly in a folder now. Records are never found this way, only by number."""
         return self._storage.names(_checked(folder) if folder else "")

@@ -106,6 +106,18 @@ class StoreContract:
 
     # Numbered records
 
+    def test_folders_are_listed_without_the_files_beside_them(
+        self, workspace: Workspace, other: Workspace
+    ) -> None:
+        workspace.create("dag/task/run/g1/plan.json", content(1, 1))
+        workspace.create("dag/notes", content(1, 2))
+
+        assert (other.folders("dag"), other.folders("dag/task"), other.folders("none")) == (
+            ["task"],
+            ["run"],
+            [],
+        )
+
     def test_records_are_numbered_from_one(self, workspace: Workspace) -> None:
         assert [workspace.append("journal", content(1, n)) for n in range(3)] == [1, 2, 3]
         assert list(workspace.records("journal")) == [(n + 1, content(1, n)) for n in range(3)]

@@ -44,6 +44,7 @@ class AnthropicProvider:
         max_request_bytes=32_000_000,
         window_seconds=86_400,
         recognisable=False,
+        kept_seconds=29 * 86_400,
     )
 
     def __init__(self, access: Access) -> None:

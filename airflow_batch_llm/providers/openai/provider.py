@@ -46,6 +46,7 @@ class OpenAIProvider:
         max_bytes=100_000_000,
         max_request_bytes=32_000_000,
         window_seconds=_DAY,
+        kept_seconds=30 * _DAY,
     )
 
     def __init__(self, access: Access) -> None:

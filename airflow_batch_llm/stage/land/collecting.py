@@ -28,9 +28,9 @@ from airflow_batch_llm.stage.land.landing import (
 )
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.records.payloads import fetch_keys, fetch_unsendable
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.records.standings import Landed
-from airflow_batch_llm.stage.send.submitting import fetch
 from airflow_batch_llm.warehouses.base import Part
 
 
@@ -187,9 +187,7 @@ class Collector:
     def stage_unsendable(self) -> None:
         """Stage the rows that could not be sent as failures. They are a part of their own, numbered 0."""
         keys = self.scratch / f"{self.plan.nonce}-0000.keys.parquet"
-        fetch(
-            keys, self.plan.unsendable_sha256, lambda local: self.folder.get_keys(self.plan.nonce, 0, local)
-        )
+        fetch_unsendable(self.folder, self.plan, keys)
         stamp = self._stamp(0, Standing())
         with (
             parquet_reader(keys) as rows,
@@ -261,9 +259,7 @@ class Collector:
 
     def _keys(self, shard: PlannedShard) -> Path:
         path = self.scratch / f"{self.plan.nonce}-{shard.number:04d}.keys.parquet"
-        fetch(
-            path, shard.keys_sha256, lambda local: self.folder.get_keys(self.plan.nonce, shard.number, local)
-        )
+        fetch_keys(self.folder, self.plan, shard, path)
         return path
 
     def _put_landed(self, shard: PlannedShard, report: Report, tally: Tally, batches: Sequence[str]) -> None:

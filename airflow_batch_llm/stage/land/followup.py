@@ -22,9 +22,9 @@ from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.shard_files import ShardWriter
 from airflow_batch_llm.stage.plan.spool import ATTEMPTS, REQUEST
 from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.records.payloads import fetch_keys, fetch_requests
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard, new_run_token
 from airflow_batch_llm.stage.records.standings import Landed
-from airflow_batch_llm.stage.send.submitting import fetch
 from airflow_batch_llm.warehouses.arrow import octets
 
 #: A truncated answer is asked for again with this many times the tokens.
@@ -108,11 +108,7 @@ class FollowUp:
 
     def _requests(self, last: Plan, shard: PlannedShard) -> Path:
         path = self.scratch / f"{last.nonce}-{shard.number:04d}.again.jsonl"
-        fetch(
-            path,
-            shard.requests_sha256,
-            lambda local: self.folder.get_requests(last.nonce, shard.number, local),
-        )
+        fetch_requests(self.folder, last, shard, path)
         return path
 
     def _rows(self, last: Plan, chosen: "list[_Chosen]") -> Iterator[pa.RecordBatch]:
@@ -128,9 +124,7 @@ class FollowUp:
     def _keys(self, last: Plan, shard: PlannedShard) -> Path:
         path = self.scratch / f"{last.nonce}-{shard.number:04d}.keys.parquet"
         if not path.exists():
-            fetch(
-                path, shard.keys_sha256, lambda local: self.folder.get_keys(last.nonce, shard.number, local)
-            )
+            fetch_keys(self.folder, last, shard, path)
         return path
 
 

@@ -26,7 +26,7 @@ from airflow_batch_llm.warehouses.base import Target
 
 _ROWS_AT_ONCE = 16_384
 #: So many keys of rows without an answer are told, and so much of each.
-SAMPLES, _SAMPLE_CHARS = 3, 40
+SAMPLES, SAMPLE_CHARS = 3, 40
 
 #: What a row that was never sent has nothing to say about.
 _NOT_SENT = (
@@ -208,7 +208,7 @@ def _count_code(outcome: Outcome, failure: Failure, tally: Tally, *, again: bool
 
 def sample_keys(keys: pa.RecordBatch) -> list[str]:
     """The keys for people, each cut off."""
-    return ["/".join(str(value)[:_SAMPLE_CHARS] for value in row.values()) for row in keys.to_pylist()]
+    return ["/".join(str(value)[:SAMPLE_CHARS] for value in row.values()) for row in keys.to_pylist()]
 
 
 def unsendable_failures(rows: pa.RecordBatchReader, target: Target, stamp: Stamp) -> pa.RecordBatchReader:

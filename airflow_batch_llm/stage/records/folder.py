@@ -2,7 +2,7 @@
 
 <run>/g1/plan.json  plans/<nonce>/0007.requests.jsonl  plans/<nonce>/0007.keys.parquet  rounds/2.json
          journal/0007/0001.json …  results/<batch>.jsonl  landed/0007.json  strays/<batch>.json  deadline/0001.json
-         cancelled/0001.json  report.json
+         cancelled/0001.json  report.json  erased/<nonce>-0007/0001.json …
 """
 
 import hashlib
@@ -90,6 +90,31 @@ class RunFolder:
     def get_keys(self, nonce: str, number: int, local: Path) -> bool:
         return self.workspace.get(self._at("plans", nonce, f"{number:04d}.keys.parquet"), local)
 
+    def put_requests(self, nonce: str, number: int, requests: Path) -> None:
+        self.workspace.put(self._requests(nonce, number), requests)
+
+    def add_erased_hash(self, nonce: str, number: int, sha256: str) -> None:
+        """Record the hash of a file of this shard that is about to replace the planned one."""
+        if sha256 not in self.erased_hashes(nonce, number):
+            record = orjson.dumps({"sha256": sha256, "nonce": secrets.token_hex(6)})
+            self.workspace.append(self._erased(nonce, number), record)
+
+    def erased_hashes(self, nonce: str, number: int) -> set[str]:
+        """Return the hashes that files of this shard may have since rows were erased. Empty: none were."""
+        records = self.workspace.records(self._erased(nonce, number))
+        return {str(orjson.loads(data)["sha256"]) for _, data in records}
+
+    def _erased(self, nonce: str, number: int) -> str:
+        return self._at("erased", f"{nonce}-{number:04d}")
+
+    def planner_nonces(self) -> list[str]:
+        """List the planning attempts that have left files, whether or not their plan counts."""
+        return self.workspace.names(self._at("plans"))
+
+    def delete_planned_by(self, nonce: str) -> None:
+        """Delete the files of a planning attempt whose plan does not count."""
+        self.workspace.delete_folder(self._at("plans", nonce))
+
     def _requests(self, nonce: str, number: int) -> str:
         return self._at("plans", nonce, f"{number:04d}.requests.jsonl")
 
@@ -102,6 +127,10 @@ class RunFolder:
         """Create the record at this place. False: another record is there."""
         return self.workspace.append(self._journal(number), entry.to_json(), after=at - 1) is not None
 
+    def replace_journal(self, number: int, at: int, entry: Entry, aside: Path) -> None:
+        """Put a record in the place of one that means the same and says less."""
+        self.workspace.write(f"{self._journal(number)}/{at:04d}.json", [entry.to_json()], aside)
+
     def _journal(self, number: int) -> str:
         return self._at("journal", f"{number:04d}")
 
@@ -112,6 +141,17 @@ class RunFolder:
 
     def results(self, batch_id: str) -> Iterator[bytes] | None:
         return self.workspace.blocks(self._results(batch_id))
+
+    def results_files(self) -> list[str]:
+        """List the files of kept results by name."""
+        return self.workspace.names(self._at("results"))
+
+    def results_in(self, name: str) -> Iterator[bytes] | None:
+        """Give the content of a file of kept results, block by block."""
+        return self.workspace.blocks(self._at("results", name))
+
+    def replace_results(self, name: str, local: Path) -> None:
+        self.workspace.put(self._at("results", name), local)
 
     def _results(self, batch_id: str) -> str:
         return self._at("results", f"{safe_name(batch_id)}.jsonl")
@@ -164,6 +204,10 @@ class RunFolder:
 
     def create_report(self, data: bytes) -> bool:
         return self.workspace.create(self._at("report.json"), data)
+
+    def replace_report(self, data: bytes, aside: Path) -> None:
+        """Put a report in the place of one that means the same and shows more."""
+        self.workspace.write(self._at("report.json"), [data], aside)
 
     def read_report(self) -> bytes | None:
         return self.workspace.read(self._at("report.json"))

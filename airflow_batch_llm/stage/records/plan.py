@@ -78,7 +78,11 @@ class Plan:
     estimate: Mapping[str, Any] | None = None
 
     def token(self, shard: PlannedShard) -> str:
-        return shard_token(self.run_token, shard.number)
+        return self.shard_token(shard.number)
+
+    def shard_token(self, number: int) -> str:
+        """Return what the custom_ids of a shard begin with."""
+        return shard_token(self.run_token, number)
 
     @property
     def rows(self) -> int:

@@ -3,9 +3,7 @@
 An error here never decides anything: it becomes an answer (`NotCreated`, `Unknown`) and the machine decides.
 """
 
-import hashlib
 import secrets
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,9 +25,10 @@ from airflow_batch_llm.core.submission import (
     advance,
     begin,
 )
-from airflow_batch_llm.errors import Later, Refused, StoreError, Unavailable, UnknownFate
+from airflow_batch_llm.errors import Later, Refused, Unavailable, UnknownFate
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.records.payloads import fetch_requests
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.records.registers import Registers
 
@@ -125,11 +124,7 @@ class Submitter:
         """The shard's lines on this machine, checked to be the planned ones."""
         path = self.scratch / f"{self.plan.nonce}-{shard.number:04d}.requests.jsonl"
         if not path.exists():
-            fetch(
-                path,
-                shard.requests_sha256,
-                lambda local: self.folder.get_requests(self.plan.nonce, shard.number, local),
-            )
+            fetch_requests(self.folder, self.plan, shard, path)
         return ShardFile(
             path=path,
             token=self.plan.token(shard),
@@ -137,20 +132,3 @@ class Submitter:
             requests=shard.requests,
             bytes=shard.bytes,
         )
-
-
-def fetch(path: Path, sha256: str, get: Callable[[Path], bool]) -> None:
-    """Bring a file of the run folder here, and refuse one that is not the planned one."""
-    arriving = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-    if not get(arriving):
-        raise StoreError(
-            f"{path.name} is gone from the run folder. Clear the task to plan anew; nothing was sent for it twice."
-        )
-    with arriving.open("rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest()
-    if actual != sha256:
-        arriving.unlink()
-        raise StoreError(
-            f"{path.name} in the run folder is not the file that was planned. Restore it, or clear the task."
-        )
-    arriving.replace(path)

@@ -1,0 +1,1 @@
+"""Erase: take one person's rows out of the run folders of a workspace."""

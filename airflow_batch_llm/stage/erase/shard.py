@@ -1,0 +1,159 @@
+"""Find the person's rows in one shard, and write its two files without them.
+
+The planned hashes of the files no longer fit then. The new hashes are recorded before the files are replaced, so that
+a reader accepts the old file and the new one, and no other. The keys file is replaced last: while it has the rows, a
+repeated erasure finds them again.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from airflow_batch_llm.core.request import LineTemplate, custom_id
+from airflow_batch_llm.errors import InputError, StoreError
+from airflow_batch_llm.providers.lines import joined_lines, split_lines
+from airflow_batch_llm.stage.erase.person import ERASED, Person
+from airflow_batch_llm.stage.land.landing import sample_keys
+from airflow_batch_llm.stage.plan.carried import restored
+from airflow_batch_llm.stage.plan.spool import REQUEST, SHARED
+from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.records.plan import Plan
+
+_ROWS_AT_ONCE = 16_384
+
+
+@dataclass(slots=True, kw_only=True)
+class Found:
+    """The person's rows in one shard."""
+
+    number: int
+    """The shard's number. 0: the rows of the round that could not be sent."""
+    rows: int = 0
+    requests: dict[int, int] = field(default_factory=dict)
+    """The person's rows by request, for requests that no other row uses. Default: none."""
+    samples: set[str] = field(default_factory=set)
+    """The keys of the rows, as reports show them. Default: none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardFiles:
+    """The files of one shard of a plan. Number 0 has keys only."""
+
+    folder: RunFolder
+    plan: Plan
+    number: int
+    scratch: Path
+
+    def find(self, person: Person, columns: tuple[str, ...]) -> Found | None:
+        """Look for the person's rows. Returns None if the files are gone."""
+        path = self._path("keys.parquet")
+        if not self.folder.get_keys(self.plan.nonce, self.number, path):
+            return None
+        found = Found(number=self.number)
+        others: set[int] = set()
+        for batch in self._batches(path):
+            mask = person.rows(self._readable(batch), columns)
+            theirs = batch.filter(pa.array(mask, pa.bool_()))
+            found.rows += theirs.num_rows
+            found.samples |= set(sample_keys(restored(theirs, self.plan.target.key)))
+            if self.number:
+                for request in theirs.column(REQUEST).to_pylist():
+                    found.requests[request] = found.requests.get(request, 0) + 1
+                requests = batch.column(REQUEST).to_pylist()
+                others.update(
+                    request for request, is_theirs in zip(requests, mask, strict=True) if not is_theirs
+                )
+        path.unlink()
+        found.requests = {request: rows for request, rows in found.requests.items() if request not in others}
+        return found
+
+    def rewrite_requests(self, found: Found, template: LineTemplate | None) -> None:
+        """Replace the prompts that are the person's alone."""
+        path = self._path("requests.jsonl")
+        if not found.requests or not self.folder.get_requests(self.plan.nonce, self.number, path):
+            return
+        token = self.plan.shard_token(self.number)
+        made = self._path("requests.new")
+        with path.open("rb") as old, made.open("wb") as new:
+            lines = enumerate(split_lines(old))
+            new.writelines(
+                joined_lines(
+                    _tombstone(template, line, custom_id(token, ordinal))
+                    if ordinal in found.requests
+                    else line
+                    for ordinal, line in lines
+                )
+            )
+        path.unlink()
+        self._publish(made, self.folder.put_requests)
+
+    def rewrite_keys(self, person: Person, columns: tuple[str, ...]) -> None:
+        """Take the person's rows out of the keys file."""
+        path, made = self._path("keys.parquet"), self._path("keys.new")
+        if not self.folder.get_keys(self.plan.nonce, self.number, path):
+            raise StoreError(f"A keys file of {self.folder.path} went away meanwhile. Repeat the command.")
+        schema = pq.read_schema(path)
+        orphaned: set[int] = set()
+        with pq.ParquetWriter(made, schema, compression="lz4", use_dictionary=False) as writer:
+            for batch in self._batches(path):
+                mask = pa.array(person.rows(self._readable(batch), columns), pa.bool_())
+                kept = batch.filter(pc.invert(mask))
+                if self.number:
+                    kept = _paid_by_the_next(batch.filter(mask), kept, orphaned)
+                writer.write_batch(kept)
+        path.unlink()
+        self._publish(made, self.folder.put_keys)
+
+    def _publish(self, made: Path, put: Callable[[str, int, Path], None]) -> None:
+        with made.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        self.folder.add_erased_hash(self.plan.nonce, self.number, sha256)
+        put(self.plan.nonce, self.number, made)
+        made.unlink()
+
+    def _readable(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        target = self.plan.target
+        names = [field.name for field in (*target.key, *target.carried)]
+        known = [name for name in names if name in batch.schema.names]
+        return restored(batch, pa.schema([target.answer_columns.field(name) for name in known]))
+
+    def _path(self, kind: str) -> Path:
+        return self.scratch / f"{self.plan.nonce}-{self.number:04d}.{kind}"
+
+    @staticmethod
+    def _batches(path: Path) -> Iterator[pa.RecordBatch]:
+        with pq.ParquetFile(path) as file:
+            yield from file.iter_batches(_ROWS_AT_ONCE, use_threads=False)
+
+
+def _tombstone(template: LineTemplate | None, line: bytes, identity: str) -> bytes:
+    """Return a line for the same request without its prompt.
+
+    With a template the line can still be sent. Without one it is never sent again.
+    """
+    if template is None:
+        return orjson.dumps({"custom_id": identity, "prompt": ERASED})
+    if template.line(identity, template.prompt(line, identity)) != line:
+        raise InputError(
+            f"Request {identity} was written by another release, so its prompt cannot be replaced in a run that is"
+            " not finished. Finish the run, then repeat the command."
+        )
+    return template.line(identity, orjson.dumps(ERASED))
+
+
+def _paid_by_the_next(gone: pa.RecordBatch, kept: pa.RecordBatch, orphaned: set[int]) -> pa.RecordBatch:
+    """Let the next row of a request bear its cost where the row that bore it is gone."""
+    orphaned |= set(gone.filter(pc.invert(gone.column(SHARED))).column(REQUEST).to_pylist())
+    requests, shared = kept.column(REQUEST).to_pylist(), kept.column(SHARED).to_pylist()
+    for place, request in enumerate(requests):
+        if request in orphaned:
+            shared[place] = False
+            orphaned.discard(request)
+    at = kept.schema.get_field_index(SHARED)
+    return kept.set_column(at, kept.schema.field(at), pa.array(shared, pa.bool_()))
