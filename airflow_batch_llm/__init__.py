@@ -12,10 +12,9 @@ if TYPE_CHECKING:
     from airflow_batch_llm.core.settings import Guards, Only, Pace, Request, Shape, Source, Stage
     from airflow_batch_llm.providers import connect
     from airflow_batch_llm.providers.base import Access
-    from airflow_batch_llm.stage.drive import complete
+    from airflow_batch_llm.stage.drive import Progress, complete
     from airflow_batch_llm.stage.land.finishing import Finished
     from airflow_batch_llm.stage.parts import Parts
-    from airflow_batch_llm.stage.progress import Progress
     from airflow_batch_llm.stage.run import Run
     from airflow_batch_llm.store import Workspace
 
@@ -50,7 +49,7 @@ _HOMES = {
     "Only": "core.settings",
     "Pace": "core.settings",
     "Parts": "stage.parts",
-    "Progress": "stage.progress",
+    "Progress": "stage.drive",
     "Report": "core.report",
     "Request": "core.settings",
     "Run": "stage.run",

@@ -33,9 +33,9 @@ from airflow_batch_llm.providers import PROVIDERS as REGISTERED
 from airflow_batch_llm.providers import connect
 from airflow_batch_llm.providers.base import Access, Provider
 from airflow_batch_llm.simulator.anthropic.rows import NEWEST_VERSION, AnthropicRows
+from airflow_batch_llm.simulator.database import Outcome as Skipped
 from airflow_batch_llm.simulator.knobs import Knobs
 from airflow_batch_llm.simulator.openai.rows import OpenAIRows
-from airflow_batch_llm.simulator.record import Outcome as Skipped
 from airflow_batch_llm.simulator.request import Answer, RowError, Stop
 from airflow_batch_llm.simulator.vendor import Rows
 from airflow_batch_llm.simulator.vertex.rows import VertexRows

@@ -9,9 +9,8 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from airflow_batch_llm.commands.exit_code import ends_with_a_code
+from airflow_batch_llm.commands.exit_code import ends_with_a_code, say
 from airflow_batch_llm.commands.opening import open_provider
-from airflow_batch_llm.commands.printing import say
 from airflow_batch_llm.commands.spec import ProviderSection, read_provider
 from airflow_batch_llm.core.printing import counted, share, verb
 from airflow_batch_llm.core.spec import Spec
@@ -20,7 +19,7 @@ from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.stage.inspection import Inspected, inspect, open_run_folder
 from airflow_batch_llm.stage.records.folder import RunFolder, generations
 from airflow_batch_llm.stage.records.plan import Plan
-from airflow_batch_llm.stage.send.cancelling import Cancelled, cancel_run
+from airflow_batch_llm.stage.send.sweeping import Cancelled, cancel_run
 
 
 def cancel(

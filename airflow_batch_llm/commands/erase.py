@@ -8,13 +8,12 @@ from typing import Annotated
 import orjson
 import typer
 
-from airflow_batch_llm.commands.exit_code import ExitCode, ends_with_a_code
-from airflow_batch_llm.commands.printing import say
+from airflow_batch_llm.commands.exit_code import ExitCode, ends_with_a_code, say
 from airflow_batch_llm.core.printing import counted
 from airflow_batch_llm.stage.erase.erasing import ErasedRun, Erasure, HeldBatch, Options
 from airflow_batch_llm.stage.erase.person import Person
 from airflow_batch_llm.stage.inspection import moment
-from airflow_batch_llm.stage.spools import private_spool, sweep_spools
+from airflow_batch_llm.stage.tidying import private_spool, sweep_spools
 from airflow_batch_llm.store import Workspace
 
 

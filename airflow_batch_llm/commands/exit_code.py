@@ -7,9 +7,15 @@ from enum import IntEnum
 
 import typer
 
-from airflow_batch_llm.commands.printing import say
+from airflow_batch_llm.core.printing import printable
 from airflow_batch_llm.errors import BatchLLMError, DeadlinePassed, QualityGateFailed
 from airflow_batch_llm.stage.quiet import quiet_process
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print a text with its control and format characters escaped. Line ends stay."""
+    typer.echo(printable(text), err=err)
+
 
 #: The switch of Airflow's configuration, which a shell can set, too.
 _SDK_LOGS = "AIRFLOW__BATCH_LLM__SDK_LOGS"

@@ -6,8 +6,7 @@ from typing import Annotated
 import orjson
 import typer
 
-from airflow_batch_llm.commands.exit_code import ends_with_a_code
-from airflow_batch_llm.commands.printing import say
+from airflow_batch_llm.commands.exit_code import ends_with_a_code, say
 from airflow_batch_llm.core.printing import counted
 from airflow_batch_llm.stage.inspection import (
     Inspected,

@@ -6,20 +6,19 @@ from typing import Annotated
 
 import typer
 
-from airflow_batch_llm.commands.exit_code import ends_with_a_code
+from airflow_batch_llm.commands.exit_code import ends_with_a_code, say
 from airflow_batch_llm.commands.opening import Opening
-from airflow_batch_llm.commands.printing import say
 from airflow_batch_llm.commands.spec import read_spec
 from airflow_batch_llm.core.printing import counted
 from airflow_batch_llm.errors import BatchLLMError, InputError
 from airflow_batch_llm.providers import connect
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.stage.inspection import open_run_folder
-from airflow_batch_llm.stage.land.relanding import land_again
+from airflow_batch_llm.stage.land.finishing import land_again
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder, generations
 from airflow_batch_llm.stage.records.plan import Plan
-from airflow_batch_llm.stage.spools import private_spool
+from airflow_batch_llm.stage.tidying import private_spool
 
 
 def land(

@@ -11,21 +11,19 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from airflow_batch_llm.commands.exit_code import ends_with_a_code
+from airflow_batch_llm.commands.exit_code import ends_with_a_code, say
 from airflow_batch_llm.commands.opening import Opening
-from airflow_batch_llm.commands.printing import say
 from airflow_batch_llm.commands.spec import read_spec
 from airflow_batch_llm.core.printing import counted
 from airflow_batch_llm.core.report import to_xcom
 from airflow_batch_llm.errors import BatchLLMError
-from airflow_batch_llm.stage.drive import complete
+from airflow_batch_llm.stage.drive import Progress, complete
 from airflow_batch_llm.stage.land.finishing import Finished
 from airflow_batch_llm.stage.parts import Parts
-from airflow_batch_llm.stage.progress import Progress
 from airflow_batch_llm.stage.records.folder import RunFolder, generations, run_path
 from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.stage.run import Run
-from airflow_batch_llm.stage.spools import private_spool
+from airflow_batch_llm.stage.tidying import private_spool
 
 #: Where runs of this command lie in a workspace: apart from the Dags, and from the registers.
 _RUNS = "runs"

@@ -19,7 +19,7 @@ from airflow_batch_llm.demo.processes import interrupted_by_sigterm
 from airflow_batch_llm.demo.show import follow, show_report, show_rows
 from airflow_batch_llm.simulator.handle import Simulator
 
-RESPONDER = "airflow_batch_llm.demo.answers:respond"
+RESPONDER = "airflow_batch_llm.demo.tickets:respond"
 _DAG, _TASK = "nightly_labels", "label_tickets"
 _BATCH_SECONDS = 8.0
 _CHANGED = 3

@@ -1,8 +1,11 @@
 """What operators and sensors do with their arguments while a Dag is read: it costs nothing, and refuses with advice."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
+from importlib.metadata import entry_points
+from types import MappingProxyType
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from airflow.providers.common.compat.sdk import conf
 
@@ -54,3 +57,117 @@ def settling_seconds() -> float:
     """
     heartbeat: float = conf.getfloat("workers", "min_heartbeat_interval", fallback=5.0)
     return 1.2 * heartbeat
+
+
+ENTRY_POINT_GROUP = "airflow_batch_llm.hook_params"
+
+_BIGQUERY = frozenset(
+    {
+        "api_resource_configs", "dataset", "impersonation_chain", "impersonation_scopes", "labels", "location", "priority",
+        "project",
+    }
+)  # fmt: skip
+
+#: Connection type -> names. Other databases take those of `_ANY_DATABASE`.
+DATABASES: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        "duckdb": frozenset(
+            {
+                "lock_wait_seconds", "max_temp_directory_size", "memory_limit", "preserve_insertion_order", "staging",
+                "temp_directory", "threads",
+            }
+        ),
+        "gcpbigquery": _BIGQUERY,
+        "google_cloud_platform": _BIGQUERY,
+        "postgres": frozenset({"database", "enable_log_db_messages", "options"}),
+        "snowflake": frozenset(
+            {"account", "authenticator", "database", "region", "role", "schema", "session_parameters", "warehouse"}
+        ),
+        "sqlite": frozenset({"lock_wait_seconds", "staging"}),
+    }
+)  # fmt: skip
+_ANY_DATABASE = frozenset(
+    {"catalog", "database", "http_path", "location", "log_sql", "role", "schema", "warehouse"}
+)
+
+FILES = frozenset({"column_types", "delimiter", "format"})
+
+#: Provider -> names. Other providers take those of `_ANY_PROVIDER`.
+PROVIDERS: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        "anthropic": frozenset({"base_url", "max_retries", "timeout"}),
+        "openai": frozenset(
+            {
+                "base_url", "input_expires_after", "max_retries", "organization", "output_expires_after", "project",
+                "timeout",
+            }
+        ),
+        "vertex": frozenset({"base_url", "impersonation_chain", "location", "project", "staging"}),
+    }
+)  # fmt: skip
+_ANY_PROVIDER = frozenset({"base_url", "location", "max_retries", "project", "timeout"})
+
+
+def check_params(**arguments: Mapping[str, Any] | None) -> None:
+    """While a Dag is read: refuse names that no connection type takes. The type itself is not known yet."""
+    for argument, given in arguments.items():
+        lists = PROVIDERS if argument.startswith("llm") else DATABASES
+        rest = _ANY_PROVIDER if argument.startswith("llm") else _ANY_DATABASE | FILES
+        _check(argument, given, rest.union(*lists.values()), kind=None)
+
+
+def check_database_params(conn_type: str, given: Mapping[str, Any] | None) -> None:
+    """Refuse names that this type of connection does not take."""
+    _check("hook_params", given, DATABASES.get(conn_type, _ANY_DATABASE), kind=conn_type)
+
+
+def check_provider_params(provider: str, given: Mapping[str, Any] | None) -> None:
+    """Refuse names that this provider does not take."""
+    _check("llm_hook_params", given, PROVIDERS.get(provider, _ANY_PROVIDER), kind=provider)
+
+
+def _check(argument: str, given: Mapping[str, Any] | None, allowed: frozenset[str], kind: str | None) -> None:
+    if not given:
+        return
+    unknown = [str(name) for name in given if name not in allowed]
+    if unknown:
+        allowed = allowed | _added(kind)
+        unknown = [name for name in unknown if name not in allowed]
+    if unknown:
+        raise InputError(
+            f"{argument} has {', '.join(map(repr, sorted(unknown)))}{f' for {kind}' if kind else ''}. It may have"
+            f" {', '.join(sorted(allowed))}. Others could read it in XCom and in the run folder. Put it into the"
+            " connection. If it holds no secret, add its name to [batch_llm] hook_params."
+        )
+    for name, value in given.items():
+        if any(_holds_password(text) for text in _texts(value)):
+            raise InputError(
+                f"{argument}[{name!r}] is a URL with a user or a password, which others could read in XCom and in the run"
+                " folder. Put it into the connection."
+            )
+
+
+def _added(kind: str | None) -> frozenset[str]:
+    """The names that the configuration and installed packages add."""
+    written = conf.get("batch_llm", "hook_params", fallback=None) or ""
+    names = {name.strip() for name in written.split(",")} - {""}
+    for entry_point in entry_points(group=ENTRY_POINT_GROUP):
+        if kind in (None, entry_point.name):
+            names.update(entry_point.load())
+    return frozenset(names)
+
+
+def _texts(value: Any) -> Iterable[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _texts(part)
+    elif isinstance(value, list | tuple | set):
+        for part in value:
+            yield from _texts(part)
+
+
+def _holds_password(text: str) -> bool:
+    """Whether a text is a URL that names a user or a password."""
+    return "://" in text and "@" in urlsplit(text).netloc

@@ -13,10 +13,31 @@ from difflib import get_close_matches
 from types import TracebackType
 from typing import Any
 
-from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, conf
 from jinja2 import TemplateError, TemplateNotFound, UndefinedError
 
 from airflow_batch_llm.errors import BatchLLMError, forget_hidden, raise_alone
+
+
+def quiet_sdks() -> None:
+    """In a task's own process: let SDKs and drivers log warnings only."""
+    if not _are_wanted():
+        from airflow_batch_llm.stage.quiet import quiet_process
+
+        quiet_process()
+
+
+def quiet_sdks_here() -> None:
+    """The same in a triggerer, for this trigger alone: the process is not ours."""
+    if not _are_wanted():
+        from airflow_batch_llm.stage.quiet import quiet_context
+
+        quiet_context()
+
+
+def _are_wanted() -> bool:
+    return bool(conf.getboolean("batch_llm", "sdk_logs", fallback=False))
+
 
 _log = logging.getLogger(__name__)
 

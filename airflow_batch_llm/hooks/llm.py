@@ -14,9 +14,9 @@ from airflow.sdk import Connection
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.hooks.access import check_secrets, find_connection, plain_access
 from airflow_batch_llm.hooks.anthropic import anthropic_access
+from airflow_batch_llm.hooks.arguments import check_provider_params
 from airflow_batch_llm.hooks.google import google_access, pydantic_vertex_access
 from airflow_batch_llm.hooks.openai import openai_access
-from airflow_batch_llm.hooks.params import check_provider_params
 from airflow_batch_llm.providers import check_name, connect, known_names
 from airflow_batch_llm.providers.base import Access, Provider
 

@@ -10,8 +10,8 @@ from airflow.sdk import BaseHook, Connection
 
 from airflow_batch_llm.errors import InputError, MissingExtra
 from airflow_batch_llm.hooks.access import find_connection
+from airflow_batch_llm.hooks.arguments import check_database_params
 from airflow_batch_llm.hooks.duckdb import DuckDBHook
-from airflow_batch_llm.hooks.params import check_database_params
 
 if TYPE_CHECKING:
     from airflow_batch_llm.warehouses.base import Warehouse

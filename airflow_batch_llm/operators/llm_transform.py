@@ -22,11 +22,10 @@ from airflow_batch_llm.core.settings import (
     names,
 )
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.hooks.arguments import choice, number, one_of
+from airflow_batch_llm.hooks.arguments import check_params, choice, number, one_of
 from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.hooks.llm import split_model_id
 from airflow_batch_llm.hooks.object_storage import open_workspace
-from airflow_batch_llm.hooks.params import check_params
 from airflow_batch_llm.operators.reporting import table_uri, tables_of
 from airflow_batch_llm.operators.run import GivenUp, RunOperator, open_parts, run_name
 

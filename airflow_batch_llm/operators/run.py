@@ -23,11 +23,10 @@ from airflow_batch_llm.core.settings import seconds
 from airflow_batch_llm.core.waiting import CANCEL_GRACE_SECONDS, Watch, drive, waiting
 from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.hooks.arguments import is_deferrable, settling_seconds
-from airflow_batch_llm.hooks.failures import rendering, translated_errors
+from airflow_batch_llm.hooks.failures import quiet_sdks, rendering, translated_errors
 from airflow_batch_llm.hooks.handle import Departures, RunHandle
 from airflow_batch_llm.hooks.llm import llm_provider
 from airflow_batch_llm.hooks.object_storage import open_workspace
-from airflow_batch_llm.hooks.quiet import quiet_sdks
 from airflow_batch_llm.links.console import BatchConsoleLink
 from airflow_batch_llm.operators.reporting import (
     Alarm,
@@ -233,7 +232,7 @@ class RunOperator(BaseOperator):
     @contextmanager
     def opened(self, context: Context, handle: RunHandle) -> Iterator["Run"]:
         """A run for as long as it is worked on."""
-        from airflow_batch_llm.stage.spools import private_spool
+        from airflow_batch_llm.stage.tidying import private_spool
 
         quiet_sdks()
         with private_spool() as spool:
@@ -351,7 +350,7 @@ class RunOperator(BaseOperator):
 
     def _cancel(self, handle: RunHandle) -> None:
         from airflow_batch_llm.stage.records.folder import RunFolder
-        from airflow_batch_llm.stage.send.cancelling import cancel_run
+        from airflow_batch_llm.stage.send.sweeping import cancel_run
 
         provider = llm_provider(handle.llm_conn_id, handle.model_id, handle.llm_hook_params)
         try:

@@ -14,11 +14,10 @@ from typing import Any
 from airflow_batch_llm.core.model import Lease
 from airflow_batch_llm.errors import InputError, Unavailable, raise_alone
 from airflow_batch_llm.providers.base import Access
-from airflow_batch_llm.providers.bounds import DOWNLOAD, bounded
 from airflow_batch_llm.providers.creation import Creation, Line, send_once
+from airflow_batch_llm.providers.incoming import DOWNLOAD, NotUnderstood, bounded
 from airflow_batch_llm.providers.lines import split_lines
 from airflow_batch_llm.providers.reach import check_base_url, keep_to
-from airflow_batch_llm.providers.shape import NotUnderstood
 from airflow_batch_llm.providers.steps import Judge
 
 _ONE_AT_A_TIME = threading.Lock()

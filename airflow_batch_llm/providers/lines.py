@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from airflow_batch_llm.core.model import MOST_TOKENS
-from airflow_batch_llm.providers.redaction import redacted
+from airflow_batch_llm.providers.failures import redacted
 
 MESSAGE_LENGTH = 500
 _LINES_AT_ONCE = 100

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from airflow_batch_llm.core.model import BatchStatus
 from airflow_batch_llm.errors import Unavailable, raise_alone
-from airflow_batch_llm.providers.shape import NotUnderstood, not_understood, understood
+from airflow_batch_llm.providers.incoming import NotUnderstood, not_understood, understood
 
 T = TypeVar("T")
 

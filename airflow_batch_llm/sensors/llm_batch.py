@@ -13,12 +13,10 @@ from airflow_batch_llm.core.printing import share
 from airflow_batch_llm.core.settings import names
 from airflow_batch_llm.core.waiting import Watch
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.hooks.arguments import one_of, settling_seconds
-from airflow_batch_llm.hooks.failures import translated_errors
+from airflow_batch_llm.hooks.arguments import check_params, one_of, settling_seconds
+from airflow_batch_llm.hooks.failures import quiet_sdks, translated_errors
 from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.hooks.llm import llm_provider
-from airflow_batch_llm.hooks.params import check_params
-from airflow_batch_llm.hooks.quiet import quiet_sdks
 from airflow_batch_llm.links.console import BatchConsoleLink
 from airflow_batch_llm.sensors.deferrable import DeferrableSensor
 from airflow_batch_llm.triggers.llm_batch import LLMBatchTrigger

@@ -11,11 +11,9 @@ from airflow.triggers.base import BaseTrigger
 from airflow_batch_llm.core.printing import share
 from airflow_batch_llm.core.settings import seconds
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.hooks.arguments import number, one_of
-from airflow_batch_llm.hooks.failures import translated_errors
-from airflow_batch_llm.hooks.params import check_params
+from airflow_batch_llm.hooks.arguments import check_params, number, one_of
+from airflow_batch_llm.hooks.failures import quiet_sdks, translated_errors
 from airflow_batch_llm.hooks.pending import PendingRows
-from airflow_batch_llm.hooks.quiet import quiet_sdks
 from airflow_batch_llm.sensors.deferrable import DeferrableSensor
 from airflow_batch_llm.triggers.pending_rows import PendingRowsTrigger
 

@@ -15,8 +15,7 @@ import orjson
 
 from airflow_batch_llm.core.answer_schema import DECIMAL, DECIMAL_PLACES, MAX_DIGITS
 from airflow_batch_llm.core.schema_rules import rules_in_words
-from airflow_batch_llm.simulator.draw import Draw, phrase
-from airflow_batch_llm.simulator.strings import formatted, matching
+from airflow_batch_llm.simulator.strings import Draw, formatted, matching, phrase
 
 Maker = Callable[[Draw], Any]
 _DEEP = 4

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from airflow_batch_llm.simulator.settings import Settings
+from airflow_batch_llm.simulator.knobs import Settings
 
 READY = "simulator ready at "
 

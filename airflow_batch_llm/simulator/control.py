@@ -14,9 +14,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from airflow_batch_llm.simulator import ledger
+from airflow_batch_llm.simulator.database import LIVE, Batch, Outcome, Phase
 from airflow_batch_llm.simulator.faults import Fault
 from airflow_batch_llm.simulator.knobs import Knobs
-from airflow_batch_llm.simulator.record import LIVE, Batch, Outcome, Phase
 from airflow_batch_llm.simulator.runner import Runner
 from airflow_batch_llm.simulator.world import World
 

@@ -14,10 +14,10 @@ from typing import IO, Any
 import orjson
 
 from airflow_batch_llm.simulator.bodies import MEGABYTE, count_lines, lines
-from airflow_batch_llm.simulator.draw import Draw
+from airflow_batch_llm.simulator.database import Batch, Charge, Outcome, Usage
 from airflow_batch_llm.simulator.faults import BatchFault, Fault, RowFault, RowFaults, batch_fault
-from airflow_batch_llm.simulator.record import Batch, Charge, Outcome, Usage
 from airflow_batch_llm.simulator.request import Answer, Request, RowError, Stop, tokens
+from airflow_batch_llm.simulator.strings import Draw
 from airflow_batch_llm.simulator.vendor import Parsed, Rows, Tally, Vendor, Written
 from airflow_batch_llm.simulator.world import World
 

@@ -11,8 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from airflow_batch_llm.simulator.database import Database
-from airflow_batch_llm.simulator.record import Provider
+from airflow_batch_llm.simulator.database import Database, Provider
 
 
 class CallFault(StrEnum):

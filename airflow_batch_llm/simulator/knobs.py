@@ -3,9 +3,59 @@
 Knobs are one frozen value: a change replaces it whole, so a batch that is being executed sees one setting throughout.
 """
 
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The options of the `simulate` command."""
+
+    data_dir: Path
+    host: str = "127.0.0.1"
+    port: int = 0
+    allow_remote: bool = False
+    """Whether other machines may reach it. Default: loopback only, and the Host header must name this machine."""
+    batch_seconds: float | None = None
+    """None: what the data directory remembers, or the default."""
+    api_key: str | None = field(default=None, repr=False)
+    responder: str | None = None
+    upstream: str | None = None
+    upstream_key: str | None = field(default=None, repr=False)
+    upstream_concurrency: int = 16
+    storage_url: str | None = None
+
+
+class Clock:
+    """Virtual seconds since the epoch."""
+
+    def __init__(self, offset: float = 0.0) -> None:
+        self.offset = offset
+
+    def now(self) -> float:
+        return time.time() + self.offset
+
+    def advance(self, seconds: float) -> None:
+        if seconds < 0:
+            raise ValueError("the clock does not go back")
+        self.offset += seconds
+
+
+def rfc3339(moment: float | None) -> str | None:
+    """The moment with microseconds and a Z, as Anthropic and Google write it."""
+    if moment is None:
+        return None
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def unix(moment: float | None) -> int | None:
+    """The moment in whole seconds, as OpenAI writes it."""
+    return None if moment is None else int(moment)
 
 
 class Knobs(BaseModel):

@@ -6,8 +6,7 @@ from typing import Any
 
 import orjson
 
-from airflow_batch_llm.simulator.database import Database, open_connection
-from airflow_batch_llm.simulator.record import LIVE, Charge, Phase, Provider
+from airflow_batch_llm.simulator.database import LIVE, Charge, Database, Phase, Provider, open_connection
 
 _TOKENS = ("input", "cached", "cache_write", "output", "reasoning")
 _SUMS = ", ".join(f"coalesce(sum(c.{name}), 0)" for name in _TOKENS)

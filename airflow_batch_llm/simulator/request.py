@@ -3,8 +3,26 @@
 Both are tuples because one of each is made per row.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
+from hashlib import blake2b
 from typing import Any, NamedTuple
+
+import orjson
+
+_UNPAID = frozenset({"metadata", "labels", "user", "safety_identifier", "prompt_cache_key"})
+
+
+def content_digest(scope: str, body: Mapping[str, Any]) -> bytes:
+    """Sixteen bytes that depend on what the request asks, within a vendor's endpoint and model."""
+    if not _UNPAID.isdisjoint(body):
+        body = {key: value for key, value in body.items() if key not in _UNPAID}
+    text = orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
+    return blake2b(text, digest_size=16, key=scope.encode()[:64]).digest()
+
+
+def seed_of(digest: bytes) -> int:
+    return int.from_bytes(digest[:8], "little")
 
 
 class Stop(StrEnum):

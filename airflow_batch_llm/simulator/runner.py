@@ -8,8 +8,8 @@ import asyncio
 import logging
 from collections.abc import Mapping
 
+from airflow_batch_llm.simulator.database import Batch, Outcome, Phase, Provider
 from airflow_batch_llm.simulator.execution import execute
-from airflow_batch_llm.simulator.record import Batch, Outcome, Phase, Provider
 from airflow_batch_llm.simulator.vendor import Rejected, Vendor
 from airflow_batch_llm.simulator.world import World
 

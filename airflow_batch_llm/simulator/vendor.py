@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import starlette.requests
 from starlette.responses import Response
 
-from airflow_batch_llm.simulator.record import Batch, Outcome, Provider, Usage
+from airflow_batch_llm.simulator.database import Batch, Outcome, Provider, Usage
 from airflow_batch_llm.simulator.request import Answer, Request, RowError
 
 

@@ -6,13 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from airflow_batch_llm.simulator.clock import Clock
-from airflow_batch_llm.simulator.database import Database
+from airflow_batch_llm.simulator.database import Batch, Database, Outcome, Phase, Provider
 from airflow_batch_llm.simulator.faults import BatchFault, FaultBook, batch_fault
-from airflow_batch_llm.simulator.knobs import Knobs
-from airflow_batch_llm.simulator.record import Batch, Outcome, Phase, Provider
+from airflow_batch_llm.simulator.knobs import Clock, Knobs, Settings
 from airflow_batch_llm.simulator.responder import Responder, load_responder
-from airflow_batch_llm.simulator.settings import Settings
 
 _WAITING_SHARE = 0.1  # of a batch's duration, before its rows are looked at
 

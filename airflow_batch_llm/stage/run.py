@@ -12,13 +12,11 @@ from airflow_batch_llm.errors import BatchLLMError, InputError
 from airflow_batch_llm.stage.generation import Generation, Pause
 from airflow_batch_llm.stage.land.finishing import Finished, Finisher
 from airflow_batch_llm.stage.parts import Parts
-from airflow_batch_llm.stage.plan.changes import described
-from airflow_batch_llm.stage.plan.planning import Planner
+from airflow_batch_llm.stage.plan.planning import Planner, described
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.stage.records.registers import Registers
-from airflow_batch_llm.stage.send.cancelling import cancel_run, cancelled_before
-from airflow_batch_llm.stage.send.sweeping import sweep_loose
+from airflow_batch_llm.stage.send.sweeping import cancel_run, cancelled_before, sweep_loose
 from airflow_batch_llm.stage.tidying import tidy
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from airflow_batch_llm.core.model import BatchState, Lease
 from airflow_batch_llm.errors import Refused, Unavailable, UnknownFate
+from airflow_batch_llm.testing.provider_answers import BOMB_BYTES, each_page, little_memory
 from airflow_batch_llm.testing.provider_bench import Bench
-from airflow_batch_llm.testing.provider_gateway import BOMB_BYTES, each_page, little_memory
 
 
 class CreatesOnce:

@@ -6,8 +6,8 @@ import pytest
 
 from airflow_batch_llm.core.model import BatchState, Call, Outcome
 from airflow_batch_llm.errors import ProviderError, Refused, Unavailable
+from airflow_batch_llm.testing.provider_answers import BOMB_BYTES, each_page, little_memory
 from airflow_batch_llm.testing.provider_bench import Bench, Driver
-from airflow_batch_llm.testing.provider_gateway import BOMB_BYTES, each_page, little_memory
 
 _MANY = 30
 

@@ -15,7 +15,7 @@ from airflow_batch_llm.errors import SourceError
 from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.simulator.request import Answer, Request, RowError, Stop
 from airflow_batch_llm.stage.plan.carried import carried, carried_schema
-from airflow_batch_llm.testing.database import Database
+from airflow_batch_llm.testing.staged_rows import Database
 from airflow_batch_llm.testing.whole_stage import TARGET, WholeStage
 from airflow_batch_llm.warehouses.base import Warehouse
 

@@ -9,8 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from airflow_batch_llm.testing.database import Database, rows_of
-from airflow_batch_llm.testing.staged_rows import at, batch, labels, land, part, stage
+from airflow_batch_llm.testing.staged_rows import Database, at, batch, labels, land, part, rows_of, stage
 from airflow_batch_llm.warehouses.base import Warehouse
 
 Recipe = tuple[str, Mapping[str, Any]]

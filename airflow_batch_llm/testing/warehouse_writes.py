@@ -11,8 +11,7 @@ import pytest
 from airflow_batch_llm.core.model import ColumnType
 from airflow_batch_llm.core.settings import WriteMode
 from airflow_batch_llm.errors import WarehouseError
-from airflow_batch_llm.testing.database import Database, rows_of
-from airflow_batch_llm.testing.staged_rows import at, columns, labels, land, part, stage
+from airflow_batch_llm.testing.staged_rows import Database, at, columns, labels, land, part, rows_of, stage
 from airflow_batch_llm.testing.warehouse_reads import TYPED
 from airflow_batch_llm.warehouses.base import Published, Target, Warehouse
 

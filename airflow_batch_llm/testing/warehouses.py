@@ -8,11 +8,9 @@ A case that an adapter cannot pass is overridden there with an `xfail` that says
 """
 
 from airflow_batch_llm.testing.warehouse_columns import CarriesColumns
-from airflow_batch_llm.testing.warehouse_keys import KnowsKeys
 from airflow_batch_llm.testing.warehouse_processes import SharesWithProcesses
-from airflow_batch_llm.testing.warehouse_reads import ReadsRows
-from airflow_batch_llm.testing.warehouse_rules import KeepsRules
-from airflow_batch_llm.testing.warehouse_shapes import ShapesTables
+from airflow_batch_llm.testing.warehouse_reads import KnowsKeys, ReadsRows
+from airflow_batch_llm.testing.warehouse_shapes import KeepsRules, ShapesTables
 from airflow_batch_llm.testing.warehouse_writes import MergesAnswers
 
 __all__ = ["WarehouseContract"]

@@ -12,8 +12,7 @@ from airflow_batch_llm.providers import connect
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.stage.drive import complete
-from airflow_batch_llm.stage.land.finishing import Finished
-from airflow_batch_llm.stage.land.relanding import land_again
+from airflow_batch_llm.stage.land.finishing import Finished, land_again
 from airflow_batch_llm.stage.parts import Parts, Reads
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.run import Run

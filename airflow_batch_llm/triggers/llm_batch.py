@@ -13,8 +13,8 @@ from asgiref.sync import sync_to_async
 
 from airflow_batch_llm.core.waiting import Cancel, Check, Headway, Reply, Sleep, Watch, Wish, adrive, waiting
 from airflow_batch_llm.errors import BatchLLMError
+from airflow_batch_llm.hooks.failures import quiet_sdks_here
 from airflow_batch_llm.hooks.llm import llm_provider
-from airflow_batch_llm.hooks.quiet import quiet_sdks_here
 from airflow_batch_llm.providers.base import Provider
 
 _GIVEN_UP = frozenset({"failed", "success", "skipped", "removed"})

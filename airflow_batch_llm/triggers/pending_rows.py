@@ -11,8 +11,8 @@ from asgiref.sync import sync_to_async
 from airflow_batch_llm.core.printing import share
 from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.hooks.arguments import settling_seconds
+from airflow_batch_llm.hooks.failures import quiet_sdks_here
 from airflow_batch_llm.hooks.pending import PendingRows
-from airflow_batch_llm.hooks.quiet import quiet_sdks_here
 
 
 class PendingRowsTrigger(BaseTrigger):

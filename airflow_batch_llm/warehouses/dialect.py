@@ -1,12 +1,13 @@
 """Hold what differs between the databases' SQL as data: type names, quoting, limits, layout of a table, upserts."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 import pyarrow as pa
 
+from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.warehouses.base import Target
 from airflow_batch_llm.warehouses.kind import Kind, of_arrow
@@ -354,4 +355,48 @@ def _refuse_missing(names: tuple[str, ...], columns: pa.Schema) -> None:
         raise TargetError(
             f"partition_by and cluster_by name {', '.join(missing)}, which the target does not get. "
             f"Carry it from the source; there are: {', '.join(columns.names)}."
+        )
+
+
+#: Catalog, schema and table, in small letters. What is unknown is empty.
+FullName = tuple[str, str, str]
+
+#: Parameters as drivers write them, which are no SQL.
+_PARAMETERS = re.compile(r"%\(\w+\)s|%s")
+
+
+def tables_read(source: Source, dialect: Dialect, home: tuple[str, str]) -> list[FullName]:
+    """The tables of a source. `home`: the catalog and schema of a name without them."""
+    if source.table is not None:
+        return [full_name(dialect.parts(source.table), home)]
+    return [full_name(parts, home) for parts in _referenced(source.sql or "", dialect)]
+
+
+def full_name(parts: tuple[str, ...], home: tuple[str, str]) -> FullName:
+    """A table's name with catalog and schema."""
+    catalog, schema, table = (*home[: 3 - len(parts)], *parts)
+    return catalog.lower(), schema.lower(), table.lower()
+
+
+def is_same(one: FullName, other: FullName) -> bool:
+    """Whether two names may be of one table."""
+    return all(a == b or not a or not b for a, b in zip(one, other, strict=True))
+
+
+def _referenced(sql: str, dialect: Dialect) -> Iterator[tuple[str, ...]]:
+    import sqlglot
+    from sqlglot import exp
+    from sqlglot.errors import SqlglotError
+    from sqlglot.optimizer.scope import traverse_scope
+
+    try:
+        statements = sqlglot.parse(_PARAMETERS.sub("NULL", sql), dialect=dialect.name)
+        scopes = [scope for statement in statements if statement for scope in traverse_scope(statement)]
+    except SqlglotError:
+        return  # the database says what is wrong with it, or knows more than the parser
+    for scope in scopes:
+        # A common table expression is a source, too, and is a scope of its own.
+        tables = (table for table in scope.sources.values() if isinstance(table, exp.Table))
+        yield from (
+            parts for table in tables if (parts := tuple(part.name for part in table.parts)) and all(parts)
         )

@@ -11,9 +11,8 @@ from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.warehouses.base import Part, Published, Target
 from airflow_batch_llm.warehouses.dialect import Upsert
 from airflow_batch_llm.warehouses.kind import Kind, of_arrow, of_database
-from airflow_batch_llm.warehouses.rules import Rules, refuse_rules
 from airflow_batch_llm.warehouses.statements import FAILURE_ORDER, Landing, Statements
-from airflow_batch_llm.warehouses.target import Shape, shape_failures, shape_target
+from airflow_batch_llm.warehouses.target import Rules, Shape, refuse_rules, shape_failures, shape_target
 
 Columns = Mapping[str, str]
 _NO_RULES = Rules()

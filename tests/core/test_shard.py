@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_batch_llm.core.model import Limits
-from airflow_batch_llm.core.shard import Bounds, Cutter
+from airflow_batch_llm.core.request import Bounds, Cutter
 
 LIMITS = Limits(
     max_requests=1000,

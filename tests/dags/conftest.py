@@ -65,7 +65,7 @@ def run_example(name: str, **options: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def simulator() -> Iterator[Simulator]:
-    with Simulator(batch_seconds=0.1, responder="airflow_batch_llm.demo.answers:respond") as simulator:
+    with Simulator(batch_seconds=0.1, responder="airflow_batch_llm.demo.tickets:respond") as simulator:
         yield simulator
 
 

@@ -18,8 +18,7 @@ import pytest
 
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import SourceError, TargetError, WarehouseBusy, WarehouseError
-from airflow_batch_llm.testing.database import definition, rows_of
-from airflow_batch_llm.testing.staged_rows import batch, labels, land, part
+from airflow_batch_llm.testing.staged_rows import batch, definition, labels, land, part, rows_of
 from airflow_batch_llm.testing.warehouse_reads import TYPED
 from airflow_batch_llm.testing.warehouse_writes import ANSWERS
 from airflow_batch_llm.testing.warehouses import WarehouseContract

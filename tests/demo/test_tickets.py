@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from airflow_batch_llm.demo import warehouse
-from airflow_batch_llm.demo.answers import respond
 from airflow_batch_llm.demo.command import last_night
-from airflow_batch_llm.demo.tickets import DAYS, tickets
+from airflow_batch_llm.demo.tickets import DAYS, respond, tickets
 from airflow_batch_llm.simulator.request import Request
 
 TODAY = date(2026, 11, 21)

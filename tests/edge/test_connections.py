@@ -12,11 +12,11 @@ from packaging.version import Version
 
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import InputError, MissingExtra, Refused
-from airflow_batch_llm.hooks import params
+from airflow_batch_llm.hooks import arguments
+from airflow_batch_llm.hooks.arguments import check_database_params, check_params
 from airflow_batch_llm.hooks.duckdb import DuckDBHook
 from airflow_batch_llm.hooks.llm import llm_provider
 from airflow_batch_llm.hooks.object_storage import open_path, open_workspace
-from airflow_batch_llm.hooks.params import check_database_params, check_params
 from airflow_batch_llm.hooks.warehouse import warehouse
 from airflow_batch_llm.providers import connect as connect_provider
 from airflow_batch_llm.providers.base import Access
@@ -229,7 +229,7 @@ def test_the_list_of_hook_params_can_be_extended(
 
 def test_the_lists_of_hook_params_are_in_the_documentation() -> None:
     page = (Path(__file__).parents[2] / "docs/how-to/production.md").read_text()
-    lists = [*params.DATABASES.values(), *params.PROVIDERS.values(), params.FILES]
+    lists = [*arguments.DATABASES.values(), *arguments.PROVIDERS.values(), arguments.FILES]
 
     for names in lists:
         assert f"| {', '.join(f'`{name}`' for name in sorted(names))} |" in page

@@ -13,7 +13,7 @@ from airflow_batch_llm.core.model import Call, Lease, ShardFile
 from airflow_batch_llm.errors import InputError, ProviderError, Refused
 from airflow_batch_llm.providers import PROVIDERS, connect
 from airflow_batch_llm.providers.base import Access
-from airflow_batch_llm.providers.redaction import detail, redacted, word
+from airflow_batch_llm.providers.failures import detail, redacted, word
 from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.testing.leaks import text_of
 

@@ -15,7 +15,7 @@ from airflow_batch_llm.core.model import Call, Lease, ShardFile
 from airflow_batch_llm.errors import Unavailable, UnknownFate
 from airflow_batch_llm.providers import connect
 from airflow_batch_llm.providers.base import Access, Provider
-from airflow_batch_llm.providers.lease import LeaseExpired, Sending
+from airflow_batch_llm.providers.creation import LeaseExpired, Sending
 
 # An SDK is imported by the first verb that needs it, which would take its time from these short leases.
 for sdk in ("anthropic", "openai"):

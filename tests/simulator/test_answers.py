@@ -7,8 +7,7 @@ import jsonschema
 import pytest
 
 from airflow_batch_llm.simulator.answers import conforming
-from airflow_batch_llm.simulator.draw import Draw
-from airflow_batch_llm.simulator.strings import matching
+from airflow_batch_llm.simulator.strings import Draw, matching
 
 SEEDS = range(0, 10**9, 10**7 + 7)
 TREE = {

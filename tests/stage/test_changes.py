@@ -8,7 +8,7 @@ import pytest
 from airflow_batch_llm.core.output_type import Embedding
 from airflow_batch_llm.core.settings import Source, WriteMode
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.stage.plan.changes import described
+from airflow_batch_llm.stage.plan.planning import described
 from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.stage.run import Pause
 from tests.stage.world import Bench, let_go, stage

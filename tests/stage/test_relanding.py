@@ -7,7 +7,7 @@ import pytest
 
 from airflow_batch_llm.core.settings import WriteMode
 from airflow_batch_llm.errors import InputError, ResultsGone
-from airflow_batch_llm.stage.land.relanding import land_again
+from airflow_batch_llm.stage.land.finishing import land_again
 from airflow_batch_llm.stage.records.folder import RunFolder
 from tests.stage.world import Bench
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from airflow_batch_llm.stage.spools import private_spool
+from airflow_batch_llm.stage.tidying import private_spool
 
 WORKER = """
 import os, sys
-from airflow_batch_llm.stage.spools import private_spool
+from airflow_batch_llm.stage.tidying import private_spool
 os.umask(0)
 with private_spool() as spool:
     (spool / "rows").write_text("a row")

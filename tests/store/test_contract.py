@@ -5,8 +5,7 @@ from functools import partial
 import pytest
 
 from airflow_batch_llm.store import Workspace
-from airflow_batch_llm.testing.store import StoreContract
-from airflow_batch_llm.testing.store_processes import Opener
+from airflow_batch_llm.testing.store import Opener, StoreContract
 from tests.store.servers import open_azure, open_gcs, open_s3
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from airflow_batch_llm.errors import StoreError, StoreUnavailable, StoreUnreadable, StoreUnsafe
 from airflow_batch_llm.store import Workspace
-from airflow_batch_llm.testing.store_processes import is_whole
+from airflow_batch_llm.testing.store import is_whole
 
 RECORD = b'{"nonce":1}'
 
@@ -37,7 +37,7 @@ WRITER = """
     import itertools, sys
     from pathlib import Path
     from airflow_batch_llm.store import Workspace
-    from airflow_batch_llm.testing.store_processes import content
+    from airflow_batch_llm.testing.store import content
     workspace = Workspace.open(sys.argv[1], probe=False)
     author, source = int(sys.argv[2]), Path(sys.argv[3])
     print("ready", flush=True)

@@ -8,8 +8,7 @@ import pytest
 
 from airflow_batch_llm.core.model import ColumnType
 from airflow_batch_llm.errors import TargetError
-from airflow_batch_llm.testing.database import Database, rows_of
-from airflow_batch_llm.testing.staged_rows import columns, labels, land, part
+from airflow_batch_llm.testing.staged_rows import Database, columns, labels, land, part, rows_of
 from airflow_batch_llm.testing.warehouse_writes import ANSWERS
 from airflow_batch_llm.testing.warehouses import WarehouseContract
 from airflow_batch_llm.warehouses.base import Warehouse

@@ -10,8 +10,7 @@ import pytest
 
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import TargetError, WarehouseBusy, WarehouseError
-from airflow_batch_llm.testing.database import rows_of
-from airflow_batch_llm.testing.staged_rows import at, labels, part, stage
+from airflow_batch_llm.testing.staged_rows import at, labels, part, rows_of, stage
 from airflow_batch_llm.warehouses.base import Published
 from airflow_batch_llm.warehouses.bigquery.jobs import Patience, digest, job_labels
 from airflow_batch_llm.warehouses.bigquery.warehouse import BigQueryWarehouse

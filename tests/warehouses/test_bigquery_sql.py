@@ -10,7 +10,7 @@ from airflow_batch_llm.core.settings import WriteMode
 from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.testing.staged_rows import columns, labels
 from airflow_batch_llm.warehouses.base import Target
-from airflow_batch_llm.warehouses.bigquery.names import TableName, table_name
+from airflow_batch_llm.warehouses.bigquery.connection import TableName, table_name
 from airflow_batch_llm.warehouses.bigquery.sql import Columns, Tables, known_join, publish_script, trials
 
 STAGED = [TableName(project="p", dataset="d", table=f"llm_staged_{n}") for n in range(2)]

@@ -11,8 +11,7 @@ import pytest
 from airflow_batch_llm.core.model import ColumnType
 from airflow_batch_llm.core.settings import SchemaChange, Source, WriteMode
 from airflow_batch_llm.errors import TargetError
-from airflow_batch_llm.testing.database import rows_of
-from airflow_batch_llm.testing.staged_rows import at, batch, columns, labels, land, part, stage
+from airflow_batch_llm.testing.staged_rows import at, batch, columns, labels, land, part, rows_of, stage
 from airflow_batch_llm.warehouses.base import Part, Published, Target
 from airflow_batch_llm.warehouses.bigquery.warehouse import BigQueryWarehouse
 from tests.emulators.servers import Emulators

@@ -14,8 +14,7 @@ import pytest
 
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import InputError, SourceError, TargetError, WarehouseBusy, WarehouseError
-from airflow_batch_llm.testing.database import definition
-from airflow_batch_llm.testing.staged_rows import labels, land, part
+from airflow_batch_llm.testing.staged_rows import definition, labels, land, part
 from airflow_batch_llm.testing.warehouses import WarehouseContract
 from airflow_batch_llm.warehouses.base import SharesFile
 from airflow_batch_llm.warehouses.dialect import DIALECTS

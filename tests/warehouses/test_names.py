@@ -4,7 +4,7 @@ import pytest
 
 from airflow_batch_llm.core.settings import Source, Stage
 from airflow_batch_llm.errors import TargetError
-from airflow_batch_llm.warehouses.bigquery.names import table_name
+from airflow_batch_llm.warehouses.bigquery.connection import table_name
 from airflow_batch_llm.warehouses.dialect import DIALECTS
 
 

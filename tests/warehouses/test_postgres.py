@@ -18,8 +18,7 @@ from airflow_batch_llm.errors import (
     WarehouseError,
     WarehouseUnreachable,
 )
-from airflow_batch_llm.testing.database import definition, rows_of
-from airflow_batch_llm.testing.staged_rows import labels, land, part, stage
+from airflow_batch_llm.testing.staged_rows import definition, labels, land, part, rows_of, stage
 from airflow_batch_llm.testing.warehouses import WarehouseContract
 from airflow_batch_llm.warehouses.dialect import DIALECTS
 from airflow_batch_llm.warehouses.postgres.warehouse import PostgresWarehouse

@@ -10,8 +10,7 @@ import pytest
 
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import TargetError, WarehouseBusy
-from airflow_batch_llm.testing.database import definition
-from airflow_batch_llm.testing.staged_rows import labels, land, part, stage
+from airflow_batch_llm.testing.staged_rows import definition, labels, land, part, stage
 from airflow_batch_llm.testing.warehouses import WarehouseContract
 from airflow_batch_llm.warehouses.arrow import plain_batch
 from airflow_batch_llm.warehouses.base import JoinsKnown

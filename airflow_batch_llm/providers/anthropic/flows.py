@@ -13,13 +13,12 @@ from urllib.parse import urlsplit
 
 from airflow_batch_llm.core.model import BatchState, BatchStatus, Call, Search, Sighting
 from airflow_batch_llm.errors import Refused, ResultsGone, Unavailable
-from airflow_batch_llm.providers.anthropic.encode import counted_body
+from airflow_batch_llm.providers.anthropic.lines import counted_body
 from airflow_batch_llm.providers.anthropic.sdk import judged, sdk
 from airflow_batch_llm.providers.clients import open_stream, stream_lines
-from airflow_batch_llm.providers.failures import failure_of
+from airflow_batch_llm.providers.failures import failure_of, saying
+from airflow_batch_llm.providers.incoming import count, entries, following, record, text
 from airflow_batch_llm.providers.lines import parse_line
-from airflow_batch_llm.providers.redaction import saying
-from airflow_batch_llm.providers.shape import count, entries, following, record, text
 from airflow_batch_llm.providers.steps import (
     WORKER,
     Calls,

@@ -15,8 +15,7 @@ from airflow_batch_llm.core.model import (
 )
 from airflow_batch_llm.core.request import LineTemplate
 from airflow_batch_llm.providers.anthropic import flows
-from airflow_batch_llm.providers.anthropic.decode import decode
-from airflow_batch_llm.providers.anthropic.encode import SAMPLING, message_line, refuse_sampling
+from airflow_batch_llm.providers.anthropic.lines import SAMPLING, decode, message_line, refuse_sampling
 from airflow_batch_llm.providers.anthropic.sdk import (
     creation,
     judged_creation,
@@ -25,7 +24,7 @@ from airflow_batch_llm.providers.anthropic.sdk import (
 )
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.clients import Clients, create, stream_lines
-from airflow_batch_llm.providers.redaction import without
+from airflow_batch_llm.providers.failures import without
 from airflow_batch_llm.providers.steps import TRIGGER, WORKER, adrive, drive
 
 _HOST = "api.anthropic.com"

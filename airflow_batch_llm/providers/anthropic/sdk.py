@@ -9,8 +9,7 @@ from airflow_batch_llm.errors import InputError, MissingExtra, ProviderError, Re
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.clients import checked, unknown_option
 from airflow_batch_llm.providers.creation import Creation
-from airflow_batch_llm.providers.failures import Vendor, failure_of, judge
-from airflow_batch_llm.providers.redaction import detail
+from airflow_batch_llm.providers.failures import Vendor, detail, failure_of, judge
 
 VENDOR = Vendor(
     name="Anthropic",

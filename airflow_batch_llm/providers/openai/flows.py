@@ -7,11 +7,10 @@ from typing import Any, NamedTuple, TypeVar
 from airflow_batch_llm.core.model import BatchState, BatchStatus, Call, Outcome, Search, Sighting
 from airflow_batch_llm.errors import Refused, ResultsGone, Unavailable
 from airflow_batch_llm.providers.clients import open_stream
-from airflow_batch_llm.providers.failures import failure_of
-from airflow_batch_llm.providers.openai.encode import counted_body
+from airflow_batch_llm.providers.failures import failure_of, saying, word
+from airflow_batch_llm.providers.incoming import count, count_or_zero, entries, following, record, text
+from airflow_batch_llm.providers.openai.lines import counted_body
 from airflow_batch_llm.providers.openai.sdk import judged, sdk
-from airflow_batch_llm.providers.redaction import saying, word
-from airflow_batch_llm.providers.shape import count, count_or_zero, entries, following, record, text
 from airflow_batch_llm.providers.steps import (
     WORKER,
     Calls,

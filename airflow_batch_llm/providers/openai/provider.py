@@ -20,12 +20,11 @@ from airflow_batch_llm.core.request import LineTemplate
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.clients import TRANSFER_TIMEOUT, Clients, create, stream_lines
 from airflow_batch_llm.providers.creation import Creation
+from airflow_batch_llm.providers.failures import without
+from airflow_batch_llm.providers.incoming import text
 from airflow_batch_llm.providers.openai import flows
-from airflow_batch_llm.providers.openai.decode import decode
-from airflow_batch_llm.providers.openai.encode import EMBEDDINGS, endpoint_of, request_line
+from airflow_batch_llm.providers.openai.lines import EMBEDDINGS, decode, endpoint_of, request_line
 from airflow_batch_llm.providers.openai.sdk import judged, judged_creation, open_async_client, open_client
-from airflow_batch_llm.providers.redaction import without
-from airflow_batch_llm.providers.shape import text
 from airflow_batch_llm.providers.steps import TRIGGER, WORKER, adrive, drive, patiently
 
 _HOST = "api.openai.com"

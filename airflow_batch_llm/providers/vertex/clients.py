@@ -8,15 +8,76 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from airflow_batch_llm.core.model import Lease
+import orjson
+
+from airflow_batch_llm.core.model import Call, Lease
 from airflow_batch_llm.errors import BatchLLMError, InputError, Unavailable, UnknownFate, raise_alone
-from airflow_batch_llm.providers.bounds import ENCODINGS, bound_client, bound_session
-from airflow_batch_llm.providers.lease import Sending
+from airflow_batch_llm.providers.creation import Sending
+from airflow_batch_llm.providers.incoming import (
+    ENCODINGS,
+    NotUnderstood,
+    bound_client,
+    bound_session,
+    entries,
+    fate_unknown,
+    record,
+    text,
+    understood,
+)
 from airflow_batch_llm.providers.reach import keep_session
-from airflow_batch_llm.providers.shape import NotUnderstood, entries, fate_unknown, record, text, understood
-from airflow_batch_llm.providers.vertex.errors import judge_creation, needing_extra
-from airflow_batch_llm.providers.vertex.jobs import Job, Page, is_name
+from airflow_batch_llm.providers.steps import WORKER, drive, patiently
+from airflow_batch_llm.providers.vertex.errors import judge, judge_creation, needing_extra
+from airflow_batch_llm.providers.vertex.jobs import Job, Page, is_name, model_path
+from airflow_batch_llm.providers.vertex.lines import generate_content
 from airflow_batch_llm.providers.vertex.storage import Place
+
+_TIMEOUT_SECONDS = 60.0
+
+
+class TokenCounter:
+    """countTokens through google-cloud-aiplatform."""
+
+    def __init__(self, client: Any, place: Place) -> None:
+        self._client = client
+        self._place = place
+
+    @classmethod
+    def open(cls, place: Place) -> "TokenCounter":
+        with needing_extra():
+            from google.api_core.client_options import ClientOptions
+            from google.cloud.aiplatform_v1 import LlmUtilityServiceClient
+
+        client = LlmUtilityServiceClient(
+            credentials=place.credentials,
+            transport="rest",
+            client_options=ClientOptions(api_endpoint=place.endpoint),
+        )
+        transport: Any = client.transport  # its session is not public
+        keep_session(transport._session)
+        return cls(client, place)
+
+    def count(self, call: Call, prompt: str) -> int:
+        """The input tokens of one request, system prompt and schema included."""
+        from google.cloud.aiplatform_v1.types import CountTokensRequest
+
+        model = model_path(call.model)
+        body = {
+            **generate_content(call, prompt),
+            "endpoint": model if model.startswith("projects/") else f"{self._place.parent}/{model}",
+        }
+        request = CountTokensRequest.from_json(orjson.dumps(body), ignore_unknown_fields=True)
+        return drive(
+            patiently(
+                lambda client: client.count_tokens(request, retry=None, timeout=_TIMEOUT_SECONDS),
+                judge,
+                WORKER,
+                lambda answer: int(answer.total_tokens),
+            ),
+            self._client,
+        )
+
+    def close(self) -> None:
+        self._client.transport.close()
 
 
 def keep_inside(session: Any, sending: Sending) -> None:
@@ -56,7 +117,6 @@ def keep_inside(session: Any, sending: Sending) -> None:
 
 
 PAGE_SIZE = 100
-_TIMEOUT_SECONDS = 60.0
 _FIELDS = ("name", "state", "labels", "error", "completion_stats", "output_info", "start_time", "end_time")
 
 _OF_A_PAGE = frozenset({"batchPredictionJobs", "nextPageToken"})

@@ -18,8 +18,8 @@ from airflow_batch_llm.errors import (
     UnknownFate,
     raise_alone,
 )
-from airflow_batch_llm.providers.lease import LeaseExpired
-from airflow_batch_llm.providers.redaction import detail, saying, secrets_sent, word
+from airflow_batch_llm.providers.creation import LeaseExpired
+from airflow_batch_llm.providers.failures import detail, saying, secrets_sent, word
 
 _ADVICE = {
     400: "Correct what the message names; the same call will be refused again.",

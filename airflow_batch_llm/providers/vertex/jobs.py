@@ -9,7 +9,7 @@ from enum import StrEnum
 from airflow_batch_llm.core.model import BatchState, BatchStatus, Outcome, Search, Sighting
 from airflow_batch_llm.errors import Refused
 from airflow_batch_llm.providers import steps as listing
-from airflow_batch_llm.providers.redaction import detail
+from airflow_batch_llm.providers.failures import detail
 from airflow_batch_llm.providers.steps import Calls, Lookup, Patience, look_up, patiently
 from airflow_batch_llm.providers.vertex.errors import judge
 

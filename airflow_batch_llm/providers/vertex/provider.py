@@ -22,15 +22,13 @@ from airflow_batch_llm.core.request import LineTemplate
 from airflow_batch_llm.errors import Refused, ResultsGone, Unavailable
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.clients import stillness
-from airflow_batch_llm.providers.redaction import saying
+from airflow_batch_llm.providers.failures import saying
 from airflow_batch_llm.providers.steps import TRIGGER, WORKER, adrive, drive
 from airflow_batch_llm.providers.vertex import jobs
 from airflow_batch_llm.providers.vertex import jobs as flows
-from airflow_batch_llm.providers.vertex.clients import AsyncJobs, Jobs
-from airflow_batch_llm.providers.vertex.decode import decode
-from airflow_batch_llm.providers.vertex.encode import encode
+from airflow_batch_llm.providers.vertex.clients import AsyncJobs, Jobs, TokenCounter
+from airflow_batch_llm.providers.vertex.lines import decode, encode
 from airflow_batch_llm.providers.vertex.storage import Place, Staging
-from airflow_batch_llm.providers.vertex.tokens import TokenCounter
 
 _LIMITS = Limits(
     max_requests=200_000,

@@ -15,10 +15,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from airflow_batch_llm.simulator.anthropic import rows as anthropic_rows
 from airflow_batch_llm.simulator.anthropic.rows import ERROR_TYPES, RESULTS, VERSIONS, AnthropicRows
 from airflow_batch_llm.simulator.bodies import MEGABYTE, ArraySplitter, BodyError, Element, file_chunks, parse
-from airflow_batch_llm.simulator.clock import rfc3339
-from airflow_batch_llm.simulator.content import content_digest
+from airflow_batch_llm.simulator.database import Batch, Phase, Provider
 from airflow_batch_llm.simulator.execution import INPUT, settled
-from airflow_batch_llm.simulator.record import Batch, Phase, Provider
+from airflow_batch_llm.simulator.knobs import rfc3339
+from airflow_batch_llm.simulator.request import content_digest
 from airflow_batch_llm.simulator.vendor import Endpoint, Prepared, Refusal, Tally
 from airflow_batch_llm.simulator.world import World
 

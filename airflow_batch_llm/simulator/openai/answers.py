@@ -6,8 +6,8 @@ import struct
 from hashlib import shake_128
 from typing import Any
 
+from airflow_batch_llm.simulator.database import Usage
 from airflow_batch_llm.simulator.knobs import Knobs
-from airflow_batch_llm.simulator.record import Usage
 from airflow_batch_llm.simulator.request import Answer, Request, Stop, tokens
 
 CHAT = "/v1/chat/completions"

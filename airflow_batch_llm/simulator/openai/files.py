@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from airflow_batch_llm.simulator.bodies import MEGABYTE, file_chunks
-from airflow_batch_llm.simulator.clock import unix
-from airflow_batch_llm.simulator.record import Provider, StoredFile
+from airflow_batch_llm.simulator.database import Provider, StoredFile
+from airflow_batch_llm.simulator.knobs import unix
 from airflow_batch_llm.simulator.vendor import Endpoint, Refusal
 from airflow_batch_llm.simulator.world import World
 

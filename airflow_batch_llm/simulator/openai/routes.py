@@ -8,10 +8,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from airflow_batch_llm.simulator.bodies import parse
-from airflow_batch_llm.simulator.clock import unix
-from airflow_batch_llm.simulator.content import content_digest
+from airflow_batch_llm.simulator.database import Batch, Outcome, Phase, Provider
 from airflow_batch_llm.simulator.execution import INPUT, settled
 from airflow_batch_llm.simulator.faults import BatchFault, batch_fault
+from airflow_batch_llm.simulator.knobs import unix
 from airflow_batch_llm.simulator.openai import answers as openai_answers
 from airflow_batch_llm.simulator.openai import rows as openai_rows
 from airflow_batch_llm.simulator.openai.answers import CHAT, EMBEDDINGS, RESPONSES
@@ -25,8 +25,7 @@ from airflow_batch_llm.simulator.openai.rows import (
     check_file,
     error_body,
 )
-from airflow_batch_llm.simulator.record import Batch, Outcome, Phase, Provider
-from airflow_batch_llm.simulator.request import RowError
+from airflow_batch_llm.simulator.request import RowError, content_digest
 from airflow_batch_llm.simulator.vendor import Endpoint, Prepared, Refusal, Rejected, Tally
 from airflow_batch_llm.simulator.world import World
 

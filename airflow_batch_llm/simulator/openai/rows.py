@@ -7,11 +7,10 @@ from typing import Any
 import orjson
 
 from airflow_batch_llm.simulator.bodies import MEGABYTE, lines, parse
-from airflow_batch_llm.simulator.content import content_digest, seed_of
+from airflow_batch_llm.simulator.database import Outcome, Provider
 from airflow_batch_llm.simulator.knobs import Knobs
 from airflow_batch_llm.simulator.openai.answers import CHAT, EMBEDDINGS, RESPONSES, body_of, usage_of
-from airflow_batch_llm.simulator.record import Outcome, Provider
-from airflow_batch_llm.simulator.request import Answer, Request, RowError
+from airflow_batch_llm.simulator.request import Answer, Request, RowError, content_digest, seed_of
 from airflow_batch_llm.simulator.schema_rules import openai_refusal
 from airflow_batch_llm.simulator.vendor import Parsed, Written
 

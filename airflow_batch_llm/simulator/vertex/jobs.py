@@ -8,10 +8,10 @@ from typing import Any
 import orjson
 
 from airflow_batch_llm.simulator.bodies import MEGABYTE, lines, parse
-from airflow_batch_llm.simulator.clock import rfc3339
+from airflow_batch_llm.simulator.database import Batch, Outcome, Phase
 from airflow_batch_llm.simulator.execution import INPUT
 from airflow_batch_llm.simulator.faults import BatchFault, batch_fault
-from airflow_batch_llm.simulator.record import Batch, Outcome, Phase
+from airflow_batch_llm.simulator.knobs import rfc3339
 from airflow_batch_llm.simulator.vendor import Prepared, Refusal, Rejected
 from airflow_batch_llm.simulator.vertex.bucket import Bucket, StorageError, file_slices
 from airflow_batch_llm.simulator.vertex.rows import PREDICTIONS

@@ -13,12 +13,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from airflow_batch_llm.simulator.bodies import parse
-from airflow_batch_llm.simulator.clock import rfc3339
-from airflow_batch_llm.simulator.content import content_digest
+from airflow_batch_llm.simulator.database import LIVE, Batch, Phase, Provider
 from airflow_batch_llm.simulator.execution import settled
 from airflow_batch_llm.simulator.faults import BatchFault, batch_fault
-from airflow_batch_llm.simulator.record import LIVE, Batch, Phase, Provider
+from airflow_batch_llm.simulator.knobs import rfc3339
 from airflow_batch_llm.simulator.request import Request as Asked
+from airflow_batch_llm.simulator.request import content_digest
 from airflow_batch_llm.simulator.vendor import Endpoint, Prepared, Refusal, Rejected, Tally
 from airflow_batch_llm.simulator.vertex import rows as vertex_rows
 from airflow_batch_llm.simulator.vertex.bucket import JsonApiBucket, StorageError

@@ -9,10 +9,17 @@ from typing import Any
 import orjson
 
 from airflow_batch_llm.simulator.bodies import parse
-from airflow_batch_llm.simulator.content import content_digest, seed_of
+from airflow_batch_llm.simulator.database import Outcome, Provider, Usage
 from airflow_batch_llm.simulator.knobs import Knobs
-from airflow_batch_llm.simulator.record import Outcome, Provider, Usage
-from airflow_batch_llm.simulator.request import Answer, Request, RowError, Stop, tokens
+from airflow_batch_llm.simulator.request import (
+    Answer,
+    Request,
+    RowError,
+    Stop,
+    content_digest,
+    seed_of,
+    tokens,
+)
 from airflow_batch_llm.simulator.vendor import Parsed, Written
 
 PREDICTIONS = "predictions"

@@ -6,6 +6,8 @@ The report is stored once. A retry after that reads it and comes to the same ver
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import orjson
@@ -15,12 +17,14 @@ from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.printing import counted, share
 from airflow_batch_llm.core.report import Provenance, Report, gate
 from airflow_batch_llm.core.selection import Reason
-from airflow_batch_llm.errors import ProviderError, QualityGateFailed
+from airflow_batch_llm.errors import InputError, ProviderError, QualityGateFailed
+from airflow_batch_llm.stage.land.collecting import Collector
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.records.registers import Registers
-from airflow_batch_llm.stage.records.standings import Landed, read_landed, read_standings
+from airflow_batch_llm.stage.records.standings import Landed, read_landed, read_rounds, read_standings
+from airflow_batch_llm.stage.round import Round
 from airflow_batch_llm.stage.send.sweeping import read_strays, reported, sweep_ended
 
 #: So many different reasons of refusals are told in the verdict.
@@ -182,3 +186,25 @@ def _fields(about: Provenance) -> dict[str, object]:
 def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
     """JSON knows lists only."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+
+
+def land_again(parts: Parts, folder: RunFolder) -> int:
+    """Make the tables of the run as they were planned and merge all its rounds. Returns the number of answers."""
+    if folder.read_report() is None:
+        raise InputError(f"The run {folder.path} is not finished. A retry lands it, and sends nothing twice.")
+    rounds = list(read_rounds(folder))
+    parts.target.prepare(rounds[0].target)
+    parts.spool.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=parts.spool) as scratch:
+        return sum(_land(parts, folder, plan, Path(scratch)) for plan in rounds)
+
+
+def _land(parts: Parts, folder: RunFolder, plan: Plan, scratch: Path) -> int:
+    collector = Collector(parts=parts, folder=folder, plan=plan, scratch=scratch)
+    current = Round(parts=parts, folder=folder, plan=plan, places=0, deadline=0.0, scratch=scratch)
+    try:
+        tallies = [collector.stage(shard, standing)[1] for shard, standing in read_standings(folder, plan)]
+        current.publish()
+    finally:
+        current.unstage()
+    return sum(tally.outcomes[Outcome.SUCCEEDED] for tally in tallies)

@@ -14,9 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from airflow_batch_llm.core.model import Call, Outcome
-from airflow_batch_llm.core.request import custom_id
+from airflow_batch_llm.core.request import Bounds, custom_id
 from airflow_batch_llm.core.selection import after_failure
-from airflow_batch_llm.core.shard import Bounds
 from airflow_batch_llm.providers.lines import split_lines
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.shard_files import ShardWriter

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.selection import Verdict, after_failure, after_rejection
-from airflow_batch_llm.providers.redaction import detail, word
+from airflow_batch_llm.providers.failures import detail, word
 from airflow_batch_llm.stage.land.gathering import Failure, Judged
 from airflow_batch_llm.stage.plan.carried import restored
 from airflow_batch_llm.stage.plan.spool import ATTEMPTS, INPUT_HASH, PROBLEM, REQUEST, SHARED

@@ -22,10 +22,9 @@ from airflow_batch_llm.core.output_type import OutputType
 from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.core.printing import counted, verb
 from airflow_batch_llm.core.prompt import CompiledPrompt
-from airflow_batch_llm.core.request import LineTemplate
+from airflow_batch_llm.core.request import Bounds, LineTemplate
 from airflow_batch_llm.core.selection import Reason
 from airflow_batch_llm.core.settings import BadRow, OverBudget, Stage
-from airflow_batch_llm.core.shard import Bounds
 from airflow_batch_llm.core.spec import Spec
 from airflow_batch_llm.errors import BatchLLMError, BudgetExceeded, InputError, ProviderError, SourceError
 from airflow_batch_llm.providers.base import Provider

@@ -12,8 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from airflow_batch_llm.core.request import ORDINAL_DIGITS, PROMPT, LineTemplate, shard_token
-from airflow_batch_llm.core.shard import Bounds, Cutter
+from airflow_batch_llm.core.request import ORDINAL_DIGITS, PROMPT, Bounds, Cutter, LineTemplate, shard_token
 from airflow_batch_llm.stage.plan.spool import REQUEST, Ahead
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import PlannedShard

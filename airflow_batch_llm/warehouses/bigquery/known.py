@@ -18,10 +18,14 @@ import pyarrow.compute as pc
 
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS
-from airflow_batch_llm.warehouses.bigquery.connection import Connection
+from airflow_batch_llm.warehouses.bigquery.connection import (
+    Connection,
+    Query,
+    TableName,
+    query_parameters,
+    quoted,
+)
 from airflow_batch_llm.warehouses.bigquery.jobs import Work, stem_of
-from airflow_batch_llm.warehouses.bigquery.names import TableName, quoted
-from airflow_batch_llm.warehouses.bigquery.reads import Query, query_parameters
 from airflow_batch_llm.warehouses.bigquery.sql import (
     HIGHEST,
     LOWEST,

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from airflow_batch_llm.core.settings import WriteMode
 from airflow_batch_llm.warehouses.base import Target
-from airflow_batch_llm.warehouses.bigquery.names import TableName, quoted
+from airflow_batch_llm.warehouses.bigquery.connection import TableName, quoted
 from airflow_batch_llm.warehouses.bigquery.types import DIALECT, gathered
 
 #: In a staged row: true for an answer, false for a failure.

@@ -17,14 +17,11 @@ import pyarrow as pa
 
 from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.warehouses.base import Target
-from airflow_batch_llm.warehouses.bigquery.connection import Connection
+from airflow_batch_llm.warehouses.bigquery.connection import Connection, Query, TableName
 from airflow_batch_llm.warehouses.bigquery.jobs import translated
-from airflow_batch_llm.warehouses.bigquery.names import TableName
-from airflow_batch_llm.warehouses.bigquery.reads import Query
 from airflow_batch_llm.warehouses.bigquery.sql import HIGHEST, LOWEST, Columns, Tables, trials
 from airflow_batch_llm.warehouses.bigquery.types import DIALECT, existing_types, schema_field
-from airflow_batch_llm.warehouses.rules import Rules, refuse_rules
-from airflow_batch_llm.warehouses.target import Shape, shape_failures, shape_target
+from airflow_batch_llm.warehouses.target import Rules, Shape, refuse_rules, shape_failures, shape_target
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import Dataset, Table

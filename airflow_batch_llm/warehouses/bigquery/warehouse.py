@@ -18,16 +18,20 @@ import pyarrow as pa
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import SourceError, WarehouseError
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Target
-from airflow_batch_llm.warehouses.bigquery.connection import BigQuerySettings, Connection
+from airflow_batch_llm.warehouses.bigquery.connection import (
+    BigQuerySettings,
+    Connection,
+    Query,
+    TableName,
+    query_parameters,
+)
 from airflow_batch_llm.warehouses.bigquery.jobs import Work, content_label, digest, stem_of
 from airflow_batch_llm.warehouses.bigquery.known import Lookup
-from airflow_batch_llm.warehouses.bigquery.names import TableName
-from airflow_batch_llm.warehouses.bigquery.reads import Query, query_parameters
 from airflow_batch_llm.warehouses.bigquery.sql import publish_script, staged_schema
 from airflow_batch_llm.warehouses.bigquery.staging import StagingTable, content_of, staged_rows, write_file
 from airflow_batch_llm.warehouses.bigquery.tables import TargetTables
 from airflow_batch_llm.warehouses.bigquery.types import DIALECT
-from airflow_batch_llm.warehouses.references import full_name, is_same, tables_read
+from airflow_batch_llm.warehouses.dialect import full_name, is_same, tables_read
 from airflow_batch_llm.warehouses.staging import not_staged
 
 if TYPE_CHECKING:

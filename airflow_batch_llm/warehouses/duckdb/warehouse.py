@@ -15,9 +15,8 @@ from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import SourceError, TargetError
 from airflow_batch_llm.warehouses.arrow import numbers, plain_batch, typed
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Target
-from airflow_batch_llm.warehouses.dialect import DIALECTS
-from airflow_batch_llm.warehouses.duckdb.file import DuckDBFile
-from airflow_batch_llm.warehouses.duckdb.tables import columns_of, refuse_view, tables
+from airflow_batch_llm.warehouses.dialect import DIALECTS, full_name, is_same, tables_read
+from airflow_batch_llm.warehouses.duckdb.file import DuckDBFile, columns_of, refuse_view, tables
 from airflow_batch_llm.warehouses.publication import (
     Staged,
     landings,
@@ -25,7 +24,6 @@ from airflow_batch_llm.warehouses.publication import (
     publication,
     published,
 )
-from airflow_batch_llm.warehouses.references import full_name, is_same, tables_read
 from airflow_batch_llm.warehouses.staging import Bounds, StagedFiles, StagingFolder, rows_of
 from airflow_batch_llm.warehouses.statements import Landing, Statements
 

@@ -24,10 +24,9 @@ from airflow_batch_llm.errors import (
 )
 from airflow_batch_llm.warehouses.arrow import plain_batch, record_batch
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Target
-from airflow_batch_llm.warehouses.dialect import DIALECTS, PARAMETER
-from airflow_batch_llm.warehouses.postgres.dsn import refuse_malformed
+from airflow_batch_llm.warehouses.dialect import DIALECTS, PARAMETER, full_name, is_same, tables_read
 from airflow_batch_llm.warehouses.postgres.reads import PostgresRead, copy_rows
-from airflow_batch_llm.warehouses.postgres.tables import known_tables, tables
+from airflow_batch_llm.warehouses.postgres.tables import known_tables, refuse_malformed, tables
 from airflow_batch_llm.warehouses.publication import (
     Staged,
     landings,
@@ -36,7 +35,6 @@ from airflow_batch_llm.warehouses.publication import (
     published,
     staged_columns,
 )
-from airflow_batch_llm.warehouses.references import full_name, is_same, tables_read
 from airflow_batch_llm.warehouses.refusal import may_pass, translated
 from airflow_batch_llm.warehouses.staging import not_staged, run_token
 from airflow_batch_llm.warehouses.statements import Statements

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from airflow_batch_llm.warehouses.dialect import PARAMETER
-from airflow_batch_llm.warehouses.rules import Constraint, ConstraintKind, Rules
+from airflow_batch_llm.warehouses.target import Constraint, ConstraintKind, Rules
 
 Ask = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
 

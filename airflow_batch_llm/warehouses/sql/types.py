@@ -10,8 +10,8 @@ import pyarrow as pa
 from airflow_batch_llm.warehouses.dialect import PARAMETER, Dialect
 from airflow_batch_llm.warehouses.kind import Kind, of_database
 from airflow_batch_llm.warehouses.publication import Table
-from airflow_batch_llm.warehouses.rules import Constraint, ConstraintKind, Rules
 from airflow_batch_llm.warehouses.sql.sqlite_rules import sqlite_rules
+from airflow_batch_llm.warehouses.target import Constraint, ConstraintKind, Rules
 
 _UTC = pa.timestamp("us", tz="UTC")
 _OF_KIND: dict[Kind, pa.DataType] = {

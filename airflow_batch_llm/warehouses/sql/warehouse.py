@@ -14,7 +14,7 @@ from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import BatchLLMError, SourceError, WarehouseBusy, WarehouseError
 from airflow_batch_llm.warehouses.arrow import batches, plain_batch, record_batch, refuse_padded_keys
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Target
-from airflow_batch_llm.warehouses.dialect import PARAMETER, dialect_named
+from airflow_batch_llm.warehouses.dialect import PARAMETER, dialect_named, full_name, is_same, tables_read
 from airflow_batch_llm.warehouses.publication import (
     Staged,
     Step,
@@ -25,7 +25,6 @@ from airflow_batch_llm.warehouses.publication import (
     published,
     staged_columns,
 )
-from airflow_batch_llm.warehouses.references import full_name, is_same, tables_read
 from airflow_batch_llm.warehouses.refusal import may_pass, translated
 from airflow_batch_llm.warehouses.sql.types import current_schema, described, rules, table, told_from
 from airflow_batch_llm.warehouses.staging import not_staged, run_token

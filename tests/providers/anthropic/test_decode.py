@@ -4,7 +4,7 @@ import pytest
 from orjson import dumps
 
 from airflow_batch_llm.core.model import Outcome, Result, Usage
-from airflow_batch_llm.providers.anthropic.decode import decode
+from airflow_batch_llm.providers.anthropic.lines import decode
 
 
 def line(**result: Any) -> bytes:

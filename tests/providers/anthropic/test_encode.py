@@ -7,7 +7,7 @@ from orjson import loads
 from airflow_batch_llm.core.model import Call
 from airflow_batch_llm.core.request import LineTemplate
 from airflow_batch_llm.errors import InputError, OutputTypeError
-from airflow_batch_llm.providers.anthropic.encode import (
+from airflow_batch_llm.providers.anthropic.lines import (
     counted_body,
     message_body,
     message_line,

@@ -4,7 +4,7 @@ import pytest
 from orjson import dumps, loads
 
 from airflow_batch_llm.core.model import Outcome, Result, Usage
-from airflow_batch_llm.providers.openai.decode import decode
+from airflow_batch_llm.providers.openai.lines import decode
 
 
 def row(body: Any = None, *, status: int = 200, error: Any = None) -> bytes:

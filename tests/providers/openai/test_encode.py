@@ -7,7 +7,7 @@ from orjson import loads
 from airflow_batch_llm.core.model import Call
 from airflow_batch_llm.core.request import LineTemplate
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.providers.openai.encode import (
+from airflow_batch_llm.providers.openai.lines import (
     CHAT,
     EMBEDDINGS,
     RESPONSES,

@@ -12,8 +12,8 @@ from airflow_batch_llm.core.model import BatchState, Call, Outcome, Search
 from airflow_batch_llm.errors import InputError, Later, MissingExtra
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.openai import OpenAIProvider
-from airflow_batch_llm.providers.openai.encode import EMBEDDINGS, RESPONSES
 from airflow_batch_llm.providers.openai.flows import find, status_of
+from airflow_batch_llm.providers.openai.lines import EMBEDDINGS, RESPONSES
 from airflow_batch_llm.providers.steps import drive
 from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.testing.provider_answers import LABEL

@@ -13,7 +13,7 @@ from google.genai import errors as genai
 
 from airflow_batch_llm.errors import Later, MissingExtra, ProviderError, Refused, Unavailable, UnknownFate
 from airflow_batch_llm.providers.base import Access
-from airflow_batch_llm.providers.lease import LeaseExpired
+from airflow_batch_llm.providers.creation import LeaseExpired
 from airflow_batch_llm.providers.vertex import VertexProvider
 from airflow_batch_llm.providers.vertex.errors import judge, judge_creation
 

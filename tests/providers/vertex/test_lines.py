@@ -8,8 +8,7 @@ import pytest
 
 from airflow_batch_llm.core.model import Call, Outcome, Result, Usage
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.providers.vertex.decode import decode
-from airflow_batch_llm.providers.vertex.encode import encode
+from airflow_batch_llm.providers.vertex.lines import decode, encode
 
 LABEL_SCHEMA = {
     "type": "object",

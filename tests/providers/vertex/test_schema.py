@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from airflow_batch_llm.core.model import Call
 from airflow_batch_llm.errors import OutputTypeError
-from airflow_batch_llm.providers.vertex.encode import encode
+from airflow_batch_llm.providers.vertex.lines import encode
 from airflow_batch_llm.providers.vertex.schema import response_schema
 
 

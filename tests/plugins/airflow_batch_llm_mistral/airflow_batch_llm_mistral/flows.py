@@ -6,8 +6,7 @@ from typing import Any, TypeVar
 
 from airflow_batch_llm.core.model import BatchState, BatchStatus, Search, Sighting
 from airflow_batch_llm.errors import Refused, ResultsGone, Unavailable
-from airflow_batch_llm.providers.bounds import DOWNLOAD
-from airflow_batch_llm.providers.shape import NotUnderstood, count, entries, record, text
+from airflow_batch_llm.providers.incoming import DOWNLOAD, NotUnderstood, count, entries, record, text
 from airflow_batch_llm.providers.steps import WORKER, Calls, Lookup, Page, Patience, look_up, patiently
 from airflow_batch_llm_mistral.http import judged, status_in
 from airflow_batch_llm_mistral.wire import status_of

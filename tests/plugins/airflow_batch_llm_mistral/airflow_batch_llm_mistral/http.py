@@ -6,10 +6,18 @@ from urllib.parse import urlsplit
 
 from airflow_batch_llm.errors import InputError, ProviderError
 from airflow_batch_llm.providers.base import Access
-from airflow_batch_llm.providers.bounds import ENCODINGS, bound_client
-from airflow_batch_llm.providers.failures import Failure, Vendor, asked_to_wait, judge, unanswered
+from airflow_batch_llm.providers.failures import (
+    Failure,
+    Vendor,
+    asked_to_wait,
+    detail,
+    judge,
+    secrets_sent,
+    unanswered,
+    word,
+)
+from airflow_batch_llm.providers.incoming import ENCODINGS, bound_client
 from airflow_batch_llm.providers.reach import check_base_url, keep_to
-from airflow_batch_llm.providers.redaction import detail, secrets_sent, word
 
 VENDOR = Vendor(name="Mistral", no_money=frozenset())
 URL = "https://api.mistral.ai"

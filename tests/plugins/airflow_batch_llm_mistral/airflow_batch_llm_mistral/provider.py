@@ -21,8 +21,8 @@ from airflow_batch_llm.core.request import LineTemplate
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.clients import TRANSFER_TIMEOUT, stillness, stream_lines
 from airflow_batch_llm.providers.creation import Creation, Line, send_once
-from airflow_batch_llm.providers.redaction import without
-from airflow_batch_llm.providers.shape import text
+from airflow_batch_llm.providers.failures import without
+from airflow_batch_llm.providers.incoming import text
 from airflow_batch_llm.providers.steps import TRIGGER, WORKER, adrive, drive, patiently
 from airflow_batch_llm_mistral import flows
 from airflow_batch_llm_mistral.http import (

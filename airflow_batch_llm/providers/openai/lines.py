@@ -1,0 +1,276 @@
+"""A request of ours as a line of OpenAI's: `{"custom_id", "method", "url", "body"}`, for three endpoints.
+
+OpenAI validates a file as a whole and fails the batch at its first bad line, so what cannot be right is refused here.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import orjson
+
+from airflow_batch_llm.core.model import Call, Outcome, Result, Usage
+from airflow_batch_llm.core.request import CUSTOM_ID, PROMPT
+from airflow_batch_llm.errors import InputError, OutputTypeError
+from airflow_batch_llm.providers.lines import brief, parse_line, part_of, tokens
+from airflow_batch_llm.providers.openai.schema import json_schema_format
+
+CHAT = "/v1/chat/completions"
+RESPONSES = "/v1/responses"
+EMBEDDINGS = "/v1/embeddings"
+
+# Hosts that know `max_completion_tokens`; older servers of this API know only `max_tokens`.
+_MODERN_HOSTS = ("openai.com", "azure.com", "azure.us", "groq.com")
+
+# Ours to set, and with which argument.
+_MANAGED: Mapping[str, Mapping[str, str]] = {
+    CHAT: {"messages": "prompt", "model": "model_id"},
+    RESPONSES: {"input": "prompt", "model": "model_id", "instructions": "system_prompt"},
+    EMBEDDINGS: {"input": "prompt", "model": "model_id"},
+}
+# Not for batches, or for answers that a row cannot take: several of them, or one that is not there yet.
+_REFUSED: Mapping[str, frozenset[str]] = {
+    CHAT: frozenset({"stream", "stream_options", "n"}),
+    RESPONSES: frozenset({"stream", "stream_options", "background"}),
+    EMBEDDINGS: frozenset({"stream", "encoding_format"}),
+}
+_TOKEN_LIMITS = frozenset({"max_tokens", "max_completion_tokens", "max_output_tokens"})
+
+
+def endpoint_of(call: Call) -> str:
+    """The path that the requests of this call go to."""
+    endpoint = call.endpoint or CHAT
+    if endpoint not in _BODIES:
+        raise InputError(
+            f"There is no endpoint {endpoint!r} in batches of OpenAI. Use one of {', '.join(_BODIES)}."
+        )
+    return endpoint
+
+
+def request_line(call: Call, host: str | None) -> dict[str, Any]:
+    """The line of this call, with holes for the custom_id and the prompt. `host`: where it goes, if not to OpenAI."""
+    endpoint = endpoint_of(call)
+    if call.vector and endpoint != EMBEDDINGS:
+        raise OutputTypeError(f"The endpoint {endpoint} gives no embeddings: set endpoint={EMBEDDINGS!r}.")
+    _check_params(call, endpoint)
+    body = _BODIES[endpoint](call, PROMPT, host)
+    return {"custom_id": CUSTOM_ID, "method": "POST", "url": endpoint, "body": body}
+
+
+def counted_body(call: Call, prompt: str) -> dict[str, Any]:
+    """What is sent to have the tokens of one request counted: always in the words of the responses endpoint."""
+    body: dict[str, Any] = {"model": call.model, "input": prompt}
+    if call.system_prompt:
+        body["instructions"] = call.system_prompt
+    if call.schema is not None:
+        body["text"] = {"format": json_schema_format(call.schema)}
+    return body
+
+
+def _check_params(call: Call, endpoint: str) -> None:
+    managed, refused = _MANAGED[endpoint], _REFUSED[endpoint]
+    for name in call.params:
+        if name in managed:
+            raise InputError(f"extra_body may not hold {name!r}: set it with {managed[name]!r}.")
+        if name in refused:
+            raise InputError(f"extra_body may not hold {name!r}: a row of a batch gets one whole answer.")
+        if name in _TOKEN_LIMITS and call.max_tokens is not None:
+            raise InputError(f"extra_body may not hold {name!r}: set it with 'max_tokens'.")
+
+
+def _chat(call: Call, prompt: str, host: str | None) -> dict[str, Any]:
+    system = [{"role": "system", "content": call.system_prompt}] if call.system_prompt else []
+    body: dict[str, Any] = {
+        "model": call.model,
+        "messages": [*system, {"role": "user", "content": prompt}],
+        **call.params,
+    }
+    if call.max_tokens is not None:
+        body["max_completion_tokens" if _is_modern(host) else "max_tokens"] = call.max_tokens
+    if call.schema is not None:
+        _refuse_own(call.params, "response_format")
+        described = json_schema_format(call.schema)
+        kind = described.pop("type")
+        body["response_format"] = {"type": kind, "json_schema": described}
+    return body
+
+
+def _responses(call: Call, prompt: str, host: str | None) -> dict[str, Any]:  # noqa: ARG001 - one of three alike
+    body: dict[str, Any] = {"model": call.model}
+    if call.system_prompt:
+        body["instructions"] = call.system_prompt
+    body |= {"input": prompt, **call.params}
+    if call.max_tokens is not None:
+        body["max_output_tokens"] = call.max_tokens
+    if call.schema is not None:
+        given = call.params.get("text")
+        text = dict(given) if isinstance(given, Mapping) else {}
+        _refuse_own(text, "format", "text.format")
+        body["text"] = {**text, "format": json_schema_format(call.schema)}
+    return body
+
+
+def _embeddings(call: Call, prompt: str, host: str | None) -> dict[str, Any]:  # noqa: ARG001 - one of three alike
+    if call.schema is not None:
+        raise InputError(
+            f"The endpoint {EMBEDDINGS} answers with a vector: set output_type=Embedding(), or use another endpoint."
+        )
+    if call.system_prompt:
+        raise InputError(
+            "An embedding takes no system_prompt: leave it out, or put its text into the prompt."
+        )
+    return {"model": call.model, "input": prompt, **call.params}
+
+
+_BODIES: Mapping[str, Callable[[Call, str, str | None], dict[str, Any]]] = {
+    CHAT: _chat,
+    RESPONSES: _responses,
+    EMBEDDINGS: _embeddings,
+}
+
+
+def _refuse_own(given: Mapping[str, object], name: str, shown: str | None = None) -> None:
+    if name in given:
+        raise InputError(f"extra_body may not hold {shown or name!r}: set it with 'output_type'.")
+
+
+def _is_modern(host: str | None) -> bool:
+    return host is None or any(host == name or host.endswith(f".{name}") for name in _MODERN_HOSTS)
+
+
+_NEVER_RUN = {"batch_expired": Outcome.EXPIRED, "batch_cancelled": Outcome.CANCELED}
+# 0 is what a row gets whose connection to the model was lost.
+_RETRYABLE_STATUS = frozenset({0, 408, 409, 429})
+_RETRYABLE_CODES = frozenset({"request_timeout", "server_error", "rate_limit_exceeded"})
+_NO_MONEY = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
+
+# What an answer's usage calls the tokens of question and answer: in Responses, and in what is older.
+_TOKENS = ("input_tokens", "input_tokens_details", "output_tokens", "output_tokens_details")
+_OLD_TOKENS = ("prompt_tokens", "prompt_tokens_details", "completion_tokens", "completion_tokens_details")
+
+# Servers of this API have their own words for the end of an answer.
+_WHOLE = frozenset({"stop", "eos", "eos_token", "end_turn", "stop_sequence"})
+
+
+def decode(line: bytes) -> Result:
+    """The result of one line; `ValueError` if it is none."""
+    try:
+        row = parse_line(line)
+        custom_id = str(row["custom_id"])
+        error: Any = row.get("error")
+        response: Any = row.get("response")
+        if response is None:
+            return _not_run(custom_id, error)
+        body = response.get("body") or {}
+        if error or response["status_code"] != 200:
+            return _failed(custom_id, response["status_code"], error or body.get("error") or body)
+        if "choices" in body:
+            return _decode_chat(custom_id, body)
+        if "output" in body:
+            return _response(custom_id, body)
+        if "data" in body:
+            return _embedding(custom_id, body)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"the line is not a result: {type(error).__name__}") from error
+    raise ValueError("the line is of an unknown type")
+
+
+def _not_run(custom_id: str, error: Mapping[str, Any]) -> Result:
+    code = str(error["code"])
+    return Result(
+        custom_id=custom_id,
+        outcome=_NEVER_RUN.get(code, Outcome.ERRORED),
+        error_code=code,
+        error_message=brief(error.get("message")),
+        retryable=code in _RETRYABLE_CODES,
+    )
+
+
+def _failed(custom_id: str, status: int, error: Any) -> Result:
+    inner = error if isinstance(error, Mapping) else {"message": error}
+    code = str(inner.get("code") or inner.get("type") or status)
+    transient = status in _RETRYABLE_STATUS or status >= 500 or code in _RETRYABLE_CODES
+    return Result(
+        custom_id=custom_id,
+        # Azure's filter answers with an error where others answer with a finish reason.
+        outcome=Outcome.REFUSED if code == "content_filter" else Outcome.ERRORED,
+        error_code=code,
+        error_message=brief(inner.get("message")),
+        retryable=transient and code not in _NO_MONEY,
+    )
+
+
+def _decode_chat(custom_id: str, body: Mapping[str, Any]) -> Result:
+    choice = body["choices"][0]
+    message, reason = choice["message"], choice.get("finish_reason")
+    text, refusal = message.get("content") or "", message.get("refusal")
+    outcome, code = Outcome.SUCCEEDED, None
+    if refusal or reason == "content_filter":
+        outcome, code = Outcome.REFUSED, "refusal" if refusal else reason
+    elif reason == "length":
+        outcome, code = Outcome.TRUNCATED, reason
+    elif not text.strip():
+        outcome, code = Outcome.INVALID, "empty"
+    elif reason not in _WHOLE:
+        outcome, code = Outcome.INVALID, reason or "unfinished"
+    return Result(
+        custom_id=custom_id,
+        outcome=outcome,
+        text=text or refusal or None,
+        usage=_usage(body, *_OLD_TOKENS),
+        model=body.get("model"),
+        finish_reason=reason,
+        error_code=code,
+    )
+
+
+def _response(custom_id: str, body: Mapping[str, Any]) -> Result:
+    parts = [part for item in body["output"] if item["type"] == "message" for part in item["content"]]
+    text = "".join(part["text"] for part in parts if part["type"] == "output_text")
+    refusal = "".join(part["refusal"] for part in parts if part["type"] == "refusal")
+    status = body.get("status")
+    reason = (body.get("incomplete_details") or {}).get("reason") or status
+    error = body.get("error") or {}
+    outcome, code = Outcome.SUCCEEDED, None
+    if refusal or reason == "content_filter":
+        outcome, code = Outcome.REFUSED, "refusal" if refusal else reason
+    elif status == "incomplete":
+        outcome, code = Outcome.TRUNCATED, reason
+    elif status != "completed":
+        outcome, code = Outcome.ERRORED, error.get("code") or status or "unfinished"
+    elif not text.strip():
+        outcome, code = Outcome.INVALID, "empty"
+    return Result(
+        custom_id=custom_id,
+        outcome=outcome,
+        text=text or refusal or None,
+        usage=_usage(body, *_TOKENS),
+        model=body.get("model"),
+        finish_reason=reason,
+        error_code=code,
+        error_message=brief(error.get("message")),
+        retryable=outcome is Outcome.ERRORED and code in _RETRYABLE_CODES,
+    )
+
+
+def _embedding(custom_id: str, body: Mapping[str, Any]) -> Result:
+    vector = body["data"][0]["embedding"]
+    return Result(
+        custom_id=custom_id,
+        outcome=Outcome.SUCCEEDED if vector else Outcome.INVALID,
+        text=orjson.dumps(vector).decode() if vector else None,
+        usage=_usage(body, *_OLD_TOKENS),
+        model=body.get("model"),
+        error_code=None if vector else "empty",
+    )
+
+
+def _usage(body: Mapping[str, Any], taken: str, taken_parts: str, given: str, given_parts: str) -> Usage:
+    usage = part_of(body, "usage")
+    inputs, outputs = part_of(usage, taken_parts), part_of(usage, given_parts)
+    return Usage(
+        tokens(usage, taken),
+        tokens(inputs, "cached_tokens"),
+        tokens(inputs, "cache_write_tokens"),
+        tokens(usage, given),
+        tokens(outputs, "reasoning_tokens"),
+    )
