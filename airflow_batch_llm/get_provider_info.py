@@ -1,4 +1,4 @@
-"""What Airflow learns about the package while it is being imported itself.
+"""Describe the package to Airflow, which reads this while it is being imported itself.
 
 The standard library and a literal, nothing else: an error here, or a value that Airflow's schema does not
 allow, breaks `import airflow` for everybody who has the package installed.
@@ -66,7 +66,7 @@ def _places() -> dict[str, Any]:
 
 
 def _guards() -> dict[str, Any]:
-    """What a run may cost, and what may leave it."""
+    """Return the options that limit a run's cost and its reach."""
     return {
         "default_max_cost_usd": _option(
             "What one run of a stage may cost at most where it sets no max_cost_usd.", "float", default="25.0"

@@ -1,1 +1,1 @@
-"""What the `airflow-batch-llm` command does: a stage from a file, and a look into a run folder. No Airflow."""
+"""Run the `airflow-batch-llm` commands: a stage from a file, and a look into a run folder. Needs no Airflow."""

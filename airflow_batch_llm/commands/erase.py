@@ -93,7 +93,7 @@ def _run_line(run: ErasedRun, erased: str) -> str:
 
 def _batch_line(batch: HeldBatch) -> str:
     until = (
-        "until somebody deletes it" if batch.until is None else f"until {moment(batch.until)} at the latest"
+        "until it is deleted there" if batch.until is None else f"until {moment(batch.until)} at the latest"
     )
     upload = f", requests in {batch.upload}" if batch.upload else ""
     sure = "" if batch.is_sure else " It may hold the row: the run folder no longer knows."

@@ -1,4 +1,4 @@
-"""How a command ends, so that a shell or a scheduler knows whether to repeat it."""
+"""Exit codes that tell a shell or a scheduler whether to repeat a command."""
 
 import os
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ _SDK_LOGS = "AIRFLOW__BATCH_LLM__SDK_LOGS"
 
 
 class ExitCode(IntEnum):
-    """What the caller should do."""
+    """The caller's next step."""
 
     OK = 0
     FAILED = 1  # what was answered has landed, and it is not enough: look at the failures table
@@ -32,7 +32,7 @@ class ExitCode(IntEnum):
 
 
 def exit_code(error: BatchLLMError) -> ExitCode:
-    """The code for an error of ours."""
+    """Return the exit code for one of the package's errors."""
     if isinstance(error, QualityGateFailed | DeadlinePassed):
         return ExitCode.FAILED
     return ExitCode.REPEAT if error.retryable else ExitCode.CHANGE_FIRST
@@ -40,7 +40,10 @@ def exit_code(error: BatchLLMError) -> ExitCode:
 
 @contextmanager
 def ends_with_a_code() -> Iterator[None]:
-    """Turn errors of ours into a message on standard error and an exit code; other errors are bugs and show as such."""
+    """Turn the package's errors into a message on standard error and an exit code.
+
+    Other errors are bugs and keep their traceback.
+    """
     if os.environ.get(_SDK_LOGS, "").lower() not in ("1", "t", "true"):
         quiet_process()
     try:

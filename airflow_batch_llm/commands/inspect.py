@@ -67,4 +67,4 @@ def _shard_line(shard: InspectedShard) -> str:
 def _stray_line(stray: InspectedStray) -> str:
     cost = "at a cost that is not known" if stray.cost_usd is None else f"${stray.cost_usd:,.4f}"
     late = "" if stray.in_report else ", which no report counts"
-    return f"  besides shard {stray.shard:04d}: batch {stray.batch_id}, created by mishap, {cost}{late}"
+    return f"  besides shard {stray.shard:04d}: batch {stray.batch_id}, created by accident, {cost}{late}"

@@ -61,7 +61,7 @@ class Opening:
         return cls(spec=spec, folder=path.absolute().parent, environment=os.environ)
 
     def stage(self, *, plan_only: bool = False) -> Stage:
-        """What the spec asks for."""
+        """Build the stage from the spec."""
         section, stage = self.spec.source, self.spec.stage
         return replace(
             stage,

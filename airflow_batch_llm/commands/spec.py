@@ -38,7 +38,7 @@ class _Section(BaseModel):
 
 
 class ProviderSection(_Section):
-    """How the provider is reached."""
+    """The provider's connection settings."""
 
     base_url: str | None = None  # None: the vendor's own
     allow_insecure_base_url: bool = (
@@ -90,7 +90,7 @@ class SourceSection(_Section):
     sql: str | None = None
     table: str | None = None
     uri: str | list[str] | None = None  # files, or patterns of files
-    format: FileFormat | None = None  # None: told by the files' names
+    format: FileFormat | None = None  # None: by the files' names
     delimiter: str | None = None  # of CSV
     warehouse: WarehouseSection | None = None  # None: the one that the answers go to
 

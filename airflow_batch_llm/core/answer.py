@@ -243,7 +243,7 @@ def _number(value: Any) -> float:
 
 
 def _decimal(value: str, digits: tuple[int, int]) -> Decimal:
-    """The number with all of its digits; an error where a column of so many digits would round it."""
+    """Return the number with all of its digits. Raises an error if a column of this many digits would round it."""
     most, places = digits
     written = value.strip()
     if not _DECIMAL.fullmatch(written):

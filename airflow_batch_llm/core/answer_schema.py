@@ -57,7 +57,7 @@ def with_root(schema: Schema) -> Schema:
 
 
 def has_columns(schema: Schema) -> bool:
-    """Whether answers are objects whose properties are known by name, so that each makes a column."""
+    """Return whether answers are objects with known property names, so that each property makes a column."""
     return schema.get("type", "object") == "object" and bool(schema.get("properties"))
 
 
@@ -97,7 +97,7 @@ def column_type(schema: Schema, path: tuple[str, ...]) -> ColumnType:
 
 
 def decimal_digits(schema: Schema, path: tuple[str, ...]) -> tuple[int, int]:
-    """How many digits the decimal at `path` may have: in all, and after the point."""
+    """Return the digits that the decimal at `path` may have: in all, and after the point."""
     branches = _at(schema, path)
     places = max(
         (int(node[DECIMAL_PLACES]) for node in branches if DECIMAL_PLACES in node), default=_USUAL_PLACES
@@ -128,7 +128,7 @@ def _at(schema: Schema, path: tuple[str, ...]) -> list[Schema]:
 
 
 def is_always_filled(schema: Schema, path: tuple[str, ...]) -> bool:
-    """Whether every valid answer has a value other than null at `path`."""
+    """Return whether every valid answer has a value other than null at `path`."""
     nodes = [schema]
     for name in path:
         branches = [branch for node in nodes for branch in _branches(node, schema)]

@@ -1,4 +1,4 @@
-"""What a run will cost, guessed before the first cent, and what the guess rests on.
+"""Estimate a run's cost before the first cent, and name what the estimate rests on.
 
 The number of input tokens is scaled up from a counted sample, or guessed from the bytes. How long the answers
 will be nobody knows: they lie between nothing and `max_tokens`, so the dollars have a low and a high end.
@@ -29,7 +29,7 @@ _SHORT_COLUMN_TOKENS = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """What is known of the requests before they are sent."""
+    """Facts about the requests that are known before they are sent."""
 
     requests: int
     prompt_bytes: int  # of all prompts together

@@ -1,6 +1,6 @@
 """The journal of one shard, and what it says to do next.
 
-A journal is a row of numbered records, each created once and never changed. Whoever reads it to its end knows
+A journal is a row of numbered records, each created once and never changed. A reader who reads it to its end knows
 as much as anybody, so any process can go on from any point. `stand` folds the records into where the shard
 stands; `decide` turns that into the next move. A second batch is never bought because an answer was lost: an
 intent that has no answer is looked up at the provider, and given up only when nothing can still be on its way.
@@ -22,7 +22,7 @@ CANDIDATE_PAUSE_SECONDS = 300.0
 
 
 class Kind(StrEnum):
-    """What a record says about its shard."""
+    """The kinds of record in a shard's journal."""
 
     INTENT = "intent"  # I am about to create the batch, and may do so until `expires_at`
     RELEASED = "released"  # that creation (or that batch) came to nothing, for certain
@@ -177,7 +177,7 @@ Move = Submit | Look | Adopt | Wait | Land | Done | Refuse | GiveUp
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What a decision has to know about the shard and the provider."""
+    """The facts about the shard and the provider that a decision needs."""
 
     token: str
     requests: int
@@ -188,7 +188,7 @@ class Terms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Searched:
-    """What a search found, and when it began."""
+    """The result of a search, and the time it began."""
 
     at: float
     sightings: tuple[Sighting, ...]

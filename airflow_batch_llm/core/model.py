@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 
 class Outcome(StrEnum):
-    """What became of one planned row. Only `SUCCEEDED` reaches the target table."""
+    """The fate of one planned row. Only `SUCCEEDED` reaches the target table."""
 
     SUCCEEDED = "succeeded"  # a whole answer that fits the output type
     INVALID = "invalid"  # a whole answer that does not fit the output type, or an unreadable line
@@ -97,7 +97,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a provider takes in one batch, and what can be known about a batch from outside."""
+    """The size of batch that a provider takes, and what it shows of a batch from outside."""
 
     max_requests: int
     max_bytes: int  # of one batch's lines: a comfortable size, below what the provider takes
@@ -142,7 +142,7 @@ class BatchStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
-    """What is known of batches that may exist although no record of them does."""
+    """Knowledge of batches that may exist although no record names them."""
 
     run_token: str
     since: float  # seconds since the epoch: none of them is older (skew already allowed for)
@@ -156,7 +156,7 @@ class Sighting:
 
     batch_id: str
     state: BatchState
-    token: str | None  # the shard token that it surely bears
+    token: str | None  # the shard token that it surely has
     requests: int | None = None
 
 

@@ -1,4 +1,4 @@
-"""What an answer is, and which columns it makes.
+"""The type of an answer, and the columns it makes.
 
 An output type is made once, from whatever the user writes, and stored with the plan as JSON: landing follows
 the stored form and needs no Python class. It validates against the JSON Schema; what a Pydantic class checks
@@ -48,7 +48,7 @@ _SINGLE = {
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """The output type of a model that answers with a vector, of so many numbers as are asked for."""
+    """Return the output type of a model that answers with a vector of the requested length."""
 
     dimensions: int | None = None  # None: as many as the model gives by itself
 
@@ -73,7 +73,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Naming:
-    """How the user wants the answer's columns to be called, and what they must not be called."""
+    """The user's choice of names for the answer's columns, and the names that are taken."""
 
     columns: Mapping[str, str] | None = None  # name -> path in the answer ("buyer.name"): these and no others
     output_column: str | None = None  # the name of an answer's only column
@@ -125,7 +125,7 @@ class OutputType:
 
     @property
     def request_params(self) -> Mapping[str, object]:
-        """What a request says of the answer besides its schema."""
+        """Return the request parameters that describe the answer, besides its schema."""
         return {} if self.dimensions is None else {"dimensions": self.dimensions}
 
     def to_json(self) -> dict[str, Any]:
@@ -155,7 +155,7 @@ class OutputType:
 
 
 def _is_labels(wanted: Mapping[Any, object]) -> bool:
-    """Whether a dict is labels with descriptions; otherwise it is a JSON Schema."""
+    """Return whether a dict holds labels with descriptions; otherwise it is a JSON Schema."""
     words = all(isinstance(value, str) for value in wanted.values())
     return (
         words

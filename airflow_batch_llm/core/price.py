@@ -1,4 +1,4 @@
-"""What a request costs in a batch, and what it would have cost in real time.
+"""Price a request in a batch, and in real time for comparison.
 
 The price list of genai-prices falls back to the full price, silently, where it has no batch price for a model, a
 kind of token or a date. So its parts are taken one by one, and whatever is assumed in their place is said.
@@ -116,7 +116,7 @@ class PriceList:
 
     @property
     def known(self) -> bool:
-        """Whether there is a price at all."""
+        """Return whether a price is known at all."""
         return self._batch is not None
 
     @property

@@ -180,7 +180,7 @@ def compile_prompt(prompt: Prompt, params: Mapping[str, object] | None = None) -
 
 
 def identity(prompt: Prompt) -> Mapping[str, str]:
-    """What makes a prompt another prompt: the template's text, or the function's qualified name and source.
+    """Return what identifies a prompt: the template's text, or the function's qualified name and source.
 
     What a function refers to outside its own source is not covered. The name is without the prefix that
     Airflow gives to the modules of Dag files, which differs between deployments.

@@ -1,4 +1,4 @@
-"""What became of a run, small enough for XCom, and whether that is good enough.
+"""Sum up a run, small enough for XCom, and judge whether its result is good enough.
 
 Reports of shards and rounds add up to the run's. Every planned row is counted once, with its last outcome: a
 round that asks again names the outcomes it replaces.
@@ -47,7 +47,7 @@ class Spent:
 
     cost: float = 0.0
     list_cost: float = 0.0  # the same requests in real time
-    stray_cost: float = 0.0  # of `cost`: batches that were bought twice by mishap
+    stray_cost: float = 0.0  # of `cost`: batches that were bought twice by accident
     unpriced: int = 0
 
     @property
@@ -152,7 +152,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
-    """What a report is about. Times are seconds since the epoch."""
+    """The subject of a report. Times are seconds since the epoch."""
 
     run_id: str
     run_token: str
@@ -172,7 +172,7 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a run is good enough, and why in words that hold no row's values but its key."""
+    """The judgement on a run, with its reasons. The words hold no value of a row but its key."""
 
     passed: bool
     reason: str

@@ -19,12 +19,12 @@ from airflow_batch_llm.core.model import Limits
 CUSTOM_ID = "\ue000custom-id\ue001"
 PROMPT = "\ue000prompt\ue001"
 
-#: An ordinal is written with so many digits at least.
+#: The minimum number of digits of an ordinal.
 ORDINAL_DIGITS = 6
 
 _MAX_CUSTOM_ID = 63
 
-# A copy of it costs less than a hash that is set up anew, and one is made for every row.
+# A copy of it costs less than a hash that is set up again, and one is made for every row.
 _NOTHING_HASHED = hashlib.blake2b(digest_size=16)
 
 
@@ -77,12 +77,12 @@ class LineTemplate:
 
     @property
     def overhead(self) -> int:
-        """How many bytes a line has at most besides its prompts."""
+        """Return the maximum number of bytes in a line besides its prompts."""
         return sum(map(len, self.pieces)) + self.holes.count(CUSTOM_ID) * (_MAX_CUSTOM_ID + 2)
 
 
 def shard_token(run_token: str, number: int) -> str:
-    """The name that a shard's batch bears at the provider, and the beginning of its custom_ids."""
+    """Return the shard's name at the provider, which also begins its custom_ids."""
     return f"{run_token}-{number:04d}"
 
 
@@ -111,7 +111,7 @@ _SPREAD = 0.02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """How large the shards of a run may become."""
+    """The maximum size of a run's shards."""
 
     requests: int
     bytes: int
@@ -140,7 +140,7 @@ class Cutter:
         self._number, self._count, self._filled = 1, 0, 0
 
     def cut(self, sizes: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-        """Which of the next requests, from one to before another, go to the shard of which number, from 1.
+        """Yield (shard number, start, end) for the next requests.
 
         A size is the bytes of a request's line with its end.
         """

@@ -2,7 +2,7 @@
 
 Before a planner reads the source, it opens the next numbered ticket of the target. Before it freezes its plan, it waits
 until every earlier ticket is sealed or over, takes out of its rows what the earlier plans buy, and seals its own ticket.
-A ticket is a journal: each record is created once, so either its planner seals it or somebody else declares it over,
+A ticket is a journal: each record is created once, so either its planner seals it or another planner declares it over,
 never both. A sealed ticket names a whole plan that is stored already, and every later planner freezes that plan before
 it goes on. So a planner that dies or freezes between its seal and its plan leaves no gap.
 
@@ -21,7 +21,7 @@ TICKET_LEASE_SECONDS = 90.0
 
 
 class TicketKind(StrEnum):
-    """What a record says about its ticket."""
+    """The kinds of record on a planner's ticket."""
 
     OPENED = "opened"
     """A planner is at work, and is heard of again before `expires_at`."""
@@ -133,7 +133,7 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """Declare a ticket over, by its next record. Somebody else may be faster."""
+    """Declare a ticket over, by its next record. Another planner may be faster."""
 
     number: int
     last: int

@@ -22,7 +22,7 @@ _DEFINITIONS = ("$defs", "definitions")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """What vendors put limits on."""
+    """The measures of a schema that vendors limit."""
 
     depth: int  # levels of objects and lists within each other
     properties: int
@@ -65,13 +65,13 @@ def walk(node: object, path: str = "$", depth: int = 0) -> Iterator[tuple[str, S
 
 
 def is_object(node: Schema) -> bool:
-    """Whether the node describes objects."""
+    """Return whether the node describes objects."""
     kinds = node.get("type")
     return kinds == "object" or (isinstance(kinds, list) and "object" in kinds) or "properties" in node
 
 
 def is_open_map(node: Schema) -> bool:
-    """Whether the node describes objects whose property names are up to the answer."""
+    """Return whether the node describes objects whose property names the answer chooses."""
     extra = node.get("additionalProperties")
     free = isinstance(extra, Mapping) or (extra is not False and not node.get("properties"))
     return is_object(node) and (free or "patternProperties" in node)
@@ -184,7 +184,7 @@ def measure(schema: Schema) -> Size:
 
 
 def admits_null(node: object, root: Schema) -> bool:
-    """Whether null is an answer that this schema accepts."""
+    """Return whether the schema accepts null."""
     if not isinstance(node, Mapping):
         return node is not False
     if "$ref" in node:

@@ -33,7 +33,7 @@ SENT = frozenset({Reason.NEW, Reason.CHANGED, Reason.OUTDATED, Reason.AGAIN, Rea
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """What target and failures table tell of a row."""
+    """The facts about a row in the target and the failures table."""
 
     answered: bool  # the target has its key
     same_input: bool  # with the same input hash
@@ -85,7 +85,7 @@ _AGAIN = frozenset({Outcome.INVALID, Outcome.TRUNCATED, Outcome.EXPIRED, Outcome
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What follows from one row's failure."""
+    """The consequence of one row's failure."""
 
     attempts: int  # as the failures table will say
     dead: bool  # not sent again until its row or the spec changes

@@ -1,4 +1,4 @@
-"""What decides that an answer is still the answer: the spec of the stage, and the input of the row.
+"""Decide whether a stored answer is still valid: by the stage's spec, and by the row's input.
 
 Both hashes stand in users' tables, so the same inputs must give the same hashes in every release. A field that
 is not set is not hashed: one that a later release adds leaves the hashes of today as they are.
@@ -34,7 +34,7 @@ class Spec:
     host: str | None = None  # who answers, where it is not the vendor: its answers are not the vendor's
 
     def to_json(self) -> dict[str, Any]:
-        """For the frozen plan. Whoever stores it keeps the order of keys."""
+        """Return the JSON for the frozen plan. The order of its keys must be kept."""
         stored: dict[str, Any] = orjson.loads(orjson.dumps(plain(_set_fields(self))))
         return stored
 
@@ -60,7 +60,7 @@ def changed_fields(planned: Spec, now: Spec) -> tuple[str, ...]:
 
 
 def input_hash(values: Mapping[str, object]) -> str:
-    """Of the values that a prompt uses, by column name, in any order.
+    """Hash the values that a prompt uses, by column name, in any order.
 
     Numbers count by value (1, 1.0 and 1.00 are the same), and differ from their text and from true. A time
     counts as its text in UTC; NULL and the empty text differ.
@@ -81,7 +81,7 @@ def input_hashes(columns: Mapping[str, Sequence[object]]) -> list[str]:
 
 
 def _spelled(values: Sequence[object]) -> Iterator[bytes]:
-    """The canonical JSON of each value; one at a time, since orjson's bytes are dear to keep."""
+    """Yield the canonical JSON of each value, one at a time: keeping orjson's bytes costs much memory."""
     if _PLAIN_TYPES.issuperset(map(type, values)):
         return map(orjson.dumps, values)
     return (canonical(plain(value)) for value in values)
@@ -93,7 +93,7 @@ def _set_fields(spec: Spec) -> dict[str, Any]:
 
 
 def _hashed(spec: Spec) -> dict[str, Any]:
-    """What of a spec counts, by field."""
+    """Return the fields of a spec that count towards its hash."""
     hashed = _set_fields(spec)
     if spec.schema is not None:
         hashed["schema"] = _in_order(spec.schema)

@@ -1,9 +1,9 @@
-"""How one attempt brings one shard to a provider: a machine of small steps, each one read or one write.
+"""Bring one shard to a provider in one attempt: a machine of small steps, each one read or one write.
 
 `advance` is pure: it takes the answer to the last action and says the next one. The worker performs actions for
 real; the tests perform them against a model of a provider, in every order in which attempts can meet, crash,
 freeze and lose answers. Two rules carry the protocol: nothing is sent unless one's own intent is the last record,
-and only he who sees *another* batch recorded cancels his own.
+and an attempt cancels its own batch only if it sees *another* batch recorded.
 """
 
 from dataclasses import dataclass, field, replace
@@ -25,7 +25,7 @@ from airflow_batch_llm.core.journal import (
 
 
 class Phase(StrEnum):
-    """What an attempt is waiting for."""
+    """The event that an attempt waits for."""
 
     READING = "reading"  # the journal, to decide
     SEARCHING = "searching"  # the provider's answer to a search

@@ -184,7 +184,7 @@ class _Parts:
         raise _NotSimple
 
     def _way(self, node: nodes.Node) -> tuple[nodes.Node, Step]:
-        """What stands innermost in an expression, and the function from its value to the expression's."""
+        """Return the innermost node of an expression, and the function from its value to the expression's value."""
         if isinstance(node, nodes.Getattr):
             step: Step = partial(_swap(self.dialect.getattr), node.attr)
             return self._after(node.node, step)

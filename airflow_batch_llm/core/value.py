@@ -1,4 +1,4 @@
-"""What a value of the warehouse looks like as text in a prompt, and as JSON under a hash.
+"""Write a warehouse value as text for a prompt, and as JSON for a hash.
 
 Both spellings are promises: the text is what the model reads, the JSON is what decides whether a row has
 changed. Neither depends on the warehouse, the driver or the machine's locale and time zone.

@@ -2,7 +2,7 @@
 
 The generator yields what it wants done (`Check`, `Sleep`, `Cancel`) and is sent the answer; an error that a
 check raised is sent as an answer too, so that "five failures in a row" is ordinary data. It never submits and never
-downloads: it ends by saying why somebody should look.
+downloads: it ends with the reason why a worker should look.
 """
 
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
@@ -20,7 +20,7 @@ MIN_WAKE_SECONDS = 60.0
 #: How long batches that were cancelled at the deadline get to end, so that their answers can be read.
 CANCEL_GRACE_SECONDS = 900.0
 
-#: After so many failed checks in a row somebody should look; the batches are left alone.
+#: Failed checks in a row after which a worker should look. The batches are left alone.
 PATIENCE = 20
 
 
@@ -36,7 +36,7 @@ class Wake(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watch:
-    """What is waited for: identifiers and times (seconds since the epoch), nothing else."""
+    """The batches to wait for: identifiers and times (seconds since the epoch), nothing else."""
 
     batch_ids: tuple[str, ...]
     since: float  # the youngest batch was created then
@@ -68,7 +68,10 @@ Reply = Mapping[str, BatchStatus] | ProviderError | None
 
 
 def interval(age_seconds: float) -> float:
-    """How long to leave batches of this age alone: 2 s at first, a tenth of the age later, 5 min at most."""
+    """Return the seconds until the next look at batches of this age.
+
+    2 s at first, a tenth of the age later, 5 min at most.
+    """
     return min(300.0, max(2.0, age_seconds / 10))
 
 

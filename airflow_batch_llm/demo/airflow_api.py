@@ -89,7 +89,7 @@ class AirflowApi:
         return self._call("GET", path)["value"]
 
     def log(self, dag_id: str, run_id: str, task_id: str, try_number: int = 1) -> str:
-        """What a try has said, a line an event."""
+        """Return the log of a try, one line per event."""
         path = f"{_run(dag_id, run_id)}/taskInstances/{task_id}/logs/{try_number}?full_content=true"
         content = self._call("GET", path)["content"]
         return "\n".join(json.dumps(line) if isinstance(line, dict) else str(line) for line in content)
@@ -117,7 +117,7 @@ class AirflowApi:
 
 
 def until(look: Callable[[], T | None], what: str, seconds: float = 120.0) -> T:
-    """What `look` gives as soon as it gives something. Raises TimeoutError with `what` was waited for."""
+    """Call `look` until it returns something. Raises TimeoutError that names `what` was waited for."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := look():

@@ -38,7 +38,7 @@ ORDER BY _llm_planned_at DESC, ticket_id LIMIT ?
 
 
 def demo(
-    folder: Annotated[Path, typer.Option(help="Where all of it is put. It is made anew.")] = Path(".demo"),
+    folder: Annotated[Path, typer.Option(help="Folder of the demo. It is emptied first.")] = Path(".demo"),
     tickets: Annotated[int, typer.Option(help="How many support tickets there are.", min=30)] = 3_000,
     stay: Annotated[bool, typer.Option(help="Leave Airflow's UI up at the end, until Ctrl-C.")] = False,
 ) -> None:
@@ -61,7 +61,7 @@ def last_night(now: datetime) -> date:
 
 
 def connections(simulator_url: str, duckdb_path: Path) -> Mapping[str, Mapping[str, Any]]:
-    """What the example Dags connect to by default."""
+    """Return the default connections of the example Dags."""
     return {
         "anthropic_default": {"conn_type": "anthropic", "host": simulator_url, "password": "simulated"},
         "openai_default": {"conn_type": "openai", "host": f"{simulator_url}/v1", "password": "simulated"},
@@ -129,7 +129,7 @@ class _Night:
         second = api.trigger(_DAG, logical_date=datetime.now(UTC).isoformat())
         report = self._follow(api, simulator, second)
         last = warehouse.ask(self._duckdb, _LABELLED_LAST, [_CHANGED])
-        show_rows(self._console, "labelled anew", _SHOWN, last)
+        show_rows(self._console, "labelled again", _SHOWN, last)
         self._say(
             f"{counted(self._tickets, 'row')} were looked at, and {counted(report['requests'], 'request')} bought."
         )

@@ -1,4 +1,7 @@
-"""Processes that end with whoever started them: each leads a process group, which is signalled by its id, never by name."""
+"""Start processes that end with their parent.
+
+Each leads a process group, which is signalled by its id, never by name.
+"""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What the demo shows at the terminal: a run while it goes on, and what came of it."""
+"""Show a run's progress and its result at the terminal."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -75,7 +75,7 @@ def show_rows(console: Console, title: str, names: Sequence[str], rows: Iterable
 
 
 def show_report(console: Console, report: Mapping[str, Any]) -> None:
-    """What a run has done, and what it has cost."""
+    """Print the result and the cost of a run."""
     why = ", ".join(f"{count:,} {reason}" for reason, count in report["why"].items())
     usage, cost = report["usage"], report["cost"]
     table = Table(show_header=False, box=None, padding=(0, 2))

@@ -60,7 +60,7 @@ def _fits(schema: Mapping[str, Any], name: str, value: str) -> bool:
     return wanted is not None and value in wanted.get("enum", ())
 
 
-DAYS = 3  # the tickets arrived on so many days
+DAYS = 3  # the number of days on which the tickets arrived
 _SEED = 20260117
 _REPEATED = 0.08  # the share of tickets that say what another has said already
 _EMPTY = 0.02  # without a text
@@ -181,7 +181,7 @@ _LAST = (
 
 
 def tickets(count: int, today: date) -> Iterator[Ticket]:
-    """So many tickets, the newest of today."""
+    """Yield `count` tickets, the newest of today."""
     draw = random.Random(_SEED)  # noqa: S311 - nothing is kept secret by it
     texts: list[tuple[str | None, str | None]] = []
     for number in range(1, count + 1):

@@ -34,7 +34,7 @@ _REVIEWS = (
 
 
 def seed(path: Path, count: int, today: date) -> None:
-    """Make the tables, with so many tickets."""
+    """Make the tables, with `count` tickets."""
     import pyarrow as pa
 
     rows = list(tickets(count, today))
@@ -56,7 +56,7 @@ def change(path: Path, count: int) -> None:
 
 
 def write_reviews(inbox: Path, count: int) -> None:
-    """Let a file with so many reviews arrive."""
+    """Let a file of reviews arrive."""
     inbox.mkdir(parents=True, exist_ok=True)
     rows = [{"review_id": number, "text": _REVIEWS[number % len(_REVIEWS)]} for number in range(1, count + 1)]
     (inbox / "reviews.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))

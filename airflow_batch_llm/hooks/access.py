@@ -1,4 +1,4 @@
-"""What most connections hold: a key as the password, and a host where it is not the vendor's own."""
+"""Read the fields that most connections have: a key as the password, and a host where it differs from the vendor's."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -36,7 +36,7 @@ def plain_access(connection: Connection, hook_params: Mapping[str, Any]) -> Acce
 
 
 def is_insecure_allowed(connection: Connection) -> bool:
-    """Whether the connection, or Airflow's configuration, allows keys and rows to travel unencrypted."""
+    """Return whether the connection, or Airflow's configuration, allows keys and rows to travel unencrypted."""
     given = connection.extra_dejson.get("allow_insecure_base_url")
     if given is None or given == "":
         return bool(conf.getboolean("batch_llm", "allow_insecure_base_url", fallback=False))

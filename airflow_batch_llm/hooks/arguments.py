@@ -1,4 +1,7 @@
-"""What operators and sensors do with their arguments while a Dag is read: it costs nothing, and refuses with advice."""
+"""Check the arguments of operators and sensors while a Dag is parsed.
+
+The checks cost nothing, and an error says what to do.
+"""
 
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
@@ -35,7 +38,7 @@ def choice(name: str, value: str, choices: type[E]) -> E:
 
 
 def number(name: str, value: Any, kind: type[N]) -> N:
-    """What may have been a template, and is text then."""
+    """Return the number in an argument that may have been a template, and is text then."""
     try:
         return kind(value)
     except (TypeError, ValueError):
@@ -45,14 +48,14 @@ def number(name: str, value: Any, kind: type[N]) -> N:
 
 
 def is_deferrable(given: bool | None) -> bool:
-    """Whether a task waits in the triggerer: as its argument says, or Airflow's configuration."""
+    """Return whether a task waits in the triggerer: by its argument, or by Airflow's configuration."""
     return conf.getboolean("operators", "default_deferrable", fallback=False) if given is None else given
 
 
 def settling_seconds() -> float:
-    """How long a deferred task is left alone before it may be woken.
+    """Return the seconds for which a deferred task is left alone before it may resume.
 
-    The process that deferred may live for one heartbeat more. A scheduler that hears of its end when the task is already
+    The process that deferred may live for one heartbeat more. A scheduler that learns of its end when the task is already
     queued again can take that for a crash, and count a lost try.
     """
     heartbeat: float = conf.getfloat("workers", "min_heartbeat_interval", fallback=5.0)
@@ -169,5 +172,5 @@ def _texts(value: Any) -> Iterable[str]:
 
 
 def _holds_password(text: str) -> bool:
-    """Whether a text is a URL that names a user or a password."""
+    """Return whether a text is a URL that holds a user name or a password."""
     return "://" in text and "@" in urlsplit(text).netloc

@@ -114,7 +114,7 @@ def _is_local(uri: str) -> bool:
 
 
 def _one_disk(executors: str) -> bool:
-    """Whether all of the configured executors run their tasks on the scheduler's machine."""
+    """Return whether all configured executors run their tasks on the scheduler's machine."""
     return all(
         name.strip().rpartition(".")[2].partition(":")[0] == "LocalExecutor" for name in executors.split(",")
     )

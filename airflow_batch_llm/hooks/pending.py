@@ -1,4 +1,4 @@
-"""How many rows wait in a table or a query, and since when."""
+"""Count the rows that wait in a table or a query, and find the age of the oldest."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -10,7 +10,7 @@ from airflow_batch_llm.hooks.warehouse import warehouse
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingRows:
-    """What is counted, and from when on it is enough."""
+    """The rows to count, and the number or age that is enough."""
 
     conn_id: str
     query: str  # what stands after FROM: a SELECT in brackets, or a table's name
@@ -39,7 +39,7 @@ class PendingRows:
         return Waiting(rows=int(row["n"]), oldest=_moment(row["oldest"]))
 
     def is_enough(self, waiting: "Waiting", now: float) -> bool:
-        """Whether there are enough rows, or one has waited for long enough."""
+        """Return whether there are enough rows, or one has waited long enough."""
         if waiting.rows >= self.min_rows:
             return True
         if self.max_age is None or waiting.oldest is None:

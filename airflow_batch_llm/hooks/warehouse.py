@@ -52,7 +52,10 @@ def _postgres(connection: Connection, hook_params: HookParams) -> "Warehouse":
 
 
 def _postgres_arguments(connection: Connection, hook: Any) -> dict[str, Any]:
-    """What the hook connects with. Its own connection may be of psycopg 2, and gives rows in a shape of its own."""
+    """Return the hook's connection arguments.
+
+    Its own connection may be of psycopg 2, which returns rows in another shape.
+    """
     extra = connection.extra_dejson
     user, password, port = connection.login, connection.password, connection.port
     if extra.get("iam"):

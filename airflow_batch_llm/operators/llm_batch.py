@@ -85,7 +85,7 @@ class SubmitLLMBatchOperator(LLMTransformOperator):
         return sent
 
 
-_NO_HANDLE = "was planned by no operator, so it names no connections. Whoever began it, such as the command line, can finish it."
+_NO_HANDLE = "was not planned by an operator, so it names no connections. Finish it where it began, such as on the command line."
 
 
 class CollectLLMBatchOperator(PlannedRunOperator):

@@ -278,7 +278,7 @@ class LLMTransformOperator(RunOperator):
         )
 
     def _asked(self) -> tuple[object, ...]:
-        """What tells this item of a mapped task from the others."""
+        """Return the values that distinguish this item of a mapped task from the others."""
         from airflow_batch_llm.core.prompt import identity
 
         rendered = tuple(getattr(self, name) for name in self.template_fields)

@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alarm:
-    """Two records in the run folder: when the waiting began, and that somebody was told."""
+    """Two records in the run folder: when the waiting began, and that its warning was sent."""
 
     workspace: Workspace
     handle: RunHandle
     after: float
 
     def due_at(self, now: float) -> float:
-        """When it goes off. The first to ask begins the time."""
+        """Return the time of the warning. The first call starts the clock."""
         self.workspace.create(self._path("waiting"), json.dumps({"since": now}).encode())
         data = self.workspace.read(self._path("waiting"))
         assert data is not None, "it was created here, or before"
         return float(json.loads(data)["since"]) + self.after
 
     def take(self) -> bool:
-        """Whether this is the one who tells."""
+        """Return True to exactly one caller."""
         return self.workspace.create(self._path("warned"), b"{}")
 
     def _path(self, name: str) -> str:
@@ -49,7 +49,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lineage:
-    """What was read and written: URIs of tables, and names of columns."""
+    """The URIs of the tables that a run read and wrote, and their column names."""
 
     inputs: tuple[str, ...]  # none: not known
     output: str
@@ -58,21 +58,21 @@ class Lineage:
 
 
 def is_lineage_wanted() -> bool:
-    """Whether Airflow will ask for it."""
+    """Return whether Airflow will ask for lineage."""
     return find_spec("airflow.providers.openlineage") is not None
 
 
 @contextmanager
 def unfailing() -> Iterator[None]:
-    """What is paid for has been sent, or has landed: that nobody can be told where it came from is no failure."""
+    """Log an error and go on: rows that are paid for must not fail because their lineage cannot be reported."""
     try:
         yield
     except Exception as error:  # noqa: BLE001 - a connection, a driver, a parser
-        _log.warning("OpenLineage is not told all that was read and written (%s).", type(error).__name__)
+        _log.warning("The lineage of this task is incomplete (%s).", type(error).__name__)
 
 
 def planned_lineage(plan: "Plan", inputs: tuple[str, ...], database_uri: str) -> Lineage:
-    """What a run reads and writes by its frozen plan, which knows all but the source."""
+    """Return what a run reads and writes by its frozen plan, which knows everything but the source."""
     from airflow_batch_llm.core.prompt import compile_prompt
     from airflow_batch_llm.core.spec import Spec
 
@@ -103,7 +103,7 @@ def to_openlineage(lineages: Iterable[Lineage]) -> Any:
 
 
 def _facets(lineage: Lineage) -> dict[str, Any]:
-    """Which columns the answers were made of. Of several tables it is not known which one has the column."""
+    """Return the columns that the answers were made of. With several source tables the table of a column is unknown."""
     from airflow.providers.common.compat.openlineage.facet import (
         ColumnLineageDatasetFacet,
         Fields,
@@ -195,7 +195,7 @@ def table_uri(database_uri: str, table: str) -> str:
 
 
 def asset_extra(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What a Dag that starts on the asset wants to know."""
+    """Return the facts that a Dag scheduled on the asset needs."""
     return {
         "rows": report["outcomes"].get(Outcome.SUCCEEDED.value, 0),
         "cost_usd": report["cost"]["usd"],

@@ -99,7 +99,7 @@ def open_parts(handle: RunHandle, spool: Path, log: Any) -> "Parts":
 #: Only a net below the trigger's own deadline: where Airflow's timeout passes first, the task counts as failed.
 _DEFER_SLACK_SECONDS = CANCEL_GRACE_SECONDS + 1800.0
 
-#: A worker that is told to end is killed soon after.
+#: Airflow kills a worker soon after it asks the worker to end.
 _ON_KILL_SECONDS = 20.0
 
 Warn = Callable[[Context], Any]
@@ -112,7 +112,7 @@ class RunOperator(BaseOperator):
     :param deferrable: whether the task gives its worker slot away while it waits
     :param cancel_on_kill: whether running batches are cancelled when the task is marked failed or successful, or its Dag
         run is; a clear, a retry or an evicted worker never cancels
-    :param warn_after: after so much time of waiting somebody is told, once
+    :param warn_after: warn once if the run is still waiting after this long
     :param on_warning: whom to tell: a notifier or another function of the task's context; None for the log alone
     """
 
@@ -198,7 +198,7 @@ class RunOperator(BaseOperator):
         return run.advance()
 
     def returned(self, context: Context, ended: Sequence["Ended"]) -> Any:  # noqa: ARG002 - for those that ask Airflow
-        """What the task returns, if all of its runs are good enough."""
+        """Return the task's XCom value if all of its runs are good enough."""
         for one in ended:
             one.finished.raise_for_verdict()
         return ended[0].report
@@ -273,7 +273,7 @@ class RunOperator(BaseOperator):
         return handle.inputs
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:  # noqa: ARG002 - Airflow's signature
-        """What Airflow's OpenLineage provider asks for."""
+        """Return the facets that Airflow's OpenLineage provider collects."""
         return to_openlineage(self._lineages) if self._lineages else None
 
     def _note_lineage(self, handle: RunHandle, run: "Run") -> None:

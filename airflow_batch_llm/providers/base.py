@@ -1,4 +1,4 @@
-"""What the package asks of a provider of batch inference.
+"""The interface between the package and a provider of batch inference.
 
 An adapter translates the vendor's states, rows and errors into ours once, here, and nobody translates again.
 It never retries a creation: a lost answer to `submit` raises `UnknownFate`, and the caller searches.
@@ -25,7 +25,7 @@ from airflow_batch_llm.providers.reach import check_base_url
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """How to reach a provider. The key never shows in a repr.
+    """The settings of a connection to a provider. The key never shows in a repr.
 
     `client` and `async_client` make ready SDK clients (from an Airflow hook's connection, say) and win over the other
     fields. Each call makes a new client, perhaps in a thread; the adapter closes it.
@@ -57,7 +57,7 @@ class Access:
 
 
 def is_sendable(secret: str) -> bool:
-    """Whether a key can stand in a header as it is. An HTTP library quotes the header that it refuses."""
+    """Return whether a key can stand in a header as it is. An HTTP library quotes the header that it refuses."""
     return secret.isascii() and secret.isprintable() and secret == secret.strip()
 
 
@@ -100,7 +100,10 @@ class Provider(Protocol):
         """The raw result lines as they come, in any order, without line ends. `ResultsGone` if there are none any more."""
 
     def find(self, search: Search) -> Sequence[Sighting]:
-        """Batches that bear the run's token, or may: every one that exists and is older than the listing's lag."""
+        """Return the batches that have the run's token, or may have it.
+
+        Finds every one that exists and is older than the listing's lag.
+        """
 
     def discard(self, upload: str) -> None:
         """Delete an upload. One that is gone already is no error."""

@@ -49,7 +49,7 @@ _BLOCK = 256 * 1024
 
 
 def unknown_option(vendor: str, error: TypeError) -> InputError:
-    """What a client that does not know an option has to say: the option's name, and no value."""
+    """Return the error for a client option that is unknown. It names the option, and no value."""
     return InputError(
         f"{vendor}'s client does not take an option: {error}. Options are in llm_hook_params or in the connection's"
         " extra; in a spec file in provider.options."

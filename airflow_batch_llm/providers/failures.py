@@ -1,4 +1,6 @@
-"""What a failed call to a vendor over HTTP means. `failure_of` reads the SDKs of one generator, Anthropic's and OpenAI's.
+"""Read what a failed HTTP call to a vendor means.
+
+`failure_of` reads the SDKs of one generator, Anthropic's and OpenAI's.
 
 While a batch is being created the question is whether it may exist all the same: an answer that was lost, or that is
 no verdict, leaves that open, and saying "no" then would pay twice.
@@ -160,7 +162,7 @@ _CANNOT_BE_SENT = frozenset({"InvalidURL", "LocalProtocolError", "UnicodeEncodeE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vendor:
-    """How a vendor says what the other says too."""
+    """The names that differ between two SDKs of the same generator."""
 
     name: str
     no_money: frozenset[str]  # codes that mean: a limit of spending is reached, which waiting does not heal
@@ -181,7 +183,7 @@ class Failure:
 
 
 def failure_of(error: Exception, sdk: ModuleType) -> Failure | None:
-    """What an SDK's exception says; None for one that is not about a call to the provider."""
+    """Return the failure behind an SDK's exception, or None if it is not about a call to the provider."""
     if isinstance(error, sdk.APIConnectionError):
         return unanswered(error.__cause__ or error)
     if isinstance(error, UnicodeError):

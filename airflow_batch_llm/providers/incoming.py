@@ -97,7 +97,7 @@ def following(page: Mapping[str, Any], ids: Sequence[str], after: str | None) ->
 #: A plain answer, unpacked. A page of a thousand batches with all the metadata that they can have holds a tenth of it.
 MOST_PLAIN_BYTES = 64 << 20
 
-#: What downloaded results may unpack to: so many times what was sent, and so much besides. Each line has ids of its
+#: What downloaded results may unpack to: this many times what was sent, plus this many bytes. Each line has ids of its
 #: own, so real lines shrink to a twentieth at best.
 MOST_UNPACKED, UNPACKED_FREE = 100, 64 << 20
 
@@ -126,7 +126,7 @@ class _Unpacker:
         self._sent = self._unpacked = 0
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
-        """What this piece of the body unpacks to, in pieces of a bounded size."""
+        """Yield the unpacked bytes of this piece of the body, in pieces of a bounded size."""
         self._sent += len(chunk)
         if self._zlib is None:
             yield self._counted(chunk)

@@ -1,4 +1,4 @@
-"""Which addresses a key and rows may be sent to: those that the user named, encrypted, and no other.
+"""Decide which addresses may receive a key and rows: those that the user named, encrypted, and no other.
 
 A redirect is an answer's wish. One to another host gets no body and no key, or a gateway could send both anywhere.
 """
@@ -75,7 +75,7 @@ def _is_metadata(host: str) -> bool:
 
 
 def is_trusted(url: str, base: str) -> bool:
-    """Whether what was meant for `base` may go to this URL: the same host and port, or its encrypted twin."""
+    """Return whether a message for `base` may go to this URL: the same host and port, or its encrypted twin."""
     there, here = urlsplit(url), urlsplit(base)
     if there.hostname != here.hostname:
         return False

@@ -30,7 +30,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Sleep:
-    """A pause of so many seconds."""
+    """A pause of this many seconds."""
 
     seconds: float
 
@@ -52,7 +52,7 @@ Judge: TypeAlias = Callable[[Exception], Exception]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
-    """How long a call that is safe to repeat is repeated. `longest` bounds each pause, also a Retry-After."""
+    """The time limit for repeating a call that is safe to repeat. `longest` bounds each pause, also a Retry-After."""
 
     attempts: int = 5
     first: float = 0.5
@@ -73,7 +73,7 @@ WORKER = Patience(attempts=6, first=0.5, longest=60.0)
 TRIGGER = Patience(attempts=3, first=0.5, longest=30.0)
 
 
-#: A gateway's page seldom goes within seconds, so such a call is made so many times; the caller's schedule does the rest.
+#: Attempts at a call that a gateway's page answers: the page seldom goes within seconds, and the caller looks again.
 _PUZZLED_ATTEMPTS = 2
 
 
@@ -83,7 +83,7 @@ def patiently(
     patience: Patience,
     read: Callable[[Any], T] = lambda answer: answer,
 ) -> Calls[T]:
-    """What `read` makes of the answer to a call that is safe to repeat.
+    """Repeat a safe call with patience, and return what `read` makes of the answer.
 
     Raises the judged error once it is final or patience is spent. An answer that cannot be read is `Unavailable`: a
     gateway or a proxy may have given it in the vendor's place.

@@ -13,7 +13,7 @@ from airflow_batch_llm.hooks.failures import rendering
 
 
 class DeferrableSensor(BaseSensorOperator):
-    """What a sensor adds: `poke`, a look; and `trigger`, which says when to look again.
+    """The base of our sensors: `poke` looks once, and `trigger` says when to look again.
 
     :param deferrable: whether the task gives its worker slot away while it waits
     """
@@ -30,7 +30,7 @@ class DeferrableSensor(BaseSensorOperator):
             return super().render_template(content, context, jinja_env, seen_oids)
 
     def trigger(self, until: float) -> BaseTrigger:
-        """What fires when it is worth looking again; nobody waits for it after `until`."""
+        """Return the trigger that fires when another look is worthwhile. Nobody waits for it after `until`."""
         raise NotImplementedError
 
     def execute(self, context: Context) -> Any:

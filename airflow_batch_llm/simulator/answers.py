@@ -186,7 +186,7 @@ def _guessed(schema: Mapping[str, Any]) -> str:
 
 
 def _weight(schema: Any) -> int:
-    """How far a branch may lead: nothing is lighter than null, nothing heavier than what refers elsewhere."""
+    """Return the weight of a branch: null is the lightest, and a reference is the heaviest."""
     if not isinstance(schema, dict):
         return 0
     text = orjson.dumps(schema)

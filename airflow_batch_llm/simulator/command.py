@@ -96,7 +96,7 @@ def _serve(settings: Settings) -> None:
 
 
 def _end_with_stdin() -> None:
-    """Whoever started the simulator holds the other end; when they are gone, so is the need for it."""
+    """End when standard input closes: the process that started the simulator has gone."""
     while os.read(0, 1024):
         pass
     os.kill(os.getpid(), signal.SIGTERM)

@@ -31,7 +31,7 @@ LIVE = frozenset({Phase.ACCEPTED, Phase.RUNNING, Phase.CANCELING, Phase.FINISHIN
 
 
 class Outcome(StrEnum):
-    """What became of a row, for the ledger."""
+    """The fate of a row, for the ledger."""
 
     SUCCEEDED = "succeeded"
     ERRORED = "errored"

@@ -1,7 +1,7 @@
 """The execution of one batch, from its input lines to its result lines and charges.
 
-It runs in a worker thread, a chunk of rows at a time, so that nothing grows with the batch. Interrupted, it is done
-again from the first row: files are written anew and the batch's charges are forgotten first.
+It runs in a worker thread, a chunk of rows at a time, so that nothing grows with the batch. An
+interrupted execution begins again at the first row: it forgets the batch's charges and writes its files again.
 """
 
 import re
@@ -124,7 +124,7 @@ def _chunks(source: Iterator[bytes]) -> Iterator[tuple[int, list[bytes]]]:
 
 
 def _stops(fault: Fault | None) -> bool:
-    """Whether a fault keeps the row from being executed."""
+    """Return whether a fault keeps the row from being executed."""
     return fault is not None and (fault.kind is RowFault.ERRORED or fault.kind in _UNEXECUTED)
 
 

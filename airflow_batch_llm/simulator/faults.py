@@ -15,18 +15,18 @@ from airflow_batch_llm.simulator.database import Database, Provider
 
 
 class CallFault(StrEnum):
-    """What can happen to a call."""
+    """The faults of a call."""
 
     DROP = "drop"  # the connection is closed without an answer
     STATUS = "status"  # an error answer
     DELAY = "delay"  # a pause; the answer comes after it
     BODY = "body"  # status 200 and `text` in place of the answer, as a gateway may give it
-    BOMB = "bomb"  # status 200 and so many `bytes`, all alike, compressed to a thousandth
+    BOMB = "bomb"  # status 200 and this many `bytes`, all alike, compressed to a thousandth
     CUT = "cut"  # the answer's body breaks off in the middle
 
 
 class BatchFault(StrEnum):
-    """What can happen to a whole batch."""
+    """The faults of a whole batch."""
 
     REJECT = "reject"  # OpenAI: status failed; Vertex: JOB_STATE_FAILED
     EXPIRE = "expire"  # `share` of the rows is executed, the rest expires
@@ -39,7 +39,7 @@ class BatchFault(StrEnum):
 
 
 class RowFault(StrEnum):
-    """What can happen to a row."""
+    """The faults of a row."""
 
     ERRORED = "errored"
     EXPIRED = "expired"
@@ -52,7 +52,7 @@ class RowFault(StrEnum):
     DUPLICATED = "duplicated"  # its result line comes twice
     BAD_LINE = "bad_line"  # its result line is not JSON
     SPOILED = "spoiled"  # in its result line, the first match of `find` becomes `text`
-    FOREIGN = "foreign"  # its result bears another custom_id
+    FOREIGN = "foreign"  # its result has another custom_id
     ODD = "odd"  # its answer holds U+2028, U+0085 and an emoji
     SURROGATE = "surrogate"  # its answer holds an escaped lone surrogate
     INVALID = "invalid"  # its answer does not match the schema

@@ -1,4 +1,4 @@
-"""What every call passes through: the key, the faults, the latency and the count of calls.
+"""Check the key, the faults, the latency and the count of calls for every call.
 
 A dropped connection is a real one: the protocol class of the server puts the transport's `abort` into the scope, and
 the client sees its socket closed.
@@ -200,7 +200,7 @@ def _in_its_place(fault: Fault) -> Response:
 
 
 def _compressed(size: int) -> bytes:
-    """So many equal bytes, compressed without ever being held."""
+    """Yield `count` equal bytes, compressed without holding them."""
     block = b"x" * MEGABYTE
     packer = zlib.compressobj(wbits=31)
     pieces = [packer.compress(block[: min(MEGABYTE, size - done)]) for done in range(0, size, MEGABYTE)]
@@ -208,7 +208,7 @@ def _compressed(size: int) -> bytes:
 
 
 def _cut(response: Response, request: Request, fault: Fault) -> Response:
-    """The same answer, whose connection breaks after so many bytes or lines."""
+    """The same answer, whose connection breaks after this many bytes or lines."""
     if not isinstance(response, StreamingResponse) or response.status_code != 200:
         return response
     abort = request.scope["extensions"][_ABORT]["abort"]

@@ -139,7 +139,7 @@ class Simulator:
         return int(self._call("POST", "/control/faults", fault)["id"])
 
     def met(self, fault: int) -> int:
-        """How often a fault was met so far, by its number."""
+        """Return the number of times that a fault occurred, by the fault's number."""
         known = {each["id"]: each["seen"] for each in self._call("GET", "/control/faults")}
         return int(known[fault])
 
@@ -156,7 +156,7 @@ class Simulator:
         return self._call("POST", "/control/knobs", knobs)  # type: ignore[no-any-return]
 
     def batch(self, batch_id: str, action: str | None = None, **options: Any) -> dict[str, Any]:
-        """What the simulator knows of a batch, after an action: "end", "expire" (with `share`) or "hold"."""
+        """Return the simulator's facts about a batch, after an action: "end", "expire" (with `share`) or "hold"."""
         path = f"/control/batches/{batch_id}"
         if action is None:
             return self._call("GET", path)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""What the control endpoint can turn while the simulator runs.
+"""The settings that the control endpoint can change while the simulator runs.
 
 Knobs are one frozen value: a change replaces it whole, so a batch that is being executed sees one setting throughout.
 """

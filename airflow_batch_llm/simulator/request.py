@@ -35,7 +35,7 @@ class Stop(StrEnum):
 
 
 class Request(NamedTuple):
-    """What a responder is given: `def respond(request: Request) -> str | dict | list`."""
+    """The argument of a responder: `def respond(request: Request) -> str | dict | list`."""
 
     provider: str
     endpoint: str
@@ -69,7 +69,7 @@ class RowError(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What came of a request: a text, an error, or a whole body that an upstream wrote in the same protocol."""
+    """The answer to a request: a text, an error, or a whole body that an upstream wrote in the same protocol."""
 
     text: str = ""
     stop: Stop = Stop.END

@@ -121,7 +121,7 @@ class Runner:
 
 
 def _window_closed(batch: Batch) -> bool:
-    """Whether the batch's time was up before its rows were due."""
+    """Return whether the batch's window closed before its rows were due."""
     ends_at, expires_at = batch.facts["ends_at"], batch.facts["expires_at"]
     queued = batch.phase is Phase.ACCEPTED
     return "ending" not in batch.facts and (queued or ends_at is None or ends_at > expires_at)

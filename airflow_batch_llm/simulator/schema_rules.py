@@ -1,4 +1,4 @@
-"""Which JSON Schemas the vendors refuse for structured output.
+"""Refuse the JSON Schemas that the vendors refuse for structured output.
 
 Each check returns the reason, or None for a schema that is taken. Vendors check per request, so the results for the
 few schemas of a run are remembered.

@@ -1,4 +1,4 @@
-"""What the simulator asks of a vendor's protocol, and the values that pass between them.
+"""The interface of a vendor's protocol in the simulator, and the values that pass through it.
 
 A vendor owns its paths, its wire format and the `facts` of its batches; time, execution, faults and the ledger
 are common and live elsewhere.
@@ -57,7 +57,7 @@ class Written(NamedTuple):
 
 
 class Rows(Protocol):
-    """How one batch's rows are read and its results written. Used in a worker thread."""
+    """The reader of a batch's rows and the writer of its results. Used in a worker thread."""
 
     def read(self, line: bytes) -> Parsed: ...
 
@@ -70,7 +70,7 @@ class Rows(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class Tally:
-    """What the execution of a batch came to."""
+    """The totals of a batch's execution."""
 
     total: int = 0
     outcomes: dict[str, int] = field(default_factory=dict)

@@ -16,7 +16,7 @@ _WAITING_SHARE = 0.1  # of a batch's duration, before its rows are looked at
 
 @dataclass(slots=True, kw_only=True)
 class World:
-    """What all calls share. `knobs` is replaced whole; `poke` wakes the runner."""
+    """The state that all calls share. `knobs` is replaced whole; `poke` wakes the runner."""
 
     settings: Settings
     clock: Clock

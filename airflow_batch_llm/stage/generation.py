@@ -1,6 +1,6 @@
 """One generation of a run, moved forward by its frozen plan alone: round after round, until the report is stored.
 
-It needs neither the source nor the prompt: whoever has the run folder, the provider and the target can go on.
+It needs neither the source nor the prompt: a worker with the run folder, the provider and the target can go on.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -71,7 +71,7 @@ class Generation:
                 rounds.append(following)
 
     def is_at_provider(self) -> bool:
-        """Whether a batch of any round is running, or may be."""
+        """Return whether a batch of any round is running, or may be."""
         deadline = self.deadline()
         return any(
             self._round(plan, deadline, self.parts.spool).is_at_provider()
@@ -106,7 +106,7 @@ class Generation:
         return self._pause(still, [self.first], deadline)
 
     def _is_late(self, deadline: float) -> bool:
-        """Whether the deadline has passed, and the time too that cancelled batches get to end."""
+        """Return whether the deadline has passed, and the time too that cancelled batches get to end."""
         grace = CANCEL_GRACE_SECONDS if self.pace.cancel_on_timeout else 0.0
         return self.parts.clock() >= deadline + grace
 
@@ -163,7 +163,7 @@ class Generation:
         return FollowUp(parts=self.parts, folder=self.folder, scratch=scratch).plan(last, landed)
 
     def _affordable(self, rounds: list[Plan], requests: int) -> bool:
-        """Whether so many more requests, at the price of those so far, stay within the budget."""
+        """Return whether this many more requests, at the price of those so far, stay within the budget."""
         most = self.first.limits.max_cost_usd
         if most is None:
             return True

@@ -187,7 +187,7 @@ class _At:
     cancelled: frozenset[str]
 
     def move(self, plan: Plan, shard: PlannedShard, standing: Standing) -> Move:
-        """What whoever drives the run would do now. Only a search at the provider needs the lag."""
+        """Return the next step of a run. Only a search at the provider needs the lag."""
         terms = Terms(
             token=plan.token(shard),
             requests=shard.requests,

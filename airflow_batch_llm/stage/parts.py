@@ -39,7 +39,7 @@ class Parts:
     sleep: Callable[[float], None] = time.sleep
     say: Callable[[str], None] = _silent
     left: set[str] = field(default_factory=set)  # kinds of things that could not be cleaned up
-    alert: Callable[[str], None] | None = None  # instead of `say`, for what somebody should look at
+    alert: Callable[[str], None] | None = None  # instead of `say`, for what a person should look at
 
     @contextmanager
     def cleaning(self, what: str) -> Iterator[None]:
@@ -52,5 +52,5 @@ class Parts:
                 self.warn(f"{what[0].upper()}{what[1:]} could not be removed, and stays: {error.in_full}")
 
     def warn(self, message: str) -> None:
-        """Say what somebody should look at."""
+        """Report what a person should look at."""
         (self.alert or self.say)(message)

@@ -40,7 +40,7 @@ _here: ContextVar[bool] = ContextVar("_here", default=False)
 
 
 class _Gate(logging.Handler):
-    """Hands a library's records on to the root's handlers: warnings always, others where nothing of ours runs."""
+    """Pass a library's records to the root's handlers: warnings always, others only where none of our code runs."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -34,7 +34,7 @@ from airflow_batch_llm.stage.send.sweeping import Sweeper
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Open:
-    """What a round still waits for."""
+    """The events that a round still waits for."""
 
     batch_ids: tuple[str, ...]
     since: float
@@ -79,7 +79,10 @@ class Round:
         return self._open(moves)
 
     def drive(self) -> Open | None:
-        """Send what may be sent, and leave ended batches to whoever collects them. None: nothing is running or unsent."""
+        """Send what may be sent, and leave ended batches to the worker that collects them.
+
+        Returns None if nothing runs or waits to be sent.
+        """
         running = self._running()
         ended = set()
         for batch_id, status in self._check(running).items():
@@ -92,7 +95,7 @@ class Round:
         return self._open({n: move for n, move in moves.items() if not _is_of(move, ended)})
 
     def is_at_provider(self) -> bool:
-        """Whether a batch of the round is running, or may be."""
+        """Return whether a batch of the round is running, or may be."""
         if any(standing.intent is not None and standing.batch is None for _, standing in self._standings()):
             return True
         return any(status.state is BatchState.RUNNING for status in self._check(self._running()).values())
@@ -231,6 +234,6 @@ def _is_of(move: Move, batch_ids: Collection[str]) -> bool:
 
 
 def _holds_place(standing: Standing) -> bool:
-    """Whether a batch of this shard is running at the provider, or may be."""
+    """Return whether a batch of this shard is running at the provider, or may be."""
     at_work = standing.batch is not None or standing.intent is not None
     return at_work and standing.ended is None and standing.staged is None

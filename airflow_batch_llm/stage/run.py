@@ -23,7 +23,7 @@ from airflow_batch_llm.stage.tidying import tidy
 def keep_little() -> None:
     """Let Arrow give back what it no longer needs.
 
-    Its own allocators keep far more than is in use: 70 MB where a shard takes six. Whoever has chosen one keeps it.
+    Its own allocators keep far more than is in use: 70 MB where a shard takes six. A user's own choice is kept.
     """
     if "ARROW_DEFAULT_MEMORY_POOL" not in os.environ:
         pa.set_memory_pool(pa.system_memory_pool())
@@ -31,7 +31,7 @@ def keep_little() -> None:
 
 __all__ = ["Pause", "Run"]
 
-#: A run on the same target that has not ended by its deadline and this is nobody's any more.
+#: Seconds past its deadline after which a run counts as abandoned.
 _ABANDONED_SECONDS = 3600.0
 
 
@@ -40,7 +40,7 @@ class Run:
     """One stage, executed by one task of one Dag run, over any number of attempts.
 
     `max_tries` is a number that a clear raises and a retry does not: it tells "go on" from "do it again". Without a
-    stage, a run that somebody has planned is brought to its end; `clears` is such a number of the task that does it.
+    stage, a planned run is brought to its end; `clears` is such a number of the task that does it.
     """
 
     parts: Parts
@@ -122,7 +122,7 @@ class Run:
     def _end_abandoned(self, target: str) -> None:
         """Land what other runs on the target have left at the provider, for their rows are held back from this one.
 
-        If somebody goes on with such a run, no harm is done: what has ended is landed, once. One whose time has long
+        A worker that resumes such a run does no harm: what has ended is landed, once. One whose time has long
         been over is brought to its end. The batches of one that a user has ended are cancelled.
         """
         for folder in Registers(workspace=self.parts.workspace).open_runs(target):

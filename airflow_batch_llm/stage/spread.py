@@ -25,7 +25,7 @@ class Spread:
     generation: Generation
 
     def portions(self, most: int) -> list[Portion]:
-        """The shards in order, in at most so many portions of about one size. None, where nothing is sent."""
+        """Split the shards into at most `limit` portions of similar size. Returns none if nothing is sent."""
         numbers = [shard.number for shard in self.generation.first.shards]
         places = self.generation.pace.max_active_batches
         count = min(most, places, len(numbers))

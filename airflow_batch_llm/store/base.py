@@ -1,4 +1,4 @@
-"""What a workspace needs of the place it lies in.
+"""The interface between a workspace and its storage.
 
 Absent means surely absent. A storage that cannot tell raises `StoreUnreadable`; a write whose outcome is unknown
 raises `StoreUnavailable`. Nothing is ever answered from a listing that was cached.

@@ -1,7 +1,7 @@
 """A workspace on a disk of this machine, or on a mount that the workers share.
 
-A record is written to a temporary file, flushed to the disk, and then hard-linked to its name: the link is made by
-one writer only, and whoever sees the name sees all bytes behind it, also after a power cut. A root that is no longer
+A record is written to a temporary file, flushed to the disk, and then hard-linked to its name. Only one writer can
+make the link, and a reader who sees the name sees all of the bytes, also after a power cut. A root that is no longer
 the folder that was opened (an unmounted share) is an error, since every record in it would look absent.
 """
 
@@ -100,7 +100,7 @@ class LocalDisk:
         folder = self._root / path
         with self._deleting(path):
             while folder.exists():
-                with suppress(FileNotFoundError):  # somebody else is deleting it too
+                with suppress(FileNotFoundError):  # another process is deleting it too
                     shutil.rmtree(folder)
 
     def names(self, folder: str) -> list[str]:

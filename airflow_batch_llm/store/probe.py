@@ -50,7 +50,8 @@ def _at_once(storage: Storage, uri: str, path: str) -> None:
         won = list(pool.map(lambda content: storage.create(path, content), contents))
     if won.count(True) != 1 or storage.read(path) != contents[won.index(True)]:
         raise _unsafe(
-            uri, f"{won.count(True)} of {_WRITERS} writers were told that they had created one record"
+            uri,
+            f"{won.count(True)} of {_WRITERS} writers got the answer that they had created the same record",
         )
 
 

@@ -213,7 +213,7 @@ class ObjectStorage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Version:
-    """Which content an object has: its size, and the mark that the storage changes with each replacement."""
+    """The content of an object: its size, and the mark that the storage changes with each replacement."""
 
     size: int
     mark: str

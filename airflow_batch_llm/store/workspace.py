@@ -1,7 +1,7 @@
-"""The verbs that everybody else uses: numbered records in folders, and files beside them.
+"""Numbered records in folders, and files beside them: the verbs that all other modules use.
 
 A record is created once and never changed; a folder's records are read by number, 1, 2, 3, until one is surely
-absent. Each record must bear a nonce, so that equal bytes mean the same author.
+absent. Each record must hold a nonce, so that equal bytes mean the same author.
 """
 
 import os
@@ -50,7 +50,7 @@ class Workspace:
         return workspace
 
     def create(self, path: str, data: bytes) -> bool:
-        """Create a record unless there is one. True: it is ours; False: somebody else's was there before."""
+        """Create a record unless it exists. Returns False if another process created it first."""
         if not data:
             raise ValueError(f"the record {path} would be empty")
         if len(data) > LARGEST_RECORD:
@@ -74,7 +74,7 @@ class Workspace:
             number += 1
 
     def append(self, folder: str, data: bytes, *, after: int | None = None) -> int | None:
-        """Create the next record of a folder and give its number; None if somebody else was first.
+        """Create the next record of a folder and return its number, or None if another process was first.
 
         With `after`, the number of the last record that was seen, it is lost to anything written since.
         """

@@ -77,7 +77,7 @@ _BLOCK = 1 << 20
 
 
 class ReadsAnswers:
-    """What `results` and `decode` make of a batch that has ended."""
+    """The contract of `results` and `decode` for a batch that has ended."""
 
     #: What becomes of a row that the server strikes with this fault; None: the provider does not mention it.
     outcomes: ClassVar[Mapping[str, Outcome | None]] = {

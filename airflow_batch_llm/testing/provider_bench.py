@@ -51,7 +51,7 @@ class ProviderServer(Protocol):
 
         To a call of an `endpoint` (upload, create, retrieve, list, cancel, the download's name, or any): "drop", "status"
         (`status`, `code`, `retry_after`), "delay" (`seconds`), "body" (`text`, `content_type`), "bomb" (`bytes` of one
-        letter as gzip), "cut" (the answer breaks off after so many `lines`). It strikes the `nth` such call (default: the
+        letter as gzip), "cut" (the answer breaks off after this many `lines`). It strikes the `nth` such call (default: the
         first) and `times` calls (default 1; None: all), before or after the call takes `effect` (default "before").
 
         To the next batch: "hold" (it runs until a test ends it), "expire" (its window closes; `share` of its rows ran).
@@ -89,7 +89,7 @@ _PATIENCE_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
-    """What a test works with. Each has a run token of its own, so that no test finds another's batches."""
+    """The fixtures of a provider test. Each has its own run token, so that no test finds another's batches."""
 
     provider: Provider
     simulator: ProviderServer
@@ -130,7 +130,7 @@ class Bench:
         return {result.custom_id: result for result in decoded}
 
     def outcomes(self, shard: ShardFile, batch_id: str) -> Counter[Outcome]:
-        """What became of every row of a batch, once it has ended: of those too that its results leave out."""
+        """Return the outcomes of all rows of an ended batch, also of rows that its results leave out."""
         status, results = self.ended(batch_id), self.results(batch_id)
         rows = [results.get(custom_id(shard.token, ordinal)) for ordinal in range(shard.requests)]
         return Counter(row.outcome if row is not None else status.unmentioned for row in rows)

@@ -13,7 +13,7 @@ from airflow_batch_llm.testing.provider_bench import Bench
 
 
 class CreatesOnce:
-    """What `submit` sends, what it raises, and what `find` says afterwards."""
+    """The contract of `submit`: what it sends, what it raises, and what `find` returns afterwards."""
 
     #: A 429 that time does not heal, as the simulator's fault.
     spend_limit: ClassVar[dict[str, Any]] = {"status": 403}

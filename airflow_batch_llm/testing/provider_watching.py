@@ -13,7 +13,7 @@ _MANY = 30
 
 
 class WatchesBatches:
-    """What `check` and `cancel` do, as a worker calls them and as a trigger does."""
+    """The contract of `check` and `cancel`, as a worker and as a trigger call them."""
 
     def test_a_batch_runs_until_it_has_ended(self, bench: Bench, driver: Driver) -> None:
         bench.fault(kind="hold")

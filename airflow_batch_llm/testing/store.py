@@ -1,4 +1,4 @@
-"""What every workspace must do, to be inherited by a test class per storage.
+"""The contract of every workspace: a test class per storage inherits it.
 
 The promises that guard money are tried by many processes at once, since one process cannot break them: a record has
 one author, a folder of records has no gaps, and nobody ever reads a part of anything.
@@ -139,7 +139,7 @@ _BOUNDARY = b'{"text":"a"}\n--==0==--\n{"text":"b"}\n'  # what separates the par
 
 
 class StoreContract:
-    """Inherit, and give the fixture `opener`: a function that can be pickled and opens the same workspace anew.
+    """Inherit, and give the fixture `opener`: a function that can be pickled and opens the same workspace again.
 
     The workspace must be empty at the beginning of each test.
     """

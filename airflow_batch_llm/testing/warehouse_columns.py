@@ -26,7 +26,7 @@ _asked: set[str] = set()
 
 
 def answer(request: Request) -> Answer:
-    """What the simulator answers to a prompt of `things`."""
+    """Return the simulator's answer to a prompt of `things`."""
     if "refused" in request.prompt:
         return Answer(stop=Stop.REFUSED)
     if "late" in request.prompt and request.prompt not in _asked:
@@ -64,7 +64,7 @@ def walk_every_way(stage: WholeStage, elsewhere: Source) -> None:
 
 
 class CarriesColumns:
-    """How keys and carried columns come from the source to the target."""
+    """The contract for keys and carried columns, from the source to the target."""
 
     @pytest.fixture
     def running(self) -> Iterator[Simulator]:
@@ -127,7 +127,7 @@ def carried_names(database: Database) -> tuple[str, ...]:
 
 
 def _said(warehouse: Warehouse, source: Source, names: Sequence[str]) -> dict[str, list[bytes]]:
-    """What these columns say, spelled alike whatever type they have, with the rows in one order."""
+    """Return the values of these columns, spelled alike whatever type they have, with the rows in one order."""
     found = warehouse.read(source).read_all()
     schema = carried_schema(found.schema, names)
     columns = [_spelled(carried(found.column(field.name).combine_chunks(), field.type)) for field in schema]

@@ -19,7 +19,7 @@ _PROCESSES = multiprocessing.get_context("spawn")
 
 
 class SharesWithProcesses:
-    """What is left when others write at the same time, or a writer dies."""
+    """The contract for concurrent writers, and for a writer that dies."""
 
     def test_publishes_of_several_processes_leave_each_key_once(self, database: Database) -> None:
         _prepared(database)

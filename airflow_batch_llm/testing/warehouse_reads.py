@@ -120,7 +120,7 @@ TYPED: dict[str, tuple[pa.DataType, Any]] = {
 
 
 class ReadsRows:
-    """How rows come out."""
+    """The contract for reading rows."""
 
     @pytest.fixture
     def warehouse(self, database: Database) -> Iterator[Warehouse]:

@@ -29,7 +29,7 @@ def _make(database: Database, target: Target, rules: Mapping[str, str], *constra
 
 
 class KeepsRules:
-    """What `prepare` refuses of a table that the user made, and what it lets pass."""
+    """The contract of `prepare` for a table that the user made: what it refuses, and what it accepts."""
 
     def test_a_required_column_that_is_not_written_is_refused(
         self, database: Database, warehouse: Warehouse
@@ -150,7 +150,7 @@ def without(schema: pa.Schema, *names: str) -> pa.Schema:
 
 
 class ShapesTables:
-    """What `prepare` does, and refuses."""
+    """The contract of `prepare`: what it changes, and what it refuses."""
 
     def test_missing_tables_are_created_with_all_their_columns(
         self, database: Database, warehouse: Warehouse

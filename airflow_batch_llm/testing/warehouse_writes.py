@@ -37,7 +37,7 @@ def told(database: Database, target: Target, column: str = "label") -> list[tupl
 
 
 class MergesAnswers:
-    """What `stage`, `publish` and `unstage` leave in the two tables."""
+    """The contract of `stage`, `publish` and `unstage`: what they leave in the two tables."""
 
     def test_every_type_of_answer_lands_as_it_was(self, database: Database, warehouse: Warehouse) -> None:
         target = labels(answer=columns(**{type_.value: type_ for type_ in ANSWERS}))

@@ -1,1 +1,1 @@
-"""What runs in the triggerer: it waits, and holds nothing but identifiers."""
+"""Triggers wait in the triggerer, and hold nothing but identifiers."""

@@ -63,7 +63,7 @@ def _is_over(key: TaskKey, *, or_gone: bool) -> bool:
 
 
 class LLMBatchTrigger(BaseTrigger):
-    """Fires once when somebody should look at the run again, and says no more than that.
+    """Fire once when a worker should look at the run again. The event says no more than that.
 
     :param watch: the batches and the times, as the fields of `Watch`
     :param cancel_on_kill: whether batches are cancelled when the task is marked failed or successful, or removed

@@ -1,4 +1,4 @@
-"""What the package asks of a warehouse: read rows, and merge typed answers into a table by key.
+"""The interface of a warehouse: read rows, and merge typed answers into a table by key.
 
 Two verbs write. `stage` puts one shard's answers aside, side by side with others, and takes no lock on the
 target; `publish` merges everything staged in one transaction where the database has them. Both may be
@@ -138,7 +138,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """What a publish did to the target tables."""
+    """The changes that a publish made to the target tables."""
 
     answers: int
     failures: int
@@ -202,4 +202,4 @@ class NamesTables(Protocol):
     """Can tell which tables a source reads, so that a target among them is refused."""
 
     def reads_table(self, source: Source, table: str) -> bool:
-        """Whether the source names this table. A view or a statement that cannot be parsed hides its tables."""
+        """Return whether the source names this table. A view or a statement that cannot be parsed hides its tables."""

@@ -15,7 +15,7 @@ from airflow_batch_llm.warehouses.kind import Kind, of_arrow
 #: What BigQuery's NUMERIC holds: digits after the point, and before it.
 _NUMERIC_PLACES, _NUMERIC_WHOLE = 9, 29
 
-#: Where a parameter stands in a statement of ours. No name can hold it.
+#: Where a parameter stands in the package's statements. No name can hold it.
 PARAMETER = "\0"
 
 # Parts of a name in any database's quotes, and characters that no other part of a name may hold.
@@ -24,7 +24,7 @@ _NO_NAME = re.compile(r"""\.\.|['"`()\[\]\n]""")
 
 
 class Upsert(StrEnum):
-    """How a database merges rows by key."""
+    """The ways in which a database merges rows by key."""
 
     MERGE = "merge"
     ON_CONFLICT = "on conflict"  # needs a unique index on the key
@@ -325,7 +325,7 @@ def dialect_named(name: str) -> Dialect:
 
 
 def layout(target: Target, columns: pa.Schema, dialect: Dialect) -> str:
-    """What follows the column list of the target's CREATE TABLE; empty where nothing is asked for."""
+    """Return the clauses after the column list of the target's CREATE TABLE, or '' if none are asked for."""
     partition = (target.partition_by,) if target.partition_by is not None else ()
     _refuse_missing(partition + target.cluster_by, columns)
     if partition and target.cluster_by and dialect.partitioned:
@@ -379,7 +379,7 @@ def full_name(parts: tuple[str, ...], home: tuple[str, str]) -> FullName:
 
 
 def is_same(one: FullName, other: FullName) -> bool:
-    """Whether two names may be of one table."""
+    """Return whether two names may mean the same table."""
     return all(a == b or not a or not b for a, b in zip(one, other, strict=True))
 
 

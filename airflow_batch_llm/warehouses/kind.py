@@ -10,7 +10,7 @@ import pyarrow.types as arrow
 
 
 class Kind(StrEnum):
-    """What a column holds."""
+    """The kinds of value that a column holds."""
 
     STRING = "string"
     SMALLINT = "smallint"  # at most 16 bits
@@ -47,7 +47,7 @@ _ALSO_FITS: dict[Kind, frozenset[Kind]] = {
 
 
 def fits(value: Kind, column: Kind) -> bool:
-    """Whether values of one kind may be written to a column of another."""
+    """Return whether values of one kind may be written to a column of another."""
     return column in (value, Kind.ANY) or column in _ALSO_FITS.get(value, frozenset())
 
 
@@ -115,7 +115,7 @@ _NUMBERS = _INTEGERS | _FLOATS | {Kind.DECIMAL}
 
 
 def of_database(type_: str, dialect: str) -> Kind | None:
-    """The kind of a column type as the database spells it; None where it is none of ours."""
+    """Return the kind of a column type as the database spells it; None where the package has no such kind."""
     from sqlglot import exp
     from sqlglot.errors import SqlglotError
 

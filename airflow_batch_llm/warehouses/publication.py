@@ -169,7 +169,7 @@ def _how(table: Table | None, shape: Shape, statements: Statements) -> Upsert:
     if usual is Upsert.ON_CONFLICT and (table is None or not table.unique):
         return Upsert.UPDATE_INSERT
     if usual is Upsert.DELETE_INSERT and table is not None:
-        # A row that is written anew would lose what others have in it, and an index may hold its key still.
+        # A row that is written again would lose what others have in it, and an index may hold its key still.
         others = {name.lower() for name in table.columns} - {name.lower() for name in shape.columns.names}
         return Upsert.UPDATE_INSERT if others or table.unique else usual
     return usual

@@ -15,7 +15,7 @@ _PASSING_CODES = {1040, 1053, 1205, 1213, 1927}
 
 
 def may_pass(error: Exception, code: object = None) -> bool:
-    """Whether the same statement may succeed later, as far as a driver's classes and codes tell."""
+    """Return whether the same statement may succeed later, as far as a driver's classes and codes show."""
     if not any(kind.__name__ in _MAY_PASS for kind in type(error).__mro__):
         return False
     return code not in _SERVER_CODES or code in _PASSING_CODES

@@ -32,14 +32,14 @@ class StagedFiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """How much of what is staged may be held at once."""
+    """The number of staged rows and bytes that may be held at once."""
 
     rows: int
     bytes: int  # before compression
 
 
 def rows_of(file: Path) -> int:
-    """How many rows a staged file holds."""
+    """Return the number of rows in a staged file."""
     return int(pq.read_metadata(file).num_rows)
 
 

@@ -100,7 +100,7 @@ class Statements:
         return f"SELECT {', '.join(self._cast(landing, column) for column in landing.columns)} FROM {staged} AS r"
 
     def twice(self, landing: Landing, staged: str) -> str:
-        """Whether some key was staged more than once: a row if so."""
+        """Return the query that finds a key which was staged more than once."""
         keys = self._q(*landing.key)
         return f"SELECT 1 FROM {staged} AS x GROUP BY {keys} HAVING COUNT(*) > 1 LIMIT 1"
 
@@ -136,7 +136,7 @@ class Statements:
         )
 
     def unanswered(self, failures: Landing, target: Landing, rows: str) -> str:
-        """Of staged failures those whose key the target holds no answer planned as late or later for."""
+        """Return the query for staged failures without an answer in the target that was planned as late or later."""
         planned = self._q(PLANNED)
         return (
             f"SELECT {', '.join('u.' + self._q(name) for name in failures.columns)} FROM ({rows}) AS u "

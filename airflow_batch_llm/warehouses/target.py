@@ -1,4 +1,4 @@
-"""What must happen to a table before a stage may write to it: nothing, creation, new columns, or refusal.
+"""Decide what must happen to a table before a stage may write to it: nothing, creation, new columns, or refusal.
 
 Pure: the table's columns come in as names and types in the database's own words, a `Shape` goes out. A
 refusal names every column that does not fit, with both types, so that one look is enough to mend the table.
@@ -19,7 +19,7 @@ from airflow_batch_llm.warehouses.kind import Kind, fits, of_arrow, of_database
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """How a table is brought to what a stage needs of it."""
+    """The changes that bring a table to what a stage needs."""
 
     table: str
     create: bool  # the table is missing
@@ -29,7 +29,10 @@ class Shape:
 
 
 def shape_target(target: Target, existing: Mapping[str, str] | None, dialect: Dialect) -> Shape:
-    """What the target table needs. `existing`: its columns with the database's types; None: no table."""
+    """Return the changes that the target table needs.
+
+    `existing` holds its columns with the database's types, or is None if there is no table.
+    """
     return _shape(
         target,
         table=target.table,
@@ -41,7 +44,7 @@ def shape_target(target: Target, existing: Mapping[str, str] | None, dialect: Di
 
 
 def shape_failures(target: Target, existing: Mapping[str, str] | None, dialect: Dialect) -> Shape:
-    """What the failures table needs. It is the stage's own: no policy for schema changes applies."""
+    """Return the changes that the failures table needs. It is the stage's own: no policy for schema changes applies."""
     return _shape(
         target,
         table=target.failures,

@@ -178,7 +178,7 @@ def test_a_run_that_no_operator_has_planned_is_left_alone(world: World, run: Run
         assert states(run(dag)) == {"collect": "success"}
 
     assert world.query("SELECT count(*) FROM labels WHERE ticket_id > 4") == [(8,)]
-    assert log.tells("was planned by no operator")
+    assert log.tells("was not planned by an operator")
     assert states(run(theirs)) == {"collect": "failed"}
 
 

@@ -210,7 +210,7 @@ def test_what_a_stray_costs_that_is_found_after_the_report_is_recorded_and_said(
     assert run.spent_usd == pytest.approx(billed(bench))
     command(str(bench.world.folder / "workspace" / "dag" / "task" / "run"))
     assert (
-        f"batch {stray}, created by mishap, ${stray_cost:,.4f}, which no report counts"
+        f"batch {stray}, created by accident, ${stray_cost:,.4f}, which no report counts"
         in capsys.readouterr().out
     )
     assert bench.complete() == report  # the stored one does not change

@@ -1,7 +1,7 @@
 """The verbs that look at batches, written once: workers and triggers drive the same generators.
 
-A batch bears no name and no metadata, and its requests cannot be read back. A lost one is known by when it was
-created and by its size, and surely only by the custom_ids of its results, once it has ended.
+A batch has no name and no metadata, and its requests cannot be read back. The time of creation and the size of a
+lost batch suggest whose it is. Only the custom_ids of its results prove it, once it has ended.
 """
 
 import contextlib

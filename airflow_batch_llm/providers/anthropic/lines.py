@@ -1,4 +1,4 @@
-"""A request of ours as a line of Anthropic's: `{"custom_id", "params"}`, where params is the body of a message.
+"""Write a request as a line for Anthropic: `{"custom_id", "params"}`, where params is the body of a message.
 
 Anthropic looks at params only when the row runs: a parameter that it does not take errors every row of the batch.
 So what it is known to refuse is refused here, by name.
@@ -83,7 +83,7 @@ def message_body(call: Call, prompt: str) -> dict[str, Any]:
 
 
 def counted_body(call: Call, prompt: str) -> dict[str, Any]:
-    """What is sent to have the tokens of one message counted."""
+    """Return the body for counting the tokens of one message."""
     return {name: value for name, value in message_body(call, prompt).items() if name in _COUNTED}
 
 

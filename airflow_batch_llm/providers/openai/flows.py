@@ -63,7 +63,7 @@ def status_of(batch: Mapping[str, Any]) -> BatchStatus:
 
 
 def _reason(errors: Sequence[Mapping[str, Any]]) -> str:
-    """Which codes at which lines. The messages may quote a row and stay out."""
+    """Return the error codes and their lines. The messages may quote a row and are left out."""
     told = []
     for error in errors[:10]:
         line, param = error.get("line"), word(error.get("param"))
@@ -95,7 +95,7 @@ def _listed(batch: Mapping[str, Any]) -> _Listed:
 
 
 def get(path: str, params: Mapping[str, object], patience: Patience, read: Callable[[Any], T]) -> Calls[T]:
-    """What `read` makes of one object's JSON."""
+    """Fetch one object's JSON and return what `read` makes of it."""
     return patiently(
         lambda client: client.get(path, cast_to=object, options={"params": params}), judged, patience, read
     )
@@ -180,7 +180,7 @@ def open_file(file_id: str, batch_id: str) -> Calls[Any]:
 
 
 def find(search: Search, *, own_host: bool) -> Calls[list[Sighting]]:
-    """The batches that bear the run's metadata and that no record knows."""
+    """Return the batches that have the run's metadata and no record."""
     sightings: list[Sighting] = []
     after: str | None = None
     while True:
@@ -231,7 +231,7 @@ def discard(file_id: str) -> Calls[None]:
 
 
 class _AlreadyGone(Exception):
-    """What should be deleted does not exist."""
+    """The object to delete does not exist."""
 
 
 def count_tokens(call: Call, prompts: Sequence[str]) -> Calls[list[int] | None]:

@@ -1,4 +1,4 @@
-"""A request of ours as a line of OpenAI's: `{"custom_id", "method", "url", "body"}`, for three endpoints.
+"""Write a request as a line for OpenAI: `{"custom_id", "method", "url", "body"}`, for three endpoints.
 
 OpenAI validates a file as a whole and fails the batch at its first bad line, so what cannot be right is refused here.
 """
@@ -57,7 +57,7 @@ def request_line(call: Call, host: str | None) -> dict[str, Any]:
 
 
 def counted_body(call: Call, prompt: str) -> dict[str, Any]:
-    """What is sent to have the tokens of one request counted: always in the words of the responses endpoint."""
+    """Return the body for counting one request's tokens, always in the words of the responses endpoint."""
     body: dict[str, Any] = {"model": call.model, "input": prompt}
     if call.system_prompt:
         body["instructions"] = call.system_prompt

@@ -13,7 +13,7 @@ VENDOR = Vendor(
     full=frozenset({"token_limit_exceeded"}),
 )
 
-#: Options of ours; the others go to the SDK's client.
+#: The package's own options; the others go to the SDK's client.
 OWN_OPTIONS = frozenset({"input_expires_after", "output_expires_after"})
 
 

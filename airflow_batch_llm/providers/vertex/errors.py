@@ -53,7 +53,7 @@ def judged() -> Iterator[None]:
 
 @contextmanager
 def needing_extra() -> Iterator[None]:
-    """What is imported in this block comes with an extra of the package."""
+    """Turn a failed import in this block into an error that names the package's extra."""
     try:
         yield
     except ImportError as error:

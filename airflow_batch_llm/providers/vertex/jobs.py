@@ -16,7 +16,7 @@ from airflow_batch_llm.providers.vertex.errors import judge
 RUN_LABEL = "airflow_batch_llm_run"
 SHARD_LABEL = "airflow_batch_llm_shard"
 
-# Every job of ours bears the run label, so one listing covers the jobs of many runs.
+# Each job that the package creates has the run label, so one listing covers the jobs of many runs.
 OURS = f"labels.{RUN_LABEL}:*"
 
 _NAME = re.compile(
@@ -42,7 +42,7 @@ class _End(StrEnum):
 
     SUCCEEDED = "JOB_STATE_SUCCEEDED"
     PARTIALLY_SUCCEEDED = "JOB_STATE_PARTIALLY_SUCCEEDED"
-    CANCELLED = "JOB_STATE_CANCELLED"  # by somebody or by Vertex; what was finished is written and billed
+    CANCELLED = "JOB_STATE_CANCELLED"  # by a person or by Vertex; what was finished is written and billed
     EXPIRED = "JOB_STATE_EXPIRED"  # 72 hours in the queue
     FAILED = "JOB_STATE_FAILED"
 
@@ -78,7 +78,7 @@ class Job:
 
     @property
     def promises_answers(self) -> bool:
-        """Whether the output folder of an ended job must hold something."""
+        """Return whether the output folder of an ended job must hold something."""
         return bool(self.finished) or (self.finished is None and self.state == _End.SUCCEEDED)
 
 
@@ -105,7 +105,7 @@ def status(job: Job) -> BatchStatus:
 
 
 def _unmentioned(job: Job) -> Outcome:
-    """What became of the rows that are not in the output, which lists those that were executed."""
+    """Return the outcome of rows that are not in the output, which lists the executed rows."""
     if job.state == _End.EXPIRED:
         return Outcome.EXPIRED
     if job.state == _End.CANCELLED:
@@ -155,7 +155,7 @@ def sighting(job: Job) -> Sighting:
 
 
 def is_name(name: str) -> bool:
-    """Whether this is the full name of a job."""
+    """Return whether this is the full name of a job."""
     return _NAME.fullmatch(name) is not None
 
 
@@ -204,7 +204,7 @@ def cancel(name: str, patience: Patience) -> Calls[None]:
 
 
 def find(search: Search, patience: Patience) -> Calls[Sequence[Sighting]]:
-    """The jobs that bear the run's label and that no record knows."""
+    """Return the jobs that have the run's label and no record."""
     sightings: list[Sighting] = []
     token = ""
     while True:

@@ -23,7 +23,7 @@ class Violation(NamedTuple):
 
 
 def violations(line: Mapping[str, Any]) -> Iterator[Violation]:
-    """What the importer would fail the job for, in the order of the line."""
+    """Yield the faults for which the importer would fail the job, in the order of the line."""
     yield from _Importer().column("", line, depth=1)
 
 
@@ -239,7 +239,7 @@ def _custom_id(row: Mapping[str, Any]) -> str:
     inside = labels.get(ID_LABEL) if isinstance(labels, dict) else None
     if isinstance(inside, str) and inside:
         return inside
-    raise ValueError("the line bears no custom_id")
+    raise ValueError("the line has no custom_id")
 
 
 def _failed(custom_id: str, status: str) -> Result:

@@ -221,7 +221,7 @@ class _Incoming:
             self._add(element)
 
     def complete(self) -> int:
-        """How many requests there were."""
+        """End the batch and return its number of requests."""
         for element in self._splitter.finish():
             self._add(element)
         if not self._seen:

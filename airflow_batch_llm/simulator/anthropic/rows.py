@@ -88,7 +88,7 @@ def _invalid(message: str) -> RowError:
 
 
 def _batch_problem(params: Any) -> RowError | None:
-    """What only batches refuse."""
+    """Return the error of a row that only batches refuse."""
     if params.get("stream"):
         return _invalid("stream: streaming is not supported in batches")
     for name in _BATCH_REFUSED:

@@ -38,7 +38,7 @@ def usage_of(request: Request, answer: Answer, knobs: Knobs) -> Usage:
 
 
 def _reported(usage: dict[str, Any]) -> Usage:
-    """What an upstream said it used, in either spelling."""
+    """Return the usage that an upstream reported, in either spelling."""
     inputs = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
     outputs = usage.get("completion_tokens_details") or usage.get("output_tokens_details") or {}
     return Usage(

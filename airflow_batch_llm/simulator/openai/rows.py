@@ -28,7 +28,7 @@ class BadInput(Exception):
 
 
 class Checked:
-    """What a good file holds."""
+    """The contents of a valid file."""
 
     def __init__(self, model: str, total: int, tokens: int) -> None:
         self.model = model
@@ -239,7 +239,7 @@ def as_request(endpoint: str, body: dict[str, Any], custom_id: str, digest: byte
 
 
 def _texts(body: dict[str, Any]) -> tuple[str, str]:
-    """What the system says and what the user says."""
+    """Return the system's text and the user's text."""
     system, prompt = [str(body.get("instructions") or "")], []
     messages = body.get("messages") or body.get("input") or ()
     for part in [messages] if isinstance(messages, str) else messages:

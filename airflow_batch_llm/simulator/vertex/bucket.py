@@ -79,7 +79,7 @@ def _check(status: int, uri: str) -> None:
 
 
 def file_slices(path: Path, first: int, count: int) -> Iterator[bytes]:
-    """So many bytes of a file, from one of its lines' beginnings."""
+    """Yield at most `size` bytes of a file at a time, each piece from the beginning of a line."""
     with path.open("rb") as file:
         file.seek(first)
         while count > 0 and (chunk := file.read(min(count, MEGABYTE))):

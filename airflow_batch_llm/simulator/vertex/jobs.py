@@ -136,7 +136,7 @@ _ENDS = {Outcome.EXPIRED: "JOB_STATE_EXPIRED", Outcome.CANCELED: "JOB_STATE_CANC
 
 
 def job_facts(body: Mapping[str, Any]) -> dict[str, Any]:
-    """What a creation says. Raises `Refusal` for what the API sees at once, which is little."""
+    """Return the facts of a new job. Raises `Refusal` for faults that the API sees at once, which are few."""
     if not body.get("displayName"):
         raise Refusal(400, None, "displayName is required.")
     model = str(body.get("model") or "")

@@ -1,6 +1,6 @@
 """Vertex's batch prediction jobs, generateContent and countTokens over REST, at /v1 and /v1beta1.
 
-A job is created without a look at its input: a bad file fails the job some time later. Names bear the project's
+A job is created without a look at its input: a bad file fails the job some time later. Names hold the project's
 number, whatever the project is called.
 """
 

@@ -81,7 +81,7 @@ class VertexRows:
 
 
 def _row_id(row: dict[str, Any]) -> str:
-    """What the row is called in the ledger: the echoed key, or a label."""
+    """Return the row's name in the ledger: the echoed key, or a label."""
     for key, value in row.items():
         if key != "request" and isinstance(value, str | int):
             return str(value)

@@ -33,7 +33,7 @@ _LEFTOVER_SECONDS = 3600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How far an erasure goes."""
+    """The options of an erasure."""
 
     dry_run: bool = False
     """Look, and change nothing. Default: no."""

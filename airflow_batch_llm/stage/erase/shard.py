@@ -148,7 +148,7 @@ def _tombstone(template: LineTemplate | None, line: bytes, identity: str) -> byt
 
 
 def _paid_by_the_next(gone: pa.RecordBatch, kept: pa.RecordBatch, orphaned: set[int]) -> pa.RecordBatch:
-    """Let the next row of a request bear its cost where the row that bore it is gone."""
+    """Move a request's cost to its next row where the row that held it is gone."""
     orphaned |= set(gone.filter(pc.invert(gone.column(SHARED))).column(REQUEST).to_pylist())
     requests, shared = kept.column(REQUEST).to_pylist(), kept.column(SHARED).to_pylist()
     for place, request in enumerate(requests):

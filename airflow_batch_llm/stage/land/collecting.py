@@ -35,7 +35,7 @@ from airflow_batch_llm.warehouses.base import Part
 
 
 class Incomplete(BatchLLMError):
-    """What came is not the whole of a batch's results."""
+    """The fetched lines are not all of a batch's results."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,7 +291,7 @@ class Collector:
         )
 
     def _queued(self, standing: Standing) -> float:
-        """How long the shard's batch waited to be created, since its round could begin."""
+        """Return the seconds that the shard's batch waited to be created, from when its round could begin."""
         if standing.batch is None:
             return 0.0
         before = self.folder.read_published(self.plan.round - 1) if self.plan.round > 1 else None

@@ -27,7 +27,7 @@ from airflow_batch_llm.stage.records.standings import Landed, read_landed, read_
 from airflow_batch_llm.stage.round import Round
 from airflow_batch_llm.stage.send.sweeping import read_strays, reported, sweep_ended
 
-#: So many different reasons of refusals are told in the verdict.
+#: The number of different reasons for refusals in the verdict.
 _REFUSALS = 2
 
 

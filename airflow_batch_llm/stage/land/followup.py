@@ -41,7 +41,10 @@ class FollowUp:
     scratch: Path
 
     def plan(self, last: Plan, landed: dict[int, Landed]) -> Plan | None:
-        """The next round, planned and frozen by whoever was first; None if there is nothing to ask again."""
+        """Plan and freeze the next round, or return the plan of the first planner.
+
+        Returns None if no row is to be asked again.
+        """
         known = self.folder.read_plan(last.round + 1)
         if known is None and any(one.again for one in landed.values()):
             self.folder.create_plan(self._extend(last, landed).to_json(), last.round + 1)
@@ -111,7 +114,7 @@ class FollowUp:
         return path
 
     def _rows(self, last: Plan, chosen: "list[_Chosen]") -> Iterator[pa.RecordBatch]:
-        """Their rows, numbered anew through all of them, with this failure counted."""
+        """Yield the rows of all shards, numbered from 1 throughout, with this failure counted."""
         first = 0
         for one in chosen:
             new = {old: first + i for i, old in enumerate(sorted(one.requests))}

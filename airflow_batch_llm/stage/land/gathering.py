@@ -45,7 +45,7 @@ class Failure:
 
 
 class Verdict(NamedTuple):
-    """What one line says about one request. Exactly one of `values` and `failure` is set."""
+    """The judgement on one request, from one line. Exactly one of `values` and `failure` is set."""
 
     request: int
     outcome: Outcome
@@ -122,7 +122,7 @@ class Judged:
 
     @property
     def unpriced(self) -> int:
-        """How many have no known price."""
+        """Return the number of requests without a known price."""
         return sum(bill.cost is None for bill in self.bills)
 
 
@@ -256,7 +256,7 @@ class Gathered:
     """The judged requests of a shard, and what served nobody."""
 
     judged: Judged
-    token: str = ""  # the shard's: each of its requests bears it
+    token: str = ""  # the shard's: each of its requests has it
     strange: Counter[str] = field(default_factory=Counter)  # lines, by kind
     stray_cost: float = 0.0  # of answers that served nobody, since another batch had given them
     batches: list[str] = field(default_factory=list)  # that were read
@@ -311,7 +311,7 @@ class Gatherer:
 
 
 def _serves(verdict: Verdict, batch_id: str, gathered: Gathered) -> bool:
-    """Whether a second line takes the place of the first.
+    """Return whether a second line replaces the first.
 
     One of the same batch is the provider's slip. One of another batch was bought: the worse of both was for nothing.
     """

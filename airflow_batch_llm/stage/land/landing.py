@@ -1,7 +1,7 @@
-"""Landing one shard: its judged requests, joined to their rows by number, staged in the warehouse.
+"""Land one shard: join its judged requests to their rows by number, and load them into the warehouse.
 
 The keys file lists every row of the shard by its request, so the join is one pass over it. The first row of a
-request bears its tokens and cost; the others are marked as sharing it.
+request holds its tokens and cost; the others are marked as sharing it.
 """
 
 from collections import Counter
@@ -25,7 +25,7 @@ from airflow_batch_llm.warehouses.arrow import amounts, flags, moment, number, n
 from airflow_batch_llm.warehouses.base import Target
 
 _ROWS_AT_ONCE = 16_384
-#: So many keys of rows without an answer are told, and so much of each.
+#: The number of keys of failed rows in a report, and the characters of each.
 SAMPLES, SAMPLE_CHARS = 3, 40
 
 #: What a row that was never sent has nothing to say about.
@@ -41,7 +41,7 @@ _NOT_SENT = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stamp:
-    """What stands beside every row of a landed shard."""
+    """The values that are the same for every row of a landed shard."""
 
     run_id: str
     shard: int
@@ -55,7 +55,7 @@ class Stamp:
     rejected: bool = False
 
     def columns(self, input_hashes: pa.Array) -> dict[str, pa.Array]:
-        """What is the same for all rows of the shard, for as many rows as there are hashes."""
+        """Return the columns whose value is the same for all rows of the shard, repeated for each hash."""
         count = len(input_hashes)
         return {
             "_llm_input_hash": input_hashes,
@@ -262,7 +262,7 @@ def _written(path: Path, schema: pa.Schema) -> Iterator[Any]:
 
 @contextmanager
 def landed_rows(path: Path) -> Iterator[pa.RecordBatchReader]:
-    """What `Lander.write` wrote, as a stream."""
+    """Stream the rows that `Lander.write` wrote."""
     with pa.OSFile(str(path), "rb") as file, pa.ipc.open_stream(file) as reader:
         yield reader
 

@@ -95,7 +95,10 @@ def restored(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
 
 
 def comparable(array: pa.Array, type_: pa.DataType) -> pa.Array:
-    """Another run's key column in the type of ours. NULL stands where no key of ours has that value."""
+    """Return another run's key column in the type of this run's key.
+
+    A value that no key of this run can have is NULL.
+    """
     if array.type == type_:
         return array
     kinds = of_arrow(array.type), of_arrow(type_)

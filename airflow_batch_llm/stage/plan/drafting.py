@@ -88,7 +88,7 @@ class Quote:
 
 
 def affordable(guess: Estimate, most: float | None) -> int:
-    """How many requests, in source order, the budget allows."""
+    """Return the number of requests, in source order, that the budget allows."""
     if most is None or math.isinf(most) or not guess.requests:
         return guess.requests
     if guess.per_request is None:
@@ -281,7 +281,7 @@ class Drafting:
         self.parts.warn(f"{told}: {example}")
 
     def _allowed(self, guess: Estimate) -> int:
-        """How many of the requests are sent."""
+        """Return the number of requests that are sent."""
         most, on_over_budget = self.stage.max_cost_usd, self.stage.guards.on_over_budget
         allowed = affordable(guess, most)
         if allowed == guess.requests or self.stage.plan_only or on_over_budget is OverBudget.PARTIAL:

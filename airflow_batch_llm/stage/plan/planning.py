@@ -1,7 +1,7 @@
 """Planning: from the user's stage and the source's rows to shards in the run folder and one frozen plan.
 
-Everything here may be thrown away and done again: nothing is bought before `plan.json` exists, and whoever creates
-it first decides. A planner that comes second takes the winner's plan.
+Everything here may be thrown away and done again: nothing is bought before `plan.json` exists, and the first planner
+that creates it decides. A planner that comes second takes the winner's plan.
 """
 
 from contextlib import closing
@@ -124,7 +124,7 @@ def read_prompt(stage: Stage) -> str | RowFunction:
 
 
 def spec_of(stage: Stage, prompt: Prompt, output_type: OutputType, provider: Provider) -> Spec:
-    """What decides what is asked."""
+    """Return the spec, which decides what is asked."""
     return Spec(
         prompt=identity(prompt),
         prompt_params=stage.prompt_params,

@@ -182,7 +182,7 @@ def _same_failure(batch: pa.RecordBatch, hashes: pa.Array, spec_hash: str) -> pa
 
 
 def _attempts(batch: pa.RecordBatch, hashes: pa.Array, spec_hash: str) -> pa.Array:
-    """How often this very request has failed before; 0 where row or spec has changed since."""
+    """Return the number of earlier failures of this very request; 0 where row or spec has changed since."""
     same = _where(_same_failure(batch, hashes, spec_hash))
     return pc.multiply(same, pc.coalesce(batch.column("_llm_failed_attempts"), number(0)))
 

@@ -18,7 +18,7 @@ from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import PlannedShard
 from airflow_batch_llm.warehouses.arrow import number, numbers, octets
 
-# So many lines are made at once, and about so many bytes of them at most.
+# The lines that are made at once, and their bytes at most.
 _LINES_AT_ONCE = 1000
 _BYTES_AT_ONCE = 16 << 20
 

@@ -18,7 +18,7 @@ from airflow_batch_llm.warehouses.arrow import number
 
 
 class Ahead:
-    """What has been read of a sorted stream and not yet been taken is held: one batch at the most."""
+    """A reader that holds the rows of a sorted stream that were read and not yet taken: one batch at most."""
 
     def __init__(self, batches: Iterable[pa.RecordBatch], column: str, schema: pa.Schema) -> None:
         self._batches = iter(batches)
@@ -132,7 +132,7 @@ class Spool:
         return taken
 
     def _write_comparable(self, keys_file: Path, key: pa.Schema, path: Path) -> None:
-        """Another run's keys file with its keys in the types of ours."""
+        """Write another run's keys file with its keys in the types of this run."""
         schema = pa.schema([(INPUT_HASH, pa.string()), *stored_schema(self._key)])
         with pq.ParquetFile(keys_file) as file, pq.ParquetWriter(path, schema) as writer:
             for batch in file.iter_batches(_ROWS_AT_ONCE):
@@ -165,7 +165,7 @@ class Spool:
         return int(count)
 
     def reasons(self, requests: int) -> dict[Reason, int]:
-        """How many rows have which reason, when only this many requests are sent."""
+        """Return the number of rows by reason, when only this many requests are sent."""
         beyond = self._ask(
             f"SELECT {SEQ} FROM sent WHERE {SEQ} = {_FIRST} ORDER BY {SEQ} LIMIT 1 OFFSET {requests}"
         ).fetchone()
@@ -179,7 +179,7 @@ class Spool:
         return {Reason(why): count for why, count in counts}
 
     def prompts(self, requests: int) -> Iterator[pa.BinaryArray]:
-        """The prompts of the first so many requests, by number, block by block."""
+        """Yield the prompts of the first `count` requests, by number, block by block."""
         firsts = self._sent(f"SELECT {SEQ} FROM sent WHERE {SEQ} = {_FIRST}", SEQ)
         with pa.OSFile(str(self._folder / "prompts.arrow"), "rb") as file, pa.ipc.open_stream(file) as stream:
             for batch in stream:

@@ -47,7 +47,7 @@ class RunFolder:
 
     @property
     def run_id(self) -> str:
-        """What stands as `_llm_run_id` beside each answer: unique among all runs of a workspace."""
+        """Return the value of `_llm_run_id`, which is unique among all runs of a workspace."""
         return self.path
 
     def _at(self, *parts: str) -> str:

@@ -32,7 +32,7 @@ def _fetch(
     arriving = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     if not get(nonce, number, arriving):
         raise StoreError(
-            f"{path.name} is gone from the run folder. Clear the task to plan anew; nothing was sent for it twice."
+            f"{path.name} is gone from the run folder. Clear the task to plan again. Nothing was sent twice."
         )
     with arriving.open("rb") as content:
         actual = hashlib.file_digest(content, "sha256").hexdigest()

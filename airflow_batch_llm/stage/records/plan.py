@@ -1,4 +1,4 @@
-"""The frozen plan: what a run does, decided once by whoever planned first, and followed by every later attempt."""
+"""The frozen plan of a run. The first planner decides it once, and every later attempt follows it."""
 
 import base64
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ class PlannedShard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunLimits:
-    """What the user allowed when the run was planned; a deploy in the night does not change it."""
+    """The limits that the user set when the run was planned. A deploy in the night does not change them."""
 
     max_attempts: int
     min_success_ratio: float
@@ -94,7 +94,7 @@ class Plan:
 
     @property
     def dollars(self) -> float | None:
-        """What the answers are expected to cost. The estimate is of all requests; a budget may have left some out."""
+        """Return the expected cost of the answers. The estimate is of all requests; a budget may have left some out."""
         estimate = self.estimate or {}
         expected: float | None = estimate.get("expected")
         wished: int = estimate.get("requests", 0)
@@ -151,7 +151,7 @@ class Plan:
 
 
 def new_run_token(nonce: str, round_number: int) -> str:
-    """What the custom_ids of a round begin with: a letter first, then the planner's nonce and the round."""
+    """Return the beginning of a round's custom_ids: a letter, then the planner's nonce and the round."""
     return f"r{nonce}{round_number:x}"
 
 

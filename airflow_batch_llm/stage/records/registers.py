@@ -1,4 +1,4 @@
-"""What the runs of a workspace tell each other.
+"""Facts that the runs of a workspace share.
 
     .registers/known/<provider>/<batch>      every batch that some run has recorded
     .registers/targets/<hash>/<run>.json     unfinished runs by target
@@ -39,7 +39,7 @@ class Due:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registers:
-    """What runs tell each other: which batches are recorded, and which runs on a target are unfinished."""
+    """Facts that runs share: the recorded batches, and the unfinished runs on a target."""
 
     workspace: Workspace
 

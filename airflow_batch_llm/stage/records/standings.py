@@ -75,13 +75,13 @@ _LANDED_READERS = 8
 
 
 def read_landed(folder: RunFolder, number: int) -> Landed:
-    """What a staged shard left."""
+    """Read the results of a loaded shard."""
     data = folder.read_landed(number)
     assert data is not None, "it is written before the journal says that the shard is staged"
     return Landed.from_json(data)
 
 
 def spent(folder: RunFolder, numbers: Iterable[int]) -> float:
-    """What the answers of these staged shards have cost, in dollars."""
+    """Return the dollars that the answers of these loaded shards have cost."""
     with ThreadPoolExecutor(max_workers=_LANDED_READERS) as pool:
         return math.fsum(pool.map(lambda number: read_landed(folder, number).report.spent.cost, numbers))

@@ -58,7 +58,7 @@ class Submitter:
         return action.move
 
     def terms(self, shard: PlannedShard) -> Terms:
-        """What decisions about this shard have to know."""
+        """Return the facts that decisions about this shard need."""
         return Terms(
             token=self.plan.token(shard),
             requests=shard.requests,

@@ -1,4 +1,4 @@
-"""Find batches that bear a run's token and are not the recorded ones, cancel them, and say what they cost.
+"""Find batches that have a run's token and are not the recorded ones, cancel them, and record their cost.
 
 A process that freezes between its last look and its creation, and for longer than its lease, can leave one. It is
 recorded as a spare of its shard and cancelled. The worker sweeps before a shard lands, which then has the answers of both
@@ -265,7 +265,10 @@ class Sweeper:
             known.add_known(self.parts.provider.name, sighting.batch_id, self.folder.run_id)
 
     def _cancel(self, batch_id: str) -> None:
-        """Also what is recorded: whoever recorded it may have died before. A provider may refuse to hear that twice."""
+        """Cancel a batch, also a recorded one: the process that recorded it may have died before.
+
+        A provider may refuse a second cancel.
+        """
         try:
             self.parts.provider.cancel(batch_id)
         except Refused as error:

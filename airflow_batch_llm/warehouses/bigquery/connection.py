@@ -1,4 +1,4 @@
-"""How BigQuery is reached: settings, the clients made of them on first use, and names read by them."""
+"""Reach BigQuery: settings, the clients made of them on first use, and names read by them."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class Reads:
         return self._stream(lambda: job.result(page_size=_PAGE_ROWS, retry=retry), query.doing)
 
     def complaint(self, query: Query) -> str | None:
-        """What BigQuery says against a statement before it has read a row, so that no value can be in it."""
+        """Return BigQuery's message against a statement before it has read a row, so that no value can be in it."""
         from google.api_core.exceptions import BadRequest, Forbidden, NotFound
 
         try:
@@ -186,7 +186,7 @@ class Reads:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BigQuerySettings:
-    """How BigQuery is reached."""
+    """The settings of a connection to BigQuery."""
 
     client: Callable[[], Client]
     storage: Callable[[], BigQueryReadClient] | None = None  # None: rows are read over REST
@@ -219,12 +219,12 @@ class Connection:
 
     @property
     def patience(self) -> Patience:
-        """How often what fails in passing is tried again."""
+        """Return how often a passing failure is tried again."""
         return self.settings.patience
 
     @property
     def reads(self) -> Reads:
-        """What streams rows out."""
+        """Return the reader that streams rows."""
         dataset = self.settings.dataset
         return Reads(
             client=self.client,
@@ -235,7 +235,7 @@ class Connection:
 
     @property
     def jobs(self) -> Jobs:
-        """What runs jobs that write."""
+        """Return the runner of jobs that write."""
         return Jobs(client=self.client, patience=self.patience)
 
     def name(self, written: str) -> TableName:
@@ -243,7 +243,7 @@ class Connection:
         return table_name(written, project=self.client.project, dataset=self.settings.dataset)
 
     def labels(self, target: Target | None = None) -> dict[str, str]:
-        """What the jobs are labelled with."""
+        """Return the labels of the jobs."""
         return job_labels({**self.settings.labels, **(target.labels if target is not None else {})})
 
     def select(self, source: Source) -> str:

@@ -62,7 +62,7 @@ _NAMES_ONLY = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
-    """How long a call or a job that fails in passing is tried again, and how the waits grow (with jitter)."""
+    """The time limit for repeating a call or a job that fails in passing, and the growth of the waits (with jitter)."""
 
     first_wait: float = 1.0
     longest_wait: float = 32.0
@@ -92,7 +92,7 @@ class Work:
 
     doing: str  # for messages: "merging into d.labels"
     stem: str  # the job id without its number
-    content: str  # what the job writes; the same stem with another content is done anew
+    content: str  # what the job writes; the same stem with another content is done again
     location: str | None
     submit: Callable[[str], LoadJob | QueryJob]  # a job by its id
     standing: Callable[[Any], bool] = bool  # what a done job left is still there; a job is always true
@@ -154,7 +154,7 @@ class Jobs:
         return (job.labels or {}).get("llm_content") == work.content and work.standing(job)
 
     def _submit(self, work: Work, number: int) -> Any:
-        """Begin the job of a number; None where the number is taken, be it by oneself, the answer having been lost."""
+        """Start job N. Returns None if N exists, even if this process created it and lost the reply."""
         from google.api_core.exceptions import Conflict, GoogleAPICallError
 
         with translated(work.doing):

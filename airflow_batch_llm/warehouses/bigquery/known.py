@@ -1,4 +1,4 @@
-"""What the target already knows of keys, found by one join in BigQuery.
+"""Find what the target already knows of keys, by one join in BigQuery.
 
 Keys from elsewhere become a table that lives for one query; rows of BigQuery's own are joined where they lie. In a
 partitioned target only the partitions between the lowest and the highest of the rows at hand are looked at.

@@ -57,7 +57,7 @@ class Tables:
 
     @property
     def bounded(self) -> bool:
-        """Whether the target is there and is looked at only between two partitions."""
+        """Return whether the target exists and is read only between two partitions."""
         return self.target.partition_by is not None and bool(self.answers.types)
 
     @property
@@ -151,7 +151,7 @@ def no_rows(tables: Tables) -> str:
 
 
 def land_answers(tables: Tables, source: str, within: str | None) -> Changes:
-    """What puts answers into the target table."""
+    """Return the statements that put answers into the target table."""
     if tables.target.write_mode is WriteMode.MERGE:
         return upsert(tables.answers, source, within)
     return Changes(first=(_remove_shards(tables, source, within),), writes=(_append(tables.answers, source),))
@@ -206,7 +206,7 @@ def _names(table: Columns) -> str:
 
 
 def unanswered(tables: Tables, source: str, within: str | None) -> str:
-    """Of failures those whose key the target holds no answer for that was planned as late or later.
+    """Return the query for failures whose key has no answer in the target that was planned as late or later.
 
     In a partitioned target only the staged partitions are looked at; a failure knows its own only by its key.
     """
@@ -227,7 +227,7 @@ def settle(tables: Tables, source: str) -> str:
 
 
 def trials(tables: Tables) -> list[str]:
-    """What a publish runs, each statement by itself, reading from a source without rows."""
+    """Return the statements of a publish, each by itself, reading from a source without rows."""
     nothing = no_rows(tables)
     within = bound(tables.target, "T", f"@{LOWEST}", f"@{HIGHEST}")
     answers = land_answers(tables, nothing, within)

@@ -59,7 +59,7 @@ class TargetTables:
         )
 
     def created(self) -> str:
-        """What tells the tables that are there from others that once bore their names."""
+        """Return the creation mark that distinguishes the present tables from earlier ones of the same names."""
         tables = [self.connection.table(self.answers), self.connection.table(self.failures)]
         return " ".join(str(table.created) for table in tables if table is not None)
 

@@ -1,4 +1,4 @@
-"""How BigQuery's types are read into Arrow, and how Arrow columns are staged.
+"""Read BigQuery's types into Arrow, and stage Arrow columns.
 
 A load job takes no Parquet text into a JSON column: JSON is staged as text and parsed when it is published, and bytes
 travel the same way, as base64. A NULL array lands as an empty one, since BigQuery has no other.

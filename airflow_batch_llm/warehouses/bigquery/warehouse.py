@@ -73,7 +73,7 @@ class BigQueryWarehouse:
         return self._connection.reads.query(query)
 
     def reads_table(self, source: Source, table: str) -> bool:
-        """Whether the source names this table."""
+        """Return whether the source names this table."""
         wanted = self._connection.name(table)
         home = (self._connection.client.project, self._connection.settings.dataset or "")
         found = tables_read(source, DIALECT, home)
@@ -199,7 +199,7 @@ class BigQueryWarehouse:
         )
 
     def _counts(self, job: Any) -> Published | None:
-        """What a script counted; None where its result, kept for a day, is gone."""
+        """Return the counts of a script; None where its result, kept for a day, is gone."""
         from google.api_core.exceptions import GoogleAPICallError
 
         try:
@@ -209,14 +209,14 @@ class BigQueryWarehouse:
         return Published(answers=row["answers"], failures=row["failures"])
 
     def _version(self, name: TableName, part: Part) -> str:
-        """What changes whenever a staging table does."""
+        """Return a mark that changes whenever a staging table does."""
         table = self._connection.table(name)
         if table is None:
             raise not_staged(part)
         return f"{table.created} {table.modified} {table.etag}"
 
     def _holds(self, name: TableName, rows: int) -> bool:
-        """Whether a table still is what a load made of it."""
+        """Return whether a table still is what a load made of it."""
         table = self._connection.table(name)
         return table is not None and table.num_rows == rows
 

@@ -1,7 +1,7 @@
-"""One DuckDB file, opened and let go: who may have it, what it may hold in memory, and what its errors say.
+"""One DuckDB file, opened and closed: its owner, its limit of memory, and its errors.
 
-The limit of the memory is for what a statement needs. What DuckDB has read it would keep until the limit is
-reached, so it is told to forget that from time to time.
+The limit of the memory is for what a statement needs. DuckDB keeps the blocks that it has read until the limit is
+reached, so the package makes it drop them from time to time.
 """
 
 import logging
@@ -208,7 +208,7 @@ def refuse_view(connection: "DuckDBPyConnection", name: str) -> None:
 
 
 def _catalog(connection: "DuckDBPyConnection", view: str, facts: str, name: str) -> list[tuple[Any, ...]]:
-    """What the catalog says of a table; names count without their case."""
+    """Return the catalogue's rows about a table; names count without their case."""
     *qualifiers, table = _DIALECT.parts(name)
     catalog, schema = [None, None, *qualifiers][-2:]
     return connection.execute(

@@ -36,7 +36,7 @@ _ALSO_TYPED = {"JSON": pa.json_(pa.string()), "UUID": pa.uuid()}
 _BATCH_ROWS = 8_192
 #: A merge holds its rows in memory, so one statement takes no more; the transaction holds all statements.
 _MERGED_AT_ONCE = Bounds(rows=25_000, bytes=32 << 20)
-#: After so many bytes of rows, what was read of the file is forgotten.
+#: Bytes of rows after which DuckDB drops what it has read of the file.
 _FORGOTTEN_AFTER = 32 << 20
 
 

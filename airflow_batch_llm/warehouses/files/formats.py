@@ -136,7 +136,7 @@ class _Turn:
 
 
 def _said(complaint: str, header: list[str]) -> str:
-    """What is wrong with a file, without the value that is wrong."""
+    """Describe the fault of a file, without the value that is wrong."""
     column = _AT_COLUMN.search(complaint)
     if column and int(column[1]) < len(header):
         name = header[int(column[1])]
@@ -162,7 +162,7 @@ _BATCH_BYTES = 16 << 20
 
 
 class _Kind(StrEnum):
-    """What the values of a field have been so far."""
+    """The kinds of value that a field has had so far."""
 
     NULL = "null"
     BOOLEAN = "boolean"

@@ -26,7 +26,7 @@ SOURCE_URI = "_llm_source_uri"
 
 
 class FileFormat(StrEnum):
-    """How the rows are written in a file."""
+    """The layout of the rows in a file."""
 
     PARQUET = "parquet"
     CSV = "csv"

@@ -171,7 +171,7 @@ class PostgresRead:
         statement = b"COPY (" + self._query + b"\n) TO STDOUT (FORMAT csv)"
         copy = self._opened.enter_context(self._connection.cursor().copy(statement))
         self._opened.callback(self._abandon)
-        # A header of ours: the query's names may repeat, and Arrow would take a first U+FEFF for a mark of the file's.
+        # A header of our own: the query's names may repeat, and Arrow would take a first U+FEFF for a mark of the file's.
         header = ",".join(map(str, range(len(self.schema)))).encode() + b"\n"
         for text in _pieces(copy, header):
             yield from self._parsed(text)

@@ -100,7 +100,7 @@ def _table(cursor: "RawCursor[Any]", name: str, key: Sequence[str]) -> Table | N
 
 
 def known_tables(cursor: "RawCursor[Any]", target: Target) -> Mapping[str, bool]:
-    """Which of the two tables has rows to look up."""
+    """Return, for each of the two tables, whether it has rows to look up."""
     found = ((target.table, "_llm_planned_at"), (target.failures, "_llm_attempts"))
     return {
         name: column in dict(cursor.execute(_COLUMNS, [_DIALECT.table(name)]).fetchall())

@@ -52,7 +52,7 @@ _NO_PRIVILEGE = "42501"
 _NOT_ALLOWED = frozenset({_NO_PRIVILEGE, "25006"})  # no privilege; a read-only transaction
 #: Connections, what a server has too little of, its restart, deadlocks: another try may not meet them.
 _PASSING = frozenset({"08", "40", "53", "57"})
-_TIMED_OUT = "57014"  # the statement's own time limit, or somebody has cancelled it
+_TIMED_OUT = "57014"  # the statement's own time limit, or a user's cancel
 #: How values are written as text, in both directions.
 _SESSION = "SET TIME ZONE 'UTC'; SET client_encoding TO 'UTF8'; SET datestyle TO 'ISO'"
 _BEFORE_AT = re.compile(r"[^\s'\"]+@")
@@ -316,7 +316,7 @@ def _describe(error: Exception) -> BatchLLMError:
         return TargetError(message)
     lost = not code and may_pass(error)  # the connection broke: no server has answered
     if lost or (code[:2] in _PASSING and code != _TIMED_OUT):
-        return WarehouseBusy(f"{message}. It is tried again; what has not been committed is done anew.")
+        return WarehouseBusy(f"{message}. It is tried again; what has not been committed is done again.")
     return WarehouseError(message)
 
 

@@ -189,7 +189,7 @@ def current_schema(ask: Ask, dialect: Dialect) -> str:
 
 
 def rules(ask: Ask, dialect: Dialect, name: str) -> Rules:
-    """What the database enforces on a table that is there, as far as its catalogue tells."""
+    """Return the rules that the database enforces on an existing table, as far as its catalogue tells."""
     *qualifiers, plain = (dialect.folded(part) for part in dialect.parts(name))
     catalog, schema = [None, None, *qualifiers][-2:]
     if dialect.name == "sqlite":

@@ -306,7 +306,7 @@ class SqlWarehouse:
             return WarehouseBusy(
                 f"{self._dialect.title} at {self.asset_uri} could not be reached, or broke off ({said}). "
                 "It is tried again; what has not been "
-                "committed is done anew. If that does not help, look at the connection and the database's own log."
+                "committed is done again. If that does not help, look at the connection and the database's own log."
             )
         return WarehouseError(
             f"{self._dialect.title} refused a statement ({said}). Its message may quote rows and is left out; "
