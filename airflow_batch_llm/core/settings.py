@@ -204,7 +204,7 @@ class Shape(Settings):
 
 @dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
 class Guards(Settings):
-    """Set the limits that a run keeps before and after it spends money."""
+    """Set what a run guards before and after it spends money: limits, and the data that it leaves behind."""
 
     retry_dead: bool = False
     """Ask again about dead rows: rows that were refused or have used up their attempts. Default: no."""
@@ -216,6 +216,8 @@ class Guards(Settings):
     """The most times that one row is asked about. Default: 3."""
     min_success_ratio: Share = 0.95
     """The least share of good answers, between 0 and 1. Below it the run fails after landing them. Default: 0.95."""
+    delete_at_vendor: bool = False
+    """Delete the vendor's copies of requests and answers once the run has ended and landed. Default: no."""
     prices: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Prices by model, in dollars per million tokens. They win over the price list. Default: the price list."""
 

@@ -6,7 +6,7 @@ It never retries a creation: a lost answer to `submit` raises `UnknownFate`, and
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from airflow_batch_llm.core.model import (
     BatchStatus,
@@ -125,3 +125,15 @@ class Provider(Protocol):
 
     async def aclose(self) -> None:
         """Close the asynchronous client."""
+
+
+@runtime_checkable
+class DeletesBatches(Protocol):
+    """Can delete what the vendor holds of a batch."""
+
+    def delete_batch(self, batch_id: str, upload: str) -> None:
+        """Delete the requests and the answers of an ended batch, and the batch itself where the vendor can.
+
+        `upload` is the reference to its requests, or "" if it is not known. What is gone already is no error. Raises
+        `Refused` for a batch that still runs, and deletes nothing of it.
+        """

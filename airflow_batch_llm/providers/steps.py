@@ -111,6 +111,10 @@ def patiently(
         attempt += 1
 
 
+class AlreadyGone(Exception):
+    """What should be deleted, or asked, does not exist. A judge gives it, and the verb that set the judge takes it."""
+
+
 def drive(calls: Calls[T], client: Any) -> T:
     """Perform a verb with a synchronous client."""
     reply: object = None

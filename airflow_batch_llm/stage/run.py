@@ -10,6 +10,7 @@ from airflow_batch_llm.core.printing import counted, share, verb
 from airflow_batch_llm.core.settings import Pace, Stage
 from airflow_batch_llm.errors import BatchLLMError, InputError
 from airflow_batch_llm.stage.generation import Generation, Pause
+from airflow_batch_llm.stage.land.deleting import delete_copies
 from airflow_batch_llm.stage.land.finishing import Finished, Finisher
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.planning import Planner, described
@@ -91,7 +92,8 @@ class Run:
         if self.stage is None:
             raise InputError(f"No run was planned in {folder.workspace.uri}/{self.name}. Look at the name.")
         self._end_abandoned(self.stage.target)
-        sweep_loose(self.parts)
+        for swept in sweep_loose(self.parts):
+            delete_copies(self.parts, swept)
         planner = Planner(stage=self.stage, parts=self.parts, folder=folder, max_tries=self.max_tries)
         plan = planner.plan()
         self.parts.say(plan.described())

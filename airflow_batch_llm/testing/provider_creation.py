@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 import pytest
 
 from airflow_batch_llm.core.model import BatchState, Lease
-from airflow_batch_llm.errors import Refused, Unavailable, UnknownFate
+from airflow_batch_llm.errors import Refused, ResultsGone, Unavailable, UnknownFate
+from airflow_batch_llm.providers.base import DeletesBatches
 from airflow_batch_llm.testing.provider_answers import BOMB_BYTES, each_page, little_memory
 from airflow_batch_llm.testing.provider_bench import Bench
 
@@ -180,3 +181,28 @@ class CreatesOnce:
         upload = bench.provider.upload(bench.shard(1))
         bench.provider.discard(upload)
         bench.provider.discard(upload)
+
+    def test_a_batch_is_deleted_with_its_answers_once_it_has_ended(self, bench: Bench) -> None:
+        if not isinstance(bench.provider, DeletesBatches):
+            pytest.skip("the adapter does not delete batches")
+        shard = bench.shard(2)
+        upload = bench.provider.upload(shard)
+        batch_id = bench.provider.submit(shard, upload, Lease(expires_at=time.time() + 60))
+        bench.ended(batch_id)
+        assert len(bench.results(batch_id)) == 2
+
+        bench.provider.delete_batch(batch_id, "")
+
+        with pytest.raises((ResultsGone, Refused)):
+            bench.results(batch_id)
+        bench.provider.discard(upload)
+        bench.provider.delete_batch(batch_id, upload)
+
+    def test_a_batch_that_runs_is_not_deleted(self, bench: Bench) -> None:
+        if not isinstance(bench.provider, DeletesBatches):
+            pytest.skip("the adapter does not delete batches")
+        bench.fault(kind="hold")
+        batch_id = bench.submit(bench.shard(1))
+        with pytest.raises(Refused):
+            bench.provider.delete_batch(batch_id, "")
+        assert bench.provider.check([batch_id])[batch_id].state is BatchState.RUNNING

@@ -51,6 +51,9 @@ class _World:
         assert number == _SHARD
         return cast("tuple[Entry, ...]", self._ask(Read()))
 
+    def read_deleted(self, batch_id: str) -> None:  # noqa: ARG002
+        """Say that nothing was deleted: a batch is deleted after its run, and no sweep needs it then."""
+
     def append(self, number: int, at: int, entry: Entry) -> bool:
         assert number == _SHARD
         # The nonce is random; whoever asks gives it one that says who and when.

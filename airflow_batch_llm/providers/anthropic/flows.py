@@ -21,6 +21,7 @@ from airflow_batch_llm.providers.incoming import count, entries, following, reco
 from airflow_batch_llm.providers.lines import parse_line
 from airflow_batch_llm.providers.steps import (
     WORKER,
+    AlreadyGone,
     Calls,
     Each,
     Judge,
@@ -122,6 +123,24 @@ def cancel(batch_id: str, patience: Patience) -> Calls[None]:
         status = yield from _get(f"{BATCHES}/{batch_id}", {}, patience, _status)
         if status.state is BatchState.RUNNING:
             raise
+
+
+def delete(batch_id: str) -> Calls[None]:
+    """Delete an ended batch with its requests and answers. Anthropic refuses that for one that runs."""
+
+    def gone(error: Exception) -> Exception:
+        failure = failure_of(error, sdk())
+        return AlreadyGone() if failure and failure.status in (404, 410) else judged(error)
+
+    try:
+        yield from patiently(
+            lambda client: client.delete(f"{BATCHES}/{batch_id}", cast_to=object),
+            gone,
+            WORKER,
+            lambda answer: text(answer["id"]),
+        )
+    except AlreadyGone:
+        return
 
 
 def open_results(batch_id: str, client: Any) -> Calls[Any]:

@@ -96,6 +96,9 @@ class AnthropicProvider:
     def discard(self, upload: str) -> None:
         """Nothing is uploaded."""
 
+    def delete_batch(self, batch_id: str, upload: str) -> None:  # noqa: ARG002 - nothing is uploaded
+        drive(flows.delete(batch_id), self._clients.sync)
+
     def count_tokens(self, call: Call, prompts: Sequence[str]) -> Sequence[int] | None:
         return drive(flows.count_tokens(call, prompts), self._clients.sync)
 

@@ -13,6 +13,7 @@ from airflow_batch_llm.providers.openai.lines import counted_body
 from airflow_batch_llm.providers.openai.sdk import judged, sdk
 from airflow_batch_llm.providers.steps import (
     WORKER,
+    AlreadyGone,
     Calls,
     Each,
     Judge,
@@ -222,16 +223,35 @@ def discard(file_id: str) -> Calls[None]:
 
     def gone(error: Exception) -> Exception:
         failure = failure_of(error, sdk())
-        return _AlreadyGone() if failure and failure.status in (404, 410) else judged(error)
+        return AlreadyGone() if failure and failure.status in (404, 410) else judged(error)
 
     try:
         yield from patiently(lambda client: client.delete(f"{FILES}/{file_id}", cast_to=object), gone, WORKER)
-    except _AlreadyGone:
+    except AlreadyGone:
         return
 
 
-class _AlreadyGone(Exception):
-    """The object to delete does not exist."""
+def delete(batch_id: str, upload: str) -> Calls[None]:
+    """Delete the files of an ended batch. The batch itself stays listed: OpenAI cannot delete it."""
+
+    def read(batch: Mapping[str, Any]) -> tuple[BatchState, list[str]]:
+        names = ("output_file_id", "error_file_id", "input_file_id")
+        return status_of(batch).state, [text(batch[name]) for name in names if batch.get(name)]
+
+    def gone(error: Exception) -> Exception:
+        failure = failure_of(error, sdk())
+        return AlreadyGone() if failure and failure.status == 404 else judged(error)
+
+    try:
+        state, files = yield from patiently(
+            lambda client: client.get(f"{BATCHES}/{batch_id}", cast_to=object), gone, WORKER, read
+        )
+    except AlreadyGone:
+        state, files = BatchState.ENDED, []
+    if state is BatchState.RUNNING:
+        raise Refused(f"Batch {batch_id} has not ended, so its files stay.")
+    for file_id in dict.fromkeys((*files, *filter(None, [upload]))):
+        yield from discard(file_id)
 
 
 def count_tokens(call: Call, prompts: Sequence[str]) -> Calls[list[int] | None]:
@@ -239,7 +259,7 @@ def count_tokens(call: Call, prompts: Sequence[str]) -> Calls[list[int] | None]:
 
     def absent_or(error: Exception) -> Exception:
         failure = failure_of(error, sdk())
-        return _AlreadyGone() if failure and failure.status in (404, 405, 501) else judged(error)
+        return AlreadyGone() if failure and failure.status in (404, 405, 501) else judged(error)
 
     def one(prompt: str) -> Calls[int]:
         body = counted_body(call, prompt)
@@ -253,7 +273,7 @@ def count_tokens(call: Call, prompts: Sequence[str]) -> Calls[list[int] | None]:
         )
 
     counts = yield Each([one(prompt) for prompt in prompts])
-    if any(isinstance(counted, _AlreadyGone) for counted in counts):
+    if any(isinstance(counted, AlreadyGone) for counted in counts):
         return None
     for counted in counts:
         if isinstance(counted, Exception):

@@ -117,6 +117,9 @@ class OpenAIProvider:
     def discard(self, upload: str) -> None:
         drive(flows.discard(upload), self._clients.sync)
 
+    def delete_batch(self, batch_id: str, upload: str) -> None:
+        drive(flows.delete(batch_id, upload), self._clients.sync)
+
     def count_tokens(self, call: Call, prompts: Sequence[str]) -> Sequence[int] | None:
         if endpoint_of(call) == EMBEDDINGS:
             return None

@@ -179,6 +179,10 @@ class Jobs:
     def cancel(self, name: str) -> None:
         self._client.cancel_batch_prediction_job(name=name, retry=None, timeout=_TIMEOUT_SECONDS)
 
+    def delete(self, name: str) -> None:
+        """Begin to delete an ended job. Nobody waits until Vertex has done it."""
+        self._client.delete_batch_prediction_job(name=name, retry=None, timeout=_TIMEOUT_SECONDS)
+
     def create(self, job: Mapping[str, Any], lease: Lease) -> str:
         """Create a job inside the lease and return its name. To be used with a client of its own."""
         sending = Sending(lease)
@@ -326,6 +330,7 @@ def _job(told: Any) -> Job:
         error_code=told.error.code or None,
         error_message=told.error.message,
         output=told.output_info.gcs_output_directory or None,
+        upload=next(iter(told.input_config.gcs_source.uris), ""),
         ran_seconds=_ran_seconds(told),
     )
 

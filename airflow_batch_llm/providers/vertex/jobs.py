@@ -10,7 +10,7 @@ from airflow_batch_llm.core.model import BatchState, BatchStatus, Outcome, Searc
 from airflow_batch_llm.errors import Refused
 from airflow_batch_llm.providers import steps as listing
 from airflow_batch_llm.providers.failures import detail
-from airflow_batch_llm.providers.steps import Calls, Lookup, Patience, look_up, patiently
+from airflow_batch_llm.providers.steps import WORKER, AlreadyGone, Calls, Lookup, Patience, look_up, patiently
 from airflow_batch_llm.providers.vertex.errors import judge
 
 RUN_LABEL = "airflow_batch_llm_run"
@@ -60,6 +60,7 @@ class Job:
     error_code: int | None = None
     error_message: str = ""
     output: str | None = None  # the folder below which the answers lie
+    upload: str = ""  # the URI of the request file, where a look at one job tells
     ran_seconds: float = 0.0  # of a job that has run and ended
 
     @property
@@ -201,6 +202,19 @@ def cancel(name: str, patience: Patience) -> Calls[None]:
     else:
         # The answer is empty, so anybody could have given it: the look shows that it was Vertex.
         yield from _look(name, patience)
+
+
+def delete(name: str) -> Calls[None]:
+    """Delete an ended job. One that is gone already is no error."""
+
+    def gone(error: Exception) -> Exception:
+        verdict = judge(error)
+        return AlreadyGone() if isinstance(verdict, Refused) and verdict.status == 404 else verdict
+
+    try:
+        yield from patiently(lambda jobs: jobs.delete(name), gone, WORKER)
+    except AlreadyGone:
+        return
 
 
 def find(search: Search, patience: Patience) -> Calls[Sequence[Sighting]]:

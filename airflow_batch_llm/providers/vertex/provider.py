@@ -130,6 +130,22 @@ class VertexProvider:
     def discard(self, upload: str) -> None:
         self._open_staging().delete(upload)
 
+    def delete_batch(self, batch_id: str, upload: str) -> None:
+        output = None
+        try:
+            job = drive(flows.look(batch_id, WORKER), self._open_jobs())
+        except Refused as error:
+            if error.status != 404:
+                raise
+        else:
+            if jobs.status(job).state is BatchState.RUNNING:
+                raise Refused(f"The job {batch_id} has not ended, so its files stay.")
+            upload, output = upload or job.upload, job.output
+        # The job goes last: it knows where the files are.
+        staging = self._open_staging()
+        staging.delete_batch(upload, output)
+        drive(flows.delete(batch_id), self._open_jobs())
+
     def count_tokens(self, call: Call, prompts: Sequence[str]) -> Sequence[int] | None:
         with self._opening:
             self._counter = self._counter or TokenCounter.open(self._place)

@@ -108,6 +108,7 @@ class Place:
 
 # Held in memory once while a file goes up or down.
 _CHUNK = 2 << 20
+_REQUESTS = "requests.jsonl"
 
 
 class Staging:
@@ -128,7 +129,7 @@ class Staging:
         """Stream a local file into a new folder below this one; returns its URI."""
         from google.cloud.storage.retry import DEFAULT_RETRY
 
-        uri = f"{folder}/{uuid4().hex}/requests.jsonl"
+        uri = f"{folder}/{uuid4().hex}/{_REQUESTS}"
         blob = self._blob(uri)
         blob.chunk_size = _CHUNK
         with judged():
@@ -144,17 +145,27 @@ class Staging:
                 if http_code(error) != 404:
                     raise
 
+    def delete_batch(self, upload: str, output: str | None) -> None:
+        """Delete the folder that `upload` made, below which the job has written too, and the folder of the answers."""
+        made, _, name = upload.rpartition("/")
+        for folder in (made if name == _REQUESTS else "", output):
+            if folder:
+                for blob in self._objects(folder):
+                    self.delete(f"gs://{blob.bucket.name}/{blob.name}")
+
     def answers(self, folder: str) -> list[Any]:
         """The answer files below a folder: a long job leaves several. `ResultsGone` if the bucket is gone."""
+        return [blob for blob in self._objects(folder) if blob.name.endswith(".jsonl")]
+
+    def _objects(self, folder: str) -> list[Any]:
         bucket, _, prefix = folder.removeprefix("gs://").partition("/")
         with judged():
             try:
-                listed = list(self._client.list_blobs(bucket, prefix=f"{prefix.rstrip('/')}/"))
+                return list(self._client.list_blobs(bucket, prefix=f"{prefix.rstrip('/')}/"))
             except Exception as error:
                 if http_code(error) == 404:
                     raise ResultsGone(f"The bucket {bucket!r}, which held the answers, is gone.") from None
                 raise
-        return [blob for blob in listed if blob.name.endswith(".jsonl")]
 
     def lines(self, file: Any) -> Iterator[bytes]:
         """The lines of one answer file, streamed."""

@@ -204,7 +204,8 @@ class RunErasure:
             kept = connect(files.plan.provider, Access(api_key="none")).limits.kept_seconds
             for entry in self.folder.journal(files.number):
                 until = None if kept is None else entry.at + kept
-                if entry.kind is Kind.SUBMITTED and (until is None or until > time.time()):
+                is_held = entry.kind is Kind.SUBMITTED and (until is None or until > time.time())
+                if is_held and self.folder.read_deleted(entry.batch_id) is None:
                     yield HeldBatch(
                         provider=files.plan.provider,
                         batch_id=entry.batch_id,

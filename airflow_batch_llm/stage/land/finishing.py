@@ -19,6 +19,7 @@ from airflow_batch_llm.core.report import Provenance, Report, gate
 from airflow_batch_llm.core.selection import Reason
 from airflow_batch_llm.errors import InputError, ProviderError, QualityGateFailed
 from airflow_batch_llm.stage.land.collecting import Collector
+from airflow_batch_llm.stage.land.deleting import VendorCopies
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
@@ -108,6 +109,7 @@ class Finisher:
         days = self.first.limits.keep_days
         if days is not None:
             registers.add_due(self.folder, (stored.about.completed_at or 0.0) + days * 86_400)
+        VendorCopies(parts=self.parts, folder=self.folder, first=self.first).delete()
         return stored
 
     def _sweep(self) -> None:

@@ -2,7 +2,7 @@
 
 <run>/g1/plan.json  plans/<nonce>/0007.requests.jsonl  plans/<nonce>/0007.keys.parquet  rounds/2.json
          journal/0007/0001.json …  results/<batch>.jsonl  landed/0007.json  strays/<batch>.json  deadline/0001.json
-         cancelled/0001.json  report.json  erased/<nonce>-0007/0001.json …
+         cancelled/0001.json  report.json  erased/<nonce>-0007/0001.json …  deleted/<batch>.json
 """
 
 import hashlib
@@ -167,6 +167,18 @@ class RunFolder:
 
     def _short(self, batch_id: str) -> str:
         return self._at("short", f"{safe_name(batch_id)}.json")
+
+    def note_deleted(self, batch_id: str, now: float) -> None:
+        """Note that the vendor has deleted its copy of a batch's requests and answers."""
+        self.workspace.create(self._deleted(batch_id), orjson.dumps({"at": now}))
+
+    def read_deleted(self, batch_id: str) -> float | None:
+        """Return when the vendor's copy of a batch was deleted. None: it was not."""
+        data = self.workspace.read(self._deleted(batch_id))
+        return None if data is None else float(orjson.loads(data)["at"])
+
+    def _deleted(self, batch_id: str) -> str:
+        return self._at("deleted", f"{safe_name(batch_id)}.json")
 
     def put_landed(self, number: int, data: Path) -> None:
         self.workspace.put(self._at("landed", f"{number:04d}.json"), data)

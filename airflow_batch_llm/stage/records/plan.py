@@ -39,6 +39,7 @@ class RunLimits:
     raw_excerpt: bool
     keep_days: float | None
     prices: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    delete_at_vendor: bool = False
 
     @classmethod
     def of(cls, stage: Stage) -> "RunLimits":
@@ -51,6 +52,7 @@ class RunLimits:
             raw_excerpt=stage.shape.keep_raw_excerpt,
             keep_days=stage.keep_days,
             prices=stage.guards.prices,
+            delete_at_vendor=stage.guards.delete_at_vendor,
         )
 
 

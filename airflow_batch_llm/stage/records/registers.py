@@ -3,7 +3,7 @@
     .registers/known/<provider>/<batch>      every batch that some run has recorded
     .registers/targets/<hash>/<run>.json     unfinished runs by target
     .registers/tickets/<hash>/<number>/      the planners on a target, in their order
-    .registers/loose/<provider>/<run>.json   finished runs of which a batch may still show up
+    .registers/loose/<provider>/<run>.json   finished runs that may still have something at the provider
     .registers/due/<epoch>-<run>.json        runs whose prompts and answers are to be deleted after a time
 
 A register is a help, never the truth about a run: that is its journal. A name that is missing costs a look, no money.
@@ -60,7 +60,7 @@ class Registers:
         return self._listed(_targets(target))
 
     def add_loose(self, provider: str, folder: RunFolder) -> None:
-        """A creation of this run had no definite end: who plans next with the provider sweeps again."""
+        """Something of this run may still be at the provider: who plans next with the provider sweeps again."""
         self._add(f"loose/{provider}/{_entry(folder)}", folder.run_id)
 
     def loose_runs(self, provider: str) -> list[RunFolder]:

@@ -100,7 +100,7 @@ def _open(folder: RunFolder) -> tuple[list[str], int]:
     unanswered = 0
     for plan in read_rounds(folder):
         for _, standing in read_standings(folder, plan):
-            batch_ids.extend(standing.spare)
+            batch_ids.extend(spare for spare in standing.spare if folder.read_deleted(spare) is None)
             if standing.batch is not None and standing.ended is None and standing.staged is None:
                 batch_ids.append(standing.batch.batch_id)
             unanswered += standing.intent is not None and standing.batch is None
@@ -228,6 +228,7 @@ class Sweeper:
             batch_id: shard
             for shard, _ in shards
             for batch_id in stand(self.folder.journal(shard.number)).spare
+            if self.folder.read_deleted(batch_id) is None
         }
         ended = []
         for batch_id, status in (self.parts.provider.check(tuple(spare)) if spare else {}).items():
@@ -289,10 +290,14 @@ def sweep_ended(parts: Parts, folder: RunFolder) -> bool:
     return loose
 
 
-def sweep_loose(parts: Parts) -> None:
-    """Sweep the ended runs of which something may show up, until the provider would have ended it by itself."""
+def sweep_loose(parts: Parts) -> list[RunFolder]:
+    """Sweep the ended runs of which something may show up, until the provider would have ended it by itself.
+
+    Returns these runs.
+    """
     registers, provider = Registers(workspace=parts.workspace), parts.provider
-    for folder in registers.loose_runs(provider.name):
+    loose = registers.loose_runs(provider.name)
+    for folder in loose:
         try:
             sweep_ended(parts, folder)
         except ProviderError as error:
@@ -300,6 +305,7 @@ def sweep_loose(parts: Parts) -> None:
         planned_at = next((plan.planned_at for plan in read_rounds(folder)), 0.0)
         if parts.clock() > planned_at + 2 * provider.limits.window_seconds:
             registers.drop_loose(provider.name, folder)
+    return loose
 
 
 def _recorded(standing: Standing) -> set[str]:
