@@ -51,9 +51,6 @@ class _World:
         assert number == _SHARD
         return cast("tuple[Entry, ...]", self._ask(Read()))
 
-    def read_deleted(self, batch_id: str) -> None:  # noqa: ARG002
-        """Say that nothing was deleted: a batch is deleted after its run, and no sweep needs it then."""
-
     def append(self, number: int, at: int, entry: Entry) -> bool:
         assert number == _SHARD
         # The nonce is random; whoever asks gives it one that says who and when.
@@ -89,7 +86,10 @@ def sweep_action(answers: Sequence[Any], terms: Terms) -> SweepAction | None:
     parts: Any = SimpleNamespace(
         provider=provider, workspace=workspace, clock=lambda: 0.0, warn=lambda message: None
     )
-    folder: Any = SimpleNamespace(journal=world.journal, append=world.append, run_id="run")
+    # Batches are deleted after their run, when no order of events matters any more.
+    folder: Any = SimpleNamespace(
+        journal=world.journal, append=world.append, read_deleted=lambda batch_id: None, run_id="run"
+    )
     plan: Any = _Plan(run_token=terms.token.rpartition("-")[0])
     shard = PlannedShard(
         number=_SHARD,

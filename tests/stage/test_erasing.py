@@ -13,9 +13,9 @@ import pytest
 from airflow_batch_llm.errors import StoreUnavailable
 from airflow_batch_llm.stage.erase.erasing import ErasedRun, Erasure, Options
 from airflow_batch_llm.stage.erase.person import Person
-from airflow_batch_llm.stage.inspection import generations, inspect
+from airflow_batch_llm.stage.inspection import inspect
 from airflow_batch_llm.stage.land.finishing import land_again
-from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.records.folder import RunFolder, generations
 from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.store.local import LocalDisk
 from tests.stage.world import Bench
