@@ -56,6 +56,13 @@ def _places() -> dict[str, Any]:
             "string",
             example="gs://my-bucket/batch-llm",
         ),
+        "deployment": _option(
+            "Name of this Airflow deployment. Set it where several deployments share one workspace, to a "
+            "name of its own in each: it becomes part of the path of every run folder. Empty, it is the only one.",
+            "string",
+            default="",
+            example="production",
+        ),
         "shared_workspace": _option(
             "Whether a workspace on a local path is a mount that every worker shares. Without it, such "
             "a workspace is refused under an executor that spreads tasks over machines.",

@@ -39,8 +39,12 @@ def _told(run: Inspected) -> str:
     expected = "" if run.estimated_usd is None else f", of about ${run.estimated_usd:,.4f} estimated"
     deadline = "" if run.deadline is None else f" Its time ends at {moment(run.deadline)}."
     why = ", ".join(f"{count:,} {reason}" for reason, count in run.why.items() if count)
+    database = (
+        "not recorded, since an earlier release has planned the run" if run.database is None else run.database
+    )
     lines = [
         f"{run.path}: {run.provider}:{run.model} into {run.target}",
+        f"  Database: {database}. Deployment: {run.deployment or 'the only one'}.",
         f"  Planned at {moment(run.planned_at)}.{deadline}",
         f"  Rows: {why or 'none'}.",
         f"  Spent so far: ${run.spent_usd:,.4f}{expected}.",

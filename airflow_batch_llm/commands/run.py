@@ -21,6 +21,7 @@ from airflow_batch_llm.stage.drive import Progress, complete
 from airflow_batch_llm.stage.land.finishing import Finished
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder, generations, run_path
+from airflow_batch_llm.stage.records.owner import own_name
 from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.stage.run import Run
 from airflow_batch_llm.stage.tidying import private_spool
@@ -43,6 +44,10 @@ def run(
     name: Annotated[
         str | None, typer.Option("--run", help="The run's name, instead of the spec's own.")
     ] = None,
+    deployment: Annotated[
+        str | None,
+        typer.Option("--deployment", help="The name of this deployment among those of the workspace."),
+    ] = None,
     progress: Annotated[bool, typer.Option("--progress", help="Show a progress bar.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -52,8 +57,10 @@ def run(
     command may succeed later.
     """
     with ends_with_a_code(), private_spool() as spool:
-        spec = read_spec(spec_file)
-        opening = Opening.of(spec if name is None else spec.model_copy(update={"run": name}), spec_file)
+        given = {
+            field: value for field, value in (("run", name), ("deployment", deployment)) if value is not None
+        }
+        opening = Opening.of(read_spec(spec_file).model_copy(update=given), spec_file)
         planned = _run(opening, spec_file.stem, spool, plan_only=plan_only)
         finished = _driven(planned, again=again, progress=progress)
         say(_as_json(finished) if as_json else _told(finished))
@@ -69,9 +76,13 @@ def _run(opening: Opening, stem: str, spool: Path, *, plan_only: bool) -> Run:
         target=target,
         workspace=opening.workspace(),
         spool=spool,
+        deployment=opening.spec.deployment,
         say=lambda message: say(message, err=True),
     )
-    return Run(stage=stage, parts=parts, name=run_path(_RUNS, opening.run_name(stem)))
+    name = run_path(_RUNS, opening.run_name(stem), deployment=parts.deployment)
+    return Run(
+        stage=stage, parts=parts, name=own_name(parts.workspace, name, lambda: target.place(stage.target))
+    )
 
 
 def _driven(planned: Run, *, again: bool, progress: bool) -> Finished:

@@ -106,6 +106,9 @@ class Spec(_Section):
     warehouse: WarehouseSection
     source: SourceSection
     workspace: str  # a folder or a URI that is kept
+    deployment: str = (
+        ""  # the name of this deployment among those that share the workspace; empty: it is the only one
+    )
     run: str | None = None  # the run's name; None: made of the file's name and of what is asked
     stage: Stage  # its fields stand at the top of the file, and its source is in the section of that name
 

@@ -47,6 +47,11 @@ def number(name: str, value: Any, kind: type[N]) -> N:
         ) from None
 
 
+def deployment() -> str:
+    """Return the name of this deployment in Airflow's configuration. Empty if it is the only one."""
+    return str(conf.get("batch_llm", "deployment", fallback="") or "").strip()
+
+
 def is_deferrable(given: bool | None) -> bool:
     """Return whether a task waits in the triggerer: by its argument, or by Airflow's configuration."""
     return conf.getboolean("operators", "default_deferrable", fallback=False) if given is None else given

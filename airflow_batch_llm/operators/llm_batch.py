@@ -9,17 +9,19 @@ import orjson
 from airflow.sdk import Context
 
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.hooks.arguments import one_of
+from airflow_batch_llm.hooks.arguments import deployment, one_of
 from airflow_batch_llm.hooks.failures import translated_errors
 from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.hooks.object_storage import open_workspace
 from airflow_batch_llm.operators.llm_transform import LLMTransformOperator
 from airflow_batch_llm.operators.reporting import add_to_assets, is_lineage_wanted, unfailing
-from airflow_batch_llm.operators.run import Ended, RunOperator, open_parts, run_name
+from airflow_batch_llm.operators.run import Ended, RunOperator, open_parts, place_of, run_name
 from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.triggers.llm_batch import TaskKey
 
 if TYPE_CHECKING:
+    from airflow_batch_llm.stage.records.folder import RunFolder
+    from airflow_batch_llm.stage.records.plan import Plan
     from airflow_batch_llm.stage.run import Run
 
 
@@ -146,13 +148,25 @@ class CollectLLMBatchOperator(PlannedRunOperator):
             folders = [folder]
         else:
             assert self.pending_for is not None, "one of the three is checked to be there"
-            folders = Registers(workspace=workspace).open_runs(self.pending_for)
+            folders = Registers(workspace=workspace).all_open_runs()
         plans = [(folder, folder.read_plan()) for folder in folders]
         known = [(folder, Plan.from_json(data)) for folder, data in plans if data is not None]
+        if self.pending_for is not None:
+            known = [pair for pair in known if self._is_pending(workspace, *pair)]
         if self.run_folder is not None and not known:
             raise InputError(f"No run was planned in {workspace.uri}/{self.run_folder}. Look at the name.")
         known.sort(key=lambda pair: pair[1].planned_at)
         return [(folder.run, plan.max_tries) for folder, plan in known]
+
+    def _is_pending(self, workspace: Workspace, folder: "RunFolder", plan: "Plan") -> bool:
+        """Return whether a run is on the target, in the database that the run's connection leads to here."""
+        if (plan.target.table, plan.deployment) != (self.pending_for, deployment()):
+            return False
+        handle = RunHandle.of_run(workspace, folder.run, plan.max_tries)
+        if handle is None or plan.place is None or place_of(handle) == plan.place:
+            return True
+        self.log.info("Left alone: %s/%s is for %s.", workspace.uri, folder.run, plan.place)
+        return False
 
     def returned(self, context: Context, ended: Sequence[Ended]) -> Any:  # noqa: ARG002 - the runs are enough
         """The report of the run, or for `pending_for` those of all."""

@@ -27,7 +27,7 @@ from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.hooks.llm import split_model_id
 from airflow_batch_llm.hooks.object_storage import open_workspace
 from airflow_batch_llm.operators.reporting import table_uri, tables_of
-from airflow_batch_llm.operators.run import GivenUp, RunOperator, open_parts, run_name
+from airflow_batch_llm.operators.run import GivenUp, RunOperator, open_parts, place_of, run_name
 
 if TYPE_CHECKING:
     from airflow_batch_llm.stage.run import Run
@@ -219,8 +219,11 @@ class LLMTransformOperator(RunOperator):
 
     def handles(self, context: Context) -> Sequence[RunHandle]:
         """The one run of this task, named in its folder for others to find."""
+        from airflow_batch_llm.stage.records.owner import own_name
+
         workspace = open_workspace(self.workspace)
         handle = self._run_handle(context, run_name(context, workspace, self._asked()))
+        handle = replace(handle, run=own_name(workspace, handle.run, lambda: place_of(handle)))
         handle.store(workspace)
         return [handle]
 

@@ -22,7 +22,7 @@ from airflow_batch_llm.core.printing import counted, verb
 from airflow_batch_llm.core.settings import seconds
 from airflow_batch_llm.core.waiting import CANCEL_GRACE_SECONDS, Watch, drive, waiting
 from airflow_batch_llm.errors import BatchLLMError
-from airflow_batch_llm.hooks.arguments import is_deferrable, settling_seconds
+from airflow_batch_llm.hooks.arguments import deployment, is_deferrable, settling_seconds
 from airflow_batch_llm.hooks.failures import quiet_sdks, rendering, translated_errors
 from airflow_batch_llm.hooks.handle import Departures, RunHandle
 from airflow_batch_llm.hooks.llm import llm_provider
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from airflow_batch_llm.stage.parts import Parts
     from airflow_batch_llm.stage.records.folder import RunFolder
     from airflow_batch_llm.stage.run import Pause, Run
+    from airflow_batch_llm.warehouses.base import Warehouse
+    from airflow_batch_llm.warehouses.place import Place
 
 
 def run_name(context: Context, workspace: Workspace, asked: object) -> str:
@@ -56,11 +58,12 @@ def run_name(context: Context, workspace: Workspace, asked: object) -> str:
 
     task_instance: Any = context["ti"]
     names = (task_instance.dag_id, task_instance.task_id, task_instance.run_id)
+    run = run_path(*names, deployment=deployment())
     map_index = task_instance.map_index
     if map_index is None or map_index < 0:
-        return run_path(*names)
-    item = _item(workspace, run_path(*names), f"{map_index}-{task_instance.max_tries}", asked)
-    return run_path(*names, item)
+        return run
+    item = _item(workspace, run, f"{map_index}-{task_instance.max_tries}", asked)
+    return run_path(*names, item, deployment=deployment())
 
 
 def _item(workspace: Workspace, run: str, attempt: str, asked: object) -> str:
@@ -77,20 +80,37 @@ def _item(workspace: Workspace, run: str, attempt: str, asked: object) -> str:
     return recorded.decode()
 
 
-def open_parts(handle: RunHandle, spool: Path, log: Any) -> "Parts":
-    """The source is the target's database. Connections are looked up here, and opened when they are used."""
+def open_target(handle: RunHandle) -> "Warehouse":
+    """Return the target's database. It is opened when it is first used."""
     from airflow_batch_llm.hooks.warehouse import warehouse
-    from airflow_batch_llm.stage.parts import Parts
 
-    target = warehouse(
+    return warehouse(
         handle.target_conn_id, handle.target_hook_params, argument="target_conn_id (default: source_conn_id)"
     )
+
+
+def place_of(handle: RunHandle) -> "Place":
+    """Ask the target's database where the target is."""
+    target = open_target(handle)
+    try:
+        return target.place(handle.target)
+    finally:
+        with suppress(BatchLLMError):  # the answer is there
+            target.close()
+
+
+def open_parts(handle: RunHandle, spool: Path, log: Any) -> "Parts":
+    """The source is the target's database. Connections are looked up here, and opened when they are used."""
+    from airflow_batch_llm.stage.parts import Parts
+
+    target = open_target(handle)
     return Parts(
         provider=llm_provider(handle.llm_conn_id, handle.model_id, handle.llm_hook_params),
         source=target,
         target=target,
         workspace=open_workspace(handle.workspace),
         spool=spool,
+        deployment=deployment(),
         say=lambda message: log.info("%s", message),
         alert=lambda message: log.warning("%s", message),
     )

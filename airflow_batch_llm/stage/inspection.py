@@ -83,6 +83,8 @@ class Inspected:
     provider: str
     model: str
     target: str
+    deployment: str  # empty: there is only one
+    database: str | None  # its URI; None: planned by an earlier release
     planned_at: float
     max_tries: int
     deadline: float | None
@@ -140,6 +142,8 @@ def inspect(folder: RunFolder, now: float) -> Inspected:
         provider=first.provider,
         model=first.model,
         target=first.target.table,
+        deployment=first.deployment,
+        database=None if first.place is None else first.place.database,
         planned_at=first.planned_at,
         max_tries=first.max_tries,
         deadline=deadline,

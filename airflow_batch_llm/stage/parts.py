@@ -35,6 +35,8 @@ class Parts:
     target: Warehouse
     workspace: Workspace
     spool: Path
+    deployment: str = ""
+    """Name of this deployment among those that share the workspace. Default: there is only one."""
     clock: Callable[[], float] = time.time
     sleep: Callable[[float], None] = time.sleep
     say: Callable[[str], None] = _silent

@@ -8,17 +8,19 @@ import pyarrow as pa
 
 from airflow_batch_llm.core.printing import counted, share, verb
 from airflow_batch_llm.core.settings import Pace, Stage
-from airflow_batch_llm.errors import BatchLLMError, InputError
+from airflow_batch_llm.errors import BatchLLMError, InputError, TargetError
 from airflow_batch_llm.stage.generation import Generation, Pause
 from airflow_batch_llm.stage.land.deleting import delete_copies
 from airflow_batch_llm.stage.land.finishing import Finished, Finisher
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.planning import Planner, described
 from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.records.owner import Owner
 from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.stage.records.registers import Registers
 from airflow_batch_llm.stage.send.sweeping import cancel_run, cancelled_before, sweep_loose
 from airflow_batch_llm.stage.tidying import tidy
+from airflow_batch_llm.warehouses.place import Place
 
 
 def keep_little() -> None:
@@ -53,6 +55,7 @@ class Run:
     is_given_up: Callable[[RunFolder, int], bool] | None = None
     """Tell whether the user has ended whatever waits for another run, planned at this `max_tries`. None: not known."""
     _resumed: set[str] = field(default_factory=set, init=False, repr=False, compare=False)  # generations
+    _places: dict[str, Place] = field(default_factory=dict, init=False, repr=False, compare=False)  # by table
 
     def __post_init__(self) -> None:
         keep_little()
@@ -78,8 +81,10 @@ class Run:
         """The generation to work on: the first unfinished one, or the last, or a new one after a clear."""
         folder = RunFolder(workspace=self.parts.workspace, run=self.name)
         while (data := folder.read_plan()) is not None:
-            if folder.read_report() is None or Plan.from_json(data).max_tries >= self.max_tries:
+            plan = Plan.from_json(data)
+            if folder.read_report() is None or plan.max_tries >= self.max_tries:
                 break
+            self._owner(plan).refuse_other_database(folder, plan)
             folder = replace(folder, generation=folder.generation + 1)
         return folder
 
@@ -87,17 +92,42 @@ class Run:
         data = folder.read_plan()
         if data is not None:
             plan = Plan.from_json(data)
+            self._owner(plan).refuse_other(folder, plan)
             self._resume(folder, plan)
             return plan
         if self.stage is None:
             raise InputError(f"No run was planned in {folder.workspace.uri}/{self.name}. Look at the name.")
-        self._end_abandoned(self.stage.target)
+        self._end_abandoned(self._place(self.stage.target))
+        self._tell_of_earlier_releases(self.stage.target)
         for swept in sweep_loose(self.parts):
             delete_copies(self.parts, swept)
         planner = Planner(stage=self.stage, parts=self.parts, folder=folder, max_tries=self.max_tries)
         plan = planner.plan()
+        self._refuse_faster(folder, plan)
         self.parts.say(plan.described())
         return plan
+
+    def _refuse_faster(self, folder: RunFolder, plan: Plan) -> None:
+        """Raise `TargetError` if somebody else has planned the run of this name in the meantime."""
+        owner = self._owner(plan)
+        try:
+            owner.refuse_other(folder, plan)
+        except TargetError:
+            Registers(workspace=self.parts.workspace).close_run(str(owner.place), folder)
+            raise
+
+    def _owner(self, plan: Plan) -> Owner:
+        """Return whose plans are one's own. Without a stage, the plan says all but the database."""
+        if self.stage is None:
+            table, deployment = plan.target.table, plan.deployment
+        else:
+            table, deployment = self.stage.target, self.parts.deployment
+        return Owner(deployment=deployment, table=table, place=self._place(table))
+
+    def _place(self, table: str) -> Place:
+        if table not in self._places:
+            self._places[table] = self.parts.target.place(table)
+        return self._places[table]
 
     def _resume(self, folder: RunFolder, plan: Plan) -> None:
         """Once per start of an unfinished run: say what the stage asks for otherwise than the run was planned."""
@@ -121,20 +151,32 @@ class Run:
             parts=self.parts, folder=folder, first=plan, pace=pace, max_tries=self.max_tries + self.clears
         )
 
-    def _end_abandoned(self, target: str) -> None:
+    def _tell_of_earlier_releases(self, table: str) -> None:
+        """Warn of runs that may be those of another database: their rows are held back, and nobody else ends them."""
+        for folder in Registers(workspace=self.parts.workspace).open_runs(table):
+            if folder.run != self.name and folder.read_plan() is not None:
+                self.parts.warn(
+                    f"The run {folder.path} is unfinished, and an earlier release planned it, which did not record its"
+                    " database. Its rows are left to it. Finish it with its own task, or with"
+                    f" CollectLLMBatchOperator(run_folder={folder.run!r})."
+                )
+
+    def _end_abandoned(self, place: Place) -> None:
         """Land what other runs on the target have left at the provider, for their rows are held back from this one.
 
         A worker that resumes such a run does no harm: what has ended is landed, once. One whose time has long
         been over is brought to its end. The batches of one that a user has ended are cancelled.
         """
-        for folder in Registers(workspace=self.parts.workspace).open_runs(target):
+        for folder in Registers(workspace=self.parts.workspace).open_runs(str(place)):
             data = folder.read_plan()
             plan = Plan.from_json(data) if data is not None else None
             if plan is None or folder.run == self.name or plan.provider != self.parts.provider.name:
                 continue
+            if plan.place != place:  # two databases have planned one run at once, and the other was faster
+                continue
             other = replace(self._generation(folder, plan), max_tries=plan.max_tries)
             try:
-                if self.is_given_up is not None and self.is_given_up(folder, plan.max_tries):
+                if self._is_given_up(folder, plan):
                     self._cancel_given_up(folder)
                 if self.parts.clock() >= other.deadline() + _ABANDONED_SECONDS:
                     other.advance()
@@ -142,6 +184,12 @@ class Run:
                     other.land()
             except BatchLLMError as error:
                 self.parts.warn(f"The run {folder.path} could not be brought to its end: {error.in_full}")
+
+    def _is_given_up(self, folder: RunFolder, plan: Plan) -> bool:
+        """Return whether a user has ended another run. This Airflow knows no task of another deployment."""
+        if self.is_given_up is None or plan.deployment != self.parts.deployment:
+            return False
+        return self.is_given_up(folder, plan.max_tries)
 
     def _cancel_given_up(self, folder: RunFolder) -> None:
         """Cancel what nobody could cancel when the task was ended: no worker and no trigger held the run then."""

@@ -110,7 +110,7 @@ def _tidy_run(parts: Parts, registers: Registers, due: Due) -> None:
     else:
         due.folder.delete_payloads()
         if plan is not None:
-            registers.close_run(plan.target.table, due.folder)
+            registers.close_run(plan.registered_as, due.folder)
         registers.drop_due(due)
 
 

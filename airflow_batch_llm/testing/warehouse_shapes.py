@@ -152,6 +152,18 @@ def without(schema: pa.Schema, *names: str) -> pa.Schema:
 class ShapesTables:
     """The contract of `prepare`: what it changes, and what it refuses."""
 
+    def test_the_place_of_a_table_is_one_for_all_spellings_and_connections(
+        self, database: Database, warehouse: Warehouse
+    ) -> None:
+        before = warehouse.place("labels")
+        warehouse.prepare(labels())
+        other = database.open()
+        try:
+            assert warehouse.place("labels") == other.place("labels") == other.place(before.table) == before
+            assert other.place("elsewhere") not in (before, other.place("labels__failures"))
+        finally:
+            other.close()
+
     def test_missing_tables_are_created_with_all_their_columns(
         self, database: Database, warehouse: Warehouse
     ) -> None:

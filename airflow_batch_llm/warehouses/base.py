@@ -14,6 +14,7 @@ import pyarrow as pa
 from airflow_batch_llm.core.model import ColumnType
 from airflow_batch_llm.core.output_type import Column
 from airflow_batch_llm.core.settings import SchemaChange, Source, WriteMode
+from airflow_batch_llm.warehouses.place import Place
 
 #: The Arrow type of an answer's column. JSON is Arrow's canonical JSON extension type over a string.
 ARROW_TYPES: Mapping[ColumnType, pa.DataType] = {
@@ -150,6 +151,9 @@ class Warehouse(Protocol):
     @property
     def asset_uri(self) -> str:
         """The URI of the database in Airflow's and OpenLineage's terms, without a table."""
+
+    def place(self, table: str) -> Place:
+        """Return where a table is, whether or not it exists. Equal for every spelling and every connection."""
 
     def read(self, source: Source) -> pa.RecordBatchReader:
         """The rows of a query as a stream; the client never holds the result. The schema is known before the first row."""

@@ -105,7 +105,7 @@ class Finisher:
         if stored is None:
             return None
         registers = Registers(workspace=self.parts.workspace)
-        registers.close_run(self.first.target.table, self.folder)
+        registers.close_run(self.first.registered_as, self.folder)
         days = self.first.limits.keep_days
         if days is not None:
             registers.add_due(self.folder, (stored.about.completed_at or 0.0) + days * 86_400)

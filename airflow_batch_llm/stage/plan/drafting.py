@@ -39,6 +39,7 @@ from airflow_batch_llm.stage.records.plan import Plan, RunLimits, new_run_token
 from airflow_batch_llm.stage.records.registers import Registers
 from airflow_batch_llm.stage.records.standings import read_rounds
 from airflow_batch_llm.warehouses.base import SharesFile, Target
+from airflow_batch_llm.warehouses.place import Place
 
 #: So many prompts, spread over all of them, are counted by the provider.
 _SAMPLE = 16
@@ -128,6 +129,7 @@ class Drafting:
     max_tries: int
     resolved: Resolved
     target: Target
+    place: Place
     scratch: Path
     _spool: Spool | None = field(default=None, init=False)
     _in_flight: dict[tuple[str, str], tuple[RunFolder, Plan]] = field(default_factory=dict, init=False)
@@ -173,7 +175,7 @@ class Drafting:
     def note(self, other: RunFolder) -> None:
         """Note that a run buys rows, whether or not it has landed them since this planner read the source."""
         for plan in read_rounds(other):
-            if plan.spec_hash == self.resolved.spec_hash:
+            if self._buys_same(plan):
                 self._in_flight.setdefault((other.path, plan.nonce), (other, plan))
 
     def close(self) -> None:
@@ -183,10 +185,16 @@ class Drafting:
 
     def _note_in_flight(self) -> None:
         """Note the plans of other runs that buy rows: a round is in flight until it is published."""
-        for other in Registers(workspace=self.parts.workspace).open_runs(self.stage.target):
+        registers = Registers(workspace=self.parts.workspace)
+        # An earlier release has registered its runs by the table alone.
+        for other in (*registers.open_runs(str(self.place)), *registers.open_runs(self.stage.target)):
             for plan in read_rounds(other) if other.path != self.folder.path else ():
-                if plan.spec_hash == self.resolved.spec_hash and other.read_published(plan.round) is None:
+                if self._buys_same(plan) and other.read_published(plan.round) is None:
                     self._in_flight.setdefault((other.path, plan.nonce), (other, plan))
+
+    def _buys_same(self, plan: Plan) -> bool:
+        """Return whether a plan asks the same question for the same target, as far as it says."""
+        return plan.spec_hash == self.resolved.spec_hash and plan.place in (None, self.place)
 
     def _take_out_in_flight(self, spool: Spool) -> int:
         """Take out the rows of the plans that were not looked at before. Returns the number of rows taken out."""
@@ -228,6 +236,8 @@ class Drafting:
             output_type=self.resolved.output_type.to_json(),
             target=self.target,
             limits=RunLimits.of(self.stage),
+            deployment=self.parts.deployment,
+            place=self.place,
         )
 
     def _write(self, draft: Plan, spool: Spool) -> Plan:

@@ -188,4 +188,4 @@ class Planners:
 
     @property
     def _target(self) -> str:
-        return self.drafting.stage.target
+        return str(self.drafting.place)

@@ -196,6 +196,7 @@ class Planner:
                 max_tries=self.max_tries,
                 resolved=resolved,
                 target=target,
+                place=self.parts.target.place(self.stage.target),
                 scratch=Path(scratch),
             )
             with closing(drafting):

@@ -28,9 +28,13 @@ def safe_name(text: str) -> str:
     return f"{plain[:60]}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
 
 
-def run_path(*parts: str) -> str:
-    """The folder of a run from its names: Dag, task, run, and the mapped item if there is one."""
-    return "/".join(safe_name(part) for part in parts)
+def run_path(*parts: str, deployment: str) -> str:
+    """Return the folder of a run from its names: Dag, task, run, and the mapped item if there is one.
+
+    A named deployment has a folder of its own. No Dag can have its name, which holds an equals sign.
+    """
+    above = (f"deployment={deployment}",) if deployment else ()
+    return "/".join(safe_name(part) for part in (*above, *parts))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

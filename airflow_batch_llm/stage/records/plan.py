@@ -13,6 +13,7 @@ from airflow_batch_llm.core.printing import counted, verb
 from airflow_batch_llm.core.request import shard_token
 from airflow_batch_llm.core.settings import SchemaChange, Stage, WriteMode
 from airflow_batch_llm.warehouses.base import Target
+from airflow_batch_llm.warehouses.place import Place
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +79,10 @@ class Plan:
     problems: Mapping[str, int] = field(default_factory=dict)  # rows that cannot be sent, by error code
     unsendable_sha256: str = ""  # of the file of rows that could not be sent; empty: there are none
     estimate: Mapping[str, Any] | None = None
+    deployment: str = ""
+    """Name of the deployment that planned the run. Default: there is only one."""
+    place: Place | None = None
+    """Where the target is. None: an earlier release has planned the run."""
 
     def token(self, shard: PlannedShard) -> str:
         return self.shard_token(shard.number)
@@ -85,6 +90,11 @@ class Plan:
     def shard_token(self, number: int) -> str:
         """Return what the custom_ids of a shard begin with."""
         return shard_token(self.run_token, number)
+
+    @property
+    def registered_as(self) -> str:
+        """The target's name in the registers."""
+        return self.target.table if self.place is None else str(self.place)
 
     @property
     def rows(self) -> int:
@@ -136,6 +146,7 @@ class Plan:
         fields["shards"] = [asdict(shard) for shard in self.shards]
         fields["target"] = _target_fields(self.target)
         fields["limits"] = asdict(self.limits)
+        fields["place"] = None if self.place is None else asdict(self.place)
         return orjson.dumps(fields)
 
     @classmethod
@@ -148,6 +159,7 @@ class Plan:
                 "shards": tuple(PlannedShard(**shard) for shard in fields["shards"]),
                 "target": _target(fields["target"]),
                 "limits": RunLimits(**fields["limits"]),
+                "place": Place(**place) if (place := fields.get("place")) else None,
             }
         )
 

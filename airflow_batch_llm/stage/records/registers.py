@@ -1,7 +1,7 @@
 """Facts that the runs of a workspace share.
 
     .registers/known/<provider>/<batch>      every batch that some run has recorded
-    .registers/targets/<hash>/<run>.json     unfinished runs by target
+    .registers/targets/<hash>/<run>.json     unfinished runs by target: its database and its table
     .registers/tickets/<hash>/<number>/      the planners on a target, in their order
     .registers/loose/<provider>/<run>.json   finished runs that may still have something at the provider
     .registers/due/<epoch>-<run>.json        runs whose prompts and answers are to be deleted after a time
@@ -58,6 +58,11 @@ class Registers:
     def open_runs(self, target: str) -> list[RunFolder]:
         """The unfinished runs on a target, oldest name first."""
         return self._listed(_targets(target))
+
+    def all_open_runs(self) -> list[RunFolder]:
+        """Return the unfinished runs on all targets."""
+        targets = {name for root in _ROOTS for name in self.workspace.names(f"{root}targets")}
+        return [folder for name in sorted(targets) for folder in self._listed(f"targets/{name}")]
 
     def add_loose(self, provider: str, folder: RunFolder) -> None:
         """Something of this run may still be at the provider: who plans next with the provider sweeps again."""

@@ -32,6 +32,7 @@ from airflow_batch_llm.warehouses.bigquery.staging import StagingTable, content_
 from airflow_batch_llm.warehouses.bigquery.tables import TargetTables
 from airflow_batch_llm.warehouses.bigquery.types import DIALECT
 from airflow_batch_llm.warehouses.dialect import full_name, is_same, tables_read
+from airflow_batch_llm.warehouses.place import Place
 from airflow_batch_llm.warehouses.staging import not_staged
 
 if TYPE_CHECKING:
@@ -53,6 +54,11 @@ class BigQueryWarehouse:
     def asset_uri(self) -> str:
         """`bigquery://project`."""
         return f"bigquery://{self._connection.client.project}"
+
+    def place(self, table: str) -> Place:
+        """Return where a table is: in its own project, which may be another one than the connection's."""
+        name = self._connection.name(table)
+        return Place(database=f"bigquery://{name.project}", table=f"{name.dataset}.{name.table}")
 
     def read(self, source: Source) -> pa.RecordBatchReader:
         """The rows of a query, or of a table without a query and so without its cost."""

@@ -17,6 +17,7 @@ from airflow_batch_llm.warehouses.arrow import numbers, plain_batch, typed
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Target
 from airflow_batch_llm.warehouses.dialect import DIALECTS, full_name, is_same, tables_read
 from airflow_batch_llm.warehouses.duckdb.file import DuckDBFile, columns_of, refuse_view, tables
+from airflow_batch_llm.warehouses.place import Place
 from airflow_batch_llm.warehouses.publication import (
     Staged,
     landings,
@@ -68,6 +69,10 @@ class DuckDBWarehouse:
     @property
     def asset_uri(self) -> str:
         return self._file.path.as_uri()
+
+    def place(self, table: str) -> Place:
+        _, schema, name = full_name(_DIALECT.parts(table), ("", "main"))
+        return Place(database=self._file.path.resolve().as_uri(), table=f"{schema}.{name}")
 
     def read(self, source: Source) -> pa.RecordBatchReader:
         if source.table is not None:

@@ -25,6 +25,7 @@ from airflow_batch_llm.errors import (
 from airflow_batch_llm.warehouses.arrow import plain_batch, record_batch
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Target
 from airflow_batch_llm.warehouses.dialect import DIALECTS, PARAMETER, full_name, is_same, tables_read
+from airflow_batch_llm.warehouses.place import Place
 from airflow_batch_llm.warehouses.postgres.reads import PostgresRead, copy_rows
 from airflow_batch_llm.warehouses.postgres.tables import known_tables, refuse_malformed, tables
 from airflow_batch_llm.warehouses.publication import (
@@ -59,6 +60,11 @@ _BEFORE_AT = re.compile(r"[^\s'\"]+@")
 _VALUE = re.compile(r'value "[^"]*"')
 
 
+def _server(host: str) -> str:
+    """Return the name of a host. A socket is on this machine."""
+    return "localhost" if host.startswith(("/", "@")) else host.lower()
+
+
 class PostgresWarehouse:
     """A PostgreSQL database, by psycopg 3."""
 
@@ -77,8 +83,20 @@ class PostgresWarehouse:
     def asset_uri(self) -> str:
         with self._translated():
             info = self._connection().info
-        host = "localhost" if info.host.startswith("/") else info.host  # a socket is on this machine
-        return f"postgres://{host}:{info.port}/{info.dbname}"
+        return f"postgres://{_server(info.host)}:{info.port}/{info.dbname}"
+
+    def place(self, table: str) -> Place:
+        """Return where a table is. Of several hosts all count, whichever of them has answered."""
+        _, schema, name = full_name(_DIALECT.parts(table), self._home())
+        with self._translated():
+            info = self._connection().info
+        given = info.get_parameters()
+        hosts = (given.get("host") or given.get("hostaddr") or info.host).split(",")
+        ports = given.get("port", str(info.port)).split(",")
+        if len(ports) != len(hosts):
+            ports = ports[:1] * len(hosts)
+        servers = sorted({f"{_server(host)}:{port}" for host, port in zip(hosts, ports, strict=True)})
+        return Place(database=f"postgres://{','.join(servers)}/{info.dbname}", table=f"{schema}.{name}")
 
     def read(self, source: Source) -> pa.RecordBatchReader:
         return self._stream(self._statements.select(source), source.parameters, source.key)

@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 from airflow_batch_llm.errors import BatchLLMError, SourceError, TargetError, WarehouseBusy, WarehouseError
 from airflow_batch_llm.warehouses.arrow import plain_schema, record_batch
 from airflow_batch_llm.warehouses.base import Part, Target
+from airflow_batch_llm.warehouses.dialect import full_name
+from airflow_batch_llm.warehouses.place import Place
 from airflow_batch_llm.warehouses.publication import Staged, staged_columns
 from airflow_batch_llm.warehouses.sql.types import declared
 from airflow_batch_llm.warehouses.sql.warehouse import JoiningSqlWarehouse
@@ -47,6 +49,10 @@ class SQLiteWarehouse(JoiningSqlWarehouse):
     @property
     def asset_uri(self) -> str:
         return f"sqlite://{self._path()}"
+
+    def place(self, table: str) -> Place:
+        _, schema, name = full_name(self._dialect.parts(table), ("", "main"))
+        return Place(database=f"sqlite://{self._path().resolve()}", table=f"{schema}.{name}")
 
     def prepare(self, target: Target) -> None:
         _refuse_rounded_keys(target)

@@ -134,6 +134,13 @@ _TYPE = {  # how `information_schema.columns` tells a type whole
     "snowflake": "CASE data_type WHEN 'NUMBER' THEN 'NUMBER(' || numeric_precision || ',' || numeric_scale || ')' "
     "ELSE data_type END",
 }
+#: Databases of which one connection sees several, so that a URI may leave it open which one it is.
+_CATALOG = {
+    "databricks": "CURRENT_CATALOG()",
+    "redshift": "CURRENT_DATABASE()",
+    "snowflake": "CURRENT_DATABASE()",
+    "tsql": "DB_NAME()",
+}
 _CURRENT = {"mysql": "DATABASE()", "tsql": "SCHEMA_NAME()"}
 _SQLITE_COLUMNS = f"SELECT name, type, pk FROM pragma_table_info({PARAMETER}, {PARAMETER}) ORDER BY cid"
 _SQLITE_UNIQUE = (
@@ -180,12 +187,13 @@ def table(ask: Ask, dialect: Dialect, name: str, key: Sequence[str]) -> Table | 
     return Table(columns={column: str(type_) for column, type_ in columns}, unique=unique)
 
 
-def current_schema(ask: Ask, dialect: Dialect) -> str:
-    """The schema of a table that is named without one."""
+def home(ask: Ask, dialect: Dialect) -> tuple[str, str]:
+    """Return the catalog and the schema of a table that is named without them. An empty catalog is not known."""
     if dialect.name == "sqlite":
-        return "main"
-    [(found,)] = ask(f"SELECT {_CURRENT.get(dialect.name, 'CURRENT_SCHEMA()')}", [])
-    return str(found or "")
+        return "", "main"
+    catalog, schema = _CATALOG.get(dialect.name, "''"), _CURRENT.get(dialect.name, "CURRENT_SCHEMA()")
+    [found] = ask(f"SELECT {catalog}, {schema}", [])
+    return str(found[0] or ""), str(found[1] or "")
 
 
 def rules(ask: Ask, dialect: Dialect, name: str) -> Rules:

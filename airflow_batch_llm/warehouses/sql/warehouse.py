@@ -15,6 +15,7 @@ from airflow_batch_llm.errors import BatchLLMError, SourceError, WarehouseBusy, 
 from airflow_batch_llm.warehouses.arrow import batches, plain_batch, record_batch, refuse_padded_keys
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Target
 from airflow_batch_llm.warehouses.dialect import PARAMETER, dialect_named, full_name, is_same, tables_read
+from airflow_batch_llm.warehouses.place import Place
 from airflow_batch_llm.warehouses.publication import (
     Staged,
     Step,
@@ -26,7 +27,7 @@ from airflow_batch_llm.warehouses.publication import (
     staged_columns,
 )
 from airflow_batch_llm.warehouses.refusal import may_pass, translated
-from airflow_batch_llm.warehouses.sql.types import current_schema, described, rules, table, told_from
+from airflow_batch_llm.warehouses.sql.types import described, home, rules, table, told_from
 from airflow_batch_llm.warehouses.staging import not_staged, run_token
 from airflow_batch_llm.warehouses.statements import Statements
 
@@ -53,17 +54,20 @@ class SqlWarehouse:
     def asset_uri(self) -> str:
         return self._asset_uri or f"{self._dialect.name}://"
 
+    def place(self, table: str) -> Place:
+        return Place.of(self.asset_uri, *full_name(self._dialect.parts(table), self._home()))
+
     def read(self, source: Source) -> pa.RecordBatchReader:
         return self._stream(self._statements.select(source), source.parameters)
 
     def reads_table(self, source: Source, table: str) -> bool:
-        home = self._home()
-        wanted = full_name(self._dialect.parts(table), home)
-        return any(is_same(found, wanted) for found in tables_read(source, self._dialect, home))
+        at = self._home()
+        wanted = full_name(self._dialect.parts(table), at)
+        return any(is_same(found, wanted) for found in tables_read(source, self._dialect, at))
 
     def _home(self) -> tuple[str, str]:
         with self._transaction() as cursor:
-            return "", current_schema(partial(self._ask, cursor), self._dialect)
+            return home(partial(self._ask, cursor), self._dialect)
 
     def prepare(self, target: Target) -> None:
         with self._transaction() as cursor:
