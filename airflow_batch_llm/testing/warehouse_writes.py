@@ -1,6 +1,6 @@
 """The contract's cases about staging and merging."""
 
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -13,7 +13,7 @@ from airflow_batch_llm.core.settings import WriteMode
 from airflow_batch_llm.errors import WarehouseError
 from airflow_batch_llm.testing.staged_rows import Database, at, columns, labels, land, part, rows_of, stage
 from airflow_batch_llm.testing.warehouse_reads import TYPED
-from airflow_batch_llm.warehouses.base import Published, Target, Warehouse
+from airflow_batch_llm.warehouses.base import Published, SweepsStaging, Target, Warehouse
 
 #: One answer column of each type, and values that tell.
 ANSWERS: dict[ColumnType, list[Any]] = {
@@ -96,6 +96,22 @@ class MergesAnswers:
         for _ in range(2):
             land(warehouse, target, part(), [{"id": key, "label": key} for key in ("a", "A", "a ", "á", "")])
         assert sorted(told(database, target)) == sorted((key, key) for key in ("a", "A", "a ", "á", ""))
+
+    def test_what_a_killed_worker_staged_is_swept_once_it_is_old(self, warehouse: Warehouse) -> None:
+        if not isinstance(warehouse, SweepsStaging):
+            pytest.skip("what is staged expires by itself, or nothing is swept")
+        target, live = labels(), part(run="live")
+        warehouse.prepare(target)
+        stage(warehouse, target, part(), [{"id": 1}])
+        stage(warehouse, labels(table="other"), part(3), [], [{"id": 2}])
+        assert warehouse.sweep(target, before=at(0)) == 0
+
+        assert warehouse.sweep(target, before=datetime.now(UTC) + timedelta(hours=1)) == 4
+
+        with pytest.raises(WarehouseError):
+            warehouse.publish(target, [part()])
+        stage(warehouse, target, live, [{"id": 1}])
+        assert warehouse.publish(target, [live]).answers == 1
 
     def test_a_publish_counts_what_it_wrote(self, warehouse: Warehouse) -> None:
         target = labels()

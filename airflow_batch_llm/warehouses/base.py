@@ -7,6 +7,7 @@ repeated after a crash at any point and leave the same tables.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Protocol, runtime_checkable
 
 import pyarrow as pa
@@ -207,3 +208,15 @@ class NamesTables(Protocol):
 
     def reads_table(self, source: Source, table: str) -> bool:
         """Return whether the source names this table. A view or a statement that cannot be parsed hides its tables."""
+
+
+@runtime_checkable
+class SweepsStaging(Protocol):
+    """Keeps staged rows until somebody drops them: what a killed worker left is dropped by a later run."""
+
+    def sweep(self, target: Target, before: datetime) -> int:
+        """Drop what runs on any table have staged where this target stages, if it is older than `before`.
+
+        A table is as old as the newest plan of its rows, a file as its last change. A table without rows stays. Returns
+        the number of tables or files.
+        """

@@ -5,9 +5,11 @@ part is staged entirely or not at all, and staging it again replaces it.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
@@ -20,6 +22,10 @@ from airflow_batch_llm.errors import WarehouseError
 from airflow_batch_llm.warehouses.arrow import plain_batch, plain_schema
 from airflow_batch_llm.warehouses.base import Part, Target
 from airflow_batch_llm.warehouses.dialect import Dialect
+
+#: A table in which the answers or the failures of one part are staged: run, round, shard, kind.
+_STAGED_TABLE = re.compile(r"_llm_[0-9a-f]{16}_[0-9]+_[0-9]+_[af]")
+_RUN_TOKEN = re.compile(r"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +52,36 @@ def rows_of(file: Path) -> int:
 def run_token(target: Target, run_id: str) -> str:
     """A short name of a run on a target, fit for files and tables."""
     return sha256(repr((target.table, target.failures, run_id)).encode()).hexdigest()[:16]
+
+
+def is_staged_table(name: str) -> bool:
+    """Return whether a table without its schema is one in which a part is staged."""
+    return _STAGED_TABLE.fullmatch(name.lower()) is not None
+
+
+def forgotten(newest: Mapping[str, object], before: datetime) -> list[str]:
+    """Choose the staged tables that are older than `before`, by the newest instant in each as the database gives it.
+
+    The two tables of a part are as old as the newer one. Tables of which nobody can tell are not chosen.
+    """
+    ages: dict[str, datetime] = {}
+    for name, value in newest.items():
+        at = _instant(value)
+        if at is not None:
+            ages[name[:-2]] = max(at, ages.get(name[:-2], at))
+    return [name for name in newest if name[:-2] in ages and ages[name[:-2]] < before]
+
+
+def _instant(value: object) -> datetime | None:
+    """Read an instant of a database; one without a zone is in UTC."""
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            return None
+    if not isinstance(value, datetime):
+        return None
+    return value if value.tzinfo is not None else value.replace(tzinfo=UTC)
 
 
 def not_staged(part: Part) -> WarehouseError:
@@ -107,6 +143,22 @@ class StagingFolder:
         for folder in [*folders, self._path]:
             with suppress(OSError):  # gone already, or not empty
                 folder.rmdir()
+
+    def sweep(self, before: datetime) -> int:
+        """Drop the files that were last changed before this time, and what is empty then. Returns their number."""
+        found = list(self._path.iterdir()) if self._path.is_dir() else []
+        runs = [folder for folder in found if _RUN_TOKEN.fullmatch(folder.name) and folder.is_dir()]
+        dropped = 0
+        for folder in runs:
+            for file in folder.iterdir():
+                with suppress(FileNotFoundError):  # another worker is at it
+                    if file.stat().st_mtime < before.timestamp():
+                        file.unlink()
+                        dropped += 1
+        for folder in [*runs, self._path]:
+            with suppress(OSError):  # gone already, or not empty
+                folder.rmdir()
+        return dropped
 
     def probe(self) -> None:
         """Make sure that files can be written here, and leave none."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from airflow_batch_llm.stage.tidying import private_spool
+from tests.stage.world import Bench
 
 WORKER = """
 import os, sys
@@ -61,3 +62,20 @@ def test_a_spool_without_a_lock_is_removed_once_it_is_old(parent: Path) -> None:
         assert young.exists()
         assert not old.exists()
         assert parent.exists()
+
+
+def test_what_a_killed_worker_staged_long_ago_goes_at_the_next_run_on_the_database(openai: Bench) -> None:
+    openai.world.make_tickets(5)
+    staging = Path(f"{openai.world.database}.staging")
+    files = [
+        staging / run / "0001-000001.answers.parquet" for run in ("0123456789abcdef", "fedcba9876543210")
+    ]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"rows")
+    month_ago = time.time() - 31 * 86_400
+    os.utime(files[0], (month_ago, month_ago))
+
+    openai.complete()
+
+    assert [file.exists() for file in files] == [False, True]

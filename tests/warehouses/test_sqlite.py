@@ -91,6 +91,7 @@ class StagedInTables(SQLiteWarehouse):
 
     stage = SqlWarehouse.stage
     unstage = SqlWarehouse.unstage
+    sweep = SqlWarehouse.sweep
     _published_from = SqlWarehouse._published_from
     _probe_staging = SqlWarehouse._probe_staging
 

@@ -6,6 +6,7 @@ that creates it decides. A planner that comes second takes the winner's plan.
 
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -29,7 +30,10 @@ from airflow_batch_llm.stage.plan.planners import Planners
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, RunLimits
 from airflow_batch_llm.stage.tidying import register_unfinished
-from airflow_batch_llm.warehouses.base import NamesTables, Target, answer_schema
+from airflow_batch_llm.warehouses.base import NamesTables, SweepsStaging, Target, answer_schema
+
+#: Staged rows are left alone for this long after their plan, longer than any run lasts with its retries.
+_STAGED_FOR = timedelta(days=30)
 
 #: Fields of a spec that the user's arguments call otherwise.
 _ARGUMENTS = {"schema": "output_type", "params": "extra_body"}
@@ -180,11 +184,19 @@ class Planner:
         self._refuse_source_as_target()
         let_go(self.parts)
         self.parts.target.prepare(target)
+        self._sweep_staging(target)
         while True:
             try:
                 return self._planned(resolved, target)
             except Outrun as error:
                 self.parts.warn(str(error))
+
+    def _sweep_staging(self, target: Target) -> None:
+        """Drop what killed workers staged and nobody will publish any more."""
+        if isinstance(self.parts.target, SweepsStaging):
+            before = datetime.fromtimestamp(self.parts.clock(), UTC) - _STAGED_FOR
+            with self.parts.cleaning("old staged rows of killed workers"):
+                self.parts.target.sweep(target, before)
 
     def _planned(self, resolved: Resolved, target: Target) -> Plan:
         self.parts.spool.mkdir(parents=True, exist_ok=True)

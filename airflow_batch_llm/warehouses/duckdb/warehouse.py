@@ -6,6 +6,7 @@ alone. Answers are staged as Parquet files beside it, so the lock is held for a 
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,6 +166,10 @@ class DuckDBWarehouse:
         if self._reading is not None:
             self._reading.close()
             self._reading = None
+
+    def sweep(self, target: Target, before: datetime) -> int:  # noqa: ARG002 - the folder is the whole database's
+        with self._file.translated():
+            return self._folder.sweep(before)
 
     def close(self) -> None:
         self.release()

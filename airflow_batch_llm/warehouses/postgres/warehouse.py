@@ -7,6 +7,7 @@ its comment, which is not lost, tells how many rows it holds; a publish takes no
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -37,7 +38,7 @@ from airflow_batch_llm.warehouses.publication import (
     staged_columns,
 )
 from airflow_batch_llm.warehouses.refusal import may_pass, translated
-from airflow_batch_llm.warehouses.staging import not_staged, run_token
+from airflow_batch_llm.warehouses.staging import forgotten, is_staged_table, not_staged, run_token
 from airflow_batch_llm.warehouses.statements import Statements
 
 if TYPE_CHECKING:
@@ -183,6 +184,25 @@ class PostgresWarehouse:
             with self._transaction() as cursor:
                 cursor.execute(f"DROP TABLE IF EXISTS {', '.join(self._part_tables(target, part))}")
 
+    def sweep(self, target: Target, before: datetime) -> int:
+        home = self._staging_home(target)
+        with self._transaction() as cursor:
+            found = cursor.execute(
+                "SELECT tablename::text FROM pg_tables WHERE schemaname = coalesce($1, current_schema())",
+                [home[-1] if home else None],
+            ).fetchall()
+            tables = {
+                name: ".".join(map(_DIALECT.quote, (*home, name)))
+                for (name,) in found
+                if is_staged_table(name)
+            }
+            ages = {name: _newest(cursor, table) for name, table in tables.items()}
+        old = forgotten(ages, before)
+        for name in old:
+            with self._transaction() as cursor:
+                cursor.execute(f"DROP TABLE IF EXISTS {tables[name]}")
+        return len(old)
+
     def close(self) -> None:
         for read in self._reading:
             read.close()
@@ -242,9 +262,12 @@ class PostgresWarehouse:
         return self._staging_table(target, f"{name}_a"), self._staging_table(target, f"{name}_f")
 
     def _staging_table(self, target: Target, name: str) -> str:
+        return ".".join(_DIALECT.quote(part) for part in [*self._staging_home(target), f"_llm_{name}"])
+
+    def _staging_home(self, target: Target) -> list[str]:
+        """The schema of staging tables. Empty: the connection's own."""
         *schema, _ = _DIALECT.parts(target.table)
-        where = list(_DIALECT.parts(target.staging_schema)) if target.staging_schema else schema
-        return ".".join(_DIALECT.quote(part) for part in [*where, f"_llm_{name}"])
+        return list(_DIALECT.parts(target.staging_schema)) if target.staging_schema else schema
 
     @contextmanager
     def _transaction(self) -> Iterator["RawCursor[Any]"]:
@@ -344,3 +367,9 @@ def _any(cursor: "RawCursor[Any]", query: str) -> bool:
 
 def _union(tables: Iterator[str]) -> str:
     return "(" + " UNION ALL ".join(f"SELECT * FROM {table}" for table in tables) + ")"
+
+
+def _newest(cursor: "RawCursor[Any]", table: str) -> object:
+    """The newest plan of a staged table's rows. None: it has no rows."""
+    (newest,) = cursor.execute(f"SELECT max(_llm_planned_at) FROM {table}").fetchone() or (None,)
+    return newest

@@ -70,6 +70,10 @@ class SQLiteWarehouse(JoiningSqlWarehouse):
     def unstage(self, target: Target, parts: Sequence[Part]) -> None:
         self._folder().remove(target, parts)
 
+    def sweep(self, target: Target, before: datetime) -> int:  # noqa: ARG002 - the folder is the whole database's
+        with self._translated():
+            return self._folder().sweep(before)
+
     @contextmanager
     def _published_from(self, target: Target, parts: Sequence[Part]) -> Iterator[tuple[Any, Staged]]:
         files = self._folder().files(target, parts)

@@ -187,6 +187,24 @@ def table(ask: Ask, dialect: Dialect, name: str, key: Sequence[str]) -> Table | 
     return Table(columns={column: str(type_) for column, type_ in columns}, unique=unique)
 
 
+def table_names(ask: Ask, dialect: Dialect, where: Sequence[str]) -> list[str]:
+    """List the tables of a schema that begin as ours do. `where`: the schema, perhaps with its catalog."""
+    catalog, schema = [None, None, *map(dialect.folded, where)][-2:]
+    if dialect.name == "sqlite":
+        rows = ask(
+            f"SELECT name FROM {dialect.quote(schema or 'main')}.sqlite_master WHERE type = 'table'", []
+        )
+    else:
+        prefix = f"{dialect.quote(catalog)}." if catalog else ""
+        rows = ask(
+            f"SELECT table_name FROM {prefix}information_schema.tables "
+            f"WHERE table_schema = COALESCE({PARAMETER}, {_CURRENT.get(dialect.name, 'CURRENT_SCHEMA()')}) "
+            f"AND table_name LIKE '{dialect.folded('_llm_')}%'",
+            [schema],
+        )
+    return [str(name) for (name,) in rows]
+
+
 def home(ask: Ask, dialect: Dialect) -> tuple[str, str]:
     """Return the catalog and the schema of a table that is named without them. An empty catalog is not known."""
     if dialect.name == "sqlite":

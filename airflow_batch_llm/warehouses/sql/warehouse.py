@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -27,8 +28,8 @@ from airflow_batch_llm.warehouses.publication import (
     staged_columns,
 )
 from airflow_batch_llm.warehouses.refusal import may_pass, translated
-from airflow_batch_llm.warehouses.sql.types import described, home, rules, table, told_from
-from airflow_batch_llm.warehouses.staging import not_staged, run_token
+from airflow_batch_llm.warehouses.sql.types import described, home, rules, table, table_names, told_from
+from airflow_batch_llm.warehouses.staging import forgotten, is_staged_table, not_staged, run_token
 from airflow_batch_llm.warehouses.statements import Statements
 
 _FIRST_ROWS = 500
@@ -119,6 +120,22 @@ class SqlWarehouse:
             for part in parts:
                 for name in self._part_tables(target, part):
                     cursor.execute(f"DROP TABLE IF EXISTS {name}")
+
+    def sweep(self, target: Target, before: datetime) -> int:
+        where = self._staging_home(target)
+        newest = self._dialect.quote("_llm_planned_at")
+        with self._transaction() as cursor:
+            names = filter(is_staged_table, table_names(partial(self._ask, cursor), self._dialect, where))
+            tables = {name: ".".join(map(self._dialect.quote, (*where, name))) for name in names}
+            ages = {
+                name: self._ask(cursor, f"SELECT MAX({newest}) FROM {table}", ())[0][0]
+                for name, table in tables.items()
+            }
+        old = forgotten(ages, before)
+        for name in old:
+            with self._transaction() as cursor:
+                cursor.execute(f"DROP TABLE IF EXISTS {tables[name]}")
+        return len(old)
 
     def close(self) -> None:
         for connection in [*self._reading, *([self._writing] if self._writing else [])]:
@@ -248,9 +265,12 @@ class SqlWarehouse:
         return self._staging_table(target, f"{name}_f"), self._staging_table(target, f"{name}_a")
 
     def _staging_table(self, target: Target, name: str) -> str:
+        return ".".join(self._dialect.quote(part) for part in [*self._staging_home(target), f"_llm_{name}"])
+
+    def _staging_home(self, target: Target) -> list[str]:
+        """The schema of staging tables, perhaps with its catalog. Empty: the connection's own."""
         *schema, _ = self._dialect.parts(target.table)
-        where = list(self._dialect.parts(target.staging_schema)) if target.staging_schema else schema
-        return ".".join(self._dialect.quote(part) for part in [*where, f"_llm_{name}"])
+        return list(self._dialect.parts(target.staging_schema)) if target.staging_schema else schema
 
     @contextmanager
     def _transaction(self) -> Iterator[Any]:
