@@ -29,6 +29,7 @@ class Wake(StrEnum):
 
     ALL_ENDED = "all_ended"
     PLACE_FREE = "place_free"  # a batch has ended, and shards wait for its place
+    STRAY = "stray"  # another batch runs for the same requests: it is to be cancelled
     TIME = "time"  # the agreed time has come
     DEADLINE = "deadline"
     UNREACHABLE = "unreachable"  # the provider has not answered for long
@@ -46,6 +47,7 @@ class Watch:
     shards_wait: bool = False
     poll_interval: float | None = None  # None: seconds for young batches, minutes for old ones
     cancel_at_deadline: bool = False
+    strays: tuple[str, ...] | None = None  # recorded ones: only others wake somebody. None: none does
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +93,8 @@ def waiting(
             failures = failures + 1 if isinstance(reply, ProviderError) else 0
             if isinstance(reply, Mapping):
                 open_ids = tuple(i for i in open_ids if i in reply and reply[i].state is BatchState.RUNNING)
+                if watch.strays is not None and _twins(reply) - set(watch.strays):
+                    return Wake.STRAY
         now = clock()
         if wake := _wake(watch, open_ids, began, now):
             return wake
@@ -103,6 +107,10 @@ def waiting(
                 yield Cancel(batch_id=batch_id)
             end, cancelled = now + CANCEL_GRACE_SECONDS, True
         yield Sleep(seconds=_pause(watch, now, end, failures, jitter()))
+
+
+def _twins(seen: Mapping[str, BatchStatus]) -> set[str]:
+    return {twin for status in seen.values() for twin in status.twins}
 
 
 def _wake(watch: Watch, open_ids: tuple[str, ...], began: float, now: float) -> Wake | None:

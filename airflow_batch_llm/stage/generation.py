@@ -200,6 +200,7 @@ class Generation:
             shards_wait=still.unsent > 0,
             poll_interval=self.pace.poll_interval,
             cancel_at_deadline=self.pace.cancel_on_timeout,
+            strays=still.strays,
         )
         paid = spent(self.folder, [*_numbers(rounds[:-1]), *still.staged])
         expected = "" if self.first.dollars is None else f" of about ${self.first.dollars:,.4f}"

@@ -4,7 +4,7 @@ The order matters. Ended batches free places before new ones are sent, and every
 landed before the round is published in one merge.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,7 @@ class Open:
     unsent: int
     staged: tuple[int, ...]  # the shards that have landed
     reasons: tuple[str, ...] = ()  # why shards wait that are neither sent nor to be sent now
+    strays: tuple[str, ...] = ()  # recorded ones
 
     def described(self, plan: Plan, now: float) -> str:
         """For people: how many of how many, and why the others wait."""
@@ -83,10 +84,8 @@ class Round:
 
         Returns None if nothing runs or waits to be sent.
         """
-        running = self._running()
         ended = set()
-        for batch_id, status in self._check(running).items():
-            shard, standing = running[batch_id]
+        for batch_id, (shard, standing, status) in self._look().items():
             if status.state is BatchState.REJECTED:
                 self._collector.note_end(shard, standing, status)
             elif status.state is BatchState.ENDED:
@@ -98,7 +97,7 @@ class Round:
         """Return whether a batch of the round is running, or may be."""
         if any(standing.intent is not None and standing.batch is None for _, standing in self._standings()):
             return True
-        return any(status.state is BatchState.RUNNING for status in self._check(self._running()).values())
+        return any(status.state is BatchState.RUNNING for _, _, status in self._look().values())
 
     def _running(self) -> dict[str, tuple[PlannedShard, Standing]]:
         return {
@@ -107,20 +106,25 @@ class Round:
             if standing.batch is not None and standing.ended is None and standing.staged is None
         }
 
-    def _check(self, batches: Collection[str]) -> Mapping[str, BatchStatus]:
-        return self.parts.provider.check(tuple(batches)) if batches else {}
+    def _look(self) -> dict[str, tuple[PlannedShard, Standing, BatchStatus]]:
+        """Look at what runs. The look may show strays: they are recorded and cancelled at once."""
+        running = self._running()
+        if not running:
+            return {}
+        seen = self.parts.provider.check(tuple(running))
+        if self._sweeper.take_twins(running, seen):
+            running = self._running()
+        return {batch_id: (*running[batch_id], seen[batch_id]) for batch_id in running.keys() & seen.keys()}
 
     def _note_ends(self) -> tuple[list[ProviderError], dict[int, Move]]:
         """Record the batches that have ended. One whose results cannot be fetched does not block the others.
 
         Returns the errors, and what shards wait for whose results are not complete yet.
         """
-        running = self._running()
         trouble: list[ProviderError] = []
         waits: dict[int, Move] = {}
-        for batch_id, status in self._check(running).items():
+        for shard, standing, status in self._look().values():
             if status.state is not BatchState.RUNNING:
-                shard, standing = running[batch_id]
                 try:
                     wait = self._collector.note_end(shard, standing, status)
                 except ProviderError as error:
@@ -131,17 +135,31 @@ class Round:
         return trouble, waits
 
     def _sweep(self) -> None:
-        """Before a shard lands of which an unrecorded batch may exist: find it, cancel it, keep what it answered."""
-        loose = [
+        """Before shards land: find what may exist of them and is not recorded, cancel it, keep what it answered."""
+        if any(standing.loose for _, standing in self._landing()):
+            self._sweeper.search()
+        spare = {
+            batch_id: (self.plan, shard) for shard, standing in self._landing() for batch_id in standing.spare
+        }
+        for stray in self._sweeper.settle(spare):
+            if stray.state is BatchState.ENDED:
+                self._keep_results(stray.batch_id)
+
+    def _landing(self) -> list[tuple[PlannedShard, Standing]]:
+        return [
             (shard, standing)
             for shard, standing in self._standings()
-            if standing.loose and standing.ended is not None and standing.staged is None
+            if standing.ended is not None and standing.staged is None
         ]
-        if not loose:
-            return
-        for stray in Sweeper(parts=self.parts, folder=self.folder, plan=self.plan).sweep(loose):
-            if stray.state is BatchState.ENDED:
-                self._collector.keep_results(stray.batch_id)
+
+    def _keep_results(self, batch_id: str) -> None:
+        """Keep what a stray has answered. No row depends on it."""
+        try:
+            self._collector.keep_results(batch_id)
+        except ProviderError as error:
+            self.parts.warn(
+                f"The answers of batch {batch_id}, created by mishap, cannot serve: {error.in_full}"
+            )
 
     def _land(self, moves: dict[int, Move]) -> None:
         collector = self._collector
@@ -186,6 +204,7 @@ class Round:
             unsent=unsent,
             staged=tuple(shard.number for shard, standing in standings if standing.staged is not None),
             reasons=tuple(move.reason for move in waits if move.until is not None),
+            strays=tuple(batch_id for _, standing in standings for batch_id in standing.spare),
         )
 
     def publish(self) -> None:
@@ -217,6 +236,10 @@ class Round:
     @property
     def _collector(self) -> Collector:
         return Collector(parts=self.parts, folder=self.folder, plan=self.plan, scratch=self.scratch)
+
+    @property
+    def _sweeper(self) -> Sweeper:
+        return Sweeper(parts=self.parts, folder=self.folder, plans=(self.plan,))
 
     @property
     def _submitter(self) -> Submitter:

@@ -84,7 +84,7 @@ class LLMBatchTrigger(BaseTrigger):
         self.model_id = model_id
         self.llm_conn_id = llm_conn_id
         self.llm_hook_params = llm_hook_params
-        self.watch = Watch(**{**watch, "batch_ids": tuple(watch["batch_ids"])})
+        self.watch = Watch(**{name: _tuple(value) for name, value in watch.items()})
         self.cancel_on_kill = cancel_on_kill
         self.heirs = tuple(heirs)
         self._headway = Headway.of(self.watch.batch_ids)
@@ -92,7 +92,7 @@ class LLMBatchTrigger(BaseTrigger):
         self._fired = False
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        watch = {**asdict(self.watch), "batch_ids": list(self.watch.batch_ids)}
+        watch = {name: _list(value) for name, value in asdict(self.watch).items()}
         return (
             f"{type(self).__module__}.{type(self).__qualname__}",
             {
@@ -154,3 +154,12 @@ class LLMBatchTrigger(BaseTrigger):
         opened, self._provider = self._provider, None
         if opened is not None:
             await opened.aclose()
+
+
+def _tuple(value: Any) -> Any:
+    """JSON knows lists only."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -342,6 +342,7 @@ def _genai_job(told: Any) -> Job:
     return Job(
         name=text(told.name),
         state=told.state.name if told.state else "",
+        display_name=told.display_name or "",
         succeeded=(stats.successful_count or 0) if stats else None,
         failed=(stats.failed_count or 0) if stats else None,
         incomplete=(stats.incomplete_count or 0) if stats else None,
