@@ -7,10 +7,13 @@ Only calls that are safe to repeat go through `patiently`; a creation never does
 
 import asyncio
 import inspect
+import math
 import random
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, TypeVar
 
@@ -19,6 +22,35 @@ from airflow_batch_llm.errors import Refused, Unavailable, raise_alone
 from airflow_batch_llm.providers.incoming import NotUnderstood, not_understood, understood
 
 T = TypeVar("T")
+
+#: When whoever asked wants an answer at the latest, on the monotonic clock. None: the calls' own patience counts.
+_ends_at: ContextVar[float | None] = ContextVar("ends_at", default=None)
+
+#: Seconds without a byte after which a call has failed.
+CALL_TIMEOUT = 60.0
+
+#: A call that is made at all gets this many seconds, also at the very end.
+_LEAST_CALL_SECONDS = 5.0
+
+
+@contextmanager
+def no_longer_than(seconds: float) -> Iterator[None]:
+    """End the patience of all verbs in this block after so many seconds. Each verb makes its call once at least."""
+    token = _ends_at.set(time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        _ends_at.reset(token)
+
+
+def call_timeout() -> float:
+    """Return the seconds that a call may take from now on."""
+    return max(_LEAST_CALL_SECONDS, min(CALL_TIMEOUT, _seconds_left()))
+
+
+def _seconds_left() -> float:
+    ends_at = _ends_at.get()
+    return math.inf if ends_at is None else ends_at - time.monotonic()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +94,12 @@ class Patience:
         """Seconds to wait before the next attempt; None: the error is final, or the caller's schedule knows better."""
         if not isinstance(error, Unavailable) or attempt + 1 >= self.attempts:
             return None
+        longest = min(self.longest, _seconds_left())
         if error.retry_after is not None:
-            return error.retry_after if error.retry_after <= self.longest else None
+            return error.retry_after if error.retry_after <= longest else None
         ceiling: float = min(self.longest, self.first * 2**attempt)
-        return ceiling * random.uniform(0.5, 1.0)  # noqa: S311 - so that clients do not return together
+        pause = ceiling * random.uniform(0.5, 1.0)  # noqa: S311 - so that clients do not return together
+        return pause if pause <= longest else None
 
 
 #: A worker's patience with one call, and a trigger's: its event loop has others to serve and a next round to come.
@@ -146,12 +180,21 @@ def _perform(step: Step, client: Any) -> object:
             return None
         case Ask(call):
             try:
-                return call(client)
+                return call(_hurried(client))
             except Exception as error:  # noqa: BLE001 - the verb decides
                 return error
         case Each(flows, at_once):
             with ThreadPoolExecutor(max_workers=max(1, min(at_once, len(flows)))) as pool:
-                return list(pool.map(lambda flow: _settle(flow, client), flows))
+                # A thread does not inherit the limit of the one that starts it.
+                settled = [pool.submit(copy_context().run, _settle, flow, client) for flow in flows]
+                return [one.result() for one in settled]
+
+
+def _hurried(client: Any) -> Any:
+    """Return the client, with a shorter time-out if its SDK has a way to set one and the limit is near."""
+    if call_timeout() >= CALL_TIMEOUT or not hasattr(client, "with_options"):
+        return client
+    return client.with_options(timeout=call_timeout())
 
 
 async def _aperform(step: Step, client: Any) -> object:
@@ -161,7 +204,7 @@ async def _aperform(step: Step, client: Any) -> object:
             return None
         case Ask(call):
             try:
-                answer = call(client)
+                answer = call(_hurried(client))
                 return await answer if inspect.isawaitable(answer) else answer
             except Exception as error:  # noqa: BLE001 - the verb decides
                 return error

@@ -5,7 +5,8 @@ landed before the round is published in one merge.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from airflow_batch_llm.core.journal import (
@@ -22,7 +23,9 @@ from airflow_batch_llm.core.journal import (
 )
 from airflow_batch_llm.core.model import BatchState, BatchStatus
 from airflow_batch_llm.core.printing import counted, share, verb
-from airflow_batch_llm.errors import ProviderError
+from airflow_batch_llm.core.waiting import LAST_LOOK_SECONDS
+from airflow_batch_llm.errors import ProviderError, Unavailable
+from airflow_batch_llm.providers.steps import no_longer_than
 from airflow_batch_llm.stage.land.collecting import Collector
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
@@ -43,10 +46,16 @@ class Open:
     staged: tuple[int, ...]  # the shards that have landed
     reasons: tuple[str, ...] = ()  # why shards wait that are neither sent nor to be sent now
     strays: tuple[str, ...] = ()  # recorded ones
+    error: ProviderError | None = None
+    """Why the batches could not be looked at. None: they were."""
 
     def described(self, plan: Plan, now: float) -> str:
         """For people: how many of how many, and why the others wait."""
         shards = len(plan.shards)
+        if self.error is not None:
+            return (
+                f"The provider cannot be reached, so {counted(len(self.batch_ids), 'batch')} may be running"
+            )
         said = [f"{share(len(self.batch_ids), shards, 'batch')} {verb(shards, 'is', 'are')} running"]
         if self.staged:
             said.append(f"{len(self.staged):,} {verb(len(self.staged), 'has', 'have')} landed")
@@ -70,8 +79,12 @@ class Round:
 
     def advance(self) -> Open | None:
         """Do all that can be done now. None: every shard is staged."""
-        trouble, waits = self._note_ends()
-        self._sweep()
+        try:
+            trouble, waits = self._note_ends()
+        except Unavailable as error:
+            return self._unseen(error)
+        with self._hurrying():
+            self._sweep()
         self._land(self._moves())
         moves = self._moves() | self._submit() | waits
         self._land(moves)
@@ -85,7 +98,11 @@ class Round:
         Returns None if nothing runs or waits to be sent.
         """
         ended = set()
-        for batch_id, (shard, standing, status) in self._look().items():
+        try:
+            seen = self._look()
+        except Unavailable as error:
+            return self._unseen(error)
+        for batch_id, (shard, standing, status) in seen.items():
             if status.state is BatchState.REJECTED:
                 self._collector.note_end(shard, standing, status)
             elif status.state is BatchState.ENDED:
@@ -111,10 +128,20 @@ class Round:
         running = self._running()
         if not running:
             return {}
-        seen = self.parts.provider.check(tuple(running))
+        with self._hurrying():
+            seen = self.parts.provider.check(tuple(running))
         if self._sweeper.take_twins(running, seen):
             running = self._running()
         return {batch_id: (*running[batch_id], seen[batch_id]) for batch_id in running.keys() & seen.keys()}
+
+    def _hurrying(self) -> AbstractContextManager[None]:
+        """Bound the patience with the provider by the run's deadline."""
+        return no_longer_than(max(LAST_LOOK_SECONDS, self.deadline - self.parts.clock()))
+
+    def _unseen(self, error: Unavailable) -> Open | None:
+        """What is waited for while the provider cannot be reached. Nothing is sent, and nothing is concluded."""
+        still = self._open(self._moves())
+        return None if still is None else replace(still, error=error)
 
     def _note_ends(self) -> tuple[list[ProviderError], dict[int, Move]]:
         """Record the batches that have ended. One whose results cannot be fetched does not block the others.
@@ -183,7 +210,8 @@ class Round:
                 if active >= self.places:
                     continue
                 active += 1
-            moved = moves[shard.number] = self._submitter.submit(shard)
+            with self._hurrying():
+                moved = moves[shard.number] = self._submitter.submit(shard)
             if isinstance(moved, Wait) and moved.batch_id:
                 self.parts.say(
                     f"Shard {shard.number}: batch {moved.batch_id} with {counted(shard.requests, 'request')}."
