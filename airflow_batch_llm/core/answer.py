@@ -13,7 +13,7 @@ from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation, localcontext
 from enum import StrEnum
 from functools import partial
-from typing import Any
+from typing import Any, assert_never
 
 import orjson
 
@@ -288,18 +288,25 @@ def _storable_within(value: object) -> object:
     return value
 
 
-_CONVERTERS: Mapping[ColumnType, Callable[[Any], object]] = {
-    ColumnType.STRING: storable,
-    ColumnType.INTEGER: _integer,
-    ColumnType.NUMBER: _number,
-    ColumnType.BOOLEAN: _boolean,
-    ColumnType.TIMESTAMP: _timestamp,
-    ColumnType.DATE: _date,
-    ColumnType.JSON: _json,
-}
-
-
 def _converter(column: Column) -> Callable[[Any], object]:
-    if column.type is ColumnType.DECIMAL:
-        return partial(_decimal, digits=column.digits)
-    return _CONVERTERS[column.type]
+    match column.type:
+        case ColumnType.STRING:
+            return storable
+        case ColumnType.INTEGER:
+            return _integer
+        case ColumnType.NUMBER:
+            return _number
+        case ColumnType.DECIMAL:
+            return partial(_decimal, digits=column.digits)
+        case ColumnType.BOOLEAN:
+            return _boolean
+        case ColumnType.TIMESTAMP:
+            return _timestamp
+        case ColumnType.DATE:
+            return _date
+        case ColumnType.JSON:
+            return _json
+        case ColumnType.VECTOR:
+            raise AssertionError("an embedding is its answer's only column, and is read by _vector")
+        case _:
+            assert_never(column.type)

@@ -5,7 +5,7 @@ kept at the root so that every `$ref` still finds its target.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, assert_never
 
 from airflow_batch_llm.core.model import ColumnType
 from airflow_batch_llm.core.schema_rules import map_children, resolve, walk
@@ -26,8 +26,6 @@ _FORMATS = {"date": ColumnType.DATE, "date-time": ColumnType.TIMESTAMP}
 DECIMAL, MAX_DIGITS, DECIMAL_PLACES = "decimal", "maxDigits", "decimalPlaces"
 #: As many digits as most databases keep, and after the point as many as BigQuery's NUMERIC.
 _MOST_DIGITS, _USUAL_PLACES = 38, 9
-_TEXTS = {ColumnType.STRING, ColumnType.DATE, ColumnType.TIMESTAMP}
-_NUMBERS = {ColumnType.INTEGER, ColumnType.NUMBER, ColumnType.DECIMAL}
 
 
 def check(schema: Schema) -> None:
@@ -89,11 +87,25 @@ def column_type(schema: Schema, path: tuple[str, ...]) -> ColumnType:
     kinds = {kind for branch in _at(schema, path) for kind in _kinds(branch)}
     if len(kinds) == 1:
         return kinds.pop()
-    if kinds and kinds <= _TEXTS:
-        return ColumnType.STRING
-    if kinds and kinds <= _NUMBERS:
-        return ColumnType.DECIMAL if ColumnType.DECIMAL in kinds else ColumnType.NUMBER
-    return ColumnType.JSON
+    wider = {_widest(kind) for kind in kinds}
+    if wider == {ColumnType.NUMBER, ColumnType.DECIMAL}:
+        return ColumnType.DECIMAL
+    return wider.pop() if len(wider) == 1 else ColumnType.JSON
+
+
+def _widest(kind: ColumnType) -> ColumnType:
+    """Return the type that holds a value of this type beside values of the types most like it."""
+    match kind:
+        case ColumnType.STRING | ColumnType.DATE | ColumnType.TIMESTAMP:
+            return ColumnType.STRING
+        case ColumnType.INTEGER | ColumnType.NUMBER:
+            return ColumnType.NUMBER
+        case ColumnType.DECIMAL:
+            return ColumnType.DECIMAL
+        case ColumnType.BOOLEAN | ColumnType.JSON | ColumnType.VECTOR:
+            return ColumnType.JSON
+        case _:
+            assert_never(kind)
 
 
 def decimal_digits(schema: Schema, path: tuple[str, ...]) -> tuple[int, int]:

@@ -7,7 +7,7 @@ will be nobody knows: they lie between nothing and `max_tokens`, so the dollars 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, assert_never
 
 from airflow_batch_llm.core.model import ColumnType, Usage
 from airflow_batch_llm.core.output_type import AnswerKind, OutputType
@@ -19,11 +19,6 @@ _UNCERTAINTY = 0.3  # of a count that was guessed from bytes, either way
 _UNBOUNDED_ANSWER = 4096  # tokens, where the user set no limit
 
 _TEXT_TOKENS = 300
-_COLUMN_TOKENS = {
-    ColumnType.STRING: 40,
-    ColumnType.JSON: 80,
-    ColumnType.VECTOR: 0,
-}
 _SHORT_COLUMN_TOKENS = 12
 
 
@@ -73,11 +68,31 @@ class Estimate:
 
 def usual_answer(output_type: OutputType) -> int:
     """Output tokens that an answer of this type usually has, roughly."""
-    if output_type.kind is AnswerKind.TEXT:
-        return _TEXT_TOKENS
-    if output_type.kind is AnswerKind.LABEL:
-        return _SHORT_COLUMN_TOKENS
-    return sum(_COLUMN_TOKENS.get(column.type, _SHORT_COLUMN_TOKENS) for column in output_type.columns)
+    match output_type.kind:
+        case AnswerKind.TEXT:
+            return _TEXT_TOKENS
+        case AnswerKind.LABEL:
+            return _SHORT_COLUMN_TOKENS
+        case AnswerKind.OBJECT | AnswerKind.VALUE | AnswerKind.VECTOR:
+            return sum(_column_tokens(column.type) for column in output_type.columns)
+        case _:
+            assert_never(output_type.kind)
+
+
+def _column_tokens(type_: ColumnType) -> int:
+    match type_:
+        case ColumnType.STRING:
+            return 40
+        case ColumnType.JSON:
+            return 80
+        case ColumnType.VECTOR:
+            return 0
+        case ColumnType.INTEGER | ColumnType.NUMBER | ColumnType.DECIMAL:
+            return _SHORT_COLUMN_TOKENS
+        case ColumnType.BOOLEAN | ColumnType.TIMESTAMP | ColumnType.DATE:
+            return _SHORT_COLUMN_TOKENS
+        case _:
+            assert_never(type_)
 
 
 def estimate(prices: PriceList, size: Size) -> Estimate:

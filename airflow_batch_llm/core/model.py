@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 
 class Outcome(StrEnum):
@@ -30,6 +30,28 @@ class BatchState(StrEnum):
     RUNNING = "running"  # not finished: wait
     ENDED = "ended"  # finished in any way that may hold answers: read them
     REJECTED = "rejected"  # finished without having executed anything: there is nothing to read
+
+    @property
+    def is_over(self) -> bool:
+        """Tell if the provider does nothing more for the batch."""
+        match self:
+            case BatchState.RUNNING:
+                return False
+            case BatchState.ENDED | BatchState.REJECTED:
+                return True
+            case _:
+                assert_never(self)
+
+    @property
+    def has_results(self) -> bool:
+        """Tell if there may be answers to read."""
+        match self:
+            case BatchState.ENDED:
+                return True
+            case BatchState.RUNNING | BatchState.REJECTED:
+                return False
+            case _:
+                assert_never(self)
 
 
 class ColumnType(StrEnum):
@@ -138,23 +160,16 @@ class BatchStatus:
     detail: str = ""  # the vendor's words about that, without secrets: for logs and the failures table
     later: bool = False  # rejected for lack of quota alone: the same shard may be sent again later
     unmentioned: Outcome = Outcome.MISSING  # of an ended batch: what became of rows that its results omit
-    twins: tuple[
-        str, ...
-    ] = ()  # running batches that surely bear the same shard token, where the look showed any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
     """Knowledge of batches that may exist although no record names them."""
 
-    run_tokens: frozenset[str]  # one for each round
+    run_token: str
     since: float  # seconds since the epoch: none of them is older (skew already allowed for)
     requests: Mapping[str, int]  # shard token -> how many requests its batch holds
     known: frozenset[str] = frozenset()  # ids that some run has recorded: none of these is a lost one
-
-    def is_for(self, token: str) -> bool:
-        """Whether a batch with this shard token is of the run."""
-        return token.rpartition("-")[0] in self.run_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

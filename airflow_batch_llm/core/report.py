@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from fractions import Fraction
-from typing import Any, TypeVar
+from typing import Any, TypeVar, assert_never
 
 from airflow_batch_llm.core.model import Outcome, Usage
 from airflow_batch_llm.core.printing import counted, share
-from airflow_batch_llm.core.selection import Reason
+from airflow_batch_llm.core.selection import PLANNED, Reason
 
 MANIFEST_VERSION = 1
 
@@ -210,6 +210,17 @@ def gate(
     return Verdict(passed=True, reason=f"{succeeded}{bad}.")
 
 
+def miscount(report: Report) -> str | None:
+    """Say how a run's counts contradict each other. Returns None if each planned row has one outcome in the manifest."""
+    counts = _manifest_counts(report.final)
+    if not report.why:  # a plan of an earlier release
+        return None
+    planned = sum(count for reason, count in report.why.items() if reason in PLANNED)
+    if sum(counts.values()) == planned and min(counts.values()) >= 0:
+        return None
+    return f"{counted(planned, 'row')} were planned, and the outcomes are {counts}."
+
+
 def without_keys(reason: str, samples: Iterable[str], instead: str) -> str:
     """Return a verdict's reason with another word in the place of these keys."""
     judged, marker, examples = reason.partition(_EXAMPLES)
@@ -259,16 +270,29 @@ def to_xcom(report: Report, about: Provenance) -> dict[str, Any]:
 
 
 def _manifest_counts(final: Mapping[Outcome, int]) -> dict[str, int]:
-    """The outcomes in the manifest's six words; a cut-off or declined answer is an invalid one there."""
-    count = Counter(final)
-    return {
-        "succeeded": count[Outcome.SUCCEEDED],
-        "errored": count[Outcome.ERRORED],
-        "invalid_output": count[Outcome.INVALID] + count[Outcome.TRUNCATED] + count[Outcome.REFUSED],
-        "expired": count[Outcome.EXPIRED],
-        "cancelled": count[Outcome.CANCELED],
-        "missing": count[Outcome.MISSING],
-    }
+    """The outcomes in the manifest's six words."""
+    counts = dict.fromkeys(map(_manifest_word, Outcome), 0)
+    for outcome, count in final.items():
+        counts[_manifest_word(outcome)] += count
+    return counts
+
+
+def _manifest_word(outcome: Outcome) -> str:
+    match outcome:
+        case Outcome.SUCCEEDED:
+            return "succeeded"
+        case Outcome.ERRORED:
+            return "errored"
+        case Outcome.INVALID | Outcome.TRUNCATED | Outcome.REFUSED:
+            return "invalid_output"
+        case Outcome.EXPIRED:
+            return "expired"
+        case Outcome.CANCELED:
+            return "cancelled"
+        case Outcome.MISSING:
+            return "missing"
+        case _:
+            assert_never(outcome)
 
 
 def _dollars(spent: Spent) -> dict[str, float]:

@@ -6,6 +6,7 @@ sixteen answers (`table`), and each answer by `select`.
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import assert_never
 
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.settings import Only
@@ -27,8 +28,23 @@ class Reason(StrEnum):
     UNSENDABLE = "unsendable"  # its prompt cannot be made, or is too large
 
 
+def _is_sent(reason: Reason) -> bool:
+    match reason:
+        case Reason.NEW | Reason.CHANGED | Reason.OUTDATED | Reason.AGAIN | Reason.RETRIED:
+            return True
+        case Reason.ANSWERED | Reason.OLDER_SPEC | Reason.DEAD:
+            return False
+        case Reason.IN_FLIGHT | Reason.POSTPONED | Reason.UNSENDABLE:
+            return False
+        case _:
+            assert_never(reason)
+
+
 #: Rows with these reasons are bought.
-SENT = frozenset({Reason.NEW, Reason.CHANGED, Reason.OUTDATED, Reason.AGAIN, Reason.RETRIED})
+SENT = frozenset(filter(_is_sent, Reason))
+
+#: Rows with these reasons end with an outcome.
+PLANNED = SENT | {Reason.UNSENDABLE}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,15 +76,20 @@ def _living(seen: Seen, only: Only) -> Reason:
     """Return the reason as it is for a row that is not dead."""
     if not seen.answered:
         return Reason.NEW
-    if only is Only.ALL:
-        return Reason.AGAIN
-    if only is Only.NEW:
-        return Reason.ANSWERED
+    match only:
+        case Only.ALL:
+            return Reason.AGAIN
+        case Only.NEW:
+            return Reason.ANSWERED
+        case Only.CHANGED:
+            older = Reason.OLDER_SPEC
+        case Only.OUTDATED:
+            older = Reason.OUTDATED
+        case _:
+            assert_never(only)
     if not seen.same_input:
         return Reason.CHANGED
-    if seen.same_spec:
-        return Reason.ANSWERED
-    return Reason.OUTDATED if only is Only.OUTDATED else Reason.OLDER_SPEC
+    return Reason.ANSWERED if seen.same_spec else older
 
 
 def table(only: Only, *, retry_dead: bool) -> tuple[Reason, ...]:
@@ -76,11 +97,29 @@ def table(only: Only, *, retry_dead: bool) -> tuple[Reason, ...]:
     return tuple(select(Seen.from_code(code), only, retry_dead=retry_dead) for code in range(16))
 
 
-#: Outcomes that say something about the row: they count towards its attempts.
-_COUNTED = frozenset({Outcome.INVALID, Outcome.TRUNCATED, Outcome.REFUSED, Outcome.ERRORED})
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rule:
+    """What an outcome says about its row."""
 
-#: Outcomes after which the same request may fare better.
-_AGAIN = frozenset({Outcome.INVALID, Outcome.TRUNCATED, Outcome.EXPIRED, Outcome.MISSING})
+    counts: bool  # towards the attempts of the row
+    again: bool  # the same request may succeed in another batch
+    final: bool = False  # the row is dead at once
+
+
+def _rule(outcome: Outcome, *, retryable: bool) -> _Rule:
+    match outcome:
+        case Outcome.INVALID | Outcome.TRUNCATED:
+            return _Rule(counts=True, again=True)
+        case Outcome.ERRORED:
+            return _Rule(counts=True, again=retryable)
+        case Outcome.REFUSED:
+            return _Rule(counts=True, again=False, final=True)
+        case Outcome.EXPIRED | Outcome.MISSING:
+            return _Rule(counts=False, again=True)
+        case Outcome.CANCELED | Outcome.SUCCEEDED:
+            return _Rule(counts=False, again=False)
+        case _:
+            assert_never(outcome)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,10 +133,10 @@ class Verdict:
 
 def after_failure(outcome: Outcome, *, retryable: bool, attempts: int, tries: int, most: int) -> Verdict:
     """`attempts` before this failure, `tries` in this run with this one, `most` allowed of each."""
-    counted = attempts + (outcome in _COUNTED)
-    hopeful = outcome in _AGAIN or (outcome is Outcome.ERRORED and retryable)
-    dead = outcome is Outcome.REFUSED or counted >= most
-    return Verdict(attempts=counted, dead=dead, again=hopeful and not dead and tries < most)
+    rule = _rule(outcome, retryable=retryable)
+    counted = attempts + rule.counts
+    dead = rule.final or counted >= most
+    return Verdict(attempts=counted, dead=dead, again=rule.again and not dead and tries < most)
 
 
 def after_rejection(attempts: int) -> Verdict:

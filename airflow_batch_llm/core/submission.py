@@ -8,17 +8,23 @@ and an attempt cancels its own batch only if it sees *another* batch recorded.
 
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import assert_never
 
 from airflow_batch_llm.core.journal import (
     Adopt,
+    Done,
     Entry,
+    GiveUp,
     Kind,
+    Land,
     Look,
     Move,
+    Refuse,
     Searched,
     Standing,
     Submit,
     Terms,
+    Wait,
     decide,
     stand,
 )
@@ -176,8 +182,10 @@ def _choose(attempt: Attempt, searched: Searched | None, terms: Terms, now: floa
         case Adopt(batch_id=batch_id, upload=upload, intent=intent):
             word = _word(attempt, Kind.SUBMITTED, now)
             return _record(attempt, replace(word, intent=intent, upload=upload, batch_id=batch_id))
-        case _:
+        case Wait() | Land() | Done() | Refuse() | GiveUp():
             return replace(attempt, phase=Phase.OVER), Stop(move=move)
+        case _:
+            assert_never(move)
 
 
 def _intend(attempt: Attempt, terms: Terms, now: float) -> tuple[Attempt, Action]:
@@ -237,7 +245,7 @@ def _settle(attempt: Attempt, entries: tuple[Entry, ...], terms: Terms, now: flo
     )
     if not recorded:
         return _record(attempt, word)
-    if held in standing.spare:
+    if held and standing.batch is not None and standing.batch.batch_id != held:
         return replace(attempt, phase=Phase.CANCELLING), Cancel(batch_id=held)
     return _choose(replace(attempt, intent=None, word=None), None, terms, now)
 

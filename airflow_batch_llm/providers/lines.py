@@ -86,7 +86,8 @@ def _without_lone_surrogates(value: Any) -> Any:
             return {
                 _without_lone_surrogates(key): _without_lone_surrogates(item) for key, item in value.items()
             }
-    return value
+        case _:
+            return value
 
 
 def brief(message: object) -> str | None:

@@ -214,11 +214,15 @@ def _bounds(schema: Mapping[str, Any], span: float, step: float) -> tuple[float,
             lows = [low + step * strict for low in lows]
         case int() | float() as bound:
             lows.append(bound + step)
+        case _:
+            pass
     match schema.get("exclusiveMaximum"):
         case bool(strict):
             highs = [high - step * strict for high in highs]
         case int() | float() as bound:
             highs.append(bound - step)
+        case _:
+            pass
     high = min(highs) if highs else None
     low = max(lows) if lows else (0.0 if high is None or high >= 0 else high - span)
     return low, low + span if high is None else high

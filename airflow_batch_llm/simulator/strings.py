@@ -110,6 +110,8 @@ def _members(nodes: Any) -> list[str]:
                 letters.extend(chr(code) for code in range(value[0], value[1] + 1))
             case "CATEGORY":
                 letters.extend(_category(str(value)))
+            case _:
+                pass
     return [letter for letter in _PRINTABLE if letter not in letters] if negated else letters
 
 

@@ -13,7 +13,6 @@ from uuid import uuid4
 import orjson
 
 from airflow_batch_llm.core.model import (
-    BatchState,
     BatchStatus,
     Call,
     Lease,
@@ -120,7 +119,7 @@ class Bench:
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while True:
             status = self.provider.check([batch_id])[batch_id]
-            if status.state is not BatchState.RUNNING:
+            if status.state.is_over:
                 return status
             assert time.monotonic() < deadline, f"batch {batch_id} does not end"
 
@@ -138,7 +137,7 @@ class Bench:
     def search(self, *shards: ShardFile, known: Sequence[str] = ()) -> Search:
         """A search for the batches of these shards, since a minute ago."""
         return Search(
-            run_tokens=frozenset({self.run}),
+            run_token=self.run,
             since=time.time() - 60,
             requests={shard.token: shard.requests for shard in shards},
             known=frozenset(known),

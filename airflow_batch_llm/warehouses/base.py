@@ -8,7 +8,7 @@ repeated after a crash at any point and leave the same tables.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol, runtime_checkable
+from typing import Protocol, assert_never, runtime_checkable
 
 import pyarrow as pa
 
@@ -17,18 +17,33 @@ from airflow_batch_llm.core.output_type import Column
 from airflow_batch_llm.core.settings import SchemaChange, Source, WriteMode
 from airflow_batch_llm.warehouses.place import Place
 
+
+def _arrow_type(type_: ColumnType) -> pa.DataType:
+    match type_:
+        case ColumnType.STRING:
+            return pa.string()
+        case ColumnType.INTEGER:
+            return pa.int64()
+        case ColumnType.NUMBER:
+            return pa.float64()
+        case ColumnType.DECIMAL:
+            return pa.decimal128(38, 9)
+        case ColumnType.BOOLEAN:
+            return pa.bool_()
+        case ColumnType.TIMESTAMP:
+            return pa.timestamp("us", tz="UTC")
+        case ColumnType.DATE:
+            return pa.date32()
+        case ColumnType.JSON:
+            return pa.json_(pa.string())
+        case ColumnType.VECTOR:
+            return pa.list_(pa.float64())
+        case _:
+            assert_never(type_)
+
+
 #: The Arrow type of an answer's column. JSON is Arrow's canonical JSON extension type over a string.
-ARROW_TYPES: Mapping[ColumnType, pa.DataType] = {
-    ColumnType.STRING: pa.string(),
-    ColumnType.INTEGER: pa.int64(),
-    ColumnType.NUMBER: pa.float64(),
-    ColumnType.DECIMAL: pa.decimal128(38, 9),
-    ColumnType.BOOLEAN: pa.bool_(),
-    ColumnType.TIMESTAMP: pa.timestamp("us", tz="UTC"),
-    ColumnType.DATE: pa.date32(),
-    ColumnType.JSON: pa.json_(pa.string()),
-    ColumnType.VECTOR: pa.list_(pa.float64()),
-}
+ARROW_TYPES: Mapping[ColumnType, pa.DataType] = {type_: _arrow_type(type_) for type_ in ColumnType}
 
 
 def answer_schema(columns: Iterable[Column]) -> pa.Schema:
@@ -117,6 +132,17 @@ class Target:
     """Write to tables whose UNIQUE, CHECK and FOREIGN KEY constraints look at answer columns. Default: refuse them."""
     staging_schema: str | None = None  # where staging tables live; None: beside the target
     labels: Mapping[str, str] = field(default_factory=dict)  # on warehouse jobs, where there are such
+
+    @property
+    def is_merged(self) -> bool:
+        """Tell if the target keeps one row per key. Otherwise it keeps one per key and run."""
+        match self.write_mode:
+            case WriteMode.MERGE:
+                return True
+            case WriteMode.APPEND:
+                return False
+            case _:
+                assert_never(self.write_mode)
 
     @property
     def answer_columns(self) -> pa.Schema:

@@ -6,7 +6,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from airflow_batch_llm.core.settings import WriteMode
 from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.warehouses.base import Part, Published, Target
 from airflow_batch_llm.warehouses.dialect import Upsert
@@ -67,7 +66,7 @@ def preparation(target: Target, tables: Tables, statements: Statements) -> list[
     )
     ddl: list[str] = []
     for shape, table in zip(shapes, (tables.target, tables.failures), strict=True):
-        merged = shape.table == target.failures or target.write_mode is WriteMode.MERGE
+        merged = shape.table == target.failures or target.is_merged
         unique = merged and dialect.upsert in (Upsert.ON_CONFLICT, Upsert.ON_DUPLICATE_KEY)
         if unique and table is not None and not table.unique and dialect.upsert is Upsert.ON_DUPLICATE_KEY:
             raise TargetError(
@@ -118,7 +117,7 @@ def publication(
     """Answers first, then the failures that they settle, then the failures that are left."""
     answers, failures = both
     rows = (statements.latest if staged.answers_twice else statements.plain)(answers, staged.answers)
-    if target.write_mode is WriteMode.APPEND:
+    if not target.is_merged:
         pairs = sorted({(part.run_id, part.shard) for part in parts})
         parameters = tuple(value for pair in pairs for value in pair)
         steps = [

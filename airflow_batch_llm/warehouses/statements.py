@@ -7,6 +7,7 @@ that was planned no earlier; an answer removes its key's failure, unless that fa
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import assert_never
 
 import pyarrow as pa
 
@@ -106,13 +107,19 @@ class Statements:
 
     def upsert(self, landing: Landing, rows: str) -> list[str]:
         """Merge the rows of a SELECT into the table by key."""
-        return {
-            Upsert.MERGE: self._merge,
-            Upsert.ON_CONFLICT: self._on_conflict,
-            Upsert.ON_DUPLICATE_KEY: self._on_duplicate_key,
-            Upsert.UPDATE_INSERT: self._update_insert,
-            Upsert.DELETE_INSERT: self._delete_insert,
-        }[landing.how](landing, rows)
+        match landing.how:
+            case Upsert.MERGE:
+                return self._merge(landing, rows)
+            case Upsert.ON_CONFLICT:
+                return self._on_conflict(landing, rows)
+            case Upsert.ON_DUPLICATE_KEY:
+                return self._on_duplicate_key(landing, rows)
+            case Upsert.UPDATE_INSERT:
+                return self._update_insert(landing, rows)
+            case Upsert.DELETE_INSERT:
+                return self._delete_insert(landing, rows)
+            case _:
+                assert_never(landing.how)
 
     def append(self, landing: Landing, rows: str) -> str:
         """Add the rows of a SELECT to the table."""

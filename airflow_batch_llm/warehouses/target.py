@@ -7,10 +7,11 @@ refusal names every column that does not fit, with both types, so that one look 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import assert_never
 
 import pyarrow as pa
 
-from airflow_batch_llm.core.settings import SchemaChange, WriteMode
+from airflow_batch_llm.core.settings import SchemaChange
 from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.warehouses.base import Target
 from airflow_batch_llm.warehouses.dialect import Dialect
@@ -74,9 +75,13 @@ def _shape(
     present = {name.lower(): type_ for name, type_ in existing.items()}
     _refuse_misfits(table, wanted, present, dialect)
     missing = [field for field in wanted if field.name.lower() not in present]
-    leave_out = frozenset[str]()
-    if target.on_schema_change is SchemaChange.IGNORE:
-        leave_out = frozenset(field.name for field in missing if field.name in optional)
+    match target.on_schema_change:
+        case SchemaChange.IGNORE:
+            leave_out = frozenset(field.name for field in missing if field.name in optional)
+        case SchemaChange.APPEND_NEW_COLUMNS | SchemaChange.FAIL:
+            leave_out = frozenset()
+        case _:
+            assert_never(target.on_schema_change)
     add = [field for field in missing if field.name not in leave_out]
     _refuse_additions(target, table, add, optional)
     return Shape(
@@ -144,10 +149,15 @@ def _refuse_additions(
             f"add them, {advice}."
         )
     changed = [field.name for field in add if field.name in optional]
-    if changed and target.on_schema_change is SchemaChange.FAIL:
-        raise TargetError(
-            f"The table {table} lacks {', '.join(changed)}, and on_schema_change is {target.on_schema_change}."
-        )
+    match target.on_schema_change:
+        case SchemaChange.FAIL if changed:
+            raise TargetError(
+                f"The table {table} lacks {', '.join(changed)}, and on_schema_change is {target.on_schema_change}."
+            )
+        case SchemaChange.FAIL | SchemaChange.APPEND_NEW_COLUMNS | SchemaChange.IGNORE:
+            return
+        case _:
+            assert_never(target.on_schema_change)
 
 
 #: Bookkeeping columns that hold a value in every row. In the others some rows have NULL.
@@ -231,7 +241,7 @@ def _constraint_complaints(target: Target, shape: Shape, rules: Rules) -> Iterat
         return
     written, key = _lower(shape.columns.names), _lower(target.key.names)
     carried = _lower(target.carried.names) if shape.table == target.table else frozenset()
-    appended = target.write_mode is WriteMode.APPEND and shape.table == target.table
+    appended = not target.is_merged and shape.table == target.table
     for constraint in rules.constraints:
         columns = _lower(constraint.columns) & written
         answers = columns - key - carried

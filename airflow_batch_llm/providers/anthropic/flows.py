@@ -121,7 +121,7 @@ def cancel(batch_id: str, patience: Patience) -> Calls[None]:
         )
     except Refused:
         status = yield from _get(f"{BATCHES}/{batch_id}", {}, patience, _status)
-        if status.state is BatchState.RUNNING:
+        if not status.state.is_over:
             raise
 
 
@@ -150,7 +150,7 @@ def open_results(batch_id: str, client: Any) -> Calls[Any]:
         return _status(batch).state, url
 
     state, url = yield from _get(f"{BATCHES}/{batch_id}", {}, WORKER, place)
-    if state is BatchState.RUNNING:
+    if not state.is_over:
         raise Unavailable(f"Batch {batch_id} has not ended, so it has no results yet.")
     if url is None:
         raise _gone(batch_id)
@@ -202,7 +202,7 @@ def _sighting(batch: _Listed, search: Search, client: Any) -> Calls[Sighting | N
     if batch_id in search.known or status.total not in search.requests.values():
         return None
     unsure = Sighting(batch_id=batch_id, state=status.state, token=None, requests=status.total)
-    if status.state is BatchState.RUNNING:
+    if not status.state.is_over:
         return unsure
     try:
         stream = yield from open_results(batch_id, client)
@@ -213,7 +213,7 @@ def _sighting(batch: _Listed, search: Search, client: Any) -> Calls[Sighting | N
     if named is None:
         return unsure
     token = named.rpartition("-")[0]
-    if not search.is_for(token):
+    if token.rpartition("-")[0] != search.run_token:
         return None
     return Sighting(batch_id=batch_id, state=status.state, token=token, requests=status.total)
 

@@ -188,9 +188,10 @@ def decode(line: bytes) -> Result:
                 return Result(custom_id=custom_id, outcome=Outcome.EXPIRED, error_code="expired")
             case "canceled":
                 return Result(custom_id=custom_id, outcome=Outcome.CANCELED, error_code="canceled")
+            case _:
+                raise ValueError("the line is of an unknown type")
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the line is not a result: {type(error).__name__}") from error
-    raise ValueError("the line is of an unknown type")
 
 
 def _answered(custom_id: str, message: Mapping[str, Any]) -> Result:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from typing import assert_never
 
 from airflow_batch_llm.core.model import BatchState, BatchStatus, Outcome, Search, Sighting
 from airflow_batch_llm.errors import Refused
@@ -47,16 +48,12 @@ class _End(StrEnum):
     FAILED = "JOB_STATE_FAILED"
 
 
-_CANCELLED = frozenset({"JOB_STATE_CANCELLING", _End.CANCELLED})
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One batch prediction job. Counts are None where Vertex does not tell."""
 
     name: str
     state: str
-    display_name: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     succeeded: int | None = None
     failed: int | None = None
@@ -68,9 +65,9 @@ class Job:
     ran_seconds: float = 0.0  # of a job that has run and ended
 
     @property
-    def token(self) -> str | None:
-        """The shard token. Its display name is the same, and tells where a client leaves the labels out."""
-        return self.labels.get(SHARD_LABEL) or self.display_name or None
+    def end(self) -> _End | None:
+        """Return the state in which the job has ended. Returns None if it has not."""
+        return _End(self.state) if self.state in list(_End) else None
 
     @property
     def finished(self) -> int | None:
@@ -116,18 +113,28 @@ def status(job: Job) -> BatchStatus:
 
 def _unmentioned(job: Job) -> Outcome:
     """Return the outcome of rows that are not in the output, which lists the executed rows."""
-    if job.state == _End.EXPIRED:
-        return Outcome.EXPIRED
-    if job.state == _End.CANCELLED:
-        return Outcome.EXPIRED if job.ran_seconds >= _CUT_OFF_SECONDS else Outcome.CANCELED
-    return Outcome.MISSING
+    match job.end:
+        case _End.EXPIRED:
+            return Outcome.EXPIRED
+        case _End.CANCELLED:
+            return Outcome.EXPIRED if job.ran_seconds >= _CUT_OFF_SECONDS else Outcome.CANCELED
+        case _End.SUCCEEDED | _End.PARTIALLY_SUCCEEDED | _End.FAILED | None:
+            return Outcome.MISSING
+        case _:
+            assert_never(job.end)
 
 
 def _state(job: Job) -> BatchState:
-    if job.state == _End.FAILED:
-        # A job can fail after it has written rows; these are billed and readable.
-        return BatchState.ENDED if job.output and job.finished != 0 else BatchState.REJECTED
-    return BatchState.ENDED if job.state in list(_End) else BatchState.RUNNING
+    match job.end:
+        case None:
+            return BatchState.RUNNING
+        case _End.SUCCEEDED | _End.PARTIALLY_SUCCEEDED | _End.CANCELLED | _End.EXPIRED:
+            return BatchState.ENDED
+        case _End.FAILED:
+            # A job can fail after it has written rows; these are billed and readable.
+            return BatchState.ENDED if job.output and job.finished != 0 else BatchState.REJECTED
+        case _:
+            assert_never(job.end)
 
 
 def _reason(job: Job) -> str:
@@ -151,8 +158,7 @@ def labels(token: str) -> dict[str, str]:
 def search_filter(search: Search) -> str:
     """The listing filter for the jobs of a run."""
     since = datetime.fromtimestamp(search.since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    runs = " OR ".join(f'labels.{RUN_LABEL}="{token}"' for token in sorted(search.run_tokens))
-    return f'({runs}) AND create_time>="{since}"'
+    return f'labels.{RUN_LABEL}="{search.run_token}" AND create_time>="{since}"'
 
 
 def sighting(job: Job) -> Sighting:
@@ -160,7 +166,7 @@ def sighting(job: Job) -> Sighting:
     return Sighting(
         batch_id=job.name,
         state=_state(job),
-        token=job.token,
+        token=job.labels.get(SHARD_LABEL),
         requests=job.total,
     )
 
@@ -188,22 +194,17 @@ def model_path(model: str) -> str:
 _LISTED = timedelta(hours=120)
 
 
-def check(
-    names: Sequence[str], now: float, patience: Patience, by_name: set[str]
-) -> Calls[Mapping[str, BatchStatus]]:
-    """The status of many jobs: by listing while that is no more calls, the rest one by one."""
+def check(names: Sequence[str], now: float, patience: Patience) -> Calls[Mapping[str, BatchStatus]]:
+    """The status of many jobs: by listing while that is fewer calls, the rest one by one."""
     since = (datetime.fromtimestamp(now, UTC) - _LISTED).strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def page(after: str | None) -> Calls[listing.Page]:
         told = yield from _page(f'{OURS} AND create_time>="{since}"', after or "", patience)
         return listing.Page(
-            statuses={job.name: status(job) for job in told.jobs},
-            after=told.next_token or None,
-            tokens={job.name: job.token for job in told.jobs if job.token and job.state not in _CANCELLED},
+            statuses={job.name: status(job) for job in told.jobs}, after=told.next_token or None
         )
 
-    lookup = Lookup(page=page, one=lambda name: _look(name, patience), by_name=by_name)
-    return (yield from look_up(names, lookup))
+    return (yield from look_up(names, Lookup(page=page, one=lambda name: _look(name, patience))))
 
 
 def cancel(name: str, patience: Patience) -> Calls[None]:
@@ -212,7 +213,7 @@ def cancel(name: str, patience: Patience) -> Calls[None]:
         yield from patiently(lambda jobs: jobs.cancel(name), judge, patience)
     except Refused:
         found = yield from _look(name, patience)
-        if found.state is BatchState.RUNNING:
+        if not found.state.is_over:
             raise
     else:
         # The answer is empty, so anybody could have given it: the look shows that it was Vertex.

@@ -8,7 +8,6 @@ from typing import Any
 from uuid import uuid4
 
 from airflow_batch_llm.core.model import (
-    BatchState,
     BatchStatus,
     Call,
     Lease,
@@ -48,7 +47,6 @@ class VertexProvider:
         self._access = access
         self._place = Place.of(access)
         self._opening = threading.RLock()
-        self._by_name: set[str] = set()
         self._jobs: Jobs | None = None
         self._staging: Staging | None = None
         self._counter: TokenCounter | None = None
@@ -89,7 +87,7 @@ class VertexProvider:
             client.close()
 
     def check(self, batch_ids: Sequence[str]) -> Mapping[str, BatchStatus]:
-        return drive(flows.check(batch_ids, time.time(), WORKER, self._by_name), self._open_jobs())
+        return drive(flows.check(batch_ids, time.time(), WORKER), self._open_jobs())
 
     def cancel(self, batch_id: str) -> None:
         drive(flows.cancel(batch_id, WORKER), self._open_jobs())
@@ -121,7 +119,7 @@ class VertexProvider:
             if error.status == 404:
                 raise ResultsGone("Vertex no longer knows this job.") from error
             raise
-        if jobs.status(job).state is BatchState.RUNNING:
+        if not jobs.status(job).state.is_over:
             raise Unavailable("The job has not ended yet.")
         return job
 
@@ -139,7 +137,7 @@ class VertexProvider:
             if error.status != 404:
                 raise
         else:
-            if jobs.status(job).state is BatchState.RUNNING:
+            if not jobs.status(job).state.is_over:
                 raise Refused(f"The job {batch_id} has not ended, so its files stay.")
             upload, output = upload or job.upload, job.output
         # The job goes last: it knows where the files are.
@@ -162,9 +160,7 @@ class VertexProvider:
         self._jobs = self._staging = self._counter = None
 
     async def acheck(self, batch_ids: Sequence[str]) -> Mapping[str, BatchStatus]:
-        return await adrive(
-            flows.check(batch_ids, time.time(), TRIGGER, self._by_name), await self._open_async_jobs()
-        )
+        return await adrive(flows.check(batch_ids, time.time(), TRIGGER), await self._open_async_jobs())
 
     async def acancel(self, batch_id: str) -> None:
         await adrive(flows.cancel(batch_id, TRIGGER), await self._open_async_jobs())

@@ -121,7 +121,8 @@ def _kind(value: object, path: str) -> str:
             return "string"
         case int() if not isinstance(value, bool):
             return "integer"
-    raise _refusal(path, "an enum may hold strings, whole numbers and null only")
+        case _:
+            raise _refusal(path, "an enum may hold strings, whole numbers and null only")
 
 
 def _implied_type(node: Node) -> str | None:
@@ -144,13 +145,12 @@ def _typed(node: Node, path: str) -> dict[str, Any]:
         told |= {"format": "enum", "enum": [str(member) for member in node["enum"]]}
     elif node.get("format") in _STRING_FORMATS and kind == "string":
         told["format"] = node["format"]
-    match kind:
-        case "object":
-            told |= _object(node, path)
-        case "array":
-            told["items"] = _translated(node.get("items"), f"{path}[]")
-        case "integer":
-            told |= _whole_bounds(node)
+    if kind == "object":
+        told |= _object(node, path)
+    elif kind == "array":
+        told["items"] = _translated(node.get("items"), f"{path}[]")
+    elif kind == "integer":
+        told |= _whole_bounds(node)
     text = node.get("description")
     rules = {name: node[name] for name in _TOLD.get(kind, ()) if name in node and name not in told}
     if rules or (isinstance(text, str) and text):

@@ -12,7 +12,7 @@ from pathlib import Path
 import orjson
 
 from airflow_batch_llm.core.journal import Entry, Kind, Standing, Wait
-from airflow_batch_llm.core.model import BatchState, BatchStatus, Outcome, Usage
+from airflow_batch_llm.core.model import BatchStatus, Outcome, Usage
 from airflow_batch_llm.core.report import Durations, Report, Spent
 from airflow_batch_llm.errors import BatchLLMError, ResultsGone, Unavailable
 from airflow_batch_llm.providers.lines import joined_lines, split_lines
@@ -107,7 +107,7 @@ class Collector:
         """
         batch = standing.batch
         assert batch is not None
-        if status.state is BatchState.ENDED:
+        if status.state.has_results:
             if (wait := self._keep_whole(shard, batch.batch_id, status)) is not None:
                 return wait
             entry = replace(

@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
+from typing import assert_never
 
 import orjson
 import pyarrow as pa
@@ -283,24 +284,34 @@ class Drafting:
         shown = ", ".join(f"{key} ({code})" for key, (code, _, _) in zip(keys, problems, strict=True))
         told = f"{counted(count, 'row')} cannot be sent"
         example = f"{shown}, for example. Of the first one: {problems[0][2]}"
-        if self.stage.guards.on_bad_row is BadRow.FAIL:
-            raise InputError(
-                f"{told}, and on_bad_row='fail': {example} Correct them, leave them out of the source, or set"
-                " on_bad_row='record'. Nothing was sent."
-            )
-        self.parts.warn(f"{told}: {example}")
+        match self.stage.guards.on_bad_row:
+            case BadRow.RECORD:
+                self.parts.warn(f"{told}: {example}")
+            case BadRow.FAIL:
+                raise InputError(
+                    f"{told}, and on_bad_row='fail': {example} Correct them, leave them out of the source, or set"
+                    " on_bad_row='record'. Nothing was sent."
+                )
+            case _:
+                assert_never(self.stage.guards.on_bad_row)
 
     def _allowed(self, guess: Estimate) -> int:
         """Return the number of requests that are sent."""
         most, on_over_budget = self.stage.max_cost_usd, self.stage.guards.on_over_budget
         allowed = affordable(guess, most)
-        if allowed == guess.requests or self.stage.plan_only or on_over_budget is OverBudget.PARTIAL:
+        if allowed == guess.requests or self.stage.plan_only:
             return allowed
-        raise BudgetExceeded(
-            f"{counted(guess.requests, 'request')} {verb(guess.requests, 'is', 'are')} estimated at ${guess.expected:,.4f}, above"
-            f" max_cost_usd={most:g}. Nothing was sent. Raise max_cost_usd, lower max_rows, or set"
-            " on_over_budget='partial' to send what fits."
-        )
+        match on_over_budget:
+            case OverBudget.PARTIAL:
+                return allowed
+            case OverBudget.FAIL:
+                raise BudgetExceeded(
+                    f"{counted(guess.requests, 'request')} {verb(guess.requests, 'is', 'are')} estimated at"
+                    f" ${guess.expected:,.4f}, above max_cost_usd={most:g}. Nothing was sent. Raise max_cost_usd,"
+                    " lower max_rows, or set on_over_budget='partial' to send what fits."
+                )
+            case _:
+                assert_never(on_over_budget)
 
 
 def let_go(parts: Parts) -> None:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from airflow_batch_llm.core.settings import WriteMode
 from airflow_batch_llm.warehouses.base import Target
 from airflow_batch_llm.warehouses.bigquery.connection import TableName, quoted
 from airflow_batch_llm.warehouses.bigquery.types import DIALECT, gathered
@@ -133,7 +132,7 @@ def _gather(tables: Tables, staged: Sequence[TableName]) -> str:
     union = "\nUNION ALL ".join(f"SELECT {everything} FROM {table.quoted}" for table in staged)
     place = {field.name: staged_name(at) for at, field in enumerate(schema)}
     same = [GOOD, *target.key.names]
-    if target.write_mode is WriteMode.APPEND:
+    if not target.is_merged:
         same.append("_llm_run_id")
     one = ", ".join(place[name] for name in same)
     newest = ", ".join(f"{place[name]} DESC" for name in _ORDER)
@@ -152,7 +151,7 @@ def no_rows(tables: Tables) -> str:
 
 def land_answers(tables: Tables, source: str, within: str | None) -> Changes:
     """Return the statements that put answers into the target table."""
-    if tables.target.write_mode is WriteMode.MERGE:
+    if tables.target.is_merged:
         return upsert(tables.answers, source, within)
     return Changes(first=(_remove_shards(tables, source, within),), writes=(_append(tables.answers, source),))
 
