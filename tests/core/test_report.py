@@ -1,5 +1,6 @@
 """What became of a run, and whether that is good enough."""
 
+from collections import Counter
 from dataclasses import replace
 
 import orjson
@@ -8,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_batch_llm.core.model import Outcome, Usage
-from airflow_batch_llm.core.report import Durations, Provenance, Report, Spent, gate, to_xcom
+from airflow_batch_llm.core.report import Durations, Provenance, Report, Spent, gate, miscount, to_xcom
+from airflow_batch_llm.core.selection import PLANNED, Reason
 
 FIRST_ROUND = Report(
     outcomes={Outcome.SUCCEEDED: 90, Outcome.ERRORED: 6, Outcome.REFUSED: 4},
@@ -199,6 +201,33 @@ def test_the_xcom_has_every_key_of_the_official_manifest() -> None:
     assert told["rejoin_key"] == ["ticket_id"]
     assert told["submitted_at"] == "2026-11-18T11:06:40+00:00"
     assert told["completed_at"] is None
+
+
+#: The outcomes of each planned row, round after round. Only the last one counts.
+ROWS = st.lists(st.lists(st.sampled_from(Outcome), min_size=1, max_size=3), max_size=20)
+NOT_PLANNED = st.dictionaries(st.sampled_from(sorted({*Reason} - PLANNED)), st.integers(1, 9))
+
+
+@given(ROWS, NOT_PLANNED)
+def test_the_manifest_counts_every_planned_row_once(
+    rows: list[list[Outcome]], others: dict[str, int]
+) -> None:
+    report = Report(why={**others, "new": len(rows)})
+    for number in range(3):
+        asked = [row for row in rows if len(row) > number]
+        again = Counter(row[number] for row in asked if len(row) > number + 1)
+        report += Report(outcomes=Counter(row[number] for row in asked), replaced=again)
+
+    told = to_xcom(report, ABOUT)
+
+    assert sum(told["counts"].values()) == told["request_count"] == len(rows)
+    assert miscount(report) is None
+
+
+@given(st.sampled_from(Outcome))
+def test_a_row_that_is_counted_nowhere_or_twice_is_told(outcome: Outcome) -> None:
+    for counts in ({}, {outcome: 2}, {Outcome.SUCCEEDED: 2, Outcome.ERRORED: -1}):
+        assert "1 row" in (miscount(Report(outcomes=counts, why={"new": 1, "answered": 5})) or "")
 
 
 def test_the_xcom_is_small_and_plain_json() -> None:
