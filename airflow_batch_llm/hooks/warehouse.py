@@ -48,7 +48,12 @@ def _postgres(connection: Connection, hook_params: HookParams) -> "Warehouse":
 
         return psycopg.connect(**_postgres_arguments(connection, hook))
 
-    return PostgresWarehouse(connect, called=f"the connection {connection.conn_id!r}")
+    servers = {"host": connection.host, "port": connection.port, **connection.extra_dejson}
+    return PostgresWarehouse(
+        connect,
+        called=f"the connection {connection.conn_id!r}",
+        servers={name: servers.get(name) for name in ("host", "hostaddr", "port")},
+    )
 
 
 def _postgres_arguments(connection: Connection, hook: Any) -> dict[str, Any]:

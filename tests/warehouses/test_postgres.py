@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import closing
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -9,6 +10,7 @@ import psycopg
 import pyarrow as pa
 import pytest
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import (
@@ -21,6 +23,7 @@ from airflow_batch_llm.errors import (
 from airflow_batch_llm.testing.staged_rows import definition, labels, land, part, rows_of, stage
 from airflow_batch_llm.testing.warehouses import WarehouseContract
 from airflow_batch_llm.warehouses.dialect import DIALECTS
+from airflow_batch_llm.warehouses.place import Place
 from airflow_batch_llm.warehouses.postgres.warehouse import PostgresWarehouse
 
 #: Expressions of the integer n, by the type that they have.
@@ -227,6 +230,19 @@ def test_a_server_that_is_not_there_is_named_and_may_be_tried_again() -> None:
         warehouse.read(Source(table="tickets"))
 
     assert "secret" not in str(told.value)
+
+
+def test_a_place_is_the_same_whichever_host_answers_and_names_the_schema(database: PostgresDatabase) -> None:
+    socket = conninfo_to_dict(database.uri)["host"]
+    for hosts, ports in ((f"127.0.0.1,{socket}", "1,5432"), (f"{socket},127.0.0.1", "5432,1")):
+        uri = make_conninfo(database.uri, host=hosts, port=ports, password="s3cret")
+        by_function = PostgresWarehouse(partial(psycopg.connect, uri), servers={"host": hosts, "port": ports})
+        for one in (PostgresWarehouse(uri), by_function):
+            with closing(one) as warehouse:
+                assert warehouse.place("labels") == Place(
+                    database="postgres://127.0.0.1:1,localhost:5432/postgres",
+                    table=f"{database.schema}.labels",
+                )
 
 
 def test_a_connection_that_the_server_ends_may_be_tried_again(database: PostgresDatabase) -> None:

@@ -5,7 +5,7 @@ its comment, which is not lost, tells how many rows it holds; a publish takes no
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,7 @@ from airflow_batch_llm.warehouses.staging import forgotten, is_staged_table, not
 from airflow_batch_llm.warehouses.statements import Statements
 
 if TYPE_CHECKING:
-    from psycopg import Connection, RawCursor
+    from psycopg import Connection, ConnectionInfo, RawCursor
 
     Connections = Callable[[], Connection[Any]]
 
@@ -69,12 +69,16 @@ def _server(host: str) -> str:
 class PostgresWarehouse:
     """A PostgreSQL database, by psycopg 3."""
 
-    def __init__(self, connect: "Connections | str", *, called: str = "") -> None:
+    def __init__(
+        self, connect: "Connections | str", *, called: str = "", servers: Mapping[str, Any] | None = None
+    ) -> None:
         """`connect` opens a connection of psycopg 3, or is what such a connection is opened with (a DSN, a URI).
 
-        `called` says in messages which connection this is.
+        `called` says in messages which connection this is. `servers` has the `host` and the `port` that such a function
+        connects to, as libpq takes them. Default: those of the open connection.
         """
         self._called = called
+        self._servers = servers or {}
         self._connect = connect
         self._statements = Statements(_DIALECT)
         self._writing: Connection[Any] | None = None
@@ -91,13 +95,19 @@ class PostgresWarehouse:
         _, schema, name = full_name(_DIALECT.parts(table), self._home())
         with self._translated():
             info = self._connection().info
-        given = info.get_parameters()
-        hosts = (given.get("host") or given.get("hostaddr") or info.host).split(",")
-        ports = given.get("port", str(info.port)).split(",")
+        hosts, ports = self._configured(info)
         if len(ports) != len(hosts):
             ports = ports[:1] * len(hosts)
         servers = sorted({f"{_server(host)}:{port}" for host, port in zip(hosts, ports, strict=True)})
         return Place(database=f"postgres://{','.join(servers)}/{info.dbname}", table=f"{schema}.{name}")
+
+    def _configured(self, info: "ConnectionInfo") -> tuple[list[str], list[str]]:
+        """Return the hosts and the ports that were given. An open connection knows only the one that answered."""
+        from psycopg.conninfo import conninfo_to_dict
+
+        given = conninfo_to_dict(self._connect) if isinstance(self._connect, str) else self._servers
+        hosts = given.get("host") or given.get("hostaddr") or info.host
+        return str(hosts).split(","), str(given.get("port") or info.port).split(",")
 
     def read(self, source: Source) -> pa.RecordBatchReader:
         return self._stream(self._statements.select(source), source.parameters, source.key)
