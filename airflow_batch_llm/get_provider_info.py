@@ -137,6 +137,12 @@ def get_provider_info() -> dict[str, Any]:
         "sensors": _modules("sensors.llm_batch", "sensors.pending_rows"),
         "hooks": _modules("hooks.duckdb"),
         "triggers": _modules("triggers.llm_batch", "triggers.pending_rows"),
+        "task-decorators": [
+            {
+                "name": "llm_transform",
+                "class-name": "airflow_batch_llm.decorators.llm_transform.llm_transform_task",
+            }
+        ],
         "extra-links": ["airflow_batch_llm.links.console.BatchConsoleLink"],
         "connection-types": [_duckdb()],
         "config": _config(),

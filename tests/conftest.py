@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +15,7 @@ os.environ["AIRFLOW__CORE__UNIT_TEST_MODE"] = "True"
 os.environ["AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL"] = "0"  # a deferred task need not be left alone
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # gcsfs reads it when it is imported
 
-from tests.emulators import servers, setup
+from tests.emulators import postgres, servers, setup
 
 atexit.register(shutil.rmtree, os.environ["AIRFLOW_HOME"], ignore_errors=True)
 
@@ -27,3 +28,16 @@ def emulators() -> Iterator[servers.Emulators]:
         pytest.fail(reason) if setup.is_required() else pytest.skip(reason)
     with servers.running() as pair:
         yield pair
+
+
+@pytest.fixture(scope="session")
+def postgres_uri() -> Iterator[str]:
+    """Start a PostgreSQL server of this session's own, on a socket.
+
+    Its folder is not below pytest's: another session that begins closes that one to the server's user.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix="batch-llm-postgres-") as folder,
+        postgres.running(Path(folder)) as uri,
+    ):
+        yield uri

@@ -65,7 +65,9 @@ class Standing:
     last: int = 0  # the number of the last record
     intent: Entry | None = None  # a creation that nobody has answered yet
     batch: Entry | None = None  # the first batch recorded: it is the shard's batch
-    spare: tuple[str, ...] = ()  # other batches recorded: bought by mistake, to be cancelled
+    spare: tuple[
+        str, ...
+    ] = ()  # other batches recorded, or recorded too late: bought by mistake, to be cancelled
     loose: bool = False  # an intent was given up without a definite answer: it may yet show up as a batch
     released: Entry | None = None
     refused: Entry | None = None
@@ -113,9 +115,10 @@ def _given_up(standing: Standing, entry: Entry) -> Standing:
 def _held(standing: Standing, entry: Entry) -> Standing:
     answered = standing.intent is not None and standing.intent.nonce == entry.intent
     intent = None if answered else standing.intent
-    if standing.batch is None:
+    if standing.batch is None and standing.staged is None:
         return replace(standing, batch=entry, intent=intent)
-    if entry.batch_id in {standing.batch.batch_id, *standing.spare}:
+    own = standing.batch.batch_id if standing.batch is not None else ""
+    if entry.batch_id in {own, *standing.spare}:
         return replace(standing, intent=intent)
     return replace(standing, spare=(*standing.spare, entry.batch_id), intent=intent)
 

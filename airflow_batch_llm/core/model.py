@@ -160,16 +160,23 @@ class BatchStatus:
     detail: str = ""  # the vendor's words about that, without secrets: for logs and the failures table
     later: bool = False  # rejected for lack of quota alone: the same shard may be sent again later
     unmentioned: Outcome = Outcome.MISSING  # of an ended batch: what became of rows that its results omit
+    twins: tuple[
+        str, ...
+    ] = ()  # running batches that surely bear the same shard token, where the look showed any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
     """Knowledge of batches that may exist although no record names them."""
 
-    run_token: str
+    run_tokens: frozenset[str]  # one for each round
     since: float  # seconds since the epoch: none of them is older (skew already allowed for)
     requests: Mapping[str, int]  # shard token -> how many requests its batch holds
     known: frozenset[str] = frozenset()  # ids that some run has recorded: none of these is a lost one
+
+    def is_for(self, token: str) -> bool:
+        """Whether a batch with this shard token is of the run."""
+        return token.rpartition("-")[0] in self.run_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ A row whose prompt cannot be rendered is that row's `PromptError`, never the end
 holds a value of a row.
 """
 
+import ast
 import contextlib
 import inspect
 import re
@@ -72,6 +73,9 @@ _BLANKS = orjson.dumps(
     "\t\n\v\f\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006"
     "\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
 )
+
+#: The decorators that make a task of a prompt function. Their arguments are not part of the prompt.
+_TASK_DECORATORS = frozenset({"llm_transform", "llm_transform_task"})
 
 # Airflow imports a Dag file under a module name that holds a hash of the file's path.
 _DAG_FILE_PREFIX = re.compile(r"^unusual_prefix_[0-9a-f]+_")
@@ -182,8 +186,9 @@ def compile_prompt(prompt: Prompt, params: Mapping[str, object] | None = None) -
 def identity(prompt: Prompt) -> Mapping[str, str]:
     """Return what identifies a prompt: the template's text, or the function's qualified name and source.
 
-    What a function refers to outside its own source is not covered. The name is without the prefix that
-    Airflow gives to the modules of Dag files, which differs between deployments.
+    What a function refers to outside its own source is not covered. The source is without the decorator that
+    makes a task of the function, whose arguments are hashed elsewhere or change no answer. The name is without
+    the prefix that Airflow gives to the modules of Dag files, which differs between deployments.
     """
     if isinstance(prompt, str):
         return {"template": prompt}
@@ -196,7 +201,7 @@ def identity(prompt: Prompt) -> Mapping[str, str]:
             "would not be noticed. Define it in a file."
         ) from None
     module = _DAG_FILE_PREFIX.sub("", function.__module__)
-    return {"function": f"{module}.{function.__qualname__}", "source": source}
+    return {"function": f"{module}.{function.__qualname__}", "source": _undecorated(source)}
 
 
 def _function(prompt: object) -> FunctionType:
@@ -205,6 +210,22 @@ def _function(prompt: object) -> FunctionType:
     raise PromptError(
         f"A prompt is a template's text or a Python function of the row, not {type(prompt).__name__}."
     )
+
+
+def _undecorated(source: str) -> str:
+    """Return a function's source without the decorator that makes a task of it, and those above that one."""
+    if not source.startswith("@"):
+        return source
+    (function,) = ast.parse(source).body
+    assert isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef), "a decorated function begins with @"
+    ends = [node.end_lineno for node in function.decorator_list if _name(node) in _TASK_DECORATORS]
+    return "".join(source.splitlines(keepends=True)[ends[-1] :]) if ends else source
+
+
+def _name(decorator: ast.expr) -> str | None:
+    """Return the last part of a decorator's name."""
+    called = decorator.func if isinstance(decorator, ast.Call) else decorator
+    return getattr(called, "attr", None) or getattr(called, "id", None)
 
 
 def _calling(function: FunctionType, params: Mapping[str, object]) -> Callable[[Mapping[str, object]], Any]:

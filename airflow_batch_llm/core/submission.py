@@ -245,7 +245,7 @@ def _settle(attempt: Attempt, entries: tuple[Entry, ...], terms: Terms, now: flo
     )
     if not recorded:
         return _record(attempt, word)
-    if held and standing.batch is not None and standing.batch.batch_id != held:
+    if held in standing.spare:
         return replace(attempt, phase=Phase.CANCELLING), Cancel(batch_id=held)
     return _choose(replace(attempt, intent=None, word=None), None, terms, now)
 

@@ -5,8 +5,9 @@ check raised is sent as an answer too, so that "five failures in a row" is ordin
 downloads: it ends with the reason why a worker should look.
 """
 
+import math
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
@@ -23,15 +24,65 @@ CANCEL_GRACE_SECONDS = 900.0
 #: Failed checks in a row after which a worker should look. The batches are left alone.
 PATIENCE = 20
 
+#: After so many failed looks in a row the provider counts as unreachable, and the log warns.
+WARN_AFTER_LOOKS = 3
+
+#: The last look before a deadline, and each look after it, may be repeated for this long.
+LAST_LOOK_SECONDS = 5.0
+
 
 class Wake(StrEnum):
     """Why the waiting is over."""
 
     ALL_ENDED = "all_ended"
     PLACE_FREE = "place_free"  # a batch has ended, and shards wait for its place
+    STRAY = "stray"  # another batch runs for the same requests: it is to be cancelled
     TIME = "time"  # the agreed time has come
     DEADLINE = "deadline"
     UNREACHABLE = "unreachable"  # the provider has not answered for long
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outage:
+    """Looks in a row that found no provider, by workers and triggers alike."""
+
+    looks: int = 0
+    since: float = 0.0
+    """When the first of them failed, in seconds since the epoch."""
+    alerted: bool = False
+    """Whether `on_warning` was called for it."""
+
+    @property
+    def is_told(self) -> bool:
+        """Whether it has lasted for long enough that the log warns of it."""
+        return self.looks >= WARN_AFTER_LOOKS
+
+    def after(self, error: BaseException | None, now: float) -> "Tell":
+        """Return how it stands after one more look, which met this error or reached the provider, and what to log."""
+        if error is None:
+            return Tell(outage=Outage(), message=self._over(now) if self.is_told else "")
+        longer = replace(self, looks=self.looks + 1, since=self.since if self.looks else now)
+        return Tell(outage=longer, message=longer._described(now, error) if longer.is_told else "")
+
+    def _described(self, now: float, error: BaseException) -> str:
+        return (
+            f"The provider could not be reached {self.looks:,} times in a row, since {_moment(self.since)}"
+            f" ({_span(now - self.since)}): {error} The batches are left alone, and are looked at again."
+        )
+
+    def _over(self, now: float) -> str:
+        return (
+            f"The provider answers again. It could not be reached {self.looks:,} times in a row, from"
+            f" {_moment(self.since)} to {_moment(now)}."
+        )
+
+
+def _moment(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%H:%M:%S} UTC"
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds:,.0f} s" if seconds < 120 else f"{seconds / 60:,.0f} minutes"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,11 +97,19 @@ class Watch:
     shards_wait: bool = False
     poll_interval: float | None = None  # None: seconds for young batches, minutes for old ones
     cancel_at_deadline: bool = False
+    strays: tuple[str, ...] | None = None  # recorded ones: only others wake somebody. None: none does
+    outage: Outage = Outage()
+    """Looks that have failed before the waiting begins."""
+    alerts: bool = False
+    """Wake somebody once for an outage, because `on_warning` can only be called by a worker."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
+    """Look at these batches, and stop trying after `within` seconds."""
+
     batch_ids: tuple[str, ...]
+    within: float = math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,10 +119,22 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cancel:
+    """Cancel this batch, and stop trying after `within` seconds."""
+
     batch_id: str
+    within: float = math.inf
 
 
-Wish = Check | Sleep | Cancel
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tell:
+    """A look has made an outage longer, or has ended it."""
+
+    outage: Outage
+    message: str = ""
+    """For the log. Empty: nothing to say yet."""
+
+
+Wish = Check | Sleep | Cancel | Tell
 Reply = Mapping[str, BatchStatus] | ProviderError | None
 
 
@@ -81,28 +152,47 @@ def waiting(
     """Decide what to do until there is something to look at. `jitter` gives numbers from 0 to 1."""
     began = clock()
     open_ids = watch.batch_ids
-    failures = 0
+    failures, outage = 0, watch.outage
     end, cancelled = watch.deadline, False
     if (pause := watch.not_before - began) > 0:
         yield Sleep(seconds=pause)
     while True:
         if open_ids:
-            reply = yield Check(batch_ids=open_ids)
+            reply = yield Check(batch_ids=open_ids, within=max(LAST_LOOK_SECONDS, end - clock()))
             failures = failures + 1 if isinstance(reply, ProviderError) else 0
+            told = outage.after(reply if isinstance(reply, ProviderError) else None, clock())
+            if told.outage != outage:
+                yield told
+            outage = told.outage
             if isinstance(reply, Mapping):
                 open_ids = tuple(i for i in open_ids if i in reply and not reply[i].state.is_over)
+                if watch.strays is not None and _twins(reply) - set(watch.strays):
+                    return Wake.STRAY
         now = clock()
         if wake := _wake(watch, open_ids, began, now):
             return wake
-        if failures >= PATIENCE:
+        if failures >= PATIENCE or (watch.alerts and outage.is_told and not outage.alerted):
             return Wake.UNREACHABLE
         if now >= end:
             if cancelled or not watch.cancel_at_deadline:
                 return Wake.DEADLINE
-            for batch_id in open_ids:
-                yield Cancel(batch_id=batch_id)
+            if not (yield from _cancel(open_ids)):
+                return Wake.DEADLINE
             end, cancelled = now + CANCEL_GRACE_SECONDS, True
-        yield Sleep(seconds=_pause(watch, now, end, failures, jitter()))
+        yield Sleep(seconds=_pause(watch, now, end, max(failures, outage.looks), jitter()))
+
+
+def _cancel(open_ids: tuple[str, ...]) -> Generator[Wish, Reply, bool]:
+    """Cancel what is running. Returns whether the provider could be asked: else waiting on would change nothing."""
+    for batch_id in open_ids:
+        reply = yield Cancel(batch_id=batch_id, within=LAST_LOOK_SECONDS)
+        if isinstance(reply, ProviderError) and reply.retryable:
+            return False
+    return True
+
+
+def _twins(seen: Mapping[str, BatchStatus]) -> set[str]:
+    return {twin for status in seen.values() for twin in status.twins}
 
 
 def _wake(watch: Watch, open_ids: tuple[str, ...], began: float, now: float) -> Wake | None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from airflow.providers.common.compat.sdk import conf
 from airflow.sdk import Context
 
+from airflow_batch_llm.core.prompt import compile_prompt, identity
 from airflow_batch_llm.core.settings import (
     Guards,
     Only,
@@ -166,6 +167,8 @@ class LLMTransformOperator(RunOperator):
             target_hook_params=self.target_hook_params,
             llm_hook_params=self.llm_hook_params,
         )
+        if callable(self.prompt):
+            compile_prompt(self.prompt)
         if not self.key:
             raise InputError("key names no column. Name the columns that identify a row.")
         model_id: object = self.model_id  # of a task that is upstream, perhaps
@@ -282,8 +285,6 @@ class LLMTransformOperator(RunOperator):
 
     def _asked(self) -> tuple[object, ...]:
         """Return the values that distinguish this item of a mapped task from the others."""
-        from airflow_batch_llm.core.prompt import identity
-
         rendered = tuple(getattr(self, name) for name in self.template_fields)
         prompt = None if self.prompt is None else identity(self.prompt)
         return (*rendered, self.key, prompt, self.prompt_file, self.system_prompt, self.request.extra_body)

@@ -9,10 +9,11 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.providers.common.compat.sdk import BaseOperator
@@ -20,7 +21,7 @@ from airflow.sdk import Context
 
 from airflow_batch_llm.core.printing import counted, verb
 from airflow_batch_llm.core.settings import seconds
-from airflow_batch_llm.core.waiting import CANCEL_GRACE_SECONDS, Watch, drive, waiting
+from airflow_batch_llm.core.waiting import CANCEL_GRACE_SECONDS, Headway, Outage, Watch, drive, waiting
 from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.hooks.arguments import deployment, is_deferrable, settling_seconds
 from airflow_batch_llm.hooks.failures import quiet_sdks, rendering, translated_errors
@@ -44,6 +45,7 @@ from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.triggers.llm_batch import LLMBatchTrigger, TaskKey, is_given_up
 
 if TYPE_CHECKING:
+    from airflow_batch_llm.stage.drive import Waiter
     from airflow_batch_llm.stage.land.finishing import Finished
     from airflow_batch_llm.stage.parts import Parts
     from airflow_batch_llm.stage.records.folder import RunFolder
@@ -133,7 +135,8 @@ class RunOperator(BaseOperator):
     :param cancel_on_kill: whether running batches are cancelled when the task is marked failed or successful, or its Dag
         run is; a clear, a retry or an evicted worker never cancels
     :param warn_after: warn once if the run is still waiting after this long
-    :param on_warning: whom to tell: a notifier or another function of the task's context; None for the log alone
+    :param on_warning: whom to tell of that, and once of a provider that three looks in a row have not reached: a notifier
+        or another function of the task's context; None for the log alone
     """
 
     operator_extra_links = (BatchConsoleLink(),)
@@ -159,6 +162,7 @@ class RunOperator(BaseOperator):
         self.on_warning = on_warning
         self.console_url: str | None = None
         self._task_key: TaskKey | None = None
+        self._outage = Outage()
         self._handles: tuple[RunHandle, ...] = ()
         self._lineages: list[Lineage] = []
 
@@ -174,14 +178,15 @@ class RunOperator(BaseOperator):
         """Begin a try: go on from where the run folders say that the runs are."""
         return self._go_on(context, begins=True)
 
-    def look(self, context: Context, event: Any = None) -> Any:  # noqa: ARG002 - it says only that one should look
-        """Go on after a deferral."""
+    def look(self, context: Context, event: Any = None) -> Any:
+        """Go on after a deferral. The event says no more than how long the provider has not been reached."""
+        self._outage = Outage(**(event or {}).get("outage", {}))
         return self._go_on(context, begins=False)
 
     def _go_on(self, context: Context, *, begins: bool) -> Any:
         quiet_sdks()
         self._task_key = TaskKey.of(context["ti"])
-        with translated_errors(), self._noting_departure():
+        with translated_errors(), _Departing(self._leave):
             self._handles = tuple(self.handles(context))
             if begins:
                 for handle in self._handles:
@@ -195,16 +200,11 @@ class RunOperator(BaseOperator):
                 raise failed[0]
             return self.returned(context, [state for _, state in states if isinstance(state, Ended)])
 
-    @contextmanager
-    def _noting_departure(self) -> Iterator[None]:
+    def _leave(self) -> None:
         """Note in the run folders that this try fails by itself, so that nobody cancels what it leaves running."""
-        try:
-            yield
-        except Exception:
-            with suppress(BatchLLMError):  # the task's own error says more
-                for handle in self._handles:
-                    Departures(workspace=open_workspace(handle.workspace), run=handle.run).leave()
-            raise
+        with suppress(BatchLLMError):  # the task's own error says more
+            for handle in self._handles:
+                Departures(workspace=open_workspace(handle.workspace), run=handle.run).leave()
 
     def render_template(
         self, content: Any, context: Context, jinja_env: Any = None, seen_oids: set[int] | None = None
@@ -241,11 +241,12 @@ class RunOperator(BaseOperator):
         from airflow_batch_llm.stage.run import Pause
 
         with self.opened(context, handle) as run:
+            waiter = Waiter(parts=run.parts, is_talking=True, outage=self._outage)
             while isinstance(state := self.step(run), Pause):
-                watch = self._paused(context, handle, run, state)
+                watch = self._alerted(context, waiter, self._paused(context, handle, run, state), state)
                 if self.deferrable:
                     return watch
-                waiter = Waiter(provider=run.parts.provider, say=run.parts.say)
+                waiter.headway = Headway()
                 drive(waiting(watch, time.time, random.random), waiter.perform)
             return None if state is None else self.ended(context, handle, run, state)
 
@@ -319,9 +320,22 @@ class RunOperator(BaseOperator):
             return replace(watch, wake_at=due if watch.wake_at is None else min(due, watch.wake_at))
         if alarm.take():
             self.log.warning("Still waiting after %g seconds. %s.", after, pause.waiting)
-            for tell in _several(self.on_warning):
-                tell(context)
+            self._warn(context)
         return watch
+
+    def _alerted(self, context: Context, waiter: "Waiter", watch: Watch, pause: "Pause") -> Watch:
+        """Count the worker's own look, and call `on_warning` once for an outage of the provider."""
+        watch = replace(waiter.noting(replace(pause, watch=watch)), alerts=self.on_warning is not None)
+        outage = watch.outage
+        if not outage.is_told or outage.alerted:
+            return watch
+        waiter.outage = replace(outage, alerted=True)
+        self._warn(context)
+        return replace(watch, outage=waiter.outage)
+
+    def _warn(self, context: Context) -> None:
+        for tell in _several(self.on_warning):
+            tell(context)
 
     def _link_to(self, run: "Run", batch_ids: Sequence[str]) -> None:
         if batch_ids:
@@ -380,6 +394,19 @@ class RunOperator(BaseOperator):
             provider.close()
         told = f"{counted(len(cancelled), 'batch')} {verb(len(cancelled), 'is', 'are')}"
         self.log.info("The task has been given up; %s cancelled.", told)
+
+
+class _Departing(AbstractContextManager[None]):
+    """Calls a function if its block fails, and not if it defers. A generator would add frames to the logged stack."""
+
+    def __init__(self, leave: Callable[[], None]) -> None:
+        self._leave = leave
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
+    ) -> None:
+        if isinstance(error, Exception):
+            self._leave()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from airflow_batch_llm.providers.creation import Creation, Line, send_once
 from airflow_batch_llm.providers.incoming import DOWNLOAD, NotUnderstood, bounded
 from airflow_batch_llm.providers.lines import split_lines
 from airflow_batch_llm.providers.reach import check_base_url, keep_to
-from airflow_batch_llm.providers.steps import Judge
+from airflow_batch_llm.providers.steps import CALL_TIMEOUT, Judge
 
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -41,8 +41,7 @@ def stillness() -> Iterator[None]:
                 gc.enable()
 
 
-#: Seconds without a byte after which a call has failed; moving a file may pause for longer than a question.
-CALL_TIMEOUT = 60.0
+#: Seconds without a byte after which moving a file has failed: it may pause for longer than a question.
 TRANSFER_TIMEOUT = 300.0
 
 _BLOCK = 256 * 1024

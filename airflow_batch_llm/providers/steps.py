@@ -7,18 +7,50 @@ Only calls that are safe to repeat go through `patiently`; a creation never does
 
 import asyncio
 import inspect
+import math
 import random
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, TypeVar
 
-from airflow_batch_llm.core.model import BatchStatus
-from airflow_batch_llm.errors import Unavailable, raise_alone
+from airflow_batch_llm.core.model import BatchState, BatchStatus
+from airflow_batch_llm.errors import Refused, Unavailable, raise_alone
 from airflow_batch_llm.providers.incoming import NotUnderstood, not_understood, understood
 
 T = TypeVar("T")
+
+#: When whoever asked wants an answer at the latest, on the monotonic clock. None: the calls' own patience counts.
+_ends_at: ContextVar[float | None] = ContextVar("ends_at", default=None)
+
+#: Seconds without a byte after which a call has failed.
+CALL_TIMEOUT = 60.0
+
+#: A call that is made at all gets this many seconds, also at the very end.
+_LEAST_CALL_SECONDS = 5.0
+
+
+@contextmanager
+def no_longer_than(seconds: float) -> Iterator[None]:
+    """End the patience of all verbs in this block after so many seconds. Each verb makes its call once at least."""
+    token = _ends_at.set(time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        _ends_at.reset(token)
+
+
+def call_timeout() -> float:
+    """Return the seconds that a call may take from now on."""
+    return max(_LEAST_CALL_SECONDS, min(CALL_TIMEOUT, _seconds_left()))
+
+
+def _seconds_left() -> float:
+    ends_at = _ends_at.get()
+    return math.inf if ends_at is None else ends_at - time.monotonic()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +94,12 @@ class Patience:
         """Seconds to wait before the next attempt; None: the error is final, or the caller's schedule knows better."""
         if not isinstance(error, Unavailable) or attempt + 1 >= self.attempts:
             return None
+        longest = min(self.longest, _seconds_left())
         if error.retry_after is not None:
-            return error.retry_after if error.retry_after <= self.longest else None
+            return error.retry_after if error.retry_after <= longest else None
         ceiling: float = min(self.longest, self.first * 2**attempt)
-        return ceiling * random.uniform(0.5, 1.0)  # noqa: S311 - so that clients do not return together
+        pause = ceiling * random.uniform(0.5, 1.0)  # noqa: S311 - so that clients do not return together
+        return pause if pause <= longest else None
 
 
 #: A worker's patience with one call, and a trigger's: its event loop has others to serve and a next round to come.
@@ -146,12 +180,21 @@ def _perform(step: Step, client: Any) -> object:
             return None
         case Ask(call):
             try:
-                return call(client)
+                return call(_hurried(client))
             except Exception as error:  # noqa: BLE001 - the verb decides
                 return error
         case Each(flows, at_once):
             with ThreadPoolExecutor(max_workers=max(1, min(at_once, len(flows)))) as pool:
-                return list(pool.map(lambda flow: _settle(flow, client), flows))
+                # A thread does not inherit the limit of the one that starts it.
+                settled = [pool.submit(copy_context().run, _settle, flow, client) for flow in flows]
+                return [one.result() for one in settled]
+
+
+def _hurried(client: Any) -> Any:
+    """Return the client, with a shorter time-out if its SDK has a way to set one and the limit is near."""
+    if call_timeout() >= CALL_TIMEOUT or not hasattr(client, "with_options"):
+        return client
+    return client.with_options(timeout=call_timeout())
 
 
 async def _aperform(step: Step, client: Any) -> object:
@@ -161,7 +204,7 @@ async def _aperform(step: Step, client: Any) -> object:
             return None
         case Ask(call):
             try:
-                answer = call(client)
+                answer = call(_hurried(client))
                 return await answer if inspect.isawaitable(answer) else answer
             except Exception as error:  # noqa: BLE001 - the verb decides
                 return error
@@ -185,38 +228,89 @@ async def _asettle(flow: Calls[Any], client: Any, places: asyncio.Semaphore) -> 
             return error
 
 
+_UNAUTHORISED = 401
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
     """One page of a list, newest first. `after` leads to the next; None: this is the last."""
 
     statuses: Mapping[str, BatchStatus]
     after: str | None
+    tokens: Mapping[str, str] = field(
+        default_factory=dict
+    )  # shard tokens of batches that nobody has cancelled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lookup:
-    """The two ways to look: a page of the list, or one batch."""
+    """The two ways to look: a page of the list, or one batch.
+
+    Where pages have tokens, `by_name` is a set, and a single batch too is looked up by a page, which shows its twins. It
+    remembers those that the first page did not show: from then on they are asked for by name, for one call and not two.
+    """
 
     page: Callable[[str | None], Calls[Page]]
     one: Callable[[str], Calls[BatchStatus]]
+    by_name: set[str] | None = None
 
 
 def look_up(batch_ids: Sequence[str], lookup: Lookup) -> Calls[dict[str, BatchStatus]]:
     """The status of each of these batches. Raises the first error that stood in the way of one."""
-    found: dict[str, BatchStatus] = {}
-    missing = list(dict.fromkeys(batch_ids))
-    pages, after = 0, None
-    while len(missing) > 1 and pages < max(1, len(missing) // 10):
-        page = yield from lookup.page(after)
-        pages, after = pages + 1, page.after
-        found |= {batch_id: page.statuses[batch_id] for batch_id in missing if batch_id in page.statuses}
-        missing = [batch_id for batch_id in missing if batch_id not in found]
-        if after is None:
-            break
+    wanted = list(dict.fromkeys(batch_ids))
+    if len(wanted) == 1 and lookup.by_name is not None and wanted[0] not in lookup.by_name:
+        pages = yield from _first_page(wanted[0], lookup)
+    else:
+        pages = yield from _pages(wanted, lookup)
+    listed = {batch_id: status for page in pages for batch_id, status in page.statuses.items()}
+    found = {batch_id: listed[batch_id] for batch_id in wanted if batch_id in listed}
+    missing = [batch_id for batch_id in wanted if batch_id not in found]
     # What the list did not show is asked for by name: a list may lag behind a creation.
     replies = (yield Each([lookup.one(batch_id) for batch_id in missing])) if missing else []
     for batch_id, reply in zip(missing, replies, strict=True):
         if isinstance(reply, Exception):
             raise reply
         found[batch_id] = reply
-    return found
+    tokens = {batch_id: token for page in pages for batch_id, token in page.tokens.items()}
+    return _with_twins(found, listed, tokens)
+
+
+def _pages(wanted: Sequence[str], lookup: Lookup) -> Calls[list[Page]]:
+    """Pages while they are fewer calls than one for each batch."""
+    missing, pages = set(wanted), list[Page]()
+    while len(missing) > 1 and len(pages) < max(1, len(missing) // 10):
+        page = yield from lookup.page(pages[-1].after if pages else None)
+        pages.append(page)
+        missing -= page.statuses.keys()
+        if page.after is None:
+            break
+    return pages
+
+
+def _first_page(batch_id: str, lookup: Lookup) -> Calls[list[Page]]:
+    """One page, in place of the call by name. A server may have batches and no list of them."""
+    assert lookup.by_name is not None
+    try:
+        page = yield from lookup.page(None)
+    except Refused as error:
+        if error.status == _UNAUTHORISED:  # nor would the call by name be answered
+            raise
+        lookup.by_name.add(batch_id)
+        return []
+    if batch_id not in page.statuses and page.after is not None:
+        lookup.by_name.add(batch_id)
+    return [page]
+
+
+def _with_twins(
+    found: dict[str, BatchStatus], listed: Mapping[str, BatchStatus], tokens: Mapping[str, str]
+) -> dict[str, BatchStatus]:
+    """Tell with each batch which others run, unasked for, under the same token."""
+    running: dict[str, list[str]] = {}
+    for batch_id, token in tokens.items():
+        if batch_id not in found and listed[batch_id].state is BatchState.RUNNING:
+            running.setdefault(token, []).append(batch_id)
+    return {
+        batch_id: replace(status, twins=tuple(running.get(tokens.get(batch_id, ""), ())))
+        for batch_id, status in found.items()
+    }

@@ -21,6 +21,12 @@ class DeferrableSensor(BaseSensorOperator):
     def __init__(self, *, deferrable: bool | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.deferrable = is_deferrable(deferrable)
+        self._until: float | None = None
+
+    @property
+    def seconds_left(self) -> float:
+        """The time until the sensor's timeout, as far as this process knows when the waiting began."""
+        return self.timeout if self._until is None else self._until - time.time()
 
     def render_template(
         self, content: Any, context: Context, jinja_env: Any = None, seen_oids: set[int] | None = None
@@ -36,15 +42,16 @@ class DeferrableSensor(BaseSensorOperator):
     def execute(self, context: Context) -> Any:
         """Look, and wait in the triggerer if that is wanted."""
         if not self.deferrable:
+            self._until = time.time() + self.timeout
             return super().execute(context)
         return self.look(context)
 
     def look(self, context: Context, event: Any = None, until: float | None = None) -> None:  # noqa: ARG002 - it says only that one should look
         """Look, also after a deferral, and wait (again) where there is nothing yet. The timeout is that of all waits."""
+        self._until = until = time.time() + self.timeout if until is None else until
         if self.poke(context):
             return
         now = time.time()
-        until = now + self.timeout if until is None else until
         if until <= now:
             raise AirflowSensorTimeout(
                 f"What is waited for has not come within the timeout of {self.timeout:g} s."

@@ -10,13 +10,14 @@ from airflow.triggers.base import BaseTrigger
 
 from airflow_batch_llm.core.printing import share
 from airflow_batch_llm.core.settings import names
-from airflow_batch_llm.core.waiting import Watch
-from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.core.waiting import LAST_LOOK_SECONDS, Outage, Watch
+from airflow_batch_llm.errors import InputError, Unavailable
 from airflow_batch_llm.hooks.arguments import check_params, one_of, settling_seconds
 from airflow_batch_llm.hooks.failures import quiet_sdks, translated_errors
 from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.hooks.llm import llm_provider
 from airflow_batch_llm.links.console import BatchConsoleLink
+from airflow_batch_llm.providers.steps import no_longer_than
 from airflow_batch_llm.sensors.deferrable import DeferrableSensor
 from airflow_batch_llm.triggers.llm_batch import LLMBatchTrigger
 
@@ -59,6 +60,12 @@ class LLMBatchSensor(DeferrableSensor):
         self.llm_conn_id = llm_conn_id
         self.llm_hook_params = llm_hook_params
         self.console_url: str | None = None
+        self._outage = Outage()
+
+    def look(self, context: Context, event: Any = None, until: float | None = None) -> None:
+        """Look, also after a deferral. The event says no more than how long the provider has not been reached."""
+        self._outage = Outage(**(event or {}).get("outage", {}))
+        super().look(context, event, until)
 
     def poke(self, context: Context) -> bool:  # noqa: ARG002 - Airflow's signature
         """Look once."""
@@ -69,13 +76,28 @@ class LLMBatchSensor(DeferrableSensor):
                 return True
             provider = llm_provider(asked["llm_conn_id"], asked["model_id"], asked["llm_hook_params"])
             try:
-                found = provider.check(asked["batch_ids"])
+                with no_longer_than(max(LAST_LOOK_SECONDS, self.seconds_left)):
+                    found = provider.check(asked["batch_ids"])
                 self.console_url = provider.console_url(asked["batch_ids"][-1])
+            except (
+                Unavailable
+            ) as error:  # it says nothing about the batches, and the timeout ends the waiting
+                self._note(error)
+                return False
             finally:
                 provider.close()
+        self._note(None)
         running = sum(not status.state.is_over for status in found.values())
         self.log.info("Running: %s.", share(running, len(asked["batch_ids"]), "batch"))
         return running == 0
+
+    def _note(self, error: Unavailable | None) -> None:
+        tell = self._outage.after(error, time.time())
+        self._outage = tell.outage
+        if tell.message:
+            (self.log.info if error is None else self.log.warning)("%s", tell.message)
+        elif error is not None:
+            self.log.info("The provider could not be reached, and is asked again: %s", error.in_full)
 
     def trigger(self, until: float) -> BaseTrigger:
         """The one that looks at all of them at once."""
@@ -87,6 +109,7 @@ class LLMBatchSensor(DeferrableSensor):
             not_before=now + max(self.poke_interval, settling_seconds()),  # it has just been looked
             deadline=2 * until - now,  # Airflow's own comes first, and is a sensor's timeout
             poll_interval=self.poke_interval,
+            outage=self._outage,
         )
         return LLMBatchTrigger(**asked, watch=asdict(watch))
 

@@ -39,6 +39,14 @@ class Outcome(StrEnum):
     CANCELED = "canceled"
 
 
+class Way(StrEnum):
+    """The ways to ask, which have different prices."""
+
+    BATCH = "batch"
+    NOW = "now"  # in real time
+    FLEX = "flex"  # in real time, at the price of a batch
+
+
 class Provider(StrEnum):
     """Whose protocol is spoken."""
 
@@ -83,7 +91,10 @@ class Usage(NamedTuple):
 
 
 class Charge(NamedTuple):
-    """One executed row as the ledger keeps it. A tuple, because a million of them are made."""
+    """One answer as the ledger keeps it. A tuple, because a million of them are made.
+
+    A real-time answer has no `custom_id`, and its `line` is its number among all of them.
+    """
 
     line: int
     custom_id: str
@@ -109,6 +120,15 @@ CREATE TABLE IF NOT EXISTS charges (
     outcome TEXT NOT NULL, charged INTEGER NOT NULL, model TEXT NOT NULL, input INTEGER NOT NULL,
     cached INTEGER NOT NULL, cache_write INTEGER NOT NULL, output INTEGER NOT NULL, reasoning INTEGER NOT NULL,
     PRIMARY KEY (batch, line)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS asked (
+    line INTEGER PRIMARY KEY AUTOINCREMENT, provider TEXT NOT NULL, way TEXT NOT NULL, content BLOB NOT NULL,
+    model TEXT NOT NULL, input INTEGER NOT NULL, cached INTEGER NOT NULL, cache_write INTEGER NOT NULL,
+    output INTEGER NOT NULL, reasoning INTEGER NOT NULL);
+CREATE VIEW IF NOT EXISTS answers AS
+    SELECT b.provider, b.id AS batch, 'batch' AS way, c.line, c.custom_id, c.content, c.outcome, c.charged, c.model,
+        c.input, c.cached, c.cache_write, c.output, c.reasoning FROM charges c JOIN batches b ON b.seq = c.batch
+    UNION ALL SELECT provider, NULL, way, line, '', content, 'succeeded', 1, model,
+        input, cached, cache_write, output, reasoning FROM asked;
 CREATE TABLE IF NOT EXISTS files (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, purpose TEXT NOT NULL, filename TEXT NOT NULL,
     bytes INTEGER NOT NULL, created_at REAL NOT NULL, expires_at REAL);
@@ -255,6 +275,15 @@ class Database:
                 charges,
             )
 
+    def add_asked(self, provider: Provider, way: Way, content: bytes, model: str, usage: Usage) -> None:
+        """Charge one real-time answer."""
+        with self._writing() as connection:
+            connection.execute(
+                "INSERT INTO asked (provider, way, content, model, input, cached, cache_write, output, reasoning)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (provider, way, content, model, *usage),
+            )
+
     # -- files ---------------------------------------------------------------------------------------------------
 
     def add_file(self, file: StoredFile) -> None:
@@ -305,7 +334,7 @@ class Database:
     def wipe(self) -> None:
         """Forget everything but the clock, the knobs and the numbers already given out."""
         with self._writing() as connection:
-            for table in ("batches", "charges", "files", "calls", "faults"):
+            for table in ("batches", "charges", "asked", "files", "calls", "faults"):
                 connection.execute(f"DELETE FROM {table}")
 
 

@@ -23,6 +23,7 @@ class CallFault(StrEnum):
     BODY = "body"  # status 200 and `text` in place of the answer, as a gateway may give it
     BOMB = "bomb"  # status 200 and this many `bytes`, all alike, compressed to a thousandth
     CUT = "cut"  # the answer's body breaks off in the middle
+    REPEAT = "repeat"  # the call is carried out twice, as by a gateway that repeats it; one answer comes back
 
 
 class BatchFault(StrEnum):
@@ -71,7 +72,7 @@ class Fault(BaseModel):
     times: int | None = Field(default=1, ge=1)
     """None: for ever."""
     effect: Literal["before", "after"] = "before"
-    """Whether it strikes before the call takes effect, or after."""
+    """Whether it strikes before the call takes effect, or after. Of a repeat: which time is the one without an answer."""
     status: int = 500
     code: str | None = None
     message: str | None = None

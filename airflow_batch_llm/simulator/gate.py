@@ -10,7 +10,7 @@ import secrets
 import tempfile
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -140,6 +140,8 @@ class Gate:
                 response = await self._handle(endpoint, request)
                 await asyncio.sleep(fault.seconds)
                 return response
+            case CallFault.REPEAT, _:
+                return await self._repeated(endpoint, request, fault)
             case _:
                 return _cut(await self._handle(endpoint, request), request, fault)
 
@@ -157,16 +159,17 @@ class Gate:
     async def _late(self, endpoint: Endpoint, request: Request, fault: Fault) -> Response:
         """The request is here, whole, but takes effect only after a while, whether or not the client still waits."""
         with tempfile.SpooledTemporaryFile(max_size=MEGABYTE) as body:
-            async for chunk in request.stream():
-                body.write(chunk)
+            await _keep(request, body)
             await asyncio.sleep(fault.seconds)
-            body.seek(0)
+            return await self._handle(endpoint, _again(request, body))
 
-            async def receive() -> dict[str, Any]:
-                chunk = body.read(MEGABYTE)
-                return {"type": "http.request", "body": chunk, "more_body": bool(chunk)}
-
-            return await self._handle(endpoint, Request(request.scope, receive))
+    async def _repeated(self, endpoint: Endpoint, request: Request, fault: Fault) -> Response:
+        """The request takes effect twice. The answer is that of the second time, or of the first."""
+        with tempfile.SpooledTemporaryFile(max_size=MEGABYTE) as body:
+            await _keep(request, body)
+            first = await self._handle(endpoint, _again(request, body))
+            second = await self._handle(endpoint, _again(request, body))
+        return second if fault.effect == "before" else first
 
     def _check_key(self, request: Request) -> None:
         if not has_key(request.headers, self._world.settings.api_key):
@@ -178,6 +181,22 @@ class Gate:
             response.headers["retry-after"] = f"{fault.retry_after:g}"
         response.headers.update(fault.headers)
         return response
+
+
+async def _keep(request: Request, body: IO[bytes]) -> None:
+    async for chunk in request.stream():
+        body.write(chunk)
+
+
+def _again(request: Request, body: IO[bytes]) -> Request:
+    """The same request, whose body is read from what was kept."""
+    body.seek(0)
+
+    async def receive() -> dict[str, Any]:
+        chunk = body.read(MEGABYTE)
+        return {"type": "http.request", "body": chunk, "more_body": bool(chunk)}
+
+    return Request(request.scope, receive)
 
 
 class _NoAnswer(Response):

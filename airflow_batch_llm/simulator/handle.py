@@ -172,11 +172,11 @@ class Simulator:
         return self._call("GET", f"/control/batches/{batch_id}?until_ended=true")  # type: ignore[no-any-return]
 
     def ledger(self) -> dict[str, Any]:
-        """Per provider: batches, rows, tokens, duplicates and calls."""
+        """Per provider: batches, rows, tokens, ways to ask, duplicates and calls."""
         return self._call("GET", "/control/ledger")  # type: ignore[no-any-return]
 
     def charges(self, **filters: str) -> Iterator[dict[str, Any]]:
-        """The executed rows: all, or by provider, batch, custom_id, content, outcome, or duplicates="true"."""
+        """The executed rows: all, or by provider, way, batch, custom_id, content, outcome, or duplicates="true"."""
         url = f"{self.url}/control/ledger/rows?{urllib.parse.urlencode(filters)}"
         request = urllib.request.Request(url, headers=self._headers)  # noqa: S310
         with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310

@@ -1,16 +1,27 @@
-"""Record what was bought, and add it up."""
+"""Record what was bought, and add it up.
 
-from collections.abc import Iterator, Mapping, Sequence
+The sums are over all ways to ask; `ways` divides what was charged among them.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
 import orjson
 
-from airflow_batch_llm.simulator.database import LIVE, Charge, Database, Phase, Provider, open_connection
+from airflow_batch_llm.simulator.database import (
+    LIVE,
+    Charge,
+    Database,
+    Phase,
+    Provider,
+    Usage,
+    Way,
+    open_connection,
+)
 
-_TOKENS = ("input", "cached", "cache_write", "output", "reasoning")
-_SUMS = ", ".join(f"coalesce(sum(c.{name}), 0)" for name in _TOKENS)
-_FROM = "FROM charges c JOIN batches b ON b.seq = c.batch WHERE b.provider = ?"
+_SUMS = ", ".join(f"coalesce(sum({name}), 0)" for name in Usage._fields)
+_FROM = "FROM answers WHERE provider = ?"
 
 
 def report(database: Database) -> dict[str, Any]:
@@ -25,13 +36,11 @@ def _provider(connection: Any, provider: Provider) -> dict[str, Any]:
 
     batches = ask("SELECT id, phase FROM batches WHERE provider = ? ORDER BY seq")
     outcomes = dict(ask(f"SELECT outcome, count(*) {_FROM} GROUP BY outcome"))
-    models = ask(f"SELECT c.model, count(*), {_SUMS} {_FROM} AND charged GROUP BY c.model")
-    by_model = {
-        model: {"rows": rows, **dict(zip(_TOKENS, sums, strict=True))} for model, rows, *sums in models
-    }
+    charged = ask(f"SELECT way, model, count(*), {_SUMS} {_FROM} AND charged GROUP BY way, model")
+    bill = _bill(charged)
     contents, surplus = ask(
         "SELECT count(*), coalesce(sum(n - 1), 0) FROM "
-        f"(SELECT count(*) AS n {_FROM} AND charged GROUP BY c.content HAVING n > 1)"
+        f"(SELECT count(*) AS n {_FROM} AND charged GROUP BY content HAVING n > 1)"
     )[0]
     calls: dict[str, dict[str, int]] = {}
     for endpoint, status, n in ask("SELECT endpoint, status, n FROM calls WHERE provider = ?"):
@@ -40,40 +49,53 @@ def _provider(connection: Any, provider: Provider) -> dict[str, Any]:
     return {
         "batches": [batch_id for batch_id, _ in batches],
         "running": [batch_id for batch_id, phase in batches if Phase(phase) in LIVE],
-        "rows": {
-            "executed": executed,
-            "charged": sum(part["rows"] for part in by_model.values()),
-            **outcomes,
-        },
-        "tokens": {name: sum(part[name] for part in by_model.values()) for name in _TOKENS},
-        "by_model": by_model,
+        "rows": {"executed": executed, "charged": bill["rows"], **outcomes},
+        "tokens": bill["tokens"],
+        "by_model": bill["by_model"],
+        "ways": {way.value: _bill(line for line in charged if line[0] == way) for way in Way},
         "duplicates": {"contents": contents, "surplus_charges": surplus},
         "calls": {endpoint: sum(statuses.values()) for endpoint, statuses in calls.items()},
         "answers": calls,
     }
 
 
+def _bill(charged: Iterable[Sequence[Any]]) -> dict[str, Any]:
+    """Rows and tokens, in sum and per model, of lines of way, model, rows and tokens."""
+    by_model: dict[str, dict[str, int]] = {}
+    for _, model, rows, *tokens in charged:
+        part = by_model.setdefault(model, dict.fromkeys(("rows", *Usage._fields), 0))
+        for name, count in zip(part, (rows, *tokens), strict=True):
+            part[name] += count
+    return {
+        "rows": sum(part["rows"] for part in by_model.values()),
+        "tokens": {name: sum(part[name] for part in by_model.values()) for name in Usage._fields},
+        "by_model": by_model,
+    }
+
+
 def charges(database: Database, filters: Mapping[str, str]) -> Iterator[bytes]:
-    """The executed rows as JSON lines: all, or those of a `provider`, `batch`, `custom_id` or repeated `content`."""
+    """The answers as JSON lines: all, or by `provider`, `way`, `batch`, `custom_id`, `outcome` or `content`.
+
+    `duplicates` leaves those whose content was charged more than once.
+    """
     where, values = _condition(filters)
-    names = ", ".join(f"c.{name}" for name in Charge._fields)
-    sql = f"SELECT b.provider, b.id, {names} FROM charges c JOIN batches b ON b.seq = c.batch {where}"
+    names = ("provider", "batch", "way", *Charge._fields)
     with closing(open_connection(database.path)) as connection:
-        for provider, batch_id, *fields in connection.execute(sql, values):
-            row = dict(zip(Charge._fields, fields, strict=True))
+        for fields in connection.execute(f"SELECT {', '.join(names)} FROM answers {where}", values):
+            row = dict(zip(names, fields, strict=True))
             row["content"] = row["content"].hex()
-            yield orjson.dumps({"provider": provider, "batch": batch_id, **row}) + b"\n"
+            yield orjson.dumps(row) + b"\n"
 
 
 def _condition(filters: Mapping[str, str]) -> tuple[str, Sequence[Any]]:
-    columns = {"provider": "b.provider", "batch": "b.id", "custom_id": "c.custom_id", "outcome": "c.outcome"}
-    parts = [f"{columns[name]} = ?" for name in filters if name in columns]
-    values: list[Any] = [filters[name] for name in filters if name in columns]
+    known = [name for name in filters if name in ("provider", "way", "batch", "custom_id", "outcome")]
+    parts = [f"{name} = ?" for name in known]
+    values: list[Any] = [filters[name] for name in known]
     if "content" in filters:
-        parts.append("c.content = ?")
+        parts.append("content = ?")
         values.append(bytes.fromhex(filters["content"]))
     if filters.get("duplicates") == "true":
         parts.append(
-            "c.charged AND c.content IN (SELECT content FROM charges WHERE charged GROUP BY content HAVING count(*) > 1)"
+            "charged AND content IN (SELECT content FROM answers WHERE charged GROUP BY content HAVING count(*) > 1)"
         )
     return ("WHERE " + " AND ".join(parts) if parts else ""), values

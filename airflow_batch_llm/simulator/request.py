@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import orjson
 
-_UNPAID = frozenset({"metadata", "labels", "user", "safety_identifier", "prompt_cache_key"})
+_UNASKED = frozenset({"metadata", "labels", "user", "safety_identifier", "prompt_cache_key", "service_tier"})
 
 
 def content_digest(scope: str, body: Mapping[str, Any]) -> bytes:
     """Sixteen bytes that depend on what the request asks, within a vendor's endpoint and model."""
-    if not _UNPAID.isdisjoint(body):
-        body = {key: value for key, value in body.items() if key not in _UNPAID}
+    if not _UNASKED.isdisjoint(body):
+        body = {key: value for key, value in body.items() if key not in _UNASKED}
     text = orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
     return blake2b(text, digest_size=16, key=scope.encode()[:64]).digest()
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import starlette.requests
 from starlette.responses import Response
 
+from airflow_batch_llm.simulator.bodies import parse
 from airflow_batch_llm.simulator.database import Batch, Outcome, Provider, Usage
 from airflow_batch_llm.simulator.request import Answer, Request, RowError
 
@@ -24,6 +25,17 @@ class Refusal(Exception):
         self.code = code
         self.message = message
         self.param = param
+
+
+async def json_object(call: starlette.requests.Request, complaint: str) -> dict[str, Any]:
+    """The body of a call. Raises a refusal with the vendor's complaint if it is not a JSON object."""
+    try:
+        body = parse(await call.body())
+    except ValueError as error:
+        raise Refusal(400, None, complaint) from error
+    if not isinstance(body, dict):
+        raise Refusal(400, None, complaint)
+    return body
 
 
 class Endpoint(NamedTuple):

@@ -9,9 +9,22 @@ from typing import TYPE_CHECKING, Self
 
 from airflow_batch_llm.core.model import BatchStatus
 from airflow_batch_llm.core.printing import printable
-from airflow_batch_llm.core.waiting import Cancel, Check, Headway, Reply, Sleep, Wish, drive, waiting
-from airflow_batch_llm.providers.base import Provider
+from airflow_batch_llm.core.waiting import (
+    Cancel,
+    Check,
+    Headway,
+    Outage,
+    Reply,
+    Sleep,
+    Tell,
+    Watch,
+    Wish,
+    drive,
+    waiting,
+)
+from airflow_batch_llm.providers.steps import no_longer_than
 from airflow_batch_llm.stage.land.finishing import Finished
+from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.run import Pause, Run
 
 if TYPE_CHECKING:
@@ -68,29 +81,47 @@ class Progress:
         self._bars.update(self._bar, total=requests or None, completed=finished)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Waiter:
     """Performs the wishes of the waiting generator with a provider's synchronous client."""
 
-    provider: Provider
+    parts: Parts
     sleep: Callable[[float], None] = time.sleep
     on_check: Callable[[Mapping[str, BatchStatus]], None] | None = None
-    say: Callable[[str], None] | None = None
+    is_talking: bool = False
+    """Whether the log gets a line before each pause."""
+    outage: Outage = field(default_factory=Outage)
+    """Looks in a row that found no provider, so far."""
     headway: Headway = field(default_factory=Headway)
+
+    def noting(self, pause: Pause) -> Watch:
+        """Return what to wait for, after the worker's own look has been counted, too."""
+        if pause.error is not None or pause.watch.batch_ids:
+            self._tell(self.outage.after(pause.error, self.parts.clock()))
+        return replace(pause.watch, outage=self.outage)
+
+    def _tell(self, tell: Tell) -> None:
+        self.outage = tell.outage
+        if tell.message:
+            (self.parts.warn if tell.outage.looks else self.parts.say)(tell.message)
 
     def perform(self, wish: Wish) -> Reply:
         match wish:
-            case Check(batch_ids=batch_ids):
-                seen = self.provider.check(batch_ids)
+            case Check(batch_ids=batch_ids, within=within):
+                with no_longer_than(within):
+                    seen = self.parts.provider.check(batch_ids)
                 self.headway.add(seen)
                 if self.on_check is not None:
                     self.on_check(seen)
                 return seen
-            case Cancel(batch_id=batch_id):
-                self.provider.cancel(batch_id)
+            case Cancel(batch_id=batch_id, within=within):
+                with no_longer_than(within):
+                    self.parts.provider.cancel(batch_id)
+            case Tell():
+                self._tell(wish)
             case Sleep(seconds=seconds):
-                if self.say is not None:
-                    self.say(self.headway.until(time.time(), seconds))
+                if self.is_talking:
+                    self.parts.say(self.headway.until(time.time(), seconds))
                 self.sleep(seconds)
         return None
 
@@ -103,11 +134,13 @@ def complete(
     on_check: Callable[[Mapping[str, BatchStatus]], None] | None = None,
 ) -> Finished:
     """Move the run forward until it is over, waiting in between. `on_check` is shown what each look at batches saw."""
-    waiter = Waiter(provider=run.parts.provider, sleep=sleep, on_check=on_check)
+    parts = run.parts
+    waiter = Waiter(parts=parts, sleep=sleep, on_check=on_check)
     while True:
         state = run.advance()
         if isinstance(state, Finished):
             return state
         if on_pause is not None:
             on_pause(state)
-        drive(waiting(state.watch, run.parts.clock, random.random), waiter.perform)
+        watch = waiter.noting(state)
+        drive(waiting(watch, parts.clock, random.random), waiter.perform)

@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
+from typing import NoReturn
 
 import orjson
 
 from airflow_batch_llm.core.printing import counted, verb
 from airflow_batch_llm.core.settings import Pace, seconds
 from airflow_batch_llm.core.waiting import CANCEL_GRACE_SECONDS, Watch
-from airflow_batch_llm.errors import DeadlinePassed, WarehouseError
+from airflow_batch_llm.errors import DeadlinePassed, ProviderError, Unavailable, WarehouseError
 from airflow_batch_llm.stage.land.finishing import Finished, Finisher
 from airflow_batch_llm.stage.land.followup import FollowUp
 from airflow_batch_llm.stage.parts import Parts
@@ -37,6 +38,8 @@ class Pause:
 
     watch: Watch
     waiting: str
+    error: ProviderError | None = None
+    """Why the batches could not be looked at. None: they were, or there are none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +63,7 @@ class Generation:
             rounds = [self.first]
             while True:
                 current = self._round(rounds[-1], deadline, scratch)
-                still = current.advance()
+                still = self._advanced(current, deadline)
                 if still is not None:
                     self._give_up_late(current, still, deadline)
                     return self._pause(still, rounds, deadline)
@@ -69,6 +72,14 @@ class Generation:
                 if following is None:
                     return finisher.finish(rounds)
                 rounds.append(following)
+
+    def _advanced(self, current: Round, deadline: float) -> Open | None:
+        try:
+            return current.advance()
+        except Unavailable as error:
+            if self.parts.clock() < deadline:
+                raise
+            self._give_up(current, f"the provider cannot be reached: {str(error).rstrip('.')}")
 
     def is_at_provider(self) -> bool:
         """Return whether a batch of any round is running, or may be."""
@@ -101,13 +112,16 @@ class Generation:
         deadline = self.deadline()
         with _scratch(self.parts.spool) as scratch:
             still = step(self._round(self.first, deadline, scratch))
-        if still is None or self._is_late(deadline):  # what is late is for `advance` to say
+        if still is None or self._is_late(deadline, still):  # what is late is for `advance` to say
             return None
         return self._pause(still, [self.first], deadline)
 
-    def _is_late(self, deadline: float) -> bool:
-        """Return whether the deadline has passed, and the time too that cancelled batches get to end."""
-        grace = CANCEL_GRACE_SECONDS if self.pace.cancel_on_timeout else 0.0
+    def _is_late(self, deadline: float, still: Open) -> bool:
+        """Return whether the deadline has passed, and the time too that cancelled batches get to end.
+
+        While the provider cannot be reached nothing can be cancelled, so there is nothing to give time to.
+        """
+        grace = CANCEL_GRACE_SECONDS if self.pace.cancel_on_timeout and still.error is None else 0.0
         return self.parts.clock() >= deadline + grace
 
     def deadline(self) -> float:
@@ -179,13 +193,19 @@ class Generation:
 
     def _give_up_late(self, current: Round, still: Open, deadline: float) -> None:
         """Land what there is, and say so."""
-        if not self._is_late(deadline):
+        if not self._is_late(deadline, still):
             return
-        current.publish()
         ids = ", ".join(still.batch_ids) or "none that is known"
+        if still.error is None:
+            self._give_up(current, f"batches are still running: {ids}")
+        why = str(still.error).rstrip(".")
+        self._give_up(current, f"the provider cannot be reached ({why}). Batches may be running: {ids}")
+
+    def _give_up(self, current: Round, why: str) -> NoReturn:
+        current.publish()
         raise DeadlinePassed(
-            f"The run's time is over and batches are still running: {ids}. What had been answered has landed."
-            " Clear the task to wait on with a new deadline; nothing will be sent twice."
+            f"The run's time is over and {why}. What had been fetched has landed. Clear the task to wait on with a new"
+            " deadline; nothing will be sent twice. To end what is running, use `airflow-batch-llm cancel`."
         )
 
     def _pause(self, still: Open, rounds: Sequence[Plan], deadline: float) -> Pause:
@@ -200,11 +220,12 @@ class Generation:
             shards_wait=still.unsent > 0,
             poll_interval=self.pace.poll_interval,
             cancel_at_deadline=self.pace.cancel_on_timeout,
+            strays=still.strays,
         )
         paid = spent(self.folder, [*_numbers(rounds[:-1]), *still.staged])
         expected = "" if self.first.dollars is None else f" of about ${self.first.dollars:,.4f}"
         said = still.described(rounds[-1], self.parts.clock())
-        return Pause(watch=watch, waiting=f"{said}; ${paid:,.4f}{expected} spent")
+        return Pause(watch=watch, waiting=f"{said}; ${paid:,.4f}{expected} spent", error=still.error)
 
 
 def _numbers(rounds: Iterable[Plan]) -> Iterator[int]:

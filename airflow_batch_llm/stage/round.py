@@ -4,8 +4,9 @@ The order matters. Ended batches free places before new ones are sent, and every
 landed before the round is published in one merge.
 """
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from airflow_batch_llm.core.journal import (
@@ -22,7 +23,9 @@ from airflow_batch_llm.core.journal import (
 )
 from airflow_batch_llm.core.model import BatchStatus
 from airflow_batch_llm.core.printing import counted, share, verb
-from airflow_batch_llm.errors import ProviderError
+from airflow_batch_llm.core.waiting import LAST_LOOK_SECONDS
+from airflow_batch_llm.errors import ProviderError, Unavailable
+from airflow_batch_llm.providers.steps import no_longer_than
 from airflow_batch_llm.stage.land.collecting import Collector
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
@@ -42,10 +45,17 @@ class Open:
     unsent: int
     staged: tuple[int, ...]  # the shards that have landed
     reasons: tuple[str, ...] = ()  # why shards wait that are neither sent nor to be sent now
+    strays: tuple[str, ...] = ()  # recorded ones
+    error: ProviderError | None = None
+    """Why the batches could not be looked at. None: they were."""
 
     def described(self, plan: Plan, now: float) -> str:
         """For people: how many of how many, and why the others wait."""
         shards = len(plan.shards)
+        if self.error is not None:
+            return (
+                f"The provider cannot be reached, so {counted(len(self.batch_ids), 'batch')} may be running"
+            )
         said = [f"{share(len(self.batch_ids), shards, 'batch')} {verb(shards, 'is', 'are')} running"]
         if self.staged:
             said.append(f"{len(self.staged):,} {verb(len(self.staged), 'has', 'have')} landed")
@@ -69,8 +79,12 @@ class Round:
 
     def advance(self) -> Open | None:
         """Do all that can be done now. None: every shard is staged."""
-        trouble, waits = self._note_ends()
-        self._sweep()
+        try:
+            trouble, waits = self._note_ends()
+        except Unavailable as error:
+            return self._unseen(error)
+        with self._hurrying():
+            self._sweep()
         self._land(self._moves())
         moves = self._moves() | self._submit() | waits
         self._land(moves)
@@ -83,10 +97,12 @@ class Round:
 
         Returns None if nothing runs or waits to be sent.
         """
-        running = self._running()
         ended = set()
-        for batch_id, status in self._check(running).items():
-            shard, standing = running[batch_id]
+        try:
+            seen = self._look()
+        except Unavailable as error:
+            return self._unseen(error)
+        for batch_id, (shard, standing, status) in seen.items():
             if status.state.has_results:
                 ended.add(batch_id)
             elif status.state.is_over:
@@ -98,7 +114,7 @@ class Round:
         """Return whether a batch of the round is running, or may be."""
         if any(standing.intent is not None and standing.batch is None for _, standing in self._standings()):
             return True
-        return any(not status.state.is_over for status in self._check(self._running()).values())
+        return any(not status.state.is_over for _, _, status in self._look().values())
 
     def _running(self) -> dict[str, tuple[PlannedShard, Standing]]:
         return {
@@ -107,20 +123,35 @@ class Round:
             if standing.batch is not None and standing.ended is None and standing.staged is None
         }
 
-    def _check(self, batches: Collection[str]) -> Mapping[str, BatchStatus]:
-        return self.parts.provider.check(tuple(batches)) if batches else {}
+    def _look(self) -> dict[str, tuple[PlannedShard, Standing, BatchStatus]]:
+        """Look at what runs. The look may show strays: they are recorded and cancelled at once."""
+        running = self._running()
+        if not running:
+            return {}
+        with self._hurrying():
+            seen = self.parts.provider.check(tuple(running))
+        if self._sweeper.take_twins(running, seen):
+            running = self._running()
+        return {batch_id: (*running[batch_id], seen[batch_id]) for batch_id in running.keys() & seen.keys()}
+
+    def _hurrying(self) -> AbstractContextManager[None]:
+        """Bound the patience with the provider by the run's deadline."""
+        return no_longer_than(max(LAST_LOOK_SECONDS, self.deadline - self.parts.clock()))
+
+    def _unseen(self, error: Unavailable) -> Open | None:
+        """What is waited for while the provider cannot be reached. Nothing is sent, and nothing is concluded."""
+        still = self._open(self._moves())
+        return None if still is None else replace(still, error=error)
 
     def _note_ends(self) -> tuple[list[ProviderError], dict[int, Move]]:
         """Record the batches that have ended. One whose results cannot be fetched does not block the others.
 
         Returns the errors, and what shards wait for whose results are not complete yet.
         """
-        running = self._running()
         trouble: list[ProviderError] = []
         waits: dict[int, Move] = {}
-        for batch_id, status in self._check(running).items():
+        for shard, standing, status in self._look().values():
             if status.state.is_over:
-                shard, standing = running[batch_id]
                 try:
                     wait = self._collector.note_end(shard, standing, status)
                 except ProviderError as error:
@@ -131,17 +162,31 @@ class Round:
         return trouble, waits
 
     def _sweep(self) -> None:
-        """Before a shard lands of which an unrecorded batch may exist: find it, cancel it, keep what it answered."""
-        loose = [
+        """Before shards land: find what may exist of them and is not recorded, cancel it, keep what it answered."""
+        if any(standing.loose for _, standing in self._landing()):
+            self._sweeper.search()
+        spare = {
+            batch_id: (self.plan, shard) for shard, standing in self._landing() for batch_id in standing.spare
+        }
+        for stray in self._sweeper.settle(spare):
+            if stray.state.has_results:
+                self._keep_results(stray.batch_id)
+
+    def _landing(self) -> list[tuple[PlannedShard, Standing]]:
+        return [
             (shard, standing)
             for shard, standing in self._standings()
-            if standing.loose and standing.ended is not None and standing.staged is None
+            if standing.ended is not None and standing.staged is None
         ]
-        if not loose:
-            return
-        for stray in Sweeper(parts=self.parts, folder=self.folder, plan=self.plan).sweep(loose):
-            if stray.state.has_results:
-                self._collector.keep_results(stray.batch_id)
+
+    def _keep_results(self, batch_id: str) -> None:
+        """Keep what a stray has answered. No row depends on it."""
+        try:
+            self._collector.keep_results(batch_id)
+        except ProviderError as error:
+            self.parts.warn(
+                f"The answers of batch {batch_id}, created by mishap, cannot serve: {error.in_full}"
+            )
 
     def _land(self, moves: dict[int, Move]) -> None:
         collector = self._collector
@@ -165,7 +210,8 @@ class Round:
                 if active >= self.places:
                     continue
                 active += 1
-            moved = moves[shard.number] = self._submitter.submit(shard)
+            with self._hurrying():
+                moved = moves[shard.number] = self._submitter.submit(shard)
             if isinstance(moved, Wait) and moved.batch_id:
                 self.parts.say(
                     f"Shard {shard.number}: batch {moved.batch_id} with {counted(shard.requests, 'request')}."
@@ -186,6 +232,7 @@ class Round:
             unsent=unsent,
             staged=tuple(shard.number for shard, standing in standings if standing.staged is not None),
             reasons=tuple(move.reason for move in waits if move.until is not None),
+            strays=tuple(batch_id for _, standing in standings for batch_id in standing.spare),
         )
 
     def publish(self) -> None:
@@ -217,6 +264,10 @@ class Round:
     @property
     def _collector(self) -> Collector:
         return Collector(parts=self.parts, folder=self.folder, plan=self.plan, scratch=self.scratch)
+
+    @property
+    def _sweeper(self) -> Sweeper:
+        return Sweeper(parts=self.parts, folder=self.folder, plans=(self.plan,))
 
     @property
     def _submitter(self) -> Submitter:

@@ -137,7 +137,7 @@ class Bench:
     def search(self, *shards: ShardFile, known: Sequence[str] = ()) -> Search:
         """A search for the batches of these shards, since a minute ago."""
         return Search(
-            run_token=self.run,
+            run_tokens=frozenset({self.run}),
             since=time.time() - 60,
             requests={shard.token: shard.requests for shard in shards},
             known=frozenset(known),

@@ -4,18 +4,33 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
+from math import isinf
 from typing import Any
 
 from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
-from airflow_batch_llm.core.waiting import Cancel, Check, Headway, Reply, Sleep, Watch, Wish, adrive, waiting
-from airflow_batch_llm.errors import BatchLLMError
+from airflow_batch_llm.core.waiting import (
+    Cancel,
+    Check,
+    Headway,
+    Outage,
+    Reply,
+    Sleep,
+    Tell,
+    Watch,
+    Wish,
+    adrive,
+    waiting,
+)
+from airflow_batch_llm.errors import BatchLLMError, Unavailable
 from airflow_batch_llm.hooks.failures import quiet_sdks_here
 from airflow_batch_llm.hooks.llm import llm_provider
 from airflow_batch_llm.providers.base import Provider
+from airflow_batch_llm.providers.steps import no_longer_than
 
 _GIVEN_UP = frozenset({"failed", "success", "skipped", "removed"})
 
@@ -62,6 +77,21 @@ def _is_over(key: TaskKey, *, or_gone: bool) -> bool:
     return len(found) == 1 and found[0] in _GIVEN_UP
 
 
+#: A provider's own limit passes first, and says more. This one holds for those that have none.
+_AFTER_LIMIT_SECONDS = 10.0
+
+
+@asynccontextmanager
+async def _limited(seconds: float) -> AsyncIterator[None]:
+    """End this block after so many seconds, as a provider that does not answer."""
+    try:
+        with no_longer_than(seconds):
+            async with asyncio.timeout(None if isinf(seconds) else seconds + _AFTER_LIMIT_SECONDS):
+                yield
+    except TimeoutError:
+        raise Unavailable("The provider did not answer before the time to look was over.") from None
+
+
 class LLMBatchTrigger(BaseTrigger):
     """Fire once when a worker should look at the run again. The event says no more than that.
 
@@ -84,15 +114,18 @@ class LLMBatchTrigger(BaseTrigger):
         self.model_id = model_id
         self.llm_conn_id = llm_conn_id
         self.llm_hook_params = llm_hook_params
-        self.watch = Watch(**{**watch, "batch_ids": tuple(watch["batch_ids"])})
+        outage = Outage(**watch.get("outage", {}))
+        given = {name: _tuple(value) for name, value in watch.items()}
+        self.watch = Watch(**{**given, "outage": outage})
         self.cancel_on_kill = cancel_on_kill
         self.heirs = tuple(heirs)
         self._headway = Headway.of(self.watch.batch_ids)
+        self._outage = outage
         self._provider: Provider | None = None
         self._fired = False
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        watch = {**asdict(self.watch), "batch_ids": list(self.watch.batch_ids)}
+        watch = {name: _list(value) for name, value in asdict(self.watch).items()}
         return (
             f"{type(self).__module__}.{type(self).__qualname__}",
             {
@@ -112,16 +145,24 @@ class LLMBatchTrigger(BaseTrigger):
         # Nothing slow may follow the event: Airflow would take it for a kill.
         await self.cleanup()
         self._fired = True
-        yield TriggerEvent({"look": True})  # type: ignore[no-untyped-call]
+        # A worker goes on counting the looks that found no provider.
+        found = {"outage": asdict(self._outage)} if self._outage.looks else {}
+        yield TriggerEvent({"look": True, **found})  # type: ignore[no-untyped-call]
 
     async def _perform(self, wish: Wish) -> Reply:
         match wish:
-            case Check(batch_ids=batch_ids):
-                seen = await (await self._connected()).acheck(batch_ids)
+            case Check(batch_ids=batch_ids, within=within):
+                async with _limited(within):
+                    seen = await (await self._connected()).acheck(batch_ids)
                 self._headway.add(seen)
                 return seen
-            case Cancel(batch_id=batch_id):
-                await (await self._connected()).acancel(batch_id)
+            case Cancel(batch_id=batch_id, within=within):
+                async with _limited(within):
+                    await (await self._connected()).acancel(batch_id)
+            case Tell(outage=outage, message=message):
+                self._outage = outage
+                if message:
+                    (self.log.warning if outage.looks else self.log.info)("%s", message)
             case Sleep(seconds=seconds):
                 self.log.info("%s", self._headway.until(time.time(), seconds))
                 await asyncio.sleep(seconds)
@@ -154,3 +195,12 @@ class LLMBatchTrigger(BaseTrigger):
         opened, self._provider = self._provider, None
         if opened is not None:
             await opened.aclose()
+
+
+def _tuple(value: Any) -> Any:
+    """JSON knows lists only."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

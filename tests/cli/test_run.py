@@ -216,3 +216,14 @@ def test_a_mistyped_provider_is_named_before_its_key_is_asked_for(desk: Desk) ->
     assert done.returncode == 2
     assert "No provider is called 'antropic'. Is it 'anthropic'?" in done.stderr
     assert "DESK_KEY" not in done.stderr
+
+
+def test_the_time_of_a_run_ends_while_the_provider_cannot_be_reached(desk: Desk) -> None:
+    desk.write(pace={"poll_interval": 0.1, "timeout": 8})
+    for endpoint in ("retrieve", "list", "cancel"):
+        desk.simulator.fault(provider="anthropic", endpoint=endpoint, kind="drop", times=None)
+
+    done = desk.run()
+
+    assert done.returncode == 1
+    assert "DeadlinePassed: The run's time is over and the provider cannot be reached" in done.stderr

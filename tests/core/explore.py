@@ -23,6 +23,13 @@ SMALL = {
     "pauses beyond the lease, swept meanwhile, not recognisable": Rules(
         attempts=2, tick=240.0, ticks=1, crashes=0, sweeps=1, long_pauses=True, recognisable=False
     ),
+    "creations carried out twice": Rules(attempts=2, tick=240.0, ticks=1, crashes=1, repeats=1),
+    "creations carried out twice, not recognisable": Rules(
+        attempts=2, tick=120.0, ticks=2, crashes=1, repeats=2, recognisable=False
+    ),
+    "creations carried out twice, looked at meanwhile": Rules(
+        attempts=2, together=1, tick=240.0, ticks=1, crashes=1, sweeps=2, repeats=1
+    ),
 }
 LARGE = {
     "two attempts, by the half minute of the lag": Rules(attempts=2, tick=60.0, ticks=5, crashes=1),
@@ -34,6 +41,13 @@ LARGE = {
     ),
     "pauses beyond the lease, swept meanwhile, not recognisable": Rules(
         attempts=2, tick=240.0, ticks=2, crashes=1, sweeps=1, long_pauses=True, recognisable=False
+    ),
+    "creations carried out twice": Rules(attempts=3, tick=120.0, ticks=2, crashes=1, repeats=2),
+    "creations carried out twice, looked at meanwhile": Rules(
+        attempts=2, tick=240.0, ticks=1, crashes=1, sweeps=1, repeats=1
+    ),
+    "creations carried out twice, pauses beyond the lease, looked at meanwhile": Rules(
+        attempts=2, together=1, tick=240.0, ticks=1, crashes=1, sweeps=1, long_pauses=True, repeats=1
     ),
     "three attempts, one after the other, pauses beyond the lease, swept meanwhile": Rules(
         attempts=3, together=1, tick=240.0, ticks=2, crashes=2, sweeps=1, long_pauses=True

@@ -30,7 +30,7 @@ from airflow_batch_llm.core.submission import (
     advance,
     begin,
 )
-from tests.core.sweep_model import Check, forget, sweep_action
+from tests.core.sweep_model import LOOKING, SEARCHING, Check, Look, forget, sweep_action
 
 LEASE, LAG = 120.0, 60.0
 # What an attempt knows of the journal is read anew before it counts again, or its length is all that counts.
@@ -79,16 +79,24 @@ class World:
     batches: tuple[Batch, ...] = ()
     flying: tuple[Flying, ...] = ()
     attempts: tuple[tuple[Attempt, Action] | None, ...] = ()
-    sweep: tuple[Any, ...] | None = None  # the answers that the one at work has had
+    sweep: tuple[Any, ...] | None = None  # how the one at work began, and the answers that it has had
     born: int = 0
     swept: int = 0
     crashes: int = 0
+    repeated: int = 0
 
     @property
     def key(self) -> tuple[object, ...]:
         """Equal for equal worlds, and for no others."""
         parts = (self.journal, self.batches, self.flying, self.sweep, *self.attempts)
-        return (self.now, self.born, self.swept, self.crashes, *(id(one(part)) for part in parts))
+        return (
+            self.now,
+            self.born,
+            self.swept,
+            self.crashes,
+            self.repeated,
+            *(id(one(part)) for part in parts),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +110,7 @@ class Rules:
     crashes: int = 2
     sweeps: int = 0  # beside the attempts, one at a time; the last one, after all is over, comes besides
     long_pauses: bool = False  # a creation may arrive after its lease
+    repeats: int = 0  # so many creations are carried out twice, at once or inside the lease
     recognisable: bool = True
 
 
@@ -133,10 +142,14 @@ def steps(world: World, rules: Rules) -> Iterator[World]:
 
 
 def _sweeping(world: World, rules: Rules) -> Iterator[World]:
-    """A sweep begins with a shard of which something may show up, asks, dies, or is over."""
+    """A sweep begins with a shard that has a batch or of which something may show up, asks, dies, or is over."""
     if world.sweep is None:
-        if world.swept < rules.sweeps and may_be_swept(world):
-            yield swept_on(replace(world, swept=world.swept + 1), (), world.journal)
+        if world.swept < rules.sweeps:
+            begun = replace(world, swept=world.swept + 1)
+            if may_be_swept(world):
+                yield replace(begun, sweep=one(SEARCHING))
+            if rules.recognisable and stand(world.journal).batch is not None:
+                yield replace(begun, sweep=one(LOOKING))
         return
     action = sweep_asks(world.sweep)
     if action is None:
@@ -161,10 +174,10 @@ def may_be_swept(world: World) -> bool:
     return standing.loose or standing.intent is not None
 
 
-_SWEPT: dict[int, Action | Check | None] = {}
+_SWEPT: dict[int, Action | Check | Look | None] = {}
 
 
-def sweep_asks(answers: tuple[Any, ...]) -> Action | Check | None:
+def sweep_asks(answers: tuple[Any, ...]) -> Action | Check | Look | None:
     """What a sweep asks that has had these answers."""
     known = id(one(answers))
     if known not in _SWEPT:
@@ -172,7 +185,7 @@ def sweep_asks(answers: tuple[Any, ...]) -> Action | Check | None:
     return _SWEPT[known]
 
 
-def named(action: Action | Check, world: World) -> Action | Check:
+def named(action: Action | Check | Look, world: World) -> Action | Check | Look:
     """The same action; what it would record is told from all other records."""
     if isinstance(action, Append):
         nonce = f"sweep{world.swept}.{len(world.sweep or ())}"
@@ -208,7 +221,7 @@ def _timeless(attempt: Attempt) -> Attempt:
     return replace(attempt, intent=intent, word=word)
 
 
-def replies(world: World, action: Action | Check, rules: Rules) -> Iterator[tuple[World, Any]]:
+def replies(world: World, action: Action | Check | Look, rules: Rules) -> Iterator[tuple[World, Any]]:
     match action:
         case Read():
             yield world, world.journal
@@ -230,6 +243,10 @@ def replies(world: World, action: Action | Check, rules: Rules) -> Iterator[tupl
         case Check(batch_ids=batch_ids):
             states = tuple((b.id, BatchStatus(state=b.state)) for b in world.batches if b.id in batch_ids)
             yield world, states
+        case Look(batch_id=batch_id):
+            for seen in _listings(world):
+                listed = {batch.id: batch.running for batch in seen}
+                yield world, tuple(b for b in listed if listed[b] and b != batch_id and batch_id in listed)
         case Cancel(batch_id=batch_id):
             batches = tuple(replace(b, running=b.running and b.id != batch_id) for b in world.batches)
             yield replace(world, batches=batches), None
@@ -246,6 +263,19 @@ def _sending(world: World, expires_at: float, rules: Rules) -> Iterator[tuple[Wo
     yield world, Unknown()
     until = float("inf") if rules.long_pauses else expires_at
     yield replace(world, flying=(*world.flying, Flying(name, until))), Unknown()
+    if world.repeated < rules.repeats:
+        yield from _sending_twice(replace(made, repeated=world.repeated + 1), name, expires_at)
+
+
+def _sending_twice(made: World, name: str, expires_at: float) -> Iterator[tuple[World, Answer]]:
+    """A gateway repeats the creation, at once or some time later, and gives one of the answers or none."""
+    other = f"b{len(made.batches) + len(made.flying) + 1}"
+    twice = replace(made, batches=(*made.batches, Batch(other, made.now)))
+    yield twice, Created(batch_id=other)
+    yield twice, Unknown()
+    later = replace(made, flying=(*made.flying, Flying(other, expires_at)))
+    yield later, Created(batch_id=name)
+    yield later, Unknown()
 
 
 def _listings(world: World) -> Iterator[tuple[Batch, ...]]:

@@ -7,7 +7,7 @@ that can make no difference any more are forgotten, so that equal sweeps are see
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from airflow_batch_llm.core.journal import Entry, Kind, Searched, Terms, stand
 from airflow_batch_llm.core.model import BatchState, BatchStatus, Search, Sighting
@@ -26,7 +26,17 @@ class Check:
     batch_ids: tuple[str, ...]
 
 
-SweepAction = Read | Find | Append | Check | Cancel
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Look at the shard's batch by a list. Answer: the ids of others that the list shows running under its token."""
+
+    batch_id: str
+
+
+SweepAction = Read | Find | Append | Check | Look | Cancel
+
+#: How a sweep begins: it searches and cancels what is spare, or it looks at the shard's batch and takes its twins.
+SEARCHING, LOOKING = (("searching",), ("looking",))
 
 
 class _Asks(Exception):
@@ -62,6 +72,9 @@ class _World:
     def check(self, batch_ids: tuple[str, ...]) -> Mapping[str, BatchStatus]:
         return cast("Mapping[str, BatchStatus]", dict(self._ask(Check(batch_ids))))
 
+    def look(self, batch_id: str) -> tuple[str, ...]:
+        return cast("tuple[str, ...]", self._ask(Look(batch_id)))
+
     def cancel(self, batch_id: str) -> None:
         self._ask(Cancel(batch_id=batch_id))
 
@@ -71,6 +84,7 @@ class _Plan:
     """What a sweep wants to know of a plan."""
 
     run_token: str
+    shards: tuple[PlannedShard, ...]
     planned_at: float = 0.0
 
     def token(self, shard: PlannedShard) -> str:
@@ -78,19 +92,20 @@ class _Plan:
 
 
 def sweep_action(answers: Sequence[Any], terms: Terms) -> SweepAction | None:
-    """What a sweep asks when it has had these answers. None: it is over."""
-    world: Any = _World(iter(answers))
+    """What a sweep asks when it has had these answers, the first of which is how it begins. None: it is over."""
+    begins, *rest = answers
+    world: Any = _World(iter(rest))
     provider = SimpleNamespace(name="model", find=world.find, check=world.check, cancel=world.cancel)
     # The register of recorded batches is a help for a provider's listing, of which this world shows all.
     workspace = SimpleNamespace(names=lambda path: (), create=lambda path, data: True)
     parts: Any = SimpleNamespace(
-        provider=provider, workspace=workspace, clock=lambda: 0.0, warn=lambda message: None
+        provider=provider,
+        workspace=workspace,
+        clock=lambda: 0.0,
+        say=lambda message: None,
+        warn=lambda message: None,
     )
-    # Batches are deleted after their run, when no order of events matters any more.
-    folder: Any = SimpleNamespace(
-        journal=world.journal, append=world.append, read_deleted=lambda batch_id: None, run_id="run"
-    )
-    plan: Any = _Plan(run_token=terms.token.rpartition("-")[0])
+    folder: Any = SimpleNamespace(journal=world.journal, append=world.append, run_id="run")
     shard = PlannedShard(
         number=_SHARD,
         requests=terms.requests,
@@ -99,10 +114,20 @@ def sweep_action(answers: Sequence[Any], terms: Terms) -> SweepAction | None:
         requests_sha256="",
         keys_sha256="",
     )
+    plan: Any = _Plan(run_token=terms.token.rpartition("-")[0], shards=(shard,))
     assert plan.token(shard) == terms.token
-    sweeper = Sweeper(parts=parts, folder=folder, plan=plan)
+    sweeper = Sweeper(parts=parts, folder=folder, plans=(plan,))
     try:
-        sweeper.sweep([(shard, stand(folder.journal(_SHARD)))])
+        if begins == SEARCHING[0]:
+            sweeper.search()
+            spare = stand(folder.journal(_SHARD)).spare
+            sweeper.settle(dict.fromkeys(spare, (plan, shard)))
+        else:
+            standing = stand(folder.journal(_SHARD))
+            if standing.batch is not None:
+                batch_id = standing.batch.batch_id
+                seen = {batch_id: BatchStatus(state=BatchState.RUNNING, twins=world.look(batch_id))}
+                sweeper.take_twins({batch_id: (shard, standing)}, seen)
     except _Asks as asks:
         return asks.action
     return None
@@ -110,28 +135,61 @@ def sweep_action(answers: Sequence[Any], terms: Terms) -> SweepAction | None:
 
 def forget(answers: Sequence[Any], terms: Terms) -> tuple[Any, ...]:
     """As short a history as makes a sweep do the same from now on."""
+    begins, *rest = answers
+    if not rest:
+        return (begins,)
+    return (begins, *(_searched(rest, terms) if begins == SEARCHING[0] else _looked(rest)))
+
+
+def _searched(answers: Sequence[Any], terms: Terms) -> tuple[Any, ...]:
+    searched, *rest = answers
+    sightings = [
+        replace(one, state=BatchState.RUNNING) for one in searched.sightings if one.token == terms.token
+    ]
+    if not sightings:  # the spare ones are told, and the rest is about them
+        told = (_submitted(rest[0]), *rest[1:]) if rest else ()
+        return (Searched(at=0.0, sightings=()), *told)
+    part = _recording(sightings[0].batch_id, rest)
+    left, told = (sightings[1:], ()) if part.done else (sightings, part.kept)
+    return (Searched(at=0.0, sightings=tuple(left)), *told)
+
+
+def _looked(answers: Sequence[Any]) -> tuple[Any, ...]:
     journal, *rest = answers
+    own = _submitted(journal)[:1]
     if not rest:
-        return (_submitted(journal),)
-    searched, *rest = rest
-    if not rest:
-        return _to_record(journal, searched.sightings, terms)
-    if not searched.sightings:  # the spare ones are told, and the rest is about them
-        return ((), searched, _submitted(rest[0]), *rest[1:])
-    (read, *appended) = rest
+        return (own,)
+    twins, *rest = rest
+    if not twins:
+        return (own, ())
+    part = _recording(twins[0], rest)
+    after = rest[part.used :]
+    if not part.done or not after:
+        return (own, twins, *part.kept)
+    if twins[0] not in stand(after[0]).spare or len(after) > 1:
+        return (own, twins[1:])
+    return (own, twins, *part.kept, _submitted(after[0]))
+
+
+class _Recording(NamedTuple):
+    """The answers that are about the record of one batch: shortened, whether they are all, and how many they were."""
+
+    kept: tuple[Any, ...]
+    done: bool
+    used: int
+
+
+def _recording(batch_id: str, answers: Sequence[Any]) -> _Recording:
+    if not answers:
+        return _Recording((), done=False, used=0)
+    journal, *appended = answers
+    own = _submitted(journal)
+    if not own or any(entry.batch_id == batch_id for entry in own):
+        return _Recording((own,), done=True, used=1)
     if appended:
-        return ((), replace(searched, sightings=searched.sightings[1:]))
-    return ((), searched, (None,) * len(read))
-
-
-def _to_record(journal: Any, sightings: Sequence[Sighting], terms: Terms) -> tuple[Any, ...]:
-    recorded = {entry.batch_id for entry in journal}
-    new = (
-        replace(one, state=BatchState.RUNNING)
-        for one in sightings
-        if one.token == terms.token and one.batch_id not in recorded
-    )
-    return ((), Searched(at=0.0, sightings=tuple(new)))
+        return _Recording((own[:1], True), done=True, used=2)
+    filler = Entry(kind=Kind.RELEASED, nonce="", at=0.0)  # says nothing about an intent that there is not
+    return _Recording(((*own[:1], *(filler for _ in journal[1:])),), done=False, used=1)
 
 
 def _submitted(journal: Any) -> tuple[Entry, ...]:

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from types import FunctionType
+from pathlib import Path
+from types import FunctionType, SimpleNamespace
+from typing import Any
 
 import orjson
 import pytest
@@ -292,6 +294,26 @@ def test_a_function_is_identified_by_its_name_and_source() -> None:
         "function": f"{__name__}.by_row",
         "source": "def by_row(row: dict[str, object]) -> str:\n    return f\"{row['subject']}!\"\n",
     }
+
+
+def test_the_decorator_that_makes_a_task_is_not_part_of_the_identity(tmp_path: Path) -> None:
+    plain = "def by_row(row):\n    return row['a']\n"
+    of_task = "@setup\n@task.llm_transform(\n    key='a',  # a comment\n    max_rows={rows},\n)\n"
+    logged = "@logged\n"
+
+    def source(text: str) -> str:
+        path = tmp_path / f"m{len(list(tmp_path.iterdir()))}.py"
+        path.write_text(text)
+        names: dict[str, Any] = {"__name__": "m", "setup": lambda f: f, "logged": lambda f: f}
+        names["task"] = SimpleNamespace(llm_transform=lambda **_: lambda f: f)
+        names["llm_transform_task"] = lambda f: f
+        exec(compile(text, path, "exec"), names)
+        return identity(names["by_row"])["source"]
+
+    assert {source(of_task.format(rows=rows) + plain) for rows in (1, 2)} == {plain}
+    assert source("@llm_transform_task\n" + plain) == plain
+    assert source(of_task.format(rows=1) + logged + plain) == logged + plain
+    assert source(logged + plain) == logged + plain
 
 
 def test_the_name_that_airflow_gives_a_dag_file_is_not_part_of_the_identity() -> None:

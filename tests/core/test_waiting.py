@@ -8,12 +8,15 @@ import pytest
 from airflow_batch_llm.core.model import BatchState, BatchStatus
 from airflow_batch_llm.core.waiting import (
     CANCEL_GRACE_SECONDS,
+    LAST_LOOK_SECONDS,
     MIN_WAKE_SECONDS,
     PATIENCE,
     Cancel,
     Check,
+    Outage,
     Reply,
     Sleep,
+    Tell,
     Wake,
     Watch,
     Wish,
@@ -49,6 +52,8 @@ class Provider:
             case Sleep(seconds=seconds):
                 self.now += seconds
             case Cancel(batch_id=batch_id):
+                if self.now < self.broken_until:
+                    raise Unavailable("no answer")
                 self.ends = {**self.ends, batch_id: self.now + 60}
         return None
 
@@ -58,6 +63,9 @@ class Provider:
     def _status(self, batch_id: str) -> BatchStatus:
         over = self.now >= self.ends[batch_id]
         return BatchStatus(state=BatchState.ENDED if over else BatchState.RUNNING)
+
+    def told(self) -> list[Tell]:
+        return [wish for wish in self.wishes if isinstance(wish, Tell)]
 
     def sleeps(self) -> list[float]:
         return [wish.seconds for wish in self.wishes if isinstance(wish, Sleep)]
@@ -136,6 +144,48 @@ def test_a_provider_that_does_not_answer_is_asked_more_and_more_seldom() -> None
     assert len(sleeps) < 10
 
 
+def test_an_outage_is_told_from_the_third_look_on_and_its_end_too() -> None:
+    provider = Provider({"a": 0, "b": 0}, broken_until=1025.0)
+
+    wait(provider, WATCH)
+
+    messages = [tell.message for tell in provider.told()]
+    assert messages[:2] == ["", ""]
+    assert messages[2].startswith(
+        "The provider could not be reached 3 times in a row, since 00:16:40 UTC (12 s): no answer"
+    )
+    assert messages[-1].startswith(
+        "The provider answers again. It could not be reached 3 times in a row, from"
+    )
+    assert [tell.outage.looks for tell in provider.told()] == [1, 2, 3, 0]
+
+
+def test_an_outage_goes_on_over_two_waits_and_wakes_somebody_once() -> None:
+    provider = Provider({"a": 0, "b": 0}, broken_until=NEVER)
+    watch = replace(WATCH, alerts=True, outage=Outage(looks=2, since=900.0))
+
+    assert wait(provider, watch) is Wake.UNREACHABLE
+    (told,) = provider.told()
+    assert (told.outage.looks, told.outage.since) == (3, 900.0)
+
+    provider.wishes.clear()
+    wait(provider, replace(watch, outage=replace(told.outage, alerted=True)))
+    assert len(provider.told()) == PATIENCE
+
+
+@pytest.mark.parametrize("cancel", [True, False])
+def test_the_deadline_ends_an_outage(cancel: bool) -> None:
+    provider = Provider({"a": NEVER, "b": NEVER}, broken_until=NEVER)
+
+    wake = wait(provider, replace(WATCH, deadline=1100.0, cancel_at_deadline=cancel))
+
+    assert (wake, provider.now) == (Wake.DEADLINE, 1100.0)
+    assert sum(isinstance(wish, Cancel) for wish in provider.wishes) == int(cancel)
+    limits = [wish.within for wish in provider.wishes if isinstance(wish, Check)]
+    assert limits[0] == 100.0
+    assert limits[-1] == LAST_LOOK_SECONDS
+
+
 def test_patience_ends_and_no_batch_is_cancelled_for_it() -> None:
     provider = Provider({"a": 0, "b": 0}, broken_until=NEVER)
 
@@ -149,7 +199,9 @@ def test_at_the_deadline_open_batches_are_cancelled_once_and_given_time_to_end()
     watch = replace(WATCH, deadline=2000.0, cancel_at_deadline=True)
 
     assert wait(provider, watch) is Wake.ALL_ENDED
-    assert [wish for wish in provider.wishes if isinstance(wish, Cancel)] == [Cancel(batch_id="a")]
+    assert [wish for wish in provider.wishes if isinstance(wish, Cancel)] == [
+        Cancel(batch_id="a", within=LAST_LOOK_SECONDS)
+    ]
 
 
 def test_a_cancelled_batch_that_does_not_end_is_given_up_after_its_time() -> None:

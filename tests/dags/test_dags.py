@@ -86,6 +86,19 @@ def test_the_second_stage_asks_only_where_the_first_found_something_missing(stan
     assert stand.ask("SELECT ticket_id FROM support.questions ORDER BY 1") == stand.ask(gaps) != []
 
 
+def test_a_function_of_the_row_is_the_prompt_of_each_area(stand: Stand) -> None:
+    done = run_example("prompt_function")
+
+    for index, (area, words) in enumerate(
+        {"app": "crash|error|slow", "money": "invoice|charge|refund"}.items()
+    ):
+        asked = stand.number(
+            f"SELECT count(*) FROM support.tickets WHERE regexp_matches(lower(body), '{words}')"
+        )
+        assert stand.number(f"SELECT count(tone) FROM support.tones_{area}") == asked > 0
+        assert xcom(done, "judge_tone", map_index=index)["outcomes"] == {"succeeded": asked}
+
+
 def test_every_text_gets_an_embedding_of_the_wanted_length(stand: Stand) -> None:
     run_example("embeddings")
 

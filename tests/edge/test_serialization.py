@@ -1,16 +1,22 @@
 """What the scheduler and the API server see of a Dag with our operators."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from airflow.sdk import DAG
 
+from airflow_batch_llm.decorators.llm_transform import llm_transform_task
 from airflow_batch_llm.operators.llm_batch import CollectLLMBatchOperator, SubmitLLMBatchOperator
 from airflow_batch_llm.operators.llm_transform_group import llm_transform_group
 from airflow_batch_llm.sensors.llm_batch import LLMBatchSensor
 from airflow_batch_llm.sensors.pending_rows import PendingRowsSensor
 from tests.edge.serialization import DagSerialization
 from tests.edge.tasks import arguments, transform
+
+
+def by_row(row: Mapping[str, object]) -> str:
+    return f"{row['subject']}"
 
 
 def dag_of_all() -> DAG:
@@ -22,6 +28,9 @@ def dag_of_all() -> DAG:
         LLMBatchSensor(task_id="wait", handle=sent.output)
         CollectLLMBatchOperator(task_id="collect", handle=sent.output)
         llm_transform_group("large", **arguments(task_id=...))
+        by_function = llm_transform_task(**arguments(task_id=..., prompt=..., target=...))(by_row)
+        by_function(target="by_row")
+        by_function.override(task_id="by_rows").expand(target=["a", "b"])
     return dag
 
 
@@ -30,13 +39,25 @@ def test_every_operator_goes_to_the_database_and_back() -> None:
 
     again: Any = DagSerialization.from_dict(json.loads(json.dumps(stored)))
 
+    by_function = {"by_row", "by_rows"}
     group = {f"large.{name}" for name in ("plan", "submit", "drive", "collect", "finish")}
-    assert set(again.task_ids) == {"pending", "label", "mapped", "submit", "wait", "collect", *group}
+    assert set(again.task_ids) == {
+        "pending",
+        "label",
+        "mapped",
+        "submit",
+        "wait",
+        "collect",
+        *group,
+        *by_function,
+    }
     assert again.get_task("large.finish").upstream_task_ids == {"large.plan", "large.collect"}
     assert again.get_task("large.collect").is_mapped
     assert again.get_task("collect").upstream_task_ids == {"submit"}
     assert again.get_task("label").source_table == "tickets"
     assert again.get_task("mapped").is_mapped
+    assert again.get_task("by_row").target == "by_row"
+    assert again.get_task("by_rows").is_mapped
 
 
 def test_a_dag_shows_no_prompt() -> None:

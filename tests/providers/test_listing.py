@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 
@@ -12,10 +12,19 @@ RUNNING = BatchStatus(state=BatchState.RUNNING)
 class Provider:
     """A list of batches, newest first, and how often it was asked for what."""
 
-    def __init__(self, listed: Sequence[str], *, page_size: int, unlisted: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        listed: Sequence[str],
+        *,
+        page_size: int = 100,
+        unlisted: Sequence[str] = (),
+        tokens: Mapping[str, str] | None = None,
+    ) -> None:
         self.listed = list(listed)
         self.known = {*listed, *unlisted}
         self.page_size = page_size
+        self.tokens = tokens
+        self.by_name: set[str] | None = None if tokens is None else set()
         self.pages = 0
         self.singles = 0
 
@@ -25,7 +34,13 @@ class Provider:
         begin = 0 if after is None else self.listed.index(after) + 1
         names = self.listed[begin : begin + self.page_size]
         more = begin + self.page_size < len(self.listed)
-        return Page(statuses=dict.fromkeys(names, RUNNING), after=names[-1] if more else None)
+        if not self.listed:
+            raise Refused("no such path")
+        return Page(
+            statuses=dict.fromkeys(names, RUNNING),
+            after=names[-1] if more else None,
+            tokens={name: token for name, token in (self.tokens or {}).items() if name in names},
+        )
 
     def one(self, batch_id: str) -> Calls[BatchStatus]:
         yield Ask(lambda client: None)
@@ -35,7 +50,7 @@ class Provider:
         return RUNNING
 
     def check(self, batch_ids: Sequence[str]) -> dict[str, BatchStatus]:
-        return drive(look_up(batch_ids, Lookup(page=self.page, one=self.one)), None)
+        return drive(look_up(batch_ids, Lookup(page=self.page, one=self.one, by_name=self.by_name)), None)
 
 
 def ids(begin: int, end: int) -> list[str]:
@@ -74,3 +89,39 @@ def test_batches_far_back_among_those_of_others_cost_at_most_a_tenth_more_than_o
 def test_a_batch_that_cannot_be_looked_at_is_an_error() -> None:
     with pytest.raises(Refused, match="nobody"):
         Provider(ids(0, 3), page_size=100).check(["b1", "nobody"])
+
+
+@pytest.mark.parametrize("asked", [["b1"], ["b1", "b2"]])
+def test_a_list_shows_which_batches_run_under_the_token_of_one_that_is_asked_for(asked: list[str]) -> None:
+    tokens = {"b0": "r1-0001", "b1": "r1-0001", "b2": "r1-0002", "b3": "r2-0001"}  # b4 is being cancelled
+    provider = Provider(ids(0, 5), tokens=tokens)
+
+    found = provider.check(asked)
+
+    assert found["b1"].twins == ("b0",)
+    assert all(found[batch_id].twins == () for batch_id in asked[1:])
+    assert (provider.pages, provider.singles) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("listed", "page_size"),
+    [(ids(0, 5), 2), ([], 2)],  # far back among others; a server without a list
+)
+def test_a_batch_that_the_first_page_does_not_show_is_asked_for_by_name_from_then_on(
+    listed: list[str], page_size: int
+) -> None:
+    provider = Provider(listed, page_size=page_size, unlisted=["b4"], tokens={})
+
+    for _ in range(3):
+        assert provider.check(["b4"]) == {"b4": RUNNING}
+
+    assert (provider.pages, provider.singles) == (1, 3)
+
+
+def test_a_list_that_lags_behind_is_asked_again() -> None:
+    provider = Provider(ids(0, 2), unlisted=["b4"], tokens={})
+
+    for _ in range(3):
+        provider.check(["b4"])
+
+    assert (provider.pages, provider.singles) == (3, 3)

@@ -7,13 +7,16 @@ import pytest
 
 from airflow_batch_llm.errors import Later, ProviderError, Refused, Unavailable
 from airflow_batch_llm.providers.steps import (
+    CALL_TIMEOUT,
     Ask,
     Calls,
     Each,
     Patience,
     Sleep,
     adrive,
+    call_timeout,
     drive,
+    no_longer_than,
     patiently,
 )
 
@@ -103,6 +106,22 @@ def test_pauses_double_up_to_a_bound_and_honour_the_providers_wish(
 def test_a_wish_beyond_the_bound_ends_the_attempt_and_is_handed_on() -> None:
     error = Unavailable("come back tomorrow", retry_after=86_400.0)
     assert Patience(attempts=10, longest=60.0).pause(0, error) is None
+
+
+def test_a_limit_ends_the_patience_of_each_flow_after_its_first_call() -> None:
+    error = Unavailable("busy")
+    client = Script(*[error] * 10)
+
+    def both_sides() -> Calls[list[object]]:
+        patience = Patience(attempts=5, first=0.01)
+        return (yield Each([patiently(lambda client: client.ask(), same, patience) for _ in range(2)]))
+
+    with no_longer_than(0.0):
+        assert drive(both_sides(), client) == [error, error]
+        assert call_timeout() < CALL_TIMEOUT
+
+    assert client.calls == 2
+    assert call_timeout() == CALL_TIMEOUT
 
 
 def test_the_pause_itself_is_a_step_so_that_nothing_but_the_driver_sleeps() -> None:

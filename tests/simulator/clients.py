@@ -7,6 +7,9 @@ from typing import Any
 import anthropic
 import openai
 import orjson
+from google import genai
+from google.genai.types import HttpOptions
+from google.oauth2.credentials import Credentials
 
 from airflow_batch_llm.simulator.handle import Simulator
 
@@ -40,6 +43,17 @@ def anthropic_client(simulator: Simulator, key: str = "any", **options: Any) -> 
 
 def openai_client(simulator: Simulator, key: str = "any") -> openai.OpenAI:
     return _OPEN.enter_context(openai.OpenAI(base_url=simulator.openai_url, api_key=key, max_retries=0))
+
+
+def gemini_client(simulator: Simulator, location: str = "us-central1", version: str = "v1") -> genai.Client:
+    options = HttpOptions(base_url=simulator.url, api_version=version)
+    return genai.Client(
+        vertexai=True,
+        project="my-project",
+        location=location,
+        credentials=Credentials(token="any"),
+        http_options=options,
+    )
 
 
 def message_params(text: str = "My invoice is wrong.", **params: Any) -> dict[str, Any]:

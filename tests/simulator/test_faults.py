@@ -47,6 +47,27 @@ def test_a_creation_whose_connection_drops_takes_effect_or_does_not(
     client.messages.batches.create(requests=anthropic_requests(1))
 
 
+@pytest.mark.parametrize(("effect", "answered"), [("before", 1), ("after", 0)])
+def test_a_creation_that_a_gateway_repeats_is_carried_out_twice_and_answered_once(
+    simulator: Simulator, effect: str, answered: int
+) -> None:
+    simulator.fault(provider="any", endpoint="create", kind="repeat", effect=effect, times=None)
+
+    batch = anthropic_client(simulator).messages.batches.create(requests=anthropic_requests(3))
+    other = openai_batch(openai_client(simulator), [openai_line("a")], metadata={"whose": "ours"})
+
+    ledger = simulator.ledger()
+    assert list(ledger["anthropic"]["batches"])[answered] == batch.id
+    assert list(ledger["openai"]["batches"])[answered] == other.id
+    assert [len(ledger[vendor]["batches"]) for vendor in ("anthropic", "openai")] == [2, 2]
+    assert ledger["anthropic"]["calls"]["create"] == 1
+    listed = openai_client(simulator).batches.list().data
+    assert [each.metadata for each in listed] == 2 * [{"whose": "ours"}]
+    for batch_id in ledger["anthropic"]["batches"]:
+        simulator.finish(batch_id)
+    assert simulator.ledger()["anthropic"]["duplicates"] == {"contents": 3, "surplus_charges": 3}
+
+
 def test_an_sdk_that_retries_a_dropped_creation_buys_twice_and_the_ledger_shows_it(
     simulator: Simulator,
 ) -> None:

@@ -7,17 +7,15 @@ from typing import Any
 import jsonschema
 import orjson
 import pytest
-from google import genai
 from google.api_core import exceptions
 from google.api_core.client_options import ClientOptions
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage as cloud_storage
 from google.cloud.aiplatform_v1 import JobServiceClient, JobState
 from google.genai.types import CreateBatchJobConfig, HttpOptions
-from google.oauth2.credentials import Credentials
 
 from airflow_batch_llm.simulator.handle import Simulator
-from tests.simulator.clients import GEMINI, SCHEMA, jsonl
+from tests.simulator.clients import GEMINI, SCHEMA, gemini_client, jsonl
 from tests.store.servers import BUCKET
 
 PARENT = "projects/my-project/locations/us-central1"
@@ -309,19 +307,11 @@ def test_a_429_is_google_s_own(simulator: Simulator, client: JobServiceClient, b
         started(client, bucket, [row(1)])
 
 
-def gemini(simulator: Simulator, version: str) -> genai.Client:
-    options = HttpOptions(base_url=simulator.url, api_version=version)
-    token = Credentials(token="any")
-    return genai.Client(
-        vertexai=True, project="my-project", location="us-central1", credentials=token, http_options=options
-    )
-
-
 @pytest.mark.parametrize("version", ["v1", "v1beta1"])
 def test_the_gemini_client_is_served_under_both_versions(
     simulator: Simulator, bucket: Any, version: str
 ) -> None:
-    client = gemini(simulator, version)
+    client = gemini_client(simulator, version=version)
     bucket.blob("in.jsonl").upload_from_string(jsonl([row(1)]))
     labels = HttpOptions(extra_body={"labels": {"run": "abc"}})
     config = CreateBatchJobConfig(dest=PREFIX, display_name="d", http_options=labels)
@@ -341,7 +331,7 @@ def test_the_gemini_client_is_served_under_both_versions(
 
 
 async def test_the_asynchronous_gemini_client_is_served(simulator: Simulator, bucket: Any) -> None:
-    client = gemini(simulator, "v1")
+    client = gemini_client(simulator)
     bucket.blob("in.jsonl").upload_from_string(jsonl([row(1)]))
     config = CreateBatchJobConfig(dest=PREFIX, display_name="d")
     created = await client.aio.batches.create(

@@ -3,7 +3,8 @@
 import pytest
 
 from airflow_batch_llm.core.model import Outcome
-from airflow_batch_llm.errors import BatchLLMError, DeadlinePassed
+from airflow_batch_llm.errors import BatchLLMError, DeadlinePassed, Unavailable
+from airflow_batch_llm.providers.steps import no_longer_than
 from airflow_batch_llm.stage.run import Pause
 from tests.stage.world import Bench
 
@@ -151,3 +152,17 @@ def test_no_round_begins_without_time_for_it(openai: Bench) -> None:
 
     assert done.report.rounds == 1
     assert len(openai.world.answers()) == 10
+
+
+def test_a_provider_that_is_silent_does_not_hold_a_look_beyond_its_limit(bench: Bench) -> None:
+    bench.world.make_tickets(2)
+    bench.world.simulator.turn(batch_seconds=3600)
+    paused = bench.advance()
+    assert isinstance(paused, Pause)
+    for endpoint in ("retrieve", "list"):
+        bench.fault(kind="delay", endpoint=endpoint, seconds=30.0, times=None)
+    provider = bench.world.provider()
+
+    with no_longer_than(0.0), pytest.raises(Unavailable):
+        provider.check(paused.watch.batch_ids)
+    provider.close()

@@ -213,7 +213,7 @@ def _sighting(batch: _Listed, search: Search, client: Any) -> Calls[Sighting | N
     if named is None:
         return unsure
     token = named.rpartition("-")[0]
-    if token.rpartition("-")[0] != search.run_token:
+    if not search.is_for(token):
         return None
     return Sighting(batch_id=batch_id, state=status.state, token=token, requests=status.total)
 

@@ -1,6 +1,6 @@
 """The verbs that look at batches, written once: workers and triggers drive the same generators."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import floor
 from typing import Any, NamedTuple, TypeVar
 
@@ -34,6 +34,7 @@ _LIST_LIMIT = 100
 T = TypeVar("T")
 
 _ENDED = frozenset({"completed", "expired", "cancelled"})
+_CANCELLED = frozenset({"cancelling", "cancelled"})
 # A batch that was stopped may leave rows out of both of its files.
 _UNMENTIONED = {"expired": Outcome.EXPIRED, "cancelled": Outcome.CANCELED}
 # A validation failure that is one of time: the same file may be accepted when other batches have ended.
@@ -81,6 +82,13 @@ class _Listed(NamedTuple):
     created_at: float
     metadata: Mapping[str, Any]
     input_file: str
+    cancelled: bool  # somebody has asked for its end
+
+    @property
+    def token(self) -> str | None:
+        """The shard token that its metadata names."""
+        token = self.metadata.get(SHARD_KEY)
+        return token if isinstance(token, str) else None
 
 
 def batch_id(batch: Mapping[str, Any]) -> str:
@@ -92,7 +100,10 @@ def batch_id(batch: Mapping[str, Any]) -> str:
 def _listed(batch: Mapping[str, Any]) -> _Listed:
     metadata = record(batch.get("metadata") or {})
     created_at = float(batch["created_at"])
-    return _Listed(batch_id(batch), status_of(batch), created_at, metadata, text(batch["input_file_id"]))
+    cancelled = batch["status"] in _CANCELLED
+    return _Listed(
+        batch_id(batch), status_of(batch), created_at, metadata, text(batch["input_file_id"]), cancelled
+    )
 
 
 def get(path: str, params: Mapping[str, object], patience: Patience, read: Callable[[Any], T]) -> Calls[T]:
@@ -102,17 +113,25 @@ def get(path: str, params: Mapping[str, object], patience: Patience, read: Calla
     )
 
 
-def check(batch_ids: Sequence[str], patience: Patience) -> Calls[dict[str, BatchStatus]]:
+def check(batch_ids: Sequence[str], patience: Patience, by_name: set[str]) -> Calls[dict[str, BatchStatus]]:
     """The status of each of these batches."""
 
     def page(after: str | None) -> Calls[Page]:
         batches, rest = yield from _list(after, patience)
-        return Page(statuses={batch.batch_id: batch.status for batch in batches}, after=rest)
+        return Page(
+            statuses={batch.batch_id: batch.status for batch in batches},
+            after=rest,
+            tokens={
+                batch.batch_id: batch.token
+                for batch in batches
+                if batch.token is not None and not batch.cancelled
+            },
+        )
 
     def one(batch_id: str) -> Calls[BatchStatus]:
         return (yield from get(f"{BATCHES}/{batch_id}", {}, patience, status_of))
 
-    return look_up(batch_ids, Lookup(page=page, one=one))
+    return look_up(batch_ids, Lookup(page=page, one=one, by_name=by_name))
 
 
 def _list(after: str | None, patience: Patience) -> Calls[tuple[list[_Listed], str | None]]:
@@ -192,8 +211,8 @@ def find(search: Search, *, own_host: bool) -> Calls[list[Sighting]]:
                 return sightings
             if batch.batch_id in search.known:
                 continue
-            token = yield from _token(batch, own_host=own_host)
-            if token is not None and token.rpartition("-")[0] == search.run_token:
+            token = yield from _token(batch, search.requests.values(), own_host=own_host)
+            if token is not None and search.is_for(token):
                 status = batch.status
                 sightings.append(
                     Sighting(batch_id=batch.batch_id, state=status.state, token=token, requests=status.total)
@@ -202,12 +221,11 @@ def find(search: Search, *, own_host: bool) -> Calls[list[Sighting]]:
             return sightings
 
 
-def _token(batch: _Listed, *, own_host: bool) -> Calls[str | None]:
+def _token(batch: _Listed, sizes: Iterable[int], *, own_host: bool) -> Calls[str | None]:
     """The shard token of a batch. A compatible server may drop metadata; then its input file's name tells."""
-    if batch.metadata:
-        token = batch.metadata.get(SHARD_KEY)
-        return token if isinstance(token, str) else None
-    if own_host:
+    if batch.metadata or own_host:
+        return batch.token
+    if batch.status.total not in {None, *sizes}:
         return None
     try:
         name = yield from get(

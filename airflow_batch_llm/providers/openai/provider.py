@@ -51,6 +51,7 @@ class OpenAIProvider:
     def __init__(self, access: Access) -> None:
         self._access = access
         self._clients = Clients(lambda: open_client(access), lambda: open_async_client(access))
+        self._by_name: set[str] = set()
 
     @property
     def host(self) -> str | None:
@@ -95,10 +96,12 @@ class OpenAIProvider:
             return create(client, creation, lease, judged_creation)
 
     def check(self, batch_ids: Sequence[str]) -> Mapping[str, BatchStatus]:
-        return drive(flows.check(batch_ids, WORKER), self._clients.sync)
+        return drive(flows.check(batch_ids, WORKER, self._by_name), self._clients.sync)
 
     async def acheck(self, batch_ids: Sequence[str]) -> Mapping[str, BatchStatus]:
-        return await adrive(flows.check(batch_ids, TRIGGER), await self._clients.asynchronous())
+        return await adrive(
+            flows.check(batch_ids, TRIGGER, self._by_name), await self._clients.asynchronous()
+        )
 
     def cancel(self, batch_id: str) -> None:
         drive(flows.cancel(batch_id, WORKER), self._clients.sync)

@@ -25,13 +25,11 @@ from airflow_batch_llm.providers.incoming import (
     understood,
 )
 from airflow_batch_llm.providers.reach import keep_session
-from airflow_batch_llm.providers.steps import WORKER, drive, patiently
+from airflow_batch_llm.providers.steps import CALL_TIMEOUT, WORKER, call_timeout, drive, patiently
 from airflow_batch_llm.providers.vertex.errors import judge, judge_creation, needing_extra
 from airflow_batch_llm.providers.vertex.jobs import Job, Page, is_name, model_path
 from airflow_batch_llm.providers.vertex.lines import generate_content
 from airflow_batch_llm.providers.vertex.storage import Place
-
-_TIMEOUT_SECONDS = 60.0
 
 
 class TokenCounter:
@@ -68,7 +66,7 @@ class TokenCounter:
         request = CountTokensRequest.from_json(orjson.dumps(body), ignore_unknown_fields=True)
         return drive(
             patiently(
-                lambda client: client.count_tokens(request, retry=None, timeout=_TIMEOUT_SECONDS),
+                lambda client: client.count_tokens(request, retry=None, timeout=call_timeout()),
                 judge,
                 WORKER,
                 lambda answer: int(answer.total_tokens),
@@ -160,7 +158,7 @@ class Jobs:
 
     def get(self, name: str) -> Job:
         with _parsed():
-            told = self._client.get_batch_prediction_job(name=name, retry=None, timeout=_TIMEOUT_SECONDS)
+            told = self._client.get_batch_prediction_job(name=name, retry=None, timeout=call_timeout())
             return _asked_for(name, _job(told))
 
     def page(self, listed: str, token: str) -> Page:
@@ -172,16 +170,16 @@ class Jobs:
             "read_mask": {"paths": list(_FIELDS)},
         }
         with _parsed():
-            pager = self._client.list_batch_prediction_jobs(request, retry=None, timeout=_TIMEOUT_SECONDS)
+            pager = self._client.list_batch_prediction_jobs(request, retry=None, timeout=call_timeout())
             page = next(iter(pager.pages))
             return Page(jobs=tuple(map(_job, page.batch_prediction_jobs)), next_token=page.next_page_token)
 
     def cancel(self, name: str) -> None:
-        self._client.cancel_batch_prediction_job(name=name, retry=None, timeout=_TIMEOUT_SECONDS)
+        self._client.cancel_batch_prediction_job(name=name, retry=None, timeout=call_timeout())
 
     def delete(self, name: str) -> None:
         """Begin to delete an ended job. Nobody waits until Vertex has done it."""
-        self._client.delete_batch_prediction_job(name=name, retry=None, timeout=_TIMEOUT_SECONDS)
+        self._client.delete_batch_prediction_job(name=name, retry=None, timeout=call_timeout())
 
     def create(self, job: Mapping[str, Any], lease: Lease) -> str:
         """Create a job inside the lease and return its name. To be used with a client of its own."""
@@ -243,7 +241,7 @@ class AsyncJobs:
         options = types.HttpOptions(
             base_url=place.base_url,
             api_version="v1",
-            timeout=int(_TIMEOUT_SECONDS * 1000),
+            timeout=int(CALL_TIMEOUT * 1000),
             retry_options=types.HttpRetryOptions(attempts=1),
             **own,
         )
@@ -342,6 +340,7 @@ def _genai_job(told: Any) -> Job:
     return Job(
         name=text(told.name),
         state=told.state.name if told.state else "",
+        display_name=told.display_name or "",
         succeeded=(stats.successful_count or 0) if stats else None,
         failed=(stats.failed_count or 0) if stats else None,
         incomplete=(stats.incomplete_count or 0) if stats else None,

@@ -48,12 +48,16 @@ class _End(StrEnum):
     FAILED = "JOB_STATE_FAILED"
 
 
+_CANCELLED = frozenset({"JOB_STATE_CANCELLING", _End.CANCELLED})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One batch prediction job. Counts are None where Vertex does not tell."""
 
     name: str
     state: str
+    display_name: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     succeeded: int | None = None
     failed: int | None = None
@@ -63,6 +67,11 @@ class Job:
     output: str | None = None  # the folder below which the answers lie
     upload: str = ""  # the URI of the request file, where a look at one job tells
     ran_seconds: float = 0.0  # of a job that has run and ended
+
+    @property
+    def token(self) -> str | None:
+        """The shard token. Its display name is the same, and tells where a client leaves the labels out."""
+        return self.labels.get(SHARD_LABEL) or self.display_name or None
 
     @property
     def end(self) -> _End | None:
@@ -158,7 +167,8 @@ def labels(token: str) -> dict[str, str]:
 def search_filter(search: Search) -> str:
     """The listing filter for the jobs of a run."""
     since = datetime.fromtimestamp(search.since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return f'labels.{RUN_LABEL}="{search.run_token}" AND create_time>="{since}"'
+    runs = " OR ".join(f'labels.{RUN_LABEL}="{token}"' for token in sorted(search.run_tokens))
+    return f'({runs}) AND create_time>="{since}"'
 
 
 def sighting(job: Job) -> Sighting:
@@ -166,7 +176,7 @@ def sighting(job: Job) -> Sighting:
     return Sighting(
         batch_id=job.name,
         state=_state(job),
-        token=job.labels.get(SHARD_LABEL),
+        token=job.token,
         requests=job.total,
     )
 
@@ -194,17 +204,22 @@ def model_path(model: str) -> str:
 _LISTED = timedelta(hours=120)
 
 
-def check(names: Sequence[str], now: float, patience: Patience) -> Calls[Mapping[str, BatchStatus]]:
-    """The status of many jobs: by listing while that is fewer calls, the rest one by one."""
+def check(
+    names: Sequence[str], now: float, patience: Patience, by_name: set[str]
+) -> Calls[Mapping[str, BatchStatus]]:
+    """The status of many jobs: by listing while that is no more calls, the rest one by one."""
     since = (datetime.fromtimestamp(now, UTC) - _LISTED).strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def page(after: str | None) -> Calls[listing.Page]:
         told = yield from _page(f'{OURS} AND create_time>="{since}"', after or "", patience)
         return listing.Page(
-            statuses={job.name: status(job) for job in told.jobs}, after=told.next_token or None
+            statuses={job.name: status(job) for job in told.jobs},
+            after=told.next_token or None,
+            tokens={job.name: job.token for job in told.jobs if job.token and job.state not in _CANCELLED},
         )
 
-    return (yield from look_up(names, Lookup(page=page, one=lambda name: _look(name, patience))))
+    lookup = Lookup(page=page, one=lambda name: _look(name, patience), by_name=by_name)
+    return (yield from look_up(names, lookup))
 
 
 def cancel(name: str, patience: Patience) -> Calls[None]:

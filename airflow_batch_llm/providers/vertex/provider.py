@@ -47,6 +47,7 @@ class VertexProvider:
         self._access = access
         self._place = Place.of(access)
         self._opening = threading.RLock()
+        self._by_name: set[str] = set()
         self._jobs: Jobs | None = None
         self._staging: Staging | None = None
         self._counter: TokenCounter | None = None
@@ -87,7 +88,7 @@ class VertexProvider:
             client.close()
 
     def check(self, batch_ids: Sequence[str]) -> Mapping[str, BatchStatus]:
-        return drive(flows.check(batch_ids, time.time(), WORKER), self._open_jobs())
+        return drive(flows.check(batch_ids, time.time(), WORKER, self._by_name), self._open_jobs())
 
     def cancel(self, batch_id: str) -> None:
         drive(flows.cancel(batch_id, WORKER), self._open_jobs())
@@ -160,7 +161,9 @@ class VertexProvider:
         self._jobs = self._staging = self._counter = None
 
     async def acheck(self, batch_ids: Sequence[str]) -> Mapping[str, BatchStatus]:
-        return await adrive(flows.check(batch_ids, time.time(), TRIGGER), await self._open_async_jobs())
+        return await adrive(
+            flows.check(batch_ids, time.time(), TRIGGER, self._by_name), await self._open_async_jobs()
+        )
 
     async def acancel(self, batch_id: str) -> None:
         await adrive(flows.cancel(batch_id, TRIGGER), await self._open_async_jobs())

@@ -1,4 +1,4 @@
-"""Anthropic's Message Batches, Messages and token counting over HTTP.
+"""Anthropic's Message Batches over HTTP.
 
 A creation's body is split while it arrives; only what the vendor checks at once (the custom_ids) is checked here.
 """
@@ -8,17 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
-import anyio.to_thread
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from airflow_batch_llm.simulator.anthropic import rows as anthropic_rows
-from airflow_batch_llm.simulator.anthropic.rows import ERROR_TYPES, RESULTS, VERSIONS, AnthropicRows
-from airflow_batch_llm.simulator.bodies import MEGABYTE, ArraySplitter, BodyError, Element, file_chunks, parse
+from airflow_batch_llm.simulator.anthropic.realtime import AnthropicRealTime, version_of
+from airflow_batch_llm.simulator.anthropic.rows import ERROR_TYPES, RESULTS, AnthropicRows
+from airflow_batch_llm.simulator.bodies import MEGABYTE, ArraySplitter, BodyError, Element, file_chunks
 from airflow_batch_llm.simulator.database import Batch, Phase, Provider
-from airflow_batch_llm.simulator.execution import INPUT, settled
+from airflow_batch_llm.simulator.execution import INPUT
 from airflow_batch_llm.simulator.knobs import rfc3339
-from airflow_batch_llm.simulator.request import content_digest
 from airflow_batch_llm.simulator.vendor import Endpoint, Prepared, Refusal, Tally
 from airflow_batch_llm.simulator.world import World
 
@@ -38,6 +36,7 @@ class Anthropic:
 
     def __init__(self, world: World) -> None:
         self._world = world
+        self._realtime = AnthropicRealTime(world)
 
     def endpoints(self) -> Sequence[Endpoint]:
         base = "/v1/messages/batches"
@@ -48,8 +47,7 @@ class Anthropic:
             Endpoint("POST", base + "/{id}/cancel", "cancel", self.cancel),
             Endpoint("DELETE", base + "/{id}", "delete", self.delete),
             Endpoint("GET", base + "/{id}/results", "results", self.results),
-            Endpoint("POST", "/v1/messages", "messages", self.messages),
-            Endpoint("POST", "/v1/messages/count_tokens", "count_tokens", self.count_tokens),
+            *self._realtime.endpoints(),
         )
 
     def error(self, refusal: Refusal) -> Response:
@@ -63,7 +61,7 @@ class Anthropic:
     # -- batches -------------------------------------------------------------------------------------------------
 
     async def create(self, request: Request) -> Response:
-        version = _version(request)
+        version = version_of(request)
         path = self._world.scratch()
         try:
             with _Incoming(path) as incoming:
@@ -173,27 +171,6 @@ class Anthropic:
         (self._world.folder(batch.id) / f"{RESULTS}.jsonl").touch()
         return {}
 
-    # -- one message at a time -----------------------------------------------------------------------------------
-
-    async def messages(self, request: Request) -> Response:
-        params = await _params(request)
-        if error := anthropic_rows.problem(params, _version(request)):
-            raise Refusal(error.status, error.code, error.message)
-        asked = anthropic_rows.as_request(params, "", content_digest(self.provider, params))
-        (answer,) = await anyio.to_thread.run_sync(self._world.responder.answer_all, [asked])
-        if answer.error:
-            raise Refusal(answer.error.status, answer.error.code, answer.error.message)
-        answer = settled(asked, answer)
-        usage = anthropic_rows.usage_of(asked, answer, self._world.knobs)
-        return JSONResponse(anthropic_rows.message(asked, answer, usage))
-
-    async def count_tokens(self, request: Request) -> Response:
-        params = await _params(request)
-        if error := anthropic_rows.problem(params, _version(request), counting=True):
-            raise Refusal(error.status, error.code, error.message)
-        asked = anthropic_rows.as_request(params, "", content_digest(self.provider, params))
-        return JSONResponse({"input_tokens": asked.input_tokens})
-
 
 class _Incoming:
     """The requests of a creation as they arrive: checked, and written one to a line."""
@@ -250,26 +227,9 @@ class _Incoming:
         self._file.write(element.line + b"\n")
 
 
-def _version(request: Request) -> str:
-    version = request.headers.get("anthropic-version")
-    if version not in VERSIONS:
-        raise Refusal(400, None, "anthropic-version: header is required and must be a known version")
-    return version
-
-
 def _limit(given: str | None) -> int:
     if given is None:
         return 20
     if not given.isdigit() or not 1 <= int(given) <= 1000:
         raise Refusal(400, None, "limit: Input should be from 1 to 1000")
     return int(given)
-
-
-async def _params(request: Request) -> dict[str, Any]:
-    try:
-        params = parse(await request.body())
-    except ValueError as error:
-        raise Refusal(400, None, "the body is not JSON") from error
-    if not isinstance(params, dict):
-        raise Refusal(400, None, "the body is not a JSON object")
-    return params

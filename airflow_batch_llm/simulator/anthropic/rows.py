@@ -41,6 +41,7 @@ ERROR_TYPES = {
 }
 _STOPS = {Stop.END: "end_turn", Stop.LENGTH: "max_tokens", Stop.REFUSED: "refusal", Stop.FILTERED: "refusal"}
 _REMOVED = ("temperature", "top_p", "top_k", "output_format")
+_TIERS = ("auto", "standard_only")
 _BATCH_REFUSED = ("speed", "store", "previous_thread_event_id", "cache_hint", "context_hint")
 _MOST_TOKENS = 300_000
 
@@ -115,6 +116,8 @@ def problem(params: dict[str, Any], version: str, *, counting: bool = False) -> 
             or not part.get("content")
         ):
             return _invalid(f"messages.{number}: a role and non-empty content are required")
+    if params.get("service_tier", "auto") not in _TIERS:
+        return _invalid("service_tier: Input should be 'auto' or 'standard_only'")
     if version == NEWEST_VERSION:
         for name in _REMOVED:
             if name in params:

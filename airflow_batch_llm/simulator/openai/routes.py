@@ -1,4 +1,4 @@
-"""OpenAI's batches, responses, chat completions, embeddings and token counting over HTTP."""
+"""OpenAI's batches over HTTP."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,15 +7,12 @@ import anyio.to_thread
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from airflow_batch_llm.simulator.bodies import parse
 from airflow_batch_llm.simulator.database import Batch, Outcome, Phase, Provider
-from airflow_batch_llm.simulator.execution import INPUT, settled
+from airflow_batch_llm.simulator.execution import INPUT
 from airflow_batch_llm.simulator.faults import BatchFault, batch_fault
 from airflow_batch_llm.simulator.knobs import unix
-from airflow_batch_llm.simulator.openai import answers as openai_answers
-from airflow_batch_llm.simulator.openai import rows as openai_rows
-from airflow_batch_llm.simulator.openai.answers import CHAT, EMBEDDINGS, RESPONSES
 from airflow_batch_llm.simulator.openai.files import MONTH, OpenAIFiles, in_range, paged
+from airflow_batch_llm.simulator.openai.realtime import NO_JSON, OpenAIRealTime
 from airflow_batch_llm.simulator.openai.rows import (
     ENDPOINTS,
     ERRORS,
@@ -25,8 +22,8 @@ from airflow_batch_llm.simulator.openai.rows import (
     check_file,
     error_body,
 )
-from airflow_batch_llm.simulator.request import RowError, content_digest
-from airflow_batch_llm.simulator.vendor import Endpoint, Prepared, Refusal, Rejected, Tally
+from airflow_batch_llm.simulator.request import RowError
+from airflow_batch_llm.simulator.vendor import Endpoint, Prepared, Refusal, Rejected, Tally, json_object
 from airflow_batch_llm.simulator.world import World
 
 _DAY = 86_400.0
@@ -50,6 +47,7 @@ class OpenAI:
     def __init__(self, world: World) -> None:
         self._world = world
         self._files = OpenAIFiles(world)
+        self._realtime = OpenAIRealTime(world)
 
     def endpoints(self) -> Sequence[Endpoint]:
         return (
@@ -58,10 +56,7 @@ class OpenAI:
             Endpoint("GET", "/v1/batches", "list", self.list_batches, about_state=True),
             Endpoint("GET", "/v1/batches/{id}", "retrieve", self.retrieve, about_state=True),
             Endpoint("POST", "/v1/batches/{id}/cancel", "cancel", self.cancel),
-            Endpoint("POST", CHAT, "chat", self.answer),
-            Endpoint("POST", RESPONSES, "responses", self.answer),
-            Endpoint("POST", EMBEDDINGS, "embeddings", self.answer),
-            Endpoint("POST", "/v1/responses/input_tokens", "input_tokens", self.input_tokens),
+            *self._realtime.endpoints(),
         )
 
     def error(self, refusal: Refusal) -> Response:
@@ -71,7 +66,7 @@ class OpenAI:
     # -- batches -------------------------------------------------------------------------------------------------
 
     async def create(self, request: Request) -> Response:
-        body = await _body(request)
+        body = await json_object(request, NO_JSON)
         for name in ("input_file_id", "endpoint", "completion_window"):
             if not body.get(name):
                 raise Refusal(
@@ -183,25 +178,6 @@ class OpenAI:
                 facts[name] = self._files.keep(path, filename, "batch_output", lifetime).id
         return facts
 
-    # -- one request at a time -----------------------------------------------------------------------------------
-
-    async def answer(self, request: Request) -> Response:
-        body = await _body(request)
-        endpoint = request.url.path
-        if error := openai_rows.problem(endpoint, body):
-            raise Refusal(error.status, error.code, error.message, param=error.param)
-        asked = openai_rows.as_request(endpoint, body, "", content_digest(self.provider, body))
-        (answer,) = await anyio.to_thread.run_sync(self._world.responder.answer_all, [asked])
-        if answer.error:
-            raise Refusal(answer.error.status, answer.error.code, answer.error.message)
-        answer = settled(asked, answer)
-        usage = openai_answers.usage_of(asked, answer, self._world.knobs)
-        return JSONResponse(openai_answers.body_of(asked, answer, usage))
-
-    async def input_tokens(self, request: Request) -> Response:
-        asked = openai_rows.as_request(RESPONSES, {"model": "", **await _body(request)}, "", b"\0" * 8)
-        return JSONResponse({"object": "response.input_tokens", "input_tokens": asked.input_tokens})
-
 
 def _rejected(bad: BadInput) -> Rejected:
     return Rejected(facts={"errors": [bad.entry]})
@@ -273,13 +249,3 @@ def _wire(batch: Batch) -> dict[str, Any]:
         },
         "metadata": facts["metadata"],
     }
-
-
-async def _body(request: Request) -> dict[str, Any]:
-    try:
-        body = parse(await request.body())
-    except ValueError as error:
-        raise Refusal(400, None, "We could not parse the JSON body of your request.") from error
-    if not isinstance(body, dict):
-        raise Refusal(400, None, "The body must be a JSON object.")
-    return body

@@ -1,4 +1,4 @@
-"""Vertex's batch prediction jobs, generateContent and countTokens over REST, at /v1 and /v1beta1.
+"""Vertex's batch prediction jobs over REST, at /v1 and /v1beta1.
 
 A job is created without a look at its input: a bad file fails the job some time later. Names hold the project's
 number, whatever the project is called.
@@ -8,22 +8,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
-import anyio.to_thread
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from airflow_batch_llm.simulator.bodies import parse
 from airflow_batch_llm.simulator.database import LIVE, Batch, Phase, Provider
-from airflow_batch_llm.simulator.execution import settled
 from airflow_batch_llm.simulator.faults import BatchFault, batch_fault
 from airflow_batch_llm.simulator.knobs import rfc3339
-from airflow_batch_llm.simulator.request import Request as Asked
-from airflow_batch_llm.simulator.request import content_digest
-from airflow_batch_llm.simulator.vendor import Endpoint, Prepared, Refusal, Rejected, Tally
-from airflow_batch_llm.simulator.vertex import rows as vertex_rows
+from airflow_batch_llm.simulator.vendor import Endpoint, Prepared, Refusal, Rejected, Tally, json_object
 from airflow_batch_llm.simulator.vertex.bucket import JsonApiBucket, StorageError
 from airflow_batch_llm.simulator.vertex.filter import FilterError, Test, compile_filter
 from airflow_batch_llm.simulator.vertex.jobs import bring, deliver, job_facts, job_wire
+from airflow_batch_llm.simulator.vertex.realtime import NO_JSON, VertexRealTime
 from airflow_batch_llm.simulator.vertex.rows import STATUSES, VertexRows
 from airflow_batch_llm.simulator.world import World
 
@@ -31,7 +26,6 @@ _QUEUE_SECONDS = 72 * 3600.0
 _RUN_SECONDS = 24 * 3600.0
 _INTERNAL = 13  # the code of a job that fails through no fault of its file
 _JOBS = "/projects/{project}/locations/{location}/batchPredictionJobs"
-_MODEL = "/projects/{project}/locations/{location}/publishers/google/models/{model}"
 
 
 class Vertex:
@@ -43,20 +37,20 @@ class Vertex:
     def __init__(self, world: World) -> None:
         self._world = world
         self._bucket = JsonApiBucket(world.settings.storage_url)
+        self._realtime = VertexRealTime(world)
 
     def endpoints(self) -> Sequence[Endpoint]:
         return [endpoint for version in ("/v1", "/v1beta1") for endpoint in self._versioned(version)]
 
     def _versioned(self, version: str) -> Sequence[Endpoint]:
-        jobs, model = version + _JOBS, version + _MODEL
+        jobs = version + _JOBS
         return (
             Endpoint("POST", jobs, "create", self.create),
             Endpoint("GET", jobs, "list", self.list_jobs, about_state=True),
             Endpoint("GET", jobs + "/{id}", "retrieve", self.retrieve, about_state=True),
             Endpoint("POST", jobs + "/{id}:cancel", "cancel", self.cancel),
             Endpoint("DELETE", jobs + "/{id}", "delete", self.delete),
-            Endpoint("POST", model + ":generateContent", "generate", self.generate),
-            Endpoint("POST", model + ":countTokens", "count_tokens", self.count_tokens),
+            *self._realtime.endpoints(version),
         )
 
     def error(self, refusal: Refusal) -> Response:
@@ -67,7 +61,7 @@ class Vertex:
     # -- jobs ----------------------------------------------------------------------------------------------------
 
     async def create(self, request: Request) -> Response:
-        facts = job_facts(await _body(request))
+        facts = job_facts(await json_object(request, NO_JSON))
         project, location = _parent(request)
         facts |= {"window": _QUEUE_SECONDS, "project": project, "location": location}
         number = self._world.database.next_batch_number()
@@ -160,33 +154,6 @@ class Vertex:
             return Rejected(facts={**written, "error": {"code": _INTERNAL, "message": message}})
         return written
 
-    # -- one request at a time -----------------------------------------------------------------------------------
-
-    async def generate(self, request: Request) -> Response:
-        body = await _body(request)
-        if error := vertex_rows.problem(body):
-            raise Refusal(error.status, None, error.message)
-        asked = _asked(request, body)
-        (answer,) = await anyio.to_thread.run_sync(self._world.responder.answer_all, [asked])
-        if answer.error:
-            raise Refusal(answer.error.status, None, answer.error.message)
-        answer = settled(asked, answer)
-        usage = vertex_rows.usage_of(asked, answer, self._world.knobs)
-        return JSONResponse(vertex_rows.response_of(asked, answer, usage))
-
-    async def count_tokens(self, request: Request) -> Response:
-        body = await _body(request)
-        if error := vertex_rows.problem(body):
-            raise Refusal(error.status, None, error.message)
-        return JSONResponse({"totalTokens": _asked(request, body).input_tokens})
-
-
-def _asked(call: Request, body: dict[str, Any]) -> Asked:
-    model = call.path_params["model"]
-    if "no-such" in model:
-        raise Refusal(404, None, f"Publisher model {model} was not found.")
-    return vertex_rows.as_request(model, body, "", content_digest(f"{Provider.VERTEX}{model}", body))
-
 
 def _parent(request: Request) -> tuple[str, str]:
     """The project's number and the location."""
@@ -195,13 +162,3 @@ def _parent(request: Request) -> tuple[str, str]:
         digest = blake2b(project.encode(), digest_size=5).digest()
         project = str(100_000_000_000 + int.from_bytes(digest) % 900_000_000_000)
     return project, request.path_params["location"]
-
-
-async def _body(request: Request) -> dict[str, Any]:
-    try:
-        body = parse(await request.body())
-    except ValueError as error:
-        raise Refusal(400, None, "Invalid JSON payload received.") from error
-    if not isinstance(body, dict):
-        raise Refusal(400, None, "Invalid JSON payload received.")
-    return body

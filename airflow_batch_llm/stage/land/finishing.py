@@ -15,10 +15,10 @@ import orjson
 
 from airflow_batch_llm.core.journal import Standing
 from airflow_batch_llm.core.model import Outcome
-from airflow_batch_llm.core.printing import counted, share
+from airflow_batch_llm.core.printing import counted, share, verb
 from airflow_batch_llm.core.report import Provenance, Report, gate, miscount
 from airflow_batch_llm.core.selection import Reason
-from airflow_batch_llm.errors import InputError, ProviderError, QualityGateFailed
+from airflow_batch_llm.errors import InputError, ProviderError, QualityGateFailed, Refused
 from airflow_batch_llm.stage.land.collecting import Collector
 from airflow_batch_llm.stage.land.deleting import VendorCopies
 from airflow_batch_llm.stage.parts import Parts
@@ -27,10 +27,13 @@ from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.records.registers import Registers
 from airflow_batch_llm.stage.records.standings import Landed, read_landed, read_rounds, read_standings
 from airflow_batch_llm.stage.round import Round
-from airflow_batch_llm.stage.send.sweeping import read_strays, reported, sweep_ended
+from airflow_batch_llm.stage.send.sweeping import is_loose, read_strays, reported, sweep_ended
 
 #: The number of different reasons for refusals in the verdict.
 _REFUSALS = 2
+
+#: So many batches that were created twice are named.
+_TOLD_STRAYS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +80,10 @@ class Finisher:
     def finish(self, rounds: Sequence[Plan]) -> Finished:
         """Add up, judge, and store the report; the stored one counts."""
         landed = [[read_landed(self.folder, shard.number) for shard in plan.shards] for plan in rounds]
-        self._sweep()
+        may_show_up = self._sweep()
         shards = [one for plan in rounds for one in read_standings(self.folder, plan)]
+        if may_show_up or is_loose(shards):
+            Registers(workspace=self.parts.workspace).add_loose(self.first.provider, self.folder)
         strays = read_strays(self.folder, shards)
         report = replace(_summed(self.first, landed) + reported(strays), estimate=self.first.forecast())
         samples = [key for one in landed[-1] for key in one.samples]
@@ -95,6 +100,7 @@ class Finisher:
             "about": _fields(about),
             "strays": [stray.batch_id for stray in strays],
         }
+        self._tell_of_strays(shards, report)
         self.folder.create_report(orjson.dumps(stored))
         if problem := miscount(report):  # said after the report is stored: the answers have landed
             warnings.warn(
@@ -117,15 +123,33 @@ class Finisher:
         VendorCopies(parts=self.parts, folder=self.folder, first=self.first).delete()
         return stored
 
-    def _sweep(self) -> None:
-        """Once more, for what a frozen process may have sent since its shard landed."""
+    def _sweep(self) -> bool:
+        """Once in each run, for what a gateway may have created twice, or a frozen process after its shard landed.
+
+        Returns whether the next run is to look again.
+        """
         try:
-            loose = sweep_ended(self.parts, self.folder)
-        except ProviderError as error:  # the next run will
-            self.parts.warn(f"Batches that should not be there could not be looked for: {error.in_full}")
-            loose = True
-        if loose:
-            Registers(workspace=self.parts.workspace).add_loose(self.first.provider, self.folder)
+            return sweep_ended(self.parts, self.folder)
+        except ProviderError as error:
+            self.parts.warn(f"Batches that were created twice could not be looked for: {error.in_full}")
+            return not isinstance(
+                error, Refused
+            )  # who has no list of batches will have none for the next run
+
+    def _tell_of_strays(self, shards: Sequence[tuple[PlannedShard, Standing]], report: Report) -> None:
+        """Say once what was created twice, and where to look for the cause."""
+        strays = [(shard, batch_id) for shard, standing in shards for batch_id in standing.spare]
+        if not strays:
+            return
+        batches, requests = len(strays), sum(shard.requests for shard, _ in strays)
+        host = self.parts.provider.host or "the provider"
+        self.parts.warn(
+            f"{counted(batches, 'batch')} with {counted(requests, 'request')} {verb(batches, 'was', 'were')} created"
+            f" besides the recorded ones, for ${report.spent.stray_cost:,.4f}:"
+            f" {', '.join(batch_id for _, batch_id in strays[:_TOLD_STRAYS])}."
+            f" Look at what lies between this worker and {host}: a proxy or gateway that repeats a POST"
+            " creates each batch twice. Turn its retries off for POST."
+        )
 
     def _about(self, rounds: Sequence[Plan], batch_ids: tuple[str, ...]) -> Provenance:
         first = rounds[0]

@@ -113,7 +113,7 @@ class Submitter:
         at = self.parts.clock()
         known = self._registers.known(self.parts.provider.name)
         search = Search(
-            run_token=self.plan.run_token,
+            run_tokens=frozenset({self.plan.run_token}),
             since=self.plan.planned_at - CLOCK_SKEW_SECONDS,
             requests={self.plan.token(shard): shard.requests},
             known=known,

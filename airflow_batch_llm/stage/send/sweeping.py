@@ -1,8 +1,10 @@
 """Find batches that have a run's token and are not the recorded ones, cancel them, and record their cost.
 
-A process that freezes between its last look and its creation, and for longer than its lease, can leave one. It is
-recorded as a spare of its shard and cancelled. The worker sweeps before a shard lands, which then has the answers of both
-(the recorded batch wins), when the run ends, and when the next run is planned: then what it cost is recorded.
+A gateway that repeats a POST leaves one, and so can a process that freezes between its last look and its creation for
+longer than its lease. It is recorded as a spare of its shard and cancelled. A look that lists batches shows it while it
+runs, where the provider tells whose it is. The worker searches before a shard lands of which one may exist (the shard then
+has the answers of both, and the recorded batch wins), once when the run ends, and, if one may still show up, when the next
+run is planned. What it cost is recorded then.
 """
 
 import secrets
@@ -13,14 +15,14 @@ from dataclasses import asdict, dataclass, replace
 import orjson
 
 from airflow_batch_llm.core.journal import CLOCK_SKEW_SECONDS, Entry, Kind, Standing, stand
-from airflow_batch_llm.core.model import BatchState, BatchStatus, Search, Sighting
+from airflow_batch_llm.core.model import BatchState, BatchStatus, Search
 from airflow_batch_llm.core.printing import counted, verb
 from airflow_batch_llm.core.report import Report, Spent
-from airflow_batch_llm.errors import ProviderError, Refused, ResultsGone
+from airflow_batch_llm.errors import ProviderError, ResultsGone
 from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.stage.land.gathering import Gatherer
 from airflow_batch_llm.stage.parts import Parts
-from airflow_batch_llm.stage.records.folder import RunFolder, generations
+from airflow_batch_llm.stage.records.folder import RunFolder, generations, safe_name
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.records.registers import Registers
 from airflow_batch_llm.stage.records.standings import read_landed, read_rounds, read_standings
@@ -108,8 +110,12 @@ def _open(folder: RunFolder) -> tuple[list[str], int]:
 
 
 def _running(provider: Provider, batch_ids: list[str]) -> dict[str, BatchStatus]:
+    """Return those of the batches that run, and others that run under their tokens."""
     found = provider.check(tuple(batch_ids)) if batch_ids else {}
-    return {batch_id: status for batch_id, status in found.items() if not status.state.is_over}
+    twins = {
+        twin: BatchStatus(state=BatchState.RUNNING) for status in found.values() for twin in status.twins
+    }
+    return twins | {batch_id: status for batch_id, status in found.items() if not status.state.is_over}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +140,7 @@ class Stray:
 class StrayBatch:
     """One that has ended, as a sweep found it."""
 
+    plan: Plan
     shard: PlannedShard
     batch_id: str
     state: BatchState
@@ -141,29 +148,24 @@ class StrayBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StrayCounter:
-    """Records what the strays of one plan have cost."""
+    """Records what the strays of one run have cost."""
 
     parts: Parts
     folder: RunFolder
-    plan: Plan
 
     def count(self, ended: Iterable[StrayBatch]) -> None:
-        """Record the cost of each that neither a landing nor a record has counted."""
+        """Record the cost of each."""
         for one in ended:
-            if one.batch_id in _landed_with(self.folder, one.shard):
-                continue
-            if self.folder.read_stray(one.batch_id) is None:
-                self._record(one)
-
-    def _record(self, one: StrayBatch) -> None:
-        stray = self._priced(one)
-        self.folder.create_stray(one.batch_id, stray.to_json())
-        cost = "an unknown amount: its results are gone" if stray.cost is None else f"${stray.cost:,.4f}"
-        late = self.folder.read_report() is not None
-        where = f" The report of {self.folder.path} was stored before; `inspect` shows it." if late else ""
-        self.parts.warn(
-            f"Shard {one.shard.number}: batch {one.batch_id}, created besides the recorded one, has cost {cost}.{where}"
-        )
+            stray = self._priced(one)
+            self.folder.create_stray(one.batch_id, stray.to_json())
+            cost = "an unknown amount: its results are gone" if stray.cost is None else f"${stray.cost:,.4f}"
+            said = f"Shard {stray.shard}: batch {one.batch_id}, created besides the recorded one, has cost {cost}."
+            if self.folder.read_report() is None:  # which will tell
+                self.parts.say(said)
+            else:
+                self.parts.warn(
+                    f"{said} The report of {self.folder.path} was stored before; `inspect` shows it."
+                )
 
     def _priced(self, one: StrayBatch) -> Stray:
         stray = Stray(batch_id=one.batch_id, shard=one.shard.number, at=self.parts.clock(), cost=0.0)
@@ -172,10 +174,8 @@ class StrayCounter:
         try:
             lines = self.parts.provider.results(one.batch_id)
             judged = (
-                Gatherer.of(self.parts.provider, self.plan)
-                .gather(
-                    [(one.batch_id, lines)], token=self.plan.token(one.shard), requests=one.shard.requests
-                )
+                Gatherer.of(self.parts.provider, one.plan)
+                .gather([(one.batch_id, lines)], token=one.plan.token(one.shard), requests=one.shard.requests)
                 .judged
             )
         except ResultsGone:
@@ -215,55 +215,74 @@ def _landed_with(folder: RunFolder, shard: PlannedShard) -> Sequence[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweeper:
-    """Sweeps the shards of one plan."""
+    """Sweeps shards of one run, of one round or of several."""
 
     parts: Parts
     folder: RunFolder
-    plan: Plan
+    plans: Sequence[Plan]
 
-    def sweep(self, shards: Sequence[tuple[PlannedShard, Standing]]) -> list[StrayBatch]:
-        """Record the unrecorded batches of these shards, and cancel all that are spare. Returns those that have ended."""
-        self._record(shards)
-        spare = {
-            batch_id: shard
-            for shard, _ in shards
-            for batch_id in stand(self.folder.journal(shard.number)).spare
-            if self.folder.read_deleted(batch_id) is None
-        }
+    def search(self) -> bool:
+        """List batches once, and record those of the run that nobody has recorded.
+
+        Returns whether one runs of which only its end will tell whether it is the run's.
+        """
+        shards = self._by_token()
+        known = Registers(workspace=self.parts.workspace).known(self.parts.provider.name)
+        search = Search(
+            run_tokens=frozenset(plan.run_token for plan in self.plans),
+            since=min(plan.planned_at for plan in self.plans) - CLOCK_SKEW_SECONDS,
+            requests={token: shard.requests for token, (_, shard) in shards.items()},
+            known=known,
+        )
+        unsure = False
+        for sighting in self.parts.provider.find(search):
+            running = sighting.state is BatchState.RUNNING
+            if sighting.token in shards and safe_name(sighting.batch_id) not in known:
+                self._record(shards[sighting.token][1], sighting.batch_id, running=running)
+            unsure |= sighting.token is None and running
+        return unsure
+
+    def take_twins(
+        self, asked: Mapping[str, tuple[PlannedShard, Standing]], seen: Mapping[str, BatchStatus]
+    ) -> bool:
+        """Record and cancel what a look has shown besides the batches that it was for. Returns whether there was any."""
+        twins = [(asked[batch_id][0], twin) for batch_id, status in seen.items() for twin in status.twins]
+        for shard, twin in twins:
+            self._record(shard, twin, running=True)
+            if twin in stand(self.folder.journal(shard.number)).spare:
+                self._cancel(twin)
+        return bool(twins)
+
+    def settle(self, spare: Mapping[str, tuple[Plan, PlannedShard]]) -> list[StrayBatch]:
+        """Cancel those of these that run. Returns those that have ended."""
         ended = []
         for batch_id, status in (self.parts.provider.check(tuple(spare)) if spare else {}).items():
             if not status.state.is_over:
                 self._cancel(batch_id)
             else:
-                ended.append(StrayBatch(shard=spare[batch_id], batch_id=batch_id, state=status.state))
+                plan, shard = spare[batch_id]
+                ended.append(StrayBatch(plan=plan, shard=shard, batch_id=batch_id, state=status.state))
         return ended
 
-    def _record(self, shards: Sequence[tuple[PlannedShard, Standing]]) -> None:
-        by_token = {self.plan.token(shard): (shard, standing) for shard, standing in shards}
-        search = Search(
-            run_token=self.plan.run_token,
-            since=self.plan.planned_at - CLOCK_SKEW_SECONDS,
-            requests={token: shard.requests for token, (shard, _) in by_token.items()},
-            known=Registers(workspace=self.parts.workspace).known(self.parts.provider.name),
-        )
-        for sighting in self.parts.provider.find(search):
-            shard, standing = by_token.get(sighting.token or "", (None, None))
-            if shard is None or standing is None or sighting.batch_id in _recorded(standing):
-                continue
-            self._take(shard, sighting)
+    def _by_token(self) -> dict[str, tuple[Plan, PlannedShard]]:
+        return {plan.token(shard): (plan, shard) for plan in self.plans for shard in plan.shards}
 
-    def _take(self, shard: PlannedShard, sighting: Sighting) -> None:
-        running = not sighting.state.is_over
-        self.parts.warn(
-            f"Shard {shard.number}: batch {sighting.batch_id} was created besides the recorded one,"
+    def _record(self, shard: PlannedShard, batch_id: str, *, running: bool) -> None:
+        """Record it as spare. While the shard has no batch it is none: then the shard's next attempt adopts it."""
+        entries = self.folder.journal(shard.number)
+        standing = stand(entries)
+        if (standing.batch or standing.staged) is None or batch_id in {entry.batch_id for entry in entries}:
+            return
+        self.parts.say(
+            f"Shard {shard.number}: batch {batch_id} was created besides the recorded one,"
             f" and {'is cancelled' if running else 'has ended: it is on the bill'}."
         )
         entry = Entry(
-            kind=Kind.SUBMITTED, nonce=secrets.token_hex(6), at=self.parts.clock(), batch_id=sighting.batch_id
+            kind=Kind.SUBMITTED, nonce=secrets.token_hex(6), at=self.parts.clock(), batch_id=batch_id
         )
-        if self.folder.append(shard.number, len(self.folder.journal(shard.number)) + 1, entry):
+        if self.folder.append(shard.number, standing.last + 1, entry):
             known = Registers(workspace=self.parts.workspace)
-            known.add_known(self.parts.provider.name, sighting.batch_id, self.folder.run_id)
+            known.add_known(self.parts.provider.name, batch_id, self.folder.run_id)
 
     def _cancel(self, batch_id: str) -> None:
         """Cancel a batch, also a recorded one: the process that recorded it may have died before.
@@ -272,22 +291,32 @@ class Sweeper:
         """
         try:
             self.parts.provider.cancel(batch_id)
-        except Refused as error:
+        except ProviderError as error:
             self.parts.warn(
                 f"Batch {batch_id}, which nobody waits for, could not be cancelled: {error.in_full}"
             )
 
 
 def sweep_ended(parts: Parts, folder: RunFolder) -> bool:
-    """Sweep a run that has landed. Whether a creation of it had no definite end, so that one may yet show up."""
-    loose = False
-    for plan in read_rounds(folder):
-        shards = [(shard, one) for shard, one in read_standings(folder, plan) if one.loose or one.intent]
-        if shards:
-            loose = True
-            ended = Sweeper(parts=parts, folder=folder, plan=plan).sweep(shards)
-            StrayCounter(parts=parts, folder=folder, plan=plan).count(ended)
-    return loose
+    """Sweep a run that has landed, by one search. Whether a batch of it may yet show up, or end."""
+    plans = tuple(read_rounds(folder))
+    sweeper = Sweeper(parts=parts, folder=folder, plans=plans)
+    may_show_up = sweeper.search()
+    spare: dict[str, tuple[Plan, PlannedShard]] = {}
+    for plan in plans:
+        shards = read_standings(folder, plan)
+        may_show_up |= is_loose(shards)
+        for shard, batch_id in uncounted(folder, shards):
+            if folder.read_stray(batch_id) is None and folder.read_deleted(batch_id) is None:
+                spare[batch_id] = (plan, shard)
+    ended = sweeper.settle(spare)
+    StrayCounter(parts=parts, folder=folder).count(ended)
+    return may_show_up or len(ended) < len(spare)
+
+
+def is_loose(shards: Iterable[tuple[PlannedShard, Standing]]) -> bool:
+    """Whether a creation had no definite end, so that a batch of it may yet show up."""
+    return any(standing.loose or standing.intent is not None for _, standing in shards)
 
 
 def sweep_loose(parts: Parts) -> list[RunFolder]:
@@ -296,18 +325,14 @@ def sweep_loose(parts: Parts) -> list[RunFolder]:
     Returns these runs.
     """
     registers, provider = Registers(workspace=parts.workspace), parts.provider
-    loose = registers.loose_runs(provider.name)
-    for folder in loose:
+    runs = registers.loose_runs(provider.name)
+    for folder in runs:
+        loose = True
         try:
-            sweep_ended(parts, folder)
+            loose = sweep_ended(parts, folder)
         except ProviderError as error:
             parts.warn(f"The run {folder.path} could not be swept: {error.in_full}")
         planned_at = next((plan.planned_at for plan in read_rounds(folder)), 0.0)
-        if parts.clock() > planned_at + 2 * provider.limits.window_seconds:
+        if not loose or parts.clock() > planned_at + 2 * provider.limits.window_seconds:
             registers.drop_loose(provider.name, folder)
-    return loose
-
-
-def _recorded(standing: Standing) -> set[str]:
-    recorded = {standing.batch.batch_id} if standing.batch is not None else set()
-    return recorded | set(standing.spare)
+    return runs

@@ -173,7 +173,7 @@ class Forgetful:
 def test_where_metadata_is_dropped_the_name_of_the_file_tells(
     filename: str, own_host: bool, tokens: list[str]
 ) -> None:
-    search = Search(run_token="b1", since=100.9, requests={"b1-0001": 3})
+    search = Search(run_tokens=frozenset({"b1"}), since=100.9, requests={"b1-0001": 3})
     found = drive(find(search, own_host=own_host), Forgetful(filename))
     assert [sighting.token for sighting in found] == tokens
 

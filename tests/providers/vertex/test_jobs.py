@@ -104,9 +104,9 @@ def test_a_job_is_labelled_with_run_and_shard_in_what_google_takes_for_labels() 
 
 
 def test_the_search_is_by_run_and_time() -> None:
-    search = Search(run_token="r01", since=1_800_000_000.9, requests={"r01-0001": 5})
+    search = Search(run_tokens=frozenset({"r01"}), since=1_800_000_000.9, requests={"r01-0001": 5})
     assert search_filter(search) == (
-        'labels.airflow_batch_llm_run="r01" AND create_time>="2027-01-15T08:00:00Z"'
+        '(labels.airflow_batch_llm_run="r01") AND create_time>="2027-01-15T08:00:00Z"'
     )
 
 

@@ -79,7 +79,7 @@ def find(search: Search) -> Calls[list[Sighting]]:
             token = record(job.get("metadata") or {}).get(SHARD_KEY)
             if job["created_at"] < floor(search.since) or job["id"] in search.known:
                 continue
-            if isinstance(token, str) and token.rpartition("-")[0] == search.run_token:
+            if isinstance(token, str) and search.is_for(token):
                 status = status_of(job)
                 found[job["id"]] = Sighting(
                     batch_id=job["id"], state=status.state, token=token, requests=status.total

@@ -1,0 +1,68 @@
+"""OpenAI's responses, chat completions, embeddings and token counting, one request at a time."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.requests import Request as Call
+from starlette.responses import JSONResponse, Response
+
+from airflow_batch_llm.simulator.database import Provider, Usage, Way
+from airflow_batch_llm.simulator.openai import answers, rows
+from airflow_batch_llm.simulator.openai.answers import CHAT, EMBEDDINGS, RESPONSES
+from airflow_batch_llm.simulator.realtime import Asked, RealTime
+from airflow_batch_llm.simulator.request import Answer, Request, content_digest
+from airflow_batch_llm.simulator.vendor import Endpoint, Refusal, json_object
+from airflow_batch_llm.simulator.world import World
+
+NO_JSON = "We could not parse the JSON body of your request."
+_TIERS = {"auto": "default", "default": "default", "flex": "flex", "priority": "priority", "fast": "priority"}
+
+
+class OpenAIRealTime:
+    """The paths, and the words of the answers."""
+
+    provider = Provider.OPENAI
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._realtime = RealTime(world, self)
+
+    def endpoints(self) -> Sequence[Endpoint]:
+        return (
+            Endpoint("POST", CHAT, "chat", self.answer),
+            Endpoint("POST", RESPONSES, "responses", self.answer),
+            Endpoint("POST", EMBEDDINGS, "embeddings", self.answer),
+            Endpoint("POST", "/v1/responses/input_tokens", "input_tokens", self.input_tokens),
+        )
+
+    async def answer(self, call: Call) -> Response:
+        body = await json_object(call, NO_JSON)
+        endpoint = call.url.path
+        if error := rows.problem(endpoint, body):
+            raise Refusal(error.status, error.code, error.message, param=error.param)
+        if _tier(body) not in _TIERS:
+            raise Refusal(400, "invalid_value", "service_tier: no such tier.", param="service_tier")
+        digest = content_digest(f"{self.provider}{endpoint}", body)
+        request = rows.as_request(endpoint, body, "", digest)
+        return await self._realtime.answer(Asked(request, digest, flex=_tier(body) == "flex"))
+
+    async def input_tokens(self, call: Call) -> Response:
+        body = {"model": "", **await json_object(call, NO_JSON)}
+        asked = rows.as_request(RESPONSES, body, "", b"\0" * 8)
+        return JSONResponse({"object": "response.input_tokens", "input_tokens": asked.input_tokens})
+
+    def usage(self, request: Request, answer: Answer) -> Usage:
+        return answers.usage_of(request, answer, self._world.knobs)
+
+    def body(self, asked: Asked, answer: Answer, usage: Usage) -> dict[str, Any]:
+        body = answers.body_of(asked.request, answer, usage)
+        if answer.body is not None or asked.request.endpoint == EMBEDDINGS:
+            return body
+        return {**body, "service_tier": _TIERS[_tier(asked.request.body)]}
+
+    def way(self, body: dict[str, Any]) -> Way:
+        return Way.FLEX if body.get("service_tier") == "flex" else Way.NOW
+
+
+def _tier(body: dict[str, Any]) -> Any:
+    return body.get("service_tier") or "auto"

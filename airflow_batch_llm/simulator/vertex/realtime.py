@@ -1,0 +1,67 @@
+"""Vertex's generateContent and countTokens, one request at a time."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.requests import Request as Call
+from starlette.responses import JSONResponse, Response
+
+from airflow_batch_llm.simulator.database import Provider, Usage, Way
+from airflow_batch_llm.simulator.realtime import Asked, RealTime
+from airflow_batch_llm.simulator.request import Answer, Request, content_digest
+from airflow_batch_llm.simulator.vendor import Endpoint, Refusal, json_object
+from airflow_batch_llm.simulator.vertex import rows
+from airflow_batch_llm.simulator.world import World
+
+NO_JSON = "Invalid JSON payload received."
+_MODEL = "/projects/{project}/locations/{location}/publishers/google/models/{model}"
+_TIER_HEADER = "x-vertex-ai-llm-shared-request-type"
+_FLEX = "ON_DEMAND_FLEX"
+
+
+class VertexRealTime:
+    """The paths, and the words of the answers."""
+
+    provider = Provider.VERTEX
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._realtime = RealTime(world, self)
+
+    def endpoints(self, version: str) -> Sequence[Endpoint]:
+        model = version + _MODEL
+        return (
+            Endpoint("POST", model + ":generateContent", "generate", self.generate),
+            Endpoint("POST", model + ":countTokens", "count_tokens", self.count_tokens),
+        )
+
+    async def generate(self, call: Call) -> Response:
+        return await self._realtime.answer(await _asked(call))
+
+    async def count_tokens(self, call: Call) -> Response:
+        return JSONResponse({"totalTokens": (await _asked(call)).request.input_tokens})
+
+    def usage(self, request: Request, answer: Answer) -> Usage:
+        return rows.usage_of(request, answer, self._world.knobs)
+
+    def body(self, asked: Asked, answer: Answer, usage: Usage) -> dict[str, Any]:
+        body = rows.response_of(asked.request, answer, usage)
+        if asked.flex:
+            body["usageMetadata"]["trafficType"] = _FLEX
+        return body
+
+    def way(self, body: dict[str, Any]) -> Way:
+        return Way.FLEX if body["usageMetadata"]["trafficType"] == _FLEX else Way.NOW
+
+
+async def _asked(call: Call) -> Asked:
+    body = await json_object(call, NO_JSON)
+    if error := rows.problem(body):
+        raise Refusal(error.status, None, error.message)
+    model = call.path_params["model"]
+    if "no-such" in model:
+        raise Refusal(404, None, f"Publisher model {model} was not found.")
+    digest = content_digest(f"{Provider.VERTEX}{model}", body)
+    # Only the global endpoint has the flex tier; elsewhere its header does nothing.
+    flex = call.headers.get(_TIER_HEADER) == "flex" and call.path_params["location"] == "global"
+    return Asked(rows.as_request(model, body, "", digest), digest, flex)
