@@ -1,11 +1,15 @@
 """Table names are read as SQL reads them, in each database's quotes, or refused."""
 
 import pytest
+from google.auth.credentials import AnonymousCredentials
+from google.cloud.bigquery import Client
 
 from airflow_batch_llm.core.settings import Source, Stage
 from airflow_batch_llm.errors import TargetError
-from airflow_batch_llm.warehouses.bigquery.connection import table_name
+from airflow_batch_llm.warehouses.bigquery.connection import BigQuerySettings, table_name
+from airflow_batch_llm.warehouses.bigquery.warehouse import BigQueryWarehouse
 from airflow_batch_llm.warehouses.dialect import DIALECTS
+from airflow_batch_llm.warehouses.place import Place
 
 
 @pytest.mark.parametrize(
@@ -48,3 +52,12 @@ def _stage(target: str) -> Stage:
     return Stage(
         source=Source(table="t"), key=("id",), model_id="openai:x", target=target, prompt="{{ body }}"
     )
+
+
+def test_a_bigquery_table_is_in_its_own_project_whichever_project_pays_for_jobs() -> None:
+    client = Client(project="payer", credentials=AnonymousCredentials())
+    warehouse = BigQueryWarehouse(BigQuerySettings(client=lambda: client, storage=None, dataset="support"))
+
+    own = Place(database="bigquery://payer", table="support.labels")
+    assert warehouse.place("labels") == warehouse.place("payer.support.labels") == own
+    assert warehouse.place("data.support.labels") == Place(database="bigquery://data", table="support.labels")

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from airflow_batch_llm.errors import TargetError
+from airflow_batch_llm.errors import BatchLLMError, TargetError
 from airflow_batch_llm.stage.records.folder import RunFolder, generations
 from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.store import Workspace
@@ -54,7 +54,10 @@ def own_name(workspace: Workspace, name: str, place: Callable[[], Place]) -> str
     data = folder.read_plan()
     if data is None or (plan := Plan.from_json(data)).place is None:
         return name
-    own = place()
+    try:
+        own = place()
+    except BatchLLMError:
+        return name  # the run asks the database again, so that the failure is one of the run
     if plan.place.database == own.database:
         return name
     beside = f"{name}/database={hashlib.blake2b(own.database.encode(), digest_size=8).hexdigest()}"
