@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from airflow_batch_llm.commands.exit_code import ends_with_a_code, say
+from airflow_batch_llm.commands.exit_code import ends_with_a_code, say, this_user
 from airflow_batch_llm.commands.opening import open_provider
 from airflow_batch_llm.commands.spec import ProviderSection, read_provider
 from airflow_batch_llm.core.printing import counted, share, verb
@@ -49,7 +49,7 @@ def cancel(
         section = ProviderSection() if spec_file is None else read_provider(spec_file)
         with closing(open_provider(plan.provider, section, os.environ)) as provider:
             _check_host(plan, provider)
-            cancelled = cancel_run(RunFolder(workspace=workspace, run=run), provider)
+            cancelled = cancel_run(RunFolder(workspace=workspace, run=run), provider, this_user())
         seen = [inspect(folder, time.time()) for folder in folders]
     say(_as_json(run, cancelled, seen) if as_json else _told(run, cancelled, seen))
 

@@ -4,9 +4,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
+from getpass import getuser
+from socket import gethostname
 
 import typer
 
+from airflow_batch_llm.core.journal import Doer
 from airflow_batch_llm.core.printing import printable
 from airflow_batch_llm.errors import BatchLLMError, DeadlinePassed, QualityGateFailed
 from airflow_batch_llm.stage.quiet import quiet_process
@@ -15,6 +18,15 @@ from airflow_batch_llm.stage.quiet import quiet_process
 def say(text: str, *, err: bool = False) -> None:
     """Print a text with its control and format characters escaped. Line ends stay."""
     typer.echo(printable(text), err=err)
+
+
+def this_user() -> Doer:
+    """Return who runs this command, for the records of a run."""
+    try:
+        user = getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        user = str(os.getuid())
+    return Doer(host=gethostname(), user=user)
 
 
 #: The switch of Airflow's configuration, which a shell can set, too.

@@ -1,13 +1,15 @@
 """`inspect`: a run folder for people."""
 
 import time
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import orjson
 import typer
 
 from airflow_batch_llm.commands.exit_code import ends_with_a_code, say
 from airflow_batch_llm.core.printing import counted
+from airflow_batch_llm.stage.audit import Audit, audit
 from airflow_batch_llm.stage.inspection import (
     Inspected,
     InspectedShard,
@@ -23,16 +25,75 @@ def inspect(
     uri: Annotated[
         str, typer.Argument(metavar="RUN_FOLDER", help="Path or URI: <workspace>/<dag>/<task>/<run>.")
     ],
+    as_audit: Annotated[
+        bool, typer.Option("--audit", help="Show who sent what to the provider, and how it ended.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Show where each shard of a run stands, what will happen next, and what it has cost so far. Writes nothing."""
     with ends_with_a_code():
         workspace, run = open_run_folder(uri)
+        if as_audit:
+            audits = [audit(folder) for folder in generations(workspace, run)]
+            say(_as_json(audits) if as_json else "\n\n".join(map(_audit_told, audits)))
+            return
         found = [inspected(folder, time.time()) for folder in generations(workspace, run)]
-    if as_json:
-        say(orjson.dumps([one.to_json() for one in found], option=orjson.OPT_INDENT_2).decode())
-        return
-    say("\n\n".join(_told(one) for one in found))
+    say(_as_json(found) if as_json else "\n\n".join(map(_told, found)))
+
+
+def _as_json(found: Sequence[Inspected | Audit]) -> str:
+    return orjson.dumps([one.to_json() for one in found], option=orjson.OPT_INDENT_2).decode()
+
+
+def _audit_told(run: Audit) -> str:
+    """For people. It holds no row, prompt, answer or key."""
+    lines = [
+        f"{run.path}: {run.provider}:{run.model} at {run.host or 'the vendor'}, into {run.target}",
+        f"  {moment(run.planned_at)} planned by {_doer(run.planned_by)}: {counted(run.rows, 'row')}",
+    ]
+    for batch in run.batches:
+        spare = "spare " if batch.is_spare else ""
+        lines.append(
+            f"  {moment(batch.sent_at)} {spare}batch {batch.batch_id} (round {batch.round}, shard {batch.shard:04d}) sent"
+            f" by {_doer(batch.sent_by)}: {counted(batch.requests, 'request')} for {counted(batch.rows, 'row')},"
+            f" {batch.bytes:,} bytes, sha256 {batch.requests_sha256}"
+        )
+        if batch.ended_at is not None:
+            lines.append(
+                f"  {moment(batch.ended_at)} batch {batch.batch_id} ended, as seen by {_doer(batch.ended_by)}:"
+                f" {_outcomes(batch.outcomes)}"
+            )
+        if batch.deleted_at is not None:
+            lines.append(f"  {moment(batch.deleted_at)} batch {batch.batch_id} deleted at the vendor")
+    lines += [
+        f"  {moment(refusal.at)} shard {refusal.shard:04d} not taken, as told to {_doer(refusal.by)}: {refusal.reason}"
+        for refusal in run.refusals
+    ]
+    lines += [
+        f"  {moment(one.at)} cancelled by {_doer(one.by)}: {', '.join(one.batches)}"
+        for one in run.cancellations
+    ]
+    if run.ended_at is not None:
+        verdict = "passed" if run.passed else "failed"
+        lines.append(
+            f"  {moment(run.ended_at)} {verdict}: {_outcomes(run.outcomes)}, ${run.cost_usd or 0.0:,.4f}"
+        )
+    return "\n".join(lines)
+
+
+def _doer(by: Mapping[str, Any]) -> str:
+    if not by:
+        return "somebody whom an earlier release did not record"
+    task = "/".join(str(by[name]) for name in ("dag_id", "task_id", "run_id") if name in by)
+    index = f" [{by['map_index']}]" if "map_index" in by else ""
+    tries = f" try {by['try_number']}" if "try_number" in by else ""
+    conn = f" with connection {by['conn_id']}" if "conn_id" in by else ""
+    who = f"{task}{index}{tries}{conn}" or by.get("user", "")
+    return " ".join(filter(None, (who, f"on {by['host']}" if "host" in by else "")))
+
+
+def _outcomes(outcomes: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {outcome}" for outcome, count in outcomes.items()) or "not landed yet"
 
 
 def _told(run: Inspected) -> str:

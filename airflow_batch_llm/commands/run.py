@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import orjson
 import typer
 
-from airflow_batch_llm.commands.exit_code import ends_with_a_code, say
+from airflow_batch_llm.commands.exit_code import ends_with_a_code, say, this_user
 from airflow_batch_llm.commands.opening import Opening
 from airflow_batch_llm.commands.spec import read_spec
 from airflow_batch_llm.core.printing import counted
@@ -77,6 +77,7 @@ def _run(opening: Opening, stem: str, spool: Path, *, plan_only: bool) -> Run:
         workspace=opening.workspace(),
         spool=spool,
         deployment=opening.spec.deployment,
+        by=this_user(),
         say=lambda message: say(message, err=True),
     )
     name = run_path(_RUNS, opening.run_name(stem), deployment=parts.deployment)

@@ -9,6 +9,7 @@ intent that has no answer is looked up at the provider, and given up only when n
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
+from typing import Any
 
 import orjson
 
@@ -33,6 +34,28 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Doer:
+    """Who did something: the task instance of a worker, or the user of a command. Empty: not known."""
+
+    host: str = ""
+    """The name of the machine."""
+    user: str = ""
+    """The user of a command. Default: a task did it."""
+    dag_id: str = ""
+    task_id: str = ""
+    run_id: str = ""
+    map_index: int = -1
+    """The index of a mapped task. Default: the task is not mapped."""
+    try_number: int = 0
+    conn_id: str = ""
+    """The connection to the provider."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields that are known."""
+        return {name: value for name, value in asdict(self).items() if value not in ("", 0, -1, None)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """One record. The nonce tells the record of one process from an equal one of another."""
 
@@ -47,15 +70,18 @@ class Entry:
     unmentioned: str = ""  # of an end: the outcome of rows that its results omit; empty: they are missing
     reason: str = ""  # code and status
     detail: str = ""  # the vendor's words, without secrets
+    by: Doer | None = None  # None: written by an earlier release
 
     def to_json(self) -> bytes:
         """The record as it is stored: fields that say nothing are left out."""
-        return orjson.dumps({name: value for name, value in asdict(self).items() if value})
+        fields = asdict(self) | {"by": self.by.to_json() if self.by is not None else None}
+        return orjson.dumps({name: value for name, value in fields.items() if value})
 
     @classmethod
     def from_json(cls, data: bytes) -> "Entry":
         fields = orjson.loads(data)
-        return cls(**{**fields, "kind": Kind(fields["kind"])})
+        by = Doer(**fields["by"]) if "by" in fields else None
+        return cls(**{**fields, "kind": Kind(fields["kind"]), "by": by})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

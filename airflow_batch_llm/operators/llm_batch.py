@@ -33,7 +33,7 @@ class PlannedRunOperator(RunOperator):
         from airflow_batch_llm.stage.run import Run
 
         return Run(
-            parts=open_parts(handle, spool, self.log),
+            parts=open_parts(context, handle, spool, self.log),
             name=handle.run,
             max_tries=handle.max_tries,
             clears=clears(context["ti"], self.retries),

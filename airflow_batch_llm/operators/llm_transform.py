@@ -236,7 +236,7 @@ class LLMTransformOperator(RunOperator):
         from airflow_batch_llm.hooks.warehouse import warehouse
         from airflow_batch_llm.stage.run import Run
 
-        parts = open_parts(handle, spool, self.log)
+        parts = open_parts(context, handle, spool, self.log)
         if self.source_uri is not None:
             files = Files(names(self.source_uri), self.source_conn_id, self.source_hook_params)
             parts = replace(parts, source=files)

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from socket import gethostname
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -26,7 +27,7 @@ from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.hooks.arguments import deployment, is_deferrable, settling_seconds
 from airflow_batch_llm.hooks.failures import quiet_sdks, rendering, translated_errors
 from airflow_batch_llm.hooks.handle import Departures, RunHandle
-from airflow_batch_llm.hooks.llm import llm_provider
+from airflow_batch_llm.hooks.llm import default_conn_id, llm_provider, split_model_id
 from airflow_batch_llm.hooks.object_storage import open_workspace
 from airflow_batch_llm.links.console import BatchConsoleLink
 from airflow_batch_llm.operators.reporting import (
@@ -45,6 +46,7 @@ from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.triggers.llm_batch import LLMBatchTrigger, TaskKey, is_given_up
 
 if TYPE_CHECKING:
+    from airflow_batch_llm.core.journal import Doer
     from airflow_batch_llm.stage.drive import Waiter
     from airflow_batch_llm.stage.land.finishing import Finished
     from airflow_batch_llm.stage.parts import Parts
@@ -101,7 +103,22 @@ def place_of(handle: RunHandle) -> "Place":
             target.close()
 
 
-def open_parts(handle: RunHandle, spool: Path, log: Any) -> "Parts":
+def doer(key: TaskKey, handle: RunHandle, try_number: int = 0) -> "Doer":
+    """Return who works on a run, for its records."""
+    from airflow_batch_llm.core.journal import Doer
+
+    return Doer(
+        host=gethostname(),
+        dag_id=key.dag_id,
+        task_id=key.task_id,
+        run_id=key.run_id,
+        map_index=key.map_index,
+        try_number=try_number,
+        conn_id=handle.llm_conn_id or default_conn_id(split_model_id(handle.model_id)[0]),
+    )
+
+
+def open_parts(context: Context, handle: RunHandle, spool: Path, log: Any) -> "Parts":
     """The source is the target's database. Connections are looked up here, and opened when they are used."""
     from airflow_batch_llm.stage.parts import Parts
 
@@ -113,6 +130,7 @@ def open_parts(handle: RunHandle, spool: Path, log: Any) -> "Parts":
         workspace=open_workspace(handle.workspace),
         spool=spool,
         deployment=deployment(),
+        by=doer(TaskKey.of(context["ti"]), handle, getattr(context["ti"], "try_number", None) or 0),
         say=lambda message: log.info("%s", message),
         alert=lambda message: log.warning("%s", message),
     )
@@ -370,7 +388,7 @@ class RunOperator(BaseOperator):
         try:
             if is_given_up(key, self.heirs):
                 for handle in self._handles:
-                    self._cancel(handle)
+                    self._cancel(handle, doer(key, handle))
             else:
                 self.log.info(
                     "The worker is to end, but the task is not given up: its batches are left running."
@@ -382,14 +400,14 @@ class RunOperator(BaseOperator):
                 type(error).__name__,
             )
 
-    def _cancel(self, handle: RunHandle) -> None:
+    def _cancel(self, handle: RunHandle, by: "Doer") -> None:
         from airflow_batch_llm.stage.records.folder import RunFolder
         from airflow_batch_llm.stage.send.sweeping import cancel_run
 
         provider = llm_provider(handle.llm_conn_id, handle.model_id, handle.llm_hook_params)
         try:
             folder = RunFolder(workspace=open_workspace(handle.workspace), run=handle.run)
-            cancelled = cancel_run(folder, provider).now
+            cancelled = cancel_run(folder, provider, by).now
         finally:
             provider.close()
         told = f"{counted(len(cancelled), 'batch')} {verb(len(cancelled), 'is', 'are')}"

@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from socket import gethostname
 from typing import Protocol
 
 import pyarrow as pa
 
+from airflow_batch_llm.core.journal import Doer
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.providers.base import Provider
@@ -37,6 +39,8 @@ class Parts:
     spool: Path
     deployment: str = ""
     """Name of this deployment among those that share the workspace. Default: there is only one."""
+    by: Doer = field(default_factory=lambda: Doer(host=gethostname()))
+    """Who works, for the records of the run. Default: the name of this machine alone."""
     clock: Callable[[], float] = time.time
     sleep: Callable[[float], None] = time.sleep
     say: Callable[[str], None] = _silent

@@ -193,7 +193,7 @@ class Run:
 
     def _cancel_given_up(self, folder: RunFolder) -> None:
         """Cancel what nobody could cancel when the task was ended: no worker and no trigger held the run then."""
-        cancelled = cancel_run(folder, self.parts.provider, self.parts.clock)
+        cancelled = cancel_run(folder, self.parts.provider, self.parts.by, self.parts.clock)
         if not cancelled.now:
             return
         batches = counted(len(cancelled.now), "batch")

@@ -104,6 +104,7 @@ def sweep_action(answers: Sequence[Any], terms: Terms) -> SweepAction | None:
         clock=lambda: 0.0,
         say=lambda message: None,
         warn=lambda message: None,
+        by=None,
     )
     folder: Any = SimpleNamespace(journal=world.journal, append=world.append, run_id="run")
     shard = PlannedShard(

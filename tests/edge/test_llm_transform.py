@@ -5,6 +5,7 @@ import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from socket import gethostname
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,9 @@ from airflow_batch_llm.core.settings import Guards, Shape
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.operators import reporting as outcome
 from airflow_batch_llm.operators.reporting import add_to_assets
+from airflow_batch_llm.stage.audit import audit
+from airflow_batch_llm.stage.erase.erasing import run_folders
+from airflow_batch_llm.store import Workspace
 from tests.edge.conftest import TICKETS, World
 from tests.edge.dag_runs import asset_extras, states, xcom
 from tests.edge.logs import root_messages, told
@@ -38,6 +42,22 @@ def test_a_table_becomes_a_labelled_table(world: World, run: Run, deferrable: bo
     report = xcom(done, "label")
     assert report["outcomes"] == {"succeeded": len(TICKETS)}
     assert report["llm_conn_id"] is None
+
+
+def test_the_run_folder_records_which_task_on_which_host_by_which_connection_sent_the_batch(
+    world: World, run: Run
+) -> None:
+    with DAG("audited", schedule=None) as dag:
+        transform(deferrable=True)
+
+    done = run(dag)
+
+    workspace = Workspace.open(str(world.folder / "workspace"))
+    (folder,) = run_folders(workspace)
+    (batch,) = audit(folder).batches
+    sender = {"dag_id": "audited", "task_id": "label", "run_id": done.run_id, "host": gethostname()}
+    assert batch.sent_by.items() >= {**sender, "conn_id": "anthropic_default"}.items()
+    assert batch.sent_by["try_number"] >= 1
 
 
 def test_the_log_tells_of_rows_dollars_and_times_and_of_no_http_requests(world: World, run: Run) -> None:

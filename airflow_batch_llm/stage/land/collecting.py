@@ -307,6 +307,7 @@ class Collector:
             batch_id=batch_id,
             reason=reason,
             not_before=not_before,
+            by=self.parts.by,
         )
 
     def _append(self, shard: PlannedShard, standing: Standing, entry: Entry) -> bool:

@@ -60,6 +60,7 @@ class FollowUp:
             nonce=nonce,
             run_token=new_run_token(nonce, last.round + 1),
             calls=calls,
+            planned_by=self.parts.by.to_json(),
         )
         shards: tuple[PlannedShard, ...] = ()
         number = max(shard.number for shard in last.shards) + 1

@@ -237,6 +237,7 @@ class Drafting:
             output_type=self.resolved.output_type.to_json(),
             target=self.target,
             limits=RunLimits.of(self.stage),
+            planned_by=self.parts.by.to_json(),
             deployment=self.parts.deployment,
             place=self.place,
         )

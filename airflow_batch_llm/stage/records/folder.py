@@ -11,10 +11,11 @@ import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import orjson
 
-from airflow_batch_llm.core.journal import Entry
+from airflow_batch_llm.core.journal import Doer, Entry
 from airflow_batch_llm.store import Block, Workspace
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.=-]")
@@ -203,12 +204,16 @@ class RunFolder:
 
     def cancelled(self) -> frozenset[str]:
         """Return the ids of all batches whose cancellation is recorded."""
-        records = self.workspace.records(self._at("cancelled"))
-        return frozenset(batch_id for _, data in records for batch_id in orjson.loads(data)["batches"])
+        return frozenset(batch_id for record in self.cancellations() for batch_id in record["batches"])
 
-    def add_cancelled(self, batch_ids: Sequence[str], at: float) -> None:
+    def cancellations(self) -> Iterator[dict[str, Any]]:
+        """Yield the records of cancellations: `at`, `batches`, and `by` unless an earlier release wrote it."""
+        return (orjson.loads(data) for _, data in self.workspace.records(self._at("cancelled")))
+
+    def add_cancelled(self, batch_ids: Sequence[str], at: float, by: Doer) -> None:
         """Record a cancellation. Another process may be doing the same, so the next free number is tried."""
-        data = orjson.dumps({"at": at, "batches": list(batch_ids), "nonce": secrets.token_hex(6)})
+        record = {"at": at, "batches": list(batch_ids), "by": by.to_json(), "nonce": secrets.token_hex(6)}
+        data = orjson.dumps(record)
         while self.workspace.append(self._at("cancelled"), data) is None:
             pass
 

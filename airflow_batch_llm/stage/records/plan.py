@@ -79,6 +79,8 @@ class Plan:
     problems: Mapping[str, int] = field(default_factory=dict)  # rows that cannot be sent, by error code
     unsendable_sha256: str = ""  # of the file of rows that could not be sent; empty: there are none
     estimate: Mapping[str, Any] | None = None
+    planned_by: Mapping[str, Any] = field(default_factory=dict)
+    """Who planned the round, as `Doer.to_json` gives it. Empty: an earlier release did."""
     deployment: str = ""
     """Name of the deployment that planned the run. Default: there is only one."""
     place: Place | None = None

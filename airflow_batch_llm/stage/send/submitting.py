@@ -4,7 +4,7 @@ An error here never decides anything: it becomes an answer (`NotCreated`, `Unkno
 """
 
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from airflow_batch_llm.core.journal import CLOCK_SKEW_SECONDS, Move, Searched, Terms
@@ -72,7 +72,7 @@ class Submitter:
             case Read():
                 return self.folder.journal(shard.number)
             case Append(number=number, entry=entry):
-                created = self.folder.append(shard.number, number, entry)
+                created = self.folder.append(shard.number, number, replace(entry, by=self.parts.by))
                 if created and entry.batch_id:
                     self._registers.add_known(self.parts.provider.name, entry.batch_id, self.folder.run_id)
                 return created

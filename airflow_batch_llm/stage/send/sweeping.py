@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 
 import orjson
 
-from airflow_batch_llm.core.journal import CLOCK_SKEW_SECONDS, Entry, Kind, Standing, stand
+from airflow_batch_llm.core.journal import CLOCK_SKEW_SECONDS, Doer, Entry, Kind, Standing, stand
 from airflow_batch_llm.core.model import BatchState, BatchStatus, Search
 from airflow_batch_llm.core.printing import counted, verb
 from airflow_batch_llm.core.report import Report, Spent
@@ -54,8 +54,10 @@ class Cancelled:
         return (*self.now.values(), *self.before.values())
 
 
-def cancel_run(folder: RunFolder, provider: Provider, clock: Callable[[], float] = time.time) -> Cancelled:
-    """Cancel every batch of the run that is still running, in all of its generations.
+def cancel_run(
+    folder: RunFolder, provider: Provider, by: Doer, clock: Callable[[], float] = time.time
+) -> Cancelled:
+    """Cancel every batch of the run that is still running, in all of its generations. The record says by whom.
 
     A batch that cannot be cancelled does not block the others. Raises the first such error, once all have been tried.
     """
@@ -78,7 +80,7 @@ def cancel_run(folder: RunFolder, provider: Provider, clock: Callable[[], float]
             else:
                 done[batch_id] = running[batch_id]
         if done:
-            generation.add_cancelled(sorted(done), clock())
+            generation.add_cancelled(sorted(done), clock(), by)
         now |= done
     if failed:
         raise failed[0]
@@ -278,7 +280,11 @@ class Sweeper:
             f" and {'is cancelled' if running else 'has ended: it is on the bill'}."
         )
         entry = Entry(
-            kind=Kind.SUBMITTED, nonce=secrets.token_hex(6), at=self.parts.clock(), batch_id=batch_id
+            kind=Kind.SUBMITTED,
+            nonce=secrets.token_hex(6),
+            at=self.parts.clock(),
+            batch_id=batch_id,
+            by=self.parts.by,
         )
         if self.folder.append(shard.number, standing.last + 1, entry):
             known = Registers(workspace=self.parts.workspace)
