@@ -105,7 +105,8 @@ def open_workspace(uri: str | None = None) -> Workspace:
                 " [batch_llm] shared_workspace = True. Nothing was sent."
             )
         return Workspace.open(uri)
-    return Workspace.open(split_connection(uri)[1], filesystem_factory=lambda _: open_path(uri)[0])
+    conn_id, plain = split_connection(uri)
+    return Workspace.open(plain, filesystem_factory=lambda _: open_path(uri)[0], conn_id=conn_id)
 
 
 def _is_local(uri: str) -> bool:

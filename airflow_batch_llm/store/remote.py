@@ -104,10 +104,12 @@ def default_filesystem(protocol: str) -> FileSystem:
 class ObjectStorage:
     """Objects below one prefix of a bucket."""
 
-    def __init__(self, fs: FileSystem, uri: str, kind: Kind) -> None:
+    def __init__(self, fs: FileSystem, uri: str, kind: Kind, conn_id: str | None = None) -> None:
         self._fs = fs
         self._root = fs._strip_protocol(uri).rstrip("/")
         self._kind = kind
+        self._uri = uri
+        self._conn_id = conn_id
 
     def create(self, path: str, data: bytes) -> bool:
         key, tries = self._key(path), 0
@@ -121,7 +123,7 @@ class ObjectStorage:
                 if held is not None:
                     return held == data
                 if tries == _TRIES or _will_not_change(error):
-                    raise _unwritable(key, error) from error
+                    raise self._unwritable(key, error) from error
 
     def read(self, path: str) -> bytes | None:
         key = self._key(path)
@@ -153,7 +155,7 @@ class ObjectStorage:
             except Exception as error:
                 # The end of an upload in parts, repeated after a lost answer, finds no upload: begin a new one.
                 if tries == _TRIES:
-                    raise _unwritable(key, error) from error
+                    raise self._unwritable(key, error) from error
 
     def write(self, path: str, blocks: Iterable[Block], aside: Path) -> None:
         # A file that is there as a whole can be sent again; blocks that are gone cannot.
@@ -208,7 +210,21 @@ class ObjectStorage:
         except FileNotFoundError:
             return
         except Exception as error:
-            raise _unwritable(key, error) from error
+            raise self._unwritable(key, error) from error
+
+    def _unwritable(self, key: str, error: Exception) -> StoreError:
+        if _is_missing(error):  # an object needs no folder, so it is the bucket that is not there
+            by = "" if self._conn_id is None else f", opened by the connection {self._conn_id!r}"
+            return StoreError(
+                f"There is no bucket or container {self._root.partition('/')[0]!r}, where the workspace {self._uri}"
+                f" lies{by}. Create it, or change `workspace` to one that exists."
+            )
+        if _will_not_change(error):
+            return StoreError(
+                f"{key} may not be written ({brief(error)}). Check its bucket's name, and grant creating, replacing"
+                " and deleting objects in it."
+            )
+        return StoreUnavailable(f"{key} could not be written ({brief(error)}). Run the task again later.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,12 +286,19 @@ class _Blocks(io.RawIOBase):
         return block
 
 
+def _is_missing(error: Exception) -> bool:
+    """Return whether a write found no place. adlfs lets some of Azure's own errors through."""
+    if isinstance(error, FileNotFoundError):
+        return not str(error.filename or "").startswith("/")  # else it is the local file that is gone
+    return getattr(error, "status_code", None) == 404
+
+
 def _will_not_change(error: Exception) -> bool:
     """Say whether a write was refused in a way that waiting does not cure."""
-    if isinstance(error, PermissionError | FileNotFoundError):
+    if isinstance(error, PermissionError) or _is_missing(error):
         return True
-    # adlfs lets some of Azure's own errors through; gcsfs reports a missing permission as a bare OSError.
-    return getattr(error, "status_code", None) in {403, 404} or str(error).startswith("Forbidden")
+    # gcsfs reports a missing permission as a bare OSError.
+    return getattr(error, "status_code", None) == 403 or str(error).startswith("Forbidden")
 
 
 def _unreadable(key: str, error: Exception) -> StoreUnreadable:
@@ -284,12 +307,3 @@ def _unreadable(key: str, error: Exception) -> StoreUnreadable:
         "missing, grant reading and listing in this bucket (without listing, an absent object looks forbidden); "
         "otherwise run the task again later."
     )
-
-
-def _unwritable(key: str, error: Exception) -> StoreError:
-    if _will_not_change(error):
-        return StoreError(
-            f"{key} may not be written ({brief(error)}). Check that the bucket exists, and grant creating, replacing "
-            "and deleting objects in it."
-        )
-    return StoreUnavailable(f"{key} could not be written ({brief(error)}). Run the task again later.")

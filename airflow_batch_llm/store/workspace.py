@@ -36,14 +36,20 @@ class Workspace:
 
     @classmethod
     def open(
-        cls, uri: str, *, filesystem_factory: FileSystemFactory | None = None, probe: bool = True
+        cls,
+        uri: str,
+        *,
+        filesystem_factory: FileSystemFactory | None = None,
+        probe: bool = True,
+        conn_id: str | None = None,
     ) -> Self:
         """Open a workspace by URI or path.
 
         `filesystem_factory` gives the file system for a protocol, with the credentials it needs. Without `probe`
-        nothing is written or made: enough to look at a workspace, not to work in it.
+        nothing is written or made: enough to look at a workspace, not to work in it. `conn_id` names the connection
+        behind the file system, for messages.
         """
-        storage, identity = _storage(uri, filesystem_factory, make_root=probe)
+        storage, identity = _storage(uri, filesystem_factory, make_root=probe, conn_id=conn_id)
         workspace = cls(uri, storage)
         if probe:
             probe_once(storage, uri, identity)
@@ -172,7 +178,7 @@ def _checked(path: str) -> str:
 
 
 def _storage(
-    uri: str, filesystem_factory: FileSystemFactory | None, *, make_root: bool
+    uri: str, filesystem_factory: FileSystemFactory | None, *, make_root: bool, conn_id: str | None
 ) -> tuple[Storage, tuple[object, ...]]:
     """Open the place that a URI names, and say what tells it from others in this process."""
     protocol, separator, rest = uri.partition("://")
@@ -195,4 +201,4 @@ def _storage(
     if not rest.strip("/"):
         raise InputError(f"{uri} names no bucket. Write {protocol}://bucket/folder.")
     fs = (filesystem_factory or default_filesystem)(protocol)
-    return ObjectStorage(fs, uri, kind), (type(fs), hash(fs), uri)
+    return ObjectStorage(fs, uri, kind, conn_id), (type(fs), hash(fs), uri)

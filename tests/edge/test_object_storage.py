@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG
 
-from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.errors import InputError, StoreError
 from airflow_batch_llm.hooks.object_storage import open_path, open_workspace, split_connection
 from airflow_batch_llm.operators.llm_batch import CollectLLMBatchOperator, SubmitLLMBatchOperator
 from tests.edge.conftest import World
@@ -110,3 +110,8 @@ def test_without_a_connection_and_airflows_provider_the_surroundings_give_the_cr
 def test_a_connection_for_which_no_provider_is_installed_is_refused_with_its_name() -> None:
     with pytest.raises(InputError, match="not installed: apache-airflow-providers-microsoft-azure"):
         open_workspace("abfs://lake@container/runs")
+
+
+def test_a_bucket_that_does_not_exist_is_named_with_its_connection(lake: Any) -> None:
+    with pytest.raises(StoreError, match=r"no bucket or container 'nowhere'.*the connection 'lake'"):
+        open_workspace("s3://lake@nowhere/runs")

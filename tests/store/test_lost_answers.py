@@ -115,8 +115,12 @@ def test_a_creation_that_fails_and_cannot_be_looked_at_is_of_unknown_fate(
 
 
 def test_a_bucket_that_does_not_exist_is_named(kind: str, request: pytest.FixtureRequest) -> None:
-    with pytest.raises(StoreError, match="bucket exists"):
+    with pytest.raises(StoreError) as missing:
         OPEN[kind](request.getfixturevalue(kind), "runs", "nowhere")
+
+    assert "There is no bucket or container 'nowhere'" in str(missing.value)
+    assert "Create it, or change `workspace`" in str(missing.value)
+    assert not missing.value.retryable
 
 
 def test_a_delete_whose_answer_is_lost_has_deleted(workspace: Workspace, hop: Hop) -> None:
