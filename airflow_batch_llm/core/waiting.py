@@ -138,6 +138,23 @@ Wish = Check | Sleep | Cancel | Tell
 Reply = Mapping[str, BatchStatus] | ProviderError | None
 
 
+#: However long a deferral took, its task is not left alone for longer than this on account of it.
+_MOST_LAG_SECONDS = 60.0
+
+
+def settled(watch: Watch, settling: float, now: float) -> Watch:
+    """Return what a trigger that starts now waits for, so that it does not wake the task too early.
+
+    The worker names a moment before its task is deferred, and a busy machine may need longer than that to defer it.
+    The trigger starts only once the task is deferred, so the time to settle begins here. A deferral that took long
+    shows how slow the machine is: the worker that is about to end gets as much time in addition.
+    """
+    if not watch.not_before:
+        return watch
+    lag = min(_MOST_LAG_SECONDS, max(0.0, now - watch.not_before))
+    return replace(watch, not_before=max(watch.not_before, now + settling + lag))
+
+
 def interval(age_seconds: float) -> float:
     """Return the seconds until the next look at batches of this age.
 

@@ -61,7 +61,8 @@ def settling_seconds() -> float:
     """Return the seconds for which a deferred task is left alone before it may resume.
 
     The process that deferred may live for one heartbeat more. A scheduler that learns of its end when the task is already
-    queued again can take that for a crash, and count a lost try.
+    queued again can take that for a crash, and count a lost try. So the trigger begins to count when it starts, which is
+    after the deferral, and counts longer where the machine is slow: see `settled`.
     """
     heartbeat: float = conf.getfloat("workers", "min_heartbeat_interval", fallback=5.0)
     return 1.2 * heartbeat

@@ -24,9 +24,11 @@ from airflow_batch_llm.core.waiting import (
     Watch,
     Wish,
     adrive,
+    settled,
     waiting,
 )
 from airflow_batch_llm.errors import BatchLLMError, Unavailable
+from airflow_batch_llm.hooks.arguments import settling_seconds
 from airflow_batch_llm.hooks.failures import quiet_sdks_here
 from airflow_batch_llm.hooks.llm import llm_provider
 from airflow_batch_llm.providers.base import Provider
@@ -140,7 +142,8 @@ class LLMBatchTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         quiet_sdks_here()
-        wake = await adrive(waiting(self.watch, time.time, random.random), self._perform)
+        watch = settled(self.watch, settling_seconds(), time.time())
+        wake = await adrive(waiting(watch, time.time, random.random), self._perform)
         self.log.info("Looking at the run again: %s.", wake)
         # Nothing slow may follow the event: Airflow would take it for a kill.
         await self.cleanup()

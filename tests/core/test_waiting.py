@@ -23,6 +23,7 @@ from airflow_batch_llm.core.waiting import (
     adrive,
     drive,
     interval,
+    settled,
     waiting,
 )
 from airflow_batch_llm.errors import ProviderError, Unavailable
@@ -184,6 +185,20 @@ def test_the_deadline_ends_an_outage(cancel: bool) -> None:
     limits = [wish.within for wish in provider.wishes if isinstance(wish, Check)]
     assert limits[0] == 100.0
     assert limits[-1] == LAST_LOOK_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("starts", "first_look"),
+    [
+        (1000.0, 1006.0),  # at once: the whole time to settle is left
+        (1004.0, 1010.0),  # the deferral took four seconds: the time to settle begins after it
+        (1030.0, 1060.0),  # the machine is slow: the worker gets as much time again as it was late
+        (9000.0, 9066.0),  # another triggerer begins again, much later
+    ],
+)
+def test_a_task_is_woken_only_once_its_worker_has_had_time_to_end(starts: float, first_look: float) -> None:
+    assert settled(replace(WATCH, not_before=1006.0), 6.0, starts).not_before == first_look
+    assert settled(WATCH, 6.0, starts) == WATCH
 
 
 def test_patience_ends_and_no_batch_is_cancelled_for_it() -> None:

@@ -110,3 +110,11 @@ def test_what_a_task_leaves_that_failed_by_itself_is_kept_for_its_clear(
     monday.execute("INSERT INTO tickets VALUES (14, 'newer', 'newer')")
     start("wednesday")
     assert cancelled(monday) == 1
+
+
+def test_a_retry_of_a_resume_that_never_ran_buys_nothing(monday: World) -> None:
+    """Airflow fails a try before any code of the task runs if it takes the task for running already."""
+    start("monday")
+    start("monday")
+
+    assert len(monday.simulator.ledger()["anthropic"]["batches"]) == 1

@@ -89,7 +89,10 @@ async def test_it_fires_a_few_bytes_when_the_batch_has_ended(world: World) -> No
     assert len(orjson.dumps(await waiting)) < 100
 
 
-async def test_each_look_is_told_with_the_time_of_the_next(world: World) -> None:
+async def test_each_look_is_told_with_the_time_of_the_next(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL", "0.1")
     batch_id = create_batch(world)
     with told() as log:
         now = time.time()
