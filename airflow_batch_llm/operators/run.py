@@ -29,6 +29,7 @@ from airflow_batch_llm.hooks.failures import quiet_sdks, rendering, translated_e
 from airflow_batch_llm.hooks.handle import Departures, RunHandle
 from airflow_batch_llm.hooks.llm import default_conn_id, llm_provider, split_model_id
 from airflow_batch_llm.hooks.object_storage import open_workspace
+from airflow_batch_llm.hooks.triggerer import tell_of_triggerer
 from airflow_batch_llm.links.console import BatchConsoleLink
 from airflow_batch_llm.operators.reporting import (
     Alarm,
@@ -213,7 +214,7 @@ class RunOperator(BaseOperator):
             states = [(handle, self._tried(context, handle, failed)) for handle in self._handles]
             for handle, state in states:
                 if isinstance(state, Watch):
-                    return self._defer(handle, state)
+                    return self._defer(handle, state, first=begins)
             if failed:
                 raise failed[0]
             return self.returned(context, [state for _, state in states if isinstance(state, Ended)])
@@ -359,7 +360,8 @@ class RunOperator(BaseOperator):
         if batch_ids:
             self.console_url = run.parts.provider.console_url(batch_ids[-1])
 
-    def _defer(self, handle: RunHandle, watch: Watch) -> NoReturn:
+    def _defer(self, handle: RunHandle, watch: Watch, *, first: bool) -> NoReturn:
+        tell_of_triggerer(self.log, first=first)
         watch = replace(watch, not_before=time.time() + settling_seconds())
         trigger = LLMBatchTrigger(
             model_id=handle.model_id,

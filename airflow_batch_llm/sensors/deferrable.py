@@ -10,6 +10,7 @@ from airflow.triggers.base import BaseTrigger
 
 from airflow_batch_llm.hooks.arguments import is_deferrable
 from airflow_batch_llm.hooks.failures import rendering
+from airflow_batch_llm.hooks.triggerer import tell_of_triggerer
 
 
 class DeferrableSensor(BaseSensorOperator):
@@ -48,6 +49,7 @@ class DeferrableSensor(BaseSensorOperator):
 
     def look(self, context: Context, event: Any = None, until: float | None = None) -> None:  # noqa: ARG002 - it says only that one should look
         """Look, also after a deferral, and wait (again) where there is nothing yet. The timeout is that of all waits."""
+        first = until is None
         self._until = until = time.time() + self.timeout if until is None else until
         if self.poke(context):
             return
@@ -56,6 +58,7 @@ class DeferrableSensor(BaseSensorOperator):
             raise AirflowSensorTimeout(
                 f"What is waited for has not come within the timeout of {self.timeout:g} s."
             )
+        tell_of_triggerer(self.log, first=first)
         self.defer(
             trigger=self.trigger(until),
             method_name="look",
