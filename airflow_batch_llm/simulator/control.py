@@ -133,6 +133,7 @@ class Control:
         """Forget batches, files, faults and the ledger; knobs return to where they were at the start."""
         await self._runner.idle()
         self._world.database.wipe()
+        self._world.limits.clear()
         for name in ("batches", "files", "incoming"):
             shutil.rmtree(self._world.settings.data_dir / name, ignore_errors=True)
         seconds = self._world.settings.batch_seconds

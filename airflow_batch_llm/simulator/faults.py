@@ -2,11 +2,13 @@
 
 A call fault strikes the n-th matching call and the next `times - 1`. A batch or row fault is bound to the n-th
 batch created after it was set (and the next `times - 1`), so that a row that failed once can succeed when sent again.
+A flex fault strikes the n-th request that asks for the flex tier in real time.
 """
 
 import re
 from collections.abc import Iterable
 from enum import StrEnum
+from types import UnionType
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -39,6 +41,13 @@ class BatchFault(StrEnum):
     ORDERED = "ordered"  # results come in the order of the requests
 
 
+class FlexFault(StrEnum):
+    """The faults of the flex tier."""
+
+    NO_CAPACITY = "no_capacity"  # 429, not charged
+    DOWNGRADED = "downgraded"  # answered by the usual tier, at its price
+
+
 class RowFault(StrEnum):
     """The faults of a row."""
 
@@ -65,7 +74,7 @@ class Fault(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: CallFault | BatchFault | RowFault
+    kind: CallFault | BatchFault | FlexFault | RowFault
     provider: Provider | Literal["any"] = "any"
     endpoint: str | None = None
     nth: int = Field(default=1, ge=1)
@@ -124,17 +133,23 @@ class FaultBook:
 
     def for_call(self, provider: Provider, endpoint: str) -> Fault | None:
         """The first fault that strikes this call; all that match are counted."""
-        return next(iter(self._met(provider, endpoint)), None)
+        return next(iter(self._met(provider, CallFault, endpoint)), None)
+
+    def for_flex(self, provider: Provider) -> Fault | None:
+        """The first fault that strikes this request to the flex tier; all that match are counted."""
+        return next(iter(self._met(provider, FlexFault)), None)
 
     def for_batch(self, provider: Provider) -> list[Fault]:
         """The faults that a batch created now carries."""
-        return self._met(provider, None)
+        return self._met(provider, BatchFault | RowFault)
 
-    def _met(self, provider: Provider, endpoint: str | None) -> list[Fault]:
+    def _met(
+        self, provider: Provider, kinds: type[StrEnum] | UnionType, endpoint: str | None = None
+    ) -> list[Fault]:
         struck = []
         for number, document, seen in self._database.faults():
             fault = Fault.model_validate_json(document)
-            if fault.provider not in ("any", provider) or isinstance(fault.kind, CallFault) != bool(endpoint):
+            if fault.provider not in ("any", provider) or not isinstance(fault.kind, kinds):
                 continue
             if endpoint and fault.endpoint not in ("any", endpoint):
                 continue

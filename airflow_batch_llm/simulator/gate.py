@@ -152,7 +152,9 @@ class Gate:
             self._check_key(request)
             return await endpoint.handle(request)
         except Refusal as refusal:
-            return self._vendor.error(refusal)
+            response = self._vendor.error(refusal)
+            response.headers.update(refusal.headers)
+            return response
         except ClientDisconnect:
             return Response(status_code=499)
 
@@ -228,10 +230,10 @@ def _compressed(size: int) -> bytes:
 
 def _cut(response: Response, request: Request, fault: Fault) -> Response:
     """The same answer, whose connection breaks after this many bytes or lines."""
-    if not isinstance(response, StreamingResponse) or response.status_code != 200:
+    if response.status_code != 200:
         return response
     abort = request.scope["extensions"][_ABORT]["abort"]
-    chunks = response.body_iterator
+    chunks = response.body_iterator if isinstance(response, StreamingResponse) else _whole(response)
 
     async def broken() -> AsyncIterator[bytes]:
         left = fault.bytes
@@ -251,6 +253,10 @@ def _cut(response: Response, request: Request, fault: Fault) -> Response:
 
     headers = {key: value for key, value in response.headers.items() if key != "content-length"}
     return StreamingResponse(broken(), headers=headers)
+
+
+async def _whole(response: Response) -> AsyncIterator[bytes]:
+    yield bytes(response.body)
 
 
 def _end_of_lines(chunk: bytes, lines: int) -> int:

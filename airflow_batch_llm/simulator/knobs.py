@@ -3,13 +3,14 @@
 Knobs are one frozen value: a change replaces it whole, so a batch that is being executed sees one setting throughout.
 """
 
+import re
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +60,28 @@ def unix(moment: float | None) -> int | None:
 
 
 class Knobs(BaseModel):
-    """Durations are virtual seconds, except `latency`, which is real."""
+    """Durations are virtual seconds, except the latencies, which are real."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     batch_seconds: float = Field(default=2.0, ge=0)
     latency: float = Field(default=0.0, ge=0)
     """Real seconds that every call about the state of a batch or a list of batches takes."""
+    answer_latency: float = Field(default=0.0, ge=0)
+    """Real seconds that every real-time answer takes."""
+    answer_latency_per_token: float = Field(default=0.0, ge=0)
+    """Real seconds that each output token of a real-time answer takes on top."""
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    """The limit of real-time requests per model, in virtual minutes; None for no limit."""
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+    """The limit of tokens per model.
+
+    Anthropic counts input that no cache held, OpenAI the longer of the input and `max_tokens`, Vertex input and output.
+    """
+    output_tokens_per_minute: int | None = Field(default=None, ge=1)
+    """Anthropic's limit of output tokens per model."""
+    retry_after: bool = True
+    """Whether a refusal for a limit says when to come again, where the vendor says so."""
     list_lag: float = Field(default=0.0, ge=0)
     """How long a new batch is absent from the lists."""
     cancelled_share: float = Field(default=0.0, ge=0, le=1)
@@ -77,7 +93,20 @@ class Knobs(BaseModel):
     cached_tokens: int = Field(default=0, ge=0)
     """Input tokens of each row that count as read from a cache (at most all of them)."""
     cache_write_tokens: int = Field(default=0, ge=0)
+    wrong_share: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
+    """Per model, the share of rows that it answers wrongly. Empty: every request has a made-up answer of its own."""
+    truth_find: str | None = None
+    """A regular expression; what it finds in a prompt decides what is right. None: the whole prompt."""
     reasoning_tokens: int = Field(default=0, ge=0)
     """Output tokens that each row spends on thinking, on top of its answer."""
     shard_rows: int = Field(default=50_000, ge=1)
     """How many rows Vertex writes to one output file."""
+
+    @field_validator("truth_find")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        return pattern

@@ -14,7 +14,8 @@ import orjson
 
 from airflow_batch_llm.simulator.answers import conforming
 from airflow_batch_llm.simulator.database import Provider
-from airflow_batch_llm.simulator.knobs import Settings
+from airflow_batch_llm.simulator.fallible import fallible
+from airflow_batch_llm.simulator.knobs import Knobs, Settings
 from airflow_batch_llm.simulator.openai.answers import CHAT, EMBEDDINGS
 from airflow_batch_llm.simulator.request import Answer, Request, RowError, Stop
 from airflow_batch_llm.simulator.strings import Draw, phrase
@@ -30,9 +31,15 @@ class Responder(Protocol):
 
 
 class MadeUp:
-    """Values that conform to the schema; a short phrase where there is none."""
+    """Values that conform to the schema; a short phrase where there is none. Knobs make models that err."""
+
+    def __init__(self, knobs: Callable[[], Knobs]) -> None:
+        self._knobs = knobs
 
     def answer_all(self, requests: Sequence[Request]) -> list[Answer]:
+        knobs = self._knobs()
+        if knobs.wrong_share:
+            return [Answer(fallible(request, knobs)) for request in requests]
         return [Answer(_made_up(request)) for request in requests]
 
 
@@ -61,16 +68,14 @@ class UserFunction:
         return Answer(value if isinstance(value, str) else orjson.dumps(value).decode())
 
 
-def load_responder(settings: Settings) -> Responder:
+def load_responder(settings: Settings, knobs: Callable[[], Knobs]) -> Responder:
     """The responder that the settings name. Raises ValueError if it cannot be loaded."""
     if settings.responder and settings.upstream:
         raise ValueError("--responder and --upstream exclude each other")
     if settings.upstream:
-        from airflow_batch_llm.simulator.responder import Upstream
-
         return Upstream(settings)
     if not settings.responder:
-        return MadeUp()
+        return MadeUp(knobs)
     module_name, _, function_name = settings.responder.partition(":")
     if not function_name:
         raise ValueError(f"--responder must be module:function, not {settings.responder!r}")

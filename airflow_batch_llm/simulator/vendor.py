@@ -17,14 +17,27 @@ from airflow_batch_llm.simulator.request import Answer, Request, RowError
 
 
 class Refusal(Exception):
-    """A call that the vendor answers with an error. `code` is the vendor's own word for it."""
+    """A call that the vendor answers with an error. `code` is the vendor's own word for it.
 
-    def __init__(self, status: int, code: str | None, message: str, *, param: str | None = None) -> None:
+    `kind` is the `type` in OpenAI's body, where that does not follow from the code.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str | None,
+        message: str,
+        *,
+        param: str | None = None,
+        kind: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.message = message
         self.param = param
+        self.kind = kind
+        self.headers: dict[str, str] = {}
 
 
 async def json_object(call: starlette.requests.Request, complaint: str) -> dict[str, Any]:

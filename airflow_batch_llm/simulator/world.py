@@ -9,6 +9,7 @@ from typing import Any
 from airflow_batch_llm.simulator.database import Batch, Database, Outcome, Phase, Provider
 from airflow_batch_llm.simulator.faults import BatchFault, FaultBook, batch_fault
 from airflow_batch_llm.simulator.knobs import Clock, Knobs, Settings
+from airflow_batch_llm.simulator.limits import Limits
 from airflow_batch_llm.simulator.responder import Responder, load_responder
 
 _WAITING_SHARE = 0.1  # of a batch's duration, before its rows are looked at
@@ -25,6 +26,7 @@ class World:
     responder: Responder
     instance: str
     knobs: Knobs
+    limits: Limits = field(default_factory=Limits)
     poke: Callable[[], None] = field(default=lambda: None)
 
     def turn(self, knobs: Knobs) -> None:
@@ -108,12 +110,13 @@ def open_world(settings: Settings) -> World:
     knobs = Knobs.model_validate(database.get_meta("knobs") or {})
     if settings.batch_seconds is not None:
         knobs = knobs.model_copy(update={"batch_seconds": settings.batch_seconds})
-    return World(
+    world = World(
         settings=settings,
         clock=Clock(database.get_meta("offset") or 0.0),
         database=database,
         faults=FaultBook(database),
-        responder=load_responder(settings),
+        responder=load_responder(settings, lambda: world.knobs),
         instance=instance,
         knobs=knobs,
     )
+    return world

@@ -1,6 +1,8 @@
 """Anthropic's Messages and token counting, one request at a time."""
 
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.requests import Request as Call
@@ -9,6 +11,8 @@ from starlette.responses import JSONResponse, Response
 from airflow_batch_llm.simulator.anthropic import rows
 from airflow_batch_llm.simulator.anthropic.rows import VERSIONS
 from airflow_batch_llm.simulator.database import Provider, Usage, Way
+from airflow_batch_llm.simulator.knobs import rfc3339
+from airflow_batch_llm.simulator.limits import Standing
 from airflow_batch_llm.simulator.realtime import Asked, RealTime
 from airflow_batch_llm.simulator.request import Answer, Request, content_digest
 from airflow_batch_llm.simulator.vendor import Endpoint, Refusal, json_object
@@ -19,6 +23,7 @@ class AnthropicRealTime:
     """The paths, and the words of the answers. There is no flex tier."""
 
     provider = Provider.ANTHROPIC
+    no_room = None
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -43,8 +48,53 @@ class AnthropicRealTime:
     def body(self, asked: Asked, answer: Answer, usage: Usage) -> dict[str, Any]:
         return rows.message(asked.request, answer, usage)
 
+    def per_minute(self) -> Mapping[str, int | None]:
+        knobs = self._world.knobs
+        return {
+            "requests": knobs.requests_per_minute,
+            "input-tokens": knobs.tokens_per_minute,
+            "output-tokens": knobs.output_tokens_per_minute,
+        }
+
+    def needs(self, request: Request) -> Mapping[str, int]:
+        """Input that a cache held does not count. Output counts once it is made, but some must be left."""
+        uncached = max(0, request.input_tokens - self._world.knobs.cached_tokens)
+        return {"requests": 1, "input-tokens": uncached, "output-tokens": 0}
+
+    def spends(self, usage: Usage) -> Mapping[str, int]:
+        return {"output-tokens": usage.output}
+
+    def over_limit(self, model: str, standing: Standing) -> Refusal:
+        kind = standing.kind.replace("-", " ")
+        return Refusal(429, None, f"Your limit of {standing.limit} {kind} per minute for {model} is used up.")
+
+    def retry_headers(self, seconds: float) -> dict[str, str]:
+        return {"retry-after": str(math.ceil(seconds))}
+
+    def limit_headers(self, standings: Sequence[Standing]) -> dict[str, str]:
+        """Return the headers. The moments are real ones, because a client compares them with its own clock."""
+        now = time.time()
+        return {
+            f"anthropic-ratelimit-{each.kind}-{name}": str(value)
+            for each in _with_sum(standings)
+            for name, value in (
+                ("limit", each.limit),
+                ("remaining", each.remaining),
+                ("reset", rfc3339(now + each.full_in)),
+            )
+        }
+
     def way(self, body: dict[str, Any]) -> Way:  # noqa: ARG002 - there is only one
         return Way.NOW
+
+
+def _with_sum(standings: Sequence[Standing]) -> list[Standing]:
+    """Add `tokens`, the limits of input and output together."""
+    tokens = [each for each in standings if each.kind.endswith("-tokens")]
+    if not tokens:
+        return [*standings]
+    _, limits, remaining, seconds = zip(*tokens, strict=True)
+    return [*standings, Standing("tokens", sum(limits), sum(remaining), max(seconds))]
 
 
 async def _asked(call: Call, *, counting: bool = False) -> Asked:

@@ -1,12 +1,14 @@
 """OpenAI's responses, chat completions, embeddings and token counting, one request at a time."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.requests import Request as Call
 from starlette.responses import JSONResponse, Response
 
 from airflow_batch_llm.simulator.database import Provider, Usage, Way
+from airflow_batch_llm.simulator.limits import Standing
 from airflow_batch_llm.simulator.openai import answers, rows
 from airflow_batch_llm.simulator.openai.answers import CHAT, EMBEDDINGS, RESPONSES
 from airflow_batch_llm.simulator.realtime import Asked, RealTime
@@ -22,6 +24,7 @@ class OpenAIRealTime:
     """The paths, and the words of the answers."""
 
     provider = Provider.OPENAI
+    no_room = "resource_unavailable"
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -58,10 +61,48 @@ class OpenAIRealTime:
         body = answers.body_of(asked.request, answer, usage)
         if answer.body is not None or asked.request.endpoint == EMBEDDINGS:
             return body
-        return {**body, "service_tier": _TIERS[_tier(asked.request.body)]}
+        tier = _TIERS[_tier(asked.request.body)]
+        return {**body, "service_tier": "default" if tier == "flex" and not asked.flex else tier}
 
     def way(self, body: dict[str, Any]) -> Way:
         return Way.FLEX if body.get("service_tier") == "flex" else Way.NOW
+
+    def per_minute(self) -> Mapping[str, int | None]:
+        knobs = self._world.knobs
+        return {"requests": knobs.requests_per_minute, "tokens": knobs.tokens_per_minute}
+
+    def needs(self, request: Request) -> Mapping[str, int]:
+        """A request counts as the longer of its input and of the answer that it admits."""
+        return {"requests": 1, "tokens": max(request.input_tokens, request.max_tokens or 0)}
+
+    def spends(self, usage: Usage) -> Mapping[str, int]:  # noqa: ARG002 - all was taken at admission
+        return {}
+
+    def over_limit(self, model: str, standing: Standing) -> Refusal:
+        message = f"Rate limit reached for {model} on {standing.kind} per min. Limit: {standing.limit}."
+        return Refusal(429, "rate_limit_exceeded", message, kind=standing.kind)
+
+    def retry_headers(self, seconds: float) -> dict[str, str]:
+        return {"retry-after": str(math.ceil(seconds)), "retry-after-ms": str(math.ceil(seconds * 1000))}
+
+    def limit_headers(self, standings: Sequence[Standing]) -> dict[str, str]:
+        return {
+            f"x-ratelimit-{name}-{each.kind}": str(value)
+            for each in standings
+            for name, value in (
+                ("limit", each.limit),
+                ("remaining", each.remaining),
+                ("reset", duration(each.full_in)),
+            )
+        }
+
+
+def duration(seconds: float) -> str:
+    """A duration as OpenAI's headers write it: 250ms, 1s, 6m0s."""
+    if seconds < 1:
+        return f"{math.ceil(seconds * 1000)}ms"
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    return f"{minutes}m{rest}s" if minutes else f"{rest}s"
 
 
 def _tier(body: dict[str, Any]) -> Any:

@@ -61,7 +61,7 @@ class OpenAI:
 
     def error(self, refusal: Refusal) -> Response:
         error = RowError(refusal.status, refusal.code or "", refusal.message, refusal.param)
-        return JSONResponse(error_body(error), status_code=refusal.status)
+        return JSONResponse(error_body(error, refusal.kind), status_code=refusal.status)
 
     # -- batches -------------------------------------------------------------------------------------------------
 

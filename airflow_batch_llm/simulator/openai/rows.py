@@ -161,9 +161,13 @@ class OpenAIRows:
         return Written(orjson.dumps(line), channel, Outcome.ERRORED, None)
 
 
-def error_body(error: RowError) -> dict[str, Any]:
+def error_body(error: RowError, kind: str | None = None) -> dict[str, Any]:
+    """The body of an error. `kind` is its type where that does not follow from the status and the code."""
     code = error.code or _CODES.get(error.status)
-    kind = code if error.status == 429 else "server_error" if error.status >= 500 else "invalid_request_error"
+    usual = (
+        code if error.status == 429 else "server_error" if error.status >= 500 else "invalid_request_error"
+    )
+    kind = kind or usual
     return {"error": {"message": error.message, "type": kind, "param": error.param, "code": code}}
 
 

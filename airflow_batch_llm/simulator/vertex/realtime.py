@@ -1,12 +1,13 @@
 """Vertex's generateContent and countTokens, one request at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.requests import Request as Call
 from starlette.responses import JSONResponse, Response
 
 from airflow_batch_llm.simulator.database import Provider, Usage, Way
+from airflow_batch_llm.simulator.limits import Standing
 from airflow_batch_llm.simulator.realtime import Asked, RealTime
 from airflow_batch_llm.simulator.request import Answer, Request, content_digest
 from airflow_batch_llm.simulator.vendor import Endpoint, Refusal, json_object
@@ -23,6 +24,7 @@ class VertexRealTime:
     """The paths, and the words of the answers."""
 
     provider = Provider.VERTEX
+    no_room = None
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -52,6 +54,25 @@ class VertexRealTime:
 
     def way(self, body: dict[str, Any]) -> Way:
         return Way.FLEX if body["usageMetadata"]["trafficType"] == _FLEX else Way.NOW
+
+    def per_minute(self) -> Mapping[str, int | None]:
+        knobs = self._world.knobs
+        return {"requests": knobs.requests_per_minute, "tokens": knobs.tokens_per_minute}
+
+    def needs(self, request: Request) -> Mapping[str, int]:
+        return {"requests": 1, "tokens": request.input_tokens}
+
+    def spends(self, usage: Usage) -> Mapping[str, int]:
+        return {"tokens": usage.output}
+
+    def over_limit(self, model: str, standing: Standing) -> Refusal:
+        return Refusal(429, None, f"Resource exhausted: {standing.kind} per minute for {model}.")
+
+    def retry_headers(self, seconds: float) -> dict[str, str]:  # noqa: ARG002 - Vertex does not say when
+        return {}
+
+    def limit_headers(self, standings: Sequence[Standing]) -> dict[str, str]:  # noqa: ARG002 - nor how much is left
+        return {}
 
 
 async def _asked(call: Call) -> Asked:
