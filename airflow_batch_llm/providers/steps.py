@@ -228,7 +228,8 @@ async def _asettle(flow: Calls[Any], client: Any, places: asyncio.Semaphore) -> 
             return error
 
 
-_UNAUTHORISED = 401
+#: A server that has no list of its batches answers one of these.
+_NO_LIST = frozenset({400, 404, 405, 501})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,7 +294,7 @@ def _first_page(batch_id: str, lookup: Lookup) -> Calls[list[Page]]:
     try:
         page = yield from lookup.page(None)
     except Refused as error:
-        if error.status == _UNAUTHORISED:  # nor would the call by name be answered
+        if error.status not in _NO_LIST:  # nor would the call by name be answered
             raise
         lookup.by_name.add(batch_id)
         return []

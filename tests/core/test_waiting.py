@@ -39,6 +39,7 @@ class Provider:
     now: float = 1000.0
     broken_until: float = 0.0
     wishes: list[Wish] = field(default_factory=list)
+    twins: tuple[str, ...] = ()
 
     def clock(self) -> float:
         return self.now
@@ -63,7 +64,7 @@ class Provider:
 
     def _status(self, batch_id: str) -> BatchStatus:
         over = self.now >= self.ends[batch_id]
-        return BatchStatus(state=BatchState.ENDED if over else BatchState.RUNNING)
+        return BatchStatus(state=BatchState.ENDED if over else BatchState.RUNNING, twins=self.twins)
 
     def told(self) -> list[Tell]:
         return [wish for wish in self.wishes if isinstance(wish, Tell)]
@@ -253,3 +254,15 @@ def test_an_error_that_is_no_providers_is_not_waited_out(errors: Sequence[Except
     assert not isinstance(errors[0], ProviderError)
     with pytest.raises(type(errors[0])):
         drive(waiting(WATCH, lambda: 0.0, lambda: 0.0), perform)
+
+
+@pytest.mark.parametrize(
+    ("strays", "wake"),
+    [((), Wake.STRAY), (("b2",), Wake.ALL_ENDED), (None, Wake.ALL_ENDED)],
+)
+def test_somebody_is_woken_once_for_a_batch_that_runs_under_the_same_token(
+    strays: tuple[str, ...] | None, wake: Wake
+) -> None:
+    provider = Provider(ends={"b1": 1100.0}, twins=("b2",))
+
+    assert wait(provider, Watch(batch_ids=("b1",), since=1000.0, deadline=NEVER, strays=strays)) is wake

@@ -35,7 +35,9 @@ class Provider:
         names = self.listed[begin : begin + self.page_size]
         more = begin + self.page_size < len(self.listed)
         if not self.listed:
-            raise Refused("no such path")
+            refused = Refused("no such path")
+            refused.status = 404
+            raise refused
         return Page(
             statuses=dict.fromkeys(names, RUNNING),
             after=names[-1] if more else None,
