@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export UV_SYSTEM_CERTS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup emulators demo airflow quick test e2e fuzz check format docs constraints bench matrix sdks databases clean
+.PHONY: help setup emulators demo airflow quick test e2e fuzz check format docs constraints golden bench matrix sdks databases clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -65,6 +65,10 @@ format: .venv/.stamp ## put the code in its format and repair what can be repair
 
 docs: .venv/.stamp ## build the documentation into site/; a warning is an error
 	@echo "docs: site/" && NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+golden: .venv/.stamp ## write the golden files from what the code makes now
+	@echo "golden: read git diff before you commit"
+	@WRITE_GOLDEN_FILES=1 $(PYTEST) -q $$(grep -rl --include='*.py' 'import check_golden' tests | grep -v test_golden)
 
 constraints: .venv/.stamp ## resolve constraints.txt anew, to the newest versions that fit together
 	@echo "constraints: constraints.txt"

@@ -32,9 +32,10 @@ from airflow_batch_llm import errors
 from airflow_batch_llm.cli import app
 from airflow_batch_llm.commands.spec import Spec, read_spec
 from airflow_batch_llm.core import settings
-from airflow_batch_llm.core.model import Usage
+from airflow_batch_llm.core.model import Outcome, Usage
 from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.core.report import Provenance, Report, to_xcom
+from airflow_batch_llm.core.selection import after_failure
 from airflow_batch_llm.core.settings import Stage, field_names
 from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.warehouses.base import ANSWER_BOOKKEEPING, FAILURE_COLUMNS
@@ -267,6 +268,52 @@ def test_the_columns_of_a_table_are_all_described_in_their_order(
     shown = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", part, re.MULTILINE)
 
     assert shown == [(column.name, str(column.type)) for column in columns]
+
+
+def test_the_names_that_contributing_sends_to_are_there() -> None:
+    page = (ROOT / "docs/contributing.md").read_text()
+    package = Path(airflow_batch_llm.__file__).parent
+
+    named = re.findall(r"`(\w+)` (?:of|in) `([\w/]+\.py)`", page)
+
+    assert len(named) > 20
+    for name, path in named:
+        text = (ROOT / path if path.startswith("tests/") else package / path).read_text()
+        assert re.search(rf"^\s*(?:(?:class|def) )?{name}\b", text, re.MULTILINE), (name, path)
+
+
+def test_the_outcomes_are_all_described_in_their_order_with_what_follows() -> None:
+    page = (ROOT / "docs/reference/tables.md").read_text()
+    shown = re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", page, re.MULTILINE)
+
+    def follows(outcome: Outcome, *, retryable: bool) -> tuple[bool, bool, bool]:
+        verdict = after_failure(outcome, retryable=retryable, attempts=0, tries=1, most=3)
+        return verdict.attempts == 1, verdict.again, verdict.dead
+
+    words = {(True, True): "yes", (False, False): "no", (False, True): "if the error may pass"}
+    assert shown == [
+        (
+            str(outcome),
+            *(
+                words[pair]
+                for pair in zip(
+                    follows(outcome, retryable=False), follows(outcome, retryable=True), strict=True
+                )
+            ),
+        )
+        for outcome in Outcome
+    ]
+
+
+@pytest.mark.parametrize("key", ["outcomes", "counts"])
+def test_the_words_of_the_counts_are_all_described(key: str) -> None:
+    page = (ROOT / "docs/reference/report.md").read_text()
+    about = Provenance(run_id="r", run_token="t", provider="p", model="m", key=("id",), target="labels")
+    told = to_xcom(Report(outcomes=dict.fromkeys(Outcome, 1)), about)[key]
+
+    (row,) = re.findall(rf"^\| `{key}` \|([^;|]+)", page, re.MULTILINE)
+
+    assert re.findall(r"`(\w+)`", row) == list(told)
 
 
 def test_the_keys_of_the_report_are_all_described_in_their_order() -> None:

@@ -20,6 +20,7 @@ from airflow_batch_llm.warehouses.publication import (
     staged_columns,
 )
 from airflow_batch_llm.warehouses.statements import Statements
+from tests.golden import check_golden, check_no_other
 
 GOLDEN = Path(__file__).parent / "golden"
 TARGET = labels(
@@ -63,13 +64,17 @@ def written(name: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("name", SPOKEN)
-def test_the_statements_are_those_that_were_read_and_approved(name: str) -> None:
+def test_the_statements_are_those_of_the_golden_file(name: str) -> None:
     dialect = DIALECTS[name]
     text = "".join(
         f"-- {chapter}\n" + "".join(f"{dialect.with_parameters(sql)}\n" for sql in statements)
         for chapter, statements in written(name).items()
     )
-    assert text == (GOLDEN / f"{name}.sql").read_text()
+    check_golden(GOLDEN / f"{name}.sql", text.encode())
+
+
+def test_every_golden_file_belongs_to_a_dialect() -> None:
+    check_no_other(GOLDEN, SPOKEN)
 
 
 @pytest.mark.parametrize("name", SPOKEN)

@@ -14,6 +14,7 @@ from airflow_batch_llm.providers.anthropic.lines import (
     native_schema,
     refuse_sampling,
 )
+from tests.golden import check_golden, check_no_other
 
 WIRE = Path(__file__).parents[1] / "wire" / "anthropic"
 
@@ -42,7 +43,7 @@ def test_a_request_is_encoded_byte_for_byte_as_the_golden_line(name: str) -> Non
     line = LineTemplate.of(message_line(CALLS[name])).line(
         "bt1-0001-000007", '"say \\"hi\\" \u2028"'.encode()
     )
-    assert line == (WIRE / f"{name}.json").read_bytes().rstrip(b"\n")
+    check_golden(WIRE / f"{name}.json", line + b"\n")
 
 
 def test_only_what_counting_takes_is_counted() -> None:
@@ -182,6 +183,7 @@ def test_the_place_of_a_refused_part_is_named() -> None:
 
 
 def test_the_golden_lines_are_json() -> None:
+    check_no_other(WIRE, CALLS)
     assert all(loads(path.read_bytes())["params"] for path in WIRE.glob("*.json"))
 
 

@@ -15,6 +15,7 @@ from airflow_batch_llm.providers.openai.lines import (
     endpoint_of,
     request_line,
 )
+from tests.golden import check_golden, check_no_other
 
 WIRE = Path(__file__).parents[1] / "wire" / "openai"
 
@@ -45,10 +46,11 @@ HOSTS = {"chat_elsewhere": "gpu.example.com"}
 def test_a_request_is_encoded_byte_for_byte_as_the_golden_line(name: str) -> None:
     template = LineTemplate.of(request_line(CALLS[name], HOSTS.get(name)))
     line = template.line("bt1-0001-000007", '"say \\"hi\\" \u2028"'.encode())
-    assert line == (WIRE / f"{name}.json").read_bytes().rstrip(b"\n")
+    check_golden(WIRE / f"{name}.json", line + b"\n")
 
 
 def test_the_golden_lines_are_json_whose_url_is_the_endpoint() -> None:
+    check_no_other(WIRE, CALLS)
     for name, call in CALLS.items():
         assert loads((WIRE / f"{name}.json").read_bytes())["url"] == endpoint_of(call)
 

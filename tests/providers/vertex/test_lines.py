@@ -1,6 +1,7 @@
 """The wire lines of Gemini batches: golden requests, and answers of every kind as outcomes."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -9,6 +10,9 @@ import pytest
 from airflow_batch_llm.core.model import Call, Outcome, Result, Usage
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.providers.vertex.lines import decode, encode
+from tests.golden import check_golden, check_no_other
+
+WIRE = Path(__file__).parents[1] / "wire" / "vertex"
 
 LABEL_SCHEMA = {
     "type": "object",
@@ -22,16 +26,9 @@ def line(call: Call) -> bytes:
     return encode(call).line("t1-0001-000007", orjson.dumps('Say "hi"\u2028{{ x }}'))
 
 
-def test_a_plain_call_is_this_line() -> None:
-    assert line(Call(model="gemini-2.5-flash")) == (
-        b'{"request":{"contents":[{"role":"user","parts":[{"text":"Say \\"hi\\"\xe2\x80\xa8{{ x }}"}]}],'
-        b'"generationConfig":{"maxOutputTokens":1024},"labels":{"airflow_batch_llm_id":"t1-0001-000007"}},'
-        b'"custom_id":"t1-0001-000007"}'
-    )
-
-
-def test_a_call_with_everything_is_this_line() -> None:
-    call = Call(
+CALLS = {
+    "plain": Call(model="gemini-2.5-flash"),
+    "everything": Call(
         model="gemini-2.5-flash",
         system_prompt="You triage.",
         schema=LABEL_SCHEMA,
@@ -41,18 +38,17 @@ def test_a_call_with_everything_is_this_line() -> None:
             "safetySettings": [{"category": "HARM_CATEGORY_HARASSMENT", "threshold": "OFF"}],
             "labels": {"team": "support"},
         },
-    )
-    assert line(call) == (
-        b'{"request":{"contents":[{"role":"user","parts":[{"text":"Say \\"hi\\"\xe2\x80\xa8{{ x }}"}]}],'
-        b'"systemInstruction":{"parts":[{"text":"You triage."}]},'
-        b'"generationConfig":{"temperature":0,"thinkingConfig":{"thinkingBudget":0},"maxOutputTokens":50,'
-        b'"responseMimeType":"application/json","responseSchema":{"type":"OBJECT","properties":{"label":'
-        b'{"type":"STRING","format":"enum","enum":["bug","wish"]}},"propertyOrdering":["label"],'
-        b'"required":["label"]}},'
-        b'"safetySettings":[{"category":"HARM_CATEGORY_HARASSMENT","threshold":"OFF"}],'
-        b'"labels":{"team":"support","airflow_batch_llm_id":"t1-0001-000007"}},'
-        b'"custom_id":"t1-0001-000007"}'
-    )
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_request_is_encoded_byte_for_byte_as_the_golden_line(name: str) -> None:
+    check_golden(WIRE / f"{name}.json", line(CALLS[name]) + b"\n")
+
+
+def test_every_golden_file_belongs_to_a_call() -> None:
+    check_no_other(WIRE, CALLS)
 
 
 def test_without_a_token_limit_there_is_no_generation_config_to_be_empty() -> None:
