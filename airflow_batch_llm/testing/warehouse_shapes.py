@@ -10,7 +10,7 @@ from airflow_batch_llm.core.model import ColumnType
 from airflow_batch_llm.core.settings import SchemaChange, Source, WriteMode
 from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.testing.staged_rows import Database, batch, columns, labels, land, part, rows_of
-from airflow_batch_llm.warehouses.base import Target, Warehouse
+from airflow_batch_llm.warehouses.base import RequiresValues, Target, Warehouse
 from airflow_batch_llm.warehouses.kind import of_arrow
 
 _EXTRA = pa.field("customer", pa.int64())
@@ -58,6 +58,33 @@ class KeepsRules:
         warehouse.prepare(target)
         land(warehouse, target, part(), [{"id": 1, "customer": 7, "label": "billing"}])
         assert [row["customer"] for row in rows_of(database, "labels")] == [7]
+
+    def test_a_required_column_that_is_carried_is_told(
+        self, database: Database, warehouse: Warehouse
+    ) -> None:
+        if not isinstance(warehouse, RequiresValues):
+            pytest.skip("the adapter does not tell which columns take no NULL")
+        target = labels(carried=pa.schema([_EXTRA, ("note", pa.string())]))
+        assert warehouse.required_columns(target) == frozenset()
+        database.make(target.table, target.answer_columns, {"customer": "NOT NULL"})
+        warehouse.prepare(target)
+        assert warehouse.required_columns(target) == {"customer"}
+
+    def test_a_float_is_a_key_exactly_or_is_refused_by_name(
+        self, database: Database, warehouse: Warehouse
+    ) -> None:
+        target = labels(key=pa.schema([("score", pa.float64())]))
+        try:
+            warehouse.prepare(target)
+        except TargetError as error:
+            assert "'score'" in str(error)  # noqa: PT017  the other outcome is as good
+            assert database.tables() == set()
+            return
+        keys = [0.1, 0.1 + 2**-56, 1e300, 5e-324]
+        for label in ("billing", "sales"):
+            land(warehouse, target, part(), [{"score": key, "label": label} for key in keys])
+        found = {row["score"]: row["label"] for row in rows_of(database, "labels")}
+        assert found == dict.fromkeys(keys, "sales")
 
     def test_a_required_answer_column_is_refused_unless_every_answer_fills_it(
         self, database: Database, warehouse: Warehouse

@@ -246,3 +246,11 @@ class SweepsStaging(Protocol):
         A table is as old as the newest plan of its rows, a file as its last change. A table without rows stays. Returns
         the number of tables or files.
         """
+
+
+@runtime_checkable
+class RequiresValues(Protocol):
+    """Can tell which carried columns of an existing target take no NULL, so that NULL is refused in time."""
+
+    def required_columns(self, target: Target) -> frozenset[str]:
+        """Return the carried columns, as the source names them, that are NOT NULL in the target."""

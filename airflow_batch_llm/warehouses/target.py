@@ -197,6 +197,12 @@ class Rules:
     row_security: bool = False  # policies decide which rows this connection sees and writes
 
 
+def required_columns(target: Target, rules: Rules) -> frozenset[str]:
+    """Return the carried columns that are NOT NULL in the target."""
+    required = _lower(rules.not_null)
+    return frozenset(name for name in target.carried.names if name.lower() in required)
+
+
 def refuse_rules(target: Target, shape: Shape, rules: Rules) -> None:
     """Raise `TargetError` with every rule of the table that a publish would break or might break."""
     complaints = [*_column_complaints(target, shape, rules), *_constraint_complaints(target, shape, rules)]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from airflow_batch_llm.core.model import Limits, Outcome
 from airflow_batch_llm.core.report import to_xcom
 from airflow_batch_llm.core.settings import BadRow
-from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.errors import InputError, SourceError
 from airflow_batch_llm.stage.plan import shard_files
 from tests.stage.world import Bench, let_go
 
@@ -213,3 +213,21 @@ def test_prompts_and_answers_may_go_at_once_or_stay_for_good(
     openai.complete("second")
 
     assert payloads(openai) == left
+
+
+def test_null_in_a_carried_column_that_takes_none_is_refused_before_anything_is_sent(openai: Bench) -> None:
+    openai.world.make_tickets(5)
+    openai.complete(prompt="{{ body }}")
+    openai.world.ask("ALTER TABLE labels ALTER subject SET NOT NULL")
+    openai.world.ask("INSERT INTO tickets VALUES (5, 'new', 'new'), (6, NULL, 'other')")
+    sent = len(openai.batches())
+
+    with pytest.raises(
+        SourceError, match=r"column 'subject' is NULL in the source's row 6, .* Nothing was sent"
+    ):
+        openai.complete("dag/task/next", prompt="{{ body }}")
+
+    assert len(openai.batches()) == sent
+    openai.world.ask("UPDATE tickets SET subject = 'filled' WHERE id = 6")
+    openai.complete("dag/task/next", prompt="{{ body }}")
+    assert len(openai.world.answers()) == 7

@@ -39,7 +39,7 @@ from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, RunLimits, new_run_token
 from airflow_batch_llm.stage.records.registers import Registers
 from airflow_batch_llm.stage.records.standings import read_rounds
-from airflow_batch_llm.warehouses.base import SharesFile, Target
+from airflow_batch_llm.warehouses.base import RequiresValues, SharesFile, Target
 from airflow_batch_llm.warehouses.place import Place
 
 #: So many prompts, spread over all of them, are counted by the provider.
@@ -151,6 +151,7 @@ class Drafting:
             retry_dead=self.stage.guards.retry_dead,
             max_rows=self.stage.max_rows,
             max_prompt_bytes=self.parts.provider.limits.max_request_bytes - self.resolved.template.overhead,
+            required=self._required(),
         )
         source, warehouse = self.parts.source, self.parts.target
         with closing(with_known(source, self.stage.source, warehouse, self.target)) as rows:
@@ -183,6 +184,12 @@ class Drafting:
         """Close the spool's database."""
         if self._spool is not None:
             self._spool.close()
+
+    def _required(self) -> frozenset[str]:
+        warehouse = self.parts.target
+        if not self.target.carried.names or not isinstance(warehouse, RequiresValues):
+            return frozenset()
+        return warehouse.required_columns(self.target)
 
     def _note_in_flight(self) -> None:
         """Note the plans of other runs that buy rows: a round is in flight until it is published."""

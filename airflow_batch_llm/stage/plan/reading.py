@@ -15,6 +15,7 @@ from airflow_batch_llm.core.selection import SENT, Reason, table
 from airflow_batch_llm.core.settings import Only, Source
 from airflow_batch_llm.core.spec import input_hashes
 from airflow_batch_llm.errors import PromptError, SourceError
+from airflow_batch_llm.stage.land.landing import sample_keys
 from airflow_batch_llm.stage.parts import Reads
 from airflow_batch_llm.stage.plan.spool import ATTEMPTS, INPUT_HASH, PROBLEM, PROMPTS, REASON, SEQ, Spool
 from airflow_batch_llm.warehouses.arrow import number, numbers, octets, text, texts
@@ -40,6 +41,8 @@ class Reading:
     retry_dead: bool
     max_rows: int | None
     max_prompt_bytes: int
+    required: frozenset[str] = frozenset()
+    """Carried columns that take no NULL in the target. Default: none."""
 
     def fill(self, spool: Spool, rows: Iterator[pa.RecordBatch]) -> None:
         """Spool every row. `rows` carry `KNOWN_COLUMNS` beside the source's own."""
@@ -56,6 +59,7 @@ class Reading:
                     why[i] = Reason.POSTPONED
                 del wanted[max(0, self.max_rows - sent) :]
             sent += len(wanted)
+            self._refuse_nulls(batch, wanted)
             if len(wanted) < batch.num_rows:
                 values = {name: [column[i] for i in wanted] for name, column in values.items()}
             prompts, problems = self._render(values, wanted, why)
@@ -107,6 +111,18 @@ class Reading:
             else:
                 prompts[i] = prompt
         return prompts, problems
+
+    def _refuse_nulls(self, batch: pa.RecordBatch, wanted: list[int]) -> None:
+        """Refuse NULL where the target takes none, in rows that are sent: their answers could not land."""
+        rows = batch.take(numbers(wanted)) if self.required else batch
+        for name in sorted(self.required):
+            empty = rows.filter(pc.is_null(rows.column(name)))
+            if empty.num_rows:
+                (key,) = sample_keys(empty.select(list(self.key)).slice(0, 1))
+                raise SourceError(
+                    f"The carried column {name!r} is NULL in the source's row {key}, and the target's column is NOT NULL."
+                    " Fill it or leave such rows out in the source, or let the target's column be NULL. Nothing was sent."
+                )
 
     def _refuse_null_keys(self, batch: pa.RecordBatch) -> None:
         for name in self.key:

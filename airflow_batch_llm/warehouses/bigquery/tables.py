@@ -21,7 +21,14 @@ from airflow_batch_llm.warehouses.bigquery.connection import Connection, Query, 
 from airflow_batch_llm.warehouses.bigquery.jobs import translated
 from airflow_batch_llm.warehouses.bigquery.sql import HIGHEST, LOWEST, Columns, Tables, trials
 from airflow_batch_llm.warehouses.bigquery.types import DIALECT, existing_types, schema_field
-from airflow_batch_llm.warehouses.target import Rules, Shape, refuse_rules, shape_failures, shape_target
+from airflow_batch_llm.warehouses.target import (
+    Rules,
+    Shape,
+    refuse_rules,
+    required_columns,
+    shape_failures,
+    shape_target,
+)
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import Dataset, Table
@@ -88,6 +95,10 @@ class TargetTables:
         self._bring_to(self.failures)
         self._try()
         self._try_staging()
+
+    def required_columns(self) -> frozenset[str]:
+        """Return the carried columns that are REQUIRED in the target."""
+        return required_columns(self.target, _rules(self.connection.table(self.answers)))
 
     def _columns(self, name: TableName, wanted: pa.Schema) -> Columns:
         table = self.connection.table(name)

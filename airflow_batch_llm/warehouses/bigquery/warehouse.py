@@ -91,6 +91,9 @@ class BigQueryWarehouse:
         """Shape the two tables, and compile on no rows what a publish will run."""
         self._tables(target).prepare()
 
+    def required_columns(self, target: Target) -> frozenset[str]:
+        return self._tables(target).required_columns()
+
     def known(self, target: Target, keys: pa.RecordBatch) -> pa.RecordBatch:
         """Look keys up by one join with a table of them; each call scans the target, so hand in many at once."""
         if not keys.num_rows:

@@ -28,6 +28,7 @@ from airflow_batch_llm.warehouses.publication import (
 )
 from airflow_batch_llm.warehouses.staging import Bounds, StagedFiles, StagingFolder, rows_of
 from airflow_batch_llm.warehouses.statements import Landing, Statements
+from airflow_batch_llm.warehouses.target import required_columns
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -104,6 +105,11 @@ class DuckDBWarehouse:
                 target, tables(connection, target, with_rules=True), self._statements
             ):
                 connection.execute(statement)
+
+    def required_columns(self, target: Target) -> frozenset[str]:
+        with self._file.translated(), self._transaction() as connection:
+            found = tables(connection, target, with_rules=True).target
+        return required_columns(target, found.rules) if found is not None else frozenset()
 
     def known(self, target: Target, keys: pa.RecordBatch) -> pa.RecordBatch:
         plain = plain_batch(keys, frozenset(target.key.names), _DIALECT)

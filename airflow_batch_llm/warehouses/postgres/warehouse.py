@@ -40,6 +40,7 @@ from airflow_batch_llm.warehouses.publication import (
 from airflow_batch_llm.warehouses.refusal import may_pass, translated
 from airflow_batch_llm.warehouses.staging import forgotten, is_staged_table, not_staged, run_token
 from airflow_batch_llm.warehouses.statements import Statements
+from airflow_batch_llm.warehouses.target import required_columns
 
 if TYPE_CHECKING:
     from psycopg import Connection, ConnectionInfo, RawCursor
@@ -143,6 +144,11 @@ class PostgresWarehouse:
                 cursor.execute(statement)
             trial = self._staging_table(target, f"probe_{uuid4().hex[:16]}")
             cursor.execute(f"CREATE UNLOGGED TABLE {trial} (n int); DROP TABLE {trial}")
+
+    def required_columns(self, target: Target) -> frozenset[str]:
+        with self._transaction() as cursor:
+            found = tables(cursor, target, with_rules=True).target
+        return required_columns(target, found.rules) if found is not None else frozenset()
 
     def known(self, target: Target, keys: pa.RecordBatch) -> pa.RecordBatch:
         plain = plain_batch(keys, frozenset(target.key.names), _DIALECT).select(target.key.names)

@@ -31,6 +31,7 @@ from airflow_batch_llm.warehouses.refusal import may_pass, translated
 from airflow_batch_llm.warehouses.sql.types import described, home, rules, table, table_names, told_from
 from airflow_batch_llm.warehouses.staging import forgotten, is_staged_table, not_staged, run_token
 from airflow_batch_llm.warehouses.statements import Statements
+from airflow_batch_llm.warehouses.target import required_columns
 
 _FIRST_ROWS = 500
 _INSERTED_AT_ONCE = 1_000
@@ -76,6 +77,11 @@ class SqlWarehouse:
             for statement in preparation(target, found, self._statements):
                 cursor.execute(statement)
         self._probe_staging(target)
+
+    def required_columns(self, target: Target) -> frozenset[str]:
+        with self._transaction() as cursor:
+            found = self._ruled(cursor, target, self._tables(cursor, target)).target
+        return required_columns(target, found.rules) if found is not None else frozenset()
 
     def known(self, target: Target, keys: pa.RecordBatch) -> pa.RecordBatch:
         plain = plain_batch(keys, frozenset(target.key.names), self._dialect).select(target.key.names)
