@@ -6,7 +6,7 @@ that holds it.
 """
 
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import yaml
 from pydantic import (
@@ -14,6 +14,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    create_model,
     field_validator,
     model_validator,
 )
@@ -21,7 +22,9 @@ from pydantic_core import ErrorDetails
 
 from airflow_batch_llm.core.settings import Source, Stage, explanation
 from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.warehouses import all_types
 from airflow_batch_llm.warehouses.files.source import FileFormat
+from airflow_batch_llm.warehouses.registration import WarehouseType
 
 _SECRETS = {"api_key": "api_key_env", "dsn": "dsn_env", "password": "dsn_env"}
 
@@ -57,31 +60,29 @@ class ProviderSection(_Section):
         return given
 
 
-class PostgresSection(_Section):
-    """A PostgreSQL database."""
-
-    dsn_env: str  # the variable that holds its DSN or URI
-
-
-class BigQuerySection(_Section):
-    """A BigQuery project, with the environment's credentials."""
-
-    project: str
-    dataset: str | None = None  # of tables that are named without one
-    location: str | None = None
-
-
-class WarehouseSection(_Section):
-    """One database: exactly one of these."""
-
-    duckdb: str | None = None  # the file
-    sqlite: str | None = None  # the file
-    postgres: PostgresSection | None = None
-    bigquery: BigQuerySection | None = None
+class _OneWarehouse(_Section):
+    """One database: exactly one of the registered kinds, by its name."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        return self._exactly_one("duckdb", "sqlite", "postgres", "bigquery")
+        return self._exactly_one(*type(self).model_fields)
+
+    @property
+    def chosen(self) -> tuple[WarehouseType, Any]:
+        """The kind, and what the spec says of it."""
+        given = {name: field for name, field in self if field is not None}
+        return next((kind, given[kind.name]) for kind in all_types() if kind.name in given)
+
+
+if TYPE_CHECKING:
+    WarehouseSection = _OneWarehouse
+else:
+    #: One field for each kind that a spec may name, those of installed plug-ins included.
+    WarehouseSection = create_model(
+        "WarehouseSection",
+        __base__=_OneWarehouse,
+        **{kind.name: (kind.section | None, None) for kind in all_types() if kind.section is not None},
+    )
 
 
 class SourceSection(_Section):

@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 from airflow.providers.common.compat.sdk import conf
 
 from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.warehouses import all_types, find_type, own_types
+from airflow_batch_llm.warehouses.registration import COMMON_HOOK_PARAMS
 
 N = TypeVar("N", int, float)
 E = TypeVar("E", bound=StrEnum)
@@ -70,35 +72,6 @@ def settling_seconds() -> float:
 
 ENTRY_POINT_GROUP = "airflow_batch_llm.hook_params"
 
-_BIGQUERY = frozenset(
-    {
-        "api_resource_configs", "dataset", "impersonation_chain", "impersonation_scopes", "labels", "location", "priority",
-        "project",
-    }
-)  # fmt: skip
-
-#: Connection type -> names. Other databases take those of `_ANY_DATABASE`.
-DATABASES: Mapping[str, frozenset[str]] = MappingProxyType(
-    {
-        "duckdb": frozenset(
-            {
-                "lock_wait_seconds", "max_temp_directory_size", "memory_limit", "preserve_insertion_order", "staging",
-                "temp_directory", "threads",
-            }
-        ),
-        "gcpbigquery": _BIGQUERY,
-        "google_cloud_platform": _BIGQUERY,
-        "postgres": frozenset({"database", "enable_log_db_messages", "options"}),
-        "snowflake": frozenset(
-            {"account", "authenticator", "database", "region", "role", "schema", "session_parameters", "warehouse"}
-        ),
-        "sqlite": frozenset({"lock_wait_seconds", "staging"}),
-    }
-)  # fmt: skip
-_ANY_DATABASE = frozenset(
-    {"catalog", "database", "http_path", "location", "log_sql", "role", "schema", "warehouse"}
-)
-
 FILES = frozenset({"column_types", "delimiter", "format"})
 
 #: Provider -> names. Other providers take those of `_ANY_PROVIDER`.
@@ -120,14 +93,20 @@ _ANY_PROVIDER = frozenset({"base_url", "location", "max_retries", "project", "ti
 def check_params(**arguments: Mapping[str, Any] | None) -> None:
     """While a Dag is read: refuse names that no connection type takes. The type itself is not known yet."""
     for argument, given in arguments.items():
-        lists = PROVIDERS if argument.startswith("llm") else DATABASES
-        rest = _ANY_PROVIDER if argument.startswith("llm") else _ANY_DATABASE | FILES
-        _check(argument, given, rest.union(*lists.values()), kind=None)
+        if not given:
+            continue
+        if argument.startswith("llm"):
+            allowed = _ANY_PROVIDER.union(*PROVIDERS.values())
+        else:
+            allowed = (COMMON_HOOK_PARAMS | FILES).union(*(kind.hook_params for kind in own_types()))
+        _check(argument, given, allowed, kind=None)
 
 
 def check_database_params(conn_type: str, given: Mapping[str, Any] | None) -> None:
     """Refuse names that this type of connection does not take."""
-    _check("hook_params", given, DATABASES.get(conn_type, _ANY_DATABASE), kind=conn_type)
+    if given:
+        kind = find_type(conn_type)
+        _check("hook_params", given, kind.hook_params if kind else COMMON_HOOK_PARAMS, kind=conn_type)
 
 
 def check_provider_params(provider: str, given: Mapping[str, Any] | None) -> None:
@@ -160,6 +139,8 @@ def _added(kind: str | None) -> frozenset[str]:
     """The names that the configuration and installed packages add."""
     written = conf.get("batch_llm", "hook_params", fallback=None) or ""
     names = {name.strip() for name in written.split(",")} - {""}
+    if kind is None:
+        names.update(*(registered.hook_params for registered in all_types()))
     for entry_point in entry_points(group=ENTRY_POINT_GROUP):
         if kind in (None, entry_point.name):
             names.update(entry_point.load())

@@ -4,12 +4,11 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook
 
-from airflow_batch_llm.errors import BatchLLMError, InputError
+from airflow_batch_llm.errors import BatchLLMError
+from airflow_batch_llm.hooks.warehouse import open_connection
 
 if TYPE_CHECKING:
-    from airflow_batch_llm.warehouses.duckdb.warehouse import DuckDBWarehouse
-
-_OWN_OPTIONS = ("staging", "memory_limit", "lock_wait_seconds")
+    from airflow_batch_llm.warehouses.base import Warehouse
 
 
 class DuckDBHook(BaseHook):
@@ -29,19 +28,9 @@ class DuckDBHook(BaseHook):
         self.duckdb_conn_id = duckdb_conn_id
         self._options = options
 
-    def get_conn(self) -> "DuckDBWarehouse":
+    def get_conn(self) -> "Warehouse":
         """The file as a warehouse. It is opened when it is first used."""
-        from airflow_batch_llm.warehouses.duckdb.warehouse import DuckDBWarehouse
-
-        connection = self.get_connection(self.duckdb_conn_id)
-        if not connection.host:
-            raise InputError(
-                f"The connection {self.duckdb_conn_id!r} names no file. Its host is the file's path."
-            )
-        extra = {**connection.extra_dejson, **self._options}
-        own = {name: extra.pop(name, None) for name in _OWN_OPTIONS}
-        given = {name: value for name, value in own.items() if value not in (None, "")}
-        return DuckDBWarehouse(connection.host, **given, options=extra)
+        return open_connection(self.get_connection(self.duckdb_conn_id), self._options)
 
     def test_connection(self) -> tuple[bool, str]:
         """Open the file and ask it something."""

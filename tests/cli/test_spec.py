@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from airflow_batch_llm.commands.opening import Opening
 from airflow_batch_llm.commands.spec import read_spec
 from airflow_batch_llm.errors import InputError
 
@@ -94,3 +95,34 @@ def test_broken_yaml_is_named_by_its_line(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No such file"):
         read_spec(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("section", "name"),
+    [
+        ("{duckdb: w.duckdb}", "nightly-4662b9206f5b"),
+        ("{postgres: {dsn_env: PG}}", "nightly-2673420a7141"),
+        ("{bigquery: {project: shop, dataset: support}}", "nightly-a56d1e14b1b8"),
+    ],
+)
+def test_the_same_question_has_the_same_run_as_in_older_releases(
+    tmp_path: Path, section: str, name: str
+) -> None:
+    path = tmp_path / "spec.yaml"
+    source = "source: {table: tickets, warehouse: {sqlite: s.db}}\noutput_type: [a, b]"
+    text = GOOD.replace("{duckdb: w.duckdb}", section).replace("source: {table: tickets}", source)
+    path.write_text(text)
+
+    assert Opening.of(read_spec(path), path).run_name("nightly") == name
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ("{duckdb: w.duckdb, sqlite: s.db}", "exactly one of bigquery, duckdb, postgres, sqlite, and it has"),
+        ("{dukdb: w.duckdb}", "warehouse.dukdb is unknown; is it duckdb?"),
+        ("{postgres: {dsn: x}}", "dsn: a secret does not stand in the file; name the environment variable"),
+    ],
+)
+def test_a_warehouse_that_does_not_fit_is_told(tmp_path: Path, section: str, said: str) -> None:
+    assert said in _refused(tmp_path, GOOD.replace("{duckdb: w.duckdb}", section))

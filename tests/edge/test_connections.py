@@ -20,6 +20,7 @@ from airflow_batch_llm.hooks.object_storage import open_path, open_workspace
 from airflow_batch_llm.hooks.warehouse import warehouse
 from airflow_batch_llm.providers import connect as connect_provider
 from airflow_batch_llm.providers.base import Access
+from airflow_batch_llm.warehouses import own_types
 from tests.edge.conftest import World
 from tests.edge.tasks import transform
 
@@ -229,7 +230,8 @@ def test_the_list_of_hook_params_can_be_extended(
 
 def test_the_lists_of_hook_params_are_in_the_documentation() -> None:
     page = (Path(__file__).parents[2] / "docs/how-to/production.md").read_text()
-    lists = [*arguments.DATABASES.values(), *arguments.PROVIDERS.values(), arguments.FILES]
+    databases = [kind.hook_params for kind in own_types()]
+    lists = [*databases, *arguments.PROVIDERS.values(), arguments.FILES]
 
     for names in lists:
         assert f"| {', '.join(f'`{name}`' for name in sorted(names))} |" in page
@@ -268,9 +270,9 @@ def test_a_provider_that_does_not_exist_is_refused_while_the_dag_is_read(airflow
 
 
 def test_a_type_of_connection_without_its_provider_names_the_package(world: World, connect: Any) -> None:
-    connect("db", conn_type="vertica", host="db.example")
+    connect("db", conn_type="mysql", host="db.example")
 
-    with pytest.raises(InputError, match="pip install apache-airflow-providers-vertica"):
+    with pytest.raises(InputError, match="pip install 'apache-airflow-providers-mysql'"):
         warehouse("db", argument="source_conn_id")
 
 

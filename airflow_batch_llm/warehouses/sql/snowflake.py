@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 
 from airflow_batch_llm.errors import BatchLLMError, SourceError, WarehouseError
 from airflow_batch_llm.warehouses.arrow import batches, plain_batch, plain_schema, typed
-from airflow_batch_llm.warehouses.base import Part, Target
+from airflow_batch_llm.warehouses.base import Part, Target, Warehouse
 from airflow_batch_llm.warehouses.publication import Staged, staged_columns
+from airflow_batch_llm.warehouses.registration import AirflowConnection, WarehouseType
 from airflow_batch_llm.warehouses.sql.warehouse import JoiningSqlWarehouse
 
 _BATCH_ROWS = 20_000
@@ -156,3 +157,30 @@ def _as_described(array: pa.Array, field: pa.Field) -> pa.Array:
         f"The column {field.name} was read as {field.type}, and some of its rows do not fit. "
         "CAST it to VARCHAR in the source's query."
     )
+
+
+def _open_connection(connection: AirflowConnection) -> Warehouse:
+    hook = connection.hook(**connection.hook_params)
+    asked = {**connection.extra, **connection.hook_params}
+    uri = f"snowflake://{asked.get('account', '')}/{asked.get('database', '')}".rstrip("/")
+    return SnowflakeWarehouse(hook.get_conn, asset_uri=uri)
+
+
+WAREHOUSE = WarehouseType(
+    name="snowflake",
+    connection_types=frozenset({"snowflake"}),
+    open_connection=_open_connection,
+    requirement="apache-airflow-providers-snowflake",
+    hook_params=frozenset(
+        {
+            "account",
+            "authenticator",
+            "database",
+            "region",
+            "role",
+            "schema",
+            "session_parameters",
+            "warehouse",
+        }
+    ),
+)

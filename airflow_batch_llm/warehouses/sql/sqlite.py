@@ -17,10 +17,11 @@ import pyarrow.parquet as pq
 
 from airflow_batch_llm.errors import BatchLLMError, SourceError, TargetError, WarehouseBusy, WarehouseError
 from airflow_batch_llm.warehouses.arrow import plain_schema, record_batch
-from airflow_batch_llm.warehouses.base import Part, Target
+from airflow_batch_llm.warehouses.base import Part, Target, Warehouse
 from airflow_batch_llm.warehouses.dialect import full_name
 from airflow_batch_llm.warehouses.place import Place
 from airflow_batch_llm.warehouses.publication import Staged, staged_columns
+from airflow_batch_llm.warehouses.registration import AirflowConnection, SpecFile, WarehouseType
 from airflow_batch_llm.warehouses.sql.types import declared
 from airflow_batch_llm.warehouses.sql.warehouse import JoiningSqlWarehouse
 from airflow_batch_llm.warehouses.staging import StagingFolder
@@ -234,3 +235,22 @@ def _reading(type_: pa.DataType) -> Callable[[Any], Any] | None:
 def _instant(text: str) -> datetime:
     found = datetime.fromisoformat(text)
     return found.replace(tzinfo=UTC) if found.tzinfo is None else found
+
+
+def _open_connection(connection: AirflowConnection) -> Warehouse:
+    return SQLiteWarehouse(connection.hook().get_conn, **connection.hook_params)
+
+
+def _open_section(path: str, file: SpecFile) -> Warehouse:
+    return SQLiteWarehouse(file.path(path))
+
+
+WAREHOUSE = WarehouseType(
+    name="sqlite",
+    connection_types=frozenset({"sqlite"}),
+    open_connection=_open_connection,
+    requirement="apache-airflow-providers-sqlite",
+    hook_params=frozenset({"lock_wait_seconds", "staging"}),
+    section=str,
+    open_section=_open_section,
+)

@@ -12,9 +12,9 @@ from uuid import uuid4
 import pyarrow as pa
 
 from airflow_batch_llm.core.settings import Source
-from airflow_batch_llm.errors import BatchLLMError, SourceError, WarehouseBusy, WarehouseError
+from airflow_batch_llm.errors import BatchLLMError, InputError, SourceError, WarehouseBusy, WarehouseError
 from airflow_batch_llm.warehouses.arrow import batches, plain_batch, record_batch, refuse_padded_keys
-from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Target
+from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Target, Warehouse
 from airflow_batch_llm.warehouses.dialect import PARAMETER, dialect_named, full_name, is_same, tables_read
 from airflow_batch_llm.warehouses.place import Place
 from airflow_batch_llm.warehouses.publication import (
@@ -28,6 +28,7 @@ from airflow_batch_llm.warehouses.publication import (
     staged_columns,
 )
 from airflow_batch_llm.warehouses.refusal import may_pass, translated
+from airflow_batch_llm.warehouses.registration import AirflowConnection
 from airflow_batch_llm.warehouses.sql.types import described, home, rules, table, table_names, told_from
 from airflow_batch_llm.warehouses.staging import forgotten, is_staged_table, not_staged, run_token
 from airflow_batch_llm.warehouses.statements import Statements
@@ -371,3 +372,18 @@ def sql_warehouse(connect: Callable[[], Any], dialect: str, *, asset_uri: str = 
     """The adapter of a dialect that has none of its own."""
     joins = dialect_named(dialect).nests_any_select
     return (JoiningSqlWarehouse if joins else SqlWarehouse)(connect, dialect, asset_uri=asset_uri)
+
+
+def opens(dialect: str | None = None) -> Callable[[AirflowConnection], Warehouse]:
+    """Build what opens a connection by its hook, in this dialect. Without one, it is the dialect that the hook names."""
+
+    def open_connection(connection: AirflowConnection) -> Warehouse:
+        hook = connection.hook(**connection.hook_params)
+        spoken = dialect or getattr(hook, "dialect_name", None)
+        if spoken is None:
+            raise InputError(
+                f"The connection {connection.conn_id!r} of type {connection.conn_type!r} is not one of a database."
+            )
+        return sql_warehouse(hook.get_conn, spoken, asset_uri=connection.uri)
+
+    return open_connection

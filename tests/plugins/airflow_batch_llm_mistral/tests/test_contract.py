@@ -16,8 +16,8 @@ from airflow_batch_llm.hooks.llm import llm_provider, split_model_id
 from airflow_batch_llm.providers import check_name
 from airflow_batch_llm.testing.provider_bench import Bench
 from airflow_batch_llm.testing.providers import ProviderContract, ProviderServer
-from tests.plugins.airflow_batch_llm_mistral.tests.installed import installed
 from tests.plugins.airflow_batch_llm_mistral.tests.server import MistralServer
+from tests.plugins.installed import installed
 
 NOTHING = ShardFile(
     path=Path("/dev/null"), token="r-1", call=Call(model="mistral-small-latest"), requests=0, bytes=0
@@ -26,7 +26,7 @@ NOTHING = ShardFile(
 
 @pytest.fixture(autouse=True, scope="module")
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with installed(tmp_path_factory.mktemp("site")):
+    with installed("airflow_batch_llm_mistral", tmp_path_factory.mktemp("site")):
         yield
 
 

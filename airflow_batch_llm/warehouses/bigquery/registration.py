@@ -1,0 +1,82 @@
+"""Register BigQuery: the clients are those of Airflow's hook, or of the environment's credentials."""
+
+import os
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from airflow_batch_llm.warehouses.base import Warehouse
+from airflow_batch_llm.warehouses.registration import AirflowConnection, SpecFile, WarehouseType
+
+
+class BigQuerySection(BaseModel):
+    """A BigQuery project, with the environment's credentials."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    project: str
+    dataset: str | None = None
+    """Dataset of tables that are named without one. Default: none."""
+    location: str | None = None
+    """Location of the jobs. Default: BigQuery chooses it by the tables."""
+
+
+def _open_connection(connection: AirflowConnection) -> Warehouse:
+    from airflow_batch_llm.warehouses.bigquery.warehouse import BigQuerySettings, BigQueryWarehouse
+
+    params = dict(connection.hook_params)
+    project, dataset = params.pop("project", None), params.pop("dataset", None)
+    hook = connection.hook(use_legacy_sql=False, **params)
+
+    def storage() -> Any:
+        from google.cloud.bigquery_storage_v1 import BigQueryReadClient
+
+        client_class: Any = BigQueryReadClient  # untyped
+        return client_class(credentials=hook.get_credentials())
+
+    return BigQueryWarehouse(
+        BigQuerySettings(
+            client=lambda: hook.get_client(project or hook.project_id, params.get("location")),
+            # Google's variable for an emulator leads the REST client there, and no other.
+            storage=None if os.environ.get("BIGQUERY_EMULATOR_HOST") else storage,
+            dataset=dataset,
+            location=params.get("location"),
+        )
+    )
+
+
+def _open_section(section: BigQuerySection, _file: SpecFile) -> Warehouse:
+    from airflow_batch_llm.warehouses.bigquery.warehouse import BigQuerySettings, BigQueryWarehouse
+
+    def client() -> Any:
+        from google.cloud.bigquery import Client
+
+        return Client(project=section.project, location=section.location)
+
+    def storage() -> Any:
+        from google.cloud.bigquery_storage_v1 import BigQueryReadClient
+
+        client_class: Any = BigQueryReadClient  # untyped
+        return client_class()
+
+    settings = BigQuerySettings(
+        client=client, storage=storage, dataset=section.dataset, location=section.location
+    )
+    return BigQueryWarehouse(settings)
+
+
+WAREHOUSE = WarehouseType(
+    name="bigquery",
+    connection_types=frozenset({"gcpbigquery", "google_cloud_platform"}),
+    open_connection=_open_connection,
+    requirement="airflow-batch-llm[google]",
+    hook="airflow.providers.google.cloud.hooks.bigquery.BigQueryHook",
+    hook_params=frozenset(
+        {
+            "api_resource_configs", "dataset", "impersonation_chain", "impersonation_scopes", "labels", "location",
+            "priority", "project",
+        }
+    ),
+    section=BigQuerySection,
+    open_section=_open_section,
+)  # fmt: skip

@@ -1,0 +1,39 @@
+"""Register DuckDB: a connection's host, or a spec's field, is the path of the file."""
+
+from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.warehouses.base import Warehouse
+from airflow_batch_llm.warehouses.registration import AirflowConnection, SpecFile, WarehouseType
+
+_OWN_OPTIONS = ("staging", "memory_limit", "lock_wait_seconds")
+
+
+def _open_connection(connection: AirflowConnection) -> Warehouse:
+    from airflow_batch_llm.warehouses.duckdb.warehouse import DuckDBWarehouse
+
+    if not connection.host:
+        raise InputError(f"The connection {connection.conn_id!r} names no file. Its host is the file's path.")
+    options = {**connection.extra, **connection.hook_params}
+    own = {name: options.pop(name, None) for name in _OWN_OPTIONS}
+    given = {name: value for name, value in own.items() if value not in (None, "")}
+    return DuckDBWarehouse(connection.host, **given, options=options)
+
+
+def _open_section(path: str, file: SpecFile) -> Warehouse:
+    from airflow_batch_llm.warehouses.duckdb.warehouse import DuckDBWarehouse
+
+    return DuckDBWarehouse(file.path(path))
+
+
+WAREHOUSE = WarehouseType(
+    name="duckdb",
+    connection_types=frozenset({"duckdb"}),
+    open_connection=_open_connection,
+    hook_params=frozenset(
+        {
+            "lock_wait_seconds", "max_temp_directory_size", "memory_limit", "preserve_insertion_order", "staging",
+            "temp_directory", "threads",
+        }
+    ),
+    section=str,
+    open_section=_open_section,
+)  # fmt: skip

@@ -1,0 +1,70 @@
+"""Register PostgreSQL: what Airflow's hook would connect with is given to psycopg 3."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from airflow_batch_llm.warehouses.base import Warehouse
+from airflow_batch_llm.warehouses.registration import AirflowConnection, SpecFile, WarehouseType
+
+
+class PostgresSection(BaseModel):
+    """A PostgreSQL database."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dsn_env: str
+    """Environment variable that holds its DSN or URI."""
+
+
+def _open_connection(connection: AirflowConnection) -> Warehouse:
+    from airflow_batch_llm.warehouses.postgres.warehouse import PostgresWarehouse
+
+    hook = connection.hook(**connection.hook_params)
+
+    def connect() -> Any:
+        import psycopg
+
+        return psycopg.connect(**_arguments(connection, hook))
+
+    servers = {"host": connection.host, "port": connection.port, **connection.extra}
+    return PostgresWarehouse(
+        connect,
+        called=connection.called,
+        servers={name: servers.get(name) for name in ("host", "hostaddr", "port")},
+    )
+
+
+def _arguments(connection: AirflowConnection, hook: Any) -> dict[str, Any]:
+    """What the hook connects with. Its own connection may be of psycopg 2, and gives rows in a shape of its own."""
+    user, password, port = connection.login, connection.password, connection.port
+    if connection.extra.get("iam"):
+        user, password, port = hook.get_iam_token(hook.get_connection(connection.conn_id))
+    arguments = {
+        "host": connection.host,
+        "user": user,
+        "password": password,
+        "port": port,
+        "dbname": hook.database or connection.schema,
+        "options": hook.options,
+        **{name: value for name, value in connection.extra.items() if name not in hook.ignored_extra_options},
+    }
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _open_section(section: PostgresSection, file: SpecFile) -> Warehouse:
+    from airflow_batch_llm.warehouses.postgres.warehouse import PostgresWarehouse
+
+    return PostgresWarehouse(file.secret(section.dsn_env))
+
+
+WAREHOUSE = WarehouseType(
+    name="postgres",
+    connection_types=frozenset({"postgres"}),
+    open_connection=_open_connection,
+    requirement="airflow-batch-llm[postgres]",
+    hook="airflow.providers.postgres.hooks.postgres.PostgresHook",
+    hook_params=frozenset({"database", "enable_log_db_messages", "options"}),
+    section=PostgresSection,
+    open_section=_open_section,
+)
