@@ -115,6 +115,18 @@ def test_sixty_four_bit_integers_are_strings_on_the_wire(
     assert wire["state"] == "JOB_STATE_SUCCEEDED"
 
 
+def test_a_row_of_a_job_that_is_also_asked_in_real_time_was_bought_twice(
+    simulator: Simulator, client: JobServiceClient, bucket: Any
+) -> None:
+    (line,) = predictions(bucket, finished(simulator, client, bucket, [row(1)]))
+    body = orjson.dumps(row(1, labels={"row": "another label"})["request"])
+    url = f"{simulator.url}/v1/{PARENT}/{GEMINI}:generateContent"
+    asked = urllib.request.Request(url, body, {"content-type": "application/json"})
+    with urllib.request.urlopen(asked) as answer:
+        assert orjson.loads(answer.read())["candidates"] == line["response"]["candidates"]
+    assert simulator.ledger()["vertex"]["duplicates"] == {"contents": 1, "surplus_charges": 1}
+
+
 @pytest.mark.parametrize("name", ["responseSchema", "responseJsonSchema"])
 def test_an_answer_conforms_to_the_response_schema(
     simulator: Simulator, client: JobServiceClient, bucket: Any, name: str
