@@ -102,13 +102,22 @@ class Finisher:
         }
         self._tell_of_strays(shards, report)
         self.folder.create_report(orjson.dumps(stored))
-        if problem := miscount(report):  # said after the report is stored: the answers have landed
+        problem = miscount(report)
+        if problem and not self._is_erased(
+            rounds
+        ):  # said after the report is stored: the answers have landed
             warnings.warn(
                 f"The report of {self.folder.path} does not add up: {problem}", RuntimeWarning, stacklevel=2
             )
         ended = self.ended()
         assert ended is not None, "the report was created here, or by another attempt before"
         return ended
+
+    def _is_erased(self, rounds: Sequence[Plan]) -> bool:
+        """Return whether rows were erased from the run after it was planned: they have no outcome."""
+        return any(
+            self.folder.erased_hashes(plan.nonce, shard.number) for plan in rounds for shard in plan.shards
+        )
 
     def ended(self) -> Finished | None:
         """The run as it ended, if it has, taken out of the registers: who stored the report may have died before."""
