@@ -10,10 +10,9 @@ from airflow.triggers.base import BaseTrigger
 
 from airflow_batch_llm.core.printing import share
 from airflow_batch_llm.core.settings import seconds
-from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.hooks.arguments import check_params, number, one_of
+from airflow_batch_llm.hooks.arguments import number
 from airflow_batch_llm.hooks.failures import quiet_sdks, translated_errors
-from airflow_batch_llm.hooks.pending import PendingRows
+from airflow_batch_llm.hooks.pending import PendingRows, check_pending
 from airflow_batch_llm.sensors.deferrable import DeferrableSensor
 from airflow_batch_llm.triggers.pending_rows import PendingRowsTrigger
 
@@ -49,10 +48,7 @@ class PendingRowsSensor(DeferrableSensor):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        one_of(sql=sql, table=table)
-        check_params(hook_params=hook_params)
-        if max_age is not None and since is None:
-            raise InputError("since is missing: max_age needs the column that says since when a row waits.")
+        check_pending(sql=sql, table=table, since=since, max_age=max_age, hook_params=hook_params)
         self.conn_id = conn_id
         self.sql = sql
         self.table = table
@@ -77,7 +73,7 @@ class PendingRowsSensor(DeferrableSensor):
     def _pending(self) -> PendingRows:
         return PendingRows(
             conn_id=self.conn_id,
-            query=self.table or f"({(self.sql or '').rstrip().rstrip(';')}\n)",  # a comment may end the query
+            query=PendingRows.query_of(self.sql, self.table),
             min_rows=number("min_rows", self.min_rows, int),
             since=self.since,
             max_age=seconds(self.max_age),

@@ -1,18 +1,22 @@
-"""Waiting for rows in the triggerer: a count now and then, in a thread."""
+"""Wait for rows in the triggerer: for a sensor, or to start a Dag. A thread counts them now and then."""
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import asdict
+from datetime import timedelta
 from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
 from airflow_batch_llm.core.printing import share
+from airflow_batch_llm.core.settings import seconds
 from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.hooks.arguments import settling_seconds
 from airflow_batch_llm.hooks.failures import quiet_sdks_here
-from airflow_batch_llm.hooks.pending import PendingRows
+from airflow_batch_llm.hooks.pending import LastEvent, PendingRows, check_pending
+from airflow_batch_llm.triggers.watcher import WatcherTrigger
 
 
 class PendingRowsTrigger(BaseTrigger):
@@ -49,3 +53,69 @@ class PendingRowsTrigger(BaseTrigger):
             return False
         self.log.info("Waiting: %s.", share(waiting.rows, self.pending.min_rows, "row"))
         return self.pending.is_enough(waiting, time.time())
+
+
+class EnoughRowsTrigger(WatcherTrigger):
+    """Fire an event when `min_rows` rows wait, or the oldest has waited for `max_age`: `{"rows": 500}`.
+
+    For an `AssetWatcher`. While the rows of an event still wait, the next one comes when `min_rows` more have arrived, or
+    after `repeat_after`.
+
+    :param conn_id: the database's connection
+    :param sql: a SELECT of the rows that wait
+    :param table: instead, a table of which every row waits
+    :param min_rows: how many rows are enough
+    :param max_age: how long a row may wait where there are fewer
+    :param since: with `max_age`: the column, or expression, that says since when a row waits
+    :param repeat_after: how long after an event the next one comes if enough rows still wait
+    :param hook_params: what the connection's hook takes
+    :param poll_interval: seconds between two counts
+    :param workspace: URI of the folder that keeps the time of the last event; None for the configured one
+    """
+
+    def __init__(
+        self,
+        *,
+        conn_id: str,
+        sql: str | None = None,
+        table: str | None = None,
+        min_rows: int = 1,
+        max_age: timedelta | float | None = None,
+        since: str | None = None,
+        repeat_after: timedelta | float = timedelta(days=1),
+        hook_params: Mapping[str, Any] | None = None,
+        poll_interval: float = 60.0,
+        workspace: str | None = None,
+    ) -> None:
+        super().__init__(poll_interval=poll_interval, workspace=workspace)
+        check_pending(sql=sql, table=table, since=since, max_age=max_age, hook_params=hook_params)
+        self._asked = {"conn_id": conn_id, "sql": sql, "table": table}
+        self.pending = PendingRows(
+            conn_id=conn_id,
+            query=PendingRows.query_of(sql, table),
+            min_rows=min_rows,
+            since=since,
+            max_age=seconds(max_age),
+            hook_params=dict(hook_params or {}),
+        )
+        self.repeat_after = seconds(repeat_after) or 0.0
+        self._last: LastEvent | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        named = ("min_rows", "max_age", "since", "hook_params")
+        asked = {name: value for name, value in self.pending.to_json().items() if name in named}
+        return {**self._asked, **asked, "repeat_after": self.repeat_after}
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        self._last = LastEvent(**memory) if memory else None
+
+    def memory(self) -> dict[str, Any]:
+        return {} if self._last is None else asdict(self._last)
+
+    def look(self) -> Sequence[Mapping[str, Any]]:
+        waiting, now = self.pending.count(), time.time()
+        if self.pending.is_due(waiting, now, self._last, self.repeat_after):
+            self._last = LastEvent(at=now, least=waiting.rows)
+            return [{"rows": waiting.rows}]
+        self._last = self.pending.after(waiting, now, self._last)
+        return []

@@ -65,7 +65,7 @@ def running(plan: Plan) -> Iterator[Stack]:
             dags=plan.dags,
             connections=connections(simulator.url, path),
             settings=plan.settings,
-            env={"BATCH_LLM_INBOX": str(inbox)},
+            env={"BATCH_LLM_INBOX": str(inbox), "BATCH_LLM_WATCHED_INBOX": str(inbox.with_name("watched"))},
             port=plan.port,
         )
         airflow = started.enter_context(LocalAirflow(setup))

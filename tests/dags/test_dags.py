@@ -72,6 +72,26 @@ def test_files_that_arrive_are_asked_about_and_put_away(stand: Stand) -> None:
     assert [path.name for path in (stand.inbox / "done").iterdir()] == ["reviews.jsonl"]
 
 
+def test_files_of_an_event_are_summarised(stand: Stand) -> None:
+    warehouse.write_reviews(stand.inbox, 6)
+    uri = (stand.inbox / "reviews.jsonl").as_uri()
+
+    run_example("file_watcher", run_conf={"uris": [uri]})
+
+    assert stand.ask("SELECT count(*), any_value(_llm_source_uri) FROM shop.watched_reviews") == [(6, uri)]
+
+
+def test_rows_that_wait_are_counted_and_summarized(stand: Stand) -> None:
+    (watcher,) = read_dags()["rows_watcher"].timetable.asset_condition.watchers
+    trigger = watcher.trigger
+    assert trigger.look() == [{"rows": stand.number(TICKETS)}]
+
+    run_example("rows_watcher")
+
+    assert stand.number("SELECT count(summary) FROM support.summaries") == stand.number(TICKETS)
+    assert trigger.look() == []
+
+
 def test_rows_that_have_waited_for_long_are_summarized_into_a_table_that_was_there(stand: Stand) -> None:
     run_example("pending_rows")
 

@@ -20,6 +20,7 @@ ROWS = 20
 _DAGS = (
     ROOT / "dags" / "nightly_labels.py",
     ROOT / "dags" / "evening_and_morning.py",
+    ROOT / "dags" / "file_watcher.py",
     ROOT / "tests" / "e2e" / "dags" / "cases.py",
 )
 _SETTINGS = {
@@ -41,7 +42,14 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         shutil.copy(path, dags)
     with running(Plan(folder=folder, dags=dags, batch_seconds=8, settings=_SETTINGS)) as stack:
         stack.airflow.until_read(
-            "one_task", "twin", "by_hand", "as_group", "nightly_labels", "evening_sends", "morning_collects"
+            "one_task",
+            "twin",
+            "by_hand",
+            "as_group",
+            "nightly_labels",
+            "evening_sends",
+            "morning_collects",
+            "file_watcher",
         )
         for dag_id in ("one_task", "twin", "by_hand", "as_group"):
             stack.airflow.api.unpause(dag_id)

@@ -51,3 +51,14 @@ def test_the_morning_collects_what_the_evening_has_sent(stack: Stack) -> None:
 
     tickets = stack.ask("SELECT count(*) FROM support.tickets")
     assert stack.ask("SELECT count(*) FROM support.priorities") == tickets
+
+
+def test_a_watcher_starts_a_run_for_the_files_that_have_arrived(stack: Stack) -> None:
+    inbox = stack.inbox.with_name("watched")
+    stack.airflow.api.unpause("file_watcher")
+    warehouse.write_reviews(inbox, 3)
+    succeeded(stack, "file_watcher", first_run(stack, "file_watcher"))
+    uris = "SELECT count(*), any_value(_llm_source_uri) FROM shop.watched_reviews"
+
+    assert stack.ask(uris) == [(3, (inbox / "reviews.jsonl").as_uri())]
+    assert bought(stack) == 3

@@ -5,6 +5,7 @@
     .registers/tickets/<hash>/<number>/      the planners on a target, in their order
     .registers/loose/<provider>/<run>.json   finished runs that may still have something at the provider
     .registers/due/<epoch>-<run>.json        runs whose prompts and answers are to be deleted after a time
+    .registers/watchers/<hash>.json          hashes of what an asset's watcher has reported
 
 A register is a help, never the truth about a run: that is its journal. A name that is missing costs a look, no money.
 
@@ -95,6 +96,14 @@ class Registers:
     def drop_due(self, due: Due) -> None:
         self._drop(f"due/{due.name}")
 
+    def watermark(self, watcher: str) -> bytes | None:
+        """Read what a watcher has reported. Returns None if it has reported nothing."""
+        return self.workspace.read(_watermark(watcher))
+
+    def write_watermark(self, watcher: str, file: Path) -> None:
+        """Replace what a watcher has reported."""
+        self.workspace.put(_watermark(watcher), file)
+
     def _add(self, path: str, content: str) -> None:
         self.workspace.create(f"{_ROOT}{path}", content.encode())
 
@@ -148,6 +157,10 @@ class Registers:
         """Return the run folder with this id."""
         run, _, generation = run_id.rpartition("/g")
         return RunFolder(workspace=self.workspace, run=run, generation=int(generation))
+
+
+def _watermark(watcher: str) -> str:
+    return f"{_ROOT}watchers/{watcher}.json"
 
 
 def _targets(target: str) -> str:
