@@ -4,7 +4,13 @@ from typing import Any
 
 
 def run_dag(dag: Any, **options: Any) -> Any:
-    """Put the Dag where `dag.test()` looks for it, run it, and give the finished Dag run."""
+    """Run a Dag, and give the finished Dag run."""
+    synchronised(dag)
+    return dag.test(**options)
+
+
+def synchronised(dag: Any) -> None:
+    """Put the Dag where Airflow looks for it."""
     from airflow.models.dagbundle import DagBundleModel
     from airflow.utils.session import create_session
 
@@ -18,7 +24,6 @@ def run_dag(dag: Any, **options: Any) -> Any:
     bag = DagBag(dag_folder="/dev/null", bundle_path=None)
     bag.bag_dag(dag)
     sync_bag_to_db(bag, "tests", "1")
-    return dag.test(**options)
 
 
 def states(dag_run: Any) -> dict[str, str]:

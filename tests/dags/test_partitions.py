@@ -1,0 +1,79 @@
+"""A backfill over partitions asks about each row in the run of its partition, and nowhere else."""
+
+from datetime import UTC, date, datetime
+from typing import Any
+
+import duckdb
+import pytest
+
+from tests.dags.conftest import Stand, read_dags
+from tests.edge.dag_runs import states, synchronised, xcom
+
+DAYS = 10
+FIRST = date(2026, 3, 1)
+
+
+def backfill(dag: Any, first: date, last: date) -> list[Any]:
+    """Let Airflow create the runs of a backfill, run them one after the other, and give them back."""
+    from airflow.models.backfill import ReprocessBehavior, _create_backfill
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    synchronised(dag)
+    made = _create_backfill(
+        dag_id=dag.dag_id,
+        from_date=datetime(first.year, first.month, first.day, tzinfo=UTC),
+        to_date=datetime(last.year, last.month, last.day, 23, tzinfo=UTC),
+        max_active_runs=1,
+        reverse=False,
+        dag_run_conf=None,
+        triggering_user_name="tests",
+        reprocess_behavior=ReprocessBehavior.NONE,
+    )
+    with create_session() as session:
+        runs = list(session.scalars(select(DagRun).where(DagRun.backfill_id == made.id)))
+        for dag_run in runs:
+            finish(dag, dag_run, session)
+    return runs
+
+
+def finish(dag: Any, dag_run: Any, session: Any) -> None:
+    """Run the tasks of a Dag run as `dag.test()` does, which cannot be given a partition key."""
+    from airflow.sdk.definitions.dag import _run_task
+    from airflow.serialization.serialized_objects import DagSerialization
+    from airflow.utils.state import DagRunState, TaskInstanceState
+
+    dag_run.dag = DagSerialization.deserialize_dag(DagSerialization.serialize_dag(dag))
+    dag_run.state = DagRunState.RUNNING
+    while dag_run.state == DagRunState.RUNNING:
+        ready, _ = dag_run.update_state(session=session)
+        for task_instance in ready:
+            task_instance.try_number += 1
+            task_instance.state = TaskInstanceState.SCHEDULED
+        session.commit()
+        for task_instance in dag_run.get_task_instances(session=session):
+            if task_instance.state == TaskInstanceState.SCHEDULED:
+                _run_task(ti=task_instance, task=dag.get_task(task_instance.task_id), run_triggerer=True)
+        session.expire_all()
+
+
+def test_a_backfill_of_ten_partitions_asks_each_row_once(stand: Stand) -> None:
+    pytest.importorskip("airflow.sdk.definitions.partition_mappers", reason="Airflow 3.2")
+    with duckdb.connect(stand.folder / "warehouse.duckdb") as connection:
+        connection.execute(f"UPDATE support.tickets SET day = DATE '{FIRST}' + (ticket_id % {DAYS})::INTEGER")
+    dag = read_dags()["mood_of_day"]
+    for task in dag.tasks:
+        task.retries = 0
+
+    runs = backfill(dag, FIRST, FIRST.replace(day=FIRST.day + DAYS - 1))
+
+    asked = {run.partition_key: xcom(run, "judge")["outcomes"] for run in runs}
+    per_day = stand.ask("SELECT day::VARCHAR, count(*)::INTEGER FROM support.tickets GROUP BY 1")
+    texts = "SELECT DISTINCT day, coalesce(nullif(body, ''), subject) FROM support.tickets"
+    assert asked == {day: {"succeeded": count} for day, count in per_day}
+    assert [states(run) for run in runs] == DAYS * [{"judge": "success"}]
+    assert stand.number(f"SELECT count(*) FROM ({texts})") == stand.charged()
+    assert stand.ask("SELECT day, ticket_id FROM support.day_moods ORDER BY ALL") == stand.ask(
+        "SELECT day, ticket_id FROM support.tickets ORDER BY ALL"
+    )
