@@ -16,6 +16,7 @@ from packaging.utils import canonicalize_name
 
 import airflow_batch_llm
 from airflow_batch_llm.providers import PROVIDERS
+from airflow_batch_llm.warehouses import WAREHOUSES, all_dialects
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "airflow_batch_llm"
@@ -26,6 +27,9 @@ EDGE = ("decorators", "hooks", "links", "notifications", "operators", "sensors",
 ADAPTERS = {
     "providers": tuple(PROVIDERS),
     "warehouses": ("bigquery", "duckdb", "files", "postgres", "sql"),
+    "warehouses.sql": tuple(
+        module.rpartition(".")[2] for module in WAREHOUSES.values() if ".warehouses.sql." in module
+    ),
 }
 
 SDKS = (
@@ -66,6 +70,9 @@ def test_the_contracts_are_kept() -> None:
         ("core/intruder.py", "def f():\n    import openai", "core"),
         ("core/intruder.py", "import airflow_batch_llm.testing", "testing"),
         ("intruder.py", "import json", "layers"),
+        ("warehouses/intruder.py", "import json", "warehouses"),
+        ("warehouses/sql/intruder.py", "import json", "databases"),
+        ("warehouses/sql/mysql_intruder.py", "import airflow_batch_llm.warehouses.sql.mssql", "databases"),
     ],
 )
 def test_a_broken_rule_is_noticed(tmp_path: Path, module: str, line: str, contract: str) -> None:
@@ -79,7 +86,7 @@ def test_a_broken_rule_is_noticed(tmp_path: Path, module: str, line: str, contra
     assert "intruder" in done.stdout
 
 
-@pytest.mark.parametrize("room", ["providers", "warehouses"])
+@pytest.mark.parametrize("room", ADAPTERS)
 def test_an_adapter_knows_only_its_own_modules_and_the_shared_ones(room: str) -> None:
     # A module belongs to the adapter whose name it begins with (vertex, vertex_jobs); the others are shared.
     container = f"{airflow_batch_llm.__name__}.{room}"
@@ -194,7 +201,7 @@ def _is_edge(module: str) -> bool:
 
 def _family(module: str, room: str) -> str | None:
     """The adapter that a module of this room belongs to, or None for a shared one."""
-    name = module.split(".")[2]
+    name = module.removeprefix(f"{airflow_batch_llm.__name__}.{room}.").partition(".")[0]
     return next((adapter for adapter in ADAPTERS[room] if f"{name}_".startswith(f"{adapter}_")), None)
 
 
@@ -257,3 +264,37 @@ def _parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     arguments = function.args
     names = [each.arg for each in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)]
     return len([name for name in names if name not in ("self", "cls")])
+
+
+def test_no_module_outside_a_warehouse_decides_by_its_name() -> None:
+    # A title in a message and a word in a comment decide nothing; a string that is a kind's or a dialect's name does.
+    names = set(WAREHOUSES) | {dialect.name for dialect in all_dialects()}
+    homes = {Path(*module.split(".")[1:]) for module in WAREHOUSES.values()}
+
+    deciding = {
+        f"{path.relative_to(PACKAGE)}: {name}"
+        for path in _files()
+        if path != PACKAGE / "warehouses/__init__.py"  # the table of all of them
+        and not any(_is_at_home(path.relative_to(PACKAGE), home) for home in homes)
+        for name in names & _compared(path)
+    }
+    assert deciding == set()
+
+
+def _is_at_home(path: Path, home: Path) -> bool:
+    """Tell if a module is in the folder of a registration, or in `sql` under the database's own name."""
+    if home.parent.name == "sql":
+        return path.parent == home.parent and f"{path.stem}_".startswith(f"{home.name}_")
+    return home.parent in path.parents
+
+
+def _compared(path: Path) -> set[str]:
+    """The texts that a file compares with something, matches, or looks up in a mapping of its own."""
+    places: list[ast.AST] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.Compare() | ast.MatchValue():
+                places += ast.walk(node)
+            case ast.Dict():
+                places += [key for key in node.keys if key is not None]
+    return {node.value for node in places if isinstance(node, ast.Constant) and isinstance(node.value, str)}

@@ -29,7 +29,7 @@ from airflow_batch_llm.core.reservation import TicketKind
 from airflow_batch_llm.providers.vertex import jobs
 from airflow_batch_llm.stage import inspection
 from airflow_batch_llm.testing.warehouse_writes import ANSWERS
-from airflow_batch_llm.warehouses import dialect, kind, target
+from airflow_batch_llm.warehouses import dialect, kind, registration, target
 from airflow_batch_llm.warehouses.files import formats, source
 
 #: The members of each vocabulary for which somebody has looked at every decision that mypy does not see.
@@ -61,6 +61,7 @@ LOOKED_AT: dict[type[Enum], str] = {
         " VECTOR ANY"
     ),
     target.ConstraintKind: "UNIQUE CHECK FOREIGN_KEY",
+    registration.UriForm: "SERVER PROJECT FILE",
     formats._Kind: "NULL BOOLEAN INTEGER NUMBER STRING JSON",
     source.FileFormat: "PARQUET CSV JSONL",
 }

@@ -27,8 +27,8 @@ from airflow_batch_llm.hooks.arguments import check_params, choice, number, one_
 from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.hooks.llm import split_model_id
 from airflow_batch_llm.hooks.object_storage import open_workspace
-from airflow_batch_llm.operators.reporting import table_uri, tables_of
 from airflow_batch_llm.operators.run import GivenUp, RunOperator, open_parts, place_of, run_name
+from airflow_batch_llm.warehouses.uri import table_uri, tables_of
 
 if TYPE_CHECKING:
     from airflow_batch_llm.stage.run import Run

@@ -2,12 +2,11 @@
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from airflow.providers.common.compat.sdk import Stats
 from airflow.sdk import Asset, AssetAlias, Context
@@ -15,6 +14,7 @@ from airflow.sdk import Asset, AssetAlias, Context
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.store import Workspace
+from airflow_batch_llm.warehouses.uri import dataset, table_uri
 
 if TYPE_CHECKING:
     from airflow_batch_llm.core.report import Provenance, Report
@@ -95,9 +95,9 @@ def to_openlineage(lineages: Iterable[Lineage]) -> Any:
     inputs: dict[tuple[str, str], Any] = {}
     outputs: dict[tuple[str, str], Any] = {}
     for lineage in lineages:
-        for namespace, name in map(_dataset, lineage.inputs):
+        for namespace, name in map(dataset, lineage.inputs):
             inputs[namespace, name] = Dataset(namespace=namespace, name=name)
-        namespace, name = _dataset(lineage.output)
+        namespace, name = dataset(lineage.output)
         outputs[namespace, name] = Dataset(namespace=namespace, name=name, facets=_facets(lineage))
     return OperatorLineage(inputs=list(inputs.values()), outputs=list(outputs.values()))
 
@@ -112,37 +112,10 @@ def _facets(lineage: Lineage) -> dict[str, Any]:
 
     if len(lineage.inputs) != 1 or not lineage.columns_used:
         return {}
-    namespace, name = _dataset(lineage.inputs[0])
+    namespace, name = dataset(lineage.inputs[0])
     used = [InputField(namespace=namespace, name=name, field=column) for column in lineage.columns_used]
     fields = {column: Fields(inputFields=used) for column in lineage.columns_made}
     return {"columnLineage": ColumnLineageDatasetFacet(fields=fields)}
-
-
-def tables_of(sql: str, database_uri: str = "") -> Sequence[str]:
-    """The tables that a SELECT reads, by the names that stand in it; none where it cannot be understood."""
-    import sqlglot
-    from sqlglot import exp
-
-    scheme = urlsplit(database_uri).scheme
-    dialect = sqlglot.Dialect.get("duckdb" if scheme == "file" else scheme)
-    try:
-        parsed = sqlglot.parse_one(sql, dialect=dialect)
-    except sqlglot.errors.SqlglotError:
-        return ()
-    made = {cte.alias_or_name for cte in parsed.find_all(exp.CTE)}
-    names = (".".join(part.name for part in table.parts) for table in parsed.find_all(exp.Table))
-    return sorted({name for name in names if name not in made})
-
-
-def _dataset(uri: str) -> tuple[str, str]:
-    """A table's URI as namespace and name: a database's host and the dotted name, or a file and its path."""
-    parts = urlsplit(uri)
-    path = parts.path.lstrip("/")
-    if parts.scheme == "file":
-        return "file", parts.path
-    if parts.scheme == "bigquery":
-        return "bigquery", f"{parts.netloc}.{path.replace('/', '.')}"
-    return f"{parts.scheme}://{parts.netloc}", path.replace("/", ".")
 
 
 _outcome_log = logging.getLogger(__name__)
@@ -182,16 +155,6 @@ def add_to_assets(
                 )
             else:
                 events[outlet].add(asset, extra=dict(extra))
-
-
-def table_uri(database_uri: str, table: str) -> str:
-    """The table as Airflow's assets spell it: below its database, a part of the name at a time."""
-    base = database_uri.rstrip("/")
-    parts = urlsplit(base)
-    names_database = table.count(".") == 2 and parts.scheme != "file"
-    if names_database and (parts.path or parts.scheme == "bigquery"):
-        base = base.rpartition("/")[0]
-    return f"{base}/{table.replace('.', '/')}"
 
 
 def asset_extra(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -39,12 +39,12 @@ from airflow_batch_llm.operators.reporting import (
     count_metrics,
     is_lineage_wanted,
     planned_lineage,
-    table_uri,
     to_openlineage,
     unfailing,
 )
 from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.triggers.llm_batch import LLMBatchTrigger, TaskKey, is_given_up
+from airflow_batch_llm.warehouses.uri import table_uri
 
 if TYPE_CHECKING:
     from airflow_batch_llm.core.journal import Doer

@@ -6,7 +6,10 @@ from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from airflow_batch_llm.errors import TargetError
+
 if TYPE_CHECKING:
+    from airflow_batch_llm.warehouses.dialect import Dialect
     from airflow_batch_llm.warehouses.registration import WarehouseType
 
 #: name -> module whose `WAREHOUSE` is the registration. Others register in the entry-point group of the same name.
@@ -45,3 +48,19 @@ def all_types() -> "Iterator[WarehouseType]":
 def find_type(conn_type: str) -> "WarehouseType | None":
     """Return the kind of warehouse that connections of this type lead to. Returns None if none is registered."""
     return next((kind for kind in all_types() if conn_type in kind.connection_types), None)
+
+
+def all_dialects() -> "Iterator[Dialect]":
+    """The dialects of SQL that the kinds of warehouse speak."""
+    for kind in all_types():
+        if kind.dialect is not None:
+            yield kind.dialect
+
+
+def find_dialect(name: str) -> "Dialect":
+    """Return the dialect by sqlglot's name, or by the name that Airflow's hooks give it."""
+    for dialect in all_dialects():
+        if name == dialect.name or name in dialect.aliases:
+            return dialect
+    known = ", ".join(dialect.name for dialect in all_dialects())
+    raise TargetError(f"No SQL dialect {name!r}. There are: {known}.")

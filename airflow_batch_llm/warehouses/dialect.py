@@ -10,7 +10,7 @@ import pyarrow as pa
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.warehouses.base import Target
-from airflow_batch_llm.warehouses.kind import Kind, of_arrow
+from airflow_batch_llm.warehouses.kind import NUMBERS, Kind, of_arrow, of_name
 
 #: What BigQuery's NUMERIC holds: digits after the point, and before it.
 _NUMERIC_PLACES, _NUMERIC_WHOLE = 9, 29
@@ -35,16 +35,39 @@ class Upsert(StrEnum):
     DELETE_INSERT = "delete, then insert"  # two statements; only for tables that are wholly ours
 
 
+#: The standard's names. A dialect says where it differs, and how it calls what the standard has no name for.
+ANSI_TYPES: Mapping[Kind, str] = {
+    Kind.SMALLINT: "SMALLINT",
+    Kind.INTEGER: "INTEGER",
+    Kind.BIGINT: "BIGINT",
+    Kind.REAL: "REAL",
+    Kind.DOUBLE: "DOUBLE PRECISION",
+    Kind.DECIMAL: "DECIMAL({},{})",
+    Kind.BOOLEAN: "BOOLEAN",
+    Kind.DATE: "DATE",
+    Kind.TIME: "TIME",
+    Kind.TIMESTAMP: "TIMESTAMP",
+    Kind.TIMESTAMPTZ: "TIMESTAMPTZ",
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
     """One database's way to say things. `name` is sqlglot's word for it."""
 
     name: str
     title: str  # as messages call the database
-    types: Mapping[Kind, str]
-    key_types: Mapping[Kind, str]  # where an index cannot hold the usual type
+    types: Mapping[Kind, str]  # of new columns, for every kind but `ANY`; a decimal's digits stand in {}
     upsert: Upsert
     max_identifier: int
+    aliases: frozenset[str] = frozenset()  # other names that Airflow's hooks give it
+    key_types: Mapping[Kind, str] = field(default_factory=dict)  # where an index cannot hold the usual type
+    own_types: Mapping[str, Kind] = field(
+        default_factory=dict
+    )  # of its type names that mean something else elsewhere
+    add_column: str = "ADD COLUMN"
+    merge_hint: str = ""  # what follows the table's name in MERGE
+    merge_end: str = ""
     placeholder: str = "?"  # how the driver takes a parameter; {} is its number
     session: str | None = None  # what every connection is told first
     begin: str | None = None  # what begins a transaction, where the driver does not do it by itself
@@ -132,6 +155,26 @@ class Dialect:
             return self.types[Kind.STRING]
         return self.column_type(type_, key=key)
 
+    def kind_of(self, type_: str) -> Kind | None:
+        """The kind of a column type as the database spells it. Returns None if it is none of ours."""
+        from sqlglot import exp
+        from sqlglot.errors import SqlglotError
+
+        if not type_ or type_.strip().lower() in self.own_types:
+            return self.own_types.get(type_.strip().lower())
+        try:
+            parsed = exp.DataType.build(type_, dialect=self.name)
+        except SqlglotError:
+            return None
+        name = parsed.this.value.lower() if isinstance(parsed.this, exp.DataType.Type) else ""
+        if name in ("array", "list"):
+            inner = parsed.expressions[0].sql(self.name) if parsed.expressions else ""
+            return Kind.VECTOR if inner and self.kind_of(inner) in NUMBERS else None
+        if name == "decimal" and len(parsed.expressions) > 0:
+            scale = parsed.expressions[1].name if len(parsed.expressions) > 1 else "0"
+            return Kind.BIGINT if scale == "0" else Kind.DECIMAL
+        return self.own_types.get(name) or of_name(name)
+
     def folded(self, name: str) -> str:
         """The name as the database stores it."""
         plain = name.isidentifier() and name.isascii() and name == name.lower()
@@ -157,171 +200,6 @@ def _precision(type_: pa.DataType) -> tuple[int, int]:
     if pa.types.is_decimal(type_):
         return min(type_.precision, 38), max(type_.scale, 0)
     return 20, 0
-
-
-def _types(names: str) -> dict[Kind, str]:
-    order = [kind for kind in Kind if kind is not Kind.ANY]
-    spelled = [name.strip() for name in names.split("|")]
-    return dict(zip(order, spelled, strict=True))
-
-
-# In the order of `Kind`: string smallint integer bigint real double decimal boolean date time timestamp
-# timestamptz binary uuid json vector.
-_ANSI = "SMALLINT | INTEGER | BIGINT | REAL | DOUBLE PRECISION | DECIMAL({},{}) | BOOLEAN | DATE | TIME"
-
-DIALECTS: Mapping[str, Dialect] = {
-    dialect.name: dialect
-    for dialect in (
-        Dialect(
-            name="bigquery",
-            title="BigQuery",
-            types=_types(
-                "STRING | INT64 | INT64 | INT64 | FLOAT64 | FLOAT64 | BIGNUMERIC | BOOL | DATE | TIME"
-                " | DATETIME | TIMESTAMP | BYTES | STRING | JSON | ARRAY<FLOAT64>"
-            ),
-            key_types={},
-            upsert=Upsert.MERGE,
-            decimal_digits=76,
-            numeric="NUMERIC",
-            max_identifier=300,
-            backslashes=True,
-        ),
-        Dialect(
-            name="databricks",
-            title="Databricks",
-            types=_types(
-                "STRING | SMALLINT | INT | BIGINT | FLOAT | DOUBLE | DECIMAL({},{}) | BOOLEAN | DATE | STRING"
-                " | TIMESTAMP_NTZ | TIMESTAMP | BINARY | STRING | STRING | ARRAY<DOUBLE>"
-            ),
-            key_types={},
-            upsert=Upsert.MERGE,
-            from_text={Kind.VECTOR: "FROM_JSON({}, 'ARRAY<DOUBLE>')"},
-            partitioned="PARTITIONED BY ({})",
-            clustered="CLUSTER BY ({})",
-            max_identifier=255,
-        ),
-        Dialect(
-            name="duckdb",
-            title="DuckDB",
-            types=_types(
-                "VARCHAR | SMALLINT | INTEGER | BIGINT | FLOAT | DOUBLE | DECIMAL({},{}) | BOOLEAN | DATE"
-                " | TIME | TIMESTAMP | TIMESTAMPTZ | BLOB | UUID | JSON | DOUBLE[]"
-            ),
-            key_types={},
-            upsert=Upsert.DELETE_INSERT,
-            from_text={Kind.JSON: "CAST({} AS JSON)", Kind.UUID: "CAST({} AS UUID)"},
-            vector_brackets="",
-            max_identifier=65_536,
-        ),
-        Dialect(
-            name="mysql",
-            title="MySQL",
-            types=_types(
-                "LONGTEXT CHARACTER SET utf8mb4 | SMALLINT | INTEGER | BIGINT | FLOAT | DOUBLE | DECIMAL({},{}) | BOOLEAN"
-                " | DATE | TIME(6) | DATETIME(6) | DATETIME(6) | LONGBLOB | CHAR(36) | JSON | JSON"
-            ),
-            # The binary collation keeps 'a' and 'A' two keys.
-            key_types={
-                Kind.STRING: "VARCHAR(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin",
-                Kind.BINARY: "VARBINARY(255)",
-            },
-            upsert=Upsert.ON_DUPLICATE_KEY,
-            max_identifier=64,
-            placeholder="%s",
-            keeps_zone=False,
-            pads_text=True,
-            session="SET time_zone = '+00:00'",
-            typed_null=False,
-        ),
-        Dialect(
-            name="postgres",
-            title="PostgreSQL",
-            types=_types(
-                f"TEXT | {_ANSI} | TIMESTAMP | TIMESTAMPTZ | BYTEA | UUID | JSONB | DOUBLE PRECISION[]"
-            ),
-            key_types={},
-            upsert=Upsert.ON_CONFLICT,
-            from_text={Kind.JSON: "CAST({} AS JSONB)", Kind.VECTOR: "CAST({} AS DOUBLE PRECISION[])"},
-            vector_brackets="{}",
-            # Not a cast, which cuts the blanks off a CHAR.
-            text_of="CONCAT({}, '')",
-            max_identifier=63,
-            placeholder="${}",
-            keeps_nul=False,
-        ),
-        Dialect(
-            name="redshift",
-            title="Redshift",
-            types=_types(
-                f"VARCHAR(65535) | {_ANSI} | TIMESTAMP | TIMESTAMPTZ | VARBYTE(1000000) | VARCHAR(36)"
-                " | VARCHAR(65535) | VARCHAR(65535)"
-            ),
-            key_types={},
-            # Its MERGE takes no condition, so it could not leave a newer row alone.
-            upsert=Upsert.UPDATE_INSERT,
-            clustered="COMPOUND SORTKEY ({})",
-            max_identifier=127,
-            placeholder="%s",
-            keeps_nul=False,
-            pads_text=True,
-        ),
-        Dialect(
-            name="snowflake",
-            title="Snowflake",
-            types=_types(
-                "VARCHAR | SMALLINT | INTEGER | BIGINT | FLOAT | FLOAT | NUMBER({},{}) | BOOLEAN | DATE"
-                " | TIME | TIMESTAMP_NTZ | TIMESTAMP_TZ | BINARY | VARCHAR(36) | VARIANT | VARIANT"
-            ),
-            key_types={},
-            upsert=Upsert.MERGE,
-            from_text={Kind.JSON: "PARSE_JSON({})", Kind.VECTOR: "PARSE_JSON({})"},
-            clustered="CLUSTER BY ({})",
-            max_identifier=255,
-            placeholder="%s",
-            upper_case=True,
-        ),
-        Dialect(
-            name="sqlite",
-            title="SQLite",
-            types=_types(
-                "TEXT | INTEGER | INTEGER | INTEGER | REAL | REAL | DECIMAL({},{}) | BOOLEAN | DATE | TIME"
-                " | TIMESTAMP | TIMESTAMPTZ | BLOB | TEXT | JSON | JSON"
-            ),
-            key_types={},
-            upsert=Upsert.ON_CONFLICT,
-            begin="BEGIN IMMEDIATE",
-            exact_digits=15,
-            max_identifier=65_536,
-        ),
-        Dialect(
-            name="tsql",
-            title="SQL Server",
-            types=_types(
-                "NVARCHAR(MAX) | SMALLINT | INT | BIGINT | REAL | FLOAT | DECIMAL({},{}) | BIT | DATE | TIME"
-                " | DATETIME2 | DATETIMEOFFSET | VARBINARY(MAX) | UNIQUEIDENTIFIER"
-                " | NVARCHAR(MAX) | NVARCHAR(MAX)"
-            ),
-            key_types={
-                Kind.STRING: "NVARCHAR(255) COLLATE Latin1_General_100_BIN2",
-                Kind.BINARY: "VARBINARY(255)",
-            },
-            upsert=Upsert.MERGE,
-            max_identifier=128,
-            placeholder="%s",
-            pads_text=True,
-            nests_any_select=False,
-        ),
-    )
-}
-
-
-def dialect_named(name: str) -> Dialect:
-    """The dialect by sqlglot's name or by the name that Airflow's hooks give it."""
-    aliases = {"postgresql": "postgres", "mssql": "tsql", "mariadb": "mysql"}
-    found = DIALECTS.get(aliases.get(name, name))
-    if found is None:
-        raise TargetError(f"No SQL dialect {name!r}. There are: {', '.join(DIALECTS)}.")
-    return found
 
 
 def layout(target: Target, columns: pa.Schema, dialect: Dialect) -> str:
@@ -369,7 +247,7 @@ def tables_read(source: Source, dialect: Dialect, home: tuple[str, str]) -> list
     """The tables of a source. `home`: the catalog and schema of a name without them."""
     if source.table is not None:
         return [full_name(dialect.parts(source.table), home)]
-    return [full_name(parts, home) for parts in _referenced(source.sql or "", dialect)]
+    return [full_name(parts, home) for parts in referenced(source.sql or "", dialect.name)]
 
 
 def full_name(parts: tuple[str, ...], home: tuple[str, str]) -> FullName:
@@ -383,14 +261,15 @@ def is_same(one: FullName, other: FullName) -> bool:
     return all(a == b or not a or not b for a, b in zip(one, other, strict=True))
 
 
-def _referenced(sql: str, dialect: Dialect) -> Iterator[tuple[str, ...]]:
+def referenced(sql: str, dialect: str | None) -> Iterator[tuple[str, ...]]:
+    """Yield the names of the tables that a query reads, in parts. Yields none if it cannot be parsed."""
     import sqlglot
     from sqlglot import exp
     from sqlglot.errors import SqlglotError
     from sqlglot.optimizer.scope import traverse_scope
 
     try:
-        statements = sqlglot.parse(_PARAMETERS.sub("NULL", sql), dialect=dialect.name)
+        statements = sqlglot.parse(_PARAMETERS.sub("NULL", sql), dialect=dialect)
         scopes = [scope for statement in statements if statement for scope in traverse_scope(statement)]
     except SqlglotError:
         return  # the database says what is wrong with it, or knows more than the parser

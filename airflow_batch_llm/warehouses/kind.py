@@ -1,6 +1,6 @@
 """The kinds of column that matter to us, and how Arrow's and a database's own types fall into them.
 
-A type that falls into no kind is not guessed at: `of_database` answers None, and nothing is written there.
+A type that falls into no kind is not guessed at: `of_name` answers None, and nothing is written there.
 """
 
 from enum import StrEnum
@@ -109,31 +109,9 @@ _DATABASE: dict[Kind, str] = {
     Kind.VECTOR: "vector",
 }
 _KINDS = {name: kind for kind, names in _DATABASE.items() for name in names.split()}
-#: PostgreSQL types that sqlglot's grammar does not know.
-_NAMED = {"citext": Kind.STRING, '"char"': Kind.STRING, "": Kind.ANY}
-_NUMBERS = _INTEGERS | _FLOATS | {Kind.DECIMAL}
+NUMBERS = _INTEGERS | _FLOATS | {Kind.DECIMAL}
 
 
-def of_database(type_: str, dialect: str) -> Kind | None:
-    """Return the kind of a column type as the database spells it; None where the package has no such kind."""
-    from sqlglot import exp
-    from sqlglot.errors import SqlglotError
-
-    if (named := _NAMED.get(type_.strip().lower())) is not None:
-        return named
-    try:
-        parsed = exp.DataType.build(type_, dialect=dialect)
-    except SqlglotError:
-        return None
-    name = parsed.this.value.lower() if isinstance(parsed.this, exp.DataType.Type) else ""
-    if name in ("array", "list"):
-        inner = parsed.expressions[0].sql(dialect) if parsed.expressions else ""
-        return Kind.VECTOR if inner and of_database(inner, dialect) in _NUMBERS else None
-    if name == "decimal" and len(parsed.expressions) > 0:
-        scale = parsed.expressions[1].name if len(parsed.expressions) > 1 else "0"
-        return Kind.BIGINT if scale == "0" else Kind.DECIMAL
-    if dialect == "mysql" and type_.lower().startswith("tinyint(1)"):
-        return Kind.BOOLEAN
-    if dialect == "tsql" and name == "float":
-        return Kind.DOUBLE
+def of_name(name: str) -> Kind | None:
+    """The kind of a type by sqlglot's name of it. Returns None if it is none of ours."""
     return _KINDS.get(name)

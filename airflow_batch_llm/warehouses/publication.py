@@ -9,7 +9,7 @@ import pyarrow as pa
 from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.warehouses.base import Part, Published, Target
 from airflow_batch_llm.warehouses.dialect import Upsert
-from airflow_batch_llm.warehouses.kind import Kind, of_arrow, of_database
+from airflow_batch_llm.warehouses.kind import Kind, of_arrow
 from airflow_batch_llm.warehouses.statements import FAILURE_ORDER, Landing, Statements
 from airflow_batch_llm.warehouses.target import Rules, Shape, refuse_rules, shape_failures, shape_target
 
@@ -182,6 +182,6 @@ def _casts(shape: Shape, table: Table | None, statements: Statements) -> dict[st
         kind = of_arrow(field.type)
         template = dialect.from_text.get(kind)
         # JSON that goes to a text column stays text.
-        if template and of_database(present.get(field.name.lower(), ""), dialect.name) is not Kind.STRING:
+        if template and dialect.kind_of(present.get(field.name.lower(), "")) is not Kind.STRING:
             casts[field.name] = template
     return casts

@@ -5,11 +5,22 @@ An adapter below Airflow's edge sees a connection as plain fields, and Airflow's
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.warehouses.base import Warehouse
+from airflow_batch_llm.warehouses.dialect import Dialect
+
+
+class UriForm(StrEnum):
+    """What the URI of a database names before its tables."""
+
+    SERVER = "scheme://host:port/database"
+    PROJECT = "scheme://project"
+    FILE = "scheme:///path/of/file"
+
 
 #: Parameters of hooks that most databases take, and that hold no secret.
 COMMON_HOOK_PARAMS = frozenset(
@@ -68,6 +79,12 @@ class WarehouseType:
 
     name: str
     """The kind's name, which is also its field in the `warehouse` section of a spec."""
+    dialect: Dialect | None = None
+    """How its SQL differs. Default: no adapter is found by the name of its dialect."""
+    uri_scheme: str = ""
+    """Scheme of its URIs in assets and lineage. Default: the kind's name."""
+    uri_form: UriForm = UriForm.SERVER
+    """What such a URI names."""
     connection_types: frozenset[str] = frozenset()
     """Types of Airflow's connections that lead to it. Default: none."""
     open_connection: Callable[[AirflowConnection], Warehouse] | None = None

@@ -69,9 +69,8 @@ class Statements:
 
     def add_columns(self, table: str, columns: pa.Schema) -> list[str]:
         """One ALTER TABLE a column."""
-        word = "ADD" if self.dialect.name == "tsql" else "ADD COLUMN"
         return [
-            f"ALTER TABLE {self.dialect.table(table)} {word} "
+            f"ALTER TABLE {self.dialect.table(table)} {self.dialect.add_column} "
             f"{self._q(column.name)} {self.dialect.column_type(column.type)}"
             for column in columns
         ]
@@ -200,15 +199,13 @@ class Statements:
 
     def _merge(self, landing: Landing, rows: str) -> list[str]:
         name = self.dialect.table(landing.table)
-        hint = " WITH (HOLDLOCK)" if self.dialect.name == "tsql" else ""
-        end = ";" if self.dialect.name == "tsql" else ""
         changes = ", ".join(f"{self._q(column)} = s.{self._q(column)}" for column in _values(landing))
         inserted = ", ".join(f"s.{self._q(column)}" for column in landing.columns)
         return [
             (
-                f"MERGE INTO {name}{hint} AS t USING ({rows}) AS s ON {self._same(landing.key, 't', 's')} "
+                f"MERGE INTO {name}{self.dialect.merge_hint} AS t USING ({rows}) AS s ON {self._same(landing.key, 't', 's')} "
                 f"WHEN MATCHED AND {self._not_older('t', 's')} THEN UPDATE SET {changes} "
-                f"WHEN NOT MATCHED THEN INSERT ({self._q(*landing.columns)}) VALUES ({inserted}){end}"
+                f"WHEN NOT MATCHED THEN INSERT ({self._q(*landing.columns)}) VALUES ({inserted}){self.dialect.merge_end}"
             )
         ]
 

@@ -15,7 +15,7 @@ from airflow_batch_llm.core.settings import SchemaChange
 from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.warehouses.base import Target
 from airflow_batch_llm.warehouses.dialect import Dialect
-from airflow_batch_llm.warehouses.kind import Kind, fits, of_arrow, of_database
+from airflow_batch_llm.warehouses.kind import Kind, fits, of_arrow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,9 +114,9 @@ def _refuse_misfits(table: str, wanted: pa.Schema, present: Mapping[str, str], d
         if kind is Kind.VECTOR and dialect.vector_brackets == "[]":
             kind = Kind.JSON  # that is what it is written as
         ours = dialect.column_type(field.type)
-        column = of_database(has, dialect.name)
+        column = dialect.kind_of(has)
         # What we would create ourselves always fits, whatever kind the database makes of it.
-        if column is None or not (fits(kind, column) or column is of_database(ours, dialect.name)):
+        if column is None or not (fits(kind, column) or column is dialect.kind_of(ours)):
             misfits.append(f"{field.name} is {has} and would have to hold {kind} ({ours})")
     if misfits:
         raise TargetError(

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from airflow_batch_llm.core.model import ColumnType
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.testing.staged_rows import START, columns, labels
+from airflow_batch_llm.warehouses import find_dialect
 from airflow_batch_llm.warehouses.base import Part, Warehouse
-from airflow_batch_llm.warehouses.dialect import DIALECTS
 
 PART_ROWS = 50_000
 HELD = 1_000_000  # rows that the target holds before
@@ -202,7 +202,7 @@ def main(arguments: Sequence[str]) -> None:
     open_warehouse(database, where).close()
     for module in ("duckdb", "pandas", "psycopg", "sqlglot"):  # loading them is no part of a step
         import_module(module)
-    DIALECTS[database].table("labels")  # sqlglot loads a dialect when it is first asked
+    find_dialect(database).table("labels")  # sqlglot loads a dialect when it is first asked
 
     before = _peak_mb()
     began = time.perf_counter()

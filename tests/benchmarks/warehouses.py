@@ -68,13 +68,13 @@ def _postgres(folder: Path, sizes: list[int]) -> None:
             warehouse = open_warehouse("postgres", where)
             warehouse.prepare(TARGET)
             with psycopg.connect(where) as connection, connection.cursor() as cursor:
+                from airflow_batch_llm.warehouses import find_dialect
                 from airflow_batch_llm.warehouses.arrow import plain_batch
-                from airflow_batch_llm.warehouses.dialect import DIALECTS
                 from airflow_batch_llm.warehouses.postgres.reads import copy_rows
 
                 with cursor.copy("COPY labels FROM STDIN (FORMAT csv)") as copy:
                     for first in range(0, HELD, PART_ROWS):
-                        plain = plain_batch(answers(first, PART_ROWS), frozenset(), DIALECTS["postgres"])
+                        plain = plain_batch(answers(first, PART_ROWS), frozenset(), find_dialect("postgres"))
                         copy.write(copy_rows(plain))
                 cursor.execute("CREATE TABLE by_hand (LIKE labels INCLUDING ALL)")
                 cursor.execute("INSERT INTO by_hand SELECT * FROM labels")

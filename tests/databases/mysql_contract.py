@@ -22,12 +22,12 @@ from airflow_batch_llm.testing.staged_rows import batch, definition, labels, lan
 from airflow_batch_llm.testing.warehouse_reads import TYPED
 from airflow_batch_llm.testing.warehouse_writes import ANSWERS
 from airflow_batch_llm.testing.warehouses import WarehouseContract
+from airflow_batch_llm.warehouses import find_dialect
 from airflow_batch_llm.warehouses.arrow import plain_batch
 from airflow_batch_llm.warehouses.base import ARROW_TYPES
-from airflow_batch_llm.warehouses.dialect import DIALECTS
 from airflow_batch_llm.warehouses.sql.warehouse import JoiningSqlWarehouse
 
-DIALECT = DIALECTS["mysql"]
+DIALECT = find_dialect("mysql")
 START_SECONDS = 60.0
 
 #: Expressions of the integer n, by the type that they have.

@@ -17,11 +17,11 @@ from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import WarehouseError
 from airflow_batch_llm.testing.staged_rows import labels, part, stage
 from airflow_batch_llm.testing.warehouses import WarehouseContract
+from airflow_batch_llm.warehouses import find_dialect
 from airflow_batch_llm.warehouses.arrow import plain_batch
-from airflow_batch_llm.warehouses.dialect import DIALECTS
 from airflow_batch_llm.warehouses.sql.snowflake import SnowflakeWarehouse
 
-DIALECT = DIALECTS["snowflake"]
+DIALECT = find_dialect("snowflake")
 
 #: The emulator runs in this process, and DuckDB warns of how it asks for its rows.
 pytestmark = pytest.mark.filterwarnings("ignore:Arrow output on a DB-API result:UserWarning")

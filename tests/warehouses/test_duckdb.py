@@ -16,8 +16,8 @@ from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import InputError, SourceError, TargetError, WarehouseBusy, WarehouseError
 from airflow_batch_llm.testing.staged_rows import definition, labels, land, part
 from airflow_batch_llm.testing.warehouses import WarehouseContract
+from airflow_batch_llm.warehouses import find_dialect
 from airflow_batch_llm.warehouses.base import SharesFile
-from airflow_batch_llm.warehouses.dialect import DIALECTS
 from airflow_batch_llm.warehouses.duckdb.file import DuckDBFile as OpenedFile
 from airflow_batch_llm.warehouses.duckdb.warehouse import DuckDBWarehouse
 
@@ -82,7 +82,7 @@ class DuckDBFile:
 
     def make(self, table: str, schema: pa.Schema, rules: Mapping[str, str], *constraints: str) -> None:
         with duckdb.connect(self.path) as connection:
-            connection.execute(definition(DIALECTS["duckdb"], table, schema, rules, *constraints))
+            connection.execute(definition(find_dialect("duckdb"), table, schema, rules, *constraints))
 
     def tables(self) -> set[str]:
         with duckdb.connect(self.path) as connection:

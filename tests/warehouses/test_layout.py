@@ -6,7 +6,7 @@ import sqlglot
 
 from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.testing.staged_rows import labels
-from airflow_batch_llm.warehouses.dialect import DIALECTS
+from airflow_batch_llm.warehouses import all_dialects, find_dialect
 from airflow_batch_llm.warehouses.statements import Statements
 
 CARRIED = pa.schema([("day", pa.date32()), ("Re gion", pa.string())])
@@ -15,7 +15,7 @@ CARRIED = pa.schema([("day", pa.date32()), ("Re gion", pa.string())])
 def created(dialect: str, **changes: object) -> str:
     """The CREATE TABLE of a target with these wishes."""
     target = labels(carried=CARRIED, **changes)
-    return Statements(DIALECTS[dialect]).create(target, target.table, target.answer_columns, unique=False)
+    return Statements(find_dialect(dialect)).create(target, target.table, target.answer_columns, unique=False)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_the_clause_follows_the_columns_and_is_of_the_dialect(
     assert isinstance(sqlglot.parse_one(sql, dialect=dialect), sqlglot.exp.Create)
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", [dialect.name for dialect in all_dialects()])
 def test_nothing_is_said_where_nothing_is_asked_for(dialect: str) -> None:
     assert created(dialect).endswith(")")
 
@@ -46,7 +46,9 @@ def test_nothing_is_said_where_nothing_is_asked_for(dialect: str) -> None:
 @pytest.mark.parametrize("dialect", ["duckdb", "mysql", "postgres", "sqlite", "tsql"])
 @pytest.mark.parametrize("asked", [{"partition_by": "day"}, {"cluster_by": ("id",)}])
 def test_where_there_is_no_such_layout_it_is_refused(dialect: str, asked: dict[str, object]) -> None:
-    with pytest.raises(TargetError, match=rf"{next(iter(asked))} cannot be had.*{DIALECTS[dialect].title}"):
+    with pytest.raises(
+        TargetError, match=rf"{next(iter(asked))} cannot be had.*{find_dialect(dialect).title}"
+    ):
         created(dialect, **asked)
 
 
@@ -62,7 +64,7 @@ def test_a_column_that_the_target_does_not_get_is_named() -> None:
 
 def test_the_failures_table_has_no_layout() -> None:
     target = labels(carried=CARRIED, partition_by="day")
-    sql = Statements(DIALECTS["snowflake"]).create(
+    sql = Statements(find_dialect("snowflake")).create(
         target, target.failures, target.failure_columns, unique=False
     )
     assert "CLUSTER" not in sql

@@ -6,9 +6,9 @@ from google.cloud.bigquery import Client
 
 from airflow_batch_llm.core.settings import Source, Stage
 from airflow_batch_llm.errors import TargetError
+from airflow_batch_llm.warehouses import find_dialect
 from airflow_batch_llm.warehouses.bigquery.connection import BigQuerySettings, table_name
 from airflow_batch_llm.warehouses.bigquery.warehouse import BigQueryWarehouse
-from airflow_batch_llm.warehouses.dialect import DIALECTS
 from airflow_batch_llm.warehouses.place import Place
 
 
@@ -35,11 +35,11 @@ def test_quoted_names_are_read_as_sql_reads_them_or_refused(
 ) -> None:
     if parts is None:
         with pytest.raises(TargetError, match=r"is not a table name|cannot be used here"):
-            DIALECTS[dialect].parts(written)
+            find_dialect(dialect).parts(written)
     else:
-        assert DIALECTS[dialect].parts(written) == parts
+        assert find_dialect(dialect).parts(written) == parts
         # The failures table stands beside it, in the same quotes.
-        failures = DIALECTS[dialect].parts(_stage(written).failures_table)
+        failures = find_dialect(dialect).parts(_stage(written).failures_table)
         assert failures == (*parts[:-1], f"{parts[-1]}__failures")
 
 

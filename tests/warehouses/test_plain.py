@@ -8,14 +8,14 @@ import pyarrow as pa
 import pytest
 
 from airflow_batch_llm.errors import SourceError
+from airflow_batch_llm.warehouses import find_dialect
 from airflow_batch_llm.warehouses.arrow import plain_batch, refuse_padded_keys
-from airflow_batch_llm.warehouses.dialect import DIALECTS
 
 
 def plain(array: pa.Array, dialect: str = "duckdb", *, key: bool = False) -> list[object]:
     """One column's values, plain."""
     batch = pa.RecordBatch.from_arrays([array], names=["x"])
-    return plain_batch(batch, frozenset({"x"} if key else ()), DIALECTS[dialect]).column(0).to_pylist()
+    return plain_batch(batch, frozenset({"x"} if key else ()), find_dialect(dialect)).column(0).to_pylist()
 
 
 def test_nested_values_become_json_text() -> None:
@@ -72,15 +72,15 @@ def test_json_keeps_only_characters_that_databases_take(text: str, mended: str) 
 @pytest.mark.parametrize("name", ["mysql", "redshift", "tsql"])
 def test_keys_that_end_in_blanks_are_refused_where_these_do_not_count(name: str) -> None:
     padded = pa.record_batch({"a": ["x"], "b": ["x "]})
-    refuse_padded_keys(padded, ["a"], DIALECTS[name])
+    refuse_padded_keys(padded, ["a"], find_dialect(name))
     with pytest.raises(SourceError, match=r"key column b .* end in blanks"):
-        refuse_padded_keys(padded, ["a", "b"], DIALECTS[name])
-    refuse_padded_keys(padded, ["b"], DIALECTS["postgres"])
+        refuse_padded_keys(padded, ["a", "b"], find_dialect(name))
+    refuse_padded_keys(padded, ["b"], find_dialect("postgres"))
 
 
 def test_an_instant_is_a_wall_clock_in_utc_where_no_zone_is_kept() -> None:
     noon = datetime(2026, 3, 1, 12, tzinfo=ZoneInfo("Europe/Berlin"))
     column = pa.record_batch({"at": pa.array([noon], pa.timestamp("us", tz="Europe/Berlin"))})
-    assert plain_batch(column, frozenset(), DIALECTS["mysql"]).to_pylist() == [
+    assert plain_batch(column, frozenset(), find_dialect("mysql")).to_pylist() == [
         {"at": noon.astimezone(UTC).replace(tzinfo=None)}
     ]

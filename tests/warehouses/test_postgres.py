@@ -22,7 +22,7 @@ from airflow_batch_llm.errors import (
 )
 from airflow_batch_llm.testing.staged_rows import definition, labels, land, part, rows_of, stage
 from airflow_batch_llm.testing.warehouses import WarehouseContract
-from airflow_batch_llm.warehouses.dialect import DIALECTS
+from airflow_batch_llm.warehouses import find_dialect
 from airflow_batch_llm.warehouses.place import Place
 from airflow_batch_llm.warehouses.postgres.warehouse import PostgresWarehouse
 
@@ -79,7 +79,7 @@ class PostgresDatabase:
         return PostgresWarehouse(self.uri)
 
     def seed(self, table: str, rows: pa.Table) -> None:
-        types = [sql.SQL(DIALECTS["postgres"].column_type(field.type)) for field in rows.schema]
+        types = [sql.SQL(find_dialect("postgres").column_type(field.type)) for field in rows.schema]
         names = [sql.Identifier(name) for name in rows.schema.names]
         declared = [sql.SQL("{} {}").format(*pair) for pair in zip(names, types, strict=True)]
         name = sql.Identifier(table)
@@ -91,7 +91,9 @@ class PostgresDatabase:
 
     def make(self, table: str, schema: pa.Schema, rules: Mapping[str, str], *constraints: str) -> None:
         with psycopg.connect(self.uri) as connection:
-            connection.execute(definition(DIALECTS["postgres"], table, schema, rules, *constraints).encode())
+            connection.execute(
+                definition(find_dialect("postgres"), table, schema, rules, *constraints).encode()
+            )
 
     def tables(self) -> set[str]:
         with psycopg.connect(self.uri) as connection:

@@ -12,9 +12,9 @@ from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import TargetError, WarehouseBusy
 from airflow_batch_llm.testing.staged_rows import definition, labels, land, part, stage
 from airflow_batch_llm.testing.warehouses import WarehouseContract
+from airflow_batch_llm.warehouses import find_dialect
 from airflow_batch_llm.warehouses.arrow import plain_batch
 from airflow_batch_llm.warehouses.base import JoinsKnown
-from airflow_batch_llm.warehouses.dialect import DIALECTS
 from airflow_batch_llm.warehouses.sql.sqlite import SQLiteWarehouse, _to_sqlite
 from airflow_batch_llm.warehouses.sql.warehouse import SqlWarehouse, sql_warehouse
 
@@ -48,7 +48,7 @@ class SQLiteFile:
         return open_warehouse(str(self.path))
 
     def seed(self, table: str, rows: pa.Table) -> None:
-        dialect = DIALECTS["sqlite"]
+        dialect = find_dialect("sqlite")
         declared = ", ".join(f"{dialect.quote(f.name)} {dialect.column_type(f.type)}" for f in rows.schema)
         connection = sqlite3.connect(self.path)
         connection.execute(f"CREATE TABLE {dialect.quote(table)} ({declared})")
@@ -62,7 +62,7 @@ class SQLiteFile:
 
     def make(self, table: str, schema: pa.Schema, rules: Mapping[str, str], *constraints: str) -> None:
         connection = sqlite3.connect(self.path)
-        connection.execute(definition(DIALECTS["sqlite"], table, schema, rules, *constraints))
+        connection.execute(definition(find_dialect("sqlite"), table, schema, rules, *constraints))
         connection.close()
 
     def tables(self) -> set[str]:

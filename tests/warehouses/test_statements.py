@@ -9,7 +9,8 @@ import sqlglot
 from airflow_batch_llm.core.model import ColumnType
 from airflow_batch_llm.core.settings import Source, WriteMode
 from airflow_batch_llm.testing.staged_rows import columns, labels, part
-from airflow_batch_llm.warehouses.dialect import DIALECTS, Upsert
+from airflow_batch_llm.warehouses import all_dialects, find_dialect
+from airflow_batch_llm.warehouses.dialect import Upsert
 from airflow_batch_llm.warehouses.publication import (
     Staged,
     Table,
@@ -29,12 +30,14 @@ TARGET = labels(
     carried=pa.schema([("day", pa.date32()), ("price", pa.decimal128(9, 2))]),
     answer=columns(label=ColumnType.STRING, why=ColumnType.JSON, vector=ColumnType.VECTOR),
 )
-SPOKEN = [name for name in DIALECTS if name != "bigquery"]  # BigQuery has its own statements
+SPOKEN = [
+    dialect.name for dialect in all_dialects() if dialect.name != "bigquery"
+]  # BigQuery has its own statements
 
 
 def written(name: str) -> dict[str, list[str]]:
     """All statements of a stage's life in one dialect, by chapter."""
-    dialect = DIALECTS[name]
+    dialect = find_dialect(name)
     statements = Statements(dialect)
     missing = Tables(target=None, failures=None)
     there = Tables(
@@ -65,7 +68,7 @@ def written(name: str) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("name", SPOKEN)
 def test_the_statements_are_those_of_the_golden_file(name: str) -> None:
-    dialect = DIALECTS[name]
+    dialect = find_dialect(name)
     text = "".join(
         f"-- {chapter}\n" + "".join(f"{dialect.with_parameters(sql)}\n" for sql in statements)
         for chapter, statements in written(name).items()
@@ -89,9 +92,9 @@ def test_the_dialect_s_grammar_reads_every_statement(name: str) -> None:
 @pytest.mark.parametrize("name", SPOKEN)
 @pytest.mark.parametrize("end", ["", ";", " ;; ", "; -- done;", " /* ; */ ;", "; /* it's */"])
 def test_a_query_is_left_without_the_semicolons_that_end_it(name: str, end: str) -> None:
-    query = Statements(DIALECTS[name]).select(Source(sql=f"SELECT 'a;' AS é{end}"))
+    query = Statements(find_dialect(name)).select(Source(sql=f"SELECT 'a;' AS é{end}"))
     assert query.split("/*")[0].rstrip() == "SELECT 'a;' AS é"
 
 
 def test_what_cannot_be_split_into_words_is_left_to_the_database() -> None:
-    assert Statements(DIALECTS["postgres"]).select(Source(sql="SELECT 'a; b")) == "SELECT 'a; b\n"
+    assert Statements(find_dialect("postgres")).select(Source(sql="SELECT 'a; b")) == "SELECT 'a; b\n"

@@ -6,8 +6,8 @@ import pytest
 from airflow_batch_llm.core.settings import SchemaChange
 from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.testing.staged_rows import columns, labels
+from airflow_batch_llm.warehouses import all_dialects, find_dialect
 from airflow_batch_llm.warehouses.base import ARROW_TYPES
-from airflow_batch_llm.warehouses.dialect import DIALECTS
 from airflow_batch_llm.warehouses.target import shape_failures, shape_target
 
 EVERY = labels(
@@ -17,9 +17,9 @@ EVERY = labels(
 )
 
 
-@pytest.mark.parametrize("name", DIALECTS)
+@pytest.mark.parametrize("name", [dialect.name for dialect in all_dialects()])
 def test_what_we_would_create_fits(name: str) -> None:
-    dialect = DIALECTS[name]
+    dialect = find_dialect(name)
     existing = {
         field.name.upper(): dialect.column_type(field.type, key=True) for field in EVERY.answer_columns
     }
@@ -86,17 +86,17 @@ def test_every_column_that_does_not_fit_is_named() -> None:
     with pytest.raises(
         TargetError, match=r"a is BIGINT .*string \(VARCHAR\); b is DATE .*boolean \(BOOLEAN\)"
     ):
-        shape_target(target, existing, DIALECTS["duckdb"])
+        shape_target(target, existing, find_dialect("duckdb"))
 
 
 def test_two_columns_with_one_name_are_refused() -> None:
     with pytest.raises(TargetError, match="ID"):
-        shape_target(labels(answer=pa.schema([("ID", pa.string())])), None, DIALECTS["duckdb"])
+        shape_target(labels(answer=pa.schema([("ID", pa.string())])), None, find_dialect("duckdb"))
 
 
 def test_the_policy_for_schema_changes_is_not_for_the_stage_s_own_columns() -> None:
     target = labels(on_schema_change=SchemaChange.FAIL)
-    dialect = DIALECTS["duckdb"]
+    dialect = find_dialect("duckdb")
     assert (
         shape_target(target, {"id": "BIGINT", "label": "VARCHAR"}, dialect).add.names[0] == "_llm_input_hash"
     )
@@ -110,18 +110,18 @@ def test_the_partition_column_is_never_left_out() -> None:
     existing = _existing(target, "postgres")
     del existing["day"]
     with pytest.raises(TargetError, match="no column day"):
-        shape_target(target, existing, DIALECTS["postgres"])
+        shape_target(target, existing, find_dialect("postgres"))
 
 
 def _existing(target: object, dialect: str) -> dict[str, str]:
-    return {field.name: DIALECTS[dialect].column_type(field.type) for field in target.answer_columns}  # type: ignore[attr-defined]
+    return {field.name: find_dialect(dialect).column_type(field.type) for field in target.answer_columns}  # type: ignore[attr-defined]
 
 
 def _assert_fits(name: str, value: pa.DataType, type_: str, dialect: str, *, fits: bool) -> None:
     target = labels(answer=pa.schema([(name, value)]))
     existing = {**_existing(target, dialect), name: type_}
     if fits:
-        assert shape_target(target, existing, DIALECTS[dialect]).add.names == []
+        assert shape_target(target, existing, find_dialect(dialect)).add.names == []
     else:
         with pytest.raises(TargetError, match=f"{name} is "):
-            shape_target(target, existing, DIALECTS[dialect])
+            shape_target(target, existing, find_dialect(dialect))

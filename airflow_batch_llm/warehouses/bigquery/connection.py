@@ -13,6 +13,7 @@ import pyarrow as pa
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import MissingExtra, TargetError
 from airflow_batch_llm.warehouses.base import Target
+from airflow_batch_llm.warehouses.bigquery.dialect import DIALECT
 from airflow_batch_llm.warehouses.bigquery.jobs import (
     Jobs,
     Patience,
@@ -21,7 +22,7 @@ from airflow_batch_llm.warehouses.bigquery.jobs import (
     message_of,
     translated,
 )
-from airflow_batch_llm.warehouses.bigquery.types import DIALECT, conform, parameter, read_schema
+from airflow_batch_llm.warehouses.bigquery.types import conform, parameter, read_schema
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client, QueryJobConfig, Table

@@ -25,6 +25,7 @@ from airflow_batch_llm.warehouses.bigquery.connection import (
     query_parameters,
     quoted,
 )
+from airflow_batch_llm.warehouses.bigquery.dialect import DIALECT
 from airflow_batch_llm.warehouses.bigquery.jobs import Work, stem_of
 from airflow_batch_llm.warehouses.bigquery.sql import (
     HIGHEST,
@@ -37,7 +38,7 @@ from airflow_batch_llm.warehouses.bigquery.sql import (
 )
 from airflow_batch_llm.warehouses.bigquery.staging import StagingTable, file_schema, staged_batch, write_file
 from airflow_batch_llm.warehouses.bigquery.tables import TargetTables
-from airflow_batch_llm.warehouses.bigquery.types import DIALECT, gathered
+from airflow_batch_llm.warehouses.bigquery.types import gathered
 
 _ORDINAL = "_llm_ordinal"
 

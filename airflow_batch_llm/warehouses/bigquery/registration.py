@@ -6,7 +6,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from airflow_batch_llm.warehouses.base import Warehouse
-from airflow_batch_llm.warehouses.registration import AirflowConnection, SpecFile, WarehouseType
+from airflow_batch_llm.warehouses.bigquery.dialect import DIALECT
+from airflow_batch_llm.warehouses.registration import AirflowConnection, SpecFile, UriForm, WarehouseType
 
 
 class BigQuerySection(BaseModel):
@@ -67,6 +68,8 @@ def _open_section(section: BigQuerySection, _file: SpecFile) -> Warehouse:
 
 WAREHOUSE = WarehouseType(
     name="bigquery",
+    dialect=DIALECT,
+    uri_form=UriForm.PROJECT,
     connection_types=frozenset({"gcpbigquery", "google_cloud_platform"}),
     open_connection=_open_connection,
     requirement="airflow-batch-llm[google]",

@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from airflow_batch_llm.warehouses.base import Target
 from airflow_batch_llm.warehouses.bigquery.connection import TableName, quoted
-from airflow_batch_llm.warehouses.bigquery.types import DIALECT, gathered
+from airflow_batch_llm.warehouses.bigquery.dialect import DIALECT
+from airflow_batch_llm.warehouses.bigquery.types import gathered
 
 #: In a staged row: true for an answer, false for a failure.
 GOOD = "_llm_good"

@@ -18,9 +18,10 @@ import pyarrow as pa
 from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.warehouses.base import Target
 from airflow_batch_llm.warehouses.bigquery.connection import Connection, Query, TableName
+from airflow_batch_llm.warehouses.bigquery.dialect import DIALECT
 from airflow_batch_llm.warehouses.bigquery.jobs import translated
 from airflow_batch_llm.warehouses.bigquery.sql import HIGHEST, LOWEST, Columns, Tables, trials
-from airflow_batch_llm.warehouses.bigquery.types import DIALECT, existing_types, schema_field
+from airflow_batch_llm.warehouses.bigquery.types import existing_types, schema_field
 from airflow_batch_llm.warehouses.target import (
     Rules,
     Shape,

@@ -10,21 +10,17 @@ import datetime as dt
 import decimal
 from base64 import b64encode
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from airflow_batch_llm.core.model import ColumnType
 from airflow_batch_llm.warehouses.base import ARROW_TYPES
-from airflow_batch_llm.warehouses.dialect import DIALECTS
+from airflow_batch_llm.warehouses.bigquery.dialect import DIALECT
 from airflow_batch_llm.warehouses.kind import Kind, of_arrow
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import SchemaField
-
-#: A load job takes a vector as the list that it is.
-DIALECT = replace(DIALECTS["bigquery"], vector_brackets="")
 
 #: How the REST interface names a type, where a statement names it otherwise.
 _STANDARD_NAMES = {"INTEGER": "INT64", "FLOAT": "FLOAT64", "BOOLEAN": "BOOL", "STRUCT": "RECORD"}

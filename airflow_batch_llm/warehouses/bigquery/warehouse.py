@@ -25,12 +25,12 @@ from airflow_batch_llm.warehouses.bigquery.connection import (
     TableName,
     query_parameters,
 )
+from airflow_batch_llm.warehouses.bigquery.dialect import DIALECT
 from airflow_batch_llm.warehouses.bigquery.jobs import Work, content_label, digest, stem_of
 from airflow_batch_llm.warehouses.bigquery.known import Lookup
 from airflow_batch_llm.warehouses.bigquery.sql import publish_script, staged_schema
 from airflow_batch_llm.warehouses.bigquery.staging import StagingTable, content_of, staged_rows, write_file
 from airflow_batch_llm.warehouses.bigquery.tables import TargetTables
-from airflow_batch_llm.warehouses.bigquery.types import DIALECT
 from airflow_batch_llm.warehouses.dialect import full_name, is_same, tables_read
 from airflow_batch_llm.warehouses.place import Place
 from airflow_batch_llm.warehouses.staging import not_staged

@@ -26,7 +26,7 @@ from airflow_batch_llm.errors import (
     WarehouseError,
 )
 from airflow_batch_llm.warehouses.base import Target
-from airflow_batch_llm.warehouses.dialect import DIALECTS
+from airflow_batch_llm.warehouses.duckdb.dialect import DIALECT
 from airflow_batch_llm.warehouses.publication import Table, Tables
 from airflow_batch_llm.warehouses.refusal import translated
 from airflow_batch_llm.warehouses.target import Constraint, ConstraintKind, Rules
@@ -153,7 +153,6 @@ def _holder(message: str) -> str | None:
     return "another process" if "Could not set lock" in message else None
 
 
-_DIALECT = DIALECTS["duckdb"]
 #: Tables with an index. It is taken for one of the key, so that they are merged in the way that suits all.
 _INDEXED = """(
 SELECT database_name AS table_catalog, schema_name AS table_schema, table_name FROM duckdb_indexes() UNION ALL
@@ -209,7 +208,7 @@ def refuse_view(connection: "DuckDBPyConnection", name: str) -> None:
 
 def _catalog(connection: "DuckDBPyConnection", view: str, facts: str, name: str) -> list[tuple[Any, ...]]:
     """Return the catalogue's rows about a table; names count without their case."""
-    *qualifiers, table = _DIALECT.parts(name)
+    *qualifiers, table = DIALECT.parts(name)
     catalog, schema = [None, None, *qualifiers][-2:]
     return connection.execute(
         f"SELECT {facts} FROM {view} "

@@ -2,7 +2,8 @@
 
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.warehouses.base import Warehouse
-from airflow_batch_llm.warehouses.registration import AirflowConnection, SpecFile, WarehouseType
+from airflow_batch_llm.warehouses.duckdb.dialect import DIALECT
+from airflow_batch_llm.warehouses.registration import AirflowConnection, SpecFile, UriForm, WarehouseType
 
 _OWN_OPTIONS = ("staging", "memory_limit", "lock_wait_seconds")
 
@@ -26,6 +27,9 @@ def _open_section(path: str, file: SpecFile) -> Warehouse:
 
 WAREHOUSE = WarehouseType(
     name="duckdb",
+    dialect=DIALECT,
+    uri_scheme="file",
+    uri_form=UriForm.FILE,
     connection_types=frozenset({"duckdb"}),
     open_connection=_open_connection,
     hook_params=frozenset(

@@ -16,7 +16,8 @@ from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import SourceError, TargetError
 from airflow_batch_llm.warehouses.arrow import numbers, plain_batch, typed
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Target
-from airflow_batch_llm.warehouses.dialect import DIALECTS, full_name, is_same, tables_read
+from airflow_batch_llm.warehouses.dialect import full_name, is_same, tables_read
+from airflow_batch_llm.warehouses.duckdb.dialect import DIALECT
 from airflow_batch_llm.warehouses.duckdb.file import DuckDBFile, columns_of, refuse_view, tables
 from airflow_batch_llm.warehouses.place import Place
 from airflow_batch_llm.warehouses.publication import (
@@ -33,7 +34,6 @@ from airflow_batch_llm.warehouses.target import required_columns
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-_DIALECT = DIALECTS["duckdb"]
 #: DuckDB's types that come out as text, and say more than that.
 _ALSO_TYPED = {"JSON": pa.json_(pa.string()), "UUID": pa.uuid()}
 _BATCH_ROWS = 8_192
@@ -62,8 +62,8 @@ class DuckDBWarehouse:
             options={**(options or {}), "memory_limit": memory_limit},
         )
         staging = staging or f"{self._file.path}.staging"
-        self._folder = StagingFolder(Path(staging), _DIALECT)
-        self._statements = Statements(_DIALECT)
+        self._folder = StagingFolder(Path(staging), DIALECT)
+        self._statements = Statements(DIALECT)
         self._reading: DuckDBPyConnection | None = None
         self._sessions: list[DuckDBPyConnection] = []
         self._look_ups: dict[tuple[str, ...], str | None] = {}
@@ -73,7 +73,7 @@ class DuckDBWarehouse:
         return self._file.path.as_uri()
 
     def place(self, table: str) -> Place:
-        _, schema, name = full_name(_DIALECT.parts(table), ("", "main"))
+        _, schema, name = full_name(DIALECT.parts(table), ("", "main"))
         return Place(database=self._file.path.resolve().as_uri(), table=f"{schema}.{name}")
 
     def read(self, source: Source) -> pa.RecordBatchReader:
@@ -83,8 +83,8 @@ class DuckDBWarehouse:
 
     def reads_table(self, source: Source, table: str) -> bool:
         home = self._home()
-        wanted = full_name(_DIALECT.parts(table), home)
-        return any(is_same(found, wanted) for found in tables_read(source, _DIALECT, home))
+        wanted = full_name(DIALECT.parts(table), home)
+        return any(is_same(found, wanted) for found in tables_read(source, DIALECT, home))
 
     def _home(self) -> tuple[str, str]:
         with self._file.translated():
@@ -112,7 +112,7 @@ class DuckDBWarehouse:
         return required_columns(target, found.rules) if found is not None else frozenset()
 
     def known(self, target: Target, keys: pa.RecordBatch) -> pa.RecordBatch:
-        plain = plain_batch(keys, frozenset(target.key.names), _DIALECT)
+        plain = plain_batch(keys, frozenset(target.key.names), DIALECT)
         numbered = pa.Table.from_batches([plain]).append_column("n", numbers(range(keys.num_rows)))
         with self._file.translated():
             query = self._known_query(target)
@@ -145,7 +145,7 @@ class DuckDBWarehouse:
                 staged = self._staged(connection, self._folder.files(target, portion), both)
                 for step in publication(target, portion, staged, both, self._statements):
                     written = connection.execute(
-                        _DIALECT.with_parameters(step.sql), step.parameters
+                        DIALECT.with_parameters(step.sql), step.parameters
                     ).fetchone()
                     counts[step.counts] = counts.get(step.counts, 0) + (written[0] if written else 0)
                 self._file.forget(connection)
@@ -228,7 +228,7 @@ class DuckDBWarehouse:
             connection = self._session()
             filled = {
                 name: column in (columns_of(connection, name) or {})
-                and _any(connection, f"SELECT 1 FROM {_DIALECT.table(name)} LIMIT 1")
+                and _any(connection, f"SELECT 1 FROM {DIALECT.table(name)} LIMIT 1")
                 for name, column in ((target.table, "_llm_planned_at"), (target.failures, "_llm_attempts"))
             }
             query = self._statements.known("asked", target, filled) if any(filled.values()) else None

@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from airflow_batch_llm.warehouses.base import Warehouse
+from airflow_batch_llm.warehouses.postgres.dialect import DIALECT
 from airflow_batch_llm.warehouses.registration import AirflowConnection, SpecFile, WarehouseType
 
 
@@ -60,6 +61,7 @@ def _open_section(section: PostgresSection, file: SpecFile) -> Warehouse:
 
 WAREHOUSE = WarehouseType(
     name="postgres",
+    dialect=DIALECT,
     connection_types=frozenset({"postgres"}),
     open_connection=_open_connection,
     requirement="airflow-batch-llm[postgres]",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_batch_llm.errors import InputError, raise_alone
 from airflow_batch_llm.warehouses.base import Target
-from airflow_batch_llm.warehouses.dialect import DIALECTS
+from airflow_batch_llm.warehouses.postgres.dialect import DIALECT
 from airflow_batch_llm.warehouses.publication import Table, Tables
 from airflow_batch_llm.warehouses.target import Constraint, ConstraintKind, Rules
 
@@ -43,7 +43,6 @@ def refuse_malformed(dsn: str) -> None:
         )
 
 
-_DIALECT = DIALECTS["postgres"]
 _COLUMNS = """
 SELECT a.attname, format_type(coalesce(nullif(t.typbasetype, 0), a.atttypid), a.atttypmod)
 FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
@@ -91,7 +90,7 @@ def tables(cursor: "RawCursor[Any]", target: Target, *, with_rules: bool = False
 
 
 def _table(cursor: "RawCursor[Any]", name: str, key: Sequence[str]) -> Table | None:
-    quoted = _DIALECT.table(name)
+    quoted = DIALECT.table(name)
     columns = dict(cursor.execute(_COLUMNS, [quoted]).fetchall())
     if not columns:
         return None
@@ -103,13 +102,13 @@ def known_tables(cursor: "RawCursor[Any]", target: Target) -> Mapping[str, bool]
     """Return, for each of the two tables, whether it has rows to look up."""
     found = ((target.table, "_llm_planned_at"), (target.failures, "_llm_attempts"))
     return {
-        name: column in dict(cursor.execute(_COLUMNS, [_DIALECT.table(name)]).fetchall())
+        name: column in dict(cursor.execute(_COLUMNS, [DIALECT.table(name)]).fetchall())
         for name, column in found
     }
 
 
 def _rules(cursor: "RawCursor[Any]", name: str) -> Rules:
-    quoted = _DIALECT.table(name)
+    quoted = DIALECT.table(name)
     columns = cursor.execute(_COLUMN_RULES, [quoted]).fetchall()
     constraints = cursor.execute(_CONSTRAINTS, [quoted]).fetchall()
     (is_secured,) = cursor.execute("SELECT row_security_active($1)", [quoted]).fetchone() or (False,)

@@ -25,8 +25,9 @@ from airflow_batch_llm.errors import (
 )
 from airflow_batch_llm.warehouses.arrow import plain_batch, record_batch
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Target
-from airflow_batch_llm.warehouses.dialect import DIALECTS, PARAMETER, full_name, is_same, tables_read
+from airflow_batch_llm.warehouses.dialect import PARAMETER, full_name, is_same, tables_read
 from airflow_batch_llm.warehouses.place import Place
+from airflow_batch_llm.warehouses.postgres.dialect import DIALECT
 from airflow_batch_llm.warehouses.postgres.reads import PostgresRead, copy_rows
 from airflow_batch_llm.warehouses.postgres.tables import known_tables, refuse_malformed, tables
 from airflow_batch_llm.warehouses.publication import (
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
 
     Connections = Callable[[], Connection[Any]]
 
-_DIALECT = DIALECTS["postgres"]
 #: Classes of errors (the first two characters of their code) that speak of the statement, never of a value.
 _ABOUT_THE_STATEMENT = frozenset({"08", "25", "28", "3D", "3F", "40", "42", "53", "54", "55", "57"})
 _ABOUT_THE_SOURCE = frozenset({"3F", "42"})  # names, rights, syntax
@@ -81,7 +81,7 @@ class PostgresWarehouse:
         self._called = called
         self._servers = servers or {}
         self._connect = connect
-        self._statements = Statements(_DIALECT)
+        self._statements = Statements(DIALECT)
         self._writing: Connection[Any] | None = None
         self._reading: list[PostgresRead] = []
 
@@ -93,7 +93,7 @@ class PostgresWarehouse:
 
     def place(self, table: str) -> Place:
         """Return where a table is. Of several hosts all count, whichever of them has answered."""
-        _, schema, name = full_name(_DIALECT.parts(table), self._home())
+        _, schema, name = full_name(DIALECT.parts(table), self._home())
         with self._translated():
             info = self._connection().info
         hosts, ports = self._configured(info)
@@ -125,8 +125,8 @@ class PostgresWarehouse:
 
     def reads_table(self, source: Source, table: str) -> bool:
         home = self._home()
-        wanted = full_name(_DIALECT.parts(table), home)
-        return any(is_same(found, wanted) for found in tables_read(source, _DIALECT, home))
+        wanted = full_name(DIALECT.parts(table), home)
+        return any(is_same(found, wanted) for found in tables_read(source, DIALECT, home))
 
     def _home(self) -> tuple[str, str]:
         with self._transaction() as cursor:
@@ -138,7 +138,7 @@ class PostgresWarehouse:
     def prepare(self, target: Target) -> None:
         with self._transaction() as cursor:
             cursor.execute(
-                "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", [_DIALECT.table(target.table)]
+                "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", [DIALECT.table(target.table)]
             )
             for statement in preparation(target, tables(cursor, target, with_rules=True), self._statements):
                 cursor.execute(statement)
@@ -151,15 +151,15 @@ class PostgresWarehouse:
         return required_columns(target, found.rules) if found is not None else frozenset()
 
     def known(self, target: Target, keys: pa.RecordBatch) -> pa.RecordBatch:
-        plain = plain_batch(keys, frozenset(target.key.names), _DIALECT).select(target.key.names)
-        types = [_DIALECT.column_type(field.type, key=True) for field in target.key]
+        plain = plain_batch(keys, frozenset(target.key.names), DIALECT).select(target.key.names)
+        types = [DIALECT.column_type(field.type, key=True) for field in target.key]
         lists = ", ".join(f"CAST({PARAMETER} AS {type_}[])" for type_ in types)
         relation = (
-            f"(SELECT * FROM unnest({lists}) WITH ORDINALITY AS u ({_DIALECT.quote(*target.key.names)}, n))"
+            f"(SELECT * FROM unnest({lists}) WITH ORDINALITY AS u ({DIALECT.quote(*target.key.names)}, n))"
         )
         with self._transaction() as cursor:
             query = self._statements.known(relation, target, known_tables(cursor, target))
-            cursor.execute(_DIALECT.with_parameters(query), [column.to_pylist() for column in plain.columns])
+            cursor.execute(DIALECT.with_parameters(query), [column.to_pylist() for column in plain.columns])
             rows = [row[1:] for row in cursor.fetchall()]
         return record_batch(rows, KNOWN_COLUMNS)
 
@@ -182,16 +182,16 @@ class PostgresWarehouse:
         with self._transaction() as cursor:
             # Two publishes that update the same rows in different orders would lock each other out.
             cursor.execute(
-                "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", [_DIALECT.table(target.table)]
+                "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", [DIALECT.table(target.table)]
             )
             found = tables(cursor, target)
             for name, table in ((target.table, found.target), (target.failures, found.failures)):
                 if table is not None and not table.unique:
-                    cursor.execute(f"LOCK TABLE {_DIALECT.table(name)} IN SHARE ROW EXCLUSIVE MODE")
+                    cursor.execute(f"LOCK TABLE {DIALECT.table(name)} IN SHARE ROW EXCLUSIVE MODE")
             both = landings(target, found, self._statements)
             staged = self._staged(cursor, target, parts, both)
             for step in publication(target, parts, staged, both, self._statements):
-                cursor.execute(_DIALECT.with_parameters(step.sql), step.parameters or None)
+                cursor.execute(DIALECT.with_parameters(step.sql), step.parameters or None)
                 counts[step.counts] = counts.get(step.counts, 0) + cursor.rowcount
         return published(counts)
 
@@ -208,7 +208,7 @@ class PostgresWarehouse:
                 [home[-1] if home else None],
             ).fetchall()
             tables = {
-                name: ".".join(map(_DIALECT.quote, (*home, name)))
+                name: ".".join(map(DIALECT.quote, (*home, name)))
                 for (name,) in found
                 if is_staged_table(name)
             }
@@ -245,7 +245,7 @@ class PostgresWarehouse:
         cursor.execute(f"DROP TABLE IF EXISTS {table}; CREATE UNLOGGED TABLE {table} ({', '.join(columns)})")
         with cursor.copy(f"COPY {table} FROM STDIN (FORMAT csv)") as copy:
             for batch in reader:
-                copy.write(copy_rows(plain_batch(batch, frozenset(target.key.names), _DIALECT)))
+                copy.write(copy_rows(plain_batch(batch, frozenset(target.key.names), DIALECT)))
         return cursor.rowcount
 
     def _staged(
@@ -278,12 +278,12 @@ class PostgresWarehouse:
         return self._staging_table(target, f"{name}_a"), self._staging_table(target, f"{name}_f")
 
     def _staging_table(self, target: Target, name: str) -> str:
-        return ".".join(_DIALECT.quote(part) for part in [*self._staging_home(target), f"_llm_{name}"])
+        return ".".join(DIALECT.quote(part) for part in [*self._staging_home(target), f"_llm_{name}"])
 
     def _staging_home(self, target: Target) -> list[str]:
         """The schema of staging tables. Empty: the connection's own."""
-        *schema, _ = _DIALECT.parts(target.table)
-        return list(_DIALECT.parts(target.staging_schema)) if target.staging_schema else schema
+        *schema, _ = DIALECT.parts(target.table)
+        return list(DIALECT.parts(target.staging_schema)) if target.staging_schema else schema
 
     @contextmanager
     def _transaction(self) -> Iterator["RawCursor[Any]"]:

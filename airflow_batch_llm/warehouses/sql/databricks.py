@@ -1,11 +1,40 @@
-"""Register Databricks, which is read and written through its DB-API driver."""
+"""Databricks, through its DB-API driver: how its SQL differs, and its registration. Its statements are tested as text."""
 
+from airflow_batch_llm.warehouses.dialect import ANSI_TYPES, Upsert
+from airflow_batch_llm.warehouses.kind import Kind
 from airflow_batch_llm.warehouses.registration import WarehouseType
+from airflow_batch_llm.warehouses.sql.catalogue import InformationSchema, SqlDialect
 from airflow_batch_llm.warehouses.sql.warehouse import opens
+
+DIALECT = SqlDialect(
+    name="databricks",
+    title="Databricks",
+    types={
+        **ANSI_TYPES,
+        Kind.STRING: "STRING",
+        Kind.INTEGER: "INT",
+        Kind.REAL: "FLOAT",
+        Kind.DOUBLE: "DOUBLE",
+        Kind.TIME: "STRING",
+        Kind.TIMESTAMP: "TIMESTAMP_NTZ",
+        Kind.TIMESTAMPTZ: "TIMESTAMP",
+        Kind.BINARY: "BINARY",
+        Kind.UUID: "STRING",
+        Kind.JSON: "STRING",
+        Kind.VECTOR: "ARRAY<DOUBLE>",
+    },
+    upsert=Upsert.MERGE,
+    from_text={Kind.VECTOR: "FROM_JSON({}, 'ARRAY<DOUBLE>')"},
+    partitioned="PARTITIONED BY ({})",
+    clustered="CLUSTER BY ({})",
+    max_identifier=255,
+    catalogue=InformationSchema(type_of="full_data_type", current_catalog="CURRENT_CATALOG()"),
+)
 
 WAREHOUSE = WarehouseType(
     name="databricks",
+    dialect=DIALECT,
     connection_types=frozenset({"databricks"}),
-    open_connection=opens("databricks"),
+    open_connection=opens(DIALECT),
     requirement="apache-airflow-providers-databricks",
 )

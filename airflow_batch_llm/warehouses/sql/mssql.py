@@ -1,11 +1,57 @@
-"""Register SQL Server, which is read and written through its DB-API driver."""
+"""SQL Server, through its DB-API driver: how its SQL differs, and its registration. Its statements are tested as text."""
 
+from airflow_batch_llm.warehouses.dialect import ANSI_TYPES, Upsert
+from airflow_batch_llm.warehouses.kind import Kind
 from airflow_batch_llm.warehouses.registration import WarehouseType
+from airflow_batch_llm.warehouses.sql.catalogue import InformationSchema, SqlDialect
 from airflow_batch_llm.warehouses.sql.warehouse import opens
+
+_PROPERTY = (
+    "COLUMNPROPERTY(OBJECT_ID(QUOTENAME(table_schema) + '.' + QUOTENAME(table_name)), column_name, '{}')"
+)
+
+DIALECT = SqlDialect(
+    name="tsql",
+    title="SQL Server",
+    aliases=frozenset({"mssql"}),
+    types={
+        **ANSI_TYPES,
+        Kind.STRING: "NVARCHAR(MAX)",
+        Kind.INTEGER: "INT",
+        Kind.DOUBLE: "FLOAT",
+        Kind.BOOLEAN: "BIT",
+        Kind.TIMESTAMP: "DATETIME2",
+        Kind.TIMESTAMPTZ: "DATETIMEOFFSET",
+        Kind.BINARY: "VARBINARY(MAX)",
+        Kind.UUID: "UNIQUEIDENTIFIER",
+        Kind.JSON: "NVARCHAR(MAX)",
+        Kind.VECTOR: "NVARCHAR(MAX)",
+    },
+    key_types={
+        Kind.STRING: "NVARCHAR(255) COLLATE Latin1_General_100_BIN2",
+        Kind.BINARY: "VARBINARY(255)",
+    },
+    own_types={"float": Kind.DOUBLE},
+    upsert=Upsert.MERGE,
+    merge_hint=" WITH (HOLDLOCK)",
+    merge_end=";",
+    add_column="ADD",
+    max_identifier=128,
+    placeholder="%s",
+    pads_text=True,
+    nests_any_select=False,
+    catalogue=InformationSchema(
+        current="SCHEMA_NAME()",
+        current_catalog="DB_NAME()",
+        filled_by=f"CASE WHEN {_PROPERTY.format('IsIdentity')} = 1 OR {_PROPERTY.format('IsComputed')} = 1 "
+        "THEN 'GENERATED' END",
+    ),
+)
 
 WAREHOUSE = WarehouseType(
     name="mssql",
+    dialect=DIALECT,
     connection_types=frozenset({"mssql"}),
-    open_connection=opens("tsql"),
+    open_connection=opens(DIALECT),
     requirement="apache-airflow-providers-microsoft-mssql",
 )

@@ -1,11 +1,83 @@
-"""Register MySQL, which is read and written through its DB-API driver."""
+"""MySQL and MariaDB, through their DB-API driver: how their SQL differs, and their registration."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from airflow_batch_llm.warehouses.dialect import ANSI_TYPES, PARAMETER, Upsert
+from airflow_batch_llm.warehouses.kind import Kind
 from airflow_batch_llm.warehouses.registration import WarehouseType
+from airflow_batch_llm.warehouses.sql.catalogue import InformationSchema, SqlDialect
 from airflow_batch_llm.warehouses.sql.warehouse import opens
+
+_TINYINT = 1  # its type code
+_UNIQUE = (
+    "SELECT index_name, column_name FROM information_schema.statistics WHERE non_unique = 0 "
+    f"AND table_schema = COALESCE({PARAMETER}, DATABASE()) AND table_name = {PARAMETER}"
+)
+_FOREIGN = (
+    "SELECT constraint_name, column_name FROM information_schema.key_column_usage "
+    f"WHERE referenced_table_name IS NOT NULL AND table_schema = COALESCE({PARAMETER}, DATABASE()) "
+    f"AND table_name = {PARAMETER}"
+)
+
+
+def _boolean(column: Sequence[Any]) -> pa.DataType | None:
+    """A BOOLEAN is a TINYINT that is shown with one digit."""
+    return pa.bool_() if column[1] == _TINYINT and column[3] == 1 else None
+
+
+DIALECT = SqlDialect(
+    name="mysql",
+    title="MySQL",
+    aliases=frozenset({"mariadb"}),
+    types={
+        **ANSI_TYPES,
+        Kind.STRING: "LONGTEXT CHARACTER SET utf8mb4",
+        Kind.REAL: "FLOAT",
+        Kind.DOUBLE: "DOUBLE",
+        Kind.TIME: "TIME(6)",
+        Kind.TIMESTAMP: "DATETIME(6)",
+        Kind.TIMESTAMPTZ: "DATETIME(6)",
+        Kind.BINARY: "LONGBLOB",
+        Kind.UUID: "CHAR(36)",
+        Kind.JSON: "JSON",
+        Kind.VECTOR: "JSON",
+    },
+    # The binary collation keeps 'a' and 'A' two keys.
+    key_types={
+        Kind.STRING: "VARCHAR(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin",
+        Kind.BINARY: "VARBINARY(255)",
+    },
+    own_types={"tinyint(1)": Kind.BOOLEAN, "tinyint(1) unsigned": Kind.BOOLEAN},
+    upsert=Upsert.ON_DUPLICATE_KEY,
+    max_identifier=64,
+    placeholder="%s",
+    keeps_zone=False,
+    pads_text=True,
+    session="SET time_zone = '+00:00'",
+    typed_null=False,
+    catalogue=InformationSchema(
+        type_of="column_type", current="DATABASE()", filled_by="extra", unique=_UNIQUE, foreign=_FOREIGN
+    ),
+    type_codes={
+        **dict.fromkeys((_TINYINT, 2, 3, 8, 9, 13), Kind.BIGINT),
+        **dict.fromkeys((4, 5), Kind.DOUBLE),
+        **dict.fromkeys((0, 246), Kind.DECIMAL),
+        7: Kind.TIMESTAMPTZ,  # TIMESTAMP: an instant, shown in the zone of the session, which is UTC
+        12: Kind.TIMESTAMP,
+        10: Kind.DATE,
+        245: Kind.JSON,
+        **dict.fromkeys((15, 253, 254), Kind.STRING),
+    },
+    described_as=_boolean,
+)
 
 WAREHOUSE = WarehouseType(
     name="mysql",
+    dialect=DIALECT,
     connection_types=frozenset({"mysql"}),
-    open_connection=opens("mysql"),
+    open_connection=opens(DIALECT),
     requirement="apache-airflow-providers-mysql",
 )

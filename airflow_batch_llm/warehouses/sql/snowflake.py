@@ -20,6 +20,7 @@ from airflow_batch_llm.warehouses.arrow import batches, plain_batch, plain_schem
 from airflow_batch_llm.warehouses.base import Part, Target, Warehouse
 from airflow_batch_llm.warehouses.publication import Staged, staged_columns
 from airflow_batch_llm.warehouses.registration import AirflowConnection, WarehouseType
+from airflow_batch_llm.warehouses.sql.snowflake_dialect import DIALECT
 from airflow_batch_llm.warehouses.sql.warehouse import JoiningSqlWarehouse
 
 _BATCH_ROWS = 20_000
@@ -32,7 +33,7 @@ class SnowflakeWarehouse(JoiningSqlWarehouse):
 
     def __init__(self, connect: Callable[[], Any], *, asset_uri: str = "") -> None:
         """`connect` opens a connection of snowflake-connector-python."""
-        super().__init__(connect, "snowflake", asset_uri=asset_uri)
+        super().__init__(connect, DIALECT, asset_uri=asset_uri)
 
     def stage(
         self, target: Target, part: Part, answers: pa.RecordBatchReader, failures: pa.RecordBatchReader
@@ -168,6 +169,7 @@ def _open_connection(connection: AirflowConnection) -> Warehouse:
 
 WAREHOUSE = WarehouseType(
     name="snowflake",
+    dialect=DIALECT,
     connection_types=frozenset({"snowflake"}),
     open_connection=_open_connection,
     requirement="apache-airflow-providers-snowflake",

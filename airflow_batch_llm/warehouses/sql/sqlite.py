@@ -21,7 +21,8 @@ from airflow_batch_llm.warehouses.base import Part, Target, Warehouse
 from airflow_batch_llm.warehouses.dialect import full_name
 from airflow_batch_llm.warehouses.place import Place
 from airflow_batch_llm.warehouses.publication import Staged, staged_columns
-from airflow_batch_llm.warehouses.registration import AirflowConnection, SpecFile, WarehouseType
+from airflow_batch_llm.warehouses.registration import AirflowConnection, SpecFile, UriForm, WarehouseType
+from airflow_batch_llm.warehouses.sql.sqlite_dialect import DIALECT
 from airflow_batch_llm.warehouses.sql.types import declared
 from airflow_batch_llm.warehouses.sql.warehouse import JoiningSqlWarehouse
 from airflow_batch_llm.warehouses.staging import StagingFolder
@@ -42,7 +43,7 @@ class SQLiteWarehouse(JoiningSqlWarehouse):
         lock_wait_seconds: float = 300.0,
     ) -> None:
         """`connect` opens a connection, or is the file's path. `staging`: a folder that all workers of a run see."""
-        super().__init__(connect if callable(connect) else lambda: sqlite3.connect(connect), "sqlite")
+        super().__init__(connect if callable(connect) else lambda: sqlite3.connect(connect), DIALECT)
         self._lock_wait_seconds = lock_wait_seconds
         self._staging = Path(staging) if staging else None
         self._file: Path | None = None
@@ -112,7 +113,7 @@ class SQLiteWarehouse(JoiningSqlWarehouse):
         except sqlite3.Error:
             types = {}  # the first rows will tell
         look.close()
-        return [declared(types.get(place, ""), "sqlite") for place in range(len(cursor.description))]
+        return [declared(types.get(place, ""), DIALECT) for place in range(len(cursor.description))]
 
     def _record_batch(self, rows: Sequence[Sequence[Any]], schema: pa.Schema) -> pa.RecordBatch:
         columns = [
@@ -247,6 +248,8 @@ def _open_section(path: str, file: SpecFile) -> Warehouse:
 
 WAREHOUSE = WarehouseType(
     name="sqlite",
+    dialect=DIALECT,
+    uri_form=UriForm.FILE,
     connection_types=frozenset({"sqlite"}),
     open_connection=_open_connection,
     requirement="apache-airflow-providers-sqlite",

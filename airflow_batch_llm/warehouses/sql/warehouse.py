@@ -13,9 +13,10 @@ import pyarrow as pa
 
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import BatchLLMError, InputError, SourceError, WarehouseBusy, WarehouseError
+from airflow_batch_llm.warehouses import find_dialect
 from airflow_batch_llm.warehouses.arrow import batches, plain_batch, record_batch, refuse_padded_keys
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Target, Warehouse
-from airflow_batch_llm.warehouses.dialect import PARAMETER, dialect_named, full_name, is_same, tables_read
+from airflow_batch_llm.warehouses.dialect import PARAMETER, full_name, is_same, tables_read
 from airflow_batch_llm.warehouses.place import Place
 from airflow_batch_llm.warehouses.publication import (
     Staged,
@@ -29,7 +30,8 @@ from airflow_batch_llm.warehouses.publication import (
 )
 from airflow_batch_llm.warehouses.refusal import may_pass, translated
 from airflow_batch_llm.warehouses.registration import AirflowConnection
-from airflow_batch_llm.warehouses.sql.types import described, home, rules, table, table_names, told_from
+from airflow_batch_llm.warehouses.sql.catalogue import SqlDialect
+from airflow_batch_llm.warehouses.sql.types import described, told_from
 from airflow_batch_llm.warehouses.staging import forgotten, is_staged_table, not_staged, run_token
 from airflow_batch_llm.warehouses.statements import Statements
 from airflow_batch_llm.warehouses.target import required_columns
@@ -44,10 +46,10 @@ _MOST_PARAMETERS = 2_000
 class SqlWarehouse:
     """A database behind a DB-API connection."""
 
-    def __init__(self, connect: Callable[[], Any], dialect: str, *, asset_uri: str = "") -> None:
-        """`connect` opens a connection; `dialect` is sqlglot's name of its SQL, or that of Airflow's hook."""
+    def __init__(self, connect: Callable[[], Any], dialect: str | SqlDialect, *, asset_uri: str = "") -> None:
+        """`connect` opens a connection; `dialect` may be sqlglot's name of its SQL, or that of Airflow's hook."""
         self._connect = connect
-        self._dialect = dialect_named(dialect)
+        self._dialect = _spoken(dialect)
         self._statements = Statements(self._dialect)
         self._asset_uri = asset_uri
         self._writing: Any = None
@@ -70,7 +72,7 @@ class SqlWarehouse:
 
     def _home(self) -> tuple[str, str]:
         with self._transaction() as cursor:
-            return home(partial(self._ask, cursor), self._dialect)
+            return self._dialect.catalogue.home(partial(self._ask, cursor))
 
     def prepare(self, target: Target) -> None:
         with self._transaction() as cursor:
@@ -132,7 +134,8 @@ class SqlWarehouse:
         where = self._staging_home(target)
         newest = self._dialect.quote("_llm_planned_at")
         with self._transaction() as cursor:
-            names = filter(is_staged_table, table_names(partial(self._ask, cursor), self._dialect, where))
+            found = self._dialect.catalogue.table_names(partial(self._ask, cursor), self._dialect, where)
+            names = filter(is_staged_table, found)
             tables = {name: ".".join(map(self._dialect.quote, (*where, name))) for name in names}
             ages = {
                 name: self._ask(cursor, f"SELECT MAX({newest}) FROM {table}", ())[0][0]
@@ -204,7 +207,7 @@ class SqlWarehouse:
         self, _connection: Any, cursor: Any, _query: str, _parameters: Any
     ) -> list[pa.DataType | None]:
         """The types of a result's columns, as far as the driver tells them."""
-        return [described(column, self._dialect.name) for column in cursor.description]
+        return [described(column, self._dialect) for column in cursor.description]
 
     def _batches(
         self, connection: Any, cursor: Any, first: list[tuple[Any, ...]], schema: pa.Schema
@@ -245,7 +248,7 @@ class SqlWarehouse:
 
     def _ruled(self, cursor: Any, target: Target, found: Tables) -> Tables:
         """The tables with the rules that the database enforces on them."""
-        ask = partial(self._ask, cursor)
+        ask, rules = partial(self._ask, cursor), self._dialect.catalogue.rules
         return Tables(
             target=found.target and replace(found.target, rules=rules(ask, self._dialect, target.table)),
             failures=found.failures
@@ -253,7 +256,9 @@ class SqlWarehouse:
         )
 
     def _table(self, cursor: Any, name: str, target: Target) -> Any:
-        return table(partial(self._ask, cursor), self._dialect, name, target.key.names)
+        return self._dialect.catalogue.table(
+            partial(self._ask, cursor), self._dialect, name, target.key.names
+        )
 
     def _known_tables(self, cursor: Any, target: Target) -> dict[str, bool]:
         found = ((target.table, "_llm_planned_at"), (target.failures, "_llm_attempts"))
@@ -368,13 +373,26 @@ class JoiningSqlWarehouse(SqlWarehouse):
             yield batch
 
 
-def sql_warehouse(connect: Callable[[], Any], dialect: str, *, asset_uri: str = "") -> SqlWarehouse:
+def sql_warehouse(
+    connect: Callable[[], Any], dialect: str | SqlDialect, *, asset_uri: str = ""
+) -> SqlWarehouse:
     """The adapter of a dialect that has none of its own."""
-    joins = dialect_named(dialect).nests_any_select
-    return (JoiningSqlWarehouse if joins else SqlWarehouse)(connect, dialect, asset_uri=asset_uri)
+    spoken = _spoken(dialect)
+    return (JoiningSqlWarehouse if spoken.nests_any_select else SqlWarehouse)(
+        connect, spoken, asset_uri=asset_uri
+    )
 
 
-def opens(dialect: str | None = None) -> Callable[[AirflowConnection], Warehouse]:
+def _spoken(dialect: str | SqlDialect) -> SqlDialect:
+    found = find_dialect(dialect) if isinstance(dialect, str) else dialect
+    if not isinstance(found, SqlDialect):
+        raise InputError(
+            f"{found.title} has an adapter of its own, and is not reached through a DB-API driver."
+        )
+    return found
+
+
+def opens(dialect: SqlDialect | None = None) -> Callable[[AirflowConnection], Warehouse]:
     """Build what opens a connection by its hook, in this dialect. Without one, it is the dialect that the hook names."""
 
     def open_connection(connection: AirflowConnection) -> Warehouse:

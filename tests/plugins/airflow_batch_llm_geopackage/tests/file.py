@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 
 from airflow_batch_llm.testing.staged_rows import definition
+from airflow_batch_llm.warehouses import find_dialect
 from airflow_batch_llm.warehouses.arrow import plain_batch
 from airflow_batch_llm.warehouses.base import Warehouse
-from airflow_batch_llm.warehouses.dialect import dialect_named
 
 
 class GeoPackageFile:
@@ -35,7 +35,7 @@ class GeoPackageFile:
         return open_warehouse(str(self.path))
 
     def seed(self, table: str, rows: pa.Table) -> None:
-        dialect = dialect_named("sqlite")
+        dialect = find_dialect("sqlite")
         declared = ", ".join(f"{dialect.quote(f.name)} {dialect.column_type(f.type)}" for f in rows.schema)
         marks = ", ".join("?" * len(rows.schema))
         self.execute(f"CREATE TABLE {dialect.quote(table)} ({declared})")
@@ -47,7 +47,7 @@ class GeoPackageFile:
             self.execute(f"INSERT INTO {dialect.quote(table)} VALUES ({marks})", list(values))
 
     def make(self, table: str, schema: pa.Schema, rules: Mapping[str, str], *constraints: str) -> None:
-        self.execute(definition(dialect_named("sqlite"), table, schema, rules, *constraints))
+        self.execute(definition(find_dialect("sqlite"), table, schema, rules, *constraints))
 
     def tables(self) -> set[str]:
         found = self.execute("SELECT name FROM sqlite_master WHERE type = 'table'")

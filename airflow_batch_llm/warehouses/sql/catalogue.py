@@ -1,0 +1,151 @@
+"""Ask a database's catalogue for tables and their rules, and hold what the DB-API path has to know of a database."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from airflow_batch_llm.warehouses.dialect import PARAMETER, Dialect
+from airflow_batch_llm.warehouses.kind import Kind
+from airflow_batch_llm.warehouses.publication import Table
+from airflow_batch_llm.warehouses.target import Constraint, ConstraintKind, Rules
+
+#: Runs a query with its parameters, and returns all rows.
+Ask = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
+
+
+class Catalogue(Protocol):
+    """What a database tells of its tables."""
+
+    def table(self, ask: Ask, dialect: Dialect, name: str, key: Sequence[str]) -> Table | None:
+        """Describe a table, without its rules. Returns None if it does not exist."""
+
+    def rules(self, ask: Ask, dialect: Dialect, name: str) -> Rules:
+        """Return what the database enforces on a table that exists, as far as its catalogue tells."""
+
+    def home(self, ask: Ask) -> tuple[str, str]:
+        """Return the catalog and the schema of a table that is named without them. An empty catalog is not known."""
+
+    def table_names(self, ask: Ask, dialect: Dialect, where: Sequence[str]) -> list[str]:
+        """List the tables of a schema that begin as ours do. `where`: the schema, perhaps with its catalog."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InformationSchema:
+    """The standard's `information_schema`. Fields hold expressions and queries where a database differs."""
+
+    type_of: str = "data_type"
+    """Expression over `columns` that tells a type whole."""
+    current: str = "CURRENT_SCHEMA()"
+    """Expression of the schema of tables that are named without one."""
+    current_catalog: str = "''"
+    """Expression of the catalog, where one connection sees several. Default: the URI tells which one it is."""
+    filled_by: str = "NULL"
+    """Expression over `columns`: `GENERATED` for one that takes no value, `AUTO_INCREMENT` for one that needs none."""
+    unique: str = ""
+    """Query for (index, column) of a table's unique indexes, by schema and table. Default: there are none."""
+    foreign: str = ""
+    """Query for (constraint, column) of a table's foreign keys, by schema and table. Default: there are none."""
+
+    def table(self, ask: Ask, dialect: Dialect, name: str, key: Sequence[str]) -> Table | None:
+        catalog, schema, plain = full_parts(dialect, name)
+        columns = ask(
+            self._columns(dialect, catalog, self.type_of) + " ORDER BY ordinal_position", [schema, plain]
+        )
+        if not columns:
+            return None
+        unique = bool(self.unique) and is_unique(ask(self.unique, [schema, plain]), key)
+        return Table(columns={column: str(type_) for column, type_ in columns}, unique=unique)
+
+    def rules(self, ask: Ask, dialect: Dialect, name: str) -> Rules:
+        catalog, schema, plain = full_parts(dialect, name)
+        wanted = f"is_nullable, column_default, {self.filled_by}"
+        found = ask(self._columns(dialect, catalog, wanted), [schema, plain])
+        columns = [
+            (
+                dialect.unfolded(column),
+                str(nullable).upper() in ("NO", "0"),
+                default,
+                str(filled or "").upper().split(),
+            )
+            for column, nullable, default, filled in found
+        ]
+        return Rules(
+            not_null=frozenset(column for column, is_not_null, _, _ in columns if is_not_null),
+            with_default=frozenset(
+                column
+                for column, _, default, filled in columns
+                if default is not None or "AUTO_INCREMENT" in filled
+            ),
+            generated=frozenset(column for column, _, _, filled in columns if "GENERATED" in filled),
+            constraints=self._constraints(ask, schema, plain),
+        )
+
+    def home(self, ask: Ask) -> tuple[str, str]:
+        [(catalog, schema)] = ask(f"SELECT {self.current_catalog}, {self.current}", [])
+        return str(catalog or ""), str(schema or "")
+
+    def table_names(self, ask: Ask, dialect: Dialect, where: Sequence[str]) -> list[str]:
+        catalog, schema = [None, None, *map(dialect.folded, where)][-2:]
+        prefix = f"{dialect.quote(catalog)}." if catalog else ""
+        rows = ask(
+            f"SELECT table_name FROM {prefix}information_schema.tables "
+            f"WHERE table_schema = COALESCE({PARAMETER}, {self.current}) "
+            f"AND table_name LIKE '{dialect.folded('_llm_')}%'",
+            [schema],
+        )
+        return [str(name) for (name,) in rows]
+
+    def _columns(self, dialect: Dialect, catalog: str | None, wanted: str) -> str:
+        where = f"{dialect.quote(catalog)}." if catalog else ""
+        return (
+            f"SELECT column_name, {wanted} FROM {where}information_schema.columns "
+            f"WHERE table_schema = COALESCE({PARAMETER}, {self.current}) AND table_name = {PARAMETER}"
+        )
+
+    def _constraints(self, ask: Ask, schema: str | None, name: str) -> tuple[Constraint, ...]:
+        queries = ((ConstraintKind.UNIQUE, self.unique), (ConstraintKind.FOREIGN_KEY, self.foreign))
+        return constraints(
+            (kind, called, column)
+            for kind, query in queries
+            if query
+            for called, column in ask(query, [schema, name])
+        )
+
+
+def full_parts(dialect: Dialect, name: str) -> tuple[str | None, str | None, str]:
+    """Return catalog, schema and table of a name as the database stores them. What the name leaves out is None."""
+    *qualifiers, plain = (dialect.folded(part) for part in dialect.parts(name))
+    catalog, schema = [None, None, *qualifiers][-2:]
+    return catalog, schema, plain
+
+
+def is_unique(columns: Iterable[tuple[Any, ...]], key: Sequence[str]) -> bool:
+    """Tell whether one of some unique indexes, given as (index, column), is exactly on the key."""
+    indexes: dict[str, set[str]] = {}
+    for index, column in columns:
+        indexes.setdefault(index, set()).add(column)
+    return any(names == set(key) for names in indexes.values())
+
+
+def constraints(columns: Iterable[tuple[ConstraintKind, str, str]]) -> tuple[Constraint, ...]:
+    """Gather the columns of each constraint."""
+    named: dict[tuple[ConstraintKind, str], set[str]] = {}
+    for kind, called, column in columns:
+        named.setdefault((kind, called), set()).add(column)
+    return tuple(
+        Constraint(kind=kind, name=called, columns=frozenset(names))
+        for (kind, called), names in named.items()
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SqlDialect(Dialect):
+    """A dialect that goes through the DB-API path: with it comes what the driver and the catalogue tell."""
+
+    catalogue: Catalogue = InformationSchema()
+    type_codes: Mapping[Any, Kind] = field(default_factory=dict)
+    """Kinds by the type codes of `cursor.description`. Python's types and names of SQL types need no entry."""
+    described_as: Callable[[Sequence[Any]], pa.DataType | None] = lambda _: None
+    """The type of a column of `cursor.description` that its code alone does not tell. Default: the code tells it."""
