@@ -126,7 +126,6 @@ class Limits:
     max_request_bytes: int
     window_seconds: float  # after this a batch has ended, whatever happened
     list_lag_seconds: float = 60.0  # a batch that exists shows in a listing after this at the latest
-    recognisable: bool = True  # a running batch can be recognised as ours (metadata, labels)
     kept_seconds: float | None = None
     """Seconds after which the vendor has deleted a batch's requests and answers. Default: None, it never does."""
 

@@ -70,7 +70,10 @@ class Control:
 
     async def faults(self, request: Request) -> Response:
         if request.method == "POST":
-            number = self._world.faults.add(Fault.model_validate_json(await request.body()))
+            fault = Fault.model_validate_json(await request.body())
+            if fault.provider not in ("any", *self._runner.vendors):
+                return JSONResponse({"error": f"there is no provider {fault.provider}"}, status_code=400)
+            number = self._world.faults.add(fault)
             return JSONResponse({"id": number})
         if request.method == "DELETE":
             self._world.faults.clear()
@@ -123,7 +126,8 @@ class Control:
         return batch
 
     async def ledger(self, request: Request) -> Response:  # noqa: ARG002
-        return JSONResponse(await anyio.to_thread.run_sync(ledger.report, self._world.database))
+        providers = self._runner.vendors
+        return JSONResponse(await anyio.to_thread.run_sync(ledger.report, self._world.database, providers))
 
     async def rows(self, request: Request) -> Response:
         lines = ledger.charges(self._world.database, dict(request.query_params))

@@ -47,21 +47,13 @@ class Way(StrEnum):
     FLEX = "flex"  # in real time, at the price of a batch
 
 
-class Provider(StrEnum):
-    """Whose protocol is spoken."""
-
-    ANTHROPIC = "anthropic"
-    OPENAI = "openai"
-    VERTEX = "vertex"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
     """One batch. `facts` is what only its vendor understands; `wake_at` is when its next step is due."""
 
     seq: int
     id: str
-    provider: Provider
+    provider: str
     phase: Phase
     created_at: float
     wake_at: float | None
@@ -232,7 +224,7 @@ class Database:
         with self._writing() as connection:
             connection.execute("UPDATE batches SET deleted = 1, wake_at = NULL WHERE id = ?", (batch_id,))
 
-    def newest_batches(self, provider: Provider, before_seq: int | None, limit: int) -> list[Batch]:
+    def newest_batches(self, provider: str, before_seq: int | None, limit: int) -> list[Batch]:
         """Batches from the newest to the oldest, those older than `before_seq` only."""
         rows = self._all(
             _BATCH + "WHERE provider = ? AND deleted = 0 AND seq < ? ORDER BY seq DESC LIMIT ?",
@@ -240,7 +232,7 @@ class Database:
         )
         return [_batch(row) for row in rows]
 
-    def batches_after(self, provider: Provider, seq: int, limit: int) -> list[Batch]:
+    def batches_after(self, provider: str, seq: int, limit: int) -> list[Batch]:
         """The batches that came next after `seq`, oldest first."""
         rows = self._all(
             _BATCH + "WHERE provider = ? AND deleted = 0 AND seq > ? ORDER BY seq LIMIT ?",
@@ -248,7 +240,7 @@ class Database:
         )
         return [_batch(row) for row in rows]
 
-    def live_batches(self, provider: Provider) -> list[Batch]:
+    def live_batches(self, provider: str) -> list[Batch]:
         marks = ", ".join("?" for _ in LIVE)
         rows = self._all(_BATCH + f"WHERE provider = ? AND phase IN ({marks})", (provider, *LIVE))
         return [_batch(row) for row in rows]
@@ -275,7 +267,7 @@ class Database:
                 charges,
             )
 
-    def add_asked(self, provider: Provider, way: Way, content: bytes, model: str, usage: Usage) -> None:
+    def add_asked(self, provider: str, way: Way, content: bytes, model: str, usage: Usage) -> None:
         """Charge one real-time answer."""
         with self._writing() as connection:
             connection.execute(
@@ -307,7 +299,7 @@ class Database:
 
     # -- calls and faults ----------------------------------------------------------------------------------------
 
-    def count_call(self, provider: Provider, endpoint: str, status: int) -> None:
+    def count_call(self, provider: str, endpoint: str, status: int) -> None:
         with self._writing() as connection:
             connection.execute(
                 "INSERT INTO calls VALUES (?, ?, ?, 1) ON CONFLICT DO UPDATE SET n = n + 1",
@@ -343,7 +335,7 @@ def _batch(row: Sequence[Any]) -> Batch:
     return Batch(
         seq=seq,
         id=batch_id,
-        provider=Provider(provider),
+        provider=provider,
         phase=Phase(phase),
         created_at=created_at,
         wake_at=wake_at,

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from airflow_batch_llm.simulator.database import Database, Provider
+from airflow_batch_llm.simulator.database import Database
 
 
 class CallFault(StrEnum):
@@ -75,7 +75,7 @@ class Fault(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: CallFault | BatchFault | FlexFault | RowFault
-    provider: Provider | Literal["any"] = "any"
+    provider: str = "any"
     endpoint: str | None = None
     nth: int = Field(default=1, ge=1)
     times: int | None = Field(default=1, ge=1)
@@ -131,20 +131,20 @@ class FaultBook:
     def clear(self) -> None:
         self._database.delete_faults()
 
-    def for_call(self, provider: Provider, endpoint: str) -> Fault | None:
+    def for_call(self, provider: str, endpoint: str) -> Fault | None:
         """The first fault that strikes this call; all that match are counted."""
         return next(iter(self._met(provider, CallFault, endpoint)), None)
 
-    def for_flex(self, provider: Provider) -> Fault | None:
+    def for_flex(self, provider: str) -> Fault | None:
         """The first fault that strikes this request to the flex tier; all that match are counted."""
         return next(iter(self._met(provider, FlexFault)), None)
 
-    def for_batch(self, provider: Provider) -> list[Fault]:
+    def for_batch(self, provider: str) -> list[Fault]:
         """The faults that a batch created now carries."""
         return self._met(provider, BatchFault | RowFault)
 
     def _met(
-        self, provider: Provider, kinds: type[StrEnum] | UnionType, endpoint: str | None = None
+        self, provider: str, kinds: type[StrEnum] | UnionType, endpoint: str | None = None
     ) -> list[Fault]:
         struck = []
         for number, document, seen in self._database.faults():

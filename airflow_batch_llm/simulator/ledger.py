@@ -14,7 +14,6 @@ from airflow_batch_llm.simulator.database import (
     Charge,
     Database,
     Phase,
-    Provider,
     Usage,
     Way,
     open_connection,
@@ -24,13 +23,13 @@ _SUMS = ", ".join(f"coalesce(sum({name}), 0)" for name in Usage._fields)
 _FROM = "FROM answers WHERE provider = ?"
 
 
-def report(database: Database) -> dict[str, Any]:
-    """The ledger of every provider."""
+def report(database: Database, providers: Iterable[str]) -> dict[str, Any]:
+    """Return the ledger of each provider."""
     with closing(open_connection(database.path)) as connection:
-        return {provider.value: _provider(connection, provider) for provider in Provider}
+        return {provider: _provider(connection, provider) for provider in providers}
 
 
-def _provider(connection: Any, provider: Provider) -> dict[str, Any]:
+def _provider(connection: Any, provider: str) -> dict[str, Any]:
     def ask(sql: str) -> list[Any]:
         return connection.execute(sql, (provider,)).fetchall()  # type: ignore[no-any-return]
 

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from airflow_batch_llm.simulator.database import Provider
-
 _MINUTE = 60.0
 
 
@@ -40,12 +38,12 @@ class Limits:
     """The buckets of every vendor and model. For one thread."""
 
     def __init__(self) -> None:
-        self._buckets: dict[tuple[Provider, str, str], _Bucket] = {}
+        self._buckets: dict[tuple[str, str, str], _Bucket] = {}
 
     def clear(self) -> None:
         self._buckets.clear()
 
-    def of(self, provider: Provider, model: str, per_minute: Mapping[str, int], now: float) -> "ModelLimits":
+    def of(self, provider: str, model: str, per_minute: Mapping[str, int], now: float) -> "ModelLimits":
         """The buckets of one model as they stand now, for these limits."""
         buckets = {}
         for kind, limit in per_minute.items():

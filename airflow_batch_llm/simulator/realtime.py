@@ -13,7 +13,7 @@ import anyio
 import anyio.to_thread
 from starlette.responses import JSONResponse, Response
 
-from airflow_batch_llm.simulator.database import Provider, Usage, Way
+from airflow_batch_llm.simulator.database import Usage, Way
 from airflow_batch_llm.simulator.execution import settled
 from airflow_batch_llm.simulator.faults import FlexFault
 from airflow_batch_llm.simulator.limits import Lack, ModelLimits, Standing
@@ -38,7 +38,7 @@ class Words(Protocol):
     """The part of a real-time answer that is only one vendor's. Limits and tokens go by the vendor's kinds."""
 
     @property
-    def provider(self) -> Provider: ...
+    def provider(self) -> str: ...
 
     def usage(self, request: Request, answer: Answer) -> Usage: ...
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import orjson
 
 from airflow_batch_llm.simulator.answers import conforming
-from airflow_batch_llm.simulator.database import Provider
 from airflow_batch_llm.simulator.fallible import fallible
 from airflow_batch_llm.simulator.knobs import Knobs, Settings
 from airflow_batch_llm.simulator.openai.answers import CHAT, EMBEDDINGS
@@ -110,7 +109,7 @@ class Upstream:
     def _answer(self, request: Request) -> Answer:
         import httpx
 
-        verbatim = request.provider == Provider.OPENAI and request.endpoint in (CHAT, EMBEDDINGS)
+        verbatim = request.endpoint in (CHAT, EMBEDDINGS)
         path = request.endpoint.removeprefix("/v1") if verbatim else "/chat/completions"
         content = orjson.dumps(request.body if verbatim else _as_chat(request))
         try:

@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 
-from airflow_batch_llm.simulator.database import Batch, Outcome, Phase, Provider
+from airflow_batch_llm.simulator.database import Batch, Outcome, Phase
 from airflow_batch_llm.simulator.execution import execute
 from airflow_batch_llm.simulator.vendor import Rejected, Vendor
 from airflow_batch_llm.simulator.world import World
@@ -23,9 +23,9 @@ _LOOK_SECONDS = 0.005
 class Runner:
     """Moves batches on."""
 
-    def __init__(self, world: World, vendors: Mapping[Provider, Vendor]) -> None:
+    def __init__(self, world: World, vendors: Mapping[str, Vendor]) -> None:
         self._world = world
-        self._vendors = vendors
+        self.vendors = vendors
         self._awake = asyncio.Event()
         self._places = asyncio.Semaphore(_AT_ONCE)
         self._steps: dict[str, asyncio.Task[None]] = {}
@@ -88,7 +88,7 @@ class Runner:
                 await self._finish(batch)
 
     async def _prepare(self, batch: Batch) -> None:
-        verdict = await asyncio.to_thread(self._vendors[batch.provider].prepare, batch)
+        verdict = await asyncio.to_thread(self.vendors[batch.provider].prepare, batch)
         fresh = self._world.database.batch(batch.id)
         if fresh is None or fresh.phase is not Phase.ACCEPTED:
             return
@@ -101,7 +101,7 @@ class Runner:
         self._world.database.change_batch(batch.id, Phase.RUNNING, wake, running_at=now, **verdict.facts)
 
     async def _finish(self, batch: Batch) -> None:
-        vendor = self._vendors[batch.provider]
+        vendor = self.vendors[batch.provider]
         database = self._world.database
         facts = {"ending": {"outcome": Outcome.EXPIRED, "share": 0.0}} if _window_closed(batch) else {}
         now = self._world.clock.now()

@@ -23,7 +23,7 @@ from airflow_batch_llm.simulator.vendor import Vendor
 from airflow_batch_llm.simulator.vertex.routes import Vertex
 from airflow_batch_llm.simulator.world import World, open_world
 
-#: Every vendor whose protocol is spoken. A new one also has a name in `record.Provider`.
+#: Every vendor whose protocol is spoken. A new one is named here, and nowhere else.
 VENDORS: Sequence[Callable[[World], Vendor]] = (Anthropic, OpenAI, Vertex)
 
 

@@ -12,7 +12,7 @@ import starlette.requests
 from starlette.responses import Response
 
 from airflow_batch_llm.simulator.bodies import parse
-from airflow_batch_llm.simulator.database import Batch, Outcome, Provider, Usage
+from airflow_batch_llm.simulator.database import Batch, Outcome, Usage
 from airflow_batch_llm.simulator.request import Answer, Request, RowError
 
 
@@ -122,7 +122,7 @@ class Vendor(Protocol):
     """One vendor's protocol."""
 
     @property
-    def provider(self) -> Provider: ...
+    def provider(self) -> str: ...
 
     @property
     def request_id_header(self) -> str:

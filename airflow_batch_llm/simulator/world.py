@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from airflow_batch_llm.simulator.database import Batch, Database, Outcome, Phase, Provider
+from airflow_batch_llm.simulator.database import Batch, Database, Outcome, Phase
 from airflow_batch_llm.simulator.faults import BatchFault, FaultBook, batch_fault
 from airflow_batch_llm.simulator.knobs import Clock, Knobs, Settings
 from airflow_batch_llm.simulator.limits import Limits
@@ -50,7 +50,7 @@ class World:
         folder.mkdir(parents=True, exist_ok=True)
         return folder / secrets.token_hex(8)
 
-    def open_batch(self, provider: Provider, batch_id: str, phase: Phase, facts: dict[str, Any]) -> Batch:
+    def open_batch(self, provider: str, batch_id: str, phase: Phase, facts: dict[str, Any]) -> Batch:
         """Record a new batch, with the faults that are set for it; `facts` must hold its `window` in seconds."""
         now = self.clock.now()
         faults = [

@@ -20,6 +20,8 @@ class CreatesOnce:
     spend_limit: ClassVar[dict[str, Any]] = {"status": 403}
     #: Bodies that are an empty list in the vendor's own words.
     empty_lists: ClassVar[Collection[str]] = ()
+    #: Whether a batch can be recognised by its token while it runs.
+    is_recognisable: ClassVar[bool] = True
 
     @pytest.mark.parametrize(
         "fault",
@@ -70,13 +72,13 @@ class CreatesOnce:
         assert sighting.state is BatchState.ENDED
         assert len(bench.results(sighting.batch_id)) == 7
 
-    def test_a_running_batch_is_recognised_only_where_the_limits_say_so(self, bench: Bench) -> None:
+    def test_a_running_batch_is_recognised_only_where_the_vendor_allows_a_mark(self, bench: Bench) -> None:
         bench.fault(kind="hold")
         shard = bench.shard(7)
         bench.submit(shard)
         (sighting,) = bench.provider.find(bench.search(shard))
         assert sighting.state is BatchState.RUNNING
-        assert sighting.token == (shard.token if bench.provider.limits.recognisable else None)
+        assert sighting.token == (shard.token if self.is_recognisable else None)
 
     def test_batches_of_others_and_batches_that_are_known_are_not_found(self, bench: Bench) -> None:
         shard, other = bench.shard(7, number=1), bench.shard(7, number=2)

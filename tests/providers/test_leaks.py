@@ -16,8 +16,7 @@ from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.failures import detail, redacted, word
 from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.testing.leaks import text_of
-
-MODELS = {"anthropic": "claude-haiku-4-5", "openai": "gpt-5-mini", "vertex": "gemini-2.5-flash"}
+from tests.vendors import MODELS, OVER_HTTPX
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +94,7 @@ def test_a_gateway_that_echoes_the_request_is_not_quoted(
         provider.close()
 
 
-@pytest.mark.parametrize("name", ["anthropic", "openai"])
+@pytest.mark.parametrize("name", OVER_HTTPX)
 @pytest.mark.parametrize("end", ["\n", "\r", "\x00"])
 def test_a_key_that_no_header_can_carry_is_refused_at_once_and_not_quoted(
     simulator: Simulator, canaries: Canaries, name: str, end: str
@@ -115,7 +114,7 @@ def test_a_key_that_no_header_can_carry_is_refused_at_once_and_not_quoted(
     assert not refused_later.value.retryable
 
 
-@pytest.mark.parametrize("name", ["anthropic", "openai"])
+@pytest.mark.parametrize("name", OVER_HTTPX)
 def test_a_server_that_cannot_be_reached_is_named_by_the_systems_words(canaries: Canaries, name: str) -> None:
     provider = connect(name, access(name, "http://127.0.0.1:9", canaries))
     work = Lease(expires_at=time.time() + 5)

@@ -16,9 +16,10 @@ from airflow_batch_llm.errors import Unavailable, UnknownFate
 from airflow_batch_llm.providers import connect
 from airflow_batch_llm.providers.base import Access, Provider
 from airflow_batch_llm.providers.creation import LeaseExpired, Sending
+from tests.vendors import OVER_HTTPX
 
 # An SDK is imported by the first verb that needs it, which would take its time from these short leases.
-for sdk in ("anthropic", "openai"):
+for sdk in OVER_HTTPX:
     import_module(sdk)
 
 _MANY_BYTES = 48 << 20  # more than the buffers of two sockets hold
@@ -77,7 +78,7 @@ def test_a_server_that_takes_the_body_too_slowly_never_gets_its_end(tmp_path: Pa
     assert not server.tail.endswith(b"]}")
 
 
-@pytest.mark.parametrize("name", ["anthropic", "openai"])
+@pytest.mark.parametrize("name", OVER_HTTPX)
 def test_a_server_that_takes_all_and_never_answers_leaves_the_fate_open_when_the_lease_ends(
     name: str, tmp_path: Path
 ) -> None:
@@ -103,7 +104,7 @@ def trickle(server: socket.socket) -> None:
             time.sleep(0.1)
 
 
-@pytest.mark.parametrize("name", ["anthropic", "openai"])
+@pytest.mark.parametrize("name", OVER_HTTPX)
 def test_an_answer_that_trickles_past_the_lease_is_cut_off_by_the_watchdog(name: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         thread = threading.Thread(target=trickle, args=(server,), daemon=True)
@@ -168,7 +169,7 @@ class Counting:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
 
-@pytest.mark.parametrize("name", ["anthropic", "openai"])
+@pytest.mark.parametrize("name", OVER_HTTPX)
 def test_each_creation_opens_a_connection_that_it_can_watch(name: str, tmp_path: Path) -> None:
     counting = Counting()
     provider = connect(name, Access(api_key="any", base_url=counting.url))

@@ -9,6 +9,7 @@ import openai
 import orjson
 import pytest
 
+from airflow_batch_llm.providers import PROVIDERS
 from airflow_batch_llm.simulator.handle import Simulator
 from tests.simulator.clients import (
     SCHEMA,
@@ -279,3 +280,9 @@ def test_a_fault_that_cannot_strike_is_refused(simulator: Simulator) -> None:
     ):
         with pytest.raises(ValueError, match="validation error"):
             simulator.fault(**bad)
+
+
+def test_a_fault_for_a_provider_that_is_not_spoken_is_refused(simulator: Simulator) -> None:
+    assert set(simulator.ledger()) == set(PROVIDERS)
+    with pytest.raises(ValueError, match="there is no provider cohere"):
+        simulator.fault(provider="cohere", kind="hold")

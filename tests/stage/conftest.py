@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from airflow_batch_llm.providers import PROVIDERS
 from airflow_batch_llm.simulator.handle import Simulator
 from tests.stage.world import Bench, World
 from tests.store.servers import gcs_server
@@ -46,7 +47,7 @@ def _world(folder: Path, provider: str, request: pytest.FixtureRequest) -> World
     return World(folder=folder, provider_name=provider, url=simulator.url, environ=environ)
 
 
-@pytest.fixture(params=["anthropic", "openai", "vertex"])
+@pytest.fixture(params=list(PROVIDERS))
 def bench(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     """A world for each provider."""
     world = _world(tmp_path, request.param, request)

@@ -17,8 +17,9 @@ from pathlib import Path
 from airflow_batch_llm.simulator.handle import Simulator
 from tests.stage.kills import EFFECTS, Kill
 from tests.stage.processes import Ended, Job
-from tests.stage.world import LABELS, MODELS, World
+from tests.stage.world import LABELS, World
 from tests.store.servers import gcs_server
+from tests.vendors import MODELS
 
 ROWS, DISTINCT, ROWS_PER_BATCH = 24, 18, 10
 

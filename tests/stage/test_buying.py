@@ -12,7 +12,8 @@ from airflow_batch_llm.core.output_type import Embedding
 from airflow_batch_llm.core.settings import Only, OverBudget, Source, WriteMode
 from airflow_batch_llm.errors import BudgetExceeded, InputError, QualityGateFailed
 from airflow_batch_llm.stage.run import Pause
-from tests.stage.world import MODELS, Bench
+from tests.stage.world import Bench
+from tests.vendors import MODELS
 
 OTHER_PROMPT = "Label this ticket: {{ subject }}: {{ body }}"
 

@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 
 from airflow_batch_llm.simulator.handle import Simulator
+from tests.vendors import MODELS
 
 #: A process that logs everything to standard error, and talks through the real clients.
 PROGRAM = """
@@ -61,7 +62,7 @@ def simulator() -> Iterator[Simulator]:
 
 @pytest.mark.parametrize(
     ("name", "model"),
-    [("anthropic", "claude-haiku-4-5"), ("openai", "gpt-5-mini"), ("vertex", "gemini-2.5-flash")],
+    MODELS.items(),
 )
 def test_no_sdk_logs_a_key_or_a_prompt_at_debug(
     simulator: Simulator, tmp_path: Path, name: str, model: str

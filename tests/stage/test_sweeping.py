@@ -13,6 +13,7 @@ from airflow_batch_llm.stage.land.finishing import Finished
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.run import Pause
 from tests.stage.world import Bench, let_go
+from tests.vendors import RECOGNISABLE
 
 ROWS = 20
 
@@ -20,7 +21,7 @@ ROWS = 20
 DEAR = {"input": 2000.0, "output": 2000.0}
 
 #: Providers whose batches are recognised while they run.
-recognisable = pytest.mark.parametrize("bench", ["openai", "vertex"], indirect=True)
+recognisable = pytest.mark.parametrize("bench", RECOGNISABLE, indirect=True)
 
 
 class _Frozen:

@@ -27,9 +27,9 @@ from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.run import Pause, Run
 from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.warehouses.duckdb.warehouse import DuckDBWarehouse
+from tests.vendors import MODELS
 
 LABELS = ("billing", "bug", "other")
-MODELS = {"anthropic": "claude-haiku-4-5", "openai": "gpt-5-mini", "vertex": "gemini-2.5-flash"}
 
 _HURRY, _STEP_SECONDS = 50.0, 2.0
 

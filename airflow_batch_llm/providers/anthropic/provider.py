@@ -42,7 +42,6 @@ class AnthropicProvider:
         max_bytes=32_000_000,
         max_request_bytes=32_000_000,
         window_seconds=86_400,
-        recognisable=False,
         kept_seconds=29 * 86_400,
     )
 

@@ -1,1 +1,3 @@
 """Anthropic's Message Batches on loopback."""
+
+PROVIDER = "anthropic"

@@ -8,9 +8,9 @@ from typing import Any
 from starlette.requests import Request as Call
 from starlette.responses import JSONResponse, Response
 
-from airflow_batch_llm.simulator.anthropic import rows
+from airflow_batch_llm.simulator.anthropic import PROVIDER, rows
 from airflow_batch_llm.simulator.anthropic.rows import VERSIONS
-from airflow_batch_llm.simulator.database import Provider, Usage, Way
+from airflow_batch_llm.simulator.database import Usage, Way
 from airflow_batch_llm.simulator.knobs import rfc3339
 from airflow_batch_llm.simulator.limits import Standing
 from airflow_batch_llm.simulator.realtime import Asked, RealTime
@@ -22,7 +22,7 @@ from airflow_batch_llm.simulator.world import World
 class AnthropicRealTime:
     """The paths, and the words of the answers. There is no flex tier."""
 
-    provider = Provider.ANTHROPIC
+    provider = PROVIDER
     no_room = None
 
     def __init__(self, world: World) -> None:
@@ -101,7 +101,7 @@ async def _asked(call: Call, *, counting: bool = False) -> Asked:
     params = await json_object(call, "the body is not a JSON object")
     if error := rows.problem(params, version_of(call), counting=counting):
         raise Refusal(error.status, error.code, error.message)
-    digest = content_digest(Provider.ANTHROPIC, params)
+    digest = content_digest(PROVIDER, params)
     return Asked(rows.as_request(params, "", digest), digest)
 
 

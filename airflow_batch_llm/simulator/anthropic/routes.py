@@ -11,10 +11,11 @@ from typing import IO, Any, Self
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from airflow_batch_llm.simulator.anthropic import PROVIDER
 from airflow_batch_llm.simulator.anthropic.realtime import AnthropicRealTime, version_of
 from airflow_batch_llm.simulator.anthropic.rows import ERROR_TYPES, RESULTS, AnthropicRows
 from airflow_batch_llm.simulator.bodies import MEGABYTE, ArraySplitter, BodyError, Element, file_chunks
-from airflow_batch_llm.simulator.database import Batch, Phase, Provider
+from airflow_batch_llm.simulator.database import Batch, Phase
 from airflow_batch_llm.simulator.execution import INPUT
 from airflow_batch_llm.simulator.knobs import rfc3339
 from airflow_batch_llm.simulator.vendor import Endpoint, Prepared, Refusal, Tally
@@ -31,7 +32,7 @@ _STATES = {Phase.CANCELING: "canceling", Phase.ENDED: "ended"}
 class Anthropic:
     """The vendor's paths."""
 
-    provider = Provider.ANTHROPIC
+    provider = PROVIDER
     request_id_header = "request-id"
 
     def __init__(self, world: World) -> None:
@@ -127,7 +128,7 @@ class Anthropic:
 
     def _find(self, batch_id: str) -> Batch:
         batch = self._world.database.batch(batch_id)
-        if batch is None or batch.provider is not self.provider:
+        if batch is None or batch.provider != self.provider:
             raise Refusal(404, None, f"Message Batch {batch_id} not found.")
         return batch
 

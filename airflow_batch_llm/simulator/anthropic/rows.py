@@ -7,8 +7,9 @@ from typing import Any
 
 import orjson
 
+from airflow_batch_llm.simulator.anthropic import PROVIDER
 from airflow_batch_llm.simulator.bodies import parse
-from airflow_batch_llm.simulator.database import Outcome, Provider, Usage
+from airflow_batch_llm.simulator.database import Outcome, Usage
 from airflow_batch_llm.simulator.knobs import Knobs
 from airflow_batch_llm.simulator.request import (
     Answer,
@@ -57,7 +58,7 @@ class AnthropicRows:
         row = parse(line)
         params = row["params"]
         custom_id = row["custom_id"]
-        digest = content_digest(Provider.ANTHROPIC, params)
+        digest = content_digest(PROVIDER, params)
         error = _batch_problem(params) or problem(params, self._version)
         request = None if error else as_request(params, custom_id, digest)
         return Parsed(custom_id, digest, str(params.get("model", "")), request, error, None)
@@ -149,7 +150,7 @@ def _text(content: Any) -> str:
 def as_request(params: dict[str, Any], custom_id: str, digest: bytes) -> Request:
     tool, schema = _wanted(params)
     return Request(
-        Provider.ANTHROPIC,
+        PROVIDER,
         "messages",
         custom_id,
         params["model"],

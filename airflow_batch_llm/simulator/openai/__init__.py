@@ -1,1 +1,3 @@
 """OpenAI's files, batches and endpoints on loopback."""
+
+PROVIDER = "openai"

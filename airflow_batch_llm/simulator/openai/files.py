@@ -11,8 +11,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from airflow_batch_llm.simulator.bodies import MEGABYTE, file_chunks
-from airflow_batch_llm.simulator.database import Provider, StoredFile
+from airflow_batch_llm.simulator.database import StoredFile
 from airflow_batch_llm.simulator.knobs import unix
+from airflow_batch_llm.simulator.openai import PROVIDER
 from airflow_batch_llm.simulator.vendor import Endpoint, Refusal
 from airflow_batch_llm.simulator.world import World
 
@@ -24,7 +25,7 @@ _SHORTEST, _LONGEST = 3600, 2_592_000
 class OpenAIFiles:
     """The file endpoints, and the files for the batches."""
 
-    provider = Provider.OPENAI
+    provider = PROVIDER
 
     def __init__(self, world: World) -> None:
         self._world = world

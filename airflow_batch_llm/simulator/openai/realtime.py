@@ -7,9 +7,9 @@ from typing import Any
 from starlette.requests import Request as Call
 from starlette.responses import JSONResponse, Response
 
-from airflow_batch_llm.simulator.database import Provider, Usage, Way
+from airflow_batch_llm.simulator.database import Usage, Way
 from airflow_batch_llm.simulator.limits import Standing
-from airflow_batch_llm.simulator.openai import answers, rows
+from airflow_batch_llm.simulator.openai import PROVIDER, answers, rows
 from airflow_batch_llm.simulator.openai.answers import CHAT, EMBEDDINGS, RESPONSES
 from airflow_batch_llm.simulator.realtime import Asked, RealTime
 from airflow_batch_llm.simulator.request import Answer, Request, content_digest
@@ -23,7 +23,7 @@ _TIERS = {"auto": "default", "default": "default", "flex": "flex", "priority": "
 class OpenAIRealTime:
     """The paths, and the words of the answers."""
 
-    provider = Provider.OPENAI
+    provider = PROVIDER
     no_room = "resource_unavailable"
 
     def __init__(self, world: World) -> None:

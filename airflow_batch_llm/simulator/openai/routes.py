@@ -7,10 +7,11 @@ import anyio.to_thread
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from airflow_batch_llm.simulator.database import Batch, Outcome, Phase, Provider
+from airflow_batch_llm.simulator.database import Batch, Outcome, Phase
 from airflow_batch_llm.simulator.execution import INPUT
 from airflow_batch_llm.simulator.faults import BatchFault, batch_fault
 from airflow_batch_llm.simulator.knobs import unix
+from airflow_batch_llm.simulator.openai import PROVIDER
 from airflow_batch_llm.simulator.openai.files import MONTH, OpenAIFiles, in_range, paged
 from airflow_batch_llm.simulator.openai.realtime import NO_JSON, OpenAIRealTime
 from airflow_batch_llm.simulator.openai.rows import (
@@ -41,7 +42,7 @@ _STATES = {
 class OpenAI:
     """The vendor's paths."""
 
-    provider = Provider.OPENAI
+    provider = PROVIDER
     request_id_header = "x-request-id"
 
     def __init__(self, world: World) -> None:
@@ -109,7 +110,7 @@ class OpenAI:
 
     def _find(self, batch_id: str) -> Batch:
         batch = self._world.database.batch(batch_id)
-        if batch is None or batch.provider is not self.provider:
+        if batch is None or batch.provider != self.provider:
             raise Refusal(404, None, f"No batch found with id '{batch_id}'.")
         return batch
 

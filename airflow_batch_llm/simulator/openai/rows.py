@@ -7,8 +7,9 @@ from typing import Any
 import orjson
 
 from airflow_batch_llm.simulator.bodies import MEGABYTE, lines, parse
-from airflow_batch_llm.simulator.database import Outcome, Provider
+from airflow_batch_llm.simulator.database import Outcome
 from airflow_batch_llm.simulator.knobs import Knobs
+from airflow_batch_llm.simulator.openai import PROVIDER
 from airflow_batch_llm.simulator.openai.answers import CHAT, EMBEDDINGS, RESPONSES, body_of, usage_of
 from airflow_batch_llm.simulator.request import Answer, Request, RowError, content_digest, seed_of
 from airflow_batch_llm.simulator.schema_rules import openai_refusal
@@ -128,7 +129,7 @@ class OpenAIRows:
     def read(self, line: bytes) -> Parsed:
         row = parse(line)
         body = row["body"]
-        digest = content_digest(f"{Provider.OPENAI}{self._endpoint}", body)
+        digest = content_digest(f"{PROVIDER}{self._endpoint}", body)
         error = problem(self._endpoint, body)
         request = None if error else as_request(self._endpoint, body, row["custom_id"], digest)
         return Parsed(row["custom_id"], digest, str(body.get("model", "")), request, error, None)
@@ -228,7 +229,7 @@ def as_request(endpoint: str, body: dict[str, Any], custom_id: str, digest: byte
         schema = {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
     limit = body.get("max_completion_tokens") or body.get("max_output_tokens") or body.get("max_tokens")
     return Request(
-        Provider.OPENAI,
+        PROVIDER,
         endpoint,
         custom_id,
         body["model"],

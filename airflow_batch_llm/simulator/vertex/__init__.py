@@ -1,1 +1,3 @@
 """Vertex's batch prediction jobs on loopback."""
+
+PROVIDER = "vertex"

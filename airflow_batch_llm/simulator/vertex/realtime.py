@@ -6,12 +6,12 @@ from typing import Any
 from starlette.requests import Request as Call
 from starlette.responses import JSONResponse, Response
 
-from airflow_batch_llm.simulator.database import Provider, Usage, Way
+from airflow_batch_llm.simulator.database import Usage, Way
 from airflow_batch_llm.simulator.limits import Standing
 from airflow_batch_llm.simulator.realtime import Asked, RealTime
 from airflow_batch_llm.simulator.request import Answer, Request, content_digest
 from airflow_batch_llm.simulator.vendor import Endpoint, Refusal, json_object
-from airflow_batch_llm.simulator.vertex import rows
+from airflow_batch_llm.simulator.vertex import PROVIDER, rows
 from airflow_batch_llm.simulator.world import World
 
 NO_JSON = "Invalid JSON payload received."
@@ -23,7 +23,7 @@ _FLEX = "ON_DEMAND_FLEX"
 class VertexRealTime:
     """The paths, and the words of the answers."""
 
-    provider = Provider.VERTEX
+    provider = PROVIDER
     no_room = None
 
     def __init__(self, world: World) -> None:
@@ -82,7 +82,7 @@ async def _asked(call: Call) -> Asked:
     model = call.path_params["model"]
     if "no-such" in model:
         raise Refusal(404, None, f"Publisher model {model} was not found.")
-    digest = content_digest(f"{Provider.VERTEX}{model}", body)
+    digest = content_digest(f"{PROVIDER}{model}", body)
     # Only the global endpoint has the flex tier; elsewhere its header does nothing.
     flex = call.headers.get(_TIER_HEADER) == "flex" and call.path_params["location"] == "global"
     return Asked(rows.as_request(model, body, "", digest), digest, flex)

@@ -11,10 +11,11 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from airflow_batch_llm.simulator.database import LIVE, Batch, Phase, Provider
+from airflow_batch_llm.simulator.database import LIVE, Batch, Phase
 from airflow_batch_llm.simulator.faults import BatchFault, batch_fault
 from airflow_batch_llm.simulator.knobs import rfc3339
 from airflow_batch_llm.simulator.vendor import Endpoint, Prepared, Refusal, Rejected, Tally, json_object
+from airflow_batch_llm.simulator.vertex import PROVIDER
 from airflow_batch_llm.simulator.vertex.bucket import JsonApiBucket, StorageError
 from airflow_batch_llm.simulator.vertex.filter import FilterError, Test, compile_filter
 from airflow_batch_llm.simulator.vertex.jobs import bring, deliver, job_facts, job_wire
@@ -31,7 +32,7 @@ _JOBS = "/projects/{project}/locations/{location}/batchPredictionJobs"
 class Vertex:
     """The vendor's paths."""
 
-    provider = Provider.VERTEX
+    provider = PROVIDER
     request_id_header = "x-request-id"
 
     def __init__(self, world: World) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from airflow_batch_llm.simulator.bodies import parse
-from airflow_batch_llm.simulator.database import Outcome, Provider, Usage
+from airflow_batch_llm.simulator.database import Outcome, Usage
 from airflow_batch_llm.simulator.knobs import Knobs
 from airflow_batch_llm.simulator.request import (
     Answer,
@@ -21,6 +21,7 @@ from airflow_batch_llm.simulator.request import (
     tokens,
 )
 from airflow_batch_llm.simulator.vendor import Parsed, Written
+from airflow_batch_llm.simulator.vertex import PROVIDER
 
 PREDICTIONS = "predictions"
 STATUSES = {
@@ -50,7 +51,7 @@ class VertexRows:
     def read(self, line: bytes) -> Parsed:
         row = parse(line)
         body = row["request"]
-        digest = content_digest(f"{Provider.VERTEX}{self._model}", body)
+        digest = content_digest(f"{PROVIDER}{self._model}", body)
         custom_id = _row_id(row)
         error = problem(body)
         request = None if error else as_request(self._model, body, custom_id, digest)
@@ -129,7 +130,7 @@ def as_request(model: str, body: dict[str, Any], custom_id: str, digest: bytes) 
     config = _either(body, "generationConfig") or {}
     tool, schema = _wanted(body, config)
     return Request(
-        Provider.VERTEX,
+        PROVIDER,
         "generateContent",
         custom_id,
         model,
