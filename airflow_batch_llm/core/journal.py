@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from airflow_batch_llm.core.model import Sighting
+from airflow_batch_llm.core.model import Sighting, Way
 
 #: Clocks of two workers may differ by this much.
 CLOCK_SKEW_SECONDS = 60.0
@@ -29,6 +29,7 @@ class Kind(StrEnum):
     RELEASED = "released"  # that creation (or that batch) came to nothing, for certain
     REFUSED = "refused"  # the provider will not take this shard, ever
     SUBMITTED = "submitted"  # the batch exists
+    ASKING = "asking"  # I ask the requests in real time, and may send them until `expires_at`
     ENDED = "ended"  # the batch has ended and its raw results are kept
     STAGED = "staged"  # its answers are staged in the warehouse
 
@@ -63,7 +64,9 @@ class Entry:
     nonce: str
     at: float
     intent: str = ""  # the nonce of the intent that this record answers
-    expires_at: float = 0.0  # of an intent: nothing is sent after this
+    expires_at: float = 0.0  # of an intent and of asking: nothing is sent after this
+    at_risk: int = 0  # of asking: the answers that are lost at most if the worker dies
+    twice: int = 0  # the requests that may have been paid twice, since the record before
     not_before: float = 0.0  # of a release: the next intent may not come earlier
     upload: str = ""
     batch_id: str = ""
@@ -99,13 +102,16 @@ class Standing:
     refused: Entry | None = None
     ended: Entry | None = None
     staged: Entry | None = None
+    asking: Entry | None = None  # the last lease of a worker that asks in real time, unless it gave it back
+    maybe_twice: int = 0  # the requests that may have been paid twice: their answers were lost with a worker
 
 
 def stand(entries: Sequence[Entry]) -> Standing:
     """Fold a journal, from its first record to its last."""
     standing = Standing()
     for entry in entries:
-        standing = replace(_after(standing, entry), last=standing.last + 1)
+        twice = standing.maybe_twice + entry.twice
+        standing = replace(_after(standing, entry), last=standing.last + 1, maybe_twice=twice)
     return standing
 
 
@@ -121,6 +127,8 @@ def _after(standing: Standing, entry: Entry) -> Standing:
             return _given_up(standing, entry)
         case Kind.SUBMITTED:
             return _held(standing, entry)
+        case Kind.ASKING:
+            return replace(standing, asking=entry)
         case Kind.ENDED:
             return replace(standing, ended=entry)
         case Kind.STAGED:
@@ -133,6 +141,8 @@ def _given_up(standing: Standing, entry: Entry) -> Standing:
         if standing.batch is None or standing.batch.batch_id != entry.batch_id:
             return standing
         return replace(standing, batch=None, released=entry, refused=refused)
+    if standing.asking is not None and standing.asking.intent == entry.intent:
+        return replace(standing, asking=None, released=entry)
     if standing.intent is None or standing.intent.nonce != entry.intent:
         return standing  # a late word about an intent that another has replaced
     return replace(standing, intent=None, released=entry, refused=refused)
@@ -152,6 +162,11 @@ def _held(standing: Standing, entry: Entry) -> Standing:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submit:
     """Create the batch: nothing of this shard is at the provider."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """Ask the requests in real time: no other worker does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,7 +216,7 @@ class GiveUp:
     """Nothing of this shard is at the provider, and the run's time is over. Its rows were not sent."""
 
 
-Move = Submit | Look | Adopt | Wait | Land | Done | Refuse | GiveUp
+Move = Submit | Ask | Look | Adopt | Wait | Land | Done | Refuse | GiveUp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,6 +228,7 @@ class Terms:
     lease_seconds: float
     list_lag_seconds: float
     closed: bool = False  # the run's time is over: nothing new is sent
+    way: Way = Way.BATCH
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,6 +245,8 @@ def decide(standing: Standing, terms: Terms, now: float, searched: Searched | No
         return Done()
     if standing.ended is not None:
         return Land(batch_id=standing.ended.batch_id)
+    if terms.way is Way.NOW:
+        return _asked(standing, terms, now)
     if standing.batch is not None:
         return Wait(batch_id=standing.batch.batch_id)
     if standing.refused is not None:
@@ -240,6 +258,18 @@ def decide(standing: Standing, terms: Terms, now: float, searched: Searched | No
     if standing.released is not None and standing.released.not_before > now:
         return Wait(until=standing.released.not_before, reason=standing.released.reason)
     return Submit()
+
+
+def _asked(standing: Standing, terms: Terms, now: float) -> Move:
+    """The next move for a shard that is asked in real time. After the deadline what was answered is still kept."""
+    if standing.asking is not None and now < standing.asking.expires_at + CLOCK_SKEW_SECONDS:
+        return Wait(
+            until=standing.asking.expires_at + CLOCK_SKEW_SECONDS,
+            reason=f"another worker asks the requests of {terms.token}, or died while it did",
+        )
+    if standing.released is not None and standing.released.not_before > now and not terms.closed:
+        return Wait(until=standing.released.not_before, reason=standing.released.reason)
+    return Ask()
 
 
 def _unanswered(intent: Entry, terms: Terms, now: float, searched: Searched | None) -> Move:

@@ -54,6 +54,13 @@ class BatchState(StrEnum):
                 assert_never(self)
 
 
+class Way(StrEnum):
+    """The ways to ask a model."""
+
+    BATCH = "batch"  # in batches within the provider's window, at the batch price
+    NOW = "now"  # one request at a time in real time, at the full price
+
+
 class ColumnType(StrEnum):
     """The types that an answer's column can have."""
 

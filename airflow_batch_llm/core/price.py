@@ -5,13 +5,13 @@ kind of token or a date. So its parts are taken one by one, and whatever is assu
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from difflib import get_close_matches
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, assert_never
 
-from airflow_batch_llm.core.model import Usage
+from airflow_batch_llm.core.model import Usage, Way
 from airflow_batch_llm.errors import InputError
 
 #: Names that are as near to each other as this may be one name, mistyped. Between 0 and 1.
@@ -132,6 +132,16 @@ class PriceList:
     def list_cost(self, usage: Usage) -> Decimal | None:
         """Dollars for the same request in real time."""
         return None if self._realtime is None else self._realtime.cost(usage)
+
+    def by(self, way: Way) -> "PriceList":
+        """Return the prices of asking this way, in the place of a batch's."""
+        match way:
+            case Way.BATCH:
+                return self
+            case Way.NOW:
+                return replace(self, _batch=self._realtime, assumed=None)
+            case _:
+                assert_never(way)
 
     def priced(self, usage: Usage) -> Priced | None:
         """Both of them."""

@@ -77,6 +77,8 @@ class Report:
     attempts: Mapping[int, int] = field(default_factory=dict)  # requests sent, by round
     strange: Mapping[str, int] = field(default_factory=dict)  # result lines that served nobody, by kind
     batches: int = 0
+    maybe_twice: int = 0
+    """Requests in real time that may have been paid twice: a worker died, or an answer was lost on its way."""
     usage: Usage = field(default_factory=Usage)
     spent: Spent = Spent()
     durations: Durations = Durations()
@@ -115,6 +117,7 @@ class Report:
             attempts=_sum(self.attempts, other.attempts),
             strange=_sum(self.strange, other.strange),
             batches=self.batches + other.batches,
+            maybe_twice=self.maybe_twice + other.maybe_twice,
             usage=self.usage + other.usage,
             spent=self.spent + other.spent,
             durations=self.durations + other.durations,
@@ -261,6 +264,7 @@ def to_xcom(report: Report, about: Provenance) -> dict[str, Any]:
         "estimate": dict(report.estimate),
         "requests": report.requests,
         "rounds": report.rounds,
+        "maybe_twice": report.maybe_twice,
         "usage": report.usage._asdict(),
         "cost": _dollars(report.spent),
         "durations": {name: round(seconds, 1) for name, seconds in asdict(report.durations).items()},

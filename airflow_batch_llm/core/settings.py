@@ -26,6 +26,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs, ErrorDetails
 
+from airflow_batch_llm.core.model import Way
 from airflow_batch_llm.errors import InputError
 
 RowFunction = Callable[[Mapping[str, object]], str]
@@ -228,6 +229,8 @@ class Pace(Settings):
 
     rows_per_batch: Count = 10_000
     """The most rows of one batch. Default: 10,000."""
+    max_concurrency: Count = 100
+    """The most requests that a worker asks at once in real time. Default: 100. It begins with 4."""
     max_active_batches: Count = 20
     """The most batches of a run that are open at the provider at once. Default: 20."""
     timeout: Span = None
@@ -278,6 +281,8 @@ class Stage(Settings):
     """A Pydantic model, a JSON Schema, a list of labels, `Embedding`, or `str`. Default: `str`, plain text."""
     only: Only = Only.CHANGED
     """Choose the rows that the run asks about. Default: new and changed rows."""
+    way: Way = Way.BATCH
+    """Ask in batches at the batch price, or each row in real time at the full price. Default: in batches."""
     max_rows: RowLimit = None
     """The most rows that one run sends. Default: no limit."""
     max_cost_usd: Dollars = 25.0

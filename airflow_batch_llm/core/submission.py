@@ -12,6 +12,7 @@ from typing import assert_never
 
 from airflow_batch_llm.core.journal import (
     Adopt,
+    Ask,
     Done,
     Entry,
     GiveUp,
@@ -182,7 +183,7 @@ def _choose(attempt: Attempt, searched: Searched | None, terms: Terms, now: floa
         case Adopt(batch_id=batch_id, upload=upload, intent=intent):
             word = _word(attempt, Kind.SUBMITTED, now)
             return _record(attempt, replace(word, intent=intent, upload=upload, batch_id=batch_id))
-        case Wait() | Land() | Done() | Refuse() | GiveUp():
+        case Wait() | Land() | Done() | Refuse() | GiveUp() | Ask():  # real time is asked by the asker
             return replace(attempt, phase=Phase.OVER), Stop(move=move)
         case _:
             assert_never(move)

@@ -137,3 +137,16 @@ class DeletesBatches(Protocol):
         `upload` is the reference to its requests, or "" if it is not known. What is gone already is no error. Raises
         `Refused` for a batch that still runs, and deletes nothing of it.
         """
+
+
+@runtime_checkable
+class AnswersNow(Protocol):
+    """A provider that also answers single requests in real time."""
+
+    async def answer(self, call: Call, line: bytes) -> bytes:
+        """Ask one request line of this call, once, and return the answer as a result line of a batch.
+
+        A request that the vendor refuses for itself becomes a result line, too. `Unavailable` means that nothing was
+        answered, so nothing is paid; `UnknownFate` that the answer was lost, and may have been paid. `Refused` means
+        that the vendor refuses all requests, for want of a right key or of money.
+        """

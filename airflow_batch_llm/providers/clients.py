@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from airflow_batch_llm.core.model import Lease
-from airflow_batch_llm.errors import InputError, Unavailable, raise_alone
+from airflow_batch_llm.errors import InputError, Unavailable, UnknownFate, raise_alone
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.creation import Creation, Line, send_once
+from airflow_batch_llm.providers.failures import Failure
 from airflow_batch_llm.providers.incoming import DOWNLOAD, NotUnderstood, bounded
 from airflow_batch_llm.providers.lines import split_lines
 from airflow_batch_llm.providers.reach import check_base_url, keep_to
@@ -43,6 +44,7 @@ def stillness() -> Iterator[None]:
 
 #: Seconds without a byte after which moving a file has failed: it may pause for longer than a question.
 TRANSFER_TIMEOUT = 300.0
+ANSWER_TIMEOUT = 600.0
 
 _BLOCK = 256 * 1024
 
@@ -126,6 +128,7 @@ class Clients:
             if self._async is not None:
                 await self._async.close()
                 self._async = None
+        self._alock = asyncio.Lock()  # a lock that was waited for belongs to its event loop
 
 
 def _patient(client: Any) -> Any:
@@ -142,6 +145,22 @@ def create(client: Any, creation: Creation, lease: Lease, judge: Judge) -> str:
 
     # The SDKs have no public way to watch a connection; what they send with is an httpx or httpx2 client.
     return send_once(creation, Line(http=client._client, post=post), lease, judge)
+
+
+async def asked_now(
+    client: Any, path: str, body: Mapping[str, Any], refused: Callable[[Exception], Failure]
+) -> Mapping[str, Any] | Failure:
+    """Ask one request in real time, once: the answer's JSON, or the vendor's refusal of this request alone.
+
+    An answer that is no JSON object may hide one that was paid: `UnknownFate`.
+    """
+    try:
+        answer = await client.post(path, cast_to=object, body=body, options={"timeout": ANSWER_TIMEOUT})
+    except Exception as error:  # noqa: BLE001 - whatever ends the call
+        return refused(error)
+    if not isinstance(answer, dict):
+        raise UnknownFate("The answer is not one of the vendor's. It may have been paid.")
+    return answer
 
 
 def open_stream(client: Any, stream_class: type[Any], url: str) -> Any:

@@ -273,4 +273,18 @@ def _judged(failure: Failure, vendor: Vendor, *, creating: bool) -> ProviderErro
     return Refused(said + "." + advice.get(status, ""))
 
 
+#: Statuses by which a vendor refuses a single request, and no other.
+_OF_ONE_REQUEST = frozenset({400, 404, 413, 422})
+
+
+def judge_answer(failure: Failure, vendor: Vendor) -> ProviderError | None:
+    """The error that a call in real time has met; None if the vendor refuses this request alone."""
+    if failure.status in _OF_ONE_REQUEST and failure.code not in vendor.no_money:
+        return None
+    if failure.status is None and failure.sent and not failure.final:
+        lost = f"{vendor.name} gave no answer ({failure.code or 'it broke off'}). It may have been paid."
+        return saying(UnknownFate(lost), status=None, detail=failure.message)
+    return judge(failure, vendor)
+
+
 _CHECK_KEY = " Check the connection's key and what it may do."

@@ -144,6 +144,7 @@ class Generation:
             places=self.pace.max_active_batches if self.places is None else self.places,
             deadline=deadline,
             scratch=scratch,
+            concurrency=self.pace.max_concurrency,
         )
 
     def _publish(self, current: Round) -> None:

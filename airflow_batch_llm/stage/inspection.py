@@ -14,6 +14,7 @@ import orjson
 
 from airflow_batch_llm.core.journal import (
     Adopt,
+    Ask,
     Done,
     GiveUp,
     Land,
@@ -42,6 +43,7 @@ class ShardState(StrEnum):
 
     PLANNED = "planned"  # nothing of it is at the provider
     INTENDED = "intended"  # a creation was announced and its answer is not recorded
+    ASKING = "asking"  # a worker asks its requests in real time
     SUBMITTED = "submitted"  # its batch exists
     ENDED = "ended"  # its batch has ended and the raw results are kept
     REFUSED = "refused"  # the provider does not take it
@@ -198,6 +200,7 @@ class _At:
             lease_seconds=LEASE_SECONDS + shard.bytes / 1e6,
             list_lag_seconds=0.0,
             closed=self.deadline is not None and self.now >= self.deadline,
+            way=plan.route(shard).way,
         )
         return decide(standing, terms, self.now)
 
@@ -230,6 +233,8 @@ def _state(standing: Standing) -> ShardState:
         return ShardState.SUBMITTED
     if standing.refused is not None:
         return ShardState.REFUSED
+    if standing.asking is not None:
+        return ShardState.ASKING
     return ShardState.INTENDED if standing.intent is not None else ShardState.PLANNED
 
 
@@ -237,6 +242,8 @@ def _described(move: Move, standing: Standing) -> str:
     match move:
         case Submit():
             return "its batch is created, once there is a place for it"
+        case Ask():
+            return "its requests are asked in real time"
         case Look():
             lease = f", whose lease ends at {moment(standing.intent.expires_at)}" if standing.intent else ""
             return f"the provider is asked whether the batch of the unanswered creation exists{lease}"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from airflow_batch_llm.core.journal import (
+    Ask,
     Done,
     GiveUp,
     Land,
@@ -31,6 +32,7 @@ from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.records.standings import read_standings
+from airflow_batch_llm.stage.send.asking import Asker
 from airflow_batch_llm.stage.send.submitting import Submitter
 from airflow_batch_llm.stage.send.sweeping import Sweeper
 
@@ -76,6 +78,7 @@ class Round:
     places: int  # how many batches run at once
     deadline: float
     scratch: Path
+    concurrency: int = 1  # how many requests are asked at once in real time
 
     def advance(self) -> Open | None:
         """Do all that can be done now. None: every shard is staged."""
@@ -86,7 +89,7 @@ class Round:
         with self._hurrying():
             self._sweep()
         self._land(self._moves())
-        moves = self._moves() | self._submit() | waits
+        moves = self._moves() | self._submit() | self._ask() | waits
         self._land(moves)
         if trouble:  # of one batch, after the others have been served
             raise trouble[0]
@@ -107,7 +110,7 @@ class Round:
                 ended.add(batch_id)
             elif status.state.is_over:
                 self._collector.note_end(shard, standing, status)
-        moves = self._moves() | self._submit(but=ended)
+        moves = self._moves() | self._submit(but=ended) | self._ask()
         return self._open({n: move for n, move in moves.items() if not _is_of(move, ended)})
 
     def is_at_provider(self) -> bool:
@@ -218,9 +221,30 @@ class Round:
                 )
         return moves
 
+    def _ask(self) -> dict[int, Move]:
+        """Ask the shards that are asked in real time. Returns where that left them."""
+        shards = [
+            shard
+            for shard, standing in self._standings()
+            if self.places and isinstance(self._move(shard, standing), Ask)
+        ]
+        if not shards:
+            return {}
+        asker = Asker(
+            parts=self.parts,
+            folder=self.folder,
+            plan=self.plan,
+            scratch=self.scratch,
+            deadline=self.deadline,
+            concurrency=self.concurrency,
+        )
+        asker.ask(shards)
+        after = self._moves()
+        return {shard.number: after[shard.number] for shard in shards}
+
     def _open(self, moves: dict[int, Move]) -> Open | None:
         waits = [move for move in moves.values() if isinstance(move, Wait)]
-        unsent = sum(isinstance(move, Submit | Look) for move in moves.values())
+        unsent = sum(isinstance(move, Submit | Ask | Look) for move in moves.values())
         if not (waits or unsent):
             return None
         standings = self._standings()

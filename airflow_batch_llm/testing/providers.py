@@ -25,12 +25,13 @@ from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.testing.provider_answers import ReadsAnswers
 from airflow_batch_llm.testing.provider_bench import Bench, Driver, ProviderServer, asynchronously
 from airflow_batch_llm.testing.provider_creation import CreatesOnce
+from airflow_batch_llm.testing.provider_now import AnswersInRealTime
 from airflow_batch_llm.testing.provider_watching import WatchesBatches
 
 __all__ = ["ProviderContract", "ProviderServer"]
 
 
-class ProviderContract(ReadsAnswers, CreatesOnce, WatchesBatches):
+class ProviderContract(ReadsAnswers, CreatesOnce, WatchesBatches, AnswersInRealTime):
     """Everything that an adapter promises. Every case starts from an empty server."""
 
     provider_name: ClassVar[str]

@@ -1,6 +1,7 @@
 """What a shard's records say, and the next move that follows from them."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from airflow_batch_llm.core.journal import (
     CANDIDATE_PAUSE_SECONDS,
     CLOCK_SKEW_SECONDS,
     Adopt,
+    Ask,
     Done,
     Entry,
     GiveUp,
@@ -25,7 +27,7 @@ from airflow_batch_llm.core.journal import (
     decide,
     stand,
 )
-from airflow_batch_llm.core.model import BatchState, Sighting
+from airflow_batch_llm.core.model import BatchState, Sighting, Way
 
 TERMS = Terms(token="r1-0001", requests=10, lease_seconds=120.0, list_lag_seconds=60.0)
 CLOSED = replace(TERMS, closed=True)
@@ -168,3 +170,49 @@ def test_the_first_batch_recorded_is_the_shards_and_the_others_are_spare(
 )
 def test_a_record_is_stored_and_read_as_it_was(record: Entry) -> None:
     assert Entry.from_json(record.to_json()) == record
+
+
+NOW_TERMS = replace(TERMS, way=Way.NOW)
+
+
+def _asking(**fields: Any) -> Entry:
+    return Entry(
+        **{
+            "kind": Kind.ASKING,
+            "nonce": "a.1",
+            "intent": "a",
+            "at": 100.0,
+            "expires_at": 130.0,
+            "at_risk": 120,
+        }
+        | fields
+    )
+
+
+def test_one_worker_asks_at_a_time_and_another_takes_over_once_the_lease_is_over() -> None:
+    held = stand([_asking()])
+    waiting = decide(held, NOW_TERMS, 130.0)
+    assert isinstance(waiting, Wait)
+    assert waiting.until == 130.0 + CLOCK_SKEW_SECONDS
+    assert decide(held, NOW_TERMS, 130.0 + CLOCK_SKEW_SECONDS) == Ask()
+    renewed = stand([_asking(), _asking(nonce="a.2", expires_at=160.0)])
+    assert isinstance(decide(renewed, NOW_TERMS, 200.0), Wait)
+
+
+def test_a_lease_that_is_given_back_is_free_at_once_or_when_it_says() -> None:
+    given_back = Entry(kind=Kind.RELEASED, nonce="a.2", intent="a", at=101.0)
+    assert decide(stand([_asking(), given_back]), NOW_TERMS, 102.0) == Ask()
+    later = replace(given_back, not_before=200.0, reason="no answer")
+    assert decide(stand([_asking(), later]), NOW_TERMS, 102.0) == Wait(until=200.0, reason="no answer")
+    closed = replace(NOW_TERMS, closed=True)
+    assert decide(stand([_asking(), later]), closed, 102.0) == Ask()  # to keep what was answered
+    of_another = replace(given_back, intent="b")
+    assert isinstance(decide(stand([_asking(), of_another]), NOW_TERMS, 102.0), Wait)
+
+
+def test_what_may_have_been_paid_twice_adds_up_over_all_records() -> None:
+    taken_over = _asking(nonce="b.1", intent="b", at=300.0, expires_at=330.0, twice=17)
+    ended = Entry(kind=Kind.ENDED, nonce="b.2", at=310.0, batch_id="now-r1", twice=2)
+    standing = stand([_asking(), taken_over, ended])
+    assert standing.maybe_twice == 19
+    assert decide(standing, NOW_TERMS, 320.0) == Land(batch_id="now-r1")

@@ -7,6 +7,8 @@ So what it is known to refuse is refused here, by name.
 from collections.abc import Mapping
 from typing import Any
 
+import orjson
+
 from airflow_batch_llm.core.model import Call, Outcome, Result, Usage
 from airflow_batch_llm.core.request import CUSTOM_ID, PROMPT
 from airflow_batch_llm.core.schema_rules import (
@@ -19,6 +21,7 @@ from airflow_batch_llm.core.schema_rules import (
     walk,
 )
 from airflow_batch_llm.errors import InputError, OutputTypeError
+from airflow_batch_llm.providers.failures import Failure
 from airflow_batch_llm.providers.lines import brief, parse_line, part_of, tokens
 
 #: From this version of the API on, sampling is not the caller's business.
@@ -165,6 +168,19 @@ def _is_kept(key: str, value: object) -> bool:
     if key == "format":
         return value in _FORMATS
     return key in _KEPT or (key == "minItems" and value in (0, 1))
+
+
+def answered_line(custom_id: str, message: Mapping[str, Any]) -> bytes:
+    """Return the result line of a message that was answered in real time."""
+    return orjson.dumps({"custom_id": custom_id, "result": {"type": "succeeded", "message": message}})
+
+
+def refused_line(custom_id: str, failure: Failure) -> bytes:
+    """Return the result line of a message that Anthropic refuses in real time."""
+    error = {"type": failure.code or "invalid_request_error", "message": failure.message}
+    return orjson.dumps(
+        {"custom_id": custom_id, "result": {"type": "errored", "error": {"type": "error", "error": error}}}
+    )
 
 
 # A row's error that another batch may not meet.

@@ -15,16 +15,25 @@ from airflow_batch_llm.core.model import (
 )
 from airflow_batch_llm.core.request import LineTemplate
 from airflow_batch_llm.providers.anthropic import flows
-from airflow_batch_llm.providers.anthropic.lines import SAMPLING, decode, message_line, refuse_sampling
+from airflow_batch_llm.providers.anthropic.lines import (
+    SAMPLING,
+    answered_line,
+    decode,
+    message_line,
+    refuse_sampling,
+    refused_line,
+)
 from airflow_batch_llm.providers.anthropic.sdk import (
     creation,
     judged_creation,
     open_async_client,
     open_client,
+    refused_now,
 )
 from airflow_batch_llm.providers.base import Access
-from airflow_batch_llm.providers.clients import Clients, create, stream_lines
-from airflow_batch_llm.providers.failures import without
+from airflow_batch_llm.providers.clients import Clients, asked_now, create, stream_lines
+from airflow_batch_llm.providers.failures import Failure, without
+from airflow_batch_llm.providers.lines import parse_line
 from airflow_batch_llm.providers.steps import TRIGGER, WORKER, adrive, drive
 
 _HOST = "api.anthropic.com"
@@ -97,6 +106,14 @@ class AnthropicProvider:
 
     def delete_batch(self, batch_id: str, upload: str) -> None:  # noqa: ARG002 - nothing is uploaded
         drive(flows.delete(batch_id), self._clients.sync)
+
+    async def answer(self, call: Call, line: bytes) -> bytes:  # noqa: ARG002 - the line holds the call
+        asked = parse_line(line)
+        client = await self._clients.asynchronous()
+        answer = await asked_now(client, "/v1/messages", asked["params"], refused_now)
+        if isinstance(answer, Failure):
+            return refused_line(asked["custom_id"], answer)
+        return answered_line(asked["custom_id"], answer)
 
     def count_tokens(self, call: Call, prompts: Sequence[str]) -> Sequence[int] | None:
         return drive(flows.count_tokens(call, prompts), self._clients.sync)

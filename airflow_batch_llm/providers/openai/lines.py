@@ -11,6 +11,7 @@ import orjson
 from airflow_batch_llm.core.model import Call, Outcome, Result, Usage
 from airflow_batch_llm.core.request import CUSTOM_ID, PROMPT
 from airflow_batch_llm.errors import InputError, OutputTypeError
+from airflow_batch_llm.providers.failures import Failure
 from airflow_batch_llm.providers.lines import brief, parse_line, part_of, tokens
 from airflow_batch_llm.providers.openai.schema import json_schema_format
 
@@ -135,6 +136,20 @@ def _refuse_own(given: Mapping[str, object], name: str, shown: str | None = None
 
 def _is_modern(host: str | None) -> bool:
     return host is None or any(host == name or host.endswith(f".{name}") for name in _MODERN_HOSTS)
+
+
+def answered_line(custom_id: str, body: Mapping[str, Any]) -> bytes:
+    """Return the result line of a request that was answered in real time."""
+    return orjson.dumps(
+        {"custom_id": custom_id, "response": {"status_code": 200, "body": body}, "error": None}
+    )
+
+
+def refused_line(custom_id: str, failure: Failure) -> bytes:
+    """Return the result line of a request that OpenAI refuses in real time."""
+    body = {"error": {"code": failure.code or None, "message": failure.message}}
+    response = {"status_code": failure.status, "body": body}
+    return orjson.dumps({"custom_id": custom_id, "response": response, "error": None})
 
 
 _NEVER_RUN = {"batch_expired": Outcome.EXPIRED, "batch_cancelled": Outcome.CANCELED}

@@ -18,13 +18,27 @@ from airflow_batch_llm.core.model import (
 )
 from airflow_batch_llm.core.request import LineTemplate
 from airflow_batch_llm.providers.base import Access
-from airflow_batch_llm.providers.clients import TRANSFER_TIMEOUT, Clients, create, stream_lines
+from airflow_batch_llm.providers.clients import TRANSFER_TIMEOUT, Clients, asked_now, create, stream_lines
 from airflow_batch_llm.providers.creation import Creation
-from airflow_batch_llm.providers.failures import without
+from airflow_batch_llm.providers.failures import Failure, without
 from airflow_batch_llm.providers.incoming import text
+from airflow_batch_llm.providers.lines import parse_line
 from airflow_batch_llm.providers.openai import flows
-from airflow_batch_llm.providers.openai.lines import EMBEDDINGS, decode, endpoint_of, request_line
-from airflow_batch_llm.providers.openai.sdk import judged, judged_creation, open_async_client, open_client
+from airflow_batch_llm.providers.openai.lines import (
+    EMBEDDINGS,
+    answered_line,
+    decode,
+    endpoint_of,
+    refused_line,
+    request_line,
+)
+from airflow_batch_llm.providers.openai.sdk import (
+    judged,
+    judged_creation,
+    open_async_client,
+    open_client,
+    refused_now,
+)
 from airflow_batch_llm.providers.steps import TRIGGER, WORKER, adrive, drive, patiently
 
 _HOST = "api.openai.com"
@@ -122,6 +136,15 @@ class OpenAIProvider:
 
     def delete_batch(self, batch_id: str, upload: str) -> None:
         drive(flows.delete(batch_id, upload), self._clients.sync)
+
+    async def answer(self, call: Call, line: bytes) -> bytes:  # noqa: ARG002 - the line holds the call
+        asked = parse_line(line)
+        client = await self._clients.asynchronous()
+        path = str(asked["url"]).removeprefix("/v1")  # the client's URL ends with it
+        answer = await asked_now(client, path, asked["body"], refused_now)
+        if isinstance(answer, Failure):
+            return refused_line(asked["custom_id"], answer)
+        return answered_line(asked["custom_id"], answer)
 
     def count_tokens(self, call: Call, prompts: Sequence[str]) -> Sequence[int] | None:
         if endpoint_of(call) == EMBEDDINGS:

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from airflow_batch_llm.errors import InputError, MissingExtra, ProviderError, Refused
+from airflow_batch_llm.errors import InputError, MissingExtra, ProviderError, Refused, raise_alone
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.clients import checked, unknown_option
-from airflow_batch_llm.providers.failures import Vendor, detail, failure_of, judge
+from airflow_batch_llm.providers.failures import Failure, Vendor, detail, failure_of, judge, judge_answer
 
 VENDOR = Vendor(
     name="OpenAI",
@@ -49,6 +49,17 @@ def judged(error: Exception, *, creating: bool = False) -> Exception:
         # Raised by the SDK itself before it sent anything: no credentials, say, or a platform without the call.
         return Refused(f"OpenAI's SDK refuses the call: {detail(error)}")
     return error
+
+
+def refused_now(error: Exception) -> Failure:
+    """Return the vendor's refusal of this request alone. Raises every other error of a call in real time."""
+    failure = failure_of(error, sdk())
+    if failure is None:
+        raise_alone(judged(error))
+    judgement = judge_answer(failure, VENDOR)
+    if judgement is not None:
+        raise_alone(judgement)
+    return failure
 
 
 def judged_creation(error: Exception) -> Exception:

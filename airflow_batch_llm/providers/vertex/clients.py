@@ -12,6 +12,7 @@ import orjson
 
 from airflow_batch_llm.core.model import Call, Lease
 from airflow_batch_llm.errors import BatchLLMError, InputError, Unavailable, UnknownFate, raise_alone
+from airflow_batch_llm.providers.clients import ANSWER_TIMEOUT
 from airflow_batch_llm.providers.creation import Sending
 from airflow_batch_llm.providers.incoming import (
     ENCODINGS,
@@ -271,6 +272,14 @@ class AsyncJobs:
     async def cancel(self, name: str) -> None:
         with _parsed():
             await self._client.aio.batches.cancel(name=name)
+
+    async def answer(self, model: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask a model in real time. The SDK has no public call that sends a request as it stands."""
+        send: Any = self._client.aio._api_client.async_request
+        with _parsed():
+            options = {"timeout": int(ANSWER_TIMEOUT * 1000)}
+            answer = await send("post", f"{model}:generateContent", dict(body), options)
+            return dict(record(orjson.loads(answer.body)))
 
     async def close(self) -> None:
         await self._client.aio.aclose()

@@ -20,6 +20,7 @@ from airflow_batch_llm.errors import (
 )
 from airflow_batch_llm.providers.creation import LeaseExpired
 from airflow_batch_llm.providers.failures import detail, saying, secrets_sent, word
+from airflow_batch_llm.providers.incoming import NotUnderstood
 
 _ADVICE = {
     400: "Correct what the message names; the same call will be refused again.",
@@ -30,6 +31,8 @@ _ADVICE = {
 
 # A time-out, and a call that was broken off: no verdict, although below 500.
 _UNDECIDED = frozenset({408, 499})
+#: Statuses by which Google refuses a single request, and no other.
+_OF_ONE_REQUEST = frozenset({400, 413, 422})
 _ADDRESS = re.compile(r"^[A-Z]+ https?://\S+: ")
 _TRANSPORT_MODULES = frozenset({"requests", "urllib3", "http", "httpx", "httpcore", "httpx2", "aiohttp"})
 
@@ -63,6 +66,18 @@ def needing_extra() -> Iterator[None]:
 def judge_creation(error: Exception, *, sent: bool) -> Exception:
     """The error of a creation, of which all bytes were `sent` or not: only then may the job exist."""
     return _judged(error, sent=sent, creating=True)
+
+
+def refused_now(error: Exception) -> Refused:
+    """Return Google's refusal of this request alone. Raises every other error of a call in real time."""
+    if isinstance(error, NotUnderstood):
+        raise_alone(UnknownFate("The answer is not one of Google's. It may have been paid."))
+    judgement = _judged(error, sent=True, creating=False)
+    if isinstance(judgement, UnknownFate):
+        raise_alone(UnknownFate(f"Google gave no answer ({type(error).__name__}). It may have been paid."))
+    if not isinstance(judgement, Refused) or judgement.status not in _OF_ONE_REQUEST:
+        raise_alone(judgement)
+    return judgement
 
 
 def http_code(error: BaseException) -> int | None:

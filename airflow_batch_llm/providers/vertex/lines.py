@@ -4,9 +4,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import orjson
+
 from airflow_batch_llm.core.model import Call, Outcome, Result, Usage
 from airflow_batch_llm.core.request import CUSTOM_ID, PROMPT, LineTemplate
-from airflow_batch_llm.errors import InputError, OutputTypeError
+from airflow_batch_llm.errors import InputError, OutputTypeError, ProviderError
 from airflow_batch_llm.providers.lines import brief, parse_line, part_of, tokens
 from airflow_batch_llm.providers.vertex.schema import response_schema
 
@@ -240,6 +242,17 @@ def _custom_id(row: Mapping[str, Any]) -> str:
     if isinstance(inside, str) and inside:
         return inside
     raise ValueError("the line has no custom_id")
+
+
+def answered_line(asked: Mapping[str, Any], response: Mapping[str, Any]) -> bytes:
+    """Return the result line of a request that was answered in real time."""
+    return orjson.dumps({"custom_id": asked["custom_id"], "response": response})
+
+
+def refused_line(asked: Mapping[str, Any], error: ProviderError) -> bytes:
+    """Return the result line of a request that Vertex refuses in real time."""
+    status = {"error": {"code": error.status, "message": error.detail}}
+    return orjson.dumps({"custom_id": asked["custom_id"], "status": orjson.dumps(status).decode()})
 
 
 def _failed(custom_id: str, status: str) -> Result:

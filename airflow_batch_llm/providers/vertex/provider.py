@@ -22,11 +22,13 @@ from airflow_batch_llm.errors import Refused, ResultsGone, Unavailable
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.clients import stillness
 from airflow_batch_llm.providers.failures import saying
+from airflow_batch_llm.providers.lines import parse_line
 from airflow_batch_llm.providers.steps import TRIGGER, WORKER, adrive, drive
 from airflow_batch_llm.providers.vertex import jobs
 from airflow_batch_llm.providers.vertex import jobs as flows
 from airflow_batch_llm.providers.vertex.clients import AsyncJobs, Jobs, TokenCounter
-from airflow_batch_llm.providers.vertex.lines import decode, encode
+from airflow_batch_llm.providers.vertex.errors import refused_now
+from airflow_batch_llm.providers.vertex.lines import answered_line, decode, encode, refused_line
 from airflow_batch_llm.providers.vertex.storage import Place, Staging
 
 _LIMITS = Limits(
@@ -167,6 +169,16 @@ class VertexProvider:
 
     async def acancel(self, batch_id: str) -> None:
         await adrive(flows.cancel(batch_id, TRIGGER), await self._open_async_jobs())
+
+    async def answer(self, call: Call, line: bytes) -> bytes:
+        asked = parse_line(line)
+        client = await self._open_async_jobs()
+        try:
+            response = await client.answer(jobs.model_path(call.model), asked["request"])
+        except Exception as error:  # noqa: BLE001 - whatever ends the call
+            refused = refused_now(error)
+            return refused_line(asked, refused)
+        return answered_line(asked, response)
 
     async def aclose(self) -> None:
         opened, self._async_jobs = self._async_jobs, None

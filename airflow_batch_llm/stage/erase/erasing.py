@@ -256,7 +256,7 @@ class RunErasure:
             return None
         host = plan.spec.get("host")
         access = Access(api_key="none", base_url=f"https://{host}/v1" if host else None)
-        (call,) = [plan.calls[shard.call] for shard in plan.shards if shard.number == number]
+        (call,) = [plan.route(shard).call for shard in plan.shards if shard.number == number]
         return connect(plan.provider, access).encode(call)
 
     def _rewrite_results(self, ids: set[bytes], *, change: bool) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 import orjson
 
 from airflow_batch_llm.core.journal import Entry, Kind, Standing, Wait
-from airflow_batch_llm.core.model import BatchStatus, Outcome, Usage
+from airflow_batch_llm.core.model import BatchStatus, Outcome, Usage, Way
 from airflow_batch_llm.core.report import Durations, Report, Spent
 from airflow_batch_llm.errors import BatchLLMError, ResultsGone, Unavailable
 from airflow_batch_llm.providers.lines import joined_lines, split_lines
@@ -94,10 +94,10 @@ class Collector:
     folder: RunFolder
     plan: Plan
     scratch: Path
-    _gatherer: Callable[[], Gatherer] = field(init=False)
+    _gatherer: Callable[[Way], Gatherer] = field(init=False)
 
     def __post_init__(self) -> None:
-        gatherer = lru_cache(1)(lambda: Gatherer.of(self.parts.provider, self.plan))
+        gatherer = lru_cache(len(Way))(lambda way: Gatherer.of(self.parts.provider, self.plan, way))
         object.__setattr__(self, "_gatherer", gatherer)
 
     def note_end(self, shard: PlannedShard, standing: Standing, status: BatchStatus) -> Wait | None:
@@ -214,7 +214,7 @@ class Collector:
         if standing.ended is None:
             return Gathered(judged=self._rejected(shard, standing))
         unmentioned = Outcome(standing.ended.unmentioned or Outcome.MISSING)
-        return self._gatherer().gather(
+        return self._gatherer(self.plan.route(shard).way).gather(
             self._kept(standing),
             token=self.plan.token(shard),
             requests=shard.requests,
@@ -280,11 +280,13 @@ class Collector:
     def _report(self, shard: PlannedShard, standing: Standing, gathered: Gathered, began: float) -> Report:
         batch, ended, now = standing.batch, standing.ended, self.parts.clock()
         running = ended.at - batch.at if batch is not None and ended is not None else 0.0
-        sent = batch is not None or standing.refused is not None
+        now_asked = self.plan.route(shard).way is Way.NOW
+        sent = batch is not None or standing.refused is not None or now_asked
         return Report(
             attempts={self.plan.round: shard.requests} if sent else {},
             strange=gathered.strange,
-            batches=len(gathered.batches),
+            batches=0 if now_asked else len(gathered.batches),
+            maybe_twice=standing.maybe_twice,
             usage=Usage.total(list(gathered.judged.usages())),
             spent=_spent(gathered),
             durations=Durations(queued=self._queued(standing), running=running, landing=now - began),

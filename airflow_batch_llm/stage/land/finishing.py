@@ -170,7 +170,7 @@ class Finisher:
             key=tuple(first.target.key.names),
             target=first.target.table,
             batch_ids=batch_ids,
-            structured=first.calls[0].schema is not None,
+            structured=first.routes[0].call.schema is not None,
             result_uri=f"{self.folder.workspace.uri}/{self.folder.path}",
             submitted_at=first.planned_at,
             completed_at=self.parts.clock(),

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from airflow_batch_llm.core.model import Call, Outcome
+from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.request import Bounds, custom_id
 from airflow_batch_llm.core.selection import after_failure
 from airflow_batch_llm.providers.lines import split_lines
@@ -22,7 +22,7 @@ from airflow_batch_llm.stage.plan.shard_files import ShardWriter
 from airflow_batch_llm.stage.plan.spool import ATTEMPTS, REQUEST
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.payloads import fetch_keys, fetch_requests
-from airflow_batch_llm.stage.records.plan import Plan, PlannedShard, new_run_token
+from airflow_batch_llm.stage.records.plan import Plan, PlannedRoute, PlannedShard, new_run_token
 from airflow_batch_llm.stage.records.standings import Landed
 from airflow_batch_llm.warehouses.arrow import octets
 
@@ -53,31 +53,31 @@ class FollowUp:
 
     def _extend(self, last: Plan, landed: dict[int, Landed]) -> Plan:
         nonce = secrets.token_hex(5)
-        calls = (*last.calls, *(_raised(call) for call in last.calls))
+        routes = (*last.routes, *(_raised(route) for route in last.routes))
         draft = replace(
             last,
             round=last.round + 1,
             nonce=nonce,
             run_token=new_run_token(nonce, last.round + 1),
-            calls=calls,
+            routes=routes,
             planned_by=self.parts.by.to_json(),
         )
         shards: tuple[PlannedShard, ...] = ()
         number = max(shard.number for shard in last.shards) + 1
-        for call in range(len(calls)):
-            written = self._write(last, draft, landed, call, number)
+        for route in range(len(routes)):
+            written = self._write(last, draft, landed, route, number)
             shards += written
             number += len(written)
         return replace(draft, shards=shards)
 
     def _write(
-        self, last: Plan, draft: Plan, landed: dict[int, Landed], call: int, number: int
+        self, last: Plan, draft: Plan, landed: dict[int, Landed], route: int, number: int
     ) -> tuple[PlannedShard, ...]:
-        """The shards of one call: requests keep their order, and their rows stay with them."""
+        """The shards of one route: requests keep their order, and their rows stay with them."""
         chosen = [
             _Chosen(shard, wanted)
             for shard in last.shards
-            if (wanted := _wanted(shard, landed, call, len(last.calls)))
+            if (wanted := _wanted(shard, landed, route, len(last.routes)))
         ]
         if not chosen:
             return ()
@@ -89,15 +89,15 @@ class FollowUp:
             bounds=Bounds.of(self.parts.provider.limits, rows_per_batch=last.limits.rows_per_batch),
             first_number=number,
         )
-        template = self.parts.provider.encode(draft.calls[call])
+        template = self.parts.provider.encode(draft.routes[route].call)
         schema = pq.read_schema(self._keys(last, chosen[0].shard))
-        shards = writer.write_requests(template, self._prompts(last, chosen), call)
+        shards = writer.write_requests(template, self._prompts(last, chosen), route)
         return writer.write_keys(shards, self._rows(last, chosen), schema)
 
     def _prompts(self, last: Plan, chosen: "list[_Chosen]") -> Iterator[pa.BinaryArray]:
         for one in chosen:
             path = self._requests(last, one.shard)
-            template = self.parts.provider.encode(last.calls[one.shard.call])
+            template = self.parts.provider.encode(last.route(one.shard).call)
             token = last.token(one.shard)
             with path.open("rb") as file:
                 prompts = (
@@ -139,18 +139,22 @@ class _Chosen:
     requests: dict[int, Outcome]
 
 
-def _wanted(shard: PlannedShard, landed: dict[int, Landed], call: int, calls: int) -> dict[int, Outcome]:
-    """The requests of this shard that the next round asks with this call."""
+def _wanted(shard: PlannedShard, landed: dict[int, Landed], route: int, routes: int) -> dict[int, Outcome]:
+    """The requests of this shard that the next round asks by this route."""
     wanted = {}
     for request, outcome in landed[shard.number].again:
-        raised = shard.call + calls if outcome is Outcome.TRUNCATED else shard.call
-        if raised == call:
+        raised = shard.route + routes if outcome is Outcome.TRUNCATED else shard.route
+        if raised == route:
             wanted[request] = outcome
     return wanted
 
 
-def _raised(call: Call) -> Call:
-    return call if call.max_tokens is None else replace(call, max_tokens=call.max_tokens * TOKEN_CAP_FACTOR)
+def _raised(route: PlannedRoute) -> PlannedRoute:
+    """Return the route with a higher token limit."""
+    call = route.call
+    if call.max_tokens is None:
+        return route
+    return replace(route, call=replace(call, max_tokens=call.max_tokens * TOKEN_CAP_FACTOR))
 
 
 def _renumbered(batch: pa.RecordBatch, new: dict[int, int], one: _Chosen, last: Plan) -> pa.RecordBatch:

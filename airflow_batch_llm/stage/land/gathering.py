@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from airflow_batch_llm.core.answer import Answer, AnswerParser, Invalid, storable
-from airflow_batch_llm.core.model import MOST_TOKENS, Outcome, Result, Usage
+from airflow_batch_llm.core.model import MOST_TOKENS, Outcome, Result, Usage, Way
 from airflow_batch_llm.core.output_type import OutputType
 from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.providers.base import Provider
@@ -267,16 +267,20 @@ class Gatherer:
     """Gathers the verdicts on the lines of a plan's shards."""
 
     lines: LineJudge
+    way: Way = Way.BATCH
 
     @classmethod
-    def of(cls, provider: Provider, plan: Plan) -> "Gatherer":
+    def of(cls, provider: Provider, plan: Plan, way: Way = Way.BATCH) -> "Gatherer":
         """The prices are those of the day of the plan, on which its budget was judged."""
         return cls(
             lines=LineJudge(
                 provider=provider,
                 parser=AnswerParser.of(OutputType.from_json(plan.output_type)),
-                prices=PriceList.of(plan.provider, plan.model, plan.limits.prices, at=plan.planned_at),
-            )
+                prices=PriceList.of(plan.provider, plan.model, plan.limits.prices, at=plan.planned_at).by(
+                    way
+                ),
+            ),
+            way=way,
         )
 
     def gather(
@@ -306,19 +310,22 @@ class Gatherer:
             gathered.strange["unreadable_lines"] += 1
         if verdict is None:
             return
-        if judged.batch_ids[verdict.request] is None or _serves(verdict, batch_id, gathered):
+        if judged.batch_ids[verdict.request] is None or _serves(
+            verdict, batch_id, gathered, is_bought=self.way is Way.NOW
+        ):
             judged.put(verdict, batch_id)
 
 
-def _serves(verdict: Verdict, batch_id: str, gathered: Gathered) -> bool:
+def _serves(verdict: Verdict, batch_id: str, gathered: Gathered, *, is_bought: bool) -> bool:
     """Return whether a second line replaces the first.
 
-    One of the same batch is the provider's slip. One of another batch was bought: the worse of both was for nothing.
+    One of the same batch is the provider's slip. One of another batch was bought, and so was each answer in real time
+    (`is_bought`): the worse of both was for nothing.
     """
     judged, request = gathered.judged, verdict.request
     better = judged.outcomes[request] is not Outcome.SUCCEEDED and verdict.outcome is Outcome.SUCCEEDED
     gathered.strange["duplicate_lines"] += 1
-    if batch_id != judged.batch_ids[request]:
+    if is_bought or batch_id != judged.batch_ids[request]:
         useless = judged.bills[request] if better else verdict.bill
         gathered.stray_cost += useless.cost or 0.0
     return better

@@ -36,7 +36,7 @@ from airflow_batch_llm.stage.plan.reading import Reading, with_known
 from airflow_batch_llm.stage.plan.shard_files import ShardWriter
 from airflow_batch_llm.stage.plan.spool import PROBLEM, Spool, keys_schema
 from airflow_batch_llm.stage.records.folder import RunFolder
-from airflow_batch_llm.stage.records.plan import Plan, RunLimits, new_run_token
+from airflow_batch_llm.stage.records.plan import Plan, PlannedRoute, RunLimits, new_run_token
 from airflow_batch_llm.stage.records.registers import Registers
 from airflow_batch_llm.stage.records.standings import read_rounds
 from airflow_batch_llm.warehouses.base import RequiresValues, SharesFile, Target
@@ -240,7 +240,7 @@ class Drafting:
             spec=self.resolved.spec.to_json(),
             provider=self.parts.provider.name,
             model=self.resolved.call.model,
-            calls=(self.resolved.call,),
+            routes=(PlannedRoute(call=self.resolved.call, way=self.stage.way),),
             output_type=self.resolved.output_type.to_json(),
             target=self.target,
             limits=RunLimits.of(self.stage),
@@ -259,7 +259,7 @@ class Drafting:
             provider=self.parts.provider,
             call=self.resolved.call,
             output_type=self.resolved.output_type,
-            prices=self.resolved.prices,
+            prices=self.resolved.prices.by(self.stage.way),
         )
         guess = quote.estimate(spool.prompts(requests), requests)
         allowed = self._allowed(guess)

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 
-from airflow_batch_llm.core.model import Call
+from airflow_batch_llm.core.model import Call, Way
 from airflow_batch_llm.core.output_type import AnswerKind, Naming, OutputType
 from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.core.printing import verb
@@ -22,7 +22,7 @@ from airflow_batch_llm.core.settings import RowFunction, Stage
 from airflow_batch_llm.core.spec import Spec, changed_fields, spec_hash
 from airflow_batch_llm.core.value import plain
 from airflow_batch_llm.errors import InputError, SourceError, TargetError
-from airflow_batch_llm.providers.base import Provider
+from airflow_batch_llm.providers.base import AnswersNow, Provider
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.carried import carried_schema, key_schema
 from airflow_batch_llm.stage.plan.drafting import Drafting, Outrun, Resolved, let_go
@@ -78,6 +78,7 @@ def _planned(plan: Plan) -> dict[str, object]:
         "partition_by": target.partition_by,
         "cluster_by": target.cluster_by,
         "staging_schema": target.staging_schema,
+        "way": plan.routes[0].way,
         **asdict(plan.limits),
     }
 
@@ -95,6 +96,7 @@ def _asked(stage: Stage) -> dict[str, object]:
         "partition_by": shape.partition_by,
         "cluster_by": shape.cluster_by,
         "staging_schema": shape.staging_schema,
+        "way": stage.way,
         **asdict(RunLimits.of(stage)),
     }
 
@@ -145,6 +147,8 @@ def spec_of(stage: Stage, prompt: Prompt, output_type: OutputType, provider: Pro
 
 def resolve(stage: Stage, parts: Parts) -> Resolved:
     """Everything about the stage that can be refused without looking at a row."""
+    if stage.way is Way.NOW and not isinstance(parts.provider, AnswersNow):
+        raise InputError(f"The provider {stage.provider} cannot be asked in real time. Leave out way='now'.")
     output_type, prompt = output_type_of(stage), read_prompt(stage)
     spec = spec_of(stage, prompt, output_type, parts.provider)
     call = Call(

@@ -35,12 +35,12 @@ class ShardWriter:
     first_number: int = 1
 
     def write_requests(
-        self, template: LineTemplate, prompts: Iterable[pa.BinaryArray], call: int = 0
+        self, template: LineTemplate, prompts: Iterable[pa.BinaryArray], route: int = 0
     ) -> tuple[PlannedShard, ...]:
         """The lines of all shards, in the order of the prompts."""
         return tuple(
             self._requests_file(
-                self.first_number + place - 1, template, (prompts for _, prompts in group), call
+                self.first_number + place - 1, template, (prompts for _, prompts in group), route
             )
             for place, group in groupby(self._placed(template, prompts), key=itemgetter(0))
         )
@@ -61,7 +61,7 @@ class ShardWriter:
                     yield place, some.slice(start, end - start)
 
     def _requests_file(
-        self, number: int, template: LineTemplate, prompts: Iterator[pa.BinaryArray], call: int
+        self, number: int, template: LineTemplate, prompts: Iterator[pa.BinaryArray], route: int
     ) -> PlannedShard:
         lines = _Lines(template, shard_token(self.run_token, number))
         blocks = map(lines.of, prompts)
@@ -77,7 +77,7 @@ class ShardWriter:
             bytes=lines.size,
             requests_sha256=lines.sha.hexdigest(),
             keys_sha256="",
-            call=call,
+            route=route,
         )
 
     def write_keys(

@@ -161,6 +161,24 @@ class RunFolder:
     def _results(self, batch_id: str) -> str:
         return self._at("results", f"{safe_name(batch_id)}.jsonl")
 
+    # The answers of a shard that is asked in real time, in segments, until all of them are its results.
+
+    def write_segment(self, number: int, name: str, blocks: Iterable[Block], aside: Path) -> None:
+        self.workspace.write(f"{self._asked(number)}/{name}.jsonl", blocks, aside)
+
+    def segments(self, number: int) -> Iterator[Iterator[bytes]]:
+        """Yield the content of each segment, block by block."""
+        for name in sorted(self.workspace.names(self._asked(number))):
+            blocks = self.workspace.blocks(f"{self._asked(number)}/{name}")
+            if blocks is not None:
+                yield blocks
+
+    def delete_segments(self, number: int) -> None:
+        self.workspace.delete_folder(self._asked(number))
+
+    def _asked(self, number: int) -> str:
+        return self._at("asked", f"{number:04d}")
+
     def note_short(self, batch_id: str, now: float) -> None:
         """Note that the results of an ended batch were not complete. The first note counts."""
         self.workspace.create(self._short(batch_id), orjson.dumps({"since": now}))
@@ -243,7 +261,7 @@ class RunFolder:
 
     def delete_payloads(self) -> None:
         """Delete what holds prompts and answers. The journal and the report stay."""
-        for folder in ("plans", "results"):
+        for folder in ("plans", "results", "asked"):
             self.workspace.delete_folder(self._at(folder))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from airflow_batch_llm.core.model import Call
+from airflow_batch_llm.core.model import Call, Way
 from airflow_batch_llm.core.printing import counted, verb
 from airflow_batch_llm.core.request import shard_token
 from airflow_batch_llm.core.settings import SchemaChange, Stage, WriteMode
@@ -26,7 +26,15 @@ class PlannedShard:
     bytes: int
     requests_sha256: str
     keys_sha256: str
-    call: int = 0  # which of the plan's calls the requests were made with
+    route: int = 0  # which of the plan's routes the requests take
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedRoute:
+    """A way to ask a model. Each shard takes one route."""
+
+    call: Call
+    way: Way = Way.BATCH
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +78,7 @@ class Plan:
     spec: Mapping[str, object]
     provider: str
     model: str
-    calls: tuple[Call, ...]
+    routes: tuple[PlannedRoute, ...]
     output_type: Mapping[str, object]
     target: Target
     limits: "RunLimits"
@@ -85,6 +93,10 @@ class Plan:
     """Name of the deployment that planned the run. Default: there is only one."""
     place: Place | None = None
     """Where the target is. None: an earlier release has planned the run."""
+
+    def route(self, shard: PlannedShard) -> PlannedRoute:
+        """Return the route of a shard."""
+        return self.routes[shard.route]
 
     def token(self, shard: PlannedShard) -> str:
         return self.shard_token(shard.number)
@@ -144,7 +156,7 @@ class Plan:
 
     def to_json(self) -> bytes:
         fields = {name: getattr(self, name) for name in self.__slots__}
-        fields["calls"] = [asdict(call) for call in self.calls]
+        fields["routes"] = [asdict(route) for route in self.routes]
         fields["shards"] = [asdict(shard) for shard in self.shards]
         fields["target"] = _target_fields(self.target)
         fields["limits"] = asdict(self.limits)
@@ -153,17 +165,34 @@ class Plan:
 
     @classmethod
     def from_json(cls, data: bytes) -> "Plan":
-        fields = orjson.loads(data)
+        fields = _with_routes(orjson.loads(data))
         return cls(
             **{
                 **fields,
-                "calls": tuple(Call(**call) for call in fields["calls"]),
+                "routes": tuple(map(_route, fields["routes"])),
                 "shards": tuple(PlannedShard(**shard) for shard in fields["shards"]),
                 "target": _target(fields["target"]),
                 "limits": RunLimits(**fields["limits"]),
                 "place": Place(**place) if (place := fields.get("place")) else None,
             }
         )
+
+
+def _with_routes(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return a plan's fields. A plan of an earlier release knows calls, and all of its requests go in batches."""
+    if "calls" not in fields:
+        return fields
+    shards = [{"route": shard.get("call", 0), **shard} for shard in fields["shards"]]
+    rest = {name: value for name, value in fields.items() if name != "calls"}
+    return {
+        **rest,
+        "routes": [{"call": call} for call in fields["calls"]],
+        "shards": [{name: value for name, value in shard.items() if name != "call"} for shard in shards],
+    }
+
+
+def _route(fields: Mapping[str, Any]) -> PlannedRoute:
+    return PlannedRoute(call=Call(**fields["call"]), way=Way(fields.get("way", Way.BATCH)))
 
 
 def new_run_token(nonce: str, round_number: int) -> str:

@@ -65,6 +65,7 @@ class Submitter:
             lease_seconds=LEASE_SECONDS + shard.bytes / 1e6,
             list_lag_seconds=self.parts.provider.limits.list_lag_seconds,
             closed=self.parts.clock() >= self.deadline,
+            way=self.plan.route(shard).way,
         )
 
     def _perform(self, shard: PlannedShard, action: Action) -> Answer:
@@ -128,7 +129,7 @@ class Submitter:
         return ShardFile(
             path=path,
             token=self.plan.token(shard),
-            call=self.plan.calls[shard.call],
+            call=self.plan.route(shard).call,
             requests=shard.requests,
             bytes=shard.bytes,
         )

@@ -9,6 +9,7 @@ from airflow_batch_llm.testing.providers import ProviderContract
 
 class TestOpenAI(ProviderContract):
     provider_name, model = "openai", "gpt-6-luna"
+    answer_endpoint = "chat"
     spend_limit: ClassVar[dict[str, Any]] = {"status": 429, "code": "insufficient_quota"}
     download_endpoint = "content"
 

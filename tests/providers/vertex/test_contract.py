@@ -34,6 +34,7 @@ def answer_files(bench: Bench) -> list[Any]:
 class TestVertex(ProviderContract):
     provider_name = "vertex"
     model = "gemini-2.5-flash"
+    answer_endpoint = "generate"
     # Vertex does not mention rows that it had no time for.
     outcomes: ClassVar[Mapping[str, Outcome | None]] = {
         **ProviderContract.outcomes,

@@ -1,0 +1,104 @@
+"""The contract's cases about real time: a request line is asked once, and comes back as a result line of a batch."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ClassVar
+
+import pytest
+
+from airflow_batch_llm.core.model import Call, Outcome, Result
+from airflow_batch_llm.core.request import custom_id
+from airflow_batch_llm.errors import ProviderError, Refused, Unavailable, UnknownFate
+from airflow_batch_llm.providers.base import AnswersNow
+from airflow_batch_llm.testing.provider_answers import LABEL, each_page
+from airflow_batch_llm.testing.provider_bench import Bench
+
+
+class AnswersInRealTime:
+    """The contract of `answer`. A provider without it is not asked."""
+
+    #: The server's name for the call that answers one request.
+    answer_endpoint: ClassVar[str] = "answer"
+
+    @pytest.mark.parametrize("schema", [None, LABEL])
+    def test_an_answer_in_real_time_is_what_a_batch_would_answer(
+        self, bench: Bench, schema: dict[str, object] | None
+    ) -> None:
+        call = Call(model=bench.model, schema=schema)
+        now, batch_id = _answers(bench, call), bench.submit(bench.shard(2, call=call))
+        bench.ended(batch_id)
+        batch = bench.results(batch_id)
+        assert [now[name].outcome for name in sorted(now)] == [Outcome.SUCCEEDED] * 2
+        assert [now[name].text for name in sorted(now)] == [batch[name].text for name in sorted(batch)]
+        assert [now[name].usage for name in sorted(now)] == [batch[name].usage for name in sorted(batch)]
+
+    def test_a_request_that_is_refused_for_itself_is_a_failure_of_its_row(self, bench: Bench) -> None:
+        self._strike(bench, kind="status", status=400, message="a bad row")
+        (refused, answered) = (result for _, result in sorted(_answers(bench).items()))
+        assert (refused.outcome, refused.retryable) == (Outcome.ERRORED, False)
+        assert refused.error_code
+        assert answered.outcome is Outcome.SUCCEEDED
+
+    @pytest.mark.parametrize("status", [429, 500, 503])
+    def test_an_answer_that_says_no_for_now_is_paid_for_by_nobody(self, bench: Bench, status: int) -> None:
+        self._strike(bench, kind="status", status=status, retry_after=7)
+        with _raises(Unavailable) as errors:
+            _answers(bench)
+        assert [error.retry_after for error in errors if isinstance(error, Unavailable)] == [7]
+
+    @pytest.mark.parametrize("status", [401, 403])
+    def test_a_key_that_is_refused_ends_it(self, bench: Bench, status: int) -> None:
+        self._strike(bench, kind="status", status=status)
+        with _raises(Refused):
+            _answers(bench)
+
+    @pytest.mark.parametrize("effect", ["before", "after"])
+    def test_an_answer_that_is_lost_may_have_been_paid(self, bench: Bench, effect: str) -> None:
+        self._strike(bench, kind="drop", effect=effect)
+        with _raises(UnknownFate):
+            _answers(bench)
+
+    def test_a_page_in_the_place_of_the_answer_is_no_answer(self, bench: Bench) -> None:
+        for _ in each_page(bench, self.answer_endpoint):
+            try:
+                results = _answers(bench)
+            except (UnknownFate, ValueError):
+                continue
+            assert Outcome.SUCCEEDED not in {result.outcome for result in results.values()}
+
+    def _strike(self, bench: Bench, **fault: object) -> None:
+        bench.fault(endpoint=self.answer_endpoint, **fault)
+
+
+@contextmanager
+def _raises(kind: type[ProviderError]) -> Iterator[list[ProviderError]]:
+    """Expect this error, which quotes nothing of the request."""
+    errors: list[ProviderError] = []
+    with pytest.raises(kind) as caught:
+        yield errors
+    assert "prompt" not in str(caught.value)
+    errors.append(caught.value)
+
+
+def _answers(bench: Bench, call: Call | None = None) -> dict[str, Result]:
+    """Ask two requests, one after the other."""
+    call = call or Call(model=bench.model)
+    shard = bench.shard(2, call=call)
+    provider = bench.provider
+    if not isinstance(provider, AnswersNow):
+        pytest.skip("the provider is not asked in real time")
+    answers = provider
+
+    async def ask() -> dict[str, Result]:
+        found = {}
+        try:
+            for number, line in enumerate(shard.path.read_bytes().splitlines()):
+                result = bench.provider.decode(await answers.answer(call, line))
+                assert result.custom_id == custom_id(shard.token, number)
+                found[result.custom_id] = result
+        finally:
+            await bench.provider.aclose()
+        return found
+
+    return asyncio.run(ask())
