@@ -1,6 +1,6 @@
 """One partition of a table at a time: a day's run asks about that day's rows, and a backfill about each day once.
 
-The partition key is a parameter of the query. It is never written into the SQL, so a key that somebody types when starting
+The partition key is a parameter of the query. It is never written into the SQL, so a key that a user types when starting
 a run can bound the query and do nothing else. Needs Airflow 3.2; before that the Dag says so when it is run.
 """
 
@@ -30,7 +30,7 @@ OF_DAG = {
         "retries": 3,
         "retry_delay": timedelta(minutes=1),
         "source_conn_id": WAREHOUSE_CONN_ID,
-        "source_parameters": {"day": "{{ partition_key }}"},  # $day in DuckDB, %(day)s in PostgreSQL
+        "source_parameters": {"day": "{{ dag_run.partition_key }}"},  # $day in DuckDB, %(day)s in PostgreSQL
         "key": "ticket_id",
         "model_id": MODEL_ID,
         "llm_conn_id": LLM_CONN_ID,

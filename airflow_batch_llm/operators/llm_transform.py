@@ -1,7 +1,7 @@
 """The whole stage in one task: rows in from a warehouse or files, one typed answer per row out into a table."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound=Settings)
 
+#: Called with `context` and `jinja_env`, by name.
+UriFunction = Callable[..., Sequence[str]]
+
 #: The groups of settings, by the argument that takes each.
 _GROUPS: Mapping[str, type[Settings]] = {"request": Request, "shape": Shape, "guards": Guards, "pace": Pace}
 
@@ -58,7 +61,8 @@ class LLMTransformOperator(RunOperator):
     :param target_conn_id: the target's connection; None for the source's own
     :param source_sql: a SELECT
     :param source_table: a table's name
-    :param source_uri: URIs of Parquet, CSV or JSON Lines files; patterns are allowed
+    :param source_uri: URIs of Parquet, CSV or JSON Lines files; patterns are allowed. Or a function that Airflow calls
+        instead of rendering a template, such as `new_uris`
     :param source_parameters: values for the placeholders in `source_sql`
     :param system_prompt: the text that stands before each prompt
     :param prompt_params: values for the template that are the same for all rows
@@ -111,7 +115,7 @@ class LLMTransformOperator(RunOperator):
         target_conn_id: str | None = None,
         source_sql: str | None = None,
         source_table: str | None = None,
-        source_uri: str | Sequence[str] | None = None,
+        source_uri: str | Sequence[str] | UriFunction | None = None,
         source_parameters: Mapping[str, Any] | Sequence[Any] | None = None,
         system_prompt: str | None = None,
         prompt_params: Mapping[str, object] | None = None,
@@ -143,7 +147,7 @@ class LLMTransformOperator(RunOperator):
         self.target_conn_id = target_conn_id
         self.source_sql = source_sql
         self.source_table = source_table
-        self.source_uri = source_uri
+        self.source_uri: Any = source_uri  # rendered to text, or to several
         self.source_parameters = source_parameters
         self.system_prompt = system_prompt
         self.prompt_params = prompt_params

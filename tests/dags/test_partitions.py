@@ -58,6 +58,37 @@ def finish(dag: Any, dag_run: Any, session: Any) -> None:
         session.expire_all()
 
 
+def by_hand(dag: Any, key: str) -> Any:
+    """Run the Dag for a key that a user has typed."""
+    from airflow.serialization.serialized_objects import DagSerialization
+    from airflow.utils.session import create_session
+    from airflow.utils.types import DagRunTriggeredByType, DagRunType
+
+    with create_session() as session:
+        dag_run = DagSerialization.deserialize_dag(DagSerialization.serialize_dag(dag)).create_dagrun(
+            run_id="by_hand",
+            run_after=datetime.now(UTC),
+            run_type=DagRunType.MANUAL,
+            triggered_by=DagRunTriggeredByType.TEST,
+            state="running",
+            partition_key=key,
+            session=session,
+        )
+        finish(dag, dag_run, session)
+    return dag_run
+
+
+def keys_of_events(dag_id: str) -> list[str]:
+    """The partition keys of the asset events that a Dag has caused."""
+    from airflow.models.asset import AssetEvent
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    with create_session() as session:
+        query = select(AssetEvent.partition_key).where(AssetEvent.source_dag_id == dag_id)
+        return sorted(str(key) for key in session.scalars(query))
+
+
 def test_a_backfill_of_ten_partitions_asks_each_row_once(stand: Stand) -> None:
     pytest.importorskip("airflow.sdk.definitions.partition_mappers", reason="Airflow 3.2")
     with duckdb.connect(stand.folder / "warehouse.duckdb") as connection:
@@ -73,7 +104,13 @@ def test_a_backfill_of_ten_partitions_asks_each_row_once(stand: Stand) -> None:
     texts = "SELECT DISTINCT day, coalesce(nullif(body, ''), subject) FROM support.tickets"
     assert asked == {day: {"succeeded": count} for day, count in per_day}
     assert [states(run) for run in runs] == DAYS * [{"judge": "success"}]
+    assert keys_of_events(dag.dag_id) == sorted(day for day, _ in per_day)
     assert stand.number(f"SELECT count(*) FROM ({texts})") == stand.charged()
     assert stand.ask("SELECT day, ticket_id FROM support.day_moods ORDER BY ALL") == stand.ask(
         "SELECT day, ticket_id FROM support.tickets ORDER BY ALL"
     )
+
+    typed = by_hand(dag, f"{FIRST}' OR '1' = '1")
+
+    assert states(typed) == {"judge": "failed"}
+    assert stand.number(f"SELECT count(*) FROM ({texts})") == stand.charged()
