@@ -1,12 +1,15 @@
 """Results that are not the batch's are not kept: no row is asked, and paid, again because a proxy answered."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from airflow_batch_llm.core.model import BatchState, BatchStatus, Outcome
-from airflow_batch_llm.errors import ResultsGone
+from airflow_batch_llm.errors import ResultsGone, WarehouseBusy
 from airflow_batch_llm.stage.land.collecting import RESULTS_PATIENCE_SECONDS, Expected, Incomplete, Lines
+from airflow_batch_llm.stage.land.finishing import land_again
+from airflow_batch_llm.stage.records.folder import RunFolder
 from tests.stage.world import Bench
 
 PLACES = {"anthropic": "results", "openai": "content"}
@@ -22,6 +25,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
         "content_type": "text/plain",
     },
     "another shape": {"kind": "body", "text": "{}", "content_type": "application/json"},
+    "an empty file": {"kind": "body", "text": "", "content_type": "application/octet-stream"},
     "a listing that lags": {"kind": "status", "status": 404},
 }
 
@@ -45,13 +49,19 @@ def test_what_is_not_the_results_is_fetched_again_and_nothing_is_paid_again(
     assert (vendor.world.charged(), len(vendor.batches())) == (20, 1)
 
 
-def test_results_that_never_come_fail_the_run_and_a_later_retry_costs_nothing(vendor: Bench) -> None:
+@pytest.mark.parametrize("answer", ["another shape", "a listing that lags"])
+def test_results_that_never_come_fail_the_run_and_a_later_retry_costs_nothing(
+    vendor: Bench, answer: str
+) -> None:
     vendor.world.make_tickets(20)
-    vendor.fault(endpoint=PLACES[vendor.world.provider_name], times=None, **ANSWERS["another shape"])
+    vendor.fault(endpoint=PLACES[vendor.world.provider_name], times=None, **ANSWERS[answer])
     before = vendor.world.clock()
 
-    with pytest.raises(ResultsGone, match="Run the task again later: that costs nothing"):
+    with pytest.raises(ResultsGone, match="Run the task again later: that costs nothing") as failed:
         vendor.complete()
+    assert str(failed.value).count("Clear ") == 1, (
+        "to clear pays again: it is advised under its condition alone"
+    )
     assert vendor.world.clock() - before > RESULTS_PATIENCE_SECONDS
     vendor.world.simulator.clear_faults()
 
@@ -79,6 +89,34 @@ def test_a_server_that_keeps_its_files_fails_no_run(openai: Bench, status: int) 
 
     assert done.report.final == {Outcome.SUCCEEDED: 20}
     assert sum("could not be removed" in line for line in openai.said) == 1
+
+
+class _KeepsWhatIsStaged:
+    """A warehouse that does not let anything be removed."""
+
+    def __init__(self, warehouse: Any) -> None:
+        self._warehouse = warehouse
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._warehouse, name)
+
+    def unstage(self, target: Any, parts: Any) -> None:
+        raise WarehouseBusy("the schema is locked")
+
+
+def test_a_warehouse_that_keeps_what_is_staged_fails_no_run_and_no_landing_again(openai: Bench) -> None:
+    openai.world.make_tickets(20)
+    whole = openai.world.parts()
+    parts = {"target": _KeepsWhatIsStaged(whole.target)}
+
+    done = openai.complete(openai.run(parts=parts))
+    folder = RunFolder(workspace=whole.workspace, run="dag/task/run")
+    landed = land_again(replace(whole, say=openai.said.append, **parts), folder)
+    whole.target.close()
+    whole.provider.close()
+
+    assert (done.report.final, landed) == ({Outcome.SUCCEEDED: 20}, 20)
+    assert sum("Staged rows could not be removed" in line for line in openai.said) == 2, openai.said
 
 
 @pytest.mark.parametrize(

@@ -177,10 +177,7 @@ def _results_error(batch_id: str) -> Judge:
 
 
 def _gone(batch_id: str) -> ResultsGone:
-    return ResultsGone(
-        f"Anthropic no longer holds the results of batch {batch_id}: it keeps them for 29 days. "
-        "Clear the task to send its rows again."
-    )
+    return ResultsGone(f"Anthropic does not show the results of batch {batch_id}: it keeps them for 29 days.")
 
 
 def find(search: Search, client: Any) -> Calls[list[Sighting]]:

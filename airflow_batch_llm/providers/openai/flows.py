@@ -189,8 +189,7 @@ def open_file(file_id: str, batch_id: str) -> Calls[Any]:
         failure = failure_of(error, sdk())
         if failure and failure.status in (404, 410):
             return ResultsGone(
-                f"OpenAI no longer holds the results of batch {batch_id} (file {file_id}): files expire. "
-                "Clear the task to send its rows again."
+                f"OpenAI does not show the results of batch {batch_id} (file {file_id}): files expire."
             )
         return judged(error)
 

@@ -246,5 +246,6 @@ def _land(parts: Parts, folder: RunFolder, plan: Plan, scratch: Path) -> int:
         tallies = [collector.stage(shard, standing)[1] for shard, standing in read_standings(folder, plan)]
         current.publish()
     finally:
-        current.unstage()
+        with parts.cleaning("staged rows"):
+            current.unstage()
     return sum(tally.outcomes[Outcome.SUCCEEDED] for tally in tallies)

@@ -116,10 +116,7 @@ def open_file(file_id: str, batch_id: str) -> Calls[Any]:
 
     def gone_or(error: Exception) -> Exception:
         if status_in(error) in (404, 410):
-            return ResultsGone(
-                f"Mistral no longer holds the results of batch {batch_id} (file {file_id})."
-                " Clear the task to send its rows again."
-            )
+            return ResultsGone(f"Mistral does not show the results of batch {batch_id} (file {file_id}).")
         return judged(error)
 
     return patiently(open_, gone_or, WORKER)
