@@ -107,7 +107,7 @@ class EnoughRowsTrigger(WatcherTrigger):
         return {**self._asked, **asked, "repeat_after": self.repeat_after}
 
     def recall(self, memory: Mapping[str, Any]) -> None:
-        self._last = LastEvent(**memory) if memory else None
+        self._last = LastEvent(at=memory["at"], least=memory["least"]) if memory else None
 
     def memory(self) -> dict[str, Any]:
         return {} if self._last is None else asdict(self._last)

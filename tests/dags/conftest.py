@@ -12,6 +12,7 @@ import pytest
 from airflow_batch_llm.demo import warehouse
 from airflow_batch_llm.demo.command import connections
 from airflow_batch_llm.simulator.handle import Simulator
+from tests.edge import dag_runs
 from tests.edge.conftest import airflow_database
 from tests.edge.dag_runs import run_dag, states
 
@@ -46,11 +47,7 @@ class Stand:
 
 def read_dags() -> dict[str, Any]:
     """All example Dags, read anew: some look at the environment."""
-    from airflow.dag_processing.dagbag import DagBag
-
-    bag = DagBag(dag_folder=str(DAGS), bundle_path=DAGS)
-    assert not bag.import_errors
-    return dict(bag.dags)
+    return dag_runs.read_dags(DAGS, DAGS)
 
 
 def run_example(name: str, **options: Any) -> Any:

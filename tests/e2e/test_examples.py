@@ -1,5 +1,6 @@
 """Example Dags whose story needs a scheduler."""
 
+import signal
 from datetime import UTC, datetime
 from typing import Any
 
@@ -53,7 +54,9 @@ def test_the_morning_collects_what_the_evening_has_sent(stack: Stack) -> None:
     assert stack.ask("SELECT count(*) FROM support.priorities") == tickets
 
 
-def test_a_watcher_starts_a_run_for_the_files_that_have_arrived(stack: Stack) -> None:
+def test_a_watcher_starts_a_run_for_the_files_that_have_arrived_also_while_no_triggerer_lived(
+    stack: Stack,
+) -> None:
     inbox = stack.inbox.with_name("watched")
     stack.airflow.api.unpause("file_watcher")
     warehouse.write_reviews(inbox, 3)
@@ -62,3 +65,13 @@ def test_a_watcher_starts_a_run_for_the_files_that_have_arrived(stack: Stack) ->
 
     assert stack.ask(uris) == [(3, (inbox / "reviews.jsonl").as_uri())]
     assert bought(stack) == 3
+
+    stack.airflow.end("triggerer", signal.SIGKILL)
+    (inbox / "later.jsonl").write_text('{"review_id": 100, "text": "Late, but lovely."}\n')
+    stack.airflow.start("triggerer")
+    until(lambda: len(stack.airflow.api.run_ids("file_watcher")) > 1, "a run for the later file", 150)
+    for run_id in stack.airflow.api.run_ids("file_watcher"):
+        succeeded(stack, "file_watcher", run_id)
+
+    assert stack.ask("SELECT count(*) FROM shop.watched_reviews") == [(4,)]
+    assert bought(stack) == 4

@@ -1,5 +1,6 @@
 """Dags of tests, run in this process as Airflow would run them."""
 
+from pathlib import Path
 from typing import Any
 
 
@@ -24,6 +25,18 @@ def synchronised(dag: Any) -> None:
     bag = DagBag(dag_folder="/dev/null", bundle_path=None)
     bag.bag_dag(dag)
     sync_bag_to_db(bag, "tests", "1")
+
+
+def read_dags(path: Path, bundle: Path) -> dict[str, Any]:
+    """The Dags of a file or a folder, read as Airflow reads them."""
+    try:
+        from airflow.dag_processing.dagbag import DagBag
+    except ImportError:  # Airflow 3.1
+        from airflow.models.dagbag import DagBag
+
+    bag = DagBag(dag_folder=str(path), bundle_path=bundle)
+    assert not bag.import_errors
+    return dict(bag.dags)
 
 
 def states(dag_run: Any) -> dict[str, str]:

@@ -10,7 +10,7 @@ from airflow.sdk import DAG, task
 from airflow_batch_llm.decorators.llm_transform import llm_transform_task
 from airflow_batch_llm.errors import InputError, PromptError
 from tests.edge.conftest import TICKETS, World
-from tests.edge.dag_runs import states, xcom
+from tests.edge.dag_runs import read_dags, states, xcom
 from tests.edge.tasks import arguments
 
 Run = Callable[..., Any]
@@ -46,14 +46,7 @@ def functions(**changes: Any) -> dict[str, Any]:
 
 def read(path: Path) -> Any:
     """The Dag of a file, read as Airflow reads it."""
-    try:
-        from airflow.dag_processing.dagbag import DagBag
-    except ImportError:  # Airflow 3.1
-        from airflow.models.dagbag import DagBag
-
-    bag = DagBag(dag_folder=str(path), bundle_path=path.parent)
-    assert not bag.import_errors
-    (dag,) = bag.dags.values()
+    (dag,) = read_dags(path, path.parent).values()
     dag.params["greeting"] = "About"
     return dag
 

@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import airflow.sdk
 from airflow.sdk import DAG
 
 from airflow_batch_llm.decorators.llm_transform import llm_transform_task
@@ -11,8 +13,11 @@ from airflow_batch_llm.operators.llm_batch import CollectLLMBatchOperator, Submi
 from airflow_batch_llm.operators.llm_transform_group import llm_transform_group
 from airflow_batch_llm.sensors.llm_batch import LLMBatchSensor
 from airflow_batch_llm.sensors.pending_rows import PendingRowsSensor
+from tests.edge.dag_runs import read_dags
 from tests.edge.serialization import DagSerialization
 from tests.edge.tasks import arguments, transform
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "dags"
 
 
 def by_row(row: Mapping[str, object]) -> str:
@@ -58,6 +63,16 @@ def test_every_operator_goes_to_the_database_and_back() -> None:
     assert again.get_task("mapped").is_mapped
     assert again.get_task("by_row").target == "by_row"
     assert again.get_task("by_rows").is_mapped
+
+
+def test_every_example_is_read_by_this_airflow_and_goes_to_its_database(airflow_database: None) -> None:
+    dags = read_dags(EXAMPLES, EXAMPLES)
+
+    for dag in dags.values():
+        stored = json.loads(json.dumps(DagSerialization.to_dict(dag)))
+        assert DagSerialization.from_dict(stored).task_ids
+    has_partitions = hasattr(airflow.sdk, "CronPartitionTimetable")
+    assert dags["mood_of_day"].task_ids == (["judge"] if has_partitions else ["needs_a_newer_airflow"])
 
 
 def test_a_dag_shows_no_prompt() -> None:
