@@ -164,14 +164,6 @@ class Part:
     shard: int  # unique within the run, whatever the round: an append replaces by (run, shard)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Published:
-    """The changes that a publish made to the target tables."""
-
-    answers: int
-    failures: int
-
-
 class Warehouse(Protocol):
     """One database. Cheap to build: the driver is imported and a connection opened when a verb first needs them."""
 
@@ -199,7 +191,7 @@ class Warehouse(Protocol):
     ) -> None:
         """Put one shard's rows aside. Staged again, it replaces what the same part staged before."""
 
-    def publish(self, target: Target, parts: Sequence[Part]) -> Published:
+    def publish(self, target: Target, parts: Sequence[Part]) -> None:
         """Merge the staged parts. An answer removes its key's failure; a failure never touches an answer.
 
         A row is updated only where the incoming `_llm_planned_at` is not older. Published again: the same tables.

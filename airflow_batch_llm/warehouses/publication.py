@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from airflow_batch_llm.errors import TargetError
-from airflow_batch_llm.warehouses.base import Part, Published, Target
+from airflow_batch_llm.warehouses.base import Part, Target
 from airflow_batch_llm.warehouses.dialect import Upsert
 from airflow_batch_llm.warehouses.kind import Kind, of_arrow
 from airflow_batch_llm.warehouses.statements import FAILURE_ORDER, Landing, Statements
@@ -39,14 +39,10 @@ class Staged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One statement. `counts` says of which table its row count tells how many rows were written."""
+    """One statement."""
 
     sql: str
     parameters: tuple[Any, ...] = ()
-    counts: str | None = None
-    counted_by: str | None = (
-        None  # a query that counts them, where the driver's row count means something else
-    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,21 +118,16 @@ def publication(
         parameters = tuple(value for pair in pairs for value in pair)
         steps = [
             Step(sql=statements.remove_shards(answers, len(pairs)), parameters=parameters),
-            Step(sql=statements.append(answers, rows), counts="answers"),
+            Step(sql=statements.append(answers, rows)),
         ]
     else:
-        steps = _upsert(answers, rows, "answers", statements)
+        steps = [Step(sql=sql) for sql in statements.upsert(answers, rows)]
     steps.append(Step(sql=statements.settle(failures, staged.answers)))
     if staged.failures is None:
         return steps
     rows = (statements.latest if staged.failures_twice else statements.plain)(failures, staged.failures)
     left = statements.unanswered(failures, answers, rows)
-    return [*steps, *_upsert(failures, left, "failures", statements)]
-
-
-def published(counts: Mapping[str | None, int]) -> Published:
-    """The report of steps whose row counts were summed by `Step.counts`."""
-    return Published(answers=counts.get("answers", 0), failures=counts.get("failures", 0))
+    return [*steps, *(Step(sql=sql) for sql in statements.upsert(failures, left))]
 
 
 def staged_columns(schema: pa.Schema, key: Sequence[str], statements: Statements) -> list[str]:
@@ -145,17 +136,6 @@ def staged_columns(schema: pa.Schema, key: Sequence[str], statements: Statements
     return [
         f"{dialect.quote(field.name)} {dialect.staged_type(field.type, key=field.name in key)}"
         for field in schema
-    ]
-
-
-def _upsert(landing: Landing, rows: str, counts: str, statements: Statements) -> list[Step]:
-    # MySQL counts a replaced row twice.
-    own = f"SELECT COUNT(*) FROM ({rows}) AS c" if landing.how is Upsert.ON_DUPLICATE_KEY else None
-    *first, last = statements.upsert(landing, rows)
-    written = landing.how is not Upsert.DELETE_INSERT  # what is deleted is counted when it is inserted
-    return [
-        *(Step(sql=sql, counts=counts if written else None, counted_by=own) for sql in first),
-        Step(sql=last, counts=counts, counted_by=own),
     ]
 
 

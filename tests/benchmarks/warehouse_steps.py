@@ -99,7 +99,7 @@ def stage(database: str, where: str, folder: Path, rows: int) -> None:
 def publish(database: str, where: str, folder: Path, rows: int) -> None:
     """Merge what is staged."""
     warehouse = open_warehouse(database, where)
-    assert warehouse.publish(TARGET, parts(rows)).answers == rows
+    warehouse.publish(TARGET, parts(rows))
     warehouse.close()
 
 

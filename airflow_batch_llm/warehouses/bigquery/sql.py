@@ -66,14 +66,6 @@ class Tables:
         return self.type_of(self.target.answer_columns.field(self.target.partition_by))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Changes:
-    """Statements on one table, in order; of those that write, the rows are counted."""
-
-    writes: tuple[str, ...]
-    first: tuple[str, ...] = ()
-
-
 def staged_schema(target: Target) -> pa.Schema:
     """Every column that a staged row can have: those of an answer, those of a failure, and which of the two it is."""
     answers = target.answer_columns
@@ -88,10 +80,10 @@ def staged_name(ordinal: int) -> str:
 
 
 def publish_script(tables: Tables, staged: Sequence[TableName]) -> str:
-    """One script, one job: gather what is staged, then change both tables in one transaction, and count."""
+    """One script, one job: gather what is staged, then change both tables in one transaction."""
     target = tables.target
     within = bound(target, "T", LOWEST, HIGHEST)
-    declared = ["DECLARE _llm_answers, _llm_failures INT64 DEFAULT 0"]
+    declared: list[str] = []
     bounds: list[str] = []
     if target.partition_by:
         column = quoted(target.partition_by)
@@ -106,19 +98,12 @@ def publish_script(tables: Tables, staged: Sequence[TableName]) -> str:
         _gather(tables, staged),
         *bounds,
         "BEGIN TRANSACTION",
-        *_counted("_llm_answers", land_answers(tables, good, within)),
-        *_counted("_llm_failures", upsert(tables.failures, unanswered(tables, bad, within))),
+        *land_answers(tables, good, within),
+        upsert(tables.failures, unanswered(tables, bad, within)),
         settle(tables, good),
         "COMMIT TRANSACTION",
-        "SELECT _llm_answers AS answers, _llm_failures AS failures",
     ]
     return ";\n".join(statements) + ";"
-
-
-def _counted(total: str, changes: Changes) -> list[str]:
-    """The statements, and after each that writes rows, their number added up."""
-    count = f"SET {total} = {total} + @@row_count"
-    return [*changes.first, *(line for statement in changes.writes for line in (statement, count))]
 
 
 def _gather(tables: Tables, staged: Sequence[TableName]) -> str:
@@ -150,11 +135,11 @@ def no_rows(tables: Tables) -> str:
     return f"SELECT {nothing} FROM UNNEST(CAST([] AS ARRAY<INT64>))"
 
 
-def land_answers(tables: Tables, source: str, within: str | None) -> Changes:
+def land_answers(tables: Tables, source: str, within: str | None) -> list[str]:
     """Return the statements that put answers into the target table."""
     if tables.target.is_merged:
-        return upsert(tables.answers, source, within)
-    return Changes(first=(_remove_shards(tables, source, within),), writes=(_append(tables.answers, source),))
+        return [upsert(tables.answers, source, within)]
+    return [_remove_shards(tables, source, within), _append(tables.answers, source)]
 
 
 def bound(target: Target, alias: str, lowest: str, highest: str) -> str | None:
@@ -165,7 +150,7 @@ def bound(target: Target, alias: str, lowest: str, highest: str) -> str | None:
     return f"({column} BETWEEN {lowest} AND {highest} OR {column} IS NULL)"
 
 
-def upsert(table: Columns, source: str, within: str | None = None) -> Changes:
+def upsert(table: Columns, source: str, within: str | None = None) -> str:
     """Update or insert by key; a row gives way only to one that was planned no earlier.
 
     The partitions stand in ON, where BigQuery looks for them: it prunes by them, and takes them for the filter
@@ -180,7 +165,7 @@ def upsert(table: Columns, source: str, within: str | None = None) -> Changes:
         f"THEN UPDATE SET {sets}\n"
         f"WHEN NOT MATCHED THEN INSERT ({_names(table)}) VALUES ({values})"
     )
-    return Changes(writes=(merge,))
+    return merge
 
 
 def same_key(key: Sequence[str], left: str, right: str) -> str:
@@ -232,7 +217,7 @@ def trials(tables: Tables) -> list[str]:
     within = bound(tables.target, "T", f"@{LOWEST}", f"@{HIGHEST}")
     answers = land_answers(tables, nothing, within)
     failures = upsert(tables.failures, unanswered(tables, nothing, within))
-    return [*answers.first, *answers.writes, *failures.writes, settle(tables, nothing)]
+    return [*answers, failures, settle(tables, nothing)]
 
 
 def known_join(tables: Tables, source: str, *, columns: str, within: str | None) -> str:

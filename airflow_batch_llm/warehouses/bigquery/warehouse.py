@@ -11,13 +11,13 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from airflow_batch_llm.core.settings import Source
-from airflow_batch_llm.errors import SourceError, WarehouseError
-from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Target
+from airflow_batch_llm.errors import SourceError
+from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Target
 from airflow_batch_llm.warehouses.bigquery.connection import (
     BigQuerySettings,
     Connection,
@@ -130,15 +130,11 @@ class BigQueryWarehouse:
                 )
             )
 
-    def publish(self, target: Target, parts: Sequence[Part]) -> Published:
+    def publish(self, target: Target, parts: Sequence[Part]) -> None:
         """Merge staged parts, up to 500 of them in one script and one transaction."""
         tables = self._tables(target)
-        answers = failures = 0
         for start in range(0, len(parts), _PARTS_PER_SCRIPT):
-            published = self._publish(tables, parts[start : start + _PARTS_PER_SCRIPT])
-            answers += published.answers
-            failures += published.failures
-        return Published(answers=answers, failures=failures)
+            self._publish(tables, parts[start : start + _PARTS_PER_SCRIPT])
 
     def unstage(self, target: Target, parts: Sequence[Part]) -> None:
         """Drop the staging tables of parts."""
@@ -166,13 +162,13 @@ class BigQueryWarehouse:
     def _lookup(self, target: Target) -> Lookup:
         return Lookup(connection=self._connection, target_tables=self._tables(target))
 
-    def _publish(self, tables: TargetTables, parts: Sequence[Part]) -> Published:
+    def _publish(self, tables: TargetTables, parts: Sequence[Part]) -> None:
         staged = [_staging_name(tables, part) for part in parts]
         script = publish_script(tables.look(), staged)
         versions = [self._version(name, part) for name, part in zip(staged, parts, strict=True)]
         content = digest(script, tables.created(), *versions)
         location = tables.location()
-        job = self._connection.jobs.perform(
+        self._connection.jobs.perform(
             Work(
                 doing=f"merging into {tables.answers}",
                 stem=stem_of("publish", tables.answers),
@@ -187,13 +183,8 @@ class BigQueryWarehouse:
                         **content_label(content),
                     },
                 ),
-                standing=lambda job: self._counts(job) is not None,
             )
         )
-        published = self._counts(job)
-        if published is None:
-            raise WarehouseError(f"BigQuery merged into {tables.answers} and does not give the counts.")
-        return published
 
     def _submit(self, script: str, job_id: str, location: str | None, labels: dict[str, str]) -> QueryJob:
         from google.cloud.bigquery import QueryJobConfig
@@ -206,16 +197,6 @@ class BigQueryWarehouse:
             retry=self._connection.patience.retry(),
             job_retry=None,  # a job that fails is followed by one with the next number
         )
-
-    def _counts(self, job: Any) -> Published | None:
-        """Return the counts of a script; None where its result, kept for a day, is gone."""
-        from google.api_core.exceptions import GoogleAPICallError
-
-        try:
-            [row] = list(job.result(retry=self._connection.patience.retry(), job_retry=None))
-        except GoogleAPICallError:
-            return None
-        return Published(answers=row["answers"], failures=row["failures"])
 
     def _version(self, name: TableName, part: Part) -> str:
         """Return a mark that changes whenever a staging table does."""

@@ -15,7 +15,7 @@ import pyarrow as pa
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import SourceError, TargetError
 from airflow_batch_llm.warehouses.arrow import numbers, plain_batch, typed
-from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Target
+from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Target
 from airflow_batch_llm.warehouses.dialect import full_name, is_same, tables_read
 from airflow_batch_llm.warehouses.duckdb.dialect import DIALECT
 from airflow_batch_llm.warehouses.duckdb.file import DuckDBFile, columns_of, refuse_view, tables
@@ -25,7 +25,6 @@ from airflow_batch_llm.warehouses.publication import (
     landings,
     preparation,
     publication,
-    published,
 )
 from airflow_batch_llm.warehouses.staging import Bounds, StagedFiles, StagingFolder, rows_of
 from airflow_batch_llm.warehouses.statements import Landing, Statements
@@ -132,11 +131,10 @@ class DuckDBWarehouse:
     ) -> None:
         self._folder.put(target, part, answers, failures)
 
-    def publish(self, target: Target, parts: Sequence[Part]) -> Published:
+    def publish(self, target: Target, parts: Sequence[Part]) -> None:
         if not parts:
-            return Published(answers=0, failures=0)
+            return
         self._folder.files(target, parts)  # all of them are there, before the file is locked
-        counts: dict[str | None, int] = {}
         with self._file.translated(), self._transaction() as connection:
             both = landings(target, tables(connection, target), self._statements)
             self._file.work_alone(connection)  # on several threads a merge is no faster, and holds more
@@ -144,12 +142,8 @@ class DuckDBWarehouse:
             for portion in self._folder.portions(target, parts, _MERGED_AT_ONCE):
                 staged = self._staged(connection, self._folder.files(target, portion), both)
                 for step in publication(target, portion, staged, both, self._statements):
-                    written = connection.execute(
-                        DIALECT.with_parameters(step.sql), step.parameters
-                    ).fetchone()
-                    counts[step.counts] = counts.get(step.counts, 0) + (written[0] if written else 0)
+                    connection.execute(DIALECT.with_parameters(step.sql), step.parameters)
                 self._file.forget(connection)
-        return published(counts)
 
     def _staged(
         self, connection: "DuckDBPyConnection", files: StagedFiles, both: Sequence[Landing]

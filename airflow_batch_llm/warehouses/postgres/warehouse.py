@@ -24,7 +24,7 @@ from airflow_batch_llm.errors import (
     WarehouseUnreachable,
 )
 from airflow_batch_llm.warehouses.arrow import plain_batch, record_batch
-from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Target
+from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Target
 from airflow_batch_llm.warehouses.dialect import PARAMETER, full_name, is_same, tables_read
 from airflow_batch_llm.warehouses.place import Place
 from airflow_batch_llm.warehouses.postgres.dialect import DIALECT
@@ -35,7 +35,6 @@ from airflow_batch_llm.warehouses.publication import (
     landings,
     preparation,
     publication,
-    published,
     staged_columns,
 )
 from airflow_batch_llm.warehouses.refusal import may_pass, translated
@@ -175,10 +174,9 @@ class PostgresWarehouse:
             ]
             cursor.execute(f"COMMENT ON TABLE {named[0]} IS '{counts[0]} {counts[1]}'")
 
-    def publish(self, target: Target, parts: Sequence[Part]) -> Published:
+    def publish(self, target: Target, parts: Sequence[Part]) -> None:
         if not parts:
-            return Published(answers=0, failures=0)
-        counts: dict[str | None, int] = {}
+            return
         with self._transaction() as cursor:
             # Two publishes that update the same rows in different orders would lock each other out.
             cursor.execute(
@@ -192,8 +190,6 @@ class PostgresWarehouse:
             staged = self._staged(cursor, target, parts, both)
             for step in publication(target, parts, staged, both, self._statements):
                 cursor.execute(DIALECT.with_parameters(step.sql), step.parameters or None)
-                counts[step.counts] = counts.get(step.counts, 0) + cursor.rowcount
-        return published(counts)
 
     def unstage(self, target: Target, parts: Sequence[Part]) -> None:
         for part in parts:

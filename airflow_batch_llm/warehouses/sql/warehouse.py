@@ -15,17 +15,15 @@ from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import BatchLLMError, InputError, SourceError, WarehouseBusy, WarehouseError
 from airflow_batch_llm.warehouses import find_dialect
 from airflow_batch_llm.warehouses.arrow import batches, plain_batch, record_batch, refuse_padded_keys
-from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Published, Target, Warehouse
+from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Target, Warehouse
 from airflow_batch_llm.warehouses.dialect import PARAMETER, full_name, is_same, tables_read
 from airflow_batch_llm.warehouses.place import Place
 from airflow_batch_llm.warehouses.publication import (
     Staged,
-    Step,
     Tables,
     landings,
     preparation,
     publication,
-    published,
     staged_columns,
 )
 from airflow_batch_llm.warehouses.refusal import may_pass, translated
@@ -114,15 +112,13 @@ class SqlWarehouse:
                 for batch in reader:
                     self._insert(cursor, name, plain_batch(batch, frozenset(target.key.names), self._dialect))
 
-    def publish(self, target: Target, parts: Sequence[Part]) -> Published:
+    def publish(self, target: Target, parts: Sequence[Part]) -> None:
         if not parts:
-            return Published(answers=0, failures=0)
-        counts: dict[str | None, int] = {}
+            return
         with self._published_from(target, parts) as (cursor, staged):
             both = landings(target, self._tables(cursor, target), self._statements)
             for step in publication(target, parts, staged, both, self._statements):
-                counts[step.counts] = counts.get(step.counts, 0) + self._run(cursor, step)
-        return published(counts)
+                self._execute(cursor, step.sql, step.parameters)
 
     def unstage(self, target: Target, parts: Sequence[Part]) -> None:
         with self._transaction() as cursor:
@@ -175,14 +171,6 @@ class SqlWarehouse:
             trial = self._staging_table(target, f"probe_{uuid4().hex[:16]}")
             cursor.execute(f"CREATE TABLE {trial} (n INTEGER)")
             cursor.execute(f"DROP TABLE {trial}")
-
-    def _run(self, cursor: Any, step: Step) -> int:
-        self._execute(cursor, step.sql, step.parameters)
-        written = max(cursor.rowcount, 0)
-        if step.counted_by is not None:
-            cursor.execute(step.counted_by)
-            (written,) = cursor.fetchone()
-        return int(written)
 
     def _stream(self, query: str, parameters: Any, told: pa.Schema | None = None) -> pa.RecordBatchReader:
         """`told`: the types of columns that we know by name."""
