@@ -165,10 +165,8 @@ class Provenance:
     target: str
     batch_ids: tuple[str, ...] = ()
     llm_conn_id: str | None = None
-    output_type_ref: str | None = None
     structured: bool = False
     result_uri: str | None = None  # of the run folder
-    source: str | None = None
     submitted_at: float | None = None
     completed_at: float | None = None
 
@@ -241,7 +239,7 @@ def to_xcom(report: Report, about: Provenance) -> dict[str, Any]:
         "adapter": about.provider,
         "llm_conn_id": about.llm_conn_id,
         "model_id": f"{about.provider}:{about.model}",
-        "output_type_ref": about.output_type_ref,
+        "output_type_ref": None,
         "structured": about.structured,
         "result_uri": about.result_uri,
         "request_count": report.rows,
@@ -255,7 +253,7 @@ def to_xcom(report: Report, about: Provenance) -> dict[str, Any]:
         "submitted_at": _iso(about.submitted_at),
         "completed_at": _iso(about.completed_at),
         "run_id": about.run_id,
-        "input": about.source,
+        "input": None,
         "output_table": about.target,
         "batches": list(about.batch_ids),
         "outcomes": {outcome.value: count for outcome, count in final.items()},

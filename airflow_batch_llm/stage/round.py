@@ -7,6 +7,7 @@ landed before the round is published in one merge.
 from collections.abc import Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from airflow_batch_llm.core.journal import (
@@ -68,7 +69,7 @@ class Open:
         return "; ".join((*said, *sorted(set(self.reasons))))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Round:
     """The shards of one plan."""
 
@@ -285,15 +286,15 @@ class Round:
     def _move(self, shard: PlannedShard, standing: Standing) -> Move:
         return decide(standing, self._submitter.terms(shard), self.parts.clock())
 
-    @property
+    @cached_property
     def _collector(self) -> Collector:
         return Collector(parts=self.parts, folder=self.folder, plan=self.plan, scratch=self.scratch)
 
-    @property
+    @cached_property
     def _sweeper(self) -> Sweeper:
         return Sweeper(parts=self.parts, folder=self.folder, plans=(self.plan,))
 
-    @property
+    @cached_property
     def _submitter(self) -> Submitter:
         return Submitter(
             parts=self.parts,

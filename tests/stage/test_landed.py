@@ -5,6 +5,7 @@ import orjson
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.report import Report
 from airflow_batch_llm.stage.records.standings import Landed
+from tests.stage.world import Bench
 
 LANDED = Landed(
     report=Report(outcomes={Outcome.SUCCEEDED: 3, Outcome.INVALID: 1}, attempts={1: 4}, batches=2),
@@ -29,3 +30,14 @@ def test_one_that_an_earlier_release_wrote_names_no_batches() -> None:
     again = Landed.from_json(orjson.dumps(fields))
 
     assert (again.report, list(again.batches)) == (LANDED.report, [])
+
+
+def test_the_report_that_an_earlier_release_stored_is_read(openai: Bench) -> None:
+    openai.world.make_tickets(3)
+    done = openai.complete()
+    (path,) = openai.world.folder.glob("workspace/**/report.json")
+    stored = orjson.loads(path.read_bytes())
+    stored["about"] |= {"output_type_ref": None, "source": None}
+    path.write_bytes(orjson.dumps(stored))
+
+    assert openai.complete() == done

@@ -6,7 +6,7 @@ Each step leaves a record and may be repeated. With the raw lines kept, landing 
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import orjson
@@ -86,7 +86,7 @@ _FETCH_AGAIN_SECONDS = 60.0
 _LATER_SECONDS = 300.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Collector:
     """Collects the shards of one plan."""
 
@@ -94,11 +94,10 @@ class Collector:
     folder: RunFolder
     plan: Plan
     scratch: Path
-    _gatherer: Callable[[Way], Gatherer] = field(init=False)
 
-    def __post_init__(self) -> None:
-        gatherer = lru_cache(len(Way))(lambda way: Gatherer.of(self.parts.provider, self.plan, way))
-        object.__setattr__(self, "_gatherer", gatherer)
+    @cached_property
+    def _gatherer(self) -> Callable[[Way], Gatherer]:
+        return lru_cache(len(Way))(lambda way: Gatherer.of(self.parts.provider, self.plan, way))
 
     def note_end(self, shard: PlannedShard, standing: Standing, status: BatchStatus) -> Wait | None:
         """Record that the shard's batch has ended: its results are kept before the journal says so.

@@ -68,9 +68,7 @@ class Finisher:
         if data is None:
             return None
         fields = orjson.loads(data)
-        return Finished(
-            report=Report.from_json(fields["report"]), about=Provenance(**_tuples(fields["about"]))
-        )
+        return Finished(report=Report.from_json(fields["report"]), about=_about(fields["about"]))
 
     def planned(self) -> Finished:
         """A plan that was made to be looked at: nothing was sent."""
@@ -223,9 +221,14 @@ def _fields(about: Provenance) -> dict[str, object]:
     return {name: getattr(about, name) for name in Provenance.__slots__}
 
 
-def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows lists only."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+def _about(stored: dict[str, Any]) -> Provenance:
+    """Read what a stored report is about. JSON has lists only, and an earlier release stored more fields."""
+    known: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in stored.items()
+        if name in Provenance.__slots__
+    }
+    return Provenance(**known)
 
 
 def land_again(parts: Parts, folder: RunFolder) -> int:

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 from airflow_batch_llm.core.answer import Answer, AnswerParser, Invalid, storable
@@ -150,19 +150,21 @@ class Foreign(Exception):
     """The line answers no request of the shard."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class LineJudge:
     """Judges the lines of a plan's shards."""
 
     provider: Provider
     parser: AnswerParser
     prices: PriceList
-    _billed: Callable[[Usage], Bill] = field(init=False)
-    _parsed: Callable[[str], Answer | Invalid] = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_billed", lru_cache(_REMEMBERED)(self._bill))
-        object.__setattr__(self, "_parsed", lru_cache(_REMEMBERED)(self.parser.parse))
+    @cached_property
+    def _billed(self) -> Callable[[Usage], Bill]:
+        return lru_cache(_REMEMBERED)(self._bill)
+
+    @cached_property
+    def _parsed(self) -> Callable[[str], Answer | Invalid]:
+        return lru_cache(_REMEMBERED)(self.parser.parse)
 
     def judge(self, line: bytes, token: str, requests: int) -> Verdict | None:
         """The verdict on the request of this shard that the line answers; None: the line cannot be read and names none.
