@@ -1,6 +1,5 @@
 """The DuckDB file that the example Dags read: filled before, changed in between, looked into afterwards."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import fields
 from datetime import date
@@ -25,14 +24,6 @@ FROM range(1, 41) AS numbers(i);
 """
 
 
-_REVIEWS = (
-    "Arrived in two days, works as described. The manual is only in Danish, though.",
-    "Lovely colour! The lid does not close\u2026 sent it back.",
-    'Third one I buy. "Never change a winning team", as they say 🏆',
-    "",
-)
-
-
 def seed(path: Path, count: int, today: date) -> None:
     """Make the tables, with `count` tickets."""
     import pyarrow as pa
@@ -53,13 +44,6 @@ def change(path: Path, count: int) -> None:
             " WHERE ticket_id IN (SELECT max(ticket_id) - 7 * step FROM support.tickets, range(?) AS steps(step) GROUP BY step)",
             [count],
         )
-
-
-def write_reviews(inbox: Path, count: int) -> None:
-    """Let a file of reviews arrive."""
-    inbox.mkdir(parents=True, exist_ok=True)
-    rows = [{"review_id": number, "text": _REVIEWS[number % len(_REVIEWS)]} for number in range(1, count + 1)]
-    (inbox / "reviews.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def ask(path: Path, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:

@@ -17,6 +17,7 @@ from airflow_batch_llm.demo.command import RESPONDER, connections, last_night
 from airflow_batch_llm.demo.local_airflow import LocalAirflow, Setup
 from airflow_batch_llm.demo.processes import interrupted_by_sigterm
 from airflow_batch_llm.simulator.handle import Simulator
+from tests.dags.reviews import write_reviews
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,7 +54,7 @@ def running(plan: Plan) -> Iterator[Stack]:
     path, inbox = plan.folder / "warehouse.duckdb", plan.folder / "inbox"
     if not path.exists():
         warehouse.seed(path, plan.tickets, last_night(datetime.now(UTC)))
-        warehouse.write_reviews(inbox, 12)
+        write_reviews(inbox, 12)
     with ExitStack() as started:
         simulator = started.enter_context(
             Simulator(

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from airflow_batch_llm.demo import warehouse
 from tests.dags.conftest import DAGS, Stand, read_dags, run_example
+from tests.dags.reviews import write_reviews
 from tests.edge.dag_runs import asset_extras, xcom
 
 TICKETS = "SELECT count(*) FROM support.tickets"
@@ -63,7 +63,7 @@ def test_a_large_table_is_spread_over_tasks(stand: Stand, monkeypatch: pytest.Mo
 
 
 def test_files_that_arrive_are_asked_about_and_put_away(stand: Stand) -> None:
-    warehouse.write_reviews(stand.inbox, 6)
+    write_reviews(stand.inbox, 6)
 
     run_example("file_arrival")
 
@@ -73,7 +73,7 @@ def test_files_that_arrive_are_asked_about_and_put_away(stand: Stand) -> None:
 
 
 def test_files_of_an_event_are_summarised(stand: Stand) -> None:
-    warehouse.write_reviews(stand.inbox, 6)
+    write_reviews(stand.inbox, 6)
     uri = (stand.inbox / "reviews.jsonl").as_uri()
 
     run_example("file_watcher", run_conf={"uris": [uri]})

@@ -7,6 +7,7 @@ from typing import Any
 from airflow_batch_llm.demo import warehouse
 from airflow_batch_llm.demo.airflow_api import until
 from tests.airflow.standalone import Stack
+from tests.dags.reviews import write_reviews
 
 
 def succeeded(stack: Stack, dag_id: str, run_id: str) -> None:
@@ -59,7 +60,7 @@ def test_a_watcher_starts_a_run_for_the_files_that_have_arrived_also_while_no_tr
 ) -> None:
     inbox = stack.inbox.with_name("watched")
     stack.airflow.api.unpause("file_watcher")
-    warehouse.write_reviews(inbox, 3)
+    write_reviews(inbox, 3)
     succeeded(stack, "file_watcher", first_run(stack, "file_watcher"))
     uris = "SELECT count(*), any_value(_llm_source_uri) FROM shop.watched_reviews"
 
