@@ -84,7 +84,7 @@ matrix: .venv/.stamp ## run the tests of the Airflow edge on each supported Airf
 sdks: .venv/.stamp ## run the provider tests on the oldest and the newest SDKs that pyproject.toml admits
 	@$(BIN)/python -m tests.sdks
 
-databases: .venv/.stamp ## run the contract of a warehouse on Snowflake's emulator, and on MariaDB where it is installed
+databases: .venv/.stamp ## run the contract of a warehouse on Snowflake's emulator, ClickHouse's engine, and MariaDB where it is installed
 	@$(BIN)/python -m tests.databases
 
 clean: ## remove what make has built

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 WAREHOUSES: Mapping[str, str] = MappingProxyType(
     {
         "bigquery": "airflow_batch_llm.warehouses.bigquery.registration",
+        "clickhouse": "airflow_batch_llm.warehouses.sql.clickhouse",
         "databricks": "airflow_batch_llm.warehouses.sql.databricks",
         "duckdb": "airflow_batch_llm.warehouses.duckdb.registration",
         "mssql": "airflow_batch_llm.warehouses.sql.mssql",

@@ -33,6 +33,9 @@ class Upsert(StrEnum):
         "update, then insert"  # two statements; where there is no unique index, or MERGE is too weak
     )
     DELETE_INSERT = "delete, then insert"  # two statements; only for tables that are wholly ours
+    DELETE_KEYS_INSERT = (
+        "delete by key, then insert"  # the same where a DELETE takes a list of keys and no join
+    )
 
 
 #: The standard's names. A dialect says where it differs, and how it calls what the standard has no name for.
@@ -84,8 +87,9 @@ class Dialect:
     partitioned: str = ""  # the clause of a new table that is cut by one column
     clustered: str = ""  # the clause of a new table whose rows lie in the order of some columns
     text_of: str = "{}"  # a source's column, as the text that it is read as
+    casts_keys: bool = False  # a literal is compared with a key only after a cast to its type
     typed_null: bool = True  # NULL may be cast to the type of a column
-    nests_any_select: bool = True  # a subquery may hold ORDER BY and WITH
+    joins_sources: bool = True  # any query may be a subquery that is joined, and its columns keep their names
 
     def quote(self, *names: str) -> str:
         """One identifier, or several as a list."""
@@ -154,6 +158,10 @@ class Dialect:
         if of_arrow(type_) in self.from_text:
             return self.types[Kind.STRING]
         return self.column_type(type_, key=key)
+
+    def key_parameter(self, type_: pa.DataType) -> str:
+        """A parameter that is compared with a key column of this type."""
+        return f"CAST({PARAMETER} AS {self.column_type(type_, key=True)})" if self.casts_keys else PARAMETER
 
     def kind_of(self, type_: str) -> Kind | None:
         """The kind of a column type as the database spells it. Returns None if it is none of ours."""

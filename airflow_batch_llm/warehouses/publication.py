@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.warehouses.base import Part, Target
-from airflow_batch_llm.warehouses.dialect import Upsert
+from airflow_batch_llm.warehouses.dialect import Dialect, Upsert
 from airflow_batch_llm.warehouses.kind import Kind, of_arrow
 from airflow_batch_llm.warehouses.statements import FAILURE_ORDER, Landing, Statements
 from airflow_batch_llm.warehouses.target import Rules, Shape, refuse_rules, shape_failures, shape_target
@@ -71,6 +71,8 @@ def preparation(target: Target, tables: Tables, statements: Statements) -> list[
             )
         if table is not None:
             refuse_rules(target, shape, table.rules)
+            if merged:
+                _refuse_others(shape, table, dialect)
         if shape.create:
             ddl.append(statements.create(target, shape.table, shape.columns, unique=unique))
         ddl.extend(statements.add_columns(shape.table, shape.add))
@@ -79,11 +81,28 @@ def preparation(target: Target, tables: Tables, statements: Statements) -> list[
     return ddl
 
 
+def _refuse_others(shape: Shape, table: Table | None, dialect: Dialect) -> None:
+    """Refuse a table with columns that a row would lose, where rows cannot be updated."""
+    if table is None or dialect.upsert is not Upsert.DELETE_KEYS_INSERT:
+        return
+    ours = {name.lower() for name in shape.columns.names}
+    others = [name for name in table.columns if name.lower() not in ours]
+    if others:
+        raise TargetError(
+            f"The table {shape.table} has {', '.join(others)}, which this stage does not write: {dialect.title} replaces"
+            " whole rows. Carry them from the source, or write to another table."
+        )
+
+
 def landings(target: Target, tables: Tables, statements: Statements) -> tuple[Landing, Landing]:
     """The two tables with the columns that are written to each. Both are there: `preparation` ran before."""
     dialect = statements.dialect
     shape = shape_target(target, _columns(tables.target), dialect)
     failed = shape_failures(target, _columns(tables.failures), dialect)
+    # Somebody may have added a column since the preparation.
+    if target.is_merged:
+        _refuse_others(shape, tables.target, dialect)
+    _refuse_others(failed, tables.failures, dialect)
     return (
         Landing(
             table=target.table,

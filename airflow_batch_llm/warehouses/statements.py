@@ -78,9 +78,10 @@ class Statements:
     def probe(self, table: str, columns: Iterable[str], key: str) -> list[str]:
         """Statements that need the right to write and touch no row."""
         name, listed = self.dialect.table(table), self._q(*columns)
+        updates = self.dialect.upsert is not Upsert.DELETE_KEYS_INSERT
         return [
             f"INSERT INTO {name} ({listed}) SELECT {listed} FROM {name} WHERE 1 = 0",
-            f"UPDATE {name} SET {self._q(key)} = {self._q(key)} WHERE 1 = 0",
+            *([f"UPDATE {name} SET {self._q(key)} = {self._q(key)} WHERE 1 = 0"] if updates else []),
             f"DELETE FROM {name} WHERE 1 = 0",
         ]
 
@@ -117,6 +118,8 @@ class Statements:
                 return self._update_insert(landing, rows)
             case Upsert.DELETE_INSERT:
                 return self._delete_insert(landing, rows)
+            case Upsert.DELETE_KEYS_INSERT:
+                return [self._delete_keys(landing, rows), self._insert_absent(landing, rows)]
             case _:
                 assert_never(landing.how)
 
@@ -135,6 +138,8 @@ class Statements:
         """DELETE of the failures whose keys were answered since."""
         name = self.dialect.table(failures.table)
         planned = self._q(PLANNED)
+        if self.dialect.upsert is Upsert.DELETE_KEYS_INSERT:
+            return self._delete_keys(failures, f"SELECT * FROM {answers} AS a")
         return (
             f"DELETE FROM {name} WHERE EXISTS (SELECT 1 FROM {answers} AS a "
             f"WHERE {self._same(failures.key, 'a', name)} "
@@ -251,6 +256,15 @@ class Statements:
             f"DELETE FROM {self.dialect.table(landing.table)} AS t USING ({rows}) AS s WHERE {same}",
             self._insert_absent(landing, rows),
         ]
+
+    def _delete_keys(self, landing: Landing, rows: str) -> str:
+        """DELETE of the table's rows that rows of a SELECT replace."""
+        name = self.dialect.table(landing.table)
+        keys = ", ".join(f"s.{self._q(column)}" for column in landing.key)
+        return (
+            f"DELETE FROM {name} WHERE ({self._q(*landing.key)}) IN (SELECT {keys} FROM ({rows}) AS s JOIN {name} AS t "
+            f"ON {self._same(landing.key, 't', 's')} WHERE {self._not_older('t', 's')})"
+        )
 
     def _insert_absent(self, landing: Landing, rows: str) -> str:
         name = self.dialect.table(landing.table)

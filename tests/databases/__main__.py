@@ -1,4 +1,4 @@
-"""Run the warehouse contract on Snowflake's emulator and on MariaDB, in an environment of their own.
+"""Run the warehouse contract on Snowflake's emulator, ClickHouse's engine and MariaDB, in an environment of their own.
 
 The emulator needs an older connector than the newest, and MariaDB a server on this machine; what is not there is
 skipped. Run by `make databases`; arguments go to pytest.
@@ -15,7 +15,7 @@ ENVIRONMENT = ROOT / ".environments" / "databases"
 PYTHON = ENVIRONMENT / "bin" / "python"
 UV = Path(sys.executable).parent / "uv"
 #: The emulator imports a module that version 5 of the connector no longer has.
-DATABASES = ("fakesnow[server]==0.12.1", "snowflake-connector-python<5", "pymysql")
+DATABASES = ("fakesnow[server]==0.12.1", "snowflake-connector-python<5", "pymysql", "chdb")
 TOOLS = ("pytest", "pytest-asyncio", "pytest-xdist")
 
 

@@ -41,6 +41,8 @@ class InformationSchema:
     """Expression of the schema of tables that are named without one."""
     current_catalog: str = "''"
     """Expression of the catalog, where one connection sees several. Default: the URI tells which one it is."""
+    default_of: str = "column_default"
+    """Expression over `columns`: a column's default, or NULL."""
     filled_by: str = "NULL"
     """Expression over `columns`: `GENERATED` for one that takes no value, `AUTO_INCREMENT` for one that needs none."""
     unique: str = ""
@@ -60,7 +62,7 @@ class InformationSchema:
 
     def rules(self, ask: Ask, dialect: Dialect, name: str) -> Rules:
         catalog, schema, plain = full_parts(dialect, name)
-        wanted = f"is_nullable, column_default, {self.filled_by}"
+        wanted = f"is_nullable, {self.default_of}, {self.filled_by}"
         found = ask(self._columns(dialect, catalog, wanted), [schema, plain])
         columns = [
             (

@@ -88,12 +88,15 @@ class SqlWarehouse:
         plain = plain_batch(keys, frozenset(target.key.names), self._dialect).select(target.key.names)
         refuse_padded_keys(plain, target.key.names, self._dialect)
         size = max(1, min(_ASKED_AT_ONCE, _MOST_PARAMETERS // len(target.key)))
+        one = ", ".join(
+            f"{self._dialect.key_parameter(field.type)} AS {self._dialect.quote(field.name)}"
+            for field in target.key
+        )
         rows: list[Sequence[Any]] = []
         with self._transaction() as cursor:
             there = self._known_tables(cursor, target)
             for start in range(0, plain.num_rows, size):
                 asked = self._values(plain.slice(start, size))
-                one = ", ".join(f"{PARAMETER} AS {self._dialect.quote(name)}" for name in target.key.names)
                 relation = " UNION ALL ".join(f"SELECT {number} AS n, {one}" for number in range(len(asked)))
                 query = self._statements.known(f"({relation})", target, there)
                 self._execute(cursor, query, list(chain.from_iterable(asked)))
@@ -366,7 +369,7 @@ def sql_warehouse(
 ) -> SqlWarehouse:
     """The adapter of a dialect that has none of its own."""
     spoken = _spoken(dialect)
-    return (JoiningSqlWarehouse if spoken.nests_any_select else SqlWarehouse)(
+    return (JoiningSqlWarehouse if spoken.joins_sources else SqlWarehouse)(
         connect, spoken, asset_uri=asset_uri
     )
 

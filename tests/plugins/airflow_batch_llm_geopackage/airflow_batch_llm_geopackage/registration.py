@@ -6,7 +6,8 @@ from pydantic import BaseModel, ConfigDict
 
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.warehouses.base import Warehouse
-from airflow_batch_llm.warehouses.registration import AirflowConnection, SpecFile, WarehouseType
+from airflow_batch_llm.warehouses.registration import AirflowConnection, SpecFile, UriForm, WarehouseType
+from airflow_batch_llm.warehouses.sql.sqlite_dialect import DIALECT
 
 
 class GeoPackageSection(BaseModel):
@@ -36,6 +37,8 @@ def _open(path: Any, **options: Any) -> Warehouse:
 
 WAREHOUSE = WarehouseType(
     name="geopackage",
+    dialect=DIALECT,
+    uri_form=UriForm.FILE,
     connection_types=frozenset({"geopackage"}),
     open_connection=_open_connection,
     hook_params=frozenset({"description"}),

@@ -18,6 +18,7 @@ from airflow_batch_llm.hooks.arguments import check_params
 from airflow_batch_llm.hooks.warehouse import warehouse
 from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.testing.warehouses import WarehouseContract
+from airflow_batch_llm.warehouses.uri import dataset, table_uri
 from tests.plugins.airflow_batch_llm_geopackage.tests.file import GeoPackageFile
 from tests.plugins.installed import installed
 
@@ -44,6 +45,8 @@ def test_a_connection_of_its_type_leads_to_it(monkeypatch: pytest.MonkeyPatch, t
     found = opened.read(Source(sql="SELECT 7 AS n")).read_all().to_pylist()
     opened.close()
     assert (opened.asset_uri, found) == (f"geopackage://{tmp_path}/land.gpkg", [{"n": 7}])
+    table = table_uri(opened.asset_uri, "main.labels")
+    assert dataset(table) == ("geopackage", f"{tmp_path}/land.gpkg/main/labels")
     with pytest.raises(InputError, match=r"'role' for geopackage\. It may have description"):
         warehouse("land", {"role": "x"}, argument="target_conn_id")
 
