@@ -46,7 +46,7 @@ with DAG(
         "model_id": MODEL_ID,
         "llm_conn_id": LLM_CONN_ID,
         "target": "support.ticket_labels",
-        "carry": ["day"],
+        "shape": {"carry": ["day"]},
         "max_cost_usd": "{{ params.max_cost_usd }}",
         "deferrable": True,
     },
