@@ -135,9 +135,12 @@ Count = Annotated[int, Field(ge=1)]
 _CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+@dataclass(frozen=True, kw_only=True, config=_CONFIG)
 class Settings:
-    """Explain every value that does not fit as one `InputError`."""
+    """Explain every value that does not fit as one `InputError`.
+
+    The classes have no slots: to add them makes a second class, and the validator would see the first, without fields.
+    """
 
     template_fields: ClassVar[tuple[str, ...]] = ()
     """Fields whose Jinja templates Airflow renders when the object is an operator's argument."""
@@ -153,7 +156,7 @@ class Settings:
             raise InputError(explained(error, cls)) from None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+@dataclass(frozen=True, kw_only=True, config=_CONFIG)
 class Request(Settings):
     """Set what each request carries beside the prompt."""
 
@@ -169,7 +172,7 @@ class Request(Settings):
     """Ask the provider to cache the system prompt for all requests, where caching must be asked for. Default: no."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+@dataclass(frozen=True, kw_only=True, config=_CONFIG)
 class Shape(Settings):
     """Set the layout of the target table and of the failures table."""
 
@@ -203,7 +206,7 @@ class Shape(Settings):
     """Keep the first 200 characters of a bad answer in the failures table. Default: yes."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+@dataclass(frozen=True, kw_only=True, config=_CONFIG)
 class Guards(Settings):
     """Set what a run guards before and after it spends money: limits, and the data that it leaves behind."""
 
@@ -223,7 +226,7 @@ class Guards(Settings):
     """Prices by model, in dollars per million tokens. They win over the price list. Default: the price list."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+@dataclass(frozen=True, kw_only=True, config=_CONFIG)
 class Pace(Settings):
     """Set the speed of a run: batch size, batches at once, time limit and polling."""
 
@@ -257,7 +260,7 @@ class Source:
     """The columns that identify a row. Default: none."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, config=_CONFIG)
+@dataclass(frozen=True, kw_only=True, config=_CONFIG)
 class Stage(Settings):
     """Describe a stage as the user writes it: rows in, one typed answer per row out."""
 

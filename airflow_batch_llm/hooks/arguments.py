@@ -119,7 +119,7 @@ def _check(argument: str, given: Mapping[str, Any] | None, allowed: frozenset[st
         return
     unknown = [str(name) for name in given if name not in allowed]
     if unknown:
-        allowed = allowed | _added(kind)
+        allowed = allowed | _added(argument, kind)
         unknown = [name for name in unknown if name not in allowed]
     if unknown:
         raise InputError(
@@ -135,11 +135,11 @@ def _check(argument: str, given: Mapping[str, Any] | None, allowed: frozenset[st
             )
 
 
-def _added(kind: str | None) -> frozenset[str]:
+def _added(argument: str, kind: str | None) -> frozenset[str]:
     """The names that the configuration and installed packages add."""
     written = conf.get("batch_llm", "hook_params", fallback=None) or ""
     names = {name.strip() for name in written.split(",")} - {""}
-    if kind is None:
+    if kind is None and not argument.startswith("llm"):
         names.update(*(registered.hook_params for registered in all_types()))
     for entry_point in entry_points(group=ENTRY_POINT_GROUP):
         if kind in (None, entry_point.name):

@@ -18,6 +18,10 @@ from airflow_batch_llm.store.base import Block, brief
 
 _MB = 1 << 20
 _BLOCK = 8 * _MB
+#: The clients' errors where they find no credentials. None of them says so by a class that is shared.
+_WITHOUT_CREDENTIALS = frozenset(
+    {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "CredentialUnavailableError"}
+)
 _TRIES = 3  # each of them is already repeated by the client where it met an outage
 
 
@@ -223,6 +227,12 @@ class ObjectStorage:
             return StoreError(
                 f"{key} may not be written ({brief(error)}). Check its bucket's name, and grant creating, replacing"
                 " and deleting objects in it."
+            )
+        if type(error).__name__ in _WITHOUT_CREDENTIALS:
+            return StoreUnavailable(
+                f"{key} could not be written: no credentials were found for {self._uri} ({brief(error)}). Give"
+                " this process credentials, or name an Airflow connection in `workspace`, as in s3://my_conn@bucket/folder."
+                " Where the machine gives credentials, run the task again later."
             )
         return StoreUnavailable(f"{key} could not be written ({brief(error)}). Run the task again later.")
 

@@ -315,6 +315,9 @@ def test_somebody_is_told_once_when_the_waiting_is_long(world: World, run: Run) 
         ({"pace": Shape()}, "pace must be a Pace, got a Shape"),
         ({"source_conn_id": None}, "source_conn_id is missing"),
         ({"key": []}, "key names no column"),
+        ({"guards": {"max_attempt": 3}}, "Guards: max_attempt is unknown; is it max_attempts?"),
+        ({"guards": {"colour": 3}}, "Guards: colour is unknown; there are retry_dead, "),
+        ({"llm_hook_params": {"account": "x"}}, "llm_hook_params has 'account'. It may have base_url, "),
         ({"llm_hook_params": {"api_key": "x"}}, "llm_hook_params has 'api_key'"),
         ({"target_hook_params": {"password": "x"}}, "Put it into the connection."),
         (

@@ -1,11 +1,12 @@
 """Creations and uploads whose answers are lost, on each object storage, through a hop that breaks connections."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from airflow_batch_llm.errors import StoreError, StoreUnreadable
+from airflow_batch_llm.errors import StoreError, StoreUnavailable, StoreUnreadable
 from airflow_batch_llm.store import Workspace
 from tests.hop import Fault, Hop, hop_to
 from tests.store.servers import open_azure, open_gcs, open_s3
@@ -121,6 +122,21 @@ def test_a_bucket_that_does_not_exist_is_named(kind: str, request: pytest.Fixtur
     assert "There is no bucket or container 'nowhere'" in str(missing.value)
     assert "Create it, or change `workspace`" in str(missing.value)
     assert not missing.value.retryable
+
+
+def test_a_machine_without_credentials_is_told_how_to_give_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+
+    with pytest.raises(
+        StoreUnavailable, match=r"no credentials were found for s3://bucket/runs.*Give this process"
+    ):
+        Workspace.open("s3://bucket/runs")
 
 
 def test_a_delete_whose_answer_is_lost_has_deleted(workspace: Workspace, hop: Hop) -> None:
