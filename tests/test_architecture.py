@@ -66,6 +66,8 @@ def test_the_contracts_are_kept() -> None:
         ("core/intruder.py", "from airflow_batch_llm.providers import base", "layers"),
         ("providers/intruder.py", "import airflow_batch_llm.warehouses.base", "layers"),
         ("providers/intruder.py", "def f():\n    import airflow.sdk", "airflow"),
+        ("stage/intruder.py", "def f():\n    import openai", "vendors"),
+        ("providers/anthropic/intruder.py", "import airflow_batch_llm.providers.openai", "providers"),
         ("core/intruder.py", "import time", "core"),
         ("core/intruder.py", "def f():\n    import openai", "core"),
         ("core/intruder.py", "import airflow_batch_llm.testing", "testing"),
