@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -66,12 +67,11 @@ class ClickHouseFolder:
         return {name for (name,) in self._execute("SHOW TABLES")}
 
     def _execute(self, sql: str, rows: list[Any] | None = None) -> list[Any]:
-        connection = dbapi.connect(self.path)
-        cursor = connection.cursor()
-        cursor.execute(sql) if rows is None else cursor.executemany(sql, rows)
-        found = list(cursor.fetchall()) if cursor.description else []
-        connection.close()
-        return found
+        # A connection that stays open keeps the process from opening the next case's folder.
+        with closing(dbapi.connect(self.path)) as connection:
+            cursor = connection.cursor()
+            cursor.execute(sql) if rows is None else cursor.executemany(sql, rows)
+            return list(cursor.fetchall()) if cursor.description else []
 
 
 def open_warehouse(path: str) -> SqlWarehouse:
