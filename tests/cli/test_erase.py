@@ -32,4 +32,4 @@ def test_values_without_as_many_columns_are_refused(desk: Desk) -> None:
         "erase", str(desk.folder / "workspace"), "--key", "7", "--key-column", "a", "--key-column", "b"
     )
 
-    assert (done.returncode, done.stderr.startswith("InputError: 1 values and 2 columns")) == (2, True)
+    assert (done.returncode, done.stderr.startswith("InputError: 1 value and 2 columns")) == (2, True)

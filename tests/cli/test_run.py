@@ -199,12 +199,16 @@ def test_no_control_character_of_a_row_or_a_vendor_reaches_the_terminal(desk: De
 
     plain, as_json = desk.run(), desk.run("--json")
     looked = desk.command("inspect", str(desk.run_folder))
+    erased = desk.command(
+        "erase", str(desk.folder / "workspace"), "--key", "\x1b[2J\x9b0", "--key-column", "id", "--dry-run"
+    )
 
+    assert "\\u001b[2J" in erased.stdout
     assert plain.returncode == as_json.returncode == 1
     assert "It said: no" in plain.stderr
     assert "\\u001b[2J" in plain.stdout, "the keys of rows are shown, and escaped"
     orjson.loads(as_json.stdout)
-    for done in (plain, as_json, looked):
+    for done in (plain, as_json, looked, erased):
         assert [char for char in done.stdout + done.stderr if char != "\n" and not char.isprintable()] == []
 
 

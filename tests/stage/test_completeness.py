@@ -80,10 +80,19 @@ def test_a_row_counts_as_missing_only_after_minutes(bench: Bench) -> None:
     assert bench.world.failures() == {3: ("missing", 0, False), 7: ("missing", 0, False)}
 
 
-@pytest.mark.parametrize("status", [405, 500])
-def test_a_server_that_keeps_its_files_fails_no_run(openai: Bench, status: int) -> None:
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"kind": "status", "status": 405},
+        {"kind": "status", "status": 500},
+        ANSWERS["a login page"],
+        ANSWERS["another shape"],
+    ],
+    ids=["405", "500", "a login page", "another shape"],
+)
+def test_a_server_that_keeps_its_files_fails_no_run(openai: Bench, answer: dict[str, Any]) -> None:
     openai.world.make_tickets(20)
-    openai.fault(kind="status", endpoint="delete_file", status=status, times=None)
+    openai.fault(endpoint="delete_file", times=None, **answer)
 
     done = openai.complete(rows_per_batch=10)
 

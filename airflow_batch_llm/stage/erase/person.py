@@ -8,6 +8,7 @@ from decimal import Decimal, InvalidOperation
 
 import pyarrow as pa
 
+from airflow_batch_llm.core.printing import counted
 from airflow_batch_llm.core.value import text
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.stage.land.landing import SAMPLE_CHARS
@@ -30,7 +31,7 @@ class Person:
     def __post_init__(self) -> None:
         if not self.values or (self.columns and len(self.columns) != len(self.values)):
             raise InputError(
-                f"{len(self.values)} values and {len(self.columns)} columns do not match."
+                f"{counted(len(self.values), 'value')} and {counted(len(self.columns), 'column')} do not match."
                 " Give --key once for each key column, and --key-column as often or never."
             )
 

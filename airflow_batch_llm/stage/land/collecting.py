@@ -13,6 +13,7 @@ import orjson
 
 from airflow_batch_llm.core.journal import Entry, Kind, Standing, Wait
 from airflow_batch_llm.core.model import BatchStatus, Outcome, Usage, Way
+from airflow_batch_llm.core.printing import counted, share
 from airflow_batch_llm.core.report import Durations, Report, Spent
 from airflow_batch_llm.errors import BatchLLMError, ResultsGone, Unavailable
 from airflow_batch_llm.providers.lines import joined_lines, split_lines
@@ -73,9 +74,9 @@ class Lines:
         if self.expected is None:
             return
         if self.expected.lines and not marked:
-            raise Incomplete(f"none of {self.count:,} lines is a result of the batch.")
+            raise Incomplete(f"none of {counted(self.count, 'line')} is a result of the batch.")
         if self.count < self.expected.lines:
-            raise Incomplete(f"{self.count:,} of {self.expected.lines:,} results came.")
+            raise Incomplete(f"{share(self.count, self.expected.lines, 'result')} came.")
 
 
 #: Results that are not complete are fetched again for this long before a row counts as missing.
@@ -146,7 +147,7 @@ class Collector:
             ) from None
         if seen < expected.lines:
             self.parts.warn(
-                f"Batch {batch_id}: the provider gives {seen:,} of {expected.lines:,} results, and has for"
+                f"Batch {batch_id}: the provider gives {share(seen, expected.lines, 'result')}, and has for"
                 f" {RESULTS_PATIENCE_SECONDS / 60:.0f} minutes. The other rows count as missing."
             )
         return None
