@@ -198,7 +198,7 @@ def test_a_broken_line_is_named_by_its_number(tmp_path: Path, content: bytes, co
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        (b"a,b\n1,2\n3\n", "a row has 1 columns, and the header 2"),
+        (b"a,b\n1,2\n3\n", "a row has 1 column, and the header 2"),
         (b"a,b\n1,\xff" + SECRET.encode() + b"\n", "'b' is not written in UTF-8"),
         (b"a,a\n1,2\n", "several columns named a"),
         (b"_llm_source_uri\nx\n", "a name that is kept"),

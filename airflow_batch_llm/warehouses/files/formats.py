@@ -14,6 +14,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from airflow_batch_llm.core.model import ColumnType
+from airflow_batch_llm.core.printing import counted
 from airflow_batch_llm.errors import SourceError
 from airflow_batch_llm.warehouses.base import ARROW_TYPES
 
@@ -147,7 +148,7 @@ def _said(complaint: str, header: list[str]) -> str:
     if column:
         return "a value is not of the type that column_types= asks for."
     if ragged := _RAGGED.search(complaint):
-        return f"a row has {ragged[2]} columns, and the header {ragged[1]}."
+        return f"a row has {counted(int(ragged[2]), 'column')}, and the header {ragged[1]}."
     if "UTF8" in complaint:
         return "it is not written in UTF-8."
     if _TOO_LONG in complaint:
