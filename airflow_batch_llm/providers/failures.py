@@ -277,13 +277,19 @@ def _judged(failure: Failure, vendor: Vendor, *, creating: bool) -> ProviderErro
 _OF_ONE_REQUEST = frozenset({400, 404, 413, 422})
 
 
+#: Statuses of a gateway that has given up on a call: the vendor may go on, and charge the answer.
+FROM_A_GATEWAY = frozenset({408, 499, 502, 504, 520, 522, 524})
+
+
 def judge_answer(failure: Failure, vendor: Vendor) -> ProviderError | None:
     """The error that a call in real time has met; None if the vendor refuses this request alone."""
     if failure.status in _OF_ONE_REQUEST and failure.code not in vendor.no_money:
         return None
-    if failure.status is None and failure.sent and not failure.final:
-        lost = f"{vendor.name} gave no answer ({failure.code or 'it broke off'}). It may have been paid."
-        return saying(UnknownFate(lost), status=None, detail=failure.message)
+    is_cut = failure.status is None and failure.sent and not failure.final
+    if is_cut or failure.status in FROM_A_GATEWAY:
+        why = failure.code or failure.status or "it broke off"
+        lost = f"{vendor.name} gave no answer ({why}). It may have been paid."
+        return saying(UnknownFate(lost), status=failure.status, detail=failure.message)
     return judge(failure, vendor)
 
 

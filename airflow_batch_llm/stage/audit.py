@@ -5,7 +5,7 @@ No row, prompt, answer or key is in it. Records of earlier releases do not say b
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import orjson
@@ -128,7 +128,7 @@ def audit(folder: RunFolder) -> Audit:
 def _batches(
     folder: RunFolder, plan: Plan, shard: PlannedShard, journal: tuple[Entry, ...]
 ) -> Iterator[AuditedBatch]:
-    sent = [entry for entry in journal if entry.kind is Kind.SUBMITTED]
+    sent = [entry for entry in journal if entry.kind is Kind.SUBMITTED] + _asked(plan, shard, journal)
     ends = {entry.batch_id: entry for entry in journal if entry.kind is not Kind.SUBMITTED and entry.batch_id}
     landed = folder.read_landed(shard.number)
     outcomes = Counter() if landed is None else Counter(Landed.from_json(landed).report.outcomes)
@@ -154,6 +154,15 @@ def _batches(
             deleted_at=folder.read_deleted(entry.batch_id),
         )
         seen.add(entry.batch_id)
+
+
+def _asked(plan: Plan, shard: PlannedShard, journal: tuple[Entry, ...]) -> list[Entry]:
+    """Return the first record of asking in real time, under the name that the answers have."""
+    first = next((entry for entry in journal if entry.kind is Kind.ASKING), None)
+    if first is None:
+        return []
+    names = [entry.batch_id for entry in journal if entry.kind is Kind.ENDED]
+    return [replace(first, batch_id=names[0] if names else f"now-{plan.token(shard)}")]
 
 
 def _refusals(shard: PlannedShard, journal: tuple[Entry, ...]) -> Iterator[Refusal]:

@@ -27,6 +27,7 @@ from airflow_batch_llm.core.journal import (
     Wait,
     decide,
 )
+from airflow_batch_llm.core.model import Way
 from airflow_batch_llm.core.printing import counted, share, verb
 from airflow_batch_llm.core.report import Report, Spent
 from airflow_batch_llm.errors import InputError
@@ -216,7 +217,7 @@ def _shard(
         requests=shard.requests,
         rows=shard.rows,
         state=ShardState.MERGED if merged else _state(standing),
-        next="" if merged else _described(at.move(plan, shard, standing), standing),
+        next="" if merged else _described(at.move(plan, shard, standing), standing, plan.route(shard).way),
         batch_id=batch.batch_id if batch is not None else None,
         batch_at=batch.at if batch is not None else None,
         cost_usd=landed.report.spent.cost if landed is not None and standing.staged is not None else None,
@@ -238,7 +239,7 @@ def _state(standing: Standing) -> ShardState:
     return ShardState.INTENDED if standing.intent is not None else ShardState.PLANNED
 
 
-def _described(move: Move, standing: Standing) -> str:
+def _described(move: Move, standing: Standing, way: Way) -> str:
     match move:
         case Submit():
             return "its batch is created, once there is a place for it"
@@ -253,7 +254,8 @@ def _described(move: Move, standing: Standing) -> str:
             return "its batch is looked at, until it has ended"
         case Wait(until=until, reason=reason):
             at = f" after {moment(until)}" if until is not None else ""
-            return f"its batch is created{at}: {reason}"
+            then = "its requests are asked in real time" if way is Way.NOW else "its batch is created"
+            return f"{then}{at}: {reason}"
         case Land():
             return "its answers are staged"
         case Refuse(reason=reason):

@@ -59,6 +59,14 @@ class AnswersInRealTime:
         with _raises(UnknownFate):
             _answers(bench)
 
+    @pytest.mark.parametrize("status", [408, 502, 504])
+    def test_a_gateway_that_gives_up_may_hide_an_answer_that_was_paid(
+        self, bench: Bench, status: int
+    ) -> None:
+        self._strike(bench, kind="status", status=status, effect="after")
+        with _raises(UnknownFate):
+            _answers(bench)
+
     def test_a_page_in_the_place_of_the_answer_is_no_answer(self, bench: Bench) -> None:
         for _ in each_page(bench, self.answer_endpoint):
             try:

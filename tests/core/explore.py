@@ -1,4 +1,4 @@
-"""The submission protocol, explored to its end.
+"""The submission protocol and asking in real time, explored to their ends.
 
     python -m tests.core.explore
 
@@ -9,7 +9,7 @@ the first one in which a row would be paid twice or lost, or a batch would run o
 import sys
 import time
 
-from tests.core import reservation_model
+from tests.core import asking_model, reservation_model
 from tests.core.endings import faults
 from tests.core.protocol_model import Rules, explore
 
@@ -66,6 +66,31 @@ PLANNERS = {
 }
 
 
+ASKING_SMALL = {
+    "two workers ask one request, and an answer is lost": asking_model.Rules(requests=1, losses=1),
+    "three workers, one after the other's lease": asking_model.Rules(requests=1, workers=3, crashes=0),
+    "two workers, one of which is asked to end": asking_model.Rules(requests=1, partings=1),
+}
+ASKING = {
+    "two workers ask two requests, one at a time": asking_model.Rules(),
+    "two workers ask two requests together": asking_model.Rules(bound=2),
+    "two workers, an answer is lost": asking_model.Rules(bound=2, losses=1),
+    "two workers, one is asked to end": asking_model.Rules(bound=2, partings=1),
+    "three workers ask one request, two die": asking_model.Rules(requests=1, workers=3, crashes=2, ticks=4),
+}
+
+
+def visit_asking(name: str, rules: asking_model.Rules) -> int:
+    """Explore workers that ask one shard in real time; returns how many states there are."""
+    began, states = time.monotonic(), 0
+    for world in asking_model.explore(rules):
+        states += 1
+        for fault in asking_model.faults(world, rules):
+            raise AssertionError(f"{name}: {fault}: {world}")
+    print(f"{name}: {states:,} states in {time.monotonic() - began:.0f} s", flush=True)
+    return states
+
+
 def visit_planners(name: str, rules: reservation_model.Rules) -> int:
     """Explore the planners on one target; returns how many states there are."""
     began, states = time.monotonic(), 0
@@ -90,6 +115,7 @@ def visit(name: str, rules: Rules) -> int:
 
 def main() -> int:
     states = sum(visit_planners(name, rules) for name, rules in PLANNERS.items())
+    states += sum(visit_asking(name, rules) for name, rules in ASKING.items())
     states += sum(visit(name, rules) for name, rules in LARGE.items())
     print(f"{states:,} states, no fault in any")
     return 0

@@ -19,7 +19,7 @@ from airflow_batch_llm.errors import (
     raise_alone,
 )
 from airflow_batch_llm.providers.creation import LeaseExpired
-from airflow_batch_llm.providers.failures import detail, saying, secrets_sent, word
+from airflow_batch_llm.providers.failures import FROM_A_GATEWAY, detail, saying, secrets_sent, word
 from airflow_batch_llm.providers.incoming import NotUnderstood
 
 _ADVICE = {
@@ -73,7 +73,7 @@ def refused_now(error: Exception) -> Refused:
     if isinstance(error, NotUnderstood):
         raise_alone(UnknownFate("The answer is not one of Google's. It may have been paid."))
     judgement = _judged(error, sent=True, creating=False)
-    if isinstance(judgement, UnknownFate):
+    if isinstance(judgement, UnknownFate) or http_code(error) in FROM_A_GATEWAY:
         raise_alone(UnknownFate(f"Google gave no answer ({type(error).__name__}). It may have been paid."))
     if not isinstance(judgement, Refused) or judgement.status not in _OF_ONE_REQUEST:
         raise_alone(judgement)

@@ -186,8 +186,13 @@ class RunErasure:
             return "it is not finished"
         for plan in rounds:
             if self.folder.read_published(plan.round) is None and any(
-                standing.batch or standing.intent or standing.ended or standing.staged
-                for _, standing in read_standings(self.folder, plan)
+                standing.batch
+                or standing.intent
+                or standing.asking
+                or standing.ended
+                or standing.staged
+                or any(self.folder.segments(shard.number))
+                for shard, standing in read_standings(self.folder, plan)
             ):
                 return "it has batches at the provider, or answers that are not in the target yet"
         return ""
@@ -260,13 +265,13 @@ class RunErasure:
         return connect(plan.provider, access).encode(call)
 
     def _rewrite_results(self, ids: set[bytes], *, change: bool) -> int:
-        """Take the answers to these requests out of the kept results. Returns their number."""
+        """Take the answers to these requests out of what is kept. Returns their number."""
         if not ids:
             return 0
         tokens = {identity.rpartition(b"-")[0] for identity in ids}
         named = re.compile(rb'"((?:%b)-[0-9]+)"' % b"|".join(map(re.escape, sorted(tokens))))
         found = 0
-        for name in self.folder.results_files():
+        for name in self.folder.answer_files():
             matches = sum(_is_answer(line, named, ids) for line in self._result_lines(name))
             found += matches
             if matches and change:
@@ -274,12 +279,12 @@ class RunErasure:
                 path = self.scratch / "results.new"
                 with path.open("wb") as file:
                     file.writelines(joined_lines(kept))
-                self.folder.replace_results(name, path)
+                self.folder.replace_answers(name, path)
                 path.unlink()
         return found
 
     def _result_lines(self, name: str) -> Iterator[bytes]:
-        return split_lines(self.folder.results_in(name) or ())
+        return split_lines(self.folder.answers_in(name) or ())
 
     def _rewrite_report(self, samples: set[str]) -> None:
         """Take the keys out of the verdict, and a vendor's words, which may quote a row."""

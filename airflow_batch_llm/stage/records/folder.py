@@ -147,16 +147,18 @@ class RunFolder:
     def results(self, batch_id: str) -> Iterator[bytes] | None:
         return self.workspace.blocks(self._results(batch_id))
 
-    def results_files(self) -> list[str]:
-        """List the files of kept results by name."""
-        return self.workspace.names(self._at("results"))
+    def answer_files(self) -> list[str]:
+        """List the files that hold answers: kept results and segments, by their place in the run folder."""
+        numbers = self.workspace.folders(self._at("asked"))
+        folders = ("results", *(f"asked/{number}" for number in numbers))
+        return [f"{folder}/{name}" for folder in folders for name in self.workspace.names(self._at(folder))]
 
-    def results_in(self, name: str) -> Iterator[bytes] | None:
-        """Give the content of a file of kept results, block by block."""
-        return self.workspace.blocks(self._at("results", name))
+    def answers_in(self, name: str) -> Iterator[bytes] | None:
+        """Give the content of a file that holds answers, block by block."""
+        return self.workspace.blocks(self._at(name))
 
-    def replace_results(self, name: str, local: Path) -> None:
-        self.workspace.put(self._at("results", name), local)
+    def replace_answers(self, name: str, local: Path) -> None:
+        self.workspace.put(self._at(name), local)
 
     def _results(self, batch_id: str) -> str:
         return self._at("results", f"{safe_name(batch_id)}.jsonl")

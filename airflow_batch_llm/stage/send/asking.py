@@ -6,32 +6,33 @@ segment that was not kept yet. The lease names that bound, and the attempt that 
 """
 
 import asyncio
+import re
 import secrets
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from airflow_batch_llm.core.asking import Turn, taking
 from airflow_batch_llm.core.journal import Ask, Entry, Kind, Standing, decide, stand
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.printing import counted
+from airflow_batch_llm.core.request import ORDINAL_DIGITS
 from airflow_batch_llm.core.throttle import Throttle
 from airflow_batch_llm.errors import BatchLLMError, Unavailable, UnknownFate
 from airflow_batch_llm.providers.base import AnswersNow
-from airflow_batch_llm.providers.lines import split_lines
+from airflow_batch_llm.providers.lines import joined_lines, split_lines
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.payloads import fetch_requests
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.send.submitting import Submitter
 
-#: A worker may ask for this long after its last word. It renews the lease after a third of it.
-LEASE_SECONDS = 30.0
-
-#: Answers are kept after this long, or when there are this many.
+#: Answers are kept after this long, or when there are this many. A segment is written anew until it holds so many.
 SEGMENT_SECONDS, SEGMENT_ANSWERS = 1.0, 100
 
 #: Without a single answer for this long, the attempt ends and the task looks again later.
@@ -77,8 +78,9 @@ class Asker:
         throttle = Throttle(most=self.concurrency)
         try:
             for shard in shards:
-                if not ending.is_set():
-                    await _Asking(asker=self, shard=shard, throttle=throttle, ending=ending).run()
+                asking = _Asking(asker=self, shard=shard, throttle=throttle, ending=ending)
+                if ending.is_set() or not await asking.run():
+                    break
         finally:
             await self.parts.provider.aclose()
 
@@ -111,6 +113,10 @@ class _Lost(Exception):
     """Another worker has taken the lease over."""
 
 
+class _NotSent(Exception):
+    """The lease ran out before the call began."""
+
+
 @dataclass(slots=True, kw_only=True)
 class _Asking:
     """One worker's attempt at one shard."""
@@ -119,24 +125,26 @@ class _Asking:
     shard: PlannedShard
     throttle: Throttle
     ending: threading.Event
-    name: str = field(default_factory=lambda: secrets.token_hex(6))
-    _last: int = 0  # the number of the last record of the journal
-    _records: int = 0
-    _lease_until: float = 0.0
-    _renew_at: float = 0.0
+    _turn: Turn = field(init=False)
     _segments: int = 0
+    _segment: list[bytes] = field(default_factory=list)  # the answers of the last segment, unless it is full
     _answers: list[bytes] = field(default_factory=list)  # not kept yet
-    _keeping: int = 0  # the answers of the segment that is being written
     _kept_at: float = 0.0
     _answered_at: float = 0.0
-    _twice: int = 0  # since the last record
+    _again: deque[_Request] = field(default_factory=deque)
+    _unsure: deque[_Request] = field(
+        default_factory=deque
+    )  # their answers were lost, and no record counts it
     _lost: Counter[int] = field(default_factory=Counter)
     _trouble: Exception | None = None  # of the attempt: nothing more is sent
 
-    async def run(self) -> None:
-        """Ask what has no answer yet. Raises what ended the attempt before its time."""
-        if not await asyncio.to_thread(self._take):
-            return
+    def __post_init__(self) -> None:
+        self._turn = Turn(worker=secrets.token_hex(6), bound=self.asker.concurrency + SEGMENT_ANSWERS)
+
+    async def run(self) -> bool:
+        """Ask what has no answer yet. Returns whether other shards can be asked; raises what keeps them from it."""
+        if not await self._take():
+            return True
         answered = await asyncio.to_thread(self._answered)
         path = await asyncio.to_thread(self._requests)
         self._answered_at = self._kept_at = self._now()
@@ -147,152 +155,160 @@ class _Asking:
                 lines = (_Request(n, line) for n, line in enumerate(split_lines(file)) if n not in answered)
                 await self._ask(lines)
             await self._keep()
-            await asyncio.to_thread(self._end)
+            await self._end()
         except _Lost:
             self.asker.parts.warn(f"Shard {self.shard.number}: another worker has taken it over.")
         finally:
             path.unlink(missing_ok=True)
+        return self._trouble is None
 
     # -- the lease ---------------------------------------------------------------------------------------------------
 
-    def _take(self) -> bool:
+    async def _take(self) -> bool:
         """Take the lease, unless another worker holds it."""
-        standing = stand(self.asker.folder.journal(self.shard.number))
+        standing = stand(await asyncio.to_thread(self.asker.folder.journal, self.shard.number))
         if not self.asker.is_free(self.shard, standing):
             return False
-        self._last = standing.last
-        if standing.asking is not None:  # its worker died, and with it the answers that it had not kept
-            missing = self.shard.requests - len(self._answered())
-            self._twice = min(missing, standing.asking.at_risk)
-        return self._record(Kind.ASKING)
+        missing = 0
+        if standing.asking is not None:
+            missing = self.shard.requests - len(await asyncio.to_thread(self._answered))
+        self._turn, entry = taking(self._turn, standing, missing, self._now())
+        return await self._record(entry)
 
-    def _renew(self) -> None:
-        if not self._record(Kind.ASKING):
-            raise _Lost
-
-    def _record(self, kind: Kind, *, batch_id: str = "", reason: str = "", again: float = 0.0) -> bool:
+    async def _record(self, entry: Entry) -> bool:
         """Write the next record of the journal. Returns False if another worker was first."""
-        now = self._now()
-        self._records += 1
-        entry = Entry(
-            kind=kind,
-            nonce=f"{self.name}.{self._records}",
-            at=now,
-            intent=self.name,
-            expires_at=now + LEASE_SECONDS if kind is Kind.ASKING else 0.0,
-            at_risk=self._bound if kind is Kind.ASKING else 0,
-            twice=self._twice,
-            not_before=again,
-            batch_id=batch_id,
-            reason=reason,
-            unmentioned=self._unmentioned() if kind is Kind.ENDED else "",
-        )
-        if not self.asker.folder.append(self.shard.number, self._last + 1, entry):
+        by = replace(entry, by=self.asker.parts.by)
+        place = self._turn.last + 1
+        if not await asyncio.to_thread(self.asker.folder.append, self.shard.number, place, by):
             return False
-        self._last, self._twice = self._last + 1, 0
-        self._lease_until, self._renew_at = now + LEASE_SECONDS, now + LEASE_SECONDS / 3
+        before, self._turn = self._turn, self._turn.written(entry)
+        for _ in range(min(len(self._unsure), before.uncounted - self._turn.uncounted)):
+            request = self._unsure.popleft()
+            if self._lost[request.ordinal] < _MOST_LOST:
+                self._again.append(request)
         return True
 
-    def _end(self) -> None:
+    async def _end(self) -> None:
         """Close the attempt: the results are complete, or the rest is left to another attempt."""
+        if self._answers:
+            raise self._trouble or _Lost  # they could not be kept, so the lease runs out and they are counted
         if self._trouble is None and not self.ending.is_set():
-            batch_id = f"now-{self.asker.plan.token(self.shard)}"
-            aside = self.asker.scratch / f"{self.name}.results.jsonl"
-            segments = self.asker.folder.segments(self.shard.number)
-            self.asker.folder.write_results(batch_id, (block for each in segments for block in each), aside)
-            if not self._record(Kind.ENDED, batch_id=batch_id):
-                raise _Lost
-            self.asker.folder.delete_segments(self.shard.number)
+            await self._complete()
             return
         trouble, again = self._trouble, 0.0
         if isinstance(trouble, Unavailable):
             again = self._now() + (trouble.retry_after or _AGAIN_SECONDS)
-        self._record(Kind.RELEASED, reason=str(trouble or "the worker was ended"), again=again)
+        await self._record(
+            self._turn.last_word(
+                Entry(kind=Kind.RELEASED, nonce="", at=self._now(), reason=self._reason(), not_before=again)
+            )
+        )
         if trouble is not None and not again:
             raise trouble
 
-    def _unmentioned(self) -> str:
+    async def _complete(self) -> None:
+        """Make the segments the shard's results. A worker that was frozen here writes over no other's."""
+        batch_id = f"now-{self.asker.plan.token(self.shard)}-{self._turn.worker}"
         is_late = self._now() >= self.asker.deadline
-        return (Outcome.CANCELED if is_late else Outcome.MISSING).value
+        unmentioned = Outcome.CANCELED if is_late else Outcome.MISSING
+        await asyncio.to_thread(self._write_results, batch_id)
+        ended = Entry(
+            kind=Kind.ENDED, nonce="", at=self._now(), batch_id=batch_id, unmentioned=unmentioned.value
+        )
+        if not await self._record(self._turn.last_word(ended)):
+            raise _Lost
+        await asyncio.to_thread(self.asker.folder.delete_segments, self.shard.number)
+
+    def _reason(self) -> str:
+        if self._trouble is None:
+            return "the worker was ended"
+        # Only our own errors are known to quote nothing of a request.
+        is_own = isinstance(self._trouble, BatchLLMError)
+        return str(self._trouble) if is_own else type(self._trouble).__name__
 
     # -- the files ---------------------------------------------------------------------------------------------------
 
     def _requests(self) -> Path:
-        path = self.asker.scratch / f"{self.name}.requests.jsonl"
+        path = self.asker.scratch / f"{self._turn.worker}.requests.jsonl"
         fetch_requests(self.asker.folder, self.asker.plan, self.shard, path)
         return path
 
     def _answered(self) -> set[int]:
-        """Return the requests whose answers are kept."""
-        token = f"{self.asker.plan.token(self.shard)}-"
-        found = set()
-        for blocks in self.asker.folder.segments(self.shard.number):
-            for line in split_lines(blocks):
-                custom_id = self.asker.parts.provider.decode(line).custom_id
-                if custom_id.startswith(token):
-                    found.add(int(custom_id.removeprefix(token)))
-        return found
+        """Return the requests whose answers are kept, also those that nobody can read."""
+        named = re.compile(
+            rb'"%b-([0-9]{%d,})"' % (self.asker.plan.token(self.shard).encode(), ORDINAL_DIGITS)
+        )
+        segments = self.asker.folder.segments(self.shard.number)
+        lines = (line for blocks in segments for line in split_lines(blocks))
+        return {int(found[1]) for line in lines if (found := named.search(line))}
+
+    def _write_results(self, batch_id: str) -> None:
+        aside = self.asker.scratch / f"{self._turn.worker}.results.jsonl"
+        segments = self.asker.folder.segments(self.shard.number)
+        self.asker.folder.write_results(batch_id, (block for each in segments for block in each), aside)
 
     async def _keep(self) -> None:
-        """Write the answers so far as a segment, and renew the lease when it is time."""
+        """Write the answers so far into the segment, and renew the lease when it is time."""
         lines, self._answers = self._answers, []
-        self._keeping, self._kept_at = len(lines), self._now()
-        if lines:
-            self._segments += 1
-            await asyncio.to_thread(self._write, f"{self.name}-{self._segments:04d}", lines)
-        self._keeping = 0
-        if self._now() >= self._renew_at:
-            await asyncio.to_thread(self._renew)
+        self._kept_at = self._now()
+        try:
+            if lines:
+                await asyncio.to_thread(self._write, self._segment + lines)
+                self._turn = self._turn.kept(len(lines))
+                self._segment += lines
+                lines = []
+            if len(self._segment) >= SEGMENT_ANSWERS:
+                self._segments, self._segment = self._segments + 1, []
+            if self._now() >= self._turn.renew_at and not await self._record(self._turn.lease(self._now())):
+                raise _Lost
+        except BatchLLMError as error:  # of the store
+            self._answers = lines + self._answers
+            self._trouble = self._trouble or error
 
-    def _write(self, name: str, lines: Sequence[bytes]) -> None:
+    def _write(self, lines: Sequence[bytes]) -> None:
+        name = f"{self._turn.worker}-{self._segments:06d}"
         aside = self.asker.scratch / f"{name}.segment.jsonl"
-        blocks = (line + b"\n" for line in lines)
-        self.asker.folder.write_segment(self.shard.number, name, blocks, aside)
+        self.asker.folder.write_segment(self.shard.number, name, joined_lines(lines), aside)
 
     # -- the calls ---------------------------------------------------------------------------------------------------
 
     async def _ask(self, lines: Iterator[_Request]) -> None:
         """Send requests as the throttle allows, until each has its answer or nothing more may be sent."""
         replies: asyncio.Queue[_Reply] = asyncio.Queue()
-        again: deque[_Request] = deque()
         calls: set[asyncio.Task[None]] = set()
         keeping: asyncio.Task[None] | None = None
         following = next(lines, None)
-        while True:
-            if not self._is_over():
-                for _ in range(self._room(len(calls))):
-                    request = again.popleft() if again else following
+        try:
+            while calls or not replies.empty() or not (self._is_over() or self._is_all_asked(following)):
+                for _ in range(0 if self._is_over() else self._room(len(calls))):
+                    request = self._again.popleft() if self._again else following
                     if request is None:
                         break
                     if request is following:
                         following = next(lines, None)
+                    self._turn = self._turn.sent()
                     call = asyncio.create_task(self._call(request, replies))
                     calls.add(call)
                     call.add_done_callback(calls.discard)
-            if not calls and replies.empty() and (self._is_over() or (following is None and not again)):
-                break
-            self._take_in(await _next(replies), replies, again)
-            if keeping is not None and keeping.done():
+                self._take_in(await _next(replies), replies)
+                if keeping is not None and keeping.done():
+                    await keeping
+                    keeping = None
+                if keeping is None and self._is_time_to_keep():
+                    keeping = asyncio.create_task(self._keep())
+                if self.ending.is_set():
+                    await self._part(calls, replies)
+            if keeping is not None:
                 await keeping
-                keeping = None
-            if keeping is None and self._is_time_to_keep():
-                keeping = asyncio.create_task(self._keep())
-            if self.ending.is_set():
-                await self._part(calls, replies, again)
-        if keeping is not None:
-            await keeping
+        finally:
+            await _stop({*calls, *([keeping] if keeping is not None else [])})
 
     def _room(self, in_flight: int) -> int:
         now = self._now()
-        if now >= self._lease_until:
-            return 0  # the lease is renewed first
-        unkept = in_flight + len(self._answers) + self._keeping
-        return min(self.throttle.room(in_flight, now), self._bound - unkept)
+        return min(self.throttle.room(in_flight, now), self._turn.room(now))
 
-    @property
-    def _bound(self) -> int:
-        """The requests that are in flight or not kept, at most."""
-        return self.asker.concurrency + SEGMENT_ANSWERS
+    def _is_all_asked(self, following: _Request | None) -> bool:
+        return following is None and not self._again and not self._unsure
 
     def _is_over(self) -> bool:
         return self._trouble is not None or self.ending.is_set() or self._now() >= self.asker.deadline
@@ -300,34 +316,35 @@ class _Asking:
     def _is_time_to_keep(self) -> bool:
         now = self._now()
         is_full = len(self._answers) >= SEGMENT_ANSWERS
-        return (
-            is_full
-            or now >= self._renew_at
-            or (bool(self._answers) and now >= self._kept_at + SEGMENT_SECONDS)
-        )
+        is_due = bool(self._answers) and now >= self._kept_at + SEGMENT_SECONDS
+        return self._trouble is None and (is_full or is_due or now >= self._turn.renew_at)
 
     async def _call(self, request: _Request, replies: "asyncio.Queue[_Reply]") -> None:
         sent_at, answer, error = self._now(), None, None
         provider = self.asker.parts.provider
         assert isinstance(provider, AnswersNow), "the planner refuses other providers"
         try:
+            if sent_at >= self._turn.lease_until:
+                raise _NotSent
             answer = await provider.answer(self.asker.plan.route(self.shard).call, request.line)
         except Exception as caught:  # noqa: BLE001 - the loop decides
             error = caught
         replies.put_nowait(_Reply(request, sent_at, answer, error))
 
-    def _take_in(
-        self, first: _Reply | None, replies: "asyncio.Queue[_Reply]", again: deque[_Request]
-    ) -> None:
+    def _take_in(self, first: _Reply | None, replies: "asyncio.Queue[_Reply]") -> None:
         """Take note of all replies that have come."""
         reply = first
         while reply is not None:
-            self._note(reply, again)
+            self._note(reply)
             reply = None if replies.empty() else replies.get_nowait()
-        if self._now() > self._answered_at + _PATIENCE_SECONDS and self._trouble is None:
+        now = self._now()
+        if self._trouble is None and self.throttle.rest_until > now + _PATIENCE_SECONDS:
+            rest = self.throttle.rest_until - now
+            self._trouble = Unavailable("The provider asks to wait for long.", retry_after=rest)
+        elif self._trouble is None and now > self._answered_at + _PATIENCE_SECONDS:
             self._trouble = Unavailable("The provider has answered no request for ten minutes.")
 
-    def _note(self, reply: _Reply, again: deque[_Request]) -> None:
+    def _note(self, reply: _Reply) -> None:
         now = self._now()
         match reply.error:
             case None:
@@ -337,37 +354,50 @@ class _Asking:
                 self.throttle.answered()
             case Unavailable(retry_after=retry_after):
                 self.throttle.refused(reply.sent_at, now, retry_after)
-                again.append(reply.request)
+                self._turn = self._turn.refused()
+                self._again.append(reply.request)
+            case _NotSent():
+                self._turn = self._turn.refused()
+                self._again.append(reply.request)
             case UnknownFate():
-                self._twice += 1
-                self._lost[reply.request.ordinal] += 1
                 self.throttle.refused(reply.sent_at, now, None)
-                if self._lost[reply.request.ordinal] < _MOST_LOST:
-                    again.append(reply.request)
+                self._note_lost(reply.request)
             case BatchLLMError() as error:
+                self._turn = self._turn.refused()
                 self._trouble = self._trouble or error
             case error:
+                self._note_lost(reply.request)
                 self._trouble = error
 
-    async def _part(
-        self, calls: set[asyncio.Task[None]], replies: "asyncio.Queue[_Reply]", again: deque[_Request]
-    ) -> None:
+    def _note_lost(self, request: _Request) -> None:
+        self._turn = self._turn.lost(self._now())
+        self._lost[request.ordinal] += 1
+        self._unsure.append(request)
+
+    async def _part(self, calls: set[asyncio.Task[None]], replies: "asyncio.Queue[_Reply]") -> None:
         """Wait a little for the calls in flight. Those that are cut off may have been paid."""
+        cut: set[asyncio.Task[None]] = set()
         if calls:
-            await asyncio.wait(calls, timeout=_PARTING_SECONDS)
-        for call in list(calls):
-            call.cancel()
-            self._twice += 1
+            _, cut = await asyncio.wait(calls, timeout=_PARTING_SECONDS)
+        await _stop(cut)
         calls.clear()
-        self._take_in(None if replies.empty() else replies.get_nowait(), replies, again)
+        self._take_in(None if replies.empty() else replies.get_nowait(), replies)
+        for _ in cut:
+            self._turn = self._turn.lost(self._now())
 
     def _now(self) -> float:
         return self.asker.parts.clock()
 
 
+async def _stop(tasks: set[asyncio.Task[None]]) -> None:
+    """Cut tasks off, and wait until they have ended."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 async def _next(replies: "asyncio.Queue[_Reply]") -> _Reply | None:
     """Return the next reply, or None if there is none for a moment."""
-    try:
+    with suppress(TimeoutError):
         return await asyncio.wait_for(replies.get(), _TICK_SECONDS)
-    except TimeoutError:
-        return None
+    return None
