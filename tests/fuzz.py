@@ -33,14 +33,14 @@ from airflow_batch_llm.providers import PROVIDERS as REGISTERED
 from airflow_batch_llm.providers import connect
 from airflow_batch_llm.providers.base import Access, Provider
 from airflow_batch_llm.simulator.anthropic.rows import NEWEST_VERSION, AnthropicRows
-from airflow_batch_llm.simulator.database import Outcome as Skipped
+from airflow_batch_llm.simulator.database import RowFate as Skipped
 from airflow_batch_llm.simulator.knobs import Knobs
 from airflow_batch_llm.simulator.openai.rows import OpenAIRows
-from airflow_batch_llm.simulator.request import Answer, RowError, Stop
+from airflow_batch_llm.simulator.request import Reply, RowError, StopReason
 from airflow_batch_llm.simulator.vendor import Rows
 from airflow_batch_llm.simulator.vertex.rows import VertexRows
-from airflow_batch_llm.stage.land.gathering import Gathered, Gatherer, LineJudge
-from airflow_batch_llm.stage.land.landing import Lander, Stamp
+from airflow_batch_llm.stage.land.gathering import LineJudge, ReadResults, ResultReader
+from airflow_batch_llm.stage.land.landing import Bookkeeping, RowWriter
 from airflow_batch_llm.stage.plan.spool import ATTEMPTS, INPUT_HASH, REQUEST, SHARED
 from airflow_batch_llm.warehouses.base import ARROW_TYPES, Target
 
@@ -61,15 +61,15 @@ _SCHEMA = {
     "required": ["label"],
 }
 _ANSWER = '{"label": "bug", "score": 4, "price": 1.5, "day": "2026-05-04", "more": ["a", "b"]}'
-_ANSWERS: Sequence[Answer | Skipped] = (
-    *[Answer(_ANSWER)] * 5,
-    Answer("```json\n" + _ANSWER + "\n```"),
-    Answer(_ANSWER[:20], Stop.LENGTH),
-    Answer("", Stop.REFUSED),
-    Answer("", Stop.FILTERED),
-    Answer(error=RowError(500, "", "Overloaded.")),
+_ANSWERS: Sequence[Reply | Skipped] = (
+    *[Reply(_ANSWER)] * 5,
+    Reply("```json\n" + _ANSWER + "\n```"),
+    Reply(_ANSWER[:20], StopReason.LENGTH),
+    Reply("", StopReason.REFUSED),
+    Reply("", StopReason.FILTERED),
+    Reply(error=RowError(500, "", "Overloaded.")),
     Skipped.EXPIRED,
-    Answer("  "),
+    Reply("  "),
 )
 
 _DEPTH = 100_000
@@ -98,7 +98,7 @@ class Subject:
     """One provider with a shard of whole lines."""
 
     provider: Provider
-    gatherer: Gatherer
+    gatherer: ResultReader
     lines: tuple[bytes, ...]
 
 
@@ -114,7 +114,7 @@ def subject(name: str) -> Subject:
     for ordinal, answer in enumerate(_ANSWERS):
         parsed = simulated.read(template.line(custom_id(TOKEN, ordinal), b'"say hi"'))
         told = (
-            simulated.write(parsed, answer) if isinstance(answer, Answer) else simulated.skip(parsed, answer)
+            simulated.write(parsed, answer) if isinstance(answer, Reply) else simulated.skip(parsed, answer)
         )
         if told.line:
             lines.append(told.line.rstrip(b"\n"))
@@ -123,7 +123,7 @@ def subject(name: str) -> Subject:
         parser=AnswerParser.of(OutputType.of(_SCHEMA)),
         prices=PriceList.of(name, model, at=1.78e9),
     )
-    return Subject(provider=provider, gatherer=Gatherer(lines=judge), lines=tuple(lines))
+    return Subject(provider=provider, gatherer=ResultReader(lines=judge), lines=tuple(lines))
 
 
 _ROWS: dict[str, tuple[str, Callable[[], Rows]]] = {
@@ -200,7 +200,7 @@ def _replaced(chance: random.Random, line: bytes, _: Sequence[bytes]) -> bytes:
     return chance.choice((*_LINES, b"[" + line + b"]", line + line))
 
 
-def judged(name: str, lines: Sequence[bytes]) -> Gathered:
+def judged(name: str, lines: Sequence[bytes]) -> ReadResults:
     """The shard's lines as a stage judges them. No exception is expected."""
     kept = [line for line in lines if line]
     return subject(name).gatherer.gather([("batch_1", kept)], token=TOKEN, requests=REQUESTS)
@@ -212,7 +212,7 @@ _TARGET = Target(
     key=pa.schema([("id", pa.int64())]),
     answer=pa.schema([(column.name, ARROW_TYPES[column.type]) for column in OutputType.of(_SCHEMA).columns]),
 )
-_STAMP = Stamp(
+_STAMP = Bookkeeping(
     run_id="run", shard=1, spec_hash="s", model="m", planned_at=0.0, processed_at=0.0, max_attempts=3, tries=1,
     raw_excerpt=True,
 )  # fmt: skip
@@ -236,9 +236,9 @@ def landing_place() -> Iterator[Path]:
         yield Path(name)
 
 
-def landed(gathered: Gathered, place: Path) -> Counter[Outcome]:
+def landed(gathered: ReadResults, place: Path) -> Counter[Outcome]:
     """The rows by outcome, after they were written as both tables' columns and the report was stored."""
-    tally = Lander(_TARGET, _STAMP, gathered.judged).write(
+    tally = RowWriter(_TARGET, _STAMP, gathered.judged).write(
         place / "keys.parquet", place / "answers", place / "failures"
     )
     usage = Usage.total(list(gathered.judged.usages()))

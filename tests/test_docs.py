@@ -30,7 +30,7 @@ import yaml
 import airflow_batch_llm
 from airflow_batch_llm import errors
 from airflow_batch_llm.cli import app
-from airflow_batch_llm.commands.spec import Spec, read_spec
+from airflow_batch_llm.commands.spec import StageFile, read_spec
 from airflow_batch_llm.core import settings
 from airflow_batch_llm.core.model import Outcome, Usage
 from airflow_batch_llm.core.price import PriceList
@@ -179,7 +179,7 @@ def test_the_fields_of_a_spec_are_all_described_and_no_others() -> None:
     page = (ROOT / "docs/how-to/cli.md").read_text()
 
     assert set(_first_column(page[page.index("## The file") :])) == (
-        set(Spec.model_fields) - {"stage"} | set(field_names(Stage, [])) - {"labels"}
+        set(StageFile.model_fields) - {"stage"} | set(field_names(Stage, [])) - {"labels"}
     )
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 from airflow_batch_llm.commands.spec import (
     ProviderSection,
     SourceSection,
-    Spec,
+    StageFile,
     WarehouseSection,
 )
 from airflow_batch_llm.core.output_type import Embedding, OutputType
@@ -26,7 +26,7 @@ from airflow_batch_llm.core.value import plain
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.providers import check_name, connect
 from airflow_batch_llm.providers.base import Access, Provider, is_sendable
-from airflow_batch_llm.stage.parts import Reads
+from airflow_batch_llm.stage.parts import ReadsSource
 from airflow_batch_llm.stage.plan.planning import read_prompt
 from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.warehouses.base import Warehouse
@@ -37,7 +37,7 @@ from airflow_batch_llm.warehouses.registration import SpecFile, secret
 _ASKED = ("model_id", "key", "system_prompt", "prompt_params", "target")
 
 
-class Files:
+class SpecFiles:
     """Files as a source."""
 
     def __init__(self, files: FileSource) -> None:
@@ -51,11 +51,11 @@ class Files:
 class Opening:
     """Opens what a spec names."""
 
-    spec: Spec
+    spec: StageFile
     file: SpecFile
 
     @classmethod
-    def of(cls, spec: Spec, path: Path) -> "Opening":
+    def of(cls, spec: StageFile, path: Path) -> "Opening":
         """The spec that was read from this file, in this process's environment."""
         return cls(spec=spec, file=SpecFile(folder=path.absolute().parent, environment=os.environ))
 
@@ -74,11 +74,11 @@ class Opening:
         """The provider, with the key that the environment holds."""
         return open_provider(self.spec.stage.provider, self.spec.provider, self.file.environment)
 
-    def source(self, target: Warehouse) -> Reads:
+    def source(self, target: Warehouse) -> ReadsSource:
         """Where the rows come from: the target's own database, where no other is named."""
         section = self.spec.source
         if section.uri is not None:
-            return Files(self._files(section))
+            return SpecFiles(self._files(section))
         return target if section.warehouse is None else self.warehouse(section.warehouse)
 
     def warehouse(self, section: WarehouseSection) -> Warehouse:

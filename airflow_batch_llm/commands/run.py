@@ -78,7 +78,7 @@ def _run(opening: Opening, stem: str, spool: Path, *, plan_only: bool) -> Run:
         spool=spool,
         deployment=opening.spec.deployment,
         by=this_user(),
-        say=lambda message: say(message, err=True),
+        log=lambda message: say(message, err=True),
     )
     name = run_path(_RUNS, opening.run_name(stem), deployment=parts.deployment)
     return Run(
@@ -95,15 +95,15 @@ def _driven(planned: Run, *, again: bool, progress: bool) -> Finished:
     afresh = again or (planned.stage.plan_only and over)
     ready = replace(planned, max_tries=tries + 1 if afresh and known else tries)
     if over and not afresh:
-        planned.parts.say(
+        planned.parts.log(
             f"The run {planned.name} is finished; this is its report. --again reads the source again."
         )
     elif known and not over:
-        planned.parts.say(f"Going on with the run {known[-1][0].path}, as it was planned.")
+        planned.parts.log(f"Going on with the run {known[-1][0].path}, as it was planned.")
     try:
         if progress:
             return _shown(ready)
-        return complete(ready, on_pause=lambda pause: planned.parts.say(pause.waiting))
+        return complete(ready, on_pause=lambda pause: planned.parts.log(pause.waiting))
     finally:
         for part in (planned.parts.provider, planned.parts.target):
             with suppress(BatchLLMError):  # what was done is done

@@ -100,7 +100,7 @@ class SourceSection(_Section):
         return self._exactly_one("sql", "table", "uri")
 
 
-class Spec(_Section):
+class StageFile(_Section):
     """The whole file: what the command needs beside the stage, and the stage's own fields."""
 
     provider: ProviderSection = ProviderSection()
@@ -132,11 +132,11 @@ class Spec(_Section):
         return stage
 
 
-def read_spec(path: Path) -> Spec:
+def read_spec(path: Path) -> StageFile:
     """The file, checked. `InputError` names every field that does not fit, and no value."""
     given = _read_fields(path)
     try:
-        return Spec.model_validate(given)
+        return StageFile.model_validate(given)
     except InputError as error:
         raise InputError(f"{path} does not describe a stage: {error}") from None
     except ValidationError as error:
@@ -177,4 +177,4 @@ def _said(detail: ErrorDetails) -> str:
     name = str(detail["loc"][-1]) if detail["loc"] else ""
     if name in _SECRETS and detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{name}: a secret does not stand in the file; name the environment variable that holds it with {_SECRETS[name]}"
-    return explanation(detail, Spec).removeprefix("stage.")
+    return explanation(detail, StageFile).removeprefix("stage.")

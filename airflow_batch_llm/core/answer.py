@@ -29,7 +29,7 @@ _INT64 = range(-(2**63), 2**63)
 _MAX_MESSAGE = 300
 
 
-class Fault(StrEnum):
+class AnswerFault(StrEnum):
     """Why an answer does not fit the output type."""
 
     EMPTY = "empty_answer"
@@ -50,7 +50,7 @@ class Answer:
 class Invalid:
     """An answer that does not fit, and where."""
 
-    code: Fault
+    code: AnswerFault
     message: str
 
 
@@ -76,7 +76,7 @@ class AnswerParser:
     def parse(self, text: str) -> Answer | Invalid:
         """The answer's values, or why it has none."""
         if not text or text.isspace():
-            return Invalid(Fault.EMPTY, "The answer is empty.")
+            return Invalid(AnswerFault.EMPTY, "The answer is empty.")
         return self._judge(text)
 
 
@@ -90,10 +90,10 @@ def _vector(text: str, dimensions: int | None) -> Answer | Invalid:
     except orjson.JSONDecodeError:
         numbers = None
     if not isinstance(numbers, list) or not all(type(number) in (int, float) for number in numbers):
-        return Invalid(Fault.NOT_JSON, "The answer is not a list of numbers.")
+        return Invalid(AnswerFault.NOT_JSON, "The answer is not a list of numbers.")
     if len(numbers) != (dimensions or len(numbers)) or not numbers:
         return Invalid(
-            Fault.SCHEMA, f"The embedding has {len(numbers)} dimensions, not {dimensions or 'some'}."
+            AnswerFault.SCHEMA, f"The embedding has {len(numbers)} dimensions, not {dimensions or 'some'}."
         )
     return Answer(([float(number) for number in numbers],))
 
@@ -120,9 +120,9 @@ class _Labels:
         if isinstance(label, dict):
             label = _at(label, self._path)
         if not isinstance(label, str):
-            return Invalid(Fault.SCHEMA, f"The answer has no text at {_place(self._path)}.")
+            return Invalid(AnswerFault.SCHEMA, f"The answer has no text at {_place(self._path)}.")
         found = self._exact.get(label) or self._folded.get(label.strip().casefold())
-        return found or Invalid(Fault.LABEL, "The answer is none of the labels.")
+        return found or Invalid(AnswerFault.LABEL, "The answer is none of the labels.")
 
 
 class _Json:
@@ -144,21 +144,21 @@ class _Json:
             value = orjson.loads(text)
         except orjson.JSONDecodeError as error:
             return Invalid(
-                Fault.NOT_JSON, f"The answer is not JSON (line {error.lineno}, column {error.colno})."
+                AnswerFault.NOT_JSON, f"The answer is not JSON (line {error.lineno}, column {error.colno})."
             )
         if not isinstance(value, dict):
-            return Invalid(Fault.SCHEMA, "The answer is not a JSON object.")
+            return Invalid(AnswerFault.SCHEMA, "The answer is not a JSON object.")
         try:
             return self._fitting(value, text)
         except (ValueError, RecursionError):
-            return Invalid(Fault.SCHEMA, "The answer is nested too deeply.")
+            return Invalid(AnswerFault.SCHEMA, "The answer is nested too deeply.")
 
     def _fitting(self, value: dict[str, Any], text: str) -> Answer | Invalid:
         if not self._validator.is_valid(value):
             # A request may have made every property obligatory, with null for those that are not.
             value = drop_added_nulls(value, self._schema)
             if not self._validator.is_valid(value):
-                return Invalid(Fault.SCHEMA, self._mismatch(value))
+                return Invalid(AnswerFault.SCHEMA, self._mismatch(value))
         return self._values(value, text)
 
     def _values(self, value: Mapping[str, Any], text: str) -> Answer | Invalid:
@@ -170,7 +170,7 @@ class _Json:
             try:
                 values.append(None if found is None else convert(found))
             except (ValueError, OverflowError, TypeError, AttributeError):
-                return Invalid(Fault.RANGE, _not_a(column))
+                return Invalid(AnswerFault.RANGE, _not_a(column))
         return Answer(tuple(values))
 
     def _mismatch(self, value: object) -> str:

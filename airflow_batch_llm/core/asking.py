@@ -7,7 +7,7 @@ that takes a lease over counts no more than that, and no request is paid twice w
 
 from dataclasses import dataclass, replace
 
-from airflow_batch_llm.core.journal import Entry, Kind, Standing
+from airflow_batch_llm.core.journal import Entry, RecordKind, Standing
 
 #: A worker may ask for this long after its last word. It renews the lease after a third of it.
 LEASE_SECONDS = 30.0
@@ -53,7 +53,7 @@ class Turn:
     def lease(self, now: float, taken_over: int = 0) -> Entry:
         """Return the record that takes or renews the lease. `taken_over`: the count for a worker that died."""
         return Entry(
-            kind=Kind.ASKING,
+            kind=RecordKind.ASKING,
             nonce=f"{self.worker}.{self.records + 1}",
             at=now,
             intent=self.worker,

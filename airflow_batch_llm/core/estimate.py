@@ -23,7 +23,7 @@ _SHORT_COLUMN_TOKENS = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Size:
+class RequestSize:
     """Facts about the requests that are known before they are sent."""
 
     requests: int
@@ -95,7 +95,7 @@ def _column_tokens(type_: ColumnType) -> int:
             assert_never(type_)
 
 
-def estimate(prices: PriceList, size: Size) -> Estimate:
+def estimate(prices: PriceList, size: RequestSize) -> Estimate:
     """The cost of all requests together."""
     limit = size.max_tokens if size.max_tokens is not None else max(_UNBOUNDED_ANSWER, size.answer_tokens)
     if size.answer_tokens == 0:
@@ -118,7 +118,7 @@ def estimate(prices: PriceList, size: Size) -> Estimate:
     )
 
 
-def _input_tokens(size: Size) -> tuple[float, list[str]]:
+def _input_tokens(size: RequestSize) -> tuple[float, list[str]]:
     """The mean input tokens of a request, and what that rests on."""
     if not size.requests:
         return 0.0, []
@@ -136,12 +136,12 @@ def _input_tokens(size: Size) -> tuple[float, list[str]]:
     ]
 
 
-def _cost(prices: PriceList, size: Size, input_tokens: float, output_tokens: int) -> Decimal | None:
+def _cost(prices: PriceList, size: RequestSize, input_tokens: float, output_tokens: int) -> Decimal | None:
     one = prices.cost(Usage(input_tokens=round(input_tokens), output_tokens=output_tokens))
     return None if one is None else one * size.requests
 
 
-def _about_prices(prices: PriceList, size: Size, mean_tokens: float) -> list[str]:
+def _about_prices(prices: PriceList, size: RequestSize, mean_tokens: float) -> list[str]:
     if not prices.known:
         example = f"prices={{'{prices.model}': {{'input': …, 'output': …}}}}"
         meant = "" if prices.similar is None else f" Is the model {prices.similar}?"

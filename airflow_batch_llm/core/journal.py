@@ -22,7 +22,7 @@ CLOCK_SKEW_SECONDS = 60.0
 CANDIDATE_PAUSE_SECONDS = 300.0
 
 
-class Kind(StrEnum):
+class RecordKind(StrEnum):
     """The kinds of record in a shard's journal."""
 
     INTENT = "intent"  # I am about to create the batch, and may do so until `expires_at`
@@ -60,7 +60,7 @@ class Doer:
 class Entry:
     """One record. The nonce tells the record of one process from an equal one of another."""
 
-    kind: Kind
+    kind: RecordKind
     nonce: str
     at: float
     intent: str = ""  # the nonce of the intent that this record answers
@@ -84,7 +84,7 @@ class Entry:
     def from_json(cls, data: bytes) -> "Entry":
         fields = orjson.loads(data)
         by = Doer(**fields["by"]) if "by" in fields else None
-        return cls(**{**fields, "kind": Kind(fields["kind"]), "by": by})
+        return cls(**{**fields, "kind": RecordKind(fields["kind"]), "by": by})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,26 +117,26 @@ def stand(entries: Sequence[Entry]) -> Standing:
 
 def _after(standing: Standing, entry: Entry) -> Standing:
     match entry.kind:
-        case Kind.INTENT:
+        case RecordKind.INTENT:
             return replace(
                 standing,
                 intent=entry,
                 loose=standing.loose or standing.intent is not None,
             )
-        case Kind.RELEASED | Kind.REFUSED:
+        case RecordKind.RELEASED | RecordKind.REFUSED:
             return _given_up(standing, entry)
-        case Kind.SUBMITTED:
+        case RecordKind.SUBMITTED:
             return _held(standing, entry)
-        case Kind.ASKING:
+        case RecordKind.ASKING:
             return replace(standing, asking=entry)
-        case Kind.ENDED:
+        case RecordKind.ENDED:
             return replace(standing, ended=entry)
-        case Kind.STAGED:
+        case RecordKind.STAGED:
             return replace(standing, staged=entry)
 
 
 def _given_up(standing: Standing, entry: Entry) -> Standing:
-    refused = entry if entry.kind is Kind.REFUSED else standing.refused
+    refused = entry if entry.kind is RecordKind.REFUSED else standing.refused
     if entry.batch_id:  # the batch ran nothing; one that is not the shard's own changes nothing
         if standing.batch is None or standing.batch.batch_id != entry.batch_id:
             return standing

@@ -110,30 +110,30 @@ _SPREAD = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bounds:
+class ShardBounds:
     """The maximum size of a run's shards."""
 
     requests: int
     bytes: int
 
     @classmethod
-    def of(cls, limits: Limits, *, rows_per_batch: int) -> "Bounds":
+    def of(cls, limits: Limits, *, rows_per_batch: int) -> "ShardBounds":
         """The user's wish within the provider's limits."""
         return cls(
             requests=max(1, min(rows_per_batch, limits.max_requests)),
             bytes=limits.max_bytes,
         )
 
-    def varied(self, seed: int) -> "Bounds":
+    def varied(self, seed: int) -> "ShardBounds":
         """The same bounds, a little lower, by a number that the seed decides."""
         room = int(self.requests * _SPREAD)
-        return Bounds(requests=self.requests - (seed % (room + 1)), bytes=self.bytes)
+        return ShardBounds(requests=self.requests - (seed % (room + 1)), bytes=self.bytes)
 
 
 class Cutter:
     """Cuts requests that come block by block. One that is larger than a shard may be is the caller's to refuse."""
 
-    def __init__(self, bounds: Bounds, seed: int) -> None:
+    def __init__(self, bounds: ShardBounds, seed: int) -> None:
         self._bounds = bounds
         self._seed = seed
         self._limit = bounds.varied(seed)

@@ -58,7 +58,7 @@ class TicketEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ticket:
+class PlannerTicket:
     """Where a ticket stands after all its records."""
 
     last: int = 0
@@ -69,15 +69,15 @@ class Ticket:
     is_over: bool = False
 
 
-def ticket_of(entries: Sequence[TicketEntry]) -> Ticket:
+def ticket_of(entries: Sequence[TicketEntry]) -> PlannerTicket:
     """Fold the records of a ticket, from first to last."""
-    ticket = Ticket()
+    ticket = PlannerTicket()
     for entry in entries:
         ticket = replace(_after(ticket, entry), last=ticket.last + 1)
     return ticket
 
 
-def _after(ticket: Ticket, entry: TicketEntry) -> Ticket:
+def _after(ticket: PlannerTicket, entry: TicketEntry) -> PlannerTicket:
     if ticket.sealed is not None or ticket.is_over:
         return ticket  # the first of the two decides
     match entry.kind:
@@ -97,7 +97,7 @@ class Settled:
 
 
 @dataclass(frozen=True, slots=True)
-class Open:
+class OpenTicket:
     """Create the first record of this ticket. Answered by whether it is ours."""
 
     number: int
@@ -124,7 +124,7 @@ class LookAt:
 
 
 @dataclass(frozen=True, slots=True)
-class Pause:
+class Rest:
     """Wait a little for the planner of an earlier ticket. Answered by whether its time is up."""
 
     number: int
@@ -132,7 +132,7 @@ class Pause:
 
 
 @dataclass(frozen=True, slots=True)
-class GiveUp:
+class DeclareOver:
     """Declare a ticket over, by its next record. Another planner may be faster."""
 
     number: int
@@ -165,7 +165,7 @@ class Remember:
     number: int
 
 
-Step = Settled | Open | ReadSource | Draft | LookAt | Pause | GiveUp | Freeze | Seal | Remember
+Step = Settled | OpenTicket | ReadSource | Draft | LookAt | Rest | DeclareOver | Freeze | Seal | Remember
 
 
 def reserve(run: str) -> Generator[Step, Any, None]:
@@ -180,7 +180,7 @@ def reserve(run: str) -> Generator[Step, Any, None]:
         draft = yield Draft()
         if draft is None:
             ticket = yield LookAt(number)
-            yield GiveUp(number, ticket.last)
+            yield DeclareOver(number, ticket.last)
             return
         if (yield Seal(number, draft)):
             yield Freeze(run, draft)
@@ -191,7 +191,7 @@ def reserve(run: str) -> Generator[Step, Any, None]:
 
 
 def _open(number: int) -> Generator[Step, Any, int]:
-    while not (yield Open(number)):
+    while not (yield OpenTicket(number)):
         number += 1
     return number
 
@@ -208,8 +208,8 @@ def _settle(takes_over: str, numbers: range) -> Generator[Step, Any, None]:
                 yield Freeze(ticket.sealed.run, ticket.sealed.draft)
                 break
             if is_late or ticket.holder.run == takes_over:
-                yield GiveUp(number, ticket.last)
+                yield DeclareOver(number, ticket.last)
             else:
-                is_late = yield Pause(number, ticket.holder)
+                is_late = yield Rest(number, ticket.holder)
     if numbers:
         yield Remember(numbers[-1])

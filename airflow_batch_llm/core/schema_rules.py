@@ -21,7 +21,7 @@ _DEFINITIONS = ("$defs", "definitions")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Size:
+class SchemaSize:
     """The measures of a schema that vendors limit."""
 
     depth: int  # levels of objects and lists within each other
@@ -165,13 +165,13 @@ def _inlined(node: Any, root: Schema, kept: frozenset[str]) -> Any:
     )
 
 
-def measure(schema: Schema) -> Size:
+def measure(schema: Schema) -> SchemaSize:
     """The size of a schema in the terms that vendors limit."""
     nodes = list(walk(schema))
     enums = [value for _, node, _ in nodes for value in node.get("enum", ())]
     names = [name for _, node, _ in nodes for name in (*node.get("properties", ()), *node.get("$defs", ()))]
     consts = [node["const"] for _, node, _ in nodes if "const" in node]
-    return Size(
+    return SchemaSize(
         depth=1 + max(depth for _, _, depth in nodes),
         properties=sum(len(node.get("properties", ())) for _, node, _ in nodes),
         optional=sum(

@@ -123,7 +123,7 @@ def _rule(outcome: Outcome, *, retryable: bool) -> _Rule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class Consequence:
     """The consequence of one row's failure."""
 
     attempts: int  # as the failures table will say
@@ -131,14 +131,14 @@ class Verdict:
     again: bool  # sent again in this run
 
 
-def after_failure(outcome: Outcome, *, retryable: bool, attempts: int, tries: int, most: int) -> Verdict:
+def after_failure(outcome: Outcome, *, retryable: bool, attempts: int, tries: int, most: int) -> Consequence:
     """`attempts` before this failure, `tries` in this run with this one, `most` allowed of each."""
     rule = _rule(outcome, retryable=retryable)
     counted = attempts + rule.counts
     dead = rule.final or counted >= most
-    return Verdict(attempts=counted, dead=dead, again=rule.again and not dead and tries < most)
+    return Consequence(attempts=counted, dead=dead, again=rule.again and not dead and tries < most)
 
 
-def after_rejection(attempts: int) -> Verdict:
+def after_rejection(attempts: int) -> Consequence:
     """The provider took none of the shard's rows, which says nothing about any of them."""
-    return Verdict(attempts=attempts, dead=False, again=False)
+    return Consequence(attempts=attempts, dead=False, again=False)

@@ -16,10 +16,10 @@ from airflow_batch_llm.core.journal import (
     Done,
     Entry,
     GiveUp,
-    Kind,
     Land,
     Look,
     Move,
+    RecordKind,
     Refuse,
     Searched,
     Standing,
@@ -78,7 +78,7 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cancel:
+class CancelOwn:
     """Cancel this batch. Answer: anything."""
 
     batch_id: str
@@ -91,7 +91,7 @@ class Stop:
     move: Move
 
 
-Action = Read | Find | Upload | Append | Send | Cancel | Stop
+Action = Read | Find | Upload | Append | Send | CancelOwn | Stop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +181,7 @@ def _choose(attempt: Attempt, searched: Searched | None, terms: Terms, now: floa
         case Submit():
             return replace(attempt, phase=Phase.UPLOADING), Upload()
         case Adopt(batch_id=batch_id, upload=upload, intent=intent):
-            word = _word(attempt, Kind.SUBMITTED, now)
+            word = _word(attempt, RecordKind.SUBMITTED, now)
             return _record(attempt, replace(word, intent=intent, upload=upload, batch_id=batch_id))
         case Wait() | Land() | Done() | Refuse() | GiveUp() | Ask():  # real time is asked by the asker
             return replace(attempt, phase=Phase.OVER), Stop(move=move)
@@ -191,7 +191,7 @@ def _choose(attempt: Attempt, searched: Searched | None, terms: Terms, now: floa
 
 def _intend(attempt: Attempt, terms: Terms, now: float) -> tuple[Attempt, Action]:
     intent = replace(
-        _word(attempt, Kind.INTENT, now),
+        _word(attempt, RecordKind.INTENT, now),
         upload=attempt.upload,
         expires_at=now + terms.lease_seconds,
     )
@@ -210,7 +210,7 @@ def _send(attempt: Attempt, now: float) -> tuple[Attempt, Action]:
         return _record(
             attempt,
             replace(
-                _word(attempt, Kind.RELEASED, now),
+                _word(attempt, RecordKind.RELEASED, now),
                 reason="the lease ran out before sending",
             ),
         )
@@ -220,10 +220,10 @@ def _send(attempt: Attempt, now: float) -> tuple[Attempt, Action]:
 def _hear(attempt: Attempt, answer: Answer, now: float) -> tuple[Attempt, Action]:
     match answer:
         case Created(batch_id=batch_id):
-            word = _word(attempt, Kind.SUBMITTED, now)
+            word = _word(attempt, RecordKind.SUBMITTED, now)
             return _record(attempt, replace(word, upload=attempt.upload, batch_id=batch_id))
         case NotCreated(reason=reason, final=final, retry_after=retry_after, detail=detail):
-            word = _word(attempt, Kind.REFUSED if final else Kind.RELEASED, now)
+            word = _word(attempt, RecordKind.REFUSED if final else RecordKind.RELEASED, now)
             word = replace(word, reason=reason, detail=detail, not_before=now + retry_after)
             return _record(attempt, word)
         case _:
@@ -239,19 +239,19 @@ def _settle(attempt: Attempt, entries: tuple[Entry, ...], terms: Terms, now: flo
     """After a recording: is the word there, is another's batch there, or must it be said at a later number?"""
     word, standing = attempt.word, attempt.standing
     assert word is not None
-    held = word.batch_id if word.kind is Kind.SUBMITTED else ""
+    held = word.batch_id if word.kind is RecordKind.SUBMITTED else ""
     recorded = any(
-        entry.nonce == word.nonce or (held and entry.batch_id == held and entry.kind is Kind.SUBMITTED)
+        entry.nonce == word.nonce or (held and entry.batch_id == held and entry.kind is RecordKind.SUBMITTED)
         for entry in entries
     )
     if not recorded:
         return _record(attempt, word)
     if held in standing.spare:
-        return replace(attempt, phase=Phase.CANCELLING), Cancel(batch_id=held)
+        return replace(attempt, phase=Phase.CANCELLING), CancelOwn(batch_id=held)
     return _choose(replace(attempt, intent=None, word=None), None, terms, now)
 
 
-def _word(attempt: Attempt, kind: Kind, now: float) -> Entry:
+def _word(attempt: Attempt, kind: RecordKind, now: float) -> Entry:
     """A record of this attempt's, about its intent if it has one."""
     intent = attempt.intent.nonce if attempt.intent is not None else ""
     return Entry(kind=kind, nonce=f"{attempt.name}.{attempt.records}", at=now, intent=intent)

@@ -71,7 +71,7 @@ def _over_text(builtin: Callable[..., Any]) -> Callable[..., Any]:
     return over_text
 
 
-class Dialect(ImmutableSandboxedEnvironment):
+class PromptEnvironment(ImmutableSandboxedEnvironment):
     """Jinja's environment for prompts. A field of NULL is NULL; a struct's field wins over a method."""
 
     def __init__(self) -> None:
@@ -121,7 +121,7 @@ class Template:
 
 def compile_template(source: str, params: Mapping[str, object]) -> Template:
     """Compile once. Raises `PromptError` for a syntax error or a `params.x` that is not there."""
-    dialect = Dialect()
+    dialect = PromptEnvironment()
     try:
         tree = _ConcatOfTexts().visit(dialect.parse(source))
         compiled = dialect.template_class.from_code(
@@ -156,7 +156,7 @@ class _NotSimple(Exception):
 class _Parts:
     """Takes a simple template apart."""
 
-    def __init__(self, dialect: Dialect, params: Mapping[str, object]) -> None:
+    def __init__(self, dialect: PromptEnvironment, params: Mapping[str, object]) -> None:
         self.dialect = dialect
         self.params = params
 

@@ -261,13 +261,13 @@ async def adrive(steps: Generator[Wish, Reply, Wake], perform: Callable[[Wish], 
 
 
 @dataclass(frozen=True, slots=True)
-class Headway:
+class WaitProgress:
     """Counts over all batches that were ever looked at."""
 
     _seen: dict[str, BatchStatus] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, batch_ids: Iterable[str]) -> "Headway":
+    def of(cls, batch_ids: Iterable[str]) -> "WaitProgress":
         """Before the first look: they run, as far as is known."""
         return cls(_seen={batch_id: BatchStatus(state=BatchState.RUNNING) for batch_id in batch_ids})
 

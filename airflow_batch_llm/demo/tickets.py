@@ -68,7 +68,7 @@ _UNTITLED = 0.03  # without a subject
 
 
 @dataclass(frozen=True, slots=True)
-class Ticket:
+class SupportTicket:
     """A row of `support.tickets`."""
 
     ticket_id: int
@@ -180,7 +180,7 @@ _LAST = (
 )
 
 
-def tickets(count: int, today: date) -> Iterator[Ticket]:
+def tickets(count: int, today: date) -> Iterator[SupportTicket]:
     """Yield `count` tickets, the newest of today."""
     draw = random.Random(_SEED)  # noqa: S311 - nothing is kept secret by it
     texts: list[tuple[str | None, str | None]] = []
@@ -192,7 +192,7 @@ def tickets(count: int, today: date) -> Iterator[Ticket]:
             text = _text(draw, customer)
             texts.append(text)
         day = today - timedelta(days=(count - number) * DAYS // count)
-        yield Ticket(number, day, customer, *text)
+        yield SupportTicket(number, day, customer, *text)
 
 
 def _text(draw: random.Random, customer: str) -> tuple[str | None, str | None]:

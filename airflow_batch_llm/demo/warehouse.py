@@ -6,7 +6,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from airflow_batch_llm.demo.tickets import Ticket, tickets
+from airflow_batch_llm.demo.tickets import SupportTicket, tickets
 
 _TABLES = """
 CREATE SCHEMA IF NOT EXISTS support;
@@ -29,7 +29,7 @@ def seed(path: Path, count: int, today: date) -> None:
     import pyarrow as pa
 
     rows = list(tickets(count, today))
-    columns = {field.name: [getattr(row, field.name) for row in rows] for field in fields(Ticket)}
+    columns = {field.name: [getattr(row, field.name) for row in rows] for field in fields(SupportTicket)}
     with _connected(path) as connection:
         connection.execute(_TABLES)
         connection.register("made", pa.table(columns))

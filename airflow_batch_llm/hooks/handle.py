@@ -34,7 +34,7 @@ class RunHandle:
     batch_ids: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()  # URIs of what was read, for lineage; none: not known
     waiter: Mapping[str, Any] | None = None
-    """The task instance that waits for the run, and its heirs. None: not known, or its end cancels nothing."""
+    """The task instance that waits for the run, and its successors. None: not known, or its end cancels nothing."""
 
     def to_json(self) -> dict[str, Any]:
         """For XCom."""

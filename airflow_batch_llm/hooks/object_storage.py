@@ -59,7 +59,7 @@ _PROVIDERS = {
 _HOOK_PARAMS = ("format", "column_types", "delimiter")
 
 
-class Files:
+class ObjectFiles:
     """The rows of files that are named by URIs or patterns."""
 
     def __init__(

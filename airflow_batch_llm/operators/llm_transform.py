@@ -241,13 +241,13 @@ class LLMTransformOperator(RunOperator):
 
     def open_run(self, context: Context, handle: RunHandle, spool: Path) -> "Run":
         """The run with the stage as it is written today, which counts where nothing was planned before."""
-        from airflow_batch_llm.hooks.object_storage import Files
+        from airflow_batch_llm.hooks.object_storage import ObjectFiles
         from airflow_batch_llm.hooks.warehouse import warehouse
         from airflow_batch_llm.stage.run import Run
 
         parts = open_parts(context, handle, spool, self.log)
         if self.source_uri is not None:
-            files = Files(names(self.source_uri), self.source_conn_id, self.source_hook_params)
+            files = ObjectFiles(names(self.source_uri), self.source_conn_id, self.source_hook_params)
             parts = replace(parts, source=files)
         elif not self._is_one_database(handle):
             parts = replace(

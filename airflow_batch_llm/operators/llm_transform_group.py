@@ -31,12 +31,12 @@ class PlanRunOperator(LLMTransformOperator):
     """Plan the run. Returns the portions of its shards, one for each mapped task, and pushes the run's `handle`.
 
     :param max_workers: how many portions there are at most
-    :param heirs: the later tasks that wait for the run
+    :param successors: the later tasks that wait for the run
     """
 
-    def __init__(self, *, max_workers: int = 8, heirs: Sequence[str] = (), **kwargs: Any) -> None:
+    def __init__(self, *, max_workers: int = 8, successors: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.heirs = heirs
+        self.successors = successors
         if self.plan_only:
             raise InputError(
                 "plan_only is for LLMTransformOperator: a group has nothing to do with a mere plan."
@@ -63,15 +63,15 @@ class _SpreadRunOperator(PlannedRunOperator):
     """A task of the group that works on the planned run.
 
     :param handle: what `plan` has pushed
-    :param heirs: the later tasks that do what this one leaves undone
+    :param successors: the later tasks that do what this one leaves undone
     """
 
     template_fields: Sequence[str] = ("handle",)
 
-    def __init__(self, *, handle: Any, heirs: Sequence[str], **kwargs: Any) -> None:
+    def __init__(self, *, handle: Any, successors: Sequence[str], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.handle = handle
-        self.heirs = heirs
+        self.successors = successors
 
     def handles(self, context: Context) -> Sequence[RunHandle]:  # noqa: ARG002 - it is known
         """The one run of the group."""
@@ -202,16 +202,18 @@ def llm_transform_group(group_id: str, *, max_workers: int = 8, **kwargs: Any) -
     with TaskGroup(group_id) as group:
         drive_id, finish_id = (str(group.child_id(label)) for label in ("drive", "finish"))  # type: ignore[no-untyped-call]
         plan = PlanRunOperator(
-            task_id="plan", max_workers=max_workers, heirs=[drive_id, finish_id], **of_plan
+            task_id="plan", max_workers=max_workers, successors=[drive_id, finish_id], **of_plan
         )
         handle, portions = XComArg(plan, key="handle"), plan.output
         of_mapped = {"handle": handle, "map_index_template": _PORTION, **of_tasks}
-        submit = SubmitPortionOperator.partial(task_id="submit", heirs=[drive_id, finish_id], **of_mapped)
+        submit = SubmitPortionOperator.partial(
+            task_id="submit", successors=[drive_id, finish_id], **of_mapped
+        )
         submitted = submit.expand(portion=portions)
         drive = DriveRunOperator(
-            task_id="drive", handle=handle, heirs=[finish_id], trigger_rule=_IF_PLANNED, **of_tasks
+            task_id="drive", handle=handle, successors=[finish_id], trigger_rule=_IF_PLANNED, **of_tasks
         )
-        collect = CollectPortionOperator.partial(task_id="collect", heirs=[finish_id], **of_mapped)
+        collect = CollectPortionOperator.partial(task_id="collect", successors=[finish_id], **of_mapped)
         collected = collect.expand(portion=portions)
         finish = FinishRunOperator(
             task_id="finish",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Alarm:
+class WaitWarning:
     """Two records in the run folder: when the waiting began, and that its warning was sent."""
 
     workspace: Workspace

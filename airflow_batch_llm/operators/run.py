@@ -22,7 +22,7 @@ from airflow.sdk import Context
 
 from airflow_batch_llm.core.printing import counted, verb
 from airflow_batch_llm.core.settings import seconds
-from airflow_batch_llm.core.waiting import CANCEL_GRACE_SECONDS, Headway, Outage, Watch, drive, waiting
+from airflow_batch_llm.core.waiting import CANCEL_GRACE_SECONDS, Outage, WaitProgress, Watch, drive, waiting
 from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.hooks.arguments import deployment, is_deferrable, settling_seconds
 from airflow_batch_llm.hooks.failures import quiet_sdks, rendering, translated_errors
@@ -32,8 +32,8 @@ from airflow_batch_llm.hooks.object_storage import open_workspace
 from airflow_batch_llm.hooks.triggerer import tell_of_triggerer
 from airflow_batch_llm.links.console import BatchConsoleLink
 from airflow_batch_llm.operators.reporting import (
-    Alarm,
     Lineage,
+    WaitWarning,
     add_to_assets,
     asset_extra,
     count_metrics,
@@ -132,8 +132,8 @@ def open_parts(context: Context, handle: RunHandle, spool: Path, log: Any) -> "P
         spool=spool,
         deployment=deployment(),
         by=doer(TaskKey.of(context["ti"]), handle, getattr(context["ti"], "try_number", None) or 0),
-        say=lambda message: log.info("%s", message),
-        alert=lambda message: log.warning("%s", message),
+        log=lambda message: log.info("%s", message),
+        log_warning=lambda message: log.warning("%s", message),
     )
 
 
@@ -161,7 +161,7 @@ class RunOperator(BaseOperator):
     operator_extra_links = (BatchConsoleLink(),)
 
     #: Tasks that go on with the run if this one is given up: its batches are theirs then.
-    heirs: Sequence[str] = ()
+    successors: Sequence[str] = ()
 
     def __init__(
         self,
@@ -265,7 +265,7 @@ class RunOperator(BaseOperator):
                 watch = self._alerted(context, waiter, self._paused(context, handle, run, state), state)
                 if self.deferrable:
                     return watch
-                waiter.headway = Headway()
+                waiter.headway = WaitProgress()
                 drive(waiting(watch, time.time, random.random), waiter.perform)
             return None if state is None else self.ended(context, handle, run, state)
 
@@ -303,10 +303,10 @@ class RunOperator(BaseOperator):
         return Ended(finished=finished, report=report)
 
     def waiter(self, context: Context) -> dict[str, Any] | None:
-        """Return the task that waits for the run, and its heirs. None: batches stay when the task is given up."""
+        """Return the task that waits for the run, and its successors. None: batches stay when the task is given up."""
         if not self.cancel_on_kill:
             return None
-        return {**asdict(TaskKey.of(context["ti"])), "heirs": list(self.heirs)}
+        return {**asdict(TaskKey.of(context["ti"])), "successors": list(self.successors)}
 
     def inputs(self, handle: RunHandle, run: "Run") -> tuple[str, ...]:  # noqa: ARG002 - for those that have the source
         """URIs of what the run has read, as far as this task knows."""
@@ -333,7 +333,7 @@ class RunOperator(BaseOperator):
         after = seconds(self.warn_after)
         if after is None:
             return watch
-        alarm = Alarm(workspace=run.parts.workspace, handle=handle, after=after)
+        alarm = WaitWarning(workspace=run.parts.workspace, handle=handle, after=after)
         due = alarm.due_at(time.time())
         if time.time() < due:
             return replace(watch, wake_at=due if watch.wake_at is None else min(due, watch.wake_at))
@@ -369,7 +369,7 @@ class RunOperator(BaseOperator):
             llm_hook_params=handle.llm_hook_params,
             watch=asdict(watch),
             cancel_on_kill=self.cancel_on_kill,
-            heirs=self.heirs,
+            successors=self.successors,
         )
         remaining = max(0.0, watch.deadline - time.time()) + _DEFER_SLACK_SECONDS
         self.defer(trigger=trigger, method_name="look", timeout=timedelta(seconds=remaining))
@@ -388,7 +388,7 @@ class RunOperator(BaseOperator):
 
     def _cancel_if_given_up(self, key: TaskKey) -> None:
         try:
-            if is_given_up(key, self.heirs):
+            if is_given_up(key, self.successors):
                 for handle in self._handles:
                     self._cancel(handle, doer(key, handle))
             else:
@@ -445,9 +445,9 @@ class GivenUp:
             return False
         if Departures(workspace=self.workspace, run=folder.run).is_left():
             return False
-        key = TaskKey(**{name: value for name, value in handle.waiter.items() if name != "heirs"})
+        key = TaskKey(**{name: value for name, value in handle.waiter.items() if name != "successors"})
         try:
-            return is_given_up(key, handle.waiter["heirs"], or_gone=False)
+            return is_given_up(key, handle.waiter["successors"], or_gone=False)
         except Exception as error:  # noqa: BLE001 - whatever Airflow answers; the run is left as it is
             self.log.warning(
                 "Airflow does not say whether the run %s is given up (%s).", folder.run, type(error).__name__

@@ -15,7 +15,7 @@ from airflow_batch_llm.core.model import Lease
 from airflow_batch_llm.errors import InputError, Unavailable, UnknownFate, raise_alone
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.creation import Creation, Line, send_once
-from airflow_batch_llm.providers.failures import Failure
+from airflow_batch_llm.providers.failures import CallFailure
 from airflow_batch_llm.providers.incoming import DOWNLOAD, NotUnderstood, bounded
 from airflow_batch_llm.providers.lines import split_lines
 from airflow_batch_llm.providers.reach import check_base_url, keep_to
@@ -25,7 +25,7 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 @contextmanager
-def stillness() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """Collect nothing in this block; what it made joins the oldest objects without being looked at."""
     with _ONE_AT_A_TIME:
         collecting = gc.isenabled()
@@ -91,7 +91,7 @@ class Clients:
             return self._async
 
     def _open_still(self) -> Any:
-        with stillness():
+        with gc_paused():
             return self._open_async()
 
     @contextmanager
@@ -148,8 +148,8 @@ def create(client: Any, creation: Creation, lease: Lease, judge: Judge) -> str:
 
 
 async def asked_now(
-    client: Any, path: str, body: Mapping[str, Any], refused: Callable[[Exception], Failure]
-) -> Mapping[str, Any] | Failure:
+    client: Any, path: str, body: Mapping[str, Any], refused: Callable[[Exception], CallFailure]
+) -> Mapping[str, Any] | CallFailure:
     """Ask one request in real time, once: the answer's JSON, or the vendor's refusal of this request alone.
 
     An answer that is no JSON object may hide one that was paid: `UnknownFate`.

@@ -161,7 +161,7 @@ _CANNOT_BE_SENT = frozenset({"InvalidURL", "LocalProtocolError", "UnicodeEncodeE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Vendor:
+class VendorCodes:
     """The names that differ between two SDKs of the same generator."""
 
     name: str
@@ -171,7 +171,7 @@ class Vendor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
+class CallFailure:
     """A call that did not work, in terms that do not depend on the SDK's release."""
 
     status: int | None  # None: no answer came
@@ -182,14 +182,14 @@ class Failure:
     final: bool = False  # True: nothing was sent, and the same call cannot be sent later either
 
 
-def failure_of(error: Exception, sdk: ModuleType) -> Failure | None:
+def failure_of(error: Exception, sdk: ModuleType) -> CallFailure | None:
     """Return the failure behind an SDK's exception, or None if it is not about a call to the provider."""
     if isinstance(error, sdk.APIConnectionError):
         return unanswered(error.__cause__ or error)
     if isinstance(error, UnicodeError):
         return unanswered(error)
     if isinstance(error, (ValueError, sdk.APIResponseValidationError)):
-        return Failure(status=None, message="the answer is not JSON")
+        return CallFailure(status=None, message="the answer is not JSON")
     if not isinstance(error, sdk.APIStatusError):
         return None
     # Anthropic's SDK keeps the whole body, OpenAI's only what is under "error".
@@ -199,7 +199,7 @@ def failure_of(error: Exception, sdk: ModuleType) -> Failure | None:
     details = inner.get("details")
     specific = details.get("error_code") if isinstance(details, dict) else None
     secrets = secrets_sent(error)
-    return Failure(
+    return CallFailure(
         status=error.status_code,
         code=word(specific or inner.get("code") or inner.get("type"), secrets),
         message=detail(inner.get("message"), secrets),
@@ -207,14 +207,14 @@ def failure_of(error: Exception, sdk: ModuleType) -> Failure | None:
     )
 
 
-def unanswered(cause: BaseException) -> Failure:
+def unanswered(cause: BaseException) -> CallFailure:
     """A call that got no answer. The libraries' own messages may quote a header, so only the system's are kept."""
     kind = type(cause).__name__
     deeper: BaseException | None = cause
     while deeper is not None and not (isinstance(deeper, OSError) and deeper.strerror):
         deeper = deeper.__cause__ or deeper.__context__
     why = f": {deeper.strerror}" if isinstance(deeper, OSError) else ""
-    return Failure(
+    return CallFailure(
         status=None,
         code=f"{kind}{why}",
         sent=kind not in _NEVER_SENT,
@@ -242,12 +242,12 @@ def _number(text: str | None) -> float | None:
         return None
 
 
-def judge(failure: Failure, vendor: Vendor, *, creating: bool = False) -> ProviderError:
+def judge(failure: CallFailure, vendor: VendorCodes, *, creating: bool = False) -> ProviderError:
     """The error of the package's tree that this failure is."""
     return saying(_judged(failure, vendor, creating=creating), status=failure.status, detail=failure.message)
 
 
-def _judged(failure: Failure, vendor: Vendor, *, creating: bool) -> ProviderError:
+def _judged(failure: CallFailure, vendor: VendorCodes, *, creating: bool) -> ProviderError:
     words = failure.code.rstrip(".")
     said = f"{vendor.name} answered {failure.status or 'nothing'}: {words or 'no reason given'}"
     status = failure.status
@@ -281,7 +281,7 @@ _OF_ONE_REQUEST = frozenset({400, 404, 413, 422})
 FROM_A_GATEWAY = frozenset({408, 499, 502, 504, 520, 522, 524})
 
 
-def judge_answer(failure: Failure, vendor: Vendor) -> ProviderError | None:
+def judge_answer(failure: CallFailure, vendor: VendorCodes) -> ProviderError | None:
     """The error that a call in real time has met; None if the vendor refuses this request alone."""
     if failure.status in _OF_ONE_REQUEST and failure.code not in vendor.no_money:
         return None

@@ -54,14 +54,14 @@ def _seconds_left() -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class Invoke:
     """One call. With the synchronous client `call` returns the answer, with the asynchronous one an awaitable."""
 
     call: Callable[[Any], Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Sleep:
+class Delay:
     """A pause of this many seconds."""
 
     seconds: float
@@ -75,7 +75,7 @@ class Each:
     at_once: int = 8
 
 
-Step: TypeAlias = Ask | Sleep | Each
+Step: TypeAlias = Invoke | Delay | Each
 #: A verb as a generator: yields steps, is sent their replies (a failed `Ask` replies its exception), returns T.
 Calls: TypeAlias = Generator[Step, Any, T]
 #: Translates an SDK's exception into the package's tree; what is not a provider's failure comes back unchanged.
@@ -124,7 +124,7 @@ def patiently(
     """
     attempt = 0
     while True:
-        reply = yield Ask(call)
+        reply = yield Invoke(call)
         if not isinstance(reply, Exception):
             try:
                 with understood():
@@ -141,7 +141,7 @@ def patiently(
             if error is reply:
                 raise reply
             raise_alone(error)
-        yield Sleep(pause)
+        yield Delay(pause)
         attempt += 1
 
 
@@ -175,10 +175,10 @@ async def adrive(calls: Calls[T], client: Any) -> T:
 
 def _perform(step: Step, client: Any) -> object:
     match step:
-        case Sleep(seconds):
+        case Delay(seconds):
             time.sleep(seconds)
             return None
-        case Ask(call):
+        case Invoke(call):
             try:
                 return call(_hurried(client))
             except Exception as error:  # noqa: BLE001 - the verb decides
@@ -199,10 +199,10 @@ def _hurried(client: Any) -> Any:
 
 async def _aperform(step: Step, client: Any) -> object:
     match step:
-        case Sleep(seconds):
+        case Delay(seconds):
             await asyncio.sleep(seconds)
             return None
-        case Ask(call):
+        case Invoke(call):
             try:
                 answer = call(_hurried(client))
                 return await answer if inspect.isawaitable(answer) else answer
@@ -233,7 +233,7 @@ _NO_LIST = frozenset({400, 404, 405, 501})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Page:
+class StatusPage:
     """One page of a list, newest first. `after` leads to the next; None: this is the last."""
 
     statuses: Mapping[str, BatchStatus]
@@ -251,7 +251,7 @@ class Lookup:
     remembers those that the first page did not show: from then on they are asked for by name, for one call and not two.
     """
 
-    page: Callable[[str | None], Calls[Page]]
+    page: Callable[[str | None], Calls[StatusPage]]
     one: Callable[[str], Calls[BatchStatus]]
     by_name: set[str] | None = None
 
@@ -276,9 +276,9 @@ def look_up(batch_ids: Sequence[str], lookup: Lookup) -> Calls[dict[str, BatchSt
     return _with_twins(found, listed, tokens)
 
 
-def _pages(wanted: Sequence[str], lookup: Lookup) -> Calls[list[Page]]:
+def _pages(wanted: Sequence[str], lookup: Lookup) -> Calls[list[StatusPage]]:
     """Pages while they are fewer calls than one for each batch."""
-    missing, pages = set(wanted), list[Page]()
+    missing, pages = set(wanted), list[StatusPage]()
     while len(missing) > 1 and len(pages) < max(1, len(missing) // 10):
         page = yield from lookup.page(pages[-1].after if pages else None)
         pages.append(page)
@@ -288,7 +288,7 @@ def _pages(wanted: Sequence[str], lookup: Lookup) -> Calls[list[Page]]:
     return pages
 
 
-def _first_page(batch_id: str, lookup: Lookup) -> Calls[list[Page]]:
+def _first_page(batch_id: str, lookup: Lookup) -> Calls[list[StatusPage]]:
     """One page, in place of the call by name. A server may have batches and no list of them."""
     assert lookup.by_name is not None
     try:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from airflow_batch_llm.simulator.knobs import Settings
+from airflow_batch_llm.simulator.knobs import SimulatorSettings
 
 READY = "simulator ready at "
 
@@ -55,7 +55,7 @@ def simulate(
     # The server gives a signal back once it has served what was open; ending the process there would leave the state.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     with _state(data_dir) as folder:
-        settings = Settings(
+        settings = SimulatorSettings(
             data_dir=folder,
             host=host,
             allow_remote=allow_remote,
@@ -82,7 +82,7 @@ def _state(data_dir: Path | None) -> Iterator[Path]:
         yield Path(scratch)
 
 
-def _serve(settings: Settings) -> None:
+def _serve(settings: SimulatorSettings) -> None:
     from airflow_batch_llm.simulator.server import serve
 
     try:

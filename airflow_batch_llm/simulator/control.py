@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from airflow_batch_llm.simulator import ledger
-from airflow_batch_llm.simulator.database import LIVE, Batch, Outcome, Phase
+from airflow_batch_llm.simulator.database import LIVE, Batch, BatchPhase, RowFate
 from airflow_batch_llm.simulator.faults import Fault
 from airflow_batch_llm.simulator.knobs import Knobs
 from airflow_batch_llm.simulator.runner import Runner
@@ -109,16 +109,16 @@ class Control:
         return JSONResponse(known)
 
     def _steered(self, batch: Batch, command: _Command) -> Batch:
-        if batch.phase not in LIVE or batch.phase is Phase.FINISHING:
+        if batch.phase not in LIVE or batch.phase is BatchPhase.FINISHING:
             return batch
         now = self._world.clock.now()
         change = self._world.database.change_batch
         match command.action:
             case "hold":
-                wake = batch.wake_at if batch.phase is Phase.ACCEPTED else batch.facts["expires_at"]
+                wake = batch.wake_at if batch.phase is BatchPhase.ACCEPTED else batch.facts["expires_at"]
                 batch = change(batch.id, batch.phase, wake, ends_at=None)
             case "expire":
-                ending = {"outcome": Outcome.EXPIRED, "share": command.share}
+                ending = {"outcome": RowFate.EXPIRED, "share": command.share}
                 batch = change(batch.id, batch.phase, now, ends_at=now, ending=ending)
             case _:
                 batch = change(batch.id, batch.phase, now, ends_at=now)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import orjson
 
 
-class Phase(StrEnum):
+class BatchPhase(StrEnum):
     """Where a batch stands."""
 
     ACCEPTED = "accepted"  # created, its rows not yet looked at
@@ -27,10 +27,10 @@ class Phase(StrEnum):
     REJECTED = "rejected"  # refused after creation; no row was executed
 
 
-LIVE = frozenset({Phase.ACCEPTED, Phase.RUNNING, Phase.CANCELING, Phase.FINISHING})
+LIVE = frozenset({BatchPhase.ACCEPTED, BatchPhase.RUNNING, BatchPhase.CANCELING, BatchPhase.FINISHING})
 
 
-class Outcome(StrEnum):
+class RowFate(StrEnum):
     """The fate of a row, for the ledger."""
 
     SUCCEEDED = "succeeded"
@@ -39,7 +39,7 @@ class Outcome(StrEnum):
     CANCELED = "canceled"
 
 
-class Way(StrEnum):
+class BilledWay(StrEnum):
     """The ways to ask, which have different prices."""
 
     BATCH = "batch"
@@ -54,7 +54,7 @@ class Batch:
     seq: int
     id: str
     provider: str
-    phase: Phase
+    phase: BatchPhase
     created_at: float
     wake_at: float | None
     facts: dict[str, Any] = field(default_factory=dict)
@@ -72,7 +72,7 @@ class StoredFile:
     expires_at: float | None
 
 
-class Usage(NamedTuple):
+class BilledUsage(NamedTuple):
     """Tokens of one row. `input` includes the cached and the cache-written ones, `output` the reasoning ones."""
 
     input: int = 0
@@ -208,7 +208,7 @@ class Database:
         rows = self._all(_BATCH + "WHERE id = ? AND deleted = 0", (batch_id,))
         return _batch(rows[0]) if rows else None
 
-    def change_batch(self, batch_id: str, phase: Phase, wake_at: float | None, **facts: Any) -> Batch:
+    def change_batch(self, batch_id: str, phase: BatchPhase, wake_at: float | None, **facts: Any) -> Batch:
         """Move a batch on; `facts` are added to those that it has."""
         with self._writing() as connection:
             (known,) = connection.execute("SELECT facts FROM batches WHERE id = ?", (batch_id,)).fetchone()
@@ -267,7 +267,9 @@ class Database:
                 charges,
             )
 
-    def add_asked(self, provider: str, way: Way, content: bytes, model: str, usage: Usage) -> None:
+    def add_asked(
+        self, provider: str, way: BilledWay, content: bytes, model: str, usage: BilledUsage
+    ) -> None:
         """Charge one real-time answer."""
         with self._writing() as connection:
             connection.execute(
@@ -336,7 +338,7 @@ def _batch(row: Sequence[Any]) -> Batch:
         seq=seq,
         id=batch_id,
         provider=provider,
-        phase=Phase(phase),
+        phase=BatchPhase(phase),
         created_at=created_at,
         wake_at=wake_at,
         facts=orjson.loads(facts),

@@ -14,21 +14,21 @@ from typing import IO, Any
 import orjson
 
 from airflow_batch_llm.simulator.bodies import MEGABYTE, count_lines, lines
-from airflow_batch_llm.simulator.database import Batch, Charge, Outcome, Usage
+from airflow_batch_llm.simulator.database import Batch, BilledUsage, Charge, RowFate
 from airflow_batch_llm.simulator.faults import BatchFault, Fault, RowFault, RowFaults, batch_fault
-from airflow_batch_llm.simulator.request import Answer, Request, RowError, Stop, tokens
+from airflow_batch_llm.simulator.request import Reply, Request, RowError, StopReason, tokens
 from airflow_batch_llm.simulator.strings import Draw
-from airflow_batch_llm.simulator.vendor import Parsed, Rows, Tally, Vendor, Written
+from airflow_batch_llm.simulator.vendor import BatchTally, Parsed, Rows, Vendor, Written
 from airflow_batch_llm.simulator.world import World
 
 INPUT = "input.jsonl"
 _CHUNK = 2000
 _LONE = "\ue000"  # stands for a lone surrogate until the line has been encoded
 _ODD = "\u2028\u0085\u00a0\U0001f600"
-_UNEXECUTED = {RowFault.EXPIRED: Outcome.EXPIRED, RowFault.CANCELED: Outcome.CANCELED}
+_UNEXECUTED = {RowFault.EXPIRED: RowFate.EXPIRED, RowFault.CANCELED: RowFate.CANCELED}
 
 
-def execute(world: World, vendor: Vendor, batch: Batch) -> Tally:
+def execute(world: World, vendor: Vendor, batch: Batch) -> BatchTally:
     """Run the rows of a batch and write its result lines, one file per channel."""
     world.database.forget_charges(batch.seq)
     with ExitStack() as stack:
@@ -43,17 +43,17 @@ class _Execution:
         self._stack = stack
         self._folder = world.folder(batch.id)
         self._files: dict[str, IO[bytes]] = {}
-        self._tally = Tally()
+        self._tally = BatchTally()
         self._faults = RowFaults(batch.facts["faults"])
         self._ordered = batch_fault(batch.facts["faults"], BatchFault.ORDERED) is not None
 
-    def run(self) -> Tally:
+    def run(self) -> BatchTally:
         source = self._folder / INPUT
         if not source.exists():
             return self._tally  # stopped before its rows were looked at
         ending = self._batch.facts.get("ending")
         executed = int(count_lines(source) * ending["share"]) if ending else None
-        rest = Outcome(ending["outcome"]) if ending else Outcome.SUCCEEDED
+        rest = RowFate(ending["outcome"]) if ending else RowFate.SUCCEEDED
         for first, chunk in _chunks(lines(source)):
             limit = len(chunk) if executed is None else max(0, min(len(chunk), executed - first))
             parsed = [self._rows.read(line) for line in chunk]
@@ -73,11 +73,11 @@ class _Execution:
         answers = dict(zip(running, self._world.responder.answer_all(requests), strict=True))
         return [self._row(row, faults[index], answers.get(index)) for index, row in enumerate(parsed)]
 
-    def _row(self, row: Parsed, fault: Fault | None, answer: Answer | None) -> Written:
+    def _row(self, row: Parsed, fault: Fault | None, answer: Reply | None) -> Written:
         if answer is None:
             if fault and fault.kind in _UNEXECUTED:
                 return self._rows.skip(row, _UNEXECUTED[RowFault(fault.kind)])
-            return self._rows.write(row, Answer(error=row.error or _row_error(fault)))
+            return self._rows.write(row, Reply(error=row.error or _row_error(fault)))
         assert row.request is not None
         answer = settled(row.request, answer, fault)
         if fault and fault.kind is RowFault.FOREIGN:
@@ -105,7 +105,7 @@ class _Execution:
         tally = self._tally
         tally.total += len(charges)
         tally.outcomes = dict(Counter(tally.outcomes) + Counter(charge.outcome for charge in charges))
-        tally.usage = Usage(
+        tally.usage = BilledUsage(
             *(sum(column) for column in zip(tally.usage, *(charge[-5:] for charge in charges), strict=True))
         )
 
@@ -135,33 +135,33 @@ def _row_error(fault: Fault | None) -> RowError:
     )
 
 
-def settled(request: Request, answer: Answer, fault: Fault | None = None) -> Answer:
+def settled(request: Request, answer: Reply, fault: Fault | None = None) -> Reply:
     """The answer after the request's token limit and the row's fault have had their say."""
     if answer.error or answer.body:
         return answer
     if fault is not None:
         answer = _faulty(request, answer, fault)
     if request.max_tokens is not None and tokens(len(answer.text)) > request.max_tokens:
-        return answer._replace(text=answer.text[: 4 * request.max_tokens], stop=Stop.LENGTH)
+        return answer._replace(text=answer.text[: 4 * request.max_tokens], stop=StopReason.LENGTH)
     return answer
 
 
-def _faulty(request: Request, answer: Answer, fault: Fault) -> Answer:
+def _faulty(request: Request, answer: Reply, fault: Fault) -> Reply:
     match fault.kind:
         case RowFault.REFUSED:
-            return Answer(fault.text or "", Stop.REFUSED)
+            return Reply(fault.text or "", StopReason.REFUSED)
         case RowFault.FILTERED:
-            return Answer("", Stop.FILTERED)
+            return Reply("", StopReason.FILTERED)
         case RowFault.TRUNCATED:
-            return Answer(answer.text[: len(answer.text) // 2], Stop.LENGTH)
+            return Reply(answer.text[: len(answer.text) // 2], StopReason.LENGTH)
         case RowFault.EMPTY:
-            return Answer("")
+            return Reply("")
         case RowFault.TEXT | RowFault.INVALID:
-            return Answer(fault.text if fault.text is not None else '{"no_such_field": []}')
+            return Reply(fault.text if fault.text is not None else '{"no_such_field": []}')
         case RowFault.ODD:
-            return Answer(_with_odd(request, answer.text, _ODD))
+            return Reply(_with_odd(request, answer.text, _ODD))
         case RowFault.SURROGATE:
-            return Answer(_with_odd(request, answer.text, _LONE))
+            return Reply(_with_odd(request, answer.text, _LONE))
         case _:
             return answer
 
@@ -208,5 +208,5 @@ def _charge(line: int, row: Parsed, result: Written) -> Charge:
         result.outcome.value,
         int(usage is not None),
         row.model,
-        *(usage or Usage()),
+        *(usage or BilledUsage()),
     )

@@ -21,7 +21,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from airflow_batch_llm.simulator.bodies import MEGABYTE
 from airflow_batch_llm.simulator.faults import CallFault, Fault
-from airflow_batch_llm.simulator.knobs import Settings
+from airflow_batch_llm.simulator.knobs import SimulatorSettings
 from airflow_batch_llm.simulator.vendor import Endpoint, Refusal, Vendor
 from airflow_batch_llm.simulator.world import World
 
@@ -39,7 +39,7 @@ def is_loopback(host: str | None) -> bool:
 class Doorkeeper:
     """Stands before the whole application."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: SimulatorSettings) -> None:
         self._app = app
         self._settings = settings
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class SimulatorSettings:
     """The options of the `simulate` command."""
 
     data_dir: Path

@@ -11,15 +11,15 @@ import orjson
 
 from airflow_batch_llm.simulator.database import (
     LIVE,
+    BatchPhase,
+    BilledUsage,
+    BilledWay,
     Charge,
     Database,
-    Phase,
-    Usage,
-    Way,
     open_connection,
 )
 
-_SUMS = ", ".join(f"coalesce(sum({name}), 0)" for name in Usage._fields)
+_SUMS = ", ".join(f"coalesce(sum({name}), 0)" for name in BilledUsage._fields)
 _FROM = "FROM answers WHERE provider = ?"
 
 
@@ -47,11 +47,11 @@ def _provider(connection: Any, provider: str) -> dict[str, Any]:
     executed = sum(outcomes.get(outcome, 0) for outcome in ("succeeded", "errored"))
     return {
         "batches": [batch_id for batch_id, _ in batches],
-        "running": [batch_id for batch_id, phase in batches if Phase(phase) in LIVE],
+        "running": [batch_id for batch_id, phase in batches if BatchPhase(phase) in LIVE],
         "rows": {"executed": executed, "charged": bill["rows"], **outcomes},
         "tokens": bill["tokens"],
         "by_model": bill["by_model"],
-        "ways": {way.value: _bill(line for line in charged if line[0] == way) for way in Way},
+        "ways": {way.value: _bill(line for line in charged if line[0] == way) for way in BilledWay},
         "duplicates": {"contents": contents, "surplus_charges": surplus},
         "calls": {endpoint: sum(statuses.values()) for endpoint, statuses in calls.items()},
         "answers": calls,
@@ -62,12 +62,12 @@ def _bill(charged: Iterable[Sequence[Any]]) -> dict[str, Any]:
     """Rows and tokens, in sum and per model, of lines of way, model, rows and tokens."""
     by_model: dict[str, dict[str, int]] = {}
     for _, model, rows, *tokens in charged:
-        part = by_model.setdefault(model, dict.fromkeys(("rows", *Usage._fields), 0))
+        part = by_model.setdefault(model, dict.fromkeys(("rows", *BilledUsage._fields), 0))
         for name, count in zip(part, (rows, *tokens), strict=True):
             part[name] += count
     return {
         "rows": sum(part["rows"] for part in by_model.values()),
-        "tokens": {name: sum(part[name] for part in by_model.values()) for name in Usage._fields},
+        "tokens": {name: sum(part[name] for part in by_model.values()) for name in BilledUsage._fields},
         "by_model": by_model,
     }
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 _MINUTE = 60.0
 
 
-class Standing(NamedTuple):
+class LimitStanding(NamedTuple):
     """One limit, as the headers of an answer tell it."""
 
     kind: str
@@ -24,7 +24,7 @@ class Standing(NamedTuple):
 class Lack(NamedTuple):
     """The limit that keeps a request out, and the seconds until it lets the request in."""
 
-    standing: Standing
+    standing: LimitStanding
     seconds: float
 
 
@@ -34,7 +34,7 @@ class _Bucket:
     at: float
 
 
-class Limits:
+class RateLimits:
     """The buckets of every vendor and model. For one thread."""
 
     def __init__(self) -> None:
@@ -74,12 +74,12 @@ class ModelLimits:
             if kind in self._buckets:
                 self._buckets[kind].level -= amount
 
-    def standings(self) -> list[Standing]:
+    def standings(self) -> list[LimitStanding]:
         return [self._standing(kind) for kind in self._per_minute]
 
-    def _standing(self, kind: str) -> Standing:
+    def _standing(self, kind: str) -> LimitStanding:
         limit, level = self._per_minute[kind], self._buckets[kind].level
-        return Standing(kind, limit, max(0, int(level)), self._seconds(kind, limit))
+        return LimitStanding(kind, limit, max(0, int(level)), self._seconds(kind, limit))
 
     def _seconds(self, kind: str, level: float) -> float:
         """How long until the bucket holds this much; a full one is all that a request can wait for."""

@@ -13,11 +13,11 @@ import anyio
 import anyio.to_thread
 from starlette.responses import JSONResponse, Response
 
-from airflow_batch_llm.simulator.database import Usage, Way
+from airflow_batch_llm.simulator.database import BilledUsage, BilledWay
 from airflow_batch_llm.simulator.execution import settled
 from airflow_batch_llm.simulator.faults import FlexFault
-from airflow_batch_llm.simulator.limits import Lack, ModelLimits, Standing
-from airflow_batch_llm.simulator.request import Answer, Request
+from airflow_batch_llm.simulator.limits import Lack, LimitStanding, ModelLimits
+from airflow_batch_llm.simulator.request import Reply, Request
 from airflow_batch_llm.simulator.vendor import Refusal
 from airflow_batch_llm.simulator.world import World
 
@@ -40,12 +40,12 @@ class Words(Protocol):
     @property
     def provider(self) -> str: ...
 
-    def usage(self, request: Request, answer: Answer) -> Usage: ...
+    def usage(self, request: Request, answer: Reply) -> BilledUsage: ...
 
-    def body(self, asked: Asked, answer: Answer, usage: Usage) -> dict[str, Any]:
+    def body(self, asked: Asked, answer: Reply, usage: BilledUsage) -> dict[str, Any]:
         """The body of the answer, as it stands in a batch's result line."""
 
-    def way(self, body: dict[str, Any]) -> Way:
+    def way(self, body: dict[str, Any]) -> BilledWay:
         """The way that the answer says it went, by which it is billed."""
 
     @property
@@ -58,14 +58,14 @@ class Words(Protocol):
     def needs(self, request: Request) -> Mapping[str, int]:
         """The amounts that must be there for the request to be admitted."""
 
-    def spends(self, usage: Usage) -> Mapping[str, int]:
+    def spends(self, usage: BilledUsage) -> Mapping[str, int]:
         """The amounts that are taken once the answer is made."""
 
-    def over_limit(self, model: str, standing: Standing) -> Refusal: ...
+    def over_limit(self, model: str, standing: LimitStanding) -> Refusal: ...
 
     def retry_headers(self, seconds: float) -> dict[str, str]: ...
 
-    def limit_headers(self, standings: Sequence[Standing]) -> dict[str, str]: ...
+    def limit_headers(self, standings: Sequence[LimitStanding]) -> dict[str, str]: ...
 
 
 class RealTime:

@@ -25,7 +25,7 @@ def seed_of(digest: bytes) -> int:
     return int.from_bytes(digest[:8], "little")
 
 
-class Stop(StrEnum):
+class StopReason(StrEnum):
     """Why an answer ends where it ends."""
 
     END = "end"
@@ -68,11 +68,11 @@ class RowError(NamedTuple):
     param: str | None = None
 
 
-class Answer(NamedTuple):
+class Reply(NamedTuple):
     """The answer to a request: a text, an error, or a whole body that an upstream wrote in the same protocol."""
 
     text: str = ""
-    stop: Stop = Stop.END
+    stop: StopReason = StopReason.END
     error: RowError | None = None
     body: dict[str, Any] | None = None
 

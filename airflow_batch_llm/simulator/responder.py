@@ -14,9 +14,9 @@ import orjson
 
 from airflow_batch_llm.simulator.answers import conforming
 from airflow_batch_llm.simulator.fallible import fallible
-from airflow_batch_llm.simulator.knobs import Knobs, Settings
+from airflow_batch_llm.simulator.knobs import Knobs, SimulatorSettings
 from airflow_batch_llm.simulator.openai.answers import CHAT, EMBEDDINGS
-from airflow_batch_llm.simulator.request import Answer, Request, RowError, Stop
+from airflow_batch_llm.simulator.request import Reply, Request, RowError, StopReason
 from airflow_batch_llm.simulator.strings import Draw, phrase
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Responder(Protocol):
     """Answers requests, in their order. Called in worker threads."""
 
-    def answer_all(self, requests: Sequence[Request]) -> list[Answer]: ...
+    def answer_all(self, requests: Sequence[Request]) -> list[Reply]: ...
 
 
 class MadeUp:
@@ -35,11 +35,11 @@ class MadeUp:
     def __init__(self, knobs: Callable[[], Knobs]) -> None:
         self._knobs = knobs
 
-    def answer_all(self, requests: Sequence[Request]) -> list[Answer]:
+    def answer_all(self, requests: Sequence[Request]) -> list[Reply]:
         knobs = self._knobs()
         if knobs.wrong_share:
-            return [Answer(fallible(request, knobs)) for request in requests]
-        return [Answer(_made_up(request)) for request in requests]
+            return [Reply(fallible(request, knobs)) for request in requests]
+        return [Reply(_made_up(request)) for request in requests]
 
 
 def _made_up(request: Request) -> str:
@@ -54,20 +54,20 @@ class UserFunction:
     def __init__(self, respond: Callable[[Request], Any]) -> None:
         self._respond = respond
 
-    def answer_all(self, requests: Sequence[Request]) -> list[Answer]:
+    def answer_all(self, requests: Sequence[Request]) -> list[Reply]:
         return [self._answer(request) for request in requests]
 
-    def _answer(self, request: Request) -> Answer:
+    def _answer(self, request: Request) -> Reply:
         try:
             value = self._respond(request)
         except Exception as error:  # noqa: BLE001 - one bad row must not stop the batch
-            return Answer(error=RowError(500, "api_error", f"the responder raised {type(error).__name__}"))
-        if isinstance(value, Answer):
+            return Reply(error=RowError(500, "api_error", f"the responder raised {type(error).__name__}"))
+        if isinstance(value, Reply):
             return value
-        return Answer(value if isinstance(value, str) else orjson.dumps(value).decode())
+        return Reply(value if isinstance(value, str) else orjson.dumps(value).decode())
 
 
-def load_responder(settings: Settings, knobs: Callable[[], Knobs]) -> Responder:
+def load_responder(settings: SimulatorSettings, knobs: Callable[[], Knobs]) -> Responder:
     """The responder that the settings name. Raises ValueError if it cannot be loaded."""
     if settings.responder and settings.upstream:
         raise ValueError("--responder and --upstream exclude each other")
@@ -86,14 +86,14 @@ def load_responder(settings: Settings, knobs: Callable[[], Knobs]) -> Responder:
         raise ValueError(f"--responder {settings.responder!r} cannot be loaded: {error}") from error
 
 
-_STOPS = {"length": Stop.LENGTH, "content_filter": Stop.FILTERED}
+_STOPS = {"length": StopReason.LENGTH, "content_filter": StopReason.FILTERED}
 _SECONDS = 600.0
 
 
 class Upstream:
     """Forwards requests. What already is OpenAI's protocol goes and comes back as it is."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: SimulatorSettings) -> None:
         import httpx
 
         headers = {"authorization": f"Bearer {settings.upstream_key}"} if settings.upstream_key else {}
@@ -103,10 +103,10 @@ class Upstream:
         self._base = str(settings.upstream).rstrip("/")
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="upstream")
 
-    def answer_all(self, requests: Sequence[Request]) -> list[Answer]:
+    def answer_all(self, requests: Sequence[Request]) -> list[Reply]:
         return list(self._pool.map(self._answer, requests))
 
-    def _answer(self, request: Request) -> Answer:
+    def _answer(self, request: Request) -> Reply:
         import httpx
 
         verbatim = request.endpoint in (CHAT, EMBEDDINGS)
@@ -118,10 +118,10 @@ class Upstream:
             )
             body = orjson.loads(answer.content)
         except (httpx.HTTPError, orjson.JSONDecodeError) as error:
-            return Answer(error=RowError(500, "", f"the upstream failed: {type(error).__name__}"))
+            return Reply(error=RowError(500, "", f"the upstream failed: {type(error).__name__}"))
         if answer.status_code != 200:
-            return Answer(error=_refusal(answer, body))
-        return Answer(body=body) if verbatim else _from_chat(body)
+            return Reply(error=_refusal(answer, body))
+        return Reply(body=body) if verbatim else _from_chat(body)
 
 
 def _refusal(answer: "httpx.Response", body: Any) -> RowError:
@@ -143,12 +143,12 @@ def _as_chat(request: Request) -> dict[str, Any]:
     return body
 
 
-def _from_chat(body: dict[str, Any]) -> Answer:
+def _from_chat(body: dict[str, Any]) -> Reply:
     try:
         choice = body["choices"][0]
         message = choice["message"]
     except (KeyError, IndexError, TypeError):
-        return Answer(error=RowError(500, "", "the upstream's answer is not a chat completion"))
+        return Reply(error=RowError(500, "", "the upstream's answer is not a chat completion"))
     if message.get("refusal"):
-        return Answer(str(message["refusal"]), Stop.REFUSED)
-    return Answer(str(message.get("content") or ""), _STOPS.get(choice.get("finish_reason"), Stop.END))
+        return Reply(str(message["refusal"]), StopReason.REFUSED)
+    return Reply(str(message.get("content") or ""), _STOPS.get(choice.get("finish_reason"), StopReason.END))

@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 
-from airflow_batch_llm.simulator.database import Batch, Outcome, Phase
+from airflow_batch_llm.simulator.database import Batch, BatchPhase, RowFate
 from airflow_batch_llm.simulator.execution import execute
 from airflow_batch_llm.simulator.vendor import Rejected, Vendor
 from airflow_batch_llm.simulator.world import World
@@ -74,7 +74,9 @@ class Runner:
         task = self._steps.pop(batch_id)
         if not task.cancelled() and (error := task.exception()):
             logger.error("a step of a batch failed", extra={"batch_id": batch_id}, exc_info=error)
-            self._world.database.change_batch(batch_id, Phase.REJECTED, None, simulator_error=repr(error))
+            self._world.database.change_batch(
+                batch_id, BatchPhase.REJECTED, None, simulator_error=repr(error)
+            )
         self.poke()
 
     async def _step(self, batch_id: str) -> None:
@@ -82,7 +84,7 @@ class Runner:
             batch = self._world.database.batch(batch_id)
             if batch is None or batch.wake_at is None or batch.wake_at > self._world.clock.now():
                 return
-            if batch.phase is Phase.ACCEPTED and batch.wake_at < batch.facts["expires_at"]:
+            if batch.phase is BatchPhase.ACCEPTED and batch.wake_at < batch.facts["expires_at"]:
                 await self._prepare(batch)
             else:
                 await self._finish(batch)
@@ -90,22 +92,26 @@ class Runner:
     async def _prepare(self, batch: Batch) -> None:
         verdict = await asyncio.to_thread(self.vendors[batch.provider].prepare, batch)
         fresh = self._world.database.batch(batch.id)
-        if fresh is None or fresh.phase is not Phase.ACCEPTED:
+        if fresh is None or fresh.phase is not BatchPhase.ACCEPTED:
             return
         now = self._world.clock.now()
         if isinstance(verdict, Rejected):
-            self._world.database.change_batch(batch.id, Phase.REJECTED, None, ended_at=now, **verdict.facts)
+            self._world.database.change_batch(
+                batch.id, BatchPhase.REJECTED, None, ended_at=now, **verdict.facts
+            )
             return
         facts = {**fresh.facts, **verdict.facts}
         wake = min(facts["ends_at"] or facts["expires_at"], facts["expires_at"])
-        self._world.database.change_batch(batch.id, Phase.RUNNING, wake, running_at=now, **verdict.facts)
+        self._world.database.change_batch(batch.id, BatchPhase.RUNNING, wake, running_at=now, **verdict.facts)
 
     async def _finish(self, batch: Batch) -> None:
         vendor = self.vendors[batch.provider]
         database = self._world.database
-        facts = {"ending": {"outcome": Outcome.EXPIRED, "share": 0.0}} if _window_closed(batch) else {}
+        facts = {"ending": {"outcome": RowFate.EXPIRED, "share": 0.0}} if _window_closed(batch) else {}
         now = self._world.clock.now()
-        batch = database.change_batch(batch.id, Phase.FINISHING, batch.wake_at, finishing_at=now, **facts)
+        batch = database.change_batch(
+            batch.id, BatchPhase.FINISHING, batch.wake_at, finishing_at=now, **facts
+        )
         tally = await asyncio.to_thread(execute, self._world, vendor, batch)
         results = await asyncio.to_thread(vendor.finish, batch, tally)
         common = {
@@ -115,13 +121,13 @@ class Runner:
             "usage": tally.usage._asdict(),
         }
         if isinstance(results, Rejected):
-            database.change_batch(batch.id, Phase.REJECTED, None, **common, **results.facts)
+            database.change_batch(batch.id, BatchPhase.REJECTED, None, **common, **results.facts)
         else:
-            database.change_batch(batch.id, Phase.ENDED, None, **common, **results)
+            database.change_batch(batch.id, BatchPhase.ENDED, None, **common, **results)
 
 
 def _window_closed(batch: Batch) -> bool:
     """Return whether the batch's window closed before its rows were due."""
     ends_at, expires_at = batch.facts["ends_at"], batch.facts["expires_at"]
-    queued = batch.phase is Phase.ACCEPTED
+    queued = batch.phase is BatchPhase.ACCEPTED
     return "ending" not in batch.facts and (queued or ends_at is None or ends_at > expires_at)

@@ -16,7 +16,7 @@ from starlette.routing import Route
 from airflow_batch_llm.simulator.anthropic.routes import Anthropic
 from airflow_batch_llm.simulator.control import Control
 from airflow_batch_llm.simulator.gate import AbortableProtocol, Doorkeeper, Gate, is_loopback
-from airflow_batch_llm.simulator.knobs import Settings
+from airflow_batch_llm.simulator.knobs import SimulatorSettings
 from airflow_batch_llm.simulator.openai.routes import OpenAI
 from airflow_batch_llm.simulator.runner import Runner
 from airflow_batch_llm.simulator.vendor import Vendor
@@ -27,7 +27,7 @@ from airflow_batch_llm.simulator.world import World, open_world
 VENDORS: Sequence[Callable[[World], Vendor]] = (Anthropic, OpenAI, Vertex)
 
 
-def build_app(settings: Settings) -> Starlette:
+def build_app(settings: SimulatorSettings) -> Starlette:
     """The ASGI application. Raises ValueError for settings that cannot work."""
     world = open_world(settings)
     vendors = [vendor(world) for vendor in VENDORS]
@@ -71,7 +71,7 @@ class _Server(uvicorn.Server):
             self._ready()
 
 
-def serve(settings: Settings, announce: Callable[[str], None]) -> None:
+def serve(settings: SimulatorSettings, announce: Callable[[str], None]) -> None:
     """Serve until interrupted. `announce` gets the URL when calls are answered."""
     if not (settings.allow_remote or is_loopback(settings.host)):
         raise ValueError(

@@ -12,8 +12,8 @@ import starlette.requests
 from starlette.responses import Response
 
 from airflow_batch_llm.simulator.bodies import parse
-from airflow_batch_llm.simulator.database import Batch, Outcome, Usage
-from airflow_batch_llm.simulator.request import Answer, Request, RowError
+from airflow_batch_llm.simulator.database import Batch, BilledUsage, RowFate
+from airflow_batch_llm.simulator.request import Reply, Request, RowError
 
 
 class Refusal(Exception):
@@ -77,8 +77,8 @@ class Written(NamedTuple):
 
     line: bytes
     channel: str
-    outcome: Outcome
-    usage: Usage | None
+    outcome: RowFate
+    usage: BilledUsage | None
 
 
 class Rows(Protocol):
@@ -86,20 +86,20 @@ class Rows(Protocol):
 
     def read(self, line: bytes) -> Parsed: ...
 
-    def write(self, parsed: Parsed, answer: Answer) -> Written:
+    def write(self, parsed: Parsed, answer: Reply) -> Written:
         """The line of an executed row."""
 
-    def skip(self, parsed: Parsed, outcome: Outcome) -> Written:
+    def skip(self, parsed: Parsed, outcome: RowFate) -> Written:
         """The line of a row that was not executed: expired or canceled."""
 
 
 @dataclass(slots=True, kw_only=True)
-class Tally:
+class BatchTally:
     """The totals of a batch's execution."""
 
     total: int = 0
     outcomes: dict[str, int] = field(default_factory=dict)
-    usage: Usage = field(default_factory=Usage)
+    usage: BilledUsage = field(default_factory=BilledUsage)
     written: dict[str, int] = field(default_factory=dict)
     """Lines per channel; a channel without lines has no file."""
 
@@ -138,5 +138,5 @@ class Vendor(Protocol):
 
     def rows(self, batch: Batch) -> Rows: ...
 
-    def finish(self, batch: Batch, tally: Tally) -> Mapping[str, Any] | Rejected:
+    def finish(self, batch: Batch, tally: BatchTally) -> Mapping[str, Any] | Rejected:
         """Put the result files where the user reads them. Returns facts. In a worker thread."""

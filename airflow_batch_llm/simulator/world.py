@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from airflow_batch_llm.simulator.database import Batch, Database, Outcome, Phase
+from airflow_batch_llm.simulator.database import Batch, BatchPhase, Database, RowFate
 from airflow_batch_llm.simulator.faults import BatchFault, FaultBook, batch_fault
-from airflow_batch_llm.simulator.knobs import Clock, Knobs, Settings
-from airflow_batch_llm.simulator.limits import Limits
+from airflow_batch_llm.simulator.knobs import Clock, Knobs, SimulatorSettings
+from airflow_batch_llm.simulator.limits import RateLimits
 from airflow_batch_llm.simulator.responder import Responder, load_responder
 
 _WAITING_SHARE = 0.1  # of a batch's duration, before its rows are looked at
@@ -19,14 +19,14 @@ _WAITING_SHARE = 0.1  # of a batch's duration, before its rows are looked at
 class World:
     """The state that all calls share. `knobs` is replaced whole; `poke` wakes the runner."""
 
-    settings: Settings
+    settings: SimulatorSettings
     clock: Clock
     database: Database
     faults: FaultBook
     responder: Responder
     instance: str
     knobs: Knobs
-    limits: Limits = field(default_factory=Limits)
+    limits: RateLimits = field(default_factory=RateLimits)
     poke: Callable[[], None] = field(default=lambda: None)
 
     def turn(self, knobs: Knobs) -> None:
@@ -50,7 +50,7 @@ class World:
         folder.mkdir(parents=True, exist_ok=True)
         return folder / secrets.token_hex(8)
 
-    def open_batch(self, provider: str, batch_id: str, phase: Phase, facts: dict[str, Any]) -> Batch:
+    def open_batch(self, provider: str, batch_id: str, phase: BatchPhase, facts: dict[str, Any]) -> Batch:
         """Record a new batch, with the faults that are set for it; `facts` must hold its `window` in seconds."""
         now = self.clock.now()
         faults = [
@@ -61,14 +61,14 @@ class World:
         ends_at = None if batch_fault(faults, BatchFault.HOLD) else now + seconds
         expires_at = now + facts["window"]
         first = min(ends_at or expires_at, expires_at)
-        if phase is Phase.ACCEPTED:
+        if phase is BatchPhase.ACCEPTED:
             queued = batch_fault(faults, BatchFault.QUEUE)
             first = expires_at if queued else now + seconds * _WAITING_SHARE
         common: dict[str, Any] = {"faults": faults, "ends_at": ends_at, "expires_at": expires_at}
         if expiring := batch_fault(faults, BatchFault.EXPIRE):
-            common["ending"] = {"outcome": Outcome.EXPIRED, "share": expiring.share}
+            common["ending"] = {"outcome": RowFate.EXPIRED, "share": expiring.share}
         if failing := batch_fault(faults, BatchFault.FAIL):
-            common["ending"] = {"outcome": Outcome.CANCELED, "share": failing.share}
+            common["ending"] = {"outcome": RowFate.CANCELED, "share": failing.share}
         batch = self.database.add_batch(
             Batch(
                 seq=0,
@@ -85,21 +85,21 @@ class World:
 
     def cancel(self, batch: Batch) -> Batch:
         """Ask a batch to stop, which takes a quarter of the usual duration. One that has ended stays as it is."""
-        if batch.phase not in (Phase.ACCEPTED, Phase.RUNNING):
+        if batch.phase not in (BatchPhase.ACCEPTED, BatchPhase.RUNNING):
             return batch
         now = self.clock.now()
         changed = self.database.change_batch(
             batch.id,
-            Phase.CANCELING,
+            BatchPhase.CANCELING,
             now + self.knobs.batch_seconds / 4,
             canceling_at=now,
-            ending={"outcome": Outcome.CANCELED, "share": self.knobs.cancelled_share},
+            ending={"outcome": RowFate.CANCELED, "share": self.knobs.cancelled_share},
         )
         self.poke()
         return changed
 
 
-def open_world(settings: Settings) -> World:
+def open_world(settings: SimulatorSettings) -> World:
     """Take up the data directory as it was left."""
     settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     database = Database(settings.data_dir / "simulator.sqlite")

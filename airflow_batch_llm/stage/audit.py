@@ -10,11 +10,11 @@ from typing import Any
 
 import orjson
 
-from airflow_batch_llm.core.journal import Entry, Kind
+from airflow_batch_llm.core.journal import Entry, RecordKind
 from airflow_batch_llm.core.report import Report
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
-from airflow_batch_llm.stage.records.standings import Landed, read_rounds
+from airflow_batch_llm.stage.records.standings import ShardResult, read_rounds
 
 By = Mapping[str, Any]
 
@@ -46,7 +46,7 @@ class AuditedBatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
+class AuditedRefusal:
     """A creation that came to nothing."""
 
     shard: int
@@ -79,7 +79,7 @@ class Audit:
     planned_by: By
     rows: int
     batches: tuple[AuditedBatch, ...]
-    refusals: tuple[Refusal, ...]
+    refusals: tuple[AuditedRefusal, ...]
     cancellations: tuple[Cancellation, ...]
     ended_at: float | None
     """When the report was stored. None: the run is not finished."""
@@ -128,10 +128,14 @@ def audit(folder: RunFolder) -> Audit:
 def _batches(
     folder: RunFolder, plan: Plan, shard: PlannedShard, journal: tuple[Entry, ...]
 ) -> Iterator[AuditedBatch]:
-    sent = [entry for entry in journal if entry.kind is Kind.SUBMITTED] + _asked(plan, shard, journal)
-    ends = {entry.batch_id: entry for entry in journal if entry.kind is not Kind.SUBMITTED and entry.batch_id}
+    sent = [entry for entry in journal if entry.kind is RecordKind.SUBMITTED] + _asked(plan, shard, journal)
+    ends = {
+        entry.batch_id: entry
+        for entry in journal
+        if entry.kind is not RecordKind.SUBMITTED and entry.batch_id
+    }
     landed = folder.read_landed(shard.number)
-    outcomes = Counter() if landed is None else Counter(Landed.from_json(landed).report.outcomes)
+    outcomes = Counter() if landed is None else Counter(ShardResult.from_json(landed).report.outcomes)
     seen: set[str] = set()
     for entry in sent:
         if entry.batch_id in seen:
@@ -158,17 +162,17 @@ def _batches(
 
 def _asked(plan: Plan, shard: PlannedShard, journal: tuple[Entry, ...]) -> list[Entry]:
     """Return the first record of asking in real time, under the name that the answers have."""
-    first = next((entry for entry in journal if entry.kind is Kind.ASKING), None)
+    first = next((entry for entry in journal if entry.kind is RecordKind.ASKING), None)
     if first is None:
         return []
-    names = [entry.batch_id for entry in journal if entry.kind is Kind.ENDED]
+    names = [entry.batch_id for entry in journal if entry.kind is RecordKind.ENDED]
     return [replace(first, batch_id=names[0] if names else f"now-{plan.token(shard)}")]
 
 
-def _refusals(shard: PlannedShard, journal: tuple[Entry, ...]) -> Iterator[Refusal]:
+def _refusals(shard: PlannedShard, journal: tuple[Entry, ...]) -> Iterator[AuditedRefusal]:
     for entry in journal:
-        if entry.kind in (Kind.RELEASED, Kind.REFUSED):
-            yield Refusal(shard=shard.number, at=entry.at, by=_by(entry), reason=entry.reason)
+        if entry.kind in (RecordKind.RELEASED, RecordKind.REFUSED):
+            yield AuditedRefusal(shard=shard.number, at=entry.at, by=_by(entry), reason=entry.reason)
 
 
 def _by(entry: Entry) -> By:

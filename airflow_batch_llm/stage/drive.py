@@ -12,11 +12,11 @@ from airflow_batch_llm.core.printing import printable
 from airflow_batch_llm.core.waiting import (
     Cancel,
     Check,
-    Headway,
     Outage,
     Reply,
     Sleep,
     Tell,
+    WaitProgress,
     Watch,
     Wish,
     drive,
@@ -46,7 +46,7 @@ class Progress:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._bars = Bars(*columns, console=console)
         self._bar = self._bars.add_task("planning", total=None)
-        self._headway = Headway()
+        self._headway = WaitProgress()
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -59,14 +59,14 @@ class Progress:
 
     def complete(self, run: Run) -> Finished:
         """`complete`, shown."""
-        shown = replace(run, parts=replace(run.parts, say=self.say))
+        shown = replace(run, parts=replace(run.parts, log=self.say))
         finished = complete(shown, on_pause=self.on_pause, on_check=self.on_check)
         requests = finished.report.requests
         self._bars.update(self._bar, description="done", total=requests, completed=requests)
         return finished
 
     def say(self, message: str) -> None:
-        """A line above the bar: for `Parts.say`."""
+        """A line above the bar: for `Parts.log`."""
         self._bars.console.print(printable(message), markup=False, highlight=False)
 
     def on_pause(self, pause: Pause) -> None:
@@ -92,7 +92,7 @@ class Waiter:
     """Whether the log gets a line before each pause."""
     outage: Outage = field(default_factory=Outage)
     """Looks in a row that found no provider, so far."""
-    headway: Headway = field(default_factory=Headway)
+    headway: WaitProgress = field(default_factory=WaitProgress)
 
     def noting(self, pause: Pause) -> Watch:
         """Return what to wait for, after the worker's own look has been counted, too."""
@@ -103,7 +103,7 @@ class Waiter:
     def _tell(self, tell: Tell) -> None:
         self.outage = tell.outage
         if tell.message:
-            (self.parts.warn if tell.outage.looks else self.parts.say)(tell.message)
+            (self.parts.warn if tell.outage.looks else self.parts.log)(tell.message)
 
     def perform(self, wish: Wish) -> Reply:
         match wish:
@@ -121,7 +121,7 @@ class Waiter:
                 self._tell(wish)
             case Sleep(seconds=seconds):
                 if self.is_talking:
-                    self.parts.say(self.headway.until(time.time(), seconds))
+                    self.parts.log(self.headway.until(time.time(), seconds))
                 self.sleep(seconds)
         return None
 

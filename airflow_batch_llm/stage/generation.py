@@ -23,7 +23,7 @@ from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.stage.records.standings import read_landed, read_rounds, spent
-from airflow_batch_llm.stage.round import Open, Round
+from airflow_batch_llm.stage.round import OpenRound, Round
 
 #: The provider's own window, and time to land what came in its last minute.
 _AFTER_WINDOW_SECONDS = 7200.0
@@ -73,7 +73,7 @@ class Generation:
                     return finisher.finish(rounds)
                 rounds.append(following)
 
-    def _advanced(self, current: Round, deadline: float) -> Open | None:
+    def _advanced(self, current: Round, deadline: float) -> OpenRound | None:
         try:
             return current.advance()
         except Unavailable as error:
@@ -108,7 +108,7 @@ class Generation:
         """Stage what has ended of the first round, and publish nothing. None: all its shards are staged."""
         return self._first_round(Round.advance)
 
-    def _first_round(self, step: Callable[[Round], Open | None]) -> Pause | None:
+    def _first_round(self, step: Callable[[Round], OpenRound | None]) -> Pause | None:
         deadline = self.deadline()
         with _scratch(self.parts.spool) as scratch:
             still = step(self._round(self.first, deadline, scratch))
@@ -116,7 +116,7 @@ class Generation:
             return None
         return self._pause(still, [self.first], deadline)
 
-    def _is_late(self, deadline: float, still: Open) -> bool:
+    def _is_late(self, deadline: float, still: OpenRound) -> bool:
         """Return whether the deadline has passed, and the time too that cancelled batches get to end.
 
         While the provider cannot be reached nothing can be cancelled, so there is nothing to give time to.
@@ -159,7 +159,7 @@ class Generation:
             done = orjson.dumps({"at": self.parts.clock(), "nonce": current.plan.nonce})
             self.folder.create_published(current.plan.round, done)
         with self.parts.cleaning("staged rows"):
-            current.unstage()
+            current.drop_loaded()
 
     def _next(self, rounds: list[Plan], deadline: float, scratch: Path) -> Plan | None:
         last = rounds[-1]
@@ -172,7 +172,7 @@ class Generation:
             return None
         if not self._affordable(rounds, requests):
             return None
-        self.parts.say(
+        self.parts.log(
             f"Round {last.round + 1}: {counted(requests, 'request')} {verb(requests, 'is', 'are')} asked again."
         )
         return FollowUp(parts=self.parts, folder=self.folder, scratch=scratch).plan(last, landed)
@@ -192,7 +192,7 @@ class Generation:
         )
         return False
 
-    def _give_up_late(self, current: Round, still: Open, deadline: float) -> None:
+    def _give_up_late(self, current: Round, still: OpenRound, deadline: float) -> None:
         """Land what there is, and say so."""
         if not self._is_late(deadline, still):
             return
@@ -209,7 +209,7 @@ class Generation:
             " deadline; nothing will be sent twice. To end what is running, use `airflow-batch-llm cancel`."
         )
 
-    def _pause(self, still: Open, rounds: Sequence[Plan], deadline: float) -> Pause:
+    def _pause(self, still: OpenRound, rounds: Sequence[Plan], deadline: float) -> Pause:
         wake_at = still.wake_at
         if not still.batch_ids and wake_at is None:
             wake_at = self.parts.clock() + _LOOK_AGAIN_SECONDS

@@ -33,7 +33,7 @@ from airflow_batch_llm.core.report import Report, Spent
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
-from airflow_batch_llm.stage.records.standings import Landed, read_rounds, read_standings
+from airflow_batch_llm.stage.records.standings import ShardResult, read_rounds, read_standings
 from airflow_batch_llm.stage.send.submitting import LEASE_SECONDS
 from airflow_batch_llm.stage.send.sweeping import read_strays, uncounted
 from airflow_batch_llm.store import Workspace
@@ -176,12 +176,12 @@ def _strays(
         )
 
 
-def _landed(folder: RunFolder, shard: PlannedShard) -> Landed | None:
+def _landed(folder: RunFolder, shard: PlannedShard) -> ShardResult | None:
     data = folder.read_landed(shard.number)
-    return None if data is None else Landed.from_json(data)
+    return None if data is None else ShardResult.from_json(data)
 
 
-def _again(landed: Landed | None) -> int:
+def _again(landed: ShardResult | None) -> int:
     return len(landed.again) if landed is not None else 0
 
 
@@ -207,7 +207,7 @@ class _At:
 
 
 def _shard(
-    plan: Plan, stands: tuple[PlannedShard, Standing], landed: Landed | None, at: _At, *, merged: bool
+    plan: Plan, stands: tuple[PlannedShard, Standing], landed: ShardResult | None, at: _At, *, merged: bool
 ) -> InspectedShard:
     shard, standing = stands
     batch = standing.batch

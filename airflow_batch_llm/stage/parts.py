@@ -18,7 +18,7 @@ from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.warehouses.base import Warehouse
 
 
-class Reads(Protocol):
+class ReadsSource(Protocol):
     """Whatever gives the source's rows: a warehouse, or files."""
 
     def read(self, source: Source) -> pa.RecordBatchReader: ...
@@ -33,7 +33,7 @@ class Parts:
     """The rooms that meet in a stage. The clock and the sleep are parts, so that tests can move time."""
 
     provider: Provider
-    source: Reads
+    source: ReadsSource
     target: Warehouse
     workspace: Workspace
     spool: Path
@@ -43,9 +43,9 @@ class Parts:
     """Who works, for the records of the run. Default: the name of this machine alone."""
     clock: Callable[[], float] = time.time
     sleep: Callable[[float], None] = time.sleep
-    say: Callable[[str], None] = _silent
+    log: Callable[[str], None] = _silent
     left: set[str] = field(default_factory=set)  # kinds of things that could not be cleaned up
-    alert: Callable[[str], None] | None = None  # instead of `say`, for what a person should look at
+    log_warning: Callable[[str], None] | None = None  # instead of `log`, for what a person should look at
 
     @contextmanager
     def cleaning(self, what: str) -> Iterator[None]:
@@ -59,4 +59,4 @@ class Parts:
 
     def warn(self, message: str) -> None:
         """Report what a person should look at."""
-        (self.alert or self.say)(message)
+        (self.log_warning or self.log)(message)

@@ -39,7 +39,7 @@ from airflow_batch_llm.stage.send.sweeping import Sweeper
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Open:
+class OpenRound:
     """The events that a round still waits for."""
 
     batch_ids: tuple[str, ...]
@@ -81,7 +81,7 @@ class Round:
     scratch: Path
     concurrency: int = 1  # how many requests are asked at once in real time
 
-    def advance(self) -> Open | None:
+    def advance(self) -> OpenRound | None:
         """Do all that can be done now. None: every shard is staged."""
         try:
             trouble, waits = self._note_ends()
@@ -96,7 +96,7 @@ class Round:
             raise trouble[0]
         return self._open(moves)
 
-    def drive(self) -> Open | None:
+    def drive(self) -> OpenRound | None:
         """Send what may be sent, and leave ended batches to the worker that collects them.
 
         Returns None if nothing runs or waits to be sent.
@@ -142,7 +142,7 @@ class Round:
         """Bound the patience with the provider by the run's deadline."""
         return no_longer_than(max(LAST_LOOK_SECONDS, self.deadline - self.parts.clock()))
 
-    def _unseen(self, error: Unavailable) -> Open | None:
+    def _unseen(self, error: Unavailable) -> OpenRound | None:
         """What is waited for while the provider cannot be reached. Nothing is sent, and nothing is concluded."""
         still = self._open(self._moves())
         return None if still is None else replace(still, error=error)
@@ -217,7 +217,7 @@ class Round:
             with self._hurrying():
                 moved = moves[shard.number] = self._submitter.submit(shard)
             if isinstance(moved, Wait) and moved.batch_id:
-                self.parts.say(
+                self.parts.log(
                     f"Shard {shard.number}: batch {moved.batch_id} with {counted(shard.requests, 'request')}."
                 )
         return moves
@@ -243,14 +243,14 @@ class Round:
         after = self._moves()
         return {shard.number: after[shard.number] for shard in shards}
 
-    def _open(self, moves: dict[int, Move]) -> Open | None:
+    def _open(self, moves: dict[int, Move]) -> OpenRound | None:
         waits = [move for move in moves.values() if isinstance(move, Wait)]
         unsent = sum(isinstance(move, Submit | Ask | Look) for move in moves.values())
         if not (waits or unsent):
             return None
         standings = self._standings()
         began = [standing.batch.at for _, standing in standings if standing.batch is not None]
-        return Open(
+        return OpenRound(
             batch_ids=tuple(move.batch_id for move in waits if move.batch_id),
             since=max(began, default=0.0),
             wake_at=min((move.until for move in waits if move.until is not None), default=None),
@@ -268,14 +268,14 @@ class Round:
             if standing.staged is not None
         ]
         if self.plan.round == 1 and self.plan.unsendable_sha256:
-            self._collector.stage_unsendable()
+            self._collector.load_unsendable()
             parts.append(self._collector.part(0))
         self.parts.target.publish(self.plan.target, parts)
 
-    def unstage(self) -> None:
+    def drop_loaded(self) -> None:
         """Drop what was staged, once it is merged for good."""
         numbers = [0, *(shard.number for shard in self.plan.shards)]
-        self.parts.target.unstage(self.plan.target, [self._collector.part(number) for number in numbers])
+        self.parts.target.drop_loaded(self.plan.target, [self._collector.part(number) for number in numbers])
 
     def _standings(self) -> list[tuple[PlannedShard, Standing]]:
         return read_standings(self.folder, self.plan)

@@ -104,7 +104,7 @@ class Run:
         planner = Planner(stage=self.stage, parts=self.parts, folder=folder, max_tries=self.max_tries)
         plan = planner.plan()
         self._refuse_faster(folder, plan)
-        self.parts.say(plan.described())
+        self.parts.log(plan.described())
         return plan
 
     def _refuse_faster(self, folder: RunFolder, plan: Plan) -> None:
@@ -141,7 +141,7 @@ class Run:
                 " finished; nothing was sent."
             )
         if told := cancelled_before(folder):
-            self.parts.say(told)
+            self.parts.log(told)
         if self.stage is not None and (told := described(plan, self.stage, self.parts.provider)):
             self.parts.warn(told)
 

@@ -41,7 +41,7 @@ class FileSystem(Protocol):
     def _strip_protocol(self, path: str) -> str: ...
 
 
-class Upload(Protocol):
+class SendFile(Protocol):
     """Send a local file, replacing what is there in one step, in memory that does not grow with the file."""
 
     def __call__(self, fs: FileSystem, local: Path, key: str) -> object: ...
@@ -69,21 +69,21 @@ def _upload_to_memory(fs: FileSystem, local: Path, key: str) -> object:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kind:
+class StoreKind:
     """A kind of object storage: the extra that installs its client, and how a file is sent with it."""
 
     extra: str
-    upload: Upload
+    upload: SendFile
 
 
-_GCS = Kind(extra="google", upload=_upload_to_gcs)
-_S3 = Kind(extra="s3", upload=_upload_to_s3)
-_AZURE = Kind(extra="azure", upload=_upload_to_azure)
-IN_MEMORY = Kind(extra="all", upload=_upload_to_memory)
+_GCS = StoreKind(extra="google", upload=_upload_to_gcs)
+_S3 = StoreKind(extra="s3", upload=_upload_to_s3)
+_AZURE = StoreKind(extra="azure", upload=_upload_to_azure)
+IN_MEMORY = StoreKind(extra="all", upload=_upload_to_memory)
 
 # Storages that are known to decide a conditional creation themselves. Elsewhere clients look first and write then,
 # which no probe can tell from safe when only one writer is there to try.
-KINDS: Mapping[str, Kind] = {
+KINDS: Mapping[str, StoreKind] = {
     "abfs": _AZURE,
     "abfss": _AZURE,
     "az": _AZURE,
@@ -108,7 +108,7 @@ def default_filesystem(protocol: str) -> FileSystem:
 class ObjectStorage:
     """Objects below one prefix of a bucket."""
 
-    def __init__(self, fs: FileSystem, uri: str, kind: Kind, conn_id: str | None = None) -> None:
+    def __init__(self, fs: FileSystem, uri: str, kind: StoreKind, conn_id: str | None = None) -> None:
         self._fs = fs
         self._root = fs._strip_protocol(uri).rstrip("/")
         self._kind = kind

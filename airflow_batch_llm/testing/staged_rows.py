@@ -12,7 +12,7 @@ from airflow_batch_llm.warehouses.base import ARROW_TYPES, Part, Target, Warehou
 from airflow_batch_llm.warehouses.dialect import Dialect
 
 
-class Database(Protocol):
+class BenchDatabase(Protocol):
     """An empty database for one test."""
 
     #: `module:function` and keyword arguments that open the warehouse in another process.
@@ -59,7 +59,7 @@ def definition(
     return f"CREATE TABLE {dialect.quote(table)} ({', '.join([*columns, *constraints])})"
 
 
-def rows_of(database: Database, table: str) -> list[dict[str, Any]]:
+def rows_of(database: BenchDatabase, table: str) -> list[dict[str, Any]]:
     """All rows of a table, read through the adapter, sorted by their first column."""
     warehouse = database.open()
     try:
@@ -107,7 +107,7 @@ def stage(
     warehouse: Warehouse, target: Target, of: Part, answers: Iterable[Row] = (), failures: Iterable[Row] = ()
 ) -> None:
     """Stage rows given as mappings."""
-    warehouse.stage(
+    warehouse.load(
         target,
         of,
         _reader(target.answer_columns, of, answers),
@@ -121,7 +121,7 @@ def land(
     """Stage one part and publish it."""
     stage(warehouse, target, of, answers, failures)
     warehouse.publish(target, [of])
-    warehouse.unstage(target, [of])
+    warehouse.drop_loaded(target, [of])
 
 
 def batch(schema: pa.Schema, rows: Iterable[Row]) -> pa.RecordBatch:

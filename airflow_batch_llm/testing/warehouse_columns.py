@@ -13,9 +13,9 @@ from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.core.value import plain
 from airflow_batch_llm.errors import SourceError
 from airflow_batch_llm.simulator.handle import Simulator
-from airflow_batch_llm.simulator.request import Answer, Request, RowError, Stop
+from airflow_batch_llm.simulator.request import Reply, Request, RowError, StopReason
 from airflow_batch_llm.stage.plan.carried import carried, carried_schema
-from airflow_batch_llm.testing.staged_rows import Database
+from airflow_batch_llm.testing.staged_rows import BenchDatabase
 from airflow_batch_llm.testing.whole_stage import TARGET, WholeStage
 from airflow_batch_llm.warehouses.base import Warehouse
 
@@ -25,14 +25,14 @@ PROMPT = "{{ body }} {{ 1 // one }}"
 _asked: set[str] = set()
 
 
-def answer(request: Request) -> Answer:
+def answer(request: Request) -> Reply:
     """Return the simulator's answer to a prompt of `things`."""
     if "refused" in request.prompt:
-        return Answer(stop=Stop.REFUSED)
+        return Reply(stop=StopReason.REFUSED)
     if "late" in request.prompt and request.prompt not in _asked:
         _asked.add(request.prompt)
-        return Answer(error=RowError(500, "server_error", "Try again."))
-    return Answer('{"label": "bug"}')
+        return Reply(error=RowError(500, "server_error", "Try again."))
+    return Reply('{"label": "bug"}')
 
 
 def things() -> pa.Table:
@@ -72,7 +72,7 @@ class CarriesColumns:
             yield simulator
 
     @pytest.fixture
-    def stage(self, database: Database, running: Simulator, tmp_path: Path) -> WholeStage:
+    def stage(self, database: BenchDatabase, running: Simulator, tmp_path: Path) -> WholeStage:
         """A stage over the things, with a column for each type that the database has."""
         database.seed("things", things())
         return WholeStage(
@@ -86,7 +86,7 @@ class CarriesColumns:
         )
 
     def test_keys_and_carried_columns_of_every_type_arrive_on_every_way(
-        self, database: Database, stage: WholeStage
+        self, database: BenchDatabase, stage: WholeStage
     ) -> None:
         walk_every_way(stage, typed_things(database, "n = 6"))
         warehouse = database.open()
@@ -102,7 +102,9 @@ class CarriesColumns:
             assert not wrong, wrong
         warehouse.close()
 
-    def test_what_cannot_be_a_key_is_refused_by_its_name(self, database: Database, stage: WholeStage) -> None:
+    def test_what_cannot_be_a_key_is_refused_by_its_name(
+        self, database: BenchDatabase, stage: WholeStage
+    ) -> None:
         for name in database.carried_types:
             stage.key = (f"carried_{name}",)
             with pytest.raises(
@@ -111,7 +113,7 @@ class CarriesColumns:
                 stage.advance(name)
 
 
-def typed_things(database: Database, where: str = "1 = 1") -> Source:
+def typed_things(database: BenchDatabase, where: str = "1 = 1") -> Source:
     """The things, with each of the database's types as a key and as a carried column that is NULL in row 5."""
     keys = [f"{expression} AS key_{name}" for name, expression in database.key_types.items()]
     both = {**database.key_types, **database.carried_types}
@@ -121,7 +123,7 @@ def typed_things(database: Database, where: str = "1 = 1") -> Source:
     return Source(sql=f"SELECT body, one, {', '.join([*keys, *beside])} FROM things WHERE {where}")
 
 
-def carried_names(database: Database) -> tuple[str, ...]:
+def carried_names(database: BenchDatabase) -> tuple[str, ...]:
     """The columns of `typed_things` that are carried."""
     return tuple(f"carried_{name}" for name in (*database.key_types, *database.carried_types))
 

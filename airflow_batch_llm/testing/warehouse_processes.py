@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from airflow_batch_llm.testing.staged_rows import Database, at, batch, labels, land, part, rows_of, stage
+from airflow_batch_llm.testing.staged_rows import BenchDatabase, at, batch, labels, land, part, rows_of, stage
 from airflow_batch_llm.warehouses.base import Warehouse
 
 Recipe = tuple[str, Mapping[str, Any]]
@@ -21,7 +21,7 @@ _PROCESSES = multiprocessing.get_context("spawn")
 class SharesWithProcesses:
     """The contract for concurrent writers, and for a writer that dies."""
 
-    def test_publishes_of_several_processes_leave_each_key_once(self, database: Database) -> None:
+    def test_publishes_of_several_processes_leave_each_key_once(self, database: BenchDatabase) -> None:
         _prepared(database)
         children = [
             _PROCESSES.Process(target=_land_all, args=(database.recipe, f"run-{n}", n)) for n in range(3)
@@ -34,7 +34,7 @@ class SharesWithProcesses:
         found = [(row["id"], row["label"]) for row in rows_of(database, "labels")]
         assert sorted(found) == [(n, "run-2") for n in range(100)]
 
-    def test_shards_staged_by_several_processes_land_together(self, database: Database) -> None:
+    def test_shards_staged_by_several_processes_land_together(self, database: BenchDatabase) -> None:
         target = labels()
         _prepared(database)
         children = [_PROCESSES.Process(target=_stage_one, args=(database.recipe, n)) for n in range(3)]
@@ -47,7 +47,7 @@ class SharesWithProcesses:
         warehouse.close()
         assert sorted(row["id"] for row in rows_of(database, "labels")) == [0, 1, 2]
 
-    def test_killed_in_mid_stage_and_staged_again_the_part_lands_once(self, database: Database) -> None:
+    def test_killed_in_mid_stage_and_staged_again_the_part_lands_once(self, database: BenchDatabase) -> None:
         target = labels()
         _prepared(database)
         ready = _PROCESSES.Event()
@@ -64,7 +64,7 @@ class SharesWithProcesses:
 
     @pytest.mark.parametrize("seconds", [0.0, 0.05, 0.2])
     def test_killed_in_mid_publish_all_rows_are_in_or_none_and_again_lands_them_once(
-        self, database: Database, seconds: float
+        self, database: BenchDatabase, seconds: float
     ) -> None:
         target = labels()
         _prepared(database)
@@ -82,7 +82,7 @@ class SharesWithProcesses:
         assert len(rows_of(database, target.table)) == _ROWS
 
 
-def _prepared(database: Database) -> None:
+def _prepared(database: BenchDatabase) -> None:
     warehouse = database.open()
     warehouse.prepare(labels())
     warehouse.close()
@@ -119,7 +119,7 @@ def _stage_and_stall(recipe: Recipe, ready: Event) -> None:
 
     none = pa.RecordBatchReader.from_batches(target.failure_columns, [])
     answers = pa.RecordBatchReader.from_batches(target.answer_columns, rows())
-    _opened(recipe).stage(target, part(), answers, none)
+    _opened(recipe).load(target, part(), answers, none)
 
 
 def _stage_and_publish(recipe: Recipe, ready: Event) -> None:

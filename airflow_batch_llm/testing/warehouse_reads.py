@@ -12,7 +12,7 @@ import pytest
 from airflow_batch_llm.core.settings import Source, WriteMode
 from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.testing.leaks import text_of
-from airflow_batch_llm.testing.staged_rows import Database, at, batch, labels, land, part
+from airflow_batch_llm.testing.staged_rows import BenchDatabase, at, batch, labels, land, part
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, JoinsKnown, NamesTables, Warehouse
 from airflow_batch_llm.warehouses.kind import of_arrow
 
@@ -72,7 +72,7 @@ class KnowsKeys:
         assert found["_llm_known_input_hash"] == "plan 3"
 
     def test_read_known_is_the_source_with_what_is_known_beside_it(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         if not isinstance(warehouse, JoinsKnown):
             return
@@ -123,12 +123,12 @@ class ReadsRows:
     """The contract for reading rows."""
 
     @pytest.fixture
-    def warehouse(self, database: Database) -> Iterator[Warehouse]:
+    def warehouse(self, database: BenchDatabase) -> Iterator[Warehouse]:
         opened = database.open()
         yield opened
         opened.close()
 
-    def test_every_type_is_read_as_it_is_stored(self, database: Database, warehouse: Warehouse) -> None:
+    def test_every_type_is_read_as_it_is_stored(self, database: BenchDatabase, warehouse: Warehouse) -> None:
         schema = pa.schema([("id", pa.int64()), *((name, type_) for name, (type_, _) in TYPED.items())])
         values = {name: value for name, (_, value) in TYPED.items()}
         database.seed("typed", pa.Table.from_batches([batch(schema, [{"id": 1, **values}, {"id": 2}])]))
@@ -168,7 +168,7 @@ class ReadsRows:
         assert not warehouse.reads_table(Source(table="tickets"), "labels")
 
     def test_an_empty_result_has_the_schema_of_a_full_one(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         database.seed("whole", pa.table({"id": pa.array([1], pa.int64()), "body": ["x"], "score": [0.5]}))
         full = warehouse.read(Source(sql="SELECT id, body, score FROM whole"))
@@ -178,7 +178,7 @@ class ReadsRows:
         assert empty.read_all().num_rows == 0
 
     def test_no_error_nor_its_chain_holds_a_rows_value(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         canary = f"canary-{uuid4().hex}"  # not in this file's text, which a traceback quotes
         database.seed("bodies", pa.table({"id": pa.array([1, 2], pa.int64()), "body": ["3", canary]}))
@@ -189,11 +189,11 @@ class ReadsRows:
             found = text_of(error)
         assert canary not in found
 
-    def test_a_table_is_read_by_its_name(self, database: Database, warehouse: Warehouse) -> None:
+    def test_a_table_is_read_by_its_name(self, database: BenchDatabase, warehouse: Warehouse) -> None:
         database.seed("order", pa.table({"select": pa.array([1], pa.int64())}))
         assert warehouse.read(Source(table="order")).read_all().to_pylist() == [{"select": 1}]
 
-    def test_many_rows_come_in_several_batches(self, database: Database, warehouse: Warehouse) -> None:
+    def test_many_rows_come_in_several_batches(self, database: BenchDatabase, warehouse: Warehouse) -> None:
         count = 100_000
         database.seed(
             "many", pa.table({"id": pa.array(range(count), pa.int64()), "body": ["x" * 40] * count})
@@ -202,7 +202,9 @@ class ReadsRows:
         assert sum(sizes) == count
         assert len(sizes) > 1
 
-    def test_a_parameter_is_a_value_and_never_sql(self, database: Database, warehouse: Warehouse) -> None:
+    def test_a_parameter_is_a_value_and_never_sql(
+        self, database: BenchDatabase, warehouse: Warehouse
+    ) -> None:
         hostile = "' OR '1'='1"
         database.seed("people", pa.table({"id": pa.array([1, 2], pa.int64()), "name": ["Ann", hostile]}))
         query = f"SELECT id FROM people WHERE name = {database.placeholder}"
@@ -210,7 +212,7 @@ class ReadsRows:
         assert found.to_pylist() == [{"id": 2}]
 
     def test_a_query_may_end_in_a_semicolon_or_a_comment(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         database.seed("one", pa.table({"id": pa.array([1], pa.int64())}))
         assert warehouse.read(Source(sql="SELECT id FROM one;\n")).read_all().num_rows == 1
@@ -221,13 +223,13 @@ class ReadsRows:
         ["", "👩‍👩‍👧 ü\u2028\u2029", "'; DROP TABLE texts; --", 'a\r\n\t"b",\\N\\.', "x" * 5_000_000],
         ids=["empty", "unicode", "hostile", "delimiters", "5 MB"],
     )
-    def test_a_text_is_read_unchanged(self, database: Database, warehouse: Warehouse, text: str) -> None:
+    def test_a_text_is_read_unchanged(self, database: BenchDatabase, warehouse: Warehouse, text: str) -> None:
         database.seed("texts", pa.table({"id": pa.array([1, 2], pa.int64()), "body": [text, None]}))
         found = warehouse.read(Source(sql="SELECT body FROM texts ORDER BY id")).read_all()
         assert found.column("body").to_pylist() == [text, None]
 
     def test_a_query_that_fails_is_an_error_without_row_values(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         database.seed("secrets", pa.table({"id": pa.array([1], pa.int64()), "body": ["s3cret"]}))
         with pytest.raises(BatchLLMError) as caught:

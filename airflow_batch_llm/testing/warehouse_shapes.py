@@ -9,19 +9,19 @@ import pytest
 from airflow_batch_llm.core.model import ColumnType
 from airflow_batch_llm.core.settings import SchemaChange, Source, WriteMode
 from airflow_batch_llm.errors import TargetError
-from airflow_batch_llm.testing.staged_rows import Database, batch, columns, labels, land, part, rows_of
+from airflow_batch_llm.testing.staged_rows import BenchDatabase, batch, columns, labels, land, part, rows_of
 from airflow_batch_llm.warehouses.base import RequiresValues, Target, Warehouse
 from airflow_batch_llm.warehouses.kind import of_arrow
 
 _EXTRA = pa.field("customer", pa.int64())
 
 
-def _requires(database: Database, rule: str) -> None:
+def _requires(database: BenchDatabase, rule: str) -> None:
     if rule not in database.rules:
         pytest.skip(f"this database's catalogue tells no {rule} rules")
 
 
-def _make(database: Database, target: Target, rules: Mapping[str, str], *constraints: str) -> None:
+def _make(database: BenchDatabase, target: Target, rules: Mapping[str, str], *constraints: str) -> None:
     columns = pa.schema([*target.answer_columns, _EXTRA])
     database.make(
         target.table, columns, {"id": "PRIMARY KEY" if len(database.rules) > 1 else "", **rules}, *constraints
@@ -32,7 +32,7 @@ class KeepsRules:
     """The contract of `prepare` for a table that the user made: what it refuses, and what it accepts."""
 
     def test_a_required_column_that_is_not_written_is_refused(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         _make(database, labels(), {"customer": "NOT NULL"})
         with pytest.raises(
@@ -42,7 +42,7 @@ class KeepsRules:
         assert database.tables() == {"labels"}
 
     def test_a_required_column_of_the_failures_table_is_refused(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         target = labels()
         database.make(target.failures, pa.schema([*target.failure_columns, _EXTRA]), {"customer": "NOT NULL"})
@@ -51,7 +51,7 @@ class KeepsRules:
         assert database.tables() == {target.failures}
 
     def test_a_required_column_that_is_carried_is_written(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         target = labels(carried=pa.schema([_EXTRA]))
         database.make(target.table, target.answer_columns, {"customer": "NOT NULL"})
@@ -60,7 +60,7 @@ class KeepsRules:
         assert [row["customer"] for row in rows_of(database, "labels")] == [7]
 
     def test_a_required_column_that_is_carried_is_told(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         if not isinstance(warehouse, RequiresValues):
             pytest.skip("the adapter does not tell which columns take no NULL")
@@ -71,7 +71,7 @@ class KeepsRules:
         assert warehouse.required_columns(target) == {"customer"}
 
     def test_a_float_is_a_key_exactly_or_is_refused_by_name(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         target = labels(key=pa.schema([("score", pa.float64())]))
         try:
@@ -87,7 +87,7 @@ class KeepsRules:
         assert found == dict.fromkeys(keys, "sales")
 
     def test_a_required_answer_column_is_refused_unless_every_answer_fills_it(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         _make(database, labels(), {"label": "NOT NULL"})
         with pytest.raises(TargetError, match="label is NOT NULL, and some rows may have NULL"):
@@ -98,7 +98,7 @@ class KeepsRules:
         assert [row["label"] for row in rows_of(database, "labels")] == ["billing"]
 
     def test_a_required_column_with_a_default_is_left_to_the_database(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         _requires(database, "generated")
         _make(database, labels(), {"customer": "DEFAULT 7 NOT NULL"})
@@ -107,7 +107,7 @@ class KeepsRules:
         assert [row["customer"] for row in rows_of(database, "labels")] == [7]
 
     def test_a_computed_column_that_would_be_written_is_refused(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         _requires(database, "generated")
         _make(database, labels(), {"label": database.generated})
@@ -124,7 +124,7 @@ class KeepsRules:
         ],
     )
     def test_a_constraint_on_an_answer_column_is_refused_unless_the_user_insists(
-        self, database: Database, warehouse: Warehouse, rule: str, constraint: str
+        self, database: BenchDatabase, warehouse: Warehouse, rule: str, constraint: str
     ) -> None:
         _requires(database, rule)
         database.make("kinds", pa.schema([("id", pa.int64())]), {"id": "PRIMARY KEY"})
@@ -138,7 +138,7 @@ class KeepsRules:
         warehouse.prepare(labels(**changes, allow_constraints=True))
 
     def test_constraints_on_key_and_carried_columns_are_the_source_s_affair(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         _requires(database, "check")
         target = labels(carried=pa.schema([_EXTRA]))
@@ -150,7 +150,7 @@ class KeepsRules:
         assert [row["label"] for row in rows_of(database, "labels")] == ["billing"]
 
     def test_a_unique_key_is_refused_where_each_run_appends(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         _requires(database, "unique")
         target = labels(write_mode=WriteMode.APPEND)
@@ -159,7 +159,7 @@ class KeepsRules:
             warehouse.prepare(target)
 
 
-def seed_empty(database: Database, table: str, schema: pa.Schema) -> None:
+def seed_empty(database: BenchDatabase, table: str, schema: pa.Schema) -> None:
     """A table without rows."""
     database.seed(table, pa.Table.from_batches([batch(schema, [])]))
 
@@ -180,7 +180,7 @@ class ShapesTables:
     """The contract of `prepare`: what it changes, and what it refuses."""
 
     def test_the_place_of_a_table_is_one_for_all_spellings_and_connections(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         before = warehouse.place("labels")
         warehouse.prepare(labels())
@@ -192,7 +192,7 @@ class ShapesTables:
             other.close()
 
     def test_missing_tables_are_created_with_all_their_columns(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         target = labels()
         warehouse.prepare(target)
@@ -200,7 +200,7 @@ class ShapesTables:
         assert schema_of(warehouse, target.failures).names == target.failure_columns.names
         assert rows_of(database, target.table) == rows_of(database, target.failures) == []
 
-    def test_preparing_twice_changes_nothing(self, database: Database, warehouse: Warehouse) -> None:
+    def test_preparing_twice_changes_nothing(self, database: BenchDatabase, warehouse: Warehouse) -> None:
         target = labels()
         warehouse.prepare(target)
         land(warehouse, target, part(), [{"id": 1, "label": "billing"}])
@@ -208,7 +208,7 @@ class ShapesTables:
         warehouse.prepare(target)
         assert (database.tables(), rows_of(database, target.table)) == before
 
-    def test_preparing_leaves_no_other_table(self, database: Database, warehouse: Warehouse) -> None:
+    def test_preparing_leaves_no_other_table(self, database: BenchDatabase, warehouse: Warehouse) -> None:
         target = labels()
         warehouse.prepare(target)
         assert database.tables() == {target.table, target.failures}
@@ -224,7 +224,7 @@ class ShapesTables:
         ]
 
     def test_a_new_answer_column_is_added_and_old_rows_keep_what_they_say(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         warehouse.prepare(labels())
         land(warehouse, labels(), part(), [{"id": 1, "label": "billing"}])
@@ -234,7 +234,7 @@ class ShapesTables:
         found = [(row["id"], row["label"], row["score"]) for row in rows_of(database, "labels")]
         assert found == [(1, "billing", None), (2, "sales", 0.5)]
 
-    def test_a_new_answer_column_may_be_left_out(self, database: Database, warehouse: Warehouse) -> None:
+    def test_a_new_answer_column_may_be_left_out(self, database: BenchDatabase, warehouse: Warehouse) -> None:
         warehouse.prepare(labels())
         wider = labels(
             answer=columns(label=ColumnType.STRING, score=ColumnType.NUMBER),
@@ -255,7 +255,7 @@ class ShapesTables:
         assert "score" not in schema_of(warehouse, "labels").names
 
     def test_a_column_of_an_incompatible_type_is_refused_with_both_types(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         target = labels()
         wrong = pa.schema(
@@ -269,21 +269,21 @@ class ShapesTables:
         assert database.tables() == {"labels"}
 
     def test_a_table_without_the_key_column_is_refused(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         seed_empty(database, "labels", without(labels().answer_columns, "id"))
         with pytest.raises(TargetError, match="id"):
             warehouse.prepare(labels())
 
     def test_without_permission_to_create_a_missing_table_is_refused(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         with pytest.raises(TargetError, match="labels does not exist"):
             warehouse.prepare(labels(create=False))
         assert database.tables() == set()
 
     def test_without_permission_to_create_a_missing_column_is_refused(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         target = labels(create=False)
         seed_empty(database, target.table, without(target.answer_columns, "label"))
@@ -292,7 +292,7 @@ class ShapesTables:
             warehouse.prepare(target)
 
     def test_tables_that_the_user_made_are_written_without_ddl(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         target = labels(create=False)
         own = pa.schema([*target.answer_columns, pa.field("reviewed_by", pa.string())])
@@ -308,7 +308,7 @@ class ShapesTables:
     @pytest.mark.parametrize(
         "name", ["select", "we ird", 'quo"te', "x); DROP TABLE labels; --", "ünï", "%s", "{0}", "a.b", "?"]
     )
-    def test_any_name_can_be_a_column(self, database: Database, warehouse: Warehouse, name: str) -> None:
+    def test_any_name_can_be_a_column(self, database: BenchDatabase, warehouse: Warehouse, name: str) -> None:
         target = labels(key=pa.schema([(name, pa.int64())]), answer=pa.schema([(f"{name}2", pa.string())]))
         warehouse.prepare(target)
         for text in ("billing", "sales"):
@@ -318,7 +318,7 @@ class ShapesTables:
         assert warehouse.known(target, keys).to_pylist()[0]["_llm_failed_attempts"] == 1
 
     @pytest.mark.parametrize("name", ["order", "we ird", "x; DROP TABLE labels"])
-    def test_any_name_can_be_a_table(self, database: Database, warehouse: Warehouse, name: str) -> None:
+    def test_any_name_can_be_a_table(self, database: BenchDatabase, warehouse: Warehouse, name: str) -> None:
         target = labels(table=name)
         warehouse.prepare(target)
         land(warehouse, target, part(), [{"id": 1, "label": "billing"}])
@@ -330,7 +330,7 @@ class ShapesTables:
             warehouse.prepare(Target(table=name, failures="f", key=pa.schema([("id", pa.int64())])))
 
     def test_a_column_name_that_would_be_cut_short_is_refused(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         if database.longest_name is None:
             pytest.skip("this database keeps names of any length")

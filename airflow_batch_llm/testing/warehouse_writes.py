@@ -11,7 +11,16 @@ import pytest
 from airflow_batch_llm.core.model import ColumnType
 from airflow_batch_llm.core.settings import WriteMode
 from airflow_batch_llm.errors import WarehouseError
-from airflow_batch_llm.testing.staged_rows import Database, at, columns, labels, land, part, rows_of, stage
+from airflow_batch_llm.testing.staged_rows import (
+    BenchDatabase,
+    at,
+    columns,
+    labels,
+    land,
+    part,
+    rows_of,
+    stage,
+)
 from airflow_batch_llm.testing.warehouse_reads import TYPED
 from airflow_batch_llm.warehouses.base import SweepsStaging, Target, Warehouse
 
@@ -29,7 +38,7 @@ ANSWERS: dict[ColumnType, list[Any]] = {
 }
 
 
-def told(database: Database, target: Target, column: str = "label") -> list[tuple[Any, ...]]:
+def told(database: BenchDatabase, target: Target, column: str = "label") -> list[tuple[Any, ...]]:
     """Each row's key columns and one answer column."""
     return [
         (*(row[name] for name in target.key.names), row[column]) for row in rows_of(database, target.table)
@@ -37,9 +46,11 @@ def told(database: Database, target: Target, column: str = "label") -> list[tupl
 
 
 class MergesAnswers:
-    """The contract of `stage`, `publish` and `unstage`: what they leave in the two tables."""
+    """The contract of `load`, `publish` and `drop_loaded`: what they leave in the two tables."""
 
-    def test_every_type_of_answer_lands_as_it_was(self, database: Database, warehouse: Warehouse) -> None:
+    def test_every_type_of_answer_lands_as_it_was(
+        self, database: BenchDatabase, warehouse: Warehouse
+    ) -> None:
         target = labels(answer=columns(**{type_.value: type_ for type_ in ANSWERS}))
         warehouse.prepare(target)
         rows = [
@@ -56,7 +67,7 @@ class MergesAnswers:
                 assert there == value, type_
 
     def test_keys_and_carried_columns_land_as_they_were(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         every = pa.schema([(name, type_) for name, (type_, _) in TYPED.items()])
         key = pa.schema([field for field in every if field.name not in ("a_double", "a_blob")])
@@ -74,7 +85,7 @@ class MergesAnswers:
             {**row, "label": "sales"}
         ]
 
-    def test_a_key_of_several_columns_is_one_key(self, database: Database, warehouse: Warehouse) -> None:
+    def test_a_key_of_several_columns_is_one_key(self, database: BenchDatabase, warehouse: Warehouse) -> None:
         target = labels(key=pa.schema([("region", pa.string()), ("id", pa.int64())]))
         warehouse.prepare(target)
         land(
@@ -89,7 +100,7 @@ class MergesAnswers:
         assert told(database, target) == [("a", 1, "a1"), ("a", 2, "a2"), ("b", 1, "new"), ("b", 2, "b2")]
 
     def test_keys_that_differ_by_case_or_blanks_are_different(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         target = labels(key=pa.schema([("id", pa.string())]))
         warehouse.prepare(target)
@@ -115,7 +126,7 @@ class MergesAnswers:
 
     @pytest.mark.parametrize("mode", list(WriteMode))
     def test_staging_and_publishing_again_leave_the_same_tables(
-        self, database: Database, warehouse: Warehouse, mode: WriteMode
+        self, database: BenchDatabase, warehouse: Warehouse, mode: WriteMode
     ) -> None:
         target = labels(write_mode=mode)
         warehouse.prepare(target)
@@ -127,7 +138,9 @@ class MergesAnswers:
         assert told(database, target) == [(1, "billing"), (3, "sales")]
         assert [row["id"] for row in rows_of(database, target.failures)] == [2]
 
-    def test_what_is_staged_again_replaces_what_was(self, database: Database, warehouse: Warehouse) -> None:
+    def test_what_is_staged_again_replaces_what_was(
+        self, database: BenchDatabase, warehouse: Warehouse
+    ) -> None:
         target = labels()
         warehouse.prepare(target)
         stage(warehouse, target, part(), [{"id": 1, "label": "billing"}, {"id": 2, "label": "sales"}])
@@ -136,7 +149,7 @@ class MergesAnswers:
         assert told(database, target) == [(1, "legal")]
 
     def test_nothing_is_in_the_target_before_the_publish(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         target = labels()
         warehouse.prepare(target)
@@ -144,17 +157,17 @@ class MergesAnswers:
         assert rows_of(database, target.table) == rows_of(database, target.failures) == []
 
     def test_unstaging_leaves_no_trace_and_may_be_repeated(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         target = labels()
         warehouse.prepare(target)
         stage(warehouse, target, part(), [{"id": 1}], [{"id": 2}])
         for _ in range(2):
-            warehouse.unstage(target, [part()])
+            warehouse.drop_loaded(target, [part()])
         assert database.tables() == {target.table, target.failures}
 
     def test_publishing_what_is_not_staged_is_an_error_that_names_it(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         target = labels()
         warehouse.prepare(target)
@@ -164,7 +177,7 @@ class MergesAnswers:
         assert rows_of(database, target.table) == []
 
     def test_runs_do_not_see_each_other_s_staged_parts(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         target = labels()
         warehouse.prepare(target)
@@ -174,20 +187,20 @@ class MergesAnswers:
         warehouse.publish(target, [ours])
         assert told(database, target) == [(1, "ours")]
 
-    def test_publishing_no_parts_does_nothing(self, database: Database, warehouse: Warehouse) -> None:
+    def test_publishing_no_parts_does_nothing(self, database: BenchDatabase, warehouse: Warehouse) -> None:
         target = labels()
         warehouse.prepare(target)
         warehouse.publish(target, [])
         assert (rows_of(database, target.table), rows_of(database, target.failures)) == ([], [])
 
-    def test_a_part_may_be_empty(self, database: Database, warehouse: Warehouse) -> None:
+    def test_a_part_may_be_empty(self, database: BenchDatabase, warehouse: Warehouse) -> None:
         target = labels()
         warehouse.prepare(target)
         land(warehouse, target, part())
         assert rows_of(database, target.table) == rows_of(database, target.failures) == []
 
     def test_a_row_is_replaced_only_by_one_planned_no_earlier(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         target = labels()
         warehouse.prepare(target)
@@ -198,7 +211,7 @@ class MergesAnswers:
         assert told(database, target) == [(1, "same")]
 
     def test_of_two_staged_rows_with_one_key_the_last_planned_lands(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         target = labels()
         warehouse.prepare(target)
@@ -210,7 +223,9 @@ class MergesAnswers:
         assert told(database, target) == [(1, "plan 3")]
         assert [row["_llm_attempts"] for row in rows_of(database, target.failures)] == [3]
 
-    def test_an_answer_removes_the_failure_of_its_key(self, database: Database, warehouse: Warehouse) -> None:
+    def test_an_answer_removes_the_failure_of_its_key(
+        self, database: BenchDatabase, warehouse: Warehouse
+    ) -> None:
         target = labels()
         warehouse.prepare(target)
         land(warehouse, target, part(), [], [{"id": 1}, {"id": 2}])
@@ -218,7 +233,7 @@ class MergesAnswers:
         assert [row["id"] for row in rows_of(database, target.failures)] == [2]
 
     def test_an_answer_of_an_older_plan_leaves_a_newer_failure(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         target = labels()
         warehouse.prepare(target)
@@ -226,7 +241,7 @@ class MergesAnswers:
         land(warehouse, target, part(run="early"), [{"id": 1, "label": "x", "_llm_planned_at": at(1)}])
         assert [row["id"] for row in rows_of(database, target.failures)] == [1]
 
-    def test_a_failure_never_touches_an_answer(self, database: Database, warehouse: Warehouse) -> None:
+    def test_a_failure_never_touches_an_answer(self, database: BenchDatabase, warehouse: Warehouse) -> None:
         target = labels()
         warehouse.prepare(target)
         land(warehouse, target, part(), [{"id": 1, "label": "billing"}])
@@ -235,7 +250,7 @@ class MergesAnswers:
         assert [row["id"] for row in rows_of(database, target.failures)] == [1]
 
     def test_a_failure_that_was_answered_since_does_not_come_back(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         target = labels()
         warehouse.prepare(target)
@@ -246,7 +261,7 @@ class MergesAnswers:
         assert rows_of(database, target.failures) == []
 
     def test_a_failure_replaces_the_one_before_with_its_own_attempts(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         target = labels()
         warehouse.prepare(target)
@@ -256,7 +271,9 @@ class MergesAnswers:
         found = rows_of(database, target.failures)
         assert [(row["id"], row["_llm_attempts"], bool(row["_llm_dead"])) for row in found] == [(1, 2, True)]
 
-    def test_append_keeps_every_run_s_answer_once(self, database: Database, warehouse: Warehouse) -> None:
+    def test_append_keeps_every_run_s_answer_once(
+        self, database: BenchDatabase, warehouse: Warehouse
+    ) -> None:
         target = labels(write_mode=WriteMode.APPEND)
         warehouse.prepare(target)
         for run, label in (("a", "first"), ("b", "second"), ("b", "second again")):
@@ -265,7 +282,7 @@ class MergesAnswers:
             )
         assert told(database, target) == [(1, "first"), (1, "second again")]
 
-    def test_many_parts_land_in_one_publish(self, database: Database, warehouse: Warehouse) -> None:
+    def test_many_parts_land_in_one_publish(self, database: BenchDatabase, warehouse: Warehouse) -> None:
         target = labels()
         warehouse.prepare(target)
         parts = [part(n) for n in range(150)]
@@ -285,7 +302,7 @@ class MergesAnswers:
         ],
         ids=["unicode", "hostile", "delimiters", "placeholders", "5 MB"],
     )
-    def test_a_text_lands_unchanged(self, database: Database, warehouse: Warehouse, text: str) -> None:
+    def test_a_text_lands_unchanged(self, database: BenchDatabase, warehouse: Warehouse, text: str) -> None:
         target = labels(answer=columns(label=ColumnType.STRING, why=ColumnType.JSON))
         warehouse.prepare(target)
         land(warehouse, target, part(), [{"id": 1, "label": text, "why": orjson.dumps([text]).decode()}])
@@ -293,7 +310,7 @@ class MergesAnswers:
         assert (found["label"], _parsed(found["why"])) == (text, [text])
 
     def test_a_nul_in_a_text_lands_as_the_database_can_hold_it(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         target = labels()
         warehouse.prepare(target)
@@ -301,7 +318,7 @@ class MergesAnswers:
         assert told(database, target) == [(1, f"a{database.nul}b")]
 
     def test_nul_and_lone_surrogates_in_json_land_as_replacements(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         target = labels(answer=columns(why=ColumnType.JSON))
         warehouse.prepare(target)
@@ -312,7 +329,7 @@ class MergesAnswers:
         assert _parsed(found) == mended
 
     def test_a_refused_write_leaves_earlier_rows_and_quotes_no_value(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         target = labels(answer=columns(label=ColumnType.STRING, why=ColumnType.JSON))
         warehouse.prepare(target)

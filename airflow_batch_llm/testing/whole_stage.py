@@ -13,7 +13,7 @@ from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.stage.drive import complete
 from airflow_batch_llm.stage.land.finishing import Finished, land_again
-from airflow_batch_llm.stage.parts import Parts, Reads
+from airflow_batch_llm.stage.parts import Parts, ReadsSource
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.run import Run
 from airflow_batch_llm.store import Workspace
@@ -34,7 +34,7 @@ class WholeStage:
     key: tuple[str, ...]
     carry: tuple[str, ...] = ()
     prompt: str = "{{ body }}"
-    files: Reads | None = None  # what the source is read from; None: the warehouse
+    files: ReadsSource | None = None  # what the source is read from; None: the warehouse
     _ahead: float = field(default=0.0, init=False)
 
     def complete(self, name: str, **changes: Any) -> Finished:

@@ -16,11 +16,11 @@ from asgiref.sync import sync_to_async
 from airflow_batch_llm.core.waiting import (
     Cancel,
     Check,
-    Headway,
     Outage,
     Reply,
     Sleep,
     Tell,
+    WaitProgress,
     Watch,
     Wish,
     adrive,
@@ -58,13 +58,13 @@ class TaskKey:
         )
 
 
-def is_given_up(key: TaskKey, heirs: Sequence[str] = (), *, or_gone: bool = True) -> bool:
-    """Ask Airflow whether neither the task nor one of its heirs, of the same Dag run, goes on.
+def is_given_up(key: TaskKey, successors: Sequence[str] = (), *, or_gone: bool = True) -> bool:
+    """Ask Airflow whether neither the task nor one of its successors, of the same Dag run, goes on.
 
     It blocks, and raises where Airflow does not answer. Without `or_gone`, a task that Airflow does not know counts as
     one that goes on: it may belong to another Airflow with the same workspace.
     """
-    keys = (key, *(replace(key, task_id=heir, map_index=-1) for heir in heirs))
+    keys = (key, *(replace(key, task_id=heir, map_index=-1) for heir in successors))
     return all(_is_over(one, or_gone=or_gone) for one in keys)
 
 
@@ -99,7 +99,7 @@ class LLMBatchTrigger(BaseTrigger):
 
     :param watch: the batches and the times, as the fields of `Watch`
     :param cancel_on_kill: whether batches are cancelled when the task is marked failed or successful, or removed
-    :param heirs: tasks of the Dag run that would go on with the run: batches are cancelled only if none of them will
+    :param successors: tasks of the Dag run that would go on with the run: batches are cancelled only if none of them will
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class LLMBatchTrigger(BaseTrigger):
         watch: Mapping[str, Any],
         llm_hook_params: Mapping[str, Any] | None = None,
         cancel_on_kill: bool = False,
-        heirs: Sequence[str] = (),
+        successors: Sequence[str] = (),
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.model_id = model_id
@@ -120,8 +120,8 @@ class LLMBatchTrigger(BaseTrigger):
         given = {name: _tuple(value) for name, value in watch.items()}
         self.watch = Watch(**{**given, "outage": outage})
         self.cancel_on_kill = cancel_on_kill
-        self.heirs = tuple(heirs)
-        self._headway = Headway.of(self.watch.batch_ids)
+        self.successors = tuple(successors)
+        self._headway = WaitProgress.of(self.watch.batch_ids)
         self._outage = outage
         self._provider: Provider | None = None
         self._fired = False
@@ -136,7 +136,7 @@ class LLMBatchTrigger(BaseTrigger):
                 "llm_hook_params": None if self.llm_hook_params is None else dict(self.llm_hook_params),
                 "watch": watch,
                 "cancel_on_kill": self.cancel_on_kill,
-                "heirs": list(self.heirs),
+                "successors": list(self.successors),
             },
         )
 
@@ -183,7 +183,7 @@ class LLMBatchTrigger(BaseTrigger):
         """Cancel the batches, if the task has been given up. Clearing it has not: its next attempt waits for them."""
         if self._fired or not self.cancel_on_kill or not self.watch.batch_ids or self.task_instance is None:
             return
-        if not await sync_to_async(is_given_up)(TaskKey.of(self.task_instance), self.heirs):
+        if not await sync_to_async(is_given_up)(TaskKey.of(self.task_instance), self.successors):
             return
         provider = await self._connected()
         for batch_id in self.watch.batch_ids:

@@ -18,35 +18,35 @@ import pyarrow.compute as pc
 from airflow_batch_llm.core.value import duration_text
 from airflow_batch_llm.errors import SourceError
 from airflow_batch_llm.warehouses.dialect import Dialect
-from airflow_batch_llm.warehouses.kind import Kind, of_arrow
+from airflow_batch_llm.warehouses.kind import ColumnKind, of_arrow
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
-def numbers(values: Iterable[int]) -> pa.Int64Array:
+def int64_array(values: Iterable[int]) -> pa.Int64Array:
     """Whole numbers, none of them NULL."""
     data = array("q", values)
     return pa.Array.from_buffers(pa.int64(), len(data), [None, pa.py_buffer(data)])
 
 
-def number(value: int) -> pa.Int64Scalar:
+def int64_scalar(value: int) -> pa.Int64Scalar:
     """A whole number."""
-    return numbers([value])[0]
+    return int64_array([value])[0]
 
 
-def flags(values: Iterable[bool]) -> pa.BooleanArray:
+def bool_array(values: Iterable[bool]) -> pa.BooleanArray:
     """Truth values, none of them NULL."""
     data = bytes(values)
     return pa.Array.from_buffers(pa.uint8(), len(data), [None, pa.py_buffer(data)]).cast(pa.bool_())
 
 
-def amounts(values: Sequence[float | None]) -> pa.DoubleArray:
+def float64_array(values: Sequence[float | None]) -> pa.DoubleArray:
     """Numbers with fractions."""
     data = array("d", [0.0 if value is None else value for value in values])
     return pa.Array.from_buffers(pa.float64(), len(data), [_present(values), pa.py_buffer(data)])
 
 
-def texts(values: Sequence[str | None]) -> pa.StringArray:
+def string_array(values: Sequence[str | None]) -> pa.StringArray:
     """Texts."""
     present = _present(values)
     given = [value or "" for value in values]
@@ -55,18 +55,18 @@ def texts(values: Sequence[str | None]) -> pa.StringArray:
     return _joined([value.encode() for value in given], present, pa.string())
 
 
-def text(value: str) -> pa.StringScalar:
+def string_scalar(value: str) -> pa.StringScalar:
     """A text."""
-    return texts([value])[0]
+    return string_array([value])[0]
 
 
-def moment(seconds: float) -> pa.TimestampScalar:
+def timestamp_scalar(seconds: float) -> pa.TimestampScalar:
     """A time, from seconds since the epoch."""
     since = datetime.fromtimestamp(seconds, UTC) - _EPOCH
-    return numbers([since // timedelta(microseconds=1)]).view(pa.timestamp("us", tz="UTC"))[0]
+    return int64_array([since // timedelta(microseconds=1)]).view(pa.timestamp("us", tz="UTC"))[0]
 
 
-def octets(values: Sequence[bytes]) -> pa.BinaryArray:
+def binary_array(values: Sequence[bytes]) -> pa.BinaryArray:
     """Strings of bytes, none of them NULL."""
     return _joined(values, None, pa.binary())
 
@@ -84,7 +84,7 @@ def _present(values: Sequence[object]) -> pa.Buffer | None:
     """The bits that say which values are not NULL; None: all of them."""
     if None not in values:
         return None
-    return flags(value is not None for value in values).buffers()[1]
+    return bool_array(value is not None for value in values).buffers()[1]
 
 
 _BATCH_BYTES = 16 * 1024 * 1024
@@ -137,7 +137,7 @@ REPLACEMENT = "\ufffd"
 _NUMBERS = pa.list_(pa.float64())
 _ESCAPED = r"\\u(0000|[dD][89a-fA-F])"  # NUL or half of a surrogate pair, escaped
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
-_PLAIN = {Kind.STRING: pa.string(), Kind.JSON: pa.string(), Kind.UUID: pa.string()}
+_PLAIN = {ColumnKind.STRING: pa.string(), ColumnKind.JSON: pa.string(), ColumnKind.UUID: pa.string()}
 
 
 def plain_batch(batch: pa.RecordBatch, key: frozenset[str], dialect: Dialect) -> pa.RecordBatch:
@@ -181,7 +181,7 @@ def _plain_type(type_: pa.DataType, dialect: Dialect) -> pa.DataType:
     kind = of_arrow(type_)
     if kind in _PLAIN:
         return _PLAIN[kind]
-    if kind is Kind.VECTOR:
+    if kind is ColumnKind.VECTOR:
         return pa.string() if dialect.vector_brackets else _NUMBERS
     if pa.types.is_dictionary(type_):
         type_ = type_.value_type
@@ -189,11 +189,11 @@ def _plain_type(type_: pa.DataType, dialect: Dialect) -> pa.DataType:
         return pa.decimal128(20, 0)
     if pa.types.is_decimal(type_) and type_.precision > dialect.decimal_digits:
         return pa.decimal128(dialect.decimal_digits, type_.scale)
-    if kind is Kind.BINARY:
+    if kind is ColumnKind.BINARY:
         return pa.binary()
-    if kind is Kind.TIMESTAMP:
+    if kind is ColumnKind.TIMESTAMP:
         return pa.timestamp("us")
-    if kind is Kind.TIMESTAMPTZ:
+    if kind is ColumnKind.TIMESTAMPTZ:
         return pa.timestamp("us", tz="UTC" if dialect.keeps_zone else None)
     return type_
 
@@ -202,16 +202,16 @@ def _plain(column: pa.Array, field: pa.Field, dialect: Dialect, *, key: bool) ->
     kind = of_arrow(field.type)
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    if kind is Kind.JSON:
+    if kind is ColumnKind.JSON:
         return _storable_json(json_text(column))
-    if kind is Kind.VECTOR:
+    if kind is ColumnKind.VECTOR:
         numbers = column.cast(_NUMBERS)
         return _vector_text(numbers, dialect.vector_brackets) if dialect.vector_brackets else numbers
-    if kind is Kind.UUID:
+    if kind is ColumnKind.UUID:
         return pa.array([_uuid_text(value) for value in column.to_pylist()], pa.string())
-    if kind is Kind.STRING:
+    if kind is ColumnKind.STRING:
         return _storable_text(plain_text(column), field.name, dialect, key=key)
-    if kind is Kind.DECIMAL:
+    if kind is ColumnKind.DECIMAL:
         return _decimals(column, field, dialect)
     return column.cast(_plain_type(field.type, dialect), safe=False)
 

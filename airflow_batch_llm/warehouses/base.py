@@ -1,6 +1,6 @@
 """The interface of a warehouse: read rows, and merge typed answers into a table by key.
 
-Two verbs write. `stage` puts one shard's answers aside, side by side with others, and takes no lock on the
+Two verbs write. `load` puts one shard's answers aside, side by side with others, and takes no lock on the
 target; `publish` merges everything staged in one transaction where the database has them. Both may be
 repeated after a crash at any point and leave the same tables.
 """
@@ -186,7 +186,7 @@ class Warehouse(Protocol):
     def known(self, target: Target, keys: pa.RecordBatch) -> pa.RecordBatch:
         """For each row of `keys` (key columns, and the partition column if there is one), in order: `KNOWN_COLUMNS`."""
 
-    def stage(
+    def load(
         self, target: Target, part: Part, answers: pa.RecordBatchReader, failures: pa.RecordBatchReader
     ) -> None:
         """Put one shard's rows aside. Staged again, it replaces what the same part staged before."""
@@ -197,7 +197,7 @@ class Warehouse(Protocol):
         A row is updated only where the incoming `_llm_planned_at` is not older. Published again: the same tables.
         """
 
-    def unstage(self, target: Target, parts: Sequence[Part]) -> None:
+    def drop_loaded(self, target: Target, parts: Sequence[Part]) -> None:
         """Drop what the parts staged. What is gone already is no error."""
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.warehouses.base import Target
-from airflow_batch_llm.warehouses.kind import NUMBERS, Kind, of_arrow, of_name
+from airflow_batch_llm.warehouses.kind import NUMBERS, ColumnKind, of_arrow, of_name
 
 #: What BigQuery's NUMERIC holds: digits after the point, and before it.
 _NUMERIC_PLACES, _NUMERIC_WHOLE = 9, 29
@@ -39,18 +39,18 @@ class Upsert(StrEnum):
 
 
 #: The standard's names. A dialect says where it differs, and how it calls what the standard has no name for.
-ANSI_TYPES: Mapping[Kind, str] = {
-    Kind.SMALLINT: "SMALLINT",
-    Kind.INTEGER: "INTEGER",
-    Kind.BIGINT: "BIGINT",
-    Kind.REAL: "REAL",
-    Kind.DOUBLE: "DOUBLE PRECISION",
-    Kind.DECIMAL: "DECIMAL({},{})",
-    Kind.BOOLEAN: "BOOLEAN",
-    Kind.DATE: "DATE",
-    Kind.TIME: "TIME",
-    Kind.TIMESTAMP: "TIMESTAMP",
-    Kind.TIMESTAMPTZ: "TIMESTAMPTZ",
+ANSI_TYPES: Mapping[ColumnKind, str] = {
+    ColumnKind.SMALLINT: "SMALLINT",
+    ColumnKind.INTEGER: "INTEGER",
+    ColumnKind.BIGINT: "BIGINT",
+    ColumnKind.REAL: "REAL",
+    ColumnKind.DOUBLE: "DOUBLE PRECISION",
+    ColumnKind.DECIMAL: "DECIMAL({},{})",
+    ColumnKind.BOOLEAN: "BOOLEAN",
+    ColumnKind.DATE: "DATE",
+    ColumnKind.TIME: "TIME",
+    ColumnKind.TIMESTAMP: "TIMESTAMP",
+    ColumnKind.TIMESTAMPTZ: "TIMESTAMPTZ",
 }
 
 
@@ -60,12 +60,16 @@ class Dialect:
 
     name: str
     title: str  # as messages call the database
-    types: Mapping[Kind, str]  # of new columns, for every kind but `ANY`; a decimal's digits stand in {}
+    types: Mapping[
+        ColumnKind, str
+    ]  # of new columns, for every kind but `ANY`; a decimal's digits stand in {}
     upsert: Upsert
     max_identifier: int
     aliases: frozenset[str] = frozenset()  # other names that Airflow's hooks give it
-    key_types: Mapping[Kind, str] = field(default_factory=dict)  # where an index cannot hold the usual type
-    own_types: Mapping[str, Kind] = field(
+    key_types: Mapping[ColumnKind, str] = field(
+        default_factory=dict
+    )  # where an index cannot hold the usual type
+    own_types: Mapping[str, ColumnKind] = field(
         default_factory=dict
     )  # of its type names that mean something else elsewhere
     add_column: str = "ADD COLUMN"
@@ -83,7 +87,9 @@ class Dialect:
     numeric: str = ""  # the type of numbers that BigQuery's NUMERIC holds
     pads_text: bool = False  # 'a' and 'a ' are equal
     vector_brackets: str = "[]"  # around a vector staged as text; empty: it is staged as a list
-    from_text: Mapping[Kind, str] = field(default_factory=dict)  # kinds staged as text, and how they are read
+    from_text: Mapping[ColumnKind, str] = field(
+        default_factory=dict
+    )  # kinds staged as text, and how they are read
     partitioned: str = ""  # the clause of a new table that is cut by one column
     clustered: str = ""  # the clause of a new table whose rows lie in the order of some columns
     text_of: str = "{}"  # a source's column, as the text that it is read as
@@ -144,10 +150,10 @@ class Dialect:
         kind = of_arrow(type_)
         declared = self.key_types.get(kind) if key else None
         declared = declared or self.types[kind]
-        if kind is Kind.DECIMAL:
+        if kind is ColumnKind.DECIMAL:
             digits, places = _precision(type_)
             if digits > self.exact_digits:
-                return self.types[Kind.STRING]
+                return self.types[ColumnKind.STRING]
             if self.numeric and places <= _NUMERIC_PLACES and digits - places <= _NUMERIC_WHOLE:
                 return self.numeric
             return declared.format(digits, places)
@@ -156,14 +162,14 @@ class Dialect:
     def staged_type(self, type_: pa.DataType, *, key: bool = False) -> str:
         """The type of a staging table's column."""
         if of_arrow(type_) in self.from_text:
-            return self.types[Kind.STRING]
+            return self.types[ColumnKind.STRING]
         return self.column_type(type_, key=key)
 
     def key_parameter(self, type_: pa.DataType) -> str:
         """A parameter that is compared with a key column of this type."""
         return f"CAST({PARAMETER} AS {self.column_type(type_, key=True)})" if self.casts_keys else PARAMETER
 
-    def kind_of(self, type_: str) -> Kind | None:
+    def kind_of(self, type_: str) -> ColumnKind | None:
         """The kind of a column type as the database spells it. Returns None if it is none of ours."""
         from sqlglot import exp
         from sqlglot.errors import SqlglotError
@@ -177,10 +183,10 @@ class Dialect:
         name = parsed.this.value.lower() if isinstance(parsed.this, exp.DataType.Type) else ""
         if name in ("array", "list"):
             inner = parsed.expressions[0].sql(self.name) if parsed.expressions else ""
-            return Kind.VECTOR if inner and self.kind_of(inner) in NUMBERS else None
+            return ColumnKind.VECTOR if inner and self.kind_of(inner) in NUMBERS else None
         if name == "decimal" and len(parsed.expressions) > 0:
             scale = parsed.expressions[1].name if len(parsed.expressions) > 1 else "0"
-            return Kind.BIGINT if scale == "0" else Kind.DECIMAL
+            return ColumnKind.BIGINT if scale == "0" else ColumnKind.DECIMAL
         return self.own_types.get(name) or of_name(name)
 
     def folded(self, name: str) -> str:

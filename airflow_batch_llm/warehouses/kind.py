@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.types as arrow
 
 
-class Kind(StrEnum):
+class ColumnKind(StrEnum):
     """The kinds of value that a column holds."""
 
     STRING = "string"
@@ -31,87 +31,87 @@ class Kind(StrEnum):
     ANY = "any"  # SQLite's column without a type
 
 
-_INTEGERS = frozenset({Kind.SMALLINT, Kind.INTEGER, Kind.BIGINT})
-_FLOATS = frozenset({Kind.REAL, Kind.DOUBLE})
+_INTEGERS = frozenset({ColumnKind.SMALLINT, ColumnKind.INTEGER, ColumnKind.BIGINT})
+_FLOATS = frozenset({ColumnKind.REAL, ColumnKind.DOUBLE})
 
 #: Besides its own kind, what a value of a kind may be written to without losing what it says.
-_ALSO_FITS: dict[Kind, frozenset[Kind]] = {
-    Kind.SMALLINT: _INTEGERS | _FLOATS | {Kind.DECIMAL},
-    Kind.INTEGER: _INTEGERS | _FLOATS | {Kind.DECIMAL},
-    Kind.BIGINT: _INTEGERS | _FLOATS | {Kind.DECIMAL},
-    Kind.REAL: _FLOATS | {Kind.DECIMAL},
-    Kind.DOUBLE: _FLOATS | {Kind.DECIMAL},
-    Kind.TIMESTAMPTZ: frozenset({Kind.TIMESTAMP}),
-    Kind.JSON: frozenset({Kind.STRING}),
+_ALSO_FITS: dict[ColumnKind, frozenset[ColumnKind]] = {
+    ColumnKind.SMALLINT: _INTEGERS | _FLOATS | {ColumnKind.DECIMAL},
+    ColumnKind.INTEGER: _INTEGERS | _FLOATS | {ColumnKind.DECIMAL},
+    ColumnKind.BIGINT: _INTEGERS | _FLOATS | {ColumnKind.DECIMAL},
+    ColumnKind.REAL: _FLOATS | {ColumnKind.DECIMAL},
+    ColumnKind.DOUBLE: _FLOATS | {ColumnKind.DECIMAL},
+    ColumnKind.TIMESTAMPTZ: frozenset({ColumnKind.TIMESTAMP}),
+    ColumnKind.JSON: frozenset({ColumnKind.STRING}),
 }
 
 
-def fits(value: Kind, column: Kind) -> bool:
+def fits(value: ColumnKind, column: ColumnKind) -> bool:
     """Return whether values of one kind may be written to a column of another."""
-    return column in (value, Kind.ANY) or column in _ALSO_FITS.get(value, frozenset())
+    return column in (value, ColumnKind.ANY) or column in _ALSO_FITS.get(value, frozenset())
 
 
-_ARROW: tuple[tuple[tuple[str, ...], Kind], ...] = (
-    (("is_boolean",), Kind.BOOLEAN),
-    (("is_int8", "is_int16", "is_uint8"), Kind.SMALLINT),
-    (("is_int32", "is_uint16"), Kind.INTEGER),
-    (("is_int64", "is_uint32"), Kind.BIGINT),
-    (("is_float16", "is_float32"), Kind.REAL),
-    (("is_float64",), Kind.DOUBLE),
-    (("is_uint64", "is_decimal"), Kind.DECIMAL),
-    (("is_date",), Kind.DATE),
-    (("is_time",), Kind.TIME),
+_ARROW: tuple[tuple[tuple[str, ...], ColumnKind], ...] = (
+    (("is_boolean",), ColumnKind.BOOLEAN),
+    (("is_int8", "is_int16", "is_uint8"), ColumnKind.SMALLINT),
+    (("is_int32", "is_uint16"), ColumnKind.INTEGER),
+    (("is_int64", "is_uint32"), ColumnKind.BIGINT),
+    (("is_float16", "is_float32"), ColumnKind.REAL),
+    (("is_float64",), ColumnKind.DOUBLE),
+    (("is_uint64", "is_decimal"), ColumnKind.DECIMAL),
+    (("is_date",), ColumnKind.DATE),
+    (("is_time",), ColumnKind.TIME),
     (
         ("is_binary", "is_large_binary", "is_binary_view", "is_fixed_size_binary"),
-        Kind.BINARY,
+        ColumnKind.BINARY,
     ),
-    (("is_struct", "is_map", "is_union"), Kind.JSON),
+    (("is_struct", "is_map", "is_union"), ColumnKind.JSON),
 )
 
 
-def of_arrow(type_: pa.DataType) -> Kind:
+def of_arrow(type_: pa.DataType) -> ColumnKind:
     """The kind of an Arrow type. Whatever has no kind of its own (intervals, nulls) is text."""
     if isinstance(type_, pa.UuidType):
-        return Kind.UUID
+        return ColumnKind.UUID
     if isinstance(type_, pa.JsonType):
-        return Kind.JSON
+        return ColumnKind.JSON
     if isinstance(type_, pa.BaseExtensionType):
         return of_arrow(type_.storage_type)
     if arrow.is_dictionary(type_):
         return of_arrow(type_.value_type)
     if arrow.is_timestamp(type_):
-        return Kind.TIMESTAMP if type_.tz is None else Kind.TIMESTAMPTZ
+        return ColumnKind.TIMESTAMP if type_.tz is None else ColumnKind.TIMESTAMPTZ
     if arrow.is_nested(type_) and hasattr(type_, "value_type"):
-        return Kind.VECTOR if arrow.is_floating(type_.value_type) else Kind.JSON
+        return ColumnKind.VECTOR if arrow.is_floating(type_.value_type) else ColumnKind.JSON
     for tests, kind in _ARROW:
         if any(getattr(arrow, test)(type_) for test in tests):
             return kind
-    return Kind.STRING
+    return ColumnKind.STRING
 
 
-_DATABASE: dict[Kind, str] = {
-    Kind.STRING: "char nchar varchar nvarchar text tinytext mediumtext longtext bpchar name",
-    Kind.SMALLINT: "tinyint utinyint smallint",
-    Kind.INTEGER: "int mediumint umediumint usmallint",
-    Kind.BIGINT: "bigint uint",
-    Kind.REAL: "float",
-    Kind.DOUBLE: "double",
-    Kind.DECIMAL: "decimal bigdecimal money smallmoney ubigint int128 uint128",
-    Kind.BOOLEAN: "boolean bit",
-    Kind.DATE: "date date32",
-    Kind.TIME: "time",
-    Kind.TIMESTAMP: "timestamp timestampntz datetime datetime2 smalldatetime"
+_DATABASE: dict[ColumnKind, str] = {
+    ColumnKind.STRING: "char nchar varchar nvarchar text tinytext mediumtext longtext bpchar name",
+    ColumnKind.SMALLINT: "tinyint utinyint smallint",
+    ColumnKind.INTEGER: "int mediumint umediumint usmallint",
+    ColumnKind.BIGINT: "bigint uint",
+    ColumnKind.REAL: "float",
+    ColumnKind.DOUBLE: "double",
+    ColumnKind.DECIMAL: "decimal bigdecimal money smallmoney ubigint int128 uint128",
+    ColumnKind.BOOLEAN: "boolean bit",
+    ColumnKind.DATE: "date date32",
+    ColumnKind.TIME: "time",
+    ColumnKind.TIMESTAMP: "timestamp timestampntz datetime datetime2 smalldatetime"
     " timestamp_s timestamp_ms timestamp_ns",
-    Kind.TIMESTAMPTZ: "timestamptz timestampltz",
-    Kind.BINARY: "binary varbinary blob tinyblob mediumblob longblob rowversion",
-    Kind.UUID: "uuid",
-    Kind.JSON: "json jsonb variant super",
-    Kind.VECTOR: "vector",
+    ColumnKind.TIMESTAMPTZ: "timestamptz timestampltz",
+    ColumnKind.BINARY: "binary varbinary blob tinyblob mediumblob longblob rowversion",
+    ColumnKind.UUID: "uuid",
+    ColumnKind.JSON: "json jsonb variant super",
+    ColumnKind.VECTOR: "vector",
 }
 _KINDS = {name: kind for kind, names in _DATABASE.items() for name in names.split()}
-NUMBERS = _INTEGERS | _FLOATS | {Kind.DECIMAL}
+NUMBERS = _INTEGERS | _FLOATS | {ColumnKind.DECIMAL}
 
 
-def of_name(name: str) -> Kind | None:
+def of_name(name: str) -> ColumnKind | None:
     """The kind of a type by sqlglot's name of it. Returns None if it is none of ours."""
     return _KINDS.get(name)

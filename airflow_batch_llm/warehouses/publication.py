@@ -9,9 +9,9 @@ import pyarrow as pa
 from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.warehouses.base import Part, Target
 from airflow_batch_llm.warehouses.dialect import Dialect, Upsert
-from airflow_batch_llm.warehouses.kind import Kind, of_arrow
+from airflow_batch_llm.warehouses.kind import ColumnKind, of_arrow
 from airflow_batch_llm.warehouses.statements import FAILURE_ORDER, Landing, Statements
-from airflow_batch_llm.warehouses.target import Rules, Shape, refuse_rules, shape_failures, shape_target
+from airflow_batch_llm.warehouses.target import Rules, TableShape, refuse_rules, shape_failures, shape_target
 
 Columns = Mapping[str, str]
 _NO_RULES = Rules()
@@ -81,7 +81,7 @@ def preparation(target: Target, tables: Tables, statements: Statements) -> list[
     return ddl
 
 
-def _refuse_others(shape: Shape, table: Table | None, dialect: Dialect) -> None:
+def _refuse_others(shape: TableShape, table: Table | None, dialect: Dialect) -> None:
     """Refuse a table with columns that a row would lose, where rows cannot be updated."""
     if table is None or dialect.upsert is not Upsert.DELETE_KEYS_INSERT:
         return
@@ -162,7 +162,7 @@ def _columns(table: Table | None) -> Columns | None:
     return None if table is None else table.columns
 
 
-def _how(table: Table | None, shape: Shape, statements: Statements) -> Upsert:
+def _how(table: Table | None, shape: TableShape, statements: Statements) -> Upsert:
     usual = statements.dialect.upsert
     if usual is Upsert.ON_CONFLICT and (table is None or not table.unique):
         return Upsert.UPDATE_INSERT
@@ -173,7 +173,7 @@ def _how(table: Table | None, shape: Shape, statements: Statements) -> Upsert:
     return usual
 
 
-def _casts(shape: Shape, table: Table | None, statements: Statements) -> dict[str, str]:
+def _casts(shape: TableShape, table: Table | None, statements: Statements) -> dict[str, str]:
     dialect = statements.dialect
     present = {name.lower(): type_ for name, type_ in (table.columns if table else {}).items()}
     casts = {}
@@ -181,6 +181,6 @@ def _casts(shape: Shape, table: Table | None, statements: Statements) -> dict[st
         kind = of_arrow(field.type)
         template = dialect.from_text.get(kind)
         # JSON that goes to a text column stays text.
-        if template and dialect.kind_of(present.get(field.name.lower(), "")) is not Kind.STRING:
+        if template and dialect.kind_of(present.get(field.name.lower(), "")) is not ColumnKind.STRING:
             casts[field.name] = template
     return casts

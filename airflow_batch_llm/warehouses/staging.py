@@ -37,7 +37,7 @@ class StagedFiles:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bounds:
+class StagingBounds:
     """The number of staged rows and bytes that may be held at once."""
 
     rows: int
@@ -116,7 +116,7 @@ class StagingFolder:
             failures=tuple(self._file(target, part, "failures") for part in parts),
         )
 
-    def portions(self, target: Target, parts: Sequence[Part], most: Bounds) -> Iterator[list[Part]]:
+    def portions(self, target: Target, parts: Sequence[Part], most: StagingBounds) -> Iterator[list[Part]]:
         """The parts in their order, cut so that no portion of several parts holds more answers than that."""
         portion: list[Part] = []
         rows = size = 0

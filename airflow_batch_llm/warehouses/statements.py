@@ -14,7 +14,7 @@ import pyarrow as pa
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Target
 from airflow_batch_llm.warehouses.dialect import PARAMETER, Dialect, Upsert, layout
-from airflow_batch_llm.warehouses.kind import Kind, of_arrow
+from airflow_batch_llm.warehouses.kind import ColumnKind, of_arrow
 
 PLANNED = "_llm_planned_at"
 _ANSWER_ORDER = (PLANNED, "_llm_processed_at", "_llm_shard")
@@ -196,7 +196,7 @@ class Statements:
     def _read(self, key: pa.Field) -> str:
         """A key of the source's rows, as it was when the target's rows were read."""
         name = f"q.{self._q(key.name)}"
-        return self.dialect.text_of.format(name) if of_arrow(key.type) is Kind.STRING else name
+        return self.dialect.text_of.format(name) if of_arrow(key.type) is ColumnKind.STRING else name
 
     def _null(self, known: str) -> str:
         type_ = self.dialect.column_type(KNOWN_COLUMNS.field(known).type)

@@ -15,11 +15,11 @@ from airflow_batch_llm.core.settings import SchemaChange
 from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.warehouses.base import Target
 from airflow_batch_llm.warehouses.dialect import Dialect
-from airflow_batch_llm.warehouses.kind import Kind, fits, of_arrow
+from airflow_batch_llm.warehouses.kind import ColumnKind, fits, of_arrow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
+class TableShape:
     """The changes that bring a table to what a stage needs."""
 
     table: str
@@ -29,7 +29,7 @@ class Shape:
     columns: pa.Schema  # what is written, once the table has its shape
 
 
-def shape_target(target: Target, existing: Mapping[str, str] | None, dialect: Dialect) -> Shape:
+def shape_target(target: Target, existing: Mapping[str, str] | None, dialect: Dialect) -> TableShape:
     """Return the changes that the target table needs.
 
     `existing` holds its columns with the database's types, or is None if there is no table.
@@ -44,7 +44,7 @@ def shape_target(target: Target, existing: Mapping[str, str] | None, dialect: Di
     )
 
 
-def shape_failures(target: Target, existing: Mapping[str, str] | None, dialect: Dialect) -> Shape:
+def shape_failures(target: Target, existing: Mapping[str, str] | None, dialect: Dialect) -> TableShape:
     """Return the changes that the failures table needs. It is the stage's own: no policy for schema changes applies."""
     return _shape(
         target,
@@ -64,14 +64,14 @@ def _shape(
     optional: frozenset[str | None],
     existing: Mapping[str, str] | None,
     dialect: Dialect,
-) -> Shape:
+) -> TableShape:
     _refuse_twice_named(table, wanted)
     if existing is None:
         if not target.create:
             raise TargetError(
                 f"The table {table} does not exist, and create_target=False forbids creating it."
             )
-        return Shape(table=table, create=True, add=pa.schema([]), leave_out=frozenset(), columns=wanted)
+        return TableShape(table=table, create=True, add=pa.schema([]), leave_out=frozenset(), columns=wanted)
     present = {name.lower(): type_ for name, type_ in existing.items()}
     _refuse_misfits(table, wanted, present, dialect)
     missing = [field for field in wanted if field.name.lower() not in present]
@@ -84,7 +84,7 @@ def _shape(
             assert_never(target.on_schema_change)
     add = [field for field in missing if field.name not in leave_out]
     _refuse_additions(target, table, add, optional)
-    return Shape(
+    return TableShape(
         table=table,
         create=False,
         add=pa.schema(add),
@@ -111,8 +111,8 @@ def _refuse_misfits(table: str, wanted: pa.Schema, present: Mapping[str, str], d
         if has is None:
             continue
         kind = of_arrow(field.type)
-        if kind is Kind.VECTOR and dialect.vector_brackets == "[]":
-            kind = Kind.JSON  # that is what it is written as
+        if kind is ColumnKind.VECTOR and dialect.vector_brackets == "[]":
+            kind = ColumnKind.JSON  # that is what it is written as
         ours = dialect.column_type(field.type)
         column = dialect.kind_of(has)
         # What we would create ourselves always fits, whatever kind the database makes of it.
@@ -203,7 +203,7 @@ def required_columns(target: Target, rules: Rules) -> frozenset[str]:
     return frozenset(name for name in target.carried.names if name.lower() in required)
 
 
-def refuse_rules(target: Target, shape: Shape, rules: Rules) -> None:
+def refuse_rules(target: Target, shape: TableShape, rules: Rules) -> None:
     """Raise `TargetError` with every rule of the table that a publish would break or might break."""
     complaints = [*_column_complaints(target, shape, rules), *_constraint_complaints(target, shape, rules)]
     if rules.row_security:
@@ -217,7 +217,7 @@ def refuse_rules(target: Target, shape: Shape, rules: Rules) -> None:
         )
 
 
-def _column_complaints(target: Target, shape: Shape, rules: Rules) -> Iterator[str]:
+def _column_complaints(target: Target, shape: TableShape, rules: Rules) -> Iterator[str]:
     written = _lower(shape.columns.names)
     for column in sorted(rules.generated):
         if column.lower() in written:
@@ -242,7 +242,7 @@ def _column_complaints(target: Target, shape: Shape, rules: Rules) -> Iterator[s
             yield f"{column} is NOT NULL, and some rows may have NULL in it: let the column be NULL{fix}"
 
 
-def _constraint_complaints(target: Target, shape: Shape, rules: Rules) -> Iterator[str]:
+def _constraint_complaints(target: Target, shape: TableShape, rules: Rules) -> Iterator[str]:
     if target.allow_constraints:
         return
     written, key = _lower(shape.columns.names), _lower(target.key.names)

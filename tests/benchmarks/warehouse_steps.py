@@ -92,7 +92,7 @@ def stage(database: str, where: str, folder: Path, rows: int) -> None:
     none = pa.RecordBatchReader.from_batches(TARGET.failure_columns, [])
     for part, batch in zip(parts(rows), stored(folder, rows), strict=True):
         reader = pa.RecordBatchReader.from_batches(TARGET.answer_columns, [_typed(batch)])
-        warehouse.stage(TARGET, part, reader, none)
+        warehouse.load(TARGET, part, reader, none)
     warehouse.close()
 
 

@@ -14,7 +14,7 @@ from airflow_batch_llm.core.journal import (
     CLOCK_SKEW_SECONDS,
     Ask,
     Entry,
-    Kind,
+    RecordKind,
     Standing,
     Terms,
     decide,
@@ -147,7 +147,7 @@ def moves(world: World, place: int, worker: Worker, rules: Rules) -> Iterator[Wo
             stored = replace(world, results=(*others, (name, worker.read)))
             yield _put(stored, place, replace(worker, phase="ending", read=NONE))
         case "ending":
-            entry = Entry(kind=Kind.ENDED, nonce="", at=0.0, batch_id=results_name(worker))
+            entry = Entry(kind=RecordKind.ENDED, nonce="", at=0.0, batch_id=results_name(worker))
             yield from _writing(world, place, worker, worker.turn.last_word(entry), "deleting")
         case "deleting":
             yield _gone(replace(world, segments=()), place)
@@ -202,7 +202,7 @@ def _parting(world: World, place: int, worker: Worker, mine: list[Flying]) -> It
     turn = worker.turn
     for _ in mine:
         turn = turn.lost(world.now)
-    entry = turn.last_word(Entry(kind=Kind.RELEASED, nonce="", at=0.0))
+    entry = turn.last_word(Entry(kind=RecordKind.RELEASED, nonce="", at=0.0))
     yield from _writing(world, place, replace(worker, turn=turn), entry, "over")
 
 
@@ -214,7 +214,7 @@ def _writing(world: World, place: int, worker: Worker, entry: Entry, phase: str)
         return
     written = replace(world, journal=(*world.journal, replace(entry, at=0.0)))
     turn = replace(worker.turn.written(entry), records=0)
-    counted = len(worker.unsure) if entry.kind is Kind.ASKING else 0
+    counted = len(worker.unsure) if entry.kind is RecordKind.ASKING else 0
     after = replace(
         worker,
         phase=phase,
@@ -246,7 +246,9 @@ def faults(world: World, rules: Rules) -> Iterator[str]:
     taken_over = sum(
         1
         for before, after in zip(_standings(world.journal), world.journal, strict=False)
-        if before.asking is not None and after.kind is Kind.ASKING and before.asking.intent != after.intent
+        if before.asking is not None
+        and after.kind is RecordKind.ASKING
+        and before.asking.intent != after.intent
     )
     if standing.maybe_twice > rules.bound * (taken_over + world.partings) + world.losses:
         yield "more is counted than the bound allows"

@@ -17,7 +17,7 @@ from airflow_batch_llm.core.submission import (
     Answer,
     Append,
     Attempt,
-    Cancel,
+    CancelOwn,
     Created,
     Find,
     NotCreated,
@@ -247,7 +247,7 @@ def replies(world: World, action: Action | Check | Look, rules: Rules) -> Iterat
             for seen in _listings(world):
                 listed = {batch.id: batch.running for batch in seen}
                 yield world, tuple(b for b in listed if listed[b] and b != batch_id and batch_id in listed)
-        case Cancel(batch_id=batch_id):
+        case CancelOwn(batch_id=batch_id):
             batches = tuple(replace(b, running=b.running and b.id != batch_id) for b in world.batches)
             yield replace(world, batches=batches), None
 

@@ -11,18 +11,18 @@ from functools import cache
 from typing import Any
 
 from airflow_batch_llm.core.reservation import (
+    DeclareOver,
     Draft,
     Freeze,
-    GiveUp,
     LookAt,
-    Open,
-    Pause,
+    OpenTicket,
+    PlannerTicket,
     ReadSource,
     Remember,
+    Rest,
     Seal,
     Settled,
     Step,
-    Ticket,
     TicketEntry,
     TicketKind,
     reserve,
@@ -153,18 +153,18 @@ def _taken(world: World, index: int, planner: Planner, rules: Rules) -> Iterator
     match step := next_step(planner.run, planner.answers):
         case Settled():
             yield on(world, world.settled)
-        case Open(number=number):
+        case OpenTicket(number=number):
             yield _opened(world, planner, number, on)
         case ReadSource() | Draft():
             yield from _read(world, index, planner, step, rules)
         case LookAt(number=number):
             over = rules.without == WAITING and number != planner.own
-            yield on(world, Ticket(is_over=True) if over else ticket_of(world.tickets[number - 1]))
-        case Pause():
+            yield on(world, PlannerTicket(is_over=True) if over else ticket_of(world.tickets[number - 1]))
+        case Rest():
             if world.lates < rules.lates:
                 yield on(replace(world, lates=world.lates + 1), True)
             yield from _waited(world, step, on)
-        case GiveUp(number=number, last=last):
+        case DeclareOver(number=number, last=last):
             after = _appended(world, number, last + 1, _entry(planner, TicketKind.OVER))
             yield on(after or world, after is not None)
         case Freeze(run=run, draft=draft):
@@ -185,7 +185,7 @@ def _opened(world: World, planner: Planner, number: int, on: Callable[..., World
     return on(replace(world, tickets=(*world.tickets, opened)), True, own=number, renewed=False)
 
 
-def _waited(world: World, step: Pause, on: Callable[[World, Any], World]) -> Iterator[World]:
+def _waited(world: World, step: Rest, on: Callable[[World, Any], World]) -> Iterator[World]:
     """To wait while nothing happens changes nothing: the look at the ticket comes once its records have changed."""
     ticket = ticket_of(world.tickets[step.number - 1])
     if ticket.holder != step.holder or ticket.sealed is not None or ticket.is_over:

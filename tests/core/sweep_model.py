@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
-from airflow_batch_llm.core.journal import Entry, Kind, Searched, Terms, stand
+from airflow_batch_llm.core.journal import Entry, RecordKind, Searched, Terms, stand
 from airflow_batch_llm.core.model import BatchState, BatchStatus, Search, Sighting
 from airflow_batch_llm.core.request import shard_token
-from airflow_batch_llm.core.submission import Append, Cancel, Find, Read
+from airflow_batch_llm.core.submission import Append, CancelOwn, Find, Read
 from airflow_batch_llm.stage.records.plan import PlannedShard
 from airflow_batch_llm.stage.send.sweeping import Sweeper
 
@@ -33,7 +33,7 @@ class Look:
     batch_id: str
 
 
-SweepAction = Read | Find | Append | Check | Look | Cancel
+SweepAction = Read | Find | Append | Check | Look | CancelOwn
 
 #: How a sweep begins: it searches and cancels what is spare, or it looks at the shard's batch and takes its twins.
 SEARCHING, LOOKING = (("searching",), ("looking",))
@@ -76,7 +76,7 @@ class _World:
         return cast("tuple[str, ...]", self._ask(Look(batch_id)))
 
     def cancel(self, batch_id: str) -> None:
-        self._ask(Cancel(batch_id=batch_id))
+        self._ask(CancelOwn(batch_id=batch_id))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ def sweep_action(answers: Sequence[Any], terms: Terms) -> SweepAction | None:
         provider=provider,
         workspace=workspace,
         clock=lambda: 0.0,
-        say=lambda message: None,
+        log=lambda message: None,
         warn=lambda message: None,
         by=None,
     )
@@ -189,9 +189,11 @@ def _recording(batch_id: str, answers: Sequence[Any]) -> _Recording:
         return _Recording((own,), done=True, used=1)
     if appended:
         return _Recording((own[:1], True), done=True, used=2)
-    filler = Entry(kind=Kind.RELEASED, nonce="", at=0.0)  # says nothing about an intent that there is not
+    filler = Entry(
+        kind=RecordKind.RELEASED, nonce="", at=0.0
+    )  # says nothing about an intent that there is not
     return _Recording(((*own[:1], *(filler for _ in journal[1:])),), done=False, used=1)
 
 
 def _submitted(journal: Any) -> tuple[Entry, ...]:
-    return tuple(entry for entry in journal if entry.kind is Kind.SUBMITTED)
+    return tuple(entry for entry in journal if entry.kind is RecordKind.SUBMITTED)

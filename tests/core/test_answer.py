@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field
 
-from airflow_batch_llm.core.answer import Answer, AnswerParser, Fault, Invalid
+from airflow_batch_llm.core.answer import Answer, AnswerFault, AnswerParser, Invalid
 from airflow_batch_llm.core.output_type import Embedding, Naming, OutputType
 from airflow_batch_llm.errors import OutputTypeError
 
@@ -56,7 +56,7 @@ def order(**changes: Any) -> str:
     return orjson.dumps(ORDER | changes).decode()
 
 
-def fault(told: Answer | Invalid) -> Fault:
+def fault(told: Answer | Invalid) -> AnswerFault:
     assert isinstance(told, Invalid), told
     assert SECRET not in told.message
     return told.code
@@ -114,13 +114,13 @@ def test_one_fence_and_white_space_around_an_answer_do_not_matter(text: str) -> 
     ],
 )
 def test_what_is_not_json_is_invalid(text: str) -> None:
-    assert fault(parser(Order).parse(text)) is Fault.NOT_JSON
+    assert fault(parser(Order).parse(text)) is AnswerFault.NOT_JSON
 
 
 @pytest.mark.parametrize("text", ["", " \n\t "])
 @pytest.mark.parametrize("wanted", [str, ["a"], Order, Embedding])
 def test_an_empty_answer_is_invalid(wanted: object, text: str) -> None:
-    assert fault(parser(wanted).parse(text)) is Fault.EMPTY
+    assert fault(parser(wanted).parse(text)) is AnswerFault.EMPTY
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_an_empty_answer_is_invalid(wanted: object, text: str) -> None:
 )
 def test_a_misfit_is_told_by_place_and_rule_and_never_by_value(changes: dict[str, Any], place: str) -> None:
     told = parser(Order).parse(order(**changes))
-    assert fault(told) is Fault.SCHEMA
+    assert fault(told) is AnswerFault.SCHEMA
     assert isinstance(told, Invalid)
     assert place in told.message
 
@@ -150,7 +150,7 @@ def test_a_null_that_stands_for_an_optional_property_is_no_misfit() -> None:
 
 @pytest.mark.parametrize("text", ["[]", "3", '"text"', "null", "true"])
 def test_json_that_is_no_object_is_invalid(text: str) -> None:
-    assert fault(parser({"properties": {"a": {"type": "integer"}}}).parse(text)) is Fault.SCHEMA
+    assert fault(parser({"properties": {"a": {"type": "integer"}}}).parse(text)) is AnswerFault.SCHEMA
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_an_integer_is_an_integer_however_it_is_written(number: str, value: int)
     "number", ["9223372036854775808", "-9223372036854775809", "18446744073709551616", "1e19"]
 )
 def test_an_integer_beyond_64_bits_is_invalid(number: str) -> None:
-    assert fault(parser(int).parse(f'{{"answer": {number}}}')) is Fault.RANGE
+    assert fault(parser(int).parse(f'{{"answer": {number}}}')) is AnswerFault.RANGE
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_a_timestamp_lands_in_utc(text: str, moment: datetime) -> None:
 def test_a_text_that_is_no_date_is_out_of_range(text: str) -> None:
     for wanted in (datetime, date):
         told = parser(wanted).parse(orjson.dumps({"answer": text}).decode())
-        assert fault(told) is Fault.RANGE
+        assert fault(told) is AnswerFault.RANGE
 
 
 def test_a_character_that_tables_cannot_hold_is_replaced() -> None:
@@ -220,7 +220,7 @@ def test_a_deeply_nested_answer_costs_no_more_than_its_row(depth: int) -> None:
     wanted = {"type": "object", "properties": {"a": {}, "b": {"type": "integer"}}}
     told = parser(wanted).parse(f'{{"a": {nested}, "b": null}}')
     if depth > 250:
-        assert fault(told) in (Fault.SCHEMA, Fault.RANGE)
+        assert fault(told) in (AnswerFault.SCHEMA, AnswerFault.RANGE)
     else:
         assert told == Answer((nested, None))
 
@@ -247,16 +247,16 @@ def test_a_label_is_found_by_case_and_space_where_that_is_clear(text: str, label
 @pytest.mark.parametrize(
     ("text", "code"),
     [
-        ('{"label": "Us"}', Fault.LABEL),
-        ('{"label": "4111-1111"}', Fault.LABEL),
-        ("It is Billing, 4111-1111.", Fault.LABEL),
-        ('{"label": 1}', Fault.SCHEMA),
-        ('{"lable": "Billing"}', Fault.SCHEMA),
-        ("1", Fault.SCHEMA),
-        ('["Billing"]', Fault.SCHEMA),
+        ('{"label": "Us"}', AnswerFault.LABEL),
+        ('{"label": "4111-1111"}', AnswerFault.LABEL),
+        ("It is Billing, 4111-1111.", AnswerFault.LABEL),
+        ('{"label": 1}', AnswerFault.SCHEMA),
+        ('{"lable": "Billing"}', AnswerFault.SCHEMA),
+        ("1", AnswerFault.SCHEMA),
+        ('["Billing"]', AnswerFault.SCHEMA),
     ],
 )
-def test_what_is_clearly_none_of_the_labels_is_invalid(text: str, code: Fault) -> None:
+def test_what_is_clearly_none_of_the_labels_is_invalid(text: str, code: AnswerFault) -> None:
     assert fault(parser(["Billing", "us", "US", "1"]).parse(text)) is code
 
 
@@ -277,7 +277,7 @@ def test_an_embedding_lands_as_a_list_of_floats() -> None:
 
 @pytest.mark.parametrize("text", ["[1]", "[1, 2, 3]", "[]", "[true, 1]", '["1", 2]', "{}", "x", "[1, null]"])
 def test_an_embedding_of_another_shape_is_invalid(text: str) -> None:
-    assert fault(parser(Embedding(2)).parse(text)) in (Fault.NOT_JSON, Fault.SCHEMA)
+    assert fault(parser(Embedding(2)).parse(text)) in (AnswerFault.NOT_JSON, AnswerFault.SCHEMA)
 
 
 JSON = st.recursive(
@@ -354,14 +354,14 @@ def test_a_decimal_keeps_each_digit_that_the_answer_writes(written: str, exact: 
 def test_what_a_decimal_column_would_round_or_cannot_read_is_out_of_range(written: str) -> None:
     money = {"type": ["number", "string"], "format": "decimal", "maxDigits": 6, "decimalPlaces": 2}
     judged = parser({"type": "object", "properties": {"x": money}}).parse(f'{{"x": {written}}}')
-    assert fault(judged) in (Fault.RANGE, Fault.NOT_JSON)
+    assert fault(judged) in (AnswerFault.RANGE, AnswerFault.NOT_JSON)
     assert not isinstance(judged, Answer)
 
 
 def test_the_bounds_and_digits_of_a_pydantic_decimal_are_those_of_the_column() -> None:
     made = OutputType.of(Annotated[Decimal, Field(ge=0, le=100, max_digits=6, decimal_places=2)])
     assert made.columns[0].digits == (6, 2)
-    assert fault(AnswerParser.of(made).parse('{"answer": 100.01}')) is Fault.SCHEMA
+    assert fault(AnswerParser.of(made).parse('{"answer": 100.01}')) is AnswerFault.SCHEMA
     assert AnswerParser.of(made).parse('{"answer": 99.10}') == Answer((Decimal("99.1"),))
     with pytest.raises(OutputTypeError, match="max_digits and decimal_places"):
         OutputType.of(Annotated[Decimal, Field(max_digits=50)])

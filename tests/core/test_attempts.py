@@ -3,7 +3,7 @@
 import pytest
 
 from airflow_batch_llm.core.model import Outcome
-from airflow_batch_llm.core.selection import Verdict, after_failure, after_rejection
+from airflow_batch_llm.core.selection import Consequence, after_failure, after_rejection
 
 
 @pytest.mark.parametrize(
@@ -32,10 +32,10 @@ def test_a_failure_has_a_verdict(
 ) -> None:
     counted, dead, again = verdict
 
-    assert after_failure(outcome, retryable=retryable, attempts=attempts, tries=tries, most=3) == Verdict(
+    assert after_failure(outcome, retryable=retryable, attempts=attempts, tries=tries, most=3) == Consequence(
         attempts=counted, dead=dead, again=again
     )
 
 
 def test_a_row_is_not_to_blame_for_a_shard_that_was_turned_away() -> None:
-    assert after_rejection(2) == Verdict(attempts=2, dead=False, again=False)
+    assert after_rejection(2) == Consequence(attempts=2, dead=False, again=False)

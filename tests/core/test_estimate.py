@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from airflow_batch_llm.core.estimate import Size, estimate, usual_answer
+from airflow_batch_llm.core.estimate import RequestSize, estimate, usual_answer
 from airflow_batch_llm.core.output_type import Embedding, OutputType
 from airflow_batch_llm.core.price import PriceList
 
@@ -17,7 +17,7 @@ UNKNOWN = PriceList.of("openai", "unheard-of", at=0)
 
 
 def test_a_counted_sample_is_scaled_up_to_all_requests() -> None:
-    size = Size(
+    size = RequestSize(
         requests=1000, prompt_bytes=400_000, sample=[(300, 150), (500, 200)], max_tokens=50, answer_tokens=10
     )
     guess = estimate(PRICES, size)
@@ -32,12 +32,12 @@ def test_a_counted_sample_is_scaled_up_to_all_requests() -> None:
 
 def test_what_each_request_repeats_does_not_grow_with_the_prompts() -> None:
     sample = [(400, 1100)] * 5  # of which 1000 tokens are the system prompt
-    size = Size(requests=10, prompt_bytes=8000, sample=sample, max_tokens=1)
+    size = RequestSize(requests=10, prompt_bytes=8000, sample=sample, max_tokens=1)
     assert estimate(PRICES, size).input_tokens == 12_000
 
 
 def test_without_a_sample_the_bytes_decide_and_the_range_is_wider() -> None:
-    size = Size(requests=100, prompt_bytes=40_000, shared_bytes=400, max_tokens=10, answer_tokens=10)
+    size = RequestSize(requests=100, prompt_bytes=40_000, shared_bytes=400, max_tokens=10, answer_tokens=10)
     guess = estimate(PRICES, size)
     assert guess.input_tokens == 20_000
     assert "4 to a token" in guess.assumptions[0]
@@ -48,34 +48,36 @@ def test_without_a_sample_the_bytes_decide_and_the_range_is_wider() -> None:
 
 
 def test_an_unknown_price_makes_no_dollars_and_says_how_to_give_one() -> None:
-    guess = estimate(UNKNOWN, Size(requests=1, prompt_bytes=4))
+    guess = estimate(UNKNOWN, RequestSize(requests=1, prompt_bytes=4))
     assert guess.low is guess.expected is guess.high is guess.per_request is None
     assert "prices={'unheard-of': {'input'" in guess.assumptions[-1]
 
 
 def test_an_assumed_price_is_among_the_assumptions() -> None:
     assumed = PriceList.of("openai", "text-embedding-3-small", at=1_795_000_000)
-    guess = estimate(assumed, Size(requests=1, prompt_bytes=4))
+    guess = estimate(assumed, RequestSize(requests=1, prompt_bytes=4))
     assert assumed.assumed in guess.assumptions
 
 
 def test_a_prompt_that_may_pass_into_a_dearer_tier_is_mentioned() -> None:
     tiered = PriceList.of("openai", "gpt-6-luna", at=1_795_000_000)
-    said = estimate(tiered, Size(requests=20, prompt_bytes=2_000_000, largest_bytes=1_990_000)).assumptions
+    said = estimate(
+        tiered, RequestSize(requests=20, prompt_bytes=2_000_000, largest_bytes=1_990_000)
+    ).assumptions
     assert any("above 272,000 input tokens" in line for line in said)
-    said = estimate(tiered, Size(requests=2, prompt_bytes=2000, largest_bytes=1000)).assumptions
+    said = estimate(tiered, RequestSize(requests=2, prompt_bytes=2000, largest_bytes=1000)).assumptions
     assert not any("272,000" in line for line in said)
 
 
 def test_an_answer_without_a_limit_still_has_a_high_end() -> None:
-    guess = estimate(PRICES, Size(requests=1, prompt_bytes=0, sample=[(0, 0)], max_tokens=None))
+    guess = estimate(PRICES, RequestSize(requests=1, prompt_bytes=0, sample=[(0, 0)], max_tokens=None))
     assert guess.high is not None
     assert guess.expected is not None
     assert guess.high > guess.expected
 
 
 def test_no_requests_cost_nothing() -> None:
-    guess = estimate(PRICES, Size(requests=0, prompt_bytes=0))
+    guess = estimate(PRICES, RequestSize(requests=0, prompt_bytes=0))
     assert (guess.low, guess.expected, guess.high) == (0, 0, 0)
     assert guess.per_request == 0
 
@@ -95,7 +97,7 @@ def test_the_usual_answer_depends_on_its_type(wanted: object, tokens: int) -> No
 
 def test_an_embedding_pays_for_no_output() -> None:
     guess = estimate(
-        PRICES, Size(requests=1, prompt_bytes=0, sample=[(0, 100)], max_tokens=1024, answer_tokens=0)
+        PRICES, RequestSize(requests=1, prompt_bytes=0, sample=[(0, 100)], max_tokens=1024, answer_tokens=0)
     )
     assert guess.output_tokens == 0
     assert guess.low == guess.expected == guess.high
@@ -111,7 +113,7 @@ def test_an_embedding_pays_for_no_output() -> None:
 def test_low_expected_and_high_are_in_order_and_can_be_stored(
     requests: int, mean: int, sample: list[tuple[int, int]], max_tokens: int | None, answer: int
 ) -> None:
-    size = Size(
+    size = RequestSize(
         requests=requests,
         prompt_bytes=requests * mean,
         sample=sample,

@@ -15,10 +15,10 @@ from airflow_batch_llm.core.journal import (
     Done,
     Entry,
     GiveUp,
-    Kind,
     Land,
     Look,
     Move,
+    RecordKind,
     Refuse,
     Searched,
     Submit,
@@ -34,20 +34,20 @@ CLOSED = replace(TERMS, closed=True)
 SETTLED = 100.0 + 120.0 + CLOCK_SKEW_SECONDS + 60.0
 
 
-def entry(kind: Kind, nonce: str, **fields: str | float) -> Entry:
+def entry(kind: RecordKind, nonce: str, **fields: str | float) -> Entry:
     return Entry(kind=kind, nonce=nonce, at=100.0, **fields)  # type: ignore[arg-type]
 
 
-INTENT = entry(Kind.INTENT, "i1", expires_at=220.0, upload="file")
-SECOND = entry(Kind.INTENT, "i2", expires_at=900.0, upload="file2")
-SUBMITTED = entry(Kind.SUBMITTED, "s1", intent="i1", batch_id="b1")
-OTHER = entry(Kind.SUBMITTED, "s2", intent="i2", batch_id="b2")
-RELEASED = entry(Kind.RELEASED, "r1", intent="i1", not_before=500.0, reason="busy")
-LATER = entry(Kind.RELEASED, "r2", batch_id="b1", not_before=500.0, reason="quota")
-REFUSED = entry(Kind.REFUSED, "x1", intent="i1", reason="bad key")
-REJECTED = entry(Kind.REFUSED, "x2", batch_id="b1", reason="bad file")
-ENDED = entry(Kind.ENDED, "e1", batch_id="b1")
-STAGED = entry(Kind.STAGED, "t1")
+INTENT = entry(RecordKind.INTENT, "i1", expires_at=220.0, upload="file")
+SECOND = entry(RecordKind.INTENT, "i2", expires_at=900.0, upload="file2")
+SUBMITTED = entry(RecordKind.SUBMITTED, "s1", intent="i1", batch_id="b1")
+OTHER = entry(RecordKind.SUBMITTED, "s2", intent="i2", batch_id="b2")
+RELEASED = entry(RecordKind.RELEASED, "r1", intent="i1", not_before=500.0, reason="busy")
+LATER = entry(RecordKind.RELEASED, "r2", batch_id="b1", not_before=500.0, reason="quota")
+REFUSED = entry(RecordKind.REFUSED, "x1", intent="i1", reason="bad key")
+REJECTED = entry(RecordKind.REFUSED, "x2", batch_id="b1", reason="bad file")
+ENDED = entry(RecordKind.ENDED, "e1", batch_id="b1")
+STAGED = entry(RecordKind.STAGED, "t1")
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_the_first_batch_recorded_is_the_shards_and_the_others_are_spare(
 @given(
     st.builds(
         Entry,
-        kind=st.sampled_from(Kind),
+        kind=st.sampled_from(RecordKind),
         nonce=st.text(min_size=1),
         at=st.floats(1, 1e10),
         expires_at=st.floats(1, 1e10),
@@ -178,7 +178,7 @@ NOW_TERMS = replace(TERMS, way=Way.NOW)
 def _asking(**fields: Any) -> Entry:
     return Entry(
         **{
-            "kind": Kind.ASKING,
+            "kind": RecordKind.ASKING,
             "nonce": "a.1",
             "intent": "a",
             "at": 100.0,
@@ -200,7 +200,7 @@ def test_one_worker_asks_at_a_time_and_another_takes_over_once_the_lease_is_over
 
 
 def test_a_lease_that_is_given_back_is_free_at_once_or_when_it_says() -> None:
-    given_back = Entry(kind=Kind.RELEASED, nonce="a.2", intent="a", at=101.0)
+    given_back = Entry(kind=RecordKind.RELEASED, nonce="a.2", intent="a", at=101.0)
     assert decide(stand([_asking(), given_back]), NOW_TERMS, 102.0) == Ask()
     later = replace(given_back, not_before=200.0, reason="no answer")
     assert decide(stand([_asking(), later]), NOW_TERMS, 102.0) == Wait(until=200.0, reason="no answer")
@@ -212,7 +212,7 @@ def test_a_lease_that_is_given_back_is_free_at_once_or_when_it_says() -> None:
 
 def test_what_may_have_been_paid_twice_adds_up_over_all_records() -> None:
     taken_over = _asking(nonce="b.1", intent="b", at=300.0, expires_at=330.0, twice=17)
-    ended = Entry(kind=Kind.ENDED, nonce="b.2", at=310.0, batch_id="now-r1", twice=2)
+    ended = Entry(kind=RecordKind.ENDED, nonce="b.2", at=310.0, batch_id="now-r1", twice=2)
     standing = stand([_asking(), taken_over, ended])
     assert standing.maybe_twice == 19
     assert decide(standing, NOW_TERMS, 320.0) == Land(batch_id="now-r1")

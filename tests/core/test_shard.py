@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_batch_llm.core.model import Limits
-from airflow_batch_llm.core.request import Bounds, Cutter
+from airflow_batch_llm.core.request import Cutter, ShardBounds
 
 LIMITS = Limits(
     max_requests=1000,
@@ -18,7 +18,7 @@ LIMITS = Limits(
 )
 
 
-def numbered(sizes: Sequence[int], bounds: Bounds, seed: int, block: int) -> Iterator[tuple[int, int]]:
+def numbered(sizes: Sequence[int], bounds: ShardBounds, seed: int, block: int) -> Iterator[tuple[int, int]]:
     """Each request with the number of its shard; so many are cut at once."""
     cutter = Cutter(bounds, seed)
     for first in range(0, len(sizes), block):
@@ -36,7 +36,7 @@ def numbered(sizes: Sequence[int], bounds: Bounds, seed: int, block: int) -> Ite
 def test_requests_of_any_sizes_fill_shards_within_their_bounds(
     sizes: list[int], requests: int, room: int, seed: int, block: int
 ) -> None:
-    cut = list(numbered(sizes, Bounds(requests=requests, bytes=room), seed, block))
+    cut = list(numbered(sizes, ShardBounds(requests=requests, bytes=room), seed, block))
 
     assert [request for _, request in cut] == list(range(len(sizes)))
     shards = [[request for _, request in group] for _, group in groupby(cut, key=lambda pair: pair[0])]
@@ -54,11 +54,13 @@ def test_requests_of_any_sizes_fill_shards_within_their_bounds(
     ("rows_per_batch", "requests"), [(10, 10), (1000, 1000), (5000, 1000), (0, 1), (-3, 1)]
 )
 def test_the_users_wish_counts_within_the_providers_limits(rows_per_batch: int, requests: int) -> None:
-    assert Bounds.of(LIMITS, rows_per_batch=rows_per_batch) == Bounds(requests=requests, bytes=5_000)
+    assert ShardBounds.of(LIMITS, rows_per_batch=rows_per_batch) == ShardBounds(
+        requests=requests, bytes=5_000
+    )
 
 
 def test_shards_of_a_run_differ_in_size_so_that_a_count_tells_them_apart() -> None:
-    cut = numbered([1] * 200_000, Bounds(requests=10_000, bytes=10**9), 12345, 1000)
+    cut = numbered([1] * 200_000, ShardBounds(requests=10_000, bytes=10**9), 12345, 1000)
     sizes = [len(list(group)) for _, group in groupby(cut, key=lambda pair: pair[0])][:-1]
 
     assert len(set(sizes)) > len(sizes) * 0.8

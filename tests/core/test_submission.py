@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 import pytest
 
-from airflow_batch_llm.core.journal import Entry, Kind, Searched, Terms, Wait, stand
+from airflow_batch_llm.core.journal import Entry, RecordKind, Searched, Terms, Wait, stand
 from airflow_batch_llm.core.model import BatchState, Sighting
 from airflow_batch_llm.core.submission import (
     Action,
     Answer,
     Append,
     Attempt,
-    Cancel,
+    CancelOwn,
     Created,
     Find,
     NotCreated,
@@ -55,11 +55,11 @@ class Talk:
         return self.action
 
     @property
-    def kinds(self) -> list[Kind]:
+    def kinds(self) -> list[RecordKind]:
         return [entry.kind for entry in self.journal]
 
 
-def foreign(kind: Kind, **fields: str | float) -> Entry:
+def foreign(kind: RecordKind, **fields: str | float) -> Entry:
     return Entry(kind=kind, nonce=f"other.{kind}", at=0.0, **fields)  # type: ignore[arg-type]
 
 
@@ -67,10 +67,10 @@ def test_a_batch_is_created_between_its_intent_and_its_record() -> None:
     talk = Talk()
 
     assert talk.go() == Send(upload="file", expires_at=120.0)
-    assert talk.kinds == [Kind.INTENT]
+    assert talk.kinds == [RecordKind.INTENT]
     talk.answer(Created(batch_id="b1"))
     assert talk.go() == Stop(move=Wait(batch_id="b1"))
-    assert talk.kinds == [Kind.INTENT, Kind.SUBMITTED]
+    assert talk.kinds == [RecordKind.INTENT, RecordKind.SUBMITTED]
     assert talk.journal[1].intent == talk.journal[0].nonce
 
 
@@ -85,7 +85,7 @@ def test_nothing_is_sent_once_the_lease_is_over() -> None:
     talk.answer(tuple(talk.journal), now=120.0)
 
     assert isinstance(talk.action, Append)
-    assert talk.action.entry.kind is Kind.RELEASED
+    assert talk.action.entry.kind is RecordKind.RELEASED
 
 
 def test_nothing_is_sent_when_another_intent_came_in_between() -> None:
@@ -93,7 +93,7 @@ def test_nothing_is_sent_when_another_intent_came_in_between() -> None:
     talk.answer(())
     talk.answer("file")
     assert isinstance(talk.action, Append)
-    talk.journal += [talk.action.entry, foreign(Kind.INTENT, expires_at=500.0)]
+    talk.journal += [talk.action.entry, foreign(RecordKind.INTENT, expires_at=500.0)]
     talk.answer(True)
 
     assert isinstance(talk.go(), Find)
@@ -103,7 +103,7 @@ def test_an_intent_that_another_was_faster_with_is_read_again() -> None:
     talk = Talk()
     talk.answer(())
     talk.answer("file")
-    talk.journal.append(foreign(Kind.INTENT, expires_at=120.0))
+    talk.journal.append(foreign(RecordKind.INTENT, expires_at=120.0))
 
     talk.answer(False)
 
@@ -114,17 +114,17 @@ def test_an_intent_that_another_was_faster_with_is_read_again() -> None:
 @pytest.mark.parametrize(
     ("answer", "kind", "not_before"),
     [
-        (NotCreated(reason="full", final=False, retry_after=30.0), Kind.RELEASED, 37.0),
-        (NotCreated(reason="no", final=True), Kind.REFUSED, 7.0),
+        (NotCreated(reason="full", final=False, retry_after=30.0), RecordKind.RELEASED, 37.0),
+        (NotCreated(reason="no", final=True), RecordKind.REFUSED, 7.0),
     ],
 )
-def test_a_definite_no_is_recorded(answer: NotCreated, kind: Kind, not_before: float) -> None:
+def test_a_definite_no_is_recorded(answer: NotCreated, kind: RecordKind, not_before: float) -> None:
     talk = Talk()
     talk.go(now=7.0)
     talk.answer(answer, now=7.0)
     talk.go(now=7.0)
 
-    assert talk.kinds == [Kind.INTENT, kind]
+    assert talk.kinds == [RecordKind.INTENT, kind]
     assert (talk.journal[1].reason, talk.journal[1].not_before) == (answer.reason, not_before)
 
 
@@ -145,23 +145,26 @@ def test_a_lost_answer_leads_to_a_search_and_what_it_finds_is_adopted() -> None:
 def test_a_batch_is_recorded_at_a_later_number_if_its_place_is_taken() -> None:
     talk = Talk()
     talk.go()
-    talk.journal.append(foreign(Kind.INTENT, expires_at=500.0))
+    talk.journal.append(foreign(RecordKind.INTENT, expires_at=500.0))
     talk.answer(Created(batch_id="b1"))
 
     talk.go()
 
-    assert talk.kinds == [Kind.INTENT, Kind.INTENT, Kind.SUBMITTED]
+    assert talk.kinds == [RecordKind.INTENT, RecordKind.INTENT, RecordKind.SUBMITTED]
 
 
 def test_only_he_who_sees_another_batch_recorded_cancels_his_own() -> None:
     talk = Talk()
     talk.go()
-    talk.journal += [foreign(Kind.INTENT, expires_at=500.0), foreign(Kind.SUBMITTED, batch_id="b2")]
+    talk.journal += [
+        foreign(RecordKind.INTENT, expires_at=500.0),
+        foreign(RecordKind.SUBMITTED, batch_id="b2"),
+    ]
     talk.answer(Created(batch_id="b1"))
 
-    assert talk.go() == Cancel(batch_id="b1")
+    assert talk.go() == CancelOwn(batch_id="b1")
     assert (
-        talk.kinds[-1] is Kind.SUBMITTED
+        talk.kinds[-1] is RecordKind.SUBMITTED
     )  # first, for whoever sweeps if this attempt dies before the cancelling
     talk.answer(None)
     assert talk.go() == Stop(move=Wait(batch_id="b2"))
@@ -171,18 +174,18 @@ def test_only_he_who_sees_another_batch_recorded_cancels_his_own() -> None:
 def test_a_batch_that_another_has_recorded_for_us_is_not_cancelled() -> None:
     talk = Talk()
     talk.go()
-    talk.journal.append(foreign(Kind.SUBMITTED, intent="me.0", batch_id="b1"))
+    talk.journal.append(foreign(RecordKind.SUBMITTED, intent="me.0", batch_id="b1"))
     talk.answer(Created(batch_id="b1"))
 
     assert talk.go() == Stop(move=Wait(batch_id="b1"))
-    assert talk.kinds == [Kind.INTENT, Kind.SUBMITTED]
+    assert talk.kinds == [RecordKind.INTENT, RecordKind.SUBMITTED]
 
 
 def test_an_upload_is_used_for_every_creation_of_the_attempt() -> None:
-    settled = foreign(Kind.INTENT, expires_at=-1000.0)
+    settled = foreign(RecordKind.INTENT, expires_at=-1000.0)
     talk = Talk([settled])
     talk.go()
     talk.answer(Searched(at=0.0, sightings=()))
 
     assert isinstance(talk.go(), Send)
-    assert talk.kinds == [Kind.INTENT, Kind.INTENT]
+    assert talk.kinds == [RecordKind.INTENT, RecordKind.INTENT]

@@ -121,7 +121,7 @@ async def test_http_clients_are_quiet_in_this_trigger_and_speak_in_another(
 
 
 def test_it_survives_the_way_to_the_triggerer() -> None:
-    waiting = trigger("a", "b", watch={"wake_at": 7.0}, llm_hook_params={"timeout": 3}, heirs=["finish"])
+    waiting = trigger("a", "b", watch={"wake_at": 7.0}, llm_hook_params={"timeout": 3}, successors=["finish"])
     path, kwargs = waiting.serialize()
 
     again = LLMBatchTrigger(**deserialize(serialize(kwargs)))
@@ -169,7 +169,7 @@ async def test_batches_of_a_task_that_was_given_up_are_left_to_an_heir_that_was_
     monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", comms, raising=False)
     batch_id = create_batch(world)
 
-    await killed(trigger(batch_id, heirs=["collect", "finish"]))
+    await killed(trigger(batch_id, successors=["collect", "finish"]))
 
     assert is_cancelled(world, batch_id) is cancelled
 
@@ -269,7 +269,7 @@ def test_a_worker_leaves_the_batches_to_an_heir_by_the_same_rule(
     comms = AirflowThatKnows({"task": "failed", "finish": heir})
     monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", comms, raising=False)
     operator = _with_a_running_batch(world)
-    operator.heirs = ("finish",)
+    operator.successors = ("finish",)
 
     operator.on_kill()
 
@@ -291,9 +291,9 @@ def test_a_worker_that_learns_nothing_leaves_the_batches_and_says_so(
 
 def test_a_task_that_waits_names_its_heirs_to_the_triggerer(world: World) -> None:
     operator = transform(deferrable=True)
-    operator.heirs = ["finish"]
+    operator.successors = ["finish"]
 
-    assert _deferred(world, operator).heirs == ("finish",)
+    assert _deferred(world, operator).successors == ("finish",)
 
 
 def test_on_kill_before_the_first_step_does_nothing() -> None:

@@ -122,11 +122,11 @@ def test_each_task_leaves_its_batches_to_those_after_it() -> None:
         group()
 
     drive, finish = "labels.drive", "labels.finish"
-    assert dag.get_task("labels.plan").heirs == [drive, finish]
-    assert dag.get_task("labels.submit").partial_kwargs["heirs"] == [drive, finish]
-    assert dag.get_task("labels.collect").partial_kwargs["heirs"] == [finish]
-    assert dag.get_task(drive).heirs == [finish]
-    assert dag.get_task(finish).heirs == ()
+    assert dag.get_task("labels.plan").successors == [drive, finish]
+    assert dag.get_task("labels.submit").partial_kwargs["successors"] == [drive, finish]
+    assert dag.get_task("labels.collect").partial_kwargs["successors"] == [finish]
+    assert dag.get_task(drive).successors == [finish]
+    assert dag.get_task(finish).successors == ()
 
 
 def test_mapped_tasks_are_named_after_their_shards(world: World, run: Run) -> None:

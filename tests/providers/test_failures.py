@@ -4,7 +4,7 @@ import pytest
 
 from airflow_batch_llm.errors import Later, ProviderError, Refused, Unavailable, UnknownFate
 from airflow_batch_llm.providers.anthropic.sdk import VENDOR as ANTHROPIC
-from airflow_batch_llm.providers.failures import Failure, Vendor, judge
+from airflow_batch_llm.providers.failures import CallFailure, VendorCodes, judge
 from airflow_batch_llm.providers.openai.sdk import VENDOR as OPENAI
 
 # vendor, status, code -> what it means for a call that looks, and for one that creates
@@ -40,26 +40,26 @@ VERDICTS = [
 
 @pytest.mark.parametrize(("vendor", "status", "code", "looking", "creating"), VERDICTS)
 def test_each_answer_has_one_meaning(
-    vendor: Vendor, status: int, code: str, looking: type[ProviderError], creating: type[ProviderError]
+    vendor: VendorCodes, status: int, code: str, looking: type[ProviderError], creating: type[ProviderError]
 ) -> None:
-    failure = Failure(status=status, code=code, message="why")
+    failure = CallFailure(status=status, code=code, message="why")
     assert type(judge(failure, vendor)) is looking
     assert type(judge(failure, vendor, creating=True)) is creating
 
 
 def test_a_lost_answer_leaves_the_fate_of_a_creation_open() -> None:
-    failure = Failure(status=None, message="ReadError")
+    failure = CallFailure(status=None, message="ReadError")
     assert type(judge(failure, OPENAI)) is Unavailable
     assert type(judge(failure, OPENAI, creating=True)) is UnknownFate
 
 
 def test_a_connection_that_never_stood_created_nothing() -> None:
-    failure = Failure(status=None, message="ConnectError", sent=False)
+    failure = CallFailure(status=None, message="ConnectError", sent=False)
     assert type(judge(failure, ANTHROPIC, creating=True)) is Unavailable
 
 
 def test_the_wish_of_the_server_to_be_left_alone_is_handed_on() -> None:
-    error = judge(Failure(status=429, retry_after=17.0), ANTHROPIC)
+    error = judge(CallFailure(status=429, retry_after=17.0), ANTHROPIC)
     assert isinstance(error, Unavailable)
     assert error.retry_after == 17.0
 
@@ -67,18 +67,18 @@ def test_the_wish_of_the_server_to_be_left_alone_is_handed_on() -> None:
 @pytest.mark.parametrize(
     ("failure", "advice"),
     [
-        (Failure(status=401), "Check the connection's key"),
-        (Failure(status=413), "Make the shards smaller"),
-        (Failure(status=429, code="insufficient_quota"), "settle the bill"),
-        (Failure(status=500), "searched for before anything is sent again"),
+        (CallFailure(status=401), "Check the connection's key"),
+        (CallFailure(status=413), "Make the shards smaller"),
+        (CallFailure(status=429, code="insufficient_quota"), "settle the bill"),
+        (CallFailure(status=500), "searched for before anything is sent again"),
     ],
 )
-def test_an_error_says_what_to_do_next(failure: Failure, advice: str) -> None:
+def test_an_error_says_what_to_do_next(failure: CallFailure, advice: str) -> None:
     assert advice in str(judge(failure, OPENAI, creating=True))
 
 
 def test_an_error_names_the_vendor_the_status_and_the_code_and_keeps_the_vendors_words_apart() -> None:
-    error = judge(Failure(status=400, code="bad", message="Add a model."), ANTHROPIC)
+    error = judge(CallFailure(status=400, code="bad", message="Add a model."), ANTHROPIC)
     assert str(error) == "Anthropic answered 400: bad."
     assert (error.status, error.detail) == (400, "Add a model.")
     assert error.in_full == "Anthropic answered 400: bad. It said: Add a model."

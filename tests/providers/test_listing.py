@@ -4,7 +4,7 @@ import pytest
 
 from airflow_batch_llm.core.model import BatchState, BatchStatus
 from airflow_batch_llm.errors import Refused
-from airflow_batch_llm.providers.steps import Ask, Calls, Lookup, Page, drive, look_up
+from airflow_batch_llm.providers.steps import Calls, Invoke, Lookup, StatusPage, drive, look_up
 
 RUNNING = BatchStatus(state=BatchState.RUNNING)
 
@@ -28,8 +28,8 @@ class Provider:
         self.pages = 0
         self.singles = 0
 
-    def page(self, after: str | None) -> Calls[Page]:
-        yield Ask(lambda client: None)
+    def page(self, after: str | None) -> Calls[StatusPage]:
+        yield Invoke(lambda client: None)
         self.pages += 1
         begin = 0 if after is None else self.listed.index(after) + 1
         names = self.listed[begin : begin + self.page_size]
@@ -38,14 +38,14 @@ class Provider:
             refused = Refused("no such path")
             refused.status = 404
             raise refused
-        return Page(
+        return StatusPage(
             statuses=dict.fromkeys(names, RUNNING),
             after=names[-1] if more else None,
             tokens={name: token for name, token in (self.tokens or {}).items() if name in names},
         )
 
     def one(self, batch_id: str) -> Calls[BatchStatus]:
-        yield Ask(lambda client: None)
+        yield Invoke(lambda client: None)
         self.singles += 1
         if batch_id not in self.known:
             raise Refused(f"no batch {batch_id}")

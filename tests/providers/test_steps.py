@@ -8,11 +8,11 @@ import pytest
 from airflow_batch_llm.errors import Later, ProviderError, Refused, Unavailable
 from airflow_batch_llm.providers.steps import (
     CALL_TIMEOUT,
-    Ask,
     Calls,
+    Delay,
     Each,
+    Invoke,
     Patience,
-    Sleep,
     adrive,
     call_timeout,
     drive,
@@ -126,15 +126,15 @@ def test_a_limit_ends_the_patience_of_each_flow_after_its_first_call() -> None:
 
 def test_the_pause_itself_is_a_step_so_that_nothing_but_the_driver_sleeps() -> None:
     flow = patiently(lambda client: None, same, Patience(attempts=2))
-    assert isinstance(next(flow), Ask)
-    assert flow.send(Unavailable("", retry_after=3.0)) == Sleep(3.0)
+    assert isinstance(next(flow), Invoke)
+    assert flow.send(Unavailable("", retry_after=3.0)) == Delay(3.0)
 
 
 def test_flows_side_by_side_keep_their_order_and_one_failure_ends_only_itself() -> None:
     def one(number: int) -> Calls[int]:
         if number == 1:
             raise Refused("one")
-        yield Sleep(0.0)
+        yield Delay(0.0)
         return number
 
     def all_of_them() -> Calls[list[object]]:
@@ -157,7 +157,7 @@ def test_no_more_flows_run_at_once_than_allowed() -> None:
             running -= 1
 
     def flow() -> Calls[None]:
-        reply = yield Ask(call)
+        reply = yield Invoke(call)
         if isinstance(reply, Exception):
             raise reply
 

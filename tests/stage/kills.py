@@ -17,7 +17,7 @@ EFFECTS = frozenset(
     {
         "create", "append", "put", "write", "delete", "delete_folder",
         "upload", "submit", "cancel", "discard",
-        "prepare", "stage", "publish", "unstage",
+        "prepare", "load", "publish", "drop_loaded",
     }
 )  # fmt: skip
 

@@ -6,7 +6,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_batch_llm.stage.plan.spool import Ahead
+from airflow_batch_llm.stage.plan.spool import SortedReader
 
 SCHEMA = pa.schema([("n", pa.int64())])
 
@@ -21,7 +21,7 @@ def test_each_row_is_taken_once_and_as_soon_as_its_number_is_passed(
 ) -> None:
     edges = sorted({0, len(numbers), *(cut for cut in cuts if cut < len(numbers))})
     batches = [pa.record_batch({"n": pa.array(numbers[a:b], pa.int64())}) for a, b in pairwise(edges)]
-    stream = Ahead(batches, "n", SCHEMA)
+    stream = SortedReader(batches, "n", SCHEMA)
 
     taken = [stream.below(step).column("n").to_pylist() for step in steps]
 

@@ -109,7 +109,7 @@ class _KeepsWhatIsStaged:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._warehouse, name)
 
-    def unstage(self, target: Any, parts: Any) -> None:
+    def drop_loaded(self, target: Any, parts: Any) -> None:
         raise WarehouseBusy("the schema is locked")
 
 
@@ -120,7 +120,7 @@ def test_a_warehouse_that_keeps_what_is_staged_fails_no_run_and_no_landing_again
 
     done = openai.complete(openai.run(parts=parts))
     folder = RunFolder(workspace=whole.workspace, run="dag/task/run")
-    landed = land_again(replace(whole, say=openai.said.append, **parts), folder)
+    landed = land_again(replace(whole, log=openai.said.append, **parts), folder)
     whole.target.close()
     whole.provider.close()
 

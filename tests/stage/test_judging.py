@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_batch_llm.core.model import Outcome
-from airflow_batch_llm.stage.land.gathering import Failure
+from airflow_batch_llm.stage.land.gathering import RowFailure
 from tests.fuzz import PROVIDERS, REQUESTS, check, judged, landed, landing_place, subject
 from tests.stage.world import Bench
 
@@ -132,7 +132,7 @@ def _replaced(name: str, pattern: bytes, value: bytes) -> tuple[list[bytes], int
     return lines, 0
 
 
-def _spoiled(name: str, lines: list[bytes], request: int, place: Path) -> Failure:
+def _spoiled(name: str, lines: list[bytes], request: int, place: Path) -> RowFailure:
     """Why this request has no answer, after it alone has become invalid and the shard was landed."""
     gathered = judged(name, lines)
     expected = list(judged(name, subject(name).lines).judged.outcomes)

@@ -4,10 +4,10 @@ import orjson
 
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.report import Report
-from airflow_batch_llm.stage.records.standings import Landed
+from airflow_batch_llm.stage.records.standings import ShardResult
 from tests.stage.world import Bench
 
-LANDED = Landed(
+LANDED = ShardResult(
     report=Report(outcomes={Outcome.SUCCEEDED: 3, Outcome.INVALID: 1}, attempts={1: 4}, batches=2),
     again=((2, Outcome.INVALID),),
     again_rows={Outcome.INVALID: 1},
@@ -17,7 +17,7 @@ LANDED = Landed(
 
 
 def test_it_is_read_as_it_was_written() -> None:
-    again = Landed.from_json(LANDED.to_json())
+    again = ShardResult.from_json(LANDED.to_json())
 
     assert (again.report, again.again, again.again_rows) == (LANDED.report, LANDED.again, LANDED.again_rows)
     assert (list(again.samples), list(again.batches)) == (["7"], ["one", "two"])
@@ -27,7 +27,7 @@ def test_one_that_an_earlier_release_wrote_names_no_batches() -> None:
     fields = orjson.loads(LANDED.to_json())
     del fields["batches"]
 
-    again = Landed.from_json(orjson.dumps(fields))
+    again = ShardResult.from_json(orjson.dumps(fields))
 
     assert (again.report, list(again.batches)) == (LANDED.report, [])
 

@@ -71,7 +71,7 @@ def test_line_separators_inside_an_answer_are_part_of_it(bench: Bench) -> None:
 def test_kept_lines_land_without_the_provider(bench: Bench) -> None:
     bench.world.make_tickets(20)
     first = bench.run()
-    broken = _Breaks(first.parts.target, "stage", RuntimeError("the warehouse is away"))
+    broken = _Breaks(first.parts.target, "load", RuntimeError("the warehouse is away"))
     with pytest.raises(RuntimeError, match="the warehouse is away"):
         bench.complete(bench.run(parts={"source": first.parts.source, "target": broken}))
     let_go(first)

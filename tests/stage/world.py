@@ -213,7 +213,7 @@ class Bench:
             **changes: Any) -> Run:  # fmt: skip
         return Run(
             stage=stage(self.world, **changes),
-            parts=self.world.parts(say=self.said.append, **(parts or {})),
+            parts=self.world.parts(log=self.said.append, **(parts or {})),
             name=name,
             max_tries=max_tries,
         )

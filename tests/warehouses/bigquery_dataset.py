@@ -13,7 +13,7 @@ from google.cloud import bigquery
 from google.cloud.bigquery_storage_v1 import BigQueryReadClient
 from google.cloud.bigquery_storage_v1.services.big_query_read.transports import BigQueryReadGrpcTransport
 
-from airflow_batch_llm.warehouses.bigquery.jobs import Patience
+from airflow_batch_llm.warehouses.bigquery.jobs import JobPatience
 from airflow_batch_llm.warehouses.bigquery.types import DIALECT
 from airflow_batch_llm.warehouses.bigquery.warehouse import BigQuerySettings, BigQueryWarehouse
 
@@ -21,7 +21,7 @@ PROJECT = "test-project"
 LOCATION = "EU"
 
 #: Waits short enough for tests; of several that publish at once, the emulator lets one through at a time.
-PATIENCE = Patience(first_wait=0.02, longest_wait=0.5, per_call=20, jobs=50)
+PATIENCE = JobPatience(first_wait=0.02, longest_wait=0.5, per_call=20, jobs=50)
 
 #: Expressions of the integer n, by the type that they have. The emulator keeps a BIGNUMERIC from Parquet as a double.
 KEY_TYPES = {

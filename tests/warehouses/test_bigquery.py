@@ -8,7 +8,7 @@ import pytest
 
 from airflow_batch_llm.core.model import ColumnType
 from airflow_batch_llm.errors import TargetError
-from airflow_batch_llm.testing.staged_rows import Database, columns, labels, land, part, rows_of
+from airflow_batch_llm.testing.staged_rows import BenchDatabase, columns, labels, land, part, rows_of
 from airflow_batch_llm.testing.warehouse_writes import ANSWERS
 from airflow_batch_llm.testing.warehouses import WarehouseContract
 from airflow_batch_llm.warehouses.base import Warehouse
@@ -29,11 +29,13 @@ class TestContract(WarehouseContract):
     @pytest.mark.xfail(
         raises=AssertionError, strict=True, reason="BigQuery has no NULL array: it lands empty"
     )
-    def test_every_type_of_answer_lands_as_it_was(self, database: Database, warehouse: Warehouse) -> None:
+    def test_every_type_of_answer_lands_as_it_was(
+        self, database: BenchDatabase, warehouse: Warehouse
+    ) -> None:
         super().test_every_type_of_answer_lands_as_it_was(database, warehouse)
 
     def test_every_type_but_the_null_vector_lands_as_it_was(
-        self, database: Database, warehouse: Warehouse
+        self, database: BenchDatabase, warehouse: Warehouse
     ) -> None:
         target = labels(answer=columns(**{type_.value: type_ for type_ in ColumnType}))
         warehouse.prepare(target)
@@ -47,19 +49,19 @@ class TestContract(WarehouseContract):
         assert {name: second[name] for name in full} == {**dict.fromkeys(full), "vector": []}
 
     @pytest.mark.parametrize("name", ["select", "we ird", "ünï", "%s"])
-    def test_any_name_can_be_a_column(self, database: Database, warehouse: Warehouse, name: str) -> None:
+    def test_any_name_can_be_a_column(self, database: BenchDatabase, warehouse: Warehouse, name: str) -> None:
         super().test_any_name_can_be_a_column(database, warehouse, name)
 
     @pytest.mark.parametrize("name", ['quo"te', "x); DROP TABLE labels; --", "{0}", "a.b", "?", "a`b"])
     def test_a_column_name_that_bigquery_does_not_take_is_refused(
-        self, database: Database, warehouse: Warehouse, name: str
+        self, database: BenchDatabase, warehouse: Warehouse, name: str
     ) -> None:
         with pytest.raises(TargetError, match="no column named"):
             warehouse.prepare(labels(answer=pa.schema([(name, pa.string())])))
         assert database.tables() == set()
 
     @pytest.mark.parametrize("name", ["order", "we ird", "ünï"])
-    def test_any_name_can_be_a_table(self, database: Database, warehouse: Warehouse, name: str) -> None:
+    def test_any_name_can_be_a_table(self, database: BenchDatabase, warehouse: Warehouse, name: str) -> None:
         super().test_any_name_can_be_a_table(database, warehouse, name)
 
     @pytest.mark.parametrize("name", ["x; DROP TABLE labels", "a$b", "`a`b`"])

@@ -11,7 +11,7 @@ import pytest
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import TargetError, WarehouseBusy, WarehouseError
 from airflow_batch_llm.testing.staged_rows import at, labels, part, rows_of, stage
-from airflow_batch_llm.warehouses.bigquery.jobs import Patience, digest, job_labels
+from airflow_batch_llm.warehouses.bigquery.jobs import JobPatience, digest, job_labels
 from airflow_batch_llm.warehouses.bigquery.warehouse import BigQueryWarehouse
 from tests.emulators.servers import Emulators
 from tests.warehouses.bigquery_dataset import LOCATION, BigQueryDataset, open_warehouse
@@ -77,7 +77,7 @@ def test_calls_that_fail_in_passing_are_made_again(
     warehouse.publish(target, [part()])
     known = warehouse.known(target, pa.record_batch({"id": pa.array([1, 2, 3], pa.int64())})).to_pylist()
     assert [row["_llm_known_input_hash"] for row in known] == ["input", None, None]
-    warehouse.unstage(target, [part()])
+    warehouse.drop_loaded(target, [part()])
     assert [row["label"] for row in rows_of(database, "labels")] == ["billing"]
     assert hop.faults[0].times < 30
 
@@ -125,7 +125,7 @@ def test_what_never_passes_is_given_up_as_busy(
 ) -> None:
     hasty = open_warehouse(
         **{**database.address, "rest": hop.url, "storage": None},
-        patience=Patience(first_wait=0.01, longest_wait=0.02, per_call=0.3),
+        patience=JobPatience(first_wait=0.01, longest_wait=0.02, per_call=0.3),
     )
     target = labels()
     hasty.prepare(target)
@@ -141,7 +141,7 @@ def test_a_wait_that_breaks_off_starts_no_second_job(
 ) -> None:
     hasty = open_warehouse(
         **{**database.address, "rest": hop.url, "storage": None},
-        patience=Patience(first_wait=0.01, longest_wait=0.02, per_call=0.3),
+        patience=JobPatience(first_wait=0.01, longest_wait=0.02, per_call=0.3),
     )
     target = labels()
     hasty.prepare(target)
@@ -205,7 +205,7 @@ def test_what_was_dropped_is_staged_anew(database: BigQueryDataset, warehouse: B
         stage(warehouse, target, part(), [{"id": 1, "label": "billing"}])
         warehouse.publish(target, [part()])
         assert len(rows_of(database, "labels")) == 1
-        warehouse.unstage(target, [part()])
+        warehouse.drop_loaded(target, [part()])
     assert database.tables() == {"labels", "labels__failures"}
 
 

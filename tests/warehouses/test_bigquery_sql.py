@@ -11,18 +11,24 @@ from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.testing.staged_rows import columns, labels
 from airflow_batch_llm.warehouses.base import Target
 from airflow_batch_llm.warehouses.bigquery.connection import TableName, table_name
-from airflow_batch_llm.warehouses.bigquery.sql import Columns, Tables, known_join, publish_script, trials
+from airflow_batch_llm.warehouses.bigquery.sql import (
+    BigQueryTables,
+    Columns,
+    known_join,
+    publish_script,
+    trials,
+)
 
 STAGED = [TableName(project="p", dataset="d", table=f"llm_staged_{n}") for n in range(2)]
 
 
-def tables(target: Target, **types: str) -> Tables:
+def tables(target: Target, **types: str) -> BigQueryTables:
     """The two tables as BigQuery would show them; `types` are those of the target table that matter."""
     key = tuple(target.key.names)
     present = {name: types.get(name, "STRING") for name in target.answer_columns.names}
     failing = dict.fromkeys(target.failure_columns.names, "STRING")
     name = TableName(project="p", dataset="d", table="labels")
-    return Tables(
+    return BigQueryTables(
         target=target,
         answers=Columns(name=name, key=key, types=present),
         failures=Columns(name=TableName(project="p", dataset="d", table="f"), key=key, types=failing),
@@ -86,7 +92,7 @@ def test_a_name_cannot_leave_its_quotation() -> None:
 def test_a_target_that_is_missing_is_looked_up_as_empty() -> None:
     target = labels()
     there = tables(target)
-    missing = Tables(
+    missing = BigQueryTables(
         target=target,
         answers=Columns(name=there.answers.name, key=("id",), types={}),
         failures=Columns(name=there.failures.name, key=("id",), types={}),

@@ -91,7 +91,7 @@ class StagedInTables(SQLiteWarehouse):
     """SQLite's values, with the way in which any other DB-API database is written."""
 
     stage = SqlWarehouse.stage
-    unstage = SqlWarehouse.unstage
+    drop_loaded = SqlWarehouse.drop_loaded
     sweep = SqlWarehouse.sweep
     _published_from = SqlWarehouse._published_from
     _probe_staging = SqlWarehouse._probe_staging

@@ -26,8 +26,8 @@ from airflow_batch_llm.providers.steps import (
     Each,
     Judge,
     Lookup,
-    Page,
     Patience,
+    StatusPage,
     look_up,
     patiently,
 )
@@ -80,9 +80,9 @@ def check(batch_ids: Sequence[str], patience: Patience) -> Calls[dict[str, Batch
     # A short list is not worth a page of a thousand.
     limit = min(_LIST_LIMIT, max(100, 2 * len(batch_ids)))
 
-    def page(after: str | None) -> Calls[Page]:
+    def page(after: str | None) -> Calls[StatusPage]:
         batches, rest = yield from _list(limit, after, patience)
-        return Page(statuses={batch.batch_id: batch.status for batch in batches}, after=rest)
+        return StatusPage(statuses={batch.batch_id: batch.status for batch in batches}, after=rest)
 
     def one(batch_id: str) -> Calls[BatchStatus]:
         return (yield from _get(f"{BATCHES}/{batch_id}", {}, patience, _status))

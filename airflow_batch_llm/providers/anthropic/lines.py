@@ -21,7 +21,7 @@ from airflow_batch_llm.core.schema_rules import (
     walk,
 )
 from airflow_batch_llm.errors import InputError, OutputTypeError
-from airflow_batch_llm.providers.failures import Failure
+from airflow_batch_llm.providers.failures import CallFailure
 from airflow_batch_llm.providers.lines import brief, parse_line, part_of, tokens
 
 #: From this version of the API on, sampling is not the caller's business.
@@ -175,7 +175,7 @@ def answered_line(custom_id: str, message: Mapping[str, Any]) -> bytes:
     return orjson.dumps({"custom_id": custom_id, "result": {"type": "succeeded", "message": message}})
 
 
-def refused_line(custom_id: str, failure: Failure) -> bytes:
+def refused_line(custom_id: str, failure: CallFailure) -> bytes:
     """Return the result line of a message that Anthropic refuses in real time."""
     error = {"type": failure.code or "invalid_request_error", "message": failure.message}
     return orjson.dumps(

@@ -32,7 +32,7 @@ from airflow_batch_llm.providers.anthropic.sdk import (
 )
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.clients import Clients, asked_now, create, stream_lines
-from airflow_batch_llm.providers.failures import Failure, without
+from airflow_batch_llm.providers.failures import CallFailure, without
 from airflow_batch_llm.providers.lines import parse_line
 from airflow_batch_llm.providers.steps import TRIGGER, WORKER, adrive, drive
 
@@ -111,7 +111,7 @@ class AnthropicProvider:
         asked = parse_line(line)
         client = await self._clients.asynchronous()
         answer = await asked_now(client, "/v1/messages", asked["params"], refused_now)
-        if isinstance(answer, Failure):
+        if isinstance(answer, CallFailure):
             return refused_line(asked["custom_id"], answer)
         return answered_line(asked["custom_id"], answer)
 

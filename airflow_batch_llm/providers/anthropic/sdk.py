@@ -9,9 +9,16 @@ from airflow_batch_llm.errors import InputError, MissingExtra, ProviderError, Re
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.clients import checked, unknown_option
 from airflow_batch_llm.providers.creation import Creation
-from airflow_batch_llm.providers.failures import Failure, Vendor, detail, failure_of, judge, judge_answer
+from airflow_batch_llm.providers.failures import (
+    CallFailure,
+    VendorCodes,
+    detail,
+    failure_of,
+    judge,
+    judge_answer,
+)
 
-VENDOR = Vendor(
+VENDOR = VendorCodes(
     name="Anthropic",
     no_money=frozenset({"enforced_spend_limit_reached", "contract_spend_limit_reached"}),
     final=frozenset(
@@ -55,7 +62,7 @@ def judged(error: Exception, *, creating: bool = False) -> Exception:
     return error
 
 
-def refused_now(error: Exception) -> Failure:
+def refused_now(error: Exception) -> CallFailure:
     """Return the vendor's refusal of this request alone. Raises every other error of a call in real time."""
     failure = failure_of(error, sdk())
     if failure is None:

@@ -18,8 +18,8 @@ from airflow_batch_llm.providers.steps import (
     Each,
     Judge,
     Lookup,
-    Page,
     Patience,
+    StatusPage,
     look_up,
     patiently,
 )
@@ -116,9 +116,9 @@ def get(path: str, params: Mapping[str, object], patience: Patience, read: Calla
 def check(batch_ids: Sequence[str], patience: Patience, by_name: set[str]) -> Calls[dict[str, BatchStatus]]:
     """The status of each of these batches."""
 
-    def page(after: str | None) -> Calls[Page]:
+    def page(after: str | None) -> Calls[StatusPage]:
         batches, rest = yield from _list(after, patience)
-        return Page(
+        return StatusPage(
             statuses={batch.batch_id: batch.status for batch in batches},
             after=rest,
             tokens={

@@ -11,7 +11,7 @@ import orjson
 from airflow_batch_llm.core.model import Call, Outcome, Result, Usage
 from airflow_batch_llm.core.request import CUSTOM_ID, PROMPT
 from airflow_batch_llm.errors import InputError, OutputTypeError
-from airflow_batch_llm.providers.failures import Failure
+from airflow_batch_llm.providers.failures import CallFailure
 from airflow_batch_llm.providers.lines import brief, parse_line, part_of, tokens
 from airflow_batch_llm.providers.openai.schema import json_schema_format
 
@@ -145,7 +145,7 @@ def answered_line(custom_id: str, body: Mapping[str, Any]) -> bytes:
     )
 
 
-def refused_line(custom_id: str, failure: Failure) -> bytes:
+def refused_line(custom_id: str, failure: CallFailure) -> bytes:
     """Return the result line of a request that OpenAI refuses in real time."""
     body = {"error": {"code": failure.code or None, "message": failure.message}}
     response = {"status_code": failure.status, "body": body}

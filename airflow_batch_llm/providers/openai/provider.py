@@ -20,7 +20,7 @@ from airflow_batch_llm.core.request import LineTemplate
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.clients import TRANSFER_TIMEOUT, Clients, asked_now, create, stream_lines
 from airflow_batch_llm.providers.creation import Creation
-from airflow_batch_llm.providers.failures import Failure, without
+from airflow_batch_llm.providers.failures import CallFailure, without
 from airflow_batch_llm.providers.incoming import text
 from airflow_batch_llm.providers.lines import parse_line
 from airflow_batch_llm.providers.openai import flows
@@ -142,7 +142,7 @@ class OpenAIProvider:
         client = await self._clients.asynchronous()
         path = str(asked["url"]).removeprefix("/v1")  # the client's URL ends with it
         answer = await asked_now(client, path, asked["body"], refused_now)
-        if isinstance(answer, Failure):
+        if isinstance(answer, CallFailure):
             return refused_line(asked["custom_id"], answer)
         return answered_line(asked["custom_id"], answer)
 

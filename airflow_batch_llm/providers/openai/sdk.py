@@ -5,9 +5,16 @@ from typing import Any
 from airflow_batch_llm.errors import InputError, MissingExtra, ProviderError, Refused, raise_alone
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.clients import checked, unknown_option
-from airflow_batch_llm.providers.failures import Failure, Vendor, detail, failure_of, judge, judge_answer
+from airflow_batch_llm.providers.failures import (
+    CallFailure,
+    VendorCodes,
+    detail,
+    failure_of,
+    judge,
+    judge_answer,
+)
 
-VENDOR = Vendor(
+VENDOR = VendorCodes(
     name="OpenAI",
     no_money=frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}),
     full=frozenset({"token_limit_exceeded"}),
@@ -51,7 +58,7 @@ def judged(error: Exception, *, creating: bool = False) -> Exception:
     return error
 
 
-def refused_now(error: Exception) -> Failure:
+def refused_now(error: Exception) -> CallFailure:
     """Return the vendor's refusal of this request alone. Raises every other error of a call in real time."""
     failure = failure_of(error, sdk())
     if failure is None:

@@ -28,20 +28,20 @@ from airflow_batch_llm.providers.incoming import (
 from airflow_batch_llm.providers.reach import keep_session
 from airflow_batch_llm.providers.steps import CALL_TIMEOUT, WORKER, call_timeout, drive, patiently
 from airflow_batch_llm.providers.vertex.errors import judge, judge_creation, needing_extra
-from airflow_batch_llm.providers.vertex.jobs import Job, Page, is_name, model_path
+from airflow_batch_llm.providers.vertex.jobs import Job, JobPage, is_name, model_path
 from airflow_batch_llm.providers.vertex.lines import generate_content
-from airflow_batch_llm.providers.vertex.storage import Place
+from airflow_batch_llm.providers.vertex.storage import StoragePlace
 
 
 class TokenCounter:
     """countTokens through google-cloud-aiplatform."""
 
-    def __init__(self, client: Any, place: Place) -> None:
+    def __init__(self, client: Any, place: StoragePlace) -> None:
         self._client = client
         self._place = place
 
     @classmethod
-    def open(cls, place: Place) -> "TokenCounter":
+    def open(cls, place: StoragePlace) -> "TokenCounter":
         with needing_extra():
             from google.api_core.client_options import ClientOptions
             from google.cloud.aiplatform_v1 import LlmUtilityServiceClient
@@ -132,10 +132,10 @@ _MODELS = (
 )
 
 
-class Jobs:
+class VertexJobs:
     """Batch prediction jobs through `JobServiceClient`. Each call is sent once."""
 
-    def __init__(self, client: Any, place: Place) -> None:
+    def __init__(self, client: Any, place: StoragePlace) -> None:
         if session := getattr(client.transport, "_session", None):
             bound_session(session)
             session.hooks["response"].append(_checked)
@@ -143,7 +143,7 @@ class Jobs:
         self._place = place
 
     @classmethod
-    def open(cls, place: Place) -> "Jobs":
+    def open(cls, place: StoragePlace) -> "VertexJobs":
         with needing_extra():
             from google.api_core.client_options import ClientOptions
             from google.cloud.aiplatform_v1 import JobServiceClient
@@ -162,7 +162,7 @@ class Jobs:
             told = self._client.get_batch_prediction_job(name=name, retry=None, timeout=call_timeout())
             return _asked_for(name, _job(told))
 
-    def page(self, listed: str, token: str) -> Page:
+    def page(self, listed: str, token: str) -> JobPage:
         request = {
             "parent": self._place.parent,
             "filter": listed,
@@ -173,7 +173,7 @@ class Jobs:
         with _parsed():
             pager = self._client.list_batch_prediction_jobs(request, retry=None, timeout=call_timeout())
             page = next(iter(pager.pages))
-            return Page(jobs=tuple(map(_job, page.batch_prediction_jobs)), next_token=page.next_page_token)
+            return JobPage(jobs=tuple(map(_job, page.batch_prediction_jobs)), next_token=page.next_page_token)
 
     def cancel(self, name: str) -> None:
         self._client.cancel_batch_prediction_job(name=name, retry=None, timeout=call_timeout())
@@ -220,7 +220,7 @@ class AsyncJobs:
         self._http = http  # what it sends with, where that is ours to close
 
     @classmethod
-    def open(cls, place: Place) -> "AsyncJobs":
+    def open(cls, place: StoragePlace) -> "AsyncJobs":
         """Import the SDK and build its client, which takes a second and reads files: call it in a thread."""
         with needing_extra():
             import httpx
@@ -262,12 +262,12 @@ class AsyncJobs:
         with _parsed():
             return _asked_for(name, _genai_job(await self._client.aio.batches.get(name=name)))
 
-    async def page(self, listed: str, token: str) -> Page:
+    async def page(self, listed: str, token: str) -> JobPage:
         config = {"filter": listed, "page_size": PAGE_SIZE, "page_token": token or None}
         with _parsed():
             pager = await self._client.aio.batches.list(config=config)
             jobs = tuple(map(_genai_job, pager.page))
-            return Page(jobs=jobs, next_token=pager.config.get("page_token") or "")
+            return JobPage(jobs=jobs, next_token=pager.config.get("page_token") or "")
 
     async def cancel(self, name: str) -> None:
         with _parsed():

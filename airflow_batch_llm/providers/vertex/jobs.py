@@ -99,7 +99,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Page:
+class JobPage:
     """One page of a listing; `next_token` is empty on the last."""
 
     jobs: tuple[Job, ...]
@@ -210,9 +210,9 @@ def check(
     """The status of many jobs: by listing while that is no more calls, the rest one by one."""
     since = (datetime.fromtimestamp(now, UTC) - _LISTED).strftime("%Y-%m-%dT%H:%M:%SZ")
 
-    def page(after: str | None) -> Calls[listing.Page]:
+    def page(after: str | None) -> Calls[listing.StatusPage]:
         told = yield from _page(f'{OURS} AND create_time>="{since}"', after or "", patience)
-        return listing.Page(
+        return listing.StatusPage(
             statuses={job.name: status(job) for job in told.jobs},
             after=told.next_token or None,
             tokens={job.name: job.token for job in told.jobs if job.token and job.state not in _CANCELLED},
@@ -272,6 +272,6 @@ def _look(name: str, patience: Patience) -> Calls[BatchStatus]:
     return status((yield from look(name, patience)))
 
 
-def _page(listed: str, token: str, patience: Patience) -> Calls[Page]:
-    page: Page = yield from patiently(lambda jobs: jobs.page(listed, token), judge, patience)
+def _page(listed: str, token: str, patience: Patience) -> Calls[JobPage]:
+    page: JobPage = yield from patiently(lambda jobs: jobs.page(listed, token), judge, patience)
     return page

@@ -20,16 +20,16 @@ from airflow_batch_llm.core.model import (
 from airflow_batch_llm.core.request import LineTemplate
 from airflow_batch_llm.errors import Refused, ResultsGone, Unavailable
 from airflow_batch_llm.providers.base import Access
-from airflow_batch_llm.providers.clients import stillness
+from airflow_batch_llm.providers.clients import gc_paused
 from airflow_batch_llm.providers.failures import saying
 from airflow_batch_llm.providers.lines import parse_line
 from airflow_batch_llm.providers.steps import TRIGGER, WORKER, adrive, drive
 from airflow_batch_llm.providers.vertex import jobs
 from airflow_batch_llm.providers.vertex import jobs as flows
-from airflow_batch_llm.providers.vertex.clients import AsyncJobs, Jobs, TokenCounter
+from airflow_batch_llm.providers.vertex.clients import AsyncJobs, TokenCounter, VertexJobs
 from airflow_batch_llm.providers.vertex.errors import refused_now
 from airflow_batch_llm.providers.vertex.lines import answered_line, decode, encode, refused_line
-from airflow_batch_llm.providers.vertex.storage import Place, Staging
+from airflow_batch_llm.providers.vertex.storage import Staging, StoragePlace
 
 _LIMITS = Limits(
     max_requests=200_000,
@@ -47,10 +47,10 @@ class VertexProvider:
 
     def __init__(self, access: Access) -> None:
         self._access = access
-        self._place = Place.of(access)
+        self._place = StoragePlace.of(access)
         self._opening = threading.RLock()
         self._by_name: set[str] = set()
-        self._jobs: Jobs | None = None
+        self._jobs: VertexJobs | None = None
         self._staging: Staging | None = None
         self._counter: TokenCounter | None = None
         self._async_jobs: AsyncJobs | None = None
@@ -185,12 +185,12 @@ class VertexProvider:
         if opened is not None:
             await opened.close()
 
-    def _new_jobs(self) -> Jobs:
+    def _new_jobs(self) -> VertexJobs:
         if self._access.client is not None:
-            return Jobs(self._access.client(), self._place)
-        return Jobs.open(self._place)
+            return VertexJobs(self._access.client(), self._place)
+        return VertexJobs.open(self._place)
 
-    def _open_jobs(self) -> Jobs:
+    def _open_jobs(self) -> VertexJobs:
         with self._opening:
             self._jobs = self._jobs or self._new_jobs()
             return self._jobs
@@ -208,7 +208,7 @@ class VertexProvider:
 
     def _build_async_jobs(self) -> AsyncJobs:
         """In a thread: the SDK's import and its client cost a second that the event loop has not."""
-        with self._opening, stillness():
+        with self._opening, gc_paused():
             opened = self._async_jobs
             if opened is None:
                 make = self._access.async_client

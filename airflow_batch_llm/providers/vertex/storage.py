@@ -20,7 +20,7 @@ _MULTI_REGIONS = frozenset({"us", "eu"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class StoragePlace:
     """The options of an `Access` in Google's terms."""
 
     location: str
@@ -30,7 +30,7 @@ class Place:
     chosen_credentials: Any = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, access: Access) -> "Place":
+    def of(cls, access: Access) -> "StoragePlace":
         options = access.options
         return cls(
             location=options.get("location") or DEFAULT_LOCATION,
@@ -118,7 +118,7 @@ class Staging:
         self._client = client
 
     @classmethod
-    def open(cls, place: Place) -> "Staging":
+    def open(cls, place: StoragePlace) -> "Staging":
         with needing_extra():
             from google.cloud.storage import Client
         client: Any = Client(project=place.project, credentials=place.credentials)

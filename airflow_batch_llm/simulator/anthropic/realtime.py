@@ -10,11 +10,11 @@ from starlette.responses import JSONResponse, Response
 
 from airflow_batch_llm.simulator.anthropic import PROVIDER, rows
 from airflow_batch_llm.simulator.anthropic.rows import VERSIONS
-from airflow_batch_llm.simulator.database import Usage, Way
+from airflow_batch_llm.simulator.database import BilledUsage, BilledWay
 from airflow_batch_llm.simulator.knobs import rfc3339
-from airflow_batch_llm.simulator.limits import Standing
+from airflow_batch_llm.simulator.limits import LimitStanding
 from airflow_batch_llm.simulator.realtime import Asked, RealTime
-from airflow_batch_llm.simulator.request import Answer, Request, content_digest
+from airflow_batch_llm.simulator.request import Reply, Request, content_digest
 from airflow_batch_llm.simulator.vendor import Endpoint, Refusal, json_object
 from airflow_batch_llm.simulator.world import World
 
@@ -42,10 +42,10 @@ class AnthropicRealTime:
         asked = await _asked(call, counting=True)
         return JSONResponse({"input_tokens": asked.request.input_tokens})
 
-    def usage(self, request: Request, answer: Answer) -> Usage:
+    def usage(self, request: Request, answer: Reply) -> BilledUsage:
         return rows.usage_of(request, answer, self._world.knobs)
 
-    def body(self, asked: Asked, answer: Answer, usage: Usage) -> dict[str, Any]:
+    def body(self, asked: Asked, answer: Reply, usage: BilledUsage) -> dict[str, Any]:
         return rows.message(asked.request, answer, usage)
 
     def per_minute(self) -> Mapping[str, int | None]:
@@ -61,17 +61,17 @@ class AnthropicRealTime:
         uncached = max(0, request.input_tokens - self._world.knobs.cached_tokens)
         return {"requests": 1, "input-tokens": uncached, "output-tokens": 0}
 
-    def spends(self, usage: Usage) -> Mapping[str, int]:
+    def spends(self, usage: BilledUsage) -> Mapping[str, int]:
         return {"output-tokens": usage.output}
 
-    def over_limit(self, model: str, standing: Standing) -> Refusal:
+    def over_limit(self, model: str, standing: LimitStanding) -> Refusal:
         kind = standing.kind.replace("-", " ")
         return Refusal(429, None, f"Your limit of {standing.limit} {kind} per minute for {model} is used up.")
 
     def retry_headers(self, seconds: float) -> dict[str, str]:
         return {"retry-after": str(math.ceil(seconds))}
 
-    def limit_headers(self, standings: Sequence[Standing]) -> dict[str, str]:
+    def limit_headers(self, standings: Sequence[LimitStanding]) -> dict[str, str]:
         """Return the headers. The moments are real ones, because a client compares them with its own clock."""
         now = time.time()
         return {
@@ -84,17 +84,17 @@ class AnthropicRealTime:
             )
         }
 
-    def way(self, body: dict[str, Any]) -> Way:  # noqa: ARG002 - there is only one
-        return Way.NOW
+    def way(self, body: dict[str, Any]) -> BilledWay:  # noqa: ARG002 - there is only one
+        return BilledWay.NOW
 
 
-def _with_sum(standings: Sequence[Standing]) -> list[Standing]:
+def _with_sum(standings: Sequence[LimitStanding]) -> list[LimitStanding]:
     """Add `tokens`, the limits of input and output together."""
     tokens = [each for each in standings if each.kind.endswith("-tokens")]
     if not tokens:
         return [*standings]
     _, limits, remaining, seconds = zip(*tokens, strict=True)
-    return [*standings, Standing("tokens", sum(limits), sum(remaining), max(seconds))]
+    return [*standings, LimitStanding("tokens", sum(limits), sum(remaining), max(seconds))]
 
 
 async def _asked(call: Call, *, counting: bool = False) -> Asked:

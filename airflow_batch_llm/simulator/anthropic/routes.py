@@ -15,10 +15,10 @@ from airflow_batch_llm.simulator.anthropic import PROVIDER
 from airflow_batch_llm.simulator.anthropic.realtime import AnthropicRealTime, version_of
 from airflow_batch_llm.simulator.anthropic.rows import ERROR_TYPES, RESULTS, AnthropicRows
 from airflow_batch_llm.simulator.bodies import MEGABYTE, ArraySplitter, BodyError, Element, file_chunks
-from airflow_batch_llm.simulator.database import Batch, Phase
+from airflow_batch_llm.simulator.database import Batch, BatchPhase
 from airflow_batch_llm.simulator.execution import INPUT
 from airflow_batch_llm.simulator.knobs import rfc3339
-from airflow_batch_llm.simulator.vendor import Endpoint, Prepared, Refusal, Tally
+from airflow_batch_llm.simulator.vendor import BatchTally, Endpoint, Prepared, Refusal
 from airflow_batch_llm.simulator.world import World
 
 _DAY = 86_400.0
@@ -26,7 +26,7 @@ _MOST_BYTES = 256 * MEGABYTE
 _MOST_REQUESTS = 100_000
 _CUSTOM_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _SPEND_LIMITS = ("enforced_spend_limit_reached", "contract_spend_limit_reached", "ramp_limit_exceeded")
-_STATES = {Phase.CANCELING: "canceling", Phase.ENDED: "ended"}
+_STATES = {BatchPhase.CANCELING: "canceling", BatchPhase.ENDED: "ended"}
 
 
 class Anthropic:
@@ -79,7 +79,7 @@ class Anthropic:
         batch_id = f"msgbatch_01{self._world.instance}{number:012d}"
         path.rename(self._world.folder(batch_id) / INPUT)
         facts = {"window": _DAY, "total": total, "version": version}
-        batch = self._world.open_batch(self.provider, batch_id, Phase.RUNNING, facts)
+        batch = self._world.open_batch(self.provider, batch_id, BatchPhase.RUNNING, facts)
         return JSONResponse(self._wire(batch, request))
 
     async def list_batches(self, request: Request) -> Response:
@@ -114,7 +114,7 @@ class Anthropic:
 
     async def delete(self, request: Request) -> Response:
         batch = self._find(request.path_params["id"])
-        if batch.phase is not Phase.ENDED:
+        if batch.phase is not BatchPhase.ENDED:
             raise Refusal(400, None, "In progress batches cannot be deleted. Cancel the batch first.")
         self._world.database.delete_batch(batch.id)
         return JSONResponse({"id": batch.id, "type": "message_batch_deleted"})
@@ -122,7 +122,7 @@ class Anthropic:
     async def results(self, request: Request) -> Response:
         batch = self._find(request.path_params["id"])
         path = self._world.folder(batch.id) / f"{RESULTS}.jsonl"
-        if batch.phase is not Phase.ENDED or self._archived_at(batch):
+        if batch.phase is not BatchPhase.ENDED or self._archived_at(batch):
             raise Refusal(404, None, f"Results of Message Batch {batch.id} are not available.")
         return StreamingResponse(file_chunks(path), media_type="application/x-jsonl")
 
@@ -137,7 +137,7 @@ class Anthropic:
         return moment if self._world.clock.now() >= moment else None
 
     def _wire(self, batch: Batch, request: Request) -> dict[str, Any]:
-        ended = batch.phase is Phase.ENDED
+        ended = batch.phase is BatchPhase.ENDED
         outcomes: Mapping[str, int] = batch.facts.get("outcomes", {}) if ended else {}
         archived_at = self._archived_at(batch)
         url = f"{request.url.scheme}://{request.url.netloc}/v1/messages/batches/{batch.id}/results"
@@ -168,7 +168,7 @@ class Anthropic:
     def rows(self, batch: Batch) -> AnthropicRows:
         return AnthropicRows(batch.facts["version"], self._world.knobs)
 
-    def finish(self, batch: Batch, tally: Tally) -> Mapping[str, Any]:  # noqa: ARG002
+    def finish(self, batch: Batch, tally: BatchTally) -> Mapping[str, Any]:  # noqa: ARG002
         (self._world.folder(batch.id) / f"{RESULTS}.jsonl").touch()
         return {}
 

@@ -9,13 +9,13 @@ import orjson
 
 from airflow_batch_llm.simulator.anthropic import PROVIDER
 from airflow_batch_llm.simulator.bodies import parse
-from airflow_batch_llm.simulator.database import Outcome, Usage
+from airflow_batch_llm.simulator.database import BilledUsage, RowFate
 from airflow_batch_llm.simulator.knobs import Knobs
 from airflow_batch_llm.simulator.request import (
-    Answer,
+    Reply,
     Request,
     RowError,
-    Stop,
+    StopReason,
     content_digest,
     seed_of,
     tokens,
@@ -40,7 +40,12 @@ ERROR_TYPES = {
     504: "timeout_error",
     529: "overloaded_error",
 }
-_STOPS = {Stop.END: "end_turn", Stop.LENGTH: "max_tokens", Stop.REFUSED: "refusal", Stop.FILTERED: "refusal"}
+_STOPS = {
+    StopReason.END: "end_turn",
+    StopReason.LENGTH: "max_tokens",
+    StopReason.REFUSED: "refusal",
+    StopReason.FILTERED: "refusal",
+}
 _REMOVED = ("temperature", "top_p", "top_k", "output_format")
 _TIERS = ("auto", "standard_only")
 _BATCH_REFUSED = ("speed", "store", "previous_thread_event_id", "cache_hint", "context_hint")
@@ -63,7 +68,7 @@ class AnthropicRows:
         request = None if error else as_request(params, custom_id, digest)
         return Parsed(custom_id, digest, str(params.get("model", "")), request, error, None)
 
-    def write(self, parsed: Parsed, answer: Answer) -> Written:
+    def write(self, parsed: Parsed, answer: Reply) -> Written:
         if answer.error is not None:
             kind = answer.error.code or ERROR_TYPES.get(answer.error.status, "api_error")
             error = {
@@ -71,17 +76,17 @@ class AnthropicRows:
                 "error": {"type": kind, "message": answer.error.message},
                 "request_id": None,
             }
-            return _line(parsed.custom_id, {"type": "errored", "error": error}, Outcome.ERRORED, None)
+            return _line(parsed.custom_id, {"type": "errored", "error": error}, RowFate.ERRORED, None)
         assert parsed.request is not None
         usage = usage_of(parsed.request, answer, self._knobs)
         result = {"type": "succeeded", "message": message(parsed.request, answer, usage)}
-        return _line(parsed.custom_id, result, Outcome.SUCCEEDED, usage)
+        return _line(parsed.custom_id, result, RowFate.SUCCEEDED, usage)
 
-    def skip(self, parsed: Parsed, outcome: Outcome) -> Written:
+    def skip(self, parsed: Parsed, outcome: RowFate) -> Written:
         return _line(parsed.custom_id, {"type": outcome.value}, outcome, None)
 
 
-def _line(custom_id: str, result: dict[str, Any], outcome: Outcome, usage: Usage | None) -> Written:
+def _line(custom_id: str, result: dict[str, Any], outcome: RowFate, usage: BilledUsage | None) -> Written:
     return Written(orjson.dumps({"custom_id": custom_id, "result": result}), RESULTS, outcome, usage)
 
 
@@ -176,21 +181,21 @@ def _wanted(params: dict[str, Any]) -> tuple[str | None, dict[str, Any] | None]:
     return None, output["schema"] if output else None
 
 
-def usage_of(request: Request, answer: Answer, knobs: Knobs) -> Usage:
+def usage_of(request: Request, answer: Reply, knobs: Knobs) -> BilledUsage:
     total = request.input_tokens
     cached = min(knobs.cached_tokens, total)
     written = min(knobs.cache_write_tokens, total - cached)
     visible = tokens(len(answer.text)) if answer.text else 1
-    return Usage(total, cached, written, visible + knobs.reasoning_tokens, knobs.reasoning_tokens)
+    return BilledUsage(total, cached, written, visible + knobs.reasoning_tokens, knobs.reasoning_tokens)
 
 
-def message(request: Request, answer: Answer, usage: Usage) -> dict[str, Any]:
+def message(request: Request, answer: Reply, usage: BilledUsage) -> dict[str, Any]:
     """The Message that answers the request."""
     content: list[dict[str, Any]] = []
     if _thinks(request):
         content.append({"type": "thinking", "thinking": "Let me see.", "signature": "c2ln"})
     stop = _STOPS[answer.stop]
-    if request.tool is not None and answer.stop is Stop.END and answer.text:
+    if request.tool is not None and answer.stop is StopReason.END and answer.text:
         content.append(
             {
                 "type": "tool_use",

@@ -6,42 +6,42 @@ import struct
 from hashlib import shake_128
 from typing import Any
 
-from airflow_batch_llm.simulator.database import Usage
+from airflow_batch_llm.simulator.database import BilledUsage
 from airflow_batch_llm.simulator.knobs import Knobs
-from airflow_batch_llm.simulator.request import Answer, Request, Stop, tokens
+from airflow_batch_llm.simulator.request import Reply, Request, StopReason, tokens
 
 CHAT = "/v1/chat/completions"
 RESPONSES = "/v1/responses"
 EMBEDDINGS = "/v1/embeddings"
 _CREATED = 1_795_000_000  # bodies depend on the request alone
 _FINISHES = {
-    Stop.END: "stop",
-    Stop.LENGTH: "length",
-    Stop.REFUSED: "stop",
-    Stop.FILTERED: "content_filter",
+    StopReason.END: "stop",
+    StopReason.LENGTH: "length",
+    StopReason.REFUSED: "stop",
+    StopReason.FILTERED: "content_filter",
 }
 _REFUSAL = "I can't help with that."
 _DIMENSIONS = {"text-embedding-3-large": 3072}
 _USUAL_DIMENSIONS = 1536
 
 
-def usage_of(request: Request, answer: Answer, knobs: Knobs) -> Usage:
+def usage_of(request: Request, answer: Reply, knobs: Knobs) -> BilledUsage:
     if answer.body is not None:
         return _reported(answer.body.get("usage") or {})
     total = request.input_tokens
     if request.endpoint == EMBEDDINGS:
-        return Usage(total)
+        return BilledUsage(total)
     cached = min(knobs.cached_tokens, total)
     written = min(knobs.cache_write_tokens, total - cached)
     visible = tokens(len(answer.text)) if answer.text else 1
-    return Usage(total, cached, written, visible + knobs.reasoning_tokens, knobs.reasoning_tokens)
+    return BilledUsage(total, cached, written, visible + knobs.reasoning_tokens, knobs.reasoning_tokens)
 
 
-def _reported(usage: dict[str, Any]) -> Usage:
+def _reported(usage: dict[str, Any]) -> BilledUsage:
     """Return the usage that an upstream reported, in either spelling."""
     inputs = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
     outputs = usage.get("completion_tokens_details") or usage.get("output_tokens_details") or {}
-    return Usage(
+    return BilledUsage(
         usage.get("prompt_tokens") or usage.get("input_tokens") or 0,
         inputs.get("cached_tokens") or 0,
         inputs.get("cache_write_tokens") or 0,
@@ -50,7 +50,7 @@ def _reported(usage: dict[str, Any]) -> Usage:
     )
 
 
-def body_of(request: Request, answer: Answer, usage: Usage) -> dict[str, Any]:
+def body_of(request: Request, answer: Reply, usage: BilledUsage) -> dict[str, Any]:
     """The body of a 200 answer."""
     if answer.body is not None:
         return answer.body
@@ -61,15 +61,15 @@ def body_of(request: Request, answer: Answer, usage: Usage) -> dict[str, Any]:
     return _completion(request, answer, usage)
 
 
-def _completion(request: Request, answer: Answer, usage: Usage) -> dict[str, Any]:
-    refused = answer.stop is Stop.REFUSED
+def _completion(request: Request, answer: Reply, usage: BilledUsage) -> dict[str, Any]:
+    refused = answer.stop is StopReason.REFUSED
     message: dict[str, Any] = {
         "role": "assistant",
         "content": None if refused else answer.text,
         "refusal": (answer.text or _REFUSAL) if refused else None,
     }
     finish = _FINISHES[answer.stop]
-    if request.tool is not None and answer.stop is Stop.END:
+    if request.tool is not None and answer.stop is StopReason.END:
         function = {"name": request.tool, "arguments": answer.text}
         message |= {
             "content": None,
@@ -92,8 +92,8 @@ def _completion(request: Request, answer: Answer, usage: Usage) -> dict[str, Any
     }
 
 
-def _response(request: Request, answer: Answer, usage: Usage) -> dict[str, Any]:
-    reasons = {Stop.LENGTH: "max_output_tokens", Stop.FILTERED: "content_filter"}
+def _response(request: Request, answer: Reply, usage: BilledUsage) -> dict[str, Any]:
+    reasons = {StopReason.LENGTH: "max_output_tokens", StopReason.FILTERED: "content_filter"}
     reason = reasons.get(answer.stop)
     status = "incomplete" if reason else "completed"
     output: list[dict[str, Any]] = []
@@ -123,8 +123,8 @@ def _response(request: Request, answer: Answer, usage: Usage) -> dict[str, Any]:
     }
 
 
-def _output_item(request: Request, answer: Answer, status: str) -> dict[str, Any]:
-    if request.tool is not None and answer.stop is Stop.END:
+def _output_item(request: Request, answer: Reply, status: str) -> dict[str, Any]:
+    if request.tool is not None and answer.stop is StopReason.END:
         return {
             "id": f"fc_{request.seed:016x}",
             "type": "function_call",
@@ -134,7 +134,7 @@ def _output_item(request: Request, answer: Answer, status: str) -> dict[str, Any
             "status": status,
         }
     part: dict[str, Any] = {"type": "output_text", "text": answer.text, "annotations": []}
-    if answer.stop is Stop.REFUSED:
+    if answer.stop is StopReason.REFUSED:
         part = {"type": "refusal", "refusal": answer.text or _REFUSAL}
     return {
         "id": f"msg_{request.seed:016x}",
@@ -145,7 +145,7 @@ def _output_item(request: Request, answer: Answer, status: str) -> dict[str, Any
     }
 
 
-def _embeddings(request: Request, usage: Usage) -> dict[str, Any]:
+def _embeddings(request: Request, usage: BilledUsage) -> dict[str, Any]:
     given = request.body["input"]
     inputs = (
         given if isinstance(given, list) and not all(isinstance(item, int) for item in given) else [given]

@@ -7,12 +7,12 @@ from typing import Any
 from starlette.requests import Request as Call
 from starlette.responses import JSONResponse, Response
 
-from airflow_batch_llm.simulator.database import Usage, Way
-from airflow_batch_llm.simulator.limits import Standing
+from airflow_batch_llm.simulator.database import BilledUsage, BilledWay
+from airflow_batch_llm.simulator.limits import LimitStanding
 from airflow_batch_llm.simulator.openai import PROVIDER, answers, rows
 from airflow_batch_llm.simulator.openai.answers import CHAT, EMBEDDINGS, RESPONSES
 from airflow_batch_llm.simulator.realtime import Asked, RealTime
-from airflow_batch_llm.simulator.request import Answer, Request, content_digest
+from airflow_batch_llm.simulator.request import Reply, Request, content_digest
 from airflow_batch_llm.simulator.vendor import Endpoint, Refusal, json_object
 from airflow_batch_llm.simulator.world import World
 
@@ -54,18 +54,18 @@ class OpenAIRealTime:
         asked = rows.as_request(RESPONSES, body, "", b"\0" * 8)
         return JSONResponse({"object": "response.input_tokens", "input_tokens": asked.input_tokens})
 
-    def usage(self, request: Request, answer: Answer) -> Usage:
+    def usage(self, request: Request, answer: Reply) -> BilledUsage:
         return answers.usage_of(request, answer, self._world.knobs)
 
-    def body(self, asked: Asked, answer: Answer, usage: Usage) -> dict[str, Any]:
+    def body(self, asked: Asked, answer: Reply, usage: BilledUsage) -> dict[str, Any]:
         body = answers.body_of(asked.request, answer, usage)
         if answer.body is not None or asked.request.endpoint == EMBEDDINGS:
             return body
         tier = _TIERS[_tier(asked.request.body)]
         return {**body, "service_tier": "default" if tier == "flex" and not asked.flex else tier}
 
-    def way(self, body: dict[str, Any]) -> Way:
-        return Way.FLEX if body.get("service_tier") == "flex" else Way.NOW
+    def way(self, body: dict[str, Any]) -> BilledWay:
+        return BilledWay.FLEX if body.get("service_tier") == "flex" else BilledWay.NOW
 
     def per_minute(self) -> Mapping[str, int | None]:
         knobs = self._world.knobs
@@ -75,17 +75,17 @@ class OpenAIRealTime:
         """A request counts as the longer of its input and of the answer that it admits."""
         return {"requests": 1, "tokens": max(request.input_tokens, request.max_tokens or 0)}
 
-    def spends(self, usage: Usage) -> Mapping[str, int]:  # noqa: ARG002 - all was taken at admission
+    def spends(self, usage: BilledUsage) -> Mapping[str, int]:  # noqa: ARG002 - all was taken at admission
         return {}
 
-    def over_limit(self, model: str, standing: Standing) -> Refusal:
+    def over_limit(self, model: str, standing: LimitStanding) -> Refusal:
         message = f"Rate limit reached for {model} on {standing.kind} per min. Limit: {standing.limit}."
         return Refusal(429, "rate_limit_exceeded", message, kind=standing.kind)
 
     def retry_headers(self, seconds: float) -> dict[str, str]:
         return {"retry-after": str(math.ceil(seconds)), "retry-after-ms": str(math.ceil(seconds * 1000))}
 
-    def limit_headers(self, standings: Sequence[Standing]) -> dict[str, str]:
+    def limit_headers(self, standings: Sequence[LimitStanding]) -> dict[str, str]:
         return {
             f"x-ratelimit-{name}-{each.kind}": str(value)
             for each in standings

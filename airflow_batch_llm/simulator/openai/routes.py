@@ -7,7 +7,7 @@ import anyio.to_thread
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from airflow_batch_llm.simulator.database import Batch, Outcome, Phase
+from airflow_batch_llm.simulator.database import Batch, BatchPhase, RowFate
 from airflow_batch_llm.simulator.execution import INPUT
 from airflow_batch_llm.simulator.faults import BatchFault, batch_fault
 from airflow_batch_llm.simulator.knobs import unix
@@ -24,18 +24,18 @@ from airflow_batch_llm.simulator.openai.rows import (
     error_body,
 )
 from airflow_batch_llm.simulator.request import RowError
-from airflow_batch_llm.simulator.vendor import Endpoint, Prepared, Refusal, Rejected, Tally, json_object
+from airflow_batch_llm.simulator.vendor import BatchTally, Endpoint, Prepared, Refusal, Rejected, json_object
 from airflow_batch_llm.simulator.world import World
 
 _DAY = 86_400.0
 _PAIRS, _KEY, _VALUE = 16, 64, 512
-_ENDS = {Outcome.EXPIRED: "expired", Outcome.CANCELED: "cancelled"}
+_ENDS = {RowFate.EXPIRED: "expired", RowFate.CANCELED: "cancelled"}
 _STATES = {
-    Phase.ACCEPTED: "validating",
-    Phase.RUNNING: "in_progress",
-    Phase.CANCELING: "cancelling",
-    Phase.FINISHING: "finalizing",
-    Phase.REJECTED: "failed",
+    BatchPhase.ACCEPTED: "validating",
+    BatchPhase.RUNNING: "in_progress",
+    BatchPhase.CANCELING: "cancelling",
+    BatchPhase.FINISHING: "finalizing",
+    BatchPhase.REJECTED: "failed",
 }
 
 
@@ -88,7 +88,9 @@ class OpenAI:
             await anyio.to_thread.run_sync(self._refuse_when_full, facts)
         number = self._world.database.next_batch_number()
         batch_id = f"batch_{self._world.instance}{number:016x}"
-        return JSONResponse(_wire(self._world.open_batch(self.provider, batch_id, Phase.ACCEPTED, facts)))
+        return JSONResponse(
+            _wire(self._world.open_batch(self.provider, batch_id, BatchPhase.ACCEPTED, facts))
+        )
 
     async def list_batches(self, request: Request) -> Response:
         limit = min(int(request.query_params.get("limit", 20)), 100)
@@ -104,7 +106,7 @@ class OpenAI:
 
     async def cancel(self, request: Request) -> Response:
         batch = self._find(request.path_params["id"])
-        if batch.phase in (Phase.ENDED, Phase.REJECTED):
+        if batch.phase in (BatchPhase.ENDED, BatchPhase.REJECTED):
             raise Refusal(409, None, f"Cannot cancel a batch with status '{_status(batch)}'.")
         return JSONResponse(_wire(self._world.cancel(batch)))
 
@@ -168,7 +170,7 @@ class OpenAI:
     def rows(self, batch: Batch) -> OpenAIRows:
         return OpenAIRows(batch.facts["endpoint"], batch.seq, self._world.knobs)
 
-    def finish(self, batch: Batch, tally: Tally) -> Mapping[str, Any]:
+    def finish(self, batch: Batch, tally: BatchTally) -> Mapping[str, Any]:
         """The channels that have lines become files; the others have none."""
         facts = {}
         for channel, name in ((OUTPUT, "output_file_id"), (ERRORS, "error_file_id")):
@@ -185,10 +187,10 @@ def _rejected(bad: BadInput) -> Rejected:
 
 
 def _status(batch: Batch) -> str:
-    if batch.phase is not Phase.ENDED:
+    if batch.phase is not BatchPhase.ENDED:
         return _STATES[batch.phase]
     ending = batch.facts.get("ending")
-    return _ENDS[Outcome(ending["outcome"])] if ending else "completed"
+    return _ENDS[RowFate(ending["outcome"])] if ending else "completed"
 
 
 def _check_metadata(metadata: Any) -> None:
@@ -212,7 +214,7 @@ def _wire(batch: Batch) -> dict[str, Any]:
     errors = {"object": "list", "data": facts["errors"]} if "errors" in facts else None
     ended_at = unix(facts.get("ended_at"))
     outcomes = facts.get("outcomes", {})
-    done = outcomes.get(Outcome.SUCCEEDED, 0)
+    done = outcomes.get(RowFate.SUCCEEDED, 0)
     used = facts.get("usage") or dict.fromkeys(("input", "cached", "output", "reasoning"), 0)
     return {
         "id": batch.id,

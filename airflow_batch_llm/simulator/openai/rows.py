@@ -7,11 +7,11 @@ from typing import Any
 import orjson
 
 from airflow_batch_llm.simulator.bodies import MEGABYTE, lines, parse
-from airflow_batch_llm.simulator.database import Outcome
+from airflow_batch_llm.simulator.database import RowFate
 from airflow_batch_llm.simulator.knobs import Knobs
 from airflow_batch_llm.simulator.openai import PROVIDER
 from airflow_batch_llm.simulator.openai.answers import CHAT, EMBEDDINGS, RESPONSES, body_of, usage_of
-from airflow_batch_llm.simulator.request import Answer, Request, RowError, content_digest, seed_of
+from airflow_batch_llm.simulator.request import Reply, Request, RowError, content_digest, seed_of
 from airflow_batch_llm.simulator.schema_rules import openai_refusal
 from airflow_batch_llm.simulator.vendor import Parsed, Written
 
@@ -109,11 +109,11 @@ OUTPUT = "output"
 ERRORS = "errors"
 _CODES = {429: "rate_limit_exceeded", 500: "server_error", 503: "server_error"}
 _SKIPPED = {
-    Outcome.EXPIRED: (
+    RowFate.EXPIRED: (
         "batch_expired",
         "This request could not be executed before the completion window expired.",
     ),
-    Outcome.CANCELED: ("batch_cancelled", "This request was not executed because the batch was cancelled."),
+    RowFate.CANCELED: ("batch_cancelled", "This request was not executed because the batch was cancelled."),
 }
 
 
@@ -134,7 +134,7 @@ class OpenAIRows:
         request = None if error else as_request(self._endpoint, body, row["custom_id"], digest)
         return Parsed(row["custom_id"], digest, str(body.get("model", "")), request, error, None)
 
-    def write(self, parsed: Parsed, answer: Answer) -> Written:
+    def write(self, parsed: Parsed, answer: Reply) -> Written:
         if answer.error is not None:
             refused = {"status_code": answer.error.status, "request_id": "", "body": error_body(answer.error)}
             return self._line(parsed.custom_id, refused, None, ERRORS)
@@ -142,10 +142,10 @@ class OpenAIRows:
         usage = usage_of(parsed.request, answer, self._knobs)
         response = {"status_code": 200, "request_id": "", "body": body_of(parsed.request, answer, usage)}
         return self._line(parsed.custom_id, response, None, OUTPUT)._replace(
-            outcome=Outcome.SUCCEEDED, usage=usage
+            outcome=RowFate.SUCCEEDED, usage=usage
         )
 
-    def skip(self, parsed: Parsed, outcome: Outcome) -> Written:
+    def skip(self, parsed: Parsed, outcome: RowFate) -> Written:
         code, message = _SKIPPED[outcome]
         return self._line(parsed.custom_id, None, {"code": code, "message": message}, ERRORS)._replace(
             outcome=outcome
@@ -159,7 +159,7 @@ class OpenAIRows:
         if response is not None:
             response["request_id"] = f"req_{tail}"
         line = {"id": f"batch_req_{tail}", "custom_id": custom_id, "response": response, "error": error}
-        return Written(orjson.dumps(line), channel, Outcome.ERRORED, None)
+        return Written(orjson.dumps(line), channel, RowFate.ERRORED, None)
 
 
 def error_body(error: RowError, kind: str | None = None) -> dict[str, Any]:

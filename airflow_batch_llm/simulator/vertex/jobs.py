@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from airflow_batch_llm.simulator.bodies import MEGABYTE, lines, parse
-from airflow_batch_llm.simulator.database import Batch, Outcome, Phase
+from airflow_batch_llm.simulator.database import Batch, BatchPhase, RowFate
 from airflow_batch_llm.simulator.execution import INPUT
 from airflow_batch_llm.simulator.faults import BatchFault, batch_fault
 from airflow_batch_llm.simulator.knobs import rfc3339
@@ -126,13 +126,13 @@ def _kind(value: Any) -> str:
 
 _LABEL = re.compile(r"[\w-]{0,63}")
 _STATES = {
-    Phase.ACCEPTED: "JOB_STATE_PENDING",
-    Phase.RUNNING: "JOB_STATE_RUNNING",
-    Phase.FINISHING: "JOB_STATE_RUNNING",
-    Phase.CANCELING: "JOB_STATE_CANCELLING",
-    Phase.REJECTED: "JOB_STATE_FAILED",
+    BatchPhase.ACCEPTED: "JOB_STATE_PENDING",
+    BatchPhase.RUNNING: "JOB_STATE_RUNNING",
+    BatchPhase.FINISHING: "JOB_STATE_RUNNING",
+    BatchPhase.CANCELING: "JOB_STATE_CANCELLING",
+    BatchPhase.REJECTED: "JOB_STATE_FAILED",
 }
-_ENDS = {Outcome.EXPIRED: "JOB_STATE_EXPIRED", Outcome.CANCELED: "JOB_STATE_CANCELLED"}
+_ENDS = {RowFate.EXPIRED: "JOB_STATE_EXPIRED", RowFate.CANCELED: "JOB_STATE_CANCELLED"}
 
 
 def job_facts(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -221,11 +221,11 @@ def _shards(path: Path, rows: int) -> Iterator[tuple[int, int]]:
 
 
 def job_state(batch: Batch) -> str:
-    if batch.phase is not Phase.ENDED:
+    if batch.phase is not BatchPhase.ENDED:
         return _STATES[batch.phase]
     ending = batch.facts.get("ending")
     if ending:
-        return _ENDS[Outcome(ending["outcome"])]
+        return _ENDS[RowFate(ending["outcome"])]
     partial = batch_fault(batch.facts["faults"], BatchFault.PARTIAL)
     return "JOB_STATE_PARTIALLY_SUCCEEDED" if partial else "JOB_STATE_SUCCEEDED"
 
@@ -256,15 +256,15 @@ def job_wire(batch: Batch) -> dict[str, Any]:
         job["outputInfo"] = {"gcsOutputDirectory": facts["directory"]}
     if "error" in facts:
         job["error"] = facts["error"]
-    if (batch.phase is Phase.ENDED or "directory" in facts) and "outcomes" in facts:
+    if (batch.phase is BatchPhase.ENDED or "directory" in facts) and "outcomes" in facts:
         job["completionStats"] = _stats(facts["outcomes"])
     return job
 
 
 def _stats(outcomes: Mapping[str, int]) -> dict[str, str]:
-    undone = outcomes.get(Outcome.EXPIRED, 0) + outcomes.get(Outcome.CANCELED, 0)
+    undone = outcomes.get(RowFate.EXPIRED, 0) + outcomes.get(RowFate.CANCELED, 0)
     return {
-        "successfulCount": str(outcomes.get(Outcome.SUCCEEDED, 0)),
-        "failedCount": str(outcomes.get(Outcome.ERRORED, 0)),
+        "successfulCount": str(outcomes.get(RowFate.SUCCEEDED, 0)),
+        "failedCount": str(outcomes.get(RowFate.ERRORED, 0)),
         "incompleteCount": str(undone or -1),
     }

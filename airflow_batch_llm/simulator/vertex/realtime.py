@@ -6,10 +6,10 @@ from typing import Any
 from starlette.requests import Request as Call
 from starlette.responses import JSONResponse, Response
 
-from airflow_batch_llm.simulator.database import Usage, Way
-from airflow_batch_llm.simulator.limits import Standing
+from airflow_batch_llm.simulator.database import BilledUsage, BilledWay
+from airflow_batch_llm.simulator.limits import LimitStanding
 from airflow_batch_llm.simulator.realtime import Asked, RealTime
-from airflow_batch_llm.simulator.request import Answer, Request, content_digest
+from airflow_batch_llm.simulator.request import Reply, Request, content_digest
 from airflow_batch_llm.simulator.vendor import Endpoint, Refusal, json_object
 from airflow_batch_llm.simulator.vertex import PROVIDER, rows
 from airflow_batch_llm.simulator.world import World
@@ -43,17 +43,17 @@ class VertexRealTime:
     async def count_tokens(self, call: Call) -> Response:
         return JSONResponse({"totalTokens": (await _asked(call)).request.input_tokens})
 
-    def usage(self, request: Request, answer: Answer) -> Usage:
+    def usage(self, request: Request, answer: Reply) -> BilledUsage:
         return rows.usage_of(request, answer, self._world.knobs)
 
-    def body(self, asked: Asked, answer: Answer, usage: Usage) -> dict[str, Any]:
+    def body(self, asked: Asked, answer: Reply, usage: BilledUsage) -> dict[str, Any]:
         body = rows.response_of(asked.request, answer, usage)
         if asked.flex:
             body["usageMetadata"]["trafficType"] = _FLEX
         return body
 
-    def way(self, body: dict[str, Any]) -> Way:
-        return Way.FLEX if body["usageMetadata"]["trafficType"] == _FLEX else Way.NOW
+    def way(self, body: dict[str, Any]) -> BilledWay:
+        return BilledWay.FLEX if body["usageMetadata"]["trafficType"] == _FLEX else BilledWay.NOW
 
     def per_minute(self) -> Mapping[str, int | None]:
         knobs = self._world.knobs
@@ -62,16 +62,16 @@ class VertexRealTime:
     def needs(self, request: Request) -> Mapping[str, int]:
         return {"requests": 1, "tokens": request.input_tokens}
 
-    def spends(self, usage: Usage) -> Mapping[str, int]:
+    def spends(self, usage: BilledUsage) -> Mapping[str, int]:
         return {"tokens": usage.output}
 
-    def over_limit(self, model: str, standing: Standing) -> Refusal:
+    def over_limit(self, model: str, standing: LimitStanding) -> Refusal:
         return Refusal(429, None, f"Resource exhausted: {standing.kind} per minute for {model}.")
 
     def retry_headers(self, seconds: float) -> dict[str, str]:  # noqa: ARG002 - Vertex does not say when
         return {}
 
-    def limit_headers(self, standings: Sequence[Standing]) -> dict[str, str]:  # noqa: ARG002 - nor how much is left
+    def limit_headers(self, standings: Sequence[LimitStanding]) -> dict[str, str]:  # noqa: ARG002 - nor how much is left
         return {}
 
 

@@ -11,10 +11,10 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from airflow_batch_llm.simulator.database import LIVE, Batch, Phase
+from airflow_batch_llm.simulator.database import LIVE, Batch, BatchPhase
 from airflow_batch_llm.simulator.faults import BatchFault, batch_fault
 from airflow_batch_llm.simulator.knobs import rfc3339
-from airflow_batch_llm.simulator.vendor import Endpoint, Prepared, Refusal, Rejected, Tally, json_object
+from airflow_batch_llm.simulator.vendor import BatchTally, Endpoint, Prepared, Refusal, Rejected, json_object
 from airflow_batch_llm.simulator.vertex import PROVIDER
 from airflow_batch_llm.simulator.vertex.bucket import JsonApiBucket, StorageError
 from airflow_batch_llm.simulator.vertex.filter import FilterError, Test, compile_filter
@@ -67,7 +67,9 @@ class Vertex:
         facts |= {"window": _QUEUE_SECONDS, "project": project, "location": location}
         number = self._world.database.next_batch_number()
         job_id = f"{int(self._world.instance) + 1:09d}{number:010d}"
-        return JSONResponse(job_wire(self._world.open_batch(self.provider, job_id, Phase.ACCEPTED, facts)))
+        return JSONResponse(
+            job_wire(self._world.open_batch(self.provider, job_id, BatchPhase.ACCEPTED, facts))
+        )
 
     async def list_jobs(self, request: Request) -> Response:
         query = request.query_params
@@ -103,7 +105,7 @@ class Vertex:
 
     async def cancel(self, request: Request) -> Response:
         batch = self._find(request)
-        if batch.phase is Phase.REJECTED:
+        if batch.phase is BatchPhase.REJECTED:
             raise Refusal(400, "FAILED_PRECONDITION", "The job has failed and cannot be cancelled.")
         self._world.cancel(batch)
         return JSONResponse({})
@@ -141,7 +143,7 @@ class Vertex:
         assert moment is not None
         return VertexRows(batch.facts["model"], moment.replace("Z", "+00:00"), self._world.knobs)
 
-    def finish(self, batch: Batch, tally: Tally) -> Mapping[str, Any] | Rejected:
+    def finish(self, batch: Batch, tally: BatchTally) -> Mapping[str, Any] | Rejected:
         written: dict[str, Any] = {}
         if tally.written or not batch.facts.get("ending"):
             try:

@@ -9,13 +9,13 @@ from typing import Any
 import orjson
 
 from airflow_batch_llm.simulator.bodies import parse
-from airflow_batch_llm.simulator.database import Outcome, Usage
+from airflow_batch_llm.simulator.database import BilledUsage, RowFate
 from airflow_batch_llm.simulator.knobs import Knobs
 from airflow_batch_llm.simulator.request import (
-    Answer,
+    Reply,
     Request,
     RowError,
-    Stop,
+    StopReason,
     content_digest,
     seed_of,
     tokens,
@@ -36,7 +36,12 @@ STATUSES = {
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
-_FINISHES = {Stop.END: "STOP", Stop.LENGTH: "MAX_TOKENS", Stop.REFUSED: "SAFETY", Stop.FILTERED: "SAFETY"}
+_FINISHES = {
+    StopReason.END: "STOP",
+    StopReason.LENGTH: "MAX_TOKENS",
+    StopReason.REFUSED: "SAFETY",
+    StopReason.FILTERED: "SAFETY",
+}
 _JSON = {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
 
 
@@ -57,18 +62,18 @@ class VertexRows:
         request = None if error else as_request(self._model, body, custom_id, digest)
         return Parsed(custom_id, digest, self._model, request, error, row)
 
-    def write(self, parsed: Parsed, answer: Answer) -> Written:
+    def write(self, parsed: Parsed, answer: Reply) -> Written:
         if answer.error is not None:
             return self._line(parsed, _status(answer.error), None, None)
         assert parsed.request is not None
         usage = usage_of(parsed.request, answer, self._knobs)
         return self._line(parsed, "", response_of(parsed.request, answer, usage), usage)
 
-    def skip(self, parsed: Parsed, outcome: Outcome) -> Written:  # noqa: ARG002 - such a row has no line
+    def skip(self, parsed: Parsed, outcome: RowFate) -> Written:  # noqa: ARG002 - such a row has no line
         return Written(b"", PREDICTIONS, outcome, None)
 
     def _line(
-        self, parsed: Parsed, status: str, response: dict[str, Any] | None, usage: Usage | None
+        self, parsed: Parsed, status: str, response: dict[str, Any] | None, usage: BilledUsage | None
     ) -> Written:
         row = parsed.source
         line = {"status": status, "processed_time": self._moment, "request": row["request"]}
@@ -77,7 +82,7 @@ class VertexRows:
         line.update((key, value) for key, value in row.items() if key != "request")
         if parsed.custom_id != _row_id(row):  # the row was told to answer under another name
             line["custom_id"] = parsed.custom_id
-        outcome = Outcome.SUCCEEDED if response is not None else Outcome.ERRORED
+        outcome = RowFate.SUCCEEDED if response is not None else RowFate.ERRORED
         return Written(orjson.dumps(line), PREDICTIONS, outcome, usage)
 
 
@@ -158,17 +163,17 @@ def _wanted(body: dict[str, Any], config: dict[str, Any]) -> tuple[str | None, d
     return None, schema
 
 
-def usage_of(request: Request, answer: Answer, knobs: Knobs) -> Usage:
+def usage_of(request: Request, answer: Reply, knobs: Knobs) -> BilledUsage:
     total = request.input_tokens
-    if answer.stop is Stop.FILTERED:
-        return Usage(total)
+    if answer.stop is StopReason.FILTERED:
+        return BilledUsage(total)
     visible = tokens(len(answer.text)) if answer.text else 0
-    return Usage(
+    return BilledUsage(
         total, min(knobs.cached_tokens, total), 0, visible + knobs.reasoning_tokens, knobs.reasoning_tokens
     )
 
 
-def response_of(request: Request, answer: Answer, usage: Usage) -> dict[str, Any]:
+def response_of(request: Request, answer: Reply, usage: BilledUsage) -> dict[str, Any]:
     """The GenerateContentResponse."""
     counts = {
         "promptTokenCount": usage.input,
@@ -186,7 +191,7 @@ def response_of(request: Request, answer: Answer, usage: Usage) -> dict[str, Any
         "responseId": f"{request.seed:016x}",
         "usageMetadata": counts,
     }
-    if answer.stop is Stop.FILTERED:
+    if answer.stop is StopReason.FILTERED:
         return {"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}, **response}
     candidate: dict[str, Any] = {
         "content": {"role": "model"},
@@ -198,10 +203,10 @@ def response_of(request: Request, answer: Answer, usage: Usage) -> dict[str, Any
     return {"candidates": [candidate], **response}
 
 
-def _parts(request: Request, answer: Answer) -> list[dict[str, Any]]:
+def _parts(request: Request, answer: Reply) -> list[dict[str, Any]]:
     if not answer.text:
         return []
-    if request.tool is not None and answer.stop is Stop.END:
+    if request.tool is not None and answer.stop is StopReason.END:
         return [{"functionCall": {"name": request.tool, "args": parse(answer.text.encode())}}]
     config = _either(request.body, "generationConfig") or {}
     text = answer.text

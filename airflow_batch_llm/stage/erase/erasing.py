@@ -12,7 +12,7 @@ from pathlib import Path
 
 import orjson
 
-from airflow_batch_llm.core.journal import Kind
+from airflow_batch_llm.core.journal import RecordKind
 from airflow_batch_llm.core.report import without_keys
 from airflow_batch_llm.core.request import LineTemplate, custom_id
 from airflow_batch_llm.providers import connect
@@ -22,7 +22,7 @@ from airflow_batch_llm.stage.erase.person import ERASED, Person
 from airflow_batch_llm.stage.erase.shard import Found, ShardFiles
 from airflow_batch_llm.stage.records.folder import RunFolder, safe_name
 from airflow_batch_llm.stage.records.plan import Plan
-from airflow_batch_llm.stage.records.standings import Landed, read_rounds, read_standings
+from airflow_batch_llm.stage.records.standings import ShardResult, read_rounds, read_standings
 from airflow_batch_llm.store import Workspace
 
 _GENERATION = re.compile(r"g([0-9]+)")
@@ -209,7 +209,7 @@ class RunErasure:
             kept = connect(files.plan.provider, Access(api_key="none")).limits.kept_seconds
             for entry in self.folder.journal(files.number):
                 until = None if kept is None else entry.at + kept
-                is_held = entry.kind is Kind.SUBMITTED and (until is None or until > time.time())
+                is_held = entry.kind is RecordKind.SUBMITTED and (until is None or until > time.time())
                 if is_held and self.folder.read_deleted(entry.batch_id) is None:
                     yield HeldBatch(
                         provider=files.plan.provider,
@@ -228,7 +228,7 @@ class RunErasure:
         for plan in rounds:
             for shard in plan.shards:
                 data = self.folder.read_landed(shard.number)
-                shown.update(() if data is None else Landed.from_json(data).samples)
+                shown.update(() if data is None else ShardResult.from_json(data).samples)
         known = set().union(*(one.samples for _, one in found))
         key = rounds[0].target.key.names
         return {one for one in shown if one in known or self.person.is_sample(one, key, columns)}
@@ -298,7 +298,7 @@ class RunErasure:
         data = self.folder.read_landed(number)
         if data is None:
             return
-        landed = Landed.from_json(data)
+        landed = ShardResult.from_json(data)
         gone = requests.get(number, {})
         again_rows = dict(landed.again_rows)
         for request, outcome in landed.again:

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import orjson
 
-from airflow_batch_llm.core.journal import Entry, Kind, Standing, Wait
+from airflow_batch_llm.core.journal import Entry, RecordKind, Standing, Wait
 from airflow_batch_llm.core.model import BatchStatus, Outcome, Usage, Way
 from airflow_batch_llm.core.printing import counted, share
 from airflow_batch_llm.core.report import Durations, Report, Spent
 from airflow_batch_llm.errors import BatchLLMError, ResultsGone, Unavailable
 from airflow_batch_llm.providers.lines import joined_lines, split_lines
-from airflow_batch_llm.stage.land.gathering import Failure, Gathered, Gatherer, Judged
+from airflow_batch_llm.stage.land.gathering import Judgements, ReadResults, ResultReader, RowFailure
 from airflow_batch_llm.stage.land.landing import (
-    Lander,
-    Stamp,
+    Bookkeeping,
+    RowWriter,
     Tally,
     landed_rows,
     no_rows,
@@ -31,7 +31,7 @@ from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.payloads import fetch_keys, fetch_unsendable
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
-from airflow_batch_llm.stage.records.standings import Landed
+from airflow_batch_llm.stage.records.standings import ShardResult
 from airflow_batch_llm.warehouses.base import Part
 
 
@@ -97,8 +97,8 @@ class Collector:
     scratch: Path
 
     @cached_property
-    def _gatherer(self) -> Callable[[Way], Gatherer]:
-        return lru_cache(len(Way))(lambda way: Gatherer.of(self.parts.provider, self.plan, way))
+    def _gatherer(self) -> Callable[[Way], ResultReader]:
+        return lru_cache(len(Way))(lambda way: ResultReader.of(self.parts.provider, self.plan, way))
 
     def note_end(self, shard: PlannedShard, standing: Standing, status: BatchStatus) -> Wait | None:
         """Record that the shard's batch has ended: its results are kept before the journal says so.
@@ -111,15 +111,17 @@ class Collector:
             if (wait := self._keep_whole(shard, batch.batch_id, status)) is not None:
                 return wait
             entry = replace(
-                self._entry(Kind.ENDED, batch_id=batch.batch_id), unmentioned=status.unmentioned.value
+                self._entry(RecordKind.ENDED, batch_id=batch.batch_id), unmentioned=status.unmentioned.value
             )
         elif status.later:
             again = self.parts.clock() + _LATER_SECONDS
             entry = self._entry(
-                Kind.RELEASED, batch_id=batch.batch_id, reason=status.reason or "", not_before=again
+                RecordKind.RELEASED, batch_id=batch.batch_id, reason=status.reason or "", not_before=again
             )
         else:
-            entry = self._entry(Kind.REFUSED, batch_id=batch.batch_id, reason=status.reason or "rejected")
+            entry = self._entry(
+                RecordKind.REFUSED, batch_id=batch.batch_id, reason=status.reason or "rejected"
+            )
         entry = replace(entry, detail=status.detail)
         if self._append(shard, standing, entry) and batch.upload:
             with self.parts.cleaning("an uploaded file"):
@@ -161,30 +163,30 @@ class Collector:
     def land(self, shard: PlannedShard, standing: Standing) -> None:
         """Stage the shard's rows, and record what became of them."""
         began = self.parts.clock()
-        gathered, tally = self.stage(shard, standing)
+        gathered, tally = self.load(shard, standing)
         report = self._report(shard, standing, gathered, began)
         report = replace(report, outcomes=tally.outcomes, codes=tally.codes)
         self._put_landed(shard, report, tally, gathered.batches)
-        self._append(shard, standing, self._entry(Kind.STAGED))
+        self._append(shard, standing, self._entry(RecordKind.STAGED))
 
-    def stage(self, shard: PlannedShard, standing: Standing) -> tuple[Gathered, Tally]:
+    def load(self, shard: PlannedShard, standing: Standing) -> tuple[ReadResults, Tally]:
         """Stage the shard's rows, answered ones and failures for the rest, from what is kept. Nothing is recorded."""
         gathered = self._gathered(shard, standing)
         keys = self._keys(shard)
         answers, failures = (
             self.scratch / f"{shard.number:04d}.{kind}.arrow" for kind in ("answers", "failures")
         )
-        tally = Lander(self.plan.target, self._stamp(shard.number, standing), gathered.judged).write(
+        tally = RowWriter(self.plan.target, self._stamp(shard.number, standing), gathered.judged).write(
             keys, answers, failures
         )
         part = self.part(shard.number)
         with landed_rows(answers) as good, landed_rows(failures) as bad:
-            self.parts.target.stage(self.plan.target, part, good, bad)
+            self.parts.target.load(self.plan.target, part, good, bad)
         for path in (keys, answers, failures):
             path.unlink()
         return gathered, tally
 
-    def stage_unsendable(self) -> None:
+    def load_unsendable(self) -> None:
         """Stage the rows that could not be sent as failures. They are a part of their own, numbered 0."""
         keys = self.scratch / f"{self.plan.nonce}-0000.keys.parquet"
         fetch_unsendable(self.folder, self.plan, keys)
@@ -194,7 +196,7 @@ class Collector:
             unsendable_failures(rows, self.plan.target, stamp) as failures,
             no_rows(self.plan.target.answer_columns) as answers,
         ):
-            self.parts.target.stage(self.plan.target, self.part(0), answers, failures)
+            self.parts.target.load(self.plan.target, self.part(0), answers, failures)
         keys.unlink()
 
     def part(self, number: int) -> Part:
@@ -210,9 +212,9 @@ class Collector:
         self.folder.write_results(batch_id, joined_lines(seen), aside)
         return seen.count
 
-    def _gathered(self, shard: PlannedShard, standing: Standing) -> Gathered:
+    def _gathered(self, shard: PlannedShard, standing: Standing) -> ReadResults:
         if standing.ended is None:
-            return Gathered(judged=self._rejected(shard, standing))
+            return ReadResults(judged=self._rejected(shard, standing))
         unmentioned = Outcome(standing.ended.unmentioned or Outcome.MISSING)
         return self._gatherer(self.plan.route(shard).way).gather(
             self._kept(standing),
@@ -234,17 +236,19 @@ class Collector:
                     " Restore them, or clear the task to ask again."
                 )
 
-    def _rejected(self, shard: PlannedShard, standing: Standing) -> Judged:
+    def _rejected(self, shard: PlannedShard, standing: Standing) -> Judgements:
         refused = standing.refused
         reason = "the run's time was over"
         if refused is not None:
             reason = " ".join(filter(None, (refused.reason, refused.detail)))
         outcome = Outcome.ERRORED if standing.refused is not None else Outcome.CANCELED
         code = "rejected" if standing.refused is not None else "not_sent"
-        return Judged.alike(shard.requests, outcome, Failure(code=code, message=reason, retryable=False))
+        return Judgements.alike(
+            shard.requests, outcome, RowFailure(code=code, message=reason, retryable=False)
+        )
 
-    def _stamp(self, number: int, standing: Standing) -> Stamp:
-        return Stamp(
+    def _stamp(self, number: int, standing: Standing) -> Bookkeeping:
+        return Bookkeeping(
             run_id=self.folder.run_id,
             shard=number,
             spec_hash=self.plan.spec_hash,
@@ -263,7 +267,7 @@ class Collector:
         return path
 
     def _put_landed(self, shard: PlannedShard, report: Report, tally: Tally, batches: Sequence[str]) -> None:
-        landed = Landed(
+        landed = ShardResult(
             report=report,
             again=tally.again,
             again_rows=tally.again_rows,
@@ -277,7 +281,7 @@ class Collector:
         self.folder.put_landed(shard.number, path)
         path.unlink()
 
-    def _report(self, shard: PlannedShard, standing: Standing, gathered: Gathered, began: float) -> Report:
+    def _report(self, shard: PlannedShard, standing: Standing, gathered: ReadResults, began: float) -> Report:
         batch, ended, now = standing.batch, standing.ended, self.parts.clock()
         running = ended.at - batch.at if batch is not None and ended is not None else 0.0
         now_asked = self.plan.route(shard).way is Way.NOW
@@ -300,7 +304,9 @@ class Collector:
         since = self.plan.planned_at if before is None else orjson.loads(before)["at"]
         return max(0.0, standing.batch.at - since)
 
-    def _entry(self, kind: Kind, *, batch_id: str = "", reason: str = "", not_before: float = 0.0) -> Entry:
+    def _entry(
+        self, kind: RecordKind, *, batch_id: str = "", reason: str = "", not_before: float = 0.0
+    ) -> Entry:
         now = self.parts.clock()
         return Entry(
             kind=kind,
@@ -317,7 +323,7 @@ class Collector:
         return self.folder.append(shard.number, standing.last + 1, entry)
 
 
-def _spent(gathered: Gathered) -> Spent:
+def _spent(gathered: ReadResults) -> Spent:
     judged, stray = gathered.judged, gathered.stray_cost
     return Spent(
         cost=judged.cost + stray, list_cost=judged.list_cost, stray_cost=stray, unpriced=judged.unpriced

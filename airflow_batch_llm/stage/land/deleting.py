@@ -7,7 +7,7 @@ and the next run with the provider tries again.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from airflow_batch_llm.core.journal import Entry, Kind
+from airflow_batch_llm.core.journal import Entry, RecordKind
 from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.providers.base import DeletesBatches
 from airflow_batch_llm.stage.parts import Parts
@@ -60,7 +60,7 @@ class VendorCopies:
             }
             for shard, _ in shards:
                 for entry in self.folder.journal(shard.number):
-                    is_batch = entry.kind is Kind.SUBMITTED and entry.batch_id not in kept
+                    is_batch = entry.kind is RecordKind.SUBMITTED and entry.batch_id not in kept
                     if is_batch and self.folder.read_deleted(entry.batch_id) is None:
                         yield entry
 

@@ -25,7 +25,7 @@ from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.records.registers import Registers
-from airflow_batch_llm.stage.records.standings import Landed, read_landed, read_rounds, read_standings
+from airflow_batch_llm.stage.records.standings import ShardResult, read_landed, read_rounds, read_standings
 from airflow_batch_llm.stage.round import Round
 from airflow_batch_llm.stage.send.sweeping import is_loose, read_strays, reported, sweep_ended
 
@@ -191,13 +191,13 @@ def _refusals(shards: Sequence[tuple[PlannedShard, Standing]]) -> list[tuple[str
     ]
 
 
-def _words(landed: Sequence[Landed]) -> list[str]:
+def _words(landed: Sequence[ShardResult]) -> list[str]:
     """Return what the vendor said about rows of the last round, once for each error code."""
     said = {code: words for one in landed for code, words in one.words.items() if words}
     return [f"{code}: {words}" for code, words in list(said.items())[:_REFUSALS]]
 
 
-def _summed(first: Plan, landed: Sequence[Sequence[Landed]]) -> Report:
+def _summed(first: Plan, landed: Sequence[Sequence[ShardResult]]) -> Report:
     unsendable = first.why.get(Reason.UNSENDABLE, 0)
     total = Report(
         why=first.why,
@@ -246,9 +246,9 @@ def _land(parts: Parts, folder: RunFolder, plan: Plan, scratch: Path) -> int:
     collector = Collector(parts=parts, folder=folder, plan=plan, scratch=scratch)
     current = Round(parts=parts, folder=folder, plan=plan, places=0, deadline=0.0, scratch=scratch)
     try:
-        tallies = [collector.stage(shard, standing)[1] for shard, standing in read_standings(folder, plan)]
+        tallies = [collector.load(shard, standing)[1] for shard, standing in read_standings(folder, plan)]
         current.publish()
     finally:
         with parts.cleaning("staged rows"):
-            current.unstage()
+            current.drop_loaded()
     return sum(tally.outcomes[Outcome.SUCCEEDED] for tally in tallies)

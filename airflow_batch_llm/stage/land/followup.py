@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from airflow_batch_llm.core.model import Outcome
-from airflow_batch_llm.core.request import Bounds, custom_id
+from airflow_batch_llm.core.request import ShardBounds, custom_id
 from airflow_batch_llm.core.selection import after_failure
 from airflow_batch_llm.providers.lines import split_lines
 from airflow_batch_llm.stage.parts import Parts
@@ -23,8 +23,8 @@ from airflow_batch_llm.stage.plan.spool import ATTEMPTS, REQUEST
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.payloads import fetch_keys, fetch_requests
 from airflow_batch_llm.stage.records.plan import Plan, PlannedRoute, PlannedShard, new_run_token
-from airflow_batch_llm.stage.records.standings import Landed
-from airflow_batch_llm.warehouses.arrow import octets
+from airflow_batch_llm.stage.records.standings import ShardResult
+from airflow_batch_llm.warehouses.arrow import binary_array
 
 #: A truncated answer is asked for again with this many times the tokens.
 TOKEN_CAP_FACTOR = 2
@@ -40,7 +40,7 @@ class FollowUp:
     folder: RunFolder
     scratch: Path
 
-    def plan(self, last: Plan, landed: dict[int, Landed]) -> Plan | None:
+    def plan(self, last: Plan, landed: dict[int, ShardResult]) -> Plan | None:
         """Plan and freeze the next round, or return the plan of the first planner.
 
         Returns None if no row is to be asked again.
@@ -51,7 +51,7 @@ class FollowUp:
             known = self.folder.read_plan(last.round + 1)
         return Plan.from_json(known) if known is not None else None
 
-    def _extend(self, last: Plan, landed: dict[int, Landed]) -> Plan:
+    def _extend(self, last: Plan, landed: dict[int, ShardResult]) -> Plan:
         nonce = secrets.token_hex(5)
         routes = (*last.routes, *(_raised(route) for route in last.routes))
         draft = replace(
@@ -71,7 +71,7 @@ class FollowUp:
         return replace(draft, shards=shards)
 
     def _write(
-        self, last: Plan, draft: Plan, landed: dict[int, Landed], route: int, number: int
+        self, last: Plan, draft: Plan, landed: dict[int, ShardResult], route: int, number: int
     ) -> tuple[PlannedShard, ...]:
         """The shards of one route: requests keep their order, and their rows stay with them."""
         chosen = [
@@ -86,7 +86,7 @@ class FollowUp:
             scratch=self.scratch,
             nonce=draft.nonce,
             run_token=draft.run_token,
-            bounds=Bounds.of(self.parts.provider.limits, rows_per_batch=last.limits.rows_per_batch),
+            bounds=ShardBounds.of(self.parts.provider.limits, rows_per_batch=last.limits.rows_per_batch),
             first_number=number,
         )
         template = self.parts.provider.encode(draft.routes[route].call)
@@ -106,7 +106,7 @@ class FollowUp:
                     if ordinal in one.requests
                 )
                 while some := list(islice(prompts, _PROMPTS_AT_ONCE)):
-                    yield octets(some)
+                    yield binary_array(some)
             path.unlink()
 
     def _requests(self, last: Plan, shard: PlannedShard) -> Path:
@@ -139,7 +139,9 @@ class _Chosen:
     requests: dict[int, Outcome]
 
 
-def _wanted(shard: PlannedShard, landed: dict[int, Landed], route: int, routes: int) -> dict[int, Outcome]:
+def _wanted(
+    shard: PlannedShard, landed: dict[int, ShardResult], route: int, routes: int
+) -> dict[int, Outcome]:
     """The requests of this shard that the next round asks by this route."""
     wanted = {}
     for request, outcome in landed[shard.number].again:

@@ -26,7 +26,7 @@ Values = tuple[Any, ...]
 UNREADABLE_LINE = "unreadable_line"
 
 
-class Bill(NamedTuple):
+class AnswerCost(NamedTuple):
     """The tokens of one answer, and what they cost in a batch and in real time; None: no price of the model is known."""
 
     usage: Usage = Usage()
@@ -35,7 +35,7 @@ class Bill(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
+class RowFailure:
     """Why a request has no good answer."""
 
     code: str | None = None
@@ -44,38 +44,38 @@ class Failure:
     retryable: bool = True
 
 
-class Verdict(NamedTuple):
+class Judgement(NamedTuple):
     """The judgement on one request, from one line. Exactly one of `values` and `failure` is set."""
 
     request: int
     outcome: Outcome
-    bill: Bill
+    bill: AnswerCost
     model: str | None = None
     values: Values | None = None
-    failure: Failure | None = None
+    failure: RowFailure | None = None
 
     @property
     def is_readable(self) -> bool:
         return self.failure is None or self.failure.code != UNREADABLE_LINE
 
 
-NO_BILL = Bill()
-SILENCE = Failure()
+NO_BILL = AnswerCost()
+SILENCE = RowFailure()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
+class Judgements:
     """The columns. Only a request that succeeded has values, and only one that did not has a failure."""
 
     outcomes: list[Outcome]
     values: list[Values | None]
-    bills: list[Bill]
+    bills: list[AnswerCost]
     models: list[str | None]
     batch_ids: list[str | None]  # None: no line has mentioned the request
-    failures: dict[int, Failure]
+    failures: dict[int, RowFailure]
 
     @classmethod
-    def alike(cls, requests: int, outcome: Outcome, failure: Failure = SILENCE) -> "Judged":
+    def alike(cls, requests: int, outcome: Outcome, failure: RowFailure = SILENCE) -> "Judgements":
         """All requests with the same fate, and nothing said of any of them yet."""
         return cls(
             outcomes=[outcome] * requests,
@@ -89,7 +89,7 @@ class Judged:
     def __len__(self) -> int:
         return len(self.outcomes)
 
-    def put(self, verdict: Verdict, batch_id: str) -> None:
+    def put(self, verdict: Judgement, batch_id: str) -> None:
         """Enter what a line of this batch says about its request."""
         request = verdict.request
         self.outcomes[request] = verdict.outcome
@@ -102,7 +102,7 @@ class Judged:
         else:
             self.failures[request] = verdict.failure
 
-    def failure(self, request: int) -> Failure:
+    def failure(self, request: int) -> RowFailure:
         """Why this request, which did not succeed, has no good answer."""
         return self.failures.get(request, SILENCE)
 
@@ -138,7 +138,7 @@ _REMEMBERED = 4096
 _ORDINAL_DIGITS = 12
 
 #: The bill of a line that was probably paid for, although nobody can tell what it has cost.
-_UNKNOWN_BILL = Bill(Usage(), None, None)
+_UNKNOWN_BILL = AnswerCost(Usage(), None, None)
 
 _MESSAGES = {
     UNREADABLE_LINE: "The result line cannot be read",
@@ -159,14 +159,14 @@ class LineJudge:
     prices: PriceList
 
     @cached_property
-    def _billed(self) -> Callable[[Usage], Bill]:
+    def _billed(self) -> Callable[[Usage], AnswerCost]:
         return lru_cache(_REMEMBERED)(self._bill)
 
     @cached_property
     def _parsed(self) -> Callable[[str], Answer | Invalid]:
         return lru_cache(_REMEMBERED)(self.parser.parse)
 
-    def judge(self, line: bytes, token: str, requests: int) -> Verdict | None:
+    def judge(self, line: bytes, token: str, requests: int) -> Judgement | None:
         """The verdict on the request of this shard that the line answers; None: the line cannot be read and names none.
 
         Raises `Foreign` for a readable line that answers no request of the shard, and `MemoryError`.
@@ -184,24 +184,24 @@ class LineJudge:
             named = _named(line, token, requests) if request is None else request
             return None if named is None else _spoiled(line, error, named, bill)
 
-    def _verdict(self, result: Result, request: int, bill: Bill) -> Verdict:
+    def _verdict(self, result: Result, request: int, bill: AnswerCost) -> Judgement:
         model = _name(result.model)
         if result.outcome is not Outcome.SUCCEEDED:
             failure = _failure(result, result.error_code or result.finish_reason, result.error_message)
-            return Verdict(request, result.outcome, bill, model, failure=failure)
+            return Judgement(request, result.outcome, bill, model, failure=failure)
         answer = self._parsed(result.text or "")
         if isinstance(answer, Answer):
-            return Verdict(request, Outcome.SUCCEEDED, bill, model, values=answer.values)
+            return Judgement(request, Outcome.SUCCEEDED, bill, model, values=answer.values)
         failure = _failure(result, answer.code, answer.message)
-        return Verdict(request, Outcome.INVALID, bill, model, failure=failure)
+        return Judgement(request, Outcome.INVALID, bill, model, failure=failure)
 
-    def _bill(self, usage: Usage) -> Bill:
+    def _bill(self, usage: Usage) -> AnswerCost:
         if not all(type(count) is int and 0 <= count <= MOST_TOKENS for count in usage):
             raise UnusableUsage
         priced = self.prices.priced(usage)
         if priced is None:
-            return Bill(usage, None, None)
-        return Bill(usage, float(priced.batch), float(priced.realtime))
+            return AnswerCost(usage, None, None)
+        return AnswerCost(usage, float(priced.batch), float(priced.realtime))
 
 
 def _request(custom_id: str, token: str, requests: int) -> int:
@@ -220,19 +220,19 @@ def _named(line: bytes, token: str, requests: int) -> int | None:
     return named.pop() if len(named) == 1 else None
 
 
-def _spoiled(line: bytes, error: Exception, request: int, bill: Bill) -> Verdict:
+def _spoiled(line: bytes, error: Exception, request: int, bill: AnswerCost) -> Judgement:
     """The verdict on a line that cannot be used."""
     code = UNUSABLE_USAGE if isinstance(error, UnusableUsage) else UNREADABLE_LINE
-    failure = Failure(
+    failure = RowFailure(
         code=code,
         message=f"{_MESSAGES[code]} ({type(error).__name__}).",
         excerpt=storable(line[:EXCERPT_CHARS].decode(errors="replace")),
     )
-    return Verdict(request, Outcome.INVALID, bill, failure=failure)
+    return Judgement(request, Outcome.INVALID, bill, failure=failure)
 
 
-def _failure(result: Result, code: str | None, message: str | None) -> Failure:
-    return Failure(
+def _failure(result: Result, code: str | None, message: str | None) -> RowFailure:
+    return RowFailure(
         code=_name(code),
         message=_text(message, MESSAGE_LENGTH),
         excerpt=_text(result.text, EXCERPT_CHARS),
@@ -254,10 +254,10 @@ def _text(value: object, length: int) -> str | None:
 
 
 @dataclass(slots=True, kw_only=True)
-class Gathered:
+class ReadResults:
     """The judged requests of a shard, and what served nobody."""
 
-    judged: Judged
+    judged: Judgements
     token: str = ""  # the shard's: each of its requests has it
     strange: Counter[str] = field(default_factory=Counter)  # lines, by kind
     stray_cost: float = 0.0  # of answers that served nobody, since another batch had given them
@@ -265,14 +265,14 @@ class Gathered:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gatherer:
+class ResultReader:
     """Gathers the verdicts on the lines of a plan's shards."""
 
     lines: LineJudge
     way: Way = Way.BATCH
 
     @classmethod
-    def of(cls, provider: Provider, plan: Plan, way: Way = Way.BATCH) -> "Gatherer":
+    def of(cls, provider: Provider, plan: Plan, way: Way = Way.BATCH) -> "ResultReader":
         """The prices are those of the day of the plan, on which its budget was judged."""
         return cls(
             lines=LineJudge(
@@ -292,16 +292,16 @@ class Gatherer:
         token: str,
         requests: int,
         unmentioned: Outcome = Outcome.MISSING,
-    ) -> Gathered:
+    ) -> ReadResults:
         """Judge the lines of a shard's batches, the recorded one first. The first good line of a request wins."""
-        gathered = Gathered(judged=Judged.alike(requests, unmentioned), token=token)
+        gathered = ReadResults(judged=Judgements.alike(requests, unmentioned), token=token)
         for batch_id, lines in batches:
             gathered.batches.append(batch_id)
             for line in lines:
                 self._take(line, batch_id, gathered)
         return gathered
 
-    def _take(self, line: bytes, batch_id: str, gathered: Gathered) -> None:
+    def _take(self, line: bytes, batch_id: str, gathered: ReadResults) -> None:
         judged = gathered.judged
         try:
             verdict = self.lines.judge(line, gathered.token, len(judged))
@@ -318,7 +318,7 @@ class Gatherer:
             judged.put(verdict, batch_id)
 
 
-def _serves(verdict: Verdict, batch_id: str, gathered: Gathered, *, is_bought: bool) -> bool:
+def _serves(verdict: Judgement, batch_id: str, gathered: ReadResults, *, is_bought: bool) -> bool:
     """Return whether a second line replaces the first.
 
     One of the same batch is the provider's slip. One of another batch was bought, and so was each answer in real time

@@ -16,12 +16,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from airflow_batch_llm.core.model import Outcome
-from airflow_batch_llm.core.selection import Verdict, after_failure, after_rejection
+from airflow_batch_llm.core.selection import Consequence, after_failure, after_rejection
 from airflow_batch_llm.providers.failures import detail, word
-from airflow_batch_llm.stage.land.gathering import Failure, Judged
+from airflow_batch_llm.stage.land.gathering import Judgements, RowFailure
 from airflow_batch_llm.stage.plan.carried import restored
 from airflow_batch_llm.stage.plan.spool import ATTEMPTS, INPUT_HASH, PROBLEM, REQUEST, SHARED
-from airflow_batch_llm.warehouses.arrow import amounts, flags, moment, number, numbers, text, texts
+from airflow_batch_llm.warehouses.arrow import (
+    bool_array,
+    float64_array,
+    int64_array,
+    int64_scalar,
+    string_array,
+    string_scalar,
+    timestamp_scalar,
+)
 from airflow_batch_llm.warehouses.base import Target
 
 _ROWS_AT_ONCE = 16_384
@@ -40,7 +48,7 @@ _NOT_SENT = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stamp:
+class Bookkeeping:
     """The values that are the same for every row of a landed shard."""
 
     run_id: str
@@ -59,11 +67,11 @@ class Stamp:
         count = len(input_hashes)
         return {
             "_llm_input_hash": input_hashes,
-            "_llm_spec_hash": pa.repeat(text(self.spec_hash), count),
-            "_llm_run_id": pa.repeat(text(self.run_id), count),
-            "_llm_shard": pa.repeat(number(self.shard), count),
-            "_llm_planned_at": pa.repeat(moment(self.planned_at), count),
-            "_llm_processed_at": pa.repeat(moment(self.processed_at), count),
+            "_llm_spec_hash": pa.repeat(string_scalar(self.spec_hash), count),
+            "_llm_run_id": pa.repeat(string_scalar(self.run_id), count),
+            "_llm_shard": pa.repeat(int64_scalar(self.shard), count),
+            "_llm_planned_at": pa.repeat(timestamp_scalar(self.planned_at), count),
+            "_llm_processed_at": pa.repeat(timestamp_scalar(self.processed_at), count),
         }
 
 
@@ -80,19 +88,19 @@ class Tally:
     samples: list[str] = field(default_factory=list)  # keys of some rows without a good answer
 
 
-class Lander:
+class RowWriter:
     """Turns one shard's keys file and judged requests into the two tables' rows."""
 
-    def __init__(self, target: Target, stamp: Stamp, judged: Judged) -> None:
+    def __init__(self, target: Target, stamp: Bookkeeping, judged: Judgements) -> None:
         self._target = target
         self._stamp = stamp
         self._judged = judged
-        self._good = flags(outcome is Outcome.SUCCEEDED for outcome in judged.outcomes)
+        self._good = bool_array(outcome is Outcome.SUCCEEDED for outcome in judged.outcomes)
         self._answers = self._answer_columns()
         self._money = self._money_columns()
         self._origin = {
-            "_llm_model": texts([model or stamp.model for model in judged.models]),
-            "_llm_batch_id": texts(judged.batch_ids),
+            "_llm_model": string_array([model or stamp.model for model in judged.models]),
+            "_llm_batch_id": string_array(judged.batch_ids),
         }
 
     def write(self, keys: Path, answers: Path, failures: Path) -> Tally:
@@ -121,10 +129,10 @@ class Lander:
     def _money_columns(self) -> dict[str, pa.Array]:
         usages = list(self._judged.usages())
         return {
-            "_llm_input_tokens": numbers(usage.input_tokens for usage in usages),
-            "_llm_cached_tokens": numbers(usage.cached_tokens for usage in usages),
-            "_llm_output_tokens": numbers(usage.output_tokens for usage in usages),
-            "_llm_cost_usd": amounts([bill.cost for bill in self._judged.bills]),
+            "_llm_input_tokens": int64_array(usage.input_tokens for usage in usages),
+            "_llm_cached_tokens": int64_array(usage.cached_tokens for usage in usages),
+            "_llm_output_tokens": int64_array(usage.output_tokens for usage in usages),
+            "_llm_cost_usd": float64_array([bill.cost for bill in self._judged.bills]),
         }
 
     def _answer_rows(self, rows: pa.RecordBatch) -> pa.RecordBatch:
@@ -149,19 +157,19 @@ class Lander:
             _count_code(outcome, failure, tally, again=verdict.again)
         columns = _named(restored(rows, self._target.key))
         columns |= {
-            "_llm_outcome": texts([str(outcome) for outcome in outcomes]),
-            "_llm_error_code": texts([failure.code for failure in failures]),
-            "_llm_error_message": texts([failure.message for failure in failures]),
-            "_llm_raw_excerpt": texts(
+            "_llm_outcome": string_array([str(outcome) for outcome in outcomes]),
+            "_llm_error_code": string_array([failure.code for failure in failures]),
+            "_llm_error_message": string_array([failure.message for failure in failures]),
+            "_llm_raw_excerpt": string_array(
                 [failure.excerpt if self._stamp.raw_excerpt else None for failure in failures]
             ),
-            "_llm_attempts": numbers(verdict.attempts for verdict in verdicts),
-            "_llm_dead": flags(verdict.dead for verdict in verdicts),
+            "_llm_attempts": int64_array(verdict.attempts for verdict in verdicts),
+            "_llm_dead": bool_array(verdict.dead for verdict in verdicts),
         }
         return _arranged(columns | self._bookkeeping(rows), self._target.failure_columns)
 
     def _count(
-        self, rows: pa.RecordBatch, outcomes: list[Outcome], verdicts: list[Verdict], tally: Tally
+        self, rows: pa.RecordBatch, outcomes: list[Outcome], verdicts: list[Consequence], tally: Tally
     ) -> None:
         """Note what these rows without a good answer mean for the run."""
         tally.outcomes.update(outcomes)
@@ -174,7 +182,7 @@ class Lander:
         wanted = rows.slice(0, max(0, SAMPLES - len(tally.samples)))
         tally.samples += sample_keys(restored(wanted, self._target.key))
 
-    def _verdict(self, outcome: Outcome, failure: Failure, attempts: int) -> Verdict:
+    def _verdict(self, outcome: Outcome, failure: RowFailure, attempts: int) -> Consequence:
         if self._stamp.rejected:
             return after_rejection(attempts)
         return after_failure(
@@ -190,11 +198,11 @@ class Lander:
         columns = self._stamp.columns(rows.column(INPUT_HASH)) | {"_llm_shared": shared}
         columns |= {name: values.take(requests) for name, values in self._origin.items()}
         for name, values in self._money.items():
-            columns[name] = pc.if_else(shared, number(0).cast(values.type), values.take(requests))
+            columns[name] = pc.if_else(shared, int64_scalar(0).cast(values.type), values.take(requests))
         return columns
 
 
-def _count_code(outcome: Outcome, failure: Failure, tally: Tally, *, again: bool) -> None:
+def _count_code(outcome: Outcome, failure: RowFailure, tally: Tally, *, again: bool) -> None:
     """Count a row by its error code, and keep what the vendor said the first time."""
     code = word(failure.code)
     if not code:
@@ -211,7 +219,9 @@ def sample_keys(keys: pa.RecordBatch) -> list[str]:
     return ["/".join(str(value)[:SAMPLE_CHARS] for value in row.values()) for row in keys.to_pylist()]
 
 
-def unsendable_failures(rows: pa.RecordBatchReader, target: Target, stamp: Stamp) -> pa.RecordBatchReader:
+def unsendable_failures(
+    rows: pa.RecordBatchReader, target: Target, stamp: Bookkeeping
+) -> pa.RecordBatchReader:
     """The failures of rows that were never sent: their problem reads `<code>: <message>`. They cost nothing."""
 
     def failures() -> Iterator[pa.RecordBatch]:
@@ -219,13 +229,13 @@ def unsendable_failures(rows: pa.RecordBatchReader, target: Target, stamp: Stamp
             count = batch.num_rows
             problems = [str(problem).partition(": ") for problem in batch.column(PROBLEM).to_pylist()]
             columns = stamp.columns(batch.column(INPUT_HASH)) | {
-                "_llm_outcome": pa.repeat(text(Outcome.ERRORED), count),
-                "_llm_error_code": texts([code for code, _, _ in problems]),
-                "_llm_error_message": texts([message for _, _, message in problems]),
+                "_llm_outcome": pa.repeat(string_scalar(Outcome.ERRORED), count),
+                "_llm_error_code": string_array([code for code, _, _ in problems]),
+                "_llm_error_message": string_array([message for _, _, message in problems]),
                 "_llm_attempts": batch.column(ATTEMPTS),
-                "_llm_dead": flags([False] * count),
-                "_llm_model": pa.repeat(text(stamp.model), count),
-                "_llm_shared": flags([False] * count),
+                "_llm_dead": bool_array([False] * count),
+                "_llm_model": pa.repeat(string_scalar(stamp.model), count),
+                "_llm_shared": bool_array([False] * count),
             }
             columns |= _named(restored(batch, target.key))
             absent = {name: pa.nulls(count, kind) for name, kind in _NOT_SENT}
@@ -262,7 +272,7 @@ def _written(path: Path, schema: pa.Schema) -> Iterator[Any]:
 
 @contextmanager
 def landed_rows(path: Path) -> Iterator[pa.RecordBatchReader]:
-    """Stream the rows that `Lander.write` wrote."""
+    """Stream the rows that `RowWriter.write` wrote."""
     with pa.OSFile(str(path), "rb") as file, pa.ipc.open_stream(file) as reader:
         yield reader
 
@@ -271,9 +281,9 @@ def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     if isinstance(kind, pa.BaseExtensionType):
         return pa.ExtensionArray.from_storage(kind, _array(values, kind.storage_type))
     if kind == pa.string():
-        return texts(values)
+        return string_array(values)
     if kind == pa.float64():
-        return amounts(values)
+        return float64_array(values)
     return pa.array(values, kind)
 
 

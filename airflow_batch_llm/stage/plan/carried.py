@@ -15,24 +15,24 @@ from airflow_batch_llm.core.request import canonical
 from airflow_batch_llm.core.value import plain
 from airflow_batch_llm.errors import SourceError
 from airflow_batch_llm.warehouses.arrow import json_text, plain_text
-from airflow_batch_llm.warehouses.kind import Kind, fits, of_arrow
+from airflow_batch_llm.warehouses.kind import ColumnKind, fits, of_arrow
 
-_CARRIED: dict[Kind, pa.DataType] = {
-    Kind.STRING: pa.string(),
-    Kind.REAL: pa.float32(),
-    Kind.DATE: pa.date32(),
-    Kind.TIME: pa.time64("us"),
-    Kind.TIMESTAMP: pa.timestamp("us"),
-    Kind.TIMESTAMPTZ: pa.timestamp("us", tz="UTC"),
-    Kind.BINARY: pa.binary(),
-    Kind.UUID: pa.uuid(),
-    Kind.JSON: pa.json_(pa.string()),
-    Kind.VECTOR: pa.list_(pa.float64()),
+_CARRIED: dict[ColumnKind, pa.DataType] = {
+    ColumnKind.STRING: pa.string(),
+    ColumnKind.REAL: pa.float32(),
+    ColumnKind.DATE: pa.date32(),
+    ColumnKind.TIME: pa.time64("us"),
+    ColumnKind.TIMESTAMP: pa.timestamp("us"),
+    ColumnKind.TIMESTAMPTZ: pa.timestamp("us", tz="UTC"),
+    ColumnKind.BINARY: pa.binary(),
+    ColumnKind.UUID: pa.uuid(),
+    ColumnKind.JSON: pa.json_(pa.string()),
+    ColumnKind.VECTOR: pa.list_(pa.float64()),
 }
 #: Why a column is no key, by its kind.
 _NO_KEYS = {
-    Kind.JSON: "equal values of it can be written in several ways",
-    Kind.VECTOR: "databases do not compare lists",
+    ColumnKind.JSON: "equal values of it can be written in several ways",
+    ColumnKind.VECTOR: "databases do not compare lists",
 }
 
 
@@ -63,9 +63,9 @@ def carried(array: pa.Array, type_: pa.DataType) -> pa.Array:
     if isinstance(array, pa.DictionaryArray):
         array = array.dictionary_decode()
     kind = of_arrow(array.type)
-    if kind is Kind.JSON:
+    if kind is ColumnKind.JSON:
         return pa.ExtensionArray.from_storage(type_, json_text(array))
-    if kind is Kind.STRING:
+    if kind is ColumnKind.STRING:
         return plain_text(array)
     if isinstance(array, pa.ExtensionArray):
         array = array.storage

@@ -17,13 +17,13 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from airflow_batch_llm.core.estimate import Estimate, Size, estimate, usual_answer
+from airflow_batch_llm.core.estimate import Estimate, RequestSize, estimate, usual_answer
 from airflow_batch_llm.core.model import Call
 from airflow_batch_llm.core.output_type import OutputType
 from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.core.printing import counted, verb
 from airflow_batch_llm.core.prompt import CompiledPrompt
-from airflow_batch_llm.core.request import Bounds, LineTemplate
+from airflow_batch_llm.core.request import LineTemplate, ShardBounds
 from airflow_batch_llm.core.selection import Reason
 from airflow_batch_llm.core.settings import BadRow, OverBudget, Stage
 from airflow_batch_llm.core.spec import Spec
@@ -67,7 +67,7 @@ class Quote:
             sample += [block[at].as_py() for at in range(-seen % every, len(block), every)]
             seen += len(block)
         del sample[_SAMPLE:]
-        size = Size(
+        size = RequestSize(
             requests=requests,
             prompt_bytes=total,
             largest_bytes=largest,
@@ -268,7 +268,7 @@ class Drafting:
             scratch=self.scratch,
             nonce=draft.nonce,
             run_token=draft.run_token,
-            bounds=Bounds.of(self.parts.provider.limits, rows_per_batch=self.stage.pace.rows_per_batch),
+            bounds=ShardBounds.of(self.parts.provider.limits, rows_per_batch=self.stage.pace.rows_per_batch),
         )
         shards = writer.write_requests(self.resolved.template, spool.prompts(allowed))
         shards = writer.write_keys(shards, spool.keyed_rows(allowed), keys_schema(spool.columns))

@@ -12,18 +12,18 @@ from typing import Any, assert_never
 
 from airflow_batch_llm.core.reservation import (
     TICKET_LEASE_SECONDS,
+    DeclareOver,
     Draft,
     Freeze,
-    GiveUp,
     LookAt,
-    Open,
-    Pause,
+    OpenTicket,
+    PlannerTicket,
     ReadSource,
     Remember,
+    Rest,
     Seal,
     Settled,
     Step,
-    Ticket,
     TicketEntry,
     TicketKind,
     reserve,
@@ -70,7 +70,7 @@ class Planners:
         match step:
             case Settled():
                 return self._registers.settled_tickets(self._target)
-            case Open(number=number):
+            case OpenTicket(number=number):
                 return self._open(number)
             case ReadSource():
                 return self.drafting.read()
@@ -78,9 +78,9 @@ class Planners:
                 return self._draft()
             case LookAt(number=number):
                 return self._look(number)
-            case Pause(number=number, holder=holder):
+            case Rest(number=number, holder=holder):
                 return self._pause(number, holder)
-            case GiveUp(number=number, last=last):
+            case DeclareOver(number=number, last=last):
                 return self._give_up_own() if number == self._own else self._give_up(number, last)
             case Freeze(run=run, draft=draft):
                 return self._freeze(self._registers.folder(run), draft)
@@ -123,7 +123,7 @@ class Planners:
         if folder.path != self.folder.path:
             self.drafting.note(folder)
 
-    def _look(self, number: int) -> Ticket:
+    def _look(self, number: int) -> PlannerTicket:
         return ticket_of(self._registers.ticket(self._target, number))
 
     def _pause(self, number: int, holder: TicketEntry) -> bool:
@@ -135,7 +135,7 @@ class Planners:
             return True
         if number not in self._waited_for:
             self._waited_for.add(number)
-            self.parts.say(f"Waiting for {holder.run}, which plans on the same target.")
+            self.parts.log(f"Waiting for {holder.run}, which plans on the same target.")
         self.parts.sleep(_LOOK_SECONDS)
         return False
 

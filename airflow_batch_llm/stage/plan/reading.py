@@ -16,9 +16,15 @@ from airflow_batch_llm.core.settings import Only, Source
 from airflow_batch_llm.core.spec import input_hashes
 from airflow_batch_llm.errors import PromptError, SourceError
 from airflow_batch_llm.stage.land.landing import sample_keys
-from airflow_batch_llm.stage.parts import Reads
+from airflow_batch_llm.stage.parts import ReadsSource
 from airflow_batch_llm.stage.plan.spool import ATTEMPTS, INPUT_HASH, PROBLEM, PROMPTS, REASON, SEQ, Spool
-from airflow_batch_llm.warehouses.arrow import number, numbers, octets, text, texts
+from airflow_batch_llm.warehouses.arrow import (
+    binary_array,
+    int64_array,
+    int64_scalar,
+    string_array,
+    string_scalar,
+)
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, JoinsKnown, SharesFile, Target, Warehouse
 
 TOO_LARGE = "too_large"
@@ -51,7 +57,7 @@ class Reading:
         for batch in rows:
             self._refuse_null_keys(batch)
             values = self._values(batch)
-            hashes = texts(input_hashes(values))
+            hashes = string_array(input_hashes(values))
             why = [reasons[code] for code in _codes(batch, hashes, self.spec_hash).to_pylist()]
             wanted = [i for i, reason in enumerate(why) if reason in SENT]
             if self.max_rows is not None:
@@ -63,13 +69,13 @@ class Reading:
             if len(wanted) < batch.num_rows:
                 values = {name: [column[i] for i in wanted] for name, column in values.items()}
             prompts, problems = self._render(values, wanted, why)
-            seqs = numbers(range(seq, seq + batch.num_rows))
+            seqs = int64_array(range(seq, seq + batch.num_rows))
             spool.write(
                 pa.RecordBatch.from_pydict(
                     {
                         SEQ: seqs,
-                        REASON: texts(why),
-                        PROBLEM: texts(list(map(problems.get, range(batch.num_rows)))),
+                        REASON: string_array(why),
+                        PROBLEM: string_array(list(map(problems.get, range(batch.num_rows)))),
                         INPUT_HASH: hashes,
                         ATTEMPTS: _attempts(batch, hashes, self.spec_hash),
                         **{name: batch.column(name) for name in spool.columns.names},
@@ -77,8 +83,8 @@ class Reading:
                 ),
                 pa.RecordBatch.from_pydict(
                     {
-                        SEQ: seqs.take(numbers(prompts)),
-                        "prompt": octets(list(prompts.values())),
+                        SEQ: seqs.take(int64_array(prompts)),
+                        "prompt": binary_array(list(prompts.values())),
                     },
                     schema=PROMPTS,
                 ),
@@ -114,7 +120,7 @@ class Reading:
 
     def _refuse_nulls(self, batch: pa.RecordBatch, wanted: list[int]) -> None:
         """Refuse NULL where the target takes none, in rows that are sent: their answers could not land."""
-        rows = batch.take(numbers(wanted)) if self.required else batch
+        rows = batch.take(int64_array(wanted)) if self.required else batch
         for name in sorted(self.required):
             empty = rows.filter(pc.is_null(rows.column(name)))
             if empty.num_rows:
@@ -132,7 +138,9 @@ class Reading:
                 )
 
 
-def with_known(reads: Reads, source: Source, warehouse: Warehouse, target: Target) -> pa.RecordBatchReader:
+def with_known(
+    reads: ReadsSource, source: Source, warehouse: Warehouse, target: Target
+) -> pa.RecordBatchReader:
     """The source's rows with what the target knows of them: joined where they are read, otherwise looked up."""
     if reads is warehouse and isinstance(warehouse, JoinsKnown):
         return warehouse.read_known(source, target)
@@ -182,27 +190,27 @@ def _codes(batch: pa.RecordBatch, hashes: pa.Array, spec_hash: str) -> pa.Array:
     """The code of `Seen` for each row."""
     answered = pc.is_valid(batch.column("_llm_known_input_hash"))
     same_input = pc.equal(batch.column("_llm_known_input_hash"), hashes)
-    same_spec = pc.equal(batch.column("_llm_known_spec_hash"), text(spec_hash))
+    same_spec = pc.equal(batch.column("_llm_known_spec_hash"), string_scalar(spec_hash))
     dead = pc.and_kleene(batch.column("_llm_failed_dead"), _same_failure(batch, hashes, spec_hash))
-    code = numbers([0] * batch.num_rows)
+    code = int64_array([0] * batch.num_rows)
     for bit, fact in ((1, answered), (2, same_input), (4, same_spec), (8, dead)):
-        code = pc.add(code, pc.multiply(_where(fact), number(bit)))
+        code = pc.add(code, pc.multiply(_where(fact), int64_scalar(bit)))
     return code
 
 
 def _same_failure(batch: pa.RecordBatch, hashes: pa.Array, spec_hash: str) -> pa.Array:
     return pc.and_kleene(
         pc.equal(batch.column("_llm_failed_input_hash"), hashes),
-        pc.equal(batch.column("_llm_failed_spec_hash"), text(spec_hash)),
+        pc.equal(batch.column("_llm_failed_spec_hash"), string_scalar(spec_hash)),
     )
 
 
 def _attempts(batch: pa.RecordBatch, hashes: pa.Array, spec_hash: str) -> pa.Array:
     """Return the number of earlier failures of this very request; 0 where row or spec has changed since."""
     same = _where(_same_failure(batch, hashes, spec_hash))
-    return pc.multiply(same, pc.coalesce(batch.column("_llm_failed_attempts"), number(0)))
+    return pc.multiply(same, pc.coalesce(batch.column("_llm_failed_attempts"), int64_scalar(0)))
 
 
 def _where(fact: pa.Array) -> pa.Array:
     """1 where it is true, and 0 where it is not or not known."""
-    return pc.coalesce(fact.cast(pa.int64()), number(0))
+    return pc.coalesce(fact.cast(pa.int64()), int64_scalar(0))

@@ -12,11 +12,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from airflow_batch_llm.core.request import ORDINAL_DIGITS, PROMPT, Bounds, Cutter, LineTemplate, shard_token
-from airflow_batch_llm.stage.plan.spool import REQUEST, Ahead
+from airflow_batch_llm.core.request import (
+    ORDINAL_DIGITS,
+    PROMPT,
+    Cutter,
+    LineTemplate,
+    ShardBounds,
+    shard_token,
+)
+from airflow_batch_llm.stage.plan.spool import REQUEST, SortedReader
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import PlannedShard
-from airflow_batch_llm.warehouses.arrow import number, numbers, octets
+from airflow_batch_llm.warehouses.arrow import binary_array, int64_array, int64_scalar
 
 # The lines that are made at once, and their bytes at most.
 _LINES_AT_ONCE = 1000
@@ -31,7 +38,7 @@ class ShardWriter:
     scratch: Path
     nonce: str
     run_token: str
-    bounds: Bounds
+    bounds: ShardBounds
     first_number: int = 1
 
     def write_requests(
@@ -85,13 +92,13 @@ class ShardWriter:
     ) -> tuple[PlannedShard, ...]:
         """The rows of all shards. They come sorted by request, numbered through all shards from 0."""
         done = []
-        waiting = Ahead(rows, REQUEST, schema)
+        waiting = SortedReader(rows, REQUEST, schema)
         first = 0
         for shard in shards:
             path, count = self._keys_path(shard.number), 0
             with pq.ParquetWriter(path, schema, compression="lz4", use_dictionary=False) as writer:
                 for batch in waiting.below(first + shard.requests).to_batches():
-                    ordinals = pc.subtract(batch.column(REQUEST), number(first))
+                    ordinals = pc.subtract(batch.column(REQUEST), int64_scalar(first))
                     at = schema.get_field_index(REQUEST)
                     writer.write_batch(batch.set_column(at, schema.field(at), ordinals))
                     count += batch.num_rows
@@ -125,14 +132,14 @@ class _Lines:
 
     def __init__(self, template: LineTemplate, token: str) -> None:
         self._holes = template.holes
-        self._pieces = [octets([piece])[0] for piece in template.pieces_under(token)]
-        self._nothing = octets([b""])[0]
+        self._pieces = [binary_array([piece])[0] for piece in template.pieces_under(token)]
+        self._nothing = binary_array([b""])[0]
         self.sha = hashlib.sha256()
         self.count = self.size = 0
 
     def of(self, prompts: pa.BinaryArray) -> memoryview:
         """The lines of the next prompts, in one block."""
-        ordinals = numbers(range(self.count, self.count + len(prompts))).cast(pa.string())
+        ordinals = int64_array(range(self.count, self.count + len(prompts))).cast(pa.string())
         digits = pc.utf8_lpad(ordinals, ORDINAL_DIGITS, "0").cast(pa.binary())
         parts = [self._pieces[0]]
         for hole, piece in zip(self._holes, self._pieces[1:], strict=True):

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 
 from airflow_batch_llm.core.selection import SENT, Reason
 from airflow_batch_llm.stage.plan.carried import carried, comparable, restored, stored, stored_schema
-from airflow_batch_llm.warehouses.arrow import number
+from airflow_batch_llm.warehouses.arrow import int64_scalar
 
 
-class Ahead:
+class SortedReader:
     """A reader that holds the rows of a sorted stream that were read and not yet taken: one batch at most."""
 
     def __init__(self, batches: Iterable[pa.RecordBatch], column: str, schema: pa.Schema) -> None:
@@ -30,7 +30,7 @@ class Ahead:
         """The rows with less than this in the sorted column that were not taken before."""
         taken = []
         while (batch := self._next()) is not None:
-            count = pc.sum(pc.less(batch.column(self._column), number(value)).cast(pa.int64())).as_py()
+            count = pc.sum(pc.less(batch.column(self._column), int64_scalar(value)).cast(pa.int64())).as_py()
             taken.append(batch.slice(0, count))
             if count < batch.num_rows:
                 self._rest = batch.slice(count)
@@ -208,13 +208,13 @@ class Spool:
             firsts = own.column(_FIRST).combine_chunks()
             together = pa.concat_tables([own, repeats.below(firsts[-1].as_py() + 1)])
             together = together.sort_by([(_FIRST, "ascending"), (SEQ, "ascending")])
-            places = pc.add(pc.index_in(together.column(_FIRST), firsts).cast(pa.int64()), number(done))
+            places = pc.add(pc.index_in(together.column(_FIRST), firsts).cast(pa.int64()), int64_scalar(done))
             shared = pc.not_equal(together.column(SEQ), together.column(_FIRST))
             keyed = together.append_column(REQUEST, places).append_column(SHARED, shared)
             yield from keyed.select(schema.names).cast(schema).to_batches()
             done += own.num_rows
 
-    def _repeats(self) -> Ahead:
+    def _repeats(self) -> SortedReader:
         """The rows that are sent and whose request an earlier row pays for, by that request."""
         path = self._folder / "repeats.parquet"
         schema = self._schema.append(pa.field(_FIRST, pa.int64()))
@@ -223,7 +223,7 @@ class Spool:
                 writer.write_table(rows.filter(pc.not_equal(rows.column(SEQ), rows.column(_FIRST))))
         source = str(path).replace("'", "''")
         reader = self._stream(f"SELECT * FROM read_parquet('{source}') ORDER BY {_FIRST}, {SEQ}")
-        return Ahead((batch.cast(schema) for batch in reader), _FIRST, schema)
+        return SortedReader((batch.cast(schema) for batch in reader), _FIRST, schema)
 
     def _sent_rows(self) -> Iterator[pa.Table]:
         """The rows that are sent, in source order, each with the first one of its request."""
@@ -236,10 +236,10 @@ class Spool:
                 rows = pa.Table.from_batches([batch]).filter(pc.is_in(seen, known.column(SEQ)))
                 yield rows.append_column(_FIRST, known.column(_FIRST))
 
-    def _sent(self, sql: str, *names: str) -> Ahead:
+    def _sent(self, sql: str, *names: str) -> SortedReader:
         """A question about the rows that are sent, answered in their order: the table is in it, and is read in it."""
         schema = pa.schema([(name, pa.int64()) for name in names])
-        return Ahead(self._stream(sql), names[0], schema)
+        return SortedReader(self._stream(sql), names[0], schema)
 
     def rows_with(self, reason: Reason) -> pa.RecordBatchReader:
         """The rows that were given this reason while reading."""

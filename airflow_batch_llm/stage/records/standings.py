@@ -32,7 +32,7 @@ def read_standings(folder: RunFolder, plan: Plan) -> list[tuple[PlannedShard, St
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Landed:
+class ShardResult:
     """Written again whenever the shard is landed again."""
 
     report: Report
@@ -57,7 +57,7 @@ class Landed:
         )
 
     @classmethod
-    def from_json(cls, data: bytes) -> "Landed":
+    def from_json(cls, data: bytes) -> "ShardResult":
         fields = orjson.loads(data)
         return cls(
             report=Report.from_json(fields["report"]),
@@ -74,11 +74,11 @@ class Landed:
 _LANDED_READERS = 8
 
 
-def read_landed(folder: RunFolder, number: int) -> Landed:
+def read_landed(folder: RunFolder, number: int) -> ShardResult:
     """Read the results of a loaded shard."""
     data = folder.read_landed(number)
     assert data is not None, "it is written before the journal says that the shard is staged"
-    return Landed.from_json(data)
+    return ShardResult.from_json(data)
 
 
 def spent(folder: RunFolder, numbers: Iterable[int]) -> float:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from airflow_batch_llm.core.asking import Turn, taking
-from airflow_batch_llm.core.journal import Ask, Entry, Kind, Standing, decide, stand
+from airflow_batch_llm.core.journal import Ask, Entry, RecordKind, Standing, decide, stand
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.printing import counted
 from airflow_batch_llm.core.request import ORDINAL_DIGITS
@@ -149,7 +149,7 @@ class _Asking:
         path = await asyncio.to_thread(self._requests)
         self._answered_at = self._kept_at = self._now()
         still = self.shard.requests - len(answered)
-        self.asker.parts.say(f"Shard {self.shard.number}: {counted(still, 'request')} asked in real time.")
+        self.asker.parts.log(f"Shard {self.shard.number}: {counted(still, 'request')} asked in real time.")
         try:
             with path.open("rb") as file:
                 lines = (_Request(n, line) for n, line in enumerate(split_lines(file)) if n not in answered)
@@ -200,7 +200,13 @@ class _Asking:
             again = self._now() + (trouble.retry_after or _AGAIN_SECONDS)
         await self._record(
             self._turn.last_word(
-                Entry(kind=Kind.RELEASED, nonce="", at=self._now(), reason=self._reason(), not_before=again)
+                Entry(
+                    kind=RecordKind.RELEASED,
+                    nonce="",
+                    at=self._now(),
+                    reason=self._reason(),
+                    not_before=again,
+                )
             )
         )
         if trouble is not None and not again:
@@ -213,7 +219,7 @@ class _Asking:
         unmentioned = Outcome.CANCELED if is_late else Outcome.MISSING
         await asyncio.to_thread(self._write_results, batch_id)
         ended = Entry(
-            kind=Kind.ENDED, nonce="", at=self._now(), batch_id=batch_id, unmentioned=unmentioned.value
+            kind=RecordKind.ENDED, nonce="", at=self._now(), batch_id=batch_id, unmentioned=unmentioned.value
         )
         if not await self._record(self._turn.last_word(ended)):
             raise _Lost

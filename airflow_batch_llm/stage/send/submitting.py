@@ -13,7 +13,7 @@ from airflow_batch_llm.core.submission import (
     Action,
     Answer,
     Append,
-    Cancel,
+    CancelOwn,
     Created,
     Find,
     NotCreated,
@@ -83,7 +83,7 @@ class Submitter:
                 return self.parts.provider.upload(self._file(shard))
             case Send(upload=upload, expires_at=expires_at):
                 return self._send(shard, upload, Lease(expires_at=expires_at))
-            case Cancel(batch_id=batch_id):
+            case CancelOwn(batch_id=batch_id):
                 self.parts.provider.cancel(batch_id)
                 return None
             case Stop():

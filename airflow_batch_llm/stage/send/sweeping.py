@@ -14,13 +14,13 @@ from dataclasses import asdict, dataclass, replace
 
 import orjson
 
-from airflow_batch_llm.core.journal import CLOCK_SKEW_SECONDS, Doer, Entry, Kind, Standing, stand
+from airflow_batch_llm.core.journal import CLOCK_SKEW_SECONDS, Doer, Entry, RecordKind, Standing, stand
 from airflow_batch_llm.core.model import BatchState, BatchStatus, Search
 from airflow_batch_llm.core.printing import counted, verb
 from airflow_batch_llm.core.report import Report, Spent
 from airflow_batch_llm.errors import ProviderError, ResultsGone
 from airflow_batch_llm.providers.base import Provider
-from airflow_batch_llm.stage.land.gathering import Gatherer
+from airflow_batch_llm.stage.land.gathering import ResultReader
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder, generations, safe_name
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
@@ -163,7 +163,7 @@ class StrayCounter:
             cost = "an unknown amount: its results are gone" if stray.cost is None else f"${stray.cost:,.4f}"
             said = f"Shard {stray.shard}: batch {one.batch_id}, created besides the recorded one, has cost {cost}."
             if self.folder.read_report() is None:  # which will tell
-                self.parts.say(said)
+                self.parts.log(said)
             else:
                 self.parts.warn(
                     f"{said} The report of {self.folder.path} was stored before; `inspect` shows it."
@@ -176,7 +176,7 @@ class StrayCounter:
         try:
             lines = self.parts.provider.results(one.batch_id)
             judged = (
-                Gatherer.of(self.parts.provider, one.plan)
+                ResultReader.of(self.parts.provider, one.plan)
                 .gather([(one.batch_id, lines)], token=one.plan.token(one.shard), requests=one.shard.requests)
                 .judged
             )
@@ -275,12 +275,12 @@ class Sweeper:
         standing = stand(entries)
         if (standing.batch or standing.staged) is None or batch_id in {entry.batch_id for entry in entries}:
             return
-        self.parts.say(
+        self.parts.log(
             f"Shard {shard.number}: batch {batch_id} was created besides the recorded one,"
             f" and {'is cancelled' if running else 'has ended: it is on the bill'}."
         )
         entry = Entry(
-            kind=Kind.SUBMITTED,
+            kind=RecordKind.SUBMITTED,
             nonce=secrets.token_hex(6),
             at=self.parts.clock(),
             batch_id=batch_id,

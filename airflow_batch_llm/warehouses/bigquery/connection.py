@@ -15,8 +15,8 @@ from airflow_batch_llm.errors import MissingExtra, TargetError
 from airflow_batch_llm.warehouses.base import Target
 from airflow_batch_llm.warehouses.bigquery.dialect import DIALECT
 from airflow_batch_llm.warehouses.bigquery.jobs import (
-    Jobs,
-    Patience,
+    BigQueryJobs,
+    JobPatience,
     as_error,
     job_labels,
     message_of,
@@ -94,12 +94,12 @@ def query_parameters(values: Mapping[str, Any] | Sequence[Any] | None) -> list[A
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reads:
+class RowStreams:
     """Reads through one client."""
 
     client: Client
     storage: Callable[[], BigQueryReadClient | None]
-    patience: Patience
+    patience: JobPatience
     dataset: str | None = None  # `project.dataset` of tables that a statement names without one
 
     def table(self, table: Any) -> pa.RecordBatchReader:
@@ -194,7 +194,7 @@ class BigQuerySettings:
     dataset: str | None = None  # of tables that are named without one
     location: str | None = None  # of queries; None: where the tables are
     labels: Mapping[str, str] = field(default_factory=dict)  # on every job
-    patience: Patience = field(default_factory=Patience)
+    patience: JobPatience = field(default_factory=JobPatience)
 
 
 class Connection:
@@ -219,15 +219,15 @@ class Connection:
         return None if self.settings.storage is None else self.settings.storage()
 
     @property
-    def patience(self) -> Patience:
+    def patience(self) -> JobPatience:
         """Return how often a passing failure is tried again."""
         return self.settings.patience
 
     @property
-    def reads(self) -> Reads:
+    def reads(self) -> RowStreams:
         """Return the reader that streams rows."""
         dataset = self.settings.dataset
-        return Reads(
+        return RowStreams(
             client=self.client,
             storage=lambda: self.storage,
             patience=self.patience,
@@ -235,9 +235,9 @@ class Connection:
         )
 
     @property
-    def jobs(self) -> Jobs:
+    def jobs(self) -> BigQueryJobs:
         """Return the runner of jobs that write."""
-        return Jobs(client=self.client, patience=self.patience)
+        return BigQueryJobs(client=self.client, patience=self.patience)
 
     def name(self, written: str) -> TableName:
         """A table by the name that the user wrote."""

@@ -1,28 +1,28 @@
 """Say how BigQuery's SQL differs."""
 
 from airflow_batch_llm.warehouses.dialect import Dialect, Upsert
-from airflow_batch_llm.warehouses.kind import Kind
+from airflow_batch_llm.warehouses.kind import ColumnKind
 
 DIALECT = Dialect(
     name="bigquery",
     title="BigQuery",
     types={
-        Kind.STRING: "STRING",
-        Kind.SMALLINT: "INT64",
-        Kind.INTEGER: "INT64",
-        Kind.BIGINT: "INT64",
-        Kind.REAL: "FLOAT64",
-        Kind.DOUBLE: "FLOAT64",
-        Kind.DECIMAL: "BIGNUMERIC",
-        Kind.BOOLEAN: "BOOL",
-        Kind.DATE: "DATE",
-        Kind.TIME: "TIME",
-        Kind.TIMESTAMP: "DATETIME",
-        Kind.TIMESTAMPTZ: "TIMESTAMP",
-        Kind.BINARY: "BYTES",
-        Kind.UUID: "STRING",
-        Kind.JSON: "JSON",
-        Kind.VECTOR: "ARRAY<FLOAT64>",
+        ColumnKind.STRING: "STRING",
+        ColumnKind.SMALLINT: "INT64",
+        ColumnKind.INTEGER: "INT64",
+        ColumnKind.BIGINT: "INT64",
+        ColumnKind.REAL: "FLOAT64",
+        ColumnKind.DOUBLE: "FLOAT64",
+        ColumnKind.DECIMAL: "BIGNUMERIC",
+        ColumnKind.BOOLEAN: "BOOL",
+        ColumnKind.DATE: "DATE",
+        ColumnKind.TIME: "TIME",
+        ColumnKind.TIMESTAMP: "DATETIME",
+        ColumnKind.TIMESTAMPTZ: "TIMESTAMP",
+        ColumnKind.BINARY: "BYTES",
+        ColumnKind.UUID: "STRING",
+        ColumnKind.JSON: "JSON",
+        ColumnKind.VECTOR: "ARRAY<FLOAT64>",
     },
     upsert=Upsert.MERGE,
     decimal_digits=76,

@@ -61,7 +61,7 @@ _NAMES_ONLY = frozenset(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
+class JobPatience:
     """The time limit for repeating a call or a job that fails in passing, and the growth of the waits (with jitter)."""
 
     first_wait: float = 1.0
@@ -126,11 +126,11 @@ def job_labels(labels: Mapping[str, str]) -> dict[str, str]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Jobs:
+class BigQueryJobs:
     """Runs jobs to their end through one client."""
 
     client: Client
-    patience: Patience
+    patience: JobPatience
 
     def perform(self, work: Work) -> Any:
         """See the work done, once: by the job that an earlier attempt began, or by a fresh one."""

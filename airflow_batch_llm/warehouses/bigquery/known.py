@@ -30,7 +30,7 @@ from airflow_batch_llm.warehouses.bigquery.jobs import Work, stem_of
 from airflow_batch_llm.warehouses.bigquery.sql import (
     HIGHEST,
     LOWEST,
-    Tables,
+    BigQueryTables,
     bound,
     bounds_of,
     known_join,
@@ -48,7 +48,7 @@ _NAMED = (f"@{LOWEST}", f"@{HIGHEST}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lookup:
+class KeyLookup:
     """Looks keys up in one target."""
 
     connection: Connection
@@ -79,12 +79,12 @@ class Lookup:
         sql = known_join(tables, select, columns="S.*", within=within)
         return self._query(tables, sql, parameters)
 
-    def _limits_of(self, tables: Tables, select: str, parameters: Sequence[Any]) -> tuple[Any, Any]:
+    def _limits_of(self, tables: BigQueryTables, select: str, parameters: Sequence[Any]) -> tuple[Any, Any]:
         found = self._query(tables, bounds_of(tables.target, select), parameters).read_all()
         [row] = found.to_pylist()
         return row[LOWEST], row[HIGHEST]
 
-    def _query(self, tables: Tables, sql: str, parameters: Sequence[Any]) -> pa.RecordBatchReader:
+    def _query(self, tables: BigQueryTables, sql: str, parameters: Sequence[Any]) -> pa.RecordBatchReader:
         query = Query(
             sql=sql,
             doing=f"looking up keys in {tables.answers.name}",
@@ -131,7 +131,7 @@ class Lookup:
             )
 
 
-def limit_parameters(tables: Tables, limits: tuple[Any, Any], *, named: bool = True) -> list[Any]:
+def limit_parameters(tables: BigQueryTables, limits: tuple[Any, Any], *, named: bool = True) -> list[Any]:
     """The lowest and the highest partition as query parameters, in the type of the target's column."""
     from google.cloud.bigquery import ScalarQueryParameter
 

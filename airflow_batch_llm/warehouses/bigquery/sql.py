@@ -43,7 +43,7 @@ class Columns:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tables:
+class BigQueryTables:
     """Where a publish writes, and by what."""
 
     answers: Columns
@@ -79,7 +79,7 @@ def staged_name(ordinal: int) -> str:
     return f"c{ordinal}"
 
 
-def publish_script(tables: Tables, staged: Sequence[TableName]) -> str:
+def publish_script(tables: BigQueryTables, staged: Sequence[TableName]) -> str:
     """One script, one job: gather what is staged, then change both tables in one transaction."""
     target = tables.target
     within = bound(target, "T", LOWEST, HIGHEST)
@@ -106,7 +106,7 @@ def publish_script(tables: Tables, staged: Sequence[TableName]) -> str:
     return ";\n".join(statements) + ";"
 
 
-def _gather(tables: Tables, staged: Sequence[TableName]) -> str:
+def _gather(tables: BigQueryTables, staged: Sequence[TableName]) -> str:
     """The staged rows in the target's names and types, one per key: a key that is staged twice keeps the newest."""
     target = tables.target
     schema = staged_schema(target)
@@ -128,14 +128,14 @@ def _gather(tables: Tables, staged: Sequence[TableName]) -> str:
     )
 
 
-def no_rows(tables: Tables) -> str:
+def no_rows(tables: BigQueryTables) -> str:
     """A source of the same shape without a row, to try a statement on."""
     schema = staged_schema(tables.target)
     nothing = ", ".join(f"CAST(NULL AS {tables.type_of(field)}) AS {quoted(field.name)}" for field in schema)
     return f"SELECT {nothing} FROM UNNEST(CAST([] AS ARRAY<INT64>))"
 
 
-def land_answers(tables: Tables, source: str, within: str | None) -> list[str]:
+def land_answers(tables: BigQueryTables, source: str, within: str | None) -> list[str]:
     """Return the statements that put answers into the target table."""
     if tables.target.is_merged:
         return [upsert(tables.answers, source, within)]
@@ -173,7 +173,7 @@ def same_key(key: Sequence[str], left: str, right: str) -> str:
     return " AND ".join(f"{left}.{quoted(name)} = {right}.{quoted(name)}" for name in key)
 
 
-def _remove_shards(tables: Tables, source: str, within: str | None) -> str:
+def _remove_shards(tables: BigQueryTables, source: str, within: str | None) -> str:
     """Take out what the same shards of the same run appended before."""
     return (
         f"DELETE FROM {tables.answers.name.quoted} AS T WHERE {within or 'TRUE'} AND EXISTS ("
@@ -190,7 +190,7 @@ def _names(table: Columns) -> str:
     return ", ".join(quoted(name) for name in table.written)
 
 
-def unanswered(tables: Tables, source: str, within: str | None) -> str:
+def unanswered(tables: BigQueryTables, source: str, within: str | None) -> str:
     """Return the query for failures whose key has no answer in the target that was planned as late or later.
 
     In a partitioned target only the staged partitions are looked at; a failure knows its own only by its key.
@@ -202,7 +202,7 @@ def unanswered(tables: Tables, source: str, within: str | None) -> str:
     )
 
 
-def settle(tables: Tables, source: str) -> str:
+def settle(tables: BigQueryTables, source: str) -> str:
     """Take out the failures of keys that have been answered since."""
     return (
         f"DELETE FROM {tables.failures.name.quoted} AS F WHERE EXISTS (SELECT 1 FROM ({source}) AS S "
@@ -211,7 +211,7 @@ def settle(tables: Tables, source: str) -> str:
     )
 
 
-def trials(tables: Tables) -> list[str]:
+def trials(tables: BigQueryTables) -> list[str]:
     """Return the statements of a publish, each by itself, reading from a source without rows."""
     nothing = no_rows(tables)
     within = bound(tables.target, "T", f"@{LOWEST}", f"@{HIGHEST}")
@@ -220,7 +220,7 @@ def trials(tables: Tables) -> list[str]:
     return [*answers, failures, settle(tables, nothing)]
 
 
-def known_join(tables: Tables, source: str, *, columns: str, within: str | None) -> str:
+def known_join(tables: BigQueryTables, source: str, *, columns: str, within: str | None) -> str:
     """Rows of a source beside the hashes of their last answer and of their last failure, by key."""
     chosen = ", ".join(f"{place} AS {name}" for name, place in _KNOWN.items())
     return (
@@ -243,7 +243,7 @@ _KNOWN = {
 }
 
 
-def _newest(tables: Tables, table: Columns, within: str | None) -> str:
+def _newest(tables: BigQueryTables, table: Columns, within: str | None) -> str:
     """One row per key, the newest: an appended table has one per run, and a join must not multiply the source."""
     key = ", ".join(quoted(name) for name in table.key)
     alias = "A" if table is tables.answers else "F"

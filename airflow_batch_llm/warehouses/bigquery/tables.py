@@ -20,11 +20,11 @@ from airflow_batch_llm.warehouses.base import Target
 from airflow_batch_llm.warehouses.bigquery.connection import Connection, Query, TableName
 from airflow_batch_llm.warehouses.bigquery.dialect import DIALECT
 from airflow_batch_llm.warehouses.bigquery.jobs import translated
-from airflow_batch_llm.warehouses.bigquery.sql import HIGHEST, LOWEST, Columns, Tables, trials
+from airflow_batch_llm.warehouses.bigquery.sql import HIGHEST, LOWEST, BigQueryTables, Columns, trials
 from airflow_batch_llm.warehouses.bigquery.types import existing_types, schema_field
 from airflow_batch_llm.warehouses.target import (
     Rules,
-    Shape,
+    TableShape,
     refuse_rules,
     required_columns,
     shape_failures,
@@ -58,9 +58,9 @@ class TargetTables:
     failures: TableName
     staging: TableName  # of any table beside which others are staged
 
-    def look(self) -> Tables:
+    def look(self) -> BigQueryTables:
         """Both tables with the columns that are written to them; a table that is missing has no columns."""
-        return Tables(
+        return BigQueryTables(
             target=self.target,
             answers=self._columns(self.answers, self.target.answer_columns),
             failures=self._columns(self.failures, self.target.failure_columns),
@@ -184,7 +184,7 @@ class TargetTables:
                     continue
         raise TargetError(f"Other tasks keep changing the table {name}; prepare it once, then run them.")
 
-    def _change(self, name: TableName, table: Table | None, shape: Shape) -> None:
+    def _change(self, name: TableName, table: Table | None, shape: TableShape) -> None:
         from google.cloud.bigquery import Table
 
         retry = self.connection.patience.retry()
@@ -224,7 +224,7 @@ class TargetTables:
                     "bigquery.tables.getData and bigquery.tables.updateData on both tables."
                 )
 
-    def _bound_parameters(self, tables: Tables) -> list[Any]:
+    def _bound_parameters(self, tables: BigQueryTables) -> list[Any]:
         from google.cloud.bigquery import ScalarQueryParameter
 
         if self.target.partition_by is None:

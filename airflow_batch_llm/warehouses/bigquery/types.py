@@ -17,7 +17,7 @@ import pyarrow as pa
 from airflow_batch_llm.core.model import ColumnType
 from airflow_batch_llm.warehouses.base import ARROW_TYPES
 from airflow_batch_llm.warehouses.bigquery.dialect import DIALECT
-from airflow_batch_llm.warehouses.kind import Kind, of_arrow
+from airflow_batch_llm.warehouses.kind import ColumnKind, of_arrow
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import SchemaField
@@ -98,27 +98,27 @@ def staged_field(field: pa.Field, name: str) -> SchemaField:
     """The column of a staging table for an Arrow field."""
     from google.cloud.bigquery import SchemaField
 
-    if of_arrow(field.type) is Kind.VECTOR:
+    if of_arrow(field.type) is ColumnKind.VECTOR:
         return SchemaField(name, "FLOAT64", mode="REPEATED")
     return SchemaField(name, _staged_name(field.type))
 
 
 def staged_type(kind: pa.DataType) -> pa.DataType:
     """The Arrow type in which a column is written to the staged file."""
-    if of_arrow(kind) is Kind.VECTOR:
+    if of_arrow(kind) is ColumnKind.VECTOR:
         return pa.list_(pa.float64())
     return _READ_TYPES.get(_staged_name(kind), pa.string())
 
 
 def _staged_name(kind: pa.DataType) -> str:
-    if of_arrow(kind) in (Kind.JSON, Kind.BINARY):
+    if of_arrow(kind) in (ColumnKind.JSON, ColumnKind.BINARY):
         return "STRING"
     return DIALECT.column_type(kind)
 
 
 def staged_column(column: pa.Array, kind: pa.DataType) -> pa.Array:
     """A column, as the dialect has it plain, in the type of the staged file."""
-    if of_arrow(kind) is Kind.BINARY:
+    if of_arrow(kind) is ColumnKind.BINARY:
         texts = [None if value is None else b64encode(value).decode() for value in column.to_pylist()]
         return pa.array(texts, pa.string())
     return column.cast(staged_type(kind), safe=False)
@@ -129,9 +129,9 @@ def gathered(column: str, kind: pa.DataType, wanted: str) -> str:
     if wanted == "JSON":
         # a number with more digits than a double holds is rounded: it must not stop every other row
         return f"PARSE_JSON({column}, wide_number_mode=>'round')"
-    if of_arrow(kind) is Kind.BINARY:
+    if of_arrow(kind) is ColumnKind.BINARY:
         return f"FROM_BASE64({column})"
-    if of_arrow(kind) is Kind.JSON or wanted == DIALECT.column_type(kind):
+    if of_arrow(kind) is ColumnKind.JSON or wanted == DIALECT.column_type(kind):
         return column
     return f"CAST({column} AS {wanted})"
 

@@ -27,7 +27,7 @@ from airflow_batch_llm.warehouses.bigquery.connection import (
 )
 from airflow_batch_llm.warehouses.bigquery.dialect import DIALECT
 from airflow_batch_llm.warehouses.bigquery.jobs import Work, content_label, digest, stem_of
-from airflow_batch_llm.warehouses.bigquery.known import Lookup
+from airflow_batch_llm.warehouses.bigquery.known import KeyLookup
 from airflow_batch_llm.warehouses.bigquery.sql import publish_script, staged_schema
 from airflow_batch_llm.warehouses.bigquery.staging import StagingTable, content_of, staged_rows, write_file
 from airflow_batch_llm.warehouses.bigquery.tables import TargetTables
@@ -104,7 +104,7 @@ class BigQueryWarehouse:
         """The source's rows joined with the target, both in BigQuery."""
         return self._lookup(target).of_source(source)
 
-    def stage(
+    def load(
         self, target: Target, part: Part, answers: pa.RecordBatchReader, failures: pa.RecordBatchReader
     ) -> None:
         """Load one part into a staging table of its own."""
@@ -136,7 +136,7 @@ class BigQueryWarehouse:
         for start in range(0, len(parts), _PARTS_PER_SCRIPT):
             self._publish(tables, parts[start : start + _PARTS_PER_SCRIPT])
 
-    def unstage(self, target: Target, parts: Sequence[Part]) -> None:
+    def drop_loaded(self, target: Target, parts: Sequence[Part]) -> None:
         """Drop the staging tables of parts."""
         tables = self._tables(target)
         for part in parts:
@@ -159,8 +159,8 @@ class BigQueryWarehouse:
             staging=staging,
         )
 
-    def _lookup(self, target: Target) -> Lookup:
-        return Lookup(connection=self._connection, target_tables=self._tables(target))
+    def _lookup(self, target: Target) -> KeyLookup:
+        return KeyLookup(connection=self._connection, target_tables=self._tables(target))
 
     def _publish(self, tables: TargetTables, parts: Sequence[Part]) -> None:
         staged = [_staging_name(tables, part) for part in parts]

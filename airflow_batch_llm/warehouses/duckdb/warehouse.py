@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import SourceError, TargetError
-from airflow_batch_llm.warehouses.arrow import numbers, plain_batch, typed
+from airflow_batch_llm.warehouses.arrow import int64_array, plain_batch, typed
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Target
 from airflow_batch_llm.warehouses.dialect import full_name, is_same, tables_read
 from airflow_batch_llm.warehouses.duckdb.dialect import DIALECT
@@ -26,7 +26,7 @@ from airflow_batch_llm.warehouses.publication import (
     preparation,
     publication,
 )
-from airflow_batch_llm.warehouses.staging import Bounds, StagedFiles, StagingFolder, rows_of
+from airflow_batch_llm.warehouses.staging import StagedFiles, StagingBounds, StagingFolder, rows_of
 from airflow_batch_llm.warehouses.statements import Landing, Statements
 from airflow_batch_llm.warehouses.target import required_columns
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _ALSO_TYPED = {"JSON": pa.json_(pa.string()), "UUID": pa.uuid()}
 _BATCH_ROWS = 8_192
 #: A merge holds its rows in memory, so one statement takes no more; the transaction holds all statements.
-_MERGED_AT_ONCE = Bounds(rows=25_000, bytes=32 << 20)
+_MERGED_AT_ONCE = StagingBounds(rows=25_000, bytes=32 << 20)
 #: Bytes of rows after which DuckDB drops what it has read of the file.
 _FORGOTTEN_AFTER = 32 << 20
 
@@ -112,7 +112,7 @@ class DuckDBWarehouse:
 
     def known(self, target: Target, keys: pa.RecordBatch) -> pa.RecordBatch:
         plain = plain_batch(keys, frozenset(target.key.names), DIALECT)
-        numbered = pa.Table.from_batches([plain]).append_column("n", numbers(range(keys.num_rows)))
+        numbered = pa.Table.from_batches([plain]).append_column("n", int64_array(range(keys.num_rows)))
         with self._file.translated():
             query = self._known_query(target)
             if query is None:
@@ -126,7 +126,7 @@ class DuckDBWarehouse:
             [column.combine_chunks() for column in found.columns], schema=KNOWN_COLUMNS
         )
 
-    def stage(
+    def load(
         self, target: Target, part: Part, answers: pa.RecordBatchReader, failures: pa.RecordBatchReader
     ) -> None:
         self._folder.put(target, part, answers, failures)
@@ -155,7 +155,7 @@ class DuckDBWarehouse:
             answers_twice=_any(connection, self._statements.twice(both[0], answers)),
         )
 
-    def unstage(self, target: Target, parts: Sequence[Part]) -> None:
+    def drop_loaded(self, target: Target, parts: Sequence[Part]) -> None:
         self._folder.remove(target, parts)
 
     def release(self) -> None:

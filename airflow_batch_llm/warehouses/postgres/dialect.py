@@ -1,7 +1,7 @@
 """Say how PostgreSQL's SQL differs."""
 
 from airflow_batch_llm.warehouses.dialect import ANSI_TYPES, Dialect, Upsert
-from airflow_batch_llm.warehouses.kind import Kind
+from airflow_batch_llm.warehouses.kind import ColumnKind
 
 DIALECT = Dialect(
     name="postgres",
@@ -9,15 +9,15 @@ DIALECT = Dialect(
     aliases=frozenset({"postgresql"}),
     types={
         **ANSI_TYPES,
-        Kind.STRING: "TEXT",
-        Kind.BINARY: "BYTEA",
-        Kind.UUID: "UUID",
-        Kind.JSON: "JSONB",
-        Kind.VECTOR: "DOUBLE PRECISION[]",
+        ColumnKind.STRING: "TEXT",
+        ColumnKind.BINARY: "BYTEA",
+        ColumnKind.UUID: "UUID",
+        ColumnKind.JSON: "JSONB",
+        ColumnKind.VECTOR: "DOUBLE PRECISION[]",
     },
-    own_types={"citext": Kind.STRING, '"char"': Kind.STRING},
+    own_types={"citext": ColumnKind.STRING, '"char"': ColumnKind.STRING},
     upsert=Upsert.ON_CONFLICT,
-    from_text={Kind.JSON: "CAST({} AS JSONB)", Kind.VECTOR: "CAST({} AS DOUBLE PRECISION[])"},
+    from_text={ColumnKind.JSON: "CAST({} AS JSONB)", ColumnKind.VECTOR: "CAST({} AS DOUBLE PRECISION[])"},
     vector_brackets="{}",
     # Not a cast, which cuts the blanks off a CHAR.
     text_of="CONCAT({}, '')",

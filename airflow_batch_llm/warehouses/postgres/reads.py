@@ -10,7 +10,7 @@ import pyarrow.csv as csv
 
 from airflow_batch_llm.errors import SourceError
 from airflow_batch_llm.warehouses.arrow import batches, typed, typed_array
-from airflow_batch_llm.warehouses.kind import Kind, of_arrow
+from airflow_batch_llm.warehouses.kind import ColumnKind, of_arrow
 
 if TYPE_CHECKING:
     from psycopg import Column, Connection, Copy, ServerCursor
@@ -85,13 +85,13 @@ def copy_rows(batch: pa.RecordBatch) -> memoryview:
 
 def _csv_column(column: pa.Array) -> pa.Array:
     kind = of_arrow(column.type)
-    if kind is Kind.BINARY:
+    if kind is ColumnKind.BINARY:
         texts: list[Any] = [None if value is None else "\\x" + value.hex() for value in column.to_pylist()]
         return pa.array(texts, pa.string())
-    if kind is Kind.TIMESTAMPTZ:
+    if kind is ColumnKind.TIMESTAMPTZ:
         # Our sessions are in UTC, and to write the zone takes Arrow thirty times as long.
         return column.cast(pa.timestamp("us"))
-    if kind in (Kind.DECIMAL, Kind.TIME) or pa.types.is_float16(column.type):
+    if kind in (ColumnKind.DECIMAL, ColumnKind.TIME) or pa.types.is_float16(column.type):
         return column.cast(pa.string())
     return column
 

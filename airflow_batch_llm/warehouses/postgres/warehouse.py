@@ -162,7 +162,7 @@ class PostgresWarehouse:
             rows = [row[1:] for row in cursor.fetchall()]
         return record_batch(rows, KNOWN_COLUMNS)
 
-    def stage(
+    def load(
         self, target: Target, part: Part, answers: pa.RecordBatchReader, failures: pa.RecordBatchReader
     ) -> None:
         named = self._part_tables(target, part)
@@ -191,7 +191,7 @@ class PostgresWarehouse:
             for step in publication(target, parts, staged, both, self._statements):
                 cursor.execute(DIALECT.with_parameters(step.sql), step.parameters or None)
 
-    def unstage(self, target: Target, parts: Sequence[Part]) -> None:
+    def drop_loaded(self, target: Target, parts: Sequence[Part]) -> None:
         for part in parts:
             with self._transaction() as cursor:
                 cursor.execute(f"DROP TABLE IF EXISTS {', '.join(self._part_tables(target, part))}")

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from airflow_batch_llm.warehouses.dialect import PARAMETER, Dialect
-from airflow_batch_llm.warehouses.kind import Kind
+from airflow_batch_llm.warehouses.kind import ColumnKind
 from airflow_batch_llm.warehouses.publication import Table
 from airflow_batch_llm.warehouses.target import Constraint, ConstraintKind, Rules
 
@@ -147,7 +147,7 @@ class SqlDialect(Dialect):
     """A dialect that goes through the DB-API path: with it comes what the driver and the catalogue tell."""
 
     catalogue: Catalogue = InformationSchema()
-    type_codes: Mapping[Any, Kind] = field(default_factory=dict)
+    type_codes: Mapping[Any, ColumnKind] = field(default_factory=dict)
     """Kinds by the type codes of `cursor.description`. Python's types and names of SQL types need no entry."""
     described_as: Callable[[Sequence[Any]], pa.DataType | None] = lambda _: None
     """The type of a column of `cursor.description` that its code alone does not tell. Default: the code tells it."""

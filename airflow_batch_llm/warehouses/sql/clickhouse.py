@@ -5,29 +5,29 @@ staged still, and the next publish of the same parts inserts them.
 """
 
 from airflow_batch_llm.warehouses.dialect import Upsert
-from airflow_batch_llm.warehouses.kind import Kind
+from airflow_batch_llm.warehouses.kind import ColumnKind
 from airflow_batch_llm.warehouses.registration import WarehouseType
 from airflow_batch_llm.warehouses.sql.catalogue import InformationSchema, SqlDialect
 from airflow_batch_llm.warehouses.sql.warehouse import opens
 
 #: A key is never NULL, since a table may be sorted by it.
 _KEY_TYPES = {
-    Kind.STRING: "String",
-    Kind.SMALLINT: "Int16",
-    Kind.INTEGER: "Int32",
-    Kind.BIGINT: "Int64",
-    Kind.REAL: "Float32",
-    Kind.DOUBLE: "Float64",
-    Kind.DECIMAL: "Decimal({}, {})",
-    Kind.BOOLEAN: "Bool",
-    Kind.DATE: "Date32",
-    Kind.TIME: "String",
-    Kind.TIMESTAMP: "DateTime64(6)",
-    Kind.TIMESTAMPTZ: "DateTime64(6, 'UTC')",
-    Kind.BINARY: "String",
-    Kind.UUID: "UUID",
-    Kind.JSON: "String",
-    Kind.VECTOR: "String",
+    ColumnKind.STRING: "String",
+    ColumnKind.SMALLINT: "Int16",
+    ColumnKind.INTEGER: "Int32",
+    ColumnKind.BIGINT: "Int64",
+    ColumnKind.REAL: "Float32",
+    ColumnKind.DOUBLE: "Float64",
+    ColumnKind.DECIMAL: "Decimal({}, {})",
+    ColumnKind.BOOLEAN: "Bool",
+    ColumnKind.DATE: "Date32",
+    ColumnKind.TIME: "String",
+    ColumnKind.TIMESTAMP: "DateTime64(6)",
+    ColumnKind.TIMESTAMPTZ: "DateTime64(6, 'UTC')",
+    ColumnKind.BINARY: "String",
+    ColumnKind.UUID: "UUID",
+    ColumnKind.JSON: "String",
+    ColumnKind.VECTOR: "String",
 }
 
 DIALECT = SqlDialect(
@@ -36,9 +36,9 @@ DIALECT = SqlDialect(
     types={kind: f"Nullable({name})" for kind, name in _KEY_TYPES.items()},
     key_types=_KEY_TYPES,
     own_types={
-        "datetime64": Kind.TIMESTAMP,
-        "datetime64(6, 'utc')": Kind.TIMESTAMPTZ,
-        "nullable(datetime64(6, 'utc'))": Kind.TIMESTAMPTZ,
+        "datetime64": ColumnKind.TIMESTAMP,
+        "datetime64(6, 'utc')": ColumnKind.TIMESTAMPTZ,
+        "nullable(datetime64(6, 'utc'))": ColumnKind.TIMESTAMPTZ,
     },
     upsert=Upsert.DELETE_KEYS_INSERT,
     max_identifier=206,  # a column's name is part of a file's name

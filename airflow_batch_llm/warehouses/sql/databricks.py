@@ -1,7 +1,7 @@
 """Databricks, through its DB-API driver: how its SQL differs, and its registration. Its statements are tested as text."""
 
 from airflow_batch_llm.warehouses.dialect import ANSI_TYPES, Upsert
-from airflow_batch_llm.warehouses.kind import Kind
+from airflow_batch_llm.warehouses.kind import ColumnKind
 from airflow_batch_llm.warehouses.registration import WarehouseType
 from airflow_batch_llm.warehouses.sql.catalogue import InformationSchema, SqlDialect
 from airflow_batch_llm.warehouses.sql.warehouse import opens
@@ -11,20 +11,20 @@ DIALECT = SqlDialect(
     title="Databricks",
     types={
         **ANSI_TYPES,
-        Kind.STRING: "STRING",
-        Kind.INTEGER: "INT",
-        Kind.REAL: "FLOAT",
-        Kind.DOUBLE: "DOUBLE",
-        Kind.TIME: "STRING",
-        Kind.TIMESTAMP: "TIMESTAMP_NTZ",
-        Kind.TIMESTAMPTZ: "TIMESTAMP",
-        Kind.BINARY: "BINARY",
-        Kind.UUID: "STRING",
-        Kind.JSON: "STRING",
-        Kind.VECTOR: "ARRAY<DOUBLE>",
+        ColumnKind.STRING: "STRING",
+        ColumnKind.INTEGER: "INT",
+        ColumnKind.REAL: "FLOAT",
+        ColumnKind.DOUBLE: "DOUBLE",
+        ColumnKind.TIME: "STRING",
+        ColumnKind.TIMESTAMP: "TIMESTAMP_NTZ",
+        ColumnKind.TIMESTAMPTZ: "TIMESTAMP",
+        ColumnKind.BINARY: "BINARY",
+        ColumnKind.UUID: "STRING",
+        ColumnKind.JSON: "STRING",
+        ColumnKind.VECTOR: "ARRAY<DOUBLE>",
     },
     upsert=Upsert.MERGE,
-    from_text={Kind.VECTOR: "FROM_JSON({}, 'ARRAY<DOUBLE>')"},
+    from_text={ColumnKind.VECTOR: "FROM_JSON({}, 'ARRAY<DOUBLE>')"},
     partitioned="PARTITIONED BY ({})",
     clustered="CLUSTER BY ({})",
     max_identifier=255,

@@ -1,7 +1,7 @@
 """SQL Server, through its DB-API driver: how its SQL differs, and its registration. Its statements are tested as text."""
 
 from airflow_batch_llm.warehouses.dialect import ANSI_TYPES, Upsert
-from airflow_batch_llm.warehouses.kind import Kind
+from airflow_batch_llm.warehouses.kind import ColumnKind
 from airflow_batch_llm.warehouses.registration import WarehouseType
 from airflow_batch_llm.warehouses.sql.catalogue import InformationSchema, SqlDialect
 from airflow_batch_llm.warehouses.sql.warehouse import opens
@@ -16,22 +16,22 @@ DIALECT = SqlDialect(
     aliases=frozenset({"mssql"}),
     types={
         **ANSI_TYPES,
-        Kind.STRING: "NVARCHAR(MAX)",
-        Kind.INTEGER: "INT",
-        Kind.DOUBLE: "FLOAT",
-        Kind.BOOLEAN: "BIT",
-        Kind.TIMESTAMP: "DATETIME2",
-        Kind.TIMESTAMPTZ: "DATETIMEOFFSET",
-        Kind.BINARY: "VARBINARY(MAX)",
-        Kind.UUID: "UNIQUEIDENTIFIER",
-        Kind.JSON: "NVARCHAR(MAX)",
-        Kind.VECTOR: "NVARCHAR(MAX)",
+        ColumnKind.STRING: "NVARCHAR(MAX)",
+        ColumnKind.INTEGER: "INT",
+        ColumnKind.DOUBLE: "FLOAT",
+        ColumnKind.BOOLEAN: "BIT",
+        ColumnKind.TIMESTAMP: "DATETIME2",
+        ColumnKind.TIMESTAMPTZ: "DATETIMEOFFSET",
+        ColumnKind.BINARY: "VARBINARY(MAX)",
+        ColumnKind.UUID: "UNIQUEIDENTIFIER",
+        ColumnKind.JSON: "NVARCHAR(MAX)",
+        ColumnKind.VECTOR: "NVARCHAR(MAX)",
     },
     key_types={
-        Kind.STRING: "NVARCHAR(255) COLLATE Latin1_General_100_BIN2",
-        Kind.BINARY: "VARBINARY(255)",
+        ColumnKind.STRING: "NVARCHAR(255) COLLATE Latin1_General_100_BIN2",
+        ColumnKind.BINARY: "VARBINARY(255)",
     },
-    own_types={"float": Kind.DOUBLE},
+    own_types={"float": ColumnKind.DOUBLE},
     upsert=Upsert.MERGE,
     merge_hint=" WITH (HOLDLOCK)",
     merge_end=";",

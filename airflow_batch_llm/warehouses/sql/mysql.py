@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 
 from airflow_batch_llm.warehouses.dialect import ANSI_TYPES, PARAMETER, Upsert
-from airflow_batch_llm.warehouses.kind import Kind
+from airflow_batch_llm.warehouses.kind import ColumnKind
 from airflow_batch_llm.warehouses.registration import WarehouseType
 from airflow_batch_llm.warehouses.sql.catalogue import InformationSchema, SqlDialect
 from airflow_batch_llm.warehouses.sql.warehouse import opens
@@ -34,23 +34,23 @@ DIALECT = SqlDialect(
     aliases=frozenset({"mariadb"}),
     types={
         **ANSI_TYPES,
-        Kind.STRING: "LONGTEXT CHARACTER SET utf8mb4",
-        Kind.REAL: "FLOAT",
-        Kind.DOUBLE: "DOUBLE",
-        Kind.TIME: "TIME(6)",
-        Kind.TIMESTAMP: "DATETIME(6)",
-        Kind.TIMESTAMPTZ: "DATETIME(6)",
-        Kind.BINARY: "LONGBLOB",
-        Kind.UUID: "CHAR(36)",
-        Kind.JSON: "JSON",
-        Kind.VECTOR: "JSON",
+        ColumnKind.STRING: "LONGTEXT CHARACTER SET utf8mb4",
+        ColumnKind.REAL: "FLOAT",
+        ColumnKind.DOUBLE: "DOUBLE",
+        ColumnKind.TIME: "TIME(6)",
+        ColumnKind.TIMESTAMP: "DATETIME(6)",
+        ColumnKind.TIMESTAMPTZ: "DATETIME(6)",
+        ColumnKind.BINARY: "LONGBLOB",
+        ColumnKind.UUID: "CHAR(36)",
+        ColumnKind.JSON: "JSON",
+        ColumnKind.VECTOR: "JSON",
     },
     # The binary collation keeps 'a' and 'A' two keys.
     key_types={
-        Kind.STRING: "VARCHAR(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin",
-        Kind.BINARY: "VARBINARY(255)",
+        ColumnKind.STRING: "VARCHAR(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin",
+        ColumnKind.BINARY: "VARBINARY(255)",
     },
-    own_types={"tinyint(1)": Kind.BOOLEAN, "tinyint(1) unsigned": Kind.BOOLEAN},
+    own_types={"tinyint(1)": ColumnKind.BOOLEAN, "tinyint(1) unsigned": ColumnKind.BOOLEAN},
     upsert=Upsert.ON_DUPLICATE_KEY,
     max_identifier=64,
     placeholder="%s",
@@ -62,14 +62,14 @@ DIALECT = SqlDialect(
         type_of="column_type", current="DATABASE()", filled_by="extra", unique=_UNIQUE, foreign=_FOREIGN
     ),
     type_codes={
-        **dict.fromkeys((_TINYINT, 2, 3, 8, 9, 13), Kind.BIGINT),
-        **dict.fromkeys((4, 5), Kind.DOUBLE),
-        **dict.fromkeys((0, 246), Kind.DECIMAL),
-        7: Kind.TIMESTAMPTZ,  # TIMESTAMP: an instant, shown in the zone of the session, which is UTC
-        12: Kind.TIMESTAMP,
-        10: Kind.DATE,
-        245: Kind.JSON,
-        **dict.fromkeys((15, 253, 254), Kind.STRING),
+        **dict.fromkeys((_TINYINT, 2, 3, 8, 9, 13), ColumnKind.BIGINT),
+        **dict.fromkeys((4, 5), ColumnKind.DOUBLE),
+        **dict.fromkeys((0, 246), ColumnKind.DECIMAL),
+        7: ColumnKind.TIMESTAMPTZ,  # TIMESTAMP: an instant, shown in the zone of the session, which is UTC
+        12: ColumnKind.TIMESTAMP,
+        10: ColumnKind.DATE,
+        245: ColumnKind.JSON,
+        **dict.fromkeys((15, 253, 254), ColumnKind.STRING),
     },
     described_as=_boolean,
 )

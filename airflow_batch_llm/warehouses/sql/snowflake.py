@@ -35,7 +35,7 @@ class SnowflakeWarehouse(JoiningSqlWarehouse):
         """`connect` opens a connection of snowflake-connector-python."""
         super().__init__(connect, DIALECT, asset_uri=asset_uri)
 
-    def stage(
+    def load(
         self, target: Target, part: Part, answers: pa.RecordBatchReader, failures: pa.RecordBatchReader
     ) -> None:
         # The answers' table comes last: where it is, the other is too.

@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 
 from airflow_batch_llm.warehouses.dialect import ANSI_TYPES, Upsert
-from airflow_batch_llm.warehouses.kind import Kind
+from airflow_batch_llm.warehouses.kind import ColumnKind
 from airflow_batch_llm.warehouses.sql.catalogue import InformationSchema, SqlDialect
 
 _NUMBER = 0  # its type code
@@ -23,19 +23,19 @@ DIALECT = SqlDialect(
     title="Snowflake",
     types={
         **ANSI_TYPES,
-        Kind.STRING: "VARCHAR",
-        Kind.REAL: "FLOAT",
-        Kind.DOUBLE: "FLOAT",
-        Kind.DECIMAL: "NUMBER({},{})",
-        Kind.TIMESTAMP: "TIMESTAMP_NTZ",
-        Kind.TIMESTAMPTZ: "TIMESTAMP_TZ",
-        Kind.BINARY: "BINARY",
-        Kind.UUID: "VARCHAR(36)",
-        Kind.JSON: "VARIANT",
-        Kind.VECTOR: "VARIANT",
+        ColumnKind.STRING: "VARCHAR",
+        ColumnKind.REAL: "FLOAT",
+        ColumnKind.DOUBLE: "FLOAT",
+        ColumnKind.DECIMAL: "NUMBER({},{})",
+        ColumnKind.TIMESTAMP: "TIMESTAMP_NTZ",
+        ColumnKind.TIMESTAMPTZ: "TIMESTAMP_TZ",
+        ColumnKind.BINARY: "BINARY",
+        ColumnKind.UUID: "VARCHAR(36)",
+        ColumnKind.JSON: "VARIANT",
+        ColumnKind.VECTOR: "VARIANT",
     },
     upsert=Upsert.MERGE,
-    from_text={Kind.JSON: "PARSE_JSON({})", Kind.VECTOR: "PARSE_JSON({})"},
+    from_text={ColumnKind.JSON: "PARSE_JSON({})", ColumnKind.VECTOR: "PARSE_JSON({})"},
     clustered="CLUSTER BY ({})",
     max_identifier=255,
     placeholder="%s",
@@ -46,17 +46,17 @@ DIALECT = SqlDialect(
         filled_by="CASE WHEN is_identity = 'YES' THEN 'AUTO_INCREMENT' END",
     ),
     type_codes={
-        _NUMBER: Kind.DECIMAL,
-        1: Kind.DOUBLE,
-        2: Kind.STRING,
-        3: Kind.DATE,
-        4: Kind.TIMESTAMP,
-        8: Kind.TIMESTAMP,
-        **dict.fromkeys((5, 9, 10), Kind.JSON),
-        **dict.fromkeys((6, 7), Kind.TIMESTAMPTZ),
-        11: Kind.BINARY,
-        12: Kind.TIME,
-        13: Kind.BOOLEAN,
+        _NUMBER: ColumnKind.DECIMAL,
+        1: ColumnKind.DOUBLE,
+        2: ColumnKind.STRING,
+        3: ColumnKind.DATE,
+        4: ColumnKind.TIMESTAMP,
+        8: ColumnKind.TIMESTAMP,
+        **dict.fromkeys((5, 9, 10), ColumnKind.JSON),
+        **dict.fromkeys((6, 7), ColumnKind.TIMESTAMPTZ),
+        11: ColumnKind.BINARY,
+        12: ColumnKind.TIME,
+        13: ColumnKind.BOOLEAN,
     },
     described_as=_integer,
 )

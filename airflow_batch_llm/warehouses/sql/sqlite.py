@@ -64,12 +64,12 @@ class SQLiteWarehouse(JoiningSqlWarehouse):
         """Let go of the file."""
         self.close()
 
-    def stage(
+    def load(
         self, target: Target, part: Part, answers: pa.RecordBatchReader, failures: pa.RecordBatchReader
     ) -> None:
         self._folder().put(target, part, answers, failures)
 
-    def unstage(self, target: Target, parts: Sequence[Part]) -> None:
+    def drop_loaded(self, target: Target, parts: Sequence[Part]) -> None:
         self._folder().remove(target, parts)
 
     def sweep(self, target: Target, before: datetime) -> int:  # noqa: ARG002 - the folder is the whole database's

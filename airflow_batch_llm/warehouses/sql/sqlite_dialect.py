@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from airflow_batch_llm.warehouses.dialect import ANSI_TYPES, PARAMETER, Dialect, Upsert
-from airflow_batch_llm.warehouses.kind import Kind
+from airflow_batch_llm.warehouses.kind import ColumnKind
 from airflow_batch_llm.warehouses.publication import Table
 from airflow_batch_llm.warehouses.sql.catalogue import Ask, SqlDialect, constraints, full_parts, is_unique
 from airflow_batch_llm.warehouses.target import Constraint, ConstraintKind, Rules
@@ -101,16 +101,16 @@ DIALECT = SqlDialect(
     title="SQLite",
     types={
         **ANSI_TYPES,
-        Kind.STRING: "TEXT",
-        Kind.SMALLINT: "INTEGER",
-        Kind.BIGINT: "INTEGER",
-        Kind.DOUBLE: "REAL",
-        Kind.BINARY: "BLOB",
-        Kind.UUID: "TEXT",
-        Kind.JSON: "JSON",
-        Kind.VECTOR: "JSON",
+        ColumnKind.STRING: "TEXT",
+        ColumnKind.SMALLINT: "INTEGER",
+        ColumnKind.BIGINT: "INTEGER",
+        ColumnKind.DOUBLE: "REAL",
+        ColumnKind.BINARY: "BLOB",
+        ColumnKind.UUID: "TEXT",
+        ColumnKind.JSON: "JSON",
+        ColumnKind.VECTOR: "JSON",
     },
-    own_types={"": Kind.ANY},
+    own_types={"": ColumnKind.ANY},
     upsert=Upsert.ON_CONFLICT,
     begin="BEGIN IMMEDIATE",
     exact_digits=15,

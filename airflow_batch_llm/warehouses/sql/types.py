@@ -8,38 +8,38 @@ from typing import Any
 import pyarrow as pa
 
 from airflow_batch_llm.warehouses.dialect import Dialect
-from airflow_batch_llm.warehouses.kind import Kind
+from airflow_batch_llm.warehouses.kind import ColumnKind
 from airflow_batch_llm.warehouses.sql.catalogue import SqlDialect
 
 _UTC = pa.timestamp("us", tz="UTC")
-_OF_KIND: dict[Kind, pa.DataType] = {
-    Kind.STRING: pa.string(),
-    Kind.SMALLINT: pa.int64(),
-    Kind.INTEGER: pa.int64(),
-    Kind.BIGINT: pa.int64(),
-    Kind.REAL: pa.float64(),
-    Kind.DOUBLE: pa.float64(),
-    Kind.BOOLEAN: pa.bool_(),
-    Kind.DATE: pa.date32(),
-    Kind.TIME: pa.time64("us"),
-    Kind.TIMESTAMP: pa.timestamp("us"),
-    Kind.TIMESTAMPTZ: _UTC,
-    Kind.BINARY: pa.binary(),
-    Kind.JSON: pa.json_(pa.string()),
-    Kind.UUID: pa.string(),
-    Kind.VECTOR: pa.json_(pa.string()),
+_OF_KIND: dict[ColumnKind, pa.DataType] = {
+    ColumnKind.STRING: pa.string(),
+    ColumnKind.SMALLINT: pa.int64(),
+    ColumnKind.INTEGER: pa.int64(),
+    ColumnKind.BIGINT: pa.int64(),
+    ColumnKind.REAL: pa.float64(),
+    ColumnKind.DOUBLE: pa.float64(),
+    ColumnKind.BOOLEAN: pa.bool_(),
+    ColumnKind.DATE: pa.date32(),
+    ColumnKind.TIME: pa.time64("us"),
+    ColumnKind.TIMESTAMP: pa.timestamp("us"),
+    ColumnKind.TIMESTAMPTZ: _UTC,
+    ColumnKind.BINARY: pa.binary(),
+    ColumnKind.JSON: pa.json_(pa.string()),
+    ColumnKind.UUID: pa.string(),
+    ColumnKind.VECTOR: pa.json_(pa.string()),
 }
-_OF_PYTHON: dict[type, Kind] = {
-    str: Kind.STRING,
-    int: Kind.BIGINT,
-    float: Kind.DOUBLE,
-    bool: Kind.BOOLEAN,
-    bytes: Kind.BINARY,
-    bytearray: Kind.BINARY,
-    date: Kind.DATE,
-    datetime: Kind.TIMESTAMP,
-    time: Kind.TIME,
-    Decimal: Kind.DECIMAL,
+_OF_PYTHON: dict[type, ColumnKind] = {
+    str: ColumnKind.STRING,
+    int: ColumnKind.BIGINT,
+    float: ColumnKind.DOUBLE,
+    bool: ColumnKind.BOOLEAN,
+    bytes: ColumnKind.BINARY,
+    bytearray: ColumnKind.BINARY,
+    date: ColumnKind.DATE,
+    datetime: ColumnKind.TIMESTAMP,
+    time: ColumnKind.TIME,
+    Decimal: ColumnKind.DECIMAL,
 }
 
 
@@ -53,7 +53,7 @@ def described(column: Sequence[Any], dialect: SqlDialect) -> pa.DataType | None:
         kind = _OF_PYTHON.get(code)
     if kind is None and isinstance(code, str):
         return declared(code, dialect)
-    if kind is Kind.DECIMAL:
+    if kind is ColumnKind.DECIMAL:
         return _decimal(precision, scale)
     return None if kind is None else _OF_KIND[kind]
 
@@ -63,7 +63,7 @@ def declared(type_: str, dialect: Dialect) -> pa.DataType | None:
     from sqlglot import exp
 
     kind = dialect.kind_of(type_)
-    if kind is Kind.DECIMAL:
+    if kind is ColumnKind.DECIMAL:
         digits = [int(item.name) for item in exp.DataType.build(type_, dialect=dialect.name).expressions]
         return _decimal(*digits) if len(digits) == 2 else pa.float64()
     return None if kind is None else _OF_KIND.get(kind)

@@ -103,7 +103,7 @@ class SqlWarehouse:
                 rows.extend(row[1:] for row in cursor.fetchall())
         return record_batch(rows, KNOWN_COLUMNS)
 
-    def stage(
+    def load(
         self, target: Target, part: Part, answers: pa.RecordBatchReader, failures: pa.RecordBatchReader
     ) -> None:
         named = self._part_tables(target, part)
@@ -123,7 +123,7 @@ class SqlWarehouse:
             for step in publication(target, parts, staged, both, self._statements):
                 self._execute(cursor, step.sql, step.parameters)
 
-    def unstage(self, target: Target, parts: Sequence[Part]) -> None:
+    def drop_loaded(self, target: Target, parts: Sequence[Part]) -> None:
         with self._transaction() as cursor:
             for part in parts:
                 for name in self._part_tables(target, part):

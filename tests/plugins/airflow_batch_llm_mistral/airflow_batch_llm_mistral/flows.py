@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from airflow_batch_llm.core.model import BatchState, BatchStatus, Search, Sighting
 from airflow_batch_llm.errors import Refused, ResultsGone, Unavailable
 from airflow_batch_llm.providers.incoming import DOWNLOAD, NotUnderstood, count, entries, record, text
-from airflow_batch_llm.providers.steps import WORKER, Calls, Lookup, Page, Patience, look_up, patiently
+from airflow_batch_llm.providers.steps import WORKER, Calls, Lookup, Patience, StatusPage, look_up, patiently
 from airflow_batch_llm_mistral.http import judged, status_in
 from airflow_batch_llm_mistral.wire import status_of
 
@@ -47,9 +47,9 @@ def _page(after: str | None, patience: Patience) -> Calls[tuple[list[Mapping[str
 def check(batch_ids: Sequence[str], patience: Patience) -> Calls[dict[str, BatchStatus]]:
     """The status of each of these jobs."""
 
-    def page(after: str | None) -> Calls[Page]:
+    def page(after: str | None) -> Calls[StatusPage]:
         jobs, rest = yield from _page(after, patience)
-        return Page(statuses={job["id"]: status_of(job) for job in jobs}, after=rest)
+        return StatusPage(statuses={job["id"]: status_of(job) for job in jobs}, after=rest)
 
     return look_up(batch_ids, Lookup(page=page, one=lambda batch_id: _job(batch_id, patience)))
 

@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 from airflow_batch_llm.errors import InputError, ProviderError
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.failures import (
-    Failure,
-    Vendor,
+    CallFailure,
+    VendorCodes,
     asked_to_wait,
     detail,
     judge,
@@ -19,7 +19,7 @@ from airflow_batch_llm.providers.failures import (
 from airflow_batch_llm.providers.incoming import ENCODINGS, bound_client
 from airflow_batch_llm.providers.reach import check_base_url, keep_to
 
-VENDOR = Vendor(name="Mistral", no_money=frozenset())
+VENDOR = VendorCodes(name="Mistral", no_money=frozenset())
 URL = "https://api.mistral.ai"
 
 _OPTIONS = frozenset({"base_url", "default_headers", "timeout"})
@@ -109,7 +109,7 @@ def judged_creation(error: Exception) -> Exception:
     return judged(error, creating=True)
 
 
-def _answered(error: Any) -> Failure:
+def _answered(error: Any) -> CallFailure:
     response = error.response
     try:
         body = response.json()
@@ -117,7 +117,7 @@ def _answered(error: Any) -> Failure:
         body = {}
     said: Mapping[str, Any] = body if isinstance(body, Mapping) else {}
     secrets = secrets_sent(error)
-    return Failure(
+    return CallFailure(
         status=response.status_code,
         code=word(said.get("type") or said.get("code"), secrets),
         message=detail(said.get("message") or "", secrets),

@@ -19,7 +19,7 @@ from airflow_batch_llm.core.model import (
 )
 from airflow_batch_llm.core.request import LineTemplate
 from airflow_batch_llm.providers.base import Access
-from airflow_batch_llm.providers.clients import TRANSFER_TIMEOUT, stillness, stream_lines
+from airflow_batch_llm.providers.clients import TRANSFER_TIMEOUT, gc_paused, stream_lines
 from airflow_batch_llm.providers.creation import Creation, Line, send_once
 from airflow_batch_llm.providers.failures import without
 from airflow_batch_llm.providers.incoming import text
@@ -153,7 +153,7 @@ class MistralProvider:
             return self._async
 
     def _open_still(self) -> Any:
-        with stillness():
+        with gc_paused():
             return open_async_client(self._access)
 
 
