@@ -181,7 +181,7 @@ class Search:
     known: frozenset[str] = frozenset()  # ids that some run has recorded: none of these is a lost one
 
     def is_for(self, token: str) -> bool:
-        """Whether a batch with this shard token is of the run."""
+        """Return whether a batch with this shard token belongs to the run."""
         return token.rpartition("-")[0] in self.run_tokens
 
 

@@ -99,7 +99,7 @@ def table(only: Only, *, retry_dead: bool) -> tuple[Reason, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Rule:
-    """What an outcome says about its row."""
+    """The consequences of an outcome for its row."""
 
     counts: bool  # towards the attempts of the row
     again: bool  # the same request may succeed in another batch

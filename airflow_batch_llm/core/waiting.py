@@ -54,7 +54,7 @@ class Outage:
 
     @property
     def is_told(self) -> bool:
-        """Whether it has lasted for long enough that the log warns of it."""
+        """Return whether the outage has lasted long enough for a warning."""
         return self.looks >= WARN_AFTER_LOOKS
 
     def after(self, error: BaseException | None, now: float) -> "Tell":

@@ -146,7 +146,7 @@ def patiently(
 
 
 class AlreadyGone(Exception):
-    """What should be deleted, or asked, does not exist. A judge gives it, and the verb that set the judge takes it."""
+    """The object of a deletion or a question does not exist. A judge returns this to the verb that set the judge."""
 
 
 def drive(calls: Calls[T], client: Any) -> T:

@@ -82,6 +82,6 @@ class ModelLimits:
         return LimitStanding(kind, limit, max(0, int(level)), self._seconds(kind, limit))
 
     def _seconds(self, kind: str, level: float) -> float:
-        """How long until the bucket holds this much; a full one is all that a request can wait for."""
+        """Return the seconds until the bucket holds this much. A request waits at most for a full bucket."""
         limit = self._per_minute[kind]
         return max(0.0, (min(level, limit) - self._buckets[kind].level) * _MINUTE / limit)

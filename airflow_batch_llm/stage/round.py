@@ -143,7 +143,7 @@ class Round:
         return no_longer_than(max(LAST_LOOK_SECONDS, self.deadline - self.parts.clock()))
 
     def _unseen(self, error: Unavailable) -> OpenRound | None:
-        """What is waited for while the provider cannot be reached. Nothing is sent, and nothing is concluded."""
+        """Return what the round waits for while the provider cannot be reached. Sends nothing and concludes nothing."""
         still = self._open(self._moves())
         return None if still is None else replace(still, error=error)
 

@@ -170,7 +170,7 @@ class Dialect:
         return f"CAST({PARAMETER} AS {self.column_type(type_, key=True)})" if self.casts_keys else PARAMETER
 
     def kind_of(self, type_: str) -> ColumnKind | None:
-        """The kind of a column type as the database spells it. Returns None if it is none of ours."""
+        """Return the kind of a column type as the database spells it, or None if the package has no such kind."""
         from sqlglot import exp
         from sqlglot.errors import SqlglotError
 

@@ -113,5 +113,5 @@ NUMBERS = _INTEGERS | _FLOATS | {ColumnKind.DECIMAL}
 
 
 def of_name(name: str) -> ColumnKind | None:
-    """The kind of a type by sqlglot's name of it. Returns None if it is none of ours."""
+    """Return the kind of a type by its name in sqlglot, or None if the package has no such kind."""
     return _KINDS.get(name)

@@ -15,7 +15,7 @@ from airflow_batch_llm.warehouses.dialect import Dialect
 
 
 class UriForm(StrEnum):
-    """What the URI of a database names before its tables."""
+    """The parts of a database's URI before its tables."""
 
     SERVER = "scheme://host:port/database"
     PROJECT = "scheme://project"

@@ -20,7 +20,7 @@ from airflow_batch_llm.stage.send.sweeping import uncounted
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VendorCopies:
-    """What the vendor holds of one generation of a run."""
+    """The vendor's copies of one generation of a run."""
 
     parts: Parts
     folder: RunFolder

@@ -321,7 +321,7 @@ def sweep_ended(parts: Parts, folder: RunFolder) -> bool:
 
 
 def is_loose(shards: Iterable[tuple[PlannedShard, Standing]]) -> bool:
-    """Whether a creation had no definite end, so that a batch of it may yet show up."""
+    """Return whether a creation had no definite end, so that its batch may still show up."""
     return any(standing.loose or standing.intent is not None for _, standing in shards)
 
 

@@ -37,7 +37,7 @@ def _open_connection(connection: AirflowConnection) -> Warehouse:
 
 
 def _arguments(connection: AirflowConnection, hook: Any) -> dict[str, Any]:
-    """What the hook connects with. Its own connection may be of psycopg 2, and gives rows in a shape of its own."""
+    """Return the hook's connection arguments. Its own connection may be of psycopg 2, with rows in another shape."""
     user, password, port = connection.login, connection.password, connection.port
     if connection.extra.get("iam"):
         user, password, port = hook.get_iam_token(hook.get_connection(connection.conn_id))

@@ -16,7 +16,7 @@ Ask = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
 
 
 class Catalogue(Protocol):
-    """What a database tells of its tables."""
+    """The facts about tables in a database's catalogue."""
 
     def table(self, ask: Ask, dialect: Dialect, name: str, key: Sequence[str]) -> Table | None:
         """Describe a table, without its rules. Returns None if it does not exist."""
