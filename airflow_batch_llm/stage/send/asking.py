@@ -32,7 +32,7 @@ from airflow_batch_llm.stage.records.payloads import fetch_requests
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.send.submitting import Submitter
 
-#: Answers are kept after this long, or when there are this many. A segment is written anew until it holds so many.
+#: Answers are kept after this long, or when there are this many. A segment is rewritten until it holds this many.
 SEGMENT_SECONDS, SEGMENT_ANSWERS = 1.0, 100
 
 #: Without a single answer for this long, the attempt ends and the task looks again later.
