@@ -293,6 +293,7 @@ class _Asking:
                     if request is following:
                         following = next(lines, None)
                     self._turn = self._turn.sent()
+                    self.throttle.sent(self._now())
                     call = asyncio.create_task(self._call(request, replies))
                     calls.add(call)
                     call.add_done_callback(calls.discard)
@@ -361,7 +362,7 @@ class _Asking:
             case Unavailable(retry_after=retry_after):
                 self.throttle.refused(reply.sent_at, now, retry_after)
                 self._turn = self._turn.refused()
-                self._again.append(reply.request)
+                self._again.appendleft(reply.request)  # it goes first, so that no request is refused for long
             case _NotSent():
                 self._turn = self._turn.refused()
                 self._again.append(reply.request)
