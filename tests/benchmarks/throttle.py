@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.throttle [provider] [seconds]
 
-Each has a vendor of its own with 300 requests and 100,000 tokens a minute, whose first minute's allowance is used up; what gathers while ours
-plans comes on top. A fixed number waits after a refusal as long as the vendor asks, or doubles its pause. Prints the answers as a share of
-what the limits allow, and how often a request was refused.
+Each has a vendor of its own with 300 requests and 100,000 tokens a minute, whose first minute's allowance is used up;
+what gathers while ours plans comes on top. A fixed number waits after a refusal as long as the vendor asks, or doubles
+its pause. Prints the answers as a share of what the limits allow, and how often a request was refused.
 """
 
 import asyncio

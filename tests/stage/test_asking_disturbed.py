@@ -27,6 +27,8 @@ def test_a_worker_that_is_frozen_beyond_its_lease_asks_nothing_more_and_harms_no
     bench: Bench, until: int
 ) -> None:
     judge(frozen(bench, until))
+    folder = RunFolder(workspace=bench.world.workspace(), run="dag/task/run")
+    assert len(folder.answer_files()) == 1  # it left nothing behind
 
 
 def test_a_worker_that_is_ended_keeps_its_answers_and_gives_the_lease_back(anthropic: Bench) -> None:

@@ -147,6 +147,9 @@ class RunFolder:
     def results(self, batch_id: str) -> Iterator[bytes] | None:
         return self.workspace.blocks(self._results(batch_id))
 
+    def delete_results(self, batch_id: str) -> None:
+        self.workspace.delete(self._results(batch_id))
+
     def answer_files(self) -> list[str]:
         """List the files that hold answers: kept results and segments, by their place in the run folder."""
         numbers = self.workspace.folders(self._at("asked"))

@@ -158,6 +158,7 @@ class _Asking:
             await self._end()
         except _Lost:
             self.asker.parts.warn(f"Shard {self.shard.number}: another worker has taken it over.")
+            await asyncio.to_thread(self._withdraw)
         finally:
             path.unlink(missing_ok=True)
         return self._trouble is None
@@ -214,12 +215,11 @@ class _Asking:
 
     async def _complete(self) -> None:
         """Make the segments the shard's results. A worker that was frozen here writes over no other's."""
-        batch_id = f"now-{self.asker.plan.token(self.shard)}-{self._turn.worker}"
         is_late = self._now() >= self.asker.deadline
         unmentioned = Outcome.CANCELED if is_late else Outcome.MISSING
-        await asyncio.to_thread(self._write_results, batch_id)
+        await asyncio.to_thread(self._write_results)
         ended = Entry(
-            kind=RecordKind.ENDED, nonce="", at=self._now(), batch_id=batch_id, unmentioned=unmentioned.value
+            kind=RecordKind.ENDED, nonce="", at=self._now(), batch_id=self._batch_id, unmentioned=unmentioned.value
         )
         if not await self._record(self._turn.last_word(ended)):
             raise _Lost
@@ -248,10 +248,21 @@ class _Asking:
         lines = (line for blocks in segments for line in split_lines(blocks))
         return {int(found[1]) for line in lines if (found := named.search(line))}
 
-    def _write_results(self, batch_id: str) -> None:
+    @property
+    def _batch_id(self) -> str:
+        return f"now-{self.asker.plan.token(self.shard)}-{self._turn.worker}"
+
+    def _withdraw(self) -> None:
+        """Delete what this worker wrote too late. Its kept answers stay as long as another may need them."""
+        folder, number = self.asker.folder, self.shard.number
+        folder.delete_results(self._batch_id)
+        if stand(folder.journal(number)).ended is not None:
+            folder.delete_segments(number)
+
+    def _write_results(self) -> None:
         aside = self.asker.scratch / f"{self._turn.worker}.results.jsonl"
         segments = self.asker.folder.segments(self.shard.number)
-        self.asker.folder.write_results(batch_id, (block for each in segments for block in each), aside)
+        self.asker.folder.write_results(self._batch_id, (block for each in segments for block in each), aside)
 
     async def _keep(self) -> None:
         """Write the answers so far into the segment, and renew the lease when it is time."""
