@@ -219,7 +219,11 @@ class _Asking:
         unmentioned = Outcome.CANCELED if is_late else Outcome.MISSING
         await asyncio.to_thread(self._write_results)
         ended = Entry(
-            kind=RecordKind.ENDED, nonce="", at=self._now(), batch_id=self._batch_id, unmentioned=unmentioned.value
+            kind=RecordKind.ENDED,
+            nonce="",
+            at=self._now(),
+            batch_id=self._batch_id,
+            unmentioned=unmentioned.value,
         )
         if not await self._record(self._turn.last_word(ended)):
             raise _Lost
