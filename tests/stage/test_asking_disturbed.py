@@ -19,6 +19,7 @@ from airflow_batch_llm.store.local import LocalDisk
 from tests.stage.asking_matrix import CHANGES, ROWS, frozen, judge, moments, paid
 from tests.stage.processes import Job
 from tests.stage.test_erasing import erase, land
+from tests.stage.test_spread import spread
 from tests.stage.world import Bench
 
 
@@ -130,3 +131,19 @@ def test_a_row_that_failed_is_asked_in_a_further_round(anthropic: Bench) -> None
     bench.fault(kind="body", endpoint="messages", effect="after", text='{"odd": [1]}', nth=3, times=1)
     report = bench.complete(**CHANGES).report
     assert (report.final, report.rounds, paid(bench)) == ({Outcome.SUCCEEDED: 40}, 2, 41)
+
+
+def test_the_workers_of_a_group_ask_each_its_own_shards(anthropic: Bench) -> None:
+    bench = anthropic
+    bench.world.make_tickets(70)
+    whole = spread(bench, way="now")
+    bought = []
+    for portion in whole.portions(2):
+        whole.submit(portion)
+        bought.append(paid(bench))
+    assert 0 < bought[0] < bought[1] == 70
+    assert whole.drive() is None
+    for portion in whole.portions(2):
+        whole.collect(portion)
+    report = bench.complete(way="now", rows_per_batch=10).report
+    assert (report.final, report.maybe_twice, paid(bench)) == ({Outcome.SUCCEEDED: 70}, 0, 70)
