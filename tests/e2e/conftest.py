@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import duckdb
@@ -43,7 +43,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with running(Plan(folder=folder, dags=dags, batch_seconds=8, settings=_SETTINGS)) as stack:
         stack.airflow.until_read(
             "one_task",
-            "twin",
+            "on_cron",
+            "on_cron_too",
             "by_hand",
             "as_group",
             "nightly_labels",
@@ -51,7 +52,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             "morning_collects",
             "file_watcher",
         )
-        for dag_id in ("one_task", "twin", "by_hand", "as_group"):
+        for dag_id in ("one_task", "by_hand", "as_group"):
             stack.airflow.api.unpause(dag_id)
         yield stack
 
@@ -140,11 +141,6 @@ class Case:
     def ledger(self) -> dict[str, Any]:
         return dict(self.stack.simulator.ledger()["openai"])
 
-    def twin(self) -> "Case":
-        """Begin another Dag over the same table."""
-        run_id = self.stack.airflow.api.trigger("twin", {"table": self.table})
-        return replace(self, dag_id="twin", run_id=run_id)
-
     def until_sent(self) -> str:
         """Wait until the provider has the batch. Its id is given."""
         return str(until(lambda: self.ledger["batches"], "a batch at the provider")[0])
@@ -182,16 +178,46 @@ class Case:
         return f"{task['task_id']} is {task['state']}:\n" + self.log(task["task_id"], task["try_number"])
 
 
+def _make_table(stack: Stack, table: str) -> None:
+    with duckdb.connect(stack.duckdb) as connection:
+        connection.execute(
+            f"CREATE TABLE {table} AS SELECT i AS id, 'word ' || i AS text FROM range({ROWS}) AS numbers(i)"
+        )
+
+
+@pytest.fixture
+def on_one_cron(stack: Stack) -> Iterator[list[Case]]:
+    """The runs of two Dags that their cron has started at one minute, over one table."""
+    dag_ids, table = ("on_cron", "on_cron_too"), "on_cron"
+    _make_table(stack, table)
+    api = stack.airflow.api
+    for dag_id in dag_ids:
+        api.unpause(dag_id)
+    runs = until(lambda: _same_minute([api.run_ids(dag_id) for dag_id in dag_ids]), "the cron", 150)
+    yield [
+        Case(stack=stack, dag_id=dag_id, run_id=run_id, table=table)
+        for dag_id, run_id in zip(dag_ids, runs, strict=True)
+    ]
+    for dag_id in dag_ids:
+        api.pause(dag_id)
+
+
+def _same_minute(runs: list[list[str]]) -> list[str] | None:
+    """A run of each Dag, named after the same minute."""
+    for run_id in runs[0]:
+        others = [next((one for one in ids if one[:27] == run_id[:27]), None) for ids in runs]
+        if all(others):
+            return [one for one in others if one is not None]
+    return None
+
+
 @pytest.fixture
 def begin(stack: Stack, request: pytest.FixtureRequest) -> Any:
     """Begin a Dag run over a new table."""
 
     def begin(dag_id: str) -> Case:
         table = "".join(letter if letter.isalnum() else "_" for letter in request.node.name)
-        with duckdb.connect(stack.duckdb) as connection:
-            connection.execute(
-                f"CREATE TABLE {table} AS SELECT i AS id, 'word ' || i AS text FROM range({ROWS}) AS numbers(i)"
-            )
+        _make_table(stack, table)
         run_id = stack.airflow.api.trigger(dag_id, {"table": table})
         return Case(stack=stack, dag_id=dag_id, run_id=run_id, table=table)
 

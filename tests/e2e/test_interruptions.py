@@ -49,14 +49,11 @@ def test_a_task_that_dies_before_it_hears_that_its_batch_was_accepted_adopts_it(
     case.assert_paid_once()
 
 
-def test_two_dags_that_start_together_on_one_target_buy_each_row_once(begin: Begin) -> None:
-    case = begin("one_task")
-    twin = case.twin()
+def test_two_dags_on_one_cron_and_one_target_buy_each_row_once(on_one_cron: list[Case]) -> None:
+    for case in on_one_cron:
+        case.until_success()
 
-    case.until_success()
-    twin.until_success()
-
-    case.assert_paid_once()
+    on_one_cron[0].assert_paid_once()
 
 
 def test_an_evicted_worker_leaves_the_batch_to_the_next(stack: Stack, begin: Begin) -> None:

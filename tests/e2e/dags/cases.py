@@ -4,6 +4,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+import pendulum
 from airflow.sdk import DAG
 
 from airflow_batch_llm.core.settings import Pace
@@ -28,8 +29,17 @@ RETRIES = {"retries": 4, "retry_delay": timedelta(seconds=1)}
 with DAG("one_task", schedule=None, default_args=RETRIES):
     LLMTransformOperator(task_id="label", deferrable=True, **STAGE)
 
-with DAG("twin", schedule=None, default_args=RETRIES):
-    LLMTransformOperator(task_id="label", deferrable=True, **STAGE)
+for twin in ("on_cron", "on_cron_too"):
+    with DAG(
+        twin,
+        schedule="* * * * *",
+        start_date=pendulum.datetime(2026, 1, 1),
+        catchup=False,
+        max_active_runs=1,
+        default_args=RETRIES,
+    ):
+        ON_CRON = {**STAGE, "source_table": "on_cron", "target": "on_cron_labels"}
+        LLMTransformOperator(task_id="label", deferrable=True, **ON_CRON)
 
 with DAG("by_hand", schedule=None, default_args=RETRIES):
     send = SubmitLLMBatchOperator(task_id="send", **STAGE)
