@@ -27,14 +27,20 @@ def connect(monkeypatch: pytest.MonkeyPatch) -> Connect:
     return connect
 
 
-@pytest.fixture
-def lake(connect: Connect) -> Iterator[Any]:
-    """An S3 on loopback, of which only the connection `lake` knows."""
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    """An S3 on loopback for all tests: Airflow keeps a file system by its connection's name."""
     pytest.importorskip("airflow.providers.amazon.aws.fs.s3", reason="Airflow's provider for S3")
     with s3_server() as endpoint:
-        extra = {"endpoint_url": endpoint, "region_name": "us-east-1"}
-        connect("lake", conn_type="aws", login="key", password="secret", extra=extra)
-        yield s3_filesystem(endpoint, "s3")
+        yield endpoint
+
+
+@pytest.fixture
+def lake(connect: Connect, endpoint: str) -> Any:
+    """The S3 of which only the connection `lake` knows."""
+    extra = {"endpoint_url": endpoint, "region_name": "us-east-1"}
+    connect("lake", conn_type="aws", login="key", password="secret", extra=extra)
+    return s3_filesystem(endpoint, "s3")
 
 
 def test_rows_and_runs_lie_where_a_connection_leads(

@@ -70,7 +70,8 @@ def test_a_clear_of_the_collector_gives_the_run_a_new_deadline_and_a_retry_does_
     collect = CollectLLMBatchOperator(task_id="collect", handle=handle.to_json(), retries=2)
 
     def deadlines(max_tries: int) -> int:
-        context: Any = {"ti": SimpleNamespace(max_tries=max_tries)}
+        names = {"dag_id": "late", "task_id": "collect", "run_id": "run", "map_index": -1, "try_number": 1}
+        context: Any = {"ti": SimpleNamespace(max_tries=max_tries, **names)}
         generation = collect.open_run(context, handle, tmp_path).generation()
         generation.deadline()
         return len(list(generation.folder.deadlines()))

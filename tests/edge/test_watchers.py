@@ -112,13 +112,13 @@ async def test_files_in_a_bucket_are_named_with_the_connection_that_reads_them(
     pytest.importorskip("airflow.providers.amazon.aws.fs.s3", reason="Airflow's provider for S3")
     with s3_server() as endpoint:
         extra = {"endpoint_url": endpoint, "region_name": "us-east-1"}
-        lake = {"conn_type": "aws", "login": "key", "password": "secret", "extra": extra}
-        monkeypatch.setenv("AIRFLOW_CONN_LAKE", json.dumps(lake))
+        pond = {"conn_type": "aws", "login": "key", "password": "secret", "extra": extra}
+        monkeypatch.setenv("AIRFLOW_CONN_POND", json.dumps(pond))
         s3_filesystem(endpoint, "s3").pipe_file(f"{BUCKET}/in/a.jsonl", b"{}\n")
-        trigger = NewFilesTrigger(uri=f"s3://lake@{BUCKET}/in/*.jsonl", poll_interval=0.05)
+        trigger = NewFilesTrigger(uri=f"s3://pond@{BUCKET}/in/*.jsonl", poll_interval=0.05)
 
         async with watching(trigger) as events:
-            assert await Watching(events).event() == {"uris": [f"s3://lake@{BUCKET}/in/a.jsonl"]}
+            assert await Watching(events).event() == {"uris": [f"s3://pond@{BUCKET}/in/a.jsonl"]}
 
 
 async def test_a_look_that_fails_is_told_without_values_and_tried_again(world: World, tmp_path: Path) -> None:

@@ -52,7 +52,12 @@ def test_a_python_that_cannot_be_fetched_is_said_before_the_tests_and_after_them
 
 def test_the_end_of_make_test_says_what_was_left_out() -> None:
     shown = subprocess.run(
-        ["make", "-n", "test"], cwd=setup.ROOT, capture_output=True, text=True, check=True, timeout=60
+        ["make", "--no-print-directory", "-n", "test"],
+        cwd=setup.ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
 
     assert "tests.emulators.setup --remind; exit $status" in shown.stdout.splitlines()[-1]

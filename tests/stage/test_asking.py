@@ -94,7 +94,7 @@ def test_a_second_worker_waits_while_the_first_one_asks(anthropic: Bench) -> Non
     assert paid(bench) == ROWS
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(1))
 def test_a_killed_worker_loses_no_row_and_pays_no_more_twice_than_the_report_says(
     bench: Bench, seed: int
 ) -> None:

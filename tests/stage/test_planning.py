@@ -145,7 +145,7 @@ def test_a_prompt_function_that_raises_for_every_row_is_named_with_its_line(open
     openai.world.make_tickets(3)
     told: list[str] = []
 
-    done = openai.complete(openai.run(parts={"alert": told.append}, prompt=subject_of_ticket))
+    done = openai.complete(openai.run(parts={"log_warning": told.append}, prompt=subject_of_ticket))
 
     line = subject_of_ticket.__code__.co_firstlineno + 1
     raised = (
@@ -161,7 +161,7 @@ def test_a_value_that_a_prompt_function_raises_is_not_told(openai: Bench) -> Non
     make_texts(openai, ["canary"])
     told: list[str] = []
 
-    openai.complete(openai.run(parts={"alert": told.append}, prompt=lambda row: {}[row["subject"]]))
+    openai.complete(openai.run(parts={"log_warning": told.append}, prompt=lambda row: {}[row["subject"]]))
 
     assert any("raised KeyError in line" in message for message in told)
     assert not any("canary" in message for message in told)

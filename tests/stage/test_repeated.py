@@ -82,7 +82,9 @@ def repeating(bench: Bench) -> None:
 
 def a_run(bench: Bench, warned: list[str], rows_per_batch: int, **parts: Any) -> Run:
     prices = {bench.world.model: DEAR}
-    return bench.run(parts={"alert": warned.append, **parts}, rows_per_batch=rows_per_batch, prices=prices)
+    return bench.run(
+        parts={"log_warning": warned.append, **parts}, rows_per_batch=rows_per_batch, prices=prices
+    )
 
 
 def billed(bench: Bench) -> float:

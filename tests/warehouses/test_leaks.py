@@ -77,7 +77,7 @@ def test_a_row_that_a_constraint_refuses_is_not_quoted(postgres_uri: str, canary
 def test_drivers_of_any_database_do_not_get_a_row_into_our_errors(postgres_uri: str, canary: str) -> None:
     sources = {
         "redshift": (lambda: psycopg2.connect(postgres_uri), f"SELECT CAST('{canary}' AS INTEGER)"),
-        "duckdb": (duckdb.connect, f"SELECT CAST('{canary}' AS INTEGER)"),
+        "mysql": (duckdb.connect, f"SELECT CAST('{canary}' AS INTEGER)"),
         "sqlite": (lambda: sqlite3.connect(":memory:"), f'SELECT nothing."{canary}"'),
     }
     for dialect, (connect, query) in sources.items():

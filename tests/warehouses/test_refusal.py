@@ -24,7 +24,7 @@ def test_a_server_that_cannot_be_reached_is_tried_again_later() -> None:
 
 
 def test_a_statement_that_is_wrong_is_not_tried_again() -> None:
-    warehouse = SqlWarehouse(duckdb.connect, "duckdb")
+    warehouse = SqlWarehouse(duckdb.connect, "redshift")
     with pytest.raises(SourceError, match=r"refused a statement .* reading the source") as refused:
         warehouse.read(Source(sql="SELECT no_such_column")).read_all()
     assert not refused.value.retryable

@@ -90,7 +90,7 @@ class TestContract(WarehouseContract):
 class StagedInTables(SQLiteWarehouse):
     """SQLite's values, with the way in which any other DB-API database is written."""
 
-    stage = SqlWarehouse.stage
+    load = SqlWarehouse.load
     drop_loaded = SqlWarehouse.drop_loaded
     sweep = SqlWarehouse.sweep
     _published_from = SqlWarehouse._published_from
