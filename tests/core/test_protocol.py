@@ -11,6 +11,9 @@ from tests.core.endings import faults
 from tests.core.explore import SMALL, visit
 from tests.core.protocol_model import Rules, explore
 
+#: A world whose sweep ends early has fewer states than the others.
+FEWER_STATES = {"pauses beyond the lease, swept meanwhile": 25_000}
+
 
 @pytest.mark.parametrize("name", SMALL)
 def test_no_order_of_events_buys_or_loses_a_shard_twice(
@@ -20,7 +23,7 @@ def test_no_order_of_events_buys_or_loses_a_shard_twice(
         print()
         states = visit(name, SMALL[name])
 
-    assert states > 20_000
+    assert states > FEWER_STATES.get(name, 30_000)
 
 
 def test_pauses_beyond_the_lease_do_leave_a_second_batch_for_the_sweep() -> None:

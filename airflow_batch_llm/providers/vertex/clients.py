@@ -33,6 +33,19 @@ from airflow_batch_llm.providers.vertex.lines import generate_content
 from airflow_batch_llm.providers.vertex.storage import StoragePlace
 
 
+def _opened(client_class: Any, place: StoragePlace) -> Any:
+    """Open a client of google-cloud-aiplatform over REST that keeps to its host."""
+    from google.api_core.client_options import ClientOptions
+
+    client = client_class(
+        credentials=place.credentials,
+        transport="rest",
+        client_options=ClientOptions(api_endpoint=place.endpoint),
+    )
+    keep_session(client.transport._session)  # it is not public
+    return client
+
+
 class TokenCounter:
     """countTokens through google-cloud-aiplatform."""
 
@@ -43,17 +56,9 @@ class TokenCounter:
     @classmethod
     def open(cls, place: StoragePlace) -> "TokenCounter":
         with needing_extra():
-            from google.api_core.client_options import ClientOptions
             from google.cloud.aiplatform_v1 import LlmUtilityServiceClient
 
-        client = LlmUtilityServiceClient(
-            credentials=place.credentials,
-            transport="rest",
-            client_options=ClientOptions(api_endpoint=place.endpoint),
-        )
-        transport: Any = client.transport  # its session is not public
-        keep_session(transport._session)
-        return cls(client, place)
+        return cls(_opened(LlmUtilityServiceClient, place), place)
 
     def count(self, call: Call, prompt: str) -> int:
         """The input tokens of one request, system prompt and schema included."""
@@ -145,17 +150,9 @@ class VertexJobs:
     @classmethod
     def open(cls, place: StoragePlace) -> "VertexJobs":
         with needing_extra():
-            from google.api_core.client_options import ClientOptions
             from google.cloud.aiplatform_v1 import JobServiceClient
 
-        client = JobServiceClient(
-            credentials=place.credentials,
-            transport="rest",
-            client_options=ClientOptions(api_endpoint=place.endpoint),
-        )
-        transport: Any = client.transport  # its session is not public
-        keep_session(transport._session)
-        return cls(client, place)
+        return cls(_opened(JobServiceClient, place), place)
 
     def get(self, name: str) -> Job:
         with _parsed():
