@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fsspec.registry import _registry
 
 from airflow_batch_llm.errors import InputError, MissingExtra, StoreUnsafe
 from airflow_batch_llm.store import Workspace
@@ -47,6 +48,8 @@ def test_memory_is_refused_unless_a_file_system_is_handed_in() -> None:
 
 def test_a_client_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
+    # fsspec keeps the class that another test of this process has loaded.
+    monkeypatch.delitem(_registry, "s3", raising=False)
     with pytest.raises(MissingExtra, match=r"airflow-batch-llm\[s3\]"):
         Workspace.open("s3://bucket/runs")
 
