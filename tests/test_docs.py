@@ -345,7 +345,7 @@ def test_the_dollars_on_the_first_page_follow_from_the_price_list(page: str) -> 
         price = prices.priced(Usage(input_tokens=400, output_tokens=20))
         assert price is not None
         assert prices.assumed is None
-        night, changed = 10_000 * price.batch, 100 * price.batch
+        night, changed = 10_000 * price.cost, 100 * price.cost
         assert dollars == f"${10_000 * price.realtime:.2f} | ${night:.2f} | ${changed:.4f}"
 
 

@@ -36,7 +36,7 @@ from airflow_batch_llm.warehouses.files import formats, source
 LOOKED_AT: dict[type[Enum], str] = {
     model.Outcome: "SUCCEEDED INVALID TRUNCATED REFUSED ERRORED EXPIRED CANCELED MISSING",
     model.BatchState: "RUNNING ENDED REJECTED",
-    model.Way: "BATCH NOW",
+    model.Way: "BATCH FLEX NOW",
     model.ColumnType: "STRING INTEGER NUMBER DECIMAL BOOLEAN TIMESTAMP DATE JSON VECTOR",
     answer.AnswerFault: "EMPTY NOT_JSON SCHEMA LABEL RANGE",
     journal.RecordKind: "INTENT RELEASED REFUSED SUBMITTED ASKING ENDED STAGED",

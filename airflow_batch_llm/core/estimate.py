@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, assert_never
 
-from airflow_batch_llm.core.model import ColumnType, Usage
+from airflow_batch_llm.core.model import ColumnType, Usage, Way
 from airflow_batch_llm.core.output_type import AnswerKind, OutputType
 from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.core.printing import counted
@@ -148,6 +148,8 @@ def _about_prices(prices: PriceList, size: RequestSize, mean_tokens: float) -> l
         advice = f"If the name is right, give its price in dollars per million tokens: {example}."
         return [f"No price of {prices.model} is known.{meant} {advice}"]
     said = [prices.assumed] if prices.assumed else []
+    if prices.way is Way.FLEX:
+        said.append("An answer that comes from the vendor's usual tier costs the full price.")
     longest = max(
         mean_tokens, (size.largest_bytes + size.shared_bytes) / BYTES_PER_TOKEN * (1 + _UNCERTAINTY)
     )

@@ -245,7 +245,7 @@ def decide(standing: Standing, terms: Terms, now: float, searched: Searched | No
         return Done()
     if standing.ended is not None:
         return Land(batch_id=standing.ended.batch_id)
-    if terms.way is Way.NOW:
+    if terms.way.in_real_time:
         return _asked(standing, terms, now)
     if standing.batch is not None:
         return Wait(batch_id=standing.batch.batch_id)

@@ -58,7 +58,25 @@ class Way(StrEnum):
     """The ways to ask a model."""
 
     BATCH = "batch"  # in batches within the provider's window, at the batch price
+    FLEX = "flex"  # one request at a time in real time, at half the price, as far as the vendor has room
     NOW = "now"  # one request at a time in real time, at the full price
+
+    @property
+    def in_real_time(self) -> bool:
+        """Tell if a worker asks each request, instead of a batch."""
+        match self:
+            case Way.BATCH:
+                return False
+            case Way.FLEX | Way.NOW:
+                return True
+            case _:
+                assert_never(self)
+
+    def billed(self, *, is_flex: bool) -> "Way":
+        """Return the way whose price an answer costs. In real time the answer decides, and not the request."""
+        if not self.in_real_time:
+            return self
+        return Way.FLEX if is_flex else Way.NOW
 
 
 class ColumnType(StrEnum):
@@ -209,3 +227,4 @@ class Result(NamedTuple):
     error_code: str | None = None
     error_message: str | None = None
     retryable: bool = False  # of an error: the same request may succeed in another batch
+    is_flex: bool = False  # the answer says that the vendor's half-price tier gave it

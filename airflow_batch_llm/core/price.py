@@ -1,15 +1,15 @@
-"""Price a request in a batch, and in real time for comparison.
+"""Price a request as it is asked, and in real time for comparison.
 
 The price list of genai-prices falls back to the full price, silently, where it has no batch price for a model, a
 kind of token or a date. So its parts are taken one by one, and whatever is assumed in their place is said.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from difflib import get_close_matches
-from typing import Any, NamedTuple, assert_never
+from typing import Any, NamedTuple
 
 from airflow_batch_llm.core.model import Usage, Way
 from airflow_batch_llm.errors import InputError
@@ -31,6 +31,9 @@ class _Terms:
     cache_write: str = "cache_write_mtok"
 
 
+#: How the list marks the prices of a batch and of the flex tier.
+_IN_BATCH, _IN_FLEX = {"processing": "batch"}, {"service_tier": "flex"}
+
 #: Providers that are not simply in the list under their own name.
 _TERMS: Mapping[str, _Terms] = {
     # The cached system prompt is asked to be kept for an hour, the only time that a batch profits from.
@@ -42,7 +45,7 @@ _TERMS: Mapping[str, _Terms] = {
 class Priced(NamedTuple):
     """Dollars for one request."""
 
-    batch: Decimal
+    cost: Decimal
     realtime: Decimal
 
 
@@ -88,15 +91,15 @@ class _Rates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PriceList:
-    """The prices of one model on one day."""
+    """The prices of one model on one day, by the ways to ask it."""
 
     model: str
-    assumed: str | None = None
-    """What is not known but taken to be so, for people. None: everything is known."""
+    way: Way = Way.BATCH
+    """The way that is priced. Default: in batches."""
     similar: str | None = None
     """A model of the same provider whose name is nearly the same. None if the model is known, or no name is."""
-    _batch: _Rates | None = None
-    _realtime: _Rates | None = None
+    _rates: Mapping[Way, _Rates] = field(default_factory=dict)
+    _assumed: Mapping[Way, str] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -117,37 +120,35 @@ class PriceList:
     @property
     def known(self) -> bool:
         """Return whether a price is known at all."""
-        return self._batch is not None
+        return bool(self._rates)
+
+    @property
+    def assumed(self) -> str | None:
+        """Say what is not known but taken to be so, for people. None if everything is known."""
+        return self._assumed.get(self.way)
 
     @property
     def tiers(self) -> tuple[int, ...]:
         """The lengths, in input tokens, above which a request pays more."""
-        rates = self._batch.rates() if self._batch is not None else ()
+        rates = self._rates[self.way].rates() if self._rates else ()
         return tuple(sorted({start for rate in rates for start, _ in rate.tiers}))
 
     def cost(self, usage: Usage) -> Decimal | None:
-        """Dollars for one request in a batch; None where no price is known. Tiers count for each request alone."""
-        return None if self._batch is None else self._batch.cost(usage)
+        """Dollars for one request; None where no price is known. Tiers count for each request alone."""
+        return self._rates[self.way].cost(usage) if self._rates else None
 
     def list_cost(self, usage: Usage) -> Decimal | None:
         """Dollars for the same request in real time."""
-        return None if self._realtime is None else self._realtime.cost(usage)
+        return self._rates[Way.NOW].cost(usage) if self._rates else None
 
     def by(self, way: Way) -> "PriceList":
-        """Return the prices of asking this way, in the place of a batch's."""
-        match way:
-            case Way.BATCH:
-                return self
-            case Way.NOW:
-                return replace(self, _batch=self._realtime, assumed=None)
-            case _:
-                assert_never(way)
+        """Return the prices of asking this way."""
+        return replace(self, way=way)
 
     def priced(self, usage: Usage) -> Priced | None:
         """Both of them."""
-        if self._batch is None or self._realtime is None:
-            return None
-        return Priced(self._batch.cost(usage), self._realtime.cost(usage))
+        cost, realtime = self.cost(usage), self.list_cost(usage)
+        return None if cost is None or realtime is None else Priced(cost, realtime)
 
 
 def _overridden(model: str, given: Mapping[str, Any], terms: _Terms) -> PriceList:
@@ -178,7 +179,7 @@ def _overridden(model: str, given: Mapping[str, Any], terms: _Terms) -> PriceLis
         cache_write=realtime.cache_write.times(factor),
         output=realtime.output.times(factor),
     )
-    return PriceList(model=model, _batch=batch, _realtime=realtime)
+    return PriceList(model=model, _rates={Way.BATCH: batch, Way.FLEX: batch, Way.NOW: realtime})
 
 
 def _amount(model: str, name: str, value: object) -> Decimal:
@@ -202,12 +203,17 @@ def _listed(model: str, terms: _Terms, day: datetime) -> PriceList:
     listed = _prices(info.get_prices(day))
     if "input_mtok" not in listed:
         return PriceList(model=model)
-    in_batch: dict[str, _Rate] = {}
+    in_batch, in_flex = (_variant(info, day, when) for when in (_IN_BATCH, _IN_FLEX))
+    return _assembled(model, terms, listed, in_batch, in_flex)
+
+
+def _variant(info: Any, day: datetime, when: Mapping[str, str]) -> dict[str, _Rate]:
+    """Return the prices of a model for requests of this kind, as far as the list has them."""
+    found: dict[str, _Rate] = {}
     for variant in info.price_variants or ():
-        active = variant.constraint is None or variant.constraint.active(day)
-        if active and variant.when == {"processing": "batch"}:
-            in_batch = _prices(variant.prices) | in_batch
-    return _assembled(model, terms, listed, in_batch)
+        if variant.when == when and (variant.constraint is None or variant.constraint.active(day)):
+            found = _prices(variant.prices) | found
+    return found
 
 
 def _similar(name: str, vendor: str) -> str | None:
@@ -235,8 +241,17 @@ def _prices(model_price: Any) -> dict[str, _Rate]:
     return found
 
 
-def _assembled(model: str, terms: _Terms, listed: dict[str, _Rate], in_batch: dict[str, _Rate]) -> PriceList:
-    """A price for each kind of token: the batch price, or else half the list price, and that is said."""
+def _assembled(
+    model: str,
+    terms: _Terms,
+    listed: dict[str, _Rate],
+    in_batch: dict[str, _Rate],
+    in_flex: dict[str, _Rate],
+) -> PriceList:
+    """A price for each kind of token: the batch price, or else half the list price, and that is said.
+
+    The flex tier costs as much as a batch, where the list has no price of it.
+    """
     halved: list[str] = []
 
     def batch(key: str, fallback: _Rate) -> _Rate:
@@ -262,11 +277,25 @@ def _assembled(model: str, terms: _Terms, listed: dict[str, _Rate], in_batch: di
         cache_write=listed.get(terms.cache_write, listed["input_mtok"]),
         output=listed.get("output_mtok", free),
     )
-    return PriceList(model=model, assumed=_said(model, halved), _batch=rates, _realtime=realtime)
+    flex = _Rates(
+        input=in_flex.get("input_mtok", rates.input),
+        cached=in_flex.get("cache_read_mtok", rates.cached),
+        cache_write=in_flex.get(terms.cache_write, rates.cache_write),
+        output=in_flex.get("output_mtok", rates.output),
+    )
+    return PriceList(
+        model=model,
+        _rates={Way.BATCH: rates, Way.FLEX: flex, Way.NOW: realtime},
+        _assumed=_said(model, halved, in_flex),
+    )
 
 
-def _said(model: str, halved: list[str]) -> str | None:
-    if not halved:
-        return None
-    tokens = "" if "input" in halved else f" for {' and '.join(halved)} tokens"
-    return f"No batch price of {model} is known{tokens}: half of the list price is assumed."
+def _said(model: str, halved: list[str], in_flex: Mapping[str, _Rate]) -> dict[Way, str]:
+    """Say what is assumed of a price, by the way to ask."""
+    said = {}
+    if halved:
+        tokens = "" if "input" in halved else f" for {' and '.join(halved)} tokens"
+        said[Way.BATCH] = f"No batch price of {model} is known{tokens}: half of the list price is assumed."
+    if not in_flex:
+        said[Way.FLEX] = f"No flex price of {model} is known: the price in a batch is assumed."
+    return said

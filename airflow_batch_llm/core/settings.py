@@ -285,7 +285,10 @@ class Stage(Settings):
     only: Only = Only.CHANGED
     """Choose the rows that the run asks about. Default: new and changed rows."""
     way: Way = Way.BATCH
-    """Ask in batches at the batch price, or each row in real time at the full price. Default: in batches."""
+    """Ask in batches (`batch`), or each row in real time at the full price (`now`) or at half of it (`flex`).
+
+    Default: in batches. Not every model has `flex`.
+    """
     max_rows: RowLimit = None
     """The most rows that one run sends. Default: no limit."""
     max_cost_usd: Dollars = 25.0

@@ -66,7 +66,8 @@ class LLMTransformOperator(RunOperator):
     :param source_parameters: values for the placeholders in `source_sql`
     :param system_prompt: the text that stands before each prompt
     :param prompt_params: values for the template that are the same for all rows
-    :param way: ask in batches (``batch``), or each row in real time at the full price (``now``)
+    :param way: ask in batches (``batch``), or each row in real time at the full price (``now``) or at half of it, for
+        the models that have it (``flex``)
     :param only: which rows are asked about: those that are new or have changed (``changed``), also those that an older
         prompt has answered (``outdated``), only those without an answer (``new``), or ``all``
     :param max_rows: the most rows that one run sends; None for no limit

@@ -17,6 +17,7 @@ from airflow_batch_llm.core.model import (
     Search,
     ShardFile,
     Sighting,
+    Way,
 )
 from airflow_batch_llm.core.request import LineTemplate
 from airflow_batch_llm.errors import InputError
@@ -143,8 +144,13 @@ class DeletesBatches(Protocol):
 class AnswersNow(Protocol):
     """A provider that also answers single requests in real time."""
 
-    async def answer(self, call: Call, line: bytes) -> bytes:
+    def flex_problem(self, call: Call) -> str | None:
+        """Say why the vendor's half-price tier cannot be asked, and what to do. None if it can be. Pure."""
+
+    async def answer(self, call: Call, line: bytes, way: Way) -> bytes:
         """Ask one request line of this call, once, and return the answer as a result line of a batch.
+
+        `way` is `Way.FLEX` or `Way.NOW`. A lack of room in the half-price tier is `Unavailable`.
 
         A request that the vendor refuses for itself becomes a result line, too. `Unavailable` means that nothing was
         answered, so nothing is paid; `UnknownFate` that the answer was lost, and may have been paid. `Refused` means

@@ -44,6 +44,7 @@ def gc_paused() -> Iterator[None]:
 
 #: Seconds without a byte after which moving a file has failed: it may pause for longer than a question.
 TRANSFER_TIMEOUT = 300.0
+#: Seconds to wait for an answer in real time.
 ANSWER_TIMEOUT = 600.0
 
 _BLOCK = 256 * 1024
@@ -148,14 +149,18 @@ def create(client: Any, creation: Creation, lease: Lease, judge: Judge) -> str:
 
 
 async def asked_now(
-    client: Any, path: str, body: Mapping[str, Any], refused: Callable[[Exception], CallFailure]
+    client: Any,
+    path: str,
+    body: Mapping[str, Any],
+    refused: Callable[[Exception], CallFailure],
+    seconds: float = ANSWER_TIMEOUT,
 ) -> Mapping[str, Any] | CallFailure:
     """Ask one request in real time, once: the answer's JSON, or the vendor's refusal of this request alone.
 
     An answer that is no JSON object may hide one that was paid: `UnknownFate`.
     """
     try:
-        answer = await client.post(path, cast_to=object, body=body, options={"timeout": ANSWER_TIMEOUT})
+        answer = await client.post(path, cast_to=object, body=body, options={"timeout": seconds})
     except Exception as error:  # noqa: BLE001 - whatever ends the call
         return refused(error)
     if not isinstance(answer, dict):

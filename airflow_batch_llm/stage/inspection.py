@@ -254,7 +254,7 @@ def _described(move: Move, standing: Standing, way: Way) -> str:
             return "its batch is looked at, until it has ended"
         case Wait(until=until, reason=reason):
             at = f" after {moment(until)}" if until is not None else ""
-            then = "its requests are asked in real time" if way is Way.NOW else "its batch is created"
+            then = "its requests are asked in real time" if way.in_real_time else "its batch is created"
             return f"{then}{at}: {reason}"
         case Land():
             return "its answers are staged"

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import pytest
 
-from airflow_batch_llm.core.model import Call, Outcome, Result
+from airflow_batch_llm.core.model import Call, Outcome, Result, Way
 from airflow_batch_llm.core.request import custom_id
 from airflow_batch_llm.errors import ProviderError, Refused, Unavailable, UnknownFate
 from airflow_batch_llm.providers.base import AnswersNow
@@ -20,6 +20,9 @@ class AnswersInRealTime:
 
     #: The server's name for the call that answers one request.
     answer_endpoint: ClassVar[str] = "answer"
+
+    #: A model that has the vendor's half-price tier in real time. None: the vendor has no such tier.
+    flex_model: ClassVar[str | None] = None
 
     @pytest.mark.parametrize("schema", [None, LABEL])
     def test_an_answer_in_real_time_is_what_a_batch_would_answer(
@@ -75,6 +78,40 @@ class AnswersInRealTime:
                 continue
             assert Outcome.SUCCEEDED not in {result.outcome for result in results.values()}
 
+    def test_the_half_price_tier_is_asked_where_the_vendor_has_it_and_refused_elsewhere(
+        self, bench: Bench
+    ) -> None:
+        provider = _answering(bench)
+        if self.flex_model is None:
+            assert provider.flex_problem(Call(model=bench.model))
+            return
+        call = Call(model=self.flex_model)
+        assert provider.flex_problem(call) is None
+        answers = _answers(bench, call, Way.FLEX)
+        assert [(answer.outcome, answer.is_flex) for answer in answers.values()] == [
+            (Outcome.SUCCEEDED, True)
+        ] * 2
+        assert [answer.is_flex for answer in _answers(bench, call).values()] == [False] * 2
+
+    def test_an_answer_of_the_usual_tier_is_not_taken_for_one_at_half_the_price(self, bench: Bench) -> None:
+        bench.fault(kind="downgraded")
+        answers = [answer for _, answer in sorted(_answers(bench, self._flex(), Way.FLEX).items())]
+        assert [(answer.outcome, answer.is_flex) for answer in answers] == [
+            (Outcome.SUCCEEDED, False),
+            (Outcome.SUCCEEDED, True),
+        ]
+
+    def test_a_lack_of_room_in_the_half_price_tier_is_paid_for_by_nobody(self, bench: Bench) -> None:
+        bench.fault(kind="no_capacity")
+        with _raises(Unavailable):
+            _answers(bench, self._flex(), Way.FLEX)
+        assert bench.bill()["rows"]["charged"] == 0
+
+    def _flex(self) -> Call:
+        if self.flex_model is None:
+            pytest.skip("the vendor has no half-price tier")
+        return Call(model=self.flex_model)
+
     def _strike(self, bench: Bench, **fault: object) -> None:
         bench.fault(endpoint=self.answer_endpoint, **fault)
 
@@ -89,20 +126,23 @@ def _raises(kind: type[ProviderError]) -> Iterator[list[ProviderError]]:
     errors.append(caught.value)
 
 
-def _answers(bench: Bench, call: Call | None = None) -> dict[str, Result]:
+def _answering(bench: Bench) -> AnswersNow:
+    if not isinstance(bench.provider, AnswersNow):
+        pytest.skip("the provider is not asked in real time")
+    return bench.provider
+
+
+def _answers(bench: Bench, call: Call | None = None, way: Way = Way.NOW) -> dict[str, Result]:
     """Ask two requests, one after the other."""
     call = call or Call(model=bench.model)
     shard = bench.shard(2, call=call)
-    provider = bench.provider
-    if not isinstance(provider, AnswersNow):
-        pytest.skip("the provider is not asked in real time")
-    answers = provider
+    answers = _answering(bench)
 
     async def ask() -> dict[str, Result]:
         found = {}
         try:
             for number, line in enumerate(shard.path.read_bytes().splitlines()):
-                result = bench.provider.decode(await answers.answer(call, line))
+                result = bench.provider.decode(await answers.answer(call, line, way))
                 assert result.custom_id == custom_id(shard.token, number)
                 found[result.custom_id] = result
         finally:

@@ -20,7 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from airflow_batch_llm.core.model import Call
+from airflow_batch_llm.core.model import Call, Way
 from airflow_batch_llm.errors import Unavailable
 from airflow_batch_llm.simulator.handle import Simulator
 from tests.stage.world import Bench, World
@@ -41,9 +41,9 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    async def answer(self, call: Any, line: bytes) -> bytes:
+    async def answer(self, call: Any, line: bytes, way: Way) -> bytes:
         try:
-            answer: bytes = await self.inner.answer(call, line)
+            answer: bytes = await self.inner.answer(call, line, way)
         except Unavailable:
             self.refusals[line] += 1
             raise
@@ -78,7 +78,7 @@ async def _fixed(watched: Watched, bench: Bench, end: float, number: int) -> Non
             pause = 1.0
             while time.monotonic() < end:
                 try:
-                    await watched.answer(call, line)
+                    await watched.answer(call, line, Way.NOW)
                 except Unavailable as refused:
                     await asyncio.sleep(min(refused.retry_after or pause, max(0.0, end - time.monotonic())))
                     pause *= 2
@@ -125,7 +125,8 @@ async def _touch(bench: Bench) -> None:
     call = Call(model=bench.world.model, max_tokens=200)
     for _ in range(3):  # also refused, so that all that the SDK imports is there
         with suppress(Unavailable):
-            await provider.answer(call, provider.encode(call).line("r00000000000-0001-000000", b'"touch"'))
+            line = provider.encode(call).line("r00000000000-0001-000000", b'"touch"')
+            await provider.answer(call, line, Way.NOW)
     await provider.aclose()
 
 

@@ -222,7 +222,7 @@ def test_where_the_list_is_whole_our_prices_are_its_own(
     theirs = genai_prices.Usage(input_tokens=given, output_tokens=answered, cache_read_tokens=cached)
     ours = prices(provider, model).priced(usage(given, answered, cached))
     assert ours is not None
-    for context, cost in (({"processing": "batch"}, ours.batch), (None, ours.realtime)):
+    for context, cost in (({"processing": "batch"}, ours.cost), (None, ours.realtime)):
         expected = genai_prices.calc_price(
             theirs, model, provider_id=provider, genai_request_timestamp=NOW, price_context=context
         )

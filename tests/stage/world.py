@@ -111,7 +111,7 @@ class World:
 
     def provider(self) -> Provider:
         os.environ.update(self.environ)
-        options = {"project": "test-project", "staging": "gs://bucket/staging"}
+        options = {"project": "test-project", "location": "global", "staging": "gs://bucket/staging"}
         base_url = f"{self.url}/v1" if self.provider_name == "openai" else self.url
         return connect(
             self.provider_name,

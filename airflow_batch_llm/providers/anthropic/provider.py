@@ -12,6 +12,7 @@ from airflow_batch_llm.core.model import (
     Search,
     ShardFile,
     Sighting,
+    Way,
 )
 from airflow_batch_llm.core.request import LineTemplate
 from airflow_batch_llm.providers.anthropic import flows
@@ -107,7 +108,10 @@ class AnthropicProvider:
     def delete_batch(self, batch_id: str, upload: str) -> None:  # noqa: ARG002 - nothing is uploaded
         drive(flows.delete(batch_id), self._clients.sync)
 
-    async def answer(self, call: Call, line: bytes) -> bytes:  # noqa: ARG002 - the line holds the call
+    def flex_problem(self, call: Call) -> str | None:  # noqa: ARG002 - the same for all calls
+        return "Anthropic sells half price in batches only. Set way='batch', or way='now' at the full price."
+
+    async def answer(self, call: Call, line: bytes, way: Way) -> bytes:  # noqa: ARG002 - the line holds the call
         asked = parse_line(line)
         client = await self._clients.asynchronous()
         answer = await asked_now(client, "/v1/messages", asked["params"], refused_now)

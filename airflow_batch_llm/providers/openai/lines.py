@@ -3,6 +3,7 @@
 OpenAI validates a file as a whole and fails the batch at its first bad line, so what cannot be right is refused here.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -34,6 +35,19 @@ _REFUSED: Mapping[str, frozenset[str]] = {
     RESPONSES: frozenset({"stream", "stream_options", "background"}),
     EMBEDDINGS: frozenset({"stream", "encoding_format"}),
 }
+#: What a request adds to its body to ask the flex tier, and the seconds that OpenAI advises to wait for its answer.
+FLEX, FLEX_TIMEOUT = {"service_tier": "flex"}, 900.0
+
+# The models with a flex price, by their names without a date.
+_FLEX_MODELS = frozenset(
+    {
+        "gpt-5", "gpt-5-mini", "gpt-5-nano", "gpt-5.1", "gpt-5.2", "gpt-5.4", "gpt-5.4-mini", "gpt-5.4-nano",
+        "gpt-5.4-pro", "gpt-5.5", "gpt-5.5-pro", "gpt-5.6-luna", "gpt-5.6-sol", "gpt-5.6-terra", "gpt-6-astra",
+        "gpt-6-luna", "gpt-6-sol", "gpt-6.1-sol", "gpt-6.1-terra", "o3", "o4-mini",
+    }
+)  # fmt: skip
+_DATE = re.compile(r"-\d{4}-\d{2}-\d{2}$")
+
 _TOKEN_LIMITS = frozenset({"max_tokens", "max_completion_tokens", "max_output_tokens"})
 
 
@@ -55,6 +69,23 @@ def request_line(call: Call, host: str | None) -> dict[str, Any]:
     _check_params(call, endpoint)
     body = _BODIES[endpoint](call, PROMPT, host)
     return {"custom_id": CUSTOM_ID, "method": "POST", "url": endpoint, "body": body}
+
+
+def flex_problem(call: Call) -> str | None:
+    """Say why this call has no flex tier. None if it has one."""
+    if endpoint_of(call) == EMBEDDINGS:
+        return f"OpenAI has no flex tier for {EMBEDDINGS}. {_INSTEAD}"
+    if "service_tier" in call.params:
+        return "extra_body may not hold 'service_tier' together with way='flex', which sets it. Leave one of them out."
+    if _DATE.sub("", call.model) not in _FLEX_MODELS:
+        return (
+            f"This release knows no flex tier of the model {call.model!r}. {_INSTEAD} If the model has the tier, set"
+            " way='now' and extra_body={'service_tier': 'flex'}: the bill follows the answers."
+        )
+    return None
+
+
+_INSTEAD = "Set way='batch' for half the price, or way='now' at the full price."
 
 
 def counted_body(call: Call, prompt: str) -> dict[str, Any]:
@@ -235,6 +266,7 @@ def _decode_chat(custom_id: str, body: Mapping[str, Any]) -> Result:
         model=body.get("model"),
         finish_reason=reason,
         error_code=code,
+        is_flex=body.get("service_tier") == "flex",
     )
 
 
@@ -262,6 +294,7 @@ def _response(custom_id: str, body: Mapping[str, Any]) -> Result:
         model=body.get("model"),
         finish_reason=reason,
         error_code=code,
+        is_flex=body.get("service_tier") == "flex",
         error_message=brief(error.get("message")),
         retryable=outcome is Outcome.ERRORED and code in _RETRYABLE_CODES,
     )

@@ -15,10 +15,18 @@ from airflow_batch_llm.core.model import (
     Search,
     ShardFile,
     Sighting,
+    Way,
 )
 from airflow_batch_llm.core.request import LineTemplate
 from airflow_batch_llm.providers.base import Access
-from airflow_batch_llm.providers.clients import TRANSFER_TIMEOUT, Clients, asked_now, create, stream_lines
+from airflow_batch_llm.providers.clients import (
+    ANSWER_TIMEOUT,
+    TRANSFER_TIMEOUT,
+    Clients,
+    asked_now,
+    create,
+    stream_lines,
+)
 from airflow_batch_llm.providers.creation import Creation
 from airflow_batch_llm.providers.failures import CallFailure, without
 from airflow_batch_llm.providers.incoming import text
@@ -26,9 +34,12 @@ from airflow_batch_llm.providers.lines import parse_line
 from airflow_batch_llm.providers.openai import flows
 from airflow_batch_llm.providers.openai.lines import (
     EMBEDDINGS,
+    FLEX,
+    FLEX_TIMEOUT,
     answered_line,
     decode,
     endpoint_of,
+    flex_problem,
     refused_line,
     request_line,
 )
@@ -137,11 +148,17 @@ class OpenAIProvider:
     def delete_batch(self, batch_id: str, upload: str) -> None:
         drive(flows.delete(batch_id, upload), self._clients.sync)
 
-    async def answer(self, call: Call, line: bytes) -> bytes:  # noqa: ARG002 - the line holds the call
+    def flex_problem(self, call: Call) -> str | None:
+        return flex_problem(call)
+
+    async def answer(self, call: Call, line: bytes, way: Way) -> bytes:  # noqa: ARG002 - the line holds the call
         asked = parse_line(line)
+        is_flex = way is Way.FLEX
+        body = asked["body"] | (FLEX if is_flex else {})
+        timeout = FLEX_TIMEOUT if is_flex else ANSWER_TIMEOUT
         client = await self._clients.asynchronous()
         path = str(asked["url"]).removeprefix("/v1")  # the client's URL ends with it
-        answer = await asked_now(client, path, asked["body"], refused_now)
+        answer = await asked_now(client, path, body, refused_now, timeout)
         if isinstance(answer, CallFailure):
             return refused_line(asked["custom_id"], answer)
         return answered_line(asked["custom_id"], answer)

@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from airflow_batch_llm.core.model import Call, Lease
+from airflow_batch_llm.core.model import Call, Lease, Way
 from airflow_batch_llm.errors import BatchLLMError, InputError, Unavailable, UnknownFate, raise_alone
 from airflow_batch_llm.providers.clients import ANSWER_TIMEOUT
 from airflow_batch_llm.providers.creation import Sending
@@ -29,7 +29,7 @@ from airflow_batch_llm.providers.reach import keep_session
 from airflow_batch_llm.providers.steps import CALL_TIMEOUT, WORKER, call_timeout, drive, patiently
 from airflow_batch_llm.providers.vertex.errors import judge, judge_creation, needing_extra
 from airflow_batch_llm.providers.vertex.jobs import Job, JobPage, is_name, model_path
-from airflow_batch_llm.providers.vertex.lines import generate_content
+from airflow_batch_llm.providers.vertex.lines import FLEX, FLEX_TIMEOUT, generate_content
 from airflow_batch_llm.providers.vertex.storage import StoragePlace
 
 
@@ -270,11 +270,12 @@ class AsyncJobs:
         with _parsed():
             await self._client.aio.batches.cancel(name=name)
 
-    async def answer(self, model: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def answer(self, model: str, body: Mapping[str, Any], way: Way) -> dict[str, Any]:
         """Ask a model in real time. The SDK has no public call that sends a request as it stands."""
         send: Any = self._client.aio._api_client.async_request
         with _parsed():
-            options = {"timeout": int(ANSWER_TIMEOUT * 1000)}
+            timeout = FLEX_TIMEOUT if way is Way.FLEX else ANSWER_TIMEOUT
+            options = {"timeout": int(timeout * 1000), "headers": FLEX if way is Way.FLEX else {}}
             answer = await send("post", f"{model}:generateContent", dict(body), options)
             return dict(record(orjson.loads(answer.body)))
 

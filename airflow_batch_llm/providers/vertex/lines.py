@@ -91,6 +91,16 @@ def _kind(value: object) -> str:
 
 ID_LABEL = "airflow_batch_llm_id"
 
+#: The headers that ask Flex PayGo and nothing else, and the seconds that Google waits for its answer.
+FLEX: Mapping[str, str] = {
+    "X-Vertex-AI-LLM-Request-Type": "shared",
+    "X-Vertex-AI-LLM-Shared-Request-Type": "flex",
+}
+FLEX_TIMEOUT = 1200.0
+
+_FLEX_MODELS = re.compile(r"gemini-3(\.\d+)?-(flash|flash-lite|pro)-preview")
+_FLEX_TRAFFIC = "ON_DEMAND_FLEX"
+
 # What this package writes into a request, and the argument that says it instead.
 _MANAGED = {
     "contents": "prompt",
@@ -141,6 +151,16 @@ def encode(call: Call) -> LineTemplate:
         kind = OutputTypeError if in_schema else InputError
         raise kind(f"Vertex cannot import a request with {where!r}: {reason}.")
     return LineTemplate.of(line)
+
+
+def flex_problem(call: Call, location: str) -> str | None:
+    """Say why this call has no Flex PayGo. None if it has it."""
+    instead = "Set way='batch' for half the price, or way='now' at the full price."
+    if not _FLEX_MODELS.fullmatch(call.model.rpartition("/")[2]):
+        return f"This release knows no Flex PayGo of the model {call.model!r}, but of previews of Gemini 3. {instead}"
+    if location != "global":
+        return f"Flex PayGo has the location 'global' only, and the connection's is {location!r}. {instead}"
+    return None
 
 
 def generate_content(call: Call, prompt: str) -> dict[str, Any]:
@@ -285,6 +305,7 @@ def _answered(custom_id: str, response: Mapping[str, Any]) -> Result:
         finish_reason=reason,
         error_code=code,
         error_message=_explanation(response, candidates[0]) if code else None,
+        is_flex=part_of(response, "usageMetadata").get("trafficType") == _FLEX_TRAFFIC,
     )
 
 

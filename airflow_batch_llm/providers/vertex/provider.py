@@ -16,6 +16,7 @@ from airflow_batch_llm.core.model import (
     Search,
     ShardFile,
     Sighting,
+    Way,
 )
 from airflow_batch_llm.core.request import LineTemplate
 from airflow_batch_llm.errors import Refused, ResultsGone, Unavailable
@@ -28,7 +29,13 @@ from airflow_batch_llm.providers.vertex import jobs
 from airflow_batch_llm.providers.vertex import jobs as flows
 from airflow_batch_llm.providers.vertex.clients import AsyncJobs, TokenCounter, VertexJobs
 from airflow_batch_llm.providers.vertex.errors import refused_now
-from airflow_batch_llm.providers.vertex.lines import answered_line, decode, encode, refused_line
+from airflow_batch_llm.providers.vertex.lines import (
+    answered_line,
+    decode,
+    encode,
+    flex_problem,
+    refused_line,
+)
 from airflow_batch_llm.providers.vertex.storage import Staging, StoragePlace
 
 _LIMITS = Limits(
@@ -170,11 +177,14 @@ class VertexProvider:
     async def acancel(self, batch_id: str) -> None:
         await adrive(flows.cancel(batch_id, TRIGGER), await self._open_async_jobs())
 
-    async def answer(self, call: Call, line: bytes) -> bytes:
+    def flex_problem(self, call: Call) -> str | None:
+        return flex_problem(call, self._place.location)
+
+    async def answer(self, call: Call, line: bytes, way: Way) -> bytes:
         asked = parse_line(line)
         client = await self._open_async_jobs()
         try:
-            response = await client.answer(jobs.model_path(call.model), asked["request"])
+            response = await client.answer(jobs.model_path(call.model), asked["request"], way)
         except Exception as error:  # noqa: BLE001 - whatever ends the call
             refused = refused_now(error)
             return refused_line(asked, refused)

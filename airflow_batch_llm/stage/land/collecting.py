@@ -284,7 +284,7 @@ class Collector:
     def _report(self, shard: PlannedShard, standing: Standing, gathered: ReadResults, began: float) -> Report:
         batch, ended, now = standing.batch, standing.ended, self.parts.clock()
         running = ended.at - batch.at if batch is not None and ended is not None else 0.0
-        now_asked = self.plan.route(shard).way is Way.NOW
+        now_asked = self.plan.route(shard).way.in_real_time
         sent = batch is not None or standing.refused is not None or now_asked
         return Report(
             attempts={self.plan.round: shard.requests} if sent else {},

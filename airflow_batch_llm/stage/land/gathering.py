@@ -27,7 +27,7 @@ UNREADABLE_LINE = "unreadable_line"
 
 
 class AnswerCost(NamedTuple):
-    """The tokens of one answer, and what they cost in a batch and in real time; None: no price of the model is known."""
+    """The tokens of one answer, and what they cost as asked and in real time; None: no price of the model is known."""
 
     usage: Usage = Usage()
     cost: float | None = 0.0
@@ -152,14 +152,15 @@ class Foreign(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class LineJudge:
-    """Judges the lines of a plan's shards."""
+    """Judges the lines of a plan's shards that were asked one way."""
 
     provider: Provider
     parser: AnswerParser
     prices: PriceList
+    way: Way = Way.BATCH
 
     @cached_property
-    def _billed(self) -> Callable[[Usage], AnswerCost]:
+    def _billed(self) -> Callable[[Usage, bool], AnswerCost]:
         return lru_cache(_REMEMBERED)(self._bill)
 
     @cached_property
@@ -175,7 +176,7 @@ class LineJudge:
         try:
             result = self.provider.decode(line)
             request = _request(result.custom_id, token, requests)
-            bill = self._billed(result.usage)
+            bill = self._billed(result.usage, result.is_flex)
             return self._verdict(result, request, bill)
         except (Foreign, MemoryError):
             # Where memory ran out the machine is at fault, not the line: landing again may read it.
@@ -195,13 +196,13 @@ class LineJudge:
         failure = _failure(result, answer.code, answer.message)
         return Judgement(request, Outcome.INVALID, bill, model, failure=failure)
 
-    def _bill(self, usage: Usage) -> AnswerCost:
+    def _bill(self, usage: Usage, is_flex: bool) -> AnswerCost:
         if not all(type(count) is int and 0 <= count <= MOST_TOKENS for count in usage):
             raise UnusableUsage
-        priced = self.prices.priced(usage)
+        priced = self.prices.by(self.way.billed(is_flex=is_flex)).priced(usage)
         if priced is None:
             return AnswerCost(usage, None, None)
-        return AnswerCost(usage, float(priced.batch), float(priced.realtime))
+        return AnswerCost(usage, float(priced.cost), float(priced.realtime))
 
 
 def _request(custom_id: str, token: str, requests: int) -> int:
@@ -269,7 +270,6 @@ class ResultReader:
     """Gathers the verdicts on the lines of a plan's shards."""
 
     lines: LineJudge
-    way: Way = Way.BATCH
 
     @classmethod
     def of(cls, provider: Provider, plan: Plan, way: Way = Way.BATCH) -> "ResultReader":
@@ -278,11 +278,9 @@ class ResultReader:
             lines=LineJudge(
                 provider=provider,
                 parser=AnswerParser.of(OutputType.from_json(plan.output_type)),
-                prices=PriceList.of(plan.provider, plan.model, plan.limits.prices, at=plan.planned_at).by(
-                    way
-                ),
-            ),
-            way=way,
+                prices=PriceList.of(plan.provider, plan.model, plan.limits.prices, at=plan.planned_at),
+                way=way,
+            )
         )
 
     def gather(
@@ -313,7 +311,7 @@ class ResultReader:
         if verdict is None:
             return
         if judged.batch_ids[verdict.request] is None or _serves(
-            verdict, batch_id, gathered, is_bought=self.way is Way.NOW
+            verdict, batch_id, gathered, is_bought=self.lines.way.in_real_time
         ):
             judged.put(verdict, batch_id)
 

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 
-from airflow_batch_llm.core.model import Call, Way
+from airflow_batch_llm.core.model import Call
 from airflow_batch_llm.core.output_type import AnswerKind, Naming, OutputType
 from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.core.printing import verb
@@ -22,11 +22,12 @@ from airflow_batch_llm.core.settings import RowFunction, Stage
 from airflow_batch_llm.core.spec import Spec, changed_fields, spec_hash
 from airflow_batch_llm.core.value import plain
 from airflow_batch_llm.errors import InputError, SourceError, TargetError
-from airflow_batch_llm.providers.base import AnswersNow, Provider
+from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.carried import carried_schema, key_schema
 from airflow_batch_llm.stage.plan.drafting import Drafting, Outrun, Resolved, let_go
 from airflow_batch_llm.stage.plan.planners import Planners
+from airflow_batch_llm.stage.plan.ways import check_way
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, RunLimits
 from airflow_batch_llm.stage.tidying import register_unfinished
@@ -147,8 +148,6 @@ def spec_of(stage: Stage, prompt: Prompt, output_type: OutputType, provider: Pro
 
 def resolve(stage: Stage, parts: Parts) -> Resolved:
     """Everything about the stage that can be refused without looking at a row."""
-    if stage.way is Way.NOW and not isinstance(parts.provider, AnswersNow):
-        raise InputError(f"The provider {stage.provider} cannot be asked in real time. Leave out way='now'.")
     output_type, prompt = output_type_of(stage), read_prompt(stage)
     spec = spec_of(stage, prompt, output_type, parts.provider)
     call = Call(
@@ -161,6 +160,7 @@ def resolve(stage: Stage, parts: Parts) -> Resolved:
         endpoint=stage.request.endpoint,
         cache_system_prompt=stage.request.cache_system_prompt,
     )
+    check_way(stage.way, parts.provider, call)
     return Resolved(
         call=call,
         template=parts.provider.encode(call),

@@ -10,7 +10,7 @@ import re
 import secrets
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from airflow_batch_llm.core.asking import Turn, taking
 from airflow_batch_llm.core.journal import Ask, Entry, RecordKind, Standing, decide, stand
-from airflow_batch_llm.core.model import Outcome
+from airflow_batch_llm.core.model import Outcome, Way
 from airflow_batch_llm.core.printing import counted
 from airflow_batch_llm.core.request import ORDINAL_DIGITS
 from airflow_batch_llm.core.throttle import Throttle
@@ -36,7 +36,7 @@ from airflow_batch_llm.stage.send.submitting import Submitter
 SEGMENT_SECONDS, SEGMENT_ANSWERS = 1.0, 100
 
 #: Without a single answer for this long, the attempt ends and the task looks again later.
-_PATIENCE_SECONDS = 600.0
+_PATIENCE_SECONDS: Mapping[Way, float] = {Way.NOW: 600.0, Way.FLEX: 1800.0}
 _AGAIN_SECONDS = 60.0
 
 #: A request whose answer was lost this often is not asked any more in this round.
@@ -348,7 +348,8 @@ class _Asking:
         try:
             if sent_at >= self._turn.lease_until:
                 raise _NotSent
-            answer = await provider.answer(self.asker.plan.route(self.shard).call, request.line)
+            route = self.asker.plan.route(self.shard)
+            answer = await provider.answer(route.call, request.line, route.way)
         except Exception as caught:  # noqa: BLE001 - the loop decides
             error = caught
         replies.put_nowait(_Reply(request, sent_at, answer, error))
@@ -360,11 +361,13 @@ class _Asking:
             self._note(reply)
             reply = None if replies.empty() else replies.get_nowait()
         now = self._now()
-        if self._trouble is None and self.throttle.rest_until > now + _PATIENCE_SECONDS:
+        patience = _PATIENCE_SECONDS[self.asker.plan.route(self.shard).way]
+        if self._trouble is None and self.throttle.rest_until > now + patience:
             rest = self.throttle.rest_until - now
             self._trouble = Unavailable("The provider asks to wait for long.", retry_after=rest)
-        elif self._trouble is None and now > self._answered_at + _PATIENCE_SECONDS:
-            self._trouble = Unavailable("The provider has answered no request for ten minutes.")
+        elif self._trouble is None and now > self._answered_at + patience:
+            minutes = counted(round(patience / 60), "minute")
+            self._trouble = Unavailable(f"The provider has answered no request for {minutes}.")
 
     def _note(self, reply: _Reply) -> None:
         now = self._now()

@@ -34,7 +34,7 @@ def answer_files(bench: Bench) -> list[Any]:
 class TestVertex(ProviderContract):
     provider_name = "vertex"
     model = "gemini-2.5-flash"
-    answer_endpoint = "generate"
+    answer_endpoint, flex_model = "generate", "gemini-3-flash-preview"
     # Vertex does not mention rows that it had no time for.
     outcomes: ClassVar[Mapping[str, Outcome | None]] = {
         **ProviderContract.outcomes,
@@ -63,7 +63,8 @@ class TestVertex(ProviderContract):
 
     def access(self, simulator: Simulator) -> Access:
         return Access(
-            base_url=simulator.url, options={"project": PROJECT, "staging": f"gs://{BUCKET}/staging"}
+            base_url=simulator.url,
+            options={"project": PROJECT, "location": "global", "staging": f"gs://{BUCKET}/staging"},
         )
 
     @pytest.fixture(autouse=True)
