@@ -48,6 +48,7 @@ LOOKED_AT: dict[type[Enum], str] = {
     settings.Only: "CHANGED OUTDATED NEW ALL",
     settings.OverBudget: "FAIL PARTIAL",
     settings.SchemaChange: "APPEND_NEW_COLUMNS IGNORE FAIL",
+    settings.StageWay: "BATCH FLEX NOW AUTO",
     settings.WriteMode: "MERGE APPEND",
     submission.Phase: (
         "READING SEARCHING UPLOADING INTENDING CONFIRMING SENDING RECORDING REREADING CANCELLING OVER"

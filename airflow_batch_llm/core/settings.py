@@ -26,10 +26,22 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs, ErrorDetails
 
-from airflow_batch_llm.core.model import Way
 from airflow_batch_llm.errors import InputError
 
 RowFunction = Callable[[Mapping[str, object]], str]
+
+
+class StageWay(StrEnum):
+    """Choose the way in which a stage's requests are asked."""
+
+    BATCH = "batch"
+    """In batches, at the batch price."""
+    FLEX = "flex"
+    """Each in real time at half the price. Not every model has it."""
+    NOW = "now"
+    """Each in real time, at the full price."""
+    AUTO = "auto"
+    """In batches, or by `flex` if the model has it and a run sends fewer than 100 requests."""
 
 
 class Only(StrEnum):
@@ -284,11 +296,8 @@ class Stage(Settings):
     """A Pydantic model, a JSON Schema, a list of labels, `Embedding`, or `str`. Default: `str`, plain text."""
     only: Only = Only.CHANGED
     """Choose the rows that the run asks about. Default: new and changed rows."""
-    way: Way = Way.BATCH
-    """Ask in batches (`batch`), or each row in real time at the full price (`now`) or at half of it (`flex`).
-
-    Default: in batches. Not every model has `flex`.
-    """
+    way: StageWay = StageWay.BATCH
+    """Choose the way in which the requests are asked. Default: in batches."""
     max_rows: RowLimit = None
     """The most rows that one run sends. Default: no limit."""
     max_cost_usd: Dollars = 25.0

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from airflow.providers.common.compat.sdk import conf
 from airflow.sdk import Context
 
-from airflow_batch_llm.core.model import Way
 from airflow_batch_llm.core.prompt import compile_prompt, identity
 from airflow_batch_llm.core.settings import (
     Guards,
@@ -21,6 +20,7 @@ from airflow_batch_llm.core.settings import (
     Shape,
     Source,
     Stage,
+    StageWay,
     names,
 )
 from airflow_batch_llm.errors import InputError
@@ -67,7 +67,7 @@ class LLMTransformOperator(RunOperator):
     :param system_prompt: the text that stands before each prompt
     :param prompt_params: values for the template that are the same for all rows
     :param way: ask in batches (``batch``), or each row in real time at the full price (``now``) or at half of it, for
-        the models that have it (``flex``)
+        the models that have it (``flex``); or in batches unless there are few (``auto``)
     :param only: which rows are asked about: those that are new or have changed (``changed``), also those that an older
         prompt has answered (``outdated``), only those without an answer (``new``), or ``all``
     :param max_rows: the most rows that one run sends; None for no limit
@@ -120,7 +120,7 @@ class LLMTransformOperator(RunOperator):
         source_parameters: Mapping[str, Any] | Sequence[Any] | None = None,
         system_prompt: str | None = None,
         prompt_params: Mapping[str, object] | None = None,
-        way: str = Way.BATCH,
+        way: str = StageWay.BATCH,
         only: str = Only.CHANGED,
         max_rows: int | str | None = None,
         max_cost_usd: float | str | None = None,
@@ -152,7 +152,7 @@ class LLMTransformOperator(RunOperator):
         self.source_parameters = source_parameters
         self.system_prompt = system_prompt
         self.prompt_params = prompt_params
-        self.way = choice("way", way, Way)
+        self.way = choice("way", way, StageWay)
         self.only = choice("only", only, Only)
         self.max_rows = max_rows
         self.max_cost_usd = max_cost_usd
@@ -203,7 +203,7 @@ class LLMTransformOperator(RunOperator):
             prompt_params=self.prompt_params or {},
             system_prompt=self.system_prompt,
             output_type=self.output_type,
-            way=Way(self.way),
+            way=StageWay(self.way),
             only=Only(self.only),
             max_rows=self.max_rows,  # type: ignore[arg-type]  # a template renders to text, which the stage reads
             max_cost_usd=self._budget(),

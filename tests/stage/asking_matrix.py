@@ -1,11 +1,12 @@
 """Workers that ask in real time, killed or frozen at random instants.
 
-    python -m tests.stage.asking_matrix [provider …]
+    python -m tests.stage.asking_matrix [--kills 24] [--freezes 8] [--seed 0] [provider …]
 
-kills 24 workers of each provider and freezes 8 beyond their lease, and prints how many rows were lost, paid twice and
-counted.
+kills workers of each provider and freezes others beyond their lease, and prints how many rows were lost, paid twice and
+counted. Another seed draws other instants.
 """
 
+import argparse
 import os
 import random
 import signal
@@ -29,7 +30,6 @@ from tests.vendors import MODELS
 
 ROWS, CONCURRENCY = 300, 10
 CHANGES = {"way": "now", "max_concurrency": CONCURRENCY}
-KILLS, FREEZES = 24, 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +112,7 @@ def moments(seconds: float) -> Iterator[None]:
         time.sleep(0.02)
 
 
-def main(providers: list[str]) -> int:
+def main(providers: list[str], kills: int, freezes: int, seed: int) -> int:
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="asking-matrix-")))
         (scratch / "gcs").mkdir()
@@ -120,9 +120,9 @@ def main(providers: list[str]) -> int:
         simulator = stack.enter_context(Simulator(batch_seconds=0, storage_url=storage))
         for provider in providers:
             environ = {"STORAGE_EMULATOR_HOST": storage} if provider == "vertex" else {}
-            draw = random.Random(provider)
-            for disturb, times in ((killed, KILLS), (frozen, FREEZES)):
-                found = []
+            draw = random.Random(f"{provider}{seed or ''}")
+            for disturb, times in ((killed, kills), (frozen, freezes)):
+                found: list[Counts] = []
                 for number in range(times):
                     folder = scratch / f"{provider}-{disturb.__name__}-{number}"
                     folder.mkdir()
@@ -130,6 +130,8 @@ def main(providers: list[str]) -> int:
                     world.begin()
                     found.append(disturb(Bench(world), draw.randrange(ROWS)))
                     judge(found[-1])
+                if not found:
+                    continue
                 print(
                     f"{provider}: {times} {disturb.__name__}, {sum(one.lost for one in found)} rows lost, "
                     f"{sum(one.twice for one in found)} paid twice (most {max(one.twice for one in found)}), "
@@ -141,4 +143,9 @@ def main(providers: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:] or list(MODELS)))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("provider", nargs="*")
+    for name, value in (("kills", 24), ("freezes", 8), ("seed", 0)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    wanted = parser.parse_args()
+    sys.exit(main(wanted.provider or list(MODELS), wanted.kills, wanted.freezes, wanted.seed))

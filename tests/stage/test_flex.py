@@ -7,7 +7,8 @@ import pytest
 
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.output_type import Embedding
-from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.errors import InputError, Refused
+from airflow_batch_llm.stage.plan.ways import WORTH_A_BATCH
 from tests.stage.world import Bench
 
 #: Models with the half-price tier, and their full price in dollars per million tokens of question and answer.
@@ -71,6 +72,39 @@ def test_the_plan_is_priced_at_half_and_says_what_it_rests_on(openai: Bench) -> 
     assert half is not None
     assert half == pytest.approx((full or 0.0) / 2, rel=1e-3)
     assert any("usual tier costs the full price" in line for line in bench.said)
+
+
+def test_auto_asks_few_requests_by_flex_and_many_in_a_batch_and_the_log_says_which(openai: Bench) -> None:
+    bench = openai
+    bench.world.make_tickets(220, distinct=WORTH_A_BATCH - 1)  # rows that share a request count once
+    few = bench.complete(**asked(bench, way="auto")).report
+    assert (few.final, few.batches) == ({Outcome.SUCCEEDED: 220}, 0)
+    assert any("way='auto': 99 requests, by flex" in line for line in bench.said)
+    bench.world.make_tickets(WORTH_A_BATCH)
+    many = bench.complete("dag/task/many", **asked(bench, way="auto", only="all")).report
+    assert (many.final, many.batches) == ({Outcome.SUCCEEDED: WORTH_A_BATCH}, 1)
+    assert any("way='auto': 100 requests, by batch" in line for line in bench.said)
+    ways = bench.world.ledger()["ways"]
+    assert {name: part["rows"] for name, part in ways.items()} == {"batch": 100, "flex": 99, "now": 0}
+
+
+def test_auto_makes_a_batch_where_the_vendor_has_no_half_price_in_real_time(anthropic: Bench) -> None:
+    anthropic.world.make_tickets(3)
+    report = anthropic.complete(way="auto").report
+    assert (report.final, report.batches) == ({Outcome.SUCCEEDED: 3}, 1)
+    assert any("by batch, since flex is not possible. Anthropic" in line for line in anthropic.said)
+
+
+def test_a_run_that_goes_on_keeps_the_way_that_auto_chose(openai: Bench) -> None:
+    bench = openai
+    bench.world.make_tickets(30)
+    bench.fault(kind="status", endpoint="chat", status=403, nth=10, times=None)
+    with pytest.raises(Refused):
+        bench.complete(**asked(bench, way="auto"))
+    bench.world.simulator.clear_faults()
+    report = bench.complete(**asked(bench, way="auto")).report
+    assert (report.final, bench.world.ledger()["ways"]["flex"]["rows"]) == ({Outcome.SUCCEEDED: 30}, 30)
+    assert not any("way" in line and "differ" in line for line in bench.said)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from airflow_batch_llm.core.estimate import Estimate, RequestSize, estimate, usual_answer
-from airflow_batch_llm.core.model import Call
+from airflow_batch_llm.core.model import Call, Way
 from airflow_batch_llm.core.output_type import OutputType
 from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.core.printing import counted, verb
@@ -35,6 +35,7 @@ from airflow_batch_llm.stage.plan.carried import restored
 from airflow_batch_llm.stage.plan.reading import Reading, with_known
 from airflow_batch_llm.stage.plan.shard_files import ShardWriter
 from airflow_batch_llm.stage.plan.spool import PROBLEM, Spool, keys_schema
+from airflow_batch_llm.stage.plan.ways import choose_way, flex_problem
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedRoute, RunLimits, new_run_token
 from airflow_batch_llm.stage.records.registers import Registers
@@ -240,7 +241,7 @@ class Drafting:
             spec=self.resolved.spec.to_json(),
             provider=self.parts.provider.name,
             model=self.resolved.call.model,
-            routes=(PlannedRoute(call=self.resolved.call, way=self.stage.way),),
+            routes=(PlannedRoute(call=self.resolved.call),),
             output_type=self.resolved.output_type.to_json(),
             target=self.target,
             limits=RunLimits.of(self.stage),
@@ -255,11 +256,12 @@ class Drafting:
         problems = spool.problems()
         if problems:
             self._tell_bad_rows(spool, sum(problems.values()), draft.target)
+        way = self._way(requests)
         quote = Quote(
             provider=self.parts.provider,
             call=self.resolved.call,
             output_type=self.resolved.output_type,
-            prices=self.resolved.prices.by(self.stage.way),
+            prices=self.resolved.prices.by(way),
         )
         guess = quote.estimate(spool.prompts(requests), requests)
         allowed = self._allowed(guess)
@@ -276,12 +278,20 @@ class Drafting:
         why = {str(reason): count for reason, count in spool.reasons(allowed).items()}
         return replace(
             draft,
+            routes=tuple(replace(route, way=way) for route in draft.routes),
             shards=shards,
             problems=problems,
             unsendable_sha256=lost,
             why=why,
             estimate=guess.to_json(),
         )
+
+    def _way(self, requests: int) -> Way:
+        problem = flex_problem(self.parts.provider, self.resolved.call)
+        way, why = choose_way(self.stage.way, requests, problem)
+        if why and requests:
+            self.parts.log(why)
+        return way
 
     def _tell_bad_rows(self, spool: Spool, count: int, target: Target) -> None:
         """Warn about rows that cannot be sent, or refuse them, with some of their keys and why the first one cannot."""

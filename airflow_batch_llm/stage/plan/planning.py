@@ -18,7 +18,7 @@ from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.core.printing import verb
 from airflow_batch_llm.core.prompt import Prompt, compile_prompt, identity
 from airflow_batch_llm.core.request import canonical
-from airflow_batch_llm.core.settings import RowFunction, Stage
+from airflow_batch_llm.core.settings import RowFunction, Stage, StageWay
 from airflow_batch_llm.core.spec import Spec, changed_fields, spec_hash
 from airflow_batch_llm.core.value import plain
 from airflow_batch_llm.errors import InputError, SourceError, TargetError
@@ -97,7 +97,7 @@ def _asked(stage: Stage) -> dict[str, object]:
         "partition_by": shape.partition_by,
         "cluster_by": shape.cluster_by,
         "staging_schema": shape.staging_schema,
-        "way": stage.way,
+        **({} if stage.way is StageWay.AUTO else {"way": stage.way}),
         **asdict(RunLimits.of(stage)),
     }
 
