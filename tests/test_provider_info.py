@@ -83,7 +83,7 @@ def test_the_entry_point_names_the_function() -> None:
 def test_there_is_an_extra_for_each_provider() -> None:
     extras = metadata.metadata("airflow-batch-llm").get_all("Provides-Extra") or []
 
-    assert {extra for _, _, extra in PROVIDERS.values()} <= set(extras)
+    assert {provider.extra for provider in PROVIDERS.values()} <= set(extras)
 
 
 def test_airflow_imports_and_lists_the_provider_and_its_configuration(tmp_path: Path) -> None:

@@ -1,20 +1,41 @@
-"""The providers by name: where each lives, and what to install for it. Imported on use."""
+"""The providers by name: where each lives, what to install for it, and where its SDK logs. Imported on use."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import entry_points
 from types import MappingProxyType
+from typing import NamedTuple
 
 from airflow_batch_llm.errors import InputError, MissingExtra
 from airflow_batch_llm.providers.base import Access, Provider
 
-#: name -> (module, class, extra to install). Others register in the entry-point group of the same name.
-PROVIDERS: Mapping[str, tuple[str, str, str]] = MappingProxyType(
+
+class OwnProvider(NamedTuple):
+    """A provider that this package brings."""
+
+    module: str
+    adapter: str
+    """Name of the adapter's class in the module."""
+    extra: str
+    """Extra that installs its SDK."""
+    loggers: tuple[str, ...]
+    """Loggers below which its SDK logs keys, prompts and answers. HTTP clients that others use, too, are known anyway."""
+
+
+#: Others register in the entry-point group of the same name.
+PROVIDERS: Mapping[str, OwnProvider] = MappingProxyType(
     {
-        "anthropic": ("airflow_batch_llm.providers.anthropic", "AnthropicProvider", "anthropic"),
-        "openai": ("airflow_batch_llm.providers.openai", "OpenAIProvider", "openai"),
-        "vertex": ("airflow_batch_llm.providers.vertex", "VertexProvider", "google"),
+        "anthropic": OwnProvider(
+            "airflow_batch_llm.providers.anthropic", "AnthropicProvider", "anthropic", ("anthropic",)
+        ),
+        "openai": OwnProvider("airflow_batch_llm.providers.openai", "OpenAIProvider", "openai", ("openai",)),
+        "vertex": OwnProvider(
+            "airflow_batch_llm.providers.vertex",
+            "VertexProvider",
+            "google",
+            ("google", "google_auth_httplib2", "google_genai", "googleapiclient"),
+        ),
     }
 )
 
@@ -24,12 +45,12 @@ ENTRY_POINT_GROUP = "airflow_batch_llm.providers"
 def connect(name: str, access: Access) -> Provider:
     """The adapter of this name. Raises `MissingExtra` where its SDK is not installed."""
     if name in PROVIDERS:
-        module, attribute, extra = PROVIDERS[name]
+        own = PROVIDERS[name]
         try:
-            factory = getattr(import_module(module), attribute)
+            factory = getattr(import_module(own.module), own.adapter)
             provider: Provider = factory(access)
         except ModuleNotFoundError as error:
-            raise MissingExtra(f"The provider {name!r}", extra, error) from error
+            raise MissingExtra(f"The provider {name!r}", own.extra, error) from error
         return provider
     for entry_point in entry_points(group=ENTRY_POINT_GROUP, name=name):
         provider = entry_point.load()(access)

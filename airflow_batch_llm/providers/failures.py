@@ -1,6 +1,6 @@
 """Read what a failed HTTP call to a vendor means.
 
-`failure_of` reads the SDKs of one generator, Anthropic's and OpenAI's.
+`GeneratedSdk` reads the SDKs of one generator, Anthropic's and OpenAI's.
 
 While a batch is being created the question is whether it may exist all the same: an answer that was lost, or that is
 no verdict, leaves that open, and saying "no" then would pay twice.
@@ -14,12 +14,21 @@ from binascii import Error as NotBase64
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from importlib import import_module
 from types import ModuleType
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, quote, urlsplit
 
 from airflow_batch_llm.core.model import Result
-from airflow_batch_llm.errors import Later, ProviderError, Refused, Unavailable, UnknownFate
+from airflow_batch_llm.errors import (
+    Later,
+    MissingExtra,
+    ProviderError,
+    Refused,
+    Unavailable,
+    UnknownFate,
+    raise_alone,
+)
 
 E = TypeVar("E", bound=ProviderError)
 
@@ -294,3 +303,51 @@ def judge_answer(failure: CallFailure, vendor: VendorCodes) -> ProviderError | N
 
 
 _CHECK_KEY = " Check the connection's key and what it may do."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratedSdk:
+    """An SDK of the generator that Anthropic and OpenAI use. Its module is imported when it is first needed."""
+
+    name: str
+    """Name of the module, of the provider and of the extra that installs it."""
+    error: str
+    """Name of the class of all of its errors."""
+    codes: VendorCodes
+
+    @property
+    def module(self) -> Any:
+        """The SDK. Raises `MissingExtra` if it is not installed."""
+        try:
+            return import_module(self.name)
+        except ModuleNotFoundError as error:
+            raise MissingExtra(f"The provider {self.name!r}", self.name, error) from error
+
+    def failure(self, error: Exception) -> CallFailure | None:
+        """Return the failure behind an exception, or None if it is not about a call to the vendor."""
+        return failure_of(error, self.module)
+
+    def judged(self, error: Exception, *, creating: bool = False) -> Exception:
+        """Return an SDK's error in the package's tree, and another's as it is."""
+        if isinstance(error.__cause__, ProviderError):  # raised by us while the SDK was sending
+            return error.__cause__
+        if failure := self.failure(error):
+            return judge(failure, self.codes, creating=creating)
+        if isinstance(error, getattr(self.module, self.error)):
+            # Raised by the SDK itself before it sent anything: no credentials, say, or a platform without the call.
+            return Refused(f"{self.codes.name}'s SDK refuses the call: {detail(error)}")
+        return error
+
+    def judged_creation(self, error: Exception) -> Exception:
+        """Return the same for a creation."""
+        return self.judged(error, creating=True)
+
+    def refused_now(self, error: Exception) -> CallFailure:
+        """Return the vendor's refusal of this request alone. Raises every other error of a call in real time."""
+        failure = self.failure(error)
+        if failure is None:
+            raise_alone(self.judged(error))
+        judgement = judge_answer(failure, self.codes)
+        if judgement is not None:
+            raise_alone(judgement)
+        return failure

@@ -7,33 +7,21 @@ So the records are stopped where they leave the library's logger.
 import logging
 from contextvars import ContextVar
 
+from airflow_batch_llm.providers import PROVIDERS
+from airflow_batch_llm.store.remote import KINDS
+from airflow_batch_llm.warehouses import LOGGERS as DRIVER_LOGGERS
+
+#: The loggers below which the HTTP clients log that SDKs and drivers share.
+_TRANSPORTS = ("aiohttp", "fsspec", "httpcore", "httpcore2", "httpx", "httpx2", "requests", "urllib3")
+
 #: The loggers below which the libraries log that see a key, a prompt, a row or an answer.
-LOGGERS = (
-    "adlfs",
-    "aiobotocore",
-    "aiohttp",
-    "anthropic",
-    "azure",
-    "boto3",
-    "botocore",
-    "fsspec",
-    "gcsfs",
-    "google",
-    "google_auth_httplib2",
-    "google_genai",
-    "googleapiclient",
-    "httpcore",
-    "httpcore2",
-    "httpx",
-    "httpx2",
-    "openai",
-    "psycopg",
-    "requests",
-    "s3fs",
-    "s3transfer",
-    "snowflake",
-    "sqlalchemy",
-    "urllib3",
+LOGGERS = frozenset(
+    {
+        *_TRANSPORTS,
+        *(name for provider in PROVIDERS.values() for name in provider.loggers),
+        *(name for kind in KINDS.values() for name in kind.loggers),
+        *DRIVER_LOGGERS,
+    }
 )
 
 _here: ContextVar[bool] = ContextVar("_here", default=False)

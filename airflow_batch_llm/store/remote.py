@@ -70,15 +70,18 @@ def _upload_to_memory(fs: FileSystem, local: Path, key: str) -> object:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreKind:
-    """A kind of object storage: the extra that installs its client, and how a file is sent with it."""
+    """A kind of object storage: the extra that installs its client, how a file is sent with it, and where it logs."""
 
     extra: str
     upload: SendFile
+    loggers: tuple[str, ...] = ()
 
 
-_GCS = StoreKind(extra="google", upload=_upload_to_gcs)
-_S3 = StoreKind(extra="s3", upload=_upload_to_s3)
-_AZURE = StoreKind(extra="azure", upload=_upload_to_azure)
+_GCS = StoreKind(extra="google", upload=_upload_to_gcs, loggers=("gcsfs", "google"))
+_S3 = StoreKind(
+    extra="s3", upload=_upload_to_s3, loggers=("aiobotocore", "boto3", "botocore", "s3fs", "s3transfer")
+)
+_AZURE = StoreKind(extra="azure", upload=_upload_to_azure, loggers=("adlfs", "azure"))
 IN_MEMORY = StoreKind(extra="all", upload=_upload_to_memory)
 
 # Storages that are known to decide a conditional creation themselves. Elsewhere clients look first and write then,

@@ -28,6 +28,9 @@ WAREHOUSES: Mapping[str, str] = MappingProxyType(
     }
 )
 
+#: Loggers below which their drivers log statements and rows. BigQuery's are those of Google's other clients.
+LOGGERS = ("google", "psycopg", "snowflake", "sqlalchemy")
+
 ENTRY_POINT_GROUP = "airflow_batch_llm.warehouses"
 
 

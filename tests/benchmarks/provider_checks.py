@@ -14,11 +14,11 @@ from airflow_batch_llm.providers import connect
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.testing.provider_bench import Bench
+from tests.vendors import OVER_HTTPX, VENDORS
 
 BATCHES = 500
 LATENCY = 1.0
 BEAT = 0.002
-MODELS = {"anthropic": "claude-haiku-4-5", "openai": "gpt-6-luna"}
 
 
 async def heartbeat(gaps: list[float]) -> None:
@@ -49,9 +49,9 @@ async def watch(name: str, url: str, batch_ids: list[str]) -> None:
 
 def run(name: str, folder: Path) -> None:
     with Simulator(batch_seconds=3600.0) as simulator:
-        url = simulator.openai_url if name == "openai" else simulator.url
+        url = VENDORS[name].base_url(simulator.url)
         provider = connect(name, Access(api_key="any", base_url=url))
-        bench = Bench(provider=provider, simulator=simulator, folder=folder, model=MODELS[name])
+        bench = Bench(provider=provider, simulator=simulator, folder=folder, model=VENDORS[name].model)
         ids = [bench.submit(bench.shard(1, number=number)) for number in range(BATCHES)]
         simulator.turn(latency=LATENCY)
         before = dict(bench.bill()["calls"])
@@ -68,5 +68,5 @@ if __name__ == "__main__":
         asyncio.run(watch(*sys.argv[1:], sys.stdin.read().split()))
     else:
         with TemporaryDirectory() as folder:
-            for name in MODELS:
+            for name in OVER_HTTPX:
                 run(name, Path(folder))

@@ -13,9 +13,9 @@ from airflow_batch_llm.providers import connect
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.testing.provider_bench import Bench
+from tests.vendors import OVER_HTTPX, VENDORS
 
 ROWS = (10_000, 100_000)
-MODELS = {"anthropic": "claude-haiku-4-5", "openai": "gpt-6-luna"}
 
 
 def peak_kilobytes() -> int:
@@ -39,9 +39,9 @@ def read(name: str, url: str, batch_ids: list[str]) -> None:
 
 def run(name: str, folder: Path) -> None:
     with Simulator(batch_seconds=0.0) as simulator:
-        url = simulator.openai_url if name == "openai" else simulator.url
+        url = VENDORS[name].base_url(simulator.url)
         provider = connect(name, Access(api_key="any", base_url=url))
-        bench = Bench(provider=provider, simulator=simulator, folder=folder, model=MODELS[name])
+        bench = Bench(provider=provider, simulator=simulator, folder=folder, model=VENDORS[name].model)
         for rows in ROWS:
             size = min(rows, provider.limits.max_requests)
             prompts = [f"{n} {'word ' * 60}" for n in range(size)]
@@ -59,5 +59,5 @@ if __name__ == "__main__":
         read(sys.argv[1], sys.argv[2], sys.argv[3:])
     else:
         with TemporaryDirectory() as folder:
-            for name in MODELS:
+            for name in OVER_HTTPX:
                 run(name, Path(folder))

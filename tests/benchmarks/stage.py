@@ -18,6 +18,7 @@ from typing import Any
 import duckdb
 
 from airflow_batch_llm.simulator.handle import Simulator
+from tests.vendors import OVER_HTTPX
 
 STEPS = ("plan", "submit", "land")
 BODY = 400
@@ -27,7 +28,7 @@ UNCHANGED_OF = 100  # of so many rows, all but one are answered already
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
-    parser.add_argument("--provider", default="openai", choices=["openai", "anthropic"])
+    parser.add_argument("--provider", default="openai", choices=OVER_HTTPX)
     parser.add_argument("--profile", action="store_true", help="print where the time goes")
     chosen = parser.parse_args()
     print(f"{'':26}{'rows':>10}{'CPU s':>9}{'by hand':>9}{'ratio':>7}{'peak MB':>9}{'by hand':>9}")

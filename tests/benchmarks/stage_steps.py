@@ -19,8 +19,8 @@ from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.run import Run
 from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.warehouses.duckdb.warehouse import DuckDBWarehouse
+from tests.vendors import VENDORS
 
-MODELS = {"openai": "gpt-5-mini", "anthropic": "claude-haiku-4-5"}
 LABELS = ["billing", "bug", "other"]
 PER_BATCH = 10_000
 PROMPT = "Which label fits this ticket? {{ body }}"
@@ -31,12 +31,12 @@ class Ours:
 
     def __init__(self, folder: Path, name: str, provider: str, url: str) -> None:
         warehouse = DuckDBWarehouse(folder / "bench.duckdb")
-        base_url = f"{url}/v1" if provider == "openai" else url
+        base_url = VENDORS[provider].base_url(url)
         self._run = Run(
             stage=Stage(
                 source=Source(table="tickets"),
                 key=("id",),
-                model_id=f"{provider}:{MODELS[provider]}",
+                model_id=f"{provider}:{VENDORS[provider].model}",
                 prompt=PROMPT,
                 output_type=LABELS,
                 target="ours",
@@ -92,14 +92,14 @@ class ByHand:
         }
         if self._provider == "anthropic":
             params = {
-                "model": MODELS["anthropic"],
+                "model": VENDORS["anthropic"].model,
                 "max_tokens": 1024,
                 "messages": [{"role": "user", "content": prompt}],
                 "output_config": {"format": {"type": "json_schema", "schema": schema}},
             }
             return {"custom_id": f"row-{key}", "params": params}
         body_ = {
-            "model": MODELS["openai"],
+            "model": VENDORS["openai"].model,
             "max_output_tokens": 1024,
             "input": prompt,
             "text": {"format": {"type": "json_schema", "name": "answer", "strict": True, "schema": schema}},

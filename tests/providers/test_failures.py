@@ -3,9 +3,11 @@
 import pytest
 
 from airflow_batch_llm.errors import Later, ProviderError, Refused, Unavailable, UnknownFate
-from airflow_batch_llm.providers.anthropic.sdk import VENDOR as ANTHROPIC
+from airflow_batch_llm.providers.anthropic.sdk import SDK as ANTHROPIC_SDK
 from airflow_batch_llm.providers.failures import CallFailure, VendorCodes, judge
-from airflow_batch_llm.providers.openai.sdk import VENDOR as OPENAI
+from airflow_batch_llm.providers.openai.sdk import SDK as OPENAI_SDK
+
+ANTHROPIC, OPENAI = ANTHROPIC_SDK.codes, OPENAI_SDK.codes
 
 # vendor, status, code -> what it means for a call that looks, and for one that creates
 VERDICTS = [

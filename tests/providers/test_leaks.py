@@ -16,7 +16,7 @@ from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.failures import detail, redacted, word
 from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.testing.leaks import text_of
-from tests.vendors import MODELS, OVER_HTTPX
+from tests.vendors import MODELS, OVER_HTTPX, VENDORS
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def access(name: str, url: str, canaries: Canaries) -> Access:
         options = {"credentials": credentials(canaries.key), "project": "p", "staging": "gs://bucket/folder"}
         return Access(base_url=url, options=options)
     headers = {"x-portkey-virtual": canaries.header}
-    base = f"{url}/v1" if name == "openai" else url
+    base = VENDORS[name].base_url(url)
     return Access(api_key=canaries.key, base_url=base, options={"default_headers": headers})
 
 

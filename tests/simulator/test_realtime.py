@@ -26,6 +26,7 @@ from tests.simulator.clients import (
     openai_client,
     openai_line,
 )
+from tests.vendors import FLEXIBLE, VENDORS
 
 GEMINI = "gemini-2.5-flash"
 ADA = "text-embedding-3-small"
@@ -190,7 +191,7 @@ async def test_vertex_has_the_flex_tier_at_its_global_endpoint_only(simulator: S
     assert simulator.ledger()["vertex"]["ways"]["now"]["rows"] == 1
 
 
-@pytest.mark.parametrize("provider", ["openai", "vertex"])
+@pytest.mark.parametrize("provider", FLEXIBLE)
 async def test_the_flex_tier_can_be_full_or_leave_a_request_to_the_usual_tier(
     desk: Desk, provider: str
 ) -> None:
@@ -211,8 +212,7 @@ async def test_the_flex_tier_can_be_full_or_leave_a_request_to_the_usual_tier(
         with pytest.raises(errors.ClientError) as exhausted:
             await tier()
         assert (exhausted.value.code, exhausted.value.status) == (429, "RESOURCE_EXHAUSTED")
-    usual, flex = ("default", "flex") if provider == "openai" else ("ON_DEMAND", "ON_DEMAND_FLEX")
-    assert [await tier(), await tier()] == [usual, flex]
+    assert (await tier(), await tier()) == VENDORS[provider].flex
     ways = desk.bill(provider)["ways"]
     assert (ways["now"]["rows"], ways["flex"]["rows"]) == (2, 1)
 

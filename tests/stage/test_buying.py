@@ -13,7 +13,7 @@ from airflow_batch_llm.core.settings import Only, OverBudget, Source, WriteMode
 from airflow_batch_llm.errors import BudgetExceeded, InputError, QualityGateFailed
 from airflow_batch_llm.stage.run import Pause
 from tests.stage.world import Bench
-from tests.vendors import MODELS
+from tests.vendors import VENDORS
 
 OTHER_PROMPT = "Label this ticket: {{ subject }}: {{ body }}"
 
@@ -219,14 +219,14 @@ def test_reported_dollars_are_those_of_the_ledger(bench: Bench) -> None:
 
 def _bill(provider: str, tokens: dict[str, int]) -> Decimal:
     """Half the public price; Google takes what its discount on cached tokens has left of them instead."""
-    vendor = {"anthropic": "anthropic", "openai": "openai", "vertex": "google"}[provider]
+    vendor = VENDORS[provider]
 
     def price(usage: Usage) -> Decimal:
-        return calc_price(usage, MODELS[provider], provider_id=vendor).total_price
+        return calc_price(usage, vendor.model, provider_id=vendor.priced_as).total_price
 
     cached = price(Usage(input_tokens=tokens["cached"], cache_read_tokens=tokens["cached"]))
     rest = price(Usage(input_tokens=tokens["input"] - tokens["cached"], output_tokens=tokens["output"]))
-    return rest / 2 + (cached if vendor == "google" else cached / 2)
+    return rest / 2 + (cached if vendor.priced_as == "google" else cached / 2)
 
 
 @pytest.mark.parametrize("changes", [{}, {"only": Only.ALL}, {"write_mode": WriteMode.APPEND}])

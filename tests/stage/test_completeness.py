@@ -11,8 +11,8 @@ from airflow_batch_llm.stage.land.collecting import RESULTS_PATIENCE_SECONDS, Ex
 from airflow_batch_llm.stage.land.finishing import land_again
 from airflow_batch_llm.stage.records.folder import RunFolder
 from tests.stage.world import Bench
+from tests.vendors import FETCHED, VENDORS
 
-PLACES = {"anthropic": "results", "openai": "content"}
 ANSWERS: dict[str, dict[str, Any]] = {
     "a login page": {
         "kind": "body",
@@ -30,7 +30,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(params=PLACES)
+@pytest.fixture(params=FETCHED)
 def vendor(request: pytest.FixtureRequest) -> Bench:
     bench: Bench = request.getfixturevalue(request.param)
     return bench
@@ -41,7 +41,7 @@ def test_what_is_not_the_results_is_fetched_again_and_nothing_is_paid_again(
     vendor: Bench, answer: str
 ) -> None:
     vendor.world.make_tickets(20)
-    vendor.fault(endpoint=PLACES[vendor.world.provider_name], times=4, **ANSWERS[answer])
+    vendor.fault(endpoint=VENDORS[vendor.world.provider_name].results, times=4, **ANSWERS[answer])
 
     done = vendor.complete()
 
@@ -54,7 +54,7 @@ def test_results_that_never_come_fail_the_run_and_a_later_retry_costs_nothing(
     vendor: Bench, answer: str
 ) -> None:
     vendor.world.make_tickets(20)
-    vendor.fault(endpoint=PLACES[vendor.world.provider_name], times=None, **ANSWERS[answer])
+    vendor.fault(endpoint=VENDORS[vendor.world.provider_name].results, times=None, **ANSWERS[answer])
     before = vendor.world.clock()
 
     with pytest.raises(ResultsGone, match="Run the task again later: that costs nothing") as failed:

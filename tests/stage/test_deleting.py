@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import pytest
-
 from airflow_batch_llm.errors import ProviderError
 from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.stage.records.folder import RunFolder
@@ -99,7 +97,6 @@ def test_a_vendor_that_refuses_fails_no_run_and_the_next_run_tries_again(openai:
     assert files(openai) != []
 
 
-@pytest.mark.parametrize("bench", ["anthropic", "openai"], indirect=True)
 def test_a_stray_batch_is_deleted_by_the_next_run_once_its_cost_is_recorded(bench: Bench) -> None:
     bench.world.make_tickets(20)
     frozen = frozen_before_its_creation(bench, delete_at_vendor=True)

@@ -12,13 +12,8 @@ from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.stage.land.gathering import RowFailure
 from tests.fuzz import PROVIDERS, REQUESTS, check, judged, landed, landing_place, subject
 from tests.stage.world import Bench
+from tests.vendors import VENDORS
 
-_USAGE = {
-    "anthropic": rb'"output_tokens": ?\d+',
-    "openai": rb'"completion_tokens": ?\d+',
-    "vertex": rb'"candidatesTokenCount": ?\d+',
-}
-_MODEL = {"anthropic": b"model", "openai": b"model", "vertex": b"modelVersion"}
 _DEEP = b"[" * 100_000 + b"]" * 100_000
 
 
@@ -44,7 +39,7 @@ def test_spoiled_lines_of_a_shard_leave_one_outcome_for_each_request(
 def test_a_token_count_that_is_none_is_an_invalid_row_whose_cost_is_unknown(
     name: str, count: bytes, place: Path
 ) -> None:
-    failure = _spoiled(name, *_replaced(name, _USAGE[name], count), place)
+    failure = _spoiled(name, *_replaced(name, rb'"%s": ?\d+' % VENDORS[name].output_tokens, count), place)
 
     assert failure.code == "unusable_usage"
     assert "cost is unknown" in str(failure.message)
@@ -55,7 +50,7 @@ def test_a_token_count_that_is_none_is_an_invalid_row_whose_cost_is_unknown(
 def test_a_value_of_the_wrong_type_in_a_good_answer_is_an_invalid_row(
     name: str, value: bytes, place: Path
 ) -> None:
-    field = rb'"%s": ?"[^"]*"' % _MODEL[name]
+    field = rb'"%s": ?"[^"]*"' % VENDORS[name].answering_model
 
     failure = _spoiled(name, *_replaced(name, field, value), place)
 

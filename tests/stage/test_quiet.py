@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from airflow_batch_llm.simulator.handle import Simulator
-from tests.vendors import MODELS
+from tests.vendors import MODELS, VENDORS
 
 #: A process that logs everything to standard error, and talks through the real clients.
 PROGRAM = """
@@ -37,8 +37,7 @@ if name == "vertex":
     options = {"credentials": Credentials(key), "project": "p", "staging": "gs://bucket/folder"}
 provider = connect(name, Access(api_key=key, base_url=url, options=options))
 for library in list(logging.root.manager.loggerDict):
-    if library.partition(".")[0] in ("google", "openai", "anthropic", "httpx", "httpcore", "urllib3"):
-        logging.getLogger(library).setLevel(logging.DEBUG)
+    logging.getLogger(library).setLevel(logging.DEBUG)  # as an SDK's environment variable does
 call = Call(model=model)
 path = Path(folder) / "lines.jsonl"
 path.write_bytes(provider.encode(call).line("r-1-1", json.dumps(prompt).encode()) + b"\\n")
@@ -68,7 +67,7 @@ def test_no_sdk_logs_a_key_or_a_prompt_at_debug(
     simulator: Simulator, tmp_path: Path, name: str, model: str
 ) -> None:
     key, prompt = f"canary-{uuid4().hex}", f"canary-{uuid4().hex}"
-    url = simulator.openai_url if name == "openai" else simulator.url
+    url = VENDORS[name].base_url(simulator.url)
     environment = {
         "CANARY_KEY": key,
         "CANARY_PROMPT": prompt,

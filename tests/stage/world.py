@@ -27,7 +27,7 @@ from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.run import Pause, Run
 from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.warehouses.duckdb.warehouse import DuckDBWarehouse
-from tests.vendors import MODELS
+from tests.vendors import VENDORS
 
 LABELS = ("billing", "bug", "other")
 
@@ -107,12 +107,12 @@ class World:
 
     @property
     def model(self) -> str:
-        return MODELS[self.provider_name]
+        return VENDORS[self.provider_name].model
 
     def provider(self) -> Provider:
         os.environ.update(self.environ)
         options = {"project": "test-project", "location": "global", "staging": "gs://bucket/staging"}
-        base_url = f"{self.url}/v1" if self.provider_name == "openai" else self.url
+        base_url = VENDORS[self.provider_name].base_url(self.url)
         return connect(
             self.provider_name,
             Access(api_key="any", base_url=base_url, options=options if self.environ else {}),

@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 from airflow_batch_llm.core.model import BatchState, BatchStatus, Call, Search, Sighting
 from airflow_batch_llm.errors import Refused, ResultsGone, Unavailable
 from airflow_batch_llm.providers.anthropic.lines import counted_body
-from airflow_batch_llm.providers.anthropic.sdk import judged, sdk
+from airflow_batch_llm.providers.anthropic.sdk import SDK
 from airflow_batch_llm.providers.clients import open_stream, stream_lines
-from airflow_batch_llm.providers.failures import failure_of, saying
+from airflow_batch_llm.providers.failures import saying
 from airflow_batch_llm.providers.incoming import count, entries, following, record, text
 from airflow_batch_llm.providers.lines import parse_line
 from airflow_batch_llm.providers.steps import (
@@ -50,7 +50,10 @@ class _Listed(NamedTuple):
 
 def _get(path: str, params: Mapping[str, object], patience: Patience, read: Callable[[Any], T]) -> Calls[T]:
     return patiently(
-        lambda client: client.get(path, cast_to=object, options={"params": params}), judged, patience, read
+        lambda client: client.get(path, cast_to=object, options={"params": params}),
+        SDK.judged,
+        patience,
+        read,
     )
 
 
@@ -103,14 +106,14 @@ def cancel(batch_id: str, patience: Patience) -> Calls[None]:
     """Ask for an end. Anthropic may refuse that for a batch that has ended, and then there is nothing to do."""
 
     def refused_or(error: Exception) -> Exception:
-        failure = failure_of(error, sdk())
+        failure = SDK.failure(error)
         if failure and failure.status == 409:
             return saying(
                 Refused(f"Anthropic did not cancel batch {batch_id}: {failure.code or 'no reason given'}."),
                 status=failure.status,
                 detail=failure.message,
             )
-        return judged(error)
+        return SDK.judged(error)
 
     try:
         yield from patiently(
@@ -129,8 +132,8 @@ def delete(batch_id: str) -> Calls[None]:
     """Delete an ended batch with its requests and answers. Anthropic refuses that for one that runs."""
 
     def gone(error: Exception) -> Exception:
-        failure = failure_of(error, sdk())
-        return AlreadyGone() if failure and failure.status in (404, 410) else judged(error)
+        failure = SDK.failure(error)
+        return AlreadyGone() if failure and failure.status in (404, 410) else SDK.judged(error)
 
     try:
         yield from patiently(
@@ -156,7 +159,9 @@ def open_results(batch_id: str, client: Any) -> Calls[Any]:
         raise _gone(batch_id)
     return (
         yield from patiently(
-            lambda client: open_stream(client, sdk().Stream[object], url), _results_error(batch_id), WORKER
+            lambda client: open_stream(client, SDK.module.Stream[object], url),
+            _results_error(batch_id),
+            WORKER,
         )
     )
 
@@ -170,8 +175,8 @@ def _results_url(told: str, batch_id: str, base_url: str) -> str:
 
 def _results_error(batch_id: str) -> Judge:
     def gone_or(error: Exception) -> Exception:
-        failure = failure_of(error, sdk())
-        return _gone(batch_id) if failure and failure.status in (404, 410) else judged(error)
+        failure = SDK.failure(error)
+        return _gone(batch_id) if failure and failure.status in (404, 410) else SDK.judged(error)
 
     return gone_or
 
@@ -229,7 +234,7 @@ def count_tokens(call: Call, prompts: Sequence[str]) -> Calls[list[int]]:
         return (
             yield from patiently(
                 lambda client: client.post("/v1/messages/count_tokens", cast_to=object, body=body),
-                judged,
+                SDK.judged,
                 WORKER,
                 lambda answer: count(answer["input_tokens"]),
             )

@@ -25,11 +25,10 @@ from airflow_batch_llm.providers.anthropic.lines import (
     refused_line,
 )
 from airflow_batch_llm.providers.anthropic.sdk import (
+    SDK,
     creation,
-    judged_creation,
     open_async_client,
     open_client,
-    refused_now,
 )
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.clients import Clients, asked_now, create, stream_lines
@@ -79,7 +78,9 @@ class AnthropicProvider:
 
     def submit(self, shard: ShardFile, upload: str, lease: Lease) -> str:  # noqa: ARG002 - nothing is uploaded
         with self._clients.creating(again=self._access.client is None) as client:
-            return create(client, creation(flows.BATCHES, shard.path, flows.batch_id), lease, judged_creation)
+            return create(
+                client, creation(flows.BATCHES, shard.path, flows.batch_id), lease, SDK.judged_creation
+            )
 
     def check(self, batch_ids: Sequence[str]) -> Mapping[str, BatchStatus]:
         return drive(flows.check(batch_ids, WORKER), self._clients.sync)
@@ -114,7 +115,7 @@ class AnthropicProvider:
     async def answer(self, call: Call, line: bytes, way: Way) -> bytes:  # noqa: ARG002 - the line holds the call
         asked = parse_line(line)
         client = await self._clients.asynchronous()
-        answer = await asked_now(client, "/v1/messages", asked["params"], refused_now)
+        answer = await asked_now(client, "/v1/messages", asked["params"], SDK.refused_now)
         if isinstance(answer, CallFailure):
             return refused_line(asked["custom_id"], answer)
         return answered_line(asked["custom_id"], answer)

@@ -5,77 +5,42 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from airflow_batch_llm.errors import InputError, MissingExtra, ProviderError, Refused, raise_alone
+from airflow_batch_llm.errors import InputError, Refused
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.clients import checked, unknown_option
 from airflow_batch_llm.providers.creation import Creation
-from airflow_batch_llm.providers.failures import (
-    CallFailure,
-    VendorCodes,
-    detail,
-    failure_of,
-    judge,
-    judge_answer,
-)
+from airflow_batch_llm.providers.failures import GeneratedSdk, VendorCodes
 
-VENDOR = VendorCodes(
-    name="Anthropic",
-    no_money=frozenset({"enforced_spend_limit_reached", "contract_spend_limit_reached"}),
-    final=frozenset(
-        {"cmek_key_disabled", "cmek_key_network_blocked", "cmek_key_unreachable", "cmek_feature_unsupported"}
+SDK = GeneratedSdk(
+    name="anthropic",
+    error="AnthropicError",
+    codes=VendorCodes(
+        name="Anthropic",
+        no_money=frozenset({"enforced_spend_limit_reached", "contract_spend_limit_reached"}),
+        final=frozenset(
+            {
+                "cmek_key_disabled",
+                "cmek_key_network_blocked",
+                "cmek_key_unreachable",
+                "cmek_feature_unsupported",
+            }
+        ),
     ),
 )
-
-
-def sdk() -> Any:
-    """The module `anthropic`."""
-    try:
-        import anthropic
-    except ModuleNotFoundError as error:
-        raise MissingExtra("The provider 'anthropic'", "anthropic", error) from error
-    return anthropic
 
 
 def open_client(access: Access) -> Any:
     """A new synchronous client."""
     if access.client is not None:
         return checked(_with_batches(access.client()), access)
-    return checked(_with_key(_opened(sdk().Anthropic, access)), access)
+    return checked(_with_key(_opened(SDK.module.Anthropic, access)), access)
 
 
 def open_async_client(access: Access) -> Any:
     """A new asynchronous client."""
     if access.async_client is not None:
         return checked(_with_batches(access.async_client()), access)
-    return checked(_with_key(_opened(sdk().AsyncAnthropic, access)), access)
-
-
-def judged(error: Exception, *, creating: bool = False) -> Exception:
-    """An SDK's error in the package's tree; another's as it is."""
-    if isinstance(error.__cause__, ProviderError):  # raised by us while the SDK was sending
-        return error.__cause__
-    if failure := failure_of(error, sdk()):
-        return judge(failure, VENDOR, creating=creating)
-    if isinstance(error, sdk().AnthropicError):
-        # Raised by the SDK itself before it sent anything: no credentials, say, or a platform without the call.
-        return Refused(f"Anthropic's SDK refuses the call: {detail(error)}")
-    return error
-
-
-def refused_now(error: Exception) -> CallFailure:
-    """Return the vendor's refusal of this request alone. Raises every other error of a call in real time."""
-    failure = failure_of(error, sdk())
-    if failure is None:
-        raise_alone(judged(error))
-    judgement = judge_answer(failure, VENDOR)
-    if judgement is not None:
-        raise_alone(judgement)
-    return failure
-
-
-def judged_creation(error: Exception) -> Exception:
-    """The same for a creation."""
-    return judged(error, creating=True)
+    return checked(_with_key(_opened(SDK.module.AsyncAnthropic, access)), access)
 
 
 def _opened(client_class: Any, access: Access) -> Any:

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple, TypeVar
 from airflow_batch_llm.core.model import BatchState, BatchStatus, Call, Outcome, Search, Sighting
 from airflow_batch_llm.errors import Refused, ResultsGone, Unavailable
 from airflow_batch_llm.providers.clients import open_stream
-from airflow_batch_llm.providers.failures import failure_of, saying, word
+from airflow_batch_llm.providers.failures import saying, word
 from airflow_batch_llm.providers.incoming import count, count_or_zero, entries, following, record, text
 from airflow_batch_llm.providers.openai.lines import counted_body
-from airflow_batch_llm.providers.openai.sdk import judged, sdk
+from airflow_batch_llm.providers.openai.sdk import SDK
 from airflow_batch_llm.providers.steps import (
     WORKER,
     AlreadyGone,
@@ -109,7 +109,10 @@ def _listed(batch: Mapping[str, Any]) -> _Listed:
 def get(path: str, params: Mapping[str, object], patience: Patience, read: Callable[[Any], T]) -> Calls[T]:
     """Fetch one object's JSON and return what `read` makes of it."""
     return patiently(
-        lambda client: client.get(path, cast_to=object, options={"params": params}), judged, patience, read
+        lambda client: client.get(path, cast_to=object, options={"params": params}),
+        SDK.judged,
+        patience,
+        read,
     )
 
 
@@ -147,14 +150,14 @@ def cancel(batch_id: str, patience: Patience) -> Calls[None]:
     """Ask for an end. OpenAI may refuse that for a batch that has ended, and then there is nothing to do."""
 
     def refused_or(error: Exception) -> Exception:
-        failure = failure_of(error, sdk())
+        failure = SDK.failure(error)
         if failure and failure.status == 409:
             return saying(
                 Refused(f"OpenAI did not cancel batch {batch_id}: {failure.code or 'no reason given'}."),
                 status=failure.status,
                 detail=failure.message,
             )
-        return judged(error)
+        return SDK.judged(error)
 
     try:
         yield from patiently(
@@ -186,16 +189,16 @@ def open_file(file_id: str, batch_id: str) -> Calls[Any]:
     """An open stream of this file's content."""
 
     def gone_or(error: Exception) -> Exception:
-        failure = failure_of(error, sdk())
+        failure = SDK.failure(error)
         if failure and failure.status in (404, 410):
             return ResultsGone(
                 f"OpenAI does not show the results of batch {batch_id} (file {file_id}): files expire."
             )
-        return judged(error)
+        return SDK.judged(error)
 
     judge: Judge = gone_or
     url = f"{FILES}/{file_id}/content"
-    return patiently(lambda client: open_stream(client, sdk().Stream[object], url), judge, WORKER)
+    return patiently(lambda client: open_stream(client, SDK.module.Stream[object], url), judge, WORKER)
 
 
 def find(search: Search, *, own_host: bool) -> Calls[list[Sighting]]:
@@ -239,8 +242,8 @@ def discard(file_id: str) -> Calls[None]:
     """Delete a file; one that is gone already is as good as deleted."""
 
     def gone(error: Exception) -> Exception:
-        failure = failure_of(error, sdk())
-        return AlreadyGone() if failure and failure.status in (404, 410) else judged(error)
+        failure = SDK.failure(error)
+        return AlreadyGone() if failure and failure.status in (404, 410) else SDK.judged(error)
 
     def told(answer: Any) -> None:
         # Some compatible servers answer without a body. A page in the answer's place has deleted nothing.
@@ -263,8 +266,8 @@ def delete(batch_id: str, upload: str) -> Calls[None]:
         return status_of(batch).state, [text(batch[name]) for name in names if batch.get(name)]
 
     def gone(error: Exception) -> Exception:
-        failure = failure_of(error, sdk())
-        return AlreadyGone() if failure and failure.status == 404 else judged(error)
+        failure = SDK.failure(error)
+        return AlreadyGone() if failure and failure.status == 404 else SDK.judged(error)
 
     try:
         state, files = yield from patiently(
@@ -282,8 +285,8 @@ def count_tokens(call: Call, prompts: Sequence[str]) -> Calls[list[int] | None]:
     """The input tokens of each prompt; None where the server does not count."""
 
     def absent_or(error: Exception) -> Exception:
-        failure = failure_of(error, sdk())
-        return AlreadyGone() if failure and failure.status in (404, 405, 501) else judged(error)
+        failure = SDK.failure(error)
+        return AlreadyGone() if failure and failure.status in (404, 405, 501) else SDK.judged(error)
 
     def one(prompt: str) -> Calls[int]:
         body = counted_body(call, prompt)

@@ -44,11 +44,9 @@ from airflow_batch_llm.providers.openai.lines import (
     request_line,
 )
 from airflow_batch_llm.providers.openai.sdk import (
-    judged,
-    judged_creation,
+    SDK,
     open_async_client,
     open_client,
-    refused_now,
 )
 from airflow_batch_llm.providers.steps import TRIGGER, WORKER, adrive, drive, patiently
 
@@ -104,7 +102,7 @@ class OpenAIProvider:
                     timeout=TRANSFER_TIMEOUT,
                 )
 
-        return drive(patiently(send, judged, WORKER, lambda file: text(file.id)), self._clients.sync)
+        return drive(patiently(send, SDK.judged, WORKER, lambda file: text(file.id)), self._clients.sync)
 
     def submit(self, shard: ShardFile, upload: str, lease: Lease) -> str:
         request: dict[str, Any] = {
@@ -118,7 +116,7 @@ class OpenAIProvider:
         body = orjson.dumps(request)
         creation = Creation(path=flows.BATCHES, pieces=(), last=body, size=len(body), read=flows.batch_id)
         with self._clients.creating(again=self._access.client is None) as client:
-            return create(client, creation, lease, judged_creation)
+            return create(client, creation, lease, SDK.judged_creation)
 
     def check(self, batch_ids: Sequence[str]) -> Mapping[str, BatchStatus]:
         return drive(flows.check(batch_ids, WORKER, self._by_name), self._clients.sync)
@@ -158,7 +156,7 @@ class OpenAIProvider:
         timeout = FLEX_TIMEOUT if is_flex else ANSWER_TIMEOUT
         client = await self._clients.asynchronous()
         path = str(asked["url"]).removeprefix("/v1")  # the client's URL ends with it
-        answer = await asked_now(client, path, body, refused_now, timeout)
+        answer = await asked_now(client, path, body, SDK.refused_now, timeout)
         if isinstance(answer, CallFailure):
             return refused_line(asked["custom_id"], answer)
         return answered_line(asked["custom_id"], answer)
