@@ -5,7 +5,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -26,80 +26,52 @@ class AirflowApi:
     def health(self) -> dict[str, str]:
         """The status of each component, and nothing while Airflow does not answer."""
         try:
-            return {
-                name: part["status"] for name, part in self._call("GET", "/api/v2/monitor/health").items()
-            }
+            return {name: part["status"] for name, part in self.call("GET", "/api/v2/monitor/health").items()}
         except (OSError, ValueError):
             return {}
 
     def dag_ids(self) -> set[str]:
         """The Dags that Airflow has read."""
-        return {dag["dag_id"] for dag in self._call("GET", "/api/v2/dags?limit=100")["dags"]}
+        return {dag["dag_id"] for dag in self.call("GET", "/api/v2/dags?limit=100")["dags"]}
 
     def import_errors(self) -> dict[str, str]:
         """The files that could not be read, and why."""
-        found = self._call("GET", "/api/v2/importErrors")["import_errors"]
+        found = self.call("GET", "/api/v2/importErrors")["import_errors"]
         return {error["filename"]: error["stack_trace"] for error in found}
 
     def unpause(self, dag_id: str) -> None:
-        self._call("PATCH", f"/api/v2/dags/{dag_id}", {"is_paused": False})
-
-    def pause(self, dag_id: str) -> None:
-        self._call("PATCH", f"/api/v2/dags/{dag_id}", {"is_paused": True})
+        self.call("PATCH", f"/api/v2/dags/{dag_id}", {"is_paused": False})
 
     def trigger(
         self, dag_id: str, conf: dict[str, Any] | None = None, logical_date: str | None = None
     ) -> str:
         """Start a Dag run. Its id is given."""
         body = {"logical_date": logical_date, "conf": conf or {}}
-        return str(self._call("POST", f"/api/v2/dags/{dag_id}/dagRuns", body)["dag_run_id"])
+        return str(self.call("POST", f"/api/v2/dags/{dag_id}/dagRuns", body)["dag_run_id"])
 
     def run_ids(self, dag_id: str) -> list[str]:
-        found = self._call("GET", f"/api/v2/dags/{dag_id}/dagRuns?order_by=run_after&limit=100")["dag_runs"]
+        found = self.call("GET", f"/api/v2/dags/{dag_id}/dagRuns?order_by=run_after&limit=100")["dag_runs"]
         return [run["dag_run_id"] for run in found]
-
-    def run(self, dag_id: str, run_id: str) -> dict[str, Any]:
-        return self._call("GET", _run(dag_id, run_id))  # type: ignore[no-any-return]
-
-    def set_run_state(self, dag_id: str, run_id: str, state: str) -> None:
-        self._call("PATCH", _run(dag_id, run_id), {"state": state})
 
     # -- tasks ---------------------------------------------------------------------------------------------------
 
-    def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
-        """The task instances, mapped ones each for itself."""
-        return self._call("GET", f"{_run(dag_id, run_id)}/taskInstances?limit=100")["task_instances"]  # type: ignore[no-any-return]
-
     def task(self, dag_id: str, run_id: str, task_id: str) -> dict[str, Any]:
-        return self._call("GET", f"{_run(dag_id, run_id)}/taskInstances/{task_id}")  # type: ignore[no-any-return]
-
-    def set_task_state(self, dag_id: str, run_id: str, task_id: str, state: str) -> None:
-        self._call("PATCH", f"{_run(dag_id, run_id)}/taskInstances/{task_id}", {"new_state": state})
-
-    def clear(self, dag_id: str, run_id: str, task_ids: Sequence[str]) -> None:
-        """Clear tasks, as the button in the UI does."""
-        body = {
-            "dry_run": False,
-            "dag_run_id": run_id,
-            "task_ids": list(task_ids),
-            "only_failed": False,
-            "include_downstream": True,
-        }
-        self._call("POST", f"/api/v2/dags/{dag_id}/clearTaskInstances", body)
+        return self.call("GET", f"{run_path(dag_id, run_id)}/taskInstances/{task_id}")  # type: ignore[no-any-return]
 
     def xcom(self, dag_id: str, run_id: str, task_id: str, key: str = "return_value") -> Any:
-        path = f"{_run(dag_id, run_id)}/taskInstances/{task_id}/xcomEntries/{key}?deserialize=true"
-        return self._call("GET", path)["value"]
+        path = f"{run_path(dag_id, run_id)}/taskInstances/{task_id}/xcomEntries/{key}?deserialize=true"
+        return self.call("GET", path)["value"]
 
     def log(self, dag_id: str, run_id: str, task_id: str, try_number: int = 1) -> str:
         """Return the log of a try, one line per event."""
-        path = f"{_run(dag_id, run_id)}/taskInstances/{task_id}/logs/{try_number}?full_content=true"
-        content = self._call("GET", path)["content"]
+        path = f"{run_path(dag_id, run_id)}/taskInstances/{task_id}/logs/{try_number}?full_content=true"
+        content = self.call("GET", path)["content"]
         return "\n".join(json.dumps(line) if isinstance(line, dict) else str(line) for line in content)
 
     # -- calls ---------------------------------------------------------------------------------------------------
 
-    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """Call one route of the API. Raises ValueError with what it refuses."""
         if self._token is None and path != "/api/v2/monitor/health":
             self._token = self._send("GET", "/auth/token", None)["access_token"]
         return self._send(method, path, body)
@@ -129,5 +101,6 @@ def until(look: Callable[[], T | None], what: str, seconds: float = 120.0) -> T:
     raise TimeoutError(f"Waited {seconds:.0f} s in vain: {what}.")
 
 
-def _run(dag_id: str, run_id: str) -> str:
+def run_path(dag_id: str, run_id: str) -> str:
+    """Return the route of a Dag run."""
     return f"/api/v2/dags/{dag_id}/dagRuns/{urllib.parse.quote(run_id)}"

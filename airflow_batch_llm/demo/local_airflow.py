@@ -7,11 +7,10 @@ stopped, killed and started again by its process id.
 import json
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -100,7 +99,7 @@ class LocalAirflow:
         port = setup.port or _free_port()
         self._env = setup.environment(port)
         self.api = AirflowApi(f"http://127.0.0.1:{port}")
-        self._services = {
+        self.services = {
             name: Service(
                 [sys.executable, "-m", "airflow", *arguments],
                 self._env,
@@ -113,7 +112,7 @@ class LocalAirflow:
         self.setup.home.mkdir(parents=True, exist_ok=True)
         try:
             self._migrate()
-            for service in self._services.values():
+            for service in self.services.values():
                 service.start()
             for name in _COMPONENTS:
                 self.until_healthy(name)
@@ -126,24 +125,11 @@ class LocalAirflow:
         self.stop()
 
     def stop(self) -> None:
-        stop_all(self._services.values())
-
-    def start(self, component: str) -> None:
-        """Start a component again that has ended."""
-        self._services[component].start()
-
-    def end(self, component: str, number: signal.Signals) -> None:
-        """End one component, and all that it has started, by a signal."""
-        service = self._services[component]
-        service.signal(number)
-        service.reap()
-
-    def pid(self, component: str) -> int:
-        return self._services[component].pid
+        stop_all(self.services.values())
 
     def until_healthy(self, component: str) -> None:
         """Wait until a component says so of itself. Raises RuntimeError if it has ended instead."""
-        service = self._services[component]
+        service = self.services[component]
         name = "metadatabase" if component == "api_server" else component
 
         def look() -> bool:
@@ -163,12 +149,6 @@ class LocalAirflow:
 
         until(look, f"the Dags {', '.join(dag_ids)} to be read", _START_SECONDS)
 
-    def task_pids(self, task_instance_id: str) -> list[int]:
-        """The processes that run a task: the executor's worker first, then the one that it has started for the task."""
-        found = [(title, pid) for pid, title in _titles() if task_instance_id in title]
-        workers = [(title, pid) for title, pid in found if title.startswith("airflow worker")]
-        return [pid for _, pid in sorted(workers, key=lambda each: "LocalExecutor" not in each[0])]
-
     def _migrate(self) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "airflow", "db", "migrate"],
@@ -180,18 +160,6 @@ class LocalAirflow:
             raise RuntimeError(
                 f"Airflow's database could not be made:\n{done.stderr.decode(errors='replace')}"
             )
-
-
-def _titles() -> Iterator[tuple[int, str]]:
-    """All processes with their titles, on Linux."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            yield (
-                int(folder.name),
-                (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"),
-            )
-        except OSError:  # it has ended meanwhile
-            continue
 
 
 def _free_port() -> int:

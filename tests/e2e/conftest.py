@@ -15,12 +15,14 @@ import pytest
 
 from airflow_batch_llm.demo.airflow_api import until
 from tests.airflow.standalone import ROOT, Plan, Stack, running
+from tests.e2e import driving
 
 ROWS = 20
 _DAGS = (
     ROOT / "dags" / "nightly_labels.py",
     ROOT / "dags" / "evening_and_morning.py",
     ROOT / "dags" / "file_watcher.py",
+    ROOT / "dags" / "partitions.py",
     ROOT / "tests" / "e2e" / "dags" / "cases.py",
 )
 _SETTINGS = {
@@ -51,6 +53,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             "evening_sends",
             "morning_collects",
             "file_watcher",
+            "mood_of_day",
+            "apologies_of_day",
         )
         for dag_id in ("one_task", "by_hand", "as_group"):
             stack.airflow.api.unpause(dag_id)
@@ -106,7 +110,7 @@ class Case:
 
     def until_success(self) -> None:
         def look() -> bool:
-            state = self.stack.airflow.api.run(self.dag_id, self.run_id)["state"]
+            state = driving.run_state(self.stack.airflow.api, self.dag_id, self.run_id)
             assert state != "failed", [self._log(task) for task in self._tasks()]
             return state == "success"
 
@@ -127,13 +131,13 @@ class Case:
         os.kill(self._pids(task_id)[0], signal.SIGTERM)
 
     def clear(self, task_id: str) -> None:
-        self.stack.airflow.api.clear(self.dag_id, self.run_id, [task_id])
+        driving.clear(self.stack.airflow.api, self.dag_id, self.run_id, task_id)
 
     def mark_failed(self, task_id: str) -> None:
-        self.stack.airflow.api.set_task_state(self.dag_id, self.run_id, task_id, "failed")
+        driving.set_task_state(self.stack.airflow.api, self.dag_id, self.run_id, task_id, "failed")
 
     def fail_run(self) -> None:
-        self.stack.airflow.api.set_run_state(self.dag_id, self.run_id, "failed")
+        driving.set_run_state(self.stack.airflow.api, self.dag_id, self.run_id, "failed")
 
     # -- what the provider says ----------------------------------------------------------------------------------
 
@@ -167,12 +171,10 @@ class Case:
         assert self.ledger["rows"]["charged"] == 0
 
     def _pids(self, task_id: str) -> list[int]:
-        return until(
-            lambda: self.stack.airflow.task_pids(self.task(task_id)["id"]), f"the process of {task_id}"
-        )
+        return until(lambda: driving.task_pids(self.task(task_id)["id"]), f"the process of {task_id}")
 
     def _tasks(self) -> list[dict[str, Any]]:
-        return self.stack.airflow.api.tasks(self.dag_id, self.run_id)
+        return driving.tasks(self.stack.airflow.api, self.dag_id, self.run_id)
 
     def _log(self, task: dict[str, Any]) -> str:
         return f"{task['task_id']} is {task['state']}:\n" + self.log(task["task_id"], task["try_number"])
@@ -199,7 +201,7 @@ def on_one_cron(stack: Stack) -> Iterator[list[Case]]:
         for dag_id, run_id in zip(dag_ids, runs, strict=True)
     ]
     for dag_id in dag_ids:
-        api.pause(dag_id)
+        driving.pause(api, dag_id)
 
 
 def _same_minute(runs: list[list[str]]) -> list[str] | None:

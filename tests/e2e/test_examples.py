@@ -8,14 +8,15 @@ from airflow_batch_llm.demo import warehouse
 from airflow_batch_llm.demo.airflow_api import until
 from tests.airflow.standalone import Stack
 from tests.dags.reviews import write_reviews
+from tests.e2e.driving import end, run_state, tasks
 
 
 def succeeded(stack: Stack, dag_id: str, run_id: str) -> None:
     api = stack.airflow.api
 
     def look() -> bool:
-        state = api.run(dag_id, run_id)["state"]
-        assert state != "failed", [task["state"] for task in api.tasks(dag_id, run_id)]
+        state = run_state(api, dag_id, run_id)
+        assert state != "failed", [task["state"] for task in tasks(api, dag_id, run_id)]
         return bool(state == "success")
 
     until(look, f"{run_id} of {dag_id} to succeed", 150)
@@ -67,12 +68,28 @@ def test_a_watcher_starts_a_run_for_the_files_that_have_arrived_also_while_no_tr
     assert stack.ask(uris) == [(3, (inbox / "reviews.jsonl").as_uri())]
     assert bought(stack) == 3
 
-    stack.airflow.end("triggerer", signal.SIGKILL)
+    end(stack.airflow, "triggerer", signal.SIGKILL)
     (inbox / "later.jsonl").write_text('{"review_id": 100, "text": "Late, but lovely."}\n')
-    stack.airflow.start("triggerer")
+    stack.airflow.services["triggerer"].start()
     until(lambda: len(stack.airflow.api.run_ids("file_watcher")) > 1, "a run for the later file", 150)
     for run_id in stack.airflow.api.run_ids("file_watcher"):
         succeeded(stack, "file_watcher", run_id)
 
     assert stack.ask("SELECT count(*) FROM shop.watched_reviews") == [(4,)]
     assert bought(stack) == 4
+
+
+def test_the_run_of_a_day_starts_the_run_of_the_same_day_in_the_dag_that_follows(stack: Stack) -> None:
+    for dag_id in ("apologies_of_day", "mood_of_day"):
+        stack.airflow.api.unpause(dag_id)
+
+    succeeded(stack, "mood_of_day", first_run(stack, "mood_of_day"))
+    succeeded(stack, "apologies_of_day", first_run(stack, "apologies_of_day"))
+
+    [(day,)] = stack.ask("SELECT DISTINCT day FROM support.day_moods")
+    asked = f"SELECT ticket_id FROM support.tickets WHERE day = DATE '{day}' ORDER BY ALL"
+    assert stack.ask("SELECT ticket_id FROM support.day_moods ORDER BY ALL") == stack.ask(asked)
+    angry = "FROM support.day_moods JOIN support.tickets USING (ticket_id) WHERE mood = 'angry' AND body IS NOT NULL"
+    apologised = stack.ask("SELECT ticket_id FROM support.day_apologies ORDER BY ALL")
+    assert apologised == stack.ask(f"SELECT ticket_id {angry} ORDER BY ALL")
+    assert apologised

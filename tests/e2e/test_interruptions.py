@@ -12,6 +12,7 @@ import pytest
 from airflow_batch_llm.demo.airflow_api import until
 from tests.airflow.standalone import Stack
 from tests.e2e.conftest import Case
+from tests.e2e.driving import restart, task_pids
 
 Begin = Callable[[str], Case]
 
@@ -90,8 +91,7 @@ def test_another_triggerer_goes_on_waiting(stack: Stack, begin: Begin, number: S
     case = begin("one_task")
     case.until_watched("label")
 
-    stack.airflow.end("triggerer", number)
-    stack.airflow.start("triggerer")
+    restart(stack.airflow, "triggerer", number)
     case.finish()
 
     case.until_success()
@@ -155,7 +155,7 @@ def test_a_mapped_task_that_dies_while_it_sends_leaves_nothing_unsent_or_sent_tw
 
     def sending() -> list[int]:
         running = [task for task in case.mapped("labels.submit") if task["state"] == "running"]
-        return stack.airflow.task_pids(running[0]["id"]) if len(running) == 1 else []
+        return task_pids(running[0]["id"]) if len(running) == 1 else []
 
     os.kill(until(sending, "the task whose creation is not answered")[-1], SIGKILL)
 

@@ -1,5 +1,7 @@
 """Dags of tests, run in this process as Airflow would run them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,38 @@ def read_dags(path: Path, bundle: Path) -> dict[str, Any]:
     bag = DagBag(dag_folder=str(path), bundle_path=bundle)
     assert not bag.import_errors
     return dict(bag.dags)
+
+
+class _Failures:
+    """Listen for tasks that fail."""
+
+    def __init__(self) -> None:
+        from airflow.listeners import hookimpl
+
+        self.errors: list[BaseException] = []
+
+        @hookimpl
+        def on_task_instance_failed(error: Any) -> None:
+            self.errors.append(error)
+
+        self.on_task_instance_failed = on_task_instance_failed
+
+
+@contextmanager
+def failures() -> Iterator[list[BaseException]]:
+    """Collect the errors of the tasks that fail in this block. Airflow 3.1's `dag.test()` shows callbacks none."""
+    try:
+        from airflow.sdk.listener import get_listener_manager
+    except ImportError:  # Airflow 3.1
+        from airflow.listeners.listener import get_listener_manager
+
+    listening = _Failures()
+    manager = get_listener_manager()
+    manager.add_listener(listening)
+    try:
+        yield listening.errors
+    finally:
+        manager.pm.unregister(listening)
 
 
 def states(dag_run: Any) -> dict[str, str]:

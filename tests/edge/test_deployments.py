@@ -16,7 +16,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from airflow_batch_llm.operators.llm_batch import CollectLLMBatchOperator, SubmitLLMBatchOperator
 from tests.edge.conftest import TICKETS, World
-from tests.edge.dag_runs import states, xcom
+from tests.edge.dag_runs import failures, states, xcom
 from tests.edge.logs import told
 from tests.edge.tasks import arguments, transform
 
@@ -122,17 +122,12 @@ def test_an_unfinished_run_of_another_database_is_refused_and_left_alone(
     world: World, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     staging, production = in_duckdb(world, "staging"), in_duckdb(world, "production")
-    failed: list[BaseException] = []
     with DAG("refused_here", schedule=None) as dag:
-        SubmitLLMBatchOperator(
-            **arguments(
-                task_id="submit", on_failure_callback=lambda context: failed.append(context["exception"])
-            )
-        )
+        SubmitLLMBatchOperator(**arguments(task_id="submit"))
     with production(monkeypatch):
         handle = xcom(run(dag, **SAME_RUN), "submit")
 
-    with staging(monkeypatch):
+    with staging(monkeypatch), failures() as failed:
         assert states(run(dag, **SAME_RUN)) == {"submit": "failed"}
 
     said = str(failed[0])

@@ -14,7 +14,7 @@ from airflow_batch_llm.hooks.failures import translated_errors
 from airflow_batch_llm.hooks.llm import llm_provider
 from airflow_batch_llm.testing.leaks import text_of
 from tests.edge.conftest import World
-from tests.edge.dag_runs import asset_extras, xcom
+from tests.edge.dag_runs import asset_extras, failures, xcom
 from tests.edge.logs import told
 from tests.edge.tasks import transform
 
@@ -35,14 +35,12 @@ def test_a_vendors_words_are_in_the_log_and_not_in_xcom_assets_or_exceptions(
         message=f"{words} {key}",
         times=None,
     )
-    failed: list[BaseException] = []
     with DAG("words", schedule=None) as dag:
         transform(
             outlets=[Asset("x://labels")],
-            on_failure_callback=lambda context: failed.append(context["exception"]),
         )
 
-    with told() as log:
+    with told() as log, failures() as failed:
         done = run(dag)
 
     report = xcom(done, "label", "report")

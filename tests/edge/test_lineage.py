@@ -1,7 +1,12 @@
 """What OpenLineage is told."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from airflow.sdk import DAG
@@ -168,3 +173,62 @@ def test_columns_are_followed_where_it_is_known_which_table_has_them() -> None:
     (field,) = of_one.facets["columnLineage"].fields["topic"].inputFields
     assert (field.namespace, field.name, field.field) == ("postgres://db:5432", "shop.tickets", "body")
     assert of_two.facets == of_a_function.facets == {}
+
+
+def test_no_event_of_a_real_openlineage_client_holds_a_key_a_row_or_an_answer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("airflow.providers.openlineage")
+    key, header, row, words = (f"canary-{uuid4().hex}" for _ in range(4))
+    for vendor, url in (("openai", world.simulator.openai_url), ("anthropic", world.simulator.url)):
+        extra = {f"{vendor}_client_kwargs": {"default_headers": {"x-gateway-key": header}}}
+        fields = {"conn_type": vendor, "host": url, "password": key, "extra": extra}
+        monkeypatch.setenv(f"AIRFLOW_CONN_{vendor.upper()}_DEFAULT", json.dumps(fields))
+    world.execute(f"UPDATE tickets SET body = body || ' {row}'")
+    world.simulator.fault(
+        provider="anthropic",
+        kind="status",
+        endpoint="create",
+        status=400,
+        message=f"{words} {key} {row}",
+        times=None,
+    )
+
+    events = _emitted(world)
+
+    told = json.dumps(events)
+    assert {
+        event["job"]["name"]: event["eventType"] for event in events if event["eventType"] != "START"
+    } == {
+        "in_steps": "COMPLETE",
+        "in_steps.pending": "COMPLETE",
+        "in_steps.send": "COMPLETE",
+        "in_steps.wait": "COMPLETE",
+        "in_steps.collect": "COMPLETE",
+        "refused": "FAIL",
+        "refused.label": "FAIL",
+        "prompt_that_fails": "FAIL",
+        "prompt_that_fails.label": "FAIL",
+        "whole": "COMPLETE",
+        "whole.label": "COMPLETE",
+    }
+    assert "None of 12 rows succeeded" in told, "an event holds the text of a task's error"
+    answers = [text for (text,) in world.query("SELECT answer FROM labels UNION SELECT answer FROM whole")]
+    assert answers
+    assert [text for text in (key, header, row, words, *answers) if text in told] == []
+
+
+def _emitted(world: World) -> list[dict[str, Any]]:
+    """Run the Dags in a process with an OpenLineage client, and return the events that it has written."""
+    path = world.folder / "events.jsonl"
+    transport = {"type": "file", "log_file_path": str(path), "append": True}
+    environment = {
+        **os.environ,
+        "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps(transport),
+        "AIRFLOW__OPENLINEAGE__DISABLED": "False",
+        "AIRFLOW__OPENLINEAGE__NAMESPACE": "tests",
+    }
+    command = [sys.executable, "-W", "ignore", "-m", "tests.edge.lineage_program"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -20,7 +20,7 @@ from airflow_batch_llm.stage.audit import audit
 from airflow_batch_llm.stage.erase.erasing import run_folders
 from airflow_batch_llm.store import Workspace
 from tests.edge.conftest import TICKETS, World
-from tests.edge.dag_runs import asset_extras, states, xcom
+from tests.edge.dag_runs import asset_extras, failures, states, xcom
 from tests.edge.logs import root_messages, told
 from tests.edge.tasks import transform
 
@@ -405,13 +405,10 @@ def test_a_dag_may_start_on_what_a_task_found(world: World, run: Run) -> None:
 def test_a_users_mistake_is_one_message_with_hardly_a_stack(
     world: World, run: Run, changes: dict[str, Any], message: str
 ) -> None:
-    failed: list[BaseException] = []
     with DAG("mistaken", schedule=None) as dag:
-        transform(
-            retries=2, on_failure_callback=lambda context: failed.append(context["exception"]), **changes
-        )
+        transform(retries=2, **changes)
 
-    with told() as log:
+    with told() as log, failures() as failed:
         done = run(dag)
 
     (error,) = failed
@@ -428,14 +425,11 @@ def test_a_users_mistake_is_one_message_with_hardly_a_stack(
 
 
 def test_a_mistyped_name_in_a_template_is_answered_with_the_right_one(world: World, run: Run) -> None:
-    failed: list[BaseException] = []
     with DAG("mistyped", schedule=None) as dag:
-        transform(
-            source_table="{{ logical_dat }}",
-            on_failure_callback=lambda context: failed.append(context["exception"]),
-        )
+        transform(source_table="{{ logical_dat }}")
 
-    run(dag, logical_date=datetime(2026, 1, 1, tzinfo=UTC))
+    with failures() as failed:
+        run(dag, logical_date=datetime(2026, 1, 1, tzinfo=UTC))
 
     assert "source_table cannot be rendered: 'logical_dat' is undefined. Is it 'logical_date'?" in str(
         failed[0]

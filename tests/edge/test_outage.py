@@ -10,7 +10,7 @@ from airflow.sdk import DAG
 from airflow_batch_llm.core.settings import Pace
 from airflow_batch_llm.sensors.llm_batch import LLMBatchSensor
 from tests.edge.conftest import TICKETS, World
-from tests.edge.dag_runs import states
+from tests.edge.dag_runs import failures, states
 from tests.edge.logs import told
 from tests.edge.tasks import transform
 from tests.edge.test_llm_batch_trigger import create_batch
@@ -29,15 +29,14 @@ def test_the_time_of_a_run_ends_while_the_provider_cannot_be_reached(
     world: World, run: Run, deferrable: bool
 ) -> None:
     cut_off(world)
-    failed: list[BaseException] = []
     with DAG(f"cut_off_{deferrable}".lower(), schedule=None) as dag:
         transform(
             deferrable=deferrable,
             pace=Pace(poll_interval=0.1, timeout=12),
-            on_failure_callback=lambda context: failed.append(context["exception"]),
         )
 
-    done = run(dag)
+    with failures() as failed:
+        done = run(dag)
 
     assert states(done) == {"label": "failed"}
     assert str(failed[0]).startswith(

@@ -15,7 +15,7 @@ from airflow_batch_llm.hooks.pending import PendingRows
 from airflow_batch_llm.sensors.pending_rows import PendingRowsSensor
 from airflow_batch_llm.triggers.pending_rows import PendingRowsTrigger
 from tests.edge.conftest import World
-from tests.edge.dag_runs import states
+from tests.edge.dag_runs import failures, states
 from tests.edge.serialization import deserialize, serialize
 
 Run = Callable[..., Any]
@@ -71,17 +71,16 @@ def test_the_trigger_survives_the_way_to_the_triggerer() -> None:
 
 
 def test_a_template_that_cannot_be_rendered_is_named_by_its_field(world: World, run: Run) -> None:
-    failed: list[BaseException] = []
     with DAG("pending_mistyped", schedule=None) as dag:
         PendingRowsSensor(
             task_id="wait",
             conn_id="warehouse",
             table="{{ dss }}",
             min_rows=1,
-            on_failure_callback=lambda context: failed.append(context["exception"]),
         )
 
-    run(dag)
+    with failures() as failed:
+        run(dag)
 
     assert "table cannot be rendered: 'dss' is undefined. Is it 'ds'?" in str(failed[0])
 
