@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from airflow_batch_llm.core.output_type import Embedding
     from airflow_batch_llm.core.report import Report
-    from airflow_batch_llm.core.settings import Guards, Only, Pace, Request, Shape, Source, Stage
+    from airflow_batch_llm.core.settings import Guards, Only, Pace, Request, Route, Shape, Source, Stage
     from airflow_batch_llm.providers import connect
     from airflow_batch_llm.providers.base import Access
     from airflow_batch_llm.stage.drive import Progress, complete
@@ -31,6 +31,7 @@ __all__ = [
     "Progress",
     "Report",
     "Request",
+    "Route",
     "Run",
     "Shape",
     "Source",
@@ -52,6 +53,7 @@ _HOMES = {
     "Progress": "stage.drive",
     "Report": "core.report",
     "Request": "core.settings",
+    "Route": "core.settings",
     "Run": "stage.run",
     "Shape": "core.settings",
     "Source": "core.settings",

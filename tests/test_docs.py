@@ -38,7 +38,7 @@ from airflow_batch_llm.core.report import Provenance, Report, to_xcom
 from airflow_batch_llm.core.selection import after_failure
 from airflow_batch_llm.core.settings import Stage, field_names
 from airflow_batch_llm.simulator.handle import Simulator
-from airflow_batch_llm.warehouses.base import ANSWER_BOOKKEEPING, FAILURE_COLUMNS
+from airflow_batch_llm.warehouses.base import ANSWER_BOOKKEEPING, FAILURE_COLUMNS, ROUTE_COLUMN
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -179,13 +179,13 @@ def test_the_fields_of_a_spec_are_all_described_and_no_others() -> None:
     page = (ROOT / "docs/how-to/cli.md").read_text()
 
     assert set(_first_column(page[page.index("## The file") :])) == (
-        set(StageFile.model_fields) - {"stage"} | set(field_names(Stage, [])) - {"labels"}
+        set(StageFile.model_fields) - {"stage"} | set(field_names(Stage, [])) - {"labels", "route"}
     )
 
 
 def test_every_setting_has_its_meaning_below_it_and_stands_in_the_reference() -> None:
-    groups = {"Stage", "Source", "Request", "Shape", "Guards", "Pace"}
-    enums = {"Only", "OverBudget", "BadRow", "WriteMode", "SchemaChange"}
+    groups = {"Stage", "Source", "Request", "Route", "Shape", "Guards", "Pace"}
+    enums = {"StageWay", "Only", "OverBudget", "BadRow", "WriteMode", "SchemaChange"}
     page = (ROOT / "docs/reference/settings.md").read_text()
     options = yaml.safe_load(page.partition("::: airflow_batch_llm.core.settings\n")[2].partition(":::")[0])[
         "options"
@@ -255,7 +255,7 @@ def _text_block(page: str) -> list[str]:
 @pytest.mark.parametrize(
     ("heading", "columns"),
     [
-        ("## The target", list(ANSWER_BOOKKEEPING)),
+        ("## The target", [*ANSWER_BOOKKEEPING, ROUTE_COLUMN]),
         ("## The failures", list(FAILURE_COLUMNS)[: len(FAILURE_COLUMNS) - len(ANSWER_BOOKKEEPING)]),
     ],
 )

@@ -10,6 +10,8 @@ class Vendor:
     """The facts about one provider that tests need."""
 
     model: str
+    other_model: str
+    """A stronger model."""
     priced_as: str
     """The vendor's name in the list of public prices."""
     output_tokens: bytes
@@ -34,6 +36,7 @@ class Vendor:
 _VENDORS = {
     "anthropic": Vendor(
         model="claude-haiku-4-5",
+        other_model="claude-sonnet-4-5",
         priced_as="anthropic",
         output_tokens=b"output_tokens",
         answering_model=b"model",
@@ -42,6 +45,7 @@ _VENDORS = {
     ),
     "openai": Vendor(
         model="gpt-5-mini",
+        other_model="gpt-5",
         priced_as="openai",
         output_tokens=b"completion_tokens",
         answering_model=b"model",
@@ -51,6 +55,7 @@ _VENDORS = {
     ),
     "vertex": Vendor(
         model="gemini-2.5-flash",
+        other_model="gemini-2.5-pro",
         priced_as="google",
         output_tokens=b"candidatesTokenCount",
         answering_model=b"modelVersion",
@@ -61,6 +66,7 @@ _VENDORS = {
 
 VENDORS = {name: _VENDORS[name] for name in PROVIDERS}
 MODELS = {name: vendor.model for name, vendor in VENDORS.items()}
+OTHER_MODELS = {name: vendor.other_model for name, vendor in VENDORS.items()}
 OVER_HTTPX = [name for name, vendor in VENDORS.items() if vendor.uses_httpx]
 RECOGNISABLE = [name for name, vendor in VENDORS.items() if vendor.is_recognisable]
 FETCHED = [name for name, vendor in VENDORS.items() if vendor.results]

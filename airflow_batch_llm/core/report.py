@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from fractions import Fraction
-from typing import Any, TypeVar, assert_never
+from typing import Any, NamedTuple, TypeVar, assert_never
 
 from airflow_batch_llm.core.model import Outcome, Usage
 from airflow_batch_llm.core.printing import counted, share
@@ -63,6 +63,24 @@ class Spent:
         )
 
 
+class RouteTotals(NamedTuple):
+    """What one route did: requests sent, rows with a good answer, and dollars."""
+
+    requests: int = 0
+    succeeded: int = 0
+    cost: float = 0.0
+    list_cost: float = 0.0
+
+    def plus(self, other: "RouteTotals") -> "RouteTotals":
+        """Return both together."""
+        return RouteTotals(
+            requests=self.requests + other.requests,
+            succeeded=self.succeeded + other.succeeded,
+            cost=self.cost + other.cost,
+            list_cost=self.list_cost + other.list_cost,
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """Counts of a shard, a round or a whole run. The verdict is the run's, and does not add up."""
@@ -81,6 +99,8 @@ class Report:
     """Requests in real time that may have been paid twice: a worker died, or an answer was lost on its way."""
     usage: Usage = field(default_factory=Usage)
     spent: Spent = Spent()
+    routes: Mapping[str, RouteTotals] = field(default_factory=dict)
+    """What each route did, by its name. Default: the stage has one."""
     durations: Durations = Durations()
     passed: bool = True
     verdict: str = ""
@@ -120,6 +140,7 @@ class Report:
             maybe_twice=self.maybe_twice + other.maybe_twice,
             usage=self.usage + other.usage,
             spent=self.spent + other.spent,
+            routes=_sum_routes(self.routes, other.routes),
             durations=self.durations + other.durations,
         )
 
@@ -133,6 +154,7 @@ class Report:
         for name in ("why", "codes", "strange"):
             stored[name] = dict(getattr(self, name))  # `asdict` takes a Counter's items for its elements
         stored["attempts"] = {str(number): count for number, count in self.attempts.items()}
+        stored["routes"] = {name: one._asdict() for name, one in self.routes.items()}
         for name in ("outcomes", "replaced"):
             stored[name] = {outcome.value: count for outcome, count in getattr(self, name).items()}
         return stored
@@ -148,6 +170,7 @@ class Report:
                 "attempts": {int(number): count for number, count in stored["attempts"].items()},
                 "usage": Usage(**stored["usage"]),
                 "spent": Spent(**stored["spent"]),
+                "routes": {name: RouteTotals(**one) for name, one in stored.get("routes", {}).items()},
                 "durations": Durations(**stored["durations"]),
             }
         )
@@ -265,6 +288,7 @@ def to_xcom(report: Report, about: Provenance) -> dict[str, Any]:
         "maybe_twice": report.maybe_twice,
         "usage": report.usage._asdict(),
         "cost": _dollars(report.spent),
+        "routes": {name: _route(one) for name, one in report.routes.items()},
         "durations": {name: round(seconds, 1) for name, seconds in asdict(report.durations).items()},
         "passed": report.passed,
         "verdict": report.verdict,
@@ -305,6 +329,16 @@ def _dollars(spent: Spent) -> dict[str, float]:
         "stray_usd": round(spent.stray_cost, 6),
         "unpriced": spent.unpriced,
     }
+
+
+def _route(one: RouteTotals) -> dict[str, float]:
+    dollars = {"usd": round(one.cost, 6), "list_usd": round(one.list_cost, 6)}
+    return {"requests": one.requests, "succeeded": one.succeeded, **dollars}
+
+
+def _sum_routes(one: Mapping[str, RouteTotals], other: Mapping[str, RouteTotals]) -> dict[str, RouteTotals]:
+    nothing = RouteTotals()
+    return {name: one.get(name, nothing).plus(other.get(name, nothing)) for name in {**one, **other}}
 
 
 def _iso(seconds: float | None) -> str | None:

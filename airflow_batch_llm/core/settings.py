@@ -8,7 +8,7 @@ values when it is made and raises `InputError`, which names the field, the value
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass as plain_dataclass
-from dataclasses import field
+from dataclasses import field, replace
 from datetime import timedelta
 from difflib import get_close_matches
 from enum import StrEnum
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -29,6 +30,10 @@ from pydantic_core import ArgsKwargs, ErrorDetails
 from airflow_batch_llm.errors import InputError
 
 RowFunction = Callable[[Mapping[str, object]], str]
+RouteFunction = Callable[[Mapping[str, object]], str | None]
+
+#: The name of the route that a stage has without any other.
+OWN_ROUTE = "default"
 
 
 class StageWay(StrEnum):
@@ -258,6 +263,35 @@ class Pace(Settings):
     """Cancel batches that still run when `timeout` has passed. Default: yes."""
 
 
+@dataclass(frozen=True, kw_only=True, config=_CONFIG)
+class Route(Settings):
+    """Set another model, or another way to ask, for some of the rows. What is not set comes from the stage."""
+
+    template_fields: ClassVar[tuple[str, ...]] = ("model_id", "extra_body")
+
+    model_id: ModelId | None = None
+    """`<provider>:<model>`. Default: the stage's model."""
+    way: StageWay | None = None
+    """Ask in batches, or each row in real time. Default: the stage's way."""
+    max_tokens: Count | None = None
+    """The most tokens of one answer. Default: as the stage's `Request` has it."""
+    extra_body: Mapping[str, Any] | None = None
+    """Further fields of the request's body. Default: as the stage's `Request` has it."""
+    max_cost_usd: Dollars = None
+    """The most dollars that this route may cost, within the run's budget. Default: only the run's budget counts."""
+
+
+def _route_name(name: str) -> str:
+    if name == OWN_ROUTE or not name.strip() or name != name.strip():
+        raise ValueError(
+            f"has the name {name!r}; choose another, as in routes={{'urgent': Route(way='now')}}"
+        )
+    return name
+
+
+RouteName = Annotated[str, AfterValidator(_route_name)]
+
+
 @plain_dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """The rows to read: a SELECT statement, or a whole table by name. Neither of the two: files."""
@@ -298,6 +332,12 @@ class Stage(Settings):
     """Choose the rows that the run asks about. Default: new and changed rows."""
     way: StageWay = StageWay.BATCH
     """Choose the way in which the requests are asked. Default: in batches."""
+    routes: Mapping[RouteName, Route] = field(default_factory=dict)
+    """Other models, or other ways to ask, by name: `{"urgent": Route(way="now")}`. Default: none."""
+    route_column: str | None = None
+    """The source's column that names each row's route. NULL: the stage's own model and way. Default: none."""
+    route: RouteFunction | None = None
+    """A function of the row that names its route, or returns None for the stage's own. Python only. Default: none."""
     max_rows: RowLimit = None
     """The most rows that one run sends. Default: no limit."""
     max_cost_usd: Dollars = 25.0
@@ -323,6 +363,13 @@ class Stage(Settings):
         if (self.prompt is None) == (self.prompt_file is None):
             found = "neither" if self.prompt is None else "both"
             raise InputError(f"Exactly one of prompt and prompt_file is needed, got {found}.")
+        if self.route_column is not None and self.route is not None:
+            raise InputError("Both route_column and route choose the route of a row. Leave out one of them.")
+        chooser = "route_column" if self.route_column is not None else "route"
+        if not self.routes and (self.route_column is not None or self.route is not None):
+            raise InputError(
+                f"{chooser} is given and routes is empty. Name the routes: routes={{'urgent': Route(way='now')}}."
+            )
         if self.shape.failures_target == self.target:
             raise InputError(
                 f"failures_target is the target, {self.target}. Failures need a table of their own."
@@ -337,6 +384,20 @@ class Stage(Settings):
     def model(self) -> str:
         """The model's name, as the provider knows it."""
         return self.model_id.partition(":")[2]
+
+    def under(self, route: Route) -> "Stage":
+        """Return the stage as it is for the rows of a route."""
+        request = self.request
+        if route.max_tokens is not None:
+            request = replace(request, max_tokens=route.max_tokens)
+        if route.extra_body is not None:
+            request = replace(request, extra_body=route.extra_body)
+        return replace(
+            self,
+            model_id=self.model_id if route.model_id is None else route.model_id,
+            way=self.way if route.way is None else route.way,
+            request=request,
+        )
 
     @property
     def failures_table(self) -> str:

@@ -15,6 +15,8 @@ from airflow_batch_llm.core.settings import (
     Only,
     Pace,
     Request,
+    Route,
+    RouteFunction,
     RowFunction,
     Settings,
     Shape,
@@ -68,6 +70,9 @@ class LLMTransformOperator(RunOperator):
     :param prompt_params: values for the template that are the same for all rows
     :param way: ask in batches (``batch``), or each row in real time at the full price (``now``) or at half of it, for
         the models that have it (``flex``); or in batches unless there are few (``auto``)
+    :param routes: other models, or other ways to ask, by name: ``{"urgent": Route(way="now")}``
+    :param route_column: the source's column that names each row's route; NULL for the stage's own model and way
+    :param route: instead, a function of the row that returns the name of its route, or None
     :param only: which rows are asked about: those that are new or have changed (``changed``), also those that an older
         prompt has answered (``outdated``), only those without an answer (``new``), or ``all``
     :param max_rows: the most rows that one run sends; None for no limit
@@ -121,6 +126,9 @@ class LLMTransformOperator(RunOperator):
         system_prompt: str | None = None,
         prompt_params: Mapping[str, object] | None = None,
         way: str = StageWay.BATCH,
+        routes: Mapping[str, Route | Mapping[str, Any]] | None = None,
+        route_column: str | None = None,
+        route: RouteFunction | None = None,
         only: str = Only.CHANGED,
         max_rows: int | str | None = None,
         max_cost_usd: float | str | None = None,
@@ -153,6 +161,11 @@ class LLMTransformOperator(RunOperator):
         self.system_prompt = system_prompt
         self.prompt_params = prompt_params
         self.way = choice("way", way, StageWay)
+        self.routes = {
+            name: _group(Route, given, f"routes[{name!r}]") for name, given in (routes or {}).items()
+        }
+        self.route_column = route_column
+        self.route = route
         self.only = choice("only", only, Only)
         self.max_rows = max_rows
         self.max_cost_usd = max_cost_usd
@@ -204,6 +217,9 @@ class LLMTransformOperator(RunOperator):
             system_prompt=self.system_prompt,
             output_type=self.output_type,
             way=StageWay(self.way),
+            routes={name: self._rendered(route, context) for name, route in self.routes.items()},
+            route_column=self.route_column,
+            route=self.route,
             only=Only(self.only),
             max_rows=self.max_rows,  # type: ignore[arg-type]  # a template renders to text, which the stage reads
             max_cost_usd=self._budget(),
@@ -304,14 +320,14 @@ class LLMTransformOperator(RunOperator):
         return self.source_conn_id == handle.target_conn_id and same_params
 
 
-def _group(settings: type[S], given: S | Mapping[str, Any] | None) -> S:
-    """Return a group of settings, which may be given as a mapping."""
+def _group(settings: type[S], given: S | Mapping[str, Any] | None, name: str = "") -> S:
+    """Return a group of settings, which may be given as a mapping. Its name is that of its class by default."""
     if isinstance(given, settings):
         return given
     if given is None or isinstance(given, Mapping):
         return settings(**(given or {}))
     raise InputError(
-        f"{settings.__name__.lower()} must be a {settings.__name__}, got a {type(given).__name__}."
+        f"{name or settings.__name__.lower()} must be a {settings.__name__}, got a {type(given).__name__}."
     )
 
 

@@ -65,6 +65,7 @@ class Generation:
                 current = self._round(rounds[-1], deadline, scratch)
                 still = self._advanced(current, deadline)
                 if still is not None:
+                    current.publish_early()
                     self._give_up_late(current, still, deadline)
                     return self._pause(still, rounds, deadline)
                 self._publish(current)

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import orjson
+
 from airflow_batch_llm.core.journal import (
     Ask,
     Done,
@@ -260,12 +262,34 @@ class Round:
             strays=tuple(batch_id for _, standing in standings for batch_id in standing.spare),
         )
 
+    def publish_early(self) -> None:
+        """Merge the answers in real time while batches run, once for the round."""
+        asked = {shard.number for shard in self.plan.shards if self.plan.route(shard).way.in_real_time}
+        if not asked or len(asked) == len(self.plan.shards) or self._published_early():
+            return
+        if asked <= {shard.number for shard, standing in self._standings() if standing.staged is not None}:
+            numbers = sorted(asked)
+            self.parts.target.publish(self.plan.target, [self._collector.part(number) for number in numbers])
+            done = orjson.dumps({"at": self.parts.clock(), "shards": numbers})
+            self.folder.create_published_early(self.plan.round, done)
+            rows = sum(shard.rows for shard in self.plan.shards if shard.number in asked)
+            self.parts.log(
+                f"{counted(rows, 'row')} {verb(rows, 'was', 'were')} asked in real time: the answers are in"
+                f" {self.plan.target.table}, while batches run."
+            )
+
+    def _published_early(self) -> frozenset[int]:
+        """Return the shards whose answers were merged before the round has ended."""
+        data = self.folder.read_published_early(self.plan.round)
+        return frozenset(() if data is None else orjson.loads(data)["shards"])
+
     def publish(self) -> None:
-        """Merge what is staged. Repeated after a crash, it leaves the same tables."""
+        """Merge what is staged and not merged yet. Repeated after a crash, it leaves the same tables."""
+        early = self._published_early() if len({route.way for route in self.plan.routes}) > 1 else frozenset()
         parts = [
             self._collector.part(shard.number)
             for shard, standing in self._standings()
-            if standing.staged is not None
+            if standing.staged is not None and shard.number not in early
         ]
         if self.plan.round == 1 and self.plan.unsendable_sha256:
             self._collector.load_unsendable()

@@ -82,6 +82,9 @@ ANSWER_BOOKKEEPING = pa.schema(
     ]
 )
 
+#: The name of the route that a row took. Plans of an earlier release do without.
+ROUTE_COLUMN = pa.field("_llm_route", pa.string())
+
 #: What a row without a good answer leaves, after its keys, in the failures table.
 FAILURE_COLUMNS = pa.schema(
     [
@@ -132,6 +135,8 @@ class Target:
     """Write to tables whose UNIQUE, CHECK and FOREIGN KEY constraints look at answer columns. Default: refuse them."""
     staging_schema: str | None = None  # where staging tables live; None: beside the target
     labels: Mapping[str, str] = field(default_factory=dict)  # on warehouse jobs, where there are such
+    has_route: bool = False
+    """Both tables have `_llm_route`. Default: no, as an earlier release has planned."""
 
     @property
     def is_merged(self) -> bool:
@@ -147,12 +152,16 @@ class Target:
     @property
     def answer_columns(self) -> pa.Schema:
         """Every column of the target table, in order."""
-        return pa.schema([*self.key, *self.carried, *self.answer, *ANSWER_BOOKKEEPING])
+        return pa.schema([*self.key, *self.carried, *self.answer, *ANSWER_BOOKKEEPING, *self._route])
 
     @property
     def failure_columns(self) -> pa.Schema:
         """Every column of the failures table, in order."""
-        return pa.schema([*self.key, *FAILURE_COLUMNS])
+        return pa.schema([*self.key, *FAILURE_COLUMNS, *self._route])
+
+    @property
+    def _route(self) -> tuple[pa.Field, ...]:
+        return (ROUTE_COLUMN,) if self.has_route else ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,9 +12,9 @@ from pathlib import Path
 import orjson
 
 from airflow_batch_llm.core.journal import Entry, RecordKind, Standing, Wait
-from airflow_batch_llm.core.model import BatchStatus, Outcome, Usage, Way
+from airflow_batch_llm.core.model import BatchStatus, Outcome, Usage
 from airflow_batch_llm.core.printing import counted, share
-from airflow_batch_llm.core.report import Durations, Report, Spent
+from airflow_batch_llm.core.report import Durations, Report, RouteTotals, Spent
 from airflow_batch_llm.errors import BatchLLMError, ResultsGone, Unavailable
 from airflow_batch_llm.providers.lines import joined_lines, split_lines
 from airflow_batch_llm.stage.land.gathering import Judgements, ReadResults, ResultReader, RowFailure
@@ -30,7 +30,7 @@ from airflow_batch_llm.stage.land.landing import (
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.payloads import fetch_keys, fetch_unsendable
-from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
+from airflow_batch_llm.stage.records.plan import Plan, PlannedRoute, PlannedShard
 from airflow_batch_llm.stage.records.standings import ShardResult
 from airflow_batch_llm.warehouses.base import Part
 
@@ -97,8 +97,11 @@ class Collector:
     scratch: Path
 
     @cached_property
-    def _gatherer(self) -> Callable[[Way], ResultReader]:
-        return lru_cache(len(Way))(lambda way: ResultReader.of(self.parts.provider, self.plan, way))
+    def _gatherer(self) -> Callable[[int], ResultReader]:
+        def of(route: int) -> ResultReader:
+            return ResultReader.of(self.parts.provider, self.plan, self.plan.routes[route])
+
+        return lru_cache(None)(of)
 
     def note_end(self, shard: PlannedShard, standing: Standing, status: BatchStatus) -> Wait | None:
         """Record that the shard's batch has ended: its results are kept before the journal says so.
@@ -166,6 +169,10 @@ class Collector:
         gathered, tally = self.load(shard, standing)
         report = self._report(shard, standing, gathered, began)
         report = replace(report, outcomes=tally.outcomes, codes=tally.codes)
+        if self.plan.is_routed:
+            spent, requests = report.spent, sum(report.attempts.values())
+            totals = RouteTotals(requests, tally.outcomes[Outcome.SUCCEEDED], spent.cost, spent.list_cost)
+            report = replace(report, routes={self.plan.route(shard).name: totals})
         self._put_landed(shard, report, tally, gathered.batches)
         self._append(shard, standing, self._entry(RecordKind.STAGED))
 
@@ -176,9 +183,9 @@ class Collector:
         answers, failures = (
             self.scratch / f"{shard.number:04d}.{kind}.arrow" for kind in ("answers", "failures")
         )
-        tally = RowWriter(self.plan.target, self._stamp(shard.number, standing), gathered.judged).write(
-            keys, answers, failures
-        )
+        tally = RowWriter(
+            self.plan.target, self._stamp(shard.number, self.plan.route(shard), standing), gathered.judged
+        ).write(keys, answers, failures)
         part = self.part(shard.number)
         with landed_rows(answers) as good, landed_rows(failures) as bad:
             self.parts.target.load(self.plan.target, part, good, bad)
@@ -190,7 +197,7 @@ class Collector:
         """Stage the rows that could not be sent as failures. They are a part of their own, numbered 0."""
         keys = self.scratch / f"{self.plan.nonce}-0000.keys.parquet"
         fetch_unsendable(self.folder, self.plan, keys)
-        stamp = self._stamp(0, Standing())
+        stamp = self._stamp(0, self.plan.routes[0], Standing())
         with (
             parquet_reader(keys) as rows,
             unsendable_failures(rows, self.plan.target, stamp) as failures,
@@ -216,7 +223,7 @@ class Collector:
         if standing.ended is None:
             return ReadResults(judged=self._rejected(shard, standing))
         unmentioned = Outcome(standing.ended.unmentioned or Outcome.MISSING)
-        return self._gatherer(self.plan.route(shard).way).gather(
+        return self._gatherer(shard.route).gather(
             self._kept(standing),
             token=self.plan.token(shard),
             requests=shard.requests,
@@ -247,12 +254,13 @@ class Collector:
             shard.requests, outcome, RowFailure(code=code, message=reason, retryable=False)
         )
 
-    def _stamp(self, number: int, standing: Standing) -> Bookkeeping:
+    def _stamp(self, number: int, route: PlannedRoute, standing: Standing) -> Bookkeeping:
         return Bookkeeping(
             run_id=self.folder.run_id,
             shard=number,
-            spec_hash=self.plan.spec_hash,
-            model=self.plan.model,
+            spec_hash=route.spec_hash,
+            model=route.call.model,
+            route=route.name,
             planned_at=self.plan.planned_at,
             processed_at=self.parts.clock(),
             max_attempts=self.plan.limits.max_attempts,

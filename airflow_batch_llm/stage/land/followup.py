@@ -156,7 +156,8 @@ def _raised(route: PlannedRoute) -> PlannedRoute:
     call = route.call
     if call.max_tokens is None:
         return route
-    return replace(route, call=replace(call, max_tokens=call.max_tokens * TOKEN_CAP_FACTOR))
+    raised = replace(call, max_tokens=call.max_tokens * TOKEN_CAP_FACTOR)
+    return replace(route, call=raised, estimate=None)
 
 
 def _renumbered(batch: pa.RecordBatch, new: dict[int, int], one: _Chosen, last: Plan) -> pa.RecordBatch:

@@ -18,7 +18,7 @@ from airflow_batch_llm.core.output_type import OutputType
 from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.providers.lines import MESSAGE_LENGTH, UnusableUsage
-from airflow_batch_llm.stage.records.plan import Plan
+from airflow_batch_llm.stage.records.plan import Plan, PlannedRoute
 
 Values = tuple[Any, ...]
 
@@ -272,14 +272,15 @@ class ResultReader:
     lines: LineJudge
 
     @classmethod
-    def of(cls, provider: Provider, plan: Plan, way: Way = Way.BATCH) -> "ResultReader":
+    def of(cls, provider: Provider, plan: Plan, route: PlannedRoute) -> "ResultReader":
         """The prices are those of the day of the plan, on which its budget was judged."""
+        prices = PriceList.of(plan.provider, route.call.model, plan.limits.prices, at=plan.planned_at)
         return cls(
             lines=LineJudge(
                 provider=provider,
                 parser=AnswerParser.of(OutputType.from_json(plan.output_type)),
-                prices=PriceList.of(plan.provider, plan.model, plan.limits.prices, at=plan.planned_at),
-                way=way,
+                prices=prices,
+                way=route.way,
             )
         )
 

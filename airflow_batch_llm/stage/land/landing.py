@@ -55,6 +55,7 @@ class Bookkeeping:
     shard: int
     spec_hash: str
     model: str
+    route: str
     planned_at: float
     processed_at: float
     max_attempts: int
@@ -69,6 +70,7 @@ class Bookkeeping:
             "_llm_input_hash": input_hashes,
             "_llm_spec_hash": pa.repeat(string_scalar(self.spec_hash), count),
             "_llm_run_id": pa.repeat(string_scalar(self.run_id), count),
+            "_llm_route": pa.repeat(string_scalar(self.route), count),
             "_llm_shard": pa.repeat(int64_scalar(self.shard), count),
             "_llm_planned_at": pa.repeat(timestamp_scalar(self.planned_at), count),
             "_llm_processed_at": pa.repeat(timestamp_scalar(self.processed_at), count),

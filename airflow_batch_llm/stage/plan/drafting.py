@@ -6,7 +6,7 @@ has to take out more rows does not read the source again.
 
 import math
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -25,19 +25,20 @@ from airflow_batch_llm.core.printing import counted, verb
 from airflow_batch_llm.core.prompt import CompiledPrompt
 from airflow_batch_llm.core.request import LineTemplate, ShardBounds
 from airflow_batch_llm.core.selection import Reason
-from airflow_batch_llm.core.settings import BadRow, OverBudget, Stage
+from airflow_batch_llm.core.settings import BadRow, OverBudget, Stage, StageWay
 from airflow_batch_llm.core.spec import Spec
 from airflow_batch_llm.errors import BatchLLMError, BudgetExceeded, InputError, ProviderError, SourceError
 from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.stage.land.landing import SAMPLES, sample_keys
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.carried import restored
+from airflow_batch_llm.stage.plan.choosing import Chooser, Current
 from airflow_batch_llm.stage.plan.reading import Reading, with_known
 from airflow_batch_llm.stage.plan.shard_files import ShardWriter
 from airflow_batch_llm.stage.plan.spool import PROBLEM, Spool, keys_schema
 from airflow_batch_llm.stage.plan.ways import choose_way, flex_problem
 from airflow_batch_llm.stage.records.folder import RunFolder
-from airflow_batch_llm.stage.records.plan import Plan, PlannedRoute, RunLimits, new_run_token
+from airflow_batch_llm.stage.records.plan import Plan, PlannedRoute, PlannedShard, RunLimits, new_run_token
 from airflow_batch_llm.stage.records.registers import Registers
 from airflow_batch_llm.stage.records.standings import read_rounds
 from airflow_batch_llm.warehouses.base import RequiresValues, SharesFile, Target
@@ -52,9 +53,9 @@ class Quote:
     """Makes the estimate of a run."""
 
     provider: Provider
-    call: Call
     output_type: OutputType
-    prices: PriceList
+    route: "ResolvedRoute"
+    way: Way
 
     def estimate(self, prompts: Iterable[pa.BinaryArray], requests: int) -> Estimate:
         """Read the prompts once, block by block; ask the provider about a few of them."""
@@ -73,18 +74,18 @@ class Quote:
             prompt_bytes=total,
             largest_bytes=largest,
             sample=self._counted(sample),
-            shared_bytes=len(self.provider.encode(self.call).pieces[0]) + len(self.call.system_prompt or ""),
-            max_tokens=self.call.max_tokens,
+            shared_bytes=len(self.route.template.pieces[0]) + len(self.route.call.system_prompt or ""),
+            max_tokens=self.route.call.max_tokens,
             answer_tokens=usual_answer(self.output_type),
         )
-        return estimate(self.prices, size)
+        return estimate(self.route.prices.by(self.way), size)
 
     def _counted(self, sample: list[bytes]) -> list[tuple[int, int]]:
         """Counting is a courtesy: where it fails, the estimate rests on bytes and says so."""
         if not sample:
             return []
         try:
-            counts = self.provider.count_tokens(self.call, [orjson.loads(prompt) for prompt in sample])
+            counts = self.provider.count_tokens(self.route.call, [orjson.loads(prompt) for prompt in sample])
         except ProviderError:
             return []
         return [(len(prompt), count) for prompt, count in zip(sample, counts or (), strict=False)]
@@ -104,21 +105,81 @@ def affordable(guess: Estimate, most: float | None) -> int:
     return min(guess.requests, int(Decimal(str(most)) / guess.per_request))
 
 
+def shared_out(guesses: Sequence[Estimate], most: float | None, caps: Sequence[float | None]) -> list[int]:
+    """Return the number of requests of each route that the budget allows. The stage's own route, the first, comes last."""
+    allowed = [0] * len(guesses)
+    left = None if most is None or math.isinf(most) else Decimal(str(most))
+    for number in (*range(1, len(guesses)), 0):
+        limits = [float(one) for one in (left, caps[number]) if one is not None]
+        allowed[number] = affordable(guesses[number], min(limits, default=None))
+        if left is not None:
+            left = max(Decimal(0), left - allowed[number] * (guesses[number].per_request or 0))
+    return allowed
+
+
 class Outrun(BatchLLMError):
     """Another run has landed its rows and deleted its files while this planner read the source."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedRoute:
+    """One of the stage's routes, turned into what planning needs."""
+
+    name: str
+    call: Call
+    way: StageWay
+    template: LineTemplate
+    spec: Spec
+    spec_hash: str
+    prices: PriceList
+    max_cost_usd: float | None = None
+
+    def planned(self, way: Way, guess: Estimate) -> PlannedRoute:
+        """Return the route as the plan holds it."""
+        return PlannedRoute(
+            call=self.call,
+            way=way,
+            name=self.name,
+            spec_hash=self.spec_hash,
+            estimate=guess.to_json(),
+            max_cost_usd=self.max_cost_usd,
+        )
+
+
+#: The ways to ask, by how soon the answers are there.
+_SPEED = {StageWay.NOW: 0, StageWay.FLEX: 1, StageWay.AUTO: 2, StageWay.BATCH: 3}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolved:
     """The stage as written, turned into what planning needs. Made before the first row is read."""
 
-    call: Call
-    template: LineTemplate
     prompt: CompiledPrompt
     output_type: OutputType
-    spec: Spec
-    spec_hash: str
-    prices: PriceList
+    routes: tuple[ResolvedRoute, ...]
+    """The stage's own route, then the others."""
+
+    @property
+    def own(self) -> ResolvedRoute:
+        """The stage's own route."""
+        return self.routes[0]
+
+    @property
+    def ranks(self) -> list[int]:
+        """The rank of each route: of two that ask the same, the faster one answers both."""
+        order = sorted(range(len(self.routes)), key=lambda number: _SPEED[self.routes[number].way])
+        return [order.index(number) for number in range(len(order))]
+
+    @property
+    def specs(self) -> list[int]:
+        """The number of each route's spec. Routes that differ in their way alone have the same."""
+        hashes = [route.spec_hash for route in self.routes]
+        return [hashes.index(one) for one in hashes]
+
+    @property
+    def current(self) -> Current:
+        """The specs whose answers are current, for each route."""
+        return Current(specs=tuple(frozenset({route.spec_hash}) for route in self.routes))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -146,12 +207,18 @@ class Drafting:
         reading = Reading(
             key=tuple(self.stage.key),
             prompt=self.resolved.prompt,
-            spec_hash=self.resolved.spec_hash,
+            chooser=Chooser(
+                names=tuple(route.name for route in self.resolved.routes),
+                key=tuple(self.stage.key),
+                column=self.stage.route_column,
+                function=self.stage.route,
+            ),
+            current=self.resolved.current,
             target=self.target,
             only=self.stage.only,
             retry_dead=self.stage.guards.retry_dead,
             max_rows=self.stage.max_rows,
-            max_prompt_bytes=self.parts.provider.limits.max_request_bytes - self.resolved.template.overhead,
+            max_prompt_bytes=self._max_prompt_bytes(),
             required=self._required(),
         )
         source, warehouse = self.parts.source, self.parts.target
@@ -166,13 +233,18 @@ class Drafting:
                 " Choose a key that is, or leave the repetitions out of the source. Nothing was sent."
             )
 
+    def _max_prompt_bytes(self) -> int:
+        """Return the size of the prompts that fit into the requests of every route."""
+        overhead = max(route.template.overhead for route in self.resolved.routes)
+        return self.parts.provider.limits.max_request_bytes - overhead
+
     def draft(self) -> Plan:
         """Return a draft without the rows that other runs buy: the last one, if they take nothing out of it."""
         assert self._spool is not None, "the source is read first"
         self._note_in_flight()
         taken = self._take_out_in_flight(self._spool)
         if self._draft is None or taken:
-            self._draft = self._write(self._begun(), self._spool)
+            self._draft = self._write(self._spool)
         return self._draft
 
     def note(self, other: RunFolder) -> None:
@@ -203,14 +275,16 @@ class Drafting:
 
     def _buys_same(self, plan: Plan) -> bool:
         """Return whether a plan asks the same question for the same target, as far as it says."""
-        return plan.spec_hash == self.resolved.spec_hash and plan.place in (None, self.place)
+        asked = {route.spec_hash for route in self.resolved.routes}
+        return plan.place in (None, self.place) and any(route.spec_hash in asked for route in plan.routes)
 
     def _take_out_in_flight(self, spool: Spool) -> int:
         """Take out the rows of the plans that were not looked at before. Returns the number of rows taken out."""
         return sum(
-            self._take_out(spool, other, plan, shard.number)
+            self._take_out(spool, other, plan, shard.number, routes)
             for other, plan in self._not_done()
             for shard in plan.shards
+            if (routes := self.resolved.current.routes_of(plan.route(shard).spec_hash))
         )
 
     def _not_done(self) -> Iterator[tuple[RunFolder, Plan]]:
@@ -219,29 +293,30 @@ class Drafting:
                 yield pair
                 self._done.add(name)
 
-    def _take_out(self, spool: Spool, other: RunFolder, plan: Plan, shard: int) -> int:
+    def _take_out(self, spool: Spool, other: RunFolder, plan: Plan, shard: int, routes: Sequence[int]) -> int:
         local = self.scratch / f"{plan.nonce}-{shard}.keys.parquet"
         if not other.get_keys(plan.nonce, shard, local):
             raise Outrun(
                 f"The run {other.path} has landed while the source was read. The source is read again."
             )
-        taken = spool.take_out(local, plan.target.key)
+        taken = spool.take_out(local, plan.target.key, routes)
         local.unlink()
         return taken
 
-    def _begun(self) -> Plan:
+    def _begun(self, routes: tuple[PlannedRoute, ...]) -> Plan:
         nonce = secrets.token_hex(5)
+        own = self.resolved.own
         return Plan(
             round=1,
             nonce=nonce,
             run_token=new_run_token(nonce, 1),
             planned_at=self.parts.clock(),
             max_tries=self.max_tries,
-            spec_hash=self.resolved.spec_hash,
-            spec=self.resolved.spec.to_json(),
+            spec_hash=own.spec_hash,
+            spec=own.spec.to_json(),
             provider=self.parts.provider.name,
-            model=self.resolved.call.model,
-            routes=(PlannedRoute(call=self.resolved.call),),
+            model=own.call.model,
+            routes=routes,
             output_type=self.resolved.output_type.to_json(),
             target=self.target,
             limits=RunLimits.of(self.stage),
@@ -250,21 +325,21 @@ class Drafting:
             place=self.place,
         )
 
-    def _write(self, draft: Plan, spool: Spool) -> Plan:
+    def _write(self, spool: Spool) -> Plan:
         """Count, price, and write the shards' files."""
-        requests = spool.number_requests()
+        requests = spool.number_requests(self.resolved.ranks, self.resolved.specs)
         problems = spool.problems()
         if problems:
-            self._tell_bad_rows(spool, sum(problems.values()), draft.target)
-        way = self._way(requests)
-        quote = Quote(
-            provider=self.parts.provider,
-            call=self.resolved.call,
-            output_type=self.resolved.output_type,
-            prices=self.resolved.prices.by(way),
+            self._tell_bad_rows(spool, sum(problems.values()), self.target)
+        ways = [self._way(route, count) for route, count in zip(self.resolved.routes, requests, strict=True)]
+        guesses = [self._guess(spool, route, way, requests[route]) for route, way in enumerate(ways)]
+        allowed = self._allowed(guesses)
+        draft = self._begun(
+            tuple(
+                route.planned(way, guess)
+                for route, way, guess in zip(self.resolved.routes, ways, guesses, strict=True)
+            )
         )
-        guess = quote.estimate(spool.prompts(requests), requests)
-        allowed = self._allowed(guess)
         writer = ShardWriter(
             folder=None if self.stage.plan_only else self.folder,
             scratch=self.scratch,
@@ -272,26 +347,44 @@ class Drafting:
             run_token=draft.run_token,
             bounds=ShardBounds.of(self.parts.provider.limits, rows_per_batch=self.stage.pace.rows_per_batch),
         )
-        shards = writer.write_requests(self.resolved.template, spool.prompts(allowed))
-        shards = writer.write_keys(shards, spool.keyed_rows(allowed), keys_schema(spool.columns))
         lost = writer.write_unsendable(spool.rows_with(Reason.UNSENDABLE)) if problems else ""
-        why = {str(reason): count for reason, count in spool.reasons(allowed).items()}
         return replace(
             draft,
-            routes=tuple(replace(route, way=way) for route in draft.routes),
-            shards=shards,
+            shards=self._write_shards(writer, spool, allowed),
             problems=problems,
             unsendable_sha256=lost,
-            why=why,
-            estimate=guess.to_json(),
+            why={str(reason): count for reason, count in spool.reasons(allowed).items()},
         )
 
-    def _way(self, requests: int) -> Way:
-        problem = flex_problem(self.parts.provider, self.resolved.call)
-        way, why = choose_way(self.stage.way, requests, problem)
+    def _way(self, route: ResolvedRoute, requests: int) -> Way:
+        problem = flex_problem(self.parts.provider, route.call)
+        way, why = choose_way(route.way, requests, problem)
         if why and requests:
             self.parts.log(why)
         return way
+
+    def _guess(self, spool: Spool, route: int, way: Way, requests: int) -> Estimate:
+        quote = Quote(
+            provider=self.parts.provider,
+            output_type=self.resolved.output_type,
+            route=self.resolved.routes[route],
+            way=way,
+        )
+        return quote.estimate(spool.prompts(route, requests), requests)
+
+    def _write_shards(
+        self, writer: ShardWriter, spool: Spool, allowed: Sequence[int]
+    ) -> tuple[PlannedShard, ...]:
+        """Write the shards of each route, numbered throughout."""
+        shards: tuple[PlannedShard, ...] = ()
+        for route, requests in enumerate(allowed):
+            if requests:
+                writer = replace(writer, first_number=len(shards) + 1)
+                template = self.resolved.routes[route].template
+                written = writer.write_requests(template, spool.prompts(route, requests), route)
+                rows = spool.keyed_rows(route, requests)
+                shards += writer.write_keys(written, rows, keys_schema(spool.columns))
+        return shards
 
     def _tell_bad_rows(self, spool: Spool, count: int, target: Target) -> None:
         """Warn about rows that cannot be sent, or refuse them, with some of their keys and why the first one cannot."""
@@ -313,23 +406,36 @@ class Drafting:
             case _:
                 assert_never(self.stage.guards.on_bad_row)
 
-    def _allowed(self, guess: Estimate) -> int:
-        """Return the number of requests that are sent."""
+    def _allowed(self, guesses: Sequence[Estimate]) -> list[int]:
+        """Return the number of requests of each route that are sent."""
         most, on_over_budget = self.stage.max_cost_usd, self.stage.guards.on_over_budget
-        allowed = affordable(guess, most)
-        if allowed == guess.requests or self.stage.plan_only:
+        wished = [guess.requests for guess in guesses]
+        allowed = shared_out(guesses, most, [route.max_cost_usd for route in self.resolved.routes])
+        if allowed == wished or self.stage.plan_only:
             return allowed
         match on_over_budget:
             case OverBudget.PARTIAL:
                 return allowed
             case OverBudget.FAIL:
-                raise BudgetExceeded(
-                    f"{counted(guess.requests, 'request')} {verb(guess.requests, 'is', 'are')} estimated at"
-                    f" ${guess.expected:,.4f}, above max_cost_usd={most:g}. Nothing was sent. Raise max_cost_usd,"
-                    " lower max_rows, or set on_over_budget='partial' to send what fits."
-                )
+                raise BudgetExceeded(self._over_budget(guesses))
             case _:
                 assert_never(on_over_budget)
+
+    def _over_budget(self, guesses: Sequence[Estimate]) -> str:
+        """Say which budget is too small: that of a route, or that of the run."""
+        most, what, whose = self.stage.max_cost_usd, "max_cost_usd", ""
+        requests = sum(guess.requests for guess in guesses)
+        expected = sum((guess.expected or Decimal(0) for guess in guesses), Decimal(0))
+        for route, guess in zip(self.resolved.routes, guesses, strict=True):
+            if shared_out([guess], route.max_cost_usd, [None]) != [guess.requests]:
+                requests, expected, most = guess.requests, guess.expected or Decimal(0), route.max_cost_usd
+                whose, what = f" of the route {route.name}", f"the route's {what}"
+                break
+        return (
+            f"{counted(requests, 'request')}{whose} {verb(requests, 'is', 'are')} estimated at ${expected:,.4f}, above"
+            f" {what}={most:g}. Nothing was sent. Raise max_cost_usd, lower max_rows, or set"
+            " on_over_budget='partial' to send what fits."
+        )
 
 
 def let_go(parts: Parts) -> None:

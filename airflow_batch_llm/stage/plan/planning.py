@@ -5,7 +5,7 @@ that creates it decides. A planner that comes second takes the winner's plan.
 """
 
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,14 +18,14 @@ from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.core.printing import verb
 from airflow_batch_llm.core.prompt import Prompt, compile_prompt, identity
 from airflow_batch_llm.core.request import canonical
-from airflow_batch_llm.core.settings import RowFunction, Stage, StageWay
+from airflow_batch_llm.core.settings import OWN_ROUTE, RowFunction, Stage, StageWay
 from airflow_batch_llm.core.spec import Spec, changed_fields, spec_hash
 from airflow_batch_llm.core.value import plain
 from airflow_batch_llm.errors import InputError, SourceError, TargetError
 from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.carried import carried_schema, key_schema
-from airflow_batch_llm.stage.plan.drafting import Drafting, Outrun, Resolved, let_go
+from airflow_batch_llm.stage.plan.drafting import Drafting, Outrun, Resolved, ResolvedRoute, let_go
 from airflow_batch_llm.stage.plan.planners import Planners
 from airflow_batch_llm.stage.plan.ways import check_way
 from airflow_batch_llm.stage.records.folder import RunFolder
@@ -63,7 +63,18 @@ def changes(plan: Plan, stage: Stage, provider: Provider) -> list[str]:
     if "output_type" not in names and plan.output_type["columns"] != output_type.to_json()["columns"]:
         names.append("columns")
     planned, asked = _planned(plan), _asked(stage)
-    return names + [name for name in asked if _spelled(planned[name]) != _spelled(asked[name])]
+    names += [name for name in asked if _spelled(planned[name]) != _spelled(asked[name])]
+    under = {name: stage.under(route) for name, route in stage.routes.items()}
+    routes = [
+        (name, one.way, spec_hash(spec_of(one, read_prompt(one), output_type, provider)))
+        for name, one in under.items()
+    ]
+    before = [(route.name, route.way, route.spec_hash) for route in plan.routes[1:]]
+    # Whatever changes the stage's own spec changes those of its routes, too.
+    parts = 2 if fields else 3
+    if [one[:parts] for one in before] != [one[:parts] for one in routes]:
+        names.append("routes")
+    return names
 
 
 def _planned(plan: Plan) -> dict[str, object]:
@@ -149,6 +160,27 @@ def spec_of(stage: Stage, prompt: Prompt, output_type: OutputType, provider: Pro
 def resolve(stage: Stage, parts: Parts) -> Resolved:
     """Everything about the stage that can be refused without looking at a row."""
     output_type, prompt = output_type_of(stage), read_prompt(stage)
+    own = _resolved_route(OWN_ROUTE, stage, prompt, output_type, parts)
+    others = (
+        replace(
+            _resolved_route(name, stage.under(route), prompt, output_type, parts),
+            max_cost_usd=route.max_cost_usd,
+        )
+        for name, route in stage.routes.items()
+    )
+    return Resolved(
+        prompt=compile_prompt(prompt, stage.prompt_params), output_type=output_type, routes=(own, *others)
+    )
+
+
+def _resolved_route(
+    name: str, stage: Stage, prompt: Prompt, output_type: OutputType, parts: Parts
+) -> ResolvedRoute:
+    """Return a route of the stage, which is given as it is under that route."""
+    if stage.provider != parts.provider.name:
+        raise InputError(
+            f"The route {name} has a model of {stage.provider}, and the connection is one of {parts.provider.name}."
+        )
     spec = spec_of(stage, prompt, output_type, parts.provider)
     call = Call(
         model=stage.model,
@@ -161,11 +193,11 @@ def resolve(stage: Stage, parts: Parts) -> Resolved:
         cache_system_prompt=stage.request.cache_system_prompt,
     )
     check_way(stage.way, parts.provider, call)
-    return Resolved(
+    return ResolvedRoute(
+        name=name,
         call=call,
+        way=stage.way,
         template=parts.provider.encode(call),
-        prompt=compile_prompt(prompt, stage.prompt_params),
-        output_type=output_type,
         spec=spec,
         spec_hash=spec_hash(spec),
         prices=PriceList.of(parts.provider.name, stage.model, stage.guards.prices, at=parts.clock()),
@@ -244,7 +276,7 @@ class Planner:
         shape = self.stage.shape
         with closing(self.parts.source.read(self.stage.source)) as reader:
             schema: pa.Schema = reader.schema
-        for name in (*self.stage.key, *shape.carry):
+        for name in (*self.stage.key, *shape.carry, *filter(None, [self.stage.route_column])):
             if name not in schema.names:
                 raise SourceError(
                     f"The source has no column {name!r}. Its columns are: {', '.join(schema.names)}."
@@ -265,4 +297,5 @@ class Planner:
             allow_constraints=shape.allow_constraints,
             staging_schema=shape.staging_schema,
             labels=self.stage.labels,
+            has_route=True,
         )

@@ -17,13 +17,22 @@ from airflow_batch_llm.core.spec import input_hashes
 from airflow_batch_llm.errors import PromptError, SourceError
 from airflow_batch_llm.stage.land.landing import sample_keys
 from airflow_batch_llm.stage.parts import ReadsSource
-from airflow_batch_llm.stage.plan.spool import ATTEMPTS, INPUT_HASH, PROBLEM, PROMPTS, REASON, SEQ, Spool
+from airflow_batch_llm.stage.plan.choosing import Chooser, Current
+from airflow_batch_llm.stage.plan.spool import (
+    ATTEMPTS,
+    INPUT_HASH,
+    PROBLEM,
+    PROMPTS,
+    REASON,
+    ROUTE,
+    SEQ,
+    Spool,
+)
 from airflow_batch_llm.warehouses.arrow import (
     binary_array,
     int64_array,
     int64_scalar,
     string_array,
-    string_scalar,
 )
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, JoinsKnown, SharesFile, Target, Warehouse
 
@@ -41,7 +50,8 @@ class Reading:
 
     key: tuple[str, ...]
     prompt: CompiledPrompt
-    spec_hash: str
+    chooser: Chooser
+    current: Current
     target: Target
     only: Only
     retry_dead: bool
@@ -58,7 +68,9 @@ class Reading:
             self._refuse_null_keys(batch)
             values = self._values(batch)
             hashes = string_array(input_hashes(values))
-            why = [reasons[code] for code in _codes(batch, hashes, self.spec_hash).to_pylist()]
+            routes = self.chooser.routes(batch)
+            failed = self._same_failure(batch, hashes, routes)
+            why = [reasons[code] for code in self._codes(batch, hashes, routes, failed).to_pylist()]
             wanted = [i for i, reason in enumerate(why) if reason in SENT]
             if self.max_rows is not None:
                 for i in wanted[max(0, self.max_rows - sent) :]:
@@ -77,7 +89,8 @@ class Reading:
                         REASON: string_array(why),
                         PROBLEM: string_array(list(map(problems.get, range(batch.num_rows)))),
                         INPUT_HASH: hashes,
-                        ATTEMPTS: _attempts(batch, hashes, self.spec_hash),
+                        ATTEMPTS: _attempts(batch, failed),
+                        ROUTE: routes,
                         **{name: batch.column(name) for name in spool.columns.names},
                     }
                 ),
@@ -90,6 +103,23 @@ class Reading:
                 ),
             )
             seq += batch.num_rows
+
+    def _codes(self, batch: pa.RecordBatch, hashes: pa.Array, routes: pa.Array, failed: pa.Array) -> pa.Array:
+        """Return the code of `Seen` for each row."""
+        answered = pc.is_valid(batch.column("_llm_known_input_hash"))
+        same_input = pc.equal(batch.column("_llm_known_input_hash"), hashes)
+        same_spec = self.current.holds(batch.column("_llm_known_spec_hash"), routes)
+        dead = pc.and_kleene(batch.column("_llm_failed_dead"), failed)
+        code = int64_array([0] * batch.num_rows)
+        for bit, fact in ((1, answered), (2, same_input), (4, same_spec), (8, dead)):
+            code = pc.add(code, pc.multiply(_where(fact), int64_scalar(bit)))
+        return code
+
+    def _same_failure(self, batch: pa.RecordBatch, hashes: pa.Array, routes: pa.Array) -> pa.Array:
+        return pc.and_kleene(
+            pc.equal(batch.column("_llm_failed_input_hash"), hashes),
+            self.current.holds(batch.column("_llm_failed_spec_hash"), routes),
+        )
 
     def _values(self, batch: pa.RecordBatch) -> Mapping[str, Sequence[object]]:
         known = set(KNOWN_COLUMNS.names)
@@ -186,29 +216,10 @@ def _plain(column: pa.Array) -> Sequence[object]:
     return values
 
 
-def _codes(batch: pa.RecordBatch, hashes: pa.Array, spec_hash: str) -> pa.Array:
-    """The code of `Seen` for each row."""
-    answered = pc.is_valid(batch.column("_llm_known_input_hash"))
-    same_input = pc.equal(batch.column("_llm_known_input_hash"), hashes)
-    same_spec = pc.equal(batch.column("_llm_known_spec_hash"), string_scalar(spec_hash))
-    dead = pc.and_kleene(batch.column("_llm_failed_dead"), _same_failure(batch, hashes, spec_hash))
-    code = int64_array([0] * batch.num_rows)
-    for bit, fact in ((1, answered), (2, same_input), (4, same_spec), (8, dead)):
-        code = pc.add(code, pc.multiply(_where(fact), int64_scalar(bit)))
-    return code
-
-
-def _same_failure(batch: pa.RecordBatch, hashes: pa.Array, spec_hash: str) -> pa.Array:
-    return pc.and_kleene(
-        pc.equal(batch.column("_llm_failed_input_hash"), hashes),
-        pc.equal(batch.column("_llm_failed_spec_hash"), string_scalar(spec_hash)),
-    )
-
-
-def _attempts(batch: pa.RecordBatch, hashes: pa.Array, spec_hash: str) -> pa.Array:
+def _attempts(batch: pa.RecordBatch, failed: pa.Array) -> pa.Array:
     """Return the number of earlier failures of this very request; 0 where row or spec has changed since."""
-    same = _where(_same_failure(batch, hashes, spec_hash))
-    return pc.multiply(same, pc.coalesce(batch.column("_llm_failed_attempts"), int64_scalar(0)))
+    attempts = pc.coalesce(batch.column("_llm_failed_attempts"), int64_scalar(0))
+    return pc.multiply(_where(failed), attempts)
 
 
 def _where(fact: pa.Array) -> pa.Array:

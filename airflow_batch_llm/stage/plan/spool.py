@@ -46,7 +46,7 @@ class SortedReader:
 
 #: Columns of a spooled row besides its own; they cannot collide with the user's.
 SEQ, REASON, PROBLEM = "_llm_seq", "_llm_reason", "_llm_problem"
-INPUT_HASH, ATTEMPTS = "_llm_input_hash", "_llm_attempts"
+INPUT_HASH, ATTEMPTS, ROUTE = "_llm_input_hash", "_llm_attempts", "_llm_route"
 REQUEST, SHARED = "_llm_request", "_llm_shared"
 _FIRST = "_llm_first"
 
@@ -72,9 +72,10 @@ class Spool:
         self._carried = columns
         self.columns = stored_schema(columns)
         own = [(SEQ, pa.int64()), (REASON, pa.string()), (PROBLEM, pa.string())]
-        self._schema = pa.schema([*own, (INPUT_HASH, pa.string()), (ATTEMPTS, pa.int64()), *self.columns])
+        numbers = [(ATTEMPTS, pa.int64()), (ROUTE, pa.int64())]
+        self._schema = pa.schema([*own, (INPUT_HASH, pa.string()), *numbers, *self.columns])
         self._rows = pq.ParquetWriter(
-            folder / "rows.parquet", self._schema, compression="lz4", use_dictionary=[REASON]
+            folder / "rows.parquet", self._schema, compression="lz4", use_dictionary=[REASON, ROUTE]
         )
         self._prompts = pa.OSFile(str(folder / "prompts.arrow"), "wb")
         self._prompt_writer = pa.ipc.new_stream(self._prompts, PROMPTS)
@@ -115,19 +116,19 @@ class Spool:
         query = f"SELECT {names} FROM rows GROUP BY {names} HAVING count(*) > 1 LIMIT {most}"
         return [restored(batch, self._key) for batch in self._stream(query)]
 
-    def take_out(self, keys_file: Path, key: pa.Schema) -> int:
-        """Leave out the rows whose key and input another run has in flight. Returns the number of rows left out.
+    def take_out(self, keys_file: Path, key: pa.Schema, routes: Sequence[int]) -> int:
+        """Leave out the rows of these routes whose key and input another run has in flight. Returns their number.
 
         `keys_file` lists the other run's rows, and `key` has the carried types of its key. A number is the same key in every
         type that holds it.
         """
         if key.equals(self._key):
-            return self._take_out(keys_file)
+            return self._take_out(keys_file, routes)
         if sorted(key.names) != sorted(self._key.names):
             return 0
         path = keys_file.with_suffix(".comparable")
         self._write_comparable(keys_file, key, path)
-        taken = self._take_out(path)
+        taken = self._take_out(path, routes)
         path.unlink()
         return taken
 
@@ -142,45 +143,65 @@ class Spool:
                     pa.RecordBatch.from_arrays([batch.column(INPUT_HASH), *keys], schema=schema)
                 )
 
-    def _take_out(self, keys_file: Path) -> int:
+    def _take_out(self, keys_file: Path, routes: Sequence[int]) -> int:
         same = " AND ".join(f"other.{quoted(name)} = rows.{quoted(name)}" for name in self._key.names)
         path = str(keys_file).replace("'", "''")
         (taken,) = self._ask(
             f"INSERT INTO taken SELECT rows.{SEQ} FROM rows JOIN read_parquet('{path}') AS other"
-            f" ON other.{INPUT_HASH} = rows.{INPUT_HASH} AND {same} WHERE rows.{REASON} IN ({_SENT_LIST})"
+            f" ON other.{INPUT_HASH} = rows.{INPUT_HASH} AND {same}"
+            f" WHERE rows.{REASON} IN ({_SENT_LIST}) AND rows.{ROUTE} IN ({', '.join(map(str, routes))})"
         ).fetchone()
         return int(taken)
 
-    def number_requests(self) -> int:
-        """Find for every row that is sent the first one with the same request; returns how many requests there are.
+    def number_requests(self, ranks: Sequence[int], specs: Sequence[int]) -> list[int]:
+        """Find for every row that is sent the first one with the same request; returns the number of requests by route.
 
-        A request's number is its place among these first ones. No join is asked of the database here or later: one
-        of two large tables needs memory that grows with them, while sorting does not.
+        Rows of two routes with the same spec share a request. It takes the route of the lower rank. A request's number is
+        its place among the first ones of its route. No join is asked of the database here or later: one of two large tables
+        needs memory that grows with them, while sorting does not.
         """
+        by_rank = sorted(range(len(ranks)), key=ranks.__getitem__)
         self._ask(f"""
             CREATE OR REPLACE TABLE sent AS
-            SELECT {SEQ}, min({SEQ}) OVER (PARTITION BY {INPUT_HASH}::UUID) AS {_FIRST} FROM rows
-            WHERE {REASON} IN ({_SENT_LIST}) AND {SEQ} NOT IN (SELECT seq FROM taken) ORDER BY {SEQ}""")
-        (count,) = self._ask(f"SELECT count(*) FROM sent WHERE {SEQ} = {_FIRST}").fetchone()
-        return int(count)
+            SELECT {SEQ}, min({SEQ}) OVER same AS {_FIRST},
+                   {_looked_up(by_rank, f"min({_looked_up(ranks, ROUTE)}) OVER same")} AS {ROUTE} FROM rows
+            WHERE {REASON} IN ({_SENT_LIST}) AND {SEQ} NOT IN (SELECT seq FROM taken)
+            WINDOW same AS (PARTITION BY {_looked_up(specs, ROUTE)}, {INPUT_HASH}::UUID) ORDER BY {SEQ}""")
+        counts = dict(
+            self._ask(
+                f"SELECT {ROUTE}, count(*) FROM sent WHERE {SEQ} = {_FIRST} GROUP BY {ROUTE}"
+            ).fetchall()
+        )
+        return [int(counts.get(route, 0)) for route in range(len(ranks))]
 
-    def reasons(self, requests: int) -> dict[Reason, int]:
-        """Return the number of rows by reason, when only this many requests are sent."""
-        beyond = self._ask(
-            f"SELECT {SEQ} FROM sent WHERE {SEQ} = {_FIRST} ORDER BY {SEQ} LIMIT 1 OFFSET {requests}"
-        ).fetchone()
-        limit = -1 if beyond is None else beyond[0]
+    def reasons(self, requests: Sequence[int]) -> dict[Reason, int]:
+        """Return the number of rows by reason, when only this many requests of each route are sent."""
+        postponed = " OR ".join(
+            f"({ROUTE} = {route} AND {_FIRST} >= {limit})"
+            for route, count in enumerate(requests)
+            if (limit := self._first_beyond(route, count)) is not None
+        )
         counts = self._ask(f"""
             SELECT CASE WHEN {REASON} NOT IN ({_SENT_LIST}) THEN {REASON}
                         WHEN {SEQ} IN (SELECT seq FROM taken) THEN '{Reason.IN_FLIGHT}'
-                        WHEN {SEQ} IN (SELECT {SEQ} FROM sent WHERE {limit} >= 0 AND {_FIRST} >= {limit})
+                        WHEN {SEQ} IN (SELECT {SEQ} FROM sent WHERE {postponed or "false"})
                         THEN '{Reason.POSTPONED}' ELSE {REASON} END AS why, count(*)
             FROM rows GROUP BY why""").fetchall()
         return {Reason(why): count for why, count in counts}
 
-    def prompts(self, requests: int) -> Iterator[pa.BinaryArray]:
-        """Yield the prompts of the first `count` requests, by number, block by block."""
-        firsts = self._sent(f"SELECT {SEQ} FROM sent WHERE {SEQ} = {_FIRST}", SEQ)
+    def _first_beyond(self, route: int, requests: int) -> int | None:
+        """Return the row that pays for the first request of a route that is not sent. None: all of them are."""
+        beyond = self._ask(
+            f"SELECT {SEQ} FROM sent WHERE {SEQ} = {_FIRST} AND {ROUTE} = {route}"
+            f" ORDER BY {SEQ} LIMIT 1 OFFSET {requests}"
+        ).fetchone()
+        return None if beyond is None else int(beyond[0])
+
+    def prompts(self, route: int, requests: int) -> Iterator[pa.BinaryArray]:
+        """Yield the prompts of the first requests of a route, by number, block by block."""
+        if not requests:
+            return
+        firsts = self._sent(f"SELECT {SEQ} FROM sent WHERE {SEQ} = {_FIRST} AND {ROUTE} = {route}", SEQ)
         with pa.OSFile(str(self._folder / "prompts.arrow"), "rb") as file, pa.ipc.open_stream(file) as stream:
             for batch in stream:
                 if batch.num_rows:
@@ -193,15 +214,15 @@ class Spool:
                     if requests <= 0:
                         return
 
-    def keyed_rows(self, requests: int) -> Iterator[pa.RecordBatch]:
-        """Every row that is sent, by request: the request's number, and whether an earlier row pays for it.
+    def keyed_rows(self, route: int, requests: int) -> Iterator[pa.RecordBatch]:
+        """Every row that is sent by a route, by request: the request's number, and whether an earlier row pays for it.
 
         The first rows of the requests come in the order of the file; the others are sorted aside and merged in.
         """
-        repeats = self._repeats()
+        repeats = self._repeats(route)
         schema = keys_schema(self.columns)
         done = 0
-        for rows in self._sent_rows():
+        for rows in self._sent_rows(route):
             own = rows.filter(pc.equal(rows.column(SEQ), rows.column(_FIRST))).slice(0, requests - done)
             if not own.num_rows:
                 continue
@@ -214,20 +235,20 @@ class Spool:
             yield from keyed.select(schema.names).cast(schema).to_batches()
             done += own.num_rows
 
-    def _repeats(self) -> SortedReader:
+    def _repeats(self, route: int) -> SortedReader:
         """The rows that are sent and whose request an earlier row pays for, by that request."""
         path = self._folder / "repeats.parquet"
         schema = self._schema.append(pa.field(_FIRST, pa.int64()))
         with pq.ParquetWriter(path, schema, compression="lz4") as writer:
-            for rows in self._sent_rows():
+            for rows in self._sent_rows(route):
                 writer.write_table(rows.filter(pc.not_equal(rows.column(SEQ), rows.column(_FIRST))))
         source = str(path).replace("'", "''")
         reader = self._stream(f"SELECT * FROM read_parquet('{source}') ORDER BY {_FIRST}, {SEQ}")
         return SortedReader((batch.cast(schema) for batch in reader), _FIRST, schema)
 
-    def _sent_rows(self) -> Iterator[pa.Table]:
-        """The rows that are sent, in source order, each with the first one of its request."""
-        firsts = self._sent(f"SELECT {SEQ}, {_FIRST} FROM sent", SEQ, _FIRST)
+    def _sent_rows(self, route: int) -> Iterator[pa.Table]:
+        """The rows that are sent by a route, in source order, each with the first one of its request."""
+        firsts = self._sent(f"SELECT {SEQ}, {_FIRST} FROM sent WHERE {ROUTE} = {route}", SEQ, _FIRST)
         # Read ahead, the file would be in memory as a whole.
         with pq.ParquetFile(self._folder / "rows.parquet", pre_buffer=False) as file:
             for batch in file.iter_batches(_ROWS_AT_ONCE, use_threads=False):
@@ -268,6 +289,11 @@ class Spool:
 
     def _stream(self, sql: str) -> pa.RecordBatchReader:
         return self._database.cursor().sql(sql).to_arrow_reader(_ROWS_AT_ONCE)
+
+
+def _looked_up(values: Sequence[int], number: str) -> str:
+    """Return SQL for the value at a place that is an expression."""
+    return str(values[0]) if len(values) == 1 else f"{list(values)}[({number}) + 1]"
 
 
 def keys_schema(columns: pa.Schema) -> pa.Schema:

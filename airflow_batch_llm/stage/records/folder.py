@@ -246,6 +246,15 @@ class RunFolder:
     def read_published(self, round_number: int) -> bytes | None:
         return self.workspace.read(self._at("published", f"{round_number}.json"))
 
+    def create_published_early(self, round_number: int, data: bytes) -> bool:
+        return self.workspace.create(self._early(round_number), data)
+
+    def read_published_early(self, round_number: int) -> bytes | None:
+        return self.workspace.read(self._early(round_number))
+
+    def _early(self, round_number: int) -> str:
+        return self._at("published", f"{round_number}.early.json")
+
     def create_report(self, data: bytes) -> bool:
         return self.workspace.create(self._at("report.json"), data)
 

@@ -1,7 +1,7 @@
 """The frozen plan of a run. The first planner decides it once, and every later attempt follows it."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 from airflow_batch_llm.core.model import Call, Way
 from airflow_batch_llm.core.printing import counted, verb
 from airflow_batch_llm.core.request import shard_token
-from airflow_batch_llm.core.settings import SchemaChange, Stage, WriteMode
+from airflow_batch_llm.core.settings import OWN_ROUTE, SchemaChange, Stage, WriteMode
 from airflow_batch_llm.warehouses.base import Target
 from airflow_batch_llm.warehouses.place import Place
 
@@ -31,10 +31,29 @@ class PlannedShard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedRoute:
-    """A way to ask a model. Each shard takes one route."""
+    """A way to ask a model. Each shard takes one route; the first of a plan is the stage's own."""
 
     call: Call
     way: Way = Way.BATCH
+    name: str = OWN_ROUTE
+    spec_hash: str = ""
+    estimate: Mapping[str, Any] | None = None
+    """What all of the route's requests were expected to take. A budget may have left some out. Default: not known."""
+    max_cost_usd: float | None = None
+    """The most dollars that the route may cost. Default: only the run's budget counts."""
+
+    def part(self, requests: int) -> dict[str, Any] | None:
+        """Return the estimate for so many of the route's requests. None: nothing was estimated."""
+        if self.estimate is None:
+            return None
+        wished = self.estimate.get("requests") or 0
+        share = requests / wished if wished else 0.0
+        numbers = {name: self.estimate[name] for name in _ESTIMATED}
+        return {name: None if number is None else number * share for name, number in numbers.items()}
+
+
+#: The numbers of an estimate.
+_ESTIMATED = ("input_tokens", "output_tokens", "expected", "low", "high")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +105,6 @@ class Plan:
     why: Mapping[str, int] = field(default_factory=dict)
     problems: Mapping[str, int] = field(default_factory=dict)  # rows that cannot be sent, by error code
     unsendable_sha256: str = ""  # of the file of rows that could not be sent; empty: there are none
-    estimate: Mapping[str, Any] | None = None
     planned_by: Mapping[str, Any] = field(default_factory=dict)
     """Who planned the round, as `Doer.to_json` gives it. Empty: an earlier release did."""
     deployment: str = ""
@@ -97,6 +115,11 @@ class Plan:
     def route(self, shard: PlannedShard) -> PlannedRoute:
         """Return the route of a shard."""
         return self.routes[shard.route]
+
+    @property
+    def is_routed(self) -> bool:
+        """Tell if the stage has more routes than its own."""
+        return any(route.name != OWN_ROUTE for route in self.routes)
 
     def token(self, shard: PlannedShard) -> str:
         return self.shard_token(shard.number)
@@ -118,28 +141,33 @@ class Plan:
     def requests(self) -> int:
         return sum(shard.requests for shard in self.shards)
 
+    def requests_by(self, route: int) -> int:
+        """Return the number of requests that take a route."""
+        return sum(shard.requests for shard in self.shards if shard.route == route)
+
     @property
     def dollars(self) -> float | None:
-        """Return the expected cost of the answers. The estimate is of all requests; a budget may have left some out."""
-        estimate = self.estimate or {}
-        expected: float | None = estimate.get("expected")
-        wished: int = estimate.get("requests", 0)
-        return expected if expected is None or not wished else expected * self.requests / wished
+        """Return the expected cost of the answers. None: it is not known."""
+        return self._estimated("expected")
+
+    def _estimated(self, name: str) -> float | None:
+        parts = [route.part(self.requests_by(number)) for number, route in enumerate(self.routes)]
+        amounts = [part[name] for part in parts if part is not None]
+        if not amounts or any(amount is None for amount in amounts):
+            return None
+        return float(sum(amounts))
 
     def forecast(self) -> dict[str, float | None]:
         """Return what the requests of the plan are expected to take, in numbers. Empty if nothing was estimated."""
-        if self.estimate is None:
+        if all(route.estimate is None for route in self.routes):
             return {}
-        wished = self.estimate.get("requests") or 0
-        part = self.requests / wished if wished else 0.0
-        tokens = {name: round(self.estimate[name] * part) for name in ("input_tokens", "output_tokens")}
         dollars = {"usd": "expected", "usd_low": "low", "usd_high": "high"}
-        amounts = {name: self.estimate[stored] for name, stored in dollars.items()}
+        amounts = {name: self._estimated(stored) for name, stored in dollars.items()}
         return {
             "rows": self.rows,
             "requests": self.requests,
-            **tokens,
-            **{name: None if amount is None else round(amount * part, 6) for name, amount in amounts.items()},
+            **{name: round(self._estimated(name) or 0.0) for name in ("input_tokens", "output_tokens")},
+            **{name: None if amount is None else round(amount, 6) for name, amount in amounts.items()},
         }
 
     def described(self) -> str:
@@ -149,10 +177,23 @@ class Plan:
         if not self.requests:
             return f"{rows} Nothing is sent."
         cost = "an unknown amount" if self.dollars is None else f"about ${self.dollars:,.4f}"
-        guessed = " ".join((self.estimate or {}).get("assumptions", ()))
+        guessed = [text for route in self.routes for text in (route.estimate or {}).get("assumptions", ())]
         make = verb(self.rows, "makes", "make")
         requests, batches = counted(self.requests, "request"), counted(len(self.shards), "batch")
-        return f"{rows} {self.rows:,} of them {make} {requests} in {batches}, for {cost}. {guessed}".rstrip()
+        told = f"{rows} {self.rows:,} of them {make} {requests} in {batches}, for {cost}."
+        return " ".join((told, *self._routes_described(), *dict.fromkeys(guessed)))
+
+    def _routes_described(self) -> Iterator[str]:
+        """Describe each route that is taken, where there are several."""
+        for number, route in enumerate(self.routes):
+            rows = sum(shard.rows for shard in self.shards if shard.route == number)
+            part = route.part(self.requests_by(number))
+            if rows and len(self.routes) > 1:
+                dollars = None if part is None else part["expected"]
+                cost = "an unknown amount" if dollars is None else f"about ${dollars:,.4f}"
+                yield (
+                    f"Route {route.name} ({route.call.model}, {route.way}): {counted(rows, 'row')}, for {cost}."
+                )
 
     def to_json(self) -> bytes:
         fields = {name: getattr(self, name) for name in self.__slots__}
@@ -180,6 +221,14 @@ class Plan:
 
 def _with_routes(fields: dict[str, Any]) -> dict[str, Any]:
     """Return a plan's fields. A plan of an earlier release knows calls, and all of its requests go in batches."""
+    fields = _with_calls_as_routes(fields)
+    own = {"spec_hash": fields["spec_hash"]}
+    if estimate := fields.pop("estimate", None):
+        own["estimate"] = estimate
+    return {**fields, "routes": [own | route for route in fields["routes"]]}
+
+
+def _with_calls_as_routes(fields: dict[str, Any]) -> dict[str, Any]:
     if "calls" not in fields:
         return fields
     shards = [{"route": shard.get("call", 0), **shard} for shard in fields["shards"]]
@@ -192,7 +241,9 @@ def _with_routes(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _route(fields: Mapping[str, Any]) -> PlannedRoute:
-    return PlannedRoute(call=Call(**fields["call"]), way=Way(fields.get("way", Way.BATCH)))
+    return PlannedRoute(
+        **{**fields, "call": Call(**fields["call"]), "way": Way(fields.get("way", Way.BATCH))}
+    )
 
 
 def new_run_token(nonce: str, round_number: int) -> str:

@@ -176,7 +176,7 @@ class StrayCounter:
         try:
             lines = self.parts.provider.results(one.batch_id)
             judged = (
-                ResultReader.of(self.parts.provider, one.plan)
+                ResultReader.of(self.parts.provider, one.plan, one.plan.route(one.shard))
                 .gather([(one.batch_id, lines)], token=one.plan.token(one.shard), requests=one.shard.requests)
                 .judged
             )
