@@ -213,6 +213,22 @@ class Sighting:
     requests: int | None = None
 
 
+class RateLimit(NamedTuple):
+    """One of a vendor's limits, as an answer states it."""
+
+    kind: str  # requests, or a kind of tokens
+    limit: int
+    remaining: int
+    full_in: float  # seconds until all of the limit is there again
+
+
+class Answered(NamedTuple):
+    """An answer in real time, and what the vendor said of its limits with it."""
+
+    line: bytes  # a result line of a batch
+    limits: Sequence[RateLimit] = ()
+
+
 class Result(NamedTuple):
     """One line back from a provider, in our vocabulary. `text` is None unless something was answered."""
 

@@ -1,14 +1,19 @@
 """Decide how many requests a worker asks at once in real time, and how fast: grow with each answer, step back on a refusal.
 
-Two limits act together. The requests in flight begin low, grow with each answer and halve on a refusal. The first refusal
-also sets a pace in requests a second: a little less than what was answered, growing slowly with each answer.
+Three limits act together. The requests in flight begin low, grow with each answer and halve on a refusal. The first refusal
+also sets a pace in requests a second: a little less than what was answered, growing slowly with each answer. Where answers
+state what remains of the vendor's limits, no more is sent than that allows.
 
 Other programs share the vendor's limits, so no number is right from the start. The throttle is pure: it takes the time
 as an argument, and counts the requests that the caller has in flight.
 """
 
 import math
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+
+from airflow_batch_llm.core.model import RateLimit
 
 #: The requests in flight at the beginning.
 FIRST = 4
@@ -24,6 +29,70 @@ _GROWTH, _DOUBLED_BY, _MOST_GROWTH = 0.005, 50, 0.1
 
 #: A pace that was not used is made up for within this many seconds.
 _MADE_UP = 1.0
+
+
+#: Limits are refilled within this many seconds, or slower where their time of reset says so.
+_REFILLED = 60.0
+
+#: As much of a limit is left unused as comes back within this many seconds.
+_SPARED = 3.0
+
+#: What a request took of a limit counts less by this factor with each later one.
+_FORGOTTEN = 0.9
+
+
+@dataclass(slots=True)
+class _Allowance:
+    """What is left of one of the vendor's limits, by its last statement."""
+
+    stated: RateLimit
+    at: float
+    """When the request was sent whose answer has the statement."""
+    cost: float = 0.0
+    """What one request takes, as far as it was seen. 0: not yet."""
+    _taken: float = 0.0
+    _requests: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.stated.kind == "requests":
+            self.cost = 1.0
+
+    @property
+    def _refill(self) -> float:
+        """What comes back in a second."""
+        limit, missing = self.stated.limit, self.stated.limit - self.stated.remaining
+        soonest = limit / _REFILLED
+        return min(soonest, missing / self.stated.full_in) if self.stated.full_in else soonest
+
+    def _left(self, now: float) -> float:
+        return min(self.stated.limit, self.stated.remaining + self._refill * (now - self.at))
+
+    def _free(self, now: float) -> float:
+        """What may be used of it. Requests overtake each other on their way, so a little is left."""
+        return self._left(now) - _SPARED * self._refill
+
+    def room(self, now: float, sent: int) -> float:
+        """Return how many requests it allows, when so many were sent since the statement."""
+        return math.inf if not self.cost else self._free(now) // self.cost - sent
+
+    def pause(self, now: float, sent: int) -> float:
+        """Return the seconds until it allows one more."""
+        lack = (sent + 1) * self.cost - self._free(now)
+        if not self.cost or lack <= 0:
+            return 0.0
+        return lack / self._refill if self._refill else math.inf
+
+    def state(self, stated: RateLimit, at: float, sent: int) -> None:
+        """Take note of a later statement, before which so many requests were sent."""
+        taken = self._left(at) - stated.remaining
+        self.stated, self.at = stated, at
+        if stated.kind == "requests" or stated.remaining >= stated.limit:
+            return
+        kept = _FORGOTTEN**sent
+        self._taken = kept * self._taken + max(0.0, taken)
+        self._requests = kept * self._requests + sent
+        if self._requests:
+            self.cost = self._taken / self._requests
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,24 +114,52 @@ class Throttle:
     _answers: int = field(default=0, init=False)
     _halved_at: float = field(default=0.0, init=False)
     _refusals: int = field(default=0, init=False)
+    _allowances: dict[str, _Allowance] = field(default_factory=dict, init=False)
+    _stated_at: float = field(default=-math.inf, init=False)
+    _sent_at: deque[float] = field(init=False)  # the times of the requests since the last statement
 
     def __post_init__(self) -> None:
         self.limit = min(FIRST, self.most)
+        self._sent_at = deque(maxlen=2 * self.most)
 
     def room(self, in_flight: int, now: float) -> int:
         """Return how many more requests may be sent now."""
         if now < self.rest_until or now < self._due:
             return 0
-        room = max(0, self.limit - in_flight)
+        sent = len(self._sent_at)
+        allowed = min((each.room(now, sent) for each in self._allowances.values()), default=math.inf)
+        room = int(max(0, min(self.limit - in_flight, allowed)))
         if self.pace == math.inf:
             return room
         return min(room, 1 + int(min(now - self._due, _MADE_UP) * self.pace))
+
+    def pause(self, now: float) -> float:
+        """Return the seconds until the vendor's limits allow a request."""
+        sent = len(self._sent_at)
+        pauses = [each.pause(now, sent) for each in self._allowances.values()]
+        return max(0.0, self.rest_until - now, *pauses)
 
     def sent(self, now: float) -> None:
         """Take note of a request that is sent."""
         if self._since is None:
             self._since = now
         self._due = max(self._due, now - _MADE_UP) + 1 / self.pace
+        self._sent_at.append(now)
+
+    def stated(self, limits: Iterable[RateLimit], sent_at: float) -> None:
+        """Take note of what an answer states of the vendor's limits. Its request was sent at `sent_at`."""
+        limits = tuple(limits)
+        if not limits or sent_at < self._stated_at:
+            return
+        self._stated_at, before = sent_at, len(self._sent_at)
+        while self._sent_at and self._sent_at[0] <= sent_at:
+            self._sent_at.popleft()
+        for limit in limits:
+            known = self._allowances.get(limit.kind)
+            if known is None:
+                self._allowances[limit.kind] = _Allowance(limit, sent_at)
+            else:
+                known.state(limit, sent_at, before - len(self._sent_at))
 
     def answered(self) -> None:
         """Take note of an answer."""

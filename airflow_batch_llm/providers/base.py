@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from airflow_batch_llm.core.model import (
+    Answered,
     BatchStatus,
     Call,
     Lease,
@@ -147,7 +148,7 @@ class AnswersNow(Protocol):
     def flex_problem(self, call: Call) -> str | None:
         """Say why the vendor's half-price tier cannot be asked, and what to do. None if it can be. Pure."""
 
-    async def answer(self, call: Call, line: bytes, way: Way) -> bytes:
+    async def answer(self, call: Call, line: bytes, way: Way) -> Answered:
         """Ask one request line of this call, once, and return the answer as a result line of a batch.
 
         `way` is `Way.FLEX` or `Way.NOW`. A lack of room in the half-price tier is `Unavailable`.

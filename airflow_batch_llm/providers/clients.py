@@ -11,12 +11,14 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import orjson
+
 from airflow_batch_llm.core.model import Lease
 from airflow_batch_llm.errors import InputError, Unavailable, UnknownFate, raise_alone
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.creation import Creation, Line, send_once
 from airflow_batch_llm.providers.failures import CallFailure
-from airflow_batch_llm.providers.incoming import DOWNLOAD, NotUnderstood, bounded
+from airflow_batch_llm.providers.incoming import DOWNLOAD, NotUnderstood, bounded, http_library, record
 from airflow_batch_llm.providers.lines import split_lines
 from airflow_batch_llm.providers.reach import check_base_url, keep_to
 from airflow_batch_llm.providers.steps import CALL_TIMEOUT, Judge
@@ -154,18 +156,20 @@ async def asked_now(
     body: Mapping[str, Any],
     refused: Callable[[Exception], CallFailure],
     seconds: float = ANSWER_TIMEOUT,
-) -> Mapping[str, Any] | CallFailure:
-    """Ask one request in real time, once: the answer's JSON, or the vendor's refusal of this request alone.
+) -> tuple[Mapping[str, Any] | CallFailure, Mapping[str, str]]:
+    """Ask one request in real time, once: the answer's JSON, or the vendor's refusal of this request alone; and headers.
 
     An answer that is no JSON object may hide one that was paid: `UnknownFate`.
     """
+    whole = http_library(client._client).Response
     try:
-        answer = await client.post(path, cast_to=object, body=body, options={"timeout": seconds})
+        answer = await client.post(path, cast_to=whole, body=body, options={"timeout": seconds})
     except Exception as error:  # noqa: BLE001 - whatever ends the call
-        return refused(error)
-    if not isinstance(answer, dict):
-        raise UnknownFate("The answer is not one of the vendor's. It may have been paid.")
-    return answer
+        return refused(error), {}
+    try:
+        return record(orjson.loads(answer.content)), answer.headers
+    except (TypeError, ValueError):
+        raise_alone(UnknownFate("The answer is not one of the vendor's. It may have been paid."))
 
 
 def open_stream(client: Any, stream_class: type[Any], url: str) -> Any:

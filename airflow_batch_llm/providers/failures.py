@@ -177,6 +177,14 @@ class VendorCodes:
     no_money: frozenset[str]  # codes that mean: a limit of spending is reached, which waiting does not heal
     full: frozenset[str] = frozenset()  # codes that mean: a quota of waiting work is full
     final: frozenset[str] = frozenset()  # codes of a 5xx that trying again does not heal
+    no_money_words: re.Pattern[str] | None = (
+        None  # the same as `no_money`, where the vendor has only words for it
+    )
+
+    def is_about_money(self, failure: "CallFailure") -> bool:
+        """Return whether a limit of spending is reached, or the account has no credit: no request is answered then."""
+        words = self.no_money_words
+        return failure.code in self.no_money or bool(words and words.search(failure.message))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,8 +273,11 @@ def _judged(failure: CallFailure, vendor: VendorCodes, *, creating: bool) -> Pro
             f"The request to {vendor.name} cannot be sent ({words}). Check the URL, the key and the headers of the"
             " connection for characters that do not belong there."
         )
-    if failure.code in vendor.no_money:
-        return Refused(f"{said}. Raise the limit or settle the bill, then clear the task.")
+    if vendor.is_about_money(failure):
+        return Refused(
+            f"{said}. The account's limit of spending is reached, or it has no credit. Nothing more is sent, and what was"
+            " answered is kept. Raise the limit or settle the bill at the vendor, then clear the task."
+        )
     if status is None and not failure.sent:
         return Unavailable(f"{vendor.name} cannot be reached: {words}. Nothing was sent.")
     if status == 429:
@@ -292,7 +303,7 @@ FROM_A_GATEWAY = frozenset({408, 499, 502, 504, 520, 522, 524})
 
 def judge_answer(failure: CallFailure, vendor: VendorCodes) -> ProviderError | None:
     """The error that a call in real time has met; None if the vendor refuses this request alone."""
-    if failure.status in _OF_ONE_REQUEST and failure.code not in vendor.no_money:
+    if failure.status in _OF_ONE_REQUEST and not vendor.is_about_money(failure):
         return None
     is_cut = failure.status is None and failure.sent and not failure.final
     if is_cut or failure.status in FROM_A_GATEWAY:

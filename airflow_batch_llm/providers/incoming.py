@@ -155,15 +155,19 @@ def bounded(client: Any) -> Any:
 
 def bound_client(http: Any) -> None:
     """An HTTP client of httpx or httpx2 that takes no answer beyond the bounds."""
-    library = sys.modules[
-        next(kind.__module__ for kind in type(http).__mro__ if kind.__name__ in _CLIENTS).partition(".")[0]
-    ]
+    library = http_library(http)
     hooks = http.event_hooks
     hook = _ahook(library) if hasattr(http, "aclose") else _hook(library)
     http.event_hooks = {**hooks, "response": [*hooks.get("response", ()), hook]}
 
 
 _CLIENTS = frozenset({"Client", "AsyncClient"})
+
+
+def http_library(http: Any) -> Any:
+    """Return the module of an HTTP client: httpx or httpx2."""
+    kinds = type(http).__mro__
+    return sys.modules[next(kind.__module__ for kind in kinds if kind.__name__ in _CLIENTS).partition(".")[0]]
 
 
 def _unpacker(response: Any) -> _Unpacker:

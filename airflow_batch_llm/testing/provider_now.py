@@ -1,13 +1,13 @@
 """The contract's cases about real time: a request line is asked once, and comes back as a result line of a batch."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
-from airflow_batch_llm.core.model import Call, Outcome, Result, Way
+from airflow_batch_llm.core.model import Call, Outcome, RateLimit, Result, Way
 from airflow_batch_llm.core.request import custom_id
 from airflow_batch_llm.errors import ProviderError, Refused, Unavailable, UnknownFate
 from airflow_batch_llm.providers.base import AnswersNow
@@ -23,6 +23,12 @@ class AnswersInRealTime:
 
     #: A model that has the vendor's half-price tier in real time. None: the vendor has no such tier.
     flex_model: ClassVar[str | None] = None
+
+    #: Refusals of all requests for want of money, as the simulator's faults.
+    spend_limits: ClassVar[Sequence[Mapping[str, Any]]] = ()
+
+    #: The kinds of limits that the headers of each answer state.
+    stated_limits: ClassVar[Collection[str]] = ()
 
     @pytest.mark.parametrize("schema", [None, LABEL])
     def test_an_answer_in_real_time_is_what_a_batch_would_answer(
@@ -55,6 +61,28 @@ class AnswersInRealTime:
         self._strike(bench, kind="status", status=status)
         with _raises(Refused):
             _answers(bench)
+
+    def test_a_limit_of_spending_ends_it_and_the_error_says_what_to_do(self, bench: Bench) -> None:
+        for limit in self.spend_limits:
+            bench.simulator.clear_faults()
+            self._strike(bench, kind="status", **limit)
+            with _raises(Refused) as errors:
+                _answers(bench)
+            assert "then clear the task" in str(errors[0])
+
+    def test_the_limits_that_an_answer_states_are_read(self, bench: Bench) -> None:
+        if not self.stated_limits:
+            pytest.skip("the vendor does not state its limits")
+        bench.simulator.turn(
+            **{f"{kind}_per_minute": 300 for kind in ("requests", "tokens", "output_tokens")}
+        )
+        found: list[RateLimit] = []
+        _answers(bench, Call(model=bench.model, max_tokens=100), seen=found.extend)
+        assert {limit.kind for limit in found} == set(self.stated_limits)
+        assert all(0 < limit.remaining <= limit.limit and 0 <= limit.full_in <= 61 for limit in found)
+        requests = [limit for limit in found if limit.kind == "requests"]
+        assert [(limit.limit, limit.remaining) for limit in requests] == [(300, 299), (300, 298)]
+        assert requests[1].full_in > 0
 
     @pytest.mark.parametrize("effect", ["before", "after"])
     def test_an_answer_that_is_lost_may_have_been_paid(self, bench: Bench, effect: str) -> None:
@@ -132,7 +160,12 @@ def _answering(bench: Bench) -> AnswersNow:
     return bench.provider
 
 
-def _answers(bench: Bench, call: Call | None = None, way: Way = Way.NOW) -> dict[str, Result]:
+def _answers(
+    bench: Bench,
+    call: Call | None = None,
+    way: Way = Way.NOW,
+    seen: Callable[[Sequence[RateLimit]], object] = len,
+) -> dict[str, Result]:
     """Ask two requests, one after the other."""
     call = call or Call(model=bench.model)
     shard = bench.shard(2, call=call)
@@ -142,7 +175,9 @@ def _answers(bench: Bench, call: Call | None = None, way: Way = Way.NOW) -> dict
         found = {}
         try:
             for number, line in enumerate(shard.path.read_bytes().splitlines()):
-                result = bench.provider.decode(await answers.answer(call, line, way))
+                answer = await answers.answer(call, line, way)
+                seen(answer.limits)
+                result = bench.provider.decode(answer.line)
                 assert result.custom_id == custom_id(shard.token, number)
                 found[result.custom_id] = result
         finally:

@@ -20,7 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from airflow_batch_llm.core.model import Call, Way
+from airflow_batch_llm.core.model import Answered, Call, Way
 from airflow_batch_llm.errors import Unavailable
 from airflow_batch_llm.simulator.handle import Simulator
 from tests.stage.world import Bench, World
@@ -41,9 +41,9 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
 
-    async def answer(self, call: Any, line: bytes, way: Way) -> bytes:
+    async def answer(self, call: Any, line: bytes, way: Way) -> Answered:
         try:
-            answer: bytes = await self.inner.answer(call, line, way)
+            answer: Answered = await self.inner.answer(call, line, way)
         except Unavailable:
             self.refusals[line] += 1
             raise

@@ -5,6 +5,7 @@ from collections import Counter, deque
 
 import pytest
 
+from airflow_batch_llm.core.model import RateLimit
 from airflow_batch_llm.core.throttle import FIRST, Throttle
 
 
@@ -57,25 +58,70 @@ def test_it_uses_the_limit_of_a_vendor_and_no_request_is_refused_more_than_three
     assert refusals.total() <= 0.2 * answers
 
 
+@pytest.mark.parametrize("burst", [0.0, 100.0, 300.0])
+@pytest.mark.parametrize(
+    ("latency", "states_late"), [(0.2, False), (1.0, False), (5.0, False), (0.2, True), (1.0, True)]
+)
+@pytest.mark.parametrize("kind", ["requests", "tokens"])
+def test_where_answers_state_what_remains_hardly_a_request_is_refused(
+    burst: float, latency: float, states_late: bool, kind: str
+) -> None:
+    """The limit is used all the same. The vendor states it when it admits a request, or late when it answers.
+
+    How many tokens a request takes is not known before.
+    """
+    vendor = _Vendor(level=burst, latency=latency, retry_after=1.0, states=kind, states_late=states_late)
+    answers, refusals = vendor.ask(Throttle(most=200), seconds=300.0)
+    assert answers >= 0.9 * (burst + 5.0 * (300.0 - latency))
+    assert refusals.total() <= FIRST  # those that are sent before anything is stated
+
+
+def test_a_limit_that_is_used_up_for_hours_is_waited_for_and_not_asked() -> None:
+    throttle = Throttle(most=10)
+    throttle.sent(0.0)
+    throttle.answered()
+    throttle.stated([RateLimit("requests", 200, 0, 86_400.0)], sent_at=0.0)
+    assert throttle.room(0, now=10.0) == 0
+    assert throttle.pause(10.0) == pytest.approx(432.0 - 10.0, abs=5.0)
+    throttle.stated([RateLimit("requests", 200, 9, 86_400.0)], sent_at=-5.0)  # an older statement
+    assert throttle.room(0, now=10.0) == 0
+
+
 class _Vendor:
     """A bucket that five requests a second leave, and a worker that asks as the throttle allows."""
 
-    def __init__(self, *, level: float, latency: float, retry_after: float | None) -> None:
+    def __init__(
+        self,
+        *,
+        level: float,
+        latency: float,
+        retry_after: float | None,
+        states: str | None = None,
+        states_late: bool = False,
+    ) -> None:
         self.level, self.latency, self.retry_after = level, latency, retry_after
+        self.states, self.states_late = states, states_late
+
+    def _stated(self, level: float) -> list[RateLimit]:
+        if self.states is None:
+            return []
+        each = 1 if self.states == "requests" else 700
+        return [RateLimit(self.states, 300 * each, int(level * each), (300.0 - level) / 5.0)]
 
     def ask(self, throttle: Throttle, seconds: float) -> tuple[int, Counter[int]]:
         now, made, answers = 0.0, 0, 0
         refusals: Counter[int] = Counter()
         again: deque[int] = deque()
-        flying: list[tuple[float, int, float, bool]] = []
+        flying: list[tuple[float, int, float, float, bool]] = []
         while now < seconds:
             now += 0.05
             self.level = min(300.0, self.level + 0.05 * 5.0)
             while flying and flying[0][0] <= now:
-                _, request, sent_at, is_answered = heapq.heappop(flying)
+                _, request, sent_at, level, is_answered = heapq.heappop(flying)
                 if is_answered:
                     answers += 1
                     throttle.answered()
+                    throttle.stated(self._stated(self.level if self.states_late else level), sent_at)
                 else:
                     refusals[request] += 1
                     throttle.refused(sent_at, now, self.retry_after)
@@ -87,5 +133,5 @@ class _Vendor:
                 self.level -= is_answered
                 throttle.sent(now)
                 back = now + (self.latency if is_answered else 0.05)
-                heapq.heappush(flying, (back, request, now, is_answered))
+                heapq.heappush(flying, (back, request, now, self.level, is_answered))
         return answers, refusals

@@ -77,6 +77,38 @@ def test_what_refuses_every_row_ends_the_attempt_and_keeps_the_answers(bench: Be
     assert (report.final, report.maybe_twice, paid(bench)) == ({Outcome.SUCCEEDED: 60}, 0, 60)
 
 
+def test_a_limit_of_spending_ends_the_attempt_and_says_what_to_do(bench: Bench) -> None:
+    """It comes as a 429 or a 400, like a lack of room or a bad row, but neither waiting nor the next row heals it."""
+    caps = {
+        "anthropic": {"status": 429, "code": "enforced_spend_limit_reached"},
+        "openai": {"status": 429, "code": "insufficient_quota"},
+        "vertex": {"status": 403},
+    }
+    bench.world.make_tickets(60)
+    bench.fault(
+        kind="status", endpoint=endpoint(bench), nth=30, times=None, **caps[bench.world.provider_name]
+    )
+    with pytest.raises(Refused, match=r"clear the task|Grant"):
+        bench.complete(way="now")
+    assert 0 < paid(bench) < 60
+    bench.world.simulator.clear_faults()
+    report = bench.complete(way="now").report
+    assert (report.final, report.maybe_twice, paid(bench)) == ({Outcome.SUCCEEDED: 60}, 0, 60)
+
+
+@pytest.mark.parametrize("name", ["anthropic", "openai"])
+def test_what_the_answers_say_of_the_limits_is_obeyed(name: str, request: pytest.FixtureRequest) -> None:
+    """Forty requests are allowed at once, and ten more in each second."""
+    bench: Bench = request.getfixturevalue(name)
+    bench.world.make_tickets(80)
+    bench.world.simulator.turn(requests_per_minute=40)
+    bench.complete("dag/task/first", way="now", max_rows=1)
+    bench.world.simulator.turn(requests_per_minute=600)
+    report = bench.complete(way="now").report
+    assert report.final == {Outcome.SUCCEEDED: 79}
+    assert bench.world.ledger()["answers"][ENDPOINTS[name]].get("429", 0) == 0
+
+
 def test_a_second_worker_waits_while_the_first_one_asks(anthropic: Bench) -> None:
     bench = anthropic
     bench.world.make_tickets(ROWS)

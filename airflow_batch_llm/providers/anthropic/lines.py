@@ -5,11 +5,13 @@ So what it is known to refuse is refused here, by name.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
+from datetime import datetime
 from typing import Any
 
 import orjson
 
-from airflow_batch_llm.core.model import Call, Outcome, Result, Usage
+from airflow_batch_llm.core.model import Call, Outcome, RateLimit, Result, Usage
 from airflow_batch_llm.core.request import CUSTOM_ID, PROMPT
 from airflow_batch_llm.core.schema_rules import (
     Schema,
@@ -181,6 +183,21 @@ def refused_line(custom_id: str, failure: CallFailure) -> bytes:
     return orjson.dumps(
         {"custom_id": custom_id, "result": {"type": "errored", "error": {"type": "error", "error": error}}}
     )
+
+
+_LIMITS = ("requests", "tokens", "input-tokens", "output-tokens")
+
+
+def limits_of(headers: Mapping[str, str], now: float) -> list[RateLimit]:
+    """Return the limits that the headers of an answer state. A header that cannot be read states none."""
+    found = []
+    for kind in _LIMITS:
+        names = (f"anthropic-ratelimit-{kind}-{name}" for name in ("limit", "remaining", "reset"))
+        limit, remaining, reset = (headers.get(name, "") for name in names)
+        with suppress(ValueError):
+            full_in = max(0.0, datetime.fromisoformat(reset).timestamp() - now)
+            found.append(RateLimit(kind, int(limit), int(remaining), full_in))
+    return found
 
 
 # A row's error that another batch may not meet.

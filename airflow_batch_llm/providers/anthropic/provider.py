@@ -1,9 +1,11 @@
 """Anthropic's Message Batches, as one provider among others."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import urlsplit
 
 from airflow_batch_llm.core.model import (
+    Answered,
     BatchStatus,
     Call,
     Lease,
@@ -20,6 +22,7 @@ from airflow_batch_llm.providers.anthropic.lines import (
     SAMPLING,
     answered_line,
     decode,
+    limits_of,
     message_line,
     refuse_sampling,
     refused_line,
@@ -112,13 +115,13 @@ class AnthropicProvider:
     def flex_problem(self, call: Call) -> str | None:  # noqa: ARG002 - the same for all calls
         return "Anthropic sells half price in batches only. Set way='batch', or way='now' at the full price."
 
-    async def answer(self, call: Call, line: bytes, way: Way) -> bytes:  # noqa: ARG002 - the line holds the call
+    async def answer(self, call: Call, line: bytes, way: Way) -> Answered:  # noqa: ARG002 - the line holds the call
         asked = parse_line(line)
         client = await self._clients.asynchronous()
-        answer = await asked_now(client, "/v1/messages", asked["params"], SDK.refused_now)
+        answer, headers = await asked_now(client, "/v1/messages", asked["params"], SDK.refused_now)
         if isinstance(answer, CallFailure):
-            return refused_line(asked["custom_id"], answer)
-        return answered_line(asked["custom_id"], answer)
+            return Answered(refused_line(asked["custom_id"], answer))
+        return Answered(answered_line(asked["custom_id"], answer), limits_of(headers, time.time()))
 
     def count_tokens(self, call: Call, prompts: Sequence[str]) -> Sequence[int] | None:
         return drive(flows.count_tokens(call, prompts), self._clients.sync)

@@ -1,6 +1,7 @@
 """Anthropic's SDK: its clients, imported when one is opened, the streamed creation of a batch, and what its errors mean."""
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ SDK = GeneratedSdk(
     codes=VendorCodes(
         name="Anthropic",
         no_money=frozenset({"enforced_spend_limit_reached", "contract_spend_limit_reached"}),
+        # Anthropic answers 400 for these, with the code of any bad request.
+        no_money_words=re.compile(r"(?i)credit balance is too low|specified API usage limits"),
         final=frozenset(
             {
                 "cmek_key_disabled",

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from airflow_batch_llm.core.model import Call, Outcome, Result, Usage
+from airflow_batch_llm.core.model import Call, Outcome, RateLimit, Result, Usage
 from airflow_batch_llm.core.request import CUSTOM_ID, PROMPT
 from airflow_batch_llm.errors import InputError, OutputTypeError
 from airflow_batch_llm.providers.failures import CallFailure
@@ -181,6 +181,24 @@ def refused_line(custom_id: str, failure: CallFailure) -> bytes:
     body = {"error": {"code": failure.code or None, "message": failure.message}}
     response = {"status_code": failure.status, "body": body}
     return orjson.dumps({"custom_id": custom_id, "response": response, "error": None})
+
+
+_LIMITS = ("requests", "tokens")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+
+
+def limits_of(headers: Mapping[str, str]) -> list[RateLimit]:
+    """Return the limits that the headers of an answer state. A header that is no number states none."""
+    found = []
+    for kind in _LIMITS:
+        names = (f"x-ratelimit-{name}-{kind}" for name in ("limit", "remaining", "reset"))
+        limit, remaining, reset = (headers.get(name, "") for name in names)
+        if limit.isdecimal() and remaining.isdecimal():
+            parts = _DURATION.findall(reset)
+            seconds = sum(float(number) * _SECONDS[unit] for number, unit in parts)
+            found.append(RateLimit(kind, int(limit), int(remaining), seconds))
+    return found
 
 
 _NEVER_RUN = {"batch_expired": Outcome.EXPIRED, "batch_cancelled": Outcome.CANCELED}

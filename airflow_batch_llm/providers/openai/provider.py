@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from airflow_batch_llm.core.model import (
+    Answered,
     BatchStatus,
     Call,
     Lease,
@@ -40,6 +41,7 @@ from airflow_batch_llm.providers.openai.lines import (
     decode,
     endpoint_of,
     flex_problem,
+    limits_of,
     refused_line,
     request_line,
 )
@@ -149,17 +151,17 @@ class OpenAIProvider:
     def flex_problem(self, call: Call) -> str | None:
         return flex_problem(call)
 
-    async def answer(self, call: Call, line: bytes, way: Way) -> bytes:  # noqa: ARG002 - the line holds the call
+    async def answer(self, call: Call, line: bytes, way: Way) -> Answered:  # noqa: ARG002 - the line holds the call
         asked = parse_line(line)
         is_flex = way is Way.FLEX
         body = asked["body"] | (FLEX if is_flex else {})
         timeout = FLEX_TIMEOUT if is_flex else ANSWER_TIMEOUT
         client = await self._clients.asynchronous()
         path = str(asked["url"]).removeprefix("/v1")  # the client's URL ends with it
-        answer = await asked_now(client, path, body, SDK.refused_now, timeout)
+        answer, headers = await asked_now(client, path, body, SDK.refused_now, timeout)
         if isinstance(answer, CallFailure):
-            return refused_line(asked["custom_id"], answer)
-        return answered_line(asked["custom_id"], answer)
+            return Answered(refused_line(asked["custom_id"], answer))
+        return Answered(answered_line(asked["custom_id"], answer), limits_of(headers))
 
     def count_tokens(self, call: Call, prompts: Sequence[str]) -> Sequence[int] | None:
         if endpoint_of(call) == EMBEDDINGS:

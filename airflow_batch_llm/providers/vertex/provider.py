@@ -8,6 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 from airflow_batch_llm.core.model import (
+    Answered,
     BatchStatus,
     Call,
     Lease,
@@ -180,15 +181,15 @@ class VertexProvider:
     def flex_problem(self, call: Call) -> str | None:
         return flex_problem(call, self._place.location)
 
-    async def answer(self, call: Call, line: bytes, way: Way) -> bytes:
+    async def answer(self, call: Call, line: bytes, way: Way) -> Answered:
         asked = parse_line(line)
         client = await self._open_async_jobs()
         try:
             response = await client.answer(jobs.model_path(call.model), asked["request"], way)
         except Exception as error:  # noqa: BLE001 - whatever ends the call
             refused = refused_now(error)
-            return refused_line(asked, refused)
-        return answered_line(asked, response)
+            return Answered(refused_line(asked, refused))
+        return Answered(answered_line(asked, response))
 
     async def aclose(self) -> None:
         opened, self._async_jobs = self._async_jobs, None

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from airflow_batch_llm.core.asking import Turn, taking
 from airflow_batch_llm.core.journal import Ask, Entry, RecordKind, Standing, decide, stand
-from airflow_batch_llm.core.model import Outcome, Way
+from airflow_batch_llm.core.model import Answered, Outcome, Way
 from airflow_batch_llm.core.printing import counted
 from airflow_batch_llm.core.request import ORDINAL_DIGITS
 from airflow_batch_llm.core.throttle import Throttle
@@ -105,7 +105,7 @@ class _Reply(NamedTuple):
 
     request: _Request
     sent_at: float
-    answer: bytes | None
+    answer: Answered | None
     error: Exception | None
 
 
@@ -362,8 +362,8 @@ class _Asking:
             reply = None if replies.empty() else replies.get_nowait()
         now = self._now()
         patience = _PATIENCE_SECONDS[self.asker.plan.route(self.shard).way]
-        if self._trouble is None and self.throttle.rest_until > now + patience:
-            rest = self.throttle.rest_until - now
+        rest = self.throttle.pause(now)
+        if self._trouble is None and rest > patience:
             self._trouble = Unavailable("The provider asks to wait for long.", retry_after=rest)
         elif self._trouble is None and now > self._answered_at + patience:
             minutes = counted(round(patience / 60), "minute")
@@ -374,9 +374,10 @@ class _Asking:
         match reply.error:
             case None:
                 assert reply.answer is not None
-                self._answers.append(reply.answer)
+                self._answers.append(reply.answer.line)
                 self._answered_at = now
                 self.throttle.answered()
+                self.throttle.stated(reply.answer.limits, reply.sent_at)
             case Unavailable(retry_after=retry_after):
                 self.throttle.refused(reply.sent_at, now, retry_after)
                 self._turn = self._turn.refused()

@@ -10,6 +10,8 @@ from airflow_batch_llm.testing.providers import ProviderContract
 class TestOpenAI(ProviderContract):
     provider_name, model = "openai", "gpt-6-luna"
     answer_endpoint, flex_model = "chat", "gpt-6-luna"
+    spend_limits = ({"status": 429, "code": "insufficient_quota"},)
+    stated_limits = ("requests", "tokens")
     spend_limit: ClassVar[dict[str, Any]] = {"status": 429, "code": "insufficient_quota"}
     download_endpoint = "content"
 
