@@ -3,9 +3,8 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa  # this module is imported by a task that reads files, never by a Dag
 from airflow.providers.common.compat.sdk import conf
 from airflow.sdk.io import attach, has_fs
 
@@ -14,7 +13,9 @@ from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.hooks.access import find_connection
 from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.store.remote import KINDS, default_filesystem
-from airflow_batch_llm.warehouses.files.source import FileFormat, FileSource, read_files
+
+if TYPE_CHECKING:
+    import pyarrow as pa  # Dags import this module, and only tasks read files
 
 
 def open_path(uri: str, conn_id: str | None = None) -> tuple[Any, str]:
@@ -65,6 +66,8 @@ class ObjectFiles:
     def __init__(
         self, uris: tuple[str, ...], conn_id: str | None = None, hook_params: Mapping[str, Any] | None = None
     ) -> None:
+        from airflow_batch_llm.warehouses.files.source import FileFormat, FileSource
+
         params = dict(hook_params or {})
         if unknown := params.keys() - set(_HOOK_PARAMS):
             raise InputError(
@@ -76,7 +79,9 @@ class ObjectFiles:
         self._files = FileSource(uris=uris, **params)
         self._conn_id = conn_id
 
-    def read(self, source: Source) -> pa.RecordBatchReader:  # noqa: ARG002 - the files are the source
+    def read(self, source: Source) -> "pa.RecordBatchReader":  # noqa: ARG002 - the files are the source
+        from airflow_batch_llm.warehouses.files.source import read_files
+
         return read_files(self._files, self._find)
 
     def _find(self, uri: str) -> tuple[Any, str]:

@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.warehouses.base import Warehouse
-from airflow_batch_llm.warehouses.dialect import Dialect
+
+if TYPE_CHECKING:  # they bring pyarrow, and Dags import this module
+    from airflow_batch_llm.warehouses.base import Warehouse
+    from airflow_batch_llm.warehouses.dialect import Dialect
 
 
 class UriForm(StrEnum):
@@ -79,7 +81,7 @@ class WarehouseType:
 
     name: str
     """The kind's name, which is also its field in the `warehouse` section of a spec."""
-    dialect: Dialect | None = None
+    dialect: "Dialect | None" = None
     """How its SQL differs. Default: no adapter is found by the name of its dialect."""
     uri_scheme: str = ""
     """Scheme of its URIs in assets and lineage. Default: the kind's name."""
@@ -87,7 +89,7 @@ class WarehouseType:
     """What such a URI names."""
     connection_types: frozenset[str] = frozenset()
     """Types of Airflow's connections that lead to it. Default: none."""
-    open_connection: Callable[[AirflowConnection], Warehouse] | None = None
+    open_connection: "Callable[[AirflowConnection], Warehouse] | None" = None
     """Build the warehouse of a connection. It connects to nothing yet. Needed if there are connection types."""
     requirement: str = ""
     """Argument of `pip install` that brings the hook and the driver. Default: nothing is needed."""
@@ -97,7 +99,7 @@ class WarehouseType:
     """Names that hook params may have. None may hold a secret: others can read them in XCom."""
     section: Any = None
     """Type of the field in a spec, for Pydantic: `str`, or a model. Default: no spec leads to it."""
-    open_section: Callable[[Any, SpecFile], Warehouse] | None = None
+    open_section: "Callable[[Any, SpecFile], Warehouse] | None" = None
     """Build the warehouse of a spec's field. It connects to nothing yet. Needed if there is a section."""
 
 
