@@ -37,6 +37,7 @@ from airflow_batch_llm.stage.records.standings import ShardResult, read_rounds, 
 from airflow_batch_llm.stage.send.submitting import LEASE_SECONDS
 from airflow_batch_llm.stage.send.sweeping import read_strays, uncounted
 from airflow_batch_llm.store import Workspace
+from airflow_batch_llm.store.workspace import is_plain_name
 
 
 class ShardState(StrEnum):
@@ -108,7 +109,7 @@ class Inspected:
 def open_run_folder(uri: str) -> tuple[Workspace, str]:
     """The parent of a run's folder, and the run's name in it. The folder of one generation leads to its run."""
     parent, _, name = uri.rstrip("/").rpartition("/")
-    if not name or parent.endswith("/"):
+    if not is_plain_name(name) or parent.endswith("/"):
         raise InputError(f"{uri} is not the folder of a run. It reads like <workspace>/<dag>/<task>/<run>.")
     workspace = Workspace.open(parent or ("." if "/" not in uri else "/"), probe=False)
     if workspace.read(f"{name}/plan.json") is not None:

@@ -167,13 +167,19 @@ def _record(folder: str, number: int) -> str:
     return f"{folder}/{number:04d}.json"
 
 
+def is_plain_name(name: str) -> bool:
+    """Return whether every storage reads this as the name of one file or folder, and as nothing else."""
+    is_reserved = name in {"", ".", ".."} or name.startswith(".tmp-")
+    return not is_reserved and name.isprintable() and not _MEANINGFUL & set(name)
+
+
 def _checked(path: str) -> str:
-    """Refuse a path that some storage would read as something else than a plain name."""
-    parts = path.split("/")
-    if any(part in {"", ".", ".."} or part.startswith(".tmp-") for part in parts):
-        raise ValueError(f"not a path inside a workspace: {path!r}")
-    if not path.isprintable() or _MEANINGFUL & set(path):
-        raise ValueError(f"a path in a workspace may not hold control characters or any of \\*?[]#: {path!r}")
+    """Refuse a path that some storage would read as something else than plain names."""
+    if not all(map(is_plain_name, path.split("/"))):
+        raise ValueError(
+            f"not a path inside a workspace: {path!r}. Its names may not be empty, '.', '..' or begin with '.tmp-', nor"
+            " hold control characters or any of \\*?[]#."
+        )
     return path
 
 

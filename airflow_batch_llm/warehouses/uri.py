@@ -33,7 +33,9 @@ def dataset(uri: str) -> tuple[str, str]:
 
 def tables_of(sql: str, database_uri: str = "") -> Sequence[str]:
     """The tables that a SELECT reads, by the names that stand in it. Returns none if it cannot be parsed."""
-    from airflow_batch_llm.warehouses.dialect import referenced  # it brings pyarrow, and Dags import this module
+    from airflow_batch_llm.warehouses.dialect import (
+        referenced,
+    )  # it brings pyarrow, and Dags import this module
 
     kind = _kind(database_uri)
     dialect = kind.dialect.name if kind and kind.dialect else None

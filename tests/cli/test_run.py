@@ -203,12 +203,19 @@ def test_no_control_character_of_a_row_or_a_vendor_reaches_the_terminal(desk: De
         "erase", str(desk.folder / "workspace"), "--key", "\x1b[2J\x9b0", "--key-column", "id", "--dry-run"
     )
 
+    elsewhere = [
+        desk.command(name, f"{desk.folder}/\x1b[2J\x9b0", str(desk.spec_file)) for name in ("land", "cancel")
+    ]
+
     assert "\\u001b[2J" in erased.stdout
+    for done in elsewhere:
+        assert done.returncode == 2
+        assert "\\u001b[2J" in done.stderr
     assert plain.returncode == as_json.returncode == 1
     assert "It said: no" in plain.stderr
     assert "\\u001b[2J" in plain.stdout, "the keys of rows are shown, and escaped"
     orjson.loads(as_json.stdout)
-    for done in (plain, as_json, looked, erased):
+    for done in (plain, as_json, looked, erased, *elsewhere):
         assert [char for char in done.stdout + done.stderr if char != "\n" and not char.isprintable()] == []
 
 

@@ -78,6 +78,9 @@ def test_a_row_counts_as_missing_only_after_minutes(bench: Bench) -> None:
 
     assert bench.world.clock() - before > RESULTS_PATIENCE_SECONDS
     assert bench.world.failures() == {3: ("missing", 0, False), 7: ("missing", 0, False)}
+    (said,) = [line for line in bench.said if line.endswith("The other rows count as missing.")]
+    minutes = f"{RESULTS_PATIENCE_SECONDS / 60:.0f} minutes"
+    assert f"the provider gives 18 of 20 results, and has for {minutes}" in said
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,8 @@ def test_the_next_start_removes_a_killed_workers_spool_and_no_living_ones(parent
         assert left.exists()
         with private_spool() as own:
             assert {path.name for path in parent.iterdir()} == {kept.name, own.name}
-            assert stat.S_IMODE(kept.stat().st_mode) == 0o700
+            assert stat.S_IMODE((kept / "rows").stat().st_mode) == 0o666, "the umask hides nothing"
+            assert stat.S_IMODE(kept.stat().st_mode) == 0o700, "its folder does: nobody else gets to the file"
         living.communicate("")
     assert not kept.exists()
 
