@@ -38,7 +38,12 @@ from airflow_batch_llm.core.report import Provenance, Report, to_xcom
 from airflow_batch_llm.core.selection import after_failure
 from airflow_batch_llm.core.settings import Stage, field_names
 from airflow_batch_llm.simulator.handle import Simulator
-from airflow_batch_llm.warehouses.base import ANSWER_BOOKKEEPING, FAILURE_COLUMNS, ROUTE_COLUMN
+from airflow_batch_llm.warehouses.base import (
+    ANSWER_BOOKKEEPING,
+    FAILURE_COLUMNS,
+    REVIEW_COLUMNS,
+    ROUTE_COLUMN,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -256,6 +261,7 @@ def _text_block(page: str) -> list[str]:
     ("heading", "columns"),
     [
         ("## The target", [*ANSWER_BOOKKEEPING, ROUTE_COLUMN]),
+        ("## The review", list(REVIEW_COLUMNS)),
         ("## The failures", list(FAILURE_COLUMNS)[: len(FAILURE_COLUMNS) - len(ANSWER_BOOKKEEPING)]),
     ],
 )

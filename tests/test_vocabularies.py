@@ -46,6 +46,7 @@ LOOKED_AT: dict[type[Enum], str] = {
     ),
     settings.BadRow: "RECORD FAIL",
     settings.Only: "CHANGED OUTDATED NEW ALL",
+    settings.Exhausted: "RECORD REVIEW",
     settings.OverBudget: "FAIL PARTIAL",
     settings.SchemaChange: "APPEND_NEW_COLUMNS IGNORE FAIL",
     settings.StageWay: "BATCH FLEX NOW AUTO",

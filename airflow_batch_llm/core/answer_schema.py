@@ -84,7 +84,7 @@ def wrapped(schema: Schema, name: str) -> dict[str, Any]:
 
 def column_type(schema: Schema, path: tuple[str, ...]) -> ColumnType:
     """The type of the column that holds what stands at `path`. Raises `OutputTypeError` where nothing can."""
-    kinds = {kind for branch in _at(schema, path) for kind in _kinds(branch)}
+    kinds = {kind for branch in branches_at(schema, path) for kind in _kinds(branch)}
     if len(kinds) == 1:
         return kinds.pop()
     wider = {_widest(kind) for kind in kinds}
@@ -110,7 +110,7 @@ def _widest(kind: ColumnType) -> ColumnType:
 
 def decimal_digits(schema: Schema, path: tuple[str, ...]) -> tuple[int, int]:
     """Return the digits that the decimal at `path` may have: in all, and after the point."""
-    branches = _at(schema, path)
+    branches = branches_at(schema, path)
     places = max(
         (int(node[DECIMAL_PLACES]) for node in branches if DECIMAL_PLACES in node), default=_USUAL_PLACES
     )
@@ -124,7 +124,7 @@ def decimal_digits(schema: Schema, path: tuple[str, ...]) -> tuple[int, int]:
     return max(digits, places), places
 
 
-def _at(schema: Schema, path: tuple[str, ...]) -> list[Schema]:
+def branches_at(schema: Schema, path: tuple[str, ...]) -> list[Schema]:
     """The schemas that a value at `path` may follow."""
     nodes = [schema]
     for depth, name in enumerate(path):

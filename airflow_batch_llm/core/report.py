@@ -97,6 +97,8 @@ class Report:
     batches: int = 0
     maybe_twice: int = 0
     """Requests in real time that may have been paid twice: a worker died, or an answer was lost on its way."""
+    reviewed: int = 0
+    """Answers of people that the run merged from the review table. Does not add up."""
     usage: Usage = field(default_factory=Usage)
     spent: Spent = Spent()
     routes: Mapping[str, RouteTotals] = field(default_factory=dict)
@@ -286,6 +288,7 @@ def to_xcom(report: Report, about: Provenance) -> dict[str, Any]:
         "requests": report.requests,
         "rounds": report.rounds,
         "maybe_twice": report.maybe_twice,
+        "reviewed": report.reviewed,
         "usage": report.usage._asdict(),
         "cost": _dollars(report.spent),
         "routes": {name: _route(one) for name, one in report.routes.items()},

@@ -13,7 +13,7 @@ from datetime import timedelta
 from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, assert_never
 
 from pydantic import (
     AfterValidator,
@@ -78,6 +78,15 @@ class BadRow(StrEnum):
     """Write the row to the failures table and go on."""
     FAIL = "fail"
     """Fail before anything is sent."""
+
+
+class Exhausted(StrEnum):
+    """Choose what a run does with a dead row: one that was refused or has used up its attempts."""
+
+    RECORD = "record"
+    """Leave it in the failures table."""
+    REVIEW = "review"
+    """Also put it into the review table, where people answer it."""
 
 
 class WriteMode(StrEnum):
@@ -193,12 +202,14 @@ class Request(Settings):
 class Shape(Settings):
     """Set the layout of the target table and of the failures table."""
 
-    template_fields: ClassVar[tuple[str, ...]] = ("failures_target", "staging_schema")
+    template_fields: ClassVar[tuple[str, ...]] = ("failures_target", "review_target", "staging_schema")
 
     failures_target: str | None = None
     """The table for rows without a good answer. Default: the target's name with `__failures` at its end."""
+    review_target: str | None = None
+    """The table for rows that people answer, with `on_exhausted="review"`. Default: the target's name and `__review`."""
     carry: Names = ()
-    """Source columns that are copied into the target and the failures table. Default: none."""
+    """Source columns that are copied beside the answer, and beside a row that people review. Default: none."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """The answer's columns by path in the answer: `{"buyer_name": "buyer.name"}`. Default: one for each property."""
     output_column: str | None = None
@@ -235,6 +246,8 @@ class Guards(Settings):
     """Record a row that cannot be sent, or fail the run. Default: record it."""
     max_attempts: Count = 3
     """The most times that one row is asked about. Default: 3."""
+    on_exhausted: Exhausted = Exhausted.RECORD
+    """Record a dead row, or also put it into the review table for people to answer. Default: record it."""
     min_success_ratio: Share = 0.95
     """The least share of good answers, between 0 and 1. Below it the run fails after landing them. Default: 0.95."""
     delete_at_vendor: bool = False
@@ -374,6 +387,15 @@ class Stage(Settings):
             raise InputError(
                 f"failures_target is the target, {self.target}. Failures need a table of their own."
             )
+        if self.review_table in (self.target, self.failures_table):
+            raise InputError(
+                f"review_target is {self.review_table}, which holds other rows. Name another table."
+            )
+        if self.review_table is not None and self.shape.write_mode is WriteMode.APPEND:
+            raise InputError(
+                "on_exhausted='review' needs one row per key in the target, and write_mode is 'append'. Set"
+                " write_mode='merge' or on_exhausted='record'."
+            )
 
     @property
     def provider(self) -> str:
@@ -403,6 +425,17 @@ class Stage(Settings):
     def failures_table(self) -> str:
         """The table for rows without a good answer."""
         return self.shape.failures_target or _suffixed(self.target, "__failures")
+
+    @property
+    def review_table(self) -> str | None:
+        """The table for rows that people answer. None: dead rows are only recorded."""
+        match self.guards.on_exhausted:
+            case Exhausted.RECORD:
+                return None
+            case Exhausted.REVIEW:
+                return self.shape.review_target or _suffixed(self.target, "__review")
+            case _:
+                assert_never(self.guards.on_exhausted)
 
 
 def _suffixed(name: str, suffix: str) -> str:

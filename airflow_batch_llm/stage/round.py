@@ -38,6 +38,7 @@ from airflow_batch_llm.stage.records.standings import read_standings
 from airflow_batch_llm.stage.send.asking import Asker
 from airflow_batch_llm.stage.send.submitting import Submitter
 from airflow_batch_llm.stage.send.sweeping import Sweeper
+from airflow_batch_llm.warehouses.base import KeepsReviews
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,6 +296,8 @@ class Round:
             self._collector.load_unsendable()
             parts.append(self._collector.part(0))
         self.parts.target.publish(self.plan.target, parts)
+        if self.plan.target.review is not None and isinstance(self.parts.target, KeepsReviews):
+            self.parts.target.refresh_reviews(self.plan.target)
 
     def drop_loaded(self) -> None:
         """Drop what was staged, once it is merged for good."""

@@ -10,6 +10,7 @@ A case that an adapter cannot pass is overridden there with an `xfail` that says
 from airflow_batch_llm.testing.warehouse_columns import CarriesColumns
 from airflow_batch_llm.testing.warehouse_processes import SharesWithProcesses
 from airflow_batch_llm.testing.warehouse_reads import KnowsKeys, ReadsRows
+from airflow_batch_llm.testing.warehouse_reviews import ReviewsDeadRows
 from airflow_batch_llm.testing.warehouse_shapes import KeepsRules, ShapesTables
 from airflow_batch_llm.testing.warehouse_writes import MergesAnswers
 
@@ -17,6 +18,13 @@ __all__ = ["WarehouseContract"]
 
 
 class WarehouseContract(
-    ReadsRows, ShapesTables, KeepsRules, MergesAnswers, KnowsKeys, CarriesColumns, SharesWithProcesses
+    ReadsRows,
+    ShapesTables,
+    KeepsRules,
+    MergesAnswers,
+    KnowsKeys,
+    CarriesColumns,
+    ReviewsDeadRows,
+    SharesWithProcesses,
 ):
     """Everything that an adapter promises. Every case starts from an empty database."""

@@ -98,6 +98,21 @@ FAILURE_COLUMNS = pa.schema(
     ]
 )
 
+#: What stands beside the key, the carried and the empty answer columns of a row that waits for a person.
+REVIEW_COLUMNS = pa.schema(
+    [
+        ("reviewed_by", pa.string()),
+        ("reviewed_at", _UTC),
+        ("_llm_outcome", pa.string()),
+        ("_llm_error_code", pa.string()),
+        ("_llm_error_message", pa.string()),
+        ("_llm_run_id", pa.string()),
+        ("_llm_input_hash", pa.string()),
+        ("_llm_spec_hash", pa.string()),
+        ("_llm_planned_at", _UTC),
+    ]
+)
+
 #: What a look-up tells of a key: the hashes of its landed answer, and of its last failure. NULL where there is none.
 KNOWN_COLUMNS = pa.schema(
     [
@@ -134,9 +149,16 @@ class Target:
     allow_constraints: bool = False
     """Write to tables whose UNIQUE, CHECK and FOREIGN KEY constraints look at answer columns. Default: refuse them."""
     staging_schema: str | None = None  # where staging tables live; None: beside the target
+    review: str | None = None
+    """The table of dead rows that people answer. Default: there is none."""
     labels: Mapping[str, str] = field(default_factory=dict)  # on warehouse jobs, where there are such
     has_route: bool = False
     """Both tables have `_llm_route`. Default: no, as an earlier release has planned."""
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """The names of the tables that belong to the stage."""
+        return tuple(filter(None, (self.table, self.failures, self.review)))
 
     @property
     def is_merged(self) -> bool:
@@ -156,8 +178,18 @@ class Target:
 
     @property
     def failure_columns(self) -> pa.Schema:
-        """Every column of the failures table, in order."""
-        return pa.schema([*self.key, *FAILURE_COLUMNS, *self._route])
+        """Every column of the failures table, in order. For a review it holds the carried columns, too."""
+        return pa.schema([*self.failure_origin, *FAILURE_COLUMNS, *self._route])
+
+    @property
+    def failure_origin(self) -> pa.Schema:
+        """The columns of the failures table that come from the source."""
+        return self.key if self.review is None else pa.schema([*self.key, *self.carried])
+
+    @property
+    def review_columns(self) -> pa.Schema:
+        """Every column of the review table, in order."""
+        return pa.schema([*self.key, *self.carried, *self.answer, *REVIEW_COLUMNS])
 
     @property
     def _route(self) -> tuple[pa.Field, ...]:
@@ -219,6 +251,24 @@ class JoinsKnown(Protocol):
 
     def read_known(self, source: Source, target: Target) -> pa.RecordBatchReader:
         """`read`, with `KNOWN_COLUMNS` beside each row. The target may not exist yet: then they are NULL."""
+
+
+@runtime_checkable
+class KeepsReviews(Protocol):
+    """Can keep a third table: the dead rows, for people to answer. All of its verbs may be repeated."""
+
+    def prepare_reviews(self, target: Target) -> None:
+        """Create or extend the review table, or raise `TargetError` if it does not fit. Comes after `prepare`."""
+
+    def refresh_reviews(self, target: Target) -> None:
+        """Bring the review table to what the two other tables say.
+
+        A row leaves it once the target has an answer to its key that was planned no earlier. A row without a reviewer
+        leaves it if its failure has changed. Then each dead row that is not there is added. Other rows stay as they are.
+        """
+
+    def read_reviews(self, target: Target) -> pa.RecordBatchReader:
+        """The rows that have a reviewer. Answer columns may come in the database's own types."""
 
 
 @runtime_checkable

@@ -95,6 +95,7 @@ class Dialect:
     text_of: str = "{}"  # a source's column, as the text that it is read as
     casts_keys: bool = False  # a literal is compared with a key only after a cast to its type
     typed_null: bool = True  # NULL may be cast to the type of a column
+    is_true: str = "{}"  # the condition that a column of truth values is true
     joins_sources: bool = True  # any query may be a subquery that is joined, and its columns keep their names
 
     def quote(self, *names: str) -> str:

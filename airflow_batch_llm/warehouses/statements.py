@@ -142,7 +142,7 @@ class Statements:
             return self._delete_keys(failures, f"SELECT * FROM {answers} AS a")
         return (
             f"DELETE FROM {name} WHERE EXISTS (SELECT 1 FROM {answers} AS a "
-            f"WHERE {self._same(failures.key, 'a', name)} "
+            f"WHERE {self.same(failures.key, 'a', name)} "
             f"AND ({name}.{planned} IS NULL OR a.{planned} >= {name}.{planned}))"
         )
 
@@ -152,7 +152,7 @@ class Statements:
         return (
             f"SELECT {', '.join('u.' + self._q(name) for name in failures.columns)} FROM ({rows}) AS u "
             f"WHERE NOT EXISTS (SELECT 1 FROM {self.dialect.table(target.table)} AS h "
-            f"WHERE {self._same(failures.key, 'h', 'u')} AND h.{planned} >= u.{planned})"
+            f"WHERE {self.same(failures.key, 'h', 'u')} AND h.{planned} >= u.{planned})"
         )
 
     def known(self, keys: str, target: Target, tables: Mapping[str, bool]) -> str:
@@ -160,7 +160,7 @@ class Statements:
         joins, chosen = [], []
         for alias, table in (("t", target.table), ("f", target.failures)):
             if tables[table]:
-                same = self._same(target.key.names, alias, "q")
+                same = self.same(target.key.names, alias, "q")
                 joins.append(f"LEFT JOIN {self.dialect.table(table)} AS {alias} ON {same}")
         for name, (alias, column) in _KNOWN_SOURCES.items():
             there = tables[target.table if alias == "t" else target.failures]
@@ -208,7 +208,7 @@ class Statements:
         inserted = ", ".join(f"s.{self._q(column)}" for column in landing.columns)
         return [
             (
-                f"MERGE INTO {name}{self.dialect.merge_hint} AS t USING ({rows}) AS s ON {self._same(landing.key, 't', 's')} "
+                f"MERGE INTO {name}{self.dialect.merge_hint} AS t USING ({rows}) AS s ON {self.same(landing.key, 't', 's')} "
                 f"WHEN MATCHED AND {self._not_older('t', 's')} THEN UPDATE SET {changes} "
                 f"WHEN NOT MATCHED THEN INSERT ({self._q(*landing.columns)}) VALUES ({inserted}){self.dialect.merge_end}"
             )
@@ -243,7 +243,7 @@ class Statements:
 
     def _update_insert(self, landing: Landing, rows: str) -> list[str]:
         name = self.dialect.table(landing.table)
-        same = self._same(landing.key, "t", "s")
+        same = self.same(landing.key, "t", "s")
         changes = ", ".join(f"{self._q(column)} = s.{self._q(column)}" for column in _values(landing))
         return [
             f"UPDATE {name} AS t SET {changes} FROM ({rows}) AS s WHERE {same} AND {self._not_older('t', 's')}",
@@ -251,7 +251,7 @@ class Statements:
         ]
 
     def _delete_insert(self, landing: Landing, rows: str) -> list[str]:
-        same = f"{self._same(landing.key, 't', 's')} AND {self._not_older('t', 's')}"
+        same = f"{self.same(landing.key, 't', 's')} AND {self._not_older('t', 's')}"
         return [
             f"DELETE FROM {self.dialect.table(landing.table)} AS t USING ({rows}) AS s WHERE {same}",
             self._insert_absent(landing, rows),
@@ -263,7 +263,7 @@ class Statements:
         keys = ", ".join(f"s.{self._q(column)}" for column in landing.key)
         return (
             f"DELETE FROM {name} WHERE ({self._q(*landing.key)}) IN (SELECT {keys} FROM ({rows}) AS s JOIN {name} AS t "
-            f"ON {self._same(landing.key, 't', 's')} WHERE {self._not_older('t', 's')})"
+            f"ON {self.same(landing.key, 't', 's')} WHERE {self._not_older('t', 's')})"
         )
 
     def _insert_absent(self, landing: Landing, rows: str) -> str:
@@ -271,7 +271,7 @@ class Statements:
         inserted = ", ".join(f"s.{self._q(column)}" for column in landing.columns)
         return (
             f"INSERT INTO {name} ({self._q(*landing.columns)}) SELECT {inserted} FROM ({rows}) AS s "
-            f"WHERE NOT EXISTS (SELECT 1 FROM {name} AS t WHERE {self._same(landing.key, 't', 's')})"
+            f"WHERE NOT EXISTS (SELECT 1 FROM {name} AS t WHERE {self.same(landing.key, 't', 's')})"
         )
 
     def _cast(self, landing: Landing, column: str) -> str:
@@ -279,7 +279,8 @@ class Statements:
         name = f"r.{self._q(column)}"
         return f"{template.format(name)} AS {self._q(column)}" if template else name
 
-    def _same(self, key: Iterable[str], left: str, right: str) -> str:
+    def same(self, key: Iterable[str], left: str, right: str) -> str:
+        """Return the condition that two rows have the same key."""
         return " AND ".join(f"{left}.{self._q(name)} = {right}.{self._q(name)}" for name in key)
 
     def _not_older(self, there: str, incoming: str) -> str:

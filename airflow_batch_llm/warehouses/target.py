@@ -56,6 +56,19 @@ def shape_failures(target: Target, existing: Mapping[str, str] | None, dialect: 
     )
 
 
+def shape_reviews(target: Target, existing: Mapping[str, str] | None, dialect: Dialect) -> TableShape:
+    """Return the changes that the review table needs. It has every column, whatever the target leaves out."""
+    assert target.review is not None, "the stage keeps a review table"
+    return _shape(
+        target,
+        table=target.review,
+        wanted=target.review_columns,
+        optional=frozenset(),
+        existing=existing,
+        dialect=dialect,
+    )
+
+
 def _shape(
     target: Target,
     *,

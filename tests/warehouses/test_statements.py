@@ -1,5 +1,6 @@
 """The statements of every dialect, as text beside this file, and read by that dialect's own grammar."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,6 +21,7 @@ from airflow_batch_llm.warehouses.publication import (
     publication,
     staged_columns,
 )
+from airflow_batch_llm.warehouses.reviews import review_preparation, review_refresh, reviewed
 from airflow_batch_llm.warehouses.statements import Statements
 from tests.golden import check_golden, check_no_other
 
@@ -30,6 +32,7 @@ TARGET = labels(
     carried=pa.schema([("day", pa.date32()), ("price", pa.decimal128(9, 2))]),
     answer=columns(label=ColumnType.STRING, why=ColumnType.JSON, vector=ColumnType.VECTOR),
 )
+REVIEWED = replace(TARGET, review="support.labels__review")
 SPOKEN = [
     dialect.name for dialect in all_dialects() if dialect.name != "bigquery"
 ]  # BigQuery has its own statements
@@ -61,6 +64,8 @@ def written(name: str) -> dict[str, list[str]]:
         ],
         "publish": [step.sql for step in publication(TARGET, [part()], staged, both, statements)],
         "append": [step.sql for step in publication(appended, [part()], staged, both, statements)][:2],
+        "review": [*review_preparation(REVIEWED, None, statements), *review_refresh(REVIEWED, statements)],
+        "reviewed": [reviewed(REVIEWED, statements).sql or ""],
         "known": [statements.known("asked", TARGET, known)],
         "read_known": [statements.read_known(statements.select(Source(sql="SELECT 1;")), TARGET, known)],
     }

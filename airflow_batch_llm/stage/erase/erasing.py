@@ -146,7 +146,7 @@ class RunErasure:
             examples=len(samples),
             unplanned=len(self._uncounted(rounds)),
             batches=tuple(self._held(looks)),
-            statements=tuple(self.person.statements((first.table, first.failures), columns, first.key)),
+            statements=tuple(self.person.statements(first.tables, columns, first.key)),
         )
         if not (done.rows or done.examples or done.unplanned or done.batches):
             return None

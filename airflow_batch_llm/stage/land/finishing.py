@@ -83,7 +83,11 @@ class Finisher:
         if may_show_up or is_loose(shards):
             Registers(workspace=self.parts.workspace).add_loose(self.first.provider, self.folder)
         strays = read_strays(self.folder, shards)
-        report = replace(_summed(self.first, landed) + reported(strays), estimate=self.first.forecast())
+        report = replace(
+            _summed(self.first, landed) + reported(strays),
+            estimate=self.first.forecast(),
+            reviewed=self.folder.count_reviewed(),
+        )
         samples = [key for one in landed[-1] for key in one.samples]
         verdict = gate(report, self.first.limits.min_success_ratio, samples=samples)
         if not verdict.passed:

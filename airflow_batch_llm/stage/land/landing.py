@@ -157,7 +157,7 @@ class RowWriter:
         self._count(rows, outcomes, verdicts, tally)
         for outcome, failure, verdict in zip(outcomes, failures, verdicts, strict=True):
             _count_code(outcome, failure, tally, again=verdict.again)
-        columns = _named(restored(rows, self._target.key))
+        columns = _named(restored(rows, self._target.failure_origin))
         columns |= {
             "_llm_outcome": string_array([str(outcome) for outcome in outcomes]),
             "_llm_error_code": string_array([failure.code for failure in failures]),
@@ -239,7 +239,7 @@ def unsendable_failures(
                 "_llm_model": pa.repeat(string_scalar(stamp.model), count),
                 "_llm_shared": bool_array([False] * count),
             }
-            columns |= _named(restored(batch, target.key))
+            columns |= _named(restored(batch, target.failure_origin))
             absent = {name: pa.nulls(count, kind) for name, kind in _NOT_SENT}
             yield _arranged(absent | columns, target.failure_columns)
 

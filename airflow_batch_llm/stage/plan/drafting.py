@@ -41,7 +41,7 @@ from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedRoute, PlannedShard, RunLimits, new_run_token
 from airflow_batch_llm.stage.records.registers import Registers
 from airflow_batch_llm.stage.records.standings import read_rounds
-from airflow_batch_llm.warehouses.base import RequiresValues, SharesFile, Target
+from airflow_batch_llm.warehouses.base import RequiresValues, SharesFile, Target, Warehouse
 from airflow_batch_llm.warehouses.place import Place
 
 #: So many prompts, spread over all of them, are counted by the provider.
@@ -219,7 +219,7 @@ class Drafting:
             retry_dead=self.stage.guards.retry_dead,
             max_rows=self.stage.max_rows,
             max_prompt_bytes=self._max_prompt_bytes(),
-            required=self._required(),
+            required=required_columns(self.parts.target, self.target),
         )
         source, warehouse = self.parts.source, self.parts.target
         with closing(with_known(source, self.stage.source, warehouse, self.target)) as rows:
@@ -257,12 +257,6 @@ class Drafting:
         """Close the spool's database."""
         if self._spool is not None:
             self._spool.close()
-
-    def _required(self) -> frozenset[str]:
-        warehouse = self.parts.target
-        if not self.target.carried.names or not isinstance(warehouse, RequiresValues):
-            return frozenset()
-        return warehouse.required_columns(self.target)
 
     def _note_in_flight(self) -> None:
         """Note the plans of other runs that buy rows: a round is in flight until it is published."""
@@ -436,6 +430,13 @@ class Drafting:
             f" {what}={most:g}. Nothing was sent. Raise max_cost_usd, lower max_rows, or set"
             " on_over_budget='partial' to send what fits."
         )
+
+
+def required_columns(warehouse: Warehouse, target: Target) -> frozenset[str]:
+    """Return the carried columns that take no NULL in the target, as far as the warehouse can tell."""
+    if not target.carried.names or not isinstance(warehouse, RequiresValues):
+        return frozenset()
+    return warehouse.required_columns(target)
 
 
 def let_go(parts: Parts) -> None:

@@ -27,6 +27,7 @@ from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.carried import carried_schema, key_schema
 from airflow_batch_llm.stage.plan.drafting import Drafting, Outrun, Resolved, ResolvedRoute, let_go
 from airflow_batch_llm.stage.plan.planners import Planners
+from airflow_batch_llm.stage.plan.reviewing import ReviewMerge, keeps_reviews
 from airflow_batch_llm.stage.plan.ways import check_way
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, RunLimits
@@ -84,6 +85,7 @@ def _planned(plan: Plan) -> dict[str, object]:
         "carry": target.carried.names,
         "target": target.table,
         "failures_target": target.failures.removeprefix(target.table),
+        "review_target": target.review and target.review.removeprefix(target.table),
         "write_mode": target.write_mode,
         "on_schema_change": target.on_schema_change,
         "create_target": target.create,
@@ -102,6 +104,7 @@ def _asked(stage: Stage) -> dict[str, object]:
         "carry": [name for name in shape.carry if name not in stage.key],
         "target": stage.target,
         "failures_target": stage.failures_table.removeprefix(stage.target),
+        "review_target": stage.review_table and stage.review_table.removeprefix(stage.target),
         "write_mode": shape.write_mode,
         "on_schema_change": shape.on_schema_change,
         "create_target": shape.create_target,
@@ -159,6 +162,8 @@ def spec_of(stage: Stage, prompt: Prompt, output_type: OutputType, provider: Pro
 
 def resolve(stage: Stage, parts: Parts) -> Resolved:
     """Everything about the stage that can be refused without looking at a row."""
+    if stage.review_table is not None:
+        keeps_reviews(parts.target)
     output_type, prompt = output_type_of(stage), read_prompt(stage)
     own = _resolved_route(OWN_ROUTE, stage, prompt, output_type, parts)
     others = (
@@ -221,11 +226,21 @@ class Planner:
         let_go(self.parts)
         self.parts.target.prepare(target)
         self._sweep_staging(target)
+        self._merge_reviews(resolved, target)
         while True:
             try:
                 return self._planned(resolved, target)
             except Outrun as error:
                 self.parts.warn(str(error))
+
+    def _merge_reviews(self, resolved: Resolved, target: Target) -> None:
+        """Make the review table, and merge what people have answered in it."""
+        if target.review is None:
+            return
+        keeps_reviews(self.parts.target).prepare_reviews(target)
+        if not self.stage.plan_only:
+            output_type = resolved.output_type
+            ReviewMerge(parts=self.parts, folder=self.folder, target=target, output_type=output_type).run()
 
     def _sweep_staging(self, target: Target) -> None:
         """Drop what killed workers staged and nobody will publish any more."""
@@ -265,8 +280,13 @@ class Planner:
         # Two warehouses of one database may be two objects.
         if getattr(source, "asset_uri", None) != target.asset_uri:
             return
-        for named, table in (("target", self.stage.target), ("failures_target", self.stage.failures_table)):
-            if source.reads_table(self.stage.source, table):
+        written = {
+            "target": self.stage.target,
+            "failures_target": self.stage.failures_table,
+            "review_target": self.stage.review_table,
+        }
+        for named, table in written.items():
+            if table is not None and source.reads_table(self.stage.source, table):
                 raise TargetError(
                     f"{named} {table} is a table that the source reads: it would get the answers and every _llm_ column. "
                     "Name another table, or set Shape(allow_source_as_target=True) to insist."
@@ -285,6 +305,7 @@ class Planner:
         return Target(
             table=self.stage.target,
             failures=self.stage.failures_table,
+            review=self.stage.review_table,
             key=key_schema(schema, self.stage.key),
             carried=carried_schema(schema, [name for name in shape.carry if name not in self.stage.key]),
             answer=answer_schema(resolved.output_type.columns),

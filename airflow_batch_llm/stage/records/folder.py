@@ -2,7 +2,7 @@
 
 <run>/g1/plan.json  plans/<nonce>/0007.requests.jsonl  plans/<nonce>/0007.keys.parquet  rounds/2.json
          journal/0007/0001.json …  results/<batch>.jsonl  landed/0007.json  strays/<batch>.json  deadline/0001.json
-         cancelled/0001.json  report.json  erased/<nonce>-0007/0001.json …  deleted/<batch>.json
+         cancelled/0001.json  reviewed/0001.json  report.json  erased/<nonce>-0007/0001.json …  deleted/<batch>.json
 """
 
 import hashlib
@@ -239,6 +239,19 @@ class RunFolder:
         data = orjson.dumps(record)
         while self.workspace.append(self._at("cancelled"), data) is None:
             pass
+
+    # The answers of people that the run merges: one record for each attempt, before it merges them.
+
+    def add_reviewed(self, marks: Sequence[str]) -> None:
+        """Record the rows that are about to be merged, by marks of their keys."""
+        data = orjson.dumps({"rows": list(marks), "nonce": secrets.token_hex(6)})
+        while self.workspace.append(self._at("reviewed"), data) is None:
+            pass
+
+    def count_reviewed(self) -> int:
+        """Return the number of rows that the run has merged for people. Several attempts may have merged a row."""
+        records = (orjson.loads(data) for _, data in self.workspace.records(self._at("reviewed")))
+        return len({mark for record in records for mark in record["rows"]})
 
     def create_published(self, round_number: int, data: bytes) -> bool:
         return self.workspace.create(self._at("published", f"{round_number}.json"), data)

@@ -13,6 +13,7 @@ from airflow_batch_llm.warehouses.base import Target
 from airflow_batch_llm.warehouses.bigquery.connection import TableName, quoted
 from airflow_batch_llm.warehouses.bigquery.dialect import DIALECT
 from airflow_batch_llm.warehouses.bigquery.types import gathered
+from airflow_batch_llm.warehouses.reviews import TAKEN_OVER
 
 #: In a staged row: true for an answer, false for a failure.
 GOOD = "_llm_good"
@@ -209,6 +210,46 @@ def settle(tables: BigQueryTables, source: str) -> str:
         f"WHERE {same_key(tables.failures.key, 'S', 'F')} "
         "AND (F._llm_planned_at IS NULL OR F._llm_planned_at <= S._llm_planned_at))"
     )
+
+
+def review_script(tables: BigQueryTables, review: TableName) -> str:
+    """One script, one transaction: bring the review table to what the two other tables say."""
+    within = bound(tables.target, "T", LOWEST, HIGHEST)
+    limits: list[str] = []
+    if tables.target.partition_by:
+        column = quoted(tables.target.partition_by)
+        limits = [f"DECLARE {LOWEST}, {HIGHEST} {tables.partition_type}"] + [
+            f"SET {name} = (SELECT {extreme}({column}) FROM {review.quoted})"
+            for name, extreme in ((LOWEST, "MIN"), (HIGHEST, "MAX"))
+        ]
+    statements = [
+        *limits,
+        "BEGIN TRANSACTION",
+        *review_changes(tables, review, within),
+        "COMMIT TRANSACTION",
+    ]
+    return ";\n".join(statements) + ";"
+
+
+def review_changes(tables: BigQueryTables, review: TableName, within: str | None) -> list[str]:
+    """Return the statements that drop what is answered, drop what has changed, and add what is dead."""
+    target, key, failures = tables.target, tables.target.key.names, tables.failures.name.quoted
+    names = [*target.failure_origin.names, *TAKEN_OVER]
+    return [
+        (
+            f"DELETE FROM {review.quoted} AS R WHERE EXISTS (SELECT 1 FROM {tables.answers.name.quoted} AS T "
+            f"WHERE {within or 'TRUE'} AND {same_key(key, 'T', 'R')} AND T._llm_planned_at >= R._llm_planned_at)"
+        ),
+        (
+            f"DELETE FROM {review.quoted} AS R WHERE R.reviewed_by IS NULL AND NOT EXISTS (SELECT 1 FROM {failures} AS F "
+            f"WHERE {same_key(key, 'F', 'R')} AND F._llm_dead AND F._llm_planned_at = R._llm_planned_at)"
+        ),
+        (
+            f"INSERT INTO {review.quoted} ({', '.join(map(quoted, names))}) "
+            f"SELECT {', '.join(f'F.{quoted(name)}' for name in names)} FROM {failures} AS F "
+            f"WHERE F._llm_dead AND NOT EXISTS (SELECT 1 FROM {review.quoted} AS R WHERE {same_key(key, 'R', 'F')})"
+        ),
+    ]
 
 
 def trials(tables: BigQueryTables) -> list[str]:

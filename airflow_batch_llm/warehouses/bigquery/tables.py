@@ -9,8 +9,8 @@ from __future__ import annotations
 import datetime as dt
 import re
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -20,7 +20,15 @@ from airflow_batch_llm.warehouses.base import Target
 from airflow_batch_llm.warehouses.bigquery.connection import Connection, Query, TableName
 from airflow_batch_llm.warehouses.bigquery.dialect import DIALECT
 from airflow_batch_llm.warehouses.bigquery.jobs import translated
-from airflow_batch_llm.warehouses.bigquery.sql import HIGHEST, LOWEST, BigQueryTables, Columns, trials
+from airflow_batch_llm.warehouses.bigquery.sql import (
+    HIGHEST,
+    LOWEST,
+    BigQueryTables,
+    Columns,
+    bound,
+    review_changes,
+    trials,
+)
 from airflow_batch_llm.warehouses.bigquery.types import existing_types, schema_field
 from airflow_batch_llm.warehouses.target import (
     Rules,
@@ -28,6 +36,7 @@ from airflow_batch_llm.warehouses.target import (
     refuse_rules,
     required_columns,
     shape_failures,
+    shape_reviews,
     shape_target,
 )
 
@@ -57,6 +66,8 @@ class TargetTables:
     answers: TableName
     failures: TableName
     staging: TableName  # of any table beside which others are staged
+    review: TableName | None = None
+    """The review table. Default: there is none."""
 
     def look(self) -> BigQueryTables:
         """Both tables with the columns that are written to them; a table that is missing has no columns."""
@@ -94,8 +105,28 @@ class TargetTables:
         self._refuse_partitioning(found[0])
         self._bring_to(self.answers)
         self._bring_to(self.failures)
-        self._try()
+        tables = self.look()
+        self._try(tables, trials(tables))
         self._try_staging()
+
+    def prepare_reviews(self) -> None:
+        """Bring the review table to its shape, or say why that cannot be. The other two have theirs."""
+        name = self.reviews()
+        self._refuse_names()
+        table = self.connection.table(name)
+        if table is not None and table.table_type != "TABLE":
+            raise TargetError(f"{table.reference} is a {table.table_type}, which cannot be written to.")
+        shape = shape_reviews(self.target, _types(table), DIALECT)
+        refuse_rules(replace(self.target, never_null=()), shape, _rules(table))
+        self._bring_to(name)
+        tables = self.look()
+        within = bound(self.target, "T", f"@{LOWEST}", f"@{HIGHEST}")
+        self._try(tables, review_changes(tables, name, within))
+
+    def reviews(self) -> TableName:
+        """Return the name of the review table of a target that has one."""
+        assert self.review is not None, "the stage keeps a review table"
+        return self.review
 
     def required_columns(self) -> frozenset[str]:
         """Return the carried columns that are REQUIRED in the target."""
@@ -121,8 +152,11 @@ class TargetTables:
             f"CREATE SCHEMA `{dataset}` OPTIONS(location=…), or ask for the right bigquery.datasets.get."
         )
 
+    def _written(self) -> list[TableName]:
+        return [name for name in (self.answers, self.failures, self.review) if name is not None]
+
     def _refuse_names(self) -> None:
-        for name in (self.answers, self.failures):
+        for name in self._written():
             if _FORBIDDEN_IN_TABLES.search(name.table) or len(name.table.encode()) > 1024:
                 raise TargetError(
                     f"BigQuery has no table named {name.table!r}: it takes letters, digits, _, - and blanks."
@@ -171,7 +205,8 @@ class TargetTables:
         """Create or extend a table. Others may do so at the same time: look again until nothing is left to do."""
         from google.api_core.exceptions import Conflict, PreconditionFailed
 
-        shape_of = shape_target if name == self.answers else shape_failures
+        shapes = {self.answers: shape_target, self.failures: shape_failures, self.review: shape_reviews}
+        shape_of = shapes[name]
         for _ in range(_ROUNDS):
             table = self.connection.table(name)
             shape = shape_of(self.target, _types(table), DIALECT)
@@ -205,10 +240,10 @@ class TargetTables:
         if self.target.cluster_by:
             table.clustering_fields = list(self.target.cluster_by)
 
-    def _try(self) -> None:
-        """Compile what a publish will run, on no rows."""
-        tables, location = self.look(), self.location()
-        for statement in trials(tables):
+    def _try(self, tables: BigQueryTables, statements: Sequence[str]) -> None:
+        """Compile statements that a run will run later."""
+        location = self.location()
+        for statement in statements:
             query = Query(
                 sql=statement,
                 doing="trying to write",
@@ -219,9 +254,9 @@ class TargetTables:
             complaint = self.connection.reads.complaint(query)
             if complaint is not None:
                 raise TargetError(
-                    f"Writing to {self.answers} and {self.failures} will not work: {complaint}. "
+                    f"Writing to {' and '.join(map(str, self._written()))} will not work: {complaint}. "
                     "The identity of the connection needs bigquery.jobs.create in the project, and "
-                    "bigquery.tables.getData and bigquery.tables.updateData on both tables."
+                    "bigquery.tables.getData and bigquery.tables.updateData on these tables."
                 )
 
     def _bound_parameters(self, tables: BigQueryTables) -> list[Any]:

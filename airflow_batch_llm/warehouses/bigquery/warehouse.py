@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import pyarrow as pa
 
@@ -24,11 +25,12 @@ from airflow_batch_llm.warehouses.bigquery.connection import (
     Query,
     TableName,
     query_parameters,
+    quoted,
 )
 from airflow_batch_llm.warehouses.bigquery.dialect import DIALECT
 from airflow_batch_llm.warehouses.bigquery.jobs import Work, content_label, digest, stem_of
 from airflow_batch_llm.warehouses.bigquery.known import KeyLookup
-from airflow_batch_llm.warehouses.bigquery.sql import publish_script, staged_schema
+from airflow_batch_llm.warehouses.bigquery.sql import publish_script, review_script, staged_schema
 from airflow_batch_llm.warehouses.bigquery.staging import StagingTable, content_of, staged_rows, write_file
 from airflow_batch_llm.warehouses.bigquery.tables import TargetTables
 from airflow_batch_llm.warehouses.dialect import full_name, is_same, tables_read
@@ -142,6 +144,34 @@ class BigQueryWarehouse:
         for part in parts:
             self._connection.drop(_staging_name(tables, part))
 
+    def prepare_reviews(self, target: Target) -> None:
+        """Shape the review table, and compile what a refresh will run."""
+        self._tables(target).prepare_reviews()
+
+    def refresh_reviews(self, target: Target) -> None:
+        """Change the review table in one transaction. Each refresh is a job of its own, one after the other."""
+        tables = self._tables(target)
+        review = tables.reviews()
+        content, location = uuid4().hex, tables.location()
+        labels = {**self._connection.labels(target), **content_label(content)}
+        self._connection.jobs.perform(
+            Work(
+                doing=f"refreshing {review}",
+                stem=stem_of("review", review),
+                content=content,
+                location=location,
+                submit=lambda job_id: self._submit(
+                    review_script(tables.look(), review), job_id, location, labels
+                ),
+            )
+        )
+
+    def read_reviews(self, target: Target) -> pa.RecordBatchReader:
+        """The rows that have a reviewer."""
+        listed = ", ".join(map(quoted, target.review_columns.names))
+        review = self._tables(target).reviews().quoted
+        return self.read(Source(sql=f"SELECT {listed} FROM {review} WHERE reviewed_by IS NOT NULL"))
+
     def close(self) -> None:
         """Close the clients; the next verb opens them again."""
         self._connection.close()
@@ -157,6 +187,7 @@ class BigQueryWarehouse:
             answers=answers,
             failures=self._connection.name(target.failures),
             staging=staging,
+            review=None if target.review is None else self._connection.name(target.review),
         )
 
     def _lookup(self, target: Target) -> KeyLookup:

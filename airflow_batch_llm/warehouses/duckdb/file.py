@@ -178,18 +178,18 @@ SELECT database_name AS table_catalog, schema_name AS table_schema, table_name, 
 
 def tables(connection: "DuckDBPyConnection", target: Target, *, with_rules: bool = False) -> Tables:
     """Both tables of a target as they are now. Their rules are read on request."""
-    found = [_table(connection, name) for name in (target.table, target.failures)]
-    if with_rules:
-        named = zip(found, (target.table, target.failures), strict=True)
-        found = [table and replace(table, rules=_rules(connection, name)) for table, name in named]
+    found = [table_of(connection, name, with_rules=with_rules) for name in (target.table, target.failures)]
     return Tables(target=found[0], failures=found[1])
 
 
-def _table(connection: "DuckDBPyConnection", name: str) -> Table | None:
+def table_of(connection: "DuckDBPyConnection", name: str, *, with_rules: bool = False) -> Table | None:
+    """Return a table as it is now, or None. Its rules are read on request."""
     columns = columns_of(connection, name)
     if columns is None:
         return None
-    return Table(columns=columns, unique=bool(_catalog(connection, _INDEXED, "table_name", name)))
+    unique = bool(_catalog(connection, _INDEXED, "table_name", name))
+    table = Table(columns=columns, unique=unique)
+    return replace(table, rules=_rules(connection, name)) if with_rules else table
 
 
 def columns_of(connection: "DuckDBPyConnection", name: str) -> dict[str, str] | None:

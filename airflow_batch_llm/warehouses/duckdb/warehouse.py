@@ -18,7 +18,7 @@ from airflow_batch_llm.warehouses.arrow import int64_array, plain_batch, typed
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Target
 from airflow_batch_llm.warehouses.dialect import full_name, is_same, tables_read
 from airflow_batch_llm.warehouses.duckdb.dialect import DIALECT
-from airflow_batch_llm.warehouses.duckdb.file import DuckDBFile, columns_of, refuse_view, tables
+from airflow_batch_llm.warehouses.duckdb.file import DuckDBFile, columns_of, refuse_view, table_of, tables
 from airflow_batch_llm.warehouses.place import Place
 from airflow_batch_llm.warehouses.publication import (
     Staged,
@@ -26,6 +26,7 @@ from airflow_batch_llm.warehouses.publication import (
     preparation,
     publication,
 )
+from airflow_batch_llm.warehouses.reviews import review_preparation, review_refresh, review_table, reviewed
 from airflow_batch_llm.warehouses.staging import StagedFiles, StagingBounds, StagingFolder, rows_of
 from airflow_batch_llm.warehouses.statements import Landing, Statements
 from airflow_batch_llm.warehouses.target import required_columns
@@ -157,6 +158,22 @@ class DuckDBWarehouse:
 
     def drop_loaded(self, target: Target, parts: Sequence[Part]) -> None:
         self._folder.remove(target, parts)
+
+    def prepare_reviews(self, target: Target) -> None:
+        name = review_table(target)
+        with self._file.translated(), self._transaction() as connection:
+            refuse_view(connection, name)
+            found = table_of(connection, name, with_rules=True)
+            for statement in review_preparation(target, found, self._statements):
+                connection.execute(statement)
+
+    def refresh_reviews(self, target: Target) -> None:
+        with self._file.translated(), self._transaction() as connection:
+            for statement in review_refresh(target, self._statements):
+                connection.execute(statement)
+
+    def read_reviews(self, target: Target) -> pa.RecordBatchReader:
+        return self.read(reviewed(target, self._statements))
 
     def release(self) -> None:
         for session in self._sessions:

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_batch_llm.errors import InputError, raise_alone
@@ -82,20 +81,24 @@ _KINDS = {
 
 def tables(cursor: "RawCursor[Any]", target: Target, *, with_rules: bool = False) -> Tables:
     """Both tables of a target as they are now. Their rules are read on request."""
-    found = [_table(cursor, name, target.key.names) for name in (target.table, target.failures)]
-    if with_rules:
-        named = zip(found, (target.table, target.failures), strict=True)
-        found = [table and replace(table, rules=_rules(cursor, name)) for table, name in named]
+    found = [
+        table_of(cursor, name, target.key.names, with_rules=with_rules)
+        for name in (target.table, target.failures)
+    ]
     return Tables(target=found[0], failures=found[1])
 
 
-def _table(cursor: "RawCursor[Any]", name: str, key: Sequence[str]) -> Table | None:
+def table_of(
+    cursor: "RawCursor[Any]", name: str, key: Sequence[str], *, with_rules: bool = False
+) -> Table | None:
+    """Return a table as it is now, or None. Its rules are read on request."""
     quoted = DIALECT.table(name)
     columns = dict(cursor.execute(_COLUMNS, [quoted]).fetchall())
     if not columns:
         return None
     indexes = [set(names) for (names,) in cursor.execute(_UNIQUE, [quoted]).fetchall()]
-    return Table(columns=columns, unique=set(key) in indexes)
+    rules = _rules(cursor, name) if with_rules else Rules()
+    return Table(columns=columns, unique=set(key) in indexes, rules=rules)
 
 
 def known_tables(cursor: "RawCursor[Any]", target: Target) -> Mapping[str, bool]:

@@ -29,7 +29,7 @@ from airflow_batch_llm.warehouses.dialect import PARAMETER, full_name, is_same, 
 from airflow_batch_llm.warehouses.place import Place
 from airflow_batch_llm.warehouses.postgres.dialect import DIALECT
 from airflow_batch_llm.warehouses.postgres.reads import PostgresRead, copy_rows
-from airflow_batch_llm.warehouses.postgres.tables import known_tables, refuse_malformed, tables
+from airflow_batch_llm.warehouses.postgres.tables import known_tables, refuse_malformed, table_of, tables
 from airflow_batch_llm.warehouses.publication import (
     Staged,
     landings,
@@ -38,6 +38,7 @@ from airflow_batch_llm.warehouses.publication import (
     staged_columns,
 )
 from airflow_batch_llm.warehouses.refusal import may_pass, translated
+from airflow_batch_llm.warehouses.reviews import review_preparation, review_refresh, review_table, reviewed
 from airflow_batch_llm.warehouses.staging import forgotten, is_staged_table, not_staged, run_token
 from airflow_batch_llm.warehouses.statements import Statements
 from airflow_batch_llm.warehouses.target import required_columns
@@ -195,6 +196,30 @@ class PostgresWarehouse:
         for part in parts:
             with self._transaction() as cursor:
                 cursor.execute(f"DROP TABLE IF EXISTS {', '.join(self._part_tables(target, part))}")
+
+    def prepare_reviews(self, target: Target) -> None:
+        with self._reviewing(target) as cursor:
+            found = table_of(cursor, review_table(target), target.key.names, with_rules=True)
+            for statement in review_preparation(target, found, self._statements):
+                cursor.execute(statement)
+
+    def refresh_reviews(self, target: Target) -> None:
+        with self._reviewing(target) as cursor:
+            for statement in review_refresh(target, self._statements):
+                cursor.execute(statement)
+
+    def read_reviews(self, target: Target) -> pa.RecordBatchReader:
+        return self.read(reviewed(target, self._statements))
+
+    @contextmanager
+    def _reviewing(self, target: Target) -> Iterator["RawCursor[Any]"]:
+        """A transaction that changes the review table, one at a time: two would add the same rows."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))",
+                [DIALECT.table(review_table(target))],
+            )
+            yield cursor
 
     def sweep(self, target: Target, before: datetime) -> int:
         home = self._staging_home(target)

@@ -39,6 +39,7 @@ DIALECT = SqlDialect(
     max_identifier=128,
     placeholder="%s",
     pads_text=True,
+    is_true="{} = 1",
     joins_sources=False,  # a subquery takes neither ORDER BY nor WITH
     catalogue=InformationSchema(
         current="SCHEMA_NAME()",

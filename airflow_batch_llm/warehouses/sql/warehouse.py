@@ -15,7 +15,7 @@ from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import BatchLLMError, InputError, SourceError, WarehouseBusy, WarehouseError
 from airflow_batch_llm.warehouses import find_dialect
 from airflow_batch_llm.warehouses.arrow import batches, plain_batch, record_batch, refuse_padded_keys
-from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Target, Warehouse
+from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, REVIEW_COLUMNS, Part, Target, Warehouse
 from airflow_batch_llm.warehouses.dialect import PARAMETER, full_name, is_same, tables_read
 from airflow_batch_llm.warehouses.place import Place
 from airflow_batch_llm.warehouses.publication import (
@@ -28,6 +28,7 @@ from airflow_batch_llm.warehouses.publication import (
 )
 from airflow_batch_llm.warehouses.refusal import may_pass, translated
 from airflow_batch_llm.warehouses.registration import AirflowConnection
+from airflow_batch_llm.warehouses.reviews import review_preparation, review_refresh, review_table, reviewed
 from airflow_batch_llm.warehouses.sql.catalogue import SqlDialect
 from airflow_batch_llm.warehouses.sql.types import described, told_from
 from airflow_batch_llm.warehouses.staging import forgotten, is_staged_table, not_staged, run_token
@@ -128,6 +129,24 @@ class SqlWarehouse:
             for part in parts:
                 for name in self._part_tables(target, part):
                     cursor.execute(f"DROP TABLE IF EXISTS {name}")
+
+    def prepare_reviews(self, target: Target) -> None:
+        name = review_table(target)
+        with self._transaction() as cursor:
+            found = self._table(cursor, name, target)
+            rules = self._dialect.catalogue.rules(partial(self._ask, cursor), self._dialect, name)
+            ruled = found and replace(found, rules=rules)
+            for statement in review_preparation(target, ruled, self._statements):
+                cursor.execute(statement)
+
+    def refresh_reviews(self, target: Target) -> None:
+        with self._transaction() as cursor:
+            for statement in review_refresh(target, self._statements):
+                cursor.execute(statement)
+
+    def read_reviews(self, target: Target) -> pa.RecordBatchReader:
+        source = reviewed(target, self._statements)
+        return self._stream(source.sql or "", None, pa.schema([*target.failure_origin, *REVIEW_COLUMNS]))
 
     def sweep(self, target: Target, before: datetime) -> int:
         where = self._staging_home(target)

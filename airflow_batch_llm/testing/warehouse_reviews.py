@@ -1,0 +1,200 @@
+"""The contract's cases about the review table. They are skipped for a warehouse that keeps none."""
+
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from airflow_batch_llm.core.answer import Answer
+from airflow_batch_llm.core.human_answer import HumanAnswerParser
+from airflow_batch_llm.core.output_type import OutputType
+from airflow_batch_llm.errors import TargetError
+from airflow_batch_llm.testing.staged_rows import (
+    START,
+    BenchDatabase,
+    at,
+    batch,
+    labels,
+    land,
+    part,
+    rows_of,
+)
+from airflow_batch_llm.warehouses.base import KeepsReviews, SharesFile, Target, Warehouse, answer_schema
+
+REVIEW = "labels__review"
+
+#: An answer with a column of each type that people fill.
+ANSWER = OutputType.of(
+    {
+        "type": "object",
+        "properties": {
+            "label": {"type": "string", "enum": ["billing", "bug"]},
+            "count": {"type": "integer"},
+            "score": {"type": "number"},
+            "price": {"type": "number", "format": "decimal", "maxDigits": 9, "decimalPlaces": 2},
+            "urgent": {"type": "boolean"},
+            "since": {"type": "string", "format": "date-time"},
+            "day": {"type": "string", "format": "date"},
+            "tags": {"type": "array", "items": {"type": "string"}},
+            "note": {"type": ["string", "null"]},
+        },
+        "required": ["label", "count", "score", "price", "urgent", "since", "day", "tags", "note"],
+    }
+)
+
+
+def reviewed_labels(**changes: Any) -> Target:
+    """A target whose dead rows are reviewed, with one carried column."""
+    return labels(**{"review": REVIEW, "carried": pa.schema([("subject", pa.string())]), **changes})
+
+
+def dead(key: int, **changes: Any) -> dict[str, Any]:
+    """A failure that is not asked again."""
+    return {
+        "id": key,
+        "subject": f"subject {key}",
+        "_llm_dead": True,
+        "_llm_error_code": "refusal",
+        **changes,
+    }
+
+
+class ReviewsDeadRows:
+    """The contract of `prepare_reviews`, `refresh_reviews` and `read_reviews`."""
+
+    @pytest.fixture
+    def reviews(self, warehouse: Warehouse) -> Any:
+        """The warehouse, as one that keeps a review table."""
+        if not isinstance(warehouse, KeepsReviews):
+            pytest.skip("it keeps no review table")
+        return warehouse
+
+    @pytest.fixture
+    def reviewing(self, reviews: Any) -> Any:
+        """The same with its three tables. What is made twice stays as it is."""
+        target = reviewed_labels()
+        reviews.prepare(target)
+        for _ in range(2):
+            reviews.prepare_reviews(target)
+        return reviews
+
+    def test_dead_rows_come_in_once_and_the_others_do_not(
+        self, database: BenchDatabase, reviewing: Any
+    ) -> None:
+        target = reviewed_labels()
+        land(reviewing, target, part(), [{"id": 1, "label": "bug"}], [dead(2), dead(3, _llm_dead=False)])
+
+        for _ in range(2):
+            reviewing.refresh_reviews(target)
+
+        (row,) = rows_of(database, REVIEW)
+        wanted = {
+            "id": 2,
+            "subject": "subject 2",
+            "label": None,
+            "reviewed_by": None,
+            "reviewed_at": None,
+            "_llm_outcome": "refused",
+            "_llm_error_code": "refusal",
+            "_llm_run_id": "run-1",
+            "_llm_input_hash": "input",
+            "_llm_spec_hash": "spec",
+        }
+        assert {name: row[name] for name in wanted} == wanted
+        assert reviewing.read_reviews(target).read_all().num_rows == 0
+
+    def test_a_row_leaves_once_its_key_is_answered_by_the_same_plan_or_a_later_one(
+        self, database: BenchDatabase, reviewing: Any
+    ) -> None:
+        target = reviewed_labels()
+        land(reviewing, target, part(), [{"id": 3, "label": "older"}])
+        failed = [dead(key, _llm_planned_at=at(10)) for key in (1, 2, 3)]
+        land(reviewing, target, part(1), [], failed)
+        reviewing.refresh_reviews(target)
+        assert [row["id"] for row in rows_of(database, REVIEW)] == [1, 2, 3]
+
+        answers = [
+            {"id": 1, "label": "bug", "_llm_planned_at": at(10)},
+            {"id": 2, "label": "bug", "_llm_planned_at": at(20)},
+        ]
+        land(reviewing, target, part(2), answers)
+        reviewing.refresh_reviews(target)
+
+        assert [row["id"] for row in rows_of(database, REVIEW)] == [3]
+
+    def test_a_row_without_a_reviewer_follows_its_failure(
+        self, database: BenchDatabase, reviewing: Any
+    ) -> None:
+        target = reviewed_labels()
+        land(reviewing, target, part(), [], [dead(1), dead(2), dead(3)])
+        reviewing.refresh_reviews(target)
+
+        later = {"_llm_planned_at": at(5), "_llm_input_hash": "another"}
+        land(reviewing, target, part(1), [], [dead(1, **later), dead(2, **later, _llm_dead=False)])
+        reviewing.refresh_reviews(target)
+
+        found = [(row["id"], row["_llm_input_hash"]) for row in rows_of(database, REVIEW)]
+        assert found == [(1, "another"), (3, "input")]
+
+    def test_a_row_with_a_reviewer_stays_as_it_is_until_it_is_answered(
+        self, database: BenchDatabase, reviews: Any
+    ) -> None:
+        target = reviewed_labels()
+        fill(database, target, [{"id": 1, "label": "bug", "reviewed_by": "ada"}])
+        reviews.prepare(target)
+        reviews.prepare_reviews(target)
+        land(reviews, target, part(), [], [dead(1, _llm_planned_at=at(5))])
+
+        reviews.refresh_reviews(target)
+
+        (row,) = rows_of(database, REVIEW)
+        assert (row["label"], row["reviewed_by"], row["_llm_input_hash"]) == ("bug", "ada", "input")
+        (read,) = reviews.read_reviews(target).read_all().to_pylist()
+        if isinstance(reviews, SharesFile):
+            reviews.release()
+        assert (read["id"], read["label"], read["_llm_planned_at"]) == (1, "bug", START)
+
+        land(reviews, target, part(1), [{"id": 1, "label": "bug"}])
+        reviews.refresh_reviews(target)
+
+        (row,) = rows_of(database, REVIEW)  # the failure of the later plan waits now
+        assert (row["label"], row["reviewed_by"], row["_llm_planned_at"]) == (None, None, at(5))
+
+    def test_what_people_fill_in_is_read_as_an_answer(self, database: BenchDatabase, reviews: Any) -> None:
+        target = reviewed_labels(answer=answer_schema(ANSWER.columns))
+        parser = HumanAnswerParser.of(ANSWER)
+        typed = parser.parse(
+            ("bug", 2**53 + 1, 0.5, 12.5, True, "2026-03-01T12:30:00Z", "2026-03-01", '["a","b"]', None)
+        )
+        assert isinstance(typed, Answer)
+        values = dict(zip(target.answer.names, typed.values, strict=True))
+        fill(database, target, [{"id": 1, "reviewed_by": "ada", "reviewed_at": at(7), **values}, {"id": 2}])
+        reviews.prepare(target)
+        reviews.prepare_reviews(target)
+
+        (row,) = reviews.read_reviews(target).read_all().to_pylist()
+
+        assert parser.parse([row[name] for name in target.answer.names]) == typed
+        assert (row["id"], row["reviewed_by"], row["reviewed_at"]) == (1, "ada", at(7))
+
+    def test_a_review_table_that_does_not_fit_is_refused(self, database: BenchDatabase, reviews: Any) -> None:
+        target = reviewed_labels()
+        database.make(REVIEW, pa.schema([("id", pa.int64()), ("reviewed_by", pa.int64())]), {})
+        reviews.prepare(target)
+
+        with pytest.raises(TargetError, match=f"{REVIEW} does not fit: reviewed_by"):
+            reviews.prepare_reviews(target)
+
+
+def fill(database: BenchDatabase, target: Target, rows: list[dict[str, Any]]) -> None:
+    """Make a review table with these rows, of which those with a reviewer are answered."""
+    told = {
+        "subject": "a subject",
+        "_llm_outcome": "refused",
+        "_llm_run_id": "run-1",
+        "_llm_input_hash": "input",
+        "_llm_spec_hash": "spec",
+        "_llm_planned_at": START,
+    }
+    filled = batch(target.review_columns, [{**told, **row} for row in rows])
+    database.seed(REVIEW, pa.Table.from_batches([filled]))

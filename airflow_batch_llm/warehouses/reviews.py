@@ -1,0 +1,117 @@
+"""The review table in SQL: the dead rows of the failures table, for people to answer. Pure text from quoted names.
+
+The table follows the two other tables by statements that may be repeated. They need nothing that is staged, so what a
+killed worker left undone is done by the next one.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from airflow_batch_llm.core.settings import Source
+from airflow_batch_llm.warehouses.base import Target
+from airflow_batch_llm.warehouses.dialect import Upsert
+from airflow_batch_llm.warehouses.publication import Table
+from airflow_batch_llm.warehouses.statements import PLANNED, Statements
+from airflow_batch_llm.warehouses.target import refuse_rules, shape_reviews
+
+#: What a new row of the review table takes from the failures table, besides the source's columns.
+TAKEN_OVER = (
+    "_llm_outcome",
+    "_llm_error_code",
+    "_llm_error_message",
+    "_llm_run_id",
+    "_llm_input_hash",
+    "_llm_spec_hash",
+    PLANNED,
+)
+
+
+#: A condition on the rows of the review table, which goes by the name that is given.
+_Condition = Callable[[str, Target, Statements], str]
+
+
+def review_table(target: Target) -> str:
+    """Return the name of the review table of a target that has one."""
+    assert target.review is not None, "the stage keeps a review table"
+    return target.review
+
+
+def review_preparation(target: Target, table: Table | None, statements: Statements) -> list[str]:
+    """DDL that gives the review table its shape, then statements that show whether it may be written."""
+    dialect = statements.dialect
+    shape = shape_reviews(target, None if table is None else table.columns, dialect)
+    if table is not None:
+        refuse_rules(replace(target, never_null=()), shape, table.rules)  # they are empty at first
+    unique = dialect.upsert in (Upsert.ON_CONFLICT, Upsert.ON_DUPLICATE_KEY)
+    created = [statements.create(target, shape.table, shape.columns, unique=unique)] if shape.create else []
+    return [
+        *created,
+        *statements.add_columns(shape.table, shape.add),
+        *statements.probe(shape.table, shape.columns.names, target.key.names[0]),
+    ]
+
+
+def review_refresh(target: Target, statements: Statements) -> list[str]:
+    """Statements for one transaction: drop what is answered, drop what has changed, add what is dead."""
+    return [
+        _delete(target, _is_answered, statements),
+        _delete(target, _has_changed, statements),
+        _add(target, statements),
+    ]
+
+
+def reviewed(target: Target, statements: Statements) -> Source:
+    """The rows that have a reviewer, as a source."""
+    q = statements.dialect.quote
+    listed = q(*target.review_columns.names)
+    table = statements.dialect.table(review_table(target))
+    return Source(
+        sql=f"SELECT {listed} FROM {table} WHERE {q('reviewed_by')} IS NOT NULL", key=tuple(target.key.names)
+    )
+
+
+def _delete(target: Target, condition: _Condition, statements: Statements) -> str:
+    """DELETE of the review table's rows that fulfil a condition."""
+    dialect, key = statements.dialect, target.key.names
+    table = dialect.table(review_table(target))
+    if dialect.upsert is not Upsert.DELETE_KEYS_INSERT:
+        return f"DELETE FROM {table} WHERE {condition(table, target, statements)}"
+    keys = ", ".join(f"r.{dialect.quote(name)}" for name in key)
+    found = f"SELECT {keys} FROM {table} AS r WHERE {condition('r', target, statements)}"
+    return f"DELETE FROM {table} WHERE ({dialect.quote(*key)}) IN ({found})"
+
+
+def _is_answered(review: str, target: Target, statements: Statements) -> str:
+    table, planned = statements.dialect.table(target.table), statements.dialect.quote(PLANNED)
+    return (
+        f"EXISTS (SELECT 1 FROM {table} AS h WHERE {statements.same(target.key.names, 'h', review)} "
+        f"AND h.{planned} >= {review}.{planned})"
+    )
+
+
+def _has_changed(review: str, target: Target, statements: Statements) -> str:
+    """Nobody has answered the row, and its failure is gone, no longer dead, or one of a later plan."""
+    q = statements.dialect.quote
+    return (
+        f"{review}.{q('reviewed_by')} IS NULL AND NOT EXISTS "
+        f"(SELECT 1 FROM {statements.dialect.table(target.failures)} AS f "
+        f"WHERE {statements.same(target.key.names, 'f', review)} AND {_dead(statements)} "
+        f"AND f.{q(PLANNED)} = {review}.{q(PLANNED)})"
+    )
+
+
+def _add(target: Target, statements: Statements) -> str:
+    """INSERT of the dead rows that the review table does not have."""
+    dialect = statements.dialect
+    table = dialect.table(review_table(target))
+    names = [*target.failure_origin.names, *TAKEN_OVER]
+    chosen = ", ".join(f"f.{dialect.quote(name)}" for name in names)
+    return (
+        f"INSERT INTO {table} ({dialect.quote(*names)}) SELECT {chosen} FROM {dialect.table(target.failures)} AS f "
+        f"WHERE {_dead(statements)} AND NOT EXISTS "
+        f"(SELECT 1 FROM {table} AS r WHERE {statements.same(target.key.names, 'r', 'f')})"
+    )
+
+
+def _dead(statements: Statements) -> str:
+    return statements.dialect.is_true.format(f"f.{statements.dialect.quote('_llm_dead')}")
