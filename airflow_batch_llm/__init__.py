@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from airflow_batch_llm.core.output_type import Embedding
     from airflow_batch_llm.core.report import Report
-    from airflow_batch_llm.core.settings import Guards, Only, Pace, Request, Route, Shape, Source, Stage
+    from airflow_batch_llm.core.settings import (
+        Escalation,
+        Guards,
+        Only,
+        Pace,
+        Request,
+        Route,
+        Shape,
+        Source,
+        Stage,
+    )
     from airflow_batch_llm.providers import connect
     from airflow_batch_llm.providers.base import Access
     from airflow_batch_llm.stage.drive import Progress, complete
@@ -23,6 +33,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Access",
     "Embedding",
+    "Escalation",
     "Finished",
     "Guards",
     "Only",
@@ -45,6 +56,7 @@ __all__ = [
 _HOMES = {
     "Access": "providers.base",
     "Embedding": "core.output_type",
+    "Escalation": "core.settings",
     "Finished": "stage.land.finishing",
     "Guards": "core.settings",
     "Only": "core.settings",

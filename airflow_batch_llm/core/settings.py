@@ -27,6 +27,8 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs, ErrorDetails
 
+from airflow_batch_llm.core.escalation import Rule
+from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.errors import InputError
 
 RowFunction = Callable[[Mapping[str, object]], str]
@@ -305,6 +307,43 @@ def _route_name(name: str) -> str:
 RouteName = Annotated[str, AfterValidator(_route_name)]
 
 
+def _outcome_names(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set | frozenset) else names(value)
+
+
+def _escalates(outcome: Outcome) -> Outcome:
+    if outcome in (Outcome.SUCCEEDED, Outcome.CANCELED):
+        raise ValueError(f"holds {outcome.value}, after which no row goes on; use `below` or `left` instead")
+    return outcome
+
+
+FailureName = Annotated[Outcome, AfterValidator(_escalates)]
+
+
+@dataclass(frozen=True, kw_only=True, config=_CONFIG)
+class Escalation(Settings):
+    """Ask some rows again by another route: after failures, after answers with a low number, or before the time is over."""
+
+    to: str
+    """The name of the route that the rows take next. `default` is the stage's own."""
+    of: Names = ()
+    """The routes whose rows go on. Default: all but `to`."""
+    on: Annotated[Sequence[FailureName], BeforeValidator(_outcome_names)] = ()
+    """Outcomes such as `invalid` or `refused`, once a row's attempts on its route are spent. Default: none."""
+    below: Mapping[str, float] = field(default_factory=dict)
+    """Columns of the answer and numbers: `{"confidence": 0.7}`. NULL is below every number. Default: none."""
+    left: Span = None
+    """The time before the run's end at which batches are cancelled and their open rows go on. Default: never."""
+
+    def __post_init__(self) -> None:
+        if not self.on and not self.below and self.left is None:
+            raise InputError(f"The escalation to {self.to} never happens. Give it on, below or left.")
+        if self.to in self.of:
+            raise InputError(
+                f"The escalation to {self.to} is one of its own rows (of). Name other routes in of."
+            )
+
+
 @plain_dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """The rows to read: a SELECT statement, or a whole table by name. Neither of the two: files."""
@@ -351,6 +390,8 @@ class Stage(Settings):
     """The source's column that names each row's route. NULL: the stage's own model and way. Default: none."""
     route: RouteFunction | None = None
     """A function of the row that names its route, or returns None for the stage's own. Python only. Default: none."""
+    escalate: Sequence[Escalation] = ()
+    """Reasons to ask a row again by another route. The first that fits counts. Default: none."""
     max_rows: RowLimit = None
     """The most rows that one run sends. Default: no limit."""
     max_cost_usd: Dollars = 25.0
@@ -383,6 +424,15 @@ class Stage(Settings):
             raise InputError(
                 f"{chooser} is given and routes is empty. Name the routes: routes={{'urgent': Route(way='now')}}."
             )
+        known = (OWN_ROUTE, *self.routes)
+        for name in {name for one in self.escalate for name in (one.to, *one.of)} - set(known):
+            raise InputError(
+                f"escalate names {name!r}, which is no route. The routes are {', '.join(known)}."
+            )
+        if self.shape.write_mode is WriteMode.APPEND and any(one.below for one in self.escalate):
+            raise InputError(
+                "write_mode='append' keeps the first answer of a row beside the next. Leave out `below`, or merge."
+            )
         if self.shape.failures_target == self.target:
             raise InputError(
                 f"failures_target is the target, {self.target}. Failures need a table of their own."
@@ -406,6 +456,20 @@ class Stage(Settings):
     def model(self) -> str:
         """The model's name, as the provider knows it."""
         return self.model_id.partition(":")[2]
+
+    def rules(self) -> tuple[Rule, ...]:
+        """Return what `escalate` says, with every route named."""
+        known = (OWN_ROUTE, *self.routes)
+        return tuple(
+            Rule(
+                to=one.to,
+                of=tuple(one.of) or tuple(name for name in known if name != one.to),
+                on=tuple(one.on),
+                below=one.below,
+                left=seconds(one.left),
+            )
+            for one in self.escalate
+        )
 
     def under(self, route: Route) -> "Stage":
         """Return the stage as it is for the rows of a route."""

@@ -11,6 +11,7 @@ from airflow.sdk import Context
 
 from airflow_batch_llm.core.prompt import compile_prompt, identity
 from airflow_batch_llm.core.settings import (
+    Escalation,
     Guards,
     Only,
     Pace,
@@ -73,6 +74,7 @@ class LLMTransformOperator(RunOperator):
     :param routes: other models, or other ways to ask, by name: ``{"urgent": Route(way="now")}``
     :param route_column: the source's column that names each row's route; NULL for the stage's own model and way
     :param route: instead, a function of the row that returns the name of its route, or None
+    :param escalate: reasons to ask a row again by another route: ``[Escalation(to="strong", on={"invalid"})]``
     :param only: which rows are asked about: those that are new or have changed (``changed``), also those that an older
         prompt has answered (``outdated``), only those without an answer (``new``), or ``all``
     :param max_rows: the most rows that one run sends; None for no limit
@@ -129,6 +131,7 @@ class LLMTransformOperator(RunOperator):
         routes: Mapping[str, Route | Mapping[str, Any]] | None = None,
         route_column: str | None = None,
         route: RouteFunction | None = None,
+        escalate: Sequence[Escalation | Mapping[str, Any]] = (),
         only: str = Only.CHANGED,
         max_rows: int | str | None = None,
         max_cost_usd: float | str | None = None,
@@ -166,6 +169,7 @@ class LLMTransformOperator(RunOperator):
         }
         self.route_column = route_column
         self.route = route
+        self.escalate = [_group(Escalation, given, "escalate") for given in escalate]
         self.only = choice("only", only, Only)
         self.max_rows = max_rows
         self.max_cost_usd = max_cost_usd
@@ -220,6 +224,7 @@ class LLMTransformOperator(RunOperator):
             routes={name: self._rendered(route, context) for name, route in self.routes.items()},
             route_column=self.route_column,
             route=self.route,
+            escalate=self.escalate,
             only=Only(self.only),
             max_rows=self.max_rows,  # type: ignore[arg-type]  # a template renders to text, which the stage reads
             max_cost_usd=self._budget(),

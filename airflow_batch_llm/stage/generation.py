@@ -3,7 +3,7 @@
 It needs neither the source nor the prompt: a worker with the run folder, the provider and the target can go on.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +13,12 @@ from typing import NoReturn
 
 import orjson
 
+from airflow_batch_llm.core.escalation import batches_until
 from airflow_batch_llm.core.printing import counted, verb
 from airflow_batch_llm.core.settings import Pace, seconds
 from airflow_batch_llm.core.waiting import CANCEL_GRACE_SECONDS, Watch
 from airflow_batch_llm.errors import DeadlinePassed, ProviderError, Unavailable, WarehouseError
+from airflow_batch_llm.stage.land.affording import Purse
 from airflow_batch_llm.stage.land.finishing import Finished, Finisher
 from airflow_batch_llm.stage.land.followup import FollowUp
 from airflow_batch_llm.stage.parts import Parts
@@ -168,30 +170,35 @@ class Generation:
         if known is not None:
             return Plan.from_json(known)
         landed = {shard.number: read_landed(self.folder, shard.number) for shard in last.shards}
-        requests = sum(len(one.again) for one in landed.values())
-        if not requests or self.parts.clock() > deadline - (seconds(self.pace.min_round_time) or 0.0):
+        is_late = self.parts.clock() >= batches_until(last.rules, deadline)
+        following = FollowUp(parts=self.parts, folder=self.folder, scratch=scratch, is_late=is_late)
+        wanted = self._in_time(last, following.wanted(last, landed), deadline)
+        allowed = self._affordable(rounds, wanted) if any(wanted.values()) else wanted
+        if not any(allowed.values()):
             return None
-        if not self._affordable(rounds, requests):
-            return None
-        self.parts.log(
-            f"Round {last.round + 1}: {counted(requests, 'request')} {verb(requests, 'is', 'are')} asked again."
-        )
-        return FollowUp(parts=self.parts, folder=self.folder, scratch=scratch).plan(last, landed)
+        for name, requests in allowed.items():
+            if requests:
+                by = f" by the route {name}" if last.is_routed else ""
+                told = f"{counted(requests, 'request')} {verb(requests, 'is', 'are')} asked again{by}."
+                self.parts.log(f"Round {last.round + 1}: {told}")
+        return following.plan(last, landed, allowed)
 
-    def _affordable(self, rounds: list[Plan], requests: int) -> bool:
-        """Return whether this many more requests, at the price of those so far, stay within the budget."""
-        most = self.first.limits.max_cost_usd
-        if most is None:
-            return True
-        paid = spent(self.folder, _numbers(rounds))
-        sent = sum(plan.requests for plan in rounds)
-        if paid + requests * paid / max(1, sent) <= most:
-            return True
-        self.parts.warn(
-            f"{counted(requests, 'request')} {verb(requests, 'is', 'are')} not asked again:"
-            f" ${paid:,.2f} of ${most:g} are spent."
-        )
-        return False
+    def _in_time(self, last: Plan, wanted: Mapping[str, int], deadline: float) -> dict[str, int]:
+        """Return the requests for which there is time: a batch needs more than an answer in real time."""
+        now, batches_end = self.parts.clock(), deadline - (seconds(self.pace.min_round_time) or 0.0)
+        ends = {name: deadline if last.base(name).way.in_real_time else batches_end for name in wanted}
+        return {name: requests if now <= ends[name] else 0 for name, requests in wanted.items()}
+
+    def _affordable(self, rounds: list[Plan], wanted: Mapping[str, int]) -> dict[str, int]:
+        """Return the requests of each route that stay within the budget, at the price of those so far."""
+        purse = Purse.of(self.folder, rounds)
+        allowed = purse.allowed(wanted)
+        for name, requests in allowed.items():
+            if left_out := wanted[name] - requests:
+                self.parts.warn(
+                    f"{counted(left_out, 'request')} {verb(left_out, 'is', 'are')} not asked again: {purse.told(name)}"
+                )
+        return allowed
 
     def _give_up_late(self, current: Round, still: OpenRound, deadline: float) -> None:
         """Land what there is, and say so."""
@@ -212,6 +219,9 @@ class Generation:
 
     def _pause(self, still: OpenRound, rounds: Sequence[Plan], deadline: float) -> Pause:
         wake_at = still.wake_at
+        given_up = batches_until(rounds[-1].rules, deadline)
+        if self.parts.clock() < given_up < deadline:  # then a worker is to cancel them
+            wake_at = given_up if wake_at is None else min(wake_at, given_up)
         if not still.batch_ids and wake_at is None:
             wake_at = self.parts.clock() + _LOOK_AGAIN_SECONDS
         watch = Watch(

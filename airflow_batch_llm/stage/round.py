@@ -12,6 +12,7 @@ from pathlib import Path
 
 import orjson
 
+from airflow_batch_llm.core.escalation import batches_until
 from airflow_batch_llm.core.journal import (
     Ask,
     Done,
@@ -92,6 +93,7 @@ class Round:
             return self._unseen(error)
         with self._hurrying():
             self._sweep()
+            self._give_up_batches()
         self._land(self._moves())
         moves = self._moves() | self._submit() | self._ask() | waits
         self._land(moves)
@@ -195,6 +197,26 @@ class Round:
                 f"The answers of batch {batch_id}, created by mishap, cannot serve: {error.in_full}"
             )
 
+    def _give_up_batches(self) -> None:
+        """Cancel the batches whose open rows are to take another route before the time is over."""
+        if self.parts.clock() < batches_until(self.plan.rules, self.deadline):
+            return
+        done = self.folder.cancelled()
+        running = [
+            batch_id
+            for batch_id, (shard, _) in self._running().items()
+            if batch_id not in done
+            and self.plan.course(shard, is_late=True).when_late(self.plan.route(shard).name)
+        ]
+        for batch_id in running:
+            self.parts.provider.cancel(batch_id)
+        if running:
+            self.folder.add_cancelled(running, self.parts.clock(), self.parts.by)
+            self.parts.log(
+                f"{counted(len(running), 'batch')} {verb(len(running), 'is', 'are')} cancelled, since the time is nearly"
+                " over. What they have answered lands, and the other rows take another route."
+            )
+
     def _land(self, moves: dict[int, Move]) -> None:
         collector = self._collector
         for shard, standing in self._standings():
@@ -253,6 +275,7 @@ class Round:
             return None
         standings = self._standings()
         began = [standing.batch.at for _, standing in standings if standing.batch is not None]
+        began += [record["at"] for record in self.folder.cancellations() if self.plan.rules]  # they end soon
         return OpenRound(
             batch_ids=tuple(move.batch_id for move in waits if move.batch_id),
             since=max(began, default=0.0),
@@ -315,7 +338,13 @@ class Round:
 
     @cached_property
     def _collector(self) -> Collector:
-        return Collector(parts=self.parts, folder=self.folder, plan=self.plan, scratch=self.scratch)
+        return Collector(
+            parts=self.parts,
+            folder=self.folder,
+            plan=self.plan,
+            scratch=self.scratch,
+            deadline=self.deadline,
+        )
 
     @cached_property
     def _sweeper(self) -> Sweeper:

@@ -4,12 +4,12 @@ import orjson
 
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.report import Report
-from airflow_batch_llm.stage.records.standings import ShardResult
+from airflow_batch_llm.stage.records.standings import Again, ShardResult
 from tests.stage.world import Bench
 
 LANDED = ShardResult(
     report=Report(outcomes={Outcome.SUCCEEDED: 3, Outcome.INVALID: 1}, attempts={1: 4}, batches=2),
-    again=((2, Outcome.INVALID),),
+    again=(Again(2, Outcome.INVALID, "schema_mismatch", "strong"),),
     again_rows={Outcome.INVALID: 1},
     samples=["7"],
     batches=["one", "two"],

@@ -31,13 +31,13 @@ def routed(bench: Bench) -> dict[str, object]:
     return {"routes": {"urgent": Route(way="now"), "strong": Route(model_id=strong)}, "route_column": "how"}
 
 
-def billed(bench: Bench, way: Way) -> float:
+def billed(bench: Bench, way: str) -> float:
     """Return the dollars for what the vendor charges by one way."""
     total = 0.0
     for model, used in bench.world.ledger()["ways"][way]["by_model"].items():
         usage = Usage(input_tokens=used["input"], output_tokens=used["output"])
         total += float(
-            PriceList.of(bench.world.provider_name, model, {}, at=time.time()).by(way).cost(usage) or 0
+            PriceList.of(bench.world.provider_name, model, {}, at=time.time()).by(Way(way)).cost(usage) or 0
         )
     return total
 

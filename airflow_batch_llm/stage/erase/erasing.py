@@ -301,12 +301,12 @@ class RunErasure:
         landed = ShardResult.from_json(data)
         gone = requests.get(number, {})
         again_rows = dict(landed.again_rows)
-        for request, outcome in landed.again:
+        for request, outcome, *_ in landed.again:
             if request in gone:
                 again_rows[outcome] -= gone[request]
         without = replace(
             landed,
-            again=[(request, outcome) for request, outcome in landed.again if request not in gone],
+            again=[one for one in landed.again if one.request not in gone],
             again_rows={outcome: rows for outcome, rows in again_rows.items() if rows},
             samples=[sample for sample in landed.samples if sample not in samples],
             words={} if number in requests else landed.words,

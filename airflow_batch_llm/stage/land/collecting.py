@@ -3,6 +3,7 @@
 Each step leaves a record and may be repeated. With the raw lines kept, landing again needs no provider.
 """
 
+import math
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import orjson
 
+from airflow_batch_llm.core.escalation import Course, batches_until
 from airflow_batch_llm.core.journal import Entry, RecordKind, Standing, Wait
 from airflow_batch_llm.core.model import BatchStatus, Outcome, Usage
 from airflow_batch_llm.core.printing import counted, share
@@ -30,7 +32,7 @@ from airflow_batch_llm.stage.land.landing import (
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.payloads import fetch_keys, fetch_unsendable
-from airflow_batch_llm.stage.records.plan import Plan, PlannedRoute, PlannedShard
+from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.records.standings import ShardResult
 from airflow_batch_llm.warehouses.base import Part
 
@@ -95,6 +97,7 @@ class Collector:
     folder: RunFolder
     plan: Plan
     scratch: Path
+    deadline: float = math.inf
 
     @cached_property
     def _gatherer(self) -> Callable[[int], ResultReader]:
@@ -183,9 +186,9 @@ class Collector:
         answers, failures = (
             self.scratch / f"{shard.number:04d}.{kind}.arrow" for kind in ("answers", "failures")
         )
-        tally = RowWriter(
-            self.plan.target, self._stamp(shard.number, self.plan.route(shard), standing), gathered.judged
-        ).write(keys, answers, failures)
+        tally = RowWriter(self.plan.target, self._stamp(shard, standing), gathered.judged).write(
+            keys, answers, failures
+        )
         part = self.part(shard.number)
         with landed_rows(answers) as good, landed_rows(failures) as bad:
             self.parts.target.load(self.plan.target, part, good, bad)
@@ -197,7 +200,7 @@ class Collector:
         """Stage the rows that could not be sent as failures. They are a part of their own, numbered 0."""
         keys = self.scratch / f"{self.plan.nonce}-0000.keys.parquet"
         fetch_unsendable(self.folder, self.plan, keys)
-        stamp = self._stamp(0, self.plan.routes[0], Standing())
+        stamp = self._stamp(None, Standing())
         with (
             parquet_reader(keys) as rows,
             unsendable_failures(rows, self.plan.target, stamp) as failures,
@@ -254,19 +257,24 @@ class Collector:
             shard.requests, outcome, RowFailure(code=code, message=reason, retryable=False)
         )
 
-    def _stamp(self, number: int, route: PlannedRoute, standing: Standing) -> Bookkeeping:
+    def _stamp(self, shard: PlannedShard | None, standing: Standing) -> Bookkeeping:
+        """Return what is the same for the rows of a shard. None: rows that could not be sent."""
+        route = self.plan.routes[0] if shard is None else self.plan.route(shard)
+        is_late = self.parts.clock() >= batches_until(self.plan.rules, self.deadline)
         return Bookkeeping(
             run_id=self.folder.run_id,
-            shard=number,
+            shard=0 if shard is None else shard.number,
             spec_hash=route.spec_hash,
             model=route.call.model,
             route=route.name,
             planned_at=self.plan.planned_at,
             processed_at=self.parts.clock(),
             max_attempts=self.plan.limits.max_attempts,
-            tries=self.plan.round,
+            tries=self.plan.round - (1 if shard is None else shard.since) + 1,
             raw_excerpt=self.plan.limits.raw_excerpt,
             rejected=standing.ended is None,
+            course=Course() if shard is None else self.plan.course(shard, is_late=is_late),
+            answered=shard is not None and shard.answered,
         )
 
     def _keys(self, shard: PlannedShard) -> Path:

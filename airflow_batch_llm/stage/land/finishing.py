@@ -84,7 +84,7 @@ class Finisher:
             Registers(workspace=self.parts.workspace).add_loose(self.first.provider, self.folder)
         strays = read_strays(self.folder, shards)
         report = replace(
-            _summed(self.first, landed) + reported(strays),
+            _summed(rounds, landed) + reported(strays),
             estimate=self.first.forecast(),
             reviewed=self.folder.count_reviewed(),
         )
@@ -201,20 +201,36 @@ def _words(landed: Sequence[ShardResult]) -> list[str]:
     return [f"{code}: {words}" for code, words in list(said.items())[:_REFUSALS]]
 
 
-def _summed(first: Plan, landed: Sequence[Sequence[ShardResult]]) -> Report:
+def _summed(rounds: Sequence[Plan], landed: Sequence[Sequence[ShardResult]]) -> Report:
+    first = rounds[0]
     unsendable = first.why.get(Reason.UNSENDABLE, 0)
     total = Report(
         why=first.why,
         outcomes={Outcome.ERRORED: unsendable} if unsendable else {},
         codes=first.problems,
     )
-    for number, shards in enumerate(landed):
-        for one in shards:
-            asked_again = number + 1 < len(landed)
-            replaced: Counter[Outcome] = Counter(one.again_rows if asked_again else {})
-            codes = Counter(one.report.codes) - Counter(one.again_codes if asked_again else {})
-            total += replace(one.report, replaced=replaced, codes=codes)
+    for shards, following in zip(landed, [*rounds[1:], None], strict=True):
+        replaced, replaced_codes = _replaced(shards, following)
+        summed = sum((one.report for one in shards), Report())
+        codes = Counter(summed.codes) - replaced_codes
+        total += replace(summed, replaced=replaced, codes=codes)
     return total
+
+
+def _replaced(shards: Sequence[ShardResult], following: Plan | None) -> tuple[Counter[Outcome], Counter[str]]:
+    """Return the rows of a round that the next one asks again, by outcome and by error code."""
+    if following is None:
+        return Counter(), Counter()
+    if following.replaces is not None:
+        outcomes = {Outcome(name): count for name, count in following.replaces["outcomes"].items()}
+        return Counter(outcomes), Counter(following.replaces["codes"])
+    # An earlier release has asked again whatever was worth it.
+    rows: Counter[Outcome] = Counter()
+    codes: Counter[str] = Counter()
+    for one in shards:
+        rows.update(one.again_rows)
+        codes.update(one.again_codes)
+    return rows, codes
 
 
 def _batch_ids(shards: Sequence[tuple[PlannedShard, Standing]]) -> tuple[str, ...]:

@@ -4,16 +4,18 @@ Their lines are taken out of the shard files as they were sent, so no source is 
 """
 
 import secrets
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from airflow_batch_llm.core.model import Outcome
+from airflow_batch_llm.core.model import Outcome, Way
 from airflow_batch_llm.core.request import ShardBounds, custom_id
 from airflow_batch_llm.core.selection import after_failure
 from airflow_batch_llm.providers.lines import split_lines
@@ -22,14 +24,32 @@ from airflow_batch_llm.stage.plan.shard_files import ShardWriter
 from airflow_batch_llm.stage.plan.spool import ATTEMPTS, REQUEST
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.payloads import fetch_keys, fetch_requests
-from airflow_batch_llm.stage.records.plan import Plan, PlannedRoute, PlannedShard, new_run_token
-from airflow_batch_llm.stage.records.standings import ShardResult
+from airflow_batch_llm.stage.records.plan import Plan, PlannedShard, new_run_token
+from airflow_batch_llm.stage.records.standings import Again, ShardResult
 from airflow_batch_llm.warehouses.arrow import binary_array
 
 #: A truncated answer is asked for again with this many times the tokens.
 TOKEN_CAP_FACTOR = 2
 
 _PROMPTS_AT_ONCE = 100
+
+
+class _Course(NamedTuple):
+    """What the requests of a shard have in common: those that differ in it go into shards of their own."""
+
+    route: str
+    max_tokens: int | None
+    before: tuple[str, ...]
+    since: int
+    answered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """A shard, and those of its requests that are asked again, with what became of them."""
+
+    shard: PlannedShard
+    requests: dict[int, Again] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,48 +59,97 @@ class FollowUp:
     parts: Parts
     folder: RunFolder
     scratch: Path
+    is_late: bool = False
+    """Batches are given up: what would be asked in one takes another route, if there is a rule for that."""
 
-    def plan(self, last: Plan, landed: dict[int, ShardResult]) -> Plan | None:
+    def wanted(self, last: Plan, landed: Mapping[int, ShardResult]) -> dict[str, int]:
+        """Return the number of requests that the next round would ask, by the name of their route."""
+        return dict(
+            Counter(
+                self._next(last, shard, one) for shard in last.shards for one in landed[shard.number].again
+            )
+        )
+
+    def plan(
+        self, last: Plan, landed: Mapping[int, ShardResult], allowed: Mapping[str, int] | None = None
+    ) -> Plan | None:
         """Plan and freeze the next round, or return the plan of the first planner.
 
-        Returns None if no row is to be asked again.
+        `allowed` bounds the number of requests of a route. Returns None if no row is to be asked again.
         """
         known = self.folder.read_plan(last.round + 1)
-        if known is None and any(one.again for one in landed.values()):
-            self.folder.create_plan(self._extend(last, landed).to_json(), last.round + 1)
+        if known is None and (groups := self._groups(last, landed, allowed or {})):
+            self.folder.create_plan(self._extend(last, groups).to_json(), last.round + 1)
             known = self.folder.read_plan(last.round + 1)
         return Plan.from_json(known) if known is not None else None
 
-    def _extend(self, last: Plan, landed: dict[int, ShardResult]) -> Plan:
+    def _next(self, last: Plan, shard: PlannedShard, one: Again) -> str:
+        """Return the name of the route that a request takes next."""
+        name = one.to or last.route(shard).name
+        if self.is_late and last.base(name).way is Way.BATCH:
+            return last.course(shard, is_late=True).when_late(name) or name
+        return name
+
+    def _groups(
+        self, last: Plan, landed: Mapping[int, ShardResult], allowed: Mapping[str, int]
+    ) -> dict[_Course, list[_Chosen]]:
+        """Return the requests that are asked again, by their course and in their order."""
+        left = dict(allowed)
+        groups: dict[_Course, list[_Chosen]] = {}
+        for shard in last.shards:
+            for one in landed[shard.number].again:
+                course = self._course(last, shard, one)
+                if course.route in left:
+                    if not left[course.route]:
+                        continue
+                    left[course.route] -= 1
+                chosen = groups.setdefault(course, [])
+                if not chosen or chosen[-1].shard is not shard:
+                    chosen.append(_Chosen(shard))
+                chosen[-1].requests[one.request] = one
+        return groups
+
+    def _course(self, last: Plan, shard: PlannedShard, one: Again) -> _Course:
+        own, name = last.route(shard).name, self._next(last, shard, one)
+        if name == own:
+            most = last.route(shard).call.max_tokens
+            if most is not None and one.outcome is Outcome.TRUNCATED:
+                most *= TOKEN_CAP_FACTOR
+            return _Course(name, most, shard.before, shard.since, shard.answered)
+        answered = shard.answered or one.outcome is Outcome.SUCCEEDED
+        most = last.base(name).call.max_tokens
+        return _Course(name, most, (*shard.before, own), last.round + 1, answered)
+
+    def _extend(self, last: Plan, groups: Mapping[_Course, list[_Chosen]]) -> Plan:
         nonce = secrets.token_hex(5)
-        routes = (*last.routes, *(_raised(route) for route in last.routes))
         draft = replace(
             last,
             round=last.round + 1,
             nonce=nonce,
             run_token=new_run_token(nonce, last.round + 1),
-            routes=routes,
             planned_by=self.parts.by.to_json(),
+            shards=(),
         )
-        shards: tuple[PlannedShard, ...] = ()
+        outcomes: Counter[str] = Counter()
+        codes: Counter[str] = Counter()
         number = max(shard.number for shard in last.shards) + 1
-        for route in range(len(routes)):
-            written = self._write(last, draft, landed, route, number)
-            shards += written
-            number += len(written)
-        return replace(draft, shards=shards)
+        for course, chosen in groups.items():
+            draft, route = _with_route(draft, course)
+            written = self._write(last, draft, chosen, route, number)
+            shards = tuple(
+                replace(shard, before=course.before, since=course.since, answered=course.answered)
+                for shard in written
+            )
+            draft = replace(draft, shards=(*draft.shards, *shards))
+            number += len(shards)
+            for one in chosen:
+                self._count_replaced(last, one, outcomes, codes)
+        return replace(draft, replaces={"outcomes": dict(outcomes), "codes": dict(codes)})
 
     def _write(
-        self, last: Plan, draft: Plan, landed: dict[int, ShardResult], route: int, number: int
+        self, last: Plan, draft: Plan, chosen: list[_Chosen], route: int, number: int
     ) -> tuple[PlannedShard, ...]:
         """The shards of one route: requests keep their order, and their rows stay with them."""
-        chosen = [
-            _Chosen(shard, wanted)
-            for shard in last.shards
-            if (wanted := _wanted(shard, landed, route, len(last.routes)))
-        ]
-        if not chosen:
-            return ()
         writer = ShardWriter(
             folder=self.folder,
             scratch=self.scratch,
@@ -94,7 +163,17 @@ class FollowUp:
         shards = writer.write_requests(template, self._prompts(last, chosen), route)
         return writer.write_keys(shards, self._rows(last, chosen), schema)
 
-    def _prompts(self, last: Plan, chosen: "list[_Chosen]") -> Iterator[pa.BinaryArray]:
+    def _count_replaced(self, last: Plan, one: _Chosen, outcomes: Counter[str], codes: Counter[str]) -> None:
+        """Count the rows that are asked again, by the outcome and the error code that they had."""
+        with pq.ParquetFile(self._keys(last, one.shard)) as file:
+            for batch in file.iter_batches(columns=[REQUEST]):
+                for request in batch.column(REQUEST).to_pylist():
+                    if (again := one.requests.get(request)) is not None:
+                        outcome = Outcome.SUCCEEDED if one.shard.answered else again.outcome
+                        outcomes[outcome.value] += 1
+                        codes.update([again.code] if again.code else [])
+
+    def _prompts(self, last: Plan, chosen: list[_Chosen]) -> Iterator[pa.BinaryArray]:
         for one in chosen:
             path = self._requests(last, one.shard)
             template = self.parts.provider.encode(last.route(one.shard).call)
@@ -114,7 +193,7 @@ class FollowUp:
         fetch_requests(self.folder, last, shard, path)
         return path
 
-    def _rows(self, last: Plan, chosen: "list[_Chosen]") -> Iterator[pa.RecordBatch]:
+    def _rows(self, last: Plan, chosen: list[_Chosen]) -> Iterator[pa.RecordBatch]:
         """Yield the rows of all shards, numbered from 1 throughout, with this failure counted."""
         first = 0
         for one in chosen:
@@ -131,33 +210,14 @@ class FollowUp:
         return path
 
 
-@dataclass(frozen=True, slots=True)
-class _Chosen:
-    """A shard, and those of its requests that are asked again, with what became of them."""
-
-    shard: PlannedShard
-    requests: dict[int, Outcome]
-
-
-def _wanted(
-    shard: PlannedShard, landed: dict[int, ShardResult], route: int, routes: int
-) -> dict[int, Outcome]:
-    """The requests of this shard that the next round asks by this route."""
-    wanted = {}
-    for request, outcome in landed[shard.number].again:
-        raised = shard.route + routes if outcome is Outcome.TRUNCATED else shard.route
-        if raised == route:
-            wanted[request] = outcome
-    return wanted
-
-
-def _raised(route: PlannedRoute) -> PlannedRoute:
-    """Return the route with a higher token limit."""
-    call = route.call
-    if call.max_tokens is None:
-        return route
-    raised = replace(call, max_tokens=call.max_tokens * TOKEN_CAP_FACTOR)
-    return replace(route, call=raised, estimate=None)
+def _with_route(draft: Plan, course: _Course) -> tuple[Plan, int]:
+    """Return the plan with the route of a course in it, and the place of the route."""
+    route = draft.base(course.route)
+    if route.call.max_tokens != course.max_tokens:
+        route = replace(route, call=replace(route.call, max_tokens=course.max_tokens), estimate=None)
+    if route in draft.routes:
+        return draft, draft.routes.index(route)
+    return replace(draft, routes=(*draft.routes, route)), len(draft.routes)
 
 
 def _renumbered(batch: pa.RecordBatch, new: dict[int, int], one: _Chosen, last: Plan) -> pa.RecordBatch:
@@ -165,13 +225,7 @@ def _renumbered(batch: pa.RecordBatch, new: dict[int, int], one: _Chosen, last: 
     requests: list[int] = kept.column(REQUEST).to_pylist()
     before: list[int] = kept.column(ATTEMPTS).to_pylist()
     attempts = [
-        after_failure(
-            one.requests[request],
-            retryable=True,
-            attempts=so_far,
-            tries=0,
-            most=last.limits.max_attempts,
-        ).attempts
+        _attempts(one.requests[request], so_far, last.limits.max_attempts)
         for request, so_far in zip(requests, before, strict=True)
     ]
     columns = {REQUEST: [new[request] for request in requests], ATTEMPTS: attempts}
@@ -179,3 +233,10 @@ def _renumbered(batch: pa.RecordBatch, new: dict[int, int], one: _Chosen, last: 
         at = kept.schema.get_field_index(name)
         kept = kept.set_column(at, kept.schema.field(at), pa.array(values, pa.int64()))
     return kept
+
+
+def _attempts(again: Again, so_far: int, most: int) -> int:
+    """Return the failures of a row on the route that it takes next."""
+    if again.to is not None:
+        return 0
+    return after_failure(again.outcome, retryable=True, attempts=so_far, tries=0, most=most).attempts

@@ -7,7 +7,7 @@ request holds its tokens and cost; the others are marked as sharing it.
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from airflow_batch_llm.core.escalation import Course
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.selection import Consequence, after_failure, after_rejection
 from airflow_batch_llm.providers.failures import detail, word
 from airflow_batch_llm.stage.land.gathering import Judgements, RowFailure
 from airflow_batch_llm.stage.plan.carried import restored
 from airflow_batch_llm.stage.plan.spool import ATTEMPTS, INPUT_HASH, PROBLEM, REQUEST, SHARED
+from airflow_batch_llm.stage.records.standings import Again
 from airflow_batch_llm.warehouses.arrow import (
     bool_array,
     float64_array,
@@ -62,6 +64,9 @@ class Bookkeeping:
     tries: int  # this is the run's so-many-th try at these rows
     raw_excerpt: bool
     rejected: bool = False
+    course: Course = field(default_factory=Course)
+    answered: bool = False
+    """The rows have good answers by another route already, which stay unless these are better."""
 
     def columns(self, input_hashes: pa.Array) -> dict[str, pa.Array]:
         """Return the columns whose value is the same for all rows of the shard, repeated for each hash."""
@@ -82,7 +87,7 @@ class Tally:
     """Counts of rows by outcome, and the requests that are worth another try."""
 
     outcomes: Counter[Outcome] = field(default_factory=Counter)
-    again: list[tuple[int, Outcome]] = field(default_factory=list)
+    again: list[Again] = field(default_factory=list)
     again_rows: Counter[Outcome] = field(default_factory=Counter)  # rows that wait for these requests
     codes: Counter[str] = field(default_factory=Counter)  # of rows without a good answer
     again_codes: Counter[str] = field(default_factory=Counter)  # of those that wait for these requests
@@ -100,6 +105,7 @@ class RowWriter:
         self._good = bool_array(outcome is Outcome.SUCCEEDED for outcome in judged.outcomes)
         self._answers = self._answer_columns()
         self._money = self._money_columns()
+        self._onward = self._onward_routes()
         self._origin = {
             "_llm_model": string_array([model or stamp.model for model in judged.models]),
             "_llm_batch_id": string_array(judged.batch_ids),
@@ -115,10 +121,41 @@ class RowWriter:
         ):
             for batch in rows.iter_batches(_ROWS_AT_ONCE, use_threads=False):
                 landed = self._good.take(batch.column(REQUEST))
-                good.write_batch(self._answer_rows(batch.filter(landed)))
-                bad.write_batch(self._failure_rows(batch.filter(pc.invert(landed)), tally))
-                tally.outcomes[Outcome.SUCCEEDED] += pc.sum(landed.cast(pa.int64())).as_py() or 0
+                answered = batch.filter(landed)
+                good.write_batch(self._answer_rows(answered))
+                tally.outcomes[Outcome.SUCCEEDED] += answered.num_rows
+                self._send_on(answered, tally)
+                failed = self._failure_rows(batch.filter(pc.invert(landed)), tally)
+                bad.write_batch(failed.slice(0, 0) if self._stamp.answered else failed)
         return tally
+
+    def _send_on(self, rows: pa.RecordBatch, tally: Tally) -> None:
+        """Note the rows whose good answer sends them to another route."""
+        if not self._onward:
+            return
+        requests, shared = rows.column(REQUEST).to_pylist(), rows.column(SHARED).to_pylist()
+        for request, repeats in zip(requests, shared, strict=True):
+            if (to := self._onward.get(request)) is not None:
+                tally.again_rows[Outcome.SUCCEEDED] += 1
+                if not repeats:
+                    tally.again.append(Again(request, Outcome.SUCCEEDED, to=to))
+
+    def _onward_routes(self) -> dict[int, str]:
+        """Return the route of each request whose good answer sends it to another one."""
+        course = self._stamp.course
+        places = {column.name: place for place, column in enumerate(self._target.answer)}
+        wanted = [(name, places[name]) for name in course.looks_at if name in places]
+        if not wanted:
+            return {}
+        onward = {}
+        for request, (outcome, values) in enumerate(
+            zip(self._judged.outcomes, self._judged.values, strict=True)
+        ):
+            if outcome is Outcome.SUCCEEDED and values is not None:
+                seen = {name: values[place] for name, place in wanted}
+                if (to := course.after_answer(seen)) is not None:
+                    onward[request] = to
+        return onward
 
     def _answer_columns(self) -> dict[str, pa.Array]:
         """The typed answer of each request, by ordinal; NULL where there is none."""
@@ -154,9 +191,15 @@ class RowWriter:
                 outcomes, failures, rows.column(ATTEMPTS).to_pylist(), strict=True
             )
         ]
-        self._count(rows, outcomes, verdicts, tally)
-        for outcome, failure, verdict in zip(outcomes, failures, verdicts, strict=True):
-            _count_code(outcome, failure, tally, again=verdict.again)
+        onward = [
+            None if verdict.again else self._stamp.course.after_failure(outcome)
+            for outcome, verdict in zip(outcomes, verdicts, strict=True)
+        ]
+        verdicts = [
+            verdict if to is None else replace(verdict, again=True, dead=False)
+            for verdict, to in zip(verdicts, onward, strict=True)
+        ]
+        self._count(rows, outcomes, failures, verdicts, onward, tally)
         columns = _named(restored(rows, self._target.failure_origin))
         columns |= {
             "_llm_outcome": string_array([str(outcome) for outcome in outcomes]),
@@ -171,16 +214,29 @@ class RowWriter:
         return _arranged(columns | self._bookkeeping(rows), self._target.failure_columns)
 
     def _count(
-        self, rows: pa.RecordBatch, outcomes: list[Outcome], verdicts: list[Consequence], tally: Tally
+        self,
+        rows: pa.RecordBatch,
+        outcomes: list[Outcome],
+        failures: list[RowFailure],
+        verdicts: list[Consequence],
+        onward: list[str | None],
+        tally: Tally,
     ) -> None:
         """Note what these rows without a good answer mean for the run."""
-        tally.outcomes.update(outcomes)
+        answered = self._stamp.answered
         requests, shared = rows.column(REQUEST).to_pylist(), rows.column(SHARED).to_pylist()
-        for request, outcome, verdict, repeats in zip(requests, outcomes, verdicts, shared, strict=True):
+        for request, repeats, outcome, failure, verdict, to in zip(
+            requests, shared, outcomes, failures, verdicts, onward, strict=True
+        ):
+            counted = Outcome.SUCCEEDED if answered else outcome
+            tally.outcomes[counted] += 1
+            code = None if answered else _count_code(outcome, failure, tally, again=verdict.again)
             if verdict.again:
-                tally.again_rows[outcome] += 1
+                tally.again_rows[counted] += 1
                 if not repeats:
-                    tally.again.append((request, outcome))
+                    tally.again.append(Again(request, outcome, code, to))
+        if answered:
+            return
         wanted = rows.slice(0, max(0, SAMPLES - len(tally.samples)))
         tally.samples += sample_keys(restored(wanted, self._target.key))
 
@@ -204,16 +260,17 @@ class RowWriter:
         return columns
 
 
-def _count_code(outcome: Outcome, failure: RowFailure, tally: Tally, *, again: bool) -> None:
-    """Count a row by its error code, and keep what the vendor said the first time."""
+def _count_code(outcome: Outcome, failure: RowFailure, tally: Tally, *, again: bool) -> str | None:
+    """Count a row by its error code, and keep what the vendor said the first time. Returns the code."""
     code = word(failure.code)
     if not code:
-        return
+        return None
     tally.codes[code] += 1
     if again:
         tally.again_codes[code] += 1
     if outcome is Outcome.ERRORED and code not in tally.words and len(tally.words) < SAMPLES:
         tally.words[code] = detail(failure.message)
+    return code
 
 
 def sample_keys(keys: pa.RecordBatch) -> list[str]:

@@ -17,6 +17,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from airflow_batch_llm.core.escalation import Rule, reachable
 from airflow_batch_llm.core.estimate import Estimate, RequestSize, estimate, usual_answer
 from airflow_batch_llm.core.model import Call, Way
 from airflow_batch_llm.core.output_type import OutputType
@@ -158,6 +159,7 @@ class Resolved:
     output_type: OutputType
     routes: tuple[ResolvedRoute, ...]
     """The stage's own route, then the others."""
+    rules: tuple[Rule, ...] = ()
 
     @property
     def own(self) -> ResolvedRoute:
@@ -179,7 +181,12 @@ class Resolved:
     @property
     def current(self) -> Current:
         """The specs whose answers are current, for each route."""
-        return Current(specs=tuple(frozenset({route.spec_hash}) for route in self.routes))
+        specs = {route.name: route.spec_hash for route in self.routes}
+        return Current(
+            specs=tuple(
+                frozenset(specs[name] for name in reachable(self.rules, route.name)) for route in self.routes
+            )
+        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -312,6 +319,7 @@ class Drafting:
             model=own.call.model,
             routes=routes,
             output_type=self.resolved.output_type.to_json(),
+            rules=self.resolved.rules,
             target=self.target,
             limits=RunLimits.of(self.stage),
             planned_by=self.parts.by.to_json(),

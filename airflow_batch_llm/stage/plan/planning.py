@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 
-from airflow_batch_llm.core.model import Call
+from airflow_batch_llm.core.model import Call, ColumnType
 from airflow_batch_llm.core.output_type import AnswerKind, Naming, OutputType
 from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.core.printing import verb
@@ -21,7 +21,7 @@ from airflow_batch_llm.core.request import canonical
 from airflow_batch_llm.core.settings import OWN_ROUTE, RowFunction, Stage, StageWay
 from airflow_batch_llm.core.spec import Spec, changed_fields, spec_hash
 from airflow_batch_llm.core.value import plain
-from airflow_batch_llm.errors import InputError, SourceError, TargetError
+from airflow_batch_llm.errors import BudgetExceeded, InputError, SourceError, TargetError
 from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.carried import carried_schema, key_schema
@@ -75,6 +75,8 @@ def changes(plan: Plan, stage: Stage, provider: Provider) -> list[str]:
     parts = 2 if fields else 3
     if [one[:parts] for one in before] != [one[:parts] for one in routes]:
         names.append("routes")
+    if plan.rules != stage.rules():
+        names.append("escalate")
     return names
 
 
@@ -173,9 +175,37 @@ def resolve(stage: Stage, parts: Parts) -> Resolved:
         )
         for name, route in stage.routes.items()
     )
-    return Resolved(
-        prompt=compile_prompt(prompt, stage.prompt_params), output_type=output_type, routes=(own, *others)
+    resolved = Resolved(
+        prompt=compile_prompt(prompt, stage.prompt_params),
+        output_type=output_type,
+        routes=(own, *others),
+        rules=stage.rules(),
     )
+    _check_rules(resolved, stage)
+    return resolved
+
+
+#: Columns that can be below a number.
+_NUMBERS = (ColumnType.INTEGER, ColumnType.NUMBER, ColumnType.DECIMAL)
+
+
+def _check_rules(resolved: Resolved, stage: Stage) -> None:
+    """Refuse rules that look at no number of the answer, and routes that a budget cannot be kept for."""
+    numbers = [column.name for column in resolved.output_type.columns if column.type in _NUMBERS]
+    for rule in resolved.rules:
+        for name in rule.below:
+            if name not in numbers:
+                raise InputError(
+                    f"escalate: below names {name!r}, which is no number of the answer. Its numbers are"
+                    f" {', '.join(numbers) or 'none'}."
+                )
+    for route in resolved.routes:
+        is_next = any(rule.to == route.name for rule in resolved.rules)
+        if is_next and stage.max_cost_usd is not None and not route.prices.known:
+            raise BudgetExceeded(
+                f"The cost of the route {route.name} cannot be estimated, so max_cost_usd={stage.max_cost_usd:g} cannot be"
+                f" kept: no price of {route.call.model} is known. Give it in Guards(prices=…). Nothing was sent."
+            )
 
 
 def _resolved_route(

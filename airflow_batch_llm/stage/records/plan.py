@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
+from airflow_batch_llm.core.escalation import Course, Rule
 from airflow_batch_llm.core.model import Call, Way
 from airflow_batch_llm.core.printing import counted, verb
 from airflow_batch_llm.core.request import shard_token
@@ -27,6 +28,12 @@ class PlannedShard:
     requests_sha256: str
     keys_sha256: str
     route: int = 0  # which of the plan's routes the requests take
+    before: tuple[str, ...] = ()
+    """The names of the routes that its rows took before. Default: this is their first."""
+    since: int = 1
+    """The round in which its rows began to take this route."""
+    answered: bool = False
+    """Its rows have good answers by the route before, which stay unless there are better ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +116,10 @@ class Plan:
     """Who planned the round, as `Doer.to_json` gives it. Empty: an earlier release did."""
     deployment: str = ""
     """Name of the deployment that planned the run. Default: there is only one."""
+    rules: tuple[Rule, ...] = ()
+    """Reasons to ask a row again by another route. Default: none."""
+    replaces: Mapping[str, Mapping[str, int]] | None = None
+    """Rows of the round before that this one asks again: `outcomes`, and error `codes`. None: all that might be."""
     place: Place | None = None
     """Where the target is. None: an earlier release has planned the run."""
 
@@ -140,6 +151,14 @@ class Plan:
     @property
     def requests(self) -> int:
         return sum(shard.requests for shard in self.shards)
+
+    def base(self, name: str) -> PlannedRoute:
+        """Return the route of this name, as it was planned."""
+        return next(route for route in self.routes if route.name == name)
+
+    def course(self, shard: PlannedShard, *, is_late: bool) -> Course:
+        """Return what decides which route the rows of a shard take next."""
+        return Course(rules=self.rules, route=self.route(shard).name, before=shard.before, is_late=is_late)
 
     def requests_by(self, route: int) -> int:
         """Return the number of requests that take a route."""
@@ -201,6 +220,7 @@ class Plan:
         fields["shards"] = [asdict(shard) for shard in self.shards]
         fields["target"] = _target_fields(self.target)
         fields["limits"] = asdict(self.limits)
+        fields["rules"] = [rule.to_json() for rule in self.rules]
         fields["place"] = None if self.place is None else asdict(self.place)
         return orjson.dumps(fields)
 
@@ -211,7 +231,8 @@ class Plan:
             **{
                 **fields,
                 "routes": tuple(map(_route, fields["routes"])),
-                "shards": tuple(PlannedShard(**shard) for shard in fields["shards"]),
+                "shards": tuple(map(_shard, fields["shards"])),
+                "rules": tuple(map(Rule.from_json, fields.get("rules", ()))),
                 "target": _target(fields["target"]),
                 "limits": RunLimits(**fields["limits"]),
                 "place": Place(**place) if (place := fields.get("place")) else None,
@@ -238,6 +259,10 @@ def _with_calls_as_routes(fields: dict[str, Any]) -> dict[str, Any]:
         "routes": [{"call": call} for call in fields["calls"]],
         "shards": [{name: value for name, value in shard.items() if name != "call"} for shard in shards],
     }
+
+
+def _shard(fields: Mapping[str, Any]) -> PlannedShard:
+    return PlannedShard(**{**fields, "before": tuple(fields.get("before", ()))})
 
 
 def _route(fields: Mapping[str, Any]) -> PlannedRoute:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import orjson
 
@@ -31,12 +32,23 @@ def read_standings(folder: RunFolder, plan: Plan) -> list[tuple[PlannedShard, St
         return [(shard, stand(journal)) for shard, journal in zip(plan.shards, journals, strict=True)]
 
 
+class Again(NamedTuple):
+    """A request that is worth another try."""
+
+    request: int
+    outcome: Outcome
+    code: str | None = None
+    """The error code of its rows. None: there is none, or an earlier release has landed the shard."""
+    to: str | None = None
+    """The name of the route that it takes next. None: the same."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardResult:
     """Written again whenever the shard is landed again."""
 
     report: Report
-    again: Sequence[tuple[int, Outcome]] = ()  # request, what became of it
+    again: Sequence[Again] = ()
     again_rows: Mapping[Outcome, int] = field(default_factory=dict)  # the rows that wait for these requests
     again_codes: Mapping[str, int] = field(default_factory=dict)  # the same rows by error code
     words: Mapping[str, str] = field(default_factory=dict)  # what a vendor said, by error code: for logs
@@ -47,7 +59,7 @@ class ShardResult:
         return orjson.dumps(
             {
                 "report": self.report.to_json(),
-                "again": self.again,
+                "again": [tuple(one) for one in self.again],
                 "again_rows": {outcome.value: count for outcome, count in self.again_rows.items()},
                 "again_codes": self.again_codes,
                 "words": self.words,
@@ -61,7 +73,9 @@ class ShardResult:
         fields = orjson.loads(data)
         return cls(
             report=Report.from_json(fields["report"]),
-            again=tuple((request, Outcome(outcome)) for request, outcome in fields["again"]),
+            again=tuple(
+                Again(request, Outcome(outcome), *rest) for request, outcome, *rest in fields["again"]
+            ),
             again_rows={Outcome(name): count for name, count in fields["again_rows"].items()},
             again_codes=fields.get("again_codes", {}),
             words=fields.get("words", {}),

@@ -7,6 +7,7 @@ import secrets
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from airflow_batch_llm.core.escalation import batches_until
 from airflow_batch_llm.core.journal import CLOCK_SKEW_SECONDS, Move, Searched, Terms
 from airflow_batch_llm.core.model import Lease, Search, ShardFile
 from airflow_batch_llm.core.submission import (
@@ -64,9 +65,17 @@ class Submitter:
             requests=shard.requests,
             lease_seconds=LEASE_SECONDS + shard.bytes / 1e6,
             list_lag_seconds=self.parts.provider.limits.list_lag_seconds,
-            closed=self.parts.clock() >= self.deadline,
+            closed=self.parts.clock() >= self._until(shard),
             way=self.plan.route(shard).way,
         )
+
+    def _until(self, shard: PlannedShard) -> float:
+        """Return the time until which the shard may be sent."""
+        route = self.plan.route(shard)
+        is_given_up = not route.way.in_real_time and self.plan.course(shard, is_late=True).when_late(
+            route.name
+        )
+        return batches_until(self.plan.rules, self.deadline) if is_given_up else self.deadline
 
     def _perform(self, shard: PlannedShard, action: Action) -> Answer:
         match action:

@@ -1,0 +1,84 @@
+"""Decide how many requests of each route the budget still allows, by what those so far have cost."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from airflow_batch_llm.core.model import Usage
+from airflow_batch_llm.core.price import PriceList
+from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.records.plan import Plan, PlannedRoute
+from airflow_batch_llm.stage.records.standings import read_landed
+
+
+@dataclass(slots=True)
+class _Paid:
+    requests: int = 0
+    cost: float = 0.0
+    usage: Usage = field(default_factory=Usage)
+
+    def add(self, requests: int, cost: float, usage: Usage) -> None:
+        self.requests += requests
+        self.cost += cost
+        self.usage = self.usage + usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Purse:
+    """The dollars of a run and of its routes that are spent."""
+
+    first: Plan
+    total: _Paid
+    by_route: Mapping[str, _Paid]
+
+    @classmethod
+    def of(cls, folder: RunFolder, rounds: Sequence[Plan]) -> "Purse":
+        """Return the purse after these rounds, all of whose shards have landed."""
+        total, by_route = _Paid(), {route.name: _Paid() for route in rounds[0].routes}
+        for plan in rounds:
+            for shard in plan.shards:
+                report = read_landed(folder, shard.number).report
+                for paid in (total, by_route[plan.route(shard).name]):
+                    paid.add(report.requests, report.spent.cost, report.usage)
+        return cls(first=rounds[0], total=total, by_route=by_route)
+
+    def allowed(self, wanted: Mapping[str, int]) -> dict[str, int]:
+        """Return how many of the wanted requests of each route are within the budgets of the run and of the route."""
+        most = self.first.limits.max_cost_usd
+        left = None if most is None else most - self.total.cost
+        allowed = {}
+        for name, requests in wanted.items():
+            route = self.first.base(name)
+            mine = None if route.max_cost_usd is None else route.max_cost_usd - self.by_route[name].cost
+            lefts = [one for one in (left, mine) if one is not None]
+            price = self._price(route)
+            allowed[name] = requests
+            if lefts and price is None:
+                allowed[name] = 0
+            elif lefts and price:
+                allowed[name] = max(0, min(requests, int(min(lefts) / price + 1e-9)))
+            if left is not None:
+                left -= allowed[name] * (price or 0.0)
+        return allowed
+
+    def told(self, name: str) -> str:
+        """Say what is spent, for a route whose requests are not all asked."""
+        route, most = self.first.base(name), self.first.limits.max_cost_usd
+        if route.max_cost_usd is not None:
+            return (
+                f"${self.by_route[name].cost:,.2f} of ${route.max_cost_usd:g} of the route {name} are spent."
+            )
+        return f"${self.total.cost:,.2f} of ${most:g} are spent."
+
+    def _price(self, route: PlannedRoute) -> float | None:
+        """Return the dollars of one request of a route: as measured, or from the tokens of other routes."""
+        paid, first = self.by_route[route.name], self.first
+        if paid.requests:
+            return paid.cost / paid.requests
+        requests = max(1, self.total.requests)
+        mean = Usage(
+            input_tokens=round(self.total.usage.input_tokens / requests),
+            output_tokens=round(self.total.usage.output_tokens / requests),
+        )
+        prices = PriceList.of(first.provider, route.call.model, first.limits.prices, at=first.planned_at)
+        cost = prices.by(route.way).cost(mean)
+        return None if cost is None else float(cost)
