@@ -36,10 +36,10 @@ from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.records.standings import read_standings
+from airflow_batch_llm.stage.reviews import publish_parts
 from airflow_batch_llm.stage.send.asking import Asker
 from airflow_batch_llm.stage.send.submitting import Submitter
 from airflow_batch_llm.stage.send.sweeping import Sweeper
-from airflow_batch_llm.warehouses.base import KeepsReviews
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -318,9 +318,7 @@ class Round:
         if self.plan.round == 1 and self.plan.unsendable_sha256:
             self._collector.load_unsendable()
             parts.append(self._collector.part(0))
-        self.parts.target.publish(self.plan.target, parts)
-        if self.plan.target.review is not None and isinstance(self.parts.target, KeepsReviews):
-            self.parts.target.refresh_reviews(self.plan.target)
+        publish_parts(self.parts.target, self.plan.target, parts)
 
     def drop_loaded(self) -> None:
         """Drop what was staged, once it is merged for good."""

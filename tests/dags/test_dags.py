@@ -7,7 +7,7 @@ import pytest
 
 from tests.dags.conftest import DAGS, Stand, read_dags, run_example
 from tests.dags.reviews import write_reviews
-from tests.edge.dag_runs import asset_extras, xcom
+from tests.edge.dag_runs import asset_extras, run_dag, states, xcom
 
 TICKETS = "SELECT count(*) FROM support.tickets"
 TEXTS = "SELECT count(*) FROM (SELECT DISTINCT subject, body FROM support.tickets)"
@@ -144,6 +144,45 @@ def test_the_evening_sends_and_tells_the_asset_what_it_sent(stand: Stand) -> Non
     (extra,) = asset_extras(done)
     assert extra["handle"] == xcom(done, "send")
     assert read_dags()["morning_collects"].task_ids == ["handles", "collect"]
+
+
+def test_what_the_model_refuses_waits_for_a_person_and_the_next_run_merges_the_answer(stand: Stand) -> None:
+    stand.simulator.fault(provider="anthropic", kind="refused", rows=[0, 1])
+
+    done = run_dag(read_dags()["human_review"], mark_success_pattern="ask|is_answered")
+
+    assert set(states(done).values()) == {"success"}
+    waiting = "SELECT count(*), count(reviewed_by), count(body) FROM support.reviewed__review"
+    rows = xcom(done, "count_waiting")
+    assert rows >= 2
+    assert stand.ask(waiting)[0][:2] == (rows, 0)
+    charged = stand.charged()
+    stand.ask("UPDATE support.reviewed__review SET topic = 'billing', reviewed_by = 'ada'")
+
+    done = run_dag(read_dags()["human_review"])
+
+    assert xcom(done, "label")["reviewed"] == rows
+    assert states(done)["merge"] == "skipped"
+    assert stand.number("SELECT count(topic) FROM support.reviewed") == stand.number(TICKETS)
+    assert stand.number("SELECT count(*) FROM support.reviewed WHERE _llm_model = 'human:ada'") == rows
+    assert stand.charged() == charged
+
+
+def test_a_cheap_run_asks_nobody_and_an_expensive_one_waits_for_an_approval(stand: Stand) -> None:
+    cheap = run_dag(read_dags()["approve_the_bill"])
+
+    assert states(cheap)["approve"] == "skipped"
+    assert stand.number("SELECT count(wants_refund) FROM support.refunds") == stand.number(TICKETS)
+
+    stand.change(3)
+    asked = run_dag(
+        read_dags()["approve_the_bill"],
+        run_conf={"approve_above_usd": 0},
+        mark_success_pattern="approve",  # stands for the person
+    )
+
+    assert set(states(asked).values()) == {"success"}
+    assert xcom(asked, "label")["requests"] == 3
 
 
 @pytest.mark.parametrize("path", sorted(DAGS.glob("*.py")), ids=lambda path: path.stem)

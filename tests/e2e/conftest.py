@@ -23,6 +23,8 @@ _DAGS = (
     ROOT / "dags" / "evening_and_morning.py",
     ROOT / "dags" / "file_watcher.py",
     ROOT / "dags" / "partitions.py",
+    ROOT / "dags" / "approve_the_bill.py",
+    ROOT / "dags" / "human_review.py",
     ROOT / "tests" / "e2e" / "dags" / "cases.py",
 )
 _SETTINGS = {
@@ -55,6 +57,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             "file_watcher",
             "mood_of_day",
             "apologies_of_day",
+            "approve_the_bill",
+            "human_review",
         )
         for dag_id in ("one_task", "by_hand", "as_group"):
             stack.airflow.api.unpause(dag_id)

@@ -3,10 +3,14 @@
 from collections.abc import Iterator
 from pathlib import Path
 from signal import Signals
+from time import sleep
 from typing import Any
 
-from airflow_batch_llm.demo.airflow_api import AirflowApi, run_path
+from airflow_batch_llm.demo.airflow_api import AirflowApi, run_path, until
 from airflow_batch_llm.demo.local_airflow import LocalAirflow
+
+#: A scheduler that sees the answer before it has seen the question makes the task retry. No person is that fast.
+_SCHEDULER_NOTICES_SECONDS = 5.0
 
 
 def pause(api: AirflowApi, dag_id: str) -> None:
@@ -29,6 +33,21 @@ def tasks(api: AirflowApi, dag_id: str, run_id: str) -> list[dict[str, Any]]:
 
 def set_task_state(api: AirflowApi, dag_id: str, run_id: str, task_id: str, state: str) -> None:
     api.call("PATCH", f"{run_path(dag_id, run_id)}/taskInstances/{task_id}", {"new_state": state})
+
+
+def answer_request(api: AirflowApi, dag_id: str, run_id: str, task_id: str, option: str) -> str:
+    """Choose an option of a task that asks a person, once it waits. Returns what it asks."""
+    path = f"{run_path(dag_id, run_id)}/taskInstances/{task_id}/-1/hitlDetails"
+    until(lambda: _waits_for_person(api.task(dag_id, run_id, task_id)), f"{task_id} to ask", 150)
+    sleep(_SCHEDULER_NOTICES_SECONDS)
+    asked = api.call("GET", path)["subject"]
+    api.call("PATCH", path, {"chosen_options": [option], "params_input": {}})
+    return str(asked)
+
+
+def _waits_for_person(task: dict[str, Any]) -> bool:
+    assert task["state"] not in ("failed", "skipped", "upstream_failed"), task["state"]
+    return task["state"] in ("awaiting_input", "deferred")  # deferred: Airflow 3.1 and 3.2
 
 
 def clear(api: AirflowApi, dag_id: str, run_id: str, task_id: str) -> None:

@@ -8,7 +8,7 @@ from airflow_batch_llm.demo import warehouse
 from airflow_batch_llm.demo.airflow_api import until
 from tests.airflow.standalone import Stack
 from tests.dags.reviews import write_reviews
-from tests.e2e.driving import end, run_state, tasks
+from tests.e2e.driving import answer_request, end, run_state, tasks
 
 
 def succeeded(stack: Stack, dag_id: str, run_id: str) -> None:
@@ -93,3 +93,44 @@ def test_the_run_of_a_day_starts_the_run_of_the_same_day_in_the_dag_that_follows
     apologised = stack.ask("SELECT ticket_id FROM support.day_apologies ORDER BY ALL")
     assert apologised == stack.ask(f"SELECT ticket_id {angry} ORDER BY ALL")
     assert apologised
+
+
+def test_an_expensive_run_goes_on_when_a_person_approves_it_and_buys_nothing_when_not(stack: Stack) -> None:
+    api, dag_id = stack.airflow.api, "approve_the_bill"
+    api.unpause(dag_id)
+
+    rejected = api.trigger(dag_id, {"approve_above_usd": 0})
+    asked = answer_request(api, dag_id, rejected, "approve", "Reject")
+    succeeded(stack, dag_id, rejected)
+
+    assert asked.startswith("May this cost $0.")
+    assert (api.task(dag_id, rejected, "label")["state"], bought(stack)) == ("skipped", 0)
+
+    approved = api.trigger(dag_id, {"approve_above_usd": 0})
+    answer_request(api, dag_id, approved, "approve", "Approve")
+    succeeded(stack, dag_id, approved)
+
+    tickets = stack.ask("SELECT count(*) FROM support.tickets")
+    assert stack.ask("SELECT count(wants_refund) FROM support.refunds") == tickets
+
+
+def test_what_a_person_answers_while_airflow_asks_is_merged(stack: Stack) -> None:
+    api, dag_id = stack.airflow.api, "human_review"
+    stack.simulator.fault(provider="anthropic", kind="refused", rows=[0])
+    api.unpause(dag_id)
+    run_id = first_run(stack, dag_id)
+    until(
+        lambda: api.task(dag_id, run_id, "ask")["state"] in ("awaiting_input", "deferred"),
+        "the question",
+        150,
+    )
+    charged = bought(stack)
+    stack.ask("UPDATE support.reviewed__review SET topic = 'billing', reviewed_by = 'ada'")
+
+    asked = answer_request(api, dag_id, run_id, "ask", "The tickets are answered")
+    succeeded(stack, dag_id, run_id)
+
+    merged = stack.ask("SELECT count(*) FROM support.reviewed WHERE _llm_model = 'human:ada'")[0][0]
+    assert asked == f"{merged} tickets wait for a person"
+    assert api.xcom(dag_id, run_id, "merge")["reviewed"] == merged >= 1
+    assert (bought(stack), stack.ask("SELECT count(*) FROM support.reviewed__review")) == (charged, [(0,)])

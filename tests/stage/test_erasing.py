@@ -58,9 +58,9 @@ def keys(folder: Path) -> list[int]:
 
 
 def land(bench: Bench) -> None:
-    """Make both tables anew from the run folder."""
-    for table in ("labels", "labels__failures"):
-        bench.world.ask(f"DROP TABLE {table}")
+    """Make all tables anew from the run folder."""
+    for table in ("labels", "labels__failures", "labels__review"):
+        bench.world.ask(f"DROP TABLE IF EXISTS {table}")
     parts = bench.world.parts()
     try:
         land_again(parts, RunFolder(workspace=parts.workspace, run="dag/task/run"))
@@ -72,7 +72,7 @@ def land(bench: Bench) -> None:
 def test_a_row_is_gone_from_every_file_and_the_others_are_all_there(bench: Bench) -> None:
     make_tickets(bench)
     bench.fault(kind="refused", rows=[2, 7])
-    bench.complete(rows_per_batch=10, max_attempts=1)
+    bench.complete(rows_per_batch=10, max_attempts=1, on_exhausted="review")
     folder = bench.world.folder / "workspace"
     before = [bench.world.answers(), bench.world.failures()]
     assert any(CANARY in text for text in texts(folder))
@@ -90,6 +90,7 @@ def test_a_row_is_gone_from_every_file_and_the_others_are_all_there(bench: Bench
     assert erased.statements == (
         "DELETE FROM labels WHERE id = 7;",
         "DELETE FROM labels__failures WHERE id = 7;",
+        "DELETE FROM labels__review WHERE id = 7;",
     )
     assert [batch.is_sure for batch in erased.batches] == [True]
     assert [text for text in texts(folder) if CANARY in text] == []

@@ -111,6 +111,14 @@ def test_an_answer_that_does_not_fit_stays_and_the_log_names_its_key_without_a_v
     assert openai.complete("dag/task/third", on_exhausted="review").report.reviewed == 1
 
 
+def test_a_row_that_no_run_has_put_there_is_named(openai: Bench) -> None:
+    refuse_some(openai)
+    openai.world.ask("INSERT INTO labels__review (id, label, reviewed_by) VALUES (99, 'bug', 'ada')")
+
+    assert openai.complete("dag/task/second", on_exhausted="review").report.reviewed == 0
+    assert any("99 (_llm_input_hash, _llm_spec_hash" in said for said in openai.said)
+
+
 def test_retry_dead_asks_and_a_good_answer_takes_the_row_out(openai: Bench) -> None:
     refuse_some(openai)
 

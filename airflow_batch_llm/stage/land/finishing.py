@@ -26,6 +26,7 @@ from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.records.registers import Registers
 from airflow_batch_llm.stage.records.standings import ShardResult, read_landed, read_rounds, read_standings
+from airflow_batch_llm.stage.reviews import prepare_tables
 from airflow_batch_llm.stage.round import Round
 from airflow_batch_llm.stage.send.sweeping import is_loose, read_strays, reported, sweep_ended
 
@@ -256,7 +257,7 @@ def land_again(parts: Parts, folder: RunFolder) -> int:
     if folder.read_report() is None:
         raise InputError(f"The run {folder.path} is not finished. A retry lands it, and sends nothing twice.")
     rounds = list(read_rounds(folder))
-    parts.target.prepare(rounds[0].target)
+    prepare_tables(parts.target, rounds[0].target)
     parts.spool.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=parts.spool) as scratch:
         return sum(_land(parts, folder, plan, Path(scratch)) for plan in rounds)

@@ -27,10 +27,11 @@ from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.carried import carried_schema, key_schema
 from airflow_batch_llm.stage.plan.drafting import Drafting, Outrun, Resolved, ResolvedRoute, let_go
 from airflow_batch_llm.stage.plan.planners import Planners
-from airflow_batch_llm.stage.plan.reviewing import ReviewMerge, keeps_reviews
+from airflow_batch_llm.stage.plan.reviewing import ReviewMerge
 from airflow_batch_llm.stage.plan.ways import check_way
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, RunLimits
+from airflow_batch_llm.stage.reviews import keeps_reviews, prepare_tables
 from airflow_batch_llm.stage.tidying import register_unfinished
 from airflow_batch_llm.warehouses.base import NamesTables, SweepsStaging, Target, answer_schema
 
@@ -254,7 +255,7 @@ class Planner:
         target = self._target(resolved)
         self._refuse_source_as_target()
         let_go(self.parts)
-        self.parts.target.prepare(target)
+        prepare_tables(self.parts.target, target)
         self._sweep_staging(target)
         self._merge_reviews(resolved, target)
         while True:
@@ -264,11 +265,8 @@ class Planner:
                 self.parts.warn(str(error))
 
     def _merge_reviews(self, resolved: Resolved, target: Target) -> None:
-        """Make the review table, and merge what people have answered in it."""
-        if target.review is None:
-            return
-        keeps_reviews(self.parts.target).prepare_reviews(target)
-        if not self.stage.plan_only:
+        """Merge what people have answered."""
+        if target.review is not None and not self.stage.plan_only:
             output_type = resolved.output_type
             ReviewMerge(parts=self.parts, folder=self.folder, target=target, output_type=output_type).run()
 

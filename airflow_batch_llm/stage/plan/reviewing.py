@@ -19,14 +19,14 @@ from airflow_batch_llm.core.answer import Answer, Invalid, storable
 from airflow_batch_llm.core.human_answer import HumanAnswerParser
 from airflow_batch_llm.core.output_type import OutputType
 from airflow_batch_llm.core.printing import counted, verb
-from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.stage.land.landing import no_rows, sample_keys
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.carried import carried
 from airflow_batch_llm.stage.plan.drafting import let_go, required_columns
 from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.reviews import keeps_reviews
 from airflow_batch_llm.warehouses.arrow import typed_array
-from airflow_batch_llm.warehouses.base import KeepsReviews, Part, Target, Warehouse
+from airflow_batch_llm.warehouses.base import Part, Target
 
 #: The model of an answer that a person gave: this, and who it was.
 HUMAN = "human:"
@@ -43,16 +43,6 @@ _FREE = {
     "_llm_cost_usd": 0.0,
     "_llm_shared": False,
 }
-
-
-def keeps_reviews(warehouse: Warehouse) -> KeepsReviews:
-    """Return the warehouse as one that keeps a review table. Raises `InputError` if it does not."""
-    if isinstance(warehouse, KeepsReviews):
-        return warehouse
-    raise InputError(
-        f"on_exhausted='review' needs a review table, and {type(warehouse).__name__} keeps none. Set"
-        " on_exhausted='record', or use another warehouse for the target. Nothing was sent."
-    )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -104,13 +94,17 @@ class ReviewMerge:
             verdicts = [parser.parse(tuple(row.values())) for row in given]
             good = []
             for at, verdict in enumerate(verdicts):
-                empty = [name for name in sorted(required) if not source.column(name)[at].is_valid]
-                why = _complaint(verdict, reviewers[at], empty)
+                why = _complaint(verdict, reviewers[at], self._empty(batch.slice(at, 1), required))
                 if why:
                     self._refuse(source.slice(at, 1), why)
                 else:
                     good.append(at)
             yield self._landed(batch, source, [(at, verdicts[at], reviewers[at]) for at in good])
+
+    def _empty(self, row: pa.RecordBatch, required: frozenset[str]) -> list[str]:
+        """Return the columns that have no value and must have one."""
+        names = ("_llm_input_hash", "_llm_spec_hash", "_llm_planned_at", *sorted(required))
+        return [name for name in names if row.column(name).null_count]
 
     def _from_source(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Return the key and carried columns in the types of the run."""
@@ -180,4 +174,4 @@ def _complaint(verdict: Answer | Invalid, reviewer: str, empty: Sequence[str]) -
         return "reviewed_by is empty"
     if isinstance(verdict, Invalid):
         return verdict.message.rstrip(".")
-    return f"{', '.join(empty)} must not be NULL in the target" if empty else ""
+    return f"{', '.join(empty)} must not be NULL" if empty else ""
