@@ -10,12 +10,13 @@ import orjson
 import typer
 
 from airflow_batch_llm.commands.exit_code import ends_with_a_code, say, this_user
-from airflow_batch_llm.commands.opening import open_provider
-from airflow_batch_llm.commands.spec import ProviderSection, read_provider
+from airflow_batch_llm.commands.opening import open_others, open_provider
+from airflow_batch_llm.commands.spec import ProviderSection, read_provider, read_providers
 from airflow_batch_llm.core.printing import counted, share, verb
 from airflow_batch_llm.core.spec import Spec
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.providers.base import Provider
+from airflow_batch_llm.providers.routed import routed
 from airflow_batch_llm.stage.inspection import Inspected, inspect, open_run_folder
 from airflow_batch_llm.stage.records.folder import RunFolder, generations
 from airflow_batch_llm.stage.records.plan import Plan
@@ -47,7 +48,9 @@ def cancel(
         folders = list(generations(workspace, run))
         plan = Plan.from_json(folders[-1].read_plan() or b"")
         section = ProviderSection() if spec_file is None else read_provider(spec_file)
-        with closing(open_provider(plan.provider, section, os.environ)) as provider:
+        sections = {} if spec_file is None else read_providers(spec_file)
+        own = open_provider(plan.provider, section, os.environ)
+        with closing(routed(own, open_others(plan.others, sections, os.environ))) as provider:
             _check_host(plan, provider)
             cancelled = cancel_run(RunFolder(workspace=workspace, run=run), provider, this_user())
         seen = [inspect(folder, time.time()) for folder in folders]

@@ -13,6 +13,7 @@ from airflow_batch_llm.core.printing import counted
 from airflow_batch_llm.errors import BatchLLMError, InputError
 from airflow_batch_llm.providers import connect
 from airflow_batch_llm.providers.base import Access
+from airflow_batch_llm.providers.routed import routed
 from airflow_batch_llm.stage.inspection import open_run_folder
 from airflow_batch_llm.stage.land.finishing import land_again
 from airflow_batch_llm.stage.parts import Parts
@@ -47,7 +48,10 @@ def _land(folder: RunFolder, opening: Opening, spool: Path) -> None:
     plan = Plan.from_json(folder.read_plan() or b"")
     target = opening.warehouse(opening.spec.warehouse)
     parts = Parts(
-        provider=connect(plan.provider, Access()),  # it reads lines that are here, and needs no key for that
+        provider=routed(
+            connect(plan.provider, Access()),
+            {via: connect(name, Access()) for via, name in plan.others.items()},
+        ),  # it reads lines that are here, and needs no key for that
         source=target,
         target=target,
         workspace=folder.workspace,

@@ -26,6 +26,7 @@ from airflow_batch_llm.core.value import plain
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.providers import check_name, connect
 from airflow_batch_llm.providers.base import Access, Provider, is_sendable
+from airflow_batch_llm.providers.routed import routed
 from airflow_batch_llm.stage.parts import ReadsSource
 from airflow_batch_llm.stage.plan.planning import read_prompt
 from airflow_batch_llm.store import Workspace
@@ -71,8 +72,11 @@ class Opening:
         )
 
     def provider(self) -> Provider:
-        """The provider, with the key that the environment holds."""
-        return open_provider(self.spec.stage.provider, self.spec.provider, self.file.environment)
+        """The provider, and those of the routes, with the keys that the environment holds."""
+        own = open_provider(self.spec.stage.provider, self.spec.provider, self.file.environment)
+        stage = self.spec.stage
+        others = {via: stage.under(route).provider for via, route in stage.others().items()}
+        return routed(own, open_others(others, self.spec.providers, self.file.environment))
 
     def source(self, target: Warehouse) -> ReadsSource:
         """Where the rows come from: the target's own database, where no other is named."""
@@ -102,6 +106,8 @@ class Opening:
         )
         asked |= {name: getattr(stage, name) for name in _ASKED}
         asked["request"] = asdict(stage.request)
+        if stage.routes:
+            asked["routes"] = {name: asdict(route) for name, route in stage.routes.items()}
         asked["base_url"] = self.spec.provider.base_url
         asked["prompt"] = read_prompt(stage)
         asked["output_type"] = OutputType.of(stage.output_type).schema or str(stage.output_type)
@@ -135,6 +141,16 @@ class Opening:
             format=section.format,
             delimiter=section.delimiter,
         )
+
+
+def open_others(
+    others: Mapping[str, str], sections: Mapping[str, ProviderSection], environment: Mapping[str, str]
+) -> dict[str, Provider]:
+    """Return the providers of routes that lead to other vendors. `others` has the vendors by the connection's name."""
+    return {
+        via: open_provider(name, sections.get(name, ProviderSection()), environment)
+        for via, name in others.items()
+    }
 
 
 def open_provider(name: str, section: ProviderSection, environment: Mapping[str, str]) -> Provider:

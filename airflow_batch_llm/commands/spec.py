@@ -104,6 +104,9 @@ class StageFile(_Section):
     """The whole file: what the command needs beside the stage, and the stage's own fields."""
 
     provider: ProviderSection = ProviderSection()
+    providers: dict[str, ProviderSection] = Field(
+        default_factory=dict
+    )  # of routes that lead to other vendors, by the vendor's name
     warehouse: WarehouseSection
     source: SourceSection
     workspace: str  # a folder or a URI that is kept
@@ -154,6 +157,17 @@ def read_provider(path: Path) -> ProviderSection:
         )
         said = "\n".join(f"  {_said(cast('ErrorDetails', detail))}" for detail in details)
         raise InputError(f"{path} does not describe how to reach the provider:\n{said}") from None
+
+
+def read_providers(path: Path) -> dict[str, ProviderSection]:
+    """Return the `providers` section of the file, for the routes that lead to other vendors."""
+    given = _read_fields(path).get("providers") or {}
+    try:
+        return {name: ProviderSection.model_validate(section) for name, section in given.items()}
+    except (AttributeError, ValidationError):
+        raise InputError(
+            f"{path}: providers must hold a section like `provider` for each vendor, by its name."
+        ) from None
 
 
 def _read_fields(path: Path) -> dict[str, Any]:

@@ -282,10 +282,12 @@ class Pace(Settings):
 class Route(Settings):
     """Set another model, or another way to ask, for some of the rows. What is not set comes from the stage."""
 
-    template_fields: ClassVar[tuple[str, ...]] = ("model_id", "extra_body")
+    template_fields: ClassVar[tuple[str, ...]] = ("model_id", "llm_conn_id", "extra_body")
 
     model_id: ModelId | None = None
     """`<provider>:<model>`. Default: the stage's model."""
+    llm_conn_id: str | None = None
+    """The provider's connection in Airflow. Default: the stage's, or the usual one of another provider."""
     way: StageWay | None = None
     """Ask in batches, or each row in real time. Default: the stage's way."""
     max_tokens: Count | None = None
@@ -471,9 +473,20 @@ class Stage(Settings):
             for one in self.escalate
         )
 
+    def via(self, route: Route) -> str:
+        """Return the name of a route's own connection. Empty: the route takes the stage's."""
+        provider = self.provider if route.model_id is None else route.model_id.partition(":")[0]
+        return route.llm_conn_id or ("" if provider == self.provider else provider)
+
+    def others(self) -> dict[str, Route]:
+        """Return the routes that have connections of their own, by the name of the connection."""
+        return {via: route for route in self.routes.values() if (via := self.via(route))}
+
     def under(self, route: Route) -> "Stage":
-        """Return the stage as it is for the rows of a route."""
+        """Return the stage as it is for the rows of a route. Another vendor gets no fields of this one's requests."""
         request = self.request
+        if route.model_id is not None and route.model_id.partition(":")[0] != self.provider:
+            request = replace(request, extra_body={}, endpoint=None)
         if route.max_tokens is not None:
             request = replace(request, max_tokens=route.max_tokens)
         if route.extra_body is not None:

@@ -29,6 +29,8 @@ class RunHandle:
     target_conn_id: str
     llm_conn_id: str | None = None
     llm_hook_params: Mapping[str, Any] = field(default_factory=dict)
+    others: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """`model_id` and `llm_conn_id` of the routes that have connections of their own, by name. Default: none."""
     target_hook_params: Mapping[str, Any] = field(default_factory=dict)
     pace: Mapping[str, Any] = field(default_factory=dict)
     batch_ids: tuple[str, ...] = ()

@@ -19,6 +19,7 @@ from airflow_batch_llm.hooks.google import google_access, pydantic_vertex_access
 from airflow_batch_llm.hooks.openai import openai_access
 from airflow_batch_llm.providers import check_name, connect, known_names
 from airflow_batch_llm.providers.base import Access, Provider
+from airflow_batch_llm.providers.routed import routed
 
 OpenAccess = Callable[[Connection, Mapping[str, Any]], Access]
 
@@ -58,9 +59,23 @@ def default_conn_id(provider: str) -> str:
 
 
 def llm_provider(
-    llm_conn_id: str | None, model_id: str, hook_params: Mapping[str, Any] | None = None
+    llm_conn_id: str | None,
+    model_id: str,
+    hook_params: Mapping[str, Any] | None = None,
+    others: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Provider:
-    """The provider behind a connection. It looks the connection up, and so blocks; no SDK is imported yet."""
+    """The provider behind a connection. It looks the connection up, and so blocks; no SDK is imported yet.
+
+    `others`: `model_id` and `llm_conn_id` of the routes that have connections of their own, by name.
+    """
+    own = _provider(llm_conn_id, model_id, hook_params)
+    return routed(
+        own,
+        {via: _provider(one["llm_conn_id"], one["model_id"], None) for via, one in (others or {}).items()},
+    )
+
+
+def _provider(llm_conn_id: str | None, model_id: str, hook_params: Mapping[str, Any] | None) -> Provider:
     name, _ = split_model_id(model_id)
     argument = "llm_conn_id" if llm_conn_id else "llm_conn_id (not given, so the default)"
     connection = find_connection(llm_conn_id or default_conn_id(name), argument)

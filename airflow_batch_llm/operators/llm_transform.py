@@ -307,12 +307,22 @@ class LLMTransformOperator(RunOperator):
             model_id=self.model_id,
             llm_conn_id=self.llm_conn_id,
             llm_hook_params=dict(self.llm_hook_params or {}),
+            others=self._others(context),
             target=self.target,
             target_conn_id=target_conn_id,
             target_hook_params=dict(target_params or {}),
             pace=asdict(self.pace),
             waiter=self.waiter(context),
         )
+
+    def _others(self, context: Context) -> dict[str, dict[str, Any]]:
+        """Return the routes that have connections of their own, as the handle holds them."""
+        if not self.routes:
+            return {}
+        return {
+            via: {"model_id": route.model_id or self.model_id, "llm_conn_id": route.llm_conn_id}
+            for via, route in self.stage(context).others().items()
+        }
 
     def _asked(self) -> tuple[object, ...]:
         """Return the values that distinguish this item of a mapped task from the others."""

@@ -125,7 +125,7 @@ def open_parts(context: Context, handle: RunHandle, spool: Path, log: Any) -> "P
 
     target = open_target(handle)
     return Parts(
-        provider=llm_provider(handle.llm_conn_id, handle.model_id, handle.llm_hook_params),
+        provider=llm_provider(handle.llm_conn_id, handle.model_id, handle.llm_hook_params, handle.others),
         source=target,
         target=target,
         workspace=open_workspace(handle.workspace),
@@ -367,6 +367,7 @@ class RunOperator(BaseOperator):
             model_id=handle.model_id,
             llm_conn_id=handle.llm_conn_id,
             llm_hook_params=handle.llm_hook_params,
+            others=handle.others,
             watch=asdict(watch),
             cancel_on_kill=self.cancel_on_kill,
             successors=self.successors,
@@ -406,7 +407,7 @@ class RunOperator(BaseOperator):
         from airflow_batch_llm.stage.records.folder import RunFolder
         from airflow_batch_llm.stage.send.sweeping import cancel_run
 
-        provider = llm_provider(handle.llm_conn_id, handle.model_id, handle.llm_hook_params)
+        provider = llm_provider(handle.llm_conn_id, handle.model_id, handle.llm_hook_params, handle.others)
         try:
             folder = RunFolder(workspace=open_workspace(handle.workspace), run=handle.run)
             cancelled = cancel_run(folder, provider, by).now

@@ -74,7 +74,9 @@ class LLMBatchSensor(DeferrableSensor):
             asked = self._asked()
             if not asked["batch_ids"]:
                 return True
-            provider = llm_provider(asked["llm_conn_id"], asked["model_id"], asked["llm_hook_params"])
+            provider = llm_provider(
+                asked["llm_conn_id"], asked["model_id"], asked["llm_hook_params"], asked["others"]
+            )
             try:
                 with no_longer_than(max(LAST_LOOK_SECONDS, self.seconds_left)):
                     found = provider.check(asked["batch_ids"])
@@ -122,7 +124,8 @@ class LLMBatchSensor(DeferrableSensor):
             "model_id": self.model_id,
             "llm_conn_id": self.llm_conn_id,
             "llm_hook_params": self.llm_hook_params,
+            "others": {},
         }
 
 
-_ASKED = ("batch_ids", "model_id", "llm_conn_id", "llm_hook_params")
+_ASKED = ("batch_ids", "model_id", "llm_conn_id", "llm_hook_params", "others")

@@ -9,6 +9,7 @@ import pyarrow as pa
 from airflow_batch_llm.core.printing import counted, share, verb
 from airflow_batch_llm.core.settings import Pace, Stage
 from airflow_batch_llm.errors import BatchLLMError, InputError, TargetError
+from airflow_batch_llm.providers.routed import connections
 from airflow_batch_llm.stage.generation import Generation, Pause
 from airflow_batch_llm.stage.land.deleting import delete_copies
 from airflow_batch_llm.stage.land.finishing import Finished, Finisher
@@ -140,6 +141,11 @@ class Run:
                 f" {self.parts.provider.name}. Go back to the model and connection of {plan.provider} until it is"
                 " finished; nothing was sent."
             )
+        if missing := plan.others.keys() - connections(self.parts.provider):
+            raise InputError(
+                f"The run {folder.path} has routes by the connections {', '.join(sorted(missing))}, which are not open."
+                " Go back to the routes that it was planned with until it is finished; nothing was sent."
+            )
         if told := cancelled_before(folder):
             self.parts.log(told)
         if self.stage is not None and (told := described(plan, self.stage, self.parts.provider)):
@@ -171,6 +177,8 @@ class Run:
             data = folder.read_plan()
             plan = Plan.from_json(data) if data is not None else None
             if plan is None or folder.run == self.name or plan.provider != self.parts.provider.name:
+                continue
+            if not plan.others.keys() <= connections(self.parts.provider):
                 continue
             if plan.place != place:  # two databases have planned one run at once, and the other was faster
                 continue

@@ -97,6 +97,7 @@ async def _limited(seconds: float) -> AsyncIterator[None]:
 class LLMBatchTrigger(BaseTrigger):
     """Fire once when a worker should look at the run again. The event says no more than that.
 
+    :param others: `model_id` and `llm_conn_id` of the routes that have connections of their own, by name
     :param watch: the batches and the times, as the fields of `Watch`
     :param cancel_on_kill: whether batches are cancelled when the task is marked failed or successful, or removed
     :param successors: tasks of the Dag run that would go on with the run: batches are cancelled only if none of them will
@@ -109,6 +110,7 @@ class LLMBatchTrigger(BaseTrigger):
         llm_conn_id: str | None,
         watch: Mapping[str, Any],
         llm_hook_params: Mapping[str, Any] | None = None,
+        others: Mapping[str, Mapping[str, Any]] | None = None,
         cancel_on_kill: bool = False,
         successors: Sequence[str] = (),
     ) -> None:
@@ -116,6 +118,7 @@ class LLMBatchTrigger(BaseTrigger):
         self.model_id = model_id
         self.llm_conn_id = llm_conn_id
         self.llm_hook_params = llm_hook_params
+        self.others = others
         outage = Outage(**watch.get("outage", {}))
         given = {name: _tuple(value) for name, value in watch.items()}
         self.watch = Watch(**{**given, "outage": outage})
@@ -134,6 +137,7 @@ class LLMBatchTrigger(BaseTrigger):
                 "model_id": self.model_id,
                 "llm_conn_id": self.llm_conn_id,
                 "llm_hook_params": None if self.llm_hook_params is None else dict(self.llm_hook_params),
+                "others": {via: dict(one) for via, one in (self.others or {}).items()},
                 "watch": watch,
                 "cancel_on_kill": self.cancel_on_kill,
                 "successors": list(self.successors),
@@ -175,7 +179,7 @@ class LLMBatchTrigger(BaseTrigger):
         """The provider. A connection is looked up by a blocking call, so a thread does it."""
         if self._provider is None:
             self._provider = await sync_to_async(llm_provider)(
-                self.llm_conn_id, self.model_id, self.llm_hook_params
+                self.llm_conn_id, self.model_id, self.llm_hook_params, self.others
             )
         return self._provider
 

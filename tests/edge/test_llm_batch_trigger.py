@@ -121,7 +121,14 @@ async def test_http_clients_are_quiet_in_this_trigger_and_speak_in_another(
 
 
 def test_it_survives_the_way_to_the_triggerer() -> None:
-    waiting = trigger("a", "b", watch={"wake_at": 7.0}, llm_hook_params={"timeout": 3}, successors=["finish"])
+    waiting = trigger(
+        "a",
+        "b",
+        watch={"wake_at": 7.0},
+        llm_hook_params={"timeout": 3},
+        successors=["finish"],
+        others={"mine": {"model_id": "openai:gpt-5", "llm_conn_id": "mine"}},
+    )
     path, kwargs = waiting.serialize()
 
     again = LLMBatchTrigger(**deserialize(serialize(kwargs)))

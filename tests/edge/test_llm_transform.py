@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG, Asset, AssetAlias, task
 
-from airflow_batch_llm.core.settings import Guards, Shape
+from airflow_batch_llm.core.settings import Escalation, Guards, Route, Shape
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.operators import reporting as outcome
 from airflow_batch_llm.operators.reporting import add_to_assets
@@ -109,6 +109,34 @@ def test_openai_is_reached_by_its_official_connection_type(world: World, run: Ru
 
     assert states(run(dag)) == {"label": "success"}
     assert world.rows_charged("openai") == len(TICKETS)
+
+
+@pytest.mark.parametrize("deferrable", [True, False])
+def test_rows_take_routes_to_another_vendor_and_go_on_to_a_third(
+    world: World, run: Run, deferrable: bool
+) -> None:
+    """Templates in a route are rendered, and the trigger waits for the batches of both connections."""
+    with DAG(f"routes_{deferrable}".lower(), schedule=None, params={"model": "gpt-5-mini"}) as dag:
+        transform(
+            deferrable=deferrable,
+            source_table=None,
+            source_sql="SELECT *, CASE WHEN ticket_id = 7 THEN 'other' END AS how FROM tickets",
+            routes={
+                "other": Route(model_id="openai:{{ params.model }}", llm_conn_id="openai_default"),
+                "now": {"way": "now"},
+            },
+            route_column="how",
+            escalate=[Escalation(to="now", on={"refused"})],
+        )
+    world.simulator.fault(provider="anthropic", kind="refused", rows=[0])
+
+    done = run(dag)
+
+    assert states(done) == {"label": "success"}
+    routes = dict(world.query("SELECT _llm_route, count(*) FROM labels GROUP BY 1"))
+    assert routes == {"default": len(TICKETS) - 2, "other": 1, "now": 1}
+    assert world.rows_charged("openai") == 1
+    assert {name: part["succeeded"] for name, part in xcom(done, "label")["routes"].items()} == routes
 
 
 def test_files_are_a_source_and_say_where_a_row_came_from(world: World, run: Run, tmp_path: Path) -> None:

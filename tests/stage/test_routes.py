@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
@@ -10,10 +11,11 @@ from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.core.report import to_xcom
 from airflow_batch_llm.core.settings import Route
 from airflow_batch_llm.errors import BatchLLMError, BudgetExceeded, InputError, SourceError
+from airflow_batch_llm.providers.routed import routed as together
 from airflow_batch_llm.stage.land.finishing import Finished
 from airflow_batch_llm.stage.run import Pause
 from tests.stage.world import Bench
-from tests.vendors import OTHER_MODELS
+from tests.vendors import MODELS, OTHER_MODELS
 
 #: Every tenth row is urgent, every fifth of the others is hard.
 ROWS = 200
@@ -80,6 +82,53 @@ def test_urgent_rows_are_in_the_target_while_the_batches_run(openai: Bench) -> N
     assert seen[0] == {"urgent": 20}
     assert done.report.final == {Outcome.SUCCEEDED: ROWS}
     assert landed(bench)["default"] == 140
+
+
+def two_vendors(bench: Bench) -> tuple[dict[str, object], dict[str, object]]:
+    """The parts and the arguments of a stage with a route to another vendor in batches, and one in real time."""
+    other = replace(bench.world, provider_name="anthropic")
+    provider = together(bench.world.provider(), {"anthropic": other.provider()})
+    model = f"anthropic:{MODELS['anthropic']}"
+    routes = {"urgent": Route(model_id=model, way="now"), "strong": Route(model_id=model)}
+    return {"provider": provider}, {"routes": routes, "route_column": "how"}
+
+
+def test_a_route_may_lead_to_another_vendor(openai: Bench) -> None:
+    bench = openai
+    make(bench)
+    parts, given = two_vendors(bench)
+    report = bench.complete(bench.run(parts=parts, **given)).report
+    assert (report.final, landed(bench)) == (
+        {Outcome.SUCCEEDED: ROWS},
+        {"default": 140, "strong": 40, "urgent": 20},
+    )
+    ledger = bench.world.simulator.ledger()
+    ways = {
+        name: {way: used["rows"] for way, used in ledger[name]["ways"].items()}
+        for name in ("openai", "anthropic")
+    }
+    assert ways["openai"] | {"flex": 0} == {"batch": 140, "now": 0, "flex": 0}
+    assert ways["anthropic"] | {"flex": 0} == {"batch": 40, "now": 20, "flex": 0}
+    models = dict(bench.world.ask("SELECT _llm_route, min(_llm_model) FROM labels GROUP BY 1"))
+    assert models["strong"].startswith("claude")
+    assert models["default"].startswith("gpt")
+    with pytest.raises(InputError, match="No connection 'anthropic'"):
+        bench.complete("dag/task/next", **given)
+
+
+@pytest.mark.parametrize("effect", ["before", "after"])
+def test_a_creation_of_another_vendor_whose_answer_is_lost_is_found_and_not_repeated(
+    openai: Bench, effect: str
+) -> None:
+    bench = openai
+    make(bench)
+    parts, given = two_vendors(bench)
+    bench.fault(provider="anthropic", kind="drop", endpoint="create", effect=effect)
+    report = bench.complete(bench.run(parts=parts, **given)).report
+    assert report.final == {Outcome.SUCCEEDED: ROWS}
+    ledger = bench.world.simulator.ledger()
+    assert sum(ledger[name]["rows"]["charged"] for name in ("openai", "anthropic")) == ROWS
+    assert bench.world.unfinished() == []
 
 
 def test_equal_inputs_of_routes_with_one_spec_are_bought_once_by_the_faster_way(openai: Bench) -> None:

@@ -261,8 +261,8 @@ class RunErasure:
             return None
         host = plan.spec.get("host")
         access = Access(api_key="none", base_url=f"https://{host}/v1" if host else None)
-        (call,) = [plan.route(shard).call for shard in plan.shards if shard.number == number]
-        return connect(plan.provider, access).encode(call)
+        (route,) = [plan.route(shard) for shard in plan.shards if shard.number == number]
+        return connect(plan.vendor(route), access).encode(route.call)
 
     def _rewrite_results(self, ids: set[bytes], *, change: bool) -> int:
         """Take the answers to these requests out of what is kept. Returns their number."""

@@ -79,6 +79,6 @@ class Purse:
             input_tokens=round(self.total.usage.input_tokens / requests),
             output_tokens=round(self.total.usage.output_tokens / requests),
         )
-        prices = PriceList.of(first.provider, route.call.model, first.limits.prices, at=first.planned_at)
+        prices = PriceList.of(first.vendor(route), route.call.model, first.limits.prices, at=first.planned_at)
         cost = prices.by(route.way).cost(mean)
         return None if cost is None else float(cost)

@@ -19,6 +19,7 @@ from airflow_batch_llm.core.model import Outcome, Way
 from airflow_batch_llm.core.request import ShardBounds, custom_id
 from airflow_batch_llm.core.selection import after_failure
 from airflow_batch_llm.providers.lines import split_lines
+from airflow_batch_llm.providers.routed import by_route
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.shard_files import ShardWriter
 from airflow_batch_llm.stage.plan.spool import ATTEMPTS, REQUEST
@@ -155,7 +156,10 @@ class FollowUp:
             scratch=self.scratch,
             nonce=draft.nonce,
             run_token=draft.run_token,
-            bounds=ShardBounds.of(self.parts.provider.limits, rows_per_batch=last.limits.rows_per_batch),
+            bounds=ShardBounds.of(
+                by_route(self.parts.provider, draft.routes[route].call.via).limits,
+                rows_per_batch=last.limits.rows_per_batch,
+            ),
             first_number=number,
         )
         template = self.parts.provider.encode(draft.routes[route].call)

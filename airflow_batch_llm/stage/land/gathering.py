@@ -18,6 +18,7 @@ from airflow_batch_llm.core.output_type import OutputType
 from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.providers.lines import MESSAGE_LENGTH, UnusableUsage
+from airflow_batch_llm.providers.routed import by_route
 from airflow_batch_llm.stage.records.plan import Plan, PlannedRoute
 
 Values = tuple[Any, ...]
@@ -274,10 +275,10 @@ class ResultReader:
     @classmethod
     def of(cls, provider: Provider, plan: Plan, route: PlannedRoute) -> "ResultReader":
         """The prices are those of the day of the plan, on which its budget was judged."""
-        prices = PriceList.of(plan.provider, route.call.model, plan.limits.prices, at=plan.planned_at)
+        prices = PriceList.of(plan.vendor(route), route.call.model, plan.limits.prices, at=plan.planned_at)
         return cls(
             lines=LineJudge(
-                provider=provider,
+                provider=by_route(provider, route.call.via),
                 parser=AnswerParser.of(OutputType.from_json(plan.output_type)),
                 prices=prices,
                 way=route.way,

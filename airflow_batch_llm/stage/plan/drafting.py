@@ -30,6 +30,7 @@ from airflow_batch_llm.core.settings import BadRow, OverBudget, Stage, StageWay
 from airflow_batch_llm.core.spec import Spec
 from airflow_batch_llm.errors import BatchLLMError, BudgetExceeded, InputError, ProviderError, SourceError
 from airflow_batch_llm.providers.base import Provider
+from airflow_batch_llm.providers.routed import by_route
 from airflow_batch_llm.stage.land.landing import SAMPLES, sample_keys
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.carried import restored
@@ -141,6 +142,7 @@ class ResolvedRoute:
             call=self.call,
             way=way,
             name=self.name,
+            provider=self.spec.provider,
             spec_hash=self.spec_hash,
             estimate=guess.to_json(),
             max_cost_usd=self.max_cost_usd,
@@ -242,8 +244,10 @@ class Drafting:
 
     def _max_prompt_bytes(self) -> int:
         """Return the size of the prompts that fit into the requests of every route."""
-        overhead = max(route.template.overhead for route in self.resolved.routes)
-        return self.parts.provider.limits.max_request_bytes - overhead
+        return min(
+            by_route(self.parts.provider, route.call.via).limits.max_request_bytes - route.template.overhead
+            for route in self.resolved.routes
+        )
 
     def draft(self) -> Plan:
         """Return a draft without the rows that other runs buy: the last one, if they take nothing out of it."""
@@ -347,7 +351,7 @@ class Drafting:
             scratch=self.scratch,
             nonce=draft.nonce,
             run_token=draft.run_token,
-            bounds=ShardBounds.of(self.parts.provider.limits, rows_per_batch=self.stage.pace.rows_per_batch),
+            bounds=self._bounds(self.resolved.own),
         )
         lost = writer.write_unsendable(spool.rows_with(Reason.UNSENDABLE)) if problems else ""
         return replace(
@@ -359,11 +363,15 @@ class Drafting:
         )
 
     def _way(self, route: ResolvedRoute, requests: int) -> Way:
-        problem = flex_problem(self.parts.provider, route.call)
+        problem = flex_problem(by_route(self.parts.provider, route.call.via), route.call)
         way, why = choose_way(route.way, requests, problem)
         if why and requests:
             self.parts.log(why)
         return way
+
+    def _bounds(self, route: ResolvedRoute) -> ShardBounds:
+        limits = by_route(self.parts.provider, route.call.via).limits
+        return ShardBounds.of(limits, rows_per_batch=self.stage.pace.rows_per_batch)
 
     def _guess(self, spool: Spool, route: int, way: Way, requests: int) -> Estimate:
         quote = Quote(
@@ -381,9 +389,9 @@ class Drafting:
         shards: tuple[PlannedShard, ...] = ()
         for route, requests in enumerate(allowed):
             if requests:
-                writer = replace(writer, first_number=len(shards) + 1)
-                template = self.resolved.routes[route].template
-                written = writer.write_requests(template, spool.prompts(route, requests), route)
+                resolved = self.resolved.routes[route]
+                writer = replace(writer, first_number=len(shards) + 1, bounds=self._bounds(resolved))
+                written = writer.write_requests(resolved.template, spool.prompts(route, requests), route)
                 rows = spool.keyed_rows(route, requests)
                 shards += writer.write_keys(written, rows, keys_schema(spool.columns))
         return shards

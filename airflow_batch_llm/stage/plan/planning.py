@@ -23,6 +23,7 @@ from airflow_batch_llm.core.spec import Spec, changed_fields, spec_hash
 from airflow_batch_llm.core.value import plain
 from airflow_batch_llm.errors import BudgetExceeded, InputError, SourceError, TargetError
 from airflow_batch_llm.providers.base import Provider
+from airflow_batch_llm.providers.routed import by_route
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.carried import carried_schema, key_schema
 from airflow_batch_llm.stage.plan.drafting import Drafting, Outrun, Resolved, ResolvedRoute, let_go
@@ -66,11 +67,11 @@ def changes(plan: Plan, stage: Stage, provider: Provider) -> list[str]:
         names.append("columns")
     planned, asked = _planned(plan), _asked(stage)
     names += [name for name in asked if _spelled(planned[name]) != _spelled(asked[name])]
-    under = {name: stage.under(route) for name, route in stage.routes.items()}
-    routes = [
-        (name, one.way, spec_hash(spec_of(one, read_prompt(one), output_type, provider)))
-        for name, one in under.items()
-    ]
+    routes = []
+    for name, route in stage.routes.items():
+        one = stage.under(route)
+        spec = spec_of(one, read_prompt(one), output_type, by_route(provider, stage.via(route)))
+        routes.append((name, one.way, spec_hash(spec)))
     before = [(route.name, route.way, route.spec_hash) for route in plan.routes[1:]]
     # Whatever changes the stage's own spec changes those of its routes, too.
     parts = 2 if fields else 3
@@ -171,7 +172,7 @@ def resolve(stage: Stage, parts: Parts) -> Resolved:
     own = _resolved_route(OWN_ROUTE, stage, prompt, output_type, parts)
     others = (
         replace(
-            _resolved_route(name, stage.under(route), prompt, output_type, parts),
+            _resolved_route(name, stage.under(route), prompt, output_type, parts, stage.via(route)),
             max_cost_usd=route.max_cost_usd,
         )
         for name, route in stage.routes.items()
@@ -210,14 +211,16 @@ def _check_rules(resolved: Resolved, stage: Stage) -> None:
 
 
 def _resolved_route(
-    name: str, stage: Stage, prompt: Prompt, output_type: OutputType, parts: Parts
+    name: str, stage: Stage, prompt: Prompt, output_type: OutputType, parts: Parts, via: str = ""
 ) -> ResolvedRoute:
-    """Return a route of the stage, which is given as it is under that route."""
-    if stage.provider != parts.provider.name:
+    """Return a route of the stage, which is given as it is under that route. `via` names its own connection."""
+    provider = by_route(parts.provider, via)
+    if stage.provider != provider.name:
         raise InputError(
-            f"The route {name} has a model of {stage.provider}, and the connection is one of {parts.provider.name}."
+            f"The route {name} has a model of {stage.provider}, and its connection leads to {provider.name}."
+            " Give the route the llm_conn_id of a connection to its provider."
         )
-    spec = spec_of(stage, prompt, output_type, parts.provider)
+    spec = spec_of(stage, prompt, output_type, provider)
     call = Call(
         model=stage.model,
         system_prompt=stage.system_prompt,
@@ -226,17 +229,18 @@ def _resolved_route(
         max_tokens=stage.request.max_tokens,
         params=spec.params,
         endpoint=stage.request.endpoint,
+        via=via,
         cache_system_prompt=stage.request.cache_system_prompt,
     )
-    check_way(stage.way, parts.provider, call)
+    check_way(stage.way, provider, call)
     return ResolvedRoute(
         name=name,
         call=call,
         way=stage.way,
-        template=parts.provider.encode(call),
+        template=provider.encode(call),
         spec=spec,
         spec_hash=spec_hash(spec),
-        prices=PriceList.of(parts.provider.name, stage.model, stage.guards.prices, at=parts.clock()),
+        prices=PriceList.of(provider.name, stage.model, stage.guards.prices, at=parts.clock()),
     )
 
 

@@ -43,6 +43,8 @@ class PlannedRoute:
     call: Call
     way: Way = Way.BATCH
     name: str = OWN_ROUTE
+    provider: str = ""
+    """The vendor's name. Empty: an earlier release has planned the run, and it is the plan's."""
     spec_hash: str = ""
     estimate: Mapping[str, Any] | None = None
     """What all of the route's requests were expected to take. A budget may have left some out. Default: not known."""
@@ -151,6 +153,15 @@ class Plan:
     @property
     def requests(self) -> int:
         return sum(shard.requests for shard in self.shards)
+
+    def vendor(self, route: PlannedRoute) -> str:
+        """Return the name of a route's vendor."""
+        return route.provider or self.provider
+
+    @property
+    def others(self) -> dict[str, str]:
+        """The vendors of the routes that have connections of their own, by the name of the connection."""
+        return {route.call.via: self.vendor(route) for route in self.routes if route.call.via}
 
     def base(self, name: str) -> PlannedRoute:
         """Return the route of this name, as it was planned."""

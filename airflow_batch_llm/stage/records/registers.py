@@ -47,8 +47,13 @@ class Registers:
     def add_known(self, provider: str, batch_id: str, run_id: str) -> None:
         self._add(f"known/{provider}/{safe_name(batch_id)}", f"{batch_id}\n{run_id}")
 
-    def known(self, provider: str) -> frozenset[str]:
-        return frozenset(name for root in _ROOTS for name in self.workspace.names(f"{root}known/{provider}"))
+    def known(self, *providers: str) -> frozenset[str]:
+        return frozenset(
+            name
+            for provider in providers
+            for root in _ROOTS
+            for name in self.workspace.names(f"{root}known/{provider}")
+        )
 
     def open_run(self, target: str, folder: RunFolder) -> None:
         self._add(f"{_targets(target)}/{_entry(folder)}", folder.run_id)

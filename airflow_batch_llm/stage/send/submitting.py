@@ -27,6 +27,7 @@ from airflow_batch_llm.core.submission import (
     begin,
 )
 from airflow_batch_llm.errors import Later, Refused, Unavailable, UnknownFate
+from airflow_batch_llm.providers.routed import by_route, vendors, vendors_id
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.payloads import fetch_requests
@@ -64,7 +65,9 @@ class Submitter:
             token=self.plan.token(shard),
             requests=shard.requests,
             lease_seconds=LEASE_SECONDS + shard.bytes / 1e6,
-            list_lag_seconds=self.parts.provider.limits.list_lag_seconds,
+            list_lag_seconds=by_route(
+                self.parts.provider, self.plan.route(shard).call.via
+            ).limits.list_lag_seconds,
             closed=self.parts.clock() >= self._until(shard),
             way=self.plan.route(shard).way,
         )
@@ -84,7 +87,9 @@ class Submitter:
             case Append(number=number, entry=entry):
                 created = self.folder.append(shard.number, number, replace(entry, by=self.parts.by))
                 if created and entry.batch_id:
-                    self._registers.add_known(self.parts.provider.name, entry.batch_id, self.folder.run_id)
+                    self._registers.add_known(
+                        *vendors_id(self.parts.provider, entry.batch_id), self.folder.run_id
+                    )
                 return created
             case Find():
                 return self._find(shard)
@@ -121,7 +126,7 @@ class Submitter:
 
     def _find(self, shard: PlannedShard) -> Searched:
         at = self.parts.clock()
-        known = self._registers.known(self.parts.provider.name)
+        known = self._registers.known(*vendors(self.parts.provider))
         search = Search(
             run_tokens=frozenset({self.plan.run_token}),
             since=self.plan.planned_at - CLOCK_SKEW_SECONDS,

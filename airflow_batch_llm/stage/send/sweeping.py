@@ -20,6 +20,7 @@ from airflow_batch_llm.core.printing import counted, verb
 from airflow_batch_llm.core.report import Report, Spent
 from airflow_batch_llm.errors import ProviderError, ResultsGone
 from airflow_batch_llm.providers.base import Provider
+from airflow_batch_llm.providers.routed import connections, vendors, vendors_id
 from airflow_batch_llm.stage.land.gathering import ResultReader
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder, generations, safe_name
@@ -229,7 +230,7 @@ class Sweeper:
         Returns whether one runs of which only its end will tell whether it is the run's.
         """
         shards = self._by_token()
-        known = Registers(workspace=self.parts.workspace).known(self.parts.provider.name)
+        known = Registers(workspace=self.parts.workspace).known(*vendors(self.parts.provider))
         search = Search(
             run_tokens=frozenset(plan.run_token for plan in self.plans),
             since=min(plan.planned_at for plan in self.plans) - CLOCK_SKEW_SECONDS,
@@ -239,7 +240,10 @@ class Sweeper:
         unsure = False
         for sighting in self.parts.provider.find(search):
             running = sighting.state is BatchState.RUNNING
-            if sighting.token in shards and safe_name(sighting.batch_id) not in known:
+            if (
+                sighting.token in shards
+                and safe_name(vendors_id(self.parts.provider, sighting.batch_id)[1]) not in known
+            ):
                 self._record(shards[sighting.token][1], sighting.batch_id, running=running)
             unsure |= sighting.token is None and running
         return unsure
@@ -288,7 +292,7 @@ class Sweeper:
         )
         if self.folder.append(shard.number, standing.last + 1, entry):
             known = Registers(workspace=self.parts.workspace)
-            known.add_known(self.parts.provider.name, batch_id, self.folder.run_id)
+            known.add_known(*vendors_id(self.parts.provider, batch_id), self.folder.run_id)
 
     def _cancel(self, batch_id: str) -> None:
         """Cancel a batch, also a recorded one: the process that recorded it may have died before.
@@ -325,13 +329,18 @@ def is_loose(shards: Iterable[tuple[PlannedShard, Standing]]) -> bool:
     return any(standing.loose or standing.intent is not None for _, standing in shards)
 
 
+def _is_reached(folder: RunFolder, provider: Provider) -> bool:
+    """Tell if a provider leads to all the connections of a run."""
+    return all(plan.others.keys() <= connections(provider) for plan in read_rounds(folder))
+
+
 def sweep_loose(parts: Parts) -> list[RunFolder]:
     """Sweep the ended runs of which something may show up, until the provider would have ended it by itself.
 
     Returns these runs.
     """
     registers, provider = Registers(workspace=parts.workspace), parts.provider
-    runs = registers.loose_runs(provider.name)
+    runs = [folder for folder in registers.loose_runs(provider.name) if _is_reached(folder, provider)]
     for folder in runs:
         loose = True
         try:
