@@ -286,6 +286,12 @@ def test_the_names_that_contributing_sends_to_are_there() -> None:
     for name, path in named:
         text = (ROOT / path if path.startswith("tests/") else package / path).read_text()
         assert re.search(rf"^\s*(?:(?:class|def) )?{name}\b", text, re.MULTILINE), (name, path)
+    [(room, rows)] = re.findall(
+        r"^\| module of `airflow_batch_llm\.(\w+)` .*\n\|-.*\n((?:\|.*\n)+)", page, re.MULTILINE
+    )
+    modules = re.findall(r"^\| `(\w+)` ", rows, re.MULTILINE)
+    assert len(modules) == rows.count("\n")
+    assert [name for name in modules if not (package / room / f"{name}.py").exists()] == []
 
 
 def test_the_outcomes_are_all_described_in_their_order_with_what_follows() -> None:

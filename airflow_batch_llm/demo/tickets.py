@@ -10,9 +10,8 @@ from datetime import date, timedelta
 from types import MappingProxyType
 from typing import Any
 
-from airflow_batch_llm.simulator.answers import conforming
+from airflow_batch_llm.simulator.answers import Draw, conforming, phrase
 from airflow_batch_llm.simulator.request import Request
-from airflow_batch_llm.simulator.strings import Draw, phrase
 
 _TOPICS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {

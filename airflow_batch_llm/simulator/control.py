@@ -15,9 +15,9 @@ from starlette.routing import Route
 
 from airflow_batch_llm.simulator import ledger
 from airflow_batch_llm.simulator.database import LIVE, Batch, BatchPhase, RowFate
+from airflow_batch_llm.simulator.execution import Runner
 from airflow_batch_llm.simulator.faults import Fault
 from airflow_batch_llm.simulator.knobs import Knobs
-from airflow_batch_llm.simulator.runner import Runner
 from airflow_batch_llm.simulator.world import World
 
 _LOOK_SECONDS = 0.01

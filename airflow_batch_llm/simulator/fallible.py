@@ -12,10 +12,9 @@ from typing import Any
 import orjson
 
 from airflow_batch_llm.core.schema_rules import rules_in_words
-from airflow_batch_llm.simulator.answers import conforming
+from airflow_batch_llm.simulator.answers import Draw, conforming, phrase
 from airflow_batch_llm.simulator.knobs import Knobs
 from airflow_batch_llm.simulator.request import Request, seed_of
-from airflow_batch_llm.simulator.strings import Draw, phrase
 
 _CONFIDENCE = "confidence"
 _TRIES = 50  # for a value that differs from the truth; a constant has none

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
 
-from airflow_batch_llm.simulator.answers import conforming
+from airflow_batch_llm.simulator.answers import Draw, conforming, phrase
 from airflow_batch_llm.simulator.fallible import fallible
 from airflow_batch_llm.simulator.knobs import Knobs, SimulatorSettings
 from airflow_batch_llm.simulator.openai.answers import CHAT, EMBEDDINGS
 from airflow_batch_llm.simulator.request import Reply, Request, RowError, StopReason
-from airflow_batch_llm.simulator.strings import Draw, phrase
 
 if TYPE_CHECKING:
     import httpx

@@ -15,10 +15,10 @@ from starlette.routing import Route
 
 from airflow_batch_llm.simulator.anthropic.routes import Anthropic
 from airflow_batch_llm.simulator.control import Control
+from airflow_batch_llm.simulator.execution import Runner
 from airflow_batch_llm.simulator.gate import AbortableProtocol, Doorkeeper, Gate, is_loopback
 from airflow_batch_llm.simulator.knobs import SimulatorSettings
 from airflow_batch_llm.simulator.openai.routes import OpenAI
-from airflow_batch_llm.simulator.runner import Runner
 from airflow_batch_llm.simulator.vendor import Vendor
 from airflow_batch_llm.simulator.vertex.routes import Vertex
 from airflow_batch_llm.simulator.world import World, open_world

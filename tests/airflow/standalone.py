@@ -14,8 +14,7 @@ from typing import Any
 
 from airflow_batch_llm.demo import warehouse
 from airflow_batch_llm.demo.command import RESPONDER, connections, last_night
-from airflow_batch_llm.demo.local_airflow import LocalAirflow, Setup
-from airflow_batch_llm.demo.processes import interrupted_by_sigterm
+from airflow_batch_llm.demo.local_airflow import LocalAirflow, Setup, interrupted_by_sigterm
 from airflow_batch_llm.simulator.handle import Simulator
 from tests.dags.reviews import write_reviews
 

@@ -6,8 +6,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from airflow_batch_llm.simulator.answers import conforming
-from airflow_batch_llm.simulator.strings import Draw, matching
+from airflow_batch_llm.simulator.answers import Draw, conforming, matching
 
 SEEDS = range(0, 10**9, 10**7 + 7)
 TREE = {

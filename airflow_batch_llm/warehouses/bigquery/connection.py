@@ -13,7 +13,6 @@ import pyarrow as pa
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import MissingExtra, TargetError
 from airflow_batch_llm.warehouses.base import Target
-from airflow_batch_llm.warehouses.bigquery.dialect import DIALECT
 from airflow_batch_llm.warehouses.bigquery.jobs import (
     BigQueryJobs,
     JobPatience,
@@ -22,6 +21,7 @@ from airflow_batch_llm.warehouses.bigquery.jobs import (
     message_of,
     translated,
 )
+from airflow_batch_llm.warehouses.bigquery.registration import DIALECT
 from airflow_batch_llm.warehouses.bigquery.types import conform, parameter, read_schema
 
 if TYPE_CHECKING:

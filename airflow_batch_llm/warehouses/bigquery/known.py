@@ -25,8 +25,8 @@ from airflow_batch_llm.warehouses.bigquery.connection import (
     query_parameters,
     quoted,
 )
-from airflow_batch_llm.warehouses.bigquery.dialect import DIALECT
 from airflow_batch_llm.warehouses.bigquery.jobs import Work, stem_of
+from airflow_batch_llm.warehouses.bigquery.registration import DIALECT
 from airflow_batch_llm.warehouses.bigquery.sql import (
     HIGHEST,
     LOWEST,

@@ -1,4 +1,4 @@
-"""Register BigQuery: the clients are those of Airflow's hook, or of the environment's credentials."""
+"""Say how BigQuery's SQL differs, and register it: the clients are Airflow's hook's, or the environment's."""
 
 import os
 from typing import Any
@@ -6,8 +6,38 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from airflow_batch_llm.warehouses.base import Warehouse
-from airflow_batch_llm.warehouses.bigquery.dialect import DIALECT
+from airflow_batch_llm.warehouses.dialect import Dialect, Upsert
+from airflow_batch_llm.warehouses.kind import ColumnKind
 from airflow_batch_llm.warehouses.registration import AirflowConnection, SpecFile, UriForm, WarehouseType
+
+DIALECT = Dialect(
+    name="bigquery",
+    title="BigQuery",
+    types={
+        ColumnKind.STRING: "STRING",
+        ColumnKind.SMALLINT: "INT64",
+        ColumnKind.INTEGER: "INT64",
+        ColumnKind.BIGINT: "INT64",
+        ColumnKind.REAL: "FLOAT64",
+        ColumnKind.DOUBLE: "FLOAT64",
+        ColumnKind.DECIMAL: "BIGNUMERIC",
+        ColumnKind.BOOLEAN: "BOOL",
+        ColumnKind.DATE: "DATE",
+        ColumnKind.TIME: "TIME",
+        ColumnKind.TIMESTAMP: "DATETIME",
+        ColumnKind.TIMESTAMPTZ: "TIMESTAMP",
+        ColumnKind.BINARY: "BYTES",
+        ColumnKind.UUID: "STRING",
+        ColumnKind.JSON: "JSON",
+        ColumnKind.VECTOR: "ARRAY<FLOAT64>",
+    },
+    upsert=Upsert.MERGE,
+    decimal_digits=76,
+    numeric="NUMERIC",
+    vector_brackets="",  # a load job takes a vector as the list that it is
+    max_identifier=300,
+    backslashes=True,
+)
 
 
 class BigQuerySection(BaseModel):

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from airflow_batch_llm.warehouses.base import Target
 from airflow_batch_llm.warehouses.bigquery.connection import TableName, quoted
-from airflow_batch_llm.warehouses.bigquery.dialect import DIALECT
+from airflow_batch_llm.warehouses.bigquery.registration import DIALECT
 from airflow_batch_llm.warehouses.bigquery.types import gathered
 from airflow_batch_llm.warehouses.reviews import TAKEN_OVER
 

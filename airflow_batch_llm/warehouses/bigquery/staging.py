@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from airflow_batch_llm.warehouses.arrow import plain_batch
 from airflow_batch_llm.warehouses.base import Target
 from airflow_batch_llm.warehouses.bigquery.connection import TableName
-from airflow_batch_llm.warehouses.bigquery.dialect import DIALECT
+from airflow_batch_llm.warehouses.bigquery.registration import DIALECT
 from airflow_batch_llm.warehouses.bigquery.sql import GOOD, staged_name, staged_schema
 from airflow_batch_llm.warehouses.bigquery.types import staged_column, staged_field, staged_type
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from airflow_batch_llm.core.model import ColumnType
 from airflow_batch_llm.warehouses.base import ARROW_TYPES
-from airflow_batch_llm.warehouses.bigquery.dialect import DIALECT
+from airflow_batch_llm.warehouses.bigquery.registration import DIALECT
 from airflow_batch_llm.warehouses.kind import ColumnKind, of_arrow
 
 if TYPE_CHECKING:

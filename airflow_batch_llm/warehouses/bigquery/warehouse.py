@@ -27,9 +27,9 @@ from airflow_batch_llm.warehouses.bigquery.connection import (
     query_parameters,
     quoted,
 )
-from airflow_batch_llm.warehouses.bigquery.dialect import DIALECT
 from airflow_batch_llm.warehouses.bigquery.jobs import Work, content_label, digest, stem_of
 from airflow_batch_llm.warehouses.bigquery.known import KeyLookup
+from airflow_batch_llm.warehouses.bigquery.registration import DIALECT
 from airflow_batch_llm.warehouses.bigquery.sql import publish_script, review_script, staged_schema
 from airflow_batch_llm.warehouses.bigquery.staging import StagingTable, content_of, staged_rows, write_file
 from airflow_batch_llm.warehouses.bigquery.tables import TargetTables

@@ -1,9 +1,30 @@
-"""Register DuckDB: a connection's host, or a spec's field, is the path of the file."""
+"""Say how DuckDB's SQL differs, and register it: a connection's host, or a spec's field, is the path of the file."""
 
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.warehouses.base import Warehouse
-from airflow_batch_llm.warehouses.duckdb.dialect import DIALECT
+from airflow_batch_llm.warehouses.dialect import ANSI_TYPES, Dialect, Upsert
+from airflow_batch_llm.warehouses.kind import ColumnKind
 from airflow_batch_llm.warehouses.registration import AirflowConnection, SpecFile, UriForm, WarehouseType
+
+DIALECT = Dialect(
+    name="duckdb",
+    title="DuckDB",
+    types={
+        **ANSI_TYPES,
+        ColumnKind.STRING: "VARCHAR",
+        ColumnKind.REAL: "FLOAT",
+        ColumnKind.DOUBLE: "DOUBLE",
+        ColumnKind.BINARY: "BLOB",
+        ColumnKind.UUID: "UUID",
+        ColumnKind.JSON: "JSON",
+        ColumnKind.VECTOR: "DOUBLE[]",
+    },
+    upsert=Upsert.DELETE_INSERT,
+    from_text={ColumnKind.JSON: "CAST({} AS JSON)", ColumnKind.UUID: "CAST({} AS UUID)"},
+    vector_brackets="",
+    max_identifier=65_536,
+)
+
 
 _OWN_OPTIONS = ("staging", "memory_limit", "lock_wait_seconds")
 

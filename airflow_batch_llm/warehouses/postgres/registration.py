@@ -1,12 +1,36 @@
-"""Register PostgreSQL: what Airflow's hook would connect with is given to psycopg 3."""
+"""Say how PostgreSQL's SQL differs, and register it: what Airflow's hook would connect with is given to psycopg 3."""
 
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from airflow_batch_llm.warehouses.base import Warehouse
-from airflow_batch_llm.warehouses.postgres.dialect import DIALECT
+from airflow_batch_llm.warehouses.dialect import ANSI_TYPES, Dialect, Upsert
+from airflow_batch_llm.warehouses.kind import ColumnKind
 from airflow_batch_llm.warehouses.registration import AirflowConnection, SpecFile, WarehouseType
+
+DIALECT = Dialect(
+    name="postgres",
+    title="PostgreSQL",
+    aliases=frozenset({"postgresql"}),
+    types={
+        **ANSI_TYPES,
+        ColumnKind.STRING: "TEXT",
+        ColumnKind.BINARY: "BYTEA",
+        ColumnKind.UUID: "UUID",
+        ColumnKind.JSON: "JSONB",
+        ColumnKind.VECTOR: "DOUBLE PRECISION[]",
+    },
+    own_types={"citext": ColumnKind.STRING, '"char"': ColumnKind.STRING},
+    upsert=Upsert.ON_CONFLICT,
+    from_text={ColumnKind.JSON: "CAST({} AS JSONB)", ColumnKind.VECTOR: "CAST({} AS DOUBLE PRECISION[])"},
+    vector_brackets="{}",
+    # Not a cast, which cuts the blanks off a CHAR.
+    text_of="CONCAT({}, '')",
+    max_identifier=63,
+    placeholder="${}",
+    keeps_nul=False,
+)
 
 
 class PostgresSection(BaseModel):

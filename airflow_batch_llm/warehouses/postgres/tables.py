@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_batch_llm.errors import InputError, raise_alone
 from airflow_batch_llm.warehouses.base import Target
-from airflow_batch_llm.warehouses.postgres.dialect import DIALECT
+from airflow_batch_llm.warehouses.postgres.registration import DIALECT
 from airflow_batch_llm.warehouses.publication import Table, Tables
 from airflow_batch_llm.warehouses.target import Constraint, ConstraintKind, Rules
 

@@ -29,8 +29,7 @@ from airflow_batch_llm.warehouses.publication import (
 from airflow_batch_llm.warehouses.refusal import may_pass, translated
 from airflow_batch_llm.warehouses.registration import AirflowConnection
 from airflow_batch_llm.warehouses.reviews import review_preparation, review_refresh, review_table, reviewed
-from airflow_batch_llm.warehouses.sql.catalogue import SqlDialect
-from airflow_batch_llm.warehouses.sql.types import described, told_from
+from airflow_batch_llm.warehouses.sql.catalogue import SqlDialect, described, told_from
 from airflow_batch_llm.warehouses.staging import forgotten, is_staged_table, not_staged, run_token
 from airflow_batch_llm.warehouses.statements import Statements
 from airflow_batch_llm.warehouses.target import required_columns

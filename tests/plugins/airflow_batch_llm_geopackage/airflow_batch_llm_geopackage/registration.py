@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.warehouses.base import Warehouse
 from airflow_batch_llm.warehouses.registration import AirflowConnection, SpecFile, UriForm, WarehouseType
-from airflow_batch_llm.warehouses.sql.sqlite_dialect import DIALECT
+from airflow_batch_llm.warehouses.sql.sqlite import DIALECT
 
 
 class GeoPackageSection(BaseModel):
