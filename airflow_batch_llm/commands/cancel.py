@@ -36,7 +36,7 @@ def cancel(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
-    """Cancel every batch of a run that is still running at the provider.
+    """Cancel every batch of a run that is still running at the provider, and what a worker asks in real time.
 
     Answers until then are paid, and land when the run is resumed, which ends it. The other rows end as canceled, and
     are asked again after a clear, or with `run --again`.
@@ -73,9 +73,14 @@ def _told(run: str, cancelled: Cancelled, seen: list[Inspected]) -> str:
     lines = []
     if cancelled.now:
         lines.append(f"{run}: {counted(len(cancelled.now), 'batch')} cancelled.")
-    elif ended:
+    if cancelled.asked:
+        lines.append(
+            f"{run}: {counted(cancelled.asked, 'shard')} asked in real time cancelled. A worker that asks stops within"
+            " ten seconds, and keeps the answers to what it has sent."
+        )
+    if not cancelled.now and not cancelled.asked and ended:
         lines.append(f"{run}: the run has ended, and none of its batches is running.")
-    else:
+    elif not cancelled.now and not cancelled.asked:
         lines.append(f"{run}: no batch to cancel.")
     if cancelled.before:
         before = len(cancelled.before)
@@ -110,6 +115,7 @@ def _as_json(run: str, cancelled: Cancelled, seen: list[Inspected]) -> str:
         "run": run,
         "ended": seen[-1].verdict is not None,
         "cancelled": len(cancelled.now),
+        "cancelled_asking": cancelled.asked,
         "cancelled_before": len(cancelled.before),
         "unconfirmed": cancelled.unconfirmed,
         "requests": cancelled.requests,

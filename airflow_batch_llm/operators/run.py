@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from airflow.providers.common.compat.sdk import BaseOperator
 from airflow.sdk import Context
 
-from airflow_batch_llm.core.printing import counted, verb
+from airflow_batch_llm.core.printing import counted
 from airflow_batch_llm.core.settings import seconds
 from airflow_batch_llm.core.waiting import CANCEL_GRACE_SECONDS, Outage, WaitProgress, Watch, drive, waiting
 from airflow_batch_llm.errors import BatchLLMError
@@ -410,11 +410,14 @@ class RunOperator(BaseOperator):
         provider = llm_provider(handle.llm_conn_id, handle.model_id, handle.llm_hook_params, handle.others)
         try:
             folder = RunFolder(workspace=open_workspace(handle.workspace), run=handle.run)
-            cancelled = cancel_run(folder, provider, by).now
+            cancelled = cancel_run(folder, provider, by)
         finally:
             provider.close()
-        told = f"{counted(len(cancelled), 'batch')} {verb(len(cancelled), 'is', 'are')}"
-        self.log.info("The task has been given up; %s cancelled.", told)
+        told = counted(len(cancelled.now), "batch")
+        if cancelled.asked:
+            told += f" and {counted(cancelled.asked, 'shard')} asked in real time"
+        is_one = len(cancelled.now) + cancelled.asked == 1
+        self.log.info("The task has been given up; %s %s cancelled.", told, "is" if is_one else "are")
 
 
 class _Departing(AbstractContextManager[None]):

@@ -248,12 +248,16 @@ class Round:
         return moves
 
     def _ask(self) -> dict[int, Move]:
-        """Ask the shards that are asked in real time. Returns where that left them."""
+        """Ask the shards that are asked in real time. Returns where that left them.
+
+        One that was cancelled needs no place: what was answered of it is kept, and nothing is sent.
+        """
         shards = [
-            shard
-            for shard, standing in self._standings()
-            if self.places and isinstance(self._move(shard, standing), Ask)
+            shard for shard, standing in self._standings() if isinstance(self._move(shard, standing), Ask)
         ]
+        if shards and not self.places:
+            cancelled = self.folder.cancelled()
+            shards = [shard for shard in shards if self.plan.asking_id(shard) in cancelled]
         if not shards:
             return {}
         asker = Asker(

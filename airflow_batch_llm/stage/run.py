@@ -202,6 +202,12 @@ class Run:
     def _cancel_given_up(self, folder: RunFolder) -> None:
         """Cancel what nobody could cancel when the task was ended: no worker and no trigger held the run then."""
         cancelled = cancel_run(folder, self.parts.provider, self.parts.by, self.parts.clock)
+        if cancelled.asked:
+            shards = counted(cancelled.asked, "shard")
+            self.parts.warn(
+                f"The task of the run {folder.path} was ended: {shards} of it {verb(cancelled.asked, 'is', 'are')} asked"
+                " no more in real time. What was answered lands with the next run."
+            )
         if not cancelled.now:
             return
         batches = counted(len(cancelled.now), "batch")

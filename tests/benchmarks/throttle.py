@@ -1,14 +1,16 @@
 """Our throttle beside fixed numbers of requests at once, under a vendor's limits, all at the same time.
 
-    python -m tests.benchmarks.throttle [provider] [seconds]
+    python -m tests.benchmarks.throttle [--seconds 60] [provider …]
 
-Each has a vendor of its own with 300 requests and 100,000 tokens a minute, whose first minute's allowance is used up;
-what gathers while ours plans comes on top. A fixed number waits after a refusal as long as the vendor asks, or doubles
-its pause. Prints the answers as a share of what the limits allow, and how often a request was refused.
+Each has a vendor of its own with 300 requests and 100,000 tokens a minute, which begins with nothing in store. An answer
+takes a second, and every fiftieth request meets an overload. Short prompts meet the limit of requests, long ones that of
+tokens. A fixed number waits after a refusal as long as the vendor asks, or doubles its pause. Prints, as lines of a table,
+the answers as a share of what the limits allow, and how often a request was refused.
 """
 
+import argparse
 import asyncio
-import sys
+import os
 import tempfile
 import time
 from collections import Counter
@@ -20,21 +22,40 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from airflow_batch_llm.core.model import Answered, Call, Way
 from airflow_batch_llm.errors import Unavailable
 from airflow_batch_llm.simulator.handle import Simulator
 from tests.stage.world import Bench, World
+from tests.store.servers import gcs_server
 
 LIMITS = {"requests_per_minute": 300, "tokens_per_minute": 100_000}
 FIXED = (10, 100)
 ANSWER_SECONDS = 1.0
+MAX_TOKENS = 200
+
+#: The length of a prompt in characters, by the limit that it meets.
+PROMPTS = {"requests": 40, "tokens": 2400}
+
+ENDPOINTS = {"anthropic": "messages", "openai": "chat", "vertex": "generate"}
+OVERLOADS = {"anthropic": 529, "openai": 503, "vertex": 503}
+
+#: The tokens that a vendor's limit counts, from those of all answers: question, answer, and the number of requests.
+COUNTED: dict[str, Callable[[int, int, int], int]] = {
+    "anthropic": lambda given, _, __: given,
+    "openai": lambda given, _, requests: max(given, MAX_TOKENS * requests),
+    "vertex": lambda given, answered, _: given + answered,
+}
 
 
 @dataclass(slots=True)
 class Watched:
-    """A provider whose answers and refusals are counted."""
+    """A provider whose answers and refusals are counted. Its first request turns the limits on."""
 
     inner: Any
+    bench: Bench
+    opened: float = 0.0
     answers: list[float] = field(default_factory=list)
     refusals: Counter[bytes] = field(default_factory=Counter)
 
@@ -42,6 +63,9 @@ class Watched:
         return getattr(self.inner, name)
 
     async def answer(self, call: Any, line: bytes, way: Way) -> Answered:
+        if not self.opened:
+            self.opened = time.monotonic()
+            await asyncio.to_thread(_open, self.bench)
         try:
             answer: Answered = await self.inner.answer(call, line, way)
         except Unavailable:
@@ -53,9 +77,9 @@ class Watched:
 
 def ours(bench: Bench, seconds: float) -> Watched:
     """Ask by a run of ours, which ends at its timeout."""
-    watched = Watched(bench.world.provider())
+    watched = Watched(bench.world.provider(), bench)
     run = bench.run(
-        parts={"provider": watched}, way="now", timeout=seconds, max_tokens=200, min_success_ratio=0
+        parts={"provider": watched}, way="now", timeout=seconds, max_tokens=MAX_TOKENS, min_success_ratio=0
     )
     bench.complete(run)
     return watched
@@ -63,15 +87,17 @@ def ours(bench: Bench, seconds: float) -> Watched:
 
 def fixed(bench: Bench, seconds: float, number: int) -> Watched:
     """Ask the same lines with so many requests at once."""
-    watched = Watched(bench.world.provider())
+    watched = Watched(bench.world.provider(), bench)
     asyncio.run(_fixed(watched, bench, time.monotonic() + seconds, number))
     return watched
 
 
 async def _fixed(watched: Watched, bench: Bench, end: float, number: int) -> None:
-    call = Call(model=bench.world.model, max_tokens=200)
+    call = Call(model=bench.world.model, max_tokens=MAX_TOKENS)
     encoded = watched.encode(call)
-    lines = (encoded.line(f"r00000000000-0001-{n:06d}", b'"ticket %d"' % n) for n in range(10**6))
+    rows = bench.world.ask("SELECT subject, body FROM tickets")
+    prompts = [orjson.dumps(f"Subject: {subject}\n{body}") for subject, body in rows]
+    lines = (encoded.line(f"r00000000000-0001-{n:06d}", prompt) for n, prompt in enumerate(prompts))
 
     async def worker() -> None:
         for line in lines:
@@ -93,36 +119,54 @@ async def _fixed(watched: Watched, bench: Bench, end: float, number: int) -> Non
 
 def main(provider: str, seconds: float) -> None:
     import_module("httpx2")  # several threads would import it at once
-    with ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="throttle-")))
-        ways: dict[str, Callable[[Bench], Watched]] = {"ours": lambda bench: ours(bench, seconds)}
-        for number in FIXED:
-            ways[f"{number} at once"] = lambda bench, number=number: fixed(bench, seconds, number)  # type: ignore[misc]
-        benches = {name: _bench(stack, scratch / name, provider) for name in ways}
-        with ThreadPoolExecutor() as pool:
-            for bench in benches.values():
-                bench.world.simulator.turn(**LIMITS)
-            running = {name: pool.submit(way, benches[name]) for name, way in ways.items()}
-            for name, one in running.items():
-                _say(f"{provider}, {name}", one.result())
+    for limit, length in PROMPTS.items():
+        with ExitStack() as stack:
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="throttle-")))
+            ways: dict[str, Callable[[Bench], Watched]] = {"ours": lambda bench: ours(bench, seconds)}
+            for number in FIXED:
+                ways[f"{number} at once"] = lambda bench, number=number: fixed(bench, seconds, number)  # type: ignore[misc]
+            environ = _environ(stack, scratch, provider)
+            benches = {name: _bench(stack, scratch / name, provider, environ, length) for name in ways}
+            with ThreadPoolExecutor() as pool:
+                running = {name: pool.submit(way, benches[name]) for name, way in ways.items()}
+                for name, one in running.items():
+                    _say(f"{provider} | {limit} | {name}", one.result())
 
 
-def _bench(stack: ExitStack, folder: Path, provider: str) -> Bench:
+def _environ(stack: ExitStack, scratch: Path, provider: str) -> dict[str, str]:
+    if provider != "vertex":
+        return {}
+    (scratch / "gcs").mkdir()
+    environ = {"STORAGE_EMULATOR_HOST": stack.enter_context(gcs_server(scratch / "gcs"))}
+    os.environ.update(environ)
+    return environ
+
+
+def _bench(stack: ExitStack, folder: Path, provider: str, environ: dict[str, str], length: int) -> Bench:
     """A vendor of its own, whose allowance is used up: a bucket that was small stays nearly empty."""
     folder.mkdir()
     simulator = stack.enter_context(Simulator(batch_seconds=0))
-    world = World(folder=folder, provider_name=provider, url=simulator.url)
+    world = World(folder=folder, provider_name=provider, url=simulator.url, environ=environ)
     world.begin()
     world.make_tickets(3000)
+    world.ask(f"UPDATE tickets SET body = rpad(body || ' ', {length}, 'word ')")
     simulator.turn(answer_latency=ANSWER_SECONDS, **dict.fromkeys(LIMITS, 1))
     bench = Bench(world)
     asyncio.run(_touch(bench))
     return bench
 
 
+def _open(bench: Bench) -> None:
+    """Turn the limits on, and the overloads."""
+    bench.world.simulator.turn(**LIMITS)
+    name = bench.world.provider_name
+    for nth in range(50, 1000, 50):
+        bench.fault(kind="status", endpoint=ENDPOINTS[name], status=OVERLOADS[name], nth=nth)
+
+
 async def _touch(bench: Bench) -> None:
     provider: Any = bench.world.provider()
-    call = Call(model=bench.world.model, max_tokens=200)
+    call = Call(model=bench.world.model, max_tokens=MAX_TOKENS)
     for _ in range(3):  # also refused, so that all that the SDK imports is there
         with suppress(Unavailable):
             line = provider.encode(call).line("r00000000000-0001-000000", b'"touch"')
@@ -130,16 +174,32 @@ async def _touch(bench: Bench) -> None:
     await provider.aclose()
 
 
-def _say(name: str, watched: Watched) -> None:
-    seconds = max(watched.answers) - min(watched.answers) + ANSWER_SECONDS
-    most = LIMITS["requests_per_minute"] * seconds / 60
+def _say(title: str, watched: Watched) -> None:
+    seconds, bench = max(watched.answers) - watched.opened, watched.bench
+    bill = bench.world.ledger()["ways"]["now"]
+    used = {
+        "requests": len(watched.answers),
+        "tokens": COUNTED[bench.world.provider_name](
+            bill["tokens"]["input"], bill["tokens"]["output"], bill["rows"]
+        ),
+    }
+    share = max(used[kind] / (LIMITS[f"{kind}_per_minute"] * seconds / 60) for kind in used)
     refusals = sum(watched.refusals.values())
     print(
-        f"{name:>24}: {len(watched.answers) / most:5.0%} of the limit, {refusals / len(watched.answers):6.2f} "
-        f"refusals per answer, {max(watched.refusals.values(), default=0)} of one request at the most",
+        f"| {title} | {share:.0%} | {len(watched.answers)} | "
+        f"{refusals / len(watched.answers):.2f} | {max(watched.refusals.values(), default=0)} |",
         flush=True,
     )
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if sys.argv[1:] else "anthropic", float(sys.argv[2]) if sys.argv[2:] else 60.0)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("provider", nargs="*")
+    parser.add_argument("--seconds", type=float, default=60.0)
+    wanted = parser.parse_args()
+    print(
+        "| provider | limit that is met | worker | of what it allows | answers | refusals per answer | of one request |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for each in wanted.provider or list(ENDPOINTS):
+        main(each, wanted.seconds)

@@ -1,6 +1,7 @@
 """The command that ends what a run has at the provider, through the console script and the real SDKs."""
 
 import signal
+import time
 from typing import Any
 
 import orjson
@@ -104,3 +105,27 @@ def test_a_file_with_the_provider_alone_is_enough(abandoned: Desk) -> None:
 
     assert done.returncode == 0, done.stderr
     assert "3 batches cancelled" in done.stdout
+
+
+def test_a_worker_that_asks_in_real_time_stops_and_keeps_what_was_answered(desk: Desk) -> None:
+    desk.simulator.turn(answer_latency=4.0)
+    desk.write(way="now", pace={"rows_per_batch": 10, "max_concurrency": 1})
+    with desk.start("run", str(desk.spec_file)) as process:
+        read_until(process, "asked in real time")
+        while not desk.charged():
+            time.sleep(0.05)
+        done = cancel(desk)
+        again = cancel(desk)
+        _, said = process.communicate(timeout=60)
+
+    assert (done["cancelled_asking"], done["cancelled"], done["ended"]) == (3, 0, False)
+    assert again["cancelled_asking"] == 0
+    assert process.returncode == 0, said  # some rows have succeeded
+    assert "Shard 3: cancelled on request" in said
+    answered = desk.charged()
+    assert 0 < answered < 25
+    assert desk.ask("SELECT count(*) FROM labels") == [(answered,)]
+    desk.simulator.turn(answer_latency=0.0)
+    assert desk.run("--again").returncode == 0
+    assert desk.ask(EACH_ROW_ONCE) == [(25, 25, 0, 24)]
+    assert desk.charged() == 25

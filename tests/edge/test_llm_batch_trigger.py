@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from airflow.sdk.execution_time import task_runner
 from airflow.sdk.execution_time.comms import TaskStatesResult
 
+from airflow_batch_llm.core.settings import Pace
 from airflow_batch_llm.operators.llm_transform import LLMTransformOperator
 from airflow_batch_llm.stage import quiet
 from airflow_batch_llm.triggers.llm_batch import LLMBatchTrigger
@@ -267,6 +269,26 @@ def test_a_worker_that_is_told_to_end_cancels_by_the_same_rule(
     operator.on_kill()
 
     assert bool(world.simulator.ledger()["anthropic"]["calls"].get("cancel")) is cancelled
+
+
+def test_a_worker_that_asks_in_real_time_stops_if_its_task_is_given_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", AirflowThatKnows({"label": "failed"}), raising=False)
+    world.simulator.turn(answer_latency=3.0)
+    operator = transform(way="now", pace=Pace(max_concurrency=1))
+    ti = SimpleNamespace(dag_id="dag", run_id="run", task_id="label", map_index=-1, max_tries=0)
+    with ThreadPoolExecutor() as pool:
+        asking = pool.submit(operator.execute, {"ti": ti, "run_id": "run"})
+        while not world.simulator.ledger()["anthropic"]["rows"]["charged"]:
+            time.sleep(0.05)
+        operator.on_kill()
+        report = asking.result(timeout=60)
+
+    answered = world.simulator.ledger()["anthropic"]["rows"]["charged"]
+    assert report["outcomes"] == {"succeeded": answered, "canceled": 12 - answered}
+    assert 0 < answered < 12
+    assert world.query("SELECT count(*) FROM labels") == [(answered,)]
 
 
 @pytest.mark.parametrize(("heir", "cancelled"), [("failed", True), ("scheduled", False)])

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,3 +148,25 @@ def test_the_workers_of_a_group_ask_each_its_own_shards(anthropic: Bench) -> Non
         whole.collect(portion)
     report = bench.complete(way="now", rows_per_batch=10).report
     assert (report.final, report.maybe_twice, paid(bench)) == ({Outcome.SUCCEEDED: 70}, 0, 70)
+
+
+def test_a_run_whose_task_was_ended_asks_nothing_more_and_what_was_answered_lands_with_the_next(
+    anthropic: Bench,
+) -> None:
+    bench = anthropic
+    bench.world.make_tickets(ROWS)
+    bench.fault(kind="delay", endpoint="messages", seconds=0.2, times=None)
+    first = Job(world=bench.world, changes=CHANGES, part=_until_ended).started()
+    for _ in moments(60):
+        if paid(bench) >= 40:
+            break
+    assert first.process.pid is not None
+    os.kill(first.process.pid, signal.SIGTERM)
+    first.process.join()
+    bought = paid(bench)
+    bench.world.simulator.clear_faults()
+    following = replace(bench.run("dag/task/next", **CHANGES), is_given_up=lambda *_: True)
+    report = bench.complete(following).report
+    assert (report.final, paid(bench)) == ({Outcome.SUCCEEDED: ROWS - bought}, ROWS)
+    assert len(bench.world.answers()) == ROWS
+    assert any("asked no more in real time" in line for line in bench.said)

@@ -16,6 +16,9 @@ from airflow_batch_llm.core.settings import OWN_ROUTE, SchemaChange, Stage, Writ
 from airflow_batch_llm.warehouses.base import Target
 from airflow_batch_llm.warehouses.place import Place
 
+#: The names of shards that are asked in real time begin with this, among the ids of batches.
+ASKING = "now-"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedShard:
@@ -140,6 +143,10 @@ class Plan:
     def shard_token(self, number: int) -> str:
         """Return what the custom_ids of a shard begin with."""
         return shard_token(self.run_token, number)
+
+    def asking_id(self, shard: PlannedShard) -> str:
+        """Return the name under which a shard that is asked in real time is cancelled."""
+        return f"{ASKING}{self.token(shard)}"
 
     @property
     def registered_as(self) -> str:

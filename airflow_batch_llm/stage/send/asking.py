@@ -20,7 +20,7 @@ from typing import NamedTuple
 from airflow_batch_llm.core.asking import Turn, taking
 from airflow_batch_llm.core.journal import Ask, Entry, RecordKind, Standing, decide, stand
 from airflow_batch_llm.core.model import Answered, Outcome, Way
-from airflow_batch_llm.core.printing import counted
+from airflow_batch_llm.core.printing import counted, verb
 from airflow_batch_llm.core.request import ORDINAL_DIGITS
 from airflow_batch_llm.core.throttle import Throttle
 from airflow_batch_llm.errors import BatchLLMError, Unavailable, UnknownFate
@@ -137,6 +137,7 @@ class _Asking:
     )  # their answers were lost, and no record counts it
     _lost: Counter[int] = field(default_factory=Counter)
     _trouble: Exception | None = None  # of the attempt: nothing more is sent
+    _is_cancelled: bool = False  # on request: nothing more is sent
 
     def __post_init__(self) -> None:
         self._turn = Turn(worker=secrets.token_hex(6), bound=self.asker.concurrency + SEGMENT_ANSWERS)
@@ -148,8 +149,15 @@ class _Asking:
         answered = await asyncio.to_thread(self._answered)
         path = await asyncio.to_thread(self._requests)
         self._answered_at = self._kept_at = self._now()
+        await self._look_for_cancellation()
         still = self.shard.requests - len(answered)
-        self.asker.parts.log(f"Shard {self.shard.number}: {counted(still, 'request')} asked in real time.")
+        if self._is_cancelled:
+            told = (
+                f"cancelled on request, so {counted(still, 'request')} {verb(still, 'is', 'are')} not asked."
+            )
+        else:
+            told = f"{counted(still, 'request')} asked in real time."
+        self.asker.parts.log(f"Shard {self.shard.number}: {told}")
         try:
             with path.open("rb") as file:
                 lines = (_Request(n, line) for n, line in enumerate(split_lines(file)) if n not in answered)
@@ -215,8 +223,8 @@ class _Asking:
 
     async def _complete(self) -> None:
         """Make the segments the shard's results. A worker that was frozen here writes over no other's."""
-        is_late = self._now() >= self.asker.deadline
-        unmentioned = Outcome.CANCELED if is_late else Outcome.MISSING
+        is_given_up = self._is_cancelled or self._now() >= self.asker.deadline
+        unmentioned = Outcome.CANCELED if is_given_up else Outcome.MISSING
         await asyncio.to_thread(self._write_results)
         ended = Entry(
             kind=RecordKind.ENDED,
@@ -254,7 +262,7 @@ class _Asking:
 
     @property
     def _batch_id(self) -> str:
-        return f"now-{self.asker.plan.token(self.shard)}-{self._turn.worker}"
+        return f"{self.asker.plan.asking_id(self.shard)}-{self._turn.worker}"
 
     def _withdraw(self) -> None:
         """Delete what this worker wrote too late. Its kept answers stay as long as another may need them."""
@@ -280,11 +288,18 @@ class _Asking:
                 lines = []
             if len(self._segment) >= SEGMENT_ANSWERS:
                 self._segments, self._segment = self._segments + 1, []
+            await self._look_for_cancellation()
             if self._now() >= self._turn.renew_at and not await self._record(self._turn.lease(self._now())):
                 raise _Lost
         except BatchLLMError as error:  # of the store
             self._answers = lines + self._answers
             self._trouble = self._trouble or error
+
+    async def _look_for_cancellation(self) -> None:
+        """Note a request to cancel the shard. The calls in flight are waited for: they are paid."""
+        if not self._is_cancelled:
+            names = await asyncio.to_thread(self.asker.folder.cancelled)
+            self._is_cancelled = self.asker.plan.asking_id(self.shard) in names
 
     def _write(self, lines: Sequence[bytes]) -> None:
         name = f"{self._turn.worker}-{self._segments:06d}"
@@ -333,7 +348,8 @@ class _Asking:
         return following is None and not self._again and not self._unsure
 
     def _is_over(self) -> bool:
-        return self._trouble is not None or self.ending.is_set() or self._now() >= self.asker.deadline
+        is_ended = self._is_cancelled or self.ending.is_set() or self._now() >= self.asker.deadline
+        return self._trouble is not None or is_ended
 
     def _is_time_to_keep(self) -> bool:
         now = self._now()

@@ -24,7 +24,7 @@ from airflow_batch_llm.providers.routed import connections, vendors, vendors_id
 from airflow_batch_llm.stage.land.gathering import ResultReader
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder, generations, safe_name
-from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
+from airflow_batch_llm.stage.records.plan import ASKING, Plan, PlannedShard
 from airflow_batch_llm.stage.records.registers import Registers
 from airflow_batch_llm.stage.records.standings import read_landed, read_rounds, read_standings
 
@@ -37,6 +37,8 @@ class Cancelled:
     """Batches that were cancelled now, with the status that was seen just before."""
     before: Mapping[str, BatchStatus]
     """Batches that an earlier call has cancelled and that have not ended yet."""
+    asked: int = 0
+    """Shards whose requests were asked in real time. Their worker sends nothing more, and keeps what is answered."""
     unconfirmed: int = 0
     """Shards whose batch may exist, because the reply to its creation was lost. A resume of the run searches for it."""
 
@@ -60,16 +62,21 @@ def cancel_run(
 ) -> Cancelled:
     """Cancel every batch of the run that is still running, in all of its generations. The record says by whom.
 
+    A worker that asks in real time sees the record when it keeps answers, and sends nothing more.
+
     A batch that cannot be cancelled does not block the others. Raises the first such error, once all have been tried.
     """
     now: dict[str, BatchStatus] = {}
     before: dict[str, BatchStatus] = {}
     failed: list[ProviderError] = []
-    unconfirmed = 0
+    unconfirmed = asked_now = 0
     for generation in generations(folder.workspace, folder.run):
         batch_ids, unanswered = _open(generation)
         unconfirmed += unanswered
         asked = generation.cancelled()
+        if asking := _asked(generation) - asked:
+            generation.add_cancelled(sorted(asking), clock(), by)
+            asked_now += len(asking)
         running = _running(provider, batch_ids)
         before |= {batch_id: status for batch_id, status in running.items() if batch_id in asked}
         done: dict[str, BatchStatus] = {}
@@ -85,16 +92,19 @@ def cancel_run(
         now |= done
     if failed:
         raise failed[0]
-    return Cancelled(now=now, before=before, unconfirmed=unconfirmed)
+    return Cancelled(now=now, before=before, asked=asked_now, unconfirmed=unconfirmed)
 
 
 def cancelled_before(folder: RunFolder) -> str | None:
     """For people: how many batches of this generation were cancelled. Returns None if none was."""
-    batches = len(folder.cancelled())
-    if not batches:
+    names = folder.cancelled()
+    asked = sum(name.startswith(ASKING) for name in names)
+    if not names:
         return None
+    batches = counted(len(names) - asked, "batch")
+    told = batches if not asked else f"{batches} and {counted(asked, 'shard')} asked in real time"
     return (
-        f"{counted(batches, 'batch')} of this run {verb(batches, 'was', 'were')} cancelled on request. What had been"
+        f"{told} of this run {verb(len(names), 'was', 'were')} cancelled on request. What had been"
         " answered lands, and the other rows end as canceled. Clear the task after that to ask them again."
     )
 
@@ -110,6 +120,16 @@ def _open(folder: RunFolder) -> tuple[list[str], int]:
                 batch_ids.append(standing.batch.batch_id)
             unanswered += standing.intent is not None and standing.batch is None
     return batch_ids, unanswered
+
+
+def _asked(folder: RunFolder) -> frozenset[str]:
+    """Return the names of the shards that are asked in real time and have not ended."""
+    return frozenset(
+        plan.asking_id(shard)
+        for plan in read_rounds(folder)
+        for shard, standing in read_standings(folder, plan)
+        if plan.route(shard).way.in_real_time and standing.ended is None and standing.staged is None
+    )
 
 
 def _running(provider: Provider, batch_ids: list[str]) -> dict[str, BatchStatus]:
