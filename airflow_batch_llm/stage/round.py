@@ -211,7 +211,7 @@ class Round:
         for batch_id in running:
             self.parts.provider.cancel(batch_id)
         if running:
-            self.folder.add_cancelled(running, self.parts.clock(), self.parts.by)
+            self.folder.add_cancelled(running, self.parts.clock(), self.parts.by, late=True)
             self.parts.log(
                 f"{counted(len(running), 'batch')} {verb(len(running), 'is', 'are')} cancelled, since the time is nearly"
                 " over. What they have answered lands, and the other rows take another route."
@@ -293,11 +293,15 @@ class Round:
     def publish_early(self) -> None:
         """Merge the answers in real time while batches run, once for the round."""
         asked = {shard.number for shard in self.plan.shards if self.plan.route(shard).way.in_real_time}
-        if not asked or len(asked) == len(self.plan.shards) or self._published_early():
+        if not asked or len(asked) == len(self.plan.shards):
+            return
+        if self.folder.read_published_early(self.plan.round) is not None:
             return
         if asked <= {shard.number for shard, standing in self._standings() if standing.staged is not None}:
             numbers = sorted(asked)
-            self.parts.target.publish(self.plan.target, [self._collector.part(number) for number in numbers])
+            publish_parts(
+                self.parts.target, self.plan.target, [self._collector.part(number) for number in numbers]
+            )
             done = orjson.dumps({"at": self.parts.clock(), "shards": numbers})
             self.folder.create_published_early(self.plan.round, done)
             rows = sum(shard.rows for shard in self.plan.shards if shard.number in asked)
@@ -306,18 +310,12 @@ class Round:
                 f" {self.plan.target.table}, while batches run."
             )
 
-    def _published_early(self) -> frozenset[int]:
-        """Return the shards whose answers were merged before the round has ended."""
-        data = self.folder.read_published_early(self.plan.round)
-        return frozenset(() if data is None else orjson.loads(data)["shards"])
-
     def publish(self) -> None:
-        """Merge what is staged and not merged yet. Repeated after a crash, it leaves the same tables."""
-        early = self._published_early() if len({route.way for route in self.plan.routes}) > 1 else frozenset()
+        """Merge what is staged. Repeated after a crash, it leaves the same tables."""
         parts = [
             self._collector.part(shard.number)
             for shard, standing in self._standings()
-            if standing.staged is not None and shard.number not in early
+            if standing.staged is not None
         ]
         if self.plan.round == 1 and self.plan.unsendable_sha256:
             self._collector.load_unsendable()

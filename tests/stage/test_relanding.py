@@ -10,6 +10,7 @@ from airflow_batch_llm.errors import InputError, ResultsGone
 from airflow_batch_llm.stage.land.finishing import land_again
 from airflow_batch_llm.stage.records.folder import RunFolder
 from tests.stage.world import Bench
+from tests.vendors import OTHER_MODELS
 
 
 def again(bench: Bench, run: str = "dag/task/run") -> int:
@@ -56,6 +57,35 @@ def test_tables_that_were_dropped_are_as_they_were(bench: Bench) -> None:
         ("labels__failures",),
         ("tickets",),
     ]
+
+
+def test_rows_that_took_several_routes_are_as_they_were(openai: Bench) -> None:
+    """Some were merged before the round had ended, and some have an answer by two routes."""
+    bench = openai
+    bench.world.make_tickets(30)
+    bench.world.ask(
+        "CREATE OR REPLACE TABLE tickets AS SELECT *, CASE WHEN id < 5 THEN 'urgent' END AS how FROM tickets"
+    )
+    bench.fault(kind="invalid", rows=[3])
+    bench.world.simulator.turn(batch_seconds=3600)
+    bench.complete(
+        routes={"urgent": {"way": "now"}, "strong": {"model_id": f"openai:{OTHER_MODELS['openai']}"}},
+        route_column="how",
+        escalate=[{"to": "strong", "on": ["invalid"]}],
+        max_attempts=1,
+    )
+    bench.world.simulator.turn(batch_seconds=0)
+    before = tables(bench)
+    assert bench.world.ask("SELECT _llm_route, count(*) FROM labels GROUP BY 1 ORDER BY 1") == [
+        ("default", 24),
+        ("strong", 1),
+        ("urgent", 5),
+    ]
+    bench.world.ask("DROP TABLE labels")
+
+    again(bench)
+
+    assert tables(bench) == before
 
 
 def test_columns_that_were_dropped_come_back_and_appended_rows_stand_there_once(openai: Bench) -> None:

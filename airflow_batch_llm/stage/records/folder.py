@@ -233,10 +233,13 @@ class RunFolder:
         """Yield the records of cancellations: `at`, `batches`, and `by` unless an earlier release wrote it."""
         return (orjson.loads(data) for _, data in self.workspace.records(self._at("cancelled")))
 
-    def add_cancelled(self, batch_ids: Sequence[str], at: float, by: Doer) -> None:
-        """Record a cancellation. Another process may be doing the same, so the next free number is tried."""
+    def add_cancelled(self, batch_ids: Sequence[str], at: float, by: Doer, *, late: bool = False) -> None:
+        """Record a cancellation, `late` if it was for want of time.
+
+        Another process may be doing the same, so the next free number is tried.
+        """
         record = {"at": at, "batches": list(batch_ids), "by": by.to_json(), "nonce": secrets.token_hex(6)}
-        data = orjson.dumps(record)
+        data = orjson.dumps({**record, "late": True} if late else record)
         while self.workspace.append(self._at("cancelled"), data) is None:
             pass
 

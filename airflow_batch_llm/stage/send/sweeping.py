@@ -96,8 +96,9 @@ def cancel_run(
 
 
 def cancelled_before(folder: RunFolder) -> str | None:
-    """For people: how many batches of this generation were cancelled. Returns None if none was."""
-    names = folder.cancelled()
+    """For people: how many batches of this generation were cancelled on request. Returns None if none was."""
+    on_request = [record["batches"] for record in folder.cancellations() if not record.get("late")]
+    names = {name for batches in on_request for name in batches}
     asked = sum(name.startswith(ASKING) for name in names)
     if not names:
         return None
