@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any, assert_never
 
 import orjson
@@ -84,12 +84,13 @@ def _json_value(value: Any, kind: ColumnType) -> object:
     """Write a driver's value as JSON would have it. A value of another kind stays, and the schema refuses it."""
     match kind:
         case ColumnType.INTEGER | ColumnType.NUMBER:
-            return _number(value) if isinstance(value, Decimal | float) else value
+            return _number(value)
         case ColumnType.DECIMAL:
-            is_number = isinstance(value, Decimal | float | int)
-            return orjson.Fragment(format(Decimal(str(value)), "f")) if is_number else value
+            is_number = isinstance(_number(value), int | float)
+            return orjson.Fragment(_digits(value)) if is_number else value
         case ColumnType.BOOLEAN:
-            return bool(value) if value in (0, 1) else value  # SQLite has no truth values
+            found = _number(value)
+            return bool(found) if found in (0, 1) else value  # SQLite has no truth values
         case ColumnType.TIMESTAMP:
             return _in_utc(value).isoformat() if isinstance(value, datetime) else value
         case ColumnType.DATE:
@@ -102,8 +103,20 @@ def _json_value(value: Any, kind: ColumnType) -> object:
             assert_never(kind)
 
 
-def _number(value: Decimal | float) -> int | float:
+def _number(value: Any) -> Any:
+    """Return a number, also one that a column of text holds. Other values stay as they are."""
+    if isinstance(value, str):
+        try:
+            value = Decimal(value)
+        except InvalidOperation:
+            return value
+    if not isinstance(value, Decimal | float):
+        return value
     return int(value) if math.isfinite(value) and value == int(value) else float(value)
+
+
+def _digits(value: Decimal | float | str) -> str:
+    return format(Decimal(str(value)), "f")
 
 
 def _in_utc(moment: datetime) -> datetime:

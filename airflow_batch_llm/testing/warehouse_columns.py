@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from airflow_batch_llm.core.request import canonical
-from airflow_batch_llm.core.settings import Source
+from airflow_batch_llm.core.settings import Exhausted, Guards, Source
 from airflow_batch_llm.core.value import plain
 from airflow_batch_llm.errors import SourceError
 from airflow_batch_llm.simulator.handle import Simulator
@@ -17,7 +17,7 @@ from airflow_batch_llm.simulator.request import Reply, Request, RowError, StopRe
 from airflow_batch_llm.stage.plan.carried import carried, carried_schema
 from airflow_batch_llm.testing.staged_rows import BenchDatabase
 from airflow_batch_llm.testing.whole_stage import TARGET, WholeStage
-from airflow_batch_llm.warehouses.base import Warehouse
+from airflow_batch_llm.warehouses.base import KeepsReviews, Warehouse
 
 _BODIES = ("twin", "twin", "unsendable", "refused", "late", "single", "elsewhere")
 #: No number is divided by zero: row 2 has no prompt.
@@ -83,6 +83,10 @@ class CarriesColumns:
             key=tuple(f"key_{name}" for name in database.key_types),
             carry=carried_names(database),
             prompt=PROMPT,
+            guards=Guards(
+                min_success_ratio=0,
+                on_exhausted=Exhausted.REVIEW if keeps_reviews(database) else Exhausted.RECORD,
+            ),
         )
 
     def test_keys_and_carried_columns_of_every_type_arrive_on_every_way(
@@ -90,10 +94,13 @@ class CarriesColumns:
     ) -> None:
         walk_every_way(stage, typed_things(database, "n = 6"))
         warehouse = database.open()
-        for table, rows, names in (
+        tables = [
             (TARGET, "n NOT IN (2, 3)", (*stage.key, *stage.carry)),
             (f"{TARGET}__failures", "n IN (2, 3)", stage.key),
-        ):
+        ]
+        if isinstance(warehouse, KeepsReviews):
+            tables.append((f"{TARGET}__review", "n = 3", (*stage.key, *stage.carry)))
+        for table, rows, names in tables:
             found, there = (
                 _said(warehouse, source, names)
                 for source in (Source(table=table), typed_things(database, rows))
@@ -111,6 +118,13 @@ class CarriesColumns:
                 SourceError, match=rf"'carried_{name}' cannot be a key.*CAST.*Nothing was sent"
             ):
                 stage.advance(name)
+
+
+def keeps_reviews(database: BenchDatabase) -> bool:
+    """Return whether the warehouse keeps a review table."""
+    warehouse = database.open()
+    warehouse.close()
+    return isinstance(warehouse, KeepsReviews)
 
 
 def typed_things(database: BenchDatabase, where: str = "1 = 1") -> Source:

@@ -1,5 +1,7 @@
 """The contract's cases about the review table. They are skipped for a warehouse that keeps none."""
 
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -8,7 +10,9 @@ import pytest
 from airflow_batch_llm.core.answer import Answer
 from airflow_batch_llm.core.human_answer import HumanAnswerParser
 from airflow_batch_llm.core.output_type import OutputType
+from airflow_batch_llm.core.settings import Exhausted, Guards, Only, Source
 from airflow_batch_llm.errors import TargetError
+from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.testing.staged_rows import (
     START,
     BenchDatabase,
@@ -19,6 +23,7 @@ from airflow_batch_llm.testing.staged_rows import (
     part,
     rows_of,
 )
+from airflow_batch_llm.testing.whole_stage import TARGET, WholeStage
 from airflow_batch_llm.warehouses.base import KeepsReviews, SharesFile, Target, Warehouse, answer_schema
 
 REVIEW = "labels__review"
@@ -175,7 +180,50 @@ class ReviewsDeadRows:
         (row,) = reviews.read_reviews(target).read_all().to_pylist()
 
         assert parser.parse([row[name] for name in target.answer.names]) == typed
-        assert (row["id"], row["reviewed_by"], row["reviewed_at"]) == (1, "ada", at(7))
+        reviewed_at = row["reviewed_at"]  # text where a column holds anything
+        reviewed_at = datetime.fromisoformat(reviewed_at) if isinstance(reviewed_at, str) else reviewed_at
+        assert (row["id"], row["reviewed_by"], reviewed_at) == (1, "ada", at(7))
+
+    def test_a_run_merges_what_people_have_answered(
+        self, database: BenchDatabase, reviews: Any, running: Simulator, tmp_path: Path
+    ) -> None:
+        tickets = pa.table(
+            {"id": pa.array([1, 2, 3], pa.int64()), "subject": ["a", "b", "c"], "body": ["x", "y", "refused"]}
+        )
+        database.seed("tickets", tickets)
+        rows = [
+            {"id": 1, "label": "bug", "reviewed_by": "ada"},
+            {"id": 9, "label": "?", "reviewed_by": "ada"},
+        ]
+        fill(database, reviewed_labels(review=f"{TARGET}__review"), rows)
+        reviews.close()
+        stage = WholeStage(
+            simulator=running,
+            folder=tmp_path / "reviewed",
+            open=database.open,
+            source=Source(table="tickets"),
+            key=("id",),
+            carry=("subject",),
+            guards=Guards(min_success_ratio=0, on_exhausted=Exhausted.REVIEW),
+            only=Only.NEW,
+        )
+
+        report = stage.complete("first").report
+
+        assert (report.reviewed, report.why) == (1, {"new": 2, "answered": 1})
+        (merged, asked) = rows_of(database, TARGET)
+        wanted = {
+            "id": 1,
+            "subject": "a subject",
+            "label": "bug",
+            "_llm_model": "human:ada",
+            "_llm_cost_usd": 0,
+        }
+        assert {name: merged[name] for name in wanted} == wanted
+        assert merged["_llm_planned_at"] == START
+        assert asked["id"] == 2
+        left = [(row["id"], row["reviewed_by"]) for row in rows_of(database, f"{TARGET}__review")]
+        assert left == [(3, None), (9, "ada")]
 
     def test_a_review_table_that_does_not_fit_is_refused(self, database: BenchDatabase, reviews: Any) -> None:
         target = reviewed_labels()
@@ -197,4 +245,4 @@ def fill(database: BenchDatabase, target: Target, rows: list[dict[str, Any]]) ->
         "_llm_planned_at": START,
     }
     filled = batch(target.review_columns, [{**told, **row} for row in rows])
-    database.seed(REVIEW, pa.Table.from_batches([filled]))
+    database.seed(target.review or REVIEW, pa.Table.from_batches([filled]))

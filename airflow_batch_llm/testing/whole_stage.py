@@ -7,7 +7,7 @@ from pathlib import Path
 from time import time as real_time
 from typing import Any
 
-from airflow_batch_llm.core.settings import Guards, Shape, Source, Stage
+from airflow_batch_llm.core.settings import Guards, Only, Shape, Source, Stage
 from airflow_batch_llm.providers import connect
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.simulator.handle import Simulator
@@ -34,6 +34,8 @@ class WholeStage:
     key: tuple[str, ...]
     carry: tuple[str, ...] = ()
     prompt: str = "{{ body }}"
+    guards: Guards = field(default_factory=lambda: Guards(min_success_ratio=0))
+    only: Only = Only.CHANGED
     files: ReadsSource | None = None  # what the source is read from; None: the warehouse
     _ahead: float = field(default=0.0, init=False)
 
@@ -73,7 +75,8 @@ class WholeStage:
             output_type=["billing", "bug"],
             target=TARGET,
             shape=Shape(carry=self.carry),
-            guards=Guards(min_success_ratio=0),
+            only=self.only,
+            guards=self.guards,
         )
         try:
             yield Run(stage=stage, parts=parts, name=name)

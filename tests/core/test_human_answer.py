@@ -50,8 +50,9 @@ ORDER = (
         (Embedding(2), ("[1, 2.5]",), ([1.0, 2.5],)),
         (Order, ORDER, ORDER),
         (Order, (7.0, 12.5, 1, datetime(2026, 3, 1, 9), "2026-03-01", ["a"], None, None), ORDER),  # noqa: DTZ001
+        (Order, ("7", "12.50", "1", "2026-03-01 09:00:00", "2026-03-01", '["a"]', None, None), ORDER),
     ],
-    ids=["text", "label", "label but for case", "value", "embedding", "object", "object of another driver"],
+    ids=["text", "label", "label but for case", "value", "embedding", "object", "another driver", "texts"],
 )
 def test_an_answer_that_fits_has_the_types_of_a_model_s(
     wanted: Any, given: tuple[Any, ...], typed: Any
@@ -69,8 +70,22 @@ def test_an_answer_that_fits_has_the_types_of_a_model_s(
         (Order, (7.5, *ORDER[1:]), AnswerFault.SCHEMA),
         (Order, (None, *ORDER[1:]), AnswerFault.SCHEMA),
         (Order, (2**70, *ORDER[1:]), AnswerFault.NOT_JSON),
+        (Order, ("seven", *ORDER[1:]), AnswerFault.SCHEMA),
+        (Order, (7, "NaN", *ORDER[2:]), AnswerFault.NOT_JSON),
+        (Order, (*ORDER[:4], "tomorrow", *ORDER[5:]), AnswerFault.RANGE),
     ],
-    ids=["nothing", "label", "type", "json", "fraction", "required", "too large"],
+    ids=[
+        "nothing",
+        "label",
+        "type",
+        "json",
+        "fraction",
+        "required",
+        "too large",
+        "word",
+        "not a number",
+        "no day",
+    ],
 )
 def test_one_that_does_not_is_invalid_without_a_value_in_the_message(
     wanted: Any, given: tuple[Any, ...], code: AnswerFault

@@ -86,6 +86,26 @@ def test_a_table_that_requires_a_partition_filter_is_merged_and_looked_up(
     assert [row["_llm_failed_attempts"] for row in known] == [None, 1, None]
 
 
+def test_the_review_of_a_table_that_requires_a_partition_filter_follows_it(
+    database: BigQueryDataset, warehouse: BigQueryWarehouse
+) -> None:
+    target = by_day(review="labels__review")
+    warehouse.prepare(target)
+    require_filter(database)
+    warehouse.prepare_reviews(target)
+    dead = [{"id": n, "day": day, "_llm_dead": True} for n, day in ((1, MONDAY), (2, TUESDAY), (3, None))]
+    land(warehouse, target, part(), [], dead)
+    warehouse.refresh_reviews(target)
+
+    land(warehouse, target, part(1), [{"id": 1, "day": MONDAY, "label": "billing"}])
+    warehouse.refresh_reviews(target)
+
+    assert database.run("SELECT id, day FROM {d}.labels__review ORDER BY id") == [
+        {"id": 2, "day": TUESDAY},
+        {"id": 3, "day": None},
+    ]
+
+
 @pytest.mark.parametrize(
     ("place", "parameters"),
     [("", None), ("WHERE id < ?", [9]), ("WHERE id < @most", {"most": 9})],

@@ -9,9 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from airflow_batch_llm.core.model import ColumnType
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import TargetError, WarehouseBusy
-from airflow_batch_llm.testing.staged_rows import definition, labels, land, part, stage
+from airflow_batch_llm.testing.staged_rows import columns, definition, labels, land, part, stage
 from airflow_batch_llm.testing.warehouses import WarehouseContract
 from airflow_batch_llm.warehouses import find_dialect
 from airflow_batch_llm.warehouses.arrow import plain_batch
@@ -164,3 +165,20 @@ def test_a_key_with_more_digits_than_sqlite_keeps_is_refused(tmp_path: Path) -> 
         with pytest.raises(TargetError, match="keeps 15 digits"):
             warehouse.prepare(labels(key=pa.schema([("id", type_)])))
     warehouse.close()
+
+
+def test_whatever_people_write_into_a_review_is_read(tmp_path: Path) -> None:
+    database = SQLiteFile(tmp_path / "rows.sqlite")
+    target = labels(review="labels__review", answer=columns(day=ColumnType.DATE, count=ColumnType.INTEGER))
+    warehouse = database.open()
+    warehouse.prepare(target)
+    warehouse.prepare_reviews(target)
+    with closing(sqlite3.connect(database.path)) as connection, connection:
+        connection.execute(
+            "INSERT INTO labels__review (id, day, count, reviewed_by, reviewed_at) VALUES (1, 'soon', 'many', 'ada', 'now')"
+        )
+
+    (row,) = warehouse.read_reviews(target).read_all().to_pylist()
+
+    warehouse.close()
+    assert (row["id"], row["day"], row["count"], row["reviewed_at"]) == (1, "soon", "many", "now")

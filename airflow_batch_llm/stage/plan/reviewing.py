@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from hashlib import blake2b
 from itertools import chain
 from typing import Any
@@ -123,7 +123,7 @@ class ReviewMerge:
             for at, column in enumerate(self.target.answer)
         ]
         told = batch.take(places).to_pylist()
-        now = datetime.fromtimestamp(self.parts.clock()).astimezone()
+        now = datetime.fromtimestamp(self.parts.clock(), UTC)
         kept = [
             {
                 **_FREE,
@@ -132,7 +132,7 @@ class ReviewMerge:
                 "_llm_model": f"{HUMAN}{reviewer[:_NAME_CHARS]}",
                 "_llm_run_id": self.folder.run_id,
                 "_llm_planned_at": row["_llm_planned_at"],
-                "_llm_processed_at": row["reviewed_at"] or now,
+                "_llm_processed_at": _instant(row["reviewed_at"]) or now,
             }
             for row, (_, _, reviewer) in zip(told, good, strict=True)
         ]
@@ -175,3 +175,13 @@ def _complaint(verdict: Answer | Invalid, reviewer: str, empty: Sequence[str]) -
     if isinstance(verdict, Invalid):
         return verdict.message.rstrip(".")
     return f"{', '.join(empty)} must not be NULL" if empty else ""
+
+
+def _instant(given: datetime | str | None) -> datetime | None:
+    """Return the instant of a review. SQLite gives it as text, which may be anything. One without a zone is in UTC."""
+    if isinstance(given, str):
+        try:
+            given = datetime.fromisoformat(given)
+        except ValueError:
+            return None
+    return given.replace(tzinfo=UTC) if given is not None and given.tzinfo is None else given

@@ -195,6 +195,12 @@ class SQLiteWarehouse(JoiningSqlWarehouse):
         with self._translated():
             return self._folder().sweep(before)
 
+    def _review_types(self, target: Target) -> pa.Schema:
+        """What people fill in is read as text: SQLite lets them write anything into any column."""
+        filled = [pa.field(name, pa.string()) for name in (*target.answer.names, "reviewed_at")]
+        kept = [field for field in super()._review_types(target) if field.name != "reviewed_at"]
+        return pa.schema([*kept, *filled])
+
     @contextmanager
     def _published_from(self, target: Target, parts: Sequence[Part]) -> Iterator[tuple[Any, Staged]]:
         files = self._folder().files(target, parts)

@@ -145,7 +145,11 @@ class SqlWarehouse:
 
     def read_reviews(self, target: Target) -> pa.RecordBatchReader:
         source = reviewed(target, self._statements)
-        return self._stream(source.sql or "", None, pa.schema([*target.failure_origin, *REVIEW_COLUMNS]))
+        return self._stream(source.sql or "", None, self._review_types(target))
+
+    def _review_types(self, target: Target) -> pa.Schema:
+        """The types in which the review table is read, of the columns that are not read as the driver tells."""
+        return pa.schema([*target.failure_origin, *REVIEW_COLUMNS])
 
     def sweep(self, target: Target, before: datetime) -> int:
         where = self._staging_home(target)
