@@ -64,8 +64,9 @@ class Watched:
 
     async def answer(self, call: Any, line: bytes, way: Way) -> Answered:
         if not self.opened:
+            with ThreadPoolExecutor() as pool:  # the other requests wait for it
+                pool.submit(_open, self.bench).result()
             self.opened = time.monotonic()
-            await asyncio.to_thread(_open, self.bench)
         try:
             answer: Answered = await self.inner.answer(call, line, way)
         except Unavailable:
@@ -152,22 +153,22 @@ def _bench(stack: ExitStack, folder: Path, provider: str, environ: dict[str, str
     world.ask(f"UPDATE tickets SET body = rpad(body || ' ', {length}, 'word ')")
     simulator.turn(answer_latency=ANSWER_SECONDS, **dict.fromkeys(LIMITS, 1))
     bench = Bench(world)
-    asyncio.run(_touch(bench))
+    for nth in range(50, 1000, 50):
+        bench.fault(kind="status", endpoint=ENDPOINTS[provider], status=OVERLOADS[provider], nth=nth)
+    asyncio.run(_touch(bench, 3))  # also refused, so that all that the SDK imports is there
     return bench
 
 
 def _open(bench: Bench) -> None:
-    """Turn the limits on, and the overloads."""
+    """Turn the limits on. A bucket fills from when it was last looked at, so it is looked at first."""
+    asyncio.run(_touch(bench, 1))
     bench.world.simulator.turn(**LIMITS)
-    name = bench.world.provider_name
-    for nth in range(50, 1000, 50):
-        bench.fault(kind="status", endpoint=ENDPOINTS[name], status=OVERLOADS[name], nth=nth)
 
 
-async def _touch(bench: Bench) -> None:
+async def _touch(bench: Bench, times: int) -> None:
     provider: Any = bench.world.provider()
     call = Call(model=bench.world.model, max_tokens=MAX_TOKENS)
-    for _ in range(3):  # also refused, so that all that the SDK imports is there
+    for _ in range(times):
         with suppress(Unavailable):
             line = provider.encode(call).line("r00000000000-0001-000000", b'"touch"')
             await provider.answer(call, line, Way.NOW)

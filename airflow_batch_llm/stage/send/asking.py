@@ -9,7 +9,7 @@ import asyncio
 import re
 import secrets
 import threading
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -75,9 +75,12 @@ class Asker:
                 raise
 
     async def _ask(self, shards: Sequence[PlannedShard], ending: threading.Event) -> None:
-        throttle = Throttle(most=self.concurrency)
+        # Vendors limit each model by itself, and the half-price tier apart from the usual one.
+        throttles = defaultdict[object, Throttle](lambda: Throttle(most=self.concurrency))
         try:
             for shard in shards:
+                route = self.plan.route(shard)
+                throttle = throttles[route.provider, route.call.model, route.way]
                 asking = _Asking(asker=self, shard=shard, throttle=throttle, ending=ending)
                 if ending.is_set() or not await asking.run():
                     break
