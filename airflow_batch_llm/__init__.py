@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from airflow_batch_llm.core.output_type import Embedding
     from airflow_batch_llm.core.report import Report
     from airflow_batch_llm.core.settings import (
+        Canary,
         Escalation,
         Guards,
         Only,
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Access",
+    "Canary",
     "Embedding",
     "Escalation",
     "Finished",
@@ -55,6 +57,7 @@ __all__ = [
 
 _HOMES = {
     "Access": "providers.base",
+    "Canary": "core.settings",
     "Embedding": "core.output_type",
     "Escalation": "core.settings",
     "Finished": "stage.land.finishing",

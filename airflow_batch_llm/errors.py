@@ -9,6 +9,7 @@
     │   └── MissingExtra         an optional dependency is not installed
     ├── BudgetExceeded           going on would cost more than was allowed
     ├── QualityGateFailed        too few of the rows that were sent succeeded
+    ├── CanaryFailed             the canary was not good enough, so the rest was not sent
     ├── DeadlinePassed           batches were still running when the run's time was over
     ├── ProviderError            a call to the provider did not work
     │   ├── Refused              the provider says no, and will say no again
@@ -109,6 +110,12 @@ class BudgetExceeded(BatchLLMError):
 
 class QualityGateFailed(BatchLLMError):
     """Too few of the rows that were sent succeeded. The good rows have landed."""
+
+    is_user_error: ClassVar[bool] = True
+
+
+class CanaryFailed(BatchLLMError):
+    """The canary's answers were not good enough, or cost too much. They have landed, and the rest was not sent."""
 
     is_user_error: ClassVar[bool] = True
 

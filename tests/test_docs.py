@@ -189,7 +189,7 @@ def test_the_fields_of_a_spec_are_all_described_and_no_others() -> None:
 
 
 def test_every_setting_has_its_meaning_below_it_and_stands_in_the_reference() -> None:
-    groups = {"Stage", "Source", "Request", "Route", "Escalation", "Shape", "Guards", "Pace"}
+    groups = {"Stage", "Source", "Request", "Route", "Escalation", "Canary", "Shape", "Guards", "Pace"}
     enums = {"StageWay", "Only", "OverBudget", "BadRow", "WriteMode", "SchemaChange"}
     page = (ROOT / "docs/reference/settings.md").read_text()
     options = yaml.safe_load(page.partition("::: airflow_batch_llm.core.settings\n")[2].partition(":::")[0])[

@@ -17,6 +17,7 @@ import pytest
 import airflow_batch_llm
 from airflow_batch_llm.core import (
     answer,
+    canary,
     journal,
     model,
     output_type,
@@ -38,11 +39,12 @@ LOOKED_AT: dict[type[Enum], str] = {
     model.BatchState: "RUNNING ENDED REJECTED",
     model.Way: "BATCH FLEX NOW",
     model.ColumnType: "STRING INTEGER NUMBER DECIMAL BOOLEAN TIMESTAMP DATE JSON VECTOR",
+    canary.Ruling: "GO BAD_ANSWERS OVER_BUDGET",
     answer.AnswerFault: "EMPTY NOT_JSON SCHEMA LABEL RANGE",
     journal.RecordKind: "INTENT RELEASED REFUSED SUBMITTED ASKING ENDED STAGED",
     output_type.AnswerKind: "TEXT LABEL OBJECT VALUE VECTOR",
     selection.Reason: (
-        "NEW CHANGED OUTDATED AGAIN RETRIED ANSWERED OLDER_SPEC DEAD IN_FLIGHT POSTPONED UNSENDABLE"
+        "NEW CHANGED OUTDATED AGAIN RETRIED ANSWERED OLDER_SPEC DEAD IN_FLIGHT POSTPONED STOPPED UNSENDABLE"
     ),
     settings.BadRow: "RECORD FAIL",
     settings.Only: "CHANGED OUTDATED NEW ALL",

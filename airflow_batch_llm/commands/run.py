@@ -53,8 +53,8 @@ def run(
 ) -> None:
     """Ask a model about each row and merge the answers into a table.
 
-    Exit codes: 0 done, 1 too few rows succeeded or the time is over, 2 something must be changed first, 3 the same
-    command may succeed later.
+    Exit codes: 0 done, 1 too few rows or too little of the canary succeeded, or the time is over, 2 something must be changed
+    first, 3 the same command may succeed later.
     """
     with ends_with_a_code(), private_spool() as spool:
         given = {

@@ -103,6 +103,8 @@ class Report:
     spent: Spent = Spent()
     routes: Mapping[str, RouteTotals] = field(default_factory=dict)
     """What each route did, by its name. Default: the stage has one."""
+    canary: Mapping[str, Any] = field(default_factory=dict)
+    """The canary: its rows, tokens and dollars, its verdict, and the estimate after it. Does not add up. Default: none."""
     durations: Durations = Durations()
     passed: bool = True
     verdict: str = ""
@@ -292,6 +294,7 @@ def to_xcom(report: Report, about: Provenance) -> dict[str, Any]:
         "usage": report.usage._asdict(),
         "cost": _dollars(report.spent),
         "routes": {name: _route(one) for name, one in report.routes.items()},
+        "canary": dict(report.canary),
         "durations": {name: round(seconds, 1) for name, seconds in asdict(report.durations).items()},
         "passed": report.passed,
         "verdict": report.verdict,

@@ -25,6 +25,7 @@ class Reason(StrEnum):
     DEAD = "dead"  # refused, or out of attempts, and neither row nor spec has changed since
     IN_FLIGHT = "in_flight"  # another unfinished run on the target has bought it
     POSTPONED = "postponed"  # it is beyond `max_rows` or the budget
+    STOPPED = "stopped"  # the canary has ended the run before it was sent
     UNSENDABLE = "unsendable"  # its prompt cannot be made, or is too large
 
 
@@ -34,7 +35,7 @@ def _is_sent(reason: Reason) -> bool:
             return True
         case Reason.ANSWERED | Reason.OLDER_SPEC | Reason.DEAD:
             return False
-        case Reason.IN_FLIGHT | Reason.POSTPONED | Reason.UNSENDABLE:
+        case Reason.IN_FLIGHT | Reason.POSTPONED | Reason.STOPPED | Reason.UNSENDABLE:
             return False
         case _:
             assert_never(reason)

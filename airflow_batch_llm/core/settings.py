@@ -298,6 +298,25 @@ class Route(Settings):
     """The most dollars that this route may cost, within the run's budget. Default: only the run's budget counts."""
 
 
+@dataclass(frozen=True, kw_only=True, config=_CONFIG)
+class Canary(Settings):
+    """Ask a few requests before all others. The rest is sent only if their answers are good."""
+
+    rows: Count = 50
+    """The number of requests, spread over all that are to be sent. Default: 50."""
+    way: StageWay | None = None
+    """Choose the way in which they are asked. Default: `now`, or in batches where the provider has no other way."""
+    min_success_ratio: Share | None = None
+    """The least share of good answers, between 0 and 1. Default: as the stage's `Guards` has it."""
+
+
+def canary_of(value: Any) -> Any:
+    """Take a number for a canary of that size. 0 is none."""
+    if value in (None, "", 0):
+        return None
+    return {"rows": value} if type(value) in (int, str) else value
+
+
 def _route_name(name: str) -> str:
     if name == OWN_ROUTE or not name.strip() or name != name.strip():
         raise ValueError(
@@ -394,6 +413,8 @@ class Stage(Settings):
     """A function of the row that names its route, or returns None for the stage's own. Python only. Default: none."""
     escalate: Sequence[Escalation] = ()
     """Reasons to ask a row again by another route. The first that fits counts. Default: none."""
+    canary: Annotated[Canary | None, BeforeValidator(canary_of)] = None
+    """Ask a few requests before all others, and send the rest if they are good: `50`. Default: no canary."""
     max_rows: RowLimit = None
     """The most rows that one run sends. Default: no limit."""
     max_cost_usd: Dollars = 25.0

@@ -11,6 +11,7 @@ from airflow.sdk import Context
 
 from airflow_batch_llm.core.prompt import compile_prompt, identity
 from airflow_batch_llm.core.settings import (
+    Canary,
     Escalation,
     Guards,
     Only,
@@ -24,6 +25,7 @@ from airflow_batch_llm.core.settings import (
     Source,
     Stage,
     StageWay,
+    canary_of,
     names,
 )
 from airflow_batch_llm.errors import InputError
@@ -75,6 +77,8 @@ class LLMTransformOperator(RunOperator):
     :param route_column: the source's column that names each row's route; NULL for the stage's own model and way
     :param route: instead, a function of the row that returns the name of its route, or None
     :param escalate: reasons to ask a row again by another route: ``[Escalation(to="strong", on={"invalid"})]``
+    :param canary: a number of requests, spread over all, that are asked before the others; these are sent only if the
+        answers are good. `Canary(rows=50, way=…, min_success_ratio=…)` says more
     :param only: which rows are asked about: those that are new or have changed (``changed``), also those that an older
         prompt has answered (``outdated``), only those without an answer (``new``), or ``all``
     :param max_rows: the most rows that one run sends; None for no limit
@@ -132,6 +136,7 @@ class LLMTransformOperator(RunOperator):
         route_column: str | None = None,
         route: RouteFunction | None = None,
         escalate: Sequence[Escalation | Mapping[str, Any]] = (),
+        canary: int | Canary | Mapping[str, Any] | None = None,
         only: str = Only.CHANGED,
         max_rows: int | str | None = None,
         max_cost_usd: float | str | None = None,
@@ -170,6 +175,8 @@ class LLMTransformOperator(RunOperator):
         self.route_column = route_column
         self.route = route
         self.escalate = [_group(Escalation, given, "escalate") for given in escalate]
+        given = canary_of(canary)
+        self.canary = None if given is None else _group(Canary, given, "canary")
         self.only = choice("only", only, Only)
         self.max_rows = max_rows
         self.max_cost_usd = max_cost_usd
@@ -225,6 +232,7 @@ class LLMTransformOperator(RunOperator):
             route_column=self.route_column,
             route=self.route,
             escalate=self.escalate,
+            canary=self.canary,
             only=Only(self.only),
             max_rows=self.max_rows,  # type: ignore[arg-type]  # a template renders to text, which the stage reads
             max_cost_usd=self._budget(),

@@ -52,7 +52,9 @@ class PlanRunOperator(LLMTransformOperator):
         with translated_errors():
             (handle,) = self.handles(context)
             with self.opened(context, handle) as run:
-                portions = Spread(generation=run.generation()).portions(self.max_workers)
+                generation = run.generation()
+                generation.ask_canary()
+                portions = Spread(generation=generation).portions(self.max_workers)
         context["ti"].xcom_push(key="handle", value=handle.to_json())
         # Of no portions at all no task would be made, which Airflow calls skipped, and would skip what comes after it too.
         nothing = Portion(first=0, last=0, places=0)

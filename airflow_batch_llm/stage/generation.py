@@ -18,13 +18,14 @@ from airflow_batch_llm.core.printing import counted, verb
 from airflow_batch_llm.core.settings import Pace, seconds
 from airflow_batch_llm.core.waiting import CANCEL_GRACE_SECONDS, Watch
 from airflow_batch_llm.errors import DeadlinePassed, ProviderError, Unavailable, WarehouseError
+from airflow_batch_llm.stage.canary import CanaryJudge
 from airflow_batch_llm.stage.land.affording import Purse
 from airflow_batch_llm.stage.land.finishing import Finished, Finisher
 from airflow_batch_llm.stage.land.followup import FollowUp
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan
-from airflow_batch_llm.stage.records.standings import read_landed, read_rounds, spent
+from airflow_batch_llm.stage.records.standings import read_landed, read_rounds, read_sendable, spent
 from airflow_batch_llm.stage.round import OpenRound, Round
 
 #: The provider's own window, and time to land what came in its last minute.
@@ -62,7 +63,7 @@ class Generation:
             return ended
         deadline = self.deadline()
         with _scratch(self.parts.spool) as scratch:
-            rounds = [self.first]
+            rounds = [self.sendable()]
             while True:
                 current = self._round(rounds[-1], deadline, scratch)
                 still = self._advanced(current, deadline)
@@ -70,8 +71,11 @@ class Generation:
                     current.publish_early()
                     self._give_up_late(current, still, deadline)
                     return self._pause(still, rounds, deadline)
+                if current.plan.is_canary_alone:
+                    rounds = [self._judged(current)]
+                    continue
                 self._publish(current)
-                following = self._next(rounds, deadline, scratch)
+                following = None if current.plan.is_stopped else self._next(rounds, deadline, scratch)
                 if following is None:
                     return finisher.finish(rounds)
                 rounds.append(following)
@@ -83,6 +87,25 @@ class Generation:
             if self.parts.clock() < deadline:
                 raise
             self._give_up(current, f"the provider cannot be reached: {str(error).rstrip('.')}")
+
+    def sendable(self) -> Plan:
+        """Return the first round as far as it may be sent now: its canary alone, until that is judged."""
+        return read_sendable(self.folder, self.first)
+
+    def ask_canary(self) -> None:
+        """Judge the canary, if there is one and its answers come in real time."""
+        if self.sendable().is_canary_alone:
+            self._first_round(lambda _: None)
+
+    def _judged(self, current: Round) -> Plan:
+        """Merge the canary's answers, and return the plan that its verdict leaves."""
+        try:
+            current.publish()
+        except WarehouseError:
+            # Another attempt that is alive may have judged the canary, gone on, and dropped what was staged.
+            if self.folder.read_canary() is None:
+                raise
+        return CanaryJudge(folder=self.folder, plan=self.first).judge(self.parts)
 
     def is_at_provider(self) -> bool:
         """Return whether a batch of any round is running, or may be."""
@@ -114,10 +137,16 @@ class Generation:
     def _first_round(self, step: Callable[[Round], OpenRound | None]) -> Pause | None:
         deadline = self.deadline()
         with _scratch(self.parts.spool) as scratch:
-            still = step(self._round(self.first, deadline, scratch))
+            plan, still = self.sendable(), None
+            if plan.is_canary_alone:
+                current = self._round(plan, deadline, scratch)
+                still = current.advance()
+                plan = self._judged(current) if still is None else plan
+            if still is None:
+                still = step(self._round(plan, deadline, scratch))
         if still is None or self._is_late(deadline, still):  # what is late is for `advance` to say
             return None
-        return self._pause(still, [self.first], deadline)
+        return self._pause(still, [plan], deadline)
 
     def _is_late(self, deadline: float, still: OpenRound) -> bool:
         """Return whether the deadline has passed, and the time too that cancelled batches get to end.
@@ -235,8 +264,10 @@ class Generation:
             strays=still.strays,
         )
         paid = spent(self.folder, [*_numbers(rounds[:-1]), *still.staged])
-        expected = "" if self.first.dollars is None else f" of about ${self.first.dollars:,.4f}"
-        said = still.described(rounds[-1], self.parts.clock())
+        dollars = rounds[0].dollars
+        expected = "" if dollars is None else f" of about ${dollars:,.4f}"
+        said = "The canary is asked first: " if rounds[-1].is_canary_alone else ""
+        said += still.described(rounds[-1], self.parts.clock())
         return Pause(watch=watch, waiting=f"{said}; ${paid:,.4f}{expected} spent", error=still.error)
 
 

@@ -292,10 +292,9 @@ class Round:
 
     def publish_early(self) -> None:
         """Merge the answers in real time while batches run, once for the round."""
-        asked = {shard.number for shard in self.plan.shards if self.plan.route(shard).way.in_real_time}
-        if not asked or len(asked) == len(self.plan.shards):
-            return
-        if self.folder.read_published_early(self.plan.round) is not None:
+        rest = {shard.number for shard in self.plan.shards if shard not in self.plan.canary}
+        asked = {shard.number for shard in self.plan.shards if self.plan.route(shard).way.in_real_time} & rest
+        if not asked or asked == rest or self.folder.read_published_early(self.plan.round) is not None:
             return
         if asked <= {shard.number for shard, standing in self._standings() if standing.staged is not None}:
             numbers = sorted(asked)

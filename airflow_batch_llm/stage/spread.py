@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from airflow_batch_llm.errors import Unavailable
 from airflow_batch_llm.stage.generation import Generation, Pause
+from airflow_batch_llm.stage.records.standings import read_judged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,13 +21,17 @@ class Portion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
-    """The first round of a generation, by its shards' numbers. Later rounds are small and belong to the finish."""
+    """The first round of a generation, by its shards' numbers. Later rounds are small and belong to the finish.
+
+    The canary is in no portion: it is asked when the run is planned, or driven. No portion sends anything before its verdict.
+    """
 
     generation: Generation
 
     def portions(self, most: int) -> list[Portion]:
         """Split the shards into at most `limit` portions of similar size. Returns none if nothing is sent."""
-        numbers = [shard.number for shard in self.generation.first.shards]
+        plan = read_judged(self.generation.folder, self.generation.first)
+        numbers = [shard.number for shard in plan.shards if shard not in plan.canary]
         places = self.generation.pace.max_active_batches
         count = min(most, places, len(numbers))
         ends = [len(numbers) * (i + 1) // count for i in range(count)]
@@ -53,6 +58,6 @@ class Spread:
             raise Unavailable(f"Not all shards of this portion can be staged yet: {pause.waiting}.")
 
     def _part(self, portion: Portion) -> Generation:
-        first = self.generation.first
+        first = self.generation.sendable()
         shards = tuple(shard for shard in first.shards if portion.first <= shard.number <= portion.last)
         return replace(self.generation, first=replace(first, shards=shards))

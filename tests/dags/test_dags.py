@@ -185,6 +185,14 @@ def test_a_cheap_run_asks_nobody_and_an_expensive_one_waits_for_an_approval(stan
     assert xcom(asked, "label")["requests"] == 3
 
 
+def test_a_few_tickets_are_tried_before_the_others(stand: Stand) -> None:
+    done = run_example("canary")
+
+    assert xcom(done, "find_teams")["canary"]["requests"] == 10
+    assert stand.number("SELECT count(team) FROM support.teams") == stand.number(TICKETS)
+    assert stand.charged() == stand.number(TEXTS)
+
+
 @pytest.mark.parametrize("path", sorted(DAGS.glob("*.py")), ids=lambda path: path.stem)
 def test_a_story_is_short(path: Path) -> None:
     assert len(path.read_text().splitlines()) < 80

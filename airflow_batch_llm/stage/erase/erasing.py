@@ -22,7 +22,7 @@ from airflow_batch_llm.stage.erase.person import ERASED, Person
 from airflow_batch_llm.stage.erase.shard import Found, ShardFiles
 from airflow_batch_llm.stage.records.folder import RunFolder, safe_name
 from airflow_batch_llm.stage.records.plan import Plan
-from airflow_batch_llm.stage.records.standings import ShardResult, read_rounds, read_standings
+from airflow_batch_llm.stage.records.standings import ShardResult, read_plans, read_standings
 from airflow_batch_llm.store import Workspace
 
 _GENERATION = re.compile(r"g([0-9]+)")
@@ -126,7 +126,7 @@ class RunErasure:
 
     def run(self) -> ErasedRun | None:
         """Erase the person. Returns None if the run holds nothing of the person."""
-        rounds = list(read_rounds(self.folder))
+        rounds = list(read_plans(self.folder))
         if not rounds:
             return self._unplanned()
         first = rounds[0].target

@@ -18,7 +18,8 @@ from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.printing import counted, share, verb
 from airflow_batch_llm.core.report import Provenance, Report, gate, miscount
 from airflow_batch_llm.core.selection import Reason
-from airflow_batch_llm.errors import InputError, ProviderError, QualityGateFailed, Refused
+from airflow_batch_llm.errors import CanaryFailed, InputError, ProviderError, QualityGateFailed, Refused
+from airflow_batch_llm.stage.canary import CanaryJudge
 from airflow_batch_llm.stage.land.collecting import Collector
 from airflow_batch_llm.stage.land.deleting import VendorCopies
 from airflow_batch_llm.stage.parts import Parts
@@ -45,9 +46,10 @@ class Finished:
     about: Provenance
 
     def raise_for_verdict(self) -> None:
-        """Raise `QualityGateFailed` if too few rows succeeded. The good ones have landed."""
+        """Raise `QualityGateFailed`, or `CanaryFailed`, if too few rows succeeded. The good ones have landed."""
         if not self.report.passed:
-            failed = QualityGateFailed(
+            stopped = self.report.why.get(Reason.STOPPED)
+            failed = (CanaryFailed if stopped else QualityGateFailed)(
                 f"{self.report.verdict} The good rows are in {self.about.target}, the others in its failures table,"
                 " with the reason in _llm_error_message."
             )
@@ -84,13 +86,15 @@ class Finisher:
         if may_show_up or is_loose(shards):
             Registers(workspace=self.parts.workspace).add_loose(self.first.provider, self.folder)
         strays = read_strays(self.folder, shards)
+        canary = CanaryJudge(folder=self.folder, plan=self.first)
         report = replace(
             _summed(rounds, landed) + reported(strays),
             estimate=self.first.forecast(),
             reviewed=self.folder.count_reviewed(),
+            canary=canary.reported(),
         )
         samples = [key for one in landed[-1] for key in one.samples]
-        verdict = gate(report, self.first.limits.min_success_ratio, samples=samples)
+        verdict = canary.stop() or gate(report, self.first.limits.min_success_ratio, samples=samples)
         if not verdict.passed:
             refused = _refusals(shards)
             reason = " ".join((verdict.reason, *(told for told, _ in refused)))
@@ -183,7 +187,9 @@ class Finisher:
         expected = self.first.dollars
         dollars = "an unknown amount" if expected is None else f"about ${expected:,.4f}"
         requests, rows = counted(self.first.requests, "request"), counted(self.first.rows, "row")
-        return f"Planned only: {requests} for {rows} would cost {dollars}."
+        canary = sum(shard.requests for shard in self.first.canary)
+        first = f" {counted(canary, 'request')} would be asked first, as a canary." if canary else ""
+        return f"Planned only: {requests} for {rows} would cost {dollars}.{first}"
 
 
 def _refusals(shards: Sequence[tuple[PlannedShard, Standing]]) -> list[tuple[str, str]]:

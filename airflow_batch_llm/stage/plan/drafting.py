@@ -38,11 +38,17 @@ from airflow_batch_llm.stage.plan.choosing import Chooser, Current
 from airflow_batch_llm.stage.plan.reading import Reading, with_known
 from airflow_batch_llm.stage.plan.shard_files import ShardWriter
 from airflow_batch_llm.stage.plan.spool import PROBLEM, Spool, keys_schema
-from airflow_batch_llm.stage.plan.ways import choose_way, flex_problem
+from airflow_batch_llm.stage.plan.ways import (
+    canary_size,
+    canary_surcharge,
+    canary_way,
+    choose_way,
+    flex_problem,
+)
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedRoute, PlannedShard, RunLimits, new_run_token
 from airflow_batch_llm.stage.records.registers import Registers
-from airflow_batch_llm.stage.records.standings import read_rounds
+from airflow_batch_llm.stage.records.standings import read_judged, read_rounds
 from airflow_batch_llm.warehouses.base import RequiresValues, SharesFile, Target, Warehouse
 from airflow_batch_llm.warehouses.place import Place
 
@@ -245,7 +251,7 @@ class Drafting:
     def _max_prompt_bytes(self) -> int:
         """Return the size of the prompts that fit into the requests of every route."""
         return min(
-            by_route(self.parts.provider, route.call.via).limits.max_request_bytes - route.template.overhead
+            self._provider(route).limits.max_request_bytes - route.template.overhead
             for route in self.resolved.routes
         )
 
@@ -288,7 +294,7 @@ class Drafting:
         return sum(
             self._take_out(spool, other, plan, shard.number, routes)
             for other, plan in self._not_done()
-            for shard in plan.shards
+            for shard in read_judged(other, plan).shards
             if (routes := self.resolved.current.routes_of(plan.route(shard).spec_hash))
         )
 
@@ -339,13 +345,19 @@ class Drafting:
             self._tell_bad_rows(spool, sum(problems.values()), self.target)
         ways = [self._way(route, count) for route, count in zip(self.resolved.routes, requests, strict=True)]
         guesses = [self._guess(spool, route, way, requests[route]) for route, way in enumerate(ways)]
-        allowed = self._allowed(guesses)
-        draft = self._begun(
-            tuple(
-                route.planned(way, guess)
-                for route, way, guess in zip(self.resolved.routes, ways, guesses, strict=True)
-            )
+        allowed = self._allowed(guesses, canary_surcharge(self.stage.canary, ways, guesses))
+        routes = tuple(
+            route.planned(way, guess)
+            for route, way, guess in zip(self.resolved.routes, ways, guesses, strict=True)
         )
+        size, why = canary_size(self.stage.canary, sum(allowed))
+        if why:
+            self.parts.log(why)
+        if size:
+            apart = spool.set_apart(size, allowed)
+            allowed = [*(count - few for count, few in zip(allowed, apart, strict=True)), *apart]
+            routes += self._canary_routes(spool, apart)
+        draft = self._begun(routes)
         writer = ShardWriter(
             folder=None if self.stage.plan_only else self.folder,
             scratch=self.scratch,
@@ -360,24 +372,40 @@ class Drafting:
             problems=problems,
             unsendable_sha256=lost,
             why={str(reason): count for reason, count in spool.reasons(allowed).items()},
+            canary_why={
+                str(reason): count
+                for reason, count in spool.reasons_of(range(len(ways), len(routes))).items()
+            },
         )
 
+    def _canary_routes(self, spool: Spool, requests: Sequence[int]) -> tuple[PlannedRoute, ...]:
+        """Return the routes of the canary's requests: one beside each of the stage's, asked in the canary's way."""
+        planned = []
+        for number, (route, count) in enumerate(zip(self.resolved.routes, requests, strict=True)):
+            way = self._way(replace(route, way=canary_way(self.stage.canary, self._provider(route))), count)
+            guess = self._guess(spool, len(requests) + number, way, count)
+            planned.append(replace(route.planned(way, guess), canary=True))
+        return tuple(planned)
+
     def _way(self, route: ResolvedRoute, requests: int) -> Way:
-        problem = flex_problem(by_route(self.parts.provider, route.call.via), route.call)
+        problem = flex_problem(self._provider(route), route.call)
         way, why = choose_way(route.way, requests, problem)
         if why and requests:
             self.parts.log(why)
         return way
 
+    def _provider(self, route: ResolvedRoute) -> Provider:
+        return by_route(self.parts.provider, route.call.via)
+
     def _bounds(self, route: ResolvedRoute) -> ShardBounds:
-        limits = by_route(self.parts.provider, route.call.via).limits
+        limits = self._provider(route).limits
         return ShardBounds.of(limits, rows_per_batch=self.stage.pace.rows_per_batch)
 
     def _guess(self, spool: Spool, route: int, way: Way, requests: int) -> Estimate:
         quote = Quote(
             provider=self.parts.provider,
             output_type=self.resolved.output_type,
-            route=self.resolved.routes[route],
+            route=self.resolved.routes[route % len(self.resolved.routes)],
             way=way,
         )
         return quote.estimate(spool.prompts(route, requests), requests)
@@ -385,11 +413,12 @@ class Drafting:
     def _write_shards(
         self, writer: ShardWriter, spool: Spool, allowed: Sequence[int]
     ) -> tuple[PlannedShard, ...]:
-        """Write the shards of each route, numbered throughout."""
+        """Write the shards of each route, numbered throughout. Those of the canary come first."""
         shards: tuple[PlannedShard, ...] = ()
-        for route, requests in enumerate(allowed):
-            if requests:
-                resolved = self.resolved.routes[route]
+        own = len(self.resolved.routes)
+        for route in (*range(own, len(allowed)), *range(own)):
+            if requests := allowed[route]:
+                resolved = self.resolved.routes[route % own]
                 writer = replace(writer, first_number=len(shards) + 1, bounds=self._bounds(resolved))
                 written = writer.write_requests(resolved.template, spool.prompts(route, requests), route)
                 rows = spool.keyed_rows(route, requests)
@@ -416,9 +445,11 @@ class Drafting:
             case _:
                 assert_never(self.stage.guards.on_bad_row)
 
-    def _allowed(self, guesses: Sequence[Estimate]) -> list[int]:
-        """Return the number of requests of each route that are sent."""
+    def _allowed(self, guesses: Sequence[Estimate], surcharge: Decimal) -> list[int]:
+        """Return the number of requests of each route that are sent, if they cost so much more than estimated."""
         most, on_over_budget = self.stage.max_cost_usd, self.stage.guards.on_over_budget
+        if most is not None:
+            most = max(0.0, most - float(surcharge))
         wished = [guess.requests for guess in guesses]
         allowed = shared_out(guesses, most, [route.max_cost_usd for route in self.resolved.routes])
         if allowed == wished or self.stage.plan_only:
@@ -427,15 +458,15 @@ class Drafting:
             case OverBudget.PARTIAL:
                 return allowed
             case OverBudget.FAIL:
-                raise BudgetExceeded(self._over_budget(guesses))
+                raise BudgetExceeded(self._over_budget(guesses, surcharge))
             case _:
                 assert_never(on_over_budget)
 
-    def _over_budget(self, guesses: Sequence[Estimate]) -> str:
+    def _over_budget(self, guesses: Sequence[Estimate], surcharge: Decimal) -> str:
         """Say which budget is too small: that of a route, or that of the run."""
         most, what, whose = self.stage.max_cost_usd, "max_cost_usd", ""
         requests = sum(guess.requests for guess in guesses)
-        expected = sum((guess.expected or Decimal(0) for guess in guesses), Decimal(0))
+        expected = sum((guess.expected or Decimal(0) for guess in guesses), surcharge)
         for route, guess in zip(self.resolved.routes, guesses, strict=True):
             if shared_out([guess], route.max_cost_usd, [None]) != [guess.requests]:
                 requests, expected, most = guess.requests, guess.expected or Decimal(0), route.max_cost_usd

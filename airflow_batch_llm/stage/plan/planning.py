@@ -72,7 +72,7 @@ def changes(plan: Plan, stage: Stage, provider: Provider) -> list[str]:
         one = stage.under(route)
         spec = spec_of(one, read_prompt(one), output_type, by_route(provider, stage.via(route)))
         routes.append((name, one.way, spec_hash(spec)))
-    before = [(route.name, route.way, route.spec_hash) for route in plan.routes[1:]]
+    before = [(route.name, route.way, route.spec_hash) for route in plan.routes[1:] if not route.canary]
     # Whatever changes the stage's own spec changes those of its routes, too.
     parts = 2 if fields else 3
     if [one[:parts] for one in before] != [one[:parts] for one in routes]:
@@ -233,6 +233,8 @@ def _resolved_route(
         cache_system_prompt=stage.request.cache_system_prompt,
     )
     check_way(stage.way, provider, call)
+    if stage.canary is not None and stage.canary.way is not None:
+        check_way(stage.canary.way, provider, call)
     return ResolvedRoute(
         name=name,
         call=call,

@@ -163,31 +163,60 @@ class Spool:
         by_rank = sorted(range(len(ranks)), key=ranks.__getitem__)
         self._ask(f"""
             CREATE OR REPLACE TABLE sent AS
-            SELECT {SEQ}, min({SEQ}) OVER same AS {_FIRST},
+            SELECT {SEQ}, {INPUT_HASH}::UUID AS {INPUT_HASH}, min({SEQ}) OVER same AS {_FIRST},
                    {_looked_up(by_rank, f"min({_looked_up(ranks, ROUTE)}) OVER same")} AS {ROUTE} FROM rows
             WHERE {REASON} IN ({_SENT_LIST}) AND {SEQ} NOT IN (SELECT seq FROM taken)
             WINDOW same AS (PARTITION BY {_looked_up(specs, ROUTE)}, {INPUT_HASH}::UUID) ORDER BY {SEQ}""")
+        return self._requests_by_route(range(len(ranks)))
+
+    def set_apart(self, most: int, allowed: Sequence[int]) -> list[int]:
+        """Move requests to routes of their own: of those that are sent, the ones with the smallest hashes.
+
+        `allowed` is the number of requests that each route sends. A request of the route 1 of 3 moves to the route 4. Returns
+        the number of requests by these routes.
+        """
+        routes = len(allowed)
+        beyond = self._beyond(allowed)
+        self._ask(f"""
+            CREATE OR REPLACE TABLE apart AS SELECT {SEQ} FROM sent
+            WHERE {SEQ} = {_FIRST} AND NOT ({beyond}) ORDER BY {INPUT_HASH}, {SEQ} LIMIT {most}""")
+        self._ask(f"UPDATE sent SET {ROUTE} = {ROUTE} + {routes} WHERE {_FIRST} IN (SELECT {SEQ} FROM apart)")
+        return self._requests_by_route(range(routes, 2 * routes))
+
+    def _requests_by_route(self, routes: Iterable[int]) -> list[int]:
         counts = dict(
             self._ask(
                 f"SELECT {ROUTE}, count(*) FROM sent WHERE {SEQ} = {_FIRST} GROUP BY {ROUTE}"
             ).fetchall()
         )
-        return [int(counts.get(route, 0)) for route in range(len(ranks))]
+        return [int(counts.get(route, 0)) for route in routes]
 
     def reasons(self, requests: Sequence[int]) -> dict[Reason, int]:
         """Return the number of rows by reason, when only this many requests of each route are sent."""
-        postponed = " OR ".join(
+        counts = self._ask(f"""
+            SELECT CASE WHEN {REASON} NOT IN ({_SENT_LIST}) THEN {REASON}
+                        WHEN {SEQ} IN (SELECT seq FROM taken) THEN '{Reason.IN_FLIGHT}'
+                        WHEN {SEQ} IN (SELECT {SEQ} FROM sent WHERE {self._beyond(requests)})
+                        THEN '{Reason.POSTPONED}' ELSE {REASON} END AS why, count(*)
+            FROM rows GROUP BY why""").fetchall()
+        return {Reason(why): count for why, count in counts}
+
+    def reasons_of(self, routes: Sequence[int]) -> dict[Reason, int]:
+        """Return the number of rows by reason among those that are sent by these routes."""
+        numbers = ", ".join(map(str, routes))
+        counts = self._ask(f"""
+            SELECT {REASON}, count(*) FROM rows
+            WHERE {SEQ} IN (SELECT {SEQ} FROM sent WHERE {ROUTE} IN ({numbers})) GROUP BY {REASON}""").fetchall()
+        return {Reason(why): count for why, count in counts}
+
+    def _beyond(self, requests: Sequence[int]) -> str:
+        """Return the condition for rows whose request is beyond the number that its route sends."""
+        conditions = (
             f"({ROUTE} = {route} AND {_FIRST} >= {limit})"
             for route, count in enumerate(requests)
             if (limit := self._first_beyond(route, count)) is not None
         )
-        counts = self._ask(f"""
-            SELECT CASE WHEN {REASON} NOT IN ({_SENT_LIST}) THEN {REASON}
-                        WHEN {SEQ} IN (SELECT seq FROM taken) THEN '{Reason.IN_FLIGHT}'
-                        WHEN {SEQ} IN (SELECT {SEQ} FROM sent WHERE {postponed or "false"})
-                        THEN '{Reason.POSTPONED}' ELSE {REASON} END AS why, count(*)
-            FROM rows GROUP BY why""").fetchall()
-        return {Reason(why): count for why, count in counts}
+        return " OR ".join(conditions) or "false"
 
     def _first_beyond(self, route: int, requests: int) -> int | None:
         """Return the row that pays for the first request of a route that is not sent. None: all of them are."""

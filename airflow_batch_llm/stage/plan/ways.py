@@ -1,8 +1,12 @@
 """Choose the way to ask a stage's requests, and refuse one that the provider does not have before anything is sent."""
 
+from collections.abc import Sequence
+from decimal import Decimal
+
+from airflow_batch_llm.core.estimate import Estimate
 from airflow_batch_llm.core.model import Call, Way
-from airflow_batch_llm.core.printing import counted
-from airflow_batch_llm.core.settings import StageWay
+from airflow_batch_llm.core.printing import counted, verb
+from airflow_batch_llm.core.settings import Canary, StageWay
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.providers.base import AnswersNow, Provider
 
@@ -42,3 +46,28 @@ def choose_way(asked: StageWay, requests: int, problem: str | None) -> tuple[Way
     if problem is not None:
         return Way.BATCH, f"{found}, by batch, since flex is not possible. {problem}"
     return Way.FLEX, f"{found}, by flex, since there are fewer than {WORTH_A_BATCH}."
+
+
+def canary_size(canary: Canary | None, requests: int) -> tuple[int, str]:
+    """Return the number of requests that are asked before so many others, and why there are none: "" if none are wanted."""
+    if canary is None or not requests:
+        return 0, ""
+    if requests >= 2 * canary.rows:
+        return canary.rows, ""
+    sent = f"{counted(requests, 'request')} {verb(requests, 'is', 'are')} sent"
+    return 0, f"No canary: {sent}, fewer than twice the {canary.rows:,} of a canary."
+
+
+def canary_way(canary: Canary | None, provider: Provider) -> StageWay:
+    """Return the way in which a canary is asked."""
+    if canary is not None and canary.way is not None:
+        return canary.way
+    return StageWay.NOW if isinstance(provider, AnswersNow) else StageWay.BATCH
+
+
+def canary_surcharge(canary: Canary | None, ways: Sequence[Way], guesses: Sequence[Estimate]) -> Decimal:
+    """Return the most dollars by which a canary in real time is dearer than the ways of the routes."""
+    if canary is None or canary.way not in (None, StageWay.NOW):
+        return Decimal(0)
+    prices = [guess.per_request for way, guess in zip(ways, guesses, strict=True) if way is not Way.NOW]
+    return canary.rows * max((price for price in prices if price is not None), default=Decimal(0))

@@ -2,7 +2,7 @@
 
 <run>/g1/plan.json  plans/<nonce>/0007.requests.jsonl  plans/<nonce>/0007.keys.parquet  rounds/2.json
          journal/0007/0001.json …  results/<batch>.jsonl  landed/0007.json  strays/<batch>.json  deadline/0001.json
-         cancelled/0001.json  reviewed/0001.json  report.json  erased/<nonce>-0007/0001.json …  deleted/<batch>.json
+         cancelled/0001.json  canary.json  reviewed/0001.json  report.json  erased/<nonce>-0007/0001.json …  deleted/<batch>.json
 """
 
 import hashlib
@@ -270,6 +270,14 @@ class RunFolder:
 
     def _early(self, round_number: int) -> str:
         return self._at("published", f"{round_number}.early.json")
+
+    # The verdict on the canary: the first one counts.
+
+    def create_canary(self, data: bytes) -> bool:
+        return self.workspace.create(self._at("canary.json"), data)
+
+    def read_canary(self) -> bytes | None:
+        return self.workspace.read(self._at("canary.json"))
 
     def create_report(self, data: bytes) -> bool:
         return self.workspace.create(self._at("report.json"), data)

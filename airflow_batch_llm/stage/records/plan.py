@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -12,7 +12,8 @@ from airflow_batch_llm.core.escalation import Course, Rule
 from airflow_batch_llm.core.model import Call, Way
 from airflow_batch_llm.core.printing import counted, verb
 from airflow_batch_llm.core.request import shard_token
-from airflow_batch_llm.core.settings import OWN_ROUTE, SchemaChange, Stage, WriteMode
+from airflow_batch_llm.core.selection import SENT, Reason
+from airflow_batch_llm.core.settings import OWN_ROUTE, Canary, SchemaChange, Stage, WriteMode
 from airflow_batch_llm.warehouses.base import Target
 from airflow_batch_llm.warehouses.place import Place
 
@@ -53,6 +54,8 @@ class PlannedRoute:
     """What all of the route's requests were expected to take. A budget may have left some out. Default: not known."""
     max_cost_usd: float | None = None
     """The most dollars that the route may cost. Default: only the run's budget counts."""
+    canary: bool = False
+    """Its requests in the first round are asked before all others. Default: no."""
 
     def part(self, requests: int) -> dict[str, Any] | None:
         """Return the estimate for so many of the route's requests. None: nothing was estimated."""
@@ -80,6 +83,7 @@ class RunLimits:
     keep_days: float | None
     prices: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     delete_at_vendor: bool = False
+    canary: Canary | None = None
 
     @classmethod
     def of(cls, stage: Stage) -> "RunLimits":
@@ -93,6 +97,7 @@ class RunLimits:
             keep_days=stage.keep_days,
             prices=stage.guards.prices,
             delete_at_vendor=stage.guards.delete_at_vendor,
+            canary=stage.canary,
         )
 
 
@@ -127,10 +132,48 @@ class Plan:
     """Rows of the round before that this one asks again: `outcomes`, and error `codes`. None: all that might be."""
     place: Place | None = None
     """Where the target is. None: an earlier release has planned the run."""
+    canary_why: Mapping[str, int] = field(default_factory=dict)
+    """The rows of the canary by reason. They are in `why`, too. Empty: there is no canary."""
 
     def route(self, shard: PlannedShard) -> PlannedRoute:
         """Return the route of a shard."""
         return self.routes[shard.route]
+
+    @property
+    def canary(self) -> tuple[PlannedShard, ...]:
+        """The shards that are asked before all others. Empty: there are none."""
+        if self.round > 1:
+            return ()
+        return tuple(shard for shard in self.shards if self.route(shard).canary)
+
+    def canary_alone(self) -> "Plan":
+        """Return the plan as far as it may be sent before the canary is judged."""
+        return replace(self, shards=self.canary)
+
+    @property
+    def is_canary_alone(self) -> bool:
+        """Tell if there is a canary that is to be judged before anything else is sent."""
+        return bool(self.shards) and not self.is_stopped and len(self.canary) == len(self.shards)
+
+    def stopped(self) -> "Plan":
+        """Return the plan as it counts if the canary has ended the run: the other rows were not sent."""
+        sent = {reason for reason in self.why if reason in SENT}
+        rest = sum(self.why[reason] for reason in sent) - sum(self.canary_why.values())
+        others = {reason: count for reason, count in self.why.items() if reason not in sent}
+        return replace(self, shards=self.canary, why={**others, **self.canary_why, str(Reason.STOPPED): rest})
+
+    @property
+    def is_stopped(self) -> bool:
+        """Tell if the canary has ended the run."""
+        return Reason.STOPPED in self.why
+
+    def measured(self, estimates: Mapping[int, Mapping[str, Any]]) -> "Plan":
+        """Return the plan with other estimates for these of its routes."""
+        routes = (
+            replace(route, estimate=estimates.get(number, route.estimate))
+            for number, route in enumerate(self.routes)
+        )
+        return replace(self, routes=tuple(routes))
 
     @property
     def is_routed(self) -> bool:
@@ -228,9 +271,8 @@ class Plan:
             if rows and len(self.routes) > 1:
                 dollars = None if part is None else part["expected"]
                 cost = "an unknown amount" if dollars is None else f"about ${dollars:,.4f}"
-                yield (
-                    f"Route {route.name} ({route.call.model}, {route.way}): {counted(rows, 'row')}, for {cost}."
-                )
+                label = f"Canary of the route {route.name}" if route.canary else f"Route {route.name}"
+                yield (f"{label} ({route.call.model}, {route.way}): {counted(rows, 'row')}, for {cost}.")
 
     def to_json(self) -> bytes:
         fields = {name: getattr(self, name) for name in self.__slots__}
@@ -252,7 +294,7 @@ class Plan:
                 "shards": tuple(map(_shard, fields["shards"])),
                 "rules": tuple(map(Rule.from_json, fields.get("rules", ()))),
                 "target": _target(fields["target"]),
-                "limits": RunLimits(**fields["limits"]),
+                "limits": _limits(fields["limits"]),
                 "place": Place(**place) if (place := fields.get("place")) else None,
             }
         )
@@ -287,6 +329,11 @@ def _route(fields: Mapping[str, Any]) -> PlannedRoute:
     return PlannedRoute(
         **{**fields, "call": Call(**fields["call"]), "way": Way(fields.get("way", Way.BATCH))}
     )
+
+
+def _limits(fields: Mapping[str, Any]) -> RunLimits:
+    canary = fields.get("canary")
+    return RunLimits(**{**fields, "canary": canary and Canary(**canary)})
 
 
 def new_run_token(nonce: str, round_number: int) -> str:

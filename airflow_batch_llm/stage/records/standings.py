@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import orjson
 
+from airflow_batch_llm.core.canary import CanaryVerdict
 from airflow_batch_llm.core.journal import Standing, stand
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.report import Report
@@ -18,11 +19,36 @@ _READERS = 8
 
 
 def read_rounds(folder: RunFolder) -> Iterator[Plan]:
-    """The plans of the rounds so far, from the first."""
+    """The plans of the rounds so far, from the first. If the canary has ended the run, it is all of the first."""
+    return (read_judged(folder, plan) for plan in read_plans(folder))
+
+
+def read_plans(folder: RunFolder) -> Iterator[Plan]:
+    """The plans of the rounds so far as they were frozen."""
     number = 1
     while (data := folder.read_plan(number)) is not None:
         yield Plan.from_json(data)
         number += 1
+
+
+def read_judged(folder: RunFolder, plan: Plan) -> Plan:
+    """Return a plan as it counts after the verdict on its canary: the same if there is no canary, or no verdict."""
+    return _judged(plan, folder.read_canary()) if plan.canary else plan
+
+
+def read_sendable(folder: RunFolder, plan: Plan) -> Plan:
+    """Return a plan as far as it may be sent: its canary alone, until that is judged."""
+    if not plan.canary:
+        return plan
+    data = folder.read_canary()
+    return plan.canary_alone() if data is None else _judged(plan, data)
+
+
+def _judged(plan: Plan, data: bytes | None) -> Plan:
+    if data is None:
+        return plan
+    verdict = CanaryVerdict.from_json(data)
+    return plan.measured(verdict.estimates) if verdict.goes else plan.stopped()
 
 
 def read_standings(folder: RunFolder, plan: Plan) -> list[tuple[PlannedShard, Standing]]:

@@ -1,0 +1,154 @@
+"""The canary of a run: what its answers show, and the one verdict that every worker and every retry follows."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from airflow_batch_llm.core.canary import CanaryVerdict, RouteSample, Ruling, judge_answers, over_budget
+from airflow_batch_llm.core.model import Outcome
+from airflow_batch_llm.core.price import PriceList
+from airflow_batch_llm.core.printing import counted, verb
+from airflow_batch_llm.core.report import Report, Verdict
+from airflow_batch_llm.stage.parts import Parts
+from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.records.plan import Plan
+from airflow_batch_llm.stage.records.standings import ShardResult, read_judged, read_landed
+
+#: Numbers of a forecast that a measured one leaves out: it has no low and no high end.
+_ENDS = frozenset({"usd_low", "usd_high"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CanaryJudge:
+    """Judges the canary of one run, once all of its shards are staged."""
+
+    folder: RunFolder
+    plan: Plan
+    """The first round as it was frozen."""
+
+    def judge(self, parts: Parts) -> Plan:
+        """Store the verdict, unless there is one, and return the plan that counts from now on."""
+        if self.folder.read_canary() is None:
+            verdict = self._verdict()
+            if self.folder.create_canary(verdict.to_json()) and verdict.goes:
+                parts.log(self._told(verdict))
+        return read_judged(self.folder, self.plan)
+
+    def reported(self) -> dict[str, Any]:
+        """Return the canary and its verdict for the report. Empty: there is no verdict."""
+        verdict = self._stored()
+        if verdict is None:
+            return {}
+        counts = self.plan if verdict.goes else self.plan.stopped()
+        forecast = self.plan.measured(verdict.estimates).forecast()
+        return {
+            **verdict.asked,
+            "ruling": verdict.ruling.value,
+            "not_sent": self.plan.requests - counts.requests,
+            "estimate": {name: number for name, number in forecast.items() if name not in _ENDS},
+        }
+
+    def stop(self) -> Verdict | None:
+        """Return the verdict on a run that its canary has ended. None: it has not."""
+        verdict = self._stored()
+        if verdict is None or verdict.goes:
+            return None
+        found = verdict.why or self._answers(self._landed()).reason
+        rest = self.plan.requests - self.plan.stopped().requests
+        told = f"{counted(rest, 'further request')} {verb(rest, 'was', 'were')} not sent."
+        return Verdict(passed=False, reason=f"The canary has ended the run. {found} {told}")
+
+    def _stored(self) -> CanaryVerdict | None:
+        data = self.folder.read_canary() if self.plan.canary else None
+        return None if data is None else CanaryVerdict.from_json(data)
+
+    def _verdict(self) -> CanaryVerdict:
+        landed = self._landed()
+        total = _total(landed.values())
+        samples = self._samples(landed)
+        estimates: dict[int, Mapping[str, Any]] = {}
+        for number, sample in samples.items():
+            asked, rest = sample.estimates()
+            estimates |= {len(self._own) + number: asked, number: rest}
+        why = over_budget(list(samples.values()), self._unmeasured(samples), self.plan.limits.max_cost_usd)
+        ruling = Ruling.OVER_BUDGET if why else Ruling.GO
+        if not self._answers(landed).passed:
+            ruling, why = Ruling.BAD_ANSWERS, ""
+        return CanaryVerdict(ruling=ruling, why=why, asked=_asked(total), estimates=estimates)
+
+    def _landed(self) -> dict[int, ShardResult]:
+        return {shard.number: read_landed(self.folder, shard.number) for shard in self.plan.canary}
+
+    def _answers(self, landed: Mapping[int, ShardResult]) -> Verdict:
+        limits = self.plan.limits
+        given = limits.canary.min_success_ratio if limits.canary is not None else None
+        ratio = limits.min_success_ratio if given is None else given
+        samples = [key for one in landed.values() for key in one.samples]
+        return judge_answers(_total(landed.values()), ratio, samples)
+
+    @property
+    def _own(self) -> range:
+        """The numbers of the routes that are the stage's, and no canary's."""
+        return range(sum(not route.canary for route in self.plan.routes))
+
+    def _samples(self, landed: Mapping[int, ShardResult]) -> dict[int, RouteSample]:
+        """Return what was measured of each route, by its number."""
+        samples = {}
+        for number in self._own:
+            of_canary = len(self._own) + number
+            shards = [shard.number for shard in self.plan.canary if shard.route == of_canary]
+            if not shards:
+                continue
+            route, total = self.plan.routes[number], _total(landed[shard] for shard in shards)
+            samples[number] = RouteSample(
+                name=route.name,
+                asked=self.plan.requests_by(of_canary),
+                usage=total.usage,
+                cost=total.spent.cost,
+                unpriced=total.spent.unpriced,
+                prices=PriceList.of(
+                    self.plan.vendor(route),
+                    route.call.model,
+                    self.plan.limits.prices,
+                    at=self.plan.planned_at,
+                ),
+                ways=(self.plan.routes[of_canary].way, route.way),
+                rest=self.plan.requests_by(number),
+                max_cost_usd=route.max_cost_usd,
+            )
+        return samples
+
+    def _unmeasured(self, samples: Mapping[int, RouteSample]) -> float:
+        parts = [
+            self.plan.routes[number].part(self.plan.requests_by(number))
+            for number in self._own
+            if number not in samples
+        ]
+        return float(sum(part["expected"] or 0.0 for part in parts if part is not None))
+
+    def _told(self, verdict: CanaryVerdict) -> str:
+        """Say that the rest is sent, and what it is expected to cost now."""
+        before, after = (plan.dollars for plan in (self.plan, self.plan.measured(verdict.estimates)))
+        cost = "an unknown amount" if after is None else f"about ${after:,.4f}"
+        guess = "" if before is None else f" instead of ${before:,.4f}"
+        return (
+            f"The canary has passed. {self._answers(self._landed()).reason} It cost ${verdict.asked['usd']:,.4f}. By its"
+            f" tokens the run takes {cost}{guess}. The rest is sent."
+        )
+
+
+def _total(landed: Iterable[ShardResult]) -> Report:
+    return sum((one.report for one in landed), Report())
+
+
+def _asked(total: Report) -> dict[str, float]:
+    """Return the canary in numbers."""
+    requests = max(1, total.requests - total.spent.unpriced)
+    return {
+        "rows": total.rows,
+        "succeeded": total.final.get(Outcome.SUCCEEDED, 0),
+        "requests": total.requests,
+        "input_tokens": round(total.usage.input_tokens / requests, 1),
+        "output_tokens": round(total.usage.output_tokens / requests, 1),
+        "usd": round(total.spent.cost, 6),
+    }
