@@ -1,8 +1,8 @@
 """Decide how many requests a worker asks at once in real time, and how fast: grow with each answer, step back on a refusal.
 
 Three limits act together. The requests in flight begin low, grow with each answer and halve on a refusal. The first refusal
-also sets a pace in requests a second: a little less than what was answered, growing slowly with each answer. Where answers
-state what remains of the vendor's limits, no more is sent than that allows.
+by a limit also sets a pace in requests a second: a little less than what was answered, growing slowly with each answer.
+Where answers state what remains of the vendor's limits, no more is sent than that allows.
 
 Other programs share the vendor's limits, so no number is right from the start. The throttle is pure: it takes the time
 as an argument, and counts the requests that the caller has in flight.
@@ -148,7 +148,7 @@ class Throttle:
 
     def stated(self, limits: Iterable[RateLimit], sent_at: float) -> None:
         """Take note of what an answer states of the vendor's limits. Its request was sent at `sent_at`."""
-        limits = tuple(limits)
+        limits = [limit for limit in limits if limit.limit > 0]  # some servers write 0 for no limit
         if not limits or sent_at < self._stated_at:
             return
         self._stated_at, before = sent_at, len(self._sent_at)
@@ -168,8 +168,10 @@ class Throttle:
         self.limit = min(self.most, self.limit + 1)
         self.pace *= 1 + min(_MOST_GROWTH, _GROWTH * 2 ** min(9.0, self._answers / _DOUBLED_BY))
 
-    def refused(self, sent_at: float, now: float, retry_after: float | None) -> None:
-        """Take note of a refusal for want of room: a limit of the vendor's, or an overload.
+    def refused(
+        self, sent_at: float, now: float, retry_after: float | None, *, is_overload: bool = False
+    ) -> None:
+        """Take note of a refusal for want of room: a limit of the vendor's, or an overload, which says nothing of a pace.
 
         The requests that were in flight together with a refused one are refused for the same reason, so all of them
         step back once.
@@ -178,7 +180,8 @@ class Throttle:
             self.limit = max(1, self.limit // 2)
             self._halved_at = now
             self._refusals += 1
-            self._step_back(now)
+            if not is_overload:
+                self._step_back(now)
         # The vendor names the time for one request, and as many as the limit come.
         rest = max(_FIRST_REST, retry_after or 0.0)
         if retry_after is None:

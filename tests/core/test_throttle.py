@@ -76,6 +76,15 @@ def test_where_answers_state_what_remains_hardly_a_request_is_refused(
     assert refusals.total() <= FIRST  # those that are sent before anything is stated
 
 
+@pytest.mark.parametrize("states", [None, "requests", "tokens"])
+def test_an_overload_now_and_then_says_nothing_of_the_pace(states: str | None) -> None:
+    """Every fiftieth request meets one, in a minute that begins with nothing in store."""
+    vendor = _Vendor(level=0.0, latency=1.0, retry_after=1.0, states=states, states_late=True, overloads=50)
+    answers, refusals = vendor.ask(Throttle(most=100), seconds=60.0)
+    assert answers >= 0.9 * 5.0 * 59.0
+    assert max(refusals.values()) == 1
+
+
 def test_a_limit_that_is_used_up_for_hours_is_waited_for_and_not_asked() -> None:
     throttle = Throttle(most=10)
     throttle.sent(0.0)
@@ -85,6 +94,14 @@ def test_a_limit_that_is_used_up_for_hours_is_waited_for_and_not_asked() -> None
     assert throttle.pause(10.0) == pytest.approx(432.0 - 10.0, abs=5.0)
     throttle.stated([RateLimit("requests", 200, 9, 86_400.0)], sent_at=-5.0)  # an older statement
     assert throttle.room(0, now=10.0) == 0
+
+
+def test_a_limit_of_nothing_is_no_limit() -> None:
+    throttle = Throttle(most=10)
+    throttle.sent(0.0)
+    throttle.answered()
+    throttle.stated([RateLimit("tokens", 0, 0, 0.0)], sent_at=0.0)
+    assert (throttle.room(0, now=1.0), throttle.pause(1.0)) == (FIRST + 1, 0.0)
 
 
 class _Vendor:
@@ -98,9 +115,10 @@ class _Vendor:
         retry_after: float | None,
         states: str | None = None,
         states_late: bool = False,
+        overloads: int | None = None,
     ) -> None:
         self.level, self.latency, self.retry_after = level, latency, retry_after
-        self.states, self.states_late = states, states_late
+        self.states, self.states_late, self.overloads = states, states_late, overloads
 
     def _stated(self, level: float) -> list[RateLimit]:
         if self.states is None:
@@ -109,29 +127,34 @@ class _Vendor:
         return [RateLimit(self.states, 300 * each, int(level * each), (300.0 - level) / 5.0)]
 
     def ask(self, throttle: Throttle, seconds: float) -> tuple[int, Counter[int]]:
-        now, made, answers = 0.0, 0, 0
+        now, made, sent, answers = 0.0, 0, 0, 0
         refusals: Counter[int] = Counter()
         again: deque[int] = deque()
-        flying: list[tuple[float, int, float, float, bool]] = []
+        flying: list[tuple[float, int, float, float, str]] = []
         while now < seconds:
             now += 0.05
             self.level = min(300.0, self.level + 0.05 * 5.0)
             while flying and flying[0][0] <= now:
-                _, request, sent_at, level, is_answered = heapq.heappop(flying)
-                if is_answered:
+                _, request, sent_at, level, fate = heapq.heappop(flying)
+                if fate == "answered":
                     answers += 1
                     throttle.answered()
                     throttle.stated(self._stated(self.level if self.states_late else level), sent_at)
                 else:
                     refusals[request] += 1
-                    throttle.refused(sent_at, now, self.retry_after)
+                    is_overload = fate == "overload"
+                    retry_after = None if is_overload else self.retry_after
+                    throttle.refused(sent_at, now, retry_after, is_overload=is_overload)
                     again.appendleft(request)
             for _ in range(throttle.room(len(flying), now)):
                 request = again.popleft() if again else made
                 made += request == made
-                is_answered = self.level >= 1
-                self.level -= is_answered
+                sent += 1
+                fate = "answered" if self.level >= 1 else "refused"
+                if self.overloads and sent % self.overloads == 0:
+                    fate = "overload"
+                self.level -= fate == "answered"
                 throttle.sent(now)
-                back = now + (self.latency if is_answered else 0.05)
-                heapq.heappush(flying, (back, request, now, self.level, is_answered))
+                back = now + (self.latency if fate == "answered" else 0.05)
+                heapq.heappush(flying, (back, request, now, self.level, fate))
         return answers, refusals

@@ -47,6 +47,9 @@ _PARTING_SECONDS = 5.0
 
 _TICK_SECONDS = 0.5
 
+#: The status of a vendor's answer to one request too many. Any other refusal is an overload.
+_LIMIT_REACHED = 429
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asker:
@@ -397,15 +400,16 @@ class _Asking:
                 self._answered_at = now
                 self.throttle.answered()
                 self.throttle.stated(reply.answer.limits, reply.sent_at)
-            case Unavailable(retry_after=retry_after):
-                self.throttle.refused(reply.sent_at, now, retry_after)
+            case Unavailable(retry_after=retry_after, status=status):
+                is_overload = status != _LIMIT_REACHED
+                self.throttle.refused(reply.sent_at, now, retry_after, is_overload=is_overload)
                 self._turn = self._turn.refused()
                 self._again.appendleft(reply.request)  # it goes first, so that no request is refused for long
             case _NotSent():
                 self._turn = self._turn.refused()
                 self._again.append(reply.request)
             case UnknownFate():
-                self.throttle.refused(reply.sent_at, now, None)
+                self.throttle.refused(reply.sent_at, now, None, is_overload=True)
                 self._note_lost(reply.request)
             case BatchLLMError() as error:
                 self._turn = self._turn.refused()
