@@ -12,6 +12,7 @@ from airflow_batch_llm.core.printing import counted
 from airflow_batch_llm.stage.audit import Audit, audit
 from airflow_batch_llm.stage.inspection import (
     Inspected,
+    InspectedRoute,
     InspectedShard,
     InspectedStray,
     moment,
@@ -113,18 +114,28 @@ def _told(run: Inspected) -> str:
     if run.verdict is not None:
         lines.append(f"  {'Passed' if run.passed else 'Failed'}: {run.verdict}")
     lines.append(f"  Next: {run.next}")
-    return "\n".join((*lines, *map(_shard_line, run.shards), *map(_stray_line, run.strays)))
+    lines += map(_route_line, run.routes)
+    lines += [_shard_line(shard, is_routed=bool(run.routes)) for shard in run.shards]
+    return "\n".join((*lines, *map(_stray_line, run.strays)))
 
 
-def _shard_line(shard: InspectedShard) -> str:
+def _route_line(route: InspectedRoute) -> str:
+    return (
+        f"  Route {route.name} ({route.model}, {route.way}): {counted(route.requests, 'request')},"
+        f" {counted(route.succeeded, 'row')} answered, ${route.cost_usd:,.4f}"
+    )
+
+
+def _shard_line(shard: InspectedShard, *, is_routed: bool) -> str:
     batch = ""
     if shard.batch_id is not None and shard.batch_at is not None:
         cancelled = ", cancelled" if shard.cancelled else ""
         batch = f", batch {shard.batch_id} of {moment(shard.batch_at)}{cancelled}"
     cost = "" if shard.cost_usd is None else f", ${shard.cost_usd:,.4f}"
     following = f"; next: {shard.next}" if shard.next else ""
+    route = f", route {shard.route} ({shard.way})" if is_routed else ""
     return (
-        f"  round {shard.round} shard {shard.number:04d}: {shard.state}, {counted(shard.requests, 'request')} for"
+        f"  round {shard.round} shard {shard.number:04d}{route}: {shard.state}, {counted(shard.requests, 'request')} for"
         f" {counted(shard.rows, 'row')}{batch}{cost}{following}"
     )
 

@@ -122,10 +122,14 @@ _outcome_log = logging.getLogger(__name__)
 
 
 def count_metrics(report: "Report", about: "Provenance", tags: Mapping[str, str]) -> None:
-    """Rows by outcome, tokens, dollars, waiting time and completion, tagged by dag, task, provider and model.
+    """Send rows by outcome, tokens, dollars, waiting time and completion, tagged by dag, task, provider and model.
 
-    Outcomes and kinds of tokens are parts of the names: plain StatsD knows no tags, and would add them up.
+    Outcomes and kinds of tokens are parts of the names: plain StatsD knows no tags, and would add them up. Where a stage
+    has several routes, the good answers and the dollars of each have names of their own, and the route as a tag.
     """
+    for name, one in report.routes.items():
+        Stats.incr("batch_llm.route.succeeded", one.succeeded, tags={**tags, "route": name})
+        Stats.gauge("batch_llm.route.cost_usd", one.cost, tags={**tags, "route": name})
     tags = {**tags, "provider": about.provider, "model": about.model}
     for outcome, count in report.final.items():
         Stats.incr(f"batch_llm.rows.{outcome.value}", count, tags=tags)

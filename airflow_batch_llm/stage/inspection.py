@@ -4,7 +4,8 @@ It needs neither the provider nor the warehouse, and writes nothing.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -59,6 +60,9 @@ class InspectedShard:
 
     round: int
     number: int
+    route: str
+    """The name of the route that its requests take."""
+    way: Way
     requests: int
     rows: int
     state: ShardState
@@ -67,6 +71,19 @@ class InspectedShard:
     batch_at: float | None
     cost_usd: float | None  # None: not landed yet
     cancelled: bool  # the batch was cancelled on request; answers until then are kept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectedRoute:
+    """One route of a run: what was planned for it in all rounds, and what it has done so far."""
+
+    name: str
+    model: str
+    way: Way
+    requests: int
+    succeeded: int
+    """Rows with a good answer, also if another route answers them again."""
+    cost_usd: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +113,7 @@ class Inspected:
     estimated_usd: float | None
     spent_usd: float
     next: str
+    routes: tuple[InspectedRoute, ...]  # empty: there is only the stage's own
     shards: tuple[InspectedShard, ...]
     strays: tuple[InspectedStray, ...]
     passed: bool | None  # None: unfinished
@@ -157,11 +175,33 @@ def inspect(folder: RunFolder, now: float) -> Inspected:
         next=_next(
             shards, again=sum(_again(landed[shard.number]) for shard in rounds[-1].shards), report=report
         ),
+        routes=tuple(_routes(rounds, [one.report for one in landed.values() if one is not None])),
         shards=shards,
         strays=strays,
         passed=report.passed if report is not None else None,
         verdict=report.verdict if report is not None else None,
     )
+
+
+def _routes(rounds: Sequence[Plan], landed: Sequence[Report]) -> Iterator[InspectedRoute]:
+    """Yield the routes of a run that has several, the stage's own first."""
+    first = rounds[0]
+    if not first.is_routed:
+        return
+    requests = Counter[str]()
+    for plan in rounds:
+        for shard in plan.shards:
+            requests[plan.route(shard).name] += shard.requests
+    for route in first.routes:
+        done = [report.routes[route.name] for report in landed if route.name in report.routes]
+        yield InspectedRoute(
+            name=route.name,
+            model=route.call.model,
+            way=route.way,
+            requests=requests[route.name],
+            succeeded=sum(one.succeeded for one in done),
+            cost_usd=math.fsum(one.cost for one in done),
+        )
 
 
 def _strays(
@@ -215,6 +255,8 @@ def _shard(
     return InspectedShard(
         round=plan.round,
         number=shard.number,
+        route=plan.route(shard).name,
+        way=plan.route(shard).way,
         requests=shard.requests,
         rows=shard.rows,
         state=ShardState.MERGED if merged else _state(standing),

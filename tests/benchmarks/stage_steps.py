@@ -164,7 +164,7 @@ def _client(provider: str, url: str):  # type: ignore[no-untyped-def]
 
 def main(arguments: list[str]) -> None:
     folder, who, step, name, provider, url, *options = arguments
-    before = _cpu()  # what a step imports is part of it, for both
+    before = cpu_seconds()  # what a step imports is part of it, for both
     kind = Ours if who == "ours" else ByHand
     perform: Callable[[], None] = getattr(kind(Path(folder), name, provider, url), step)
     if options and who == "ours":
@@ -173,10 +173,10 @@ def main(arguments: list[str]) -> None:
         pstats.Stats(profile).sort_stats("tottime").print_stats(24)
     else:
         perform()
-    print(json.dumps({"cpu": _cpu() - before, "mb": _peak()}))
+    print(json.dumps({"cpu": cpu_seconds() - before, "mb": peak_mb()}))
 
 
-def _peak() -> float:
+def peak_mb() -> float:
     """Resident megabytes at the most. The kernel's other figure for it begins with that of the parent process."""
     status = Path("/proc/self/status")
     if not status.exists():
@@ -185,7 +185,7 @@ def _peak() -> float:
     return int(line.split()[1]) / 1024
 
 
-def _cpu() -> float:
+def cpu_seconds() -> float:
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 

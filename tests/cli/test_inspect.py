@@ -23,6 +23,27 @@ def test_it_adds_up_the_money_that_the_report_holds(desk: Desk) -> None:
     assert round(sum(shard["cost_usd"] for shard in seen["shards"]), 6) == report["cost"]["usd"]
 
 
+def test_it_shows_the_route_of_each_shard_and_what_each_route_has_done(desk: Desk) -> None:
+    sql = "SELECT *, CASE WHEN id < 4 THEN 'urgent' END AS how FROM tickets"
+    desk.write(source={"sql": sql}, routes={"urgent": {"way": "now"}}, route_column="how")
+    report = orjson.loads(desk.run("--json").stdout)
+
+    (seen,) = orjson.loads(desk.command("inspect", str(desk.run_folder), "--json").stdout)
+    shown = desk.command("inspect", str(desk.run_folder)).stdout
+
+    routes = {one["name"]: one for one in seen["routes"]}
+    assert {name: one["succeeded"] for name, one in routes.items()} == {"default": 21, "urgent": 4}
+    for name, one in routes.items():
+        assert one["requests"] == sum(shard["requests"] for shard in seen["shards"] if shard["route"] == name)
+        assert round(one["cost_usd"], 6) == report["routes"][name]["usd"] > 0
+    assert {shard["way"] for shard in seen["shards"] if shard["route"] == "urgent"} == {"now"}
+    assert "  Route urgent (claude-haiku-4-5, now): 4 requests, 4 rows answered, $0.0" in shown
+    assert (
+        shown.count(", route urgent (now): merged, "),
+        shown.count(", route default (batch): merged, "),
+    ) == (1, 3)
+
+
 def test_it_shows_every_generation_from_the_folder_of_one(desk: Desk) -> None:
     desk.run()
     desk.run("--again")

@@ -1,16 +1,21 @@
 """Each example Dag runs as it stands, leaves its table, and pays for each row once."""
 
-from datetime import UTC, datetime
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from tests.dags.conftest import DAGS, Stand, read_dags, run_example
 from tests.dags.reviews import write_reviews
-from tests.edge.dag_runs import asset_extras, run_dag, states, xcom
+from tests.edge.dag_runs import asset_extras, run_dag, states, synchronised, xcom
 
 TICKETS = "SELECT count(*) FROM support.tickets"
 TEXTS = "SELECT count(*) FROM (SELECT DISTINCT subject, body FROM support.tickets)"
+BODY_TEXTS = (
+    "SELECT count(*) FROM (SELECT DISTINCT subject, body FROM support.tickets WHERE body IS NOT NULL)"
+)
 BODIES = "SELECT count(*) FROM support.tickets WHERE body IS NOT NULL"
 
 
@@ -191,6 +196,76 @@ def test_a_few_tickets_are_tried_before_the_others(stand: Stand) -> None:
     assert xcom(done, "find_teams")["canary"]["requests"] == 10
     assert stand.number("SELECT count(team) FROM support.teams") == stand.number(TICKETS)
     assert stand.charged() == stand.number(TEXTS)
+
+
+def _routes(stand: Stand, table: str) -> dict[str, int]:
+    """Return the number of rows in a target by route."""
+    return dict(stand.ask(f"SELECT _llm_route, count(*) FROM {table} GROUP BY 1"))
+
+
+def _wait_for_the_trigger(stand: Stand) -> None:
+    """Wait until the batches are looked at again and again: then no worker holds the database."""
+    end, looks = time.monotonic() + 120, 0
+    while looks < 3 and time.monotonic() < end:
+        time.sleep(0.1)
+        calls = stand.simulator.ledger()["anthropic"]["calls"]
+        looks = calls.get("retrieve", 0) + calls.get("list", 0)
+    assert stand.simulator.ledger()["anthropic"]["running"]
+
+
+def _let_batches_end(stand: Stand, table: str) -> dict[str, int]:
+    """Return the rows of a target by route while the batches run, and let these end then."""
+    try:
+        _wait_for_the_trigger(stand)
+        return _routes(stand, table)
+    finally:
+        stand.simulator.turn(batch_seconds=0.1)
+        stand.simulator.clock(advance_seconds=3600)
+
+
+def test_urgent_tickets_have_their_reply_while_the_batches_run(stand: Stand) -> None:
+    stand.simulator.turn(batch_seconds=3600)
+
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(_let_batches_end, stand, "support.replies")
+        run_example("urgent_and_nightly")
+
+    urgent = _routes(stand, "support.replies")["urgent"]
+    assert first.result() == {"urgent": urgent}
+    assert 0 < urgent < stand.number("SELECT count(reply) FROM support.replies") == stand.number(TICKETS)
+    assert stand.charged() == stand.number(TEXTS)
+
+
+def test_the_strong_model_answers_what_the_cheap_one_is_not_sure_of(stand: Stand) -> None:
+    done = run_example("cheap_then_strong")
+
+    routes = xcom(done, "route_tickets")["routes"]
+    models = dict(stand.ask("SELECT _llm_route, min(_llm_model) FROM support.ticket_teams GROUP BY 1"))
+    assert models == {"default": "claude-haiku-4-5", "strong": "claude-sonnet-4-5"}
+    assert stand.number("SELECT count(*) FROM support.ticket_teams") == stand.number(BODIES)
+    low = "SELECT count(*) FROM support.ticket_teams WHERE _llm_route = 'default' AND confidence < 0.7"
+    assert (stand.number(low), stand.charged()) == (0, sum(one["requests"] for one in routes.values()))
+
+
+def test_what_is_open_an_hour_before_six_is_asked_in_real_time(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand.simulator.turn(cancelled_share=0.5)
+    stand.simulator.fault(provider="anthropic", kind="hold")  # until it is cancelled
+    monkeypatch.setenv("BATCH_LLM_REAL_TIME_SECONDS", str(8 * 3600 - 3))  # the hour comes after three seconds
+
+    done = run_example("complete_by_six", logical_date=datetime.now(UTC))
+
+    report = xcom(done, "rate_tickets")
+    assert report["outcomes"] == {"succeeded": stand.number(BODIES)}
+    assert 0 < report["routes"]["urgent"]["succeeded"] < stand.number(BODIES)
+    assert stand.number("SELECT count(severity) FROM support.severities") == stand.number(BODIES)
+    assert stand.charged() == stand.number(BODY_TEXTS)
+
+    dag = read_dags()["complete_by_six"]
+    synchronised(dag)
+    (alert,) = dag.deadline
+    assert (alert.interval, alert.callback.path.rpartition(".")[2]) == (timedelta(hours=8), "SmtpNotifier")
 
 
 @pytest.mark.parametrize("path", sorted(DAGS.glob("*.py")), ids=lambda path: path.stem)

@@ -252,6 +252,35 @@ def test_metrics_tell_rows_tokens_dollars_waiting_and_completion(
     }
 
 
+def test_metrics_of_each_route_are_sent_where_there_are_several(
+    world: World, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[tuple[str, dict[str, str], float]] = []
+
+    def note(name: str, value: float, *, tags: dict[str, str]) -> None:
+        sent.append((name.removeprefix("batch_llm."), tags, value))
+
+    monkeypatch.setattr(outcome, "Stats", SimpleNamespace(incr=note, gauge=note))
+    with DAG("measured_by_route", schedule=None) as dag:
+        transform(
+            source_table=...,
+            source_sql="SELECT *, CASE WHEN ticket_id <= 3 THEN 'urgent' END AS how FROM tickets",
+            routes={"urgent": Route(way="now")},
+            route_column="how",
+        )
+
+    routes = xcom(run(dag), "label")["routes"]
+
+    found = {(name, tags["route"]): value for name, tags, value in sent if "route" in tags}
+    assert found == {
+        ("route.succeeded", "default"): len(TICKETS) - 3,
+        ("route.succeeded", "urgent"): 3,
+        ("route.cost_usd", "default"): pytest.approx(routes["default"]["usd"], abs=1e-6),
+        ("route.cost_usd", "urgent"): pytest.approx(routes["urgent"]["usd"], abs=1e-6),
+    }
+    assert min(found.values()) > 0
+
+
 def test_limits_and_prompt_params_may_be_templates(world: World, run: Run) -> None:
     with DAG("templates", schedule=None, params={"rows": 4}) as dag:
         transform(

@@ -6,11 +6,11 @@ from typing import Any, Literal
 import pytest
 from pydantic import BaseModel, Field
 
-from airflow_batch_llm.core.model import Outcome
+from airflow_batch_llm.core.model import Outcome, Way
 from airflow_batch_llm.core.settings import Escalation, Route
 from airflow_batch_llm.errors import BatchLLMError, BudgetExceeded, InputError
 from airflow_batch_llm.simulator.fallible import truth
-from tests.stage.test_routes import billed, landed
+from tests.stage.test_routes import landed
 from tests.stage.world import LABELS, Bench
 from tests.vendors import MODELS, OTHER_MODELS
 
@@ -69,7 +69,7 @@ def test_an_unsure_answer_is_asked_of_the_stronger_model_and_the_row_lands_once(
     assert report.final == {Outcome.SUCCEEDED: ROWS}
     assert len(bench.world.answers()) == ROWS
     assert sum(one.cost for one in report.routes.values()) == pytest.approx(report.spent.cost)
-    assert report.spent.cost == pytest.approx(billed(bench, "batch"))
+    assert report.spent.cost == pytest.approx(bench.world.billed(Way.BATCH))
     low = bench.world.ask("SELECT count(*) FROM labels WHERE _llm_route = 'default' AND confidence < 0.8")
     assert low == [(0,)]
     cascade = accuracy(bench)

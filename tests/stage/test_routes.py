@@ -1,13 +1,11 @@
 """Routes: which model, which way, for which rows, in one run on one target."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
 
-from airflow_batch_llm.core.model import Outcome, Usage, Way
-from airflow_batch_llm.core.price import PriceList
+from airflow_batch_llm.core.model import Outcome, Way
 from airflow_batch_llm.core.report import to_xcom
 from airflow_batch_llm.core.settings import Route
 from airflow_batch_llm.errors import BatchLLMError, BudgetExceeded, InputError, SourceError
@@ -33,17 +31,6 @@ def routed(bench: Bench) -> dict[str, object]:
     return {"routes": {"urgent": Route(way="now"), "strong": Route(model_id=strong)}, "route_column": "how"}
 
 
-def billed(bench: Bench, way: str) -> float:
-    """Return the dollars for what the vendor charges by one way."""
-    total = 0.0
-    for model, used in bench.world.ledger()["ways"][way]["by_model"].items():
-        usage = Usage(input_tokens=used["input"], output_tokens=used["output"])
-        total += float(
-            PriceList.of(bench.world.provider_name, model, {}, at=time.time()).by(Way(way)).cost(usage) or 0
-        )
-    return total
-
-
 def landed(bench: Bench) -> Mapping[str, int]:
     return dict(bench.world.ask("SELECT _llm_route, count(*) FROM labels GROUP BY 1 ORDER BY 1"))
 
@@ -59,8 +46,10 @@ def test_each_row_takes_its_route_and_the_bill_is_the_ledgers_by_way(bench: Benc
     assert (ways["now"]["rows"], ways["batch"]["rows"], report.requests) == (20, 180, ROWS)
     totals = report.routes
     assert {name: one.succeeded for name, one in totals.items()} == landed(bench)
-    assert totals["urgent"].cost == pytest.approx(billed(bench, Way.NOW), abs=1e-9)
-    assert totals["default"].cost + totals["strong"].cost == pytest.approx(billed(bench, Way.BATCH), abs=1e-9)
+    assert totals["urgent"].cost == pytest.approx(bench.world.billed(Way.NOW), abs=1e-9)
+    assert totals["default"].cost + totals["strong"].cost == pytest.approx(
+        bench.world.billed(Way.BATCH), abs=1e-9
+    )
     assert sum(one.cost for one in totals.values()) == pytest.approx(report.spent.cost, abs=1e-9)
     for only in ("changed", "outdated"):
         assert bench.complete(f"dag/task/{only}", only=only, **routed(bench)).report.rows == 0

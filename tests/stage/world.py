@@ -10,6 +10,7 @@ import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import fsum
 from pathlib import Path
 from time import sleep as real_sleep
 from time import time as real_time
@@ -17,6 +18,8 @@ from typing import Any
 
 import duckdb
 
+from airflow_batch_llm.core.model import Usage, Way
+from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.core.settings import Guards, Pace, Request, Shape, Source, Stage
 from airflow_batch_llm.providers import connect
 from airflow_batch_llm.providers.base import Access, Provider
@@ -175,6 +178,19 @@ class World:
 
     def charged(self) -> int:
         return int(self.ledger()["rows"]["charged"])
+
+    def billed(self, way: Way) -> float:
+        """Return the dollars for what the vendor charges by one way, row by row: a long one may cost more a token."""
+        prices: dict[str, PriceList] = {}
+        costs = []
+        for row in self.simulator.charges(provider=self.provider_name, way=way):
+            if row["charged"]:
+                model = row["model"]
+                if model not in prices:
+                    prices[model] = PriceList.of(self.provider_name, model, at=real_time()).by(way)
+                usage = Usage(input_tokens=row["input"], output_tokens=row["output"])
+                costs.append(float(prices[model].cost(usage) or 0))
+        return fsum(costs)
 
 
 def stage(world: World, **changes: Any) -> Stage:
