@@ -14,8 +14,8 @@ import pytest
 import snowflake.connector
 
 from airflow_batch_llm.core.settings import Source
-from airflow_batch_llm.errors import WarehouseError
-from airflow_batch_llm.testing.staged_rows import labels, part, stage
+from airflow_batch_llm.errors import SourceError
+from airflow_batch_llm.testing.staged_rows import definition, labels, part, stage
 from airflow_batch_llm.testing.warehouses import WarehouseContract
 from airflow_batch_llm.warehouses import find_dialect
 from airflow_batch_llm.warehouses.arrow import plain_batch
@@ -43,6 +43,8 @@ class SnowflakeDatabase:
     nul = "\0"
     key_types = KEY_TYPES
     carried_types: Mapping[str, str] = MappingProxyType({})
+    rules = frozenset({"not null"})
+    generated = "AS ('x')"
 
     def __init__(self, server: Mapping[str, Any]) -> None:
         name = f"T{uuid4().hex.upper()}"
@@ -77,6 +79,10 @@ class SnowflakeDatabase:
                 f"COPY INTO {name} FROM (SELECT {chosen} FROM @seeded) FILE_FORMAT = (TYPE = PARQUET)"
             )
 
+    def make(self, table: str, schema: pa.Schema, rules: Mapping[str, str], *constraints: str) -> None:
+        with snowflake.connector.connect(**self.where) as connection, connection.cursor() as cursor:
+            cursor.execute(definition(DIALECT, table, schema, rules, *constraints))
+
     def tables(self) -> set[str]:
         with snowflake.connector.connect(**self.where) as connection, connection.cursor() as cursor:
             cursor.execute("SELECT table_name FROM information_schema.tables WHERE table_schema = 'PUBLIC'")
@@ -102,6 +108,10 @@ def database(server: Mapping[str, Any]) -> SnowflakeDatabase:
 
 class TestContract(WarehouseContract):
     """The contract, in a database of its own for each case."""
+
+    @pytest.mark.xfail(reason="the emulator runs no transactions", strict=False)
+    def test_publishes_of_several_processes_leave_each_key_once(self, database: SnowflakeDatabase) -> None:
+        super().test_publishes_of_several_processes_leave_each_key_once(database)
 
     @pytest.mark.xfail(reason="the emulator gives 1970 for a NULL TIMESTAMP_TZ", raises=AssertionError)
     def test_every_type_is_read_as_it_is_stored(
@@ -143,6 +153,6 @@ def test_a_part_is_staged_from_the_statement_that_makes_its_table(database: Snow
 
 def test_what_is_not_there_is_named(database: SnowflakeDatabase) -> None:
     warehouse = database.open()
-    with pytest.raises(WarehouseError, match="NO_SUCH_TABLE"):
+    with pytest.raises(SourceError, match="NO_SUCH_TABLE"):
         warehouse.read(Source(table="no_such_table"))
     warehouse.close()
