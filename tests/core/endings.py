@@ -53,16 +53,16 @@ def endings(world: World, rules: Rules) -> Iterator[World]:
 
     What flew is lost; or, where a creation may come late, arrives before that attempt or just after it.
     """
-    yield swept(settled(replace(world, flying=()), rules), rules)
+    yield swept(settled(world._replace(flying=()), rules), rules)
     if rules.long_pauses and world.flying:
         yield swept(settled(_arrived(world), rules), rules)
-        calm = settled(replace(world, flying=()), rules)
-        yield swept(_arrived(replace(calm, flying=world.flying)), rules)
+        calm = settled(world._replace(flying=()), rules)
+        yield swept(_arrived(calm._replace(flying=world.flying)), rules)
 
 
 def _arrived(world: World) -> World:
     arrived = tuple(Batch(flying.id, world.now) for flying in world.flying)
-    return replace(world, batches=(*world.batches, *arrived), flying=())
+    return world._replace(batches=(*world.batches, *arrived), flying=())
 
 
 def settled(world: World, rules: Rules) -> World:
@@ -73,7 +73,7 @@ def settled(world: World, rules: Rules) -> World:
         if isinstance(action, Send):
             name = f"c{len(calm.batches) + 1}"
             calm, answer = (
-                replace(calm, batches=(*calm.batches, Batch(name, calm.now))),
+                calm._replace(batches=(*calm.batches, Batch(name, calm.now))),
                 Created(batch_id=name),
             )
         else:
@@ -85,17 +85,17 @@ def settled(world: World, rules: Rules) -> World:
 def swept(world: World, rules: Rules) -> World:
     """The same world after an undisturbed search, long after everything else: a run ends with one."""
     calm = _later(world, rules)
-    calm = replace(calm, swept=calm.swept + 1, sweep=SEARCHING)
+    calm = calm._replace(swept=calm.swept + 1, sweep=SEARCHING)
     while calm.sweep is not None and (action := sweep_asks(calm.sweep)) is not None:
         after, answer = next(replies(calm, named(action, calm), rules))
         calm = swept_on(after, calm.sweep, answer)
-    return replace(calm, sweep=None)
+    return calm._replace(sweep=None)
 
 
 def _later(world: World, rules: Rules) -> World:
-    later = replace(world, now=world.now + 10 * (LEASE + LAG + CLOCK_SKEW_SECONDS))
+    later = world._replace(now=world.now + 10 * (LEASE + LAG + CLOCK_SKEW_SECONDS))
     if not rules.recognisable:  # by then batches have ended by themselves
-        later = replace(later, batches=tuple(replace(batch, running=False) for batch in later.batches))
+        later = later._replace(batches=tuple(replace(batch, running=False) for batch in later.batches))
     return later
 
 

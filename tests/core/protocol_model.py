@@ -8,7 +8,7 @@ the identities of its parts, and the machine is asked once for each question.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from airflow_batch_llm.core.journal import Entry, Searched, Standing, Terms, stand
 from airflow_batch_llm.core.model import BatchState, BatchStatus, Sighting
@@ -72,8 +72,7 @@ def one(thing: Thing) -> Thing:
     return cast("Thing", _THINGS.setdefault(thing, thing))
 
 
-@dataclass(frozen=True, slots=True)
-class World:
+class World(NamedTuple):  # many are made, and a tuple is made fast
     now: float = 0.0
     journal: tuple[Entry, ...] = ()
     batches: tuple[Batch, ...] = ()
@@ -117,55 +116,55 @@ class Rules:
 def steps(world: World, rules: Rules) -> Iterator[World]:
     """Every world that can come next."""
     if world.now < rules.ticks * rules.tick:
-        yield replace(world, now=world.now + rules.tick)
+        yield world._replace(now=world.now + rules.tick)
     for flying in world.flying:
         rest = tuple(other for other in world.flying if other != flying)
         if world.now <= flying.until:
-            yield replace(world, flying=rest, batches=(*world.batches, Batch(flying.id, world.now)))
+            yield world._replace(flying=rest, batches=(*world.batches, Batch(flying.id, world.now)))
         else:
-            yield replace(world, flying=rest)
+            yield world._replace(flying=rest)
     alive = sum(attempt is not None for attempt in world.attempts)
     if world.born < rules.attempts and (
         alive < rules.together if world.born < rules.together else alive == 0
     ):
-        yield replace(world, born=world.born + 1, attempts=(*world.attempts, begin(f"a{world.born + 1}")))
+        yield world._replace(born=world.born + 1, attempts=(*world.attempts, begin(f"a{world.born + 1}")))
     yield from _sweeping(world, rules)
     for index, attempt in enumerate(world.attempts):
         if attempt is None:
             continue
         if world.crashes < rules.crashes:
-            yield _with(replace(world, crashes=world.crashes + 1), index, None)
+            yield _with(world._replace(crashes=world.crashes + 1), index, None)
         for after, answer in replies(world, attempt[1], rules):
             yield _with(after, index, _asked(attempt, answer, world.now))
             if after != world and world.crashes < rules.crashes:  # it happened, and nobody heard of it
-                yield _with(replace(after, crashes=world.crashes + 1), index, None)
+                yield _with(after._replace(crashes=world.crashes + 1), index, None)
 
 
 def _sweeping(world: World, rules: Rules) -> Iterator[World]:
     """A sweep begins with a shard that has a batch or of which something may show up, asks, dies, or is over."""
     if world.sweep is None:
         if world.swept < rules.sweeps:
-            begun = replace(world, swept=world.swept + 1)
+            begun = world._replace(swept=world.swept + 1)
             if may_be_swept(world):
-                yield replace(begun, sweep=one(SEARCHING))
+                yield begun._replace(sweep=one(SEARCHING))
             if rules.recognisable and stand(world.journal).batch is not None:
-                yield replace(begun, sweep=one(LOOKING))
+                yield begun._replace(sweep=one(LOOKING))
         return
     action = sweep_asks(world.sweep)
     if action is None:
-        yield replace(world, sweep=None)
+        yield world._replace(sweep=None)
         return
     if world.crashes < rules.crashes:
-        yield replace(world, crashes=world.crashes + 1, sweep=None)
+        yield world._replace(crashes=world.crashes + 1, sweep=None)
     for after, answer in replies(world, named(action, world), rules):
         yield swept_on(after, world.sweep, answer)
         if after != world and world.crashes < rules.crashes:
-            yield replace(after, crashes=world.crashes + 1, sweep=None)
+            yield after._replace(crashes=world.crashes + 1, sweep=None)
 
 
 def swept_on(world: World, answers: tuple[Any, ...], answer: Any) -> World:
     """The world with a sweep that has had one more answer."""
-    return replace(world, sweep=one(forget((*answers, answer), TERMS)))
+    return world._replace(sweep=one(forget((*answers, answer), TERMS)))
 
 
 def may_be_swept(world: World) -> bool:
@@ -194,7 +193,7 @@ def named(action: Action | Check | Look, world: World) -> Action | Check | Look:
 
 
 def _with(world: World, index: int, attempt: tuple[Attempt, Action] | None) -> World:
-    return replace(world, attempts=(*world.attempts[:index], attempt, *world.attempts[index + 1 :]))
+    return world._replace(attempts=(*world.attempts[:index], attempt, *world.attempts[index + 1 :]))
 
 
 _ASKED: dict[tuple[int, int, float], tuple[Attempt, Action] | None] = {}
@@ -229,7 +228,7 @@ def replies(world: World, action: Action | Check | Look, rules: Rules) -> Iterat
             yield world, "upload"
         case Append(number=number, entry=entry):
             if len(world.journal) == number - 1:
-                yield replace(world, journal=(*world.journal, entry)), True
+                yield world._replace(journal=(*world.journal, entry)), True
             else:
                 yield world, world.journal[number - 1] == entry
         case Find():
@@ -249,7 +248,7 @@ def replies(world: World, action: Action | Check | Look, rules: Rules) -> Iterat
                 yield world, tuple(b for b in listed if listed[b] and b != batch_id and batch_id in listed)
         case CancelOwn(batch_id=batch_id):
             batches = tuple(replace(b, running=b.running and b.id != batch_id) for b in world.batches)
-            yield replace(world, batches=batches), None
+            yield world._replace(batches=batches), None
 
 
 def _sending(world: World, expires_at: float, rules: Rules) -> Iterator[tuple[World, Answer]]:
@@ -257,23 +256,23 @@ def _sending(world: World, expires_at: float, rules: Rules) -> Iterator[tuple[Wo
     if world.now >= expires_at and not rules.long_pauses:
         return  # the sender's own deadline: nothing leaves the process any more
     name = f"b{len(world.batches) + len(world.flying) + 1}"
-    made = replace(world, batches=(*world.batches, Batch(name, world.now)))
+    made = world._replace(batches=(*world.batches, Batch(name, world.now)))
     yield made, Created(batch_id=name)
     yield made, Unknown()
     yield world, Unknown()
     until = float("inf") if rules.long_pauses else expires_at
-    yield replace(world, flying=(*world.flying, Flying(name, until))), Unknown()
+    yield world._replace(flying=(*world.flying, Flying(name, until))), Unknown()
     if world.repeated < rules.repeats:
-        yield from _sending_twice(replace(made, repeated=world.repeated + 1), name, expires_at)
+        yield from _sending_twice(made._replace(repeated=world.repeated + 1), name, expires_at)
 
 
 def _sending_twice(made: World, name: str, expires_at: float) -> Iterator[tuple[World, Answer]]:
     """A gateway repeats the creation, at once or some time later, and gives one of the answers or none."""
     other = f"b{len(made.batches) + len(made.flying) + 1}"
-    twice = replace(made, batches=(*made.batches, Batch(other, made.now)))
+    twice = made._replace(batches=(*made.batches, Batch(other, made.now)))
     yield twice, Created(batch_id=other)
     yield twice, Unknown()
-    later = replace(made, flying=(*made.flying, Flying(other, expires_at)))
+    later = made._replace(flying=(*made.flying, Flying(other, expires_at)))
     yield later, Created(batch_id=name)
     yield later, Unknown()
 
