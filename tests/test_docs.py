@@ -32,11 +32,12 @@ from airflow_batch_llm import errors
 from airflow_batch_llm.cli import app
 from airflow_batch_llm.commands.spec import StageFile, read_spec
 from airflow_batch_llm.core import settings
+from airflow_batch_llm.core.checked import field_names
 from airflow_batch_llm.core.model import Outcome, Usage
 from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.core.report import Provenance, Report, to_xcom
 from airflow_batch_llm.core.selection import after_failure
-from airflow_batch_llm.core.settings import Stage, field_names
+from airflow_batch_llm.core.settings import Stage
 from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.warehouses.base import (
     ANSWER_BOOKKEEPING,

@@ -20,7 +20,8 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from airflow_batch_llm.core.settings import Source, Stage, explanation
+from airflow_batch_llm.core.checked import explanation
+from airflow_batch_llm.core.settings import Source, Stage
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.warehouses import all_types
 from airflow_batch_llm.warehouses.files.source import FileFormat

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from airflow.providers.common.compat.sdk import conf
 from airflow.sdk import Context
 
+from airflow_batch_llm.core.checked import Settings, names
 from airflow_batch_llm.core.prompt import compile_prompt, identity
 from airflow_batch_llm.core.settings import (
     Canary,
@@ -20,13 +21,11 @@ from airflow_batch_llm.core.settings import (
     Route,
     RouteFunction,
     RowFunction,
-    Settings,
     Shape,
     Source,
     Stage,
     StageWay,
     canary_of,
-    names,
 )
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.hooks.arguments import check_params, choice, number, one_of

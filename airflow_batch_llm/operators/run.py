@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from airflow.providers.common.compat.sdk import BaseOperator
 from airflow.sdk import Context
 
+from airflow_batch_llm.core.checked import seconds
 from airflow_batch_llm.core.printing import counted
-from airflow_batch_llm.core.settings import seconds
 from airflow_batch_llm.core.waiting import CANCEL_GRACE_SECONDS, Outage, WaitProgress, Watch, drive, waiting
 from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.hooks.arguments import deployment, is_deferrable, settling_seconds

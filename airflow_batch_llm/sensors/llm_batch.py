@@ -8,8 +8,8 @@ from typing import Any
 from airflow.sdk import Context
 from airflow.triggers.base import BaseTrigger
 
+from airflow_batch_llm.core.checked import names
 from airflow_batch_llm.core.printing import share
-from airflow_batch_llm.core.settings import names
 from airflow_batch_llm.core.waiting import LAST_LOOK_SECONDS, Outage, Watch
 from airflow_batch_llm.errors import InputError, Unavailable
 from airflow_batch_llm.hooks.arguments import check_params, one_of, settling_seconds

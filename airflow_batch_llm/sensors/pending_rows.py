@@ -8,8 +8,8 @@ from typing import Any
 from airflow.sdk import Context
 from airflow.triggers.base import BaseTrigger
 
+from airflow_batch_llm.core.checked import seconds
 from airflow_batch_llm.core.printing import share
-from airflow_batch_llm.core.settings import seconds
 from airflow_batch_llm.hooks.arguments import number
 from airflow_batch_llm.hooks.failures import quiet_sdks, translated_errors
 from airflow_batch_llm.hooks.pending import PendingRows, check_pending

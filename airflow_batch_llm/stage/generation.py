@@ -13,9 +13,10 @@ from typing import NoReturn
 
 import orjson
 
+from airflow_batch_llm.core.checked import seconds
 from airflow_batch_llm.core.escalation import batches_until
 from airflow_batch_llm.core.printing import counted, verb
-from airflow_batch_llm.core.settings import Pace, seconds
+from airflow_batch_llm.core.settings import Pace
 from airflow_batch_llm.core.waiting import CANCEL_GRACE_SECONDS, Watch
 from airflow_batch_llm.errors import DeadlinePassed, ProviderError, Unavailable, WarehouseError
 from airflow_batch_llm.stage.canary import CanaryJudge

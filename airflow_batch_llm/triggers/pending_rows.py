@@ -10,8 +10,8 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
+from airflow_batch_llm.core.checked import seconds
 from airflow_batch_llm.core.printing import share
-from airflow_batch_llm.core.settings import seconds
 from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.hooks.arguments import settling_seconds
 from airflow_batch_llm.hooks.failures import quiet_sdks_here
