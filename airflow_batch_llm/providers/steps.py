@@ -35,8 +35,11 @@ _LEAST_CALL_SECONDS = 5.0
 
 @contextmanager
 def no_longer_than(seconds: float) -> Iterator[None]:
-    """End the patience of all verbs in this block after so many seconds. Each verb makes its call once at least."""
-    token = _ends_at.set(time.monotonic() + seconds)
+    """End the patience of all verbs in this block after so many seconds. Each verb makes its call once at least.
+
+    A block around this one that ends sooner still counts.
+    """
+    token = _ends_at.set(time.monotonic() + min(seconds, _seconds_left()))
     try:
         yield
     finally:

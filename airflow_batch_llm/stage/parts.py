@@ -14,8 +14,12 @@ from airflow_batch_llm.core.journal import Doer
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.providers.base import Provider
+from airflow_batch_llm.providers.steps import no_longer_than
 from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.warehouses.base import Warehouse
+
+#: Seconds for a provider to remove one thing, its pauses between attempts included.
+_CLEANING_SECONDS = 3.0
 
 
 class ReadsSource(Protocol):
@@ -49,9 +53,13 @@ class Parts:
 
     @contextmanager
     def cleaning(self, what: str) -> Iterator[None]:
-        """Clean up something that no answer depends on: a failure is a warning, once for each kind of thing."""
+        """Clean up something that no answer depends on: a failure is a warning, once for each kind of thing.
+
+        A provider is given seconds for it, and once it has failed, one call for each further thing of the kind.
+        """
         try:
-            yield
+            with no_longer_than(0.0 if what in self.left else _CLEANING_SECONDS):
+                yield
         except BatchLLMError as error:
             if what not in self.left:
                 self.left.add(what)

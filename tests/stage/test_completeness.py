@@ -7,6 +7,7 @@ import pytest
 
 from airflow_batch_llm.core.model import BatchState, BatchStatus, Outcome
 from airflow_batch_llm.errors import ResultsGone, WarehouseBusy
+from airflow_batch_llm.providers.steps import WORKER
 from airflow_batch_llm.stage.land.collecting import RESULTS_PATIENCE_SECONDS, Expected, Incomplete, Lines
 from airflow_batch_llm.stage.land.finishing import land_again
 from airflow_batch_llm.stage.records.folder import RunFolder
@@ -97,10 +98,12 @@ def test_a_server_that_keeps_its_files_fails_no_run(openai: Bench, answer: dict[
     openai.world.make_tickets(20)
     openai.fault(endpoint="delete_file", times=None, **answer)
 
-    done = openai.complete(rows_per_batch=10)
+    done = openai.complete(rows_per_batch=5)
 
     assert done.report.final == {Outcome.SUCCEEDED: 20}
     assert sum("could not be removed" in line for line in openai.said) == 1
+    asked = openai.world.ledger()["calls"]["delete_file"]
+    assert 4 <= asked <= WORKER.attempts + 3, "the server is asked patiently for one of four files"
 
 
 class _KeepsWhatIsStaged:
