@@ -21,8 +21,8 @@ FIRST = 4
 #: Seconds to rest after a refusal, at least. Where it names no time they double with each refusal in a row.
 _FIRST_REST, _LONGEST_REST = 1.0, 60.0
 
-#: A refusal sets the pace to this share of what was answered.
-_STEP_BACK = 0.9
+#: A refusal sets the pace to this share of what was answered, if there were so many answers, and else of the pace.
+_STEP_BACK, _ENOUGH = 0.9, 10
 
 #: Each answer raises the pace by this share. The share doubles with so many answers without a refusal, up to the last one.
 _GROWTH, _DOUBLED_BY, _MOST_GROWTH = 0.005, 50, 0.1
@@ -189,7 +189,9 @@ class Throttle:
         self.rest_until = max(self.rest_until, now + rest)
 
     def _step_back(self, now: float) -> None:
-        """Set the pace by what was answered since the last refusal."""
-        if self._answers and self._since is not None and now > self._since:
-            self.pace = _STEP_BACK * min(self.pace, self._answers / (now - self._since))
+        """Set the pace by what was answered since it was last set. A few answers do not show what is allowed."""
+        if self._answers < _ENOUGH or self._since is None or now <= self._since:
+            self.pace *= _STEP_BACK
+            return
+        self.pace = _STEP_BACK * min(self.pace, self._answers / (now - self._since))
         self._since, self._answers = now, 0

@@ -1,6 +1,7 @@
 """The throttle of requests in real time: it begins low, grows with each answer, and halves once for one refusal."""
 
 import heapq
+import math
 from collections import Counter, deque
 
 import pytest
@@ -74,6 +75,18 @@ def test_where_answers_state_what_remains_hardly_a_request_is_refused(
     answers, refusals = vendor.ask(Throttle(most=200), seconds=300.0)
     assert answers >= 0.9 * (burst + 5.0 * (300.0 - latency))
     assert refusals.total() <= FIRST  # those that are sent before anything is stated
+
+
+def test_the_first_answers_do_not_show_what_a_vendor_allows() -> None:
+    throttle = Throttle(most=100)
+    throttle.sent(0.0)
+    throttle.answered()
+    throttle.refused(sent_at=1.0, now=2.0, retry_after=None)
+    assert throttle.pace == math.inf
+    for _ in range(20):
+        throttle.answered()
+    throttle.refused(sent_at=9.0, now=10.0, retry_after=None)
+    assert throttle.pace == pytest.approx(0.9 * 21 / 10)
 
 
 @pytest.mark.parametrize("states", [None, "requests", "tokens"])
