@@ -1,11 +1,13 @@
 """A run killed at each of its points and then retried, for each provider.
 
-    python -m tests.stage.kill_matrix [provider …]
+    python -m tests.stage.kill_matrix [--routed] [provider …]
 
-kills before and after every single verb and prints what it saw. The suite kills after every verb that leaves a
-trace: these are all the different states in which a killed process can leave the world.
+kills before and after every single verb and prints what it saw. `--routed` kills runs with several routes instead. The
+suite kills after every verb that leaves a trace: these are all the different states in which a killed process can leave
+the world.
 """
 
+import argparse
 import sys
 import tempfile
 import time
@@ -13,15 +15,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
+from pydantic import BaseModel, Field
+
+from airflow_batch_llm.core.model import Way
+from airflow_batch_llm.core.settings import Escalation, Route
 from airflow_batch_llm.simulator.handle import Simulator
 from tests.stage.kills import EFFECTS, Kill
 from tests.stage.processes import Ended, Job
 from tests.stage.world import LABELS, World
 from tests.store.servers import gcs_server
-from tests.vendors import MODELS
+from tests.vendors import MODELS, OTHER_MODELS
 
 ROWS, DISTINCT, ROWS_PER_BATCH = 24, 18, 10
+#: Of the routed scenario: requests in real time, and the least confidence of an answer that stays.
+URGENT, SURE = 2, 0.8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,14 +50,21 @@ class Scenario:
         world.simulator.fault(provider=self.provider, kind="errored", every=9, times=2)
         return world
 
+    def changes(self) -> dict[str, Any]:
+        """Return the arguments of the stage."""
+        return {"rows_per_batch": ROWS_PER_BATCH}
+
+    def judge(self, world: World, ended: Ended) -> None:
+        judge(world, ended)
+
     def job(self, world: World, kill: Kill | None = None) -> Job:
-        return Job(world=world, changes={"rows_per_batch": ROWS_PER_BATCH}, kill=kill)
+        return Job(world=world, changes=self.changes(), kill=kill)
 
     def undisturbed(self, folder: Path) -> Ended:
         """The run as it goes when nobody kills it: its verbs are the points."""
         world = self.world(folder)
         ended = self.job(world).run()
-        judge(world, ended)
+        self.judge(world, ended)
         return ended
 
     def killed(self, folder: Path, kill: Kill) -> bool:
@@ -56,8 +72,42 @@ class Scenario:
         world = self.world(folder)
         first = self.job(world, kill).run()
         assert first.killed or not first.error, first.error
-        judge(world, self.job(world).run())
+        self.judge(world, self.job(world).run())
         return first.killed
+
+
+class Label(BaseModel):
+    label: Literal["billing", "bug", "other"]
+    confidence: float = Field(ge=0, le=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Routed(Scenario):
+    """Two urgent requests in real time beside batches, and unsure answers that a stronger model gives again."""
+
+    def world(self, folder: Path) -> World:
+        folder.mkdir()
+        world = World(folder=folder, provider_name=self.provider, url=self.url, environ=self.environ)
+        world.begin()
+        world.make_tickets(ROWS, DISTINCT)
+        how = f"CASE WHEN id % {DISTINCT} < {URGENT} THEN 'urgent' END AS how"
+        world.ask(f"CREATE OR REPLACE TABLE tickets AS SELECT *, {how} FROM tickets")
+        shares = {MODELS[self.provider]: 0.4, OTHER_MODELS[self.provider]: 0.0}
+        world.simulator.turn(wrong_share=shares, truth_find="body of [0-9]+")
+        return world
+
+    def changes(self) -> dict[str, Any]:
+        strong = f"{self.provider}:{OTHER_MODELS[self.provider]}"
+        return {
+            "rows_per_batch": ROWS_PER_BATCH,
+            "output_type": Label,
+            "routes": {"urgent": Route(way="now"), "strong": Route(model_id=strong)},
+            "route_column": "how",
+            "escalate": [Escalation(to="strong", below={"confidence": SURE})],
+        }
+
+    def judge(self, world: World, ended: Ended) -> None:
+        judge_routed(world, ended)
 
 
 def judge(world: World, ended: Ended) -> None:
@@ -94,6 +144,46 @@ def judge(world: World, ended: Ended) -> None:
     }, seen
 
 
+def judge_routed(world: World, ended: Ended) -> None:
+    """Each request is charged once by batch, and each row answered once, by the strong model if the first was not sure.
+
+    A worker that dies while it asks in real time may leave requests that are paid again. The report counts them.
+    """
+    assert not ended.error, ended.error
+    routes, ways = ended.report["routes"], world.ledger()["ways"]
+    contents = [row["content"] for row in world.simulator.charges(provider=world.provider_name, way="batch")]
+    low = f"SELECT count(*) FROM labels WHERE _llm_route <> 'strong' AND confidence < {SURE}"
+    seen = {
+        "running": world.ledger()["running"],
+        "charged in batches": ways["batch"]["rows"],
+        "charged twice in batches": len(contents) - len(set(contents)),
+        "dollars in batches": round(world.billed(Way.BATCH), 9),
+        "answered": sorted(world.answers()),
+        "unsure": world.ask(low),
+        "failures": world.failures(),
+        "passed": ended.report["passed"],
+        "unfinished runs": world.unfinished(),
+        "left on the worker": ended.left_behind,
+    }
+    assert seen == {
+        "running": [],
+        "charged in batches": DISTINCT - URGENT + routes["strong"]["requests"],
+        "charged twice in batches": 0,
+        "dollars in batches": round(routes["default"]["cost"] + routes["strong"]["cost"], 9),
+        "answered": list(range(ROWS)),
+        "unsure": [(0,)],
+        "failures": {},
+        "passed": True,
+        "unfinished runs": [],
+        "left on the worker": [],
+    }, seen
+    assert 0 < routes["strong"]["requests"] < DISTINCT, routes
+    spare = ways["now"]["rows"] - URGENT
+    assert 0 <= spare <= ended.report["maybe_twice"], (spare, ended.report["maybe_twice"])
+    if not spare:
+        assert round(world.billed(Way.NOW), 9) == round(routes["urgent"]["cost"], 9)
+
+
 def points(verbs: Sequence[str], *, every: bool) -> Iterator[Kill]:
     """All points of a run, or those after which the world is another one than before."""
     for number, verb in enumerate(verbs, start=1):
@@ -103,7 +193,7 @@ def points(verbs: Sequence[str], *, every: bool) -> Iterator[Kill]:
             yield Kill(number, after=True)
 
 
-def main(providers: list[str]) -> int:
+def main(kind: type[Scenario], providers: list[str]) -> int:
     failed = 0
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kill-matrix-")))
@@ -113,7 +203,7 @@ def main(providers: list[str]) -> int:
         for provider in providers:
             began = time.monotonic()
             environ = {"STORAGE_EMULATOR_HOST": storage} if provider == "vertex" else {}
-            scenario = Scenario(url=simulator.url, provider=provider, environ=environ)
+            scenario = kind(url=simulator.url, provider=provider, environ=environ)
             verbs = scenario.undisturbed(scratch / f"{provider}-0").verbs
             kills = list(points(verbs, every=True))
             reached = 0
@@ -136,4 +226,8 @@ def main(providers: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:] or list(MODELS)))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("provider", nargs="*")
+    parser.add_argument("--routed", action="store_true")
+    wanted = parser.parse_args()
+    sys.exit(main(Routed if wanted.routed else Scenario, wanted.provider or list(MODELS)))
