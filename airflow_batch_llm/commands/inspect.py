@@ -111,6 +111,8 @@ def _told(run: Inspected) -> str:
         f"  Rows: {why or 'none'}.",
         f"  Spent so far: ${run.spent_usd:,.4f}{expected}.",
     ]
+    if run.canary:
+        lines.append(f"  Canary: {run.canary.replace('_', ' ')}.")
     if run.verdict is not None:
         lines.append(f"  {'Passed' if run.passed else 'Failed'}: {run.verdict}")
     lines.append(f"  Next: {run.next}")

@@ -118,6 +118,8 @@ class Generation:
 
     def land(self) -> None:
         """Publish the rounds whose batches have all ended. Nothing is sent, and no new round begins."""
+        if self.sendable().is_canary_alone:
+            return  # its own worker judges it, or whoever ends the run once it is abandoned
         idle = replace(self, places=0)
         deadline = self.deadline()
         with _scratch(self.parts.spool) as scratch:

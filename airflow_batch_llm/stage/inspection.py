@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 
+from airflow_batch_llm.core.canary import CanaryVerdict
 from airflow_batch_llm.core.journal import (
     Adopt,
     Ask,
@@ -34,7 +35,7 @@ from airflow_batch_llm.core.report import Report, Spent
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
-from airflow_batch_llm.stage.records.standings import ShardResult, read_rounds, read_standings
+from airflow_batch_llm.stage.records.standings import ShardResult, read_rounds, read_sendable, read_standings
 from airflow_batch_llm.stage.send.submitting import LEASE_SECONDS
 from airflow_batch_llm.stage.send.sweeping import read_strays, uncounted
 from airflow_batch_llm.store import Workspace
@@ -110,6 +111,7 @@ class Inspected:
     max_tries: int
     deadline: float | None
     why: dict[str, int]
+    canary: str  # the ruling on the canary; "waiting": there is none yet; empty: there is no canary
     estimated_usd: float | None
     spent_usd: float
     next: str
@@ -145,7 +147,7 @@ def inspect(folder: RunFolder, now: float) -> Inspected:
     report = Report.from_json(stored["report"]) if stored is not None else None
     landed = {shard.number: _landed(folder, shard) for plan in rounds for shard in plan.shards}
     deadline = max((orjson.loads(data)["at"] for data in folder.deadlines()), default=None)
-    at = _At(now, deadline, folder.cancelled())
+    at = _At(now, deadline, folder.cancelled(), read_sendable(folder, first).shards)
     standings = [(plan, read_standings(folder, plan)) for plan in rounds]
     shards = tuple(
         _shard(
@@ -170,6 +172,7 @@ def inspect(folder: RunFolder, now: float) -> Inspected:
         max_tries=first.max_tries,
         deadline=deadline,
         why=dict(first.why),
+        canary=_ruling(folder, first),
         estimated_usd=first.dollars,
         spent_usd=(report.spent.cost if report is not None else spent.cost) + late,
         next=_next(
@@ -192,7 +195,7 @@ def _routes(rounds: Sequence[Plan], landed: Sequence[Report]) -> Iterator[Inspec
     for plan in rounds:
         for shard in plan.shards:
             requests[plan.route(shard).name] += shard.requests
-    for route in first.routes:
+    for route in (route for route in first.routes if not route.canary):
         done = [report.routes[route.name] for report in landed if route.name in report.routes]
         yield InspectedRoute(
             name=route.name,
@@ -202,6 +205,13 @@ def _routes(rounds: Sequence[Plan], landed: Sequence[Report]) -> Iterator[Inspec
             succeeded=sum(one.succeeded for one in done),
             cost_usd=math.fsum(one.cost for one in done),
         )
+
+
+def _ruling(folder: RunFolder, first: Plan) -> str:
+    if not first.canary:
+        return ""
+    data = folder.read_canary()
+    return "waiting" if data is None else CanaryVerdict.from_json(data).ruling.value
 
 
 def _strays(
@@ -233,6 +243,14 @@ class _At:
     now: float
     deadline: float | None
     cancelled: frozenset[str]
+    sendable: tuple[PlannedShard, ...]
+    """The shards of the first round that may be sent."""
+
+    def next_of(self, plan: Plan, shard: PlannedShard, standing: Standing) -> str:
+        """Describe the next step of a shard that is not merged."""
+        if plan.round == 1 and shard not in self.sendable:
+            return "it is sent if the canary is good enough"
+        return _described(self.move(plan, shard, standing), standing, plan.route(shard).way)
 
     def move(self, plan: Plan, shard: PlannedShard, standing: Standing) -> Move:
         """Return the next step of a run. Only a search at the provider needs the lag."""
@@ -260,7 +278,7 @@ def _shard(
         requests=shard.requests,
         rows=shard.rows,
         state=ShardState.MERGED if merged else _state(standing),
-        next="" if merged else _described(at.move(plan, shard, standing), standing, plan.route(shard).way),
+        next="" if merged else at.next_of(plan, shard, standing),
         batch_id=batch.batch_id if batch is not None else None,
         batch_at=batch.at if batch is not None else None,
         cost_usd=landed.report.spent.cost if landed is not None and standing.staged is not None else None,

@@ -6,6 +6,7 @@ from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.report import Report, to_xcom
 from airflow_batch_llm.core.settings import Canary, Route
 from airflow_batch_llm.errors import BudgetExceeded, CanaryFailed, InputError
+from airflow_batch_llm.stage.inspection import inspect
 from airflow_batch_llm.stage.land.finishing import Finished, land_again
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.run import Pause
@@ -131,6 +132,9 @@ def test_each_route_has_its_part_of_the_canary_under_its_own_model(openai: Bench
     ways = bench.world.ledger()["ways"]
     assert (ways["now"]["rows"] + ways["batch"]["rows"], len(ways["now"]["by_model"])) == (ROWS, 2)
     assert report.canary["estimate"]["usd"] == pytest.approx(report.spent.cost, rel=0.1)
+    seen = inspect(RunFolder(workspace=bench.world.workspace(), run="dag/task/run"), bench.world.clock())
+    assert {route.name: route.succeeded for route in seen.routes} == landed
+    assert len(seen.routes) == len(landed)
     assert bench.complete("dag/task/again", canary=60, only="outdated", **routes).report.rows == 0
 
 
@@ -144,11 +148,15 @@ def test_a_canary_in_a_batch_is_waited_for_and_shared_with_nobody(openai: Bench)
         assert isinstance(pause, Pause)
         assert (len(pause.watch.batch_ids), pause.waiting[:27]) == (1, "The canary is asked first: ")
         assert bench.complete("dag/task/two").report.why == {"in_flight": ROWS}
+        seen = inspect(RunFolder(workspace=bench.world.workspace(), run="dag/task/one"), bench.world.clock())
+        assert (seen.canary, seen.shards[1].next) == ("waiting", "it is sent if the canary is good enough")
     finally:
         bench.world.simulator.turn(batch_seconds=0)
     done = bench.complete("dag/task/one", **given)
     assert done.report.final == {Outcome.SUCCEEDED: ROWS}
     assert paid(bench) == {"batch": ROWS // 2}
+    seen = inspect(RunFolder(workspace=bench.world.workspace(), run="dag/task/one"), bench.world.clock())
+    assert (seen.canary, {shard.state for shard in seen.shards}) == ("go", {"merged"})
 
 
 def test_a_cancelled_canary_ends_the_run(openai: Bench) -> None:
