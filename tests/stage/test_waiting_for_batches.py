@@ -85,7 +85,7 @@ def test_at_the_deadline_batches_are_cancelled_and_what_was_answered_lands(bench
     bench.world.simulator.turn(cancelled_share=0.5)
     bench.fault(kind="hold", times=None)
 
-    done = bench.complete(timeout=3600)
+    done = bench.complete(timeout=600)
 
     assert bench.world.ledger()["running"] == []
     assert done.report.rounds == 1
@@ -99,7 +99,7 @@ def test_at_the_deadline_batches_are_left_alone_where_the_user_wants_that(bench:
     bench.fault(kind="hold", nth=2)
 
     with pytest.raises(DeadlinePassed, match="nothing will be sent twice"):
-        bench.complete(rows_per_batch=10, timeout=3600, cancel_on_timeout=False)
+        bench.complete(rows_per_batch=10, timeout=600, cancel_on_timeout=False)
 
     assert len(bench.world.ledger()["running"]) == 1
     assert len(bench.world.answers()) == 10
@@ -110,7 +110,7 @@ def test_a_clear_after_the_deadline_waits_on_for_the_same_batches(bench: Bench) 
     bench.world.make_tickets(20)
     bench.fault(kind="hold", nth=2)
     with pytest.raises(DeadlinePassed):
-        bench.complete(rows_per_batch=10, timeout=3600, cancel_on_timeout=False)
+        bench.complete(rows_per_batch=10, timeout=600, cancel_on_timeout=False)
     (held,) = bench.world.ledger()["running"]
     bench.world.simulator.finish(held)
 
@@ -136,7 +136,7 @@ def test_what_was_never_sent_by_the_deadline_fails_and_is_sent_by_the_next_run(o
     openai.world.make_tickets(20)
     openai.fault(kind="hold")
 
-    done = openai.complete("first", rows_per_batch=10, max_active_batches=1, timeout=3600)
+    done = openai.complete("first", rows_per_batch=10, max_active_batches=1, timeout=600)
     after = openai.complete("second")
 
     assert done.report.final == {Outcome.CANCELED: 20}
