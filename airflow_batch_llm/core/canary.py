@@ -134,5 +134,5 @@ def _cost(sample: RouteSample) -> float:
 def _too_much(requests: int, whose: str, dollars: float, most: str) -> str:
     return (
         f"{counted(requests, 'request')}{whose} {verb(requests, 'is', 'are')} estimated at ${dollars:,.4f} by the tokens of"
-        f" the canary's answers, above {most}."
+        f" the canary's answers, above {most}. Raise max_cost_usd, or lower max_rows."
     )
