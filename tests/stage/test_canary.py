@@ -6,6 +6,8 @@ from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.report import Report, to_xcom
 from airflow_batch_llm.core.settings import Canary, Route
 from airflow_batch_llm.errors import BudgetExceeded, CanaryFailed, InputError
+from airflow_batch_llm.stage.erase.erasing import Erasure, Options
+from airflow_batch_llm.stage.erase.person import Person
 from airflow_batch_llm.stage.inspection import inspect
 from airflow_batch_llm.stage.land.finishing import Finished, land_again
 from airflow_batch_llm.stage.records.folder import RunFolder
@@ -206,6 +208,30 @@ def test_what_was_merged_early_is_landed_again(openai: Bench) -> None:
             "SELECT (SELECT count(*) FROM labels), (SELECT count(*) FROM labels__failures)"
         )
         assert (answers, *count[0]) == ((ROWS, ROWS, 0) if name == "dag/task/good" else (0, 0, SIZE))
+
+
+def test_a_person_is_erased_from_what_a_failed_canary_left_unsent(openai: Bench) -> None:
+    bench = openai
+    bench.world.make_tickets(ROWS)
+    bench.complete(canary=SIZE, **BROKEN)
+    (sent,) = bench.world.ask("SELECT min(id) FROM labels__failures")
+    ((unsent,),) = bench.world.ask(
+        "SELECT min(id) FROM tickets WHERE id > 99 AND id NOT IN (SELECT id FROM labels__failures)"
+    )
+    workspace, scratch = bench.world.workspace(), bench.world.folder / "erasing"
+    scratch.mkdir()
+    for key in (*sent, unsent):
+        (erased,) = Erasure(
+            workspace=workspace,
+            person=Person(values=(str(key),), columns=()),
+            scratch=scratch,
+            options=Options(),
+        ).run()
+        assert (erased.rows, erased.left) == (1, "")
+    files = (bench.world.folder / "workspace").rglob("*.requests.jsonl")
+    held = "".join(path.read_text() for path in files)
+    assert f"subject {unsent}\\n" not in held
+    assert f"subject {unsent + 1}\\n" in held
 
 
 @pytest.mark.parametrize(
