@@ -1,10 +1,9 @@
 """A run killed at each of its points and then retried, for each provider.
 
-    python -m tests.stage.kill_matrix [--routed] [provider …]
+    python -m tests.stage.kill_matrix [--scenario plain|routed|late] [provider …]
 
-kills before and after every single verb and prints what it saw. `--routed` kills runs with several routes instead. The
-suite kills after every verb that leaves a trace: these are all the different states in which a killed process can leave
-the world.
+kills before and after every single verb and prints what it saw. The suite kills after every verb that leaves a trace:
+these are all the different states in which a killed process can leave the world.
 """
 
 import argparse
@@ -107,7 +106,38 @@ class Routed(Scenario):
         }
 
     def judge(self, world: World, ended: Ended) -> None:
-        judge_routed(world, ended)
+        strong = ended.report["routes"]["strong"]["requests"] if not ended.error else 0
+        judge_by_way(world, ended, DISTINCT + strong)
+        low = f"SELECT count(*) FROM labels WHERE _llm_route <> 'strong' AND confidence < {SURE}"
+        assert (0 < strong < DISTINCT, world.ask(low)) == (True, [(0,)])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Late(Scenario):
+    """A batch that hangs until the time is nearly over, and is cancelled then. Its open rows are asked in real time."""
+
+    def world(self, folder: Path) -> World:
+        folder.mkdir()
+        world = World(folder=folder, provider_name=self.provider, url=self.url, environ=self.environ)
+        world.begin()
+        world.make_tickets(ROWS, DISTINCT)
+        world.simulator.turn(batch_seconds=600, cancelled_share=0.5)
+        world.simulator.fault(provider=self.provider, kind="hold")
+        return world
+
+    def changes(self) -> dict[str, Any]:
+        return {
+            "rows_per_batch": ROWS_PER_BATCH,
+            "routes": {"urgent": Route(way="now")},
+            "escalate": [Escalation(to="urgent", left=3600)],
+            "timeout": 8 * 3600,
+        }
+
+    def judge(self, world: World, ended: Ended) -> None:
+        judge_by_way(world, ended, DISTINCT)
+
+
+SCENARIOS = {"plain": Scenario, "routed": Routed, "late": Late}
 
 
 def judge(world: World, ended: Ended) -> None:
@@ -144,22 +174,20 @@ def judge(world: World, ended: Ended) -> None:
     }, seen
 
 
-def judge_routed(world: World, ended: Ended) -> None:
-    """Each request is charged once by batch, and each row answered once, by the strong model if the first was not sure.
+def judge_by_way(world: World, ended: Ended, requests: int) -> None:
+    """No request is charged twice in batches, each row is answered once, and the bill is the ledger's.
 
     A worker that dies while it asks in real time may leave requests that are paid again. The report counts them.
     """
     assert not ended.error, ended.error
-    routes, ways = ended.report["routes"], world.ledger()["ways"]
-    contents = [row["content"] for row in world.simulator.charges(provider=world.provider_name, way="batch")]
-    low = f"SELECT count(*) FROM labels WHERE _llm_route <> 'strong' AND confidence < {SURE}"
+    ledger, routes = world.ledger(), ended.report["routes"]
+    batched = world.simulator.charges(provider=world.provider_name, way="batch")
+    contents = [row["content"] for row in batched if row["charged"]]
     seen = {
-        "running": world.ledger()["running"],
-        "charged in batches": ways["batch"]["rows"],
+        "running": ledger["running"],
         "charged twice in batches": len(contents) - len(set(contents)),
         "dollars in batches": round(world.billed(Way.BATCH), 9),
         "answered": sorted(world.answers()),
-        "unsure": world.ask(low),
         "failures": world.failures(),
         "passed": ended.report["passed"],
         "unfinished runs": world.unfinished(),
@@ -167,18 +195,15 @@ def judge_routed(world: World, ended: Ended) -> None:
     }
     assert seen == {
         "running": [],
-        "charged in batches": DISTINCT - URGENT + routes["strong"]["requests"],
         "charged twice in batches": 0,
-        "dollars in batches": round(routes["default"]["cost"] + routes["strong"]["cost"], 9),
+        "dollars in batches": round(sum(one["cost"] for name, one in routes.items() if name != "urgent"), 9),
         "answered": list(range(ROWS)),
-        "unsure": [(0,)],
         "failures": {},
         "passed": True,
         "unfinished runs": [],
         "left on the worker": [],
     }, seen
-    assert 0 < routes["strong"]["requests"] < DISTINCT, routes
-    spare = ways["now"]["rows"] - URGENT
+    spare = ledger["rows"]["charged"] - requests
     assert 0 <= spare <= ended.report["maybe_twice"], (spare, ended.report["maybe_twice"])
     if not spare:
         assert round(world.billed(Way.NOW), 9) == round(routes["urgent"]["cost"], 9)
@@ -228,6 +253,6 @@ def main(kind: type[Scenario], providers: list[str]) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("provider", nargs="*")
-    parser.add_argument("--routed", action="store_true")
+    parser.add_argument("--scenario", default="plain", choices=SCENARIOS)
     wanted = parser.parse_args()
-    sys.exit(main(Routed if wanted.routed else Scenario, wanted.provider or list(MODELS)))
+    sys.exit(main(SCENARIOS[wanted.scenario], wanted.provider or list(MODELS)))

@@ -1,7 +1,7 @@
 """A run killed by SIGKILL and retried pays each row once and lands each row once.
 
 With OpenAI, which has the most verbs, a run is killed after each verb that leaves a trace; with the others after every
-third of them. A run with several routes is killed after every eighth. The command `python -m tests.stage.kill_matrix`
+third of them. Runs that take several routes are killed after every eighth. The command `python -m tests.stage.kill_matrix`
 kills before and after every verb, with each.
 """
 
@@ -14,7 +14,7 @@ from typing import ClassVar
 import pytest
 
 from airflow_batch_llm.simulator.handle import Simulator
-from tests.stage.kill_matrix import Routed, Scenario, points
+from tests.stage.kill_matrix import Late, Routed, Scenario, points
 
 # A file system in memory, where there is one: what is made durable for each record is proven with the store.
 _MEMORY = Path("/dev/shm")
@@ -74,6 +74,15 @@ class TestRoutedOpenAI(KilledAndRetried):
     @pytest.fixture
     def scenario(self, running: Simulator, environ: Mapping[str, str]) -> Scenario:
         return Routed(url=running.url, provider=self.provider, environ=dict(environ))
+
+
+class TestLateOpenAI(KilledAndRetried):
+    provider = "openai"
+    every = 8
+
+    @pytest.fixture
+    def scenario(self, running: Simulator, environ: Mapping[str, str]) -> Scenario:
+        return Late(url=running.url, provider=self.provider, environ=dict(environ))
 
 
 class TestVertex(KilledAndRetried):
