@@ -4,7 +4,7 @@ import pytest
 
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.report import Report, to_xcom
-from airflow_batch_llm.core.settings import Canary, Route
+from airflow_batch_llm.core.settings import Canary, Escalation, Route
 from airflow_batch_llm.errors import BudgetExceeded, CanaryFailed, InputError
 from airflow_batch_llm.stage.erase.erasing import Erasure, Options
 from airflow_batch_llm.stage.erase.person import Person
@@ -189,6 +189,25 @@ def test_a_failed_row_of_the_canary_is_asked_again_with_the_others(openai: Bench
     report = bench.complete(canary=SIZE, min_round_time=0).report
     assert (report.final, report.rounds) == ({Outcome.SUCCEEDED: ROWS}, 2)
     assert bench.world.failures() == {}
+
+
+def test_a_failed_row_of_the_canary_goes_on_by_another_route_after_the_verdict(openai: Bench) -> None:
+    bench = openai
+    bench.world.make_tickets(ROWS)
+    bench.fault(kind="status", endpoint="chat", status=400, nth=1, times=2)
+    report = bench.complete(
+        canary=Canary(rows=SIZE, min_success_ratio=0.9),
+        routes={"strong": Route(model_id=f"openai:{OTHER_MODELS['openai']}")},
+        escalate=[Escalation(to="strong", on={"errored"})],
+        min_round_time=0,
+    ).report
+    assert report.final == {Outcome.SUCCEEDED: ROWS}
+    landed = dict(bench.world.ask("SELECT _llm_route, count(*) FROM labels GROUP BY 1"))
+    assert landed == {"default": ROWS - 2, "strong": 2}
+    assert (report.canary["succeeded"], paid(bench)) == (
+        SIZE - 2,
+        {"now": SIZE - 2, "batch": ROWS - SIZE + 2},
+    )
 
 
 def test_what_was_merged_early_is_landed_again(openai: Bench) -> None:
