@@ -4,38 +4,32 @@ A draft may be thrown away and written again: nothing is bought before it is fro
 has to take out more rows does not read the source again.
 """
 
-import math
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import assert_never
 
-import orjson
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from airflow_batch_llm.core.escalation import Rule, reachable
-from airflow_batch_llm.core.estimate import Estimate, RequestSize, estimate, usual_answer
-from airflow_batch_llm.core.model import Call, Way
-from airflow_batch_llm.core.output_type import OutputType
-from airflow_batch_llm.core.price import PriceList
+from airflow_batch_llm.core.estimate import Estimate
+from airflow_batch_llm.core.model import Way
 from airflow_batch_llm.core.printing import counted, verb
-from airflow_batch_llm.core.prompt import CompiledPrompt
-from airflow_batch_llm.core.request import LineTemplate, ShardBounds
+from airflow_batch_llm.core.request import ShardBounds
 from airflow_batch_llm.core.selection import Reason
-from airflow_batch_llm.core.settings import BadRow, OverBudget, Stage, StageWay
-from airflow_batch_llm.core.spec import Spec
-from airflow_batch_llm.errors import BatchLLMError, BudgetExceeded, InputError, ProviderError, SourceError
+from airflow_batch_llm.core.settings import BadRow, OverBudget, Stage
+from airflow_batch_llm.errors import BatchLLMError, BudgetExceeded, InputError, SourceError
 from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.providers.routed import by_route
 from airflow_batch_llm.stage.land.landing import SAMPLES, sample_keys
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.carried import restored
-from airflow_batch_llm.stage.plan.choosing import Chooser, Current
+from airflow_batch_llm.stage.plan.choosing import Chooser
+from airflow_batch_llm.stage.plan.quoting import Quote, shared_out
 from airflow_batch_llm.stage.plan.reading import Reading, with_known
+from airflow_batch_llm.stage.plan.resolved import Resolved, ResolvedRoute
 from airflow_batch_llm.stage.plan.shard_files import ShardWriter
 from airflow_batch_llm.stage.plan.spool import PROBLEM, Spool, keys_schema
 from airflow_batch_llm.stage.plan.ways import (
@@ -52,149 +46,9 @@ from airflow_batch_llm.stage.records.standings import read_judged, read_rounds
 from airflow_batch_llm.warehouses.base import RequiresValues, SharesFile, Target, Warehouse
 from airflow_batch_llm.warehouses.place import Place
 
-#: So many prompts, spread over all of them, are counted by the provider.
-_SAMPLE = 16
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Quote:
-    """Makes the estimate of a run."""
-
-    provider: Provider
-    output_type: OutputType
-    route: "ResolvedRoute"
-    way: Way
-
-    def estimate(self, prompts: Iterable[pa.BinaryArray], requests: int) -> Estimate:
-        """Read the prompts once, block by block; ask the provider about a few of them."""
-        total = largest = seen = 0
-        sample: list[bytes] = []
-        every = max(1, requests // _SAMPLE)
-        for block in prompts:
-            lengths = pc.binary_length(block)
-            total += pc.sum(lengths).as_py() or 0
-            largest = max(largest, pc.max(lengths).as_py() or 0)
-            sample += [block[at].as_py() for at in range(-seen % every, len(block), every)]
-            seen += len(block)
-        del sample[_SAMPLE:]
-        size = RequestSize(
-            requests=requests,
-            prompt_bytes=total,
-            largest_bytes=largest,
-            sample=self._counted(sample),
-            shared_bytes=len(self.route.template.pieces[0]) + len(self.route.call.system_prompt or ""),
-            max_tokens=self.route.call.max_tokens,
-            answer_tokens=usual_answer(self.output_type),
-        )
-        return estimate(self.route.prices.by(self.way), size)
-
-    def _counted(self, sample: list[bytes]) -> list[tuple[int, int]]:
-        """Counting is a courtesy: where it fails, the estimate rests on bytes and says so."""
-        if not sample:
-            return []
-        try:
-            counts = self.provider.count_tokens(self.route.call, [orjson.loads(prompt) for prompt in sample])
-        except ProviderError:
-            return []
-        return [(len(prompt), count) for prompt, count in zip(sample, counts or (), strict=False)]
-
-
-def affordable(guess: Estimate, most: float | None) -> int:
-    """Return the number of requests, in source order, that the budget allows."""
-    if most is None or math.isinf(most) or not guess.requests:
-        return guess.requests
-    if guess.per_request is None:
-        raise BudgetExceeded(
-            f"The cost cannot be estimated, so max_cost_usd={most:g} cannot be kept. {' '.join(guess.assumptions)}"
-            " Or allow any cost with max_cost_usd=float('inf'), in a spec file null. Nothing was sent."
-        )
-    if not guess.per_request:
-        return guess.requests
-    return min(guess.requests, int(Decimal(str(most)) / guess.per_request))
-
-
-def shared_out(guesses: Sequence[Estimate], most: float | None, caps: Sequence[float | None]) -> list[int]:
-    """Return the number of requests of each route that the budget allows. The stage's own route, the first, comes last."""
-    allowed = [0] * len(guesses)
-    left = None if most is None or math.isinf(most) else Decimal(str(most))
-    for number in (*range(1, len(guesses)), 0):
-        limits = [float(one) for one in (left, caps[number]) if one is not None]
-        allowed[number] = affordable(guesses[number], min(limits, default=None))
-        if left is not None:
-            left = max(Decimal(0), left - allowed[number] * (guesses[number].per_request or 0))
-    return allowed
-
 
 class Outrun(BatchLLMError):
     """Another run has landed its rows and deleted its files while this planner read the source."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResolvedRoute:
-    """One of the stage's routes, turned into what planning needs."""
-
-    name: str
-    call: Call
-    way: StageWay
-    template: LineTemplate
-    spec: Spec
-    spec_hash: str
-    prices: PriceList
-    max_cost_usd: float | None = None
-
-    def planned(self, way: Way, guess: Estimate) -> PlannedRoute:
-        """Return the route as the plan holds it."""
-        return PlannedRoute(
-            call=self.call,
-            way=way,
-            name=self.name,
-            provider=self.spec.provider,
-            spec_hash=self.spec_hash,
-            estimate=guess.to_json(),
-            max_cost_usd=self.max_cost_usd,
-        )
-
-
-#: The ways to ask, by how soon the answers are there.
-_SPEED = {StageWay.NOW: 0, StageWay.FLEX: 1, StageWay.AUTO: 2, StageWay.BATCH: 3}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resolved:
-    """The stage as written, turned into what planning needs. Made before the first row is read."""
-
-    prompt: CompiledPrompt
-    output_type: OutputType
-    routes: tuple[ResolvedRoute, ...]
-    """The stage's own route, then the others."""
-    rules: tuple[Rule, ...] = ()
-
-    @property
-    def own(self) -> ResolvedRoute:
-        """The stage's own route."""
-        return self.routes[0]
-
-    @property
-    def ranks(self) -> list[int]:
-        """The rank of each route: of two that ask the same, the faster one answers both."""
-        order = sorted(range(len(self.routes)), key=lambda number: _SPEED[self.routes[number].way])
-        return [order.index(number) for number in range(len(order))]
-
-    @property
-    def specs(self) -> list[int]:
-        """The number of each route's spec. Routes that differ in their way alone have the same."""
-        hashes = [route.spec_hash for route in self.routes]
-        return [hashes.index(one) for one in hashes]
-
-    @property
-    def current(self) -> Current:
-        """The specs whose answers are current, for each route."""
-        specs = {route.name: route.spec_hash for route in self.routes}
-        return Current(
-            specs=tuple(
-                frozenset(specs[name] for name in reachable(self.rules, route.name)) for route in self.routes
-            )
-        )
 
 
 @dataclass(slots=True, kw_only=True)

@@ -26,8 +26,9 @@ from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.providers.routed import by_route
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.carried import carried_schema, key_schema
-from airflow_batch_llm.stage.plan.drafting import Drafting, Outrun, Resolved, ResolvedRoute, let_go
+from airflow_batch_llm.stage.plan.drafting import Drafting, Outrun, let_go
 from airflow_batch_llm.stage.plan.planners import Planners
+from airflow_batch_llm.stage.plan.resolved import Resolved, ResolvedRoute
 from airflow_batch_llm.stage.plan.reviewing import ReviewMerge
 from airflow_batch_llm.stage.plan.ways import check_way
 from airflow_batch_llm.stage.records.folder import RunFolder

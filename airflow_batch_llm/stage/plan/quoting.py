@@ -1,0 +1,89 @@
+"""Price the requests of a route before they are sent, and share a budget out among routes."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from airflow_batch_llm.core.estimate import Estimate, RequestSize, estimate, usual_answer
+from airflow_batch_llm.core.model import Way
+from airflow_batch_llm.core.output_type import OutputType
+from airflow_batch_llm.errors import BudgetExceeded, ProviderError
+from airflow_batch_llm.providers.base import Provider
+from airflow_batch_llm.stage.plan.resolved import ResolvedRoute
+
+#: So many prompts, spread over all of them, are counted by the provider.
+_SAMPLE = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quote:
+    """Makes the estimate of a run."""
+
+    provider: Provider
+    output_type: OutputType
+    route: ResolvedRoute
+    way: Way
+
+    def estimate(self, prompts: Iterable[pa.BinaryArray], requests: int) -> Estimate:
+        """Read the prompts once, block by block; ask the provider about a few of them."""
+        total = largest = seen = 0
+        sample: list[bytes] = []
+        every = max(1, requests // _SAMPLE)
+        for block in prompts:
+            lengths = pc.binary_length(block)
+            total += pc.sum(lengths).as_py() or 0
+            largest = max(largest, pc.max(lengths).as_py() or 0)
+            sample += [block[at].as_py() for at in range(-seen % every, len(block), every)]
+            seen += len(block)
+        del sample[_SAMPLE:]
+        size = RequestSize(
+            requests=requests,
+            prompt_bytes=total,
+            largest_bytes=largest,
+            sample=self._counted(sample),
+            shared_bytes=len(self.route.template.pieces[0]) + len(self.route.call.system_prompt or ""),
+            max_tokens=self.route.call.max_tokens,
+            answer_tokens=usual_answer(self.output_type),
+        )
+        return estimate(self.route.prices.by(self.way), size)
+
+    def _counted(self, sample: list[bytes]) -> list[tuple[int, int]]:
+        """Counting is a courtesy: where it fails, the estimate rests on bytes and says so."""
+        if not sample:
+            return []
+        try:
+            counts = self.provider.count_tokens(self.route.call, [orjson.loads(prompt) for prompt in sample])
+        except ProviderError:
+            return []
+        return [(len(prompt), count) for prompt, count in zip(sample, counts or (), strict=False)]
+
+
+def affordable(guess: Estimate, most: float | None) -> int:
+    """Return the number of requests, in source order, that the budget allows."""
+    if most is None or math.isinf(most) or not guess.requests:
+        return guess.requests
+    if guess.per_request is None:
+        raise BudgetExceeded(
+            f"The cost cannot be estimated, so max_cost_usd={most:g} cannot be kept. {' '.join(guess.assumptions)}"
+            " Or allow any cost with max_cost_usd=float('inf'), in a spec file null. Nothing was sent."
+        )
+    if not guess.per_request:
+        return guess.requests
+    return min(guess.requests, int(Decimal(str(most)) / guess.per_request))
+
+
+def shared_out(guesses: Sequence[Estimate], most: float | None, caps: Sequence[float | None]) -> list[int]:
+    """Return the number of requests of each route that the budget allows. The stage's own route, the first, comes last."""
+    allowed = [0] * len(guesses)
+    left = None if most is None or math.isinf(most) else Decimal(str(most))
+    for number in (*range(1, len(guesses)), 0):
+        limits = [float(one) for one in (left, caps[number]) if one is not None]
+        allowed[number] = affordable(guesses[number], min(limits, default=None))
+        if left is not None:
+            left = max(Decimal(0), left - allowed[number] * (guesses[number].per_request or 0))
+    return allowed
