@@ -1,8 +1,8 @@
 """A run killed by SIGKILL and retried pays each row once and lands each row once.
 
-With OpenAI, which has the most verbs, a run is killed after each verb that leaves a trace; with the others after every
-third of them. Runs that take several routes are killed after every eighth. The command `python -m tests.stage.kill_matrix`
-kills before and after every verb, with each.
+With OpenAI, which has the most verbs, a run is killed after every second verb that leaves a trace; with the others after
+every fourth. Runs that take several routes are killed after every sixteenth. The command
+`python -m tests.stage.kill_matrix` kills before and after every verb, with each.
 """
 
 import os
@@ -27,7 +27,7 @@ class KilledAndRetried:
     """What is inherited for each provider."""
 
     provider: ClassVar[str]
-    every: ClassVar[int] = 3
+    every: ClassVar[int] = 4
     points: ClassVar[tuple[str, ...]] = ()  # of an undisturbed run, found once
 
     @pytest.fixture
@@ -64,12 +64,12 @@ class TestAnthropic(KilledAndRetried):
 
 class TestOpenAI(KilledAndRetried):
     provider = "openai"
-    every = 1
+    every = 2
 
 
 class TestRoutedOpenAI(KilledAndRetried):
     provider = "openai"
-    every = 8
+    every = 16
 
     @pytest.fixture
     def scenario(self, running: Simulator, environ: Mapping[str, str]) -> Scenario:
@@ -78,7 +78,7 @@ class TestRoutedOpenAI(KilledAndRetried):
 
 class TestLateOpenAI(KilledAndRetried):
     provider = "openai"
-    every = 8
+    every = 16
 
     @pytest.fixture
     def scenario(self, running: Simulator, environ: Mapping[str, str]) -> Scenario:
