@@ -213,7 +213,7 @@ _TARGET = Target(
     answer=pa.schema([(column.name, ARROW_TYPES[column.type]) for column in OutputType.of(_SCHEMA).columns]),
 )
 _STAMP = Bookkeeping(
-    run_id="run", shard=1, spec_hash="s", model="m", planned_at=0.0, processed_at=0.0, max_attempts=3, tries=1,
+    run_id="run", shard=1, spec_hash="s", model="m", route="default", planned_at=0.0, processed_at=0.0, max_attempts=3, tries=1,
     raw_excerpt=True,
 )  # fmt: skip
 

@@ -123,17 +123,19 @@ class AnswersInRealTime:
         assert [answer.is_flex for answer in _answers(bench, call).values()] == [False] * 2
 
     def test_an_answer_of_the_usual_tier_is_not_taken_for_one_at_half_the_price(self, bench: Bench) -> None:
+        call = self._flex()
         bench.fault(kind="downgraded")
-        answers = [answer for _, answer in sorted(_answers(bench, self._flex(), Way.FLEX).items())]
+        answers = [answer for _, answer in sorted(_answers(bench, call, Way.FLEX).items())]
         assert [(answer.outcome, answer.is_flex) for answer in answers] == [
             (Outcome.SUCCEEDED, False),
             (Outcome.SUCCEEDED, True),
         ]
 
     def test_a_lack_of_room_in_the_half_price_tier_is_paid_for_by_nobody(self, bench: Bench) -> None:
+        call = self._flex()
         bench.fault(kind="no_capacity")
         with _raises(Unavailable):
-            _answers(bench, self._flex(), Way.FLEX)
+            _answers(bench, call, Way.FLEX)
         assert bench.bill()["rows"]["charged"] == 0
 
     def _flex(self) -> Call:

@@ -74,8 +74,9 @@ def test_what_a_killed_worker_staged_long_ago_goes_at_the_next_run_on_the_databa
     for file in files:
         file.parent.mkdir(parents=True)
         file.write_bytes(b"rows")
-    month_ago = time.time() - 31 * 86_400
-    os.utime(files[0], (month_ago, month_ago))
+    now = openai.world.clock()
+    for file, age in zip(files, (31 * 86_400, 0), strict=True):
+        os.utime(file, (now - age, now - age))
 
     openai.complete()
 
