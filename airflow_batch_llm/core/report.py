@@ -64,7 +64,7 @@ class Spent:
 
 
 class RouteTotals(NamedTuple):
-    """What one route did: requests sent, rows with a good answer, and dollars."""
+    """Count what one route did: requests sent, rows with a good answer, and dollars."""
 
     requests: int = 0
     succeeded: int = 0

@@ -43,7 +43,7 @@ _FORGOTTEN = 0.9
 
 @dataclass(slots=True)
 class _Allowance:
-    """What is left of one of the vendor's limits, by its last statement."""
+    """Hold what is left of one of the vendor's limits, by its last statement."""
 
     stated: RateLimit
     at: float
@@ -59,7 +59,7 @@ class _Allowance:
 
     @property
     def _refill(self) -> float:
-        """What comes back in a second."""
+        """Return what comes back in a second."""
         limit, missing = self.stated.limit, self.stated.limit - self.stated.remaining
         soonest = limit / _REFILLED
         return min(soonest, missing / self.stated.full_in) if self.stated.full_in else soonest
@@ -68,7 +68,7 @@ class _Allowance:
         return min(self.stated.limit, self.stated.remaining + self._refill * (now - self.at))
 
     def _free(self, now: float) -> float:
-        """What may be used of it. Requests overtake each other on their way, so a little is left."""
+        """Return what may be used of it. Requests overtake each other on their way, so a little is left."""
         return self._left(now) - _SPARED * self._refill
 
     def room(self, now: float, sent: int) -> float:

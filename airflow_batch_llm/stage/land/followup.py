@@ -36,7 +36,7 @@ _PROMPTS_AT_ONCE = 100
 
 
 class _Course(NamedTuple):
-    """What the requests of a shard have in common: those that differ in it go into shards of their own."""
+    """Hold what the requests of a shard have in common: those that differ in it go into shards of their own."""
 
     route: str
     max_tokens: int | None
