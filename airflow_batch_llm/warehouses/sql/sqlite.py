@@ -196,7 +196,7 @@ class SQLiteWarehouse(JoiningSqlWarehouse):
             return self._folder().sweep(before)
 
     def _review_types(self, target: Target) -> pa.Schema:
-        """What people fill in is read as text: SQLite lets them write anything into any column."""
+        """Read what people fill in as text: SQLite lets them write anything into any column."""
         filled = [pa.field(name, pa.string()) for name in (*target.answer.names, "reviewed_at")]
         kept = [field for field in super()._review_types(target) if field.name != "reviewed_at"]
         return pa.schema([*kept, *filled])
