@@ -208,12 +208,11 @@ class Round:
             if batch_id not in done
             and self.plan.course(shard, is_late=True).when_late(self.plan.route(shard).name)
         ]
-        for batch_id in running:
-            self.parts.provider.cancel(batch_id)
-        if running:
-            self.folder.add_cancelled(running, self.parts.clock(), self.parts.by, late=True)
+        given_up = [batch_id for batch_id in running if self._sweeper.cancel(batch_id)]
+        if given_up:
+            self.folder.add_cancelled(given_up, self.parts.clock(), self.parts.by, late=True)
             self.parts.log(
-                f"{counted(len(running), 'batch')} {verb(len(running), 'is', 'are')} cancelled, since the time is nearly"
+                f"{counted(len(given_up), 'batch')} {verb(len(given_up), 'is', 'are')} cancelled, since the time is nearly"
                 " over. What they have answered lands, and the other rows take another route."
             )
 

@@ -277,7 +277,7 @@ class Sweeper:
         for shard, twin in twins:
             self._record(shard, twin, running=True)
             if twin in stand(self.folder.journal(shard.number)).spare:
-                self._cancel(twin)
+                self.cancel(twin)
         return bool(twins)
 
     def settle(self, spare: Mapping[str, tuple[Plan, PlannedShard]]) -> list[StrayBatch]:
@@ -285,7 +285,7 @@ class Sweeper:
         ended = []
         for batch_id, status in (self.parts.provider.check(tuple(spare)) if spare else {}).items():
             if not status.state.is_over:
-                self._cancel(batch_id)
+                self.cancel(batch_id)
             else:
                 plan, shard = spare[batch_id]
                 ended.append(StrayBatch(plan=plan, shard=shard, batch_id=batch_id, state=status.state))
@@ -315,10 +315,10 @@ class Sweeper:
             known = Registers(workspace=self.parts.workspace)
             known.add_known(*vendors_id(self.parts.provider, batch_id), self.folder.run_id)
 
-    def _cancel(self, batch_id: str) -> None:
+    def cancel(self, batch_id: str) -> bool:
         """Cancel a batch, also a recorded one: the process that recorded it may have died before.
 
-        A provider may refuse a second cancel.
+        A provider may refuse a second cancel. Returns whether it took this one.
         """
         try:
             self.parts.provider.cancel(batch_id)
@@ -326,6 +326,8 @@ class Sweeper:
             self.parts.warn(
                 f"Batch {batch_id}, which nobody waits for, could not be cancelled: {error.in_full}"
             )
+            return False
+        return True
 
 
 def sweep_ended(parts: Parts, folder: RunFolder) -> bool:
