@@ -42,7 +42,7 @@ def test_the_exploration_notices_a_lease_that_is_given_up_too_early(monkeypatch:
 
 
 def test_the_exploration_notices_a_sweep_that_cancels_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Sweeper, "_cancel", lambda *_: None)
+    monkeypatch.setattr(Sweeper, "cancel", lambda *_: True)
     monkeypatch.setattr(protocol_model, "_SWEPT", {})
     rules = replace(SMALL["pauses beyond the lease, swept meanwhile"], sweeps=0)
 
