@@ -285,11 +285,11 @@ class MergesAnswers:
     def test_many_parts_land_in_one_publish(self, database: BenchDatabase, warehouse: Warehouse) -> None:
         target = labels()
         warehouse.prepare(target)
-        parts = [part(n) for n in range(150)]
+        parts = [part(n) for n in range(60)]
         for of in parts:
             stage(warehouse, target, of, [{"id": of.shard, "label": "x"}], [{"id": 1000 + of.shard}])
         warehouse.publish(target, parts)
-        assert len(rows_of(database, target.table)) == len(rows_of(database, target.failures)) == 150
+        assert len(rows_of(database, target.table)) == len(rows_of(database, target.failures)) == len(parts)
 
     @pytest.mark.parametrize(
         "text",

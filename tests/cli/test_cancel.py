@@ -80,7 +80,9 @@ def test_a_folder_without_a_run_is_refused(desk: Desk) -> None:
 
 
 def test_a_provider_that_does_not_answer_is_asked_again_later(abandoned: Desk) -> None:
-    abandoned.simulator.fault(provider="anthropic", kind="status", endpoint="cancel", status=500, times=None)
+    abandoned.simulator.fault(
+        provider="anthropic", kind="status", endpoint="cancel", status=500, retry_after=0.1, times=None
+    )
 
     done = abandoned.command("cancel", str(abandoned.run_folder), str(abandoned.spec_file))
 

@@ -32,7 +32,7 @@ def test_the_time_of_a_run_ends_while_the_provider_cannot_be_reached(
     with DAG(f"cut_off_{deferrable}".lower(), schedule=None) as dag:
         transform(
             deferrable=deferrable,
-            pace=Pace(poll_interval=0.1, timeout=12),
+            pace=Pace(poll_interval=0.1, timeout=8),
         )
 
     with failures() as failed:

@@ -55,7 +55,7 @@ def test_a_creation_whose_answer_is_lost_is_looked_up_and_not_repeated(
 def test_a_search_that_fails_is_not_taken_for_an_empty_one(bench: Bench) -> None:
     bench.world.make_tickets(25)
     bench.fault(kind="drop", endpoint="create", effect="after")
-    bench.fault(kind="status", status=503, endpoint="list", times=4)
+    bench.fault(kind="status", status=503, endpoint="list", retry_after=0.1, times=4)
 
     for _ in range(8):
         try:

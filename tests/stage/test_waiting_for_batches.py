@@ -65,7 +65,7 @@ def test_polls_that_fail_are_waited_out(bench: Bench) -> None:
     bench.world.make_tickets(10)
     bench.world.simulator.turn(batch_seconds=600)
     bench.advance()
-    bench.fault(kind="status", endpoint="retrieve", status=503, times=4)
+    bench.fault(kind="status", endpoint="retrieve", status=503, retry_after=0.1, times=4)
 
     for _ in range(10):
         try:
