@@ -67,7 +67,7 @@ with DAG(
     label = LLMTransformOperator(task_id="label", deferrable=True, **STAGE)
     ask = HITLOperator(
         task_id="ask",
-        subject="{{ ti.xcom_pull(task_ids='count_waiting') }} tickets wait for a person",
+        subject="Tickets that wait for a person: {{ ti.xcom_pull(task_ids='count_waiting') }}",
         body="Fill `topic`, `reviewed_by` and `reviewed_at` in `support.reviewed__review`.",
         options=[ANSWERED, LATER],
         defaults=LATER,

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from typing import assert_never
 
 from airflow_batch_llm.core.model import BatchState, BatchStatus
 from airflow_batch_llm.core.printing import share, verb
@@ -40,6 +41,25 @@ class Wake(StrEnum):
     TIME = "time"  # the agreed time has come
     DEADLINE = "deadline"
     UNREACHABLE = "unreachable"  # the provider has not answered for long
+
+    @property
+    def told(self) -> str:
+        """Say it to people."""
+        match self:
+            case Wake.ALL_ENDED:
+                return "all batches have ended"
+            case Wake.PLACE_FREE:
+                return "a batch has ended, and another one takes its place"
+            case Wake.STRAY:
+                return "another batch runs for the same requests"
+            case Wake.TIME:
+                return "the agreed time has come"
+            case Wake.DEADLINE:
+                return "the run's time ends"
+            case Wake.UNREACHABLE:
+                return "the provider has not answered for long"
+            case _:
+                assert_never(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

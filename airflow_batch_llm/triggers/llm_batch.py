@@ -148,7 +148,7 @@ class LLMBatchTrigger(BaseTrigger):
         quiet_sdks_here()
         watch = settled(self.watch, settling_seconds(), time.time())
         wake = await adrive(waiting(watch, time.time, random.random), self._perform)
-        self.log.info("Looking at the run again: %s.", wake)
+        self.log.info("The task goes on: %s.", wake.told)
         # Nothing slow may follow the event: Airflow would take it for a kill.
         await self.cleanup()
         self._fired = True

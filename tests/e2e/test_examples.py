@@ -131,6 +131,6 @@ def test_what_a_person_answers_while_airflow_asks_is_merged(stack: Stack) -> Non
     succeeded(stack, dag_id, run_id)
 
     merged = stack.ask("SELECT count(*) FROM support.reviewed WHERE _llm_model = 'human:ada'")[0][0]
-    assert asked == f"{merged} tickets wait for a person"
+    assert asked == f"Tickets that wait for a person: {merged}"
     assert api.xcom(dag_id, run_id, "merge")["reviewed"] == merged >= 1
     assert (bought(stack), stack.ask("SELECT count(*) FROM support.reviewed__review")) == (charged, [(0,)])

@@ -104,7 +104,7 @@ async def test_each_look_is_told_with_the_time_of_the_next(
     assert log.messages[1].startswith(
         "0 of 1 batch has ended, 0 of 1 request is done; looked at again in 0 s"
     )
-    assert log.messages[-1] == "Looking at the run again: deadline."
+    assert log.messages[-1] == "The task goes on: the run's time ends."
 
 
 async def test_http_clients_are_quiet_in_this_trigger_and_speak_in_another(
