@@ -212,9 +212,10 @@ class RunOperator(BaseOperator):
                     Departures(workspace=open_workspace(handle.workspace), run=handle.run).come_back()
             failed: list[BatchLLMError] = []
             states = [(handle, self._tried(context, handle, failed)) for handle in self._handles]
-            for handle, state in states:
-                if isinstance(state, Watch):
-                    return self._defer(handle, state, first=begins)
+            watches = [(handle, state) for handle, state in states if isinstance(state, Watch)]
+            if watches:
+                handle, watch = watches[0]
+                return self._defer(handle, replace(watch, wake_at=_earliest(watches)), first=begins)
             if failed:
                 raise failed[0]
             return self.returned(context, [state for _, state in states if isinstance(state, Ended)])
@@ -471,6 +472,11 @@ def _several(value: Warn | Sequence[Warn] | None) -> Sequence[Warn]:
     if value is None:
         return ()
     return (value,) if callable(value) else value
+
+
+def _earliest(watches: Sequence[tuple[RunHandle, Watch]]) -> float | None:
+    """Return when the first of several runs needs a worker. The trigger looks at the batches of one of them."""
+    return min((watch.wake_at for _, watch in watches if watch.wake_at is not None), default=None)
 
 
 def _moment(seconds: float) -> str:

@@ -27,13 +27,10 @@ from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.stage.records.standings import read_landed, read_rounds, read_sendable, spent
-from airflow_batch_llm.stage.round import OpenRound, Round
+from airflow_batch_llm.stage.round import LOOK_AGAIN_SECONDS, OpenRound, Round
 
 #: The provider's own window, and time to land what came in its last minute.
 _AFTER_WINDOW_SECONDS = 7200.0
-
-#: A woken worker looks again after this where nothing else is known.
-_LOOK_AGAIN_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,7 +252,7 @@ class Generation:
         if self.parts.clock() < given_up < deadline:  # then a worker is to cancel them
             wake_at = given_up if wake_at is None else min(wake_at, given_up)
         if not still.batch_ids and wake_at is None:
-            wake_at = self.parts.clock() + _LOOK_AGAIN_SECONDS
+            wake_at = self.parts.clock() + LOOK_AGAIN_SECONDS
         watch = Watch(
             batch_ids=still.batch_ids,
             since=still.since,

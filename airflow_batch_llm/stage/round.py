@@ -41,6 +41,11 @@ from airflow_batch_llm.stage.send.asking import Asker
 from airflow_batch_llm.stage.send.submitting import Submitter
 from airflow_batch_llm.stage.send.sweeping import Sweeper
 
+#: A woken worker looks again after this where nothing else is known.
+LOOK_AGAIN_SECONDS = 60.0
+
+_NOT_CANCELLED = "a batch that is given up could not be cancelled yet"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenRound:
@@ -116,6 +121,8 @@ class Round:
                 ended.add(batch_id)
             elif status.state.is_over:
                 self._collector.note_end(shard, standing, status)
+        with self._hurrying():
+            self._give_up_batches(but=ended)
         moves = self._moves() | self._submit(but=ended) | self._ask()
         return self._open({n: move for n, move in moves.items() if not _is_of(move, ended)})
 
@@ -197,24 +204,32 @@ class Round:
                 f"The answers of batch {batch_id}, created by mishap, cannot serve: {error.in_full}"
             )
 
-    def _give_up_batches(self) -> None:
-        """Cancel the batches whose open rows are to take another route before the time is over."""
-        if self.parts.clock() < batches_until(self.plan.rules, self.deadline):
-            return
-        done = self.folder.cancelled()
-        running = [
-            batch_id
-            for batch_id, (shard, _) in self._running().items()
-            if batch_id not in done
-            and self.plan.course(shard, is_late=True).when_late(self.plan.route(shard).name)
+    def _give_up_batches(self, but: Collection[str] = ()) -> None:
+        """Cancel the batches whose open rows are to take another route before the time is over.
+
+        The batches named in `but` have ended.
+        """
+        given_up = [
+            batch_id for batch_id in self._hanging() if batch_id not in but and self._sweeper.cancel(batch_id)
         ]
-        given_up = [batch_id for batch_id in running if self._sweeper.cancel(batch_id)]
         if given_up:
             self.folder.add_cancelled(given_up, self.parts.clock(), self.parts.by, late=True)
             self.parts.log(
                 f"{counted(len(given_up), 'batch')} {verb(len(given_up), 'is', 'are')} cancelled, since the time is nearly"
                 " over. What they have answered lands, and the other rows take another route."
             )
+
+    def _hanging(self) -> list[str]:
+        """Return the batches that are to be given up and are not cancelled yet. Returns none before the time for it."""
+        if self.parts.clock() < batches_until(self.plan.rules, self.deadline):
+            return []
+        done = self.folder.cancelled()
+        return [
+            batch_id
+            for batch_id, (shard, _) in self._running().items()
+            if batch_id not in done
+            and self.plan.course(shard, is_late=True).when_late(self.plan.route(shard).name)
+        ]
 
     def _land(self, moves: dict[int, Move]) -> None:
         collector = self._collector
@@ -279,13 +294,15 @@ class Round:
         standings = self._standings()
         began = [standing.batch.at for _, standing in standings if standing.batch is not None]
         began += [record["at"] for record in self.folder.cancellations() if self.plan.rules]  # they end soon
+        again = [(move.until, move.reason) for move in waits if move.until is not None]
+        again += [(self.parts.clock() + LOOK_AGAIN_SECONDS, _NOT_CANCELLED) for _ in self._hanging()]
         return OpenRound(
             batch_ids=tuple(move.batch_id for move in waits if move.batch_id),
             since=max(began, default=0.0),
-            wake_at=min((move.until for move in waits if move.until is not None), default=None),
+            wake_at=min((until for until, _ in again), default=None),
             unsent=unsent,
             staged=tuple(shard.number for shard, standing in standings if standing.staged is not None),
-            reasons=tuple(move.reason for move in waits if move.until is not None),
+            reasons=tuple(reason for _, reason in again),
             strays=tuple(batch_id for _, standing in standings for batch_id in standing.spare),
         )
 

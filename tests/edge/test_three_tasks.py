@@ -1,15 +1,18 @@
 """Submit, wait and collect, in one Dag and over two."""
 
+import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import orjson
 import pytest
+from airflow.providers.common.compat.sdk import TaskDeferred
 from airflow.sdk import DAG, Asset
 
-from airflow_batch_llm.core.settings import Pace
+from airflow_batch_llm.core.settings import Escalation, Pace, Route
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.operators.llm_batch import CollectLLMBatchOperator, SubmitLLMBatchOperator
@@ -142,11 +145,32 @@ def test_each_item_of_a_mapped_collector_finds_its_own_runs(world: World, run: R
     ]
 
 
-def sent_by(run: Run, name: str, rows: str) -> Path:
+def sent_by(run: Run, name: str, rows: str, **changes: Any) -> Path:
     """The folder of a run over some of the tickets, which is not collected."""
     with DAG(name, schedule=None) as dag:
-        submit(source_table=None, source_sql=f"SELECT * FROM tickets WHERE {rows}")
+        submit(source_table=None, source_sql=f"SELECT * FROM tickets WHERE {rows}", **changes)
     return Path(xcom(run(dag), "submit")["run"])
+
+
+def test_a_collector_of_several_runs_looks_when_the_first_of_them_needs_it(world: World, run: Run) -> None:
+    world.simulator.fault(provider="anthropic", kind="hold", times=None)
+    sent_by(run, "calm", "ticket_id <= 4")
+    left = timedelta(hours=1)
+    given = {
+        "routes": {"urgent": Route(way="now")},
+        "escalate": [Escalation(to="urgent", left=left)],
+        "pace": Pace(timeout=2 * left),
+    }
+    sent_by(run, "hasty", "ticket_id > 4", **given)
+    names = {"dag_id": "waits", "task_id": "collect", "run_id": "run", "map_index": -1, "try_number": 1}
+    context: Any = {"ti": SimpleNamespace(max_tries=0, **names)}
+    collect = CollectLLMBatchOperator(task_id="collect", pending_for="labels", deferrable=True)
+
+    with pytest.raises(TaskDeferred) as deferred:
+        collect.execute(context)
+
+    wake_at = deferred.value.trigger.serialize()[1]["watch"]["wake_at"]
+    assert 0 < time.time() + left.total_seconds() - wake_at < 600
 
 
 def test_a_run_that_cannot_go_on_holds_up_no_other(world: World, run: Run) -> None:

@@ -121,6 +121,31 @@ def test_what_is_open_when_the_time_is_nearly_over_is_asked_in_real_time(bench: 
     assert 7 * HOUR <= bench.world.clock() - began < 8 * HOUR
 
 
+def test_a_batch_whose_cancellation_is_refused_is_cancelled_at_the_next_look(openai: Bench) -> None:
+    bench = openai
+    bench.world.make_tickets(ROWS)
+    bench.world.simulator.turn(batch_seconds=600, cancelled_share=0.5)
+    bench.fault(kind="hold")
+    bench.fault(kind="status", endpoint="cancel", status=409, times=2)
+    began, looks = bench.world.clock(), []
+    try:
+        report = bench.complete(
+            routes={"urgent": Route(way="now")},
+            escalate=[Escalation(to="urgent", left=HOUR)],
+            timeout=8 * HOUR,
+            on_pause=lambda _: looks.append(bench.world.clock() - began),
+        ).report
+    finally:
+        bench.world.simulator.turn(batch_seconds=0, cancelled_share=0.0)
+    refused = [said for said in bench.said if "could not be cancelled" in said]
+    assert (len(refused), report.final) == (2, {Outcome.SUCCEEDED: ROWS})
+    assert (landed(bench), len(bench.world.answers())) == ({"default": ROWS // 2, "urgent": ROWS // 2}, ROWS)
+    assert bench.world.charged() == ROWS
+    paid = bench.world.billed(Way.BATCH) + bench.world.billed(Way.NOW)
+    assert report.spent.cost == pytest.approx(paid)
+    assert 7 * HOUR <= looks[-1] < 7.2 * HOUR
+
+
 REFUSED: Mapping[str, tuple[dict[str, Any], type[BatchLLMError], str]] = {
     "no route": ({"escalate": [{"to": "stronk", "on": ["invalid"]}]}, InputError, "'stronk', which is no route"),
     "nothing": ({"escalate": [{"to": "strong"}]}, InputError, "never happens"),

@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 
+from airflow_batch_llm.core.model import Outcome
+from airflow_batch_llm.core.settings import Escalation, Route
 from airflow_batch_llm.errors import Unavailable
 from airflow_batch_llm.stage.land.finishing import Finished
 from airflow_batch_llm.stage.run import Pause, Run
@@ -166,6 +169,30 @@ def test_what_the_provider_turns_away_for_now_is_sent_again_by_the_drive(openai:
     finish(openai)
 
     assert len(openai.world.answers()) == openai.world.charged() == ROWS
+
+
+def test_the_drive_gives_up_what_hangs_when_the_time_is_nearly_over(openai: Bench) -> None:
+    bench = openai
+    bench.world.make_tickets(ROWS)
+    bench.fault(kind="hold", nth=2)
+    bench.fault(kind="status", endpoint="cancel", status=409)
+    given: dict[str, Any] = {
+        "routes": {"urgent": Route(way="now")},
+        "escalate": [Escalation(to="urgent", left=3600.0)],
+        "timeout": 4 * 3600.0,
+    }
+    whole = spread(bench, **given)
+    ends = whole.generation.deadline()
+    for portion in whole.portions(2):
+        whole.submit(portion)
+    wait(bench, whole)
+    assert ends - 3600.0 <= bench.world.clock() < ends - 1800.0
+    for portion in whole.portions(2):
+        whole.collect(portion)
+    report = bench.complete(rows_per_batch=ROWS_PER_BATCH, **given).report
+    assert report.final == {Outcome.SUCCEEDED: ROWS}
+    assert {name: one.succeeded for name, one in report.routes.items()} == {"default": 60, "urgent": 10}
+    assert (len(bench.world.answers()), bench.world.charged()) == (ROWS, ROWS)
 
 
 def test_tasks_that_are_alive_at_the_same_time_buy_and_stage_each_row_once(openai: Bench) -> None:
