@@ -8,6 +8,7 @@ from airflow_batch_llm.commands.erase import erase
 from airflow_batch_llm.commands.inspect import inspect
 from airflow_batch_llm.commands.land import land
 from airflow_batch_llm.commands.run import run
+from airflow_batch_llm.commands.runs import runs
 from airflow_batch_llm.demo.command import demo
 from airflow_batch_llm.simulator.command import simulate
 
@@ -18,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # they print local variables, and so keys and rows
 )
 app.command()(run)
+app.command()(runs)
 app.command()(inspect)
 app.command()(land)
 app.command()(cancel)

@@ -29,6 +29,7 @@ from airflow_batch_llm.core import (
 from airflow_batch_llm.core.reservation import TicketKind
 from airflow_batch_llm.providers.vertex import jobs
 from airflow_batch_llm.stage import inspection
+from airflow_batch_llm.stage.records import run_index
 from airflow_batch_llm.testing.warehouse_writes import ANSWERS
 from airflow_batch_llm.warehouses import dialect, kind, registration, target
 from airflow_batch_llm.warehouses.files import formats, source
@@ -60,6 +61,7 @@ LOOKED_AT: dict[type[Enum], str] = {
     waiting.Wake: "ALL_ENDED PLACE_FREE STRAY TIME DEADLINE UNREACHABLE",
     jobs._End: "SUCCEEDED PARTIALLY_SUCCEEDED CANCELLED EXPIRED FAILED",
     inspection.ShardState: "PLANNED INTENDED ASKING SUBMITTED ENDED STAGED REFUSED MERGED",
+    run_index.RunState: "BEGUN PASSED FAILED",
     dialect.Upsert: "MERGE ON_CONFLICT ON_DUPLICATE_KEY UPDATE_INSERT DELETE_INSERT DELETE_KEYS_INSERT",
     kind.ColumnKind: (
         "STRING SMALLINT INTEGER BIGINT REAL DOUBLE DECIMAL BOOLEAN DATE TIME TIMESTAMP TIMESTAMPTZ BINARY UUID JSON"

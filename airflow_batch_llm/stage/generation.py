@@ -26,6 +26,7 @@ from airflow_batch_llm.stage.land.followup import FollowUp
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan
+from airflow_batch_llm.stage.records.run_index import RunIndex
 from airflow_batch_llm.stage.records.standings import read_landed, read_rounds, read_sendable, spent
 from airflow_batch_llm.stage.round import LOOK_AGAIN_SECONDS, OpenRound, Round
 
@@ -164,6 +165,7 @@ class Generation:
             if span is None:
                 span = self.parts.provider.limits.window_seconds + _AFTER_WINDOW_SECONDS
             end = {"at": self.parts.clock() + span, "max_tries": self.max_tries}
+            RunIndex(workspace=self.parts.workspace).begin(self.folder, end["at"])
             self.folder.add_deadline(orjson.dumps(end))
             records = [orjson.loads(data) for data in self.folder.deadlines()]
         return float(records[-1]["at"])

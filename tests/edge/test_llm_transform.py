@@ -17,7 +17,7 @@ from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.operators import reporting as outcome
 from airflow_batch_llm.operators.reporting import add_to_assets
 from airflow_batch_llm.stage.audit import audit
-from airflow_batch_llm.stage.erase.erasing import run_folders
+from airflow_batch_llm.stage.records.folder import run_folders
 from airflow_batch_llm.store import Workspace
 from tests.edge.conftest import TICKETS, World
 from tests.edge.dag_runs import asset_extras, failures, states, xcom

@@ -20,12 +20,11 @@ from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.lines import joined_lines, parse_line, split_lines
 from airflow_batch_llm.stage.erase.person import ERASED, Person
 from airflow_batch_llm.stage.erase.shard import Found, ShardFiles
-from airflow_batch_llm.stage.records.folder import RunFolder, safe_name
+from airflow_batch_llm.stage.records.folder import RunFolder, run_folders
 from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.stage.records.standings import ShardResult, read_plans, read_standings
 from airflow_batch_llm.store import Workspace
 
-_GENERATION = re.compile(r"g([0-9]+)")
 _ANY_CUSTOM_ID = re.compile(rb'"r[0-9a-f]{11,}-[0-9]{4,}-[0-9]{6,}"')
 #: A file that a writer left unfinished is deleted if it is older than this.
 _LEFTOVER_SECONDS = 3600.0
@@ -102,17 +101,6 @@ class Erasure:
         if self.options.dry_run:
             return len(self.workspace.leftovers(before))
         return self.workspace.delete_leftovers(before)
-
-
-def run_folders(workspace: Workspace, within: str = "") -> Iterator[RunFolder]:
-    """Find every generation of every run below a folder. The folders of mapped items lie in those of their run."""
-    for name in workspace.folders(within):
-        path = f"{within}/{name}" if within else name
-        generation = _GENERATION.fullmatch(name)
-        if within and generation is not None:
-            yield RunFolder(workspace=workspace, run=within, generation=int(generation[1]))
-        elif safe_name(name) == name:
-            yield from run_folders(workspace, path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.records.registers import Registers
+from airflow_batch_llm.stage.records.run_index import RunIndex
 from airflow_batch_llm.stage.records.standings import ShardResult, read_landed, read_rounds, read_standings
 from airflow_batch_llm.stage.reviews import prepare_tables
 from airflow_batch_llm.stage.round import Round
@@ -132,6 +133,9 @@ class Finisher:
         if stored is None:
             return None
         registers = Registers(workspace=self.parts.workspace)
+        RunIndex(workspace=self.parts.workspace).end(
+            self.folder, self.first, stored.report, stored.about.completed_at or self.parts.clock()
+        )
         registers.close_run(self.first.registered_as, self.folder)
         days = self.first.limits.keep_days
         if days is not None:

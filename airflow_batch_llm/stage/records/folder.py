@@ -19,6 +19,7 @@ from airflow_batch_llm.core.journal import Doer, Entry
 from airflow_batch_llm.store import Block, Workspace
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.=-]")
+_GENERATION = re.compile(r"g([0-9]+)")
 
 
 def safe_name(text: str) -> str:
@@ -309,3 +310,14 @@ def generations(workspace: Workspace, run: str) -> Iterator[RunFolder]:
     while folder.read_plan() is not None:
         yield folder
         folder = replace(folder, generation=folder.generation + 1)
+
+
+def run_folders(workspace: Workspace, within: str = "") -> Iterator[RunFolder]:
+    """Find every generation of every run below a folder. The folders of mapped items lie in those of their run."""
+    for name in workspace.folders(within):
+        path = f"{within}/{name}" if within else name
+        generation = _GENERATION.fullmatch(name)
+        if within and generation is not None:
+            yield RunFolder(workspace=workspace, run=within, generation=int(generation[1]))
+        elif safe_name(name) == name:
+            yield from run_folders(workspace, path)
