@@ -27,7 +27,7 @@ from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.payloads import fetch_keys, fetch_requests
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard, new_run_token
 from airflow_batch_llm.stage.records.standings import Again, ShardResult
-from airflow_batch_llm.warehouses.arrow import binary_array
+from airflow_batch_llm.warehouses.arrow import binary_array, int64_array
 
 #: A truncated answer is asked for again with this many times the tokens.
 TOKEN_CAP_FACTOR = 2
@@ -225,7 +225,7 @@ def _with_route(draft: Plan, course: _Course) -> tuple[Plan, int]:
 
 
 def _renumbered(batch: pa.RecordBatch, new: dict[int, int], one: _Chosen, last: Plan) -> pa.RecordBatch:
-    kept = batch.filter(pc.is_in(batch.column(REQUEST), pa.array(new, pa.int64())))
+    kept = batch.filter(pc.is_in(batch.column(REQUEST), int64_array(new)))
     requests: list[int] = kept.column(REQUEST).to_pylist()
     before: list[int] = kept.column(ATTEMPTS).to_pylist()
     attempts = [
@@ -235,7 +235,7 @@ def _renumbered(batch: pa.RecordBatch, new: dict[int, int], one: _Chosen, last: 
     columns = {REQUEST: [new[request] for request in requests], ATTEMPTS: attempts}
     for name, values in columns.items():
         at = kept.schema.get_field_index(name)
-        kept = kept.set_column(at, kept.schema.field(at), pa.array(values, pa.int64()))
+        kept = kept.set_column(at, kept.schema.field(at), int64_array(values))
     return kept
 
 

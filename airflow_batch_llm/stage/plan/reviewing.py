@@ -25,7 +25,7 @@ from airflow_batch_llm.stage.plan.carried import carried
 from airflow_batch_llm.stage.plan.drafting import let_go, required_columns
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.reviews import keeps_reviews
-from airflow_batch_llm.warehouses.arrow import typed_array
+from airflow_batch_llm.warehouses.arrow import int64_array, typed_array
 from airflow_batch_llm.warehouses.base import Part, Target
 
 #: The model of an answer that a person gave: this, and who it was.
@@ -115,7 +115,7 @@ class ReviewMerge:
     def _landed(
         self, batch: pa.RecordBatch, source: pa.RecordBatch, good: Sequence[tuple[int, Any, str]]
     ) -> pa.RecordBatch:
-        places = pa.array([at for at, _, _ in good], pa.int64())
+        places = int64_array(at for at, _, _ in good)
         source = source.take(places)
         self._merged.update(map(self._mark, source.select(self.target.key.names).to_pylist()))
         answer = [
