@@ -63,6 +63,17 @@ def _places() -> dict[str, Any]:
             default="",
             example="production",
         ),
+        "usage_table": _option(
+            "Table that gets one row for each run, round and route: what it has spent, and for whom. It is created if "
+            "need be. Unset, no ledger is kept.",
+            "string",
+            example="finance.llm_usage",
+        ),
+        "usage_conn_id": _option(
+            "Connection of the database with the ledger. Unset, it is in the database of each run's target.",
+            "string",
+            example="warehouse",
+        ),
         "shared_workspace": _option(
             "Whether a workspace on a local path is a mount that every worker shares. Without it, such "
             "a workspace is refused under an executor that spreads tasks over machines.",

@@ -45,6 +45,7 @@ from airflow_batch_llm.warehouses.base import (
     REVIEW_COLUMNS,
     ROUTE_COLUMN,
 )
+from airflow_batch_llm.warehouses.usage import USAGE_COLUMNS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -263,6 +264,7 @@ def _text_block(page: str) -> list[str]:
     [
         ("## The target", [*ANSWER_BOOKKEEPING, ROUTE_COLUMN]),
         ("## The review", list(REVIEW_COLUMNS)),
+        ("## The ledger", list(USAGE_COLUMNS)),
         ("## The failures", list(FAILURE_COLUMNS)[: len(FAILURE_COLUMNS) - len(ANSWER_BOOKKEEPING)]),
     ],
 )

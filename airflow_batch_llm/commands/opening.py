@@ -6,6 +6,7 @@ Paths in a spec are relative to the file that holds it.
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -27,7 +28,7 @@ from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.providers import check_name, connect
 from airflow_batch_llm.providers.base import Access, Provider, is_sendable
 from airflow_batch_llm.providers.routed import routed
-from airflow_batch_llm.stage.parts import ReadsSource
+from airflow_batch_llm.stage.parts import ReadsSource, UsageTable
 from airflow_batch_llm.stage.plan.planning import read_prompt
 from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.warehouses.base import Warehouse
@@ -90,6 +91,18 @@ class Opening:
         kind, field = section.chosen
         assert kind.open_section is not None, "the section has a field for it"
         return kind.open_section(field, self.file)
+
+    def usage(self, target: Warehouse) -> UsageTable | None:
+        """The ledger, in a database of its own or in the target's. None: the spec names none."""
+        name, section = self.spec.usage_table, self.spec.usage_warehouse
+        if name is None:
+            return None
+        kind, field = (section or self.spec.warehouse).chosen
+        book = f"{self.spec.deployment}\n{kind.name} {plain(field)}\n{name}"
+        opened = (
+            (lambda: nullcontext(target)) if section is None else (lambda: closing(self.warehouse(section)))
+        )
+        return UsageTable(name=name, book=book, opened=opened)
 
     def workspace(self) -> Workspace:
         """The workspace, probed."""

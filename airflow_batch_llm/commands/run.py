@@ -77,7 +77,8 @@ def _run(opening: Opening, stem: str, spool: Path, *, plan_only: bool) -> Run:
         workspace=opening.workspace(),
         spool=spool,
         deployment=opening.spec.deployment,
-        by=this_user(),
+        usage=opening.usage(target),
+        by=replace(this_user(), team=opening.spec.team),
         log=lambda message: say(message, err=True),
     )
     name = run_path(_RUNS, opening.run_name(stem), deployment=parts.deployment)

@@ -114,6 +114,9 @@ class StageFile(_Section):
     deployment: str = (
         ""  # the name of this deployment among those that share the workspace; empty: it is the only one
     )
+    usage_table: str | None = None  # the ledger; None: none is kept
+    usage_warehouse: WarehouseSection | None = None  # the database of the ledger; None: the target's
+    team: str = ""  # who pays, for the ledger
     run: str | None = None  # the run's name; None: made of the file's name and of what is asked
     stage: Stage  # its fields stand at the top of the file, and its source is in the section of that name
 

@@ -42,6 +42,8 @@ class Doer:
     """The name of the machine."""
     user: str = ""
     """The user of a command. Default: a task did it."""
+    team: str = ""
+    """The team that pays. Default: not known."""
     dag_id: str = ""
     task_id: str = ""
     run_id: str = ""

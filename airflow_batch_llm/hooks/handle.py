@@ -33,6 +33,8 @@ class RunHandle:
     """`model_id` and `llm_conn_id` of the routes that have connections of their own, by name. Default: none."""
     target_hook_params: Mapping[str, Any] = field(default_factory=dict)
     pace: Mapping[str, Any] = field(default_factory=dict)
+    usage_table: str | None = None
+    """The ledger that the run is written to. None: the configured one, if there is one."""
     batch_ids: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()  # URIs of what was read, for lineage; none: not known
     waiter: Mapping[str, Any] | None = None

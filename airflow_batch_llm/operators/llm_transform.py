@@ -32,7 +32,8 @@ from airflow_batch_llm.hooks.arguments import check_params, choice, number, one_
 from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.hooks.llm import split_model_id
 from airflow_batch_llm.hooks.object_storage import open_workspace
-from airflow_batch_llm.operators.run import GivenUp, RunOperator, open_parts, place_of, run_name
+from airflow_batch_llm.operators.opening import open_parts, place_of
+from airflow_batch_llm.operators.run import GivenUp, RunOperator, run_name
 from airflow_batch_llm.warehouses.uri import table_uri, tables_of
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class LLMTransformOperator(RunOperator):
     :param max_cost_usd: the most dollars that one run may cost; None for the configured default, ``float("inf")`` for no limit
     :param plan_only: find out what would be sent and what it would cost, and send nothing
     :param keep_days: days for which the workspace keeps prompts and raw answers; 0: until they have landed, None: for good
+    :param usage_table: the ledger: a table that gets what each run has spent; None for the configured one
     :param request: what each request carries besides the prompt: `Request(max_tokens=…, extra_body={…})`
     :param shape: how the two tables look: `Shape(carry=[…], columns={…})`
     :param guards: what limits a run: `Guards(max_attempts=…, min_success_ratio=…)`
@@ -107,6 +109,7 @@ class LLMTransformOperator(RunOperator):
         "prompt_params",
         "max_rows",
         "max_cost_usd",
+        "usage_table",
     )
     template_fields_renderers = {"source_sql": "sql", "source_parameters": "json", "prompt_params": "json"}  # noqa: RUF012
     template_ext: Sequence[str] = (".sql",)
@@ -141,6 +144,7 @@ class LLMTransformOperator(RunOperator):
         max_cost_usd: float | str | None = None,
         plan_only: bool = False,
         keep_days: float | None = 30.0,
+        usage_table: str | None = None,
         request: Request | Mapping[str, Any] | None = None,
         shape: Shape | Mapping[str, Any] | None = None,
         guards: Guards | Mapping[str, Any] | None = None,
@@ -181,6 +185,7 @@ class LLMTransformOperator(RunOperator):
         self.max_cost_usd = max_cost_usd
         self.plan_only = plan_only
         self.keep_days = keep_days
+        self.usage_table = usage_table
         self.request = _group(Request, request)
         self.shape = _group(Shape, shape)
         self.guards = _group(Guards, guards)
@@ -319,6 +324,7 @@ class LLMTransformOperator(RunOperator):
             target_conn_id=target_conn_id,
             target_hook_params=dict(target_params or {}),
             pace=asdict(self.pace),
+            usage_table=self.usage_table,
             waiter=self.waiter(context),
         )
 
@@ -333,7 +339,8 @@ class LLMTransformOperator(RunOperator):
 
     def _asked(self) -> tuple[object, ...]:
         """Return the values that distinguish this item of a mapped task from the others."""
-        rendered = tuple(getattr(self, name) for name in self.template_fields)
+        asked = (name for name in self.template_fields if name != "usage_table")
+        rendered = tuple(getattr(self, name) for name in asked)
         prompt = None if self.prompt is None else identity(self.prompt)
         return (*rendered, self.key, prompt, self.prompt_file, self.system_prompt, self.request.extra_body)
 

@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from socket import gethostname
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -27,10 +26,11 @@ from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.hooks.arguments import deployment, is_deferrable, settling_seconds
 from airflow_batch_llm.hooks.failures import quiet_sdks, rendering, translated_errors
 from airflow_batch_llm.hooks.handle import Departures, RunHandle
-from airflow_batch_llm.hooks.llm import default_conn_id, llm_provider, split_model_id
+from airflow_batch_llm.hooks.llm import llm_provider
 from airflow_batch_llm.hooks.object_storage import open_workspace
 from airflow_batch_llm.hooks.triggerer import tell_of_triggerer
 from airflow_batch_llm.links.console import BatchConsoleLink
+from airflow_batch_llm.operators.opening import doer
 from airflow_batch_llm.operators.reporting import (
     Lineage,
     WaitWarning,
@@ -50,11 +50,8 @@ if TYPE_CHECKING:
     from airflow_batch_llm.core.journal import Doer
     from airflow_batch_llm.stage.drive import Waiter
     from airflow_batch_llm.stage.land.finishing import Finished
-    from airflow_batch_llm.stage.parts import Parts
     from airflow_batch_llm.stage.records.folder import RunFolder
     from airflow_batch_llm.stage.run import Pause, Run
-    from airflow_batch_llm.warehouses.base import Warehouse
-    from airflow_batch_llm.warehouses.place import Place
 
 
 def run_name(context: Context, workspace: Workspace, asked: object) -> str:
@@ -83,58 +80,6 @@ def _item(workspace: Workspace, run: str, attempt: str, asked: object) -> str:
     recorded = workspace.read(record)
     assert recorded is not None, "it was created here, or before"
     return recorded.decode()
-
-
-def open_target(handle: RunHandle) -> "Warehouse":
-    """Return the target's database. It is opened when it is first used."""
-    from airflow_batch_llm.hooks.warehouse import warehouse
-
-    return warehouse(
-        handle.target_conn_id, handle.target_hook_params, argument="target_conn_id (default: source_conn_id)"
-    )
-
-
-def place_of(handle: RunHandle) -> "Place":
-    """Ask the target's database where the target is."""
-    target = open_target(handle)
-    try:
-        return target.place(handle.target)
-    finally:
-        with suppress(BatchLLMError):  # the answer is there
-            target.close()
-
-
-def doer(key: TaskKey, handle: RunHandle, try_number: int = 0) -> "Doer":
-    """Return who works on a run, for its records."""
-    from airflow_batch_llm.core.journal import Doer
-
-    return Doer(
-        host=gethostname(),
-        dag_id=key.dag_id,
-        task_id=key.task_id,
-        run_id=key.run_id,
-        map_index=key.map_index,
-        try_number=try_number,
-        conn_id=handle.llm_conn_id or default_conn_id(split_model_id(handle.model_id)[0]),
-    )
-
-
-def open_parts(context: Context, handle: RunHandle, spool: Path, log: Any) -> "Parts":
-    """The source is the target's database. Connections are looked up here, and opened when they are used."""
-    from airflow_batch_llm.stage.parts import Parts
-
-    target = open_target(handle)
-    return Parts(
-        provider=llm_provider(handle.llm_conn_id, handle.model_id, handle.llm_hook_params, handle.others),
-        source=target,
-        target=target,
-        workspace=open_workspace(handle.workspace),
-        spool=spool,
-        deployment=deployment(),
-        by=doer(TaskKey.of(context["ti"]), handle, getattr(context["ti"], "try_number", None) or 0),
-        log=lambda message: log.info("%s", message),
-        log_warning=lambda message: log.warning("%s", message),
-    )
 
 
 #: Only a net below the trigger's own deadline: where Airflow's timeout passes first, the task counts as failed.

@@ -23,6 +23,7 @@ from airflow_batch_llm.stage.canary import CanaryJudge
 from airflow_batch_llm.stage.land.affording import Purse
 from airflow_batch_llm.stage.land.finishing import Finished, Finisher
 from airflow_batch_llm.stage.land.followup import FollowUp
+from airflow_batch_llm.stage.land.ledger import Ledger
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan
@@ -32,6 +33,9 @@ from airflow_batch_llm.stage.round import LOOK_AGAIN_SECONDS, OpenRound, Round
 
 #: The provider's own window, and time to land what came in its last minute.
 _AFTER_WINDOW_SECONDS = 7200.0
+
+#: Seconds past its deadline after which a run counts as abandoned.
+ABANDONED_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +129,10 @@ class Generation:
                 current = idle._round(plan, deadline, scratch)
                 if current.advance() is not None:
                     return
+                is_new = self.folder.read_published(plan.round) is None
                 self._publish(current)
+                if is_new:
+                    Ledger(parts=self.parts).update(self.folder)
 
     def drive(self) -> Pause | None:
         """Send what may be sent of the first round, and land nothing. None: all its batches have ended."""
@@ -166,6 +173,7 @@ class Generation:
                 span = self.parts.provider.limits.window_seconds + _AFTER_WINDOW_SECONDS
             end = {"at": self.parts.clock() + span, "max_tries": self.max_tries}
             RunIndex(workspace=self.parts.workspace).begin(self.folder, end["at"])
+            Ledger(parts=self.parts).expect(self.folder, self.parts.clock() + span + ABANDONED_SECONDS)
             self.folder.add_deadline(orjson.dumps(end))
             records = [orjson.loads(data) for data in self.folder.deadlines()]
         return float(records[-1]["at"])
@@ -243,6 +251,7 @@ class Generation:
 
     def _give_up(self, current: Round, why: str) -> NoReturn:
         current.publish()
+        Ledger(parts=self.parts).update(self.folder)
         raise DeadlinePassed(
             f"The run's time is over and {why}. What had been fetched has landed. Clear the task to wait on with a new"
             " deadline; nothing will be sent twice. To end what is running, use `airflow-batch-llm cancel`."

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from socket import gethostname
@@ -33,6 +33,16 @@ def _silent(message: str) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UsageTable:
+    """A ledger: the table, and how its database is reached. The connection may not even exist before it is used."""
+
+    name: str
+    book: str
+    """Text that tells this table from others of the workspace's runs, such as its connection and its name."""
+    opened: Callable[[], AbstractContextManager[Warehouse]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """The rooms that meet in a stage. The clock and the sleep are parts, so that tests can move time."""
 
@@ -43,6 +53,8 @@ class Parts:
     spool: Path
     deployment: str = ""
     """Name of this deployment among those that share the workspace. Default: there is only one."""
+    usage: UsageTable | None = None
+    """The ledger that runs are written to. Default: none is kept."""
     by: Doer = field(default_factory=lambda: Doer(host=gethostname()))
     """Who works, for the records of the run. Default: the name of this machine alone."""
     clock: Callable[[], float] = time.time

@@ -10,9 +10,10 @@ from airflow_batch_llm.core.printing import counted, share, verb
 from airflow_batch_llm.core.settings import Pace, Stage
 from airflow_batch_llm.errors import BatchLLMError, InputError, TargetError
 from airflow_batch_llm.providers.routed import connections
-from airflow_batch_llm.stage.generation import Generation, Pause
+from airflow_batch_llm.stage.generation import ABANDONED_SECONDS, Generation, Pause
 from airflow_batch_llm.stage.land.deleting import delete_copies
 from airflow_batch_llm.stage.land.finishing import Finished, Finisher
+from airflow_batch_llm.stage.land.ledger import Ledger
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.planning import Planner, described
 from airflow_batch_llm.stage.records.folder import RunFolder
@@ -34,9 +35,6 @@ def keep_little() -> None:
 
 
 __all__ = ["Pause", "Run"]
-
-#: Seconds past its deadline after which a run counts as abandoned.
-_ABANDONED_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +100,8 @@ class Run:
         self._tell_of_earlier_releases(self.stage.target)
         for swept in sweep_loose(self.parts):
             delete_copies(self.parts, swept)
+            if swept.read_report() is not None:
+                Ledger(parts=self.parts).settle(swept)  # what a stray has cost may be known only now
         planner = Planner(stage=self.stage, parts=self.parts, folder=folder, max_tries=self.max_tries)
         plan = planner.plan()
         self._refuse_faster(folder, plan)
@@ -186,7 +186,7 @@ class Run:
             try:
                 if self._is_given_up(folder, plan):
                     self._cancel_given_up(folder)
-                if self.parts.clock() >= other.deadline() + _ABANDONED_SECONDS:
+                if self.parts.clock() >= other.deadline() + ABANDONED_SECONDS:
                     other.advance()
                 elif not other.is_at_provider():
                     other.land()

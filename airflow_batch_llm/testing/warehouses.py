@@ -12,6 +12,7 @@ from airflow_batch_llm.testing.warehouse_processes import SharesWithProcesses
 from airflow_batch_llm.testing.warehouse_reads import KnowsKeys, ReadsRows
 from airflow_batch_llm.testing.warehouse_reviews import ReviewsDeadRows
 from airflow_batch_llm.testing.warehouse_shapes import KeepsRules, ShapesTables
+from airflow_batch_llm.testing.warehouse_usage import WritesLedgers
 from airflow_batch_llm.testing.warehouse_writes import MergesAnswers
 
 __all__ = ["WarehouseContract"]
@@ -25,6 +26,7 @@ class WarehouseContract(
     KnowsKeys,
     CarriesColumns,
     ReviewsDeadRows,
+    WritesLedgers,
     SharesWithProcesses,
 ):
     """Everything that an adapter promises. Every case starts from an empty database."""

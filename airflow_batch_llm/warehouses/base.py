@@ -272,6 +272,17 @@ class KeepsReviews(Protocol):
 
 
 @runtime_checkable
+class WritesUsage(Protocol):
+    """Can keep a ledger: a table of what runs have spent, which no stage reads or merges into."""
+
+    def write_usage(self, table: str, rows: pa.RecordBatch) -> None:
+        """Replace the rows that have these ids, and add the others. The table is created, and extended, if need be.
+
+        `rows` have the columns of `usage.USAGE_COLUMNS`. Written again: the same table.
+        """
+
+
+@runtime_checkable
 class SharesFile(Protocol):
     """Has one writer at a time, for the whole database: the source is read to its end and let go before anything is written."""
 

@@ -48,7 +48,7 @@ def test_the_run_folder_records_which_task_on_which_host_by_which_connection_sen
     world: World, run: Run
 ) -> None:
     with DAG("audited", schedule=None) as dag:
-        transform(deferrable=True)
+        transform(deferrable=True, owner="support", usage_table="{{ dag.dag_id }}_usage")
 
     done = run(dag)
 
@@ -58,6 +58,8 @@ def test_the_run_folder_records_which_task_on_which_host_by_which_connection_sen
     sender = {"dag_id": "audited", "task_id": "label", "run_id": done.run_id, "host": gethostname()}
     assert batch.sent_by.items() >= {**sender, "conn_id": "anthropic_default"}.items()
     assert batch.sent_by["try_number"] >= 1
+    (ledger,) = world.query("SELECT dag_id, task_id, dag_run_id, team, requests, usd > 0 FROM audited_usage")
+    assert ledger == ("audited", "label", done.run_id, "support", len(TICKETS), True)
 
 
 def test_the_log_tells_of_rows_dollars_and_times_and_of_no_http_requests(world: World, run: Run) -> None:
@@ -91,11 +93,16 @@ def test_the_same_rows_by_another_connection_are_not_paid_again(
     world: World, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_OTHER", os.environ["AIRFLOW_CONN_ANTHROPIC_DEFAULT"])
+    monkeypatch.setenv("AIRFLOW__BATCH_LLM__USAGE_TABLE", "usage")
+    monkeypatch.setenv("AIRFLOW__BATCH_LLM__USAGE_CONN_ID", "nowhere")
     with DAG("usual", schedule=None) as usual:
         transform()
     with DAG("other", schedule=None) as other:
         transform(llm_conn_id="other")
-    run(usual)
+    with told() as log:
+        run(usual)
+    assert log.warns("could not be written to usage; the next run with this ledger writes it.")
+    assert log.warns("nowhere")
 
     done = run(other)
 

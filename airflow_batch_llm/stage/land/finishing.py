@@ -22,6 +22,7 @@ from airflow_batch_llm.errors import CanaryFailed, InputError, ProviderError, Qu
 from airflow_batch_llm.stage.canary import CanaryJudge
 from airflow_batch_llm.stage.land.collecting import Collector
 from airflow_batch_llm.stage.land.deleting import VendorCopies
+from airflow_batch_llm.stage.land.ledger import Ledger
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
@@ -141,6 +142,7 @@ class Finisher:
         if days is not None:
             registers.add_due(self.folder, (stored.about.completed_at or 0.0) + days * 86_400)
         VendorCopies(parts=self.parts, folder=self.folder, first=self.first).delete()
+        Ledger(parts=self.parts).settle(self.folder)
         return stored
 
     def _sweep(self) -> bool:

@@ -3,6 +3,7 @@
 <run>/g1/plan.json  plans/<nonce>/0007.requests.jsonl  plans/<nonce>/0007.keys.parquet  rounds/2.json
          journal/0007/0001.json …  results/<batch>.jsonl  landed/0007.json  strays/<batch>.json  deadline/0001.json
          cancelled/0001.json  canary.json  reviewed/0001.json  report.json  erased/<nonce>-0007/0001.json …  deleted/<batch>.json
+         ledger/<hash>-0.json
 """
 
 import hashlib
@@ -18,6 +19,7 @@ import orjson
 from airflow_batch_llm.core.journal import Doer, Entry
 from airflow_batch_llm.store import Block, Workspace
 
+_GENERATION = re.compile(r"g([0-9]+)")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.=-]")
 _GENERATION = re.compile(r"g([0-9]+)")
 
@@ -220,6 +222,26 @@ class RunFolder:
 
     def create_stray(self, batch_id: str, data: bytes) -> bool:
         return self.workspace.create(self._stray(batch_id), data)
+
+    def stray_names(self) -> list[str]:
+        """List the files of strays whose cost is recorded."""
+        return sorted(self.workspace.names(self._at("strays")))
+
+    def read_stray_file(self, name: str) -> bytes | None:
+        return self.workspace.read(self._at("strays", name))
+
+    # Notes that the run is in a ledger, with so many strays.
+
+    def is_in_ledger(self, book: str, strays: int) -> bool:
+        return self.workspace.read(self._in_ledger(book, strays)) is not None
+
+    def note_in_ledger(self, book: str, strays: int) -> None:
+        self.workspace.create(self._in_ledger(book, strays), b"{}")
+
+    def _in_ledger(self, book: str, strays: int) -> str:
+        return self._at(
+            "ledger", f"{hashlib.blake2b(book.encode(), digest_size=8).hexdigest()}-{strays}.json"
+        )
 
     def _stray(self, batch_id: str) -> str:
         return self._at("strays", f"{safe_name(batch_id)}.json")

@@ -5,6 +5,7 @@
     .registers/tickets/<hash>/<number>/      the planners on a target, in their order
     .registers/loose/<provider>/<run>.json   finished runs that may still have something at the provider
     .registers/due/<epoch>-<run>.json        runs whose prompts and answers are to be deleted after a time
+    .registers/ledgers/<hash>/<epoch>-<run>.json   runs that a ledger lacks, to be written after a time
     .registers/watchers/<hash>.json          hashes of what an asset's watcher has reported
 
 A register is a help, never the truth about a run: that is its journal. A name that is missing costs a look, no money.
@@ -15,7 +16,7 @@ earlier layout have the registers at their root: these are read and emptied, but
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +33,7 @@ _ENTRY = re.compile(r"(?:[0-9]{12}-)?[0-9a-f]{16}\.json")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Due:
-    """A run whose payloads are to be deleted."""
+    """A run for which something is to be done at a time: to delete its payloads, or to write its spending."""
 
     name: str
     folder: RunFolder
@@ -101,6 +102,26 @@ class Registers:
     def drop_due(self, due: Due) -> None:
         self._drop(f"due/{due.name}")
 
+    def add_unwritten(self, book: str, folder: RunFolder, at: float) -> None:
+        """The run may be written to this ledger by any run at this time."""
+        self._add(f"{_ledger(book)}/{int(at):012d}-{_entry(folder)}", folder.run_id)
+
+    def unwritten(self, book: str, now: float) -> Iterator[Due]:
+        """Yield the runs that are to be written to a ledger, the one that has waited longest first."""
+        for name in sorted(self.workspace.names(f"{_ROOT}{_ledger(book)}")):
+            if int(name.partition("-")[0]) > now:
+                break
+            data = self.workspace.read(f"{_ROOT}{_ledger(book)}/{name}")
+            if data is not None:
+                yield Due(name=name, folder=self.folder(data.decode()))
+
+    def drop_unwritten(self, book: str, folders: Sequence[RunFolder]) -> None:
+        """Note that these runs are written, whenever that was due."""
+        entries = {_entry(folder) for folder in folders}
+        for name in self.workspace.names(f"{_ROOT}{_ledger(book)}"):
+            if name.partition("-")[2] in entries:
+                self.workspace.delete(f"{_ROOT}{_ledger(book)}/{name}")
+
     def watermark(self, watcher: str) -> bytes | None:
         """Read what a watcher has reported. Returns None if it has reported nothing."""
         return self.workspace.read(_watermark(watcher))
@@ -166,6 +187,10 @@ class Registers:
 
 def _watermark(watcher: str) -> str:
     return f"{_ROOT}watchers/{watcher}.json"
+
+
+def _ledger(book: str) -> str:
+    return f"ledgers/{_short(book)}"
 
 
 def _targets(target: str) -> str:

@@ -14,6 +14,7 @@ from airflow_batch_llm.warehouses.bigquery.connection import TableName, quoted
 from airflow_batch_llm.warehouses.bigquery.registration import DIALECT
 from airflow_batch_llm.warehouses.bigquery.types import gathered
 from airflow_batch_llm.warehouses.reviews import TAKEN_OVER
+from airflow_batch_llm.warehouses.usage import USAGE_COLUMNS, USAGE_KEY
 
 #: In a staged row: true for an answer, false for a failure.
 GOOD = "_llm_good"
@@ -250,6 +251,23 @@ def review_changes(tables: BigQueryTables, review: TableName, within: str | None
             f"WHERE F._llm_dead AND NOT EXISTS (SELECT 1 FROM {review.quoted} AS R WHERE {same_key(key, 'R', 'F')})"
         ),
     ]
+
+
+def usage_merge(table: TableName, rows: int) -> str:
+    """Return the MERGE of so many rows of a ledger. Their values are the parameters `r<row>c<column>`."""
+    names = USAGE_COLUMNS.names
+    values = [
+        ", ".join(f"@r{row}c{place} AS {quoted(name)}" for place, name in enumerate(names))
+        for row in range(rows)
+    ]
+    source = "\nUNION ALL ".join(f"SELECT {listed}" for listed in values)
+    sets = ", ".join(f"{quoted(name)} = S.{quoted(name)}" for name in names if name != USAGE_KEY)
+    return (
+        f"MERGE INTO {table.quoted} AS T USING ({source}) AS S\nON T.{quoted(USAGE_KEY)} = S.{quoted(USAGE_KEY)}\n"
+        f"WHEN MATCHED THEN UPDATE SET {sets}\n"
+        f"WHEN NOT MATCHED THEN INSERT ({', '.join(map(quoted, names))}) "
+        f"VALUES ({', '.join(f'S.{quoted(name)}' for name in names)})"
+    )
 
 
 def trials(tables: BigQueryTables) -> list[str]:

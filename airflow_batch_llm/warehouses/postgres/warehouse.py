@@ -42,6 +42,12 @@ from airflow_batch_llm.warehouses.reviews import review_preparation, review_refr
 from airflow_batch_llm.warehouses.staging import forgotten, is_staged_table, not_staged, run_token
 from airflow_batch_llm.warehouses.statements import Statements
 from airflow_batch_llm.warehouses.target import required_columns
+from airflow_batch_llm.warehouses.usage import (
+    USAGE_KEY,
+    usage_insertion,
+    usage_preparation,
+    usage_removal,
+)
 
 if TYPE_CHECKING:
     from psycopg import Connection, ConnectionInfo, RawCursor
@@ -210,6 +216,22 @@ class PostgresWarehouse:
 
     def read_reviews(self, target: Target) -> pa.RecordBatchReader:
         return self.read(reviewed(target, self._statements))
+
+    def write_usage(self, table: str, rows: pa.RecordBatch) -> None:
+        plain = plain_batch(rows, frozenset({USAGE_KEY}), DIALECT)
+        values = list(zip(*(column.to_pylist() for column in plain.columns), strict=True))
+        with self._transaction() as cursor:
+            cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", [DIALECT.table(table)])
+            found = table_of(cursor, table, [USAGE_KEY])
+            present = None if found is None else found.columns
+            for statement in usage_preparation(table, present, self._statements):
+                cursor.execute(statement)
+            removal, insertion = (
+                usage_removal(table, self._statements),
+                usage_insertion(table, self._statements),
+            )
+            cursor.executemany(DIALECT.with_parameters(removal), [row[:1] for row in values])
+            cursor.executemany(DIALECT.with_parameters(insertion), values)
 
     @contextmanager
     def _reviewing(self, target: Target) -> Iterator["RawCursor[Any]"]:

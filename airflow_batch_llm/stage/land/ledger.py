@@ -1,0 +1,213 @@
+"""The ledger: what each run has spent, in one row for each round and route, in a table of the user's.
+
+The rows follow from the run folder alone, so they may be written at any time, by any process, again. A run never fails
+because they cannot be written: the workspace notes it, and the next run with the same ledger writes them.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+import pyarrow as pa
+
+from airflow_batch_llm.core.model import Outcome
+from airflow_batch_llm.core.report import Report
+from airflow_batch_llm.core.request import canonical, digest
+from airflow_batch_llm.core.value import plain
+from airflow_batch_llm.errors import BatchLLMError, InputError, WarehouseError
+from airflow_batch_llm.stage.parts import Parts, UsageTable
+from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.records.plan import Plan, PlannedRoute, PlannedShard
+from airflow_batch_llm.stage.records.registers import Due, Registers
+from airflow_batch_llm.stage.records.standings import ShardResult, read_rounds
+from airflow_batch_llm.stage.send.sweeping import Stray
+from airflow_batch_llm.warehouses.base import WritesUsage
+from airflow_batch_llm.warehouses.usage import USAGE_COLUMNS, USAGE_KEY
+
+#: Records read at once: each takes its time in object storage.
+_READERS = 8
+
+#: Runs of others that one run writes, so that a long outage does not delay the work.
+_RUNS_AT_ONCE = 50
+
+#: The parts of a spec that its prompt version stands for.
+_PROMPT = ("prompt", "prompt_params", "system_prompt")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ledger:
+    """Keeps the ledger of one process's runs. Without a table it does nothing."""
+
+    parts: Parts
+
+    def expect(self, folder: RunFolder, at: float) -> None:
+        """Note, before anything is sent, that others may write this run at this time if nobody else has."""
+        if self.parts.usage is not None:
+            self._registers.add_unwritten(self.parts.usage.book, folder, at)
+
+    def settle(self, folder: RunFolder) -> None:
+        """Write a run that has ended, once, and the runs that others have left to write."""
+        table = self.parts.usage
+        if table is None:
+            return
+        try:
+            strays = len(folder.stray_names())
+            if folder.is_in_ledger(table.book, strays):
+                return
+            due = self._due(table, folder)
+            self._write(table, [folder, *(one.folder for one in due)])
+            folder.note_in_ledger(table.book, strays)
+            self._registers.drop_unwritten(table.book, [folder, *(one.folder for one in due)])
+        except Exception as error:  # noqa: BLE001 - what is paid for must not fail for the sake of its bill
+            self._postpone(table, folder, error)
+
+    def update(self, folder: RunFolder) -> None:
+        """Write what a run has spent so far. It is written again when the run ends."""
+        table = self.parts.usage
+        if table is None:
+            return
+        try:
+            self._write(table, [folder])
+        except Exception as error:  # noqa: BLE001 - as above
+            self._postpone(table, folder, error)
+
+    @property
+    def _registers(self) -> Registers:
+        return Registers(workspace=self.parts.workspace)
+
+    def _due(self, table: UsageTable, but: RunFolder) -> list[Due]:
+        found = self._registers.unwritten(table.book, self.parts.clock())
+        return [due for due in found if due.folder.path != but.path][:_RUNS_AT_ONCE]
+
+    def _write(self, table: UsageTable, folders: Sequence[RunFolder]) -> None:
+        rows = [row for folder in folders for row in usage_rows(folder)]
+        if rows:
+            try:
+                write_rows(table, rows)
+            except WarehouseError:  # of two that create the table at once, one is refused
+                write_rows(table, rows)
+
+    def _postpone(self, table: UsageTable, folder: RunFolder, error: Exception) -> None:
+        told = error.in_full if isinstance(error, BatchLLMError) else f"{type(error).__name__}."
+        self.parts.warn(
+            f"The spending of {folder.path} could not be written to {table.name}; the next run with this ledger writes"
+            f" it. {told}"
+        )
+        with suppress(BatchLLMError):  # `usage --rebuild` finds it
+            self._registers.add_unwritten(table.book, folder, self.parts.clock())
+
+
+def write_rows(table: UsageTable, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows to a ledger. Raises `InputError` if its database keeps none."""
+    with table.opened() as warehouse:
+        if not isinstance(warehouse, WritesUsage):
+            raise InputError(
+                f"{type(warehouse).__name__} keeps no ledger. Name the connection of another database in usage_conn_id."
+            )
+        warehouse.write_usage(table.name, pa.RecordBatch.from_pylist(list(rows), schema=USAGE_COLUMNS))
+
+
+def usage_rows(folder: RunFolder) -> list[dict[str, Any]]:
+    """Return the rows of one generation of a run, as far as its answers have landed."""
+    rounds = list(read_rounds(folder))
+    landed = _landed(folder, [shard for plan in rounds for shard in plan.shards])
+    strays = [stray for stray in _strays(folder) if not _is_landed(stray, landed)]
+    rows = []
+    for plan in rounds:
+        span = _span(folder, plan)
+        for label, shards in _by_label(plan).items():
+            results = [landed[shard.number] for shard in shards if shard.number in landed]
+            if results:
+                numbers = {shard.number for shard in shards}
+                extra = [stray for stray in strays if stray.shard in numbers]
+                rows.append(
+                    _identity(folder, rounds[0], plan, plan.route(shards[0]), label)
+                    | _amounts(sum((one.report for one in results), Report()), extra)
+                    | span
+                )
+    return rows
+
+
+def _landed(folder: RunFolder, shards: Sequence[PlannedShard]) -> dict[int, ShardResult]:
+    with ThreadPoolExecutor(max_workers=_READERS) as pool:
+        read = pool.map(lambda shard: (shard.number, folder.read_landed(shard.number)), shards)
+        return {number: ShardResult.from_json(data) for number, data in read if data is not None}
+
+
+def _strays(folder: RunFolder) -> Iterator[Stray]:
+    found = (folder.read_stray_file(name) for name in folder.stray_names())
+    return (Stray.from_json(data) for data in found if data is not None)
+
+
+def _is_landed(stray: Stray, landed: Mapping[int, ShardResult]) -> bool:
+    """Return whether the cost of a stray is in the result of its shard already."""
+    return stray.shard in landed and stray.batch_id in landed[stray.shard].batches
+
+
+def _by_label(plan: Plan) -> dict[str, list[PlannedShard]]:
+    """Return the shards by the name of their route. A canary has one of its own: it may be asked in another way."""
+    shards: dict[str, list[PlannedShard]] = {}
+    for shard in plan.shards:
+        route = plan.route(shard)
+        label = f"{route.name} (canary)" if shard in plan.canary else route.name
+        shards.setdefault(label, []).append(shard)
+    return shards
+
+
+def _identity(folder: RunFolder, first: Plan, plan: Plan, route: PlannedRoute, label: str) -> dict[str, Any]:
+    """Return who asked, and what. The first planner is the one who asked: others may only have ended the run."""
+    by = first.planned_by
+    return {
+        USAGE_KEY: digest(canonical([first.deployment, folder.run_id, plan.round, label])),
+        "run_id": folder.run_id,
+        "round": plan.round,
+        "route": label,
+        "deployment": first.deployment or None,
+        "team": by.get("team"),
+        "dag_id": by.get("dag_id"),
+        "task_id": by.get("task_id"),
+        "dag_run_id": by.get("run_id"),
+        "map_index": by.get("map_index"),
+        "try_number": by.get("try_number"),
+        "provider": plan.vendor(route),
+        "model": route.call.model,
+        "way": route.way.value,
+        "target": plan.target.table,
+        "spec_hash": route.spec_hash,
+        "prompt_version": digest(canonical(plain({name: plan.spec.get(name) for name in _PROMPT})))[:12],
+    }
+
+
+def _amounts(report: Report, strays: Sequence[Stray]) -> dict[str, Any]:
+    stray = math.fsum(one.cost or 0.0 for one in strays)
+    usage, spent, outcomes = report.usage, report.spent, Counter(report.outcomes)
+    cost = spent.cost + stray
+    return {
+        **{f"rows_{outcome.value}": outcomes[outcome] for outcome in Outcome},
+        "requests": report.requests,
+        **usage._asdict(),
+        "usd": cost,
+        "list_usd": spent.list_cost,
+        "saved_usd": spent.list_cost - cost,
+        "stray_usd": spent.stray_cost + stray,
+        "unpriced": spent.unpriced + sum(one.unpriced for one in strays),
+        "maybe_twice": report.maybe_twice,
+        "waited_seconds": report.durations.queued + report.durations.running,
+    }
+
+
+def _span(folder: RunFolder, plan: Plan) -> dict[str, Any]:
+    """Return when a round began, and when it was merged. None: it has not been yet."""
+    before = folder.read_published(plan.round - 1) if plan.round > 1 else None
+    began = plan.planned_at if before is None else orjson.loads(before)["at"]
+    merged = folder.read_published(plan.round)
+    return {
+        "started_at": datetime.fromtimestamp(began, UTC),
+        "ended_at": None if merged is None else datetime.fromtimestamp(orjson.loads(merged)["at"], UTC),
+    }
