@@ -1,5 +1,6 @@
 """Judge a run's canary: the few requests that are asked before all others."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
@@ -18,7 +19,7 @@ class Ruling(StrEnum):
     """Choose whether the rest of a run is sent after its canary."""
 
     GO = "go"
-    """The rest is sent."""
+    """The rest is sent, or what fits into the budget of it."""
     BAD_ANSWERS = "bad_answers"
     """The rest is not sent: too few of the canary's answers are good."""
     OVER_BUDGET = "over_budget"
@@ -36,6 +37,8 @@ class CanaryVerdict:
     """The canary in numbers: rows, good rows, requests, mean tokens of a request and dollars."""
     estimates: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     """Estimates by the number of a route, from the tokens that were measured."""
+    left_out: tuple[int, ...] = ()
+    """The numbers of the shards that do not fit into the budget, and are not sent. Default: all are sent."""
 
     @property
     def goes(self) -> bool:
@@ -51,7 +54,10 @@ class CanaryVerdict:
         """From the run folder."""
         fields = orjson.loads(data)
         estimates = {int(number): one for number, one in fields["estimates"].items()}
-        return cls(**{**fields, "ruling": Ruling(fields["ruling"]), "estimates": estimates})
+        left_out = tuple(fields.get("left_out", ()))
+        return cls(
+            **{**fields, "ruling": Ruling(fields["ruling"]), "estimates": estimates, "left_out": left_out}
+        )
 
 
 def judge_answers(report: Report, min_success_ratio: float, samples: Sequence[str] = ()) -> Verdict:
@@ -78,12 +84,13 @@ class RouteSample:
     def estimates(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the estimates of the canary's route and of the route itself, as a plan holds them."""
         own = _estimate(self.asked, self._priced, self.usage, self.cost if self._priced else None)
-        one = self._per_request()
+        one = self.per_request
         rest = _estimate(self.rest, self._priced, self.usage, None if one is None else one * self.rest)
         told = f"Tokens are the mean of {counted(self.asked, 'request')} of the canary."
         return own, {**rest, "assumptions": [told]}
 
-    def _per_request(self) -> float | None:
+    @property
+    def per_request(self) -> float | None:
         """Return the dollars of one more request: what one of the canary has cost, at the price of the other way."""
         if not self._priced:
             return None
@@ -136,3 +143,35 @@ def _too_much(requests: int, whose: str, dollars: float, most: str) -> str:
         f"{counted(requests, 'request')}{whose} {verb(requests, 'is', 'are')} estimated at ${dollars:,.4f} by the tokens of"
         f" the canary's answers, above {most}. Raise max_cost_usd, or lower max_rows."
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestOfRoute:
+    """The shards of one route that would follow the canary, in their order, and what they may cost."""
+
+    shards: Sequence[tuple[int, int]]
+    """The number and the requests of each."""
+    per_request: float | None
+    """Dollars of one request. None: not known, and then all fit."""
+    left: float | None
+    """Dollars that the route may still cost. None: only the run's budget counts."""
+
+
+def beyond_budget(routes: Sequence[RestOfRoute], left: float | None) -> tuple[int, ...]:
+    """Return the numbers of the shards that do not fit into what is left of the budgets.
+
+    The routes are served in their order, and the first shard of a route that does not fit ends it. `left` is that of the run.
+    """
+    beyond: list[int] = []
+    for route in routes:
+        mine = math.inf if route.left is None else route.left
+        is_full = False
+        for number, requests in route.shards:
+            cost = requests * (route.per_request or 0.0)
+            is_full = is_full or cost > min(mine, math.inf if left is None else left)
+            if is_full:
+                beyond.append(number)
+                continue
+            mine -= cost
+            left = None if left is None else left - cost
+    return tuple(beyond)

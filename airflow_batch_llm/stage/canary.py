@@ -4,7 +4,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_batch_llm.core.canary import CanaryVerdict, RouteSample, Ruling, judge_answers, over_budget
+from airflow_batch_llm.core.canary import (
+    CanaryVerdict,
+    RestOfRoute,
+    RouteSample,
+    Ruling,
+    beyond_budget,
+    judge_answers,
+    over_budget,
+)
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.core.printing import counted, verb
@@ -12,7 +20,7 @@ from airflow_batch_llm.core.report import Report, Verdict
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan
-from airflow_batch_llm.stage.records.standings import ShardResult, read_judged, read_landed
+from airflow_batch_llm.stage.records.standings import ShardResult, read_judged, read_landed, ruled
 
 #: Numbers of a forecast that a measured one leaves out: it has no low and no high end.
 _ENDS = frozenset({"usd_low", "usd_high"})
@@ -39,7 +47,7 @@ class CanaryJudge:
         verdict = self._stored()
         if verdict is None:
             return {}
-        counts = self.plan if verdict.goes else self.plan.stopped()
+        counts = ruled(self.plan, verdict)
         forecast = self.plan.measured(verdict.estimates).forecast()
         return {
             **verdict.asked,
@@ -71,10 +79,36 @@ class CanaryJudge:
             asked, rest = sample.estimates()
             estimates |= {len(self._own) + number: asked, number: rest}
         why = over_budget(list(samples.values()), self._unmeasured(samples), self.plan.limits.max_cost_usd)
+        left_out: tuple[int, ...] = ()
         ruling = Ruling.OVER_BUDGET if why else Ruling.GO
+        if why and self.plan.sends_what_fits:
+            left_out = self._left_out(samples, total.spent.cost)
+            if len(left_out) < len(self.plan.shards) - len(self.plan.canary):
+                ruling = Ruling.GO
         if not self._answers(landed).passed:
             ruling, why = Ruling.BAD_ANSWERS, ""
-        return CanaryVerdict(ruling=ruling, why=why, asked=_asked(total), estimates=estimates)
+        if ruling is not Ruling.GO:
+            left_out = ()
+        return CanaryVerdict(
+            ruling=ruling, why=why, asked=_asked(total), estimates=estimates, left_out=left_out
+        )
+
+    def _left_out(self, samples: Mapping[int, RouteSample], spent: float) -> tuple[int, ...]:
+        """Return the shards beyond the budget. The stage's own route, the first, comes last."""
+        rests = []
+        for number in (*self._own[1:], 0):
+            route = self.plan.routes[number]
+            part, paid = route.part(1), samples[number].cost if number in samples else 0.0
+            rest = RestOfRoute(
+                shards=[
+                    (shard.number, shard.requests) for shard in self.plan.shards if shard.route == number
+                ],
+                per_request=samples[number].per_request if number in samples else part and part["expected"],
+                left=None if route.max_cost_usd is None else route.max_cost_usd - paid,
+            )
+            rests.append(rest)
+        most = self.plan.limits.max_cost_usd
+        return beyond_budget(rests, None if most is None else most - spent)
 
     def _landed(self) -> dict[int, ShardResult]:
         return {shard.number: read_landed(self.folder, shard.number) for shard in self.plan.canary}
@@ -128,13 +162,21 @@ class CanaryJudge:
 
     def _told(self, verdict: CanaryVerdict) -> str:
         """Say that the rest is sent, and what it is expected to cost now."""
-        before, after = (plan.dollars for plan in (self.plan, self.plan.measured(verdict.estimates)))
+        counts = ruled(self.plan, verdict)
+        before, after = self.plan.dollars, counts.dollars
         cost = "an unknown amount" if after is None else f"about ${after:,.4f}"
         guess = "" if before is None else f" instead of ${before:,.4f}"
         return (
             f"The canary has passed. {self._answers(self._landed()).reason} It cost ${verdict.asked['usd']:,.4f}. By its"
-            f" tokens the run takes {cost}{guess}. The rest is sent."
+            f" tokens the run takes {cost}{guess}. {self._sent(verdict, counts)}"
         )
+
+    def _sent(self, verdict: CanaryVerdict, counts: Plan) -> str:
+        if not verdict.left_out:
+            return "The rest is sent."
+        rows = self.plan.rows - counts.rows
+        left = f"{counted(rows, 'row')} {verb(rows, 'is', 'are')} left to the next run"
+        return f"The rest is sent as far as it fits, and {left}. {verdict.why}"
 
 
 def _total(landed: Iterable[ShardResult]) -> Report:

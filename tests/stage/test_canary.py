@@ -4,7 +4,7 @@ import pytest
 
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.report import Report, to_xcom
-from airflow_batch_llm.core.settings import Canary, Escalation, Route
+from airflow_batch_llm.core.settings import Canary, Escalation, Route, Source
 from airflow_batch_llm.errors import BudgetExceeded, CanaryFailed, InputError
 from airflow_batch_llm.stage.erase.erasing import Erasure, Options
 from airflow_batch_llm.stage.erase.person import Person
@@ -83,10 +83,7 @@ def test_the_share_of_good_answers_that_is_enough_is_the_canarys_own(openai: Ben
     assert (loose.report.canary["ruling"], loose.report.canary["succeeded"]) == ("go", 18)
 
 
-@pytest.mark.parametrize("change", [{}, {"on_over_budget": "partial"}])
-def test_answers_that_are_longer_than_guessed_end_the_run_before_the_budget_is_gone(
-    openai: Bench, change: dict[str, object]
-) -> None:
+def test_answers_that_are_longer_than_guessed_end_the_run_before_the_budget_is_gone(openai: Bench) -> None:
     bench = openai
     bench.world.make_tickets(ROWS)
     guess = bench.complete("dag/task/plan", plan_only=True, canary=SIZE)
@@ -95,7 +92,7 @@ def test_answers_that_are_longer_than_guessed_end_the_run_before_the_budget_is_g
     most = guess.report.estimate["usd"] * 1.2
     bench.world.simulator.turn(reasoning_tokens=100)
 
-    done = bench.complete(canary=SIZE, max_cost_usd=most, **change)
+    done = bench.complete(canary=SIZE, max_cost_usd=most)
 
     said = failed(done)
     assert (
@@ -105,6 +102,47 @@ def test_answers_that_are_longer_than_guessed_end_the_run_before_the_budget_is_g
     assert (paid(bench), done.report.spent.cost < most) == ({"now": SIZE}, True)
     assert done.report.canary["ruling"] == "over_budget"
     assert done.report.final == {Outcome.SUCCEEDED: SIZE}
+
+
+def test_what_fits_by_the_canarys_tokens_is_sent_where_a_part_is_wanted(openai: Bench) -> None:
+    bench = openai
+    bench.world.make_tickets(ROWS)
+    bench.world.ask("CREATE TABLE known AS SELECT * FROM tickets WHERE id < 40")
+    bench.complete("dag/task/known", source=Source(table="known"))
+    bench.world.ask("UPDATE tickets SET body = body || '!' WHERE id % 3 = 0")
+    bench.world.ask("ALTER TABLE tickets ADD COLUMN how VARCHAR")
+    bench.world.ask("UPDATE tickets SET how = 'strong' WHERE id % 10 = 0")
+    strong = Route(model_id=f"openai:{OTHER_MODELS['openai']}", max_cost_usd=1.0)
+    given = {
+        "canary": SIZE,
+        "on_over_budget": "partial",
+        "routes": {"strong": strong},
+        "route_column": "how",
+        "min_round_time": 0,
+        "only": "changed",
+    }
+    guess = bench.complete("dag/task/plan", plan_only=True, **given).report
+    most = (guess.estimate["usd"] or 0.0) * 1.5
+    before, rows = bench.world.charged(), guess.why["new"] + guess.why["changed"]
+    bench.world.simulator.turn(reasoning_tokens=30)
+    bench.fault(kind="invalid", nth=2, rows=[3])  # the next round has numbers of its own
+
+    report = bench.complete(max_cost_usd=most, **given).report
+
+    left = report.why["postponed"]
+    assert (report.canary["ruling"], report.rounds) == ("go", 2)
+    assert 0.7 * most < report.spent.cost <= most
+    assert report.final == {Outcome.SUCCEEDED: rows - left}
+    assert (report.canary["not_sent"], report.routes["strong"].succeeded) == (left, 28)
+    assert bench.world.charged() - before == report.requests
+    assert sum(report.why.values()) == ROWS
+    assert any(
+        f"and {left} rows are left to the next run. {rows} requests are" in line for line in bench.said
+    )
+    seen = inspect(RunFolder(workspace=bench.world.workspace(), run="dag/task/run"), bench.world.clock())
+    assert (dict(seen.why), {shard.state for shard in seen.shards}) == (dict(report.why), {"merged"})
+    again = bench.complete("dag/task/again", plan_only=True, **given).report.why
+    assert again.get("new", 0) + again.get("changed", 0) == left
 
 
 def test_the_canarys_full_price_counts_against_the_budget_before_it_is_asked(openai: Bench) -> None:

@@ -133,7 +133,7 @@ class FollowUp:
         )
         outcomes: Counter[str] = Counter()
         codes: Counter[str] = Counter()
-        number = max(shard.number for shard in last.shards) + 1
+        number = self._next_number(last)
         for course, chosen in groups.items():
             draft, route = _with_route(draft, course)
             written = self._write(last, draft, chosen, route, number)
@@ -146,6 +146,12 @@ class FollowUp:
             for one in chosen:
                 self._count_replaced(last, one, outcomes, codes)
         return replace(draft, replaces={"outcomes": dict(outcomes), "codes": dict(codes)})
+
+    def _next_number(self, last: Plan) -> int:
+        """Return a number that no shard has, also none that was planned and left out after the canary."""
+        frozen = self.folder.read_plan(last.round)
+        assert frozen is not None, "the round has landed"
+        return 1 + max(shard.number for shard in Plan.from_json(frozen).shards)
 
     def _write(
         self, last: Plan, draft: Plan, chosen: list[_Chosen], route: int, number: int

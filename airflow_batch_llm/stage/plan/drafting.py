@@ -46,6 +46,10 @@ from airflow_batch_llm.stage.records.standings import read_judged, read_rounds
 from airflow_batch_llm.warehouses.base import RequiresValues, SharesFile, Target, Warehouse
 from airflow_batch_llm.warehouses.place import Place
 
+#: Where shards may be left out after a canary, a route has at least so many, if that leaves them these requests: so little of
+#: the budget stays unused.
+_PARTS, _LEAST = 20, 10
+
 
 class Outrun(BatchLLMError):
     """Another run has landed its rows and deleted its files while this planner read the source."""
@@ -220,9 +224,11 @@ class Drafting:
             bounds=self._bounds(self.resolved.own),
         )
         lost = writer.write_unsendable(spool.rows_with(Reason.UNSENDABLE)) if problems else ""
+        fits = bool(size) and self.stage.guards.on_over_budget is OverBudget.PARTIAL
+        draft = replace(draft, sends_what_fits=fits)
         return replace(
             draft,
-            shards=self._write_shards(writer, spool, allowed),
+            shards=self._write_shards(writer, spool, allowed, fits=fits),
             problems=problems,
             unsendable_sha256=lost,
             why={str(reason): count for reason, count in spool.reasons(allowed).items()},
@@ -265,18 +271,27 @@ class Drafting:
         return quote.estimate(spool.prompts(route, requests), requests)
 
     def _write_shards(
-        self, writer: ShardWriter, spool: Spool, allowed: Sequence[int]
+        self, writer: ShardWriter, spool: Spool, allowed: Sequence[int], *, fits: bool
     ) -> tuple[PlannedShard, ...]:
-        """Write the shards of each route, numbered throughout. Those of the canary come first."""
+        """Write the shards of each route, numbered throughout. Those of the canary come first.
+
+        With `fits`, those that follow the canary are small enough for leaving some of them out.
+        """
         shards: tuple[PlannedShard, ...] = ()
         own = len(self.resolved.routes)
         for route in (*range(own, len(allowed)), *range(own)):
             if requests := allowed[route]:
                 resolved = self.resolved.routes[route % own]
-                writer = replace(writer, first_number=len(shards) + 1, bounds=self._bounds(resolved))
+                bounds = self._bounds(resolved)
+                may_be_left_out = fits and route < own
+                if may_be_left_out:
+                    few = min(bounds.requests, max(_LEAST, -(-requests // _PARTS)))
+                    bounds = replace(bounds, requests=few)
+                writer = replace(writer, first_number=len(shards) + 1, bounds=bounds)
                 written = writer.write_requests(resolved.template, spool.prompts(route, requests), route)
                 rows = spool.keyed_rows(route, requests)
-                shards += writer.write_keys(written, rows, keys_schema(spool.columns))
+                written = writer.write_keys(written, rows, keys_schema(spool.columns))
+                shards += _with_reasons(spool, route, written) if may_be_left_out else written
         return shards
 
     def _tell_bad_rows(self, spool: Spool, count: int, target: Target) -> None:
@@ -331,6 +346,17 @@ class Drafting:
             f" {what}={most:g}. Nothing was sent. Raise max_cost_usd, lower max_rows, or set"
             " on_over_budget='partial' to send what fits."
         )
+
+
+def _with_reasons(spool: Spool, route: int, written: Sequence[PlannedShard]) -> tuple[PlannedShard, ...]:
+    """Return the shards of a route with their rows by reason."""
+    done, first = [], 0
+    for shard in written:
+        end = first + shard.requests
+        reasons = spool.reasons_within(route, first, end)
+        done.append(replace(shard, why={str(reason): count for reason, count in reasons.items()}))
+        first = end
+    return tuple(done)
 
 
 def required_columns(warehouse: Warehouse, target: Target) -> frozenset[str]:

@@ -163,7 +163,7 @@ class Spool:
         by_rank = sorted(range(len(ranks)), key=ranks.__getitem__)
         self._ask(f"""
             CREATE OR REPLACE TABLE sent AS
-            SELECT {SEQ}, {INPUT_HASH}::UUID AS {INPUT_HASH}, min({SEQ}) OVER same AS {_FIRST},
+            SELECT {SEQ}, {REASON}, {INPUT_HASH}::UUID AS {INPUT_HASH}, min({SEQ}) OVER same AS {_FIRST},
                    {_looked_up(by_rank, f"min({_looked_up(ranks, ROUTE)}) OVER same")} AS {ROUTE} FROM rows
             WHERE {REASON} IN ({_SENT_LIST}) AND {SEQ} NOT IN (SELECT seq FROM taken)
             WINDOW same AS (PARTITION BY {_looked_up(specs, ROUTE)}, {INPUT_HASH}::UUID) ORDER BY {SEQ}""")
@@ -203,11 +203,19 @@ class Spool:
 
     def reasons_of(self, routes: Sequence[int]) -> dict[Reason, int]:
         """Return the number of rows by reason among those that are sent by these routes."""
-        numbers = ", ".join(map(str, routes))
-        counts = self._ask(f"""
-            SELECT {REASON}, count(*) FROM rows
-            WHERE {SEQ} IN (SELECT {SEQ} FROM sent WHERE {ROUTE} IN ({numbers})) GROUP BY {REASON}""").fetchall()
-        return {Reason(why): count for why, count in counts}
+        return self._sent_reasons(f"{ROUTE} IN ({', '.join(map(str, routes))})")
+
+    def reasons_within(self, route: int, first: int, end: int) -> dict[Reason, int]:
+        """Return the number of rows by reason whose request of a route has a number from `first` to before `end`."""
+        from_row, to_row = (self._first_beyond(route, number) for number in (first, end))
+        bounds = [f"{ROUTE} = {route}", f"{_FIRST} >= {from_row}"]
+        return self._sent_reasons(
+            " AND ".join(bounds if to_row is None else [*bounds, f"{_FIRST} < {to_row}"])
+        )
+
+    def _sent_reasons(self, condition: str) -> dict[Reason, int]:
+        counts = self._ask(f"SELECT {REASON}, count(*) FROM sent WHERE {condition} GROUP BY {REASON}")
+        return {Reason(why): count for why, count in counts.fetchall()}
 
     def _beyond(self, requests: Sequence[int]) -> str:
         """Return the condition for rows whose request is beyond the number that its route sends."""

@@ -1,7 +1,8 @@
 """The frozen plan of a run. The first planner decides it once, and every later attempt follows it."""
 
 import base64
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -38,6 +39,8 @@ class PlannedShard:
     """The round in which its rows began to take this route."""
     answered: bool = False
     """Its rows have good answers by the route before, which stay unless there are better ones."""
+    why: Mapping[str, int] = field(default_factory=dict)
+    """Its rows by reason. Empty: the plan does not leave out shards after its canary."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +137,8 @@ class Plan:
     """Where the target is. None: an earlier release has planned the run."""
     canary_why: Mapping[str, int] = field(default_factory=dict)
     """The rows of the canary by reason. They are in `why`, too. Empty: there is no canary."""
+    sends_what_fits: bool = False
+    """After its canary, the shards that fit into the budget are sent. Default: all of them, or none."""
 
     def route(self, shard: PlannedShard) -> PlannedRoute:
         """Return the route of a shard."""
@@ -161,6 +166,16 @@ class Plan:
         rest = sum(self.why[reason] for reason in sent) - sum(self.canary_why.values())
         others = {reason: count for reason, count in self.why.items() if reason not in sent}
         return replace(self, shards=self.canary, why={**others, **self.canary_why, str(Reason.STOPPED): rest})
+
+    def without(self, numbers: Collection[int]) -> "Plan":
+        """Return the plan as it counts if these shards are not sent: their rows are left to the next run."""
+        why = Counter(self.why)
+        for shard in self.shards:
+            if shard.number in numbers:
+                why.subtract(shard.why)
+                why[Reason.POSTPONED] += sum(shard.why.values())
+        kept = tuple(shard for shard in self.shards if shard.number not in numbers)
+        return replace(self, shards=kept, why={str(reason): count for reason, count in why.items() if count})
 
     @property
     def is_stopped(self) -> bool:

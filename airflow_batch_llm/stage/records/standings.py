@@ -45,10 +45,12 @@ def read_sendable(folder: RunFolder, plan: Plan) -> Plan:
 
 
 def _judged(plan: Plan, data: bytes | None) -> Plan:
-    if data is None:
-        return plan
-    verdict = CanaryVerdict.from_json(data)
-    return plan.measured(verdict.estimates) if verdict.goes else plan.stopped()
+    return plan if data is None else ruled(plan, CanaryVerdict.from_json(data))
+
+
+def ruled(plan: Plan, verdict: CanaryVerdict) -> Plan:
+    """Return a plan as it counts after this verdict on its canary."""
+    return plan.measured(verdict.estimates).without(verdict.left_out) if verdict.goes else plan.stopped()
 
 
 def read_standings(folder: RunFolder, plan: Plan) -> list[tuple[PlannedShard, Standing]]:
