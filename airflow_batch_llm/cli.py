@@ -9,6 +9,7 @@ from airflow_batch_llm.commands.inspect import inspect
 from airflow_batch_llm.commands.land import land
 from airflow_batch_llm.commands.run import run
 from airflow_batch_llm.commands.runs import runs
+from airflow_batch_llm.commands.usage import usage
 from airflow_batch_llm.demo.command import demo
 from airflow_batch_llm.simulator.command import simulate
 
@@ -20,6 +21,7 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command()(runs)
+app.command()(usage)
 app.command()(inspect)
 app.command()(land)
 app.command()(cancel)

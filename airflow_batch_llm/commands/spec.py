@@ -139,6 +139,37 @@ class StageFile(_Section):
         return stage
 
 
+class LedgerFile(BaseModel):
+    """What a ledger's file must say. It may be the file of a stage, whose other fields do not matter here."""
+
+    model_config = ConfigDict(frozen=True)
+
+    usage_table: str
+    usage_warehouse: WarehouseSection | None = None  # None: the stage's own database
+    warehouse: WarehouseSection | None = None
+    workspace: str | None = None  # only to rebuild the ledger from run folders
+    deployment: str = ""
+
+    @property
+    def database(self) -> WarehouseSection:
+        """The section of the ledger's database."""
+        section = self.usage_warehouse or self.warehouse
+        if section is None:
+            raise InputError(
+                "The file names no database. Give usage_warehouse, as in `duckdb: warehouse.duckdb`."
+            )
+        return section
+
+
+def read_ledger_file(path: Path) -> LedgerFile:
+    """Return what the file says about the ledger."""
+    try:
+        return LedgerFile.model_validate(_read_fields(path))
+    except ValidationError as error:
+        said = "\n".join(f"  {_said(detail)}" for detail in error.errors(include_url=False))
+        raise InputError(f"{path} does not describe a ledger:\n{said}") from None
+
+
 def read_spec(path: Path) -> StageFile:
     """The file, checked. `InputError` names every field that does not fit, and no value."""
     given = _read_fields(path)

@@ -22,11 +22,12 @@ from airflow_batch_llm.core.request import canonical, digest
 from airflow_batch_llm.core.value import plain
 from airflow_batch_llm.errors import BatchLLMError, InputError, WarehouseError
 from airflow_batch_llm.stage.parts import Parts, UsageTable
-from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.records.folder import RunFolder, run_folders
 from airflow_batch_llm.stage.records.plan import Plan, PlannedRoute, PlannedShard
 from airflow_batch_llm.stage.records.registers import Due, Registers
 from airflow_batch_llm.stage.records.standings import ShardResult, read_rounds
 from airflow_batch_llm.stage.send.sweeping import Stray
+from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.warehouses.base import WritesUsage
 from airflow_batch_llm.warehouses.usage import USAGE_COLUMNS, USAGE_KEY
 
@@ -35,6 +36,9 @@ _READERS = 8
 
 #: Runs of others that one run writes, so that a long outage does not delay the work.
 _RUNS_AT_ONCE = 50
+
+#: Rows of one write when a ledger is rebuilt.
+_ROWS_AT_ONCE = 200
 
 #: The parts of a spec that its prompt version stands for.
 _PROMPT = ("prompt", "prompt_params", "system_prompt")
@@ -111,6 +115,24 @@ def write_rows(table: UsageTable, rows: Sequence[Mapping[str, Any]]) -> None:
                 f"{type(warehouse).__name__} keeps no ledger. Name the connection of another database in usage_conn_id."
             )
         warehouse.write_usage(table.name, pa.RecordBatch.from_pylist(list(rows), schema=USAGE_COLUMNS))
+
+
+def rebuild(table: UsageTable, workspace: Workspace, deployment: str) -> int:
+    """Write all runs of a deployment that have spent something, from their run folders. Returns their number."""
+    found, rows = 0, list[dict[str, Any]]()
+    for folder in run_folders(workspace):
+        data = folder.read_plan()
+        if data is None or Plan.from_json(data).deployment != deployment:
+            continue
+        spent = usage_rows(folder)
+        found += bool(spent)
+        rows.extend(spent)
+        if len(rows) >= _ROWS_AT_ONCE:
+            write_rows(table, rows)
+            rows.clear()
+    if rows:
+        write_rows(table, rows)
+    return found
 
 
 def usage_rows(folder: RunFolder) -> list[dict[str, Any]]:

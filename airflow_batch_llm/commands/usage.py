@@ -1,0 +1,193 @@
+"""`usage`: what runs have spent, by day, Dag, model or team, from their ledger."""
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from datetime import date, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import orjson
+import pyarrow as pa
+import typer
+
+from airflow_batch_llm.commands.exit_code import ends_with_a_code, say
+from airflow_batch_llm.commands.spec import LedgerFile, read_ledger_file
+from airflow_batch_llm.core.printing import counted, printable
+from airflow_batch_llm.core.settings import Source
+from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.stage.land.ledger import rebuild as rebuilt
+from airflow_batch_llm.stage.parts import UsageTable
+from airflow_batch_llm.store import Workspace
+from airflow_batch_llm.warehouses.base import Warehouse
+from airflow_batch_llm.warehouses.registration import SpecFile
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_WIDTH = 160  # of a table that goes to a file or a pipe
+_BAR = 24
+
+
+class By(StrEnum):
+    """What the dollars are added up by."""
+
+    DAY = "day"
+    DAG = "dag"
+    MODEL = "model"
+    TEAM = "team"
+
+
+@dataclass(slots=True, kw_only=True)
+class _Sum:
+    """The rows of one day, Dag, model or team, added up."""
+
+    name: str
+    runs: int = 0
+    rows: int = 0
+    """Good answers."""
+    requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    usd: float = 0.0
+    saved_usd: float = 0.0
+    stray_usd: float = 0.0
+    unpriced: int = 0
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Add a row of the ledger."""
+        self.rows += row["rows_succeeded"] or 0
+        for name in (
+            "requests",
+            "input_tokens",
+            "output_tokens",
+            "usd",
+            "saved_usd",
+            "stray_usd",
+            "unpriced",
+        ):
+            setattr(self, name, getattr(self, name) + (row[name] or 0))
+
+
+def usage(
+    ledger_file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="LEDGER.YAML",
+            help="A file with usage_table and usage_warehouse, such as that of a stage.",
+        ),
+    ],
+    by: Annotated[By, typer.Option("--by", help="What the dollars are added up by.")] = By.DAY,
+    since: Annotated[
+        datetime | None, typer.Option("--since", formats=["%Y-%m-%d"], help="The first day, in UTC.")
+    ] = None,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="First write all runs from the run folders of the workspace.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Show what runs have spent, from their ledger: dollars, rows, requests and tokens."""
+    with ends_with_a_code():
+        file = read_ledger_file(ledger_file)
+        beside = SpecFile(folder=ledger_file.absolute().parent, environment=os.environ)
+        if rebuild:
+            found = rebuilt(_table(file, beside), _workspace(file, beside), file.deployment)
+            say(f"{counted(found, 'run')} written to {file.usage_table}.", err=True)
+        with closing(_opened(file, beside)) as warehouse:
+            read = warehouse.read(Source(table=file.usage_table))
+            sums = _sums(_rows(read), by, None if since is None else since.date())
+    if as_json:
+        say(orjson.dumps([asdict(one) for one in sums], option=orjson.OPT_INDENT_2).decode())
+    else:
+        _show(sums, by)
+
+
+def _opened(file: LedgerFile, beside: SpecFile) -> Warehouse:
+    kind, field = file.database.chosen
+    assert kind.open_section is not None, "the section has a field for it"
+    return kind.open_section(field, beside)
+
+
+def _table(file: LedgerFile, beside: SpecFile) -> UsageTable:
+    return UsageTable(name=file.usage_table, book="", opened=lambda: closing(_opened(file, beside)))
+
+
+def _workspace(file: LedgerFile, beside: SpecFile) -> Workspace:
+    if file.workspace is None:
+        raise InputError("The file names no workspace. --rebuild reads the run folders in it.")
+    uri = file.workspace
+    return Workspace.open(uri if "://" in uri else str(beside.path(uri)), probe=False)
+
+
+def _rows(reader: pa.RecordBatchReader) -> Iterator[dict[str, Any]]:
+    for batch in reader:
+        yield from batch.to_pylist()
+
+
+def _sums(rows: Iterable[dict[str, Any]], by: By, since: date | None) -> list[_Sum]:
+    """Add rows up. Days come in their order, the others with the highest sum first."""
+    sums: dict[str, _Sum] = {}
+    runs: dict[str, set[str]] = {}
+    for row in rows:
+        day = _day(row["started_at"])
+        if since is None or day >= since:
+            name = day.isoformat() if by is By.DAY else _name(row, by)
+            sums.setdefault(name, _Sum(name=name)).add(row)
+            runs.setdefault(name, set()).add(row["run_id"])
+    for name, one in sums.items():
+        one.runs = len(runs[name])
+    found = sorted(sums.values(), key=lambda one: one.name)
+    return found if by is By.DAY else sorted(found, key=lambda one: -one.usd)
+
+
+def _name(row: dict[str, Any], by: By) -> str:
+    match by:
+        case By.DAG:
+            return row["dag_id"] or "(command line)"
+        case By.MODEL:
+            return f"{row['provider']}:{row['model']}"
+        case _:
+            return row["team"] or "(no team)"
+
+
+def _day(began: Any) -> date:
+    """Return the day in UTC. Some databases give times as text."""
+    moment = datetime.fromisoformat(began) if isinstance(began, str) else began
+    assert isinstance(moment, datetime), "every row has its beginning"
+    return moment.date()
+
+
+def _show(sums: list[_Sum], by: By) -> None:
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
+    console.print(_printed(sums, by) if sums else "The ledger has no rows.")
+
+
+def _printed(sums: list[_Sum], by: By) -> "Table":
+    from rich.box import SIMPLE
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=SIMPLE, pad_edge=False, show_footer=True)
+    total = _Sum(name="total")
+    for one in sums:
+        for name in ("runs", "rows", "requests", "usd", "saved_usd", "stray_usd"):
+            setattr(total, name, getattr(total, name) + getattr(one, name))
+    headings = (by.value, "runs", "rows", "requests", "spent", "saved", "twice")
+    for place, (heading, footer) in enumerate(zip(headings, _cells(total), strict=True)):
+        table.add_column(heading, footer=footer, justify="right" if place else "left", no_wrap=bool(place))
+    table.add_column("")
+    highest = max(one.usd for one in sums)
+    for one in sums:
+        bar = "█" * round(_BAR * one.usd / highest) if highest else ""
+        table.add_row(*(escape(printable(cell)) for cell in _cells(one)), bar)
+    return table
+
+
+def _cells(one: _Sum) -> tuple[str, ...]:
+    dollars = (f"${amount:,.2f}" for amount in (one.usd, one.saved_usd, one.stray_usd))
+    return (one.name, f"{one.runs:,}", f"{one.rows:,}", f"{one.requests:,}", *dollars)
