@@ -17,6 +17,9 @@ from tests.sdks import ENVIRONMENTS, ROOT, TOOLS, UV
 
 PROVIDERS = ("common-compat", "common-sql", "google", "openai", "postgres", "sqlite", "standard")
 
+#: What the examples need in a newer version than the oldest Airflow brings.
+EXAMPLES = ("apache-airflow-providers-standard>=1.12.2",)
+
 
 @dataclass(frozen=True, slots=True)
 class Release:
@@ -59,7 +62,7 @@ def install(release: Release) -> Path:
     airflow = [f"apache-airflow=={release.version}", f"apache-airflow-core=={release.version}"]
     providers = [f"apache-airflow-providers-{name}" for name in PROVIDERS]
     subprocess.run([*pip, *dated, *airflow, *providers], check=True)
-    subprocess.run([*pip, *needed(), *TOOLS], check=True)
+    subprocess.run([*pip, *needed(), *EXAMPLES, *TOOLS], check=True)
     subprocess.run([*pip, "--no-deps", "-e", "."], check=True, cwd=ROOT)
     return python
 
