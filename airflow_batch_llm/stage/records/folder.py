@@ -252,6 +252,10 @@ class RunFolder:
         """Return the ids of all batches whose cancellation is recorded."""
         return frozenset(batch_id for record in self.cancellations() for batch_id in record["batches"])
 
+    def is_cancelled(self) -> bool:
+        """Return whether somebody has cancelled the run: it sends nothing more."""
+        return any(not record.get("late") for record in self.cancellations())
+
     def cancellations(self) -> Iterator[dict[str, Any]]:
         """Yield the records of cancellations: `at`, `batches`, and `by` unless an earlier release wrote it."""
         return (orjson.loads(data) for _, data in self.workspace.records(self._at("cancelled")))
