@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from airflow_batch_llm.core.answer import AnswerParser
 from airflow_batch_llm.core.model import Call, Outcome, Usage
 from airflow_batch_llm.core.output_type import OutputType
+from airflow_batch_llm.core.packing import Layout
 from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.core.report import Report, Spent
 from airflow_batch_llm.core.request import custom_id
@@ -203,7 +204,7 @@ def _replaced(chance: random.Random, line: bytes, _: Sequence[bytes]) -> bytes:
 def judged(name: str, lines: Sequence[bytes]) -> ReadResults:
     """The shard's lines as a stage judges them. No exception is expected."""
     kept = [line for line in lines if line]
-    return subject(name).gatherer.gather([("batch_1", kept)], token=TOKEN, requests=REQUESTS)
+    return subject(name).gatherer.gather([("batch_1", kept)], token=TOKEN, layout=Layout.alone(REQUESTS))
 
 
 _TARGET = Target(

@@ -42,6 +42,7 @@ from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.warehouses.base import (
     ANSWER_BOOKKEEPING,
     FAILURE_COLUMNS,
+    PACKED_COLUMN,
     REVIEW_COLUMNS,
     ROUTE_COLUMN,
 )
@@ -262,7 +263,7 @@ def _text_block(page: str) -> list[str]:
 @pytest.mark.parametrize(
     ("heading", "columns"),
     [
-        ("## The target", [*ANSWER_BOOKKEEPING, ROUTE_COLUMN]),
+        ("## The target", [*ANSWER_BOOKKEEPING, ROUTE_COLUMN, PACKED_COLUMN]),
         ("## The review", list(REVIEW_COLUMNS)),
         ("## The ledger", list(USAGE_COLUMNS)),
         ("## The failures", list(FAILURE_COLUMNS)[: len(FAILURE_COLUMNS) - len(ANSWER_BOOKKEEPING)]),

@@ -113,6 +113,8 @@ def _told(run: Inspected) -> str:
     ]
     if run.canary:
         lines.append(f"  Canary: {run.canary.replace('_', ' ')}.")
+    if run.rows_per_request > 1:
+        lines.append(f"  Packed: a request asks about at most {counted(run.rows_per_request, 'row')}.")
     if run.verdict is not None:
         lines.append(f"  {'Passed' if run.passed else 'Failed'}: {run.verdict}")
     lines.append(f"  Next: {run.next}")

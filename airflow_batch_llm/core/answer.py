@@ -59,19 +59,25 @@ class AnswerParser:
     """An output type, compiled to judge many answers."""
 
     _judge: Callable[[str], Answer | Invalid]
+    _is_text: bool = False
 
     @classmethod
     def of(cls, output_type: OutputType) -> "AnswerParser":
         """Compile the schema once."""
         match output_type.kind:
             case AnswerKind.TEXT:
-                return cls(_text)
+                return cls(_text, _is_text=True)
             case AnswerKind.VECTOR:
                 return cls(partial(_vector, dimensions=output_type.dimensions))
             case AnswerKind.LABEL:
                 return cls(_Labels(output_type))
             case AnswerKind.OBJECT | AnswerKind.VALUE:
                 return cls(_Json(output_type))
+
+    def item_text(self, answer: str) -> str:
+        """Return what one item of a packed request was answered. `answer` is JSON, where free text stands in quotes."""
+        text = json.loads(answer) if self._is_text else answer
+        return text if isinstance(text, str) else answer
 
     def parse(self, text: str) -> Answer | Invalid:
         """The answer's values, or why it has none."""

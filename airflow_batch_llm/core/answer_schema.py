@@ -61,18 +61,40 @@ def has_columns(schema: Schema) -> bool:
 
 def wrapped(schema: Schema, name: str) -> dict[str, Any]:
     """An object schema whose one property is the answer."""
-    place = f"#/properties/{name}"
+    return _around(_moved(schema, f"#/properties/{name}"), name)
 
-    def moved(node: Any) -> Any:
-        if not isinstance(node, Mapping):
-            return node
-        copy = map_children(node, moved)
-        ref = copy.get("$ref", "")
-        if ref.startswith("#") and not ref.startswith(("#/$defs/", "#/definitions/")):
-            copy["$ref"] = place + ref.removeprefix("#")
-        return copy
 
-    body = moved(schema)
+def packed_schema(schema: Schema | None) -> dict[str, Any]:
+    """Return the schema of the answer to a packed request: a list of answers of this schema, each with its item's number.
+
+    None: the answers are text.
+    """
+    place = "#/properties/answers/items/properties/answer"
+    body = {"type": "string"} if schema is None else _moved(schema, place)
+    definitions = {key: body[key] for key in _AT_ROOT if key in body}
+    answer = {key: value for key, value in body.items() if key not in _AT_ROOT}
+    entry = {
+        "type": "object",
+        "properties": {"item": {"type": "integer"}, "answer": answer},
+        "required": ["item", "answer"],
+        "additionalProperties": False,
+    }
+    return _around({"type": "array", "items": entry, **definitions}, "answers")
+
+
+def _moved(node: Any, place: str) -> Any:
+    """Return a schema whose references to itself hold at another place."""
+    if not isinstance(node, Mapping):
+        return node
+    copy = map_children(node, lambda child: _moved(child, place))
+    ref = copy.get("$ref", "")
+    if ref.startswith("#") and not ref.startswith(("#/$defs/", "#/definitions/")):
+        copy["$ref"] = place + ref.removeprefix("#")
+    return copy
+
+
+def _around(body: Schema, name: str) -> dict[str, Any]:
+    """Return an object schema with one property. The definitions stay at the root."""
     return {
         "type": "object",
         "properties": {name: {key: value for key, value in body.items() if key not in _AT_ROOT}},
@@ -158,25 +180,6 @@ def string_enum(schema: Schema) -> tuple[str, ...] | None:
     if isinstance(values, list) and values and all(isinstance(value, str) for value in values):
         return tuple(values)
     return None
-
-
-def closed_values(schema: Schema, path: tuple[str, ...]) -> tuple[str, ...] | None:
-    """Return the texts or booleans that may stand at `path`, by name. Returns None if they are not a fixed few."""
-    found: dict[str, None] = {}
-    for branch in branches_at(schema, path) if schema else ({},):
-        values = [branch["const"]] if "const" in branch else branch.get("enum")
-        if values is None and branch.get("type") == "boolean":
-            values = [True, False]
-        if values is None and branch.get("type") == "null":
-            continue
-        if values is None or not all(value is None or isinstance(value, bool | str) for value in values):
-            return None
-        found |= {
-            str(value).lower() if isinstance(value, bool) else value: None
-            for value in values
-            if value is not None
-        }
-    return tuple(found)
 
 
 def _branches(node: Any, root: Schema, depth: int = 0) -> Iterator[Schema]:

@@ -5,12 +5,13 @@ will be nobody knows: they lie between nothing and `max_tokens`, so the dollars 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, assert_never
 
 from airflow_batch_llm.core.model import ColumnType, Usage, Way
 from airflow_batch_llm.core.output_type import AnswerKind, OutputType
+from airflow_batch_llm.core.packing import ITEM_TOKENS
 from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.core.printing import counted
 
@@ -77,6 +78,20 @@ def usual_answer(output_type: OutputType) -> int:
             return sum(_column_tokens(column.type) for column in output_type.columns)
         case _:
             assert_never(output_type.kind)
+
+
+def usual_packed_answer(output_type: OutputType, items: float, *, is_packed: bool) -> int:
+    """Output tokens of the answer to a request with this many items, on average."""
+    one = usual_answer(output_type)
+    return round(items * (one + ITEM_TOKENS)) if is_packed else one
+
+
+def of_items(guess: Estimate, items: int) -> Estimate:
+    """Return the estimate of requests as that of the items that share them."""
+    if items == guess.requests:
+        return guess
+    told = f"Rows per request, on average: {items / guess.requests:.1f}."
+    return replace(guess, requests=items, assumptions=(*guess.assumptions, told))
 
 
 def _column_tokens(type_: ColumnType) -> int:

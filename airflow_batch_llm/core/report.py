@@ -105,6 +105,8 @@ class Report:
     """What each route did, by its name. Default: the stage has one."""
     canary: Mapping[str, Any] = field(default_factory=dict)
     """The canary: its rows, tokens and dollars, its verdict, and the estimate after it. Does not add up. Default: none."""
+    packing: Mapping[str, int] = field(default_factory=dict)
+    """Packed requests, their rows, and the requests that asked a row again by itself. Does not add up. Default: none."""
     durations: Durations = Durations()
     passed: bool = True
     verdict: str = ""
@@ -295,6 +297,7 @@ def to_xcom(report: Report, about: Provenance) -> dict[str, Any]:
         "cost": _dollars(report.spent),
         "routes": {name: _route(one) for name, one in report.routes.items()},
         "canary": dict(report.canary),
+        "packing": dict(report.packing),
         "durations": {name: round(seconds, 1) for name, seconds in asdict(report.durations).items()},
         "passed": report.passed,
         "verdict": report.verdict,

@@ -117,10 +117,10 @@ class ShardBounds:
     bytes: int
 
     @classmethod
-    def of(cls, limits: Limits, *, rows_per_batch: int) -> "ShardBounds":
+    def of(cls, limits: Limits, *, rows_per_batch: int, rows_per_request: int = 1) -> "ShardBounds":
         """The user's wish within the provider's limits."""
         return cls(
-            requests=max(1, min(rows_per_batch, limits.max_requests)),
+            requests=max(1, min(rows_per_batch // rows_per_request, limits.max_requests)),
             bytes=limits.max_bytes,
         )
 

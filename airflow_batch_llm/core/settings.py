@@ -117,6 +117,19 @@ class SchemaChange(StrEnum):
     """Fail before anything is sent."""
 
 
+#: The most rows that one request may ask about: a row's place in it is stored in one byte, and longer lists are miscounted.
+MOST_ROWS_PER_REQUEST = 100
+
+
+def _few_rows(rows: int) -> int:
+    if rows > MOST_ROWS_PER_REQUEST:
+        raise ValueError(f"is {rows:,}, and one request asks about {MOST_ROWS_PER_REQUEST} rows at most")
+    return rows
+
+
+RowsPerRequest = Annotated[Count, AfterValidator(_few_rows)]
+
+
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class Request(Settings):
     """Set what each request carries beside the prompt."""
@@ -131,6 +144,8 @@ class Request(Settings):
     """The API path, for providers that have more than one. Default: the provider's own default."""
     cache_system_prompt: bool = False
     """Ask the provider to cache the system prompt for all requests, where caching must be asked for. Default: no."""
+    rows_per_request: RowsPerRequest = 1
+    """The most rows that one request asks about, up to 100. Rows in one request can influence each other. Default: 1."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
@@ -455,7 +470,7 @@ class Stage(Settings):
     @property
     def failures_table(self) -> str:
         """The table for rows without a good answer."""
-        return self.shape.failures_target or suffixed(self.target, "__failures")
+        return self.shape.failures_target or _suffixed(self.target, "__failures")
 
     @property
     def review_table(self) -> str | None:
@@ -464,12 +479,12 @@ class Stage(Settings):
             case Exhausted.RECORD:
                 return None
             case Exhausted.REVIEW:
-                return self.shape.review_target or suffixed(self.target, "__review")
+                return self.shape.review_target or _suffixed(self.target, "__review")
             case _:
                 assert_never(self.guards.on_exhausted)
 
 
-def suffixed(name: str, suffix: str) -> str:
+def _suffixed(name: str, suffix: str) -> str:
     """Lengthen a table's name. A quoted name is lengthened inside its quotes."""
     closing = name[-1] if len(name) > 1 and name[-1] in '"`]' else ""
     return name.removesuffix(closing) + suffix + closing

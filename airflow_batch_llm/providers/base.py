@@ -142,6 +142,14 @@ class DeletesBatches(Protocol):
 
 
 @runtime_checkable
+class CapsAnswers(Protocol):
+    """Knows how long the answers of its models can be."""
+
+    def answer_cap(self, model: str) -> int:
+        """Return the most tokens of one answer of a model. A model that is not known has a cautious number. Pure."""
+
+
+@runtime_checkable
 class AnswersNow(Protocol):
     """A provider that also answers single requests in real time."""
 

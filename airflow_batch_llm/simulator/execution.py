@@ -19,6 +19,7 @@ from airflow_batch_llm.simulator.answers import Draw
 from airflow_batch_llm.simulator.bodies import MEGABYTE, count_lines, lines
 from airflow_batch_llm.simulator.database import Batch, BatchPhase, BilledUsage, Charge, RowFate
 from airflow_batch_llm.simulator.faults import BatchFault, Fault, RowFault, RowFaults, batch_fault
+from airflow_batch_llm.simulator.packed import items_of, spoil
 from airflow_batch_llm.simulator.request import Reply, Request, RowError, StopReason, tokens
 from airflow_batch_llm.simulator.vendor import BatchTally, Parsed, Rejected, Rows, Vendor, Written
 from airflow_batch_llm.simulator.world import World
@@ -164,6 +165,8 @@ def _faulty(request: Request, answer: Reply, fault: Fault) -> Reply:
             return Reply(_with_odd(request, answer.text, _ODD))
         case RowFault.SURROGATE:
             return Reply(_with_odd(request, answer.text, _LONE))
+        case _ if items_of(request) is not None:
+            return spoil(answer, fault)
         case _:
             return answer
 

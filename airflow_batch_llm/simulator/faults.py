@@ -67,6 +67,11 @@ class RowFault(StrEnum):
     SURROGATE = "surrogate"  # its answer holds an escaped lone surrogate
     INVALID = "invalid"  # its answer does not match the schema
     TEXT = "text"  # its answer is `text`
+    ITEMS_MISSING = "items_missing"  # of a packed request, the answer has no entry for the `items`
+    ITEMS_DOUBLED = "items_doubled"  # it has two entries for each of them
+    ITEMS_SWAPPED = "items_swapped"  # they have each other's answers, and the list is in reverse
+    ITEMS_EXTRA = "items_extra"  # it has entries for numbers that no item has
+    ITEMS_INVALID = "items_invalid"  # their answers do not match the schema
 
 
 class Fault(BaseModel):
@@ -97,6 +102,8 @@ class Fault(BaseModel):
     custom_id: str | None = None
     """A regular expression that the whole custom_id matches."""
     share: float = Field(default=0.0, ge=0, le=1)
+    items: list[int] = Field(default_factory=list)
+    """The numbers of a packed request's items, from 1."""
     text: str | None = None
     content_type: str = "application/json"
     find: str | None = None

@@ -16,7 +16,15 @@ from airflow_batch_llm.simulator.answers import Draw, conforming, phrase
 from airflow_batch_llm.simulator.fallible import fallible
 from airflow_batch_llm.simulator.knobs import Knobs, SimulatorSettings
 from airflow_batch_llm.simulator.openai.answers import CHAT, EMBEDDINGS
-from airflow_batch_llm.simulator.request import Reply, Request, RowError, StopReason
+from airflow_batch_llm.simulator.packed import Unpacking
+from airflow_batch_llm.simulator.request import (
+    Reply,
+    Request,
+    RowError,
+    StopReason,
+    content_digest,
+    seed_of,
+)
 
 if TYPE_CHECKING:
     import httpx
@@ -42,9 +50,12 @@ class MadeUp:
 
 
 def _made_up(request: Request) -> str:
+    """An answer that depends on what is asked, and not on how: alone or among others, by batch or now."""
+    scope = f"{request.provider}\0{request.model}\0{request.system}"
+    seed = seed_of(content_digest(scope, {"prompt": request.prompt}))
     if request.schema is None:
-        return f"Answer {request.seed & 0xFFFFFF:06x}: {phrase(Draw(request.seed), 3)}."
-    return orjson.dumps(conforming(request.schema, request.seed)).decode()
+        return f"Answer {seed & 0xFFFFFF:06x}: {phrase(Draw(seed), 3)}."
+    return orjson.dumps(conforming(request.schema, seed)).decode()
 
 
 class UserFunction:
@@ -73,14 +84,14 @@ def load_responder(settings: SimulatorSettings, knobs: Callable[[], Knobs]) -> R
     if settings.upstream:
         return Upstream(settings)
     if not settings.responder:
-        return MadeUp(knobs)
+        return Unpacking(MadeUp(knobs))
     module_name, _, function_name = settings.responder.partition(":")
     if not function_name:
         raise ValueError(f"--responder must be module:function, not {settings.responder!r}")
     if (here := os.getcwd()) not in sys.path:  # noqa: PTH109 - sys.path holds strings
         sys.path.insert(0, here)
     try:
-        return UserFunction(getattr(importlib.import_module(module_name), function_name))
+        return Unpacking(UserFunction(getattr(importlib.import_module(module_name), function_name)))
     except (ImportError, AttributeError) as error:
         raise ValueError(f"--responder {settings.responder!r} cannot be loaded: {error}") from error
 

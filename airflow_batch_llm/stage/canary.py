@@ -89,8 +89,9 @@ class CanaryJudge:
             ruling, why = Ruling.BAD_ANSWERS, ""
         if ruling is not Ruling.GO:
             left_out = ()
+        items = sum(shard.items for shard in self.plan.canary)
         return CanaryVerdict(
-            ruling=ruling, why=why, asked=_asked(total), estimates=estimates, left_out=left_out
+            ruling=ruling, why=why, asked=_asked(total, items), estimates=estimates, left_out=left_out
         )
 
     def _left_out(self, samples: Mapping[int, RouteSample], spent: float) -> tuple[int, ...]:
@@ -100,9 +101,7 @@ class CanaryJudge:
             route = self.plan.routes[number]
             part, paid = route.part(1), samples[number].cost if number in samples else 0.0
             rest = RestOfRoute(
-                shards=[
-                    (shard.number, shard.requests) for shard in self.plan.shards if shard.route == number
-                ],
+                shards=[(shard.number, shard.items) for shard in self.plan.shards if shard.route == number],
                 per_request=samples[number].per_request if number in samples else part and part["expected"],
                 left=None if route.max_cost_usd is None else route.max_cost_usd - paid,
             )
@@ -136,7 +135,7 @@ class CanaryJudge:
             route, total = self.plan.routes[number], _total(landed[shard] for shard in shards)
             samples[number] = RouteSample(
                 name=route.name,
-                asked=self.plan.requests_by(of_canary),
+                asked=self.plan.items_by(of_canary),
                 usage=total.usage,
                 cost=total.spent.cost,
                 unpriced=total.spent.unpriced,
@@ -147,14 +146,14 @@ class CanaryJudge:
                     at=self.plan.planned_at,
                 ),
                 ways=(self.plan.routes[of_canary].way, route.way),
-                rest=self.plan.requests_by(number),
+                rest=self.plan.items_by(number),
                 max_cost_usd=route.max_cost_usd,
             )
         return samples
 
     def _unmeasured(self, samples: Mapping[int, RouteSample]) -> float:
         parts = [
-            self.plan.routes[number].part(self.plan.requests_by(number))
+            self.plan.routes[number].part(self.plan.items_by(number))
             for number in self._own
             if number not in samples
         ]
@@ -183,9 +182,10 @@ def _total(landed: Iterable[ShardResult]) -> Report:
     return sum((one.report for one in landed), Report())
 
 
-def _asked(total: Report) -> dict[str, float]:
+def _asked(total: Report, items: int) -> dict[str, float]:
     """Return the canary in numbers."""
-    requests = max(1, total.requests - total.spent.unpriced)
+    # What a packed request has cost is divided among its items, so the unpriced are items.
+    requests = max(1.0, total.requests * (1 - total.spent.unpriced / max(1, items)))
     return {
         "rows": total.rows,
         "succeeded": total.final.get(Outcome.SUCCEEDED, 0),

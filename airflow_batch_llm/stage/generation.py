@@ -208,8 +208,6 @@ class Generation:
         known = self.folder.read_plan(last.round + 1)
         if known is not None:
             return Plan.from_json(known)
-        if self.folder.is_cancelled():
-            return None
         landed = {shard.number: read_landed(self.folder, shard.number) for shard in last.shards}
         is_late = self.parts.clock() >= batches_until(last.rules, deadline)
         following = FollowUp(parts=self.parts, folder=self.folder, scratch=scratch, is_late=is_late)
@@ -220,7 +218,8 @@ class Generation:
         for name, requests in allowed.items():
             if requests:
                 by = f" by the route {name}" if last.is_routed else ""
-                told = f"{counted(requests, 'request')} {verb(requests, 'is', 'are')} asked again{by}."
+                what = "item" if last.is_packed else "request"
+                told = f"{counted(requests, what)} {verb(requests, 'is', 'are')} asked again{by}."
                 self.parts.log(f"Round {last.round + 1}: {told}")
         return following.plan(last, landed, allowed)
 
@@ -237,7 +236,8 @@ class Generation:
         for name, requests in allowed.items():
             if left_out := wanted[name] - requests:
                 self.parts.warn(
-                    f"{counted(left_out, 'request')} {verb(left_out, 'is', 'are')} not asked again: {purse.told(name)}"
+                    f"{counted(left_out, 'item' if rounds[-1].is_packed else 'request')}"
+                    f" {verb(left_out, 'is', 'are')} not asked again: {purse.told(name)}"
                 )
         return allowed
 

@@ -111,6 +111,7 @@ class Inspected:
     max_tries: int
     deadline: float | None
     why: dict[str, int]
+    rows_per_request: int  # the most rows of one request
     canary: str  # the ruling on the canary; "waiting": there is none yet; empty: there is no canary
     estimated_usd: float | None
     spent_usd: float
@@ -173,6 +174,7 @@ def inspect(folder: RunFolder, now: float) -> Inspected:
         deadline=deadline,
         why=dict(first.why),
         canary=_ruling(folder, first),
+        rows_per_request=max((route.rows_per_request for route in first.routes), default=1),
         estimated_usd=first.dollars,
         spent_usd=(report.spent.cost if report is not None else spent.cost) + late,
         next=_next(

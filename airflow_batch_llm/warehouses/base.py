@@ -85,6 +85,9 @@ ANSWER_BOOKKEEPING = pa.schema(
 #: The name of the route that a row took. Plans of an earlier release do without.
 ROUTE_COLUMN = pa.field("_llm_route", pa.string())
 
+#: The number of rows whose prompts shared the request. Only targets of stages that pack have it.
+PACKED_COLUMN = pa.field("_llm_packed", pa.int64())
+
 #: What a row without a good answer leaves, after its keys, in the failures table.
 FAILURE_COLUMNS = pa.schema(
     [
@@ -154,6 +157,8 @@ class Target:
     labels: Mapping[str, str] = field(default_factory=dict)  # on warehouse jobs, where there are such
     has_route: bool = False
     """Both tables have `_llm_route`. Default: no, as an earlier release has planned."""
+    has_packed: bool = False
+    """Both tables have `_llm_packed`. Default: no, each request asks about one row."""
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -174,12 +179,12 @@ class Target:
     @property
     def answer_columns(self) -> pa.Schema:
         """Every column of the target table, in order."""
-        return pa.schema([*self.key, *self.carried, *self.answer, *ANSWER_BOOKKEEPING, *self._route])
+        return pa.schema([*self.key, *self.carried, *self.answer, *ANSWER_BOOKKEEPING, *self._optional])
 
     @property
     def failure_columns(self) -> pa.Schema:
         """Every column of the failures table, in order. For a review it holds the carried columns, too."""
-        return pa.schema([*self.failure_origin, *FAILURE_COLUMNS, *self._route])
+        return pa.schema([*self.failure_origin, *FAILURE_COLUMNS, *self._optional])
 
     @property
     def failure_origin(self) -> pa.Schema:
@@ -192,8 +197,9 @@ class Target:
         return pa.schema([*self.key, *self.carried, *self.answer, *REVIEW_COLUMNS])
 
     @property
-    def _route(self) -> tuple[pa.Field, ...]:
-        return (ROUTE_COLUMN,) if self.has_route else ()
+    def _optional(self) -> tuple[pa.Field, ...]:
+        wanted = ((self.has_route, ROUTE_COLUMN), (self.has_packed, PACKED_COLUMN))
+        return tuple(column for has, column in wanted if has)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

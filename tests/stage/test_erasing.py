@@ -15,10 +15,11 @@ from airflow_batch_llm.stage.erase.erasing import ErasedRun, Erasure, Options
 from airflow_batch_llm.stage.erase.person import Person
 from airflow_batch_llm.stage.inspection import inspect
 from airflow_batch_llm.stage.land.finishing import land_again
+from airflow_batch_llm.stage.plan.planning import Planner
 from airflow_batch_llm.stage.records.folder import RunFolder, generations
 from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.store.local import LocalDisk
-from tests.stage.world import Bench
+from tests.stage.world import Bench, let_go
 
 CANARY = "zanzibar-quokka"
 
@@ -213,3 +214,27 @@ def test_a_key_is_recognised_in_the_spelling_of_people(wanted: str, value: objec
     batch = pa.RecordBatch.from_pydict({"id": [value, None]})
 
     assert Person(values=(wanted,)).rows(batch, ("id",)) == [True, False]
+
+
+def test_a_row_that_shared_a_request_is_gone_and_the_others_can_still_be_sent(openai: Bench) -> None:
+    make_tickets(openai)
+    openai.complete("dag/task/done", rows_per_request=5)
+    openai.world.simulator.turn(batch_seconds=3600)
+    run = openai.run("dag/task/open", rows_per_request=5, target="other")
+    Planner(
+        stage=run.stage,
+        parts=run.parts,
+        folder=RunFolder(workspace=run.parts.workspace, run=run.name),
+        max_tries=0,
+    ).plan()
+    let_go(run)
+    folder = openai.world.folder / "workspace"
+    assert sum(CANARY in text for text in texts(folder)) >= 3
+
+    erased = erase(openai, "7", even_unfinished=True)
+
+    assert sorted((one.rows, one.prompts, one.left) for one in erased) == [(1, 1, ""), (1, 1, "")]
+    assert not any(CANARY in text for text in texts(folder))
+    openai.world.simulator.turn(batch_seconds=0)
+    openai.complete("dag/task/open", rows_per_request=5, target="other")
+    assert len(openai.world.ask("SELECT id FROM other")) == 29

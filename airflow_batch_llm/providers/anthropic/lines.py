@@ -207,6 +207,18 @@ _WHOLE = frozenset({"end_turn", "stop_sequence"})
 _CUT_OFF = frozenset({"max_tokens", "model_context_window_exceeded", "pause_turn"})
 
 
+#: The most tokens of an answer, by the beginning of a model's name. A model that is not listed has the last number.
+_CAPS = (
+    ("claude-3-5", 8_192), ("claude-3-7", 64_000), ("claude-3", 4_096), ("claude-opus", 32_000), ("claude-sonnet", 64_000),
+    ("claude-haiku", 64_000), ("", 8_192),
+)  # fmt: skip
+
+
+def answer_cap(model: str) -> int:
+    """Return the most tokens of one answer of a model."""
+    return next(most for name, most in _CAPS if model.startswith(name))
+
+
 def decode(line: bytes) -> Result:
     """The result of one line; `ValueError` if it is none."""
     try:

@@ -20,6 +20,7 @@ from airflow_batch_llm.core.request import LineTemplate
 from airflow_batch_llm.providers.anthropic import flows
 from airflow_batch_llm.providers.anthropic.lines import (
     SAMPLING,
+    answer_cap,
     answered_line,
     decode,
     limits_of,
@@ -111,6 +112,9 @@ class AnthropicProvider:
 
     def delete_batch(self, batch_id: str, upload: str) -> None:  # noqa: ARG002 - nothing is uploaded
         drive(flows.delete(batch_id), self._clients.sync)
+
+    def answer_cap(self, model: str) -> int:
+        return answer_cap(model)
 
     def flex_problem(self, call: Call) -> str | None:  # noqa: ARG002 - the same for all calls
         return "Anthropic sells half price in batches only. Set way='batch', or way='now' at the full price."

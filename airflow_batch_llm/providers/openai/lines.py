@@ -88,6 +88,18 @@ def flex_problem(call: Call) -> str | None:
 _INSTEAD = "Set way='batch' for half the price, or way='now' at the full price."
 
 
+#: The most tokens of an answer, by the beginning of a model's name. A model that is not listed has the last number.
+_CAPS = (
+    ("gpt-4.1", 32_768), ("gpt-4o", 16_384), ("gpt-5", 128_000), ("gpt-6", 128_000), ("o3", 100_000), ("o4", 100_000),
+    ("", 8_192),
+)  # fmt: skip
+
+
+def answer_cap(model: str) -> int:
+    """Return the most tokens of one answer of a model."""
+    return next(most for name, most in _CAPS if model.startswith(name))
+
+
 def counted_body(call: Call, prompt: str) -> dict[str, Any]:
     """Return the body for counting one request's tokens, always in the words of the responses endpoint."""
     body: dict[str, Any] = {"model": call.model, "input": prompt}

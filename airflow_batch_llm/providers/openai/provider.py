@@ -37,6 +37,7 @@ from airflow_batch_llm.providers.openai.lines import (
     EMBEDDINGS,
     FLEX,
     FLEX_TIMEOUT,
+    answer_cap,
     answered_line,
     decode,
     endpoint_of,
@@ -147,6 +148,9 @@ class OpenAIProvider:
 
     def delete_batch(self, batch_id: str, upload: str) -> None:
         drive(flows.delete(batch_id, upload), self._clients.sync)
+
+    def answer_cap(self, model: str) -> int:
+        return answer_cap(model)
 
     def flex_problem(self, call: Call) -> str | None:
         return flex_problem(call)

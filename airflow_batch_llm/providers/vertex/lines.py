@@ -204,6 +204,16 @@ def _refuse_managed(name: str, managed: Mapping[str, str]) -> None:
         raise InputError(f"extra_body: {name!r} is set by this package; use {managed[name]}.")
 
 
+#: The most tokens of an answer, by the beginning of a model's name. A model that is not listed has the last number.
+_CAPS = (("gemini-1", 8_192), ("gemini-2.0", 8_192), ("gemini-", 65_535), ("", 8_192))
+
+
+def answer_cap(model: str) -> int:
+    """Return the most tokens of one answer of a model."""
+    name = model.rpartition("/")[2]
+    return next(most for beginning, most in _CAPS if name.startswith(beginning))
+
+
 _TRUNCATED = frozenset({"MAX_TOKENS"})
 _REFUSED = frozenset(
     {

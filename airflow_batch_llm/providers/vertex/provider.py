@@ -31,6 +31,7 @@ from airflow_batch_llm.providers.vertex import jobs as flows
 from airflow_batch_llm.providers.vertex.clients import AsyncJobs, TokenCounter, VertexJobs
 from airflow_batch_llm.providers.vertex.errors import refused_now
 from airflow_batch_llm.providers.vertex.lines import (
+    answer_cap,
     answered_line,
     decode,
     encode,
@@ -177,6 +178,9 @@ class VertexProvider:
 
     async def acancel(self, batch_id: str) -> None:
         await adrive(flows.cancel(batch_id, TRIGGER), await self._open_async_jobs())
+
+    def answer_cap(self, model: str) -> int:
+        return answer_cap(model)
 
     def flex_problem(self, call: Call) -> str | None:
         return flex_problem(call, self._place.location)

@@ -15,12 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from airflow_batch_llm.core.packing import Layout, pack, unpack
 from airflow_batch_llm.core.request import LineTemplate, custom_id
 from airflow_batch_llm.errors import InputError, StoreError
 from airflow_batch_llm.providers.lines import joined_lines, split_lines
 from airflow_batch_llm.stage.erase.person import ERASED, Person
 from airflow_batch_llm.stage.land.landing import sample_keys
 from airflow_batch_llm.stage.plan.carried import restored
+from airflow_batch_llm.stage.plan.shard_files import read_layout
 from airflow_batch_llm.stage.plan.spool import REQUEST, SHARED
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan
@@ -36,7 +38,9 @@ class Found:
     """The shard's number. 0: the rows of the round that could not be sent."""
     rows: int = 0
     requests: dict[int, int] = field(default_factory=dict)
-    """The person's rows by request, for requests that no other row uses. Default: none."""
+    """The person's rows by request, or by item of packed ones, where no other row uses it. Default: none."""
+    layout: Layout = Layout.alone(0)  # noqa: RUF009 - it is frozen
+    """The items of the shard's requests. Default: there are none."""
     samples: set[str] = field(default_factory=set)
     """The keys of the rows, as reports show them. Default: none."""
 
@@ -55,7 +59,7 @@ class ShardFiles:
         path = self._path("keys.parquet")
         if not self.folder.get_keys(self.plan.nonce, self.number, path):
             return None
-        found = Found(number=self.number)
+        found = Found(number=self.number, layout=self._layout(path))
         others: set[int] = set()
         for batch in self._batches(path):
             mask = person.rows(self._readable(batch), columns)
@@ -78,14 +82,15 @@ class ShardFiles:
         path = self._path("requests.jsonl")
         if not found.requests or not self.folder.get_requests(self.plan.nonce, self.number, path):
             return
-        token = self.plan.shard_token(self.number)
+        token, layout = self.plan.shard_token(self.number), found.layout
+        asked = {layout.request_of(item) for item in found.requests}
         made = self._path("requests.new")
         with path.open("rb") as old, made.open("wb") as new:
             lines = enumerate(split_lines(old))
             new.writelines(
                 joined_lines(
-                    _tombstone(template, line, custom_id(token, ordinal))
-                    if ordinal in found.requests
+                    _tombstone(template, line, custom_id(token, ordinal), _theirs(found, ordinal))
+                    if ordinal in asked
                     else line
                     for ordinal, line in lines
                 )
@@ -123,6 +128,10 @@ class ShardFiles:
         known = [name for name in names if name in batch.schema.names]
         return restored(batch, pa.schema([target.answer_columns.field(name) for name in known]))
 
+    def _layout(self, keys: Path) -> Layout:
+        shard = next((one for one in self.plan.shards if one.number == self.number), None)
+        return Layout.alone(0) if shard is None else read_layout(keys, shard)
+
     def _path(self, kind: str) -> Path:
         return self.scratch / f"{self.plan.nonce}-{self.number:04d}.{kind}"
 
@@ -132,10 +141,16 @@ class ShardFiles:
             yield from file.iter_batches(_ROWS_AT_ONCE, use_threads=False)
 
 
-def _tombstone(template: LineTemplate | None, line: bytes, identity: str) -> bytes:
-    """Return a line for the same request without its prompt.
+def _theirs(found: Found, ordinal: int) -> set[int] | None:
+    """Return the places of the person's items in a packed request. None: it is not packed."""
+    items = found.layout.items_of(ordinal)
+    return {item - items[0] for item in items if item in found.requests} if found.layout.is_packed else None
 
-    With a template the line can still be sent. Without one it is never sent again.
+
+def _tombstone(template: LineTemplate | None, line: bytes, identity: str, items: set[int] | None) -> bytes:
+    """Return a line for the same request without its prompt, or without these items of it.
+
+    With a template the line can still be sent. Without one it is never sent again, and all of its text goes.
     """
     if template is None:
         return orjson.dumps({"custom_id": identity, "prompt": ERASED})
@@ -144,7 +159,11 @@ def _tombstone(template: LineTemplate | None, line: bytes, identity: str) -> byt
             f"Request {identity} was written by another release, so its prompt cannot be replaced in a run that is"
             " not finished. Finish the run, then repeat the command."
         )
-    return template.line(identity, orjson.dumps(ERASED))
+    gone = orjson.dumps(ERASED)
+    if items is None:
+        return template.line(identity, gone)
+    prompts = unpack(template.prompt(line, identity))
+    return template.line(identity, pack([gone if n in items else one for n, one in enumerate(prompts)]))
 
 
 def _paid_by_the_next(gone: pa.RecordBatch, kept: pa.RecordBatch, orphaned: set[int]) -> pa.RecordBatch:

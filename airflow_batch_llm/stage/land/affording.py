@@ -12,7 +12,7 @@ from airflow_batch_llm.stage.records.standings import read_landed
 
 @dataclass(slots=True)
 class _Paid:
-    requests: int = 0
+    requests: int = 0  # items of packed requests, each for itself
     cost: float = 0.0
     usage: Usage = field(default_factory=Usage)
 
@@ -38,7 +38,7 @@ class Purse:
             for shard in plan.shards:
                 report = read_landed(folder, shard.number).report
                 for paid in (total, by_route[plan.route(shard).name]):
-                    paid.add(report.requests, report.spent.cost, report.usage)
+                    paid.add(shard.items if report.requests else 0, report.spent.cost, report.usage)
         return cls(first=rounds[0], total=total, by_route=by_route)
 
     def allowed(self, wanted: Mapping[str, int]) -> dict[str, int]:

@@ -15,6 +15,7 @@ import orjson
 from airflow_batch_llm.core.escalation import Course, batches_until
 from airflow_batch_llm.core.journal import Entry, RecordKind, Standing, Wait
 from airflow_batch_llm.core.model import BatchStatus, Outcome, Usage
+from airflow_batch_llm.core.packing import Layout
 from airflow_batch_llm.core.printing import counted, share
 from airflow_batch_llm.core.report import Durations, Report, RouteTotals, Spent
 from airflow_batch_llm.errors import BatchLLMError, ResultsGone, Unavailable
@@ -30,6 +31,7 @@ from airflow_batch_llm.stage.land.landing import (
     unsendable_failures,
 )
 from airflow_batch_llm.stage.parts import Parts
+from airflow_batch_llm.stage.plan.shard_files import read_layout
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.payloads import fetch_keys, fetch_unsendable
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
@@ -181,8 +183,8 @@ class Collector:
 
     def load(self, shard: PlannedShard, standing: Standing) -> tuple[ReadResults, Tally]:
         """Stage the shard's rows, answered ones and failures for the rest, from what is kept. Nothing is recorded."""
-        gathered = self._gathered(shard, standing)
         keys = self._keys(shard)
+        gathered = self._gathered(shard, standing, read_layout(keys, shard))
         answers, failures = (
             self.scratch / f"{shard.number:04d}.{kind}.arrow" for kind in ("answers", "failures")
         )
@@ -222,14 +224,14 @@ class Collector:
         self.folder.write_results(batch_id, joined_lines(seen), aside)
         return seen.count
 
-    def _gathered(self, shard: PlannedShard, standing: Standing) -> ReadResults:
+    def _gathered(self, shard: PlannedShard, standing: Standing, layout: Layout) -> ReadResults:
         if standing.ended is None:
-            return ReadResults(judged=self._rejected(shard, standing))
+            return ReadResults(judged=_rejected(standing, layout))
         unmentioned = Outcome(standing.ended.unmentioned or Outcome.MISSING)
         return self._gatherer(shard.route).gather(
             self._kept(standing),
             token=self.plan.token(shard),
-            requests=shard.requests,
+            layout=layout,
             unmentioned=unmentioned,
         )
 
@@ -245,17 +247,6 @@ class Collector:
                     f"The kept results of batch {batch_id} are gone from the run folder {self.folder.path}."
                     " Restore them, or clear the task to ask again."
                 )
-
-    def _rejected(self, shard: PlannedShard, standing: Standing) -> Judgements:
-        refused = standing.refused
-        reason = "the run's time was over"
-        if refused is not None:
-            reason = " ".join(filter(None, (refused.reason, refused.detail)))
-        outcome = Outcome.ERRORED if standing.refused is not None else Outcome.CANCELED
-        code = "rejected" if standing.refused is not None else "not_sent"
-        return Judgements.alike(
-            shard.requests, outcome, RowFailure(code=code, message=reason, retryable=False)
-        )
 
     def _stamp(self, shard: PlannedShard | None, standing: Standing) -> Bookkeeping:
         """Return what is the same for the rows of a shard. None: rows that could not be sent."""
@@ -275,6 +266,7 @@ class Collector:
             rejected=standing.ended is None,
             course=Course() if shard is None else self.plan.course(shard, is_late=is_late),
             answered=shard is not None and shard.answered,
+            rows_per_request=route.rows_per_request if shard is not None and shard.packed else 1,
         )
 
     def _keys(self, shard: PlannedShard) -> Path:
@@ -344,3 +336,14 @@ def _spent(gathered: ReadResults) -> Spent:
     return Spent(
         cost=judged.cost + stray, list_cost=judged.list_cost, stray_cost=stray, unpriced=judged.unpriced
     )
+
+
+def _rejected(standing: Standing, layout: Layout) -> Judgements:
+    """Return the fate of a shard that no batch has answered."""
+    refused = standing.refused
+    reason = "the run's time was over"
+    if refused is not None:
+        reason = " ".join(filter(None, (refused.reason, refused.detail)))
+    outcome = Outcome.CANCELED if refused is None else Outcome.ERRORED
+    code = "not_sent" if refused is None else "rejected"
+    return Judgements.alike(layout, outcome, RowFailure(code=code, message=reason, retryable=False))

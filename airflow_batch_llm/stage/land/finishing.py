@@ -94,6 +94,7 @@ class Finisher:
             estimate=self.first.forecast(),
             reviewed=self.folder.count_reviewed(),
             canary=canary.reported(),
+            packing=_packing(rounds),
         )
         samples = [key for one in landed[-1] for key in one.samples]
         verdict = canary.stop() or gate(report, self.first.limits.min_success_ratio, samples=samples)
@@ -228,6 +229,19 @@ def _summed(rounds: Sequence[Plan], landed: Sequence[Sequence[ShardResult]]) -> 
         codes = Counter(summed.codes) - replaced_codes
         total += replace(summed, replaced=replaced, codes=codes)
     return total
+
+
+def _packing(rounds: Sequence[Plan]) -> dict[str, int]:
+    """Return what the report says of packed requests. Empty: there were none."""
+    packed = [shard for plan in rounds for shard in plan.shards if shard.packed]
+    if not packed:
+        return {}
+    return {
+        "rows_per_request": rounds[0].routes[0].rows_per_request,
+        "requests": sum(shard.requests for shard in packed),
+        "rows": sum(shard.rows for shard in packed),
+        "asked_alone": sum(shard.requests for plan in rounds for shard in plan.shards if not shard.packed),
+    }
 
 
 def _replaced(shards: Sequence[ShardResult], following: Plan | None) -> tuple[Counter[Outcome], Counter[str]]:

@@ -5,7 +5,7 @@ Their lines are taken out of the shard files as they were sent, so no source is 
 
 import secrets
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from airflow_batch_llm.core.model import Outcome, Way
+from airflow_batch_llm.core.packing import unpack
 from airflow_batch_llm.core.request import ShardBounds, custom_id
 from airflow_batch_llm.core.selection import after_failure
 from airflow_batch_llm.providers.lines import split_lines
@@ -40,6 +41,7 @@ class _Course(NamedTuple):
 
     route: str
     max_tokens: int | None
+    rows: int
     before: tuple[str, ...]
     since: int
     answered: bool
@@ -116,10 +118,12 @@ class FollowUp:
             most = last.route(shard).call.max_tokens
             if most is not None and one.outcome is Outcome.TRUNCATED:
                 most *= TOKEN_CAP_FACTOR
-            return _Course(name, most, shard.before, shard.since, shard.answered)
+            rows = one.rows or last.route(shard).rows_per_request
+            return _Course(name, most, rows, shard.before, shard.since, shard.answered)
         answered = shard.answered or one.outcome is Outcome.SUCCEEDED
-        most = last.base(name).call.max_tokens
-        return _Course(name, most, (*shard.before, own), last.round + 1, answered)
+        base = last.base(name)
+        rows = one.rows or base.rows_per_request
+        return _Course(name, base.call.max_tokens, rows, (*shard.before, own), last.round + 1, answered)
 
     def _extend(self, last: Plan, groups: Mapping[_Course, list[_Chosen]]) -> Plan:
         nonce = secrets.token_hex(5)
@@ -165,10 +169,12 @@ class FollowUp:
             bounds=ShardBounds.of(
                 by_route(self.parts.provider, draft.routes[route].call.via).limits,
                 rows_per_batch=last.limits.rows_per_batch,
+                rows_per_request=draft.routes[route].rows_per_request,
             ),
             first_number=number,
+            rows_per_request=draft.routes[route].rows_per_request,
         )
-        template = self.parts.provider.encode(draft.routes[route].call)
+        template = self.parts.provider.encode(draft.routes[route].asked)
         schema = pq.read_schema(self._keys(last, chosen[0].shard))
         shards = writer.write_requests(template, self._prompts(last, chosen), route)
         return writer.write_keys(shards, self._rows(last, chosen), schema)
@@ -186,17 +192,23 @@ class FollowUp:
     def _prompts(self, last: Plan, chosen: list[_Chosen]) -> Iterator[pa.BinaryArray]:
         for one in chosen:
             path = self._requests(last, one.shard)
-            template = self.parts.provider.encode(last.route(one.shard).call)
-            token = last.token(one.shard)
             with path.open("rb") as file:
-                prompts = (
-                    template.prompt(line, custom_id(token, ordinal))
-                    for ordinal, line in enumerate(split_lines(file))
-                    if ordinal in one.requests
-                )
+                prompts = self._prompts_in(last, one, split_lines(file))
                 while some := list(islice(prompts, _PROMPTS_AT_ONCE)):
                     yield binary_array(some)
             path.unlink()
+
+    def _prompts_in(self, last: Plan, one: _Chosen, lines: Iterable[bytes]) -> Iterator[bytes]:
+        """Yield the prompts of a shard that are asked again, out of its lines."""
+        template = self.parts.provider.encode(last.route(one.shard).asked)
+        token, item = last.token(one.shard), 0
+        for ordinal, line in enumerate(lines):
+            if one.shard.packed:
+                prompts = unpack(template.prompt(line, custom_id(token, ordinal)))
+                yield from (prompt for place, prompt in enumerate(prompts, item) if place in one.requests)
+                item += len(prompts)
+            elif ordinal in one.requests:
+                yield template.prompt(line, custom_id(token, ordinal))
 
     def _requests(self, last: Plan, shard: PlannedShard) -> Path:
         path = self.scratch / f"{last.nonce}-{shard.number:04d}.again.jsonl"
@@ -223,8 +235,9 @@ class FollowUp:
 def _with_route(draft: Plan, course: _Course) -> tuple[Plan, int]:
     """Return the plan with the route of a course in it, and the place of the route."""
     route = draft.base(course.route)
-    if route.call.max_tokens != course.max_tokens:
-        route = replace(route, call=replace(route.call, max_tokens=course.max_tokens), estimate=None)
+    if (route.call.max_tokens, route.rows_per_request) != (course.max_tokens, course.rows):
+        call = replace(route.call, max_tokens=course.max_tokens)
+        route = replace(route, call=call, rows_per_request=course.rows, estimate=None)
     if route in draft.routes:
         return draft, draft.routes.index(route)
     return replace(draft, routes=(*draft.routes, route)), len(draft.routes)

@@ -7,14 +7,16 @@ broken. A request that no line mentions is `missing`, or what the end of its bat
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import cycle
 from typing import Any, NamedTuple
 
 from airflow_batch_llm.core.answer import Answer, AnswerParser, Invalid, storable
 from airflow_batch_llm.core.model import MOST_TOKENS, Outcome, Result, Usage, Way
 from airflow_batch_llm.core.output_type import OutputType
+from airflow_batch_llm.core.packing import Layout, divide_dollars, divide_usage, item_answers
 from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.providers.lines import MESSAGE_LENGTH, UnusableUsage
@@ -46,7 +48,10 @@ class RowFailure:
 
 
 class Judgement(NamedTuple):
-    """The judgement on one request, from one line. Exactly one of `values` and `failure` is set."""
+    """The judgement on one request, or on one item of a packed request. Exactly one of `values` and `failure` is set.
+
+    `request` is the item's number, which is the request's if the shard is not packed.
+    """
 
     request: int
     outcome: Outcome
@@ -74,10 +79,13 @@ class Judgements:
     models: list[str | None]
     batch_ids: list[str | None]  # None: no line has mentioned the request
     failures: dict[int, RowFailure]
+    packed: Sequence[int] | None = None
+    """The number of items in the request of each. None: the requests are not packed."""
 
     @classmethod
-    def alike(cls, requests: int, outcome: Outcome, failure: RowFailure = SILENCE) -> "Judgements":
-        """All requests with the same fate, and nothing said of any of them yet."""
+    def alike(cls, layout: Layout, outcome: Outcome, failure: RowFailure = SILENCE) -> "Judgements":
+        """Every item with the same fate, and nothing said of any of them yet."""
+        requests = layout.items
         return cls(
             outcomes=[outcome] * requests,
             values=[None] * requests,
@@ -85,6 +93,7 @@ class Judgements:
             models=[None] * requests,
             batch_ids=[None] * requests,
             failures={} if failure is SILENCE else dict.fromkeys(range(requests), failure),
+            packed=list(layout.sizes()) if layout.is_packed else None,
         )
 
     def __len__(self) -> int:
@@ -129,6 +138,9 @@ class Judgements:
 
 UNUSABLE_USAGE = "unusable_usage"
 
+#: The codes of items of a packed request: no entry, several entries, and an answer that is no list of entries.
+MISSING_ITEM, DOUBLED_ITEM, NO_LIST = "missing_item", "doubled_item", "no_list_of_items"
+
 #: The characters that are kept of a bad answer, of an error code and of a model's name.
 EXCERPT_CHARS, _NAME_CHARS = 200, 200
 
@@ -139,7 +151,7 @@ _REMEMBERED = 4096
 _ORDINAL_DIGITS = 12
 
 #: The bill of a line that was probably paid for, although nobody can tell what it has cost.
-_UNKNOWN_BILL = AnswerCost(Usage(), None, None)
+_UNKNOWN_BILLS: Sequence[AnswerCost] = (AnswerCost(Usage(), None, None),)
 
 _MESSAGES = {
     UNREADABLE_LINE: "The result line cannot be read",
@@ -161,30 +173,78 @@ class LineJudge:
     way: Way = Way.BATCH
 
     @cached_property
-    def _billed(self) -> Callable[[Usage, bool], AnswerCost]:
-        return lru_cache(_REMEMBERED)(self._bill)
+    def _billed(self) -> Callable[[Usage, bool, int], Sequence[AnswerCost]]:
+        return lru_cache(_REMEMBERED)(self._bills)
 
     @cached_property
     def _parsed(self) -> Callable[[str], Answer | Invalid]:
         return lru_cache(_REMEMBERED)(self.parser.parse)
 
-    def judge(self, line: bytes, token: str, requests: int) -> Judgement | None:
-        """The verdict on the request of this shard that the line answers; None: the line cannot be read and names none.
+    def judge(self, line: bytes, token: str, layout: Layout) -> Sequence[Judgement]:
+        """The verdicts on the items of the request that the line answers. Empty: it cannot be read and names none.
 
-        Raises `Foreign` for a readable line that answers no request of the shard, and `MemoryError`.
+        Each item of that request gets exactly one. Raises `Foreign` for a readable line that answers no request of the
+        shard, and `MemoryError`.
         """
-        request, bill = None, _UNKNOWN_BILL
+        request, bills = None, _UNKNOWN_BILLS
         try:
             result = self.provider.decode(line)
-            request = _request(result.custom_id, token, requests)
-            bill = self._billed(result.usage, result.is_flex)
-            return self._verdict(result, request, bill)
+            request = _request(result.custom_id, token, layout.requests)
+            items = layout.items_of(request)
+            bills = self._billed(result.usage, result.is_flex, len(items))
+            if layout.is_packed:
+                return self._verdicts(result, items, bills)
+            return (self._verdict(result, request, bills[0]),)
         except (Foreign, MemoryError):
             # Where memory ran out the machine is at fault, not the line: landing again may read it.
             raise
         except Exception as error:  # noqa: BLE001 - whatever the line does to its readers stays with the line
-            named = _named(line, token, requests) if request is None else request
-            return None if named is None else _spoiled(line, error, named, bill)
+            named = _named(line, token, layout.requests) if request is None else request
+            if named is None:
+                return ()
+            shared = zip(layout.items_of(named), cycle(bills), strict=False)
+            return tuple(_spoiled(line, error, item, bill) for item, bill in shared)
+
+    def _bills(self, usage: Usage, is_flex: bool, items: int) -> Sequence[AnswerCost]:
+        """Divide the bill of a request among its items."""
+        if not all(type(count) is int and 0 <= count <= MOST_TOKENS for count in usage):
+            raise UnusableUsage
+        whole = self.prices.by(self.way.billed(is_flex=is_flex)).priced(usage)
+        usages = divide_usage(usage, items)
+        if whole is None:
+            return [AnswerCost(one, None, None) for one in usages]
+        shares = zip(divide_dollars(whole.cost, items), divide_dollars(whole.realtime, items), strict=True)
+        return [
+            AnswerCost(one, float(cost), float(realtime))
+            for one, (cost, realtime) in zip(usages, shares, strict=True)
+        ]
+
+    def _verdicts(self, result: Result, items: range, bills: Sequence[AnswerCost]) -> Sequence[Judgement]:
+        """Judge the items of one packed request. Answers without one of its numbers are nobody's."""
+        found, is_list = item_answers(result.text or "")
+        is_whole = result.outcome is Outcome.SUCCEEDED
+        if not is_list or not (is_whole or result.outcome is Outcome.TRUNCATED):
+            given = result if not is_whole else result._replace(outcome=Outcome.INVALID, error_code=NO_LIST)
+            return [self._verdict(given, item, bill) for item, bill in zip(items, bills, strict=True)]
+        return [
+            self._item_verdict(result, item, bill, found.get(number, ()))
+            for number, (item, bill) in enumerate(zip(items, bills, strict=True), 1)
+        ]
+
+    def _item_verdict(self, result: Result, item: int, bill: AnswerCost, answers: Sequence[str]) -> Judgement:
+        """Judge an item by the answers that have its number."""
+        if len(answers) == 1:
+            text = self.parser.item_text(answers[0])
+            whole = result._replace(outcome=Outcome.SUCCEEDED, text=text, error_code=None)
+            return self._verdict(whole, item, bill)
+        if answers:
+            message = f"The answer has {len(answers)} entries for this item."
+            failure = RowFailure(code=DOUBLED_ITEM, message=message)
+            return Judgement(item, Outcome.INVALID, bill, _name(result.model), failure=failure)
+        if result.outcome is Outcome.SUCCEEDED:
+            failure = RowFailure(code=MISSING_ITEM, message="The answer has no entry for this item.")
+            return Judgement(item, Outcome.MISSING, bill, _name(result.model), failure=failure)
+        return self._verdict(result._replace(text=None), item, bill)
 
     def _verdict(self, result: Result, request: int, bill: AnswerCost) -> Judgement:
         model = _name(result.model)
@@ -196,14 +256,6 @@ class LineJudge:
             return Judgement(request, Outcome.SUCCEEDED, bill, model, values=answer.values)
         failure = _failure(result, answer.code, answer.message)
         return Judgement(request, Outcome.INVALID, bill, model, failure=failure)
-
-    def _bill(self, usage: Usage, is_flex: bool) -> AnswerCost:
-        if not all(type(count) is int and 0 <= count <= MOST_TOKENS for count in usage):
-            raise UnusableUsage
-        priced = self.prices.by(self.way.billed(is_flex=is_flex)).priced(usage)
-        if priced is None:
-            return AnswerCost(usage, None, None)
-        return AnswerCost(usage, float(priced.cost), float(priced.realtime))
 
 
 def _request(custom_id: str, token: str, requests: int) -> int:
@@ -261,6 +313,7 @@ class ReadResults:
 
     judged: Judgements
     token: str = ""  # the shard's: each of its requests has it
+    layout: Layout = Layout.alone(0)  # noqa: RUF009 - it is frozen
     strange: Counter[str] = field(default_factory=Counter)  # lines, by kind
     stray_cost: float = 0.0  # of answers that served nobody, since another batch had given them
     batches: list[str] = field(default_factory=list)  # that were read
@@ -290,11 +343,12 @@ class ResultReader:
         batches: Iterable[tuple[str, Iterable[bytes]]],
         *,
         token: str,
-        requests: int,
+        layout: Layout,
         unmentioned: Outcome = Outcome.MISSING,
     ) -> ReadResults:
-        """Judge the lines of a shard's batches, the recorded one first. The first good line of a request wins."""
-        gathered = ReadResults(judged=Judgements.alike(requests, unmentioned), token=token)
+        """Judge the lines of a shard's batches, the recorded one first. The first good answer to an item wins."""
+        judged = Judgements.alike(layout, unmentioned)
+        gathered = ReadResults(judged=judged, token=token, layout=layout)
         for batch_id, lines in batches:
             gathered.batches.append(batch_id)
             for line in lines:
@@ -304,18 +358,19 @@ class ResultReader:
     def _take(self, line: bytes, batch_id: str, gathered: ReadResults) -> None:
         judged = gathered.judged
         try:
-            verdict = self.lines.judge(line, gathered.token, len(judged))
+            verdicts = self.lines.judge(line, gathered.token, gathered.layout)
         except Foreign:
             gathered.strange["foreign_lines"] += 1
             return
-        if verdict is None or not verdict.is_readable:
+        if not all(verdict.is_readable for verdict in verdicts) or not verdicts:
             gathered.strange["unreadable_lines"] += 1
-        if verdict is None:
-            return
-        if judged.batch_ids[verdict.request] is None or _serves(
-            verdict, batch_id, gathered, is_bought=self.lines.way.in_real_time
-        ):
-            judged.put(verdict, batch_id)
+        if verdicts and judged.batch_ids[verdicts[0].request] is not None:
+            gathered.strange["duplicate_lines"] += 1
+        for verdict in verdicts:
+            if judged.batch_ids[verdict.request] is None or _serves(
+                verdict, batch_id, gathered, is_bought=self.lines.way.in_real_time
+            ):
+                judged.put(verdict, batch_id)
 
 
 def _serves(verdict: Judgement, batch_id: str, gathered: ReadResults, *, is_bought: bool) -> bool:
@@ -326,7 +381,6 @@ def _serves(verdict: Judgement, batch_id: str, gathered: ReadResults, *, is_boug
     """
     judged, request = gathered.judged, verdict.request
     better = judged.outcomes[request] is not Outcome.SUCCEEDED and verdict.outcome is Outcome.SUCCEEDED
-    gathered.strange["duplicate_lines"] += 1
     if is_bought or batch_id != judged.batch_ids[request]:
         useless = judged.bills[request] if better else verdict.bill
         gathered.stray_cost += useless.cost or 0.0

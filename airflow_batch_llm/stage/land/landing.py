@@ -19,7 +19,7 @@ from airflow_batch_llm.core.escalation import Course
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.selection import Consequence, after_failure, after_rejection
 from airflow_batch_llm.providers.failures import detail, word
-from airflow_batch_llm.stage.land.gathering import Judgements, RowFailure
+from airflow_batch_llm.stage.land.gathering import MISSING_ITEM, Judgements, RowFailure
 from airflow_batch_llm.stage.plan.carried import restored
 from airflow_batch_llm.stage.plan.spool import ATTEMPTS, INPUT_HASH, PROBLEM, REQUEST, SHARED
 from airflow_batch_llm.stage.records.standings import Again
@@ -32,7 +32,7 @@ from airflow_batch_llm.warehouses.arrow import (
     string_scalar,
     timestamp_scalar,
 )
-from airflow_batch_llm.warehouses.base import Target
+from airflow_batch_llm.warehouses.base import PACKED_COLUMN, Target
 
 _ROWS_AT_ONCE = 16_384
 #: The number of keys of failed rows in a report, and the characters of each.
@@ -46,7 +46,11 @@ _NOT_SENT = (
     ("_llm_cached_tokens", pa.int64()),
     ("_llm_output_tokens", pa.int64()),
     ("_llm_cost_usd", pa.float64()),
+    (PACKED_COLUMN.name, pa.int64()),
 )
+
+#: Outcomes for which another row of the same request may be the reason.
+_AT_FAULT = frozenset({Outcome.INVALID, Outcome.TRUNCATED, Outcome.REFUSED})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +71,8 @@ class Bookkeeping:
     course: Course = field(default_factory=Course)
     answered: bool = False
     """The rows have good answers by another route already, which stay unless these are better."""
+    rows_per_request: int = 1
+    """The most rows of one of the shard's requests. Default: 1, they are not packed."""
 
     def columns(self, input_hashes: pa.Array) -> dict[str, pa.Array]:
         """Return the columns whose value is the same for all rows of the shard, repeated for each hash."""
@@ -106,6 +112,7 @@ class RowWriter:
         self._answers = self._answer_columns()
         self._money = self._money_columns()
         self._onward = self._onward_routes()
+        self._packed = pa.array(judged.packed or [1] * len(judged), pa.int64())
         self._origin = {
             "_llm_model": string_array([model or stamp.model for model in judged.models]),
             "_llm_batch_id": string_array(judged.batch_ids),
@@ -234,7 +241,8 @@ class RowWriter:
             if verdict.again:
                 tally.again_rows[counted] += 1
                 if not repeats:
-                    tally.again.append(Again(request, outcome, code, to))
+                    most = self._next_rows(outcome, failure)
+                    tally.again.append(Again(request, outcome, code, to, most))
         if answered:
             return
         wanted = rows.slice(0, max(0, SAMPLES - len(tally.samples)))
@@ -243,18 +251,33 @@ class RowWriter:
     def _verdict(self, outcome: Outcome, failure: RowFailure, attempts: int) -> Consequence:
         if self._stamp.rejected:
             return after_rejection(attempts)
-        return after_failure(
+        verdict = after_failure(
             outcome,
             retryable=failure.retryable,
             attempts=attempts,
             tries=self._stamp.tries,
             most=self._stamp.max_attempts,
         )
+        if self._next_rows(outcome, failure) is None or attempts >= self._stamp.max_attempts:
+            return verdict
+        # The other rows of its request may be at fault, so the row is not given up before it was asked alone.
+        return replace(verdict, dead=False, again=self._stamp.tries < self._stamp.max_attempts)
+
+    def _next_rows(self, outcome: Outcome, failure: RowFailure) -> int | None:
+        """Return the most rows of the request that asks an item again. None: as many as before."""
+        rows = self._stamp.rows_per_request
+        if rows == 1:
+            return None
+        if outcome is Outcome.TRUNCATED and self._stamp.tries + 1 < self._stamp.max_attempts:
+            return max(1, rows // 2)
+        is_at_fault = outcome in _AT_FAULT or failure.code == MISSING_ITEM
+        return 1 if is_at_fault or (outcome is Outcome.ERRORED and not failure.retryable) else None
 
     def _bookkeeping(self, rows: pa.RecordBatch) -> dict[str, pa.Array]:
         requests, shared = rows.column(REQUEST), rows.column(SHARED)
         columns = self._stamp.columns(rows.column(INPUT_HASH)) | {"_llm_shared": shared}
         columns |= {name: values.take(requests) for name, values in self._origin.items()}
+        columns[PACKED_COLUMN.name] = self._packed.take(requests)
         for name, values in self._money.items():
             columns[name] = pc.if_else(shared, int64_scalar(0).cast(values.type), values.take(requests))
         return columns

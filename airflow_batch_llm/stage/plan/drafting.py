@@ -4,6 +4,7 @@ A draft may be thrown away and written again: nothing is bought before it is fro
 has to take out more rows does not read the source again.
 """
 
+import math
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -16,6 +17,7 @@ import pyarrow as pa
 
 from airflow_batch_llm.core.estimate import Estimate
 from airflow_batch_llm.core.model import Way
+from airflow_batch_llm.core.packing import longest_packed
 from airflow_batch_llm.core.printing import counted, verb
 from airflow_batch_llm.core.request import ShardBounds
 from airflow_batch_llm.core.selection import Reason
@@ -108,10 +110,11 @@ class Drafting:
 
     def _max_prompt_bytes(self) -> int:
         """Return the size of the prompts that fit into the requests of every route."""
-        return min(
-            self._provider(route).limits.max_request_bytes - route.template.overhead
-            for route in self.resolved.routes
-        )
+        return min(map(self._room, self.resolved.routes))
+
+    def _room(self, route: ResolvedRoute) -> int:
+        room = self._provider(route).limits.max_request_bytes - route.template.overhead
+        return longest_packed(room) if route.rows_per_request > 1 else room
 
     def draft(self) -> Plan:
         """Return a draft without the rows that other runs buy: the last one, if they take nothing out of it."""
@@ -249,7 +252,7 @@ class Drafting:
 
     def _way(self, route: ResolvedRoute, requests: int) -> Way:
         problem = flex_problem(self._provider(route), route.call)
-        way, why = choose_way(route.way, requests, problem)
+        way, why = choose_way(route.way, math.ceil(requests / route.rows_per_request), problem)
         if why and requests:
             self.parts.log(why)
         return way
@@ -259,7 +262,11 @@ class Drafting:
 
     def _bounds(self, route: ResolvedRoute) -> ShardBounds:
         limits = self._provider(route).limits
-        return ShardBounds.of(limits, rows_per_batch=self.stage.pace.rows_per_batch)
+        return ShardBounds.of(
+            limits,
+            rows_per_batch=self.stage.pace.rows_per_batch,
+            rows_per_request=route.rows_per_request,
+        )
 
     def _guess(self, spool: Spool, route: int, way: Way, requests: int) -> Estimate:
         quote = Quote(
@@ -285,9 +292,16 @@ class Drafting:
                 bounds = self._bounds(resolved)
                 may_be_left_out = fits and route < own
                 if may_be_left_out:
-                    few = min(bounds.requests, max(_LEAST, -(-requests // _PARTS)))
+                    few = min(
+                        bounds.requests, max(_LEAST, -(-requests // (_PARTS * resolved.rows_per_request)))
+                    )
                     bounds = replace(bounds, requests=few)
-                writer = replace(writer, first_number=len(shards) + 1, bounds=bounds)
+                writer = replace(
+                    writer,
+                    first_number=len(shards) + 1,
+                    bounds=bounds,
+                    rows_per_request=resolved.rows_per_request,
+                )
                 written = writer.write_requests(resolved.template, spool.prompts(route, requests), route)
                 rows = spool.keyed_rows(route, requests)
                 written = writer.write_keys(written, rows, keys_schema(spool.columns))
@@ -352,7 +366,7 @@ def _with_reasons(spool: Spool, route: int, written: Sequence[PlannedShard]) -> 
     """Return the shards of a route with their rows by reason."""
     done, first = [], 0
     for shard in written:
-        end = first + shard.requests
+        end = first + shard.items
         reasons = spool.reasons_within(route, first, end)
         done.append(replace(shard, why={str(reason): count for reason, count in reasons.items()}))
         first = end

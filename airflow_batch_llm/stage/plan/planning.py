@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from airflow_batch_llm.core.model import Call, ColumnType
 from airflow_batch_llm.core.output_type import AnswerKind, Naming, OutputType
+from airflow_batch_llm.core.packing import packed_call
 from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.core.printing import verb
 from airflow_batch_llm.core.prompt import Prompt, compile_prompt, identity
@@ -22,7 +23,7 @@ from airflow_batch_llm.core.settings import OWN_ROUTE, RowFunction, Stage, Stage
 from airflow_batch_llm.core.spec import Spec, changed_fields, spec_hash
 from airflow_batch_llm.core.value import plain
 from airflow_batch_llm.errors import BudgetExceeded, InputError, SourceError, TargetError
-from airflow_batch_llm.providers.base import Provider
+from airflow_batch_llm.providers.base import CapsAnswers, Provider
 from airflow_batch_llm.providers.routed import by_route
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.carried import carried_schema, key_schema
@@ -98,6 +99,7 @@ def _planned(plan: Plan) -> dict[str, object]:
         "cluster_by": target.cluster_by,
         "staging_schema": target.staging_schema,
         "way": plan.routes[0].way,
+        "rows_per_request": plan.routes[0].rows_per_request,
         **asdict(plan.limits),
     }
 
@@ -117,6 +119,7 @@ def _asked(stage: Stage) -> dict[str, object]:
         "cluster_by": shape.cluster_by,
         "staging_schema": shape.staging_schema,
         **({} if stage.way is StageWay.AUTO else {"way": stage.way}),
+        "rows_per_request": stage.request.rows_per_request,
         **asdict(RunLimits.of(stage)),
     }
 
@@ -233,17 +236,28 @@ def _resolved_route(
         via=via,
         cache_system_prompt=stage.request.cache_system_prompt,
     )
+    rows = stage.request.rows_per_request
+    if rows > 1 and call.vector:
+        raise InputError(
+            f"rows_per_request={rows} is for answers in words, and output_type is Embedding. Embeddings of several rows do not"
+            " share anything, so there is nothing to save: leave rows_per_request out."
+        )
+    cap = provider.answer_cap(call.model) if isinstance(provider, CapsAnswers) else None
+    asked = call if rows == 1 else packed_call(call, rows, cap)
     check_way(stage.way, provider, call)
     if stage.canary is not None and stage.canary.way is not None:
         check_way(stage.canary.way, provider, call)
     return ResolvedRoute(
         name=name,
         call=call,
+        asked=asked,
         way=stage.way,
-        template=provider.encode(call),
+        template=provider.encode(asked),
         spec=spec,
         spec_hash=spec_hash(spec),
         prices=PriceList.of(provider.name, stage.model, stage.guards.prices, at=parts.clock()),
+        rows_per_request=rows,
+        answer_cap=cap if rows > 1 else None,
     )
 
 
@@ -354,4 +368,5 @@ class Planner:
             staging_schema=shape.staging_schema,
             labels=self.stage.labels,
             has_route=True,
+            has_packed=self.stage.request.rows_per_request > 1,
         )

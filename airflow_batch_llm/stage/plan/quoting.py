@@ -9,12 +9,19 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from airflow_batch_llm.core.estimate import Estimate, RequestSize, estimate, usual_answer
+from airflow_batch_llm.core.estimate import (
+    Estimate,
+    RequestSize,
+    estimate,
+    of_items,
+    usual_packed_answer,
+)
 from airflow_batch_llm.core.model import Way
 from airflow_batch_llm.core.output_type import OutputType
 from airflow_batch_llm.errors import BudgetExceeded, ProviderError
 from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.stage.plan.resolved import ResolvedRoute
+from airflow_batch_llm.stage.plan.shard_files import packed_prompts
 
 #: So many prompts, spread over all of them, are counted by the provider.
 _SAMPLE = 16
@@ -29,12 +36,16 @@ class Quote:
     route: ResolvedRoute
     way: Way
 
-    def estimate(self, prompts: Iterable[pa.BinaryArray], requests: int) -> Estimate:
-        """Read the prompts once, block by block; ask the provider about a few of them."""
+    def estimate(self, prompts: Iterable[pa.BinaryArray], items: int) -> Estimate:
+        """Read the prompts once, block by block; ask the provider about a few requests.
+
+        The estimate is that of the items: a request's cost is divided among those that share it.
+        """
+        rows = self.route.rows_per_request
         total = largest = seen = 0
         sample: list[bytes] = []
-        every = max(1, requests // _SAMPLE)
-        for block in prompts:
+        every = max(1, items // rows // _SAMPLE)
+        for block, _ in packed_prompts(prompts, rows):
             lengths = pc.binary_length(block)
             total += pc.sum(lengths).as_py() or 0
             largest = max(largest, pc.max(lengths).as_py() or 0)
@@ -42,22 +53,24 @@ class Quote:
             seen += len(block)
         del sample[_SAMPLE:]
         size = RequestSize(
-            requests=requests,
+            requests=seen,
             prompt_bytes=total,
             largest_bytes=largest,
             sample=self._counted(sample),
             shared_bytes=len(self.route.template.pieces[0]) + len(self.route.call.system_prompt or ""),
-            max_tokens=self.route.call.max_tokens,
-            answer_tokens=usual_answer(self.output_type),
+            max_tokens=self.route.asked.max_tokens,
+            answer_tokens=usual_packed_answer(
+                self.output_type, items / seen if seen else 0.0, is_packed=rows > 1
+            ),
         )
-        return estimate(self.route.prices.by(self.way), size)
+        return of_items(estimate(self.route.prices.by(self.way), size), items)
 
     def _counted(self, sample: list[bytes]) -> list[tuple[int, int]]:
         """Counting is a courtesy: where it fails, the estimate rests on bytes and says so."""
         if not sample:
             return []
         try:
-            counts = self.provider.count_tokens(self.route.call, [orjson.loads(prompt) for prompt in sample])
+            counts = self.provider.count_tokens(self.route.asked, [orjson.loads(prompt) for prompt in sample])
         except ProviderError:
             return []
         return [(len(prompt), count) for prompt, count in zip(sample, counts or (), strict=False)]

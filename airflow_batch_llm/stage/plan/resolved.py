@@ -21,12 +21,16 @@ class ResolvedRoute:
 
     name: str
     call: Call
+    asked: Call
+    """The call as the requests make it. It differs if they are packed."""
     way: StageWay
     template: LineTemplate
     spec: Spec
     spec_hash: str
     prices: PriceList
     max_cost_usd: float | None = None
+    rows_per_request: int = 1
+    answer_cap: int | None = None
 
     def planned(self, way: Way, guess: Estimate) -> PlannedRoute:
         """Return the route as the plan holds it."""
@@ -38,6 +42,8 @@ class ResolvedRoute:
             spec_hash=self.spec_hash,
             estimate=guess.to_json(),
             max_cost_usd=self.max_cost_usd,
+            rows_per_request=self.rows_per_request,
+            answer_cap=self.answer_cap,
         )
 
 

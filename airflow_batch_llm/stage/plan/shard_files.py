@@ -2,9 +2,9 @@
 
 import hashlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import accumulate, groupby
 from operator import itemgetter
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from airflow_batch_llm.core.packing import Layout, pack, pack_sizes
 from airflow_batch_llm.core.request import (
     ORDINAL_DIGITS,
     PROMPT,
@@ -24,6 +25,9 @@ from airflow_batch_llm.stage.plan.spool import REQUEST, SortedReader
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import PlannedShard
 from airflow_batch_llm.warehouses.arrow import binary_array, int64_array, int64_scalar
+
+#: The entry in the metadata of a keys file that holds the number of items of each packed request, one byte each.
+_SIZES = b"llm_items"
 
 # The lines that are made at once, and their bytes at most.
 _LINES_AT_ONCE = 1000
@@ -40,43 +44,45 @@ class ShardWriter:
     run_token: str
     bounds: ShardBounds
     first_number: int = 1
+    rows_per_request: int = 1
 
     def write_requests(
         self, template: LineTemplate, prompts: Iterable[pa.BinaryArray], route: int = 0
     ) -> tuple[PlannedShard, ...]:
         """The lines of all shards, in the order of the prompts."""
         return tuple(
-            self._requests_file(
-                self.first_number + place - 1, template, (prompts for _, prompts in group), route
-            )
+            self._requests_file(self.first_number + place - 1, template, (asked for _, asked in group), route)
             for place, group in groupby(self._placed(template, prompts), key=itemgetter(0))
         )
 
     def _placed(
         self, template: LineTemplate, prompts: Iterable[pa.BinaryArray]
-    ) -> Iterator[tuple[int, pa.BinaryArray]]:
+    ) -> Iterator[tuple[int, "_Asked"]]:
         """The prompts, a few at a time, each time with the place among the shards of the one that they go to."""
         room = template.overhead + 1
         cutter = Cutter(self.bounds, int(self.nonce, 16))
-        for block in prompts:
+        for block, items in packed_prompts(prompts, self.rows_per_request):
             sizes = [length + room for length in pc.binary_length(block).to_pylist()]
             fitting = _BYTES_AT_ONCE * len(sizes) // max(1, sum(sizes))
             step = max(1, min(_LINES_AT_ONCE, fitting))
             for first in range(0, len(block), step):
                 some = block.slice(first, step)
                 for place, start, end in cutter.cut(sizes[first : first + step]):
-                    yield place, some.slice(start, end - start)
+                    yield place, (some.slice(start, end - start), items[first + start : first + end])
 
     def _requests_file(
-        self, number: int, template: LineTemplate, prompts: Iterator[pa.BinaryArray], route: int
+        self, number: int, template: LineTemplate, asked: Iterator["_Asked"], route: int
     ) -> PlannedShard:
         lines = _Lines(template, shard_token(self.run_token, number))
-        blocks = map(lines.of, prompts)
+        sizes = bytearray()
+        blocks = map(lines.of, _noted(asked, sizes))
         if self.folder is None:
             deque(blocks, maxlen=0)
         else:
             aside = self.scratch / f"{number:04d}.requests.jsonl"
             self.folder.write_requests(self.nonce, number, blocks, aside)
+        if sizes:
+            self._sizes_path(number).write_bytes(sizes)
         return PlannedShard(
             number=number,
             requests=lines.count,
@@ -85,6 +91,7 @@ class ShardWriter:
             requests_sha256=lines.sha.hexdigest(),
             keys_sha256="",
             route=route,
+            packed=sum(sizes),
         )
 
     def write_keys(
@@ -96,14 +103,16 @@ class ShardWriter:
         first = 0
         for shard in shards:
             path, count = self._keys_path(shard.number), 0
-            with pq.ParquetWriter(path, schema, compression="lz4", use_dictionary=False) as writer:
-                for batch in waiting.below(first + shard.requests).to_batches():
+            sizes = self._sizes_path(shard.number).read_bytes() if shard.packed else None
+            own = schema.with_metadata(None if sizes is None else {_SIZES: sizes.hex()})
+            with pq.ParquetWriter(path, own, compression="lz4", use_dictionary=False) as writer:
+                for batch in waiting.below(first + shard.items).to_batches():
                     ordinals = pc.subtract(batch.column(REQUEST), int64_scalar(first))
                     at = schema.get_field_index(REQUEST)
                     writer.write_batch(batch.set_column(at, schema.field(at), ordinals))
                     count += batch.num_rows
             done.append(replace(shard, rows=count, keys_sha256=self._put_keys(shard.number)))
-            first += shard.requests
+            first += shard.items
         return tuple(done)
 
     def write_unsendable(self, rows: pa.RecordBatchReader) -> str:
@@ -125,6 +134,47 @@ class ShardWriter:
 
     def _keys_path(self, number: int) -> Path:
         return self.scratch / f"{number:04d}.keys.parquet"
+
+    def _sizes_path(self, number: int) -> Path:
+        return self.scratch / f"{number:04d}.items"
+
+
+#: Prompts of requests, and the number of items of each. Empty if the requests are not packed.
+_Asked = tuple[pa.BinaryArray, bytes]
+
+
+def packed_prompts(prompts: Iterable[pa.BinaryArray], rows: int) -> Iterator[_Asked]:
+    """Yield the prompts of the requests that ask these prompts, `rows` in each at most."""
+    if rows == 1:
+        yield from ((block, b"") for block in prompts)
+        return
+    waiting: list[bytes] = []
+    for block in prompts:
+        waiting += block.to_pylist()
+        sizes = pack_sizes([len(prompt) for prompt in waiting], rows)
+        yield _packed(waiting, sizes[:-1])
+        del waiting[: sum(sizes[:-1])]
+    if waiting:
+        yield _packed(waiting, pack_sizes([len(prompt) for prompt in waiting], rows))
+
+
+def _packed(prompts: Sequence[bytes], sizes: Sequence[int]) -> _Asked:
+    starts = accumulate(sizes, initial=0)
+    packs = [pack(prompts[start : start + size]) for start, size in zip(starts, sizes, strict=False)]
+    return binary_array(packs), bytes(sizes)
+
+
+def _noted(asked: Iterable[_Asked], sizes: bytearray) -> Iterator[pa.BinaryArray]:
+    for prompts, items in asked:
+        sizes += items
+        yield prompts
+
+
+def read_layout(keys: Path, shard: PlannedShard) -> Layout:
+    """Read from a shard's keys file which items its requests ask."""
+    if not shard.packed:
+        return Layout.alone(shard.requests)
+    return Layout.packed(bytes.fromhex(pq.read_schema(keys).metadata[_SIZES].decode()))
 
 
 class _Lines:

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from airflow_batch_llm.core.escalation import Course, Rule
 from airflow_batch_llm.core.model import Call, Way
+from airflow_batch_llm.core.packing import packed_call
 from airflow_batch_llm.core.printing import counted, verb
 from airflow_batch_llm.core.request import shard_token
 from airflow_batch_llm.core.selection import SENT, Reason
@@ -41,6 +42,13 @@ class PlannedShard:
     """Its rows have good answers by the route before, which stay unless there are better ones."""
     why: Mapping[str, int] = field(default_factory=dict)
     """Its rows by reason. Empty: the plan does not leave out shards after its canary."""
+    packed: int = 0
+    """The items of its packed requests, all together. Default: 0, each request has one prompt."""
+
+    @property
+    def items(self) -> int:
+        """The number of different prompts that its requests ask."""
+        return self.packed or self.requests
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +67,24 @@ class PlannedRoute:
     """The most dollars that the route may cost. Default: only the run's budget counts."""
     canary: bool = False
     """Its requests in the first round are asked before all others. Default: no."""
+    rows_per_request: int = 1
+    """The most rows that a request asks about. Default: 1, the requests are not packed."""
+    answer_cap: int | None = None
+    """The most tokens that the model can answer with. Default: not known."""
 
-    def part(self, requests: int) -> dict[str, Any] | None:
-        """Return the estimate for so many of the route's requests. None: nothing was estimated."""
+    @property
+    def asked(self) -> Call:
+        """The call as its requests make it."""
+        if self.rows_per_request == 1:
+            return self.call
+        return packed_call(self.call, self.rows_per_request, self.answer_cap)
+
+    def part(self, items: int) -> dict[str, Any] | None:
+        """Return the estimate for this many of the route's items. None: nothing was estimated."""
         if self.estimate is None:
             return None
         wished = self.estimate.get("requests") or 0
-        share = requests / wished if wished else 0.0
+        share = items / wished if wished else 0.0
         numbers = {name: self.estimate[name] for name in _ESTIMATED}
         return {name: None if number is None else number * share for name, number in numbers.items()}
 
@@ -236,9 +255,14 @@ class Plan:
         """Return what decides which route the rows of a shard take next."""
         return Course(rules=self.rules, route=self.route(shard).name, before=shard.before, is_late=is_late)
 
-    def requests_by(self, route: int) -> int:
-        """Return the number of requests that take a route."""
-        return sum(shard.requests for shard in self.shards if shard.route == route)
+    @property
+    def is_packed(self) -> bool:
+        """Tell if any of its requests ask about several rows."""
+        return any(shard.packed for shard in self.shards)
+
+    def items_by(self, route: int) -> int:
+        """Return the number of different prompts that take a route."""
+        return sum(shard.items for shard in self.shards if shard.route == route)
 
     @property
     def dollars(self) -> float | None:
@@ -246,7 +270,7 @@ class Plan:
         return self._estimated("expected")
 
     def _estimated(self, name: str) -> float | None:
-        parts = [route.part(self.requests_by(number)) for number, route in enumerate(self.routes)]
+        parts = [route.part(self.items_by(number)) for number, route in enumerate(self.routes)]
         amounts = [part[name] for part in parts if part is not None]
         if not amounts or any(amount is None for amount in amounts):
             return None
@@ -282,7 +306,7 @@ class Plan:
         """Describe each route that is taken, where there are several."""
         for number, route in enumerate(self.routes):
             rows = sum(shard.rows for shard in self.shards if shard.route == number)
-            part = route.part(self.requests_by(number))
+            part = route.part(self.items_by(number))
             if rows and len(self.routes) > 1:
                 dollars = None if part is None else part["expected"]
                 cost = "an unknown amount" if dollars is None else f"about ${dollars:,.4f}"

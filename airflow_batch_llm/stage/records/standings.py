@@ -61,7 +61,7 @@ def read_standings(folder: RunFolder, plan: Plan) -> list[tuple[PlannedShard, St
 
 
 class Again(NamedTuple):
-    """A request that is worth another try."""
+    """A request, or an item of a packed one, that is worth another try."""
 
     request: int
     outcome: Outcome
@@ -69,6 +69,8 @@ class Again(NamedTuple):
     """The error code of its rows. None: there is none, or an earlier release has landed the shard."""
     to: str | None = None
     """The name of the route that it takes next. None: the same."""
+    rows: int | None = None
+    """The most rows of the request that asks it next. None: as its route has it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

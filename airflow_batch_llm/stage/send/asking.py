@@ -371,7 +371,7 @@ class _Asking:
             if sent_at >= self._turn.lease_until:
                 raise _NotSent
             route = self.asker.plan.route(self.shard)
-            answer = await provider.answer(route.call, request.line, route.way)
+            answer = await provider.answer(route.asked, request.line, route.way)
         except Exception as caught:  # noqa: BLE001 - the loop decides
             error = caught
         replies.put_nowait(_Reply(request, sent_at, answer, error))

@@ -16,6 +16,7 @@ import orjson
 
 from airflow_batch_llm.core.journal import CLOCK_SKEW_SECONDS, Doer, Entry, RecordKind, Standing, stand
 from airflow_batch_llm.core.model import BatchState, BatchStatus, Search
+from airflow_batch_llm.core.packing import Layout
 from airflow_batch_llm.core.printing import counted, verb
 from airflow_batch_llm.core.report import Report, Spent
 from airflow_batch_llm.errors import ProviderError, ResultsGone
@@ -62,7 +63,6 @@ def cancel_run(
 ) -> Cancelled:
     """Cancel every batch of the run that is still running, in all of its generations. The record says by whom.
 
-    A generation that has not ended sends nothing more, also if none of its batches is running.
     A worker that asks in real time sees the record when it keeps answers, and sends nothing more.
 
     A batch that cannot be cancelled does not block the others. Raises the first such error, once all have been tried.
@@ -90,8 +90,6 @@ def cancel_run(
                 done[batch_id] = running[batch_id]
         if done:
             generation.add_cancelled(sorted(done), clock(), by)
-        if generation.read_report() is None and not generation.is_cancelled():
-            generation.add_cancelled([], clock(), by)
         now |= done
     if failed:
         raise failed[0]
@@ -99,21 +97,17 @@ def cancel_run(
 
 
 def cancelled_before(folder: RunFolder) -> str | None:
-    """For people: how many batches of this generation were cancelled on request. Returns None if nobody asked for it."""
+    """For people: how many batches of this generation were cancelled on request. Returns None if none was."""
     on_request = [record["batches"] for record in folder.cancellations() if not record.get("late")]
     names = {name for batches in on_request for name in batches}
     asked = sum(name.startswith(ASKING) for name in names)
-    if not on_request:
+    if not names:
         return None
     batches = counted(len(names) - asked, "batch")
     told = batches if not asked else f"{batches} and {counted(asked, 'shard')} asked in real time"
-    if not names:
-        told = "This run was cancelled on request while none of its batches was running."
-    else:
-        told += f" of this run {verb(len(names), 'was', 'were')} cancelled on request."
     return (
-        f"{told} What had been answered lands, and the other rows end as canceled."
-        " Clear the task after that to ask them again."
+        f"{told} of this run {verb(len(names), 'was', 'were')} cancelled on request. What had been"
+        " answered lands, and the other rows end as canceled. Clear the task after that to ask them again."
     )
 
 
@@ -206,7 +200,11 @@ class StrayCounter:
             lines = self.parts.provider.results(one.batch_id)
             judged = (
                 ResultReader.of(self.parts.provider, one.plan, one.plan.route(one.shard))
-                .gather([(one.batch_id, lines)], token=one.plan.token(one.shard), requests=one.shard.requests)
+                .gather(
+                    [(one.batch_id, lines)],
+                    token=one.plan.token(one.shard),
+                    layout=Layout.alone(one.shard.requests),
+                )
                 .judged
             )
         except ResultsGone:
