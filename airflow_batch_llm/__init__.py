@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from airflow_batch_llm.core.evaluation import Expected
     from airflow_batch_llm.core.output_type import Embedding
     from airflow_batch_llm.core.report import Report
     from airflow_batch_llm.core.settings import (
@@ -36,6 +37,7 @@ __all__ = [
     "Canary",
     "Embedding",
     "Escalation",
+    "Expected",
     "Finished",
     "Guards",
     "Only",
@@ -60,6 +62,7 @@ _HOMES = {
     "Canary": "core.settings",
     "Embedding": "core.output_type",
     "Escalation": "core.settings",
+    "Expected": "core.evaluation",
     "Finished": "stage.land.finishing",
     "Guards": "core.settings",
     "Only": "core.settings",

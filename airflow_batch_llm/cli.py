@@ -5,6 +5,7 @@ import typer
 import airflow_batch_llm
 from airflow_batch_llm.commands.cancel import cancel
 from airflow_batch_llm.commands.erase import erase
+from airflow_batch_llm.commands.evaluate import evaluate
 from airflow_batch_llm.commands.inspect import inspect
 from airflow_batch_llm.commands.land import land
 from airflow_batch_llm.commands.run import run
@@ -20,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # they print local variables, and so keys and rows
 )
 app.command()(run)
+app.command()(evaluate)
 app.command()(runs)
 app.command()(usage)
 app.command()(inspect)

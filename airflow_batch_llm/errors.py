@@ -10,6 +10,7 @@
     ├── BudgetExceeded           going on would cost more than was allowed
     ├── QualityGateFailed        too few of the rows that were sent succeeded
     ├── CanaryFailed             the canary was not good enough, so the rest was not sent
+    ├── EvaluationFailed         the answers to golden rows are not good enough
     ├── DeadlinePassed           batches were still running when the run's time was over
     ├── ProviderError            a call to the provider did not work
     │   ├── Refused              the provider says no, and will say no again
@@ -116,6 +117,12 @@ class QualityGateFailed(BatchLLMError):
 
 class CanaryFailed(BatchLLMError):
     """The canary's answers were not good enough, or cost too much. They have landed, and the rest was not sent."""
+
+    is_user_error: ClassVar[bool] = True
+
+
+class EvaluationFailed(BatchLLMError):
+    """The answers to golden rows are not good enough. They have landed in the evaluation's own table."""
 
     is_user_error: ClassVar[bool] = True
 

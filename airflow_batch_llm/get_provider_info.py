@@ -144,7 +144,7 @@ def get_provider_info() -> dict[str, Any]:
                 "tags": ["service"],
             }
         ],
-        "operators": _modules("operators.llm_batch", "operators.llm_transform"),
+        "operators": _modules("operators.llm_batch", "operators.llm_evaluate", "operators.llm_transform"),
         "sensors": _modules("sensors.llm_batch", "sensors.pending_rows"),
         "hooks": _modules("hooks.duckdb"),
         "triggers": _modules("triggers.llm_batch", "triggers.new_files", "triggers.pending_rows"),

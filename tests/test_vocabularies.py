@@ -18,6 +18,8 @@ import airflow_batch_llm
 from airflow_batch_llm.core import (
     answer,
     canary,
+    evaluation,
+    evaluation_result,
     journal,
     model,
     output_type,
@@ -41,6 +43,8 @@ LOOKED_AT: dict[type[Enum], str] = {
     model.Way: "BATCH FLEX NOW",
     model.ColumnType: "STRING INTEGER NUMBER DECIMAL BOOLEAN TIMESTAMP DATE JSON VECTOR",
     canary.Ruling: "GO BAD_ANSWERS OVER_BUDGET",
+    evaluation.Metric: "EXACT CASEFOLD NUMBER SET",
+    evaluation_result.GateRuling: "PASSED FAILED UNCLEAR",
     answer.AnswerFault: "EMPTY NOT_JSON SCHEMA LABEL RANGE",
     journal.RecordKind: "INTENT RELEASED REFUSED SUBMITTED ASKING ENDED STAGED",
     output_type.AnswerKind: "TEXT LABEL OBJECT VALUE VECTOR",

@@ -81,7 +81,7 @@ def _told(run: str, cancelled: Cancelled, seen: list[Inspected]) -> str:
     if not cancelled.now and not cancelled.asked and ended:
         lines.append(f"{run}: the run has ended, and none of its batches is running.")
     elif not cancelled.now and not cancelled.asked:
-        lines.append(f"{run}: no batch to cancel.")
+        lines.append(f"{run}: no batch is running. The run sends nothing more.")
     if cancelled.before:
         before = len(cancelled.before)
         lines.append(

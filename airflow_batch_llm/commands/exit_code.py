@@ -11,7 +11,13 @@ import typer
 
 from airflow_batch_llm.core.journal import Doer
 from airflow_batch_llm.core.printing import printable
-from airflow_batch_llm.errors import BatchLLMError, CanaryFailed, DeadlinePassed, QualityGateFailed
+from airflow_batch_llm.errors import (
+    BatchLLMError,
+    CanaryFailed,
+    DeadlinePassed,
+    EvaluationFailed,
+    QualityGateFailed,
+)
 from airflow_batch_llm.stage.quiet import quiet_process
 
 
@@ -45,7 +51,7 @@ class ExitCode(IntEnum):
 
 def exit_code(error: BatchLLMError) -> ExitCode:
     """Return the exit code for one of the package's errors."""
-    if isinstance(error, QualityGateFailed | CanaryFailed | DeadlinePassed):
+    if isinstance(error, QualityGateFailed | CanaryFailed | DeadlinePassed | EvaluationFailed):
         return ExitCode.FAILED
     return ExitCode.REPEAT if error.retryable else ExitCode.CHANGE_FIRST
 

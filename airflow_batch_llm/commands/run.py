@@ -61,13 +61,14 @@ def run(
             field: value for field, value in (("run", name), ("deployment", deployment)) if value is not None
         }
         opening = Opening.of(read_spec(spec_file).model_copy(update=given), spec_file)
-        planned = _run(opening, spec_file.stem, spool, plan_only=plan_only)
-        finished = _driven(planned, again=again, progress=progress)
+        planned = open_run(opening, spec_file.stem, spool, plan_only=plan_only)
+        finished = driven(ready(planned, again=again), progress=progress)
         say(_as_json(finished) if as_json else _told(finished))
         finished.raise_for_verdict()
 
 
-def _run(opening: Opening, stem: str, spool: Path, *, plan_only: bool) -> Run:
+def open_run(opening: Opening, stem: str, spool: Path, *, plan_only: bool) -> Run:
+    """Put the parts of a spec's run together. Nothing is connected to yet."""
     stage = opening.stage(plan_only=plan_only)
     target = opening.warehouse(opening.spec.warehouse)
     parts = Parts(
@@ -87,26 +88,30 @@ def _run(opening: Opening, stem: str, spool: Path, *, plan_only: bool) -> Run:
     )
 
 
-def _driven(planned: Run, *, again: bool, progress: bool) -> Finished:
-    """Bring the run to its end; `again` does what clearing a task does in Airflow."""
+def ready(planned: Run, *, again: bool) -> Run:
+    """Return the run as this command goes on with it; `again` does what clearing a task does in Airflow."""
     assert planned.stage is not None, "a spec has a stage"
     known = [(folder, Plan.from_json(folder.read_plan() or b"")) for folder in _generations(planned)]
     tries = max((plan.max_tries for _, plan in known), default=0)
     over = bool(known) and known[-1][0].read_report() is not None
     afresh = again or (planned.stage.plan_only and over)
-    ready = replace(planned, max_tries=tries + 1 if afresh and known else tries)
     if over and not afresh:
         planned.parts.log(
             f"The run {planned.name} is finished; this is its report. --again reads the source again."
         )
     elif known and not over:
         planned.parts.log(f"Going on with the run {known[-1][0].path}, as it was planned.")
+    return replace(planned, max_tries=tries + 1 if afresh and known else tries)
+
+
+def driven(run: Run, *, progress: bool) -> Finished:
+    """Bring the run to its end, and let go of what it has opened."""
     try:
         if progress:
-            return _shown(ready)
-        return complete(ready, on_pause=lambda pause: planned.parts.log(pause.waiting))
+            return _shown(run)
+        return complete(run, on_pause=lambda pause: run.parts.log(pause.waiting))
     finally:
-        for part in (planned.parts.provider, planned.parts.target):
+        for part in (run.parts.provider, run.parts.target):
             with suppress(BatchLLMError):  # what was done is done
                 part.close()
 
@@ -115,11 +120,11 @@ def _generations(planned: Run) -> list[RunFolder]:
     return list(generations(planned.parts.workspace, planned.name))
 
 
-def _shown(ready: Run) -> Finished:
+def _shown(run: Run) -> Finished:
     from rich.console import Console
 
     with Progress(Console(stderr=True)) as shown:
-        return shown.complete(ready)
+        return shown.complete(run)
 
 
 def _told(finished: Finished) -> str:

@@ -21,6 +21,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from airflow_batch_llm.core.checked import explanation
+from airflow_batch_llm.core.evaluation import Evaluation
 from airflow_batch_llm.core.settings import Source, Stage
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.warehouses import all_types
@@ -110,6 +111,8 @@ class StageFile(_Section):
     )  # of routes that lead to other vendors, by the vendor's name
     warehouse: WarehouseSection
     source: SourceSection
+    golden: SourceSection | None = None  # the rows that `evaluate` asks about, with the expected columns
+    evaluation: Evaluation = Evaluation()  # how `evaluate` compares and judges
     workspace: str  # a folder or a URI that is kept
     deployment: str = (
         ""  # the name of this deployment among those that share the workspace; empty: it is the only one

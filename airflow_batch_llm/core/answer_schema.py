@@ -182,6 +182,25 @@ def string_enum(schema: Schema) -> tuple[str, ...] | None:
     return None
 
 
+def closed_values(schema: Schema, path: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Return the texts or booleans that may stand at `path`, by name. Returns None if they are not a fixed few."""
+    found: dict[str, None] = {}
+    for branch in branches_at(schema, path) if schema else ({},):
+        values = [branch["const"]] if "const" in branch else branch.get("enum")
+        if values is None and branch.get("type") == "boolean":
+            values = [True, False]
+        if values is None and branch.get("type") == "null":
+            continue
+        if values is None or not all(value is None or isinstance(value, bool | str) for value in values):
+            return None
+        found |= {
+            str(value).lower() if isinstance(value, bool) else value: None
+            for value in values
+            if value is not None
+        }
+    return tuple(found)
+
+
 def _branches(node: Any, root: Schema, depth: int = 0) -> Iterator[Schema]:
     """The schemas that a value may follow: references resolved, unions taken apart."""
     if not isinstance(node, Mapping) or depth > 50:  # 50: a chain of references that never ends

@@ -54,7 +54,7 @@ class HumanAnswerParser:
     def _document(self, values: Sequence[object]) -> Mapping[str, Any]:
         document: dict[str, Any] = {}
         for column, value in zip(self._type.columns, values, strict=True):
-            document[column.path[0]] = None if value is None else _json_value(value, column.type)
+            document[column.path[0]] = None if value is None else json_value(value, column.type)
         return document
 
 
@@ -80,7 +80,7 @@ def _property(schema: Mapping[str, Any], column: Column) -> dict[str, Any]:
     return {"anyOf": list(branches_at(schema, column.path))}
 
 
-def _json_value(value: Any, kind: ColumnType) -> object:
+def json_value(value: Any, kind: ColumnType) -> object:
     """Write a driver's value as JSON would have it. A value of another kind stays, and the schema refuses it."""
     match kind:
         case ColumnType.INTEGER | ColumnType.NUMBER:

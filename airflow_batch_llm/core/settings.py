@@ -470,7 +470,7 @@ class Stage(Settings):
     @property
     def failures_table(self) -> str:
         """The table for rows without a good answer."""
-        return self.shape.failures_target or _suffixed(self.target, "__failures")
+        return self.shape.failures_target or suffixed(self.target, "__failures")
 
     @property
     def review_table(self) -> str | None:
@@ -479,12 +479,12 @@ class Stage(Settings):
             case Exhausted.RECORD:
                 return None
             case Exhausted.REVIEW:
-                return self.shape.review_target or _suffixed(self.target, "__review")
+                return self.shape.review_target or suffixed(self.target, "__review")
             case _:
                 assert_never(self.guards.on_exhausted)
 
 
-def _suffixed(name: str, suffix: str) -> str:
+def suffixed(name: str, suffix: str) -> str:
     """Lengthen a table's name. A quoted name is lengthened inside its quotes."""
     closing = name[-1] if len(name) > 1 and name[-1] in '"`]' else ""
     return name.removesuffix(closing) + suffix + closing

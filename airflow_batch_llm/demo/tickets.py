@@ -50,6 +50,11 @@ def _read(prompt: str) -> dict[str, str]:
     }
 
 
+def topic_of(ticket: "SupportTicket") -> str:
+    """Return the topic that a person would give the ticket."""
+    return _first(_TOPICS, f"{ticket.subject} {ticket.body}".lower(), "other")
+
+
 def _first(words: Mapping[str, tuple[str, ...]], text: str, otherwise: str) -> str:
     return next((name for name, some in words.items() if any(word in text for word in some)), otherwise)
 

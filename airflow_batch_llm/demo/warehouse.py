@@ -6,13 +6,16 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from airflow_batch_llm.demo.tickets import SupportTicket, tickets
+from airflow_batch_llm.demo.tickets import SupportTicket, tickets, topic_of
 
 _TABLES = """
 CREATE SCHEMA IF NOT EXISTS support;
 CREATE SCHEMA IF NOT EXISTS shop;
 CREATE OR REPLACE TABLE support.tickets (
     ticket_id INTEGER, day DATE, customer VARCHAR, subject VARCHAR, body VARCHAR
+);
+CREATE OR REPLACE TABLE support.golden_tickets (
+    ticket_id INTEGER, subject VARCHAR, body VARCHAR, expected_topic VARCHAR
 );
 CREATE OR REPLACE TABLE support.summaries (ticket_id INTEGER, summary VARCHAR);
 CREATE OR REPLACE TABLE shop.orders (order_id INTEGER, email VARCHAR);
@@ -22,6 +25,9 @@ SELECT i,
     || '. Please send ' || (1 + i % 7) || ' of article A-' || (1000 + i * 7 % 300) || ' by the ' || (1 + i % 28) || 'th.'
 FROM range(1, 41) AS numbers(i);
 """
+
+#: The number of tickets whose topic is known.
+_GOLDEN = 200
 
 
 def seed(path: Path, count: int, today: date) -> None:
@@ -34,6 +40,12 @@ def seed(path: Path, count: int, today: date) -> None:
         connection.execute(_TABLES)
         connection.register("made", pa.table(columns))
         connection.execute("INSERT INTO support.tickets SELECT * FROM made")
+        golden = rows[:_GOLDEN]
+        connection.register("topics", pa.table({"topic": [topic_of(row) for row in golden]}))
+        connection.execute(
+            "INSERT INTO support.golden_tickets SELECT ticket_id, subject, body, topic FROM"
+            f" (SELECT * FROM made LIMIT {len(golden)}) POSITIONAL JOIN topics"
+        )
 
 
 def change(path: Path, count: int) -> None:

@@ -249,6 +249,10 @@ class LLMTransformOperator(RunOperator):
             pace=self._rendered(self.pace, context),
         )
 
+    def stage_of(self, context: Context, handle: RunHandle) -> Stage:  # noqa: ARG002 - for tasks with several runs
+        """Return the stage of one of the task's runs."""
+        return self.stage(context)
+
     def _budget(self) -> float | None:
         """Return the most dollars that the run may cost: as given, or as configured."""
         if self.max_cost_usd in (None, ""):
@@ -291,7 +295,7 @@ class LLMTransformOperator(RunOperator):
                 ),
             )
         return Run(
-            stage=self.stage(context),
+            stage=self.stage_of(context, handle),
             parts=parts,
             name=handle.run,
             max_tries=handle.max_tries,

@@ -208,6 +208,8 @@ class Generation:
         known = self.folder.read_plan(last.round + 1)
         if known is not None:
             return Plan.from_json(known)
+        if self.folder.is_cancelled():
+            return None
         landed = {shard.number: read_landed(self.folder, shard.number) for shard in last.shards}
         is_late = self.parts.clock() >= batches_until(last.rules, deadline)
         following = FollowUp(parts=self.parts, folder=self.folder, scratch=scratch, is_late=is_late)

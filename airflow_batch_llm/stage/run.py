@@ -76,6 +76,10 @@ class Run:
         folder = self._folder()
         return self._generation(folder, self._plan(folder))
 
+    def is_planned(self) -> bool:
+        """Return whether the generation that counts now has a plan."""
+        return self._folder().read_plan() is not None
+
     def _folder(self) -> RunFolder:
         """The generation to work on: the first unfinished one, or the last, or a new one after a clear."""
         folder = RunFolder(workspace=self.parts.workspace, run=self.name)

@@ -5,7 +5,7 @@ import pytest
 from airflow_batch_llm import errors
 from airflow_batch_llm.commands.exit_code import ExitCode, exit_code
 
-LANDED = (errors.QualityGateFailed, errors.DeadlinePassed, errors.CanaryFailed)
+LANDED = (errors.QualityGateFailed, errors.DeadlinePassed, errors.CanaryFailed, errors.EvaluationFailed)
 KINDS = [
     kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.BatchLLMError)
 ]

@@ -143,6 +143,22 @@ def test_a_better_prompt_is_asked_after_an_estimate_that_sends_nothing(stand: St
     assert stand.charged() == 2 * texts
 
 
+def test_a_better_prompt_goes_live_after_it_was_measured(stand: Stand) -> None:
+    done = run_example("prompt_rollout")
+
+    told = xcom(done, "evaluate")
+    golden = stand.number("SELECT count(*) FROM support.golden_tickets")
+    right = stand.number(
+        "SELECT count(*) FROM support.golden_tickets JOIN support.topic_evaluation USING (ticket_id)"
+        " WHERE topic = expected_topic"
+    )
+    (topic,) = told["columns"].values()
+    assert (topic["rows"], topic["right"]) == (golden, right)
+    assert topic["accuracy"] > 0.9 > topic["baseline_right"] / golden
+    assert [finding["ruling"] for finding in told["findings"]] == ["passed", "passed"]
+    assert stand.number("SELECT count(*) FROM support.ticket_topics") == stand.number(TICKETS)
+
+
 def test_the_evening_sends_and_tells_the_asset_what_it_sent(stand: Stand) -> None:
     done = run_example("evening_sends")
 

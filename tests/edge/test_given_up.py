@@ -27,8 +27,9 @@ class AirflowWithRuns:
 def start(run: str, **changes: Any) -> None:
     """Run the task of one Dag run until it defers."""
     ti = SimpleNamespace(dag_id="dag", run_id=run, task_id="label", map_index=-1, max_tries=0)
+    task = transform(deferrable=True, **changes)
     with pytest.raises(TaskDeferred):
-        transform(deferrable=True, **changes).execute({"ti": ti, "run_id": run})
+        task.execute({"ti": ti, "run_id": run, "task": task})
 
 
 def cancelled(world: World) -> int:

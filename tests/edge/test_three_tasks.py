@@ -74,7 +74,7 @@ def test_a_clear_of_the_collector_gives_the_run_a_new_deadline_and_a_retry_does_
 
     def deadlines(max_tries: int) -> int:
         names = {"dag_id": "late", "task_id": "collect", "run_id": "run", "map_index": -1, "try_number": 1}
-        context: Any = {"ti": SimpleNamespace(max_tries=max_tries, **names)}
+        context: Any = {"ti": SimpleNamespace(max_tries=max_tries, **names), "task": collect}
         generation = collect.open_run(context, handle, tmp_path).generation()
         generation.deadline()
         return len(list(generation.folder.deadlines()))
@@ -163,8 +163,8 @@ def test_a_collector_of_several_runs_looks_when_the_first_of_them_needs_it(world
     }
     sent_by(run, "hasty", "ticket_id > 4", **given)
     names = {"dag_id": "waits", "task_id": "collect", "run_id": "run", "map_index": -1, "try_number": 1}
-    context: Any = {"ti": SimpleNamespace(max_tries=0, **names)}
     collect = CollectLLMBatchOperator(task_id="collect", pending_for="labels", deferrable=True)
+    context: Any = {"ti": SimpleNamespace(max_tries=0, **names), "task": collect}
 
     with pytest.raises(TaskDeferred) as deferred:
         collect.execute(context)

@@ -20,6 +20,7 @@ from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.lines import joined_lines, parse_line, split_lines
 from airflow_batch_llm.stage.erase.person import ERASED, Person
 from airflow_batch_llm.stage.erase.shard import Found, ShardFiles
+from airflow_batch_llm.stage.evaluating import read_evaluation, write_page
 from airflow_batch_llm.stage.records.folder import RunFolder, run_folders
 from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.stage.records.standings import ShardResult, read_plans, read_standings
@@ -217,6 +218,9 @@ class RunErasure:
             for shard in plan.shards:
                 data = self.folder.read_landed(shard.number)
                 shown.update(() if data is None else ShardResult.from_json(data).samples)
+        evaluation = read_evaluation(self.folder)
+        if evaluation is not None:
+            shown.update(evaluation.keys)
         known = set().union(*(one.samples for _, one in found))
         key = rounds[0].target.key.names
         return {one for one in shown if one in known or self.person.is_sample(one, key, columns)}
@@ -231,6 +235,7 @@ class RunErasure:
         self._rewrite_results(_custom_ids(found), change=True)
         if found or samples:
             self._rewrite_report(samples)
+            self._rewrite_evaluation(samples)
         requests = {one.number: one.requests for _, one in found}
         for plan in rounds:
             for shard in plan.shards:
@@ -281,6 +286,14 @@ class RunErasure:
             report = stored["report"]
             report |= {"verdict": without_keys(report["verdict"], samples, ERASED), "words": ""}
             self.folder.replace_report(orjson.dumps(stored), self.scratch / "report.new")
+
+    def _rewrite_evaluation(self, samples: set[str]) -> None:
+        """Take the keys out of the examples, and draw the page without them."""
+        evaluation = read_evaluation(self.folder)
+        if evaluation is not None and samples & evaluation.keys:
+            without = evaluation.without_keys(samples)
+            self.folder.replace_evaluation(orjson.dumps(without.to_json()), self.scratch / "evaluation.new")
+            write_page(self.folder, without, self.scratch)
 
     def _rewrite_landed(self, number: int, samples: set[str], requests: dict[int, dict[int, int]]) -> None:
         data = self.folder.read_landed(number)

@@ -3,7 +3,7 @@
 <run>/g1/plan.json  plans/<nonce>/0007.requests.jsonl  plans/<nonce>/0007.keys.parquet  rounds/2.json
          journal/0007/0001.json …  results/<batch>.jsonl  landed/0007.json  strays/<batch>.json  deadline/0001.json
          cancelled/0001.json  canary.json  reviewed/0001.json  report.json  erased/<nonce>-0007/0001.json …  deleted/<batch>.json
-         ledger/<hash>-0.json
+         ledger/<hash>-0.json  evaluation.json  evaluation.html
 """
 
 import hashlib
@@ -252,6 +252,10 @@ class RunFolder:
         """Return the ids of all batches whose cancellation is recorded."""
         return frozenset(batch_id for record in self.cancellations() for batch_id in record["batches"])
 
+    def is_cancelled(self) -> bool:
+        """Return whether somebody has cancelled the run: it sends nothing more."""
+        return any(not record.get("late") for record in self.cancellations())
+
     def cancellations(self) -> Iterator[dict[str, Any]]:
         """Yield the records of cancellations: `at`, `batches`, and `by` unless an earlier release wrote it."""
         return (orjson.loads(data) for _, data in self.workspace.records(self._at("cancelled")))
@@ -311,6 +315,26 @@ class RunFolder:
 
     def read_report(self) -> bytes | None:
         return self.workspace.read(self._at("report.json"))
+
+    # The comparison with golden values: the first one counts, and the page is drawn from it.
+
+    def create_evaluation(self, data: bytes) -> bool:
+        return self.workspace.create(self._at("evaluation.json"), data)
+
+    def read_evaluation(self) -> bytes | None:
+        return self.workspace.read(self._at("evaluation.json"))
+
+    def replace_evaluation(self, data: bytes, aside: Path) -> None:
+        """Put an evaluation in the place of one that means the same and shows more."""
+        self.workspace.write(self._at("evaluation.json"), [data], aside)
+
+    def write_evaluation_page(self, data: bytes, aside: Path) -> None:
+        self.workspace.write(self._at("evaluation.html"), [data], aside)
+
+    @property
+    def evaluation_page_uri(self) -> str:
+        """The place of the page, for people."""
+        return f"{self.workspace.uri}/{self._at('evaluation.html')}"
 
     # The deadline: a clear sets a new one; the last record counts.
 

@@ -5,6 +5,7 @@ An error here never decides anything: it becomes an answer (`NotCreated`, `Unkno
 
 import secrets
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from airflow_batch_llm.core.escalation import batches_until
@@ -41,7 +42,7 @@ LEASE_SECONDS = 120.0
 _RETRY_SECONDS = 60.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Submitter:
     """Brings shards of one plan to the provider, as one attempt."""
 
@@ -68,9 +69,13 @@ class Submitter:
             list_lag_seconds=by_route(
                 self.parts.provider, self.plan.route(shard).call.via
             ).limits.list_lag_seconds,
-            closed=self.parts.clock() >= self._until(shard),
+            closed=self._is_cancelled or self.parts.clock() >= self._until(shard),
             way=self.plan.route(shard).way,
         )
+
+    @cached_property
+    def _is_cancelled(self) -> bool:
+        return self.folder.is_cancelled()
 
     def _until(self, shard: PlannedShard) -> float:
         """Return the time until which the shard may be sent."""

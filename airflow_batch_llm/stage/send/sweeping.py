@@ -63,6 +63,7 @@ def cancel_run(
 ) -> Cancelled:
     """Cancel every batch of the run that is still running, in all of its generations. The record says by whom.
 
+    A generation that has not ended sends nothing more, also if none of its batches is running.
     A worker that asks in real time sees the record when it keeps answers, and sends nothing more.
 
     A batch that cannot be cancelled does not block the others. Raises the first such error, once all have been tried.
@@ -90,6 +91,8 @@ def cancel_run(
                 done[batch_id] = running[batch_id]
         if done:
             generation.add_cancelled(sorted(done), clock(), by)
+        if generation.read_report() is None and not generation.is_cancelled():
+            generation.add_cancelled([], clock(), by)
         now |= done
     if failed:
         raise failed[0]
@@ -97,17 +100,21 @@ def cancel_run(
 
 
 def cancelled_before(folder: RunFolder) -> str | None:
-    """For people: how many batches of this generation were cancelled on request. Returns None if none was."""
+    """For people: how many batches of this generation were cancelled on request. Returns None if nobody asked for it."""
     on_request = [record["batches"] for record in folder.cancellations() if not record.get("late")]
     names = {name for batches in on_request for name in batches}
     asked = sum(name.startswith(ASKING) for name in names)
-    if not names:
+    if not on_request:
         return None
     batches = counted(len(names) - asked, "batch")
     told = batches if not asked else f"{batches} and {counted(asked, 'shard')} asked in real time"
+    if not names:
+        told = "This run was cancelled on request while none of its batches was running."
+    else:
+        told += f" of this run {verb(len(names), 'was', 'were')} cancelled on request."
     return (
-        f"{told} of this run {verb(len(names), 'was', 'were')} cancelled on request. What had been"
-        " answered lands, and the other rows end as canceled. Clear the task after that to ask them again."
+        f"{told} What had been answered lands, and the other rows end as canceled."
+        " Clear the task after that to ask them again."
     )
 
 
