@@ -30,7 +30,7 @@ mail = AsyncCallback(
         "from_email": "airflow@example.com",
         "to": "on-call@example.com",
         "subject": "{{ dag_run.dag_id }} is not complete at six",
-        "html_content": "The run {{ dag_run.run_id }} still runs, or has failed.",
+        "html_content": "The run {{ dag_run.dag_run_id }} still runs, or has failed.",
     },
 )
 

@@ -3,6 +3,7 @@
 The intervals at which Airflow notices that something has died are short here, so that the tests are.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ import pytest
 from airflow_batch_llm.demo.airflow_api import until
 from tests.airflow.standalone import ROOT, Plan, Stack, running
 from tests.e2e import driving
+from tests.e2e.mail import Mailbox, mail_server
 
 ROWS = 20
 _DAGS = (
@@ -25,6 +27,7 @@ _DAGS = (
     ROOT / "dags" / "partitions.py",
     ROOT / "dags" / "approve_the_bill.py",
     ROOT / "dags" / "human_review.py",
+    ROOT / "dags" / "complete_by_six.py",
     ROOT / "tests" / "e2e" / "dags" / "cases.py",
 )
 _SETTINGS = {
@@ -38,7 +41,17 @@ _ENDED = ("success", "failed", "upstream_failed", "skipped")
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def mailbox() -> Iterator[Mailbox]:
+    """The mails that Airflow sends."""
+    with mail_server() as mailbox, pytest.MonkeyPatch.context() as patch:
+        plain = {"disable_ssl": True, "disable_tls": True}
+        sender = {"conn_type": "smtp", "host": "127.0.0.1", "port": mailbox.port, "extra": plain}
+        patch.setenv("AIRFLOW_CONN_SMTP_DEFAULT", json.dumps(sender))
+        yield mailbox
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory, mailbox: Mailbox) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("e2e")
     dags = folder / "dags"
     dags.mkdir()
@@ -59,6 +72,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             "apologies_of_day",
             "approve_the_bill",
             "human_review",
+            "complete_by_six",
         )
         for dag_id in ("one_task", "by_hand", "as_group"):
             stack.airflow.api.unpause(dag_id)

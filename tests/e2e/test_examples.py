@@ -1,7 +1,7 @@
 """Example Dags whose story needs a scheduler."""
 
 import signal
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow_batch_llm.demo import warehouse
@@ -9,6 +9,7 @@ from airflow_batch_llm.demo.airflow_api import until
 from tests.airflow.standalone import Stack
 from tests.dags.reviews import write_reviews
 from tests.e2e.driving import answer_request, end, run_state, tasks
+from tests.e2e.mail import Mailbox, content
 
 
 def succeeded(stack: Stack, dag_id: str, run_id: str) -> None:
@@ -54,6 +55,25 @@ def test_the_morning_collects_what_the_evening_has_sent(stack: Stack) -> None:
 
     tickets = stack.ask("SELECT count(*) FROM support.tickets")
     assert stack.ask("SELECT count(*) FROM support.priorities") == tickets
+
+
+def test_a_run_that_is_not_complete_at_six_sends_one_mail(stack: Stack, mailbox: Mailbox) -> None:
+    stack.simulator.fault(provider="anthropic", kind="hold", times=None)
+    began_late = datetime.now(UTC) - timedelta(hours=8) + timedelta(seconds=10)  # so six o'clock is near
+    run_id = stack.airflow.api.trigger("complete_by_six", logical_date=began_late.isoformat())
+    stack.airflow.api.unpause("complete_by_six")
+
+    def mails() -> list[str]:
+        return [str(mail["subject"]) for mail in mailbox.mails if run_id in content(mail)]
+
+    until(mails, "a mail", 150)
+    assert run_state(stack.airflow.api, "complete_by_six", run_id) in ("queued", "running")
+    running = until(lambda: stack.simulator.ledger()["anthropic"]["running"], "a batch")
+    stack.simulator.clear_faults()
+    for batch_id in running:
+        stack.simulator.finish(batch_id)
+    succeeded(stack, "complete_by_six", run_id)
+    assert mails() == ["complete_by_six is not complete at six"]
 
 
 def test_a_watcher_starts_a_run_for_the_files_that_have_arrived_also_while_no_triggerer_lived(

@@ -1,12 +1,15 @@
 """A run killed at each of its points and then retried, for each provider.
 
-    python -m tests.stage.kill_matrix [--scenario plain|routed|late] [provider …]
+    python -m tests.stage.kill_matrix [--scenario plain|routed|late] [--minutes N] [provider …]
 
-kills before and after every single verb and prints what it saw. The suite kills after every verb that leaves a trace:
+kills before and after every single verb and prints what it saw, or as many of them, at random, as the minutes for each
+provider allow. The suite kills after every verb that leaves a trace:
 these are all the different states in which a killed process can leave the world.
 """
 
 import argparse
+import math
+import random
 import sys
 import tempfile
 import time
@@ -218,7 +221,7 @@ def points(verbs: Sequence[str], *, every: bool) -> Iterator[Kill]:
             yield Kill(number, after=True)
 
 
-def main(kind: type[Scenario], providers: list[str]) -> int:
+def main(kind: type[Scenario], providers: list[str], minutes: float = math.inf) -> int:
     failed = 0
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kill-matrix-")))
@@ -231,8 +234,13 @@ def main(kind: type[Scenario], providers: list[str]) -> int:
             scenario = kind(url=simulator.url, provider=provider, environ=environ)
             verbs = scenario.undisturbed(scratch / f"{provider}-0").verbs
             kills = list(points(verbs, every=True))
-            reached = 0
+            if minutes < math.inf:
+                random.shuffle(kills)
+            done = reached = 0
             for number, kill in enumerate(kills, start=1):
+                if time.monotonic() - began > minutes * 60:
+                    break
+                done = number
                 try:
                     reached += scenario.killed(scratch / f"{provider}-{number}", kill)
                 except AssertionError as error:
@@ -243,7 +251,7 @@ def main(kind: type[Scenario], providers: list[str]) -> int:
                     )
             seconds = time.monotonic() - began
             print(
-                f"{provider}: {len(verbs)} verbs, {len(kills)} kills ({reached} reached), {seconds:.0f} s",
+                f"{provider}: {len(verbs)} verbs, {done} of {len(kills)} kills ({reached} reached), {seconds:.0f} s",
                 flush=True,
             )
     print(f"{failed} failed")
@@ -254,5 +262,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("provider", nargs="*")
     parser.add_argument("--scenario", default="plain", choices=SCENARIOS)
+    parser.add_argument("--minutes", default=math.inf, type=float)
     wanted = parser.parse_args()
-    sys.exit(main(SCENARIOS[wanted.scenario], wanted.provider or list(MODELS)))
+    sys.exit(main(SCENARIOS[wanted.scenario], wanted.provider or list(MODELS), wanted.minutes))
