@@ -39,6 +39,7 @@ from airflow_batch_llm.core.report import Provenance, Report, to_xcom
 from airflow_batch_llm.core.selection import after_failure
 from airflow_batch_llm.core.settings import Stage
 from airflow_batch_llm.simulator.handle import Simulator
+from airflow_batch_llm.stage.evaluating import RESULT_COLUMNS
 from airflow_batch_llm.warehouses.base import (
     ANSWER_BOOKKEEPING,
     FAILURE_COLUMNS,
@@ -266,6 +267,7 @@ def _text_block(page: str) -> list[str]:
         ("## The target", [*ANSWER_BOOKKEEPING, ROUTE_COLUMN, PACKED_COLUMN]),
         ("## The review", list(REVIEW_COLUMNS)),
         ("## The ledger", list(USAGE_COLUMNS)),
+        ("## The results of evaluations", list(RESULT_COLUMNS)),
         ("## The failures", list(FAILURE_COLUMNS)[: len(FAILURE_COLUMNS) - len(ANSWER_BOOKKEEPING)]),
     ],
 )

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from html import escape
 
 from airflow_batch_llm.core.evaluation import ColumnResult
-from airflow_batch_llm.core.evaluation_result import EvaluationResult, Finding, GateRuling
+from airflow_batch_llm.core.evaluation_result import EvaluationResult, Finding, GateRuling, percent
 from airflow_batch_llm.core.printing import printable
 
 _STYLE = """
@@ -22,7 +22,8 @@ h1 { font-size: 1.5rem; margin: 0 0 .5rem; } h2 { font-size: 1.15rem; margin: 2.
 table { border-collapse: collapse; margin: .5rem 0; } .wide { overflow-x: auto; }
 th, td { border-bottom: 1px solid var(--line); padding: .3rem .7rem; text-align: left; vertical-align: top; }
 th { color: var(--soft); font-weight: 600; } td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-.mark { font-weight: 700; } .passed { color: var(--right); } .failed { color: var(--wrong); } .unclear { color: var(--unsure); }
+.mark { font-weight: 700; white-space: nowrap; }
+.passed { color: var(--right); } .failed { color: var(--wrong); } .unclear { color: var(--unsure); }
 .note, dt { color: var(--soft); } dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; }
 dd { margin: 0; overflow-wrap: anywhere; } code { background: var(--fill); padding: 0 .3rem; border-radius: 3px; }
 .keys code { display: inline-block; margin: .1rem; } .matrix td { border: 1px solid var(--line); }
@@ -46,7 +47,7 @@ def page(result: EvaluationResult) -> str:
         "<h2>Columns</h2>",
         _columns(result),
         *([] if not result.findings else ["<h2>Gates</h2>", _gates(result.findings)]),
-        *(_column(one) for one in result.columns),
+        *(_column(one, result.confidence) for one in result.columns),
         "</body></html>",
     ]
     return "\n".join(parts)
@@ -57,13 +58,13 @@ def _about(result: EvaluationResult) -> str:
     when = datetime.fromtimestamp(about.evaluated_at, UTC).strftime("%Y-%m-%d %H:%M UTC")
     facts = {
         "Model": about.model_id,
-        "Question": about.spec_hash,
+        "Spec hash": about.spec_hash,
         "Answers": about.target,
         "Baseline": about.baseline or "none",
         "Run": about.run_id,
         "Evaluated": when,
         "Cost": f"${about.cost_usd:,.4f}",
-        "Confidence": f"{result.confidence:.4g}",
+        "Confidence": percent(result.confidence),
     }
     items = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in facts.items())
     return f"<dl>{items}</dl>"
@@ -112,12 +113,12 @@ def _gates(findings: Iterable[Finding]) -> str:
     return _table(("Column", "Gate", "", "Why"), rows)
 
 
-def _column(one: ColumnResult) -> str:
+def _column(one: ColumnResult, confidence: float) -> str:
     parts = [f"<h2>{_text(one.name)}</h2>"]
     if one.unlabelled:
         parts.append(f'<p class="note">{one.unlabelled:,} golden rows have no value and do not count.</p>')
     if one.comparison is not None:
-        parts.append(_comparison(one))
+        parts.append(_comparison(one, confidence))
     if one.confusion:
         parts.append(_matrix(one))
     if one.worst:
@@ -129,7 +130,7 @@ def _column(one: ColumnResult) -> str:
     return "\n".join(parts)
 
 
-def _comparison(one: ColumnResult) -> str:
+def _comparison(one: ColumnResult, confidence: float) -> str:
     compared = one.comparison
     assert compared is not None, "only columns with a baseline are compared"
     pairs = compared.pairs
@@ -140,10 +141,11 @@ def _comparison(one: ColumnResult) -> str:
         (_cell("Gained: only this candidate is right"), _number(f"{pairs.gained:,}")),
         (_cell("Wrong in both"), _number(f"{pairs.rows - compared.right - pairs.gained:,}")),
     ]
-    low, high = pairs.drop_between(0.95)
+    low, high = pairs.drop_between(confidence)
     said = (
         f"<p>The accuracy changes by {-100 * pairs.drop:+.1f} points; the true change is between {-100 * high:+.1f}"
-        f" and {-100 * low:+.1f} points with 0.95 confidence. McNemar's exact test gives p = {pairs.p_different:.3g}.</p>"
+        f" and {-100 * low:+.1f} points with {percent(confidence)} confidence. McNemar's exact test gives p ="
+        f" {pairs.p_different:.3g}.</p>"
     )
     if compared.left_out:
         said += f'<p class="note">{compared.left_out:,} rows have no stored answer and are not compared.</p>'

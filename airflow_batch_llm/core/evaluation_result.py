@@ -131,9 +131,14 @@ def points(value: float) -> str:
     return f"{100 * value:.1f} points"
 
 
+def percent(confidence: float) -> str:
+    """Return a confidence as people write it."""
+    return f"{100 * confidence:.4g} %"
+
+
 def _measured(one: ColumnResult, confidence: float) -> str:
     said = (
-        f"{one.name}: {share(one.right, one.rows, 'row')} right ({one.accuracy:.1%}; with {confidence:.4g}"
+        f"{one.name}: {share(one.right, one.rows, 'row')} right ({one.accuracy:.1%}; with {percent(confidence)}"
         f" confidence between {one.low:.1%} and {one.high:.1%})."
     )
     if one.no_answer:
@@ -151,9 +156,9 @@ def _accuracy(one: ColumnResult, least: float, confidence: float) -> Finding:
         return _finding(one, gate, GateRuling.FAILED, f"is below {gate}{sure}")
     if one.low >= least:
         return _finding(one, gate, GateRuling.PASSED, f"is above {gate}")
-    needed = rows_for_share(one.accuracy, least, confidence)
+    needed = _told(rows_for_share(one.accuracy, least, confidence))
     return _finding(
-        one, gate, GateRuling.UNCLEAR, f"is above {gate} as measured; can't tell with {rows}{_needed(needed)}"
+        one, gate, GateRuling.UNCLEAR, f"is above {gate} as measured, but can't tell with {rows}{needed}"
     )
 
 
@@ -170,18 +175,15 @@ def _regression(one: ColumnResult, comparison: Comparison, most: float, level: f
     if pairs.p_better(most) <= 1 - level:
         words = f"keeps within {gate} ({moved}; p = {pairs.p_better(most):.2g})"
         return _finding(one, gate, GateRuling.PASSED, words)
-    words = f"does not exceed {gate} as far as can be seen ({moved}); can't tell with {counted(pairs.rows, 'row')}"
-    return _finding(one, gate, GateRuling.UNCLEAR, words + _unseen(pairs, most, level))
+    words = (
+        f"moves by {-100 * pairs.drop:+.1f} points ({moved}), and can't tell with {counted(pairs.rows, 'row')} if that"
+        f" exceeds {gate}: so many show drops from about {points(most + pairs.drop_seen(level))} on"
+    )
+    return _finding(one, gate, GateRuling.UNCLEAR, words + _told(pairs.rows_needed(most, level)))
 
 
-def _unseen(pairs: Pairs, most: float, level: float) -> str:
-    needed = pairs.rows_needed(most, level)
-    seen = f": they show a drop that is {points(pairs.drop_seen(level))} larger, in four of five cases"
-    return seen + ("" if needed is None else f"; to tell the measured one would take about {needed:,} rows")
-
-
-def _needed(rows: int | None) -> str:
-    return "" if rows is None else f": it would take about {rows:,}"
+def _told(needed: int | None) -> str:
+    return "" if needed is None else f"; to tell takes about {needed:,}"
 
 
 def _finding(one: ColumnResult, gate: str, ruling: GateRuling, words: str) -> Finding:

@@ -24,7 +24,7 @@ from airflow_batch_llm.core.evaluation import (
     key_of,
 )
 from airflow_batch_llm.core.evaluation_page import page
-from airflow_batch_llm.core.evaluation_result import EvaluationResult, Subject, judge
+from airflow_batch_llm.core.evaluation_result import EvaluationResult, Subject, judge, result_rows
 from airflow_batch_llm.core.output_type import OutputType
 from airflow_batch_llm.core.printing import counted
 from airflow_batch_llm.core.prompt import compile_prompt
@@ -38,7 +38,7 @@ from airflow_batch_llm.core.settings import (
     WriteMode,
     suffixed,
 )
-from airflow_batch_llm.errors import EvaluationFailed, InputError
+from airflow_batch_llm.errors import BatchLLMError, EvaluationFailed, InputError
 from airflow_batch_llm.stage.land.finishing import Finished
 from airflow_batch_llm.stage.land.landing import sample_keys
 from airflow_batch_llm.stage.parts import ReadsSource
@@ -46,10 +46,40 @@ from airflow_batch_llm.stage.plan.planning import output_type_of, read_prompt
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.stage.run import Run
-from airflow_batch_llm.warehouses.base import SharesFile
+from airflow_batch_llm.warehouses.base import SharesFile, WritesRecords
 
 #: The end of the name of a second candidate's run.
 SECOND = "-against"
+
+#: The columns of the table of results: one record for each evaluation and answer column.
+RESULT_COLUMNS = pa.schema(
+    [
+        ("evaluation_id", pa.string()),
+        ("run_id", pa.string()),
+        ("column_name", pa.string()),
+        ("evaluated_at", pa.timestamp("us", tz="UTC")),
+        ("model_id", pa.string()),
+        ("spec_hash", pa.string()),
+        ("metric", pa.string()),
+        ("golden_rows", pa.int64()),
+        ("right_rows", pa.int64()),
+        ("no_answer_rows", pa.int64()),
+        ("accuracy", pa.float64()),
+        ("accuracy_low", pa.float64()),
+        ("accuracy_high", pa.float64()),
+        ("confidence", pa.float64()),
+        ("baseline", pa.string()),
+        ("compared_rows", pa.int64()),
+        ("baseline_right_rows", pa.int64()),
+        ("lost_rows", pa.int64()),
+        ("gained_rows", pa.int64()),
+        ("p_different", pa.float64()),
+        ("min_accuracy", pa.string()),
+        ("max_regression", pa.string()),
+        ("passed", pa.bool_()),
+        ("cost_usd", pa.float64()),
+    ]
+)
 
 #: The rows are compared in memory.
 MOST_GOLDEN_ROWS = 200_000
@@ -139,6 +169,7 @@ class Evaluator:
             stored = read_evaluation(folder)
             assert stored is not None, "it was created here, or by another attempt"
         write_page(folder, stored, candidate.run.parts.spool)
+        _write_records(candidate.run, stored)
         return stored
 
     def _refuse_held_back(self, candidate: Candidate) -> None:
@@ -215,6 +246,20 @@ def write_page(folder: RunFolder, result: EvaluationResult, scratch: Path) -> No
     """Draw the stored result. It is drawn again where a worker died before it was written."""
     scratch.mkdir(parents=True, exist_ok=True)
     folder.write_evaluation_page(page(result).encode(), scratch / "page.new")
+
+
+def _write_records(run: Run, result: EvaluationResult) -> None:
+    """Write the result to its table. What is measured must not fail for the sake of its record."""
+    table, target = suffixed(_stage(run).target, "__results"), run.parts.target
+    if not isinstance(target, WritesRecords):
+        run.parts.warn(f"{type(target).__name__} keeps no table of results. The result is in the run folder.")
+        return
+    try:
+        target.write_records(table, pa.RecordBatch.from_pylist(result_rows(result), schema=RESULT_COLUMNS))
+    except BatchLLMError as error:
+        run.parts.warn(
+            f"The result could not be written to {table}, and is in the run folder: {error.in_full}"
+        )
 
 
 def raise_for_evaluation(result: EvaluationResult, folder: RunFolder) -> None:

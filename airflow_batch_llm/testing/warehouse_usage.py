@@ -7,7 +7,7 @@ import pytest
 
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.testing.staged_rows import START, BenchDatabase, at, batch, rows_of
-from airflow_batch_llm.warehouses.base import Warehouse, WritesUsage
+from airflow_batch_llm.warehouses.base import Warehouse, WritesRecords
 from airflow_batch_llm.warehouses.usage import USAGE_COLUMNS, USAGE_KEY
 
 LEDGER = "llm_usage"
@@ -28,12 +28,12 @@ def spent(usage_id: str, usd: float | None, **changes: Any) -> dict[str, Any]:
 
 
 class WritesLedgers:
-    """The contract of `write_usage`."""
+    """The contract of `write_records`."""
 
     @pytest.fixture
     def ledger(self, warehouse: Warehouse) -> Any:
         """The warehouse, as one that keeps a ledger."""
-        if not isinstance(warehouse, WritesUsage):
+        if not isinstance(warehouse, WritesRecords):
             pytest.skip("it keeps no ledger")
         return warehouse
 
@@ -42,8 +42,8 @@ class WritesLedgers:
     ) -> None:
         first = batch(USAGE_COLUMNS, [spent("a", 0.1), spent("b", 0.25, team="it's", round=2)])
         for _ in range(2):
-            ledger.write_usage(LEDGER, first)
-        ledger.write_usage(LEDGER, batch(USAGE_COLUMNS, [spent("a", 1e-6, ended_at=None), spent("A", 3.5)]))
+            ledger.write_records(LEDGER, first)
+        ledger.write_records(LEDGER, batch(USAGE_COLUMNS, [spent("a", 1e-6, ended_at=None), spent("A", 3.5)]))
         unended = ledger.read(
             Source(sql=f"SELECT {USAGE_KEY} FROM {LEDGER} WHERE ended_at IS NULL")
         ).read_all()
@@ -67,7 +67,7 @@ class WritesLedgers:
         old = pa.table({USAGE_KEY: ["old"], "run_id": ["r"], "usd": [2.0], "note": ["by hand"]})
         database.seed(LEDGER, old.cast(pa.schema([*few, ("note", pa.string())])))
 
-        ledger.write_usage(LEDGER, batch(USAGE_COLUMNS, [spent("new", 0.5)]))
+        ledger.write_records(LEDGER, batch(USAGE_COLUMNS, [spent("new", 0.5)]))
         ledger.close()
 
         found = {row[USAGE_KEY]: row for row in rows_of(database, LEDGER)}

@@ -278,13 +278,13 @@ class KeepsReviews(Protocol):
 
 
 @runtime_checkable
-class WritesUsage(Protocol):
-    """Can keep a ledger: a table of what runs have spent, which no stage reads or merges into."""
+class WritesRecords(Protocol):
+    """Can keep tables of records: a ledger, results of evaluations. No stage reads or merges into them."""
 
-    def write_usage(self, table: str, rows: pa.RecordBatch) -> None:
-        """Replace the rows that have these ids, and add the others. The table is created, and extended, if need be.
+    def write_records(self, table: str, rows: pa.RecordBatch) -> None:
+        """Replace the records that have these ids, and add the others. The table is created, and extended, if need be.
 
-        `rows` have the columns of `usage.USAGE_COLUMNS`. Written again: the same table.
+        The first column is the id. Written again: the same table.
         """
 
 

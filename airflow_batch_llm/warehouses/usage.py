@@ -1,16 +1,11 @@
-"""The ledger in SQL: one row for each run, round and route, replaced by the same run alone. Pure text from quoted names.
+"""The columns of the ledger: one row for each run, round and route, replaced by the same run alone.
 
-A row has an id that follows from its run, round and route. It is deleted and inserted again, so that writing it twice
-leaves one row in every database.
+A row has an id that follows from its run, round and route.
 """
-
-from collections.abc import Iterable
 
 import pyarrow as pa
 
 from airflow_batch_llm.core.model import Outcome
-from airflow_batch_llm.warehouses.dialect import PARAMETER, Upsert
-from airflow_batch_llm.warehouses.statements import Statements
 
 _UTC = pa.timestamp("us", tz="UTC")
 
@@ -55,33 +50,3 @@ USAGE_COLUMNS = pa.schema(
         ("ended_at", _UTC),
     ]
 )
-
-
-def usage_preparation(table: str, present: Iterable[str] | None, statements: Statements) -> list[str]:
-    """Return the DDL that gives a ledger its columns. `present`: those that it has. None: there is no table yet."""
-    dialect = statements.dialect
-    if present is None:
-        unique = dialect.upsert in (Upsert.ON_CONFLICT, Upsert.ON_DUPLICATE_KEY)
-        columns = [
-            f"{dialect.quote(field.name)} {dialect.column_type(field.type, key=field.name == USAGE_KEY)}"
-            + (" NOT NULL PRIMARY KEY" if unique and field.name == USAGE_KEY else "")
-            for field in USAGE_COLUMNS
-        ]
-        return [f"CREATE TABLE {dialect.table(table)} ({', '.join(columns)})"]
-    known = {name.lower() for name in present}
-    return statements.add_columns(
-        table, pa.schema([field for field in USAGE_COLUMNS if field.name not in known])
-    )
-
-
-def usage_removal(table: str, statements: Statements) -> str:
-    """Return the DELETE of one row, whose id is the parameter."""
-    dialect = statements.dialect
-    return f"DELETE FROM {dialect.table(table)} WHERE {dialect.quote(USAGE_KEY)} = {PARAMETER}"
-
-
-def usage_insertion(table: str, statements: Statements) -> str:
-    """Return the INSERT of one row, whose values are the parameters."""
-    dialect = statements.dialect
-    marks = ", ".join([PARAMETER] * len(USAGE_COLUMNS))
-    return f"INSERT INTO {dialect.table(table)} ({dialect.quote(*USAGE_COLUMNS.names)}) VALUES ({marks})"

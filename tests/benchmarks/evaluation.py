@@ -46,8 +46,8 @@ def make_golden(world: World, seed: int, rows: int) -> None:
     world.ask(f"INSERT INTO golden VALUES {values}")
 
 
-def asked(bench: Bench, seed: int, model: str) -> Candidate:
-    """Ask one model about the golden rows."""
+def open_run(bench: Bench, seed: int, model: str) -> Run:
+    """Return the run of one model over the golden rows."""
     changes: dict[str, Any] = {
         "source": Source(table="golden"),
         "carry": (),
@@ -56,11 +56,16 @@ def asked(bench: Bench, seed: int, model: str) -> Candidate:
         "target": f"answers_{list(RIGHT).index(model)}",
         "max_cost_usd": None,
     }
-    run = Run(
+    return Run(
         stage=evaluated_stage(stage(bench.world, **changes)),
         parts=bench.world.parts(),
         name=f"dag/{model}/{seed}",
     )
+
+
+def asked(bench: Bench, seed: int, model: str) -> Candidate:
+    """Ask one model about the golden rows."""
+    run = open_run(bench, seed, model)
     return Candidate(run=run, finished=bench.complete(run))
 
 

@@ -119,7 +119,7 @@ def result(evaluation: Evaluation, rows: int, right: int, lost: int = 0, gained:
             GateRuling.FAILED,
             "though 50 rows do not show that its true accuracy is.",
         ),
-        ({"min_accuracy": 0.8}, (50, 42), GateRuling.UNCLEAR, "can't tell with 50 rows: it would take about"),
+        ({"min_accuracy": 0.8}, (50, 42), GateRuling.UNCLEAR, "can't tell with 50 rows; to tell takes about"),
         (
             {"max_regression": 0},
             (500, 425, 69, 34),

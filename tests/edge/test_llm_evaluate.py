@@ -64,6 +64,10 @@ def test_the_rollout_waits_for_a_good_evaluation(golden: World, run: Run) -> Non
         )
         assert right == [(told["columns"][name]["right"],)]
         assert told["columns"][name]["rows"] == ROWS
+        recorded = (
+            "SELECT right_rows, golden_rows, min_accuracy, passed FROM evaluated__results WHERE column_name"
+        )
+        assert golden.query(f"{recorded} = '{name}'") == [(*right[0], ROWS, "passed", True)]
     assert told["passed"]
     assert golden.rows_charged() == ROWS + 12
 

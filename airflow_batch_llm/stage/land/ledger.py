@@ -28,7 +28,7 @@ from airflow_batch_llm.stage.records.registers import Due, Registers
 from airflow_batch_llm.stage.records.standings import ShardResult, read_rounds
 from airflow_batch_llm.stage.send.sweeping import Stray
 from airflow_batch_llm.store import Workspace
-from airflow_batch_llm.warehouses.base import WritesUsage
+from airflow_batch_llm.warehouses.base import WritesRecords
 from airflow_batch_llm.warehouses.usage import USAGE_COLUMNS, USAGE_KEY
 
 #: Records read at once: each takes its time in object storage.
@@ -110,11 +110,11 @@ class Ledger:
 def write_rows(table: UsageTable, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows to a ledger. Raises `InputError` if its database keeps none."""
     with table.opened() as warehouse:
-        if not isinstance(warehouse, WritesUsage):
+        if not isinstance(warehouse, WritesRecords):
             raise InputError(
                 f"{type(warehouse).__name__} keeps no ledger. Name the connection of another database in usage_conn_id."
             )
-        warehouse.write_usage(table.name, pa.RecordBatch.from_pylist(list(rows), schema=USAGE_COLUMNS))
+        warehouse.write_records(table.name, pa.RecordBatch.from_pylist(list(rows), schema=USAGE_COLUMNS))
 
 
 def rebuild(table: UsageTable, workspace: Workspace, deployment: str) -> int:

@@ -14,7 +14,6 @@ from airflow_batch_llm.warehouses.bigquery.connection import TableName, quoted
 from airflow_batch_llm.warehouses.bigquery.registration import DIALECT
 from airflow_batch_llm.warehouses.bigquery.types import gathered
 from airflow_batch_llm.warehouses.reviews import TAKEN_OVER
-from airflow_batch_llm.warehouses.usage import USAGE_COLUMNS, USAGE_KEY
 
 #: In a staged row: true for an answer, false for a failure.
 GOOD = "_llm_good"
@@ -253,17 +252,17 @@ def review_changes(tables: BigQueryTables, review: TableName, within: str | None
     ]
 
 
-def usage_merge(table: TableName, rows: int) -> str:
-    """Return the MERGE of so many rows of a ledger. Their values are the parameters `r<row>c<column>`."""
-    names = USAGE_COLUMNS.names
+def records_merge(table: TableName, names: Sequence[str], rows: int) -> str:
+    """Return the MERGE of so many records, whose id is the first column. Their values are the parameters `r<row>c<column>`."""
+    key = names[0]
     values = [
         ", ".join(f"@r{row}c{place} AS {quoted(name)}" for place, name in enumerate(names))
         for row in range(rows)
     ]
     source = "\nUNION ALL ".join(f"SELECT {listed}" for listed in values)
-    sets = ", ".join(f"{quoted(name)} = S.{quoted(name)}" for name in names if name != USAGE_KEY)
+    sets = ", ".join(f"{quoted(name)} = S.{quoted(name)}" for name in names if name != key)
     return (
-        f"MERGE INTO {table.quoted} AS T USING ({source}) AS S\nON T.{quoted(USAGE_KEY)} = S.{quoted(USAGE_KEY)}\n"
+        f"MERGE INTO {table.quoted} AS T USING ({source}) AS S\nON T.{quoted(key)} = S.{quoted(key)}\n"
         f"WHEN MATCHED THEN UPDATE SET {sets}\n"
         f"WHEN NOT MATCHED THEN INSERT ({', '.join(map(quoted, names))}) "
         f"VALUES ({', '.join(f'S.{quoted(name)}' for name in names)})"

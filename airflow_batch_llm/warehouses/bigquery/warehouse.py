@@ -29,11 +29,11 @@ from airflow_batch_llm.warehouses.bigquery.connection import (
 )
 from airflow_batch_llm.warehouses.bigquery.jobs import Work, content_label, digest, stem_of
 from airflow_batch_llm.warehouses.bigquery.known import KeyLookup
+from airflow_batch_llm.warehouses.bigquery.records import RecordTable
 from airflow_batch_llm.warehouses.bigquery.registration import DIALECT
 from airflow_batch_llm.warehouses.bigquery.sql import publish_script, review_script, staged_schema
 from airflow_batch_llm.warehouses.bigquery.staging import StagingTable, content_of, staged_rows, write_file
 from airflow_batch_llm.warehouses.bigquery.tables import TargetTables
-from airflow_batch_llm.warehouses.bigquery.usage import UsageTable
 from airflow_batch_llm.warehouses.dialect import full_name, is_same, tables_read
 from airflow_batch_llm.warehouses.place import Place
 from airflow_batch_llm.warehouses.staging import not_staged
@@ -173,9 +173,9 @@ class BigQueryWarehouse:
         review = self._tables(target).reviews().quoted
         return self.read(Source(sql=f"SELECT {listed} FROM {review} WHERE reviewed_by IS NOT NULL"))
 
-    def write_usage(self, table: str, rows: pa.RecordBatch) -> None:
-        """Merge rows into a ledger by their ids."""
-        UsageTable(connection=self._connection, name=self._connection.name(table)).write(rows)
+    def write_records(self, table: str, rows: pa.RecordBatch) -> None:
+        """Merge records by their ids."""
+        RecordTable(connection=self._connection, name=self._connection.name(table)).write(rows)
 
     def close(self) -> None:
         """Close the clients; the next verb opens them again."""

@@ -26,16 +26,16 @@ from airflow_batch_llm.warehouses.publication import (
     preparation,
     publication,
 )
+from airflow_batch_llm.warehouses.records import (
+    record_id,
+    record_insertion,
+    record_preparation,
+    record_removal,
+)
 from airflow_batch_llm.warehouses.reviews import review_preparation, review_refresh, review_table, reviewed
 from airflow_batch_llm.warehouses.staging import StagedFiles, StagingBounds, StagingFolder, rows_of
 from airflow_batch_llm.warehouses.statements import Landing, Statements
 from airflow_batch_llm.warehouses.target import required_columns
-from airflow_batch_llm.warehouses.usage import (
-    USAGE_KEY,
-    usage_insertion,
-    usage_preparation,
-    usage_removal,
-)
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -181,18 +181,20 @@ class DuckDBWarehouse:
     def read_reviews(self, target: Target) -> pa.RecordBatchReader:
         return self.read(reviewed(target, self._statements))
 
-    def write_usage(self, table: str, rows: pa.RecordBatch) -> None:
-        plain = plain_batch(rows, frozenset({USAGE_KEY}), DIALECT)
+    def write_records(self, table: str, rows: pa.RecordBatch) -> None:
+        plain = plain_batch(rows, frozenset({record_id(rows.schema)}), DIALECT)
         values = list(zip(*(column.to_pylist() for column in plain.columns), strict=True))
         self.release()  # a file that is read here cannot be written
         with self._file.translated(), self._transaction() as connection:
             refuse_view(connection, table)
-            for statement in usage_preparation(table, columns_of(connection, table), self._statements):
+            for statement in record_preparation(
+                table, rows.schema, columns_of(connection, table), self._statements
+            ):
                 connection.execute(statement)
             for row in values:
-                removal = usage_removal(table, self._statements)
+                removal = record_removal(table, rows.schema, self._statements)
                 connection.execute(DIALECT.with_parameters(removal), row[:1])
-                insertion = usage_insertion(table, self._statements)
+                insertion = record_insertion(table, rows.schema, self._statements)
                 connection.execute(DIALECT.with_parameters(insertion), row)
 
     def release(self) -> None:

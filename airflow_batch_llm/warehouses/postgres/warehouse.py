@@ -37,17 +37,17 @@ from airflow_batch_llm.warehouses.publication import (
     publication,
     staged_columns,
 )
+from airflow_batch_llm.warehouses.records import (
+    record_id,
+    record_insertion,
+    record_preparation,
+    record_removal,
+)
 from airflow_batch_llm.warehouses.refusal import may_pass, translated
 from airflow_batch_llm.warehouses.reviews import review_preparation, review_refresh, review_table, reviewed
 from airflow_batch_llm.warehouses.staging import forgotten, is_staged_table, not_staged, run_token
 from airflow_batch_llm.warehouses.statements import Statements
 from airflow_batch_llm.warehouses.target import required_columns
-from airflow_batch_llm.warehouses.usage import (
-    USAGE_KEY,
-    usage_insertion,
-    usage_preparation,
-    usage_removal,
-)
 
 if TYPE_CHECKING:
     from psycopg import Connection, ConnectionInfo, RawCursor
@@ -217,18 +217,18 @@ class PostgresWarehouse:
     def read_reviews(self, target: Target) -> pa.RecordBatchReader:
         return self.read(reviewed(target, self._statements))
 
-    def write_usage(self, table: str, rows: pa.RecordBatch) -> None:
-        plain = plain_batch(rows, frozenset({USAGE_KEY}), DIALECT)
+    def write_records(self, table: str, rows: pa.RecordBatch) -> None:
+        plain = plain_batch(rows, frozenset({record_id(rows.schema)}), DIALECT)
         values = list(zip(*(column.to_pylist() for column in plain.columns), strict=True))
         with self._transaction() as cursor:
             cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", [DIALECT.table(table)])
-            found = table_of(cursor, table, [USAGE_KEY])
+            found = table_of(cursor, table, [record_id(rows.schema)])
             present = None if found is None else found.columns
-            for statement in usage_preparation(table, present, self._statements):
+            for statement in record_preparation(table, rows.schema, present, self._statements):
                 cursor.execute(statement)
             removal, insertion = (
-                usage_removal(table, self._statements),
-                usage_insertion(table, self._statements),
+                record_removal(table, rows.schema, self._statements),
+                record_insertion(table, rows.schema, self._statements),
             )
             cursor.executemany(DIALECT.with_parameters(removal), [row[:1] for row in values])
             cursor.executemany(DIALECT.with_parameters(insertion), values)

@@ -26,6 +26,12 @@ from airflow_batch_llm.warehouses.publication import (
     publication,
     staged_columns,
 )
+from airflow_batch_llm.warehouses.records import (
+    record_id,
+    record_insertion,
+    record_preparation,
+    record_removal,
+)
 from airflow_batch_llm.warehouses.refusal import may_pass, translated
 from airflow_batch_llm.warehouses.registration import AirflowConnection
 from airflow_batch_llm.warehouses.reviews import review_preparation, review_refresh, review_table, reviewed
@@ -33,12 +39,6 @@ from airflow_batch_llm.warehouses.sql.catalogue import SqlDialect, described, to
 from airflow_batch_llm.warehouses.staging import forgotten, is_staged_table, not_staged, run_token
 from airflow_batch_llm.warehouses.statements import Statements
 from airflow_batch_llm.warehouses.target import required_columns
-from airflow_batch_llm.warehouses.usage import (
-    USAGE_KEY,
-    usage_insertion,
-    usage_preparation,
-    usage_removal,
-)
 
 _FIRST_ROWS = 500
 _INSERTED_AT_ONCE = 1_000
@@ -153,19 +153,19 @@ class SqlWarehouse:
         source = reviewed(target, self._statements)
         return self._stream(source.sql or "", None, self._review_types(target))
 
-    def write_usage(self, table: str, rows: pa.RecordBatch) -> None:
+    def write_records(self, table: str, rows: pa.RecordBatch) -> None:
         with self._transaction() as cursor:
             found = self._dialect.catalogue.table(
-                partial(self._ask, cursor), self._dialect, table, [USAGE_KEY]
+                partial(self._ask, cursor), self._dialect, table, [record_id(rows.schema)]
             )
             present = None if found is None else [self._dialect.unfolded(name) for name in found.columns]
-            for statement in usage_preparation(table, present, self._statements):
+            for statement in record_preparation(table, rows.schema, present, self._statements):
                 cursor.execute(statement)
-        values = self._values(plain_batch(rows, frozenset({USAGE_KEY}), self._dialect))
+        values = self._values(plain_batch(rows, frozenset({record_id(rows.schema)}), self._dialect))
         with self._transaction() as cursor:
             for statement, parameters in (
-                (usage_removal(table, self._statements), [row[:1] for row in values]),
-                (usage_insertion(table, self._statements), values),
+                (record_removal(table, rows.schema, self._statements), [row[:1] for row in values]),
+                (record_insertion(table, rows.schema, self._statements), values),
             ):
                 cursor.executemany(self._dialect.with_parameters(statement), parameters)
 

@@ -1,9 +1,9 @@
-"""The ledger in BigQuery: a table that is shaped if need be, and one MERGE for the rows of a few runs."""
+"""A table of records in BigQuery: it is shaped if need be, and one MERGE writes many records."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -11,9 +11,8 @@ from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.warehouses.bigquery.connection import Connection, TableName
 from airflow_batch_llm.warehouses.bigquery.jobs import Work, content_label, digest, stem_of, translated
 from airflow_batch_llm.warehouses.bigquery.registration import DIALECT
-from airflow_batch_llm.warehouses.bigquery.sql import usage_merge
+from airflow_batch_llm.warehouses.bigquery.sql import records_merge
 from airflow_batch_llm.warehouses.bigquery.types import schema_field
-from airflow_batch_llm.warehouses.usage import USAGE_COLUMNS
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import QueryJob, Table
@@ -26,19 +25,19 @@ _ROUNDS = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UsageTable:
-    """One ledger, by its name."""
+class RecordTable:
+    """One table of records, by its name."""
 
     connection: Connection
     name: TableName
 
     def write(self, rows: pa.RecordBatch) -> None:
         """Merge rows by their ids."""
-        table = self._shaped()
+        table = self._shaped(rows.schema)
         for start in range(0, rows.num_rows, _ROWS_PER_MERGE):
-            self._merge(rows.slice(start, _ROWS_PER_MERGE).to_pylist(), table)
+            self._merge(rows.slice(start, _ROWS_PER_MERGE), table)
 
-    def _shaped(self) -> Table:
+    def _shaped(self, columns: pa.Schema) -> Table:
         """Give the table its columns."""
         from google.api_core.exceptions import Conflict, PreconditionFailed
         from google.cloud.bigquery import Table
@@ -47,7 +46,7 @@ class UsageTable:
         for _ in range(_ROUNDS):
             table = self.connection.table(self.name)
             there = set() if table is None else {field.name.lower() for field in table.schema}
-            missing = [schema_field(field) for field in USAGE_COLUMNS if field.name not in there]
+            missing = [schema_field(field) for field in columns if field.name not in there]
             if table is not None and not missing:
                 return table
             with translated(f"shaping {self.name}"):
@@ -61,32 +60,30 @@ class UsageTable:
                     continue
         raise TargetError(f"Other tasks keep changing the table {self.name}. The next run writes to it.")
 
-    def _merge(self, rows: list[dict[str, Any]], table: Table) -> None:
-        content = digest(table.created, *(value for row in rows for value in row.values()))
+    def _merge(self, rows: pa.RecordBatch, table: Table) -> None:
+        content = digest(table.created, *(value for row in rows.to_pylist() for value in row.values()))
         location = table.location
         self.connection.jobs.perform(
             Work(
                 doing=f"writing to {self.name}",
-                stem=stem_of("usage", self.name),
+                stem=stem_of("records", self.name),
                 content=content,
                 location=location,
                 submit=lambda job_id: self._submit(rows, job_id, location, content),
             )
         )
 
-    def _submit(
-        self, rows: list[dict[str, Any]], job_id: str, location: str | None, content: str
-    ) -> QueryJob:
+    def _submit(self, rows: pa.RecordBatch, job_id: str, location: str | None, content: str) -> QueryJob:
         from google.cloud.bigquery import QueryJobConfig, ScalarQueryParameter
 
         parameters = [
             ScalarQueryParameter(f"r{at}c{place}", DIALECT.column_type(field.type), row[field.name])
-            for at, row in enumerate(rows)
-            for place, field in enumerate(USAGE_COLUMNS)
+            for at, row in enumerate(rows.to_pylist())
+            for place, field in enumerate(rows.schema)
         ]
         labels = {**self.connection.labels(), **content_label(content)}
         return self.connection.client.query(
-            usage_merge(self.name, len(rows)),
+            records_merge(self.name, rows.schema.names, rows.num_rows),
             job_id=job_id,
             location=location,
             job_config=QueryJobConfig(labels=labels, query_parameters=parameters),
