@@ -3,6 +3,7 @@
 import typer
 
 import airflow_batch_llm
+from airflow_batch_llm.commands.budget import budget
 from airflow_batch_llm.commands.cancel import cancel
 from airflow_batch_llm.commands.erase import erase
 from airflow_batch_llm.commands.evaluate import evaluate
@@ -24,6 +25,7 @@ app.command()(run)
 app.command()(evaluate)
 app.command()(runs)
 app.command()(usage)
+app.command()(budget)
 app.command()(inspect)
 app.command()(land)
 app.command()(cancel)

@@ -89,6 +89,17 @@ def _guards() -> dict[str, Any]:
         "default_max_cost_usd": _option(
             "What one run of a stage may cost at most where it sets no max_cost_usd.", "float", default="25.0"
         ),
+        "budgets": _option(
+            "Budgets that runs share, by name, in JSON: the dollars, and the period in which they may be spent (day, "
+            "week, month, year or all, in UTC). An operator names one with budget.",
+            "string",
+            example='{"support": {"usd": 500, "per": "month"}}',
+        ),
+        "budget_ceiling": _option(
+            "One more budget, in JSON, which holds for every run on the workspace. No Dag can lift it.",
+            "string",
+            example='{"usd": 2000, "per": "month"}',
+        ),
         "sdk_logs": _option(
             "Whether SDKs and drivers may log below WARNING in our tasks and triggers. At DEBUG they log "
             "keys, whole prompts and answers: switch it on only to look for a fault.",

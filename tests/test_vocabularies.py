@@ -17,6 +17,7 @@ import pytest
 import airflow_batch_llm
 from airflow_batch_llm.core import (
     answer,
+    budget,
     canary,
     evaluation,
     evaluation_result,
@@ -42,6 +43,7 @@ LOOKED_AT: dict[type[Enum], str] = {
     model.BatchState: "RUNNING ENDED REJECTED",
     model.Way: "BATCH FLEX NOW",
     model.ColumnType: "STRING INTEGER NUMBER DECIMAL BOOLEAN TIMESTAMP DATE JSON VECTOR",
+    budget.Per: "DAY WEEK MONTH YEAR ALL",
     canary.Ruling: "GO BAD_ANSWERS OVER_BUDGET",
     evaluation.Metric: "EXACT CASEFOLD NUMBER SET",
     evaluation_result.GateRuling: "PASSED FAILED UNCLEAR",

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import orjson
 import typer
 
+from airflow_batch_llm.commands.budget import configured_budgets
 from airflow_batch_llm.commands.exit_code import ends_with_a_code, say, this_user
 from airflow_batch_llm.commands.opening import Opening
 from airflow_batch_llm.commands.spec import read_spec
@@ -79,6 +80,7 @@ def open_run(opening: Opening, stem: str, spool: Path, *, plan_only: bool) -> Ru
         spool=spool,
         deployment=opening.spec.deployment,
         usage=opening.usage(target),
+        budgets=configured_budgets(opening.file.environment),
         by=replace(this_user(), team=opening.spec.team),
         log=lambda message: say(message, err=True),
     )

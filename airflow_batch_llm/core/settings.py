@@ -367,6 +367,8 @@ class Stage(Settings):
     """The most rows that one run sends. Default: no limit."""
     max_cost_usd: Dollars = 25.0
     """The most dollars that one run may cost. Default: 25. None or infinity: no limit."""
+    budget: str | None = None
+    """The name of a budget that runs share, of those in `[batch_llm] budgets`. Default: none."""
     plan_only: bool = False
     """Report what would be sent and its cost, and send nothing. Default: no."""
     keep_days: NotNegative | None = 30.0

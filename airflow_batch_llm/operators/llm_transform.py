@@ -83,6 +83,7 @@ class LLMTransformOperator(RunOperator):
         prompt has answered (``outdated``), only those without an answer (``new``), or ``all``
     :param max_rows: the most rows that one run sends; None for no limit
     :param max_cost_usd: the most dollars that one run may cost; None for the configured default, ``float("inf")`` for no limit
+    :param budget: the name of a budget that runs share, of those in ``[batch_llm] budgets``
     :param plan_only: find out what would be sent and what it would cost, and send nothing
     :param keep_days: days for which the workspace keeps prompts and raw answers; 0: until they have landed, None: for good
     :param usage_table: the ledger: a table that gets what each run has spent; None for the configured one
@@ -109,6 +110,7 @@ class LLMTransformOperator(RunOperator):
         "prompt_params",
         "max_rows",
         "max_cost_usd",
+        "budget",
         "usage_table",
     )
     template_fields_renderers = {"source_sql": "sql", "source_parameters": "json", "prompt_params": "json"}  # noqa: RUF012
@@ -142,6 +144,7 @@ class LLMTransformOperator(RunOperator):
         only: str = Only.CHANGED,
         max_rows: int | str | None = None,
         max_cost_usd: float | str | None = None,
+        budget: str | None = None,
         plan_only: bool = False,
         keep_days: float | None = 30.0,
         usage_table: str | None = None,
@@ -183,6 +186,7 @@ class LLMTransformOperator(RunOperator):
         self.only = choice("only", only, Only)
         self.max_rows = max_rows
         self.max_cost_usd = max_cost_usd
+        self.budget = budget
         self.plan_only = plan_only
         self.keep_days = keep_days
         self.usage_table = usage_table
@@ -240,6 +244,7 @@ class LLMTransformOperator(RunOperator):
             only=Only(self.only),
             max_rows=self.max_rows,  # type: ignore[arg-type]  # a template renders to text, which the stage reads
             max_cost_usd=self._budget(),
+            budget=self.budget or None,
             plan_only=self.plan_only,
             keep_days=self.keep_days,
             labels={"dag": self.dag_id, "task": self.task_id, "run": str(context["run_id"])},
@@ -343,7 +348,7 @@ class LLMTransformOperator(RunOperator):
 
     def _asked(self) -> tuple[object, ...]:
         """Return the values that distinguish this item of a mapped task from the others."""
-        asked = (name for name in self.template_fields if name != "usage_table")
+        asked = (name for name in self.template_fields if name not in ("budget", "usage_table"))
         rendered = tuple(getattr(self, name) for name in asked)
         prompt = None if self.prompt is None else identity(self.prompt)
         return (*rendered, self.key, prompt, self.prompt_file, self.system_prompt, self.request.extra_body)

@@ -16,6 +16,7 @@ from airflow_batch_llm.hooks.object_storage import open_workspace
 from airflow_batch_llm.triggers.llm_batch import TaskKey
 
 if TYPE_CHECKING:
+    from airflow_batch_llm.core.budget import SharedBudget
     from airflow_batch_llm.core.journal import Doer
     from airflow_batch_llm.stage.parts import Parts, UsageTable
     from airflow_batch_llm.warehouses.base import Warehouse
@@ -59,6 +60,16 @@ def usage_table(handle: RunHandle, target: "Warehouse") -> "UsageTable | None":
     return UsageTable(name=table, book=f"{deployment()}\n{conn_id}\n{table}", opened=opened)
 
 
+def shared_budgets() -> "dict[str, SharedBudget]":
+    """Return the budgets that the configuration has, and its ceiling."""
+    from airflow_batch_llm.core.budget import read_budgets
+
+    return read_budgets(
+        conf.get("batch_llm", "budgets", fallback="") or "",
+        conf.get("batch_llm", "budget_ceiling", fallback="") or "",
+    )
+
+
 def team(task: Any, task_instance: Any) -> str:
     """Return who pays for a task: its Dag's team in Airflow, or its owner. Empty: neither is set."""
     known = getattr(task_instance, "stats_tags", None) or {}
@@ -95,6 +106,7 @@ def open_parts(context: Context, handle: RunHandle, spool: Path, log: Any) -> "P
         spool=spool,
         deployment=deployment(),
         usage=usage_table(handle, target),
+        budgets=shared_budgets(),
         by=doer(
             TaskKey.of(context["ti"]),
             handle,

@@ -17,6 +17,7 @@ from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.core.printing import counted, verb
 from airflow_batch_llm.core.report import Report, Verdict
+from airflow_batch_llm.stage.budgets import Budgets
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan
@@ -37,7 +38,14 @@ class CanaryJudge:
     def judge(self, parts: Parts) -> Plan:
         """Store the verdict, unless there is one, and return the plan that counts from now on."""
         if self.folder.read_canary() is None:
-            verdict = self._verdict()
+            budgets = Budgets(parts=parts, folder=self.folder)
+            verdict = self._verdict(self._most(budgets))
+            while verdict.goes and self.plan.budgets:
+                dollars = ruled(self.plan, verdict).dollars or 0.0
+                if budgets.keep(self.plan.budgets, dollars):
+                    break
+                # Others have taken what was left.
+                verdict = self._verdict(min(self._most(budgets) or 0.0, 0.99 * dollars))
             if self.folder.create_canary(verdict.to_json()) and verdict.goes:
                 parts.log(self._told(verdict))
         return read_judged(self.folder, self.plan)
@@ -70,7 +78,12 @@ class CanaryJudge:
         data = self.folder.read_canary() if self.plan.canary else None
         return None if data is None else CanaryVerdict.from_json(data)
 
-    def _verdict(self) -> CanaryVerdict:
+    def _most(self, budgets: Budgets) -> float | None:
+        """Return the dollars that the run may cost: by its own limit, or by the budgets that it shares."""
+        own, shared = self.plan.limits.max_cost_usd, budgets.most(self.plan.budgets)
+        return min((one for one in (own, shared and shared[0]) if one is not None), default=None)
+
+    def _verdict(self, most: float | None) -> CanaryVerdict:
         landed = self._landed()
         total = _total(landed.values())
         samples = self._samples(landed)
@@ -78,11 +91,11 @@ class CanaryJudge:
         for number, sample in samples.items():
             asked, rest = sample.estimates()
             estimates |= {len(self._own) + number: asked, number: rest}
-        why = over_budget(list(samples.values()), self._unmeasured(samples), self.plan.limits.max_cost_usd)
+        why = over_budget(list(samples.values()), self._unmeasured(samples), most)
         left_out: tuple[int, ...] = ()
         ruling = Ruling.OVER_BUDGET if why else Ruling.GO
         if why and self.plan.sends_what_fits:
-            left_out = self._left_out(samples, total.spent.cost)
+            left_out = self._left_out(samples, total.spent.cost, most)
             if len(left_out) < len(self.plan.shards) - len(self.plan.canary):
                 ruling = Ruling.GO
         if not self._answers(landed).passed:
@@ -94,7 +107,9 @@ class CanaryJudge:
             ruling=ruling, why=why, asked=_asked(total, items), estimates=estimates, left_out=left_out
         )
 
-    def _left_out(self, samples: Mapping[int, RouteSample], spent: float) -> tuple[int, ...]:
+    def _left_out(
+        self, samples: Mapping[int, RouteSample], spent: float, most: float | None
+    ) -> tuple[int, ...]:
         """Return the shards beyond the budget. The stage's own route, the first, comes last."""
         rests = []
         for number in (*self._own[1:], 0):
@@ -106,7 +121,6 @@ class CanaryJudge:
                 left=None if route.max_cost_usd is None else route.max_cost_usd - paid,
             )
             rests.append(rest)
-        most = self.plan.limits.max_cost_usd
         return beyond_budget(rests, None if most is None else most - spent)
 
     def _landed(self) -> dict[int, ShardResult]:

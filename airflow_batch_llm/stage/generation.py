@@ -19,6 +19,7 @@ from airflow_batch_llm.core.printing import counted, verb
 from airflow_batch_llm.core.settings import Pace
 from airflow_batch_llm.core.waiting import CANCEL_GRACE_SECONDS, Watch
 from airflow_batch_llm.errors import DeadlinePassed, ProviderError, Unavailable, WarehouseError
+from airflow_batch_llm.stage.budgets import Budgets
 from airflow_batch_llm.stage.canary import CanaryJudge
 from airflow_batch_llm.stage.land.affording import Purse
 from airflow_batch_llm.stage.land.finishing import Finished, Finisher
@@ -173,6 +174,7 @@ class Generation:
                 span = self.parts.provider.limits.window_seconds + _AFTER_WINDOW_SECONDS
             end = {"at": self.parts.clock() + span, "max_tries": self.max_tries}
             RunIndex(workspace=self.parts.workspace).begin(self.folder, end["at"])
+            Budgets(parts=self.parts, folder=self.folder).confirm(self.first)
             Ledger(parts=self.parts).expect(self.folder, self.parts.clock() + span + ABANDONED_SECONDS)
             self.folder.add_deadline(orjson.dumps(end))
             records = [orjson.loads(data) for data in self.folder.deadlines()]
@@ -233,13 +235,18 @@ class Generation:
 
     def _affordable(self, rounds: list[Plan], wanted: Mapping[str, int]) -> dict[str, int]:
         """Return the requests of each route that stay within the budget, at the price of those so far."""
-        purse = Purse.of(self.folder, rounds)
-        allowed = purse.allowed(wanted)
+        purse, budgets = Purse.of(self.folder, rounds), Budgets(parts=self.parts, folder=self.folder)
+        periods = self.first.budgets
+        shared = budgets.most(periods)
+        allowed = purse.allowed(wanted, shared)
+        while periods and any(allowed.values()) and not budgets.keep(periods, purse.cost_with(allowed)):
+            shared = budgets.most(periods)  # others have taken what was left
+            allowed = purse.allowed(wanted, shared)
         for name, requests in allowed.items():
             if left_out := wanted[name] - requests:
                 self.parts.warn(
                     f"{counted(left_out, 'item' if rounds[-1].is_packed else 'request')}"
-                    f" {verb(left_out, 'is', 'are')} not asked again: {purse.told(name)}"
+                    f" {verb(left_out, 'is', 'are')} not asked again: {purse.told(name, shared)}"
                 )
         return allowed
 

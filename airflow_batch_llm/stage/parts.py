@@ -1,7 +1,7 @@
 """The rooms that meet in a stage: a provider, the source, the target and a workspace."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
+from airflow_batch_llm.core.budget import SharedBudget
 from airflow_batch_llm.core.journal import Doer
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import BatchLLMError
@@ -55,6 +56,8 @@ class Parts:
     """Name of this deployment among those that share the workspace. Default: there is only one."""
     usage: UsageTable | None = None
     """The ledger that runs are written to. Default: none is kept."""
+    budgets: Mapping[str, SharedBudget] = field(default_factory=dict)
+    """The shared budgets that are configured, by name, and the ceiling. Default: there are none."""
     by: Doer = field(default_factory=lambda: Doer(host=gethostname()))
     """Who works, for the records of the run. Default: the name of this machine alone."""
     clock: Callable[[], float] = time.time

@@ -10,6 +10,7 @@ from airflow_batch_llm.core.printing import counted, share, verb
 from airflow_batch_llm.core.settings import Pace, Stage
 from airflow_batch_llm.errors import BatchLLMError, InputError, TargetError
 from airflow_batch_llm.providers.routed import connections
+from airflow_batch_llm.stage.budgets import Budgets
 from airflow_batch_llm.stage.generation import ABANDONED_SECONDS, Generation, Pause
 from airflow_batch_llm.stage.land.deleting import delete_copies
 from airflow_batch_llm.stage.land.finishing import Finished, Finisher
@@ -110,6 +111,8 @@ class Run:
         plan = planner.plan()
         self._refuse_faster(folder, plan)
         self.parts.log(plan.described())
+        for told in Budgets(parts=self.parts, folder=folder).described(plan.budgets):
+            self.parts.log(told)
         return plan
 
     def _refuse_faster(self, folder: RunFolder, plan: Plan) -> None:

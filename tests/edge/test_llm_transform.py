@@ -110,6 +110,21 @@ def test_the_same_rows_by_another_connection_are_not_paid_again(
     assert world.rows_charged() == len(TICKETS)
 
 
+def test_the_ceiling_of_the_configuration_stops_a_run_with_any_budget(
+    world: World, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__BATCH_LLM__BUDGETS", '{"support": {"usd": 500, "per": "month"}}')
+    monkeypatch.setenv("AIRFLOW__BATCH_LLM__BUDGET_CEILING", '{"usd": 0.000001, "per": "day"}')
+    with DAG("stopped", schedule=None) as dag:
+        transform(budget="{{ 'support' }}")
+
+    with failures() as failed:
+        run(dag)
+
+    assert "above the budget ceiling ($0.00 a day), of which $0.0000 are left." in str(failed[0])
+    assert world.rows_charged() == 0
+
+
 def test_openai_is_reached_by_its_official_connection_type(world: World, run: Run) -> None:
     with DAG("openai", schedule=None) as dag:
         transform(model_id="openai:gpt-5-mini", deferrable=True)

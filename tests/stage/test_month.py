@@ -30,15 +30,24 @@ class _DiesAt:
     """A workspace of a process that is killed when it is about to create a record."""
 
     def __init__(self, workspace: Any, part: str) -> None:
-        self._workspace, self._part = workspace, part
+        self._workspace, self._part, self._is_dead = workspace, part, False
 
     def __getattr__(self, name: str) -> Any:
+        if self._is_dead:
+            raise _Killed
         return getattr(self._workspace, name)
 
     def create(self, path: str, data: bytes) -> bool:
-        if self._part in path:
+        if self._is_dead or self._part in path:
+            self._is_dead = True
             raise _Killed(path)
         return self._workspace.create(path, data)  # type: ignore[no-any-return]
+
+    def append(self, folder: str, data: bytes, *, after: int | None = None) -> int | None:
+        if self._is_dead or self._part in f"{folder}/":
+            self._is_dead = True
+            raise _Killed(folder)
+        return self._workspace.append(folder, data, after=after)  # type: ignore[no-any-return]
 
 
 class _Month:

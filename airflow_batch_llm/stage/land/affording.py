@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import fsum
 
 from airflow_batch_llm.core.model import Usage
 from airflow_batch_llm.core.price import PriceList
@@ -41,9 +42,13 @@ class Purse:
                     paid.add(shard.items if report.requests else 0, report.spent.cost, report.usage)
         return cls(first=rounds[0], total=total, by_route=by_route)
 
-    def allowed(self, wanted: Mapping[str, int]) -> dict[str, int]:
-        """Return how many of the wanted requests of each route are within the budgets of the run and of the route."""
-        most = self.first.limits.max_cost_usd
+    def allowed(self, wanted: Mapping[str, int], shared: tuple[float, str] | None = None) -> dict[str, int]:
+        """Return how many of the wanted requests of each route are within the budgets of the run and of the route.
+
+        `shared` has the dollars that the run may cost by the budgets that it shares, and their name. None: it shares none.
+        """
+        mosts = [self.first.limits.max_cost_usd, None if shared is None else shared[0]]
+        most = min((one for one in mosts if one is not None), default=None)
         left = None if most is None else most - self.total.cost
         allowed = {}
         for name, requests in wanted.items():
@@ -60,13 +65,24 @@ class Purse:
                 left -= allowed[name] * (price or 0.0)
         return allowed
 
-    def told(self, name: str) -> str:
+    def cost_with(self, allowed: Mapping[str, int]) -> float:
+        """Return what the run costs with so many more requests of each route."""
+        more = (
+            requests * (self._price(self.first.base(name)) or 0.0)
+            for name, requests in allowed.items()
+            if requests
+        )
+        return self.total.cost + fsum(more)
+
+    def told(self, name: str, shared: tuple[float, str] | None = None) -> str:
         """Say what is spent, for a route whose requests are not all asked."""
         route, most = self.first.base(name), self.first.limits.max_cost_usd
         if route.max_cost_usd is not None:
             return (
                 f"${self.by_route[name].cost:,.2f} of ${route.max_cost_usd:g} of the route {name} are spent."
             )
+        if shared is not None and (most is None or shared[0] < most):
+            return f"${self.total.cost:,.2f} are spent, and the run has its dollars from {shared[1]} for it."
         return f"${self.total.cost:,.2f} of ${most:g} are spent."
 
     def _price(self, route: PlannedRoute) -> float | None:

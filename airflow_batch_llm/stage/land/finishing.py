@@ -19,6 +19,7 @@ from airflow_batch_llm.core.printing import counted, share, verb
 from airflow_batch_llm.core.report import Provenance, Report, gate, miscount
 from airflow_batch_llm.core.selection import Reason
 from airflow_batch_llm.errors import CanaryFailed, InputError, ProviderError, QualityGateFailed, Refused
+from airflow_batch_llm.stage.budgets import Budgets
 from airflow_batch_llm.stage.canary import CanaryJudge
 from airflow_batch_llm.stage.land.collecting import Collector
 from airflow_batch_llm.stage.land.deleting import VendorCopies
@@ -143,6 +144,7 @@ class Finisher:
         if days is not None:
             registers.add_due(self.folder, (stored.about.completed_at or 0.0) + days * 86_400)
         VendorCopies(parts=self.parts, folder=self.folder, first=self.first).delete()
+        Budgets(parts=self.parts, folder=self.folder).settle(self.first, stored.report.spent.cost)
         Ledger(parts=self.parts).settle(self.folder)
         return stored
 

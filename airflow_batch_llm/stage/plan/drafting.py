@@ -25,6 +25,7 @@ from airflow_batch_llm.core.settings import BadRow, OverBudget, Stage
 from airflow_batch_llm.errors import BatchLLMError, BudgetExceeded, InputError, SourceError
 from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.providers.routed import by_route
+from airflow_batch_llm.stage.budgets import Budgets
 from airflow_batch_llm.stage.land.landing import SAMPLES, sample_keys
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.carried import restored
@@ -73,6 +74,7 @@ class Drafting:
     _in_flight: dict[tuple[str, str], tuple[RunFolder, Plan]] = field(default_factory=dict, init=False)
     _done: set[tuple[str, str]] = field(default_factory=set, init=False)
     _draft: Plan | None = field(default=None, init=False)
+    _beyond: float = field(default=0.0, init=False)  # dollars by which a draft took more than it was to take
 
     def read(self) -> None:
         """Spool the source and check its keys. What is in flight is noted before: it may land meanwhile."""
@@ -124,6 +126,23 @@ class Drafting:
         if self._draft is None or taken:
             self._draft = self._write(self._spool)
         return self._draft
+
+    @property
+    def budgets(self) -> Budgets:
+        """The shared budgets of the run."""
+        return Budgets(parts=self.parts, folder=self.folder)
+
+    def release(self) -> None:
+        """Give back the dollars that the draft holds."""
+        if self._draft is not None:
+            self.budgets.release(self._draft.budgets)
+
+    def forget(self) -> None:
+        """Drop the draft: others have taken the dollars that it was made for, or it takes more than they are."""
+        most = None if self._draft is None else self.budgets.most(self._draft.budgets)
+        if self._draft is not None and most is not None:
+            self._beyond += max(0.0, (self._draft.dollars or 0.0) - most[0])
+        self._draft = None
 
     def note(self, other: RunFolder) -> None:
         """Note that a run buys rows, whether or not it has landed them since this planner read the source."""
@@ -196,6 +215,7 @@ class Drafting:
             planned_by=self.parts.by.to_json(),
             deployment=self.parts.deployment,
             place=self.place,
+            budgets=self.budgets.periods(self.stage.budget),
         )
 
     def _write(self, spool: Spool) -> Plan:
@@ -330,7 +350,7 @@ class Drafting:
 
     def _allowed(self, guesses: Sequence[Estimate], surcharge: Decimal) -> list[int]:
         """Return the number of requests of each route that are sent, if they cost so much more than estimated."""
-        most, on_over_budget = self.stage.max_cost_usd, self.stage.guards.on_over_budget
+        (most, _), on_over_budget = self._most(), self.stage.guards.on_over_budget
         if most is not None:
             most = max(0.0, most - float(surcharge))
         wished = [guess.requests for guess in guesses]
@@ -345,19 +365,28 @@ class Drafting:
             case _:
                 assert_never(on_over_budget)
 
+    def _most(self) -> tuple[float | None, str]:
+        """Return the dollars that the run may cost, by its own limit or by a shared budget, and the name of that."""
+        own = self.stage.max_cost_usd
+        shared = self.budgets.most(self.budgets.periods(self.stage.budget))
+        if shared is None or (own is not None and own <= shared[0]):
+            return own, "max_cost_usd" if own is None else f"max_cost_usd={own:g}"
+        return max(0.0, shared[0] - self._beyond), shared[1]
+
     def _over_budget(self, guesses: Sequence[Estimate], surcharge: Decimal) -> str:
         """Say which budget is too small: that of a route, or that of the run."""
-        most, what, whose = self.stage.max_cost_usd, "max_cost_usd", ""
+        (_, what), whose = self._most(), ""
         requests = sum(guess.requests for guess in guesses)
         expected = sum((guess.expected or Decimal(0) for guess in guesses), surcharge)
         for route, guess in zip(self.resolved.routes, guesses, strict=True):
             if shared_out([guess], route.max_cost_usd, [None]) != [guess.requests]:
-                requests, expected, most = guess.requests, guess.expected or Decimal(0), route.max_cost_usd
-                whose, what = f" of the route {route.name}", f"the route's {what}"
+                requests, expected = guess.requests, guess.expected or Decimal(0)
+                whose = f" of the route {route.name}"
+                what = f"the route's max_cost_usd={route.max_cost_usd:g}"
                 break
         return (
             f"{counted(requests, 'request')}{whose} {verb(requests, 'is', 'are')} estimated at ${expected:,.4f}, above"
-            f" {what}={most:g}. Nothing was sent. Raise max_cost_usd, lower max_rows, or set"
+            f" {what}. Nothing was sent. Raise max_cost_usd or the budget, lower max_rows, or set"
             " on_over_budget='partial' to send what fits."
         )
 

@@ -33,6 +33,7 @@ from airflow_batch_llm.errors import BudgetExceeded, StoreError
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.drafting import Drafting
 from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.stage.records.registers import Registers
 
 #: Seconds between two looks at the ticket of another planner.
@@ -64,6 +65,7 @@ class Planners:
         except BaseException:
             with suppress(StoreError):  # the others wait a little longer then
                 self._give_up_own()
+                self.drafting.release()
             raise
 
     def _take(self, step: Step) -> Any:
@@ -103,7 +105,7 @@ class Planners:
         if self.folder.read_plan() is not None:
             return None
         try:
-            plan = self.drafting.draft()
+            plan = self._held()
         except BudgetExceeded:
             if self._has_waited():
                 raise
@@ -111,6 +113,14 @@ class Planners:
         self._registers.open_run(self._target, self.folder)
         self.folder.create_draft(plan.nonce, plan.to_json())
         return plan.nonce
+
+    def _held(self) -> Plan:
+        """Return a draft whose dollars are held in the shared budgets. Others may take them while it is written."""
+        while True:
+            plan, budgets = self.drafting.draft(), self.drafting.budgets
+            if not plan.budgets or not plan.requests or budgets.reserve(plan.budgets, plan.dollars or 0.0):
+                return plan
+            self.drafting.forget()
 
     def _has_waited(self) -> bool:
         """Return whether no earlier ticket is open."""

@@ -154,6 +154,8 @@ class Plan:
     """Rows of the round before that this one asks again: `outcomes`, and error `codes`. None: all that might be."""
     place: Place | None = None
     """Where the target is. None: an earlier release has planned the run."""
+    budgets: Mapping[str, str] = field(default_factory=dict)
+    """The period of each shared budget that counts for the run, by the budget's name. Default: there is none."""
     canary_why: Mapping[str, int] = field(default_factory=dict)
     """The rows of the canary by reason. They are in `why`, too. Empty: there is no canary."""
     sends_what_fits: bool = False
