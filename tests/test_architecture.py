@@ -22,7 +22,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "airflow_batch_llm"
 
 # Where Airflow may be imported. Everything else in the package runs without it.
-EDGE = ("decorators", "hooks", "links", "notifications", "operators", "sensors", "triggers")
+EDGE = ("decorators", "hooks", "links", "notifications", "operators", "plugins", "sensors", "triggers")
+
+# What only the API server imports, at the first look at the page.
+PAGE = f"{airflow_batch_llm.__name__}.plugins.page"
 
 ADAPTERS = {
     "providers": tuple(PROVIDERS),
@@ -124,10 +127,18 @@ def test_importing_a_module_below_the_edge_loads_neither_airflow_nor_an_sdk() ->
 
 def test_importing_the_edge_loads_no_sdk_and_no_pyarrow_that_airflow_has_not_loaded_itself() -> None:
     airflow = ("airflow.sdk", "airflow.triggers.base", "airflow.providers.common.sql.hooks.sql")
-    loaded = _loaded_by(*airflow, *(module for module in _modules() if _is_edge(module)))
+    edge = [module for module in _modules() if _is_edge(module) and not module.startswith(PAGE)]
+    loaded = _loaded_by(*airflow, *edge)
 
     unwanted = {module: names & {*SDKS, *HEAVY} for module, names in loaded.items() if module not in airflow}
     assert {module: names for module, names in unwanted.items() if names} == {}
+
+
+def test_loading_the_plugin_loads_neither_the_page_nor_a_web_framework() -> None:
+    plugin = "airflow_batch_llm.plugins.llm_batches"
+    loaded = _loaded_by("airflow.providers.common.compat.sdk", "airflow.sdk.plugins_manager", plugin)
+
+    assert loaded[plugin] - sys.stdlib_module_names == {"airflow_batch_llm"}
 
 
 def test_what_is_imported_is_declared() -> None:

@@ -11,8 +11,9 @@ import orjson
 import typer
 
 from airflow_batch_llm.commands.exit_code import ends_with_a_code, say
+from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.printing import counted, printable
-from airflow_batch_llm.stage.inspection import Inspected, ShardState, inspect, moment
+from airflow_batch_llm.stage.inspection import Inspected, inspect, moment
 from airflow_batch_llm.stage.records.run_index import RunIndex, RunRecord, RunState, index_name
 from airflow_batch_llm.store import Workspace
 
@@ -109,7 +110,7 @@ def _look(index: RunIndex, wanted: _Wanted) -> list[_Seen]:
             if (wanted.dag is None or run.dag == index_name(wanted.dag))
             and (not wanted.unfinished or run.state is RunState.BEGUN)
         ]
-        for record in index.read(runs[: wanted.limit - len(found)]):
+        for record in index.read(runs[: wanted.limit - len(found)]).values():
             is_live = record.state is RunState.BEGUN
             live = inspect(index.folder(record), time.time()) if is_live else None
             found.append(_Seen(record=record, live=live))
@@ -157,8 +158,6 @@ def _table(seen: Sequence[_Seen]) -> "Table":
 
 
 def _rows(one: _Seen) -> str:
-    """Return the good rows of all; of an unfinished run, those of the shards that have landed."""
-    if one.live is None:
-        return f"{one.record.succeeded:,}/{one.record.rows:,}"
-    done = {ShardState.STAGED, ShardState.MERGED}
-    return f"{sum(shard.rows for shard in one.live.shards if shard.state in done):,}/{one.record.rows:,}"
+    """Return the good rows of all."""
+    good = one.record.succeeded if one.live is None else one.live.outcomes.get(Outcome.SUCCEEDED.value, 0)
+    return f"{good:,}/{one.record.rows:,}"

@@ -91,8 +91,11 @@ class ObjectFiles:
 _SECTION = "batch_llm"
 
 
-def open_workspace(uri: str | None = None) -> Workspace:
-    """The workspace of this URI, or of the configuration. The URI may name a connection: s3://conn_id@bucket/folder."""
+def open_workspace(uri: str | None = None, *, probe: bool = True) -> Workspace:
+    """The workspace of this URI, or of the configuration. The URI may name a connection: s3://conn_id@bucket/folder.
+
+    Without `probe` nothing is written or made there.
+    """
     uri = uri or conf.get(_SECTION, "workspace", fallback="") or None
     distributed = not _one_disk(conf.get("core", "executor", fallback="LocalExecutor"))
     if uri is None:
@@ -101,7 +104,7 @@ def open_workspace(uri: str | None = None) -> Workspace:
                 "No workspace is set, and the executor spreads tasks over machines. Set [batch_llm] workspace to a folder"
                 " that every worker reaches, such as gs://bucket/batch-llm. Nothing was sent."
             )
-        return Workspace.open((_airflow_home() / "batch_llm").as_uri())
+        return Workspace.open((_airflow_home() / "batch_llm").as_uri(), probe=probe)
     if _is_local(uri):
         if distributed and not conf.getboolean(_SECTION, "shared_workspace", fallback=False):
             raise InputError(
@@ -109,9 +112,9 @@ def open_workspace(uri: str | None = None) -> Workspace:
                 " not see it would pay again. Use object storage, or, if the folder is a shared mount, say so with"
                 " [batch_llm] shared_workspace = True. Nothing was sent."
             )
-        return Workspace.open(uri)
+        return Workspace.open(uri, probe=probe)
     conn_id, plain = split_connection(uri)
-    return Workspace.open(plain, filesystem_factory=lambda _: open_path(uri)[0], conn_id=conn_id)
+    return Workspace.open(plain, filesystem_factory=lambda _: open_path(uri)[0], probe=probe, conn_id=conn_id)
 
 
 def _is_local(uri: str) -> bool:

@@ -6,6 +6,7 @@ It needs neither the provider nor the warehouse, and writes nothing.
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -31,8 +32,9 @@ from airflow_batch_llm.core.journal import (
 )
 from airflow_batch_llm.core.model import Way
 from airflow_batch_llm.core.printing import counted, share, verb
-from airflow_batch_llm.core.report import Report, Spent
+from airflow_batch_llm.core.report import Report
 from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.stage.land.finishing import summed
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.records.standings import ShardResult, read_rounds, read_sendable, read_standings
@@ -40,6 +42,9 @@ from airflow_batch_llm.stage.send.submitting import LEASE_SECONDS
 from airflow_batch_llm.stage.send.sweeping import read_strays, uncounted
 from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.store.workspace import is_plain_name
+
+_READERS = 16
+_SHOWN_KEYS = 5
 
 
 class ShardState(StrEnum):
@@ -70,6 +75,8 @@ class InspectedShard:
     next: str
     batch_id: str | None
     batch_at: float | None
+    ended_at: float | None  # when its batch was seen to have ended
+    landed_at: float | None
     cost_usd: float | None  # None: not landed yet
     cancelled: bool  # the batch was cancelled on request; answers until then are kept
 
@@ -85,6 +92,16 @@ class InspectedRoute:
     succeeded: int
     """Rows with a good answer, also if another route answers them again."""
     cost_usd: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectedFailure:
+    """Rows without a good answer that have the same error code."""
+
+    code: str
+    rows: int
+    keys: tuple[str, ...]
+    """The keys of a few of these rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +131,16 @@ class Inspected:
     rows_per_request: int  # the most rows of one request
     canary: str  # the ruling on the canary; "waiting": there is none yet; empty: there is no canary
     estimated_usd: float | None
+    estimate: dict[str, float | None]
+    """Rows, requests, tokens and dollars that were expected before anything was sent. Empty: nothing was estimated."""
     spent_usd: float
+    list_usd: float  # the same requests in real time
+    requests: int  # of the shards that have landed, in all rounds
+    usage: dict[str, int]
+    outcomes: dict[str, int]
+    """The rows that have landed, by their last outcome."""
+    failures: tuple[InspectedFailure, ...]  # the most frequent first
+    ended_at: float | None
     next: str
     routes: tuple[InspectedRoute, ...]  # empty: there is only the stage's own
     shards: tuple[InspectedShard, ...]
@@ -146,21 +172,14 @@ def inspect(folder: RunFolder, now: float) -> Inspected:
     first = rounds[0]
     stored = orjson.loads(folder.read_report() or b"null")
     report = Report.from_json(stored["report"]) if stored is not None else None
-    landed = {shard.number: _landed(folder, shard) for plan in rounds for shard in plan.shards}
+    landed = _landed(folder, [shard.number for plan in rounds for shard in plan.shards])
     deadline = max((orjson.loads(data)["at"] for data in folder.deadlines()), default=None)
     at = _At(now, deadline, folder.cancelled(), read_sendable(folder, first).shards)
     standings = [(plan, read_standings(folder, plan)) for plan in rounds]
-    shards = tuple(
-        _shard(
-            plan, (shard, standing), landed[shard.number], at, merged=merged and standing.staged is not None
-        )
-        for plan, stands, merged in (
-            (plan, stands, folder.read_published(plan.round) is not None) for plan, stands in standings
-        )
-        for shard, standing in stands
-    )
+    shards = tuple(_shards(folder, standings, landed, at))
     strays = tuple(_strays(folder, [one for _, stands in standings for one in stands], stored))
-    spent = sum((one.report.spent for one in landed.values() if one is not None), Spent())
+    done = [[one for shard in plan.shards if (one := landed[shard.number])] for plan in rounds]
+    told = report or summed(rounds, done)
     late = math.fsum(stray.cost_usd or 0.0 for stray in strays if not stray.in_report)
     return Inspected(
         path=folder.path,
@@ -176,7 +195,10 @@ def inspect(folder: RunFolder, now: float) -> Inspected:
         canary=_ruling(folder, first),
         rows_per_request=max((route.rows_per_request for route in first.routes), default=1),
         estimated_usd=first.dollars,
-        spent_usd=(report.spent.cost if report is not None else spent.cost) + late,
+        estimate=first.forecast(),
+        spent_usd=told.spent.cost + late,
+        **_counts(told, done),
+        ended_at=stored["about"].get("completed_at") if stored is not None else None,
         next=_next(
             shards, again=sum(_again(landed[shard.number]) for shard in rounds[-1].shards), report=report
         ),
@@ -229,9 +251,35 @@ def _strays(
         )
 
 
-def _landed(folder: RunFolder, shard: PlannedShard) -> ShardResult | None:
-    data = folder.read_landed(shard.number)
-    return None if data is None else ShardResult.from_json(data)
+def _landed(folder: RunFolder, numbers: Sequence[int]) -> dict[int, ShardResult | None]:
+    """Read what has become of the shards with these numbers. None: not landed yet."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = zip(numbers, pool.map(folder.read_landed, numbers), strict=True)
+        return {number: None if data is None else ShardResult.from_json(data) for number, data in found}
+
+
+def _counts(told: Report, rounds: Sequence[Sequence[ShardResult]]) -> dict[str, Any]:
+    """Return the fields of `Inspected` that count what has landed."""
+    return {
+        "list_usd": told.spent.list_cost,
+        "requests": told.requests,
+        "usage": told.usage._asdict(),
+        "outcomes": {outcome.value: count for outcome, count in told.final.items()},
+        "failures": tuple(_failures(told, rounds)),
+    }
+
+
+def _failures(told: Report, rounds: Sequence[Sequence[ShardResult]]) -> Iterator[InspectedFailure]:
+    """Yield the failures by code. Rows that wait for another try count in the last round only."""
+    keys: dict[str, dict[str, None]] = {}
+    for number, shards in enumerate(rounds, start=1):
+        for one in shards:
+            for by_code in (one.failed_keys, one.again_keys if number == len(rounds) else {}):
+                for code, shown in by_code.items():
+                    keys.setdefault(code, {}).update(dict.fromkeys(shown))
+    for code, rows in sorted(told.codes.items(), key=lambda item: (-item[1], item[0])):
+        if rows:
+            yield InspectedFailure(code=code, rows=rows, keys=tuple(keys.get(code, ()))[:_SHOWN_KEYS])
 
 
 def _again(landed: ShardResult | None) -> int:
@@ -267,6 +315,19 @@ class _At:
         return decide(standing, terms, self.now)
 
 
+def _shards(
+    folder: RunFolder,
+    standings: Sequence[tuple[Plan, list[tuple[PlannedShard, Standing]]]],
+    landed: Mapping[int, ShardResult | None],
+    at: _At,
+) -> Iterator[InspectedShard]:
+    for plan, stands in standings:
+        is_published = folder.read_published(plan.round) is not None
+        for shard, standing in stands:
+            merged = is_published and standing.staged is not None
+            yield _shard(plan, (shard, standing), landed[shard.number], at, merged=merged)
+
+
 def _shard(
     plan: Plan, stands: tuple[PlannedShard, Standing], landed: ShardResult | None, at: _At, *, merged: bool
 ) -> InspectedShard:
@@ -283,6 +344,8 @@ def _shard(
         next="" if merged else at.next_of(plan, shard, standing),
         batch_id=batch.batch_id if batch is not None else None,
         batch_at=batch.at if batch is not None else None,
+        ended_at=standing.ended.at if standing.ended is not None else None,
+        landed_at=standing.staged.at if standing.staged is not None else None,
         cost_usd=landed.report.spent.cost if landed is not None and standing.staged is not None else None,
         cancelled=batch is not None and batch.batch_id in at.cancelled,
     )

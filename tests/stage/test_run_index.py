@@ -18,7 +18,7 @@ def test_names_alone_tell_the_dag_the_state_and_the_dollars(openai: Bench) -> No
     index = RunIndex(workspace=openai.world.workspace())
     (day,) = index.days()
     (listed,) = index.runs([day])
-    (record,) = index.read([listed])
+    (record,) = index.read([listed]).values()
     for file in (openai.world.folder / "workspace" / ".registers" / "runs").rglob("*.json"):
         file.write_text("no record")
 

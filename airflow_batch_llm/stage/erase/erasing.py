@@ -217,7 +217,7 @@ class RunErasure:
         for plan in rounds:
             for shard in plan.shards:
                 data = self.folder.read_landed(shard.number)
-                shown.update(() if data is None else ShardResult.from_json(data).samples)
+                shown.update(() if data is None else ShardResult.from_json(data).shown_keys())
         evaluation = read_evaluation(self.folder)
         if evaluation is not None:
             shown.update(evaluation.keys)
@@ -306,10 +306,9 @@ class RunErasure:
             if request in gone:
                 again_rows[outcome] -= gone[request]
         without = replace(
-            landed,
+            landed.without(samples),
             again=[one for one in landed.again if one.request not in gone],
             again_rows={outcome: rows for outcome, rows in again_rows.items() if rows},
-            samples=[sample for sample in landed.samples if sample not in samples],
             words={} if number in requests else landed.words,
         )
         if without.to_json() != landed.to_json():

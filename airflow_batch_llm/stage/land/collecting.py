@@ -282,6 +282,8 @@ class Collector:
             again_codes=tally.again_codes,
             words=tally.words,
             samples=tally.samples,
+            failed_keys=tally.failed_keys,
+            again_keys=tally.again_keys,
             batches=batches,
         )
         path = self.scratch / f"{shard.number:04d}.landed.json"

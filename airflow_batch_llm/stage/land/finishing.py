@@ -91,7 +91,7 @@ class Finisher:
         strays = read_strays(self.folder, shards)
         canary = CanaryJudge(folder=self.folder, plan=self.first)
         report = replace(
-            _summed(rounds, landed) + reported(strays),
+            summed(rounds, landed) + reported(strays),
             estimate=self.first.forecast(),
             reviewed=self.folder.count_reviewed(),
             canary=canary.reported(),
@@ -217,7 +217,8 @@ def _words(landed: Sequence[ShardResult]) -> list[str]:
     return [f"{code}: {words}" for code, words in list(said.items())[:_REFUSALS]]
 
 
-def _summed(rounds: Sequence[Plan], landed: Sequence[Sequence[ShardResult]]) -> Report:
+def summed(rounds: Sequence[Plan], landed: Sequence[Sequence[ShardResult]]) -> Report:
+    """Add up the shards of each round that have landed. Rows that a later round asks again count there."""
     first = rounds[0]
     unsendable = first.why.get(Reason.UNSENDABLE, 0)
     total = Report(

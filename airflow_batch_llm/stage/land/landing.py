@@ -36,7 +36,7 @@ from airflow_batch_llm.warehouses.base import PACKED_COLUMN, Target
 
 _ROWS_AT_ONCE = 16_384
 #: The number of keys of failed rows in a report, and the characters of each.
-SAMPLES, SAMPLE_CHARS = 3, 40
+SAMPLES, SAMPLE_CHARS, SAMPLE_CODES = 3, 40, 10
 
 #: What a row that was never sent has nothing to say about.
 _NOT_SENT = (
@@ -99,6 +99,12 @@ class Tally:
     again_codes: Counter[str] = field(default_factory=Counter)  # of those that wait for these requests
     words: dict[str, str] = field(default_factory=dict)  # what a vendor said about a row, by code
     samples: list[str] = field(default_factory=list)  # keys of some rows without a good answer
+    failed_keys: dict[str, list[str]] = field(
+        default_factory=dict
+    )  # of rows that are not asked again, by code
+    again_keys: dict[str, list[str]] = field(
+        default_factory=dict
+    )  # of rows that wait for another try, by code
 
 
 class RowWriter:
@@ -232,12 +238,14 @@ class RowWriter:
         """Note what these rows without a good answer mean for the run."""
         answered = self._stamp.answered
         requests, shared = rows.column(REQUEST).to_pylist(), rows.column(SHARED).to_pylist()
+        codes: list[str | None] = []
         for request, repeats, outcome, failure, verdict, to in zip(
             requests, shared, outcomes, failures, verdicts, onward, strict=True
         ):
             counted = Outcome.SUCCEEDED if answered else outcome
             tally.outcomes[counted] += 1
             code = None if answered else _count_code(outcome, failure, tally, again=verdict.again)
+            codes.append(code)
             if verdict.again:
                 tally.again_rows[counted] += 1
                 if not repeats:
@@ -247,6 +255,24 @@ class RowWriter:
             return
         wanted = rows.slice(0, max(0, SAMPLES - len(tally.samples)))
         tally.samples += sample_keys(restored(wanted, self._target.key))
+        for kept, again in ((tally.failed_keys, False), (tally.again_keys, True)):
+            of_code = [
+                code if verdict.again is again else None
+                for code, verdict in zip(codes, verdicts, strict=True)
+            ]
+            self._keep_keys(rows, of_code, kept)
+
+    def _keep_keys(
+        self, rows: pa.RecordBatch, codes: Sequence[str | None], kept: dict[str, list[str]]
+    ) -> None:
+        """Keep the keys of a few rows of each code, for people."""
+        for code in filter(None, dict.fromkeys(codes)):
+            if code not in kept and len(kept) == SAMPLE_CODES:
+                continue
+            keys = kept.setdefault(code, [])
+            if len(keys) < SAMPLES:
+                wanted = rows.filter(bool_array(one == code for one in codes)).slice(0, SAMPLES - len(keys))
+                keys += sample_keys(restored(wanted, self._target.key))
 
     def _verdict(self, outcome: Outcome, failure: RowFailure, attempts: int) -> Consequence:
         if self._stamp.rejected:

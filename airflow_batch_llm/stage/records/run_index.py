@@ -133,11 +133,11 @@ class RunIndex:
     def begin(self, folder: RunFolder, due: float) -> None:
         """Note that a generation begins, or that its time ends at another moment than before."""
         plan = Plan.from_json(folder.read_plan() or b"")
-        self._add(_begun(folder, plan, due))
+        self._add(planned_run(folder, plan, due))
 
     def end(self, folder: RunFolder, plan: Plan, report: Report, ended: float) -> None:
         """Note how a generation has ended."""
-        begun = asdict(_begun(folder, plan, None))
+        begun = asdict(planned_run(folder, plan))
         self._add(
             RunRecord(
                 **{
@@ -165,11 +165,12 @@ class RunIndex:
             found = [run for folder, names in listed for run in _listed(folder, names)]
         return sorted(found, key=lambda run: (run.started, run.file), reverse=True)
 
-    def read(self, runs: Iterable[IndexedRun]) -> list[RunRecord]:
-        """Read the records of these runs, in their order. One that is gone is left out."""
+    def read(self, runs: Iterable[IndexedRun]) -> dict[str, RunRecord]:
+        """Read the records of these runs, by their files and in their order. One that is gone is left out."""
+        files = [run.file for run in runs]
         with ThreadPoolExecutor(_READERS) as pool:
-            found = pool.map(self.workspace.read, [run.file for run in runs])
-            return [RunRecord.from_json(data) for data in found if data is not None]
+            found = zip(files, pool.map(self.workspace.read, files), strict=True)
+            return {file: RunRecord.from_json(data) for file, data in found if data is not None}
 
     def folder(self, record: RunRecord) -> RunFolder:
         """Return the run folder that a record is about."""
@@ -217,7 +218,8 @@ def _root(deployment: str) -> str:
     return f"{_ROOT}/{safe_name(f'{_DEPLOYMENT}{deployment}')}" if deployment else _ROOT
 
 
-def _begun(folder: RunFolder, plan: Plan, due: float | None) -> RunRecord:
+def planned_run(folder: RunFolder, plan: Plan, due: float | None = None) -> RunRecord:
+    """Return what a plan says of its run."""
     by = plan.planned_by
     names = [name for name in folder.run.split("/") if "=" not in name] if not by else []
     # An earlier release has not recorded who planned the run; a command's folder has two names.

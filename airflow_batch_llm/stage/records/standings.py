@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import orjson
@@ -83,7 +84,26 @@ class ShardResult:
     again_codes: Mapping[str, int] = field(default_factory=dict)  # the same rows by error code
     words: Mapping[str, str] = field(default_factory=dict)  # what a vendor said, by error code: for logs
     samples: Sequence[str] = ()  # a few keys of rows without a good answer
+    failed_keys: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """A few keys of rows that are not asked again, by error code. Default: there are none, or an earlier release landed it."""
+    again_keys: Mapping[str, Sequence[str]] = field(
+        default_factory=dict
+    )  # likewise of rows that wait for another try
     batches: Sequence[str] = ()  # whose lines were read: the shard's own, and strays that had ended by then
+
+    def shown_keys(self) -> set[str]:
+        """Return all keys that the record shows."""
+        by_code = (*self.failed_keys.values(), *self.again_keys.values())
+        return {*self.samples, *(key for keys in by_code for key in keys)}
+
+    def without(self, keys: AbstractSet[str]) -> "ShardResult":
+        """Return the record without these keys."""
+        return replace(
+            self,
+            samples=[key for key in self.samples if key not in keys],
+            failed_keys=_without(self.failed_keys, keys),
+            again_keys=_without(self.again_keys, keys),
+        )
 
     def to_json(self) -> bytes:
         return orjson.dumps(
@@ -94,6 +114,8 @@ class ShardResult:
                 "again_codes": self.again_codes,
                 "words": self.words,
                 "samples": self.samples,
+                "failed_keys": self.failed_keys,
+                "again_keys": self.again_keys,
                 "batches": self.batches,
             }
         )
@@ -110,8 +132,15 @@ class ShardResult:
             again_codes=fields.get("again_codes", {}),
             words=fields.get("words", {}),
             samples=fields["samples"],
+            failed_keys=fields.get("failed_keys", {}),
+            again_keys=fields.get("again_keys", {}),
             batches=fields.get("batches", ()),  # a file that an earlier release wrote does not tell
         )
+
+
+def _without(by_code: Mapping[str, Sequence[str]], keys: AbstractSet[str]) -> dict[str, list[str]]:
+    left = {code: [key for key in shown if key not in keys] for code, shown in by_code.items()}
+    return {code: shown for code, shown in left.items() if shown}
 
 
 #: Records read at once: each takes its time in object storage.

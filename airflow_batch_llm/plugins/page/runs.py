@@ -1,0 +1,125 @@
+"""The view of all runs: late ones first, then the unfinished, then those that have ended."""
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from airflow_batch_llm.core.model import Outcome
+from airflow_batch_llm.plugins.page.access import Sight
+from airflow_batch_llm.plugins.page.reading import Reader
+from airflow_batch_llm.plugins.page.showing import dollars, percent
+from airflow_batch_llm.stage.inspection import Inspected, ShardState
+from airflow_batch_llm.stage.records.run_index import IndexedRun, RunRecord, RunState, index_name
+
+#: The days with runs that one listing covers.
+DAYS = 14
+_PAGE = 50
+STATES = ("late", "running", "failed", "passed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """The runs that a reader asks for."""
+
+    dag_id: str = ""
+    state: str = ""
+    page: int = 1
+    until: date | None = None
+
+    def query(self, **changes: object) -> str:
+        """Return the part of a URL that asks for these runs, with some of it changed."""
+        asked = {"dag_id": self.dag_id, "state": self.state, "until": self.until or "", "page": self.page}
+        given = {name: value for name, value in {**asked, **changes}.items() if value}
+        if given.get("page") == 1:
+            del given["page"]
+        return urlencode(given)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A run in the list."""
+
+    record: RunRecord
+    state: str
+    link: str
+    live: str
+    """The path of the run's progress. Empty: it has ended."""
+    task: str
+    """The path of the task instance in Airflow. Empty: a command has run it."""
+
+
+def listed(reader: Reader, sight: Sight, wanted: Wanted) -> dict[str, Any]:
+    """Return what the view of all runs shows."""
+    now = time.time()
+    listing = reader.listing(DAYS, wanted.until)
+    seen = sight.seen(list(listing.runs))
+    of_dag = [run for run in seen if not wanted.dag_id or run.dag == index_name(wanted.dag_id)]
+    chosen = [run for run in of_dag if wanted.state in ("", state(run, now))]
+    chosen.sort(key=lambda run: STATES.index(state(run, now)) if run.state is RunState.BEGUN else len(STATES))
+    first = (wanted.page - 1) * _PAGE
+    records = reader.records(chosen[first : first + _PAGE])
+    return {
+        "rows": [
+            _row(records[run.file], run, now) for run in chosen[first : first + _PAGE] if run.file in records
+        ],
+        "states": Counter(state(run, now) for run in of_dag),
+        "dags": sorted(sight.dag_ids & _named(seen, sight)),
+        "wanted": wanted,
+        "total": len(chosen),
+        "pages": -(-len(chosen) // _PAGE),
+        "days": listing.days,
+        "older": listing.older,
+    }
+
+
+def state(run: IndexedRun, now: float) -> str:
+    """Return the state of a run for people."""
+    if run.state is RunState.BEGUN:
+        return "late" if run.is_late(now) else "running"
+    return run.state.value
+
+
+def run_link(record: RunRecord, view: str = "run") -> str:
+    """Return the path of a view of one run, below the page's own."""
+    of = f"dags/{quote(record.dag_id, safe='')}" if record.dag_id else "commands"
+    return f"/{of}/{view}?{urlencode({'path': record.path})}"
+
+
+def task_link(record: RunRecord) -> str:
+    """Return the path of a run's task instance in Airflow's UI. Empty: a command has run it."""
+    if not record.dag_id:
+        return ""
+    dag, run, task = (quote(name, safe="") for name in (record.dag_id, record.run_id, record.task_id))
+    mapped = f"/mapped/{record.map_index}" if record.map_index >= 0 else ""
+    return f"/dags/{dag}/runs/{run}/tasks/{task}{mapped}"
+
+
+def progress(run: Inspected, record: RunRecord, now: float) -> dict[str, Any]:
+    """Return how far an unfinished run has come, in words."""
+    shards = Counter(shard.state for shard in run.shards)
+    good = run.outcomes.get(Outcome.SUCCEEDED.value, 0)
+    late = run.deadline is not None and run.deadline < now and run.verdict is None
+    ended = "" if run.passed is None else "passed" if run.passed else "failed"
+    return {
+        "state": ended or ("late" if late else "running"),
+        "rows": f"{good:,} / {record.rows:,}",
+        "percent": percent(good, record.rows),
+        "batches": ", ".join(f"{shards[one]:,} {one}" for one in ShardState if shards[one]),
+        "spent": dollars(run.spent_usd),
+        "spent_percent": percent(run.spent_usd, record.budget_usd or 0.0),
+        "next": run.next,
+    }
+
+
+def _row(record: RunRecord, run: IndexedRun, now: float) -> Row:
+    live = run_link(record, "progress") if run.state is RunState.BEGUN else ""
+    return Row(record=record, state=state(run, now), link=run_link(record), live=live, task=task_link(record))
+
+
+def _named(runs: list[IndexedRun], sight: Sight) -> set[str]:
+    """Return the Dags of these runs by their own names."""
+    found = {run.dag for run in runs}
+    return {dag_id for dag_id in sight.dag_ids if index_name(dag_id) in found}
