@@ -27,9 +27,10 @@ from airflow_batch_llm.stage.land.followup import FollowUp
 from airflow_batch_llm.stage.land.ledger import Ledger
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.records.memory import RunMemory
 from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.stage.records.run_index import RunIndex
-from airflow_batch_llm.stage.records.standings import read_landed, read_rounds, read_sendable, spent
+from airflow_batch_llm.stage.records.standings import read_rounds, read_sendable
 from airflow_batch_llm.stage.round import LOOK_AGAIN_SECONDS, OpenRound, Round
 
 #: The provider's own window, and time to land what came in its last minute.
@@ -65,23 +66,24 @@ class Generation:
         finisher = Finisher(parts=self.parts, folder=self.folder, first=self.first)
         if (ended := finisher.ended()) is not None:
             return ended
-        deadline = self.deadline()
+        deadline, memory = self.deadline(), self._memory()
         with _scratch(self.parts.spool) as scratch:
             rounds = [self.sendable()]
             while True:
-                current = self._round(rounds[-1], deadline, scratch)
+                current = self._round(rounds[-1], deadline, scratch, memory)
                 still = self._advanced(current, deadline)
                 if still is not None:
+                    memory.leave()
                     current.publish_early()
                     self._give_up_late(current, still, deadline)
-                    return self._pause(still, rounds, deadline)
+                    return self._pause(still, rounds, deadline, memory)
                 if current.plan.is_canary_alone:
                     rounds = [self._judged(current)]
                     continue
                 self._publish(current)
-                following = None if current.plan.is_stopped else self._next(rounds, deadline, scratch)
+                following = None if current.plan.is_stopped else self._next(rounds, current)
                 if following is None:
-                    return finisher.finish(rounds)
+                    return finisher.finish(rounds, memory)
                 rounds.append(following)
 
     def _advanced(self, current: Round, deadline: float) -> OpenRound | None:
@@ -113,9 +115,9 @@ class Generation:
 
     def is_at_provider(self) -> bool:
         """Return whether a batch of any round is running, or may be."""
-        deadline = self.deadline()
+        deadline, memory = self.deadline(), self._memory()
         return any(
-            self._round(plan, deadline, self.parts.spool).is_at_provider()
+            self._round(plan, deadline, self.parts.spool, memory).is_at_provider()
             for plan in read_rounds(self.folder)
         )
 
@@ -124,16 +126,17 @@ class Generation:
         if self.sendable().is_canary_alone:
             return  # its own worker judges it, or whoever ends the run once it is abandoned
         idle = replace(self, places=0)
-        deadline = self.deadline()
+        deadline, memory = self.deadline(), self._memory()
         with _scratch(self.parts.spool) as scratch:
             for plan in read_rounds(self.folder):
-                current = idle._round(plan, deadline, scratch)
+                current = idle._round(plan, deadline, scratch, memory)
                 if current.advance() is not None:
-                    return
+                    break
                 is_new = self.folder.read_published(plan.round) is None
                 self._publish(current)
                 if is_new:
                     Ledger(parts=self.parts).update(self.folder)
+        memory.leave()
 
     def drive(self) -> Pause | None:
         """Send what may be sent of the first round, and land nothing. None: all its batches have ended."""
@@ -144,18 +147,19 @@ class Generation:
         return self._first_round(Round.advance)
 
     def _first_round(self, step: Callable[[Round], OpenRound | None]) -> Pause | None:
-        deadline = self.deadline()
+        deadline, memory = self.deadline(), self._memory()
         with _scratch(self.parts.spool) as scratch:
             plan, still = self.sendable(), None
             if plan.is_canary_alone:
-                current = self._round(plan, deadline, scratch)
+                current = self._round(plan, deadline, scratch, memory)
                 still = current.advance()
                 plan = self._judged(current) if still is None else plan
             if still is None:
-                still = step(self._round(plan, deadline, scratch))
+                still = step(self._round(plan, deadline, scratch, memory))
+        memory.leave()
         if still is None or self._is_late(deadline, still):  # what is late is for `advance` to say
             return None
-        return self._pause(still, [plan], deadline)
+        return self._pause(still, [plan], deadline, memory)
 
     def _is_late(self, deadline: float, still: OpenRound) -> bool:
         """Return whether the deadline has passed, and the time too that cancelled batches get to end.
@@ -176,14 +180,19 @@ class Generation:
             RunIndex(workspace=self.parts.workspace).begin(self.folder, end["at"])
             Budgets(parts=self.parts, folder=self.folder).confirm(self.first)
             Ledger(parts=self.parts).expect(self.folder, self.parts.clock() + span + ABANDONED_SECONDS)
-            self.folder.add_deadline(orjson.dumps(end))
+            if self.folder.add_deadline(orjson.dumps(end), after=len(records)):
+                return float(end["at"])
             records = [orjson.loads(data) for data in self.folder.deadlines()]
         return float(records[-1]["at"])
 
-    def _round(self, plan: Plan, deadline: float, scratch: Path) -> Round:
+    def _memory(self) -> RunMemory:
+        return RunMemory.of(self.folder, self.first)
+
+    def _round(self, plan: Plan, deadline: float, scratch: Path, memory: RunMemory) -> Round:
         return Round(
             parts=self.parts,
             folder=self.folder,
+            memory=memory,
             plan=plan,
             places=self.pace.max_active_batches if self.places is None else self.places,
             deadline=deadline,
@@ -205,18 +214,18 @@ class Generation:
         with self.parts.cleaning("staged rows"):
             current.drop_loaded()
 
-    def _next(self, rounds: list[Plan], deadline: float, scratch: Path) -> Plan | None:
-        last = rounds[-1]
+    def _next(self, rounds: list[Plan], current: Round) -> Plan | None:
+        last, deadline, memory = rounds[-1], current.deadline, current.memory
         known = self.folder.read_plan(last.round + 1)
         if known is not None:
             return Plan.from_json(known)
         if self.folder.is_cancelled():
             return None
-        landed = {shard.number: read_landed(self.folder, shard.number) for shard in last.shards}
+        landed = memory.all_landed(last.shards)
         is_late = self.parts.clock() >= batches_until(last.rules, deadline)
-        following = FollowUp(parts=self.parts, folder=self.folder, scratch=scratch, is_late=is_late)
+        following = FollowUp(parts=self.parts, folder=self.folder, scratch=current.scratch, is_late=is_late)
         wanted = self._in_time(last, following.wanted(last, landed), deadline)
-        allowed = self._affordable(rounds, wanted) if any(wanted.values()) else wanted
+        allowed = self._affordable(rounds, wanted, memory) if any(wanted.values()) else wanted
         if not any(allowed.values()):
             return None
         for name, requests in allowed.items():
@@ -233,9 +242,9 @@ class Generation:
         ends = {name: deadline if last.base(name).way.in_real_time else batches_end for name in wanted}
         return {name: requests if now <= ends[name] else 0 for name, requests in wanted.items()}
 
-    def _affordable(self, rounds: list[Plan], wanted: Mapping[str, int]) -> dict[str, int]:
+    def _affordable(self, rounds: list[Plan], wanted: Mapping[str, int], memory: RunMemory) -> dict[str, int]:
         """Return the requests of each route that stay within the budget, at the price of those so far."""
-        purse, budgets = Purse.of(self.folder, rounds), Budgets(parts=self.parts, folder=self.folder)
+        purse, budgets = Purse.of(memory, rounds), Budgets(parts=self.parts, folder=self.folder)
         periods = self.first.budgets
         shared = budgets.most(periods)
         allowed = purse.allowed(wanted, shared)
@@ -268,7 +277,7 @@ class Generation:
             " deadline; nothing will be sent twice. To end what is running, use `airflow-batch-llm cancel`."
         )
 
-    def _pause(self, still: OpenRound, rounds: Sequence[Plan], deadline: float) -> Pause:
+    def _pause(self, still: OpenRound, rounds: Sequence[Plan], deadline: float, memory: RunMemory) -> Pause:
         wake_at = still.wake_at
         given_up = batches_until(rounds[-1].rules, deadline)
         if self.parts.clock() < given_up < deadline:  # then a worker is to cancel them
@@ -285,7 +294,7 @@ class Generation:
             cancel_at_deadline=self.pace.cancel_on_timeout,
             strays=still.strays,
         )
-        paid = spent(self.folder, [*_numbers(rounds[:-1]), *still.staged])
+        paid = memory.spent([*_numbers(rounds[:-1]), *still.staged])
         dollars = rounds[0].dollars
         expected = "" if dollars is None else f" of about ${dollars:,.4f}"
         said = "The canary is asked first: " if rounds[-1].is_canary_alone else ""

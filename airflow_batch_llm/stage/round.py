@@ -15,7 +15,6 @@ import orjson
 from airflow_batch_llm.core.escalation import batches_until
 from airflow_batch_llm.core.journal import (
     Ask,
-    Done,
     GiveUp,
     Land,
     Look,
@@ -34,8 +33,8 @@ from airflow_batch_llm.providers.steps import no_longer_than
 from airflow_batch_llm.stage.land.collecting import Collector
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.records.memory import RunMemory
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
-from airflow_batch_llm.stage.records.standings import read_standings
 from airflow_batch_llm.stage.reviews import publish_parts
 from airflow_batch_llm.stage.send.asking import Asker
 from airflow_batch_llm.stage.send.submitting import Submitter
@@ -45,6 +44,10 @@ from airflow_batch_llm.stage.send.sweeping import Sweeper
 LOOK_AGAIN_SECONDS = 60.0
 
 _NOT_CANCELLED = "a batch that is given up could not be cancelled yet"
+
+
+#: The moves after which a shard is to be staged.
+_LANDING = Land | Refuse | GiveUp
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +87,7 @@ class Round:
 
     parts: Parts
     folder: RunFolder
+    memory: RunMemory
     plan: Plan
     places: int  # how many batches run at once
     deadline: float
@@ -232,11 +236,14 @@ class Round:
         ]
 
     def _land(self, moves: dict[int, Move]) -> None:
-        collector = self._collector
-        for shard, standing in self._standings():
-            if standing.staged is None and isinstance(moves[shard.number], Land | Refuse | GiveUp):
-                collector.land(shard, standing)
-                moves[shard.number] = Done()
+        """Stage the shards that are to be. One of which another worker has recorded something is looked at again."""
+        landing = [one for one in self._standings() if isinstance(moves[one[0].number], _LANDING)]
+        self.memory.begin(shard.number for shard, _ in landing)
+        for shard, standing in landing:
+            while isinstance(moves[shard.number], _LANDING):
+                self._collector.land(shard, standing)
+                standing = self.memory.standing(shard.number)
+                moves[shard.number] = self._move(shard, standing)
 
     def _submit(self, but: Collection[str] = ()) -> dict[int, Move]:
         """Bring shards to the provider while there are places; returns where that left them.
@@ -244,15 +251,9 @@ class Round:
         The batches named in `but` have ended and hold no place any more.
         """
         moves: dict[int, Move] = {}
-        standings = self._standings()
-        active = sum(1 for _, standing in standings if _holds_place(standing)) - len(but)
-        for shard, standing in standings:
-            if not isinstance(self._move(shard, standing), Submit | Look):
-                continue
-            if not _holds_place(standing):
-                if active >= self.places:
-                    continue
-                active += 1
+        chosen = self._sendable(but)
+        self.memory.begin(shard.number for shard in chosen)
+        for shard in chosen:
             with self._hurrying():
                 moved = moves[shard.number] = self._submitter.submit(shard)
             if isinstance(moved, Wait) and moved.batch_id:
@@ -260,6 +261,21 @@ class Round:
                     f"Shard {shard.number}: batch {moved.batch_id} with {counted(shard.requests, 'request')}."
                 )
         return moves
+
+    def _sendable(self, but: Collection[str]) -> list[PlannedShard]:
+        """Return the shards that are to be sent, or searched, as far as there are places."""
+        standings = self._standings()
+        active = sum(1 for _, standing in standings if _holds_place(standing)) - len(but)
+        chosen = []
+        for shard, standing in standings:
+            if not isinstance(self._move(shard, standing), Submit | Look):
+                continue
+            if not _holds_place(standing):
+                if active >= self.places:
+                    continue
+                active += 1
+            chosen.append(shard)
+        return chosen
 
     def _ask(self) -> dict[int, Move]:
         """Ask the shards that are asked in real time. Returns where that left them.
@@ -274,9 +290,11 @@ class Round:
             shards = [shard for shard in shards if self.plan.asking_id(shard) in cancelled]
         if not shards:
             return {}
+        self.memory.begin(shard.number for shard in shards)
         asker = Asker(
             parts=self.parts,
             folder=self.folder,
+            memory=self.memory,
             plan=self.plan,
             scratch=self.scratch,
             deadline=self.deadline,
@@ -293,7 +311,8 @@ class Round:
             return None
         standings = self._standings()
         began = [standing.batch.at for _, standing in standings if standing.batch is not None]
-        began += [record["at"] for record in self.folder.cancellations() if self.plan.rules]  # they end soon
+        if self.plan.rules:
+            began += [record["at"] for record in self.folder.cancellations()]  # they end soon
         again = [(move.until, move.reason) for move in waits if move.until is not None]
         again += [(self.parts.clock() + LOOK_AGAIN_SECONDS, _NOT_CANCELLED) for _ in self._hanging()]
         return OpenRound(
@@ -343,7 +362,7 @@ class Round:
         self.parts.target.drop_loaded(self.plan.target, [self._collector.part(number) for number in numbers])
 
     def _standings(self) -> list[tuple[PlannedShard, Standing]]:
-        return read_standings(self.folder, self.plan)
+        return self.memory.standings(self.plan)
 
     def _moves(self) -> dict[int, Move]:
         return {shard.number: self._move(shard, standing) for shard, standing in self._standings()}
@@ -356,6 +375,7 @@ class Round:
         return Collector(
             parts=self.parts,
             folder=self.folder,
+            memory=self.memory,
             plan=self.plan,
             scratch=self.scratch,
             deadline=self.deadline,
@@ -363,13 +383,14 @@ class Round:
 
     @cached_property
     def _sweeper(self) -> Sweeper:
-        return Sweeper(parts=self.parts, folder=self.folder, plans=(self.plan,))
+        return Sweeper(parts=self.parts, folder=self.folder, journals=self.memory, plans=(self.plan,))
 
     @cached_property
     def _submitter(self) -> Submitter:
         return Submitter(
             parts=self.parts,
             folder=self.folder,
+            memory=self.memory,
             plan=self.plan,
             scratch=self.scratch,
             deadline=self.deadline,

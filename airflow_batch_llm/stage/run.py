@@ -74,31 +74,33 @@ class Run:
 
     def generation(self) -> Generation:
         """The generation that counts now, planned if it is not yet."""
-        folder = self._folder()
-        return self._generation(folder, self._plan(folder))
+        folder, plan, is_finished = self._current()
+        if plan is None:
+            return self._generation(folder, self._plan(folder))
+        self._owner(plan).refuse_other(folder, plan)
+        if not is_finished:
+            self._resume(folder, plan)
+        return self._generation(folder, plan)
 
     def is_planned(self) -> bool:
         """Return whether the generation that counts now has a plan."""
-        return self._folder().read_plan() is not None
+        return self._current()[1] is not None
 
-    def _folder(self) -> RunFolder:
-        """The generation to work on: the first unfinished one, or the last, or a new one after a clear."""
+    def _current(self) -> tuple[RunFolder, Plan | None, bool]:
+        """The generation to work on, its plan, and whether it is finished.
+
+        It is the first unfinished one, or the last, or a new one after a clear.
+        """
         folder = RunFolder(workspace=self.parts.workspace, run=self.name)
         while (data := folder.read_plan()) is not None:
-            plan = Plan.from_json(data)
-            if folder.read_report() is None or plan.max_tries >= self.max_tries:
-                break
+            plan, is_finished = Plan.from_json(data), folder.read_report() is not None
+            if not is_finished or plan.max_tries >= self.max_tries:
+                return folder, plan, is_finished
             self._owner(plan).refuse_other_database(folder, plan)
             folder = replace(folder, generation=folder.generation + 1)
-        return folder
+        return folder, None, False
 
     def _plan(self, folder: RunFolder) -> Plan:
-        data = folder.read_plan()
-        if data is not None:
-            plan = Plan.from_json(data)
-            self._owner(plan).refuse_other(folder, plan)
-            self._resume(folder, plan)
-            return plan
         if self.stage is None:
             raise InputError(f"No run was planned in {folder.workspace.uri}/{self.name}. Look at the name.")
         self._end_abandoned(self._place(self.stage.target))
@@ -139,7 +141,7 @@ class Run:
 
     def _resume(self, folder: RunFolder, plan: Plan) -> None:
         """Once per start of an unfinished run: say what the stage asks for otherwise than the run was planned."""
-        if folder.path in self._resumed or folder.read_report() is not None:
+        if folder.path in self._resumed:
             return
         self._resumed.add(folder.path)
         if plan.provider != self.parts.provider.name:

@@ -30,6 +30,7 @@ class Workspace:
     def __init__(self, uri: str, storage: Storage) -> None:
         self.uri = uri
         self._storage = storage
+        self._empty: set[str] = set()  # folders to which nothing is added any more
 
     def __repr__(self) -> str:
         return f"Workspace({self.uri!r})"
@@ -72,9 +73,12 @@ class Workspace:
             )
         return data
 
-    def records(self, folder: str) -> Iterator[tuple[int, bytes]]:
-        """Give the records of a folder with their numbers, as far as they go without a gap."""
-        number = 1
+    def records(self, folder: str, *, after: int = 0) -> Iterator[tuple[int, bytes]]:
+        """Give the records of a folder with their numbers, as far as they go without a gap.
+
+        `after` is the number of the last record that is known, and is left out.
+        """
+        number = after + 1
         while (data := self.read(_record(folder, number))) is not None:
             yield number, data
             number += 1
@@ -157,6 +161,12 @@ class Workspace:
         for path in found:
             self._storage.delete(path)
         return len(found)
+
+    def has_old(self, folder: str) -> bool:
+        """Return whether a folder holds anything to which nothing is added any more. It is listed until it is empty."""
+        if folder not in self._empty and not self.names(folder):
+            self._empty.add(folder)
+        return folder not in self._empty
 
     def names(self, folder: str = "") -> list[str]:
         """List what lies directly in a folder now. Records are never found this way, only by number."""

@@ -97,7 +97,9 @@ def sweep_action(answers: Sequence[Any], terms: Terms) -> SweepAction | None:
     world: Any = _World(iter(rest))
     provider = SimpleNamespace(name="model", find=world.find, check=world.check, cancel=world.cancel)
     # The register of recorded batches is a help for a provider's listing, of which this world shows all.
-    workspace = SimpleNamespace(names=lambda path: (), create=lambda path, data: True)
+    workspace = SimpleNamespace(
+        names=lambda path: (), create=lambda path, data: True, has_old=lambda folder: False
+    )
     parts: Any = SimpleNamespace(
         provider=provider,
         workspace=workspace,
@@ -106,7 +108,8 @@ def sweep_action(answers: Sequence[Any], terms: Terms) -> SweepAction | None:
         warn=lambda message: None,
         by=None,
     )
-    folder: Any = SimpleNamespace(journal=world.journal, append=world.append, run_id="run")
+    folder: Any = SimpleNamespace(run_id="run")
+    journals: Any = SimpleNamespace(read=world.journal, append=world.append)
     shard = PlannedShard(
         number=_SHARD,
         requests=terms.requests,
@@ -117,14 +120,14 @@ def sweep_action(answers: Sequence[Any], terms: Terms) -> SweepAction | None:
     )
     plan: Any = _Plan(run_token=terms.token.rpartition("-")[0], shards=(shard,))
     assert plan.token(shard) == terms.token
-    sweeper = Sweeper(parts=parts, folder=folder, plans=(plan,))
+    sweeper = Sweeper(parts=parts, folder=folder, journals=journals, plans=(plan,))
     try:
         if begins == SEARCHING[0]:
             sweeper.search()
-            spare = stand(folder.journal(_SHARD)).spare
+            spare = stand(journals.read(_SHARD)).spare
             sweeper.settle(dict.fromkeys(spare, (plan, shard)))
         else:
-            standing = stand(folder.journal(_SHARD))
+            standing = stand(journals.read(_SHARD))
             if standing.batch is not None:
                 batch_id = standing.batch.batch_id
                 seen = {batch_id: BatchStatus(state=BatchState.RUNNING, twins=world.look(batch_id))}

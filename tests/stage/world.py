@@ -224,12 +224,14 @@ class Bench:
 
     world: World
     said: list[str] = field(default_factory=list)
+    workspace: Workspace | None = None  # instead of the world's own
 
     def run(self, name: str = "dag/task/run", *, max_tries: int = 0, parts: Mapping[str, Any] | None = None,
             **changes: Any) -> Run:  # fmt: skip
+        own = {} if self.workspace is None else {"workspace": self.workspace}
         return Run(
             stage=stage(self.world, **changes),
-            parts=self.world.parts(log=self.said.append, **(parts or {})),
+            parts=self.world.parts(log=self.said.append, **own, **(parts or {})),
             name=name,
             max_tries=max_tries,
         )

@@ -6,9 +6,8 @@ from math import fsum
 
 from airflow_batch_llm.core.model import Usage
 from airflow_batch_llm.core.price import PriceList
-from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.records.memory import RunMemory
 from airflow_batch_llm.stage.records.plan import Plan, PlannedRoute
-from airflow_batch_llm.stage.records.standings import read_landed
 
 
 @dataclass(slots=True)
@@ -32,12 +31,13 @@ class Purse:
     by_route: Mapping[str, _Paid]
 
     @classmethod
-    def of(cls, folder: RunFolder, rounds: Sequence[Plan]) -> "Purse":
+    def of(cls, memory: RunMemory, rounds: Sequence[Plan]) -> "Purse":
         """Return the purse after these rounds, all of whose shards have landed."""
         total, by_route = _Paid(), {route.name: _Paid() for route in rounds[0].routes}
         for plan in rounds:
+            landed = memory.all_landed(plan.shards)
             for shard in plan.shards:
-                report = read_landed(folder, shard.number).report
+                report = landed[shard.number].report
                 for paid in (total, by_route[plan.route(shard).name]):
                     paid.add(shard.items if report.requests else 0, report.spent.cost, report.usage)
         return cls(first=rounds[0], total=total, by_route=by_route)

@@ -33,6 +33,7 @@ from airflow_batch_llm.stage.land.landing import (
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.shard_files import read_layout
 from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.records.memory import RunMemory
 from airflow_batch_llm.stage.records.payloads import fetch_keys, fetch_unsendable
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.records.standings import ShardResult
@@ -97,6 +98,7 @@ class Collector:
 
     parts: Parts
     folder: RunFolder
+    memory: RunMemory
     plan: Plan
     scratch: Path
     deadline: float = math.inf
@@ -138,29 +140,37 @@ class Collector:
 
     def _keep_whole(self, shard: PlannedShard, batch_id: str, status: BatchStatus) -> Wait | None:
         """Keep the results of a batch once they are complete, or once they stay incomplete for long."""
-        since = self.folder.read_short(batch_id)
-        is_patient = since is None or self.parts.clock() < since + RESULTS_PATIENCE_SECONDS
         expected = Expected.of(status, token=self.plan.token(shard), requests=shard.requests)
         try:
-            seen = self.keep_results(
-                batch_id, expected=expected if is_patient else replace(expected, lines=min(1, expected.lines))
-            )
+            seen = self.keep_results(batch_id, expected)
         except (Incomplete, ResultsGone, Unavailable) as error:
-            if is_patient:
+            if self._is_patient(batch_id):
                 return self._later(batch_id, error)
             if isinstance(error, Unavailable):
                 raise
-            raise ResultsGone(
-                f"Batch {batch_id} has ended, and its results could not be fetched for"
-                f" {RESULTS_PATIENCE_SECONDS / 60:.0f} minutes: {error} Run the task again later: that costs nothing."
-                " Clear it only if the provider has deleted the results: its rows are then sent, and paid, again."
-            ) from None
+            seen = self._keep_part(batch_id, expected)
         if seen < expected.lines:
             self.parts.warn(
                 f"Batch {batch_id}: the provider gives {share(seen, expected.lines, 'result')}, and has for"
                 f" {RESULTS_PATIENCE_SECONDS / 60:.0f} minutes. The other rows count as missing."
             )
         return None
+
+    def _is_patient(self, batch_id: str) -> bool:
+        """Return whether results that are not complete may yet become so."""
+        since = self.folder.read_short(batch_id)
+        return since is None or self.parts.clock() < since + RESULTS_PATIENCE_SECONDS
+
+    def _keep_part(self, batch_id: str, expected: Expected) -> int:
+        """Keep what there is of results that stay incomplete: at least one line, if there should be any."""
+        try:
+            return self.keep_results(batch_id, replace(expected, lines=min(1, expected.lines)))
+        except (Incomplete, ResultsGone) as error:
+            raise ResultsGone(
+                f"Batch {batch_id} has ended, and its results could not be fetched for"
+                f" {RESULTS_PATIENCE_SECONDS / 60:.0f} minutes: {error} Run the task again later: that costs nothing."
+                " Clear it only if the provider has deleted the results: its rows are then sent, and paid, again."
+            ) from None
 
     def _later(self, batch_id: str, error: Exception) -> Wait:
         now = self.parts.clock()
@@ -289,6 +299,7 @@ class Collector:
         path = self.scratch / f"{shard.number:04d}.landed.json"
         path.write_bytes(landed.to_json())
         self.folder.put_landed(shard.number, path)
+        self.memory.note_landed(shard.number, landed)
         path.unlink()
 
     def _report(self, shard: PlannedShard, standing: Standing, gathered: ReadResults, began: float) -> Report:
@@ -310,9 +321,13 @@ class Collector:
         """Return the seconds that the shard's batch waited to be created, from when its round could begin."""
         if standing.batch is None:
             return 0.0
+        return max(0.0, standing.batch.at - self._round_since)
+
+    @cached_property
+    def _round_since(self) -> float:
+        """When the round could begin, in seconds since the epoch."""
         before = self.folder.read_published(self.plan.round - 1) if self.plan.round > 1 else None
-        since = self.plan.planned_at if before is None else orjson.loads(before)["at"]
-        return max(0.0, standing.batch.at - since)
+        return self.plan.planned_at if before is None else float(orjson.loads(before)["at"])
 
     def _entry(
         self, kind: RecordKind, *, batch_id: str = "", reason: str = "", not_before: float = 0.0
@@ -330,7 +345,7 @@ class Collector:
 
     def _append(self, shard: PlannedShard, standing: Standing, entry: Entry) -> bool:
         """Record it, unless another attempt has recorded something since: then that attempt leads."""
-        return self.folder.append(shard.number, standing.last + 1, entry)
+        return self.memory.append(shard.number, standing.last + 1, entry)
 
 
 def _spent(gathered: ReadResults) -> Spent:

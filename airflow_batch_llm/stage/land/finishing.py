@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from airflow_batch_llm.core.journal import Standing
+from airflow_batch_llm.core.journal import Standing, stand
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.printing import counted, share, verb
 from airflow_batch_llm.core.report import Provenance, Report, gate, miscount
@@ -26,10 +26,11 @@ from airflow_batch_llm.stage.land.deleting import VendorCopies
 from airflow_batch_llm.stage.land.ledger import Ledger
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.records.memory import RunMemory
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.records.registers import Registers
 from airflow_batch_llm.stage.records.run_index import RunIndex
-from airflow_batch_llm.stage.records.standings import ShardResult, read_landed, read_rounds, read_standings
+from airflow_batch_llm.stage.records.standings import ShardResult, read_rounds
 from airflow_batch_llm.stage.reviews import prepare_tables
 from airflow_batch_llm.stage.round import Round
 from airflow_batch_llm.stage.send.sweeping import is_loose, read_strays, reported, sweep_ended
@@ -81,11 +82,11 @@ class Finisher:
         report = Report(why=self.first.why, verdict=self._outlook(), estimate=self.first.forecast())
         return Finished(report=report, about=self._about([self.first], ()))
 
-    def finish(self, rounds: Sequence[Plan]) -> Finished:
+    def finish(self, rounds: Sequence[Plan], memory: RunMemory) -> Finished:
         """Add up, judge, and store the report; the stored one counts."""
-        landed = [[read_landed(self.folder, shard.number) for shard in plan.shards] for plan in rounds]
-        may_show_up = self._sweep()
-        shards = [one for plan in rounds for one in read_standings(self.folder, plan)]
+        landed = [list(memory.all_landed(plan.shards).values()) for plan in rounds]
+        may_show_up = self._sweep(rounds, memory)
+        shards = [one for plan in rounds for one in memory.standings(plan)]
         if may_show_up or is_loose(shards):
             Registers(workspace=self.parts.workspace).add_loose(self.first.provider, self.folder)
         strays = read_strays(self.folder, shards)
@@ -100,7 +101,7 @@ class Finisher:
         samples = [key for one in landed[-1] for key in one.samples]
         verdict = canary.stop() or gate(report, self.first.limits.min_success_ratio, samples=samples)
         if not verdict.passed:
-            refused = _refusals(shards)
+            refused = self._refusals(shards)
             reason = " ".join((verdict.reason, *(told for told, _ in refused)))
             said = [said for _, said in refused] or _words(landed[-1])
             verdict = replace(verdict, reason=reason, words=" ".join(filter(None, said)))
@@ -130,6 +131,27 @@ class Finisher:
             self.folder.erased_hashes(plan.nonce, shard.number) for plan in rounds for shard in plan.shards
         )
 
+    def _refusals(self, shards: Sequence[tuple[PlannedShard, Standing]]) -> list[tuple[str, str]]:
+        """Why the provider did not take batches, the most frequent first: by code and status, and in its own words."""
+        refused = {
+            shard.number: standing.refused.reason
+            for shard, standing in shards
+            if standing.refused is not None
+        }
+        last = {reason: number for number, reason in refused.items()}
+        return [
+            (
+                f"The provider did not take {share(count, len(shards), 'batch')}: {reason}",
+                self._words(last[reason]),
+            )
+            for reason, count in Counter(refused.values()).most_common(_REFUSALS)
+        ]
+
+    def _words(self, number: int) -> str:
+        """Return what the vendor said when it refused a shard."""
+        refused = stand(self.folder.journal(number)).refused
+        return refused.detail if refused is not None else ""
+
     def ended(self) -> Finished | None:
         """The run as it ended, if it has, taken out of the registers: who stored the report may have died before."""
         stored = self.stored()
@@ -148,13 +170,13 @@ class Finisher:
         Ledger(parts=self.parts).settle(self.folder)
         return stored
 
-    def _sweep(self) -> bool:
+    def _sweep(self, rounds: Sequence[Plan], memory: RunMemory) -> bool:
         """Once in each run, for what a gateway may have created twice, or a frozen process after its shard landed.
 
         Returns whether the next run is to look again.
         """
         try:
-            return sweep_ended(self.parts, self.folder)
+            return sweep_ended(self.parts, self.folder, rounds, memory)
         except ProviderError as error:
             self.parts.warn(f"Batches that were created twice could not be looked for: {error.in_full}")
             return not isinstance(
@@ -199,16 +221,6 @@ class Finisher:
         canary = sum(shard.requests for shard in self.first.canary)
         first = f" {counted(canary, 'request')} would be asked first, as a canary." if canary else ""
         return f"Planned only: {requests} for {rows} would cost {dollars}.{first}"
-
-
-def _refusals(shards: Sequence[tuple[PlannedShard, Standing]]) -> list[tuple[str, str]]:
-    """Why the provider did not take batches, the most frequent first: by code and status, and in its own words."""
-    refused = [standing.refused for _, standing in shards if standing.refused is not None]
-    words = {entry.reason: entry.detail for entry in refused}
-    return [
-        (f"The provider did not take {share(count, len(shards), 'batch')}: {reason}", words[reason])
-        for reason, count in Counter(entry.reason for entry in refused).most_common(_REFUSALS)
-    ]
 
 
 def _words(landed: Sequence[ShardResult]) -> list[str]:
@@ -293,10 +305,13 @@ def land_again(parts: Parts, folder: RunFolder) -> int:
 
 
 def _land(parts: Parts, folder: RunFolder, plan: Plan, scratch: Path) -> int:
-    collector = Collector(parts=parts, folder=folder, plan=plan, scratch=scratch)
-    current = Round(parts=parts, folder=folder, plan=plan, places=0, deadline=0.0, scratch=scratch)
+    memory = RunMemory.of(folder, plan)
+    collector = Collector(parts=parts, folder=folder, memory=memory, plan=plan, scratch=scratch)
+    current = Round(
+        parts=parts, folder=folder, memory=memory, plan=plan, places=0, deadline=0.0, scratch=scratch
+    )
     try:
-        tallies = [collector.load(shard, standing)[1] for shard, standing in read_standings(folder, plan)]
+        tallies = [collector.load(shard, standing)[1] for shard, standing in memory.fresh_standings(plan)]
         current.publish()
     finally:
         with parts.cleaning("staged rows"):

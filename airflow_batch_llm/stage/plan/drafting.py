@@ -216,6 +216,7 @@ class Drafting:
             deployment=self.parts.deployment,
             place=self.place,
             budgets=self.budgets.periods(self.stage.budget),
+            lists_shards=True,
         )
 
     def _write(self, spool: Spool) -> Plan:

@@ -2,7 +2,8 @@
 
 <run>/g1/plan.json  plans/<nonce>/0007.requests.jsonl  plans/<nonce>/0007.keys.parquet  rounds/2.json
          journal/0007/0001.json …  results/<batch>.jsonl  landed/0007.json  strays/<batch>.json  deadline/0001.json
-         cancelled/0001.json  canary.json  reviewed/0001.json  report.json  erased/<nonce>-0007/0001.json …  deleted/<batch>.json
+         looks/0001.json …  cancelled/0001.json  canary.json  reviewed/0001.json  report.json
+         erased/<nonce>-0007/0001.json …  deleted/<batch>.json
          ledger/<hash>-0.json  evaluation.json  evaluation.html
 """
 
@@ -128,8 +129,10 @@ class RunFolder:
 
     # The journal of a shard.
 
-    def journal(self, number: int) -> tuple[Entry, ...]:
-        return tuple(Entry.from_json(data) for _, data in self.workspace.records(self._journal(number)))
+    def journal(self, number: int, *, after: int = 0) -> tuple[Entry, ...]:
+        """Return the records of a shard's journal that follow so many."""
+        records = self.workspace.records(self._journal(number), after=after)
+        return tuple(Entry.from_json(data) for _, data in records)
 
     def append(self, number: int, at: int, entry: Entry) -> bool:
         """Create the record at this place. False: another record is there."""
@@ -141,6 +144,17 @@ class RunFolder:
 
     def _journal(self, number: int) -> str:
         return self._at("journal", f"{number:04d}")
+
+    # What the workers have learned of the shards, so that the next one need not read all journals.
+
+    def read_look(self, number: int) -> bytes | None:
+        return self.workspace.read(self._look(number))
+
+    def create_look(self, number: int, data: bytes) -> bool:
+        return self.workspace.create(self._look(number), data)
+
+    def _look(self, number: int) -> str:
+        return self._at("looks", f"{number:04d}.json")
 
     # What came back, and what landed.
 
@@ -341,8 +355,9 @@ class RunFolder:
     def deadlines(self) -> Iterator[bytes]:
         return (data for _, data in self.workspace.records(self._at("deadline")))
 
-    def add_deadline(self, data: bytes) -> None:
-        self.workspace.append(self._at("deadline"), data)
+    def add_deadline(self, data: bytes, *, after: int) -> bool:
+        """Create the deadline that follows so many. False: another worker has created one."""
+        return self.workspace.append(self._at("deadline"), data, after=after) is not None
 
     def delete_payloads(self) -> None:
         """Delete what holds prompts and answers. The journal and the report stay."""

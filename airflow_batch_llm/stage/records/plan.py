@@ -160,6 +160,8 @@ class Plan:
     """The rows of the canary by reason. They are in `why`, too. Empty: there is no canary."""
     sends_what_fits: bool = False
     """After its canary, the shards that fit into the budget are sent. Default: all of them, or none."""
+    lists_shards: bool = False
+    """Whether a shard is listed in the records of looks before its journal begins. Default: an earlier release has not."""
 
     def route(self, shard: PlannedShard) -> PlannedRoute:
         """Return the route of a shard."""

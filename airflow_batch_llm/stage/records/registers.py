@@ -52,7 +52,7 @@ class Registers:
         return frozenset(
             name
             for provider in providers
-            for root in _ROOTS
+            for root in self._roots("known")
             for name in self.workspace.names(f"{root}known/{provider}")
         )
 
@@ -68,7 +68,7 @@ class Registers:
 
     def all_open_runs(self) -> list[RunFolder]:
         """Return the unfinished runs on all targets."""
-        targets = {name for root in _ROOTS for name in self.workspace.names(f"{root}targets")}
+        targets = {name for root in self._roots("targets") for name in self.workspace.names(f"{root}targets")}
         return [folder for name in sorted(targets) for folder in self._listed(f"targets/{name}")]
 
     def add_loose(self, provider: str, folder: RunFolder) -> None:
@@ -130,22 +130,26 @@ class Registers:
         """Replace what a watcher has reported."""
         self.workspace.put(_watermark(watcher), file)
 
+    def _roots(self, path: str) -> tuple[str, ...]:
+        """Return where the entries of a register may be: at the root of the workspace only if one was left there."""
+        return _ROOTS if self.workspace.has_old(path.partition("/")[0]) else (_ROOT,)
+
     def _add(self, path: str, content: str) -> None:
         self.workspace.create(f"{_ROOT}{path}", content.encode())
 
     def _read(self, path: str) -> bytes | None:
-        for root in _ROOTS:
+        for root in self._roots(path):
             data = self.workspace.read(f"{root}{path}")
             if data is not None:
                 return data
         return None
 
     def _drop(self, path: str) -> None:
-        for root in _ROOTS:
+        for root in self._roots(path):
             self.workspace.delete(f"{root}{path}")
 
     def _entries(self, register: str) -> list[str]:
-        names = {name for root in _ROOTS for name in self.workspace.names(f"{root}{register}")}
+        names = {name for root in self._roots(register) for name in self.workspace.names(f"{root}{register}")}
         return sorted(name for name in names if _ENTRY.fullmatch(name))
 
     def ticket(self, target: str, number: int) -> list[TicketEntry]:

@@ -1,22 +1,17 @@
-"""Read what a run folder says of its rounds and shards: where each stands, and what each landed shard tells the run."""
+"""Read what a run folder says of its rounds, and what each landed shard tells the run."""
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import orjson
 
 from airflow_batch_llm.core.canary import CanaryVerdict
-from airflow_batch_llm.core.journal import Standing, stand
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.report import Report
 from airflow_batch_llm.stage.records.folder import RunFolder
-from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
-
-_READERS = 8
+from airflow_batch_llm.stage.records.plan import Plan
 
 
 def read_rounds(folder: RunFolder) -> Iterator[Plan]:
@@ -52,13 +47,6 @@ def _judged(plan: Plan, data: bytes | None) -> Plan:
 def ruled(plan: Plan, verdict: CanaryVerdict) -> Plan:
     """Return a plan as it counts after this verdict on its canary."""
     return plan.measured(verdict.estimates).without(verdict.left_out) if verdict.goes else plan.stopped()
-
-
-def read_standings(folder: RunFolder, plan: Plan) -> list[tuple[PlannedShard, Standing]]:
-    """Every shard of a round, and where its journal says that it stands."""
-    with ThreadPoolExecutor(max_workers=_READERS) as pool:
-        journals = pool.map(lambda shard: folder.journal(shard.number), plan.shards)
-        return [(shard, stand(journal)) for shard, journal in zip(plan.shards, journals, strict=True)]
 
 
 class Again(NamedTuple):
@@ -143,18 +131,8 @@ def _without(by_code: Mapping[str, Sequence[str]], keys: AbstractSet[str]) -> di
     return {code: shown for code, shown in left.items() if shown}
 
 
-#: Records read at once: each takes its time in object storage.
-_LANDED_READERS = 8
-
-
 def read_landed(folder: RunFolder, number: int) -> ShardResult:
     """Read the results of a loaded shard."""
     data = folder.read_landed(number)
     assert data is not None, "it is written before the journal says that the shard is staged"
     return ShardResult.from_json(data)
-
-
-def spent(folder: RunFolder, numbers: Iterable[int]) -> float:
-    """Return the dollars that the answers of these loaded shards have cost."""
-    with ThreadPoolExecutor(max_workers=_LANDED_READERS) as pool:
-        return math.fsum(pool.map(lambda number: read_landed(folder, number).report.spent.cost, numbers))

@@ -28,6 +28,7 @@ from airflow_batch_llm.providers.base import AnswersNow
 from airflow_batch_llm.providers.lines import joined_lines, split_lines
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.records.memory import RunMemory
 from airflow_batch_llm.stage.records.payloads import fetch_requests
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.send.submitting import Submitter
@@ -57,6 +58,7 @@ class Asker:
 
     parts: Parts
     folder: RunFolder
+    memory: RunMemory
     plan: Plan
     scratch: Path
     deadline: float
@@ -97,7 +99,12 @@ class Asker:
     @property
     def _submitter(self) -> Submitter:
         return Submitter(
-            parts=self.parts, folder=self.folder, plan=self.plan, scratch=self.scratch, deadline=self.deadline
+            parts=self.parts,
+            folder=self.folder,
+            memory=self.memory,
+            plan=self.plan,
+            scratch=self.scratch,
+            deadline=self.deadline,
         )
 
 
@@ -181,7 +188,7 @@ class _Asking:
 
     async def _take(self) -> bool:
         """Take the lease, unless another worker holds it."""
-        standing = stand(await asyncio.to_thread(self.asker.folder.journal, self.shard.number))
+        standing = stand(await asyncio.to_thread(self.asker.memory.read, self.shard.number))
         if not self.asker.is_free(self.shard, standing):
             return False
         missing = 0
@@ -194,7 +201,7 @@ class _Asking:
         """Write the next record of the journal. Returns False if another worker was first."""
         by = replace(entry, by=self.asker.parts.by)
         place = self._turn.last + 1
-        if not await asyncio.to_thread(self.asker.folder.append, self.shard.number, place, by):
+        if not await asyncio.to_thread(self.asker.memory.append, self.shard.number, place, by):
             return False
         before, self._turn = self._turn, self._turn.written(entry)
         for _ in range(min(len(self._unsure), before.uncounted - self._turn.uncounted)):
@@ -274,7 +281,7 @@ class _Asking:
         """Delete what this worker wrote too late. Its kept answers stay as long as another may need them."""
         folder, number = self.asker.folder, self.shard.number
         folder.delete_results(self._batch_id)
-        if stand(folder.journal(number)).ended is not None:
+        if stand(self.asker.memory.read(number)).ended is not None:
             folder.delete_segments(number)
 
     def _write_results(self) -> None:

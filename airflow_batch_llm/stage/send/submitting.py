@@ -19,6 +19,7 @@ from airflow_batch_llm.core.submission import (
     Created,
     Find,
     NotCreated,
+    Phase,
     Read,
     Send,
     Stop,
@@ -31,6 +32,7 @@ from airflow_batch_llm.errors import Later, Refused, Unavailable, UnknownFate
 from airflow_batch_llm.providers.routed import by_route, vendors, vendors_id
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.records.memory import RunMemory
 from airflow_batch_llm.stage.records.payloads import fetch_requests
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.records.registers import Registers
@@ -48,6 +50,7 @@ class Submitter:
 
     parts: Parts
     folder: RunFolder
+    memory: RunMemory
     plan: Plan
     scratch: Path
     deadline: float
@@ -55,8 +58,12 @@ class Submitter:
     def submit(self, shard: PlannedShard) -> Move:
         """Go as far as can be gone now; the move says what the shard waits for."""
         attempt, action = begin(secrets.token_hex(6))
+        answer: Answer = self.memory.entries(shard.number) or None
+        is_known = answer is None  # its journal is empty as of the moment at which it was listed
         while not isinstance(action, Stop):
-            answer = self._perform(shard, action)
+            answer = self.memory.entries(shard.number) if is_known else self._perform(shard, action)
+            # A record that was created after the last one that is known tells what a look at that moment would show.
+            is_known = attempt.phase is Phase.RECORDING and answer is True
             attempt, action = advance(attempt, answer, self.terms(shard), self.parts.clock())
         return action.move
 
@@ -88,9 +95,9 @@ class Submitter:
     def _perform(self, shard: PlannedShard, action: Action) -> Answer:
         match action:
             case Read():
-                return self.folder.journal(shard.number)
+                return self.memory.read(shard.number)
             case Append(number=number, entry=entry):
-                created = self.folder.append(shard.number, number, replace(entry, by=self.parts.by))
+                created = self.memory.append(shard.number, number, replace(entry, by=self.parts.by))
                 if created and entry.batch_id:
                     self._registers.add_known(
                         *vendors_id(self.parts.provider, entry.batch_id), self.folder.run_id

@@ -11,6 +11,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Protocol
 
 import orjson
 
@@ -25,9 +26,10 @@ from airflow_batch_llm.providers.routed import connections, vendors, vendors_id
 from airflow_batch_llm.stage.land.gathering import ResultReader
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder, generations, safe_name
+from airflow_batch_llm.stage.records.memory import RunMemory, read_standings
 from airflow_batch_llm.stage.records.plan import ASKING, Plan, PlannedShard
 from airflow_batch_llm.stage.records.registers import Registers
-from airflow_batch_llm.stage.records.standings import read_landed, read_rounds, read_standings
+from airflow_batch_llm.stage.records.standings import read_landed, read_rounds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,12 +251,23 @@ def _landed_with(folder: RunFolder, shard: PlannedShard) -> Sequence[str]:
     return read_landed(folder, shard.number).batches
 
 
+class Journals(Protocol):
+    """The journals of a run: all that a sweep does with them."""
+
+    def read(self, number: int) -> tuple[Entry, ...]:
+        """Read a journal to its end."""
+
+    def append(self, number: int, at: int, entry: Entry) -> bool:
+        """Create the record at this place. False: another record is there."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweeper:
     """Sweeps shards of one run, of one round or of several."""
 
     parts: Parts
     folder: RunFolder
+    journals: Journals
     plans: Sequence[Plan]
 
     def search(self) -> bool:
@@ -288,7 +301,7 @@ class Sweeper:
         twins = [(asked[batch_id][0], twin) for batch_id, status in seen.items() for twin in status.twins]
         for shard, twin in twins:
             self._record(shard, twin, running=True)
-            if twin in stand(self.folder.journal(shard.number)).spare:
+            if twin in stand(self.journals.read(shard.number)).spare:
                 self.cancel(twin)
         return bool(twins)
 
@@ -308,7 +321,7 @@ class Sweeper:
 
     def _record(self, shard: PlannedShard, batch_id: str, *, running: bool) -> None:
         """Record it as spare. While the shard has no batch it is none: then the shard's next attempt adopts it."""
-        entries = self.folder.journal(shard.number)
+        entries = self.journals.read(shard.number)
         standing = stand(entries)
         if (standing.batch or standing.staged) is None or batch_id in {entry.batch_id for entry in entries}:
             return
@@ -323,7 +336,7 @@ class Sweeper:
             batch_id=batch_id,
             by=self.parts.by,
         )
-        if self.folder.append(shard.number, standing.last + 1, entry):
+        if self.journals.append(shard.number, standing.last + 1, entry):
             known = Registers(workspace=self.parts.workspace)
             known.add_known(*vendors_id(self.parts.provider, batch_id), self.folder.run_id)
 
@@ -342,14 +355,20 @@ class Sweeper:
         return True
 
 
-def sweep_ended(parts: Parts, folder: RunFolder) -> bool:
-    """Sweep a run that has landed, by one search. Whether a batch of it may yet show up, or end."""
-    plans = tuple(read_rounds(folder))
-    sweeper = Sweeper(parts=parts, folder=folder, plans=plans)
+def sweep_ended(
+    parts: Parts, folder: RunFolder, rounds: Sequence[Plan] = (), memory: RunMemory | None = None
+) -> bool:
+    """Sweep a run that has landed, by one search. Whether a batch of it may yet show up, or end.
+
+    The rounds, and what is known of them, are read where the caller has not done so.
+    """
+    plans = tuple(rounds or read_rounds(folder))
+    memory = memory or RunMemory.of(folder, plans[0])
+    sweeper = Sweeper(parts=parts, folder=folder, journals=memory, plans=plans)
     may_show_up = sweeper.search()
     spare: dict[str, tuple[Plan, PlannedShard]] = {}
     for plan in plans:
-        shards = read_standings(folder, plan)
+        shards = memory.standings(plan)
         may_show_up |= is_loose(shards)
         for shard, batch_id in uncounted(folder, shards):
             if folder.read_stray(batch_id) is None and folder.read_deleted(batch_id) is None:
