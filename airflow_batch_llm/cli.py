@@ -6,6 +6,7 @@ import airflow_batch_llm
 from airflow_batch_llm.commands.budget import budget
 from airflow_batch_llm.commands.cancel import cancel
 from airflow_batch_llm.commands.erase import erase
+from airflow_batch_llm.commands.estimate import estimate
 from airflow_batch_llm.commands.evaluate import evaluate
 from airflow_batch_llm.commands.inspect import inspect
 from airflow_batch_llm.commands.land import land
@@ -18,11 +19,11 @@ from airflow_batch_llm.simulator.command import simulate
 app = typer.Typer(
     help="Batch inference over warehouse tables.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,  # they print local variables, and so keys and rows
 )
 app.command()(run)
 app.command()(evaluate)
+app.command()(estimate)
 app.command()(runs)
 app.command()(usage)
 app.command()(budget)

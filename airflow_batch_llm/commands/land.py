@@ -4,6 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
+import orjson
 import typer
 
 from airflow_batch_llm.commands.exit_code import ends_with_a_code, say
@@ -29,6 +30,7 @@ def land(
     spec_file: Annotated[
         Path, typer.Argument(metavar="SPEC.YAML", help="The stage, for the warehouse of its tables.")
     ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Merge the answers of a finished run once more, into tables that were dropped or altered since.
 
@@ -40,11 +42,17 @@ def land(
         if not finished:
             raise InputError(f"The run {uri} is not finished. A retry lands it, and sends nothing twice.")
         opening = Opening.of(read_spec(spec_file), spec_file)
+        landed = []
         for folder in finished:
-            _land(folder, opening, spool)
+            landed.append(_land(folder, opening, spool))
+            if not as_json:
+                say("{run}: {merged} merged into {target}.".format(**landed[-1]))
+    if as_json:
+        say(orjson.dumps(landed, option=orjson.OPT_INDENT_2).decode())
 
 
-def _land(folder: RunFolder, opening: Opening, spool: Path) -> None:
+def _land(folder: RunFolder, opening: Opening, spool: Path) -> dict[str, object]:
+    """Land one generation again. Returns what is said of it."""
     plan = Plan.from_json(folder.read_plan() or b"")
     target = opening.warehouse(opening.spec.warehouse)
     parts = Parts(
@@ -62,4 +70,9 @@ def _land(folder: RunFolder, opening: Opening, spool: Path) -> None:
     finally:
         with suppress(BatchLLMError):  # what was done is done
             target.close()
-    say(f"{folder.path}: {counted(answers, 'answer')} merged into {plan.target.table}.")
+    return {
+        "run": folder.path,
+        "target": plan.target.table,
+        "answers": answers,
+        "merged": counted(answers, "answer"),
+    }

@@ -75,9 +75,28 @@ class Opening:
     def provider(self) -> Provider:
         """The provider, and those of the routes, with the keys that the environment holds."""
         own = open_provider(self.spec.stage.provider, self.spec.provider, self.file.environment)
+        return routed(own, open_others(self._others(), self.spec.providers, self.file.environment))
+
+    def keyless_provider(self) -> Provider:
+        """The provider, and those of the routes, without keys: to make requests that are not sent."""
+        others = {
+            via: connect(name, self._keyless(self.spec.providers.get(name, ProviderSection())))
+            for via, name in self._others().items()
+        }
+        own = connect(self.spec.stage.provider, self._keyless(self.spec.provider))
+        return routed(own, others)
+
+    def _keyless(self, section: ProviderSection) -> Access:
+        return Access(
+            api_key="none",
+            base_url=section.base_url,
+            options=section.options,
+            allow_insecure=section.allow_insecure_base_url,
+        )
+
+    def _others(self) -> dict[str, str]:
         stage = self.spec.stage
-        others = {via: stage.under(route).provider for via, route in stage.others().items()}
-        return routed(own, open_others(others, self.spec.providers, self.file.environment))
+        return {via: stage.under(route).provider for via, route in stage.others().items()}
 
     def source(self, target: Warehouse) -> ReadsSource:
         """Where the rows come from: the target's own database, where no other is named."""
@@ -104,10 +123,10 @@ class Opening:
         )
         return UsageTable(name=name, book=book, opened=opened)
 
-    def workspace(self) -> Workspace:
-        """The workspace, probed."""
+    def workspace(self, *, probe: bool = True) -> Workspace:
+        """The workspace. Without a probe it is only looked at."""
         uri = self.spec.workspace
-        return Workspace.open(uri if "://" in uri else str(self.file.path(uri)))
+        return Workspace.open(uri if "://" in uri else str(self.file.path(uri)), probe=probe)
 
     def run_name(self, stem: str) -> str:
         """The run's name: given, or the same for the same question, however fast it is asked."""

@@ -42,6 +42,9 @@ def run(
         bool,
         typer.Option("--again", help="Read the source again, after an unfinished run has been finished."),
     ] = False,
+    retry_dead: Annotated[
+        bool, typer.Option("--retry-dead", help="Like --again, and ask dead rows again, too.")
+    ] = False,
     name: Annotated[
         str | None, typer.Option("--run", help="The run's name, instead of the spec's own.")
     ] = None,
@@ -63,7 +66,10 @@ def run(
         }
         opening = Opening.of(read_spec(spec_file).model_copy(update=given), spec_file)
         planned = open_run(opening, spec_file.stem, spool, plan_only=plan_only)
-        finished = driven(ready(planned, again=again), progress=progress)
+        if retry_dead and planned.stage is not None:
+            guards = replace(planned.stage.guards, retry_dead=True)
+            planned = replace(planned, stage=replace(planned.stage, guards=guards))
+        finished = driven(ready(planned, again=again or retry_dead), progress=progress)
         say(_as_json(finished) if as_json else _told(finished))
         finished.raise_for_verdict()
 

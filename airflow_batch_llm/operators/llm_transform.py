@@ -185,7 +185,8 @@ class LLMTransformOperator(RunOperator):
         self.canary = None if given is None else _group(Canary, given, "canary")
         self.only = choice("only", only, Only)
         self.max_rows = max_rows
-        self.max_cost_usd = max_cost_usd
+        # Airflow stores the field as JSON, which has no infinity.
+        self.max_cost_usd = "inf" if max_cost_usd == math.inf else max_cost_usd
         self.budget = budget
         self.plan_only = plan_only
         self.keep_days = keep_days

@@ -1,3 +1,4 @@
+import json
 import signal
 import sqlite3
 import subprocess
@@ -238,3 +239,14 @@ def test_the_time_of_a_run_ends_while_the_provider_cannot_be_reached(desk: Desk)
 
     assert done.returncode == 1
     assert "DeadlinePassed: The run's time is over and the provider cannot be reached" in done.stderr
+
+
+def test_dead_rows_are_asked_again_on_request(desk: Desk) -> None:
+    desk.simulator.fault(kind="refused", rows=[3], provider="anthropic")
+    desk.run()
+    assert desk.ask("SELECT count(*) FROM labels__failures WHERE _llm_dead") == [(1,)]
+
+    done = desk.command("run", str(desk.spec_file), "--retry-dead", "--json")
+
+    assert json.loads(done.stdout)["why"] == {"answered": 24, "retried": 1}
+    assert desk.ask("SELECT count(*) FROM labels") == [(25,)]

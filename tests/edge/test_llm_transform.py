@@ -116,7 +116,7 @@ def test_the_ceiling_of_the_configuration_stops_a_run_with_any_budget(
     monkeypatch.setenv("AIRFLOW__BATCH_LLM__BUDGETS", '{"support": {"usd": 500, "per": "month"}}')
     monkeypatch.setenv("AIRFLOW__BATCH_LLM__BUDGET_CEILING", '{"usd": 0.000001, "per": "day"}')
     with DAG("stopped", schedule=None) as dag:
-        transform(budget="{{ 'support' }}")
+        transform(budget="{{ 'support' }}", max_cost_usd=float("inf"))
 
     with failures() as failed:
         run(dag)

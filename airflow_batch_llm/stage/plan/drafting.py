@@ -33,7 +33,7 @@ from airflow_batch_llm.stage.plan.choosing import Chooser
 from airflow_batch_llm.stage.plan.quoting import Quote, shared_out
 from airflow_batch_llm.stage.plan.reading import Reading, with_known
 from airflow_batch_llm.stage.plan.resolved import Resolved, ResolvedRoute
-from airflow_batch_llm.stage.plan.shard_files import ShardWriter
+from airflow_batch_llm.stage.plan.shard_files import ShardWriter, packed_prompts
 from airflow_batch_llm.stage.plan.spool import PROBLEM, Spool, keys_schema
 from airflow_batch_llm.stage.plan.ways import (
     canary_size,
@@ -70,6 +70,8 @@ class Drafting:
     target: Target
     place: Place
     scratch: Path
+    is_offline: bool = False
+    """Do not ask the provider to count tokens. Default: ask it."""
     _spool: Spool | None = field(default=None, init=False)
     _in_flight: dict[tuple[str, str], tuple[RunFolder, Plan]] = field(default_factory=dict, init=False)
     _done: set[tuple[str, str]] = field(default_factory=set, init=False)
@@ -131,6 +133,16 @@ class Drafting:
     def budgets(self) -> Budgets:
         """The shared budgets of the run."""
         return Budgets(parts=self.parts, folder=self.folder)
+
+    def samples(self, most: int) -> list[bytes]:
+        """Return a few requests of the draft as they would be sent."""
+        assert self._spool is not None, "the draft is written first"
+        lines: list[bytes] = []
+        for number, route in enumerate(self.resolved.routes):
+            wanted = (most - len(lines)) * route.rows_per_request
+            for block, _ in packed_prompts(self._spool.prompts(number, wanted), route.rows_per_request):
+                lines += (route.template.line("r-0001-000000", prompt) for prompt in block.to_pylist())
+        return lines[:most]
 
     def release(self) -> None:
         """Give back the dollars that the draft holds."""
@@ -291,7 +303,7 @@ class Drafting:
 
     def _guess(self, spool: Spool, route: int, way: Way, requests: int) -> Estimate:
         quote = Quote(
-            provider=self.parts.provider,
+            provider=None if self.is_offline else self.parts.provider,
             output_type=self.resolved.output_type,
             route=self.resolved.routes[route % len(self.resolved.routes)],
             way=way,

@@ -4,7 +4,8 @@ Everything here may be thrown away and done again: nothing is bought before `pla
 that creates it decides. A planner that comes second takes the winner's plan.
 """
 
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -285,6 +286,17 @@ class Planner:
             except Outrun as error:
                 self.parts.warn(str(error))
 
+    def look(self, samples: int) -> tuple[Plan, list[bytes]]:
+        """Return the plan as it would be, and its first requests. No table is made, and the provider is not asked."""
+        resolved = resolve(self.stage, self.parts)
+        target = self._target(resolved)
+        self._refuse_source_as_target()
+        let_go(self.parts)
+        with self._drafting(resolved, target, is_offline=True) as drafting:
+            drafting.read()
+            plan = drafting.draft()
+            return plan, drafting.samples(samples)
+
     def _merge_reviews(self, resolved: Resolved, target: Target) -> None:
         """Merge what people have answered."""
         if target.review is not None and not self.stage.plan_only:
@@ -298,7 +310,11 @@ class Planner:
             with self.parts.cleaning("old staged rows of killed workers"):
                 self.parts.target.sweep(target, before)
 
-    def _planned(self, resolved: Resolved, target: Target) -> Plan:
+    @contextmanager
+    def _drafting(
+        self, resolved: Resolved, target: Target, *, is_offline: bool = False
+    ) -> Iterator[Drafting]:
+        """The work of this attempt, in a folder of its own for as long as it takes."""
         self.parts.spool.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=self.parts.spool, ignore_cleanup_errors=True) as scratch:
             drafting = Drafting(
@@ -310,13 +326,18 @@ class Planner:
                 target=target,
                 place=self.parts.target.place(self.stage.target),
                 scratch=Path(scratch),
+                is_offline=is_offline,
             )
             with closing(drafting):
-                if self.stage.plan_only:
-                    drafting.read()
-                    return drafting.draft()
-                register_unfinished(self.parts, self.folder, self.stage.keep_days)
-                Planners(parts=self.parts, folder=self.folder, drafting=drafting).take_turn()
+                yield drafting
+
+    def _planned(self, resolved: Resolved, target: Target) -> Plan:
+        with self._drafting(resolved, target) as drafting:
+            if self.stage.plan_only:
+                drafting.read()
+                return drafting.draft()
+            register_unfinished(self.parts, self.folder, self.stage.keep_days)
+            Planners(parts=self.parts, folder=self.folder, drafting=drafting).take_turn()
         frozen = self.folder.read_plan()
         assert frozen is not None, "the plan was frozen here, or by another attempt"
         return Plan.from_json(frozen)

@@ -31,7 +31,8 @@ _SAMPLE = 16
 class Quote:
     """Makes the estimate of a run."""
 
-    provider: Provider
+    provider: Provider | None
+    """Who counts tokens. None: nobody does, and the estimate rests on bytes."""
     output_type: OutputType
     route: ResolvedRoute
     way: Way
@@ -67,7 +68,7 @@ class Quote:
 
     def _counted(self, sample: list[bytes]) -> list[tuple[int, int]]:
         """Counting is a courtesy: where it fails, the estimate rests on bytes and says so."""
-        if not sample:
+        if not sample or self.provider is None:
             return []
         try:
             counts = self.provider.count_tokens(self.route.asked, [orjson.loads(prompt) for prompt in sample])
