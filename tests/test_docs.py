@@ -44,6 +44,7 @@ from airflow_batch_llm.warehouses.base import (
     ANSWER_BOOKKEEPING,
     FAILURE_COLUMNS,
     PACKED_COLUMN,
+    REUSED_COLUMN,
     REVIEW_COLUMNS,
     ROUTE_COLUMN,
 )
@@ -264,7 +265,7 @@ def _text_block(page: str) -> list[str]:
 @pytest.mark.parametrize(
     ("heading", "columns"),
     [
-        ("## The target", [*ANSWER_BOOKKEEPING, ROUTE_COLUMN, PACKED_COLUMN]),
+        ("## The target", [*ANSWER_BOOKKEEPING, ROUTE_COLUMN, PACKED_COLUMN, REUSED_COLUMN]),
         ("## The review", list(REVIEW_COLUMNS)),
         ("## The ledger", list(USAGE_COLUMNS)),
         ("## The results of evaluations", list(RESULT_COLUMNS)),

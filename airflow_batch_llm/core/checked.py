@@ -69,6 +69,18 @@ Span = Annotated[timedelta | float | None, BeforeValidator(_span)]
 Names = Annotated[Sequence[str], BeforeValidator(names)]
 Count = Annotated[int, Field(ge=1)]
 
+#: Answers are copied within the target, or not at all.
+REUSE_TARGET, REUSE_NONE = "target", "none"
+
+
+def _reuse(value: Any) -> Any:
+    if isinstance(value, str) and value not in (REUSE_TARGET, REUSE_NONE):
+        raise ValueError(f"must be 'target', 'none' or a list of tables; write [{value!r}] for one table")
+    return value if isinstance(value, str) or not isinstance(value, Sequence) else names(value)
+
+
+Reuse = Annotated[str | Sequence[str], BeforeValidator(_reuse)]
+
 CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
 

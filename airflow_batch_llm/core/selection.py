@@ -23,6 +23,8 @@ class Reason(StrEnum):
     ANSWERED = "answered"  # it has the answer that is asked for
     OLDER_SPEC = "older_spec"  # it has an answer to the same input by an older spec, which serves
     DEAD = "dead"  # refused, or out of attempts, and neither row nor spec has changed since
+    REUSED = "reused"  # a table has the answer to its input under another key, which is copied
+    LOST = "lost"  # the answer that was to be copied is gone: the next run asks
     IN_FLIGHT = "in_flight"  # another unfinished run on the target has bought it
     POSTPONED = "postponed"  # it is beyond `max_rows` or the budget
     STOPPED = "stopped"  # the canary has ended the run before it was sent
@@ -35,7 +37,9 @@ def _is_sent(reason: Reason) -> bool:
             return True
         case Reason.ANSWERED | Reason.OLDER_SPEC | Reason.DEAD:
             return False
-        case Reason.IN_FLIGHT | Reason.POSTPONED | Reason.STOPPED | Reason.UNSENDABLE:
+        case Reason.REUSED | Reason.LOST | Reason.IN_FLIGHT:
+            return False
+        case Reason.POSTPONED | Reason.STOPPED | Reason.UNSENDABLE:
             return False
         case _:
             assert_never(reason)
@@ -43,6 +47,9 @@ def _is_sent(reason: Reason) -> bool:
 
 #: Rows with these reasons are bought.
 SENT = frozenset(filter(_is_sent, Reason))
+
+#: Rows with these reasons may get a copy of an answer. Who asks for everything gets new answers.
+REUSABLE = SENT - {Reason.AGAIN}
 
 #: Rows with these reasons end with an outcome.
 PLANNED = SENT | {Reason.UNSENDABLE}

@@ -20,12 +20,14 @@ from pydantic.dataclasses import dataclass
 
 from airflow_batch_llm.core.checked import (
     CONFIG,
+    REUSE_TARGET,
     Count,
     Dollars,
     ModelId,
     Names,
     NotNegative,
     Params,
+    Reuse,
     RowLimit,
     Settings,
     Share,
@@ -190,6 +192,8 @@ class Guards(Settings):
 
     retry_dead: bool = False
     """Ask again about dead rows: rows that were refused or have used up their attempts. Default: no."""
+    reuse: Reuse = REUSE_TARGET
+    """Copy answers to the same input under other keys: `target`, other tables too (a list), or `none`. Default: `target`."""
     on_over_budget: OverBudget = OverBudget.FAIL
     """Fail, or send a part, when the rows would cost more than `max_cost_usd`. Default: fail."""
     on_bad_row: BadRow = BadRow.RECORD

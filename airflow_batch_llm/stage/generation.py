@@ -22,6 +22,7 @@ from airflow_batch_llm.errors import DeadlinePassed, ProviderError, Unavailable,
 from airflow_batch_llm.stage.budgets import Budgets
 from airflow_batch_llm.stage.canary import CanaryJudge
 from airflow_batch_llm.stage.land.affording import Purse
+from airflow_batch_llm.stage.land.copying import Copier
 from airflow_batch_llm.stage.land.finishing import Finished, Finisher
 from airflow_batch_llm.stage.land.followup import FollowUp
 from airflow_batch_llm.stage.land.ledger import Ledger
@@ -68,6 +69,7 @@ class Generation:
             return ended
         deadline, memory = self.deadline(), self._memory()
         with _scratch(self.parts.spool) as scratch:
+            self._copy(scratch)
             rounds = [self.sendable()]
             while True:
                 current = self._round(rounds[-1], deadline, scratch, memory)
@@ -85,6 +87,10 @@ class Generation:
                 if following is None:
                     return finisher.finish(rounds, memory)
                 rounds.append(following)
+
+    def _copy(self, scratch: Path) -> None:
+        """Copy the answers that are reused, unless that is done."""
+        Copier(parts=self.parts, folder=self.folder, plan=self.first, scratch=scratch).run()
 
     def _advanced(self, current: Round, deadline: float) -> OpenRound | None:
         try:
@@ -128,6 +134,7 @@ class Generation:
         idle = replace(self, places=0)
         deadline, memory = self.deadline(), self._memory()
         with _scratch(self.parts.spool) as scratch:
+            self._copy(scratch)
             for plan in read_rounds(self.folder):
                 current = idle._round(plan, deadline, scratch, memory)
                 if current.advance() is not None:

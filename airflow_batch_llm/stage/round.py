@@ -27,6 +27,7 @@ from airflow_batch_llm.core.journal import (
 )
 from airflow_batch_llm.core.model import BatchStatus
 from airflow_batch_llm.core.printing import counted, share, verb
+from airflow_batch_llm.core.selection import Reason
 from airflow_batch_llm.core.waiting import LAST_LOOK_SECONDS
 from airflow_batch_llm.errors import ProviderError, Unavailable
 from airflow_batch_llm.providers.steps import no_longer_than
@@ -351,10 +352,15 @@ class Round:
             for shard, standing in self._standings()
             if standing.staged is not None
         ]
-        if self.plan.round == 1 and self.plan.unsendable_sha256:
+        if self.plan.round == 1 and self.plan.unsendable_sha256 and not self._is_only_reused:
             self._collector.load_unsendable()
             parts.append(self._collector.part(0))
         publish_parts(self.parts.target, self.plan.target, parts)
+
+    @property
+    def _is_only_reused(self) -> bool:
+        """Tell if the rows that no request stands for all get a copy of an answer."""
+        return bool(self.plan.reused) and Reason.UNSENDABLE not in self.plan.why
 
     def drop_loaded(self) -> None:
         """Drop what was staged, once it is merged for good."""

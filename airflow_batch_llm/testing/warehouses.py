@@ -8,6 +8,7 @@ A case that an adapter cannot pass is overridden there with an `xfail` that says
 """
 
 from airflow_batch_llm.testing.warehouse_columns import CarriesColumns
+from airflow_batch_llm.testing.warehouse_copies import CopiesKnownAnswers
 from airflow_batch_llm.testing.warehouse_processes import SharesWithProcesses
 from airflow_batch_llm.testing.warehouse_reads import KnowsKeys, ReadsRows
 from airflow_batch_llm.testing.warehouse_reviews import ReviewsDeadRows
@@ -26,6 +27,7 @@ class WarehouseContract(
     KnowsKeys,
     CarriesColumns,
     ReviewsDeadRows,
+    CopiesKnownAnswers,
     WritesLedgers,
     SharesWithProcesses,
 ):

@@ -6,7 +6,7 @@ repeated after a crash at any point and leave the same tables.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Protocol, assert_never, runtime_checkable
 
@@ -88,6 +88,9 @@ ROUTE_COLUMN = pa.field("_llm_route", pa.string())
 #: The number of rows whose prompts shared the request. Only targets of stages that pack have it.
 PACKED_COLUMN = pa.field("_llm_packed", pa.int64())
 
+#: In the target alone: the run that bought the answer which a row has a copy of. NULL: the row's own run did.
+REUSED_COLUMN = pa.field("_llm_reused_run", pa.string())
+
 #: What a row without a good answer leaves, after its keys, in the failures table.
 FAILURE_COLUMNS = pa.schema(
     [
@@ -129,6 +132,10 @@ KNOWN_COLUMNS = pa.schema(
 )
 
 
+#: The answer to a look-up of answers by what was asked.
+INPUT_HASHES = pa.schema([("_llm_input_hash", pa.string())])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """The two tables that belong to a stage, and how they may be shaped. Names may be dotted: `schema.table`."""
@@ -159,6 +166,8 @@ class Target:
     """Both tables have `_llm_route`. Default: no, as an earlier release has planned."""
     has_packed: bool = False
     """Both tables have `_llm_packed`. Default: no, each request asks about one row."""
+    has_reused: bool = False
+    """The target has `_llm_reused_run`. Default: no, as an earlier release has planned."""
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -179,7 +188,13 @@ class Target:
     @property
     def answer_columns(self) -> pa.Schema:
         """Every column of the target table, in order."""
-        return pa.schema([*self.key, *self.carried, *self.answer, *ANSWER_BOOKKEEPING, *self._optional])
+        kept = [*ANSWER_BOOKKEEPING, *self._optional, *((REUSED_COLUMN,) if self.has_reused else ())]
+        return pa.schema([*self.key, *self.carried, *self.answer, *kept])
+
+    @property
+    def without_answer(self) -> "Target":
+        """The target in whose shape rows are staged that get a copy of an answer."""
+        return replace(self, answer=pa.schema([]), never_null=())
 
     @property
     def failure_columns(self) -> pa.Schema:
@@ -257,6 +272,27 @@ class JoinsKnown(Protocol):
 
     def read_known(self, source: Source, target: Target) -> pa.RecordBatchReader:
         """`read`, with `KNOWN_COLUMNS` beside each row. The target may not exist yet: then they are NULL."""
+
+
+@runtime_checkable
+class CopiesAnswers(Protocol):
+    """Can give a row the answer that a table holds to the same input, without a value leaving the database."""
+
+    def answered(
+        self, target: Target, table: str, spec_hash: str, among: Sequence[str] | None
+    ) -> pa.RecordBatchReader:
+        """The input hashes that a table has answers to by this spec, in one column, perhaps more than once.
+
+        `among` are the hashes to look for, a thousand at most. None: all. Raises `TargetError` for a table whose answers
+        do not fit the target.
+        """
+
+    def copy(self, target: Target, part: Part, tables: Sequence[str]) -> int:
+        """Merge a part that was staged for `target.without_answer`, each row with the answer to its two hashes.
+
+        Of several tables with an answer, the first counts. A row whose answer is gone is left out. Returns the number of
+        rows that the target holds then. Copied again: the same tables, the same number.
+        """
 
 
 @runtime_checkable

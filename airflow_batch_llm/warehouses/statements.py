@@ -87,7 +87,7 @@ class Statements:
 
     def latest(self, landing: Landing, staged: str) -> str:
         """The staged rows, one for each key, as the table's columns hold them."""
-        listed = ", ".join(self._cast(landing, column) for column in landing.columns)
+        listed = ", ".join(self.cast(landing, column) for column in landing.columns)
         order = ", ".join(f"x.{self._q(column)} DESC" for column in landing.order)
         keys = ", ".join(f"x.{self._q(column)}" for column in landing.key)
         ranked = (
@@ -98,7 +98,9 @@ class Statements:
 
     def plain(self, landing: Landing, staged: str) -> str:
         """The staged rows where no key occurs twice."""
-        return f"SELECT {', '.join(self._cast(landing, column) for column in landing.columns)} FROM {staged} AS r"
+        return (
+            f"SELECT {', '.join(self.cast(landing, column) for column in landing.columns)} FROM {staged} AS r"
+        )
 
     def twice(self, landing: Landing, staged: str) -> str:
         """Return the query that finds a key which was staged more than once."""
@@ -120,6 +122,18 @@ class Statements:
                 return self._delete_insert(landing, rows)
             case Upsert.DELETE_KEYS_INSERT:
                 return [self._delete_keys(landing, rows), self._insert_absent(landing, rows)]
+            case _:
+                assert_never(landing.how)
+
+    def copy(self, landing: Landing, rows: str) -> list[str]:
+        """Merge the rows of a SELECT that reads the table itself: nothing that it reads changes before it is read."""
+        match landing.how:
+            case Upsert.MERGE | Upsert.ON_CONFLICT | Upsert.ON_DUPLICATE_KEY:
+                return self.upsert(landing, rows)
+            case Upsert.UPDATE_INSERT | Upsert.DELETE_INSERT:
+                return [self._insert_absent(landing, rows), self._update(landing, rows)]
+            case Upsert.DELETE_KEYS_INSERT:
+                raise NotImplementedError("rows that are deleted first cannot be read afterwards")
             case _:
                 assert_never(landing.how)
 
@@ -165,7 +179,7 @@ class Statements:
         for name, (alias, column) in _KNOWN_SOURCES.items():
             there = tables[target.table if alias == "t" else target.failures]
             chosen.append(f"{f'{alias}.{self._q(column)}' if there else 'NULL'} AS {self._q(name)}")
-        latest = f"ORDER BY {self._later('t')}" if tables[target.table] else "ORDER BY q.n"
+        latest = f"ORDER BY {self.later('t')}" if tables[target.table] else "ORDER BY q.n"
         return (
             f"SELECT n, {self._q(*KNOWN_COLUMNS.names)} FROM (SELECT q.n, {', '.join(chosen)}, "
             f"ROW_NUMBER() OVER (PARTITION BY q.n {latest}) AS r FROM {keys} AS q {' '.join(joins)}) AS k "
@@ -180,7 +194,8 @@ class Statements:
                 joins.append(self._join_latest(target, alias, table))
         for name, (alias, column) in _KNOWN_SOURCES.items():
             there = tables[target.table if alias == "t" else target.failures]
-            chosen.append(f"{f'{alias}.{self._q(column)}' if there else self._null(name)} AS {self._q(name)}")
+            value = f"{alias}.{self._q(column)}" if there else self.null(KNOWN_COLUMNS.field(name).type)
+            chosen.append(f"{value} AS {self._q(name)}")
         return f"SELECT q.*, {', '.join(chosen)} FROM ({select}) AS q {' '.join(joins)}"
 
     def _join_latest(self, target: Target, alias: str, table: str) -> str:
@@ -188,7 +203,7 @@ class Statements:
         wanted = [column for of, column in _KNOWN_SOURCES.values() if of == alias]
         ranked = (
             f"SELECT {keys}, {self._q(*wanted)}, ROW_NUMBER() OVER (PARTITION BY {keys} "
-            f"ORDER BY {self._later('y')}) AS r FROM {self.dialect.table(table)} AS y"
+            f"ORDER BY {self.later('y')}) AS r FROM {self.dialect.table(table)} AS y"
         )
         same = " AND ".join(f"{alias}.{self._q(field.name)} = {self._read(field)}" for field in target.key)
         return f"LEFT JOIN (SELECT * FROM ({ranked}) AS z WHERE r = 1) AS {alias} ON {same}"
@@ -198,9 +213,9 @@ class Statements:
         name = f"q.{self._q(key.name)}"
         return self.dialect.text_of.format(name) if of_arrow(key.type) is ColumnKind.STRING else name
 
-    def _null(self, known: str) -> str:
-        type_ = self.dialect.column_type(KNOWN_COLUMNS.field(known).type)
-        return f"CAST(NULL AS {type_})" if self.dialect.typed_null else "NULL"
+    def null(self, type_: pa.DataType) -> str:
+        """Return NULL in a column's type, as far as the database has such."""
+        return f"CAST(NULL AS {self.dialect.column_type(type_)})" if self.dialect.typed_null else "NULL"
 
     def _merge(self, landing: Landing, rows: str) -> list[str]:
         name = self.dialect.table(landing.table)
@@ -242,13 +257,13 @@ class Statements:
         ]
 
     def _update_insert(self, landing: Landing, rows: str) -> list[str]:
+        return [self._update(landing, rows), self._insert_absent(landing, rows)]
+
+    def _update(self, landing: Landing, rows: str) -> str:
         name = self.dialect.table(landing.table)
         same = self.same(landing.key, "t", "s")
         changes = ", ".join(f"{self._q(column)} = s.{self._q(column)}" for column in _values(landing))
-        return [
-            f"UPDATE {name} AS t SET {changes} FROM ({rows}) AS s WHERE {same} AND {self._not_older('t', 's')}",
-            self._insert_absent(landing, rows),
-        ]
+        return f"UPDATE {name} AS t SET {changes} FROM ({rows}) AS s WHERE {same} AND {self._not_older('t', 's')}"
 
     def _delete_insert(self, landing: Landing, rows: str) -> list[str]:
         same = f"{self.same(landing.key, 't', 's')} AND {self._not_older('t', 's')}"
@@ -274,7 +289,8 @@ class Statements:
             f"WHERE NOT EXISTS (SELECT 1 FROM {name} AS t WHERE {self.same(landing.key, 't', 's')})"
         )
 
-    def _cast(self, landing: Landing, column: str) -> str:
+    def cast(self, landing: Landing, column: str) -> str:
+        """Return a column of the staged rows `r` as the table's column holds it."""
         template = landing.casts.get(column)
         name = f"r.{self._q(column)}"
         return f"{template.format(name)} AS {self._q(column)}" if template else name
@@ -287,7 +303,8 @@ class Statements:
         planned = self._q(PLANNED)
         return f"({there}.{planned} IS NULL OR {incoming}.{planned} >= {there}.{planned})"
 
-    def _later(self, alias: str) -> str:
+    def later(self, alias: str) -> str:
+        """Return the order of rows by their plans, the last one first."""
         planned = f"{alias}.{self._q(PLANNED)}"
         return f"CASE WHEN {planned} IS NULL THEN 1 ELSE 0 END, {planned} DESC"
 

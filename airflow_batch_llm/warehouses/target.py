@@ -118,6 +118,15 @@ def _refuse_twice_named(table: str, wanted: pa.Schema) -> None:
 
 
 def _refuse_misfits(table: str, wanted: pa.Schema, present: Mapping[str, str], dialect: Dialect) -> None:
+    if misfits := misfitting(wanted, present, dialect):
+        raise TargetError(
+            f"The table {table} does not fit: {'; '.join(misfits)}. "
+            "Change the column's type, write to another table, or rename the answer's column with `columns=`."
+        )
+
+
+def misfitting(wanted: pa.Schema, present: Mapping[str, str], dialect: Dialect) -> list[str]:
+    """Return what is wrong with each column of a table that cannot hold what is wanted. Names are in small letters."""
     misfits = []
     for field in wanted:
         has = present.get(field.name.lower())
@@ -131,11 +140,7 @@ def _refuse_misfits(table: str, wanted: pa.Schema, present: Mapping[str, str], d
         # What we would create ourselves always fits, whatever kind the database makes of it.
         if column is None or not (fits(kind, column) or column is dialect.kind_of(ours)):
             misfits.append(f"{field.name} is {has} and would have to hold {kind} ({ours})")
-    if misfits:
-        raise TargetError(
-            f"The table {table} does not fit: {'; '.join(misfits)}. "
-            "Change the column's type, write to another table, or rename the answer's column with `columns=`."
-        )
+    return misfits
 
 
 def _refuse_additions(

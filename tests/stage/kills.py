@@ -17,7 +17,7 @@ EFFECTS = frozenset(
     {
         "create", "append", "put", "write", "delete", "delete_folder",
         "upload", "submit", "cancel", "discard",
-        "prepare", "load", "publish", "drop_loaded", "prepare_reviews", "refresh_reviews",
+        "prepare", "load", "copy", "publish", "drop_loaded", "prepare_reviews", "refresh_reviews",
     }
 )  # fmt: skip
 

@@ -11,7 +11,8 @@ from airflow_batch_llm.core.model import ColumnType
 from airflow_batch_llm.core.settings import Source, WriteMode
 from airflow_batch_llm.testing.staged_rows import columns, labels, part
 from airflow_batch_llm.warehouses import all_dialects, find_dialect
-from airflow_batch_llm.warehouses.dialect import Upsert
+from airflow_batch_llm.warehouses.copying import Copying, answered, donor
+from airflow_batch_llm.warehouses.dialect import Dialect, Upsert
 from airflow_batch_llm.warehouses.publication import (
     Staged,
     Table,
@@ -22,7 +23,7 @@ from airflow_batch_llm.warehouses.publication import (
     staged_columns,
 )
 from airflow_batch_llm.warehouses.reviews import review_preparation, review_refresh, reviewed
-from airflow_batch_llm.warehouses.statements import Statements
+from airflow_batch_llm.warehouses.statements import Landing, Statements
 from tests.golden import check_golden, check_no_other
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -57,6 +58,7 @@ def written(name: str) -> dict[str, list[str]]:
     appended = labels(table=TARGET.table, write_mode=WriteMode.APPEND)
     known = {TARGET.table: True, TARGET.failures: True}
     both = landings(TARGET, there, statements)
+    copied = copies(dialect, statements, both) if dialect.upsert is not Upsert.DELETE_KEYS_INSERT else {}
     return {
         "prepare": preparation(TARGET, missing, statements),
         "stage": [
@@ -68,6 +70,25 @@ def written(name: str) -> dict[str, list[str]]:
         "reviewed": [reviewed(REVIEWED, statements).sql or ""],
         "known": [statements.known("asked", TARGET, known)],
         "read_known": [statements.read_known(statements.select(Source(sql="SELECT 1;")), TARGET, known)],
+        **copied,
+    }
+
+
+def copies(dialect: Dialect, statements: Statements, both: tuple[Landing, Landing]) -> dict[str, list[str]]:
+    """The statements that copy answers from the target and from another table."""
+    target = replace(TARGET, has_route=True, has_reused=True)
+    types = {field.name: dialect.column_type(field.type) for field in target.answer_columns}
+    others = {name: type_ for name, type_ in types.items() if name not in ("_llm_route", "_llm_reused_run")}
+    donors = [donor(target, target.table, types, dialect), donor(target, "other", others, dialect)]
+    copying = Copying(target=target, statements=statements, table=dialect.table(target.table))
+    columns = tuple(target.answer_columns.names)
+    landing = replace(both[0], columns=columns)
+    return {
+        "answered": [answered(target, donors[0], "5e" * 16, ["0a" * 16, "0b" * 16], dialect).sql or ""],
+        "copy": [
+            *copying.steps(donors, "staged_answers", (landing, both[1])),
+            copying.count("staged_answers"),
+        ],
     }
 
 

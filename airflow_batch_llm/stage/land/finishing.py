@@ -5,7 +5,7 @@ The report is stored once. A retry after that reads it and comes to the same ver
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +22,7 @@ from airflow_batch_llm.errors import CanaryFailed, InputError, ProviderError, Qu
 from airflow_batch_llm.stage.budgets import Budgets
 from airflow_batch_llm.stage.canary import CanaryJudge
 from airflow_batch_llm.stage.land.collecting import Collector
+from airflow_batch_llm.stage.land.copying import Copier
 from airflow_batch_llm.stage.land.deleting import VendorCopies
 from airflow_batch_llm.stage.land.ledger import Ledger
 from airflow_batch_llm.stage.parts import Parts
@@ -93,6 +94,7 @@ class Finisher:
         canary = CanaryJudge(folder=self.folder, plan=self.first)
         report = replace(
             summed(rounds, landed) + reported(strays),
+            why=self._why(rounds[0]),
             estimate=self.first.forecast(),
             reviewed=self.folder.count_reviewed(),
             canary=canary.reported(),
@@ -124,6 +126,14 @@ class Finisher:
         ended = self.ended()
         assert ended is not None, "the report was created here, or by another attempt before"
         return ended
+
+    def _why(self, first: Plan) -> Mapping[str, int]:
+        """Return the rows by reason. An answer that was to be copied may have been gone."""
+        data = self.folder.read_copied()
+        lost = 0 if data is None else first.reused - int(orjson.loads(data)["rows"])
+        if not lost:
+            return first.why
+        return {**first.why, str(Reason.REUSED): first.reused - lost, str(Reason.LOST): lost}
 
     def _is_erased(self, rounds: Sequence[Plan]) -> bool:
         """Return whether rows were erased from the run after it was planned: they have no outcome."""
@@ -301,7 +311,9 @@ def land_again(parts: Parts, folder: RunFolder) -> int:
     prepare_tables(parts.target, rounds[0].target)
     parts.spool.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=parts.spool) as scratch:
-        return sum(_land(parts, folder, plan, Path(scratch)) for plan in rounds)
+        copier = Copier(parts=parts, folder=folder, plan=rounds[0], scratch=Path(scratch))
+        copied = copier.copy() if rounds[0].reused else 0
+        return copied + sum(_land(parts, folder, plan, Path(scratch)) for plan in rounds)
 
 
 def _land(parts: Parts, folder: RunFolder, plan: Plan, scratch: Path) -> int:

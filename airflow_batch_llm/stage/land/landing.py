@@ -32,7 +32,7 @@ from airflow_batch_llm.warehouses.arrow import (
     string_scalar,
     timestamp_scalar,
 )
-from airflow_batch_llm.warehouses.base import PACKED_COLUMN, Target
+from airflow_batch_llm.warehouses.base import PACKED_COLUMN, REUSED_COLUMN, Target
 
 _ROWS_AT_ONCE = 16_384
 #: The number of keys of failed rows in a report, and the characters of each.
@@ -192,6 +192,7 @@ class RowWriter:
         columns = _named(restored(rows, pa.schema([*self._target.key, *self._target.carried])))
         columns |= {name: values.take(requests) for name, values in self._answers.items()}
         columns |= self._bookkeeping(rows)
+        columns[REUSED_COLUMN.name] = pa.nulls(rows.num_rows, REUSED_COLUMN.type)
         return _arranged(columns, self._target.answer_columns)
 
     def _failure_rows(self, rows: pa.RecordBatch, tally: Tally) -> pa.RecordBatch:
@@ -333,7 +334,8 @@ def unsendable_failures(
     """The failures of rows that were never sent: their problem reads `<code>: <message>`. They cost nothing."""
 
     def failures() -> Iterator[pa.RecordBatch]:
-        for batch in rows:
+        for read in rows:  # those without a problem get a copy of an answer
+            batch = read.filter(pc.is_valid(read.column(PROBLEM)))
             count = batch.num_rows
             problems = [str(problem).partition(": ") for problem in batch.column(PROBLEM).to_pylist()]
             columns = stamp.columns(batch.column(INPUT_HASH)) | {

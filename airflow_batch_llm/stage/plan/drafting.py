@@ -33,6 +33,7 @@ from airflow_batch_llm.stage.plan.choosing import Chooser
 from airflow_batch_llm.stage.plan.quoting import Quote, shared_out
 from airflow_batch_llm.stage.plan.reading import Reading, with_known
 from airflow_batch_llm.stage.plan.resolved import Resolved, ResolvedRoute
+from airflow_batch_llm.stage.plan.reusing import Reuse
 from airflow_batch_llm.stage.plan.shard_files import ShardWriter, packed_prompts
 from airflow_batch_llm.stage.plan.spool import PROBLEM, Spool, keys_schema
 from airflow_batch_llm.stage.plan.ways import (
@@ -103,14 +104,18 @@ class Drafting:
         source, warehouse = self.parts.source, self.parts.target
         with closing(with_known(source, self.stage.source, warehouse, self.target)) as rows:
             reading.fill(spool, rows)
-        let_go(self.parts)
         spool.finish()
+        self._reuse().look(spool)
+        let_go(self.parts)
         if twice := spool.duplicate_keys():
             shown = ", ".join(key for batch in twice for key in sample_keys(batch))
             raise SourceError(
                 f"The key {self.stage.key} is not unique in the source: {shown} stand there more than once, for example."
                 " Choose a key that is, or leave the repetitions out of the source. Nothing was sent."
             )
+
+    def _reuse(self) -> Reuse:
+        return Reuse.of(self.stage, self.parts.target, self.target, self.resolved)
 
     def _max_prompt_bytes(self) -> int:
         """Return the size of the prompts that fit into the requests of every route."""
@@ -233,6 +238,8 @@ class Drafting:
 
     def _write(self, spool: Spool) -> Plan:
         """Count, price, and write the shards' files."""
+        reuse = self._reuse()
+        reused = reuse.choose(spool)
         requests = spool.number_requests(self.resolved.ranks, self.resolved.specs)
         problems = spool.problems()
         if problems:
@@ -252,26 +259,30 @@ class Drafting:
             allowed = [*(count - few for count, few in zip(allowed, apart, strict=True)), *apart]
             routes += self._canary_routes(spool, apart)
         draft = self._begun(routes)
-        writer = ShardWriter(
-            folder=None if self.stage.plan_only else self.folder,
-            scratch=self.scratch,
-            nonce=draft.nonce,
-            run_token=draft.run_token,
-            bounds=self._bounds(self.resolved.own),
-        )
-        lost = writer.write_unsendable(spool.rows_with(Reason.UNSENDABLE)) if problems else ""
+        writer = self._writer(draft)
         fits = bool(size) and self.stage.guards.on_over_budget is OverBudget.PARTIAL
         draft = replace(draft, sends_what_fits=fits)
+        lost = writer.write_unsendable(spool.apart_from_requests(reuse.specs)) if problems or reused else ""
         return replace(
             draft,
             shards=self._write_shards(writer, spool, allowed, fits=fits),
             problems=problems,
             unsendable_sha256=lost,
+            donors=reuse.donors if reused else (),
             why={str(reason): count for reason, count in spool.reasons(allowed).items()},
             canary_why={
                 str(reason): count
                 for reason, count in spool.reasons_of(range(len(ways), len(routes))).items()
             },
+        )
+
+    def _writer(self, draft: Plan) -> ShardWriter:
+        return ShardWriter(
+            folder=None if self.stage.plan_only else self.folder,
+            scratch=self.scratch,
+            nonce=draft.nonce,
+            run_token=draft.run_token,
+            bounds=self._bounds(self.resolved.own),
         )
 
     def _canary_routes(self, spool: Spool, requests: Sequence[int]) -> tuple[PlannedRoute, ...]:

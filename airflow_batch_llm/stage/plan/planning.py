@@ -390,4 +390,5 @@ class Planner:
             labels=self.stage.labels,
             has_route=True,
             has_packed=self.stage.request.rows_per_request > 1,
+            has_reused=True,
         )

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from airflow_batch_llm.core.selection import SENT, Reason
+from airflow_batch_llm.core.selection import REUSABLE, SENT, Reason
 from airflow_batch_llm.stage.plan.carried import carried, comparable, restored, stored, stored_schema
 from airflow_batch_llm.warehouses.arrow import int64_scalar
 
@@ -49,10 +49,13 @@ SEQ, REASON, PROBLEM = "_llm_seq", "_llm_reason", "_llm_problem"
 INPUT_HASH, ATTEMPTS, ROUTE = "_llm_input_hash", "_llm_attempts", "_llm_route"
 REQUEST, SHARED = "_llm_request", "_llm_shared"
 _FIRST = "_llm_first"
+#: The spec of the answer that a row gets a copy of.
+REUSED_SPEC = "_llm_reused_spec"
 
+_HASHES = pa.schema([("hash", pa.string())])
 PROMPTS = pa.schema([(SEQ, pa.int64()), ("prompt", pa.binary())])
 
-_SENT_LIST = ", ".join(f"'{reason}'" for reason in sorted(SENT))
+_SENT_LIST, _REUSABLE_LIST = (", ".join(f"'{one}'" for one in sorted(some)) for some in (SENT, REUSABLE))
 _MEMORY = "64MB"
 _ROWS_AT_ONCE = 16_384
 
@@ -109,6 +112,8 @@ class Spool:
         rows = str(self._folder / "rows.parquet").replace("'", "''")
         self._ask(f"CREATE VIEW rows AS SELECT * FROM read_parquet('{rows}')")
         self._ask("CREATE TABLE taken (seq BIGINT)")
+        self._ask("CREATE TABLE answered (spec INTEGER, hash UUID)")
+        self._ask("CREATE TABLE reused (seq BIGINT, spec INTEGER)")
 
     def duplicate_keys(self, most: int = 5) -> list[pa.RecordBatch]:
         """Some keys that the source holds more than once."""
@@ -153,6 +158,67 @@ class Spool:
         ).fetchone()
         return int(taken)
 
+    def reusable(self) -> int:
+        """Return the number of different inputs of the rows that may get a copy of an answer."""
+        self._ask(f"""
+            CREATE OR REPLACE TABLE wanted AS SELECT DISTINCT {INPUT_HASH}::UUID AS hash FROM rows
+            WHERE {REASON} IN ({_REUSABLE_LIST})""")
+        (count,) = self._ask("SELECT count(*) FROM wanted").fetchone()
+        return int(count)
+
+    def reusable_hashes(self, most: int) -> Iterator[list[str]]:
+        """Yield the input hashes of these rows, some at a time. They are few."""
+        found = self._ask("SELECT replace(hash::VARCHAR, '-', '') FROM wanted").fetchall()
+        for start in range(0, len(found), most):
+            yield [digest for (digest,) in found[start : start + most]]
+
+    def note_answered(self, spec: int, hashes: Iterable[pa.RecordBatch]) -> None:
+        """Note the inputs that have answers by a spec, of those that are asked for."""
+        path = self._folder / "answered.parquet"
+        with pq.ParquetWriter(path, _HASHES, compression="lz4", use_dictionary=False) as writer:
+            for batch in hashes:
+                writer.write_batch(
+                    pa.RecordBatch.from_arrays([batch.column(0).cast(pa.string())], schema=_HASHES)
+                )
+        source = str(path).replace("'", "''")
+        self._ask(f"""
+            INSERT INTO answered SELECT DISTINCT {spec}, hash FROM
+            (SELECT TRY_CAST(hash AS UUID) AS hash FROM read_parquet('{source}'))
+            WHERE hash IN (SELECT hash FROM wanted)""")
+        path.unlink()
+
+    def reuse(self, current: Sequence[Sequence[int]]) -> int:
+        """Choose the rows that get a copy: those with an answer by a spec that is current for their route.
+
+        `current` are the specs of each route by number, the first one first. Rows that other runs buy are left to them.
+        Returns the number of rows.
+        """
+        ranks = ", ".join(
+            f"({route}, {spec}, {rank})"
+            for route, specs in enumerate(current)
+            for rank, spec in enumerate(specs)
+        )
+        self._ask(f"""
+            CREATE OR REPLACE TABLE reused AS
+            SELECT {SEQ} AS seq, arg_min(ranks.spec, ranks.rank) AS spec FROM rows
+            JOIN (VALUES {ranks}) AS ranks (route, spec, rank) ON ranks.route = rows.{ROUTE}
+            JOIN answered ON answered.hash = rows.{INPUT_HASH}::UUID AND answered.spec = ranks.spec
+            WHERE {REASON} IN ({_REUSABLE_LIST}) AND {SEQ} NOT IN (SELECT seq FROM taken) GROUP BY {SEQ}""")
+        (count,) = self._ask("SELECT count(*) FROM reused").fetchone()
+        return int(count)
+
+    def apart_from_requests(self, specs: Sequence[str]) -> pa.RecordBatchReader:
+        """The rows that no request stands for: those that cannot be sent, and those that get a copy, with its spec."""
+        names = ", ".join(map(quoted, self.columns.names))
+        hashes = ", ".join(f"'{spec}'" for spec in specs)
+        reader = self._stream(f"""
+            SELECT {INPUT_HASH}, {ATTEMPTS}, {PROBLEM}, [{hashes}][reused.spec + 1] AS {REUSED_SPEC}, {names}
+            FROM rows LEFT JOIN reused ON reused.seq = rows.{SEQ}
+            WHERE {REASON} = '{Reason.UNSENDABLE}' OR reused.seq IS NOT NULL ORDER BY rows.{SEQ}""")
+        own = [(INPUT_HASH, pa.string()), (ATTEMPTS, pa.int64()), (PROBLEM, pa.string())]
+        schema = pa.schema([*own, (REUSED_SPEC, pa.string()), *self.columns])
+        return pa.RecordBatchReader.from_batches(schema, (batch.cast(schema) for batch in reader))
+
     def number_requests(self, ranks: Sequence[int], specs: Sequence[int]) -> list[int]:
         """Find for every row that is sent the first one with the same request; returns the number of requests by route.
 
@@ -165,7 +231,7 @@ class Spool:
             CREATE OR REPLACE TABLE sent AS
             SELECT {SEQ}, {REASON}, {INPUT_HASH}::UUID AS {INPUT_HASH}, min({SEQ}) OVER same AS {_FIRST},
                    {_looked_up(by_rank, f"min({_looked_up(ranks, ROUTE)}) OVER same")} AS {ROUTE} FROM rows
-            WHERE {REASON} IN ({_SENT_LIST}) AND {SEQ} NOT IN (SELECT seq FROM taken)
+            WHERE {REASON} IN ({_SENT_LIST}) AND {SEQ} NOT IN (SELECT seq FROM taken UNION ALL SELECT seq FROM reused)
             WINDOW same AS (PARTITION BY {_looked_up(specs, ROUTE)}, {INPUT_HASH}::UUID) ORDER BY {SEQ}""")
         return self._requests_by_route(range(len(ranks)))
 
@@ -196,6 +262,7 @@ class Spool:
         counts = self._ask(f"""
             SELECT CASE WHEN {REASON} NOT IN ({_SENT_LIST}) THEN {REASON}
                         WHEN {SEQ} IN (SELECT seq FROM taken) THEN '{Reason.IN_FLIGHT}'
+                        WHEN {SEQ} IN (SELECT seq FROM reused) THEN '{Reason.REUSED}'
                         WHEN {SEQ} IN (SELECT {SEQ} FROM sent WHERE {self._beyond(requests)})
                         THEN '{Reason.POSTPONED}' ELSE {REASON} END AS why, count(*)
             FROM rows GROUP BY why""").fetchall()

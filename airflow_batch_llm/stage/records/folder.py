@@ -2,7 +2,7 @@
 
 <run>/g1/plan.json  plans/<nonce>/0007.requests.jsonl  plans/<nonce>/0007.keys.parquet  rounds/2.json
          journal/0007/0001.json …  results/<batch>.jsonl  landed/0007.json  strays/<batch>.json  deadline/0001.json
-         looks/0001.json …  cancelled/0001.json  canary.json  reviewed/0001.json  report.json
+         looks/0001.json …  cancelled/0001.json  canary.json  copied.json  reviewed/0001.json  report.json
          erased/<nonce>-0007/0001.json …  deleted/<batch>.json
          ledger/<hash>-0.json  evaluation.json  evaluation.html
 """
@@ -311,6 +311,13 @@ class RunFolder:
 
     def _early(self, round_number: int) -> str:
         return self._at("published", f"{round_number}.early.json")
+
+    def create_copied(self, data: bytes) -> bool:
+        """Record that rows have got copies of answers. The first record counts."""
+        return self.workspace.create(self._at("copied.json"), data)
+
+    def read_copied(self) -> bytes | None:
+        return self.workspace.read(self._at("copied.json"))
 
     # The verdict on the canary: the first one counts.
 

@@ -143,7 +143,9 @@ class Plan:
     shards: tuple[PlannedShard, ...] = ()
     why: Mapping[str, int] = field(default_factory=dict)
     problems: Mapping[str, int] = field(default_factory=dict)  # rows that cannot be sent, by error code
-    unsendable_sha256: str = ""  # of the file of rows that could not be sent; empty: there are none
+    unsendable_sha256: str = ""  # of the file of rows that no request stands for; empty: there are none
+    donors: tuple[str, ...] = ()
+    """The tables whose answers are copied to rows of that file. Empty: none are."""
     planned_by: Mapping[str, Any] = field(default_factory=dict)
     """Who planned the round, as `Doer.to_json` gives it. Empty: an earlier release did."""
     deployment: str = ""
@@ -162,6 +164,11 @@ class Plan:
     """After its canary, the shards that fit into the budget are sent. Default: all of them, or none."""
     lists_shards: bool = False
     """Whether a shard is listed in the records of looks before its journal begins. Default: an earlier release has not."""
+
+    @property
+    def reused(self) -> int:
+        """The number of rows that get a copy of an answer."""
+        return self.why.get(Reason.REUSED, 0)
 
     def route(self, shard: PlannedShard) -> PlannedRoute:
         """Return the route of a shard."""
@@ -336,6 +343,7 @@ class Plan:
                 "routes": tuple(map(_route, fields["routes"])),
                 "shards": tuple(map(_shard, fields["shards"])),
                 "rules": tuple(map(Rule.from_json, fields.get("rules", ()))),
+                "donors": tuple(fields.get("donors", ())),
                 "target": _target(fields["target"]),
                 "limits": _limits(fields["limits"]),
                 "place": Place(**place) if (place := fields.get("place")) else None,

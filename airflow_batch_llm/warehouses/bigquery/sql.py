@@ -5,7 +5,7 @@ the same name, BigQuery takes the column.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -13,7 +13,9 @@ from airflow_batch_llm.warehouses.base import Target
 from airflow_batch_llm.warehouses.bigquery.connection import TableName, quoted
 from airflow_batch_llm.warehouses.bigquery.registration import DIALECT
 from airflow_batch_llm.warehouses.bigquery.types import gathered
+from airflow_batch_llm.warehouses.copying import Copying, Donor
 from airflow_batch_llm.warehouses.reviews import TAKEN_OVER
+from airflow_batch_llm.warehouses.statements import Landing, Statements
 
 #: In a staged row: true for an answer, false for a failure.
 GOOD = "_llm_good"
@@ -82,8 +84,49 @@ def staged_name(ordinal: int) -> str:
 
 def publish_script(tables: BigQueryTables, staged: Sequence[TableName]) -> str:
     """One script, one job: gather what is staged, then change both tables in one transaction."""
+    within = bound(tables.target, "T", LOWEST, HIGHEST)
+    good, bad = (f"SELECT * FROM {_STAGED} WHERE {condition}" for condition in (GOOD, f"NOT {GOOD}"))
+    changes = [
+        *land_answers(tables, good, within),
+        upsert(tables.failures, unanswered(tables, bad, within)),
+        settle(tables, good),
+    ]
+    return _script(tables, gathered_rows(tables, staged), changes)
+
+
+def copy_script(tables: BigQueryTables, staged: TableName, donors: Sequence[Donor]) -> str:
+    """One script, one job: gather the rows that get a copy of an answer, then change both tables in one transaction."""
+    changes = copy_changes(tables, donors, _STAGED, bound(tables.target, "T", LOWEST, HIGHEST))
+    bare = replace(tables, target=tables.target.without_answer)
+    return _script(bare, gathered_rows(bare, [staged]), changes)
+
+
+def copy_changes(
+    tables: BigQueryTables, donors: Sequence[Donor], staged: str, within: str | None
+) -> list[str]:
+    """Return the statements that copy answers to staged rows, and settle their failures."""
+    copying = copying_into(tables, within)
+    landing = Landing(table=tables.answers.name.table, key=tables.answers.key, columns=tables.answers.written)
+    rows = copying.rows(donors, staged, landing)
+    return [
+        upsert(tables.answers, rows, within) if tables.target.is_merged else _append(tables.answers, rows),
+        settle(tables, copying.landed(staged)),
+    ]
+
+
+def copying_into(tables: BigQueryTables, within: str | None) -> Copying:
+    """Return the builder of the statements that copy answers."""
+    return Copying(
+        target=tables.target,
+        statements=Statements(DIALECT),
+        table=tables.answers.name.quoted,
+        within=within or "",
+    )
+
+
+def _script(tables: BigQueryTables, rows: str, changes: Sequence[str]) -> str:
+    """Return a script that keeps rows in a temporary table, and changes the tables by them in one transaction."""
     target = tables.target
-    within = bound(target, "T", LOWEST, HIGHEST)
     declared: list[str] = []
     bounds: list[str] = []
     if target.partition_by:
@@ -93,21 +136,18 @@ def publish_script(tables: BigQueryTables, staged: Sequence[TableName]) -> str:
             f"SET {LOWEST} = (SELECT MIN({column}) FROM {_STAGED})",
             f"SET {HIGHEST} = (SELECT MAX({column}) FROM {_STAGED})",
         ]
-    good, bad = (f"SELECT * FROM {_STAGED} WHERE {condition}" for condition in (GOOD, f"NOT {GOOD}"))
     statements = [
         *declared,
-        _gather(tables, staged),
+        f"CREATE TEMP TABLE {_STAGED} AS {rows}",
         *bounds,
         "BEGIN TRANSACTION",
-        *land_answers(tables, good, within),
-        upsert(tables.failures, unanswered(tables, bad, within)),
-        settle(tables, good),
+        *changes,
         "COMMIT TRANSACTION",
     ]
     return ";\n".join(statements) + ";"
 
 
-def _gather(tables: BigQueryTables, staged: Sequence[TableName]) -> str:
+def gathered_rows(tables: BigQueryTables, staged: Sequence[TableName]) -> str:
     """The staged rows in the target's names and types, one per key: a key that is staged twice keeps the newest."""
     target = tables.target
     schema = staged_schema(target)
@@ -124,7 +164,7 @@ def _gather(tables: BigQueryTables, staged: Sequence[TableName]) -> str:
     one = ", ".join(place[name] for name in same)
     newest = ", ".join(f"{place[name]} DESC" for name in _ORDER)
     return (
-        f"CREATE TEMP TABLE {_STAGED} AS SELECT {shown}\nFROM ({union})\n"
+        f"SELECT {shown}\nFROM ({union})\n"
         f"QUALIFY ROW_NUMBER() OVER (PARTITION BY {one} ORDER BY {newest}) = 1"
     )
 
@@ -141,6 +181,20 @@ def land_answers(tables: BigQueryTables, source: str, within: str | None) -> lis
     if tables.target.is_merged:
         return [upsert(tables.answers, source, within)]
     return [_remove_shards(tables, source, within), _append(tables.answers, source)]
+
+
+#: The least value of each type by which a table can be partitioned.
+_LEAST = {
+    "DATE": "DATE '0001-01-01'",
+    "DATETIME": "DATETIME '0001-01-01 00:00:00'",
+    "TIMESTAMP": "TIMESTAMP '0001-01-01 00:00:00+00'",
+    "INT64": "-9223372036854775808",
+}
+
+
+def anywhere(column: str, type_: str) -> str:
+    """The condition that every partition meets, for tables that may not be read without one."""
+    return f"({column} >= {_LEAST[type_]} OR {column} IS NULL)"
 
 
 def bound(target: Target, alias: str, lowest: str, highest: str) -> str | None:
@@ -275,7 +329,25 @@ def trials(tables: BigQueryTables) -> list[str]:
     within = bound(tables.target, "T", f"@{LOWEST}", f"@{HIGHEST}")
     answers = land_answers(tables, nothing, within)
     failures = upsert(tables.failures, unanswered(tables, nothing, within))
-    return [*answers, failures, settle(tables, nothing)]
+    copies: list[str] = []
+    if tables.target.has_reused:
+        bare = f"({no_rows(replace(tables, target=tables.target.without_answer))})"
+        copies = copy_changes(tables, [own_donor(tables)], bare, within)[:1]
+    return [*answers, failures, settle(tables, nothing), *copies]
+
+
+def everywhere(tables: BigQueryTables, alias: str) -> str | None:
+    """The condition that all rows of a partitioned target meet. None: the target has no partitions."""
+    if tables.target.partition_by is None:
+        return None
+    return anywhere(f"{alias}.{quoted(tables.target.partition_by)}", tables.partition_type)
+
+
+def own_donor(tables: BigQueryTables) -> Donor:
+    """Return the target as a table whose answers are copied."""
+    within = everywhere(tables, "y") or ""
+    columns = frozenset(name.lower() for name in tables.answers.types)
+    return Donor(table=tables.answers.name.quoted, columns=columns, within=within)
 
 
 def known_join(tables: BigQueryTables, source: str, *, columns: str, within: str | None) -> str:

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.warehouses.base import Target
-from airflow_batch_llm.warehouses.bigquery.connection import Connection, Query, TableName
+from airflow_batch_llm.warehouses.bigquery.connection import Connection, Query, TableName, quoted
 from airflow_batch_llm.warehouses.bigquery.jobs import translated
 from airflow_batch_llm.warehouses.bigquery.registration import DIALECT
 from airflow_batch_llm.warehouses.bigquery.sql import (
@@ -25,11 +25,14 @@ from airflow_batch_llm.warehouses.bigquery.sql import (
     LOWEST,
     BigQueryTables,
     Columns,
+    anywhere,
     bound,
+    own_donor,
     review_changes,
     trials,
 )
 from airflow_batch_llm.warehouses.bigquery.types import existing_types, schema_field
+from airflow_batch_llm.warehouses.copying import Donor, donor
 from airflow_batch_llm.warehouses.target import (
     Rules,
     TableShape,
@@ -76,6 +79,18 @@ class TargetTables:
             answers=self._columns(self.answers, self.target.answer_columns),
             failures=self._columns(self.failures, self.target.failure_columns),
         )
+
+    def donor(self, written: str) -> Donor:
+        """Return a table whose answers may be copied."""
+        if written == self.target.table:
+            return own_donor(self.look())
+        name = self.connection.name(written)
+        table = self.connection.table(name)
+        types = _types(table)
+        found = donor(self.target, written, types, DIALECT)
+        cut = _cut(table) if table is not None and table.require_partition_filter else None
+        within = "" if cut is None else anywhere(f"y.{quoted(cut)}", (types or {}).get(cut, "TIMESTAMP"))
+        return replace(found, table=name.quoted, within=within)
 
     def created(self) -> str:
         """Return the creation mark that distinguishes the present tables from earlier ones of the same names."""
@@ -183,8 +198,7 @@ class TargetTables:
         if table is None:
             self._refuse_new_partitioning(column)
             return
-        time, ranges = table.time_partitioning, table.range_partitioning
-        cut = (time.field or "_PARTITIONTIME") if time else ranges.field if ranges else None
+        cut = _cut(table)
         if table.require_partition_filter and (column or "").lower() != (cut or "").lower():
             raise TargetError(
                 f"The table {self.answers} may only be queried with a filter on {cut}. "
@@ -288,6 +302,12 @@ class TargetTables:
             f"No table can be staged in {self.staging.project}.{self.staging.dataset}. Grant the connection's "
             "identity bigquery.tables.create and bigquery.tables.delete there, or set staging_schema."
         )
+
+
+def _cut(table: Table) -> str | None:
+    """Return the column by which a table is partitioned, or None."""
+    time, ranges = table.time_partitioning, table.range_partitioning
+    return (time.field or "_PARTITIONTIME") if time else ranges.field if ranges else None
 
 
 def _types(table: Table | None) -> Mapping[str, str] | None:

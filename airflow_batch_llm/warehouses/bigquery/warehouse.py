@@ -31,9 +31,18 @@ from airflow_batch_llm.warehouses.bigquery.jobs import Work, content_label, dige
 from airflow_batch_llm.warehouses.bigquery.known import KeyLookup
 from airflow_batch_llm.warehouses.bigquery.records import RecordTable
 from airflow_batch_llm.warehouses.bigquery.registration import DIALECT
-from airflow_batch_llm.warehouses.bigquery.sql import publish_script, review_script, staged_schema
+from airflow_batch_llm.warehouses.bigquery.sql import (
+    copy_script,
+    copying_into,
+    everywhere,
+    gathered_rows,
+    publish_script,
+    review_script,
+    staged_schema,
+)
 from airflow_batch_llm.warehouses.bigquery.staging import StagingTable, content_of, staged_rows, write_file
 from airflow_batch_llm.warehouses.bigquery.tables import TargetTables
+from airflow_batch_llm.warehouses.copying import answered
 from airflow_batch_llm.warehouses.dialect import full_name, is_same, tables_read
 from airflow_batch_llm.warehouses.place import Place
 from airflow_batch_llm.warehouses.staging import not_staged
@@ -139,6 +148,35 @@ class BigQueryWarehouse:
         for start in range(0, len(parts), _PARTS_PER_SCRIPT):
             self._publish(tables, parts[start : start + _PARTS_PER_SCRIPT])
 
+    def answered(
+        self, target: Target, table: str, spec_hash: str, among: Sequence[str] | None
+    ) -> pa.RecordBatchReader:
+        """The input hashes that a table has answers to. Each call scans one column of it."""
+        one = self._tables(target).donor(table)
+        query = Query(
+            sql=answered(target, one, spec_hash, among, DIALECT).sql or "",
+            doing=f"looking up answers in {table}",
+            labels=self._connection.labels(target),
+            location=self._connection.settings.location,
+        )
+        return self._connection.reads.query(query)
+
+    def copy(self, target: Target, part: Part, tables: Sequence[str]) -> int:
+        """Copy answers in one script and one transaction, then count what is there."""
+        written = self._tables(target)
+        found, staged = written.look(), _staging_name(written, part)
+        donors = [written.donor(table) for table in tables]
+        self._change(written, copy_script(found, staged, donors), [self._version(staged, part)])
+        rows = gathered_rows(replace(found, target=target.without_answer), [staged])
+        query = Query(
+            sql=copying_into(found, everywhere(found, "t")).count(f"({rows})"),
+            doing=f"counting copies in {written.answers}",
+            labels=self._connection.labels(target),
+            location=written.location(),
+        )
+        [row] = self._connection.reads.query(query).read_all().to_pylist()
+        return int(row["n"])
+
     def drop_loaded(self, target: Target, parts: Sequence[Part]) -> None:
         """Drop the staging tables of parts."""
         tables = self._tables(target)
@@ -200,8 +238,11 @@ class BigQueryWarehouse:
 
     def _publish(self, tables: TargetTables, parts: Sequence[Part]) -> None:
         staged = [_staging_name(tables, part) for part in parts]
-        script = publish_script(tables.look(), staged)
         versions = [self._version(name, part) for name, part in zip(staged, parts, strict=True)]
+        self._change(tables, publish_script(tables.look(), staged), versions)
+
+    def _change(self, tables: TargetTables, script: str, versions: Sequence[str]) -> None:
+        """Run a script that changes the target, unless a script of the same content has. Each waits for the one before."""
         content = digest(script, tables.created(), *versions)
         location = tables.location()
         self._connection.jobs.perform(

@@ -176,7 +176,7 @@ SELECT database_name AS table_catalog, schema_name AS table_schema, table_name, 
 )"""
 
 
-def tables(connection: "DuckDBPyConnection", target: Target, *, with_rules: bool = False) -> Tables:
+def tables_of(connection: "DuckDBPyConnection", target: Target, *, with_rules: bool = False) -> Tables:
     """Both tables of a target as they are now. Their rules are read on request."""
     found = [table_of(connection, name, with_rules=with_rules) for name in (target.table, target.failures)]
     return Tables(target=found[0], failures=found[1])

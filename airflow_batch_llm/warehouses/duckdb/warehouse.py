@@ -16,8 +16,9 @@ from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import SourceError, TargetError
 from airflow_batch_llm.warehouses.arrow import int64_array, plain_batch, typed
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Target
+from airflow_batch_llm.warehouses.copying import Copying, Donor, answered, donor
 from airflow_batch_llm.warehouses.dialect import full_name, is_same, tables_read
-from airflow_batch_llm.warehouses.duckdb.file import DuckDBFile, columns_of, refuse_view, table_of, tables
+from airflow_batch_llm.warehouses.duckdb.file import DuckDBFile, columns_of, refuse_view, table_of, tables_of
 from airflow_batch_llm.warehouses.duckdb.registration import DIALECT
 from airflow_batch_llm.warehouses.place import Place
 from airflow_batch_llm.warehouses.publication import (
@@ -108,13 +109,13 @@ class DuckDBWarehouse:
             for name in (target.table, target.failures):
                 refuse_view(connection, name)
             for statement in preparation(
-                target, tables(connection, target, with_rules=True), self._statements
+                target, tables_of(connection, target, with_rules=True), self._statements
             ):
                 connection.execute(statement)
 
     def required_columns(self, target: Target) -> frozenset[str]:
         with self._file.translated(), self._transaction() as connection:
-            found = tables(connection, target, with_rules=True).target
+            found = tables_of(connection, target, with_rules=True).target
         return required_columns(target, found.rules) if found is not None else frozenset()
 
     def known(self, target: Target, keys: pa.RecordBatch) -> pa.RecordBatch:
@@ -143,7 +144,7 @@ class DuckDBWarehouse:
             return
         self._folder.files(target, parts)  # all of them are there, before the file is locked
         with self._file.translated(), self._transaction() as connection:
-            both = landings(target, tables(connection, target), self._statements)
+            both = landings(target, tables_of(connection, target), self._statements)
             self._file.work_alone(connection)  # on several threads a merge is no faster, and holds more
             connection.execute("SET write_buffer_row_group_count = 1")  # a full row group goes to the disk
             for portion in self._folder.portions(target, parts, _MERGED_AT_ONCE):
@@ -161,6 +162,27 @@ class DuckDBWarehouse:
             failures=failures if any(map(rows_of, files.failures)) else None,
             answers_twice=_any(connection, self._statements.twice(both[0], answers)),
         )
+
+    def answered(
+        self, target: Target, table: str, spec_hash: str, among: Sequence[str] | None
+    ) -> pa.RecordBatchReader:
+        with self._file.translated():
+            session = self._session()
+            one = _donor(session, target, table)
+            session.close()
+        return self.read(answered(target, one, spec_hash, among, DIALECT))
+
+    def copy(self, target: Target, part: Part, tables: Sequence[str]) -> int:
+        staged = _parquet(self._folder.files(target, [part]).answers)
+        with self._file.translated(), self._transaction() as connection:
+            both = landings(target, tables_of(connection, target), self._statements)
+            donors = [_donor(connection, target, table) for table in tables]
+            self._file.work_alone(connection)
+            copying = Copying(target=target, statements=self._statements, table=DIALECT.table(target.table))
+            for statement in copying.steps(donors, staged, both):
+                connection.execute(statement)
+            count = connection.execute(copying.count(staged)).fetchone()
+        return int(count[0]) if count is not None else 0
 
     def drop_loaded(self, target: Target, parts: Sequence[Part]) -> None:
         self._folder.remove(target, parts)
@@ -302,6 +324,10 @@ def _nothing_known(rows: int) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(
         [pa.nulls(rows, field.type) for field in KNOWN_COLUMNS], schema=KNOWN_COLUMNS
     )
+
+
+def _donor(connection: "DuckDBPyConnection", target: Target, name: str) -> Donor:
+    return donor(target, name, columns_of(connection, name), DIALECT)
 
 
 def _any(connection: "DuckDBPyConnection", query: str) -> bool:

@@ -25,6 +25,7 @@ from airflow_batch_llm.errors import (
 )
 from airflow_batch_llm.warehouses.arrow import plain_batch, record_batch
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Target
+from airflow_batch_llm.warehouses.copying import Copying, Donor, answered, donor
 from airflow_batch_llm.warehouses.dialect import PARAMETER, full_name, is_same, tables_read
 from airflow_batch_llm.warehouses.place import Place
 from airflow_batch_llm.warehouses.postgres.reads import PostgresRead, copy_rows
@@ -46,7 +47,7 @@ from airflow_batch_llm.warehouses.records import (
 from airflow_batch_llm.warehouses.refusal import may_pass, translated
 from airflow_batch_llm.warehouses.reviews import review_preparation, review_refresh, review_table, reviewed
 from airflow_batch_llm.warehouses.staging import forgotten, is_staged_table, not_staged, run_token
-from airflow_batch_llm.warehouses.statements import Statements
+from airflow_batch_llm.warehouses.statements import Landing, Statements
 from airflow_batch_llm.warehouses.target import required_columns
 
 if TYPE_CHECKING:
@@ -184,8 +185,18 @@ class PostgresWarehouse:
     def publish(self, target: Target, parts: Sequence[Part]) -> None:
         if not parts:
             return
+        with self._publishing(target) as (cursor, both):
+            staged = self._staged(cursor, target, parts, both)
+            for step in publication(target, parts, staged, both, self._statements):
+                cursor.execute(DIALECT.with_parameters(step.sql), step.parameters or None)
+
+    @contextmanager
+    def _publishing(self, target: Target) -> "Iterator[tuple[RawCursor[Any], tuple[Landing, Landing]]]":
+        """A transaction that changes both tables, one at a time.
+
+        Two publishes that update the same rows in different orders would lock each other out.
+        """
         with self._transaction() as cursor:
-            # Two publishes that update the same rows in different orders would lock each other out.
             cursor.execute(
                 "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", [DIALECT.table(target.table)]
             )
@@ -193,10 +204,29 @@ class PostgresWarehouse:
             for name, table in ((target.table, found.target), (target.failures, found.failures)):
                 if table is not None and not table.unique:
                     cursor.execute(f"LOCK TABLE {DIALECT.table(name)} IN SHARE ROW EXCLUSIVE MODE")
-            both = landings(target, found, self._statements)
-            staged = self._staged(cursor, target, parts, both)
-            for step in publication(target, parts, staged, both, self._statements):
-                cursor.execute(DIALECT.with_parameters(step.sql), step.parameters or None)
+            yield cursor, landings(target, found, self._statements)
+
+    def answered(
+        self, target: Target, table: str, spec_hash: str, among: Sequence[str] | None
+    ) -> pa.RecordBatchReader:
+        with self._transaction() as cursor:
+            one = self._donor(cursor, target, table)
+        return self.read(answered(target, one, spec_hash, among, DIALECT))
+
+    def copy(self, target: Target, part: Part, tables: Sequence[str]) -> int:
+        named = self._part_tables(target, part)
+        with self._publishing(target) as (cursor, both):
+            self._check_whole(cursor, part, named)
+            donors = [self._donor(cursor, target, table) for table in tables]
+            copying = Copying(target=target, statements=self._statements, table=DIALECT.table(target.table))
+            for statement in copying.steps(donors, named[0], both):
+                cursor.execute(statement)
+            (count,) = cursor.execute(copying.count(named[0])).fetchone() or (0,)
+        return int(count)
+
+    def _donor(self, cursor: "RawCursor[Any]", target: Target, name: str) -> Donor:
+        table = table_of(cursor, name, target.key.names)
+        return donor(target, name, None if table is None else table.columns, DIALECT)
 
     def drop_loaded(self, target: Target, parts: Sequence[Part]) -> None:
         for part in parts:

@@ -15,8 +15,16 @@ from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import BatchLLMError, InputError, SourceError, WarehouseBusy, WarehouseError
 from airflow_batch_llm.warehouses import find_dialect
 from airflow_batch_llm.warehouses.arrow import batches, plain_batch, record_batch, refuse_padded_keys
-from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, REVIEW_COLUMNS, Part, Target, Warehouse
-from airflow_batch_llm.warehouses.dialect import PARAMETER, full_name, is_same, tables_read
+from airflow_batch_llm.warehouses.base import (
+    INPUT_HASHES,
+    KNOWN_COLUMNS,
+    REVIEW_COLUMNS,
+    Part,
+    Target,
+    Warehouse,
+)
+from airflow_batch_llm.warehouses.copying import Copying, Donor, answered, donor
+from airflow_batch_llm.warehouses.dialect import PARAMETER, Upsert, full_name, is_same, tables_read
 from airflow_batch_llm.warehouses.place import Place
 from airflow_batch_llm.warehouses.publication import (
     Staged,
@@ -389,7 +397,35 @@ def _union(tables: Iterator[str]) -> str:
     return "(" + " UNION ALL ".join(f"SELECT * FROM {name}" for name in tables) + ")"
 
 
-class JoiningSqlWarehouse(SqlWarehouse):
+class CopyingSqlWarehouse(SqlWarehouse):
+    """A database that merges rows which come from the table itself."""
+
+    def answered(
+        self, target: Target, table: str, spec_hash: str, among: Sequence[str] | None
+    ) -> pa.RecordBatchReader:
+        with self._transaction() as cursor:
+            one = self._donor(cursor, target, table)
+        source = answered(target, one, spec_hash, among, self._dialect)
+        return self._stream(self._statements.select(source), None, INPUT_HASHES)
+
+    def copy(self, target: Target, part: Part, tables: Sequence[str]) -> int:
+        with self._published_from(target.without_answer, [part]) as (cursor, staged):
+            both = landings(target, self._tables(cursor, target), self._statements)
+            donors = [self._donor(cursor, target, table) for table in tables]
+            copying = Copying(
+                target=target, statements=self._statements, table=self._dialect.table(target.table)
+            )
+            for statement in copying.steps(donors, staged.answers, both):
+                cursor.execute(statement)
+            cursor.execute(copying.count(staged.answers))
+            return int(cursor.fetchone()[0])
+
+    def _donor(self, cursor: Any, target: Target, name: str) -> Donor:
+        table = self._table(cursor, name, target)
+        return donor(target, name, None if table is None else table.columns, self._dialect)
+
+
+class JoiningSqlWarehouse(CopyingSqlWarehouse):
     """A database that takes any source in a subquery."""
 
     def read_known(self, source: Source, target: Target) -> pa.RecordBatchReader:
@@ -413,9 +449,8 @@ def sql_warehouse(
 ) -> SqlWarehouse:
     """The adapter of a dialect that has none of its own."""
     spoken = _spoken(dialect)
-    return (JoiningSqlWarehouse if spoken.joins_sources else SqlWarehouse)(
-        connect, spoken, asset_uri=asset_uri
-    )
+    made = SqlWarehouse if spoken.upsert is Upsert.DELETE_KEYS_INSERT else CopyingSqlWarehouse
+    return (JoiningSqlWarehouse if spoken.joins_sources else made)(connect, spoken, asset_uri=asset_uri)
 
 
 def _spoken(dialect: str | SqlDialect) -> SqlDialect:

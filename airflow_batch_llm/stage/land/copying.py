@@ -1,0 +1,116 @@
+"""Copy answers that the target, or another table, holds already to rows with the same input.
+
+It is done once, before anything is waited for, so that the answers are hardly ever gone by then. Each step may be repeated:
+a row that has its copy is left alone.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from airflow_batch_llm.core.printing import counted, verb
+from airflow_batch_llm.errors import WarehouseError
+from airflow_batch_llm.stage.land.landing import Bookkeeping, no_rows, parquet_reader
+from airflow_batch_llm.stage.parts import Parts
+from airflow_batch_llm.stage.plan.carried import restored
+from airflow_batch_llm.stage.plan.spool import INPUT_HASH, REUSED_SPEC
+from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.records.payloads import fetch_unsendable
+from airflow_batch_llm.stage.records.plan import Plan
+from airflow_batch_llm.warehouses.arrow import bool_array, float64_array, int64_array
+from airflow_batch_llm.warehouses.base import CopiesAnswers, Part
+
+#: The shard of a row that no shard has bought.
+NO_SHARD = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copier:
+    """Copies the answers that a plan reuses."""
+
+    parts: Parts
+    folder: RunFolder
+    plan: Plan
+    scratch: Path
+
+    def run(self) -> None:
+        """Copy once, and record how many rows have their copy."""
+        if not self.plan.reused or self.folder.read_copied() is not None:
+            return
+        try:
+            rows = self.copy()
+        except WarehouseError:
+            # Another attempt that is alive may have copied in between, and dropped what was staged.
+            if self.folder.read_copied() is None:
+                raise
+            return
+        self.folder.create_copied(orjson.dumps({"at": self.parts.clock(), "rows": rows}))
+        self._tell(rows)
+
+    def copy(self) -> int:
+        """Stage the rows and give them their answers. Returns the number of rows that have one."""
+        warehouse, target = self.parts.target, self.plan.target
+        assert isinstance(warehouse, CopiesAnswers), "the plan was made for a warehouse that does"
+        keys = self.scratch / f"{self.plan.nonce}-copied.keys.parquet"
+        fetch_unsendable(self.folder, self.plan, keys)
+        part = Part(run_id=self.folder.run_id, round=0, shard=0)
+        bare = target.without_answer
+        with parquet_reader(keys) as rows, no_rows(target.failure_columns) as failures:
+            staged = pa.RecordBatchReader.from_batches(bare.answer_columns, self._staged(rows))
+            warehouse.load(bare, part, staged, failures)
+        keys.unlink()
+        copied = warehouse.copy(target, part, self.plan.donors)
+        with self.parts.cleaning("staged rows"):
+            warehouse.drop_loaded(bare, [part])
+        return copied
+
+    def _staged(self, rows: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+        """Turn the rows that get a copy into rows of the target, without what comes with the answer."""
+        schema = self.plan.target.without_answer.answer_columns
+        origin = pa.schema([*self.plan.target.key, *self.plan.target.carried])
+        for batch in rows:
+            reused = batch.filter(pc.is_valid(batch.column(REUSED_SPEC)))
+            count = reused.num_rows
+            columns = self._stamp().columns(reused.column(INPUT_HASH)) | {
+                "_llm_spec_hash": reused.column(REUSED_SPEC),
+                "_llm_input_tokens": int64_array([0] * count),
+                "_llm_cached_tokens": int64_array([0] * count),
+                "_llm_output_tokens": int64_array([0] * count),
+                "_llm_cost_usd": float64_array([0.0] * count),
+                "_llm_shared": bool_array([True] * count),
+            }
+            own = restored(reused, origin)
+            columns |= dict(zip(own.schema.names, own.columns, strict=True))
+            absent = {column.name: pa.nulls(count, column.type) for column in schema}
+            absent |= {name: values for name, values in columns.items() if name != "_llm_route"}
+            yield pa.RecordBatch.from_arrays([absent[name] for name in schema.names], schema=schema)
+
+    def _stamp(self) -> Bookkeeping:
+        own = self.plan.routes[0]
+        return Bookkeeping(
+            run_id=self.folder.run_id,
+            shard=NO_SHARD,
+            spec_hash=own.spec_hash,
+            model=own.call.model,
+            route=own.name,
+            planned_at=self.plan.planned_at,
+            processed_at=self.parts.clock(),
+            max_attempts=self.plan.limits.max_attempts,
+            tries=1,
+            raw_excerpt=False,
+        )
+
+    def _tell(self, rows: int) -> None:
+        self.parts.log(
+            f"Reused {rows:,}: {counted(rows, 'row')} {verb(rows, 'has', 'have')} a copy of an answer to the same input,"
+            f" in {self.plan.target.table}."
+        )
+        if lost := self.plan.reused - rows:
+            self.parts.warn(
+                f"{counted(lost, 'answer')} that {verb(lost, 'was', 'were')} to be copied {verb(lost, 'is', 'are')} gone. The"
+                " next run asks for these rows."
+            )
