@@ -101,8 +101,7 @@ class Clients:
     def creating(self, *, again: bool) -> Iterator[Any]:
         """A client without an open connection, so that all it opens can be watched. One creation at a time.
 
-        To open one takes longer than the creation (it reads all certificates), so it serves `again` where that is
-        allowed: `create` has its connection closed.
+        It serves `again` where that is allowed: `create` has its connection closed.
         """
         with self._creations:
             client, self._creating = self._creating or _patient(self._open_sync()), None

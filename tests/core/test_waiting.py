@@ -1,5 +1,6 @@
 """What the waiting generator wishes for, and that both drivers do the same."""
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -122,8 +123,21 @@ def test_young_batches_are_looked_at_often_and_old_ones_seldom() -> None:
     sleeps = provider.sleeps()
     assert sleeps[0] == pytest.approx(2.0)
     assert sleeps == sorted(sleeps)
-    assert sleeps[-1] == pytest.approx(300.0)
-    assert [interval(age) for age in (0, 20, 100, 1e6)] == [2.0, 2.0, 10.0, 300.0]
+    assert sleeps[-1] == pytest.approx(90.0)
+    assert [interval(age) for age in (0, 20, 100, 1e6)] == [2.0, 2.0, 5.0, 90.0]
+
+
+@pytest.mark.parametrize("age", [60.0, 1200.0, 3600.0, 40_000.0])
+def test_an_end_is_seen_less_than_a_minute_late_on_average(age: float) -> None:
+    dice = random.Random(0)
+    late = []
+    for _ in range(60):
+        end = 1000.0 + age * dice.uniform(0.8, 1.2)
+        provider = Provider({"a": end, "b": end})
+        wait(provider, WATCH, dice.random)
+        late.append(provider.now - end)
+
+    assert sum(late) / len(late) < 60
 
 
 def test_the_users_interval_counts_and_is_spread_a_little() -> None:

@@ -11,6 +11,7 @@ from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.clients import checked, unknown_option
 from airflow_batch_llm.providers.creation import Creation
 from airflow_batch_llm.providers.failures import GeneratedSdk, VendorCodes
+from airflow_batch_llm.providers.tls import with_shared_tls
 
 SDK = GeneratedSdk(
     name="anthropic",
@@ -36,19 +37,20 @@ def open_client(access: Access) -> Any:
     """A new synchronous client."""
     if access.client is not None:
         return checked(_with_batches(access.client()), access)
-    return checked(_with_key(_opened(SDK.module.Anthropic, access)), access)
+    return checked(_with_key(_opened(SDK.module.Anthropic, access, is_async=False)), access)
 
 
 def open_async_client(access: Access) -> Any:
     """A new asynchronous client."""
     if access.async_client is not None:
         return checked(_with_batches(access.async_client()), access)
-    return checked(_with_key(_opened(SDK.module.AsyncAnthropic, access)), access)
+    return checked(_with_key(_opened(SDK.module.AsyncAnthropic, access, is_async=True)), access)
 
 
-def _opened(client_class: Any, access: Access) -> Any:
+def _opened(client_class: Any, access: Access, *, is_async: bool) -> Any:
+    options = with_shared_tls(SDK.module, access.options, is_async=is_async)
     try:
-        return client_class(**{"api_key": access.api_key, "base_url": access.base_url, **access.options})
+        return client_class(**{"api_key": access.api_key, "base_url": access.base_url, **options})
     except TypeError as error:
         raise unknown_option("Anthropic", error) from None
 

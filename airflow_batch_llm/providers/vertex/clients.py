@@ -27,6 +27,7 @@ from airflow_batch_llm.providers.incoming import (
 )
 from airflow_batch_llm.providers.reach import keep_session
 from airflow_batch_llm.providers.steps import CALL_TIMEOUT, WORKER, call_timeout, drive, patiently
+from airflow_batch_llm.providers.tls import shared_context
 from airflow_batch_llm.providers.vertex.errors import judge, judge_creation, needing_extra
 from airflow_batch_llm.providers.vertex.jobs import Job, JobPage, is_name, model_path
 from airflow_batch_llm.providers.vertex.lines import FLEX, FLEX_TIMEOUT, generate_content
@@ -231,7 +232,9 @@ class AsyncJobs:
             # This client wants something to send.
             bearer: Any = Credentials
             credentials = bearer("anonymous")
-        http = httpx.AsyncClient(headers={"Accept-Encoding": ENCODINGS}, follow_redirects=False)
+        http = httpx.AsyncClient(
+            headers={"Accept-Encoding": ENCODINGS}, follow_redirects=False, verify=shared_context(httpx)
+        )
         bound_client(http)
         # Older releases of the SDK send with their own, whatever one gives them.
         own: dict[str, Any] = {"httpx_async_client": http}
