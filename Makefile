@@ -11,6 +11,9 @@ unexport PYTHONDONTWRITEBYTECODE
 # Behind a company's proxy the registries are signed by what the machine trusts, not by what uv brings.
 export UV_SYSTEM_CERTS ?= 1
 
+# The tests write and sync many small files: in memory, where the machine has 8 GB to spare for it.
+ROOMY := $(shell df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 && $$4 > 8000000 { print "/dev/shm" }')
+
 .DEFAULT_GOAL := help
 .PHONY: help setup emulators demo airflow quick test e2e fuzz check format docs constraints golden bench matrix sdks databases clean
 
@@ -44,7 +47,7 @@ quick: check ## check a change in under two minutes: lint, types, the core, the 
 
 test: .venv/.stamp emulators ## run the tests
 	@echo "test: everything, in two processes"
-	@$(PYTEST) -n 2 --dist loadscope --ignore tests/e2e; status=$$?; \
+	@TMPDIR=$${TMPDIR:-$(ROOMY)} $(PYTEST) -n 2 --dist loadscope --ignore tests/e2e; status=$$?; \
 	    $(BIN)/python -m tests.emulators.setup --remind; exit $$status
 
 e2e: .venv/.stamp ## kill, clear and fail what runs in a real Airflow, and look at the bill
