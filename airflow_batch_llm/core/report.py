@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from fractions import Fraction
 from typing import Any, NamedTuple, TypeVar, assert_never
 
+from airflow_batch_llm.core.drift import add_mixes
 from airflow_batch_llm.core.model import Outcome, Usage
 from airflow_batch_llm.core.printing import counted, share
 from airflow_batch_llm.core.selection import PLANNED, Reason
@@ -107,6 +108,10 @@ class Report:
     """The canary: its rows, tokens and dollars, its verdict, and the estimate after it. Does not add up. Default: none."""
     packing: Mapping[str, int] = field(default_factory=dict)
     """Packed requests, their rows, and the requests that asked a row again by itself. Does not add up. Default: none."""
+    labels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Good answers by label, for each column of labels or booleans. Default: there are no such columns."""
+    drift: Mapping[str, float] = field(default_factory=dict)
+    """The population stability index of each such column, beside the last runs. Does not add up. Default: not known."""
     durations: Durations = Durations()
     passed: bool = True
     verdict: str = ""
@@ -147,6 +152,7 @@ class Report:
             usage=self.usage + other.usage,
             spent=self.spent + other.spent,
             routes=_sum_routes(self.routes, other.routes),
+            labels=add_mixes((self.labels, other.labels)),
             durations=self.durations + other.durations,
         )
 
@@ -298,6 +304,8 @@ def to_xcom(report: Report, about: Provenance) -> dict[str, Any]:
         "routes": {name: _route(one) for name, one in report.routes.items()},
         "canary": dict(report.canary),
         "packing": dict(report.packing),
+        "labels": {column: dict(labels) for column, labels in report.labels.items()},
+        "drift": {column: round(index, 4) for column, index in report.drift.items()},
         "durations": {name: round(seconds, 1) for name, seconds in asdict(report.durations).items()},
         "passed": report.passed,
         "verdict": report.verdict,

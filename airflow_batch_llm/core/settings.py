@@ -204,6 +204,8 @@ class Guards(Settings):
     """Record a dead row, or also put it into the review table for people to answer. Default: record it."""
     min_success_ratio: Share = 0.95
     """The least share of good answers, between 0 and 1. Below it the run fails after landing them. Default: 0.95."""
+    warn_on_drift: NotNegative | None = None
+    """Warn if the labels' population stability index beside the last ten runs is above this: `0.2`. Default: never."""
     delete_at_vendor: bool = False
     """Delete the vendor's copies of requests and answers once the run has ended and landed. Default: no."""
     prices: Mapping[str, Mapping[str, float]] = field(default_factory=dict)

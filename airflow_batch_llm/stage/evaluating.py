@@ -173,12 +173,17 @@ class Evaluator:
         return stored
 
     def _refuse_held_back(self, candidate: Candidate) -> None:
-        """Refuse to count rows as wrong that another run is asking about."""
-        held = candidate.finished.report.why.get(Reason.IN_FLIGHT, 0)
-        if held:
+        """Refuse to count rows as wrong that nobody has asked, because another run had them."""
+        why = candidate.finished.report.why
+        if held := why.get(Reason.IN_FLIGHT, 0):
             raise EvaluationFailed(
                 f"Another run is asking about {counted(held, 'golden row')}. When it is over, clear the task, or use"
                 " --again."
+            )
+        if lost := why.get(Reason.LOST, 0):
+            raise EvaluationFailed(
+                f"The answers to {counted(lost, 'golden row')} were to be copied and are gone. To ask, clear the task, or"
+                " use --again."
             )
 
     def _compared(

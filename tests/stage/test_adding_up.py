@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.report import Report, to_xcom
 from airflow_batch_llm.core.selection import Reason
 from airflow_batch_llm.simulator.faults import RowFault
@@ -56,10 +57,12 @@ def test_a_report_that_does_not_add_up_is_told_and_the_run_is_not_lost(
     openai: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     openai.world.make_tickets(ROWS)
-    summed = finishing._summed
-    monkeypatch.setattr(finishing, "_summed", lambda *given: summed(*given) + Report(why={"new": 1}))
+    summed = finishing.summed
+    monkeypatch.setattr(
+        finishing, "summed", lambda *given: summed(*given) + Report(outcomes={Outcome.ERRORED: 1})
+    )
 
-    with pytest.raises(RuntimeWarning, match="does not add up: 9 rows were planned"):
+    with pytest.raises(RuntimeWarning, match=f"does not add up: {ROWS} rows were planned"):
         openai.complete()
 
     assert openai.complete().report.passed

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import orjson
 
+from airflow_batch_llm.core.drift import closed_columns
 from airflow_batch_llm.core.escalation import Course, batches_until
 from airflow_batch_llm.core.journal import Entry, RecordKind, Standing, Wait
 from airflow_batch_llm.core.model import BatchStatus, Outcome, Usage
+from airflow_batch_llm.core.output_type import OutputType
 from airflow_batch_llm.core.packing import Layout
 from airflow_batch_llm.core.printing import counted, share
 from airflow_batch_llm.core.report import Durations, Report, RouteTotals, Spent
@@ -110,6 +112,10 @@ class Collector:
 
         return lru_cache(None)(of)
 
+    @cached_property
+    def _labelled(self) -> tuple[str, ...]:
+        return closed_columns(OutputType.from_json(self.plan.output_type))
+
     def note_end(self, shard: PlannedShard, standing: Standing, status: BatchStatus) -> Wait | None:
         """Record that the shard's batch has ended: its results are kept before the journal says so.
 
@@ -183,7 +189,8 @@ class Collector:
         began = self.parts.clock()
         gathered, tally = self.load(shard, standing)
         report = self._report(shard, standing, gathered, began)
-        report = replace(report, outcomes=tally.outcomes, codes=tally.codes)
+        labels = {name: dict(counts) for name, counts in tally.labels.items()}
+        report = replace(report, outcomes=tally.outcomes, codes=tally.codes, labels=labels)
         if self.plan.is_routed:
             spent, requests = report.spent, sum(report.attempts.values())
             totals = RouteTotals(requests, tally.outcomes[Outcome.SUCCEEDED], spent.cost, spent.list_cost)
@@ -276,6 +283,7 @@ class Collector:
             rejected=standing.ended is None,
             course=Course() if shard is None else self.plan.course(shard, is_late=is_late),
             answered=shard is not None and shard.answered,
+            labelled=self._labelled,
             rows_per_request=route.rows_per_request if shard is not None and shard.packed else 1,
         )
 

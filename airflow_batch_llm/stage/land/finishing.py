@@ -6,6 +6,7 @@ The report is stored once. A retry after that reads it and comes to the same ver
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,12 +14,20 @@ from typing import Any
 
 import orjson
 
+from airflow_batch_llm.core.drift import Shift, add_mixes, shifts, told
 from airflow_batch_llm.core.journal import Standing, stand
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.printing import counted, share, verb
-from airflow_batch_llm.core.report import Provenance, Report, gate, miscount
+from airflow_batch_llm.core.report import Provenance, Report, Verdict, gate, miscount
 from airflow_batch_llm.core.selection import Reason
-from airflow_batch_llm.errors import CanaryFailed, InputError, ProviderError, QualityGateFailed, Refused
+from airflow_batch_llm.errors import (
+    CanaryFailed,
+    InputError,
+    ProviderError,
+    QualityGateFailed,
+    Refused,
+    StoreError,
+)
 from airflow_batch_llm.stage.budgets import Budgets
 from airflow_batch_llm.stage.canary import CanaryJudge
 from airflow_batch_llm.stage.land.collecting import Collector
@@ -27,6 +36,7 @@ from airflow_batch_llm.stage.land.deleting import VendorCopies
 from airflow_batch_llm.stage.land.ledger import Ledger
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.records.label_history import LabelHistory
 from airflow_batch_llm.stage.records.memory import RunMemory
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.records.registers import Registers
@@ -100,14 +110,10 @@ class Finisher:
             canary=canary.reported(),
             packing=_packing(rounds),
         )
-        samples = [key for one in landed[-1] for key in one.samples]
-        verdict = canary.stop() or gate(report, self.first.limits.min_success_ratio, samples=samples)
-        if not verdict.passed:
-            refused = self._refusals(shards)
-            reason = " ".join((verdict.reason, *(told for told, _ in refused)))
-            said = [said for _, said in refused] or _words(landed[-1])
-            verdict = replace(verdict, reason=reason, words=" ".join(filter(None, said)))
-        report = report.judged(verdict)
+        verdict = self._explained(canary.stop(), report, landed[-1], shards)
+        mixes = self._history.before(self.folder.run_id) if report.labels else []
+        shifted = shifts(add_mixes(mixes), report.labels)
+        report = replace(report, drift={one.column: one.index for one in shifted}).judged(verdict)
         about = self._about(rounds, _batch_ids(shards))
         stored = {
             "report": report.to_json(),
@@ -116,6 +122,7 @@ class Finisher:
         }
         self._tell_of_strays(shards, report)
         self.folder.create_report(orjson.dumps(stored))
+        self._keep_labels(report, shifted, len(mixes))
         problem = miscount(report)
         if problem and not self._is_erased(
             rounds
@@ -127,6 +134,23 @@ class Finisher:
         assert ended is not None, "the report was created here, or by another attempt before"
         return ended
 
+    def _explained(
+        self,
+        stop: Verdict | None,
+        report: Report,
+        landed: Sequence[ShardResult],
+        shards: Sequence[tuple[PlannedShard, Standing]],
+    ) -> Verdict:
+        """Judge the rows unless the canary has, and say what the provider said of those that have failed."""
+        samples = [key for one in landed for key in one.samples]
+        verdict = stop or gate(report, self.first.limits.min_success_ratio, samples=samples)
+        if verdict.passed:
+            return verdict
+        refused = self._refusals(shards)
+        reason = " ".join((verdict.reason, *(told for told, _ in refused)))
+        said = [said for _, said in refused] or _words(landed)
+        return replace(verdict, reason=reason, words=" ".join(filter(None, said)))
+
     def _why(self, first: Plan) -> Mapping[str, int]:
         """Return the rows by reason. An answer that was to be copied may have been gone."""
         data = self.folder.read_copied()
@@ -134,6 +158,23 @@ class Finisher:
         if not lost:
             return first.why
         return {**first.why, str(Reason.REUSED): first.reused - lost, str(Reason.LOST): lost}
+
+    @property
+    def _history(self) -> LabelHistory:
+        return LabelHistory(
+            workspace=self.parts.workspace, target=self.first.registered_as, deployment=self.first.deployment
+        )
+
+    def _keep_labels(self, report: Report, shifted: Sequence[Shift], runs: int) -> None:
+        """Warn of labels that have drifted, and keep this run's for the next ones."""
+        limit = self.first.limits.warn_on_drift
+        for one in shifted:
+            if limit is not None and one.is_sure and one.index > limit:
+                self.parts.warn(told(one, limit, counted(runs, "run")))
+        if report.passed and report.labels:
+            self.parts.spool.mkdir(parents=True, exist_ok=True)
+            with suppress(StoreError):  # the next run has one run less to compare with
+                self._history.add(self.folder.run_id, report.labels, self.parts.spool / "labels.new")
 
     def _is_erased(self, rounds: Sequence[Plan]) -> bool:
         """Return whether rows were erased from the run after it was planned: they have no outcome."""

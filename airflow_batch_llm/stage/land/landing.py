@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from airflow_batch_llm.core.drift import label_of
 from airflow_batch_llm.core.escalation import Course
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.selection import Consequence, after_failure, after_rejection
@@ -73,6 +74,8 @@ class Bookkeeping:
     """The rows have good answers by another route already, which stay unless these are better."""
     rows_per_request: int = 1
     """The most rows of one of the shard's requests. Default: 1, they are not packed."""
+    labelled: tuple[str, ...] = ()
+    """The answer columns whose values are counted. Default: none."""
 
     def columns(self, input_hashes: pa.Array) -> dict[str, pa.Array]:
         """Return the columns whose value is the same for all rows of the shard, repeated for each hash."""
@@ -105,6 +108,7 @@ class Tally:
     again_keys: dict[str, list[str]] = field(
         default_factory=dict
     )  # of rows that wait for another try, by code
+    labels: dict[str, Counter[str]] = field(default_factory=dict)  # good answers by label, by column
 
 
 class RowWriter:
@@ -136,11 +140,19 @@ class RowWriter:
                 landed = self._good.take(batch.column(REQUEST))
                 answered = batch.filter(landed)
                 good.write_batch(self._answer_rows(answered))
+                self._count_labels(answered, tally)
                 tally.outcomes[Outcome.SUCCEEDED] += answered.num_rows
                 self._send_on(answered, tally)
                 failed = self._failure_rows(batch.filter(pc.invert(landed)), tally)
                 bad.write_batch(failed.slice(0, 0) if self._stamp.answered else failed)
         return tally
+
+    def _count_labels(self, rows: pa.RecordBatch, tally: Tally) -> None:
+        for name in self._stamp.labelled:
+            if name in self._answers and rows.num_rows:
+                values = pc.value_counts(self._answers[name].take(rows.column(REQUEST))).to_pylist()
+                counts = {label_of(one["values"]): one["counts"] for one in values}
+                tally.labels.setdefault(name, Counter()).update(counts)
 
     def _send_on(self, rows: pa.RecordBatch, tally: Tally) -> None:
         """Note the rows whose good answer sends them to another route."""

@@ -106,6 +106,7 @@ class RunLimits:
     prices: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     delete_at_vendor: bool = False
     canary: Canary | None = None
+    warn_on_drift: float | None = None
 
     @classmethod
     def of(cls, stage: Stage) -> "RunLimits":
@@ -120,6 +121,7 @@ class RunLimits:
             prices=stage.guards.prices,
             delete_at_vendor=stage.guards.delete_at_vendor,
             canary=stage.canary,
+            warn_on_drift=stage.guards.warn_on_drift,
         )
 
 

@@ -6,6 +6,7 @@
     .registers/loose/<provider>/<run>.json   finished runs that may still have something at the provider
     .registers/due/<epoch>-<run>.json        runs whose prompts and answers are to be deleted after a time
     .registers/ledgers/<hash>/<epoch>-<run>.json   runs that a ledger lacks, to be written after a time
+    .registers/labels/<hash>.json            answers by label of the last runs on a target
     .registers/watchers/<hash>.json          hashes of what an asset's watcher has reported
 
 A register is a help, never the truth about a run: that is its journal. A name that is missing costs a look, no money.
