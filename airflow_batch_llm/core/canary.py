@@ -112,10 +112,13 @@ def _estimate(requests: int, priced: int, usage: Usage, dollars: float | None) -
     return {"requests": requests, **tokens, **dict.fromkeys(("low", "expected", "high"), dollars)}
 
 
-def over_budget(samples: Sequence[RouteSample], unmeasured: float, max_cost_usd: float | None) -> str:
+def over_budget(
+    samples: Sequence[RouteSample], unmeasured: float, max_cost_usd: float | None, shared: str = ""
+) -> str:
     """Say which budget is too small for the rest: that of a route, or that of the run. Empty: none is.
 
-    `unmeasured` is the expected cost of the routes that no request of the canary has taken.
+    `unmeasured` is the expected cost of the routes that no request of the canary has taken. `shared` names the budget
+    that the dollars are of, where it is not the run's own.
     """
     told = [_cost(sample) for sample in samples]
     for sample, cost in zip(samples, told, strict=True):
@@ -130,7 +133,7 @@ def over_budget(samples: Sequence[RouteSample], unmeasured: float, max_cost_usd:
     total = sum(told) + unmeasured
     if max_cost_usd is not None and total > max_cost_usd:
         requests = sum(sample.asked + sample.rest for sample in samples)
-        return _too_much(requests, "", total, f"max_cost_usd={max_cost_usd:g}")
+        return _too_much(requests, "", total, shared or f"max_cost_usd={max_cost_usd:g}")
     return ""
 
 

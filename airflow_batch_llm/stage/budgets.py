@@ -5,6 +5,7 @@ for the report between its read and its write, so that none can bring back what 
 """
 
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,6 +19,9 @@ from airflow_batch_llm.stage.records.budgets import BudgetBook
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.stage.records.registers import Registers
+
+#: Reports read at once: each takes its time in object storage.
+_READERS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,8 +113,10 @@ class Budgets:
 
     def _settle_ended(self, book: BudgetBook, name: str) -> None:
         """Count the runs that have stored their report and died before they were settled."""
-        for run in book.state(self._limit(name)).holds:
-            report = Registers(workspace=self.parts.workspace).folder(run).read_report()
+        registers, runs = Registers(workspace=self.parts.workspace), list(book.state(self._limit(name)).holds)
+        with ThreadPoolExecutor(_READERS) as pool:
+            reports = list(pool.map(lambda run: registers.folder(run).read_report(), runs))
+        for run, report in zip(runs, reports, strict=True):
             if report is not None:
                 usd = Report.from_json(orjson.loads(report)["report"]).spent.cost
                 book.change(self._limit(name), partial(BudgetState.settle, run=run, usd=usd))

@@ -39,13 +39,14 @@ class CanaryJudge:
         """Store the verdict, unless there is one, and return the plan that counts from now on."""
         if self.folder.read_canary() is None:
             budgets = Budgets(parts=parts, folder=self.folder)
-            verdict = self._verdict(self._most(budgets))
+            verdict = self._verdict(*self._most(budgets))
             while verdict.goes and self.plan.budgets:
                 dollars = ruled(self.plan, verdict).dollars or 0.0
                 if budgets.keep(self.plan.budgets, dollars):
                     break
                 # Others have taken what was left.
-                verdict = self._verdict(min(self._most(budgets) or 0.0, 0.99 * dollars))
+                most, shared = self._most(budgets)
+                verdict = self._verdict(min(most or 0.0, 0.99 * dollars), shared)
             if self.folder.create_canary(verdict.to_json()) and verdict.goes:
                 parts.log(self._told(verdict))
         return read_judged(self.folder, self.plan)
@@ -78,12 +79,14 @@ class CanaryJudge:
         data = self.folder.read_canary() if self.plan.canary else None
         return None if data is None else CanaryVerdict.from_json(data)
 
-    def _most(self, budgets: Budgets) -> float | None:
-        """Return the dollars that the run may cost: by its own limit, or by the budgets that it shares."""
+    def _most(self, budgets: Budgets) -> tuple[float | None, str]:
+        """Return the dollars that the run may cost, and the shared budget that says so. Empty: its own limit does."""
         own, shared = self.plan.limits.max_cost_usd, budgets.most(self.plan.budgets)
-        return min((one for one in (own, shared and shared[0]) if one is not None), default=None)
+        if shared is None or (own is not None and own <= shared[0]):
+            return own, ""
+        return shared
 
-    def _verdict(self, most: float | None) -> CanaryVerdict:
+    def _verdict(self, most: float | None, shared: str) -> CanaryVerdict:
         landed = self._landed()
         total = _total(landed.values())
         samples = self._samples(landed)
@@ -91,7 +94,7 @@ class CanaryJudge:
         for number, sample in samples.items():
             asked, rest = sample.estimates()
             estimates |= {len(self._own) + number: asked, number: rest}
-        why = over_budget(list(samples.values()), self._unmeasured(samples), most)
+        why = over_budget(list(samples.values()), self._unmeasured(samples), most, shared)
         left_out: tuple[int, ...] = ()
         ruling = Ruling.OVER_BUDGET if why else Ruling.GO
         if why and self.plan.sends_what_fits:

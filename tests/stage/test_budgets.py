@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 from airflow_batch_llm.cli import app
 from airflow_batch_llm.core.budget import CEILING, HOLD_SECONDS, Per, SharedBudget
 from airflow_batch_llm.core.settings import OverBudget
-from airflow_batch_llm.errors import BudgetExceeded, InputError
+from airflow_batch_llm.errors import BudgetExceeded, CanaryFailed, InputError
 from airflow_batch_llm.stage.budgets import Budgets
+from airflow_batch_llm.stage.records.budgets import BudgetBook
 from airflow_batch_llm.stage.records.folder import RunFolder
 from tests.stage.test_month import PRICES, _DiesAt, _Killed
 from tests.stage.world import Bench
@@ -147,6 +148,23 @@ def test_a_further_round_takes_what_is_left_and_no_more(openai: Bench) -> None:
     assert report.spent.cost <= shop.budgets["support"].usd
 
 
+def test_the_rest_after_a_canary_takes_what_its_tokens_say_and_no_more_than_is_left(openai: Bench) -> None:
+    shop = _Shop(openai, support=20.0)  # enough for the answers that are expected of 300 tokens
+    openai.fault(kind="text", every=1, times=None, text="billing " * 1000)
+    canary = {"canary": {"rows": 2, "way": "batch", "min_success_ratio": 0}}
+
+    with pytest.raises(CanaryFailed, match=r"above the budget support \(\$.* a month\), of which"):
+        shop.complete("one", output_type=str, max_tokens=20_000, **canary).raise_for_verdict()
+    openai.world.simulator.clear_faults()
+    shop.budgets["support"] = replace(shop.budgets["support"], usd=1000.0)
+    report = shop.complete("two", **canary).report
+
+    book = shop.book()
+    assert report.rows == ROWS
+    assert openai.world.charged() == 2 + ROWS
+    assert (book["holds"], book["spent_usd"] < shop.budgets["support"].usd) == ([], True)
+
+
 def test_twenty_processes_that_race_for_ten_shards_get_ten(openai: Bench) -> None:
     budget = SharedBudget(name="support", usd=1.0, per=Per.ALL)
     parts = openai.world.parts(budgets={"support": budget})
@@ -171,3 +189,13 @@ def _at(bench: Bench) -> Any:
     shop = object.__new__(_Shop)
     shop.bench = bench
     return shop
+
+
+def test_the_states_of_a_budget_go_on_in_the_next_folder(openai: Bench) -> None:
+    few = BudgetBook(workspace=openai.world.workspace(), name="support", period="all", per_folder=2)
+
+    for number in range(1, 6):
+        assert few.change(1.0, lambda state, run=str(number): state.hold(run, 0.1, 0.0))
+
+    assert few.state(None).held == pytest.approx(0.5)
+    assert len(openai.world.workspace().folders(".registers/budgets/support/all")) == 3

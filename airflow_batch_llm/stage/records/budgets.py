@@ -1,6 +1,6 @@
 """The periods of shared budgets in a workspace: numbered states, the last of which counts.
 
-.registers/budgets/<budget>/<period>/0001.json …
+.registers/budgets/<budget>/<period>/000000/0001.json … 0999.json  000001/0000.json …
 """
 
 import secrets
@@ -21,6 +21,8 @@ class BudgetBook:
     workspace: Workspace
     name: str
     period: str
+    per_folder: int = 1000
+    """States in one folder, so that a list of names stays short. Default: 1,000."""
 
     def state(self, usd: float | None) -> BudgetState:
         """Return the state as it is now, with this limit. None: the limit that stands in it."""
@@ -35,24 +37,29 @@ class BudgetBook:
                 return False
             if after == state:
                 return True
-            if (
-                self.workspace.append(self._folder, after.to_json(secrets.token_hex(6)), after=number)
-                is not None
-            ):
+            if self.workspace.create(self._path(number + 1), after.to_json(secrets.token_hex(6))):
                 return True
 
     def _last(self, usd: float | None) -> tuple[int, BudgetState]:
         """Return the last state and its number. A list of names may be old, so the way goes on from its end."""
-        names = self.workspace.names(self._folder)
-        number = max((int(name.partition(".")[0]) for name in names), default=0)
-        data = self._read(number) if number else None
-        while (later := self._read(number + 1)) is not None:
+        number = self._listed()
+        data = self.workspace.read(self._path(number)) if number else None
+        while (later := self.workspace.read(self._path(number + 1))) is not None:
             number, data = number + 1, later
         state = BudgetState(usd=usd or 0.0) if data is None else BudgetState.from_json(data)
         return number, state if usd is None else replace(state, usd=usd)
 
-    def _read(self, number: int) -> bytes | None:
-        return self.workspace.read(f"{self._folder}/{number:04d}.json")
+    def _listed(self) -> int:
+        """Return the highest number that a list shows. 0: it shows none."""
+        last = max(self.workspace.folders(self._folder), default=None)
+        if last is None:
+            return 0
+        places = [int(name.partition(".")[0]) for name in self.workspace.names(f"{self._folder}/{last}")]
+        return int(last) * self.per_folder + max(places, default=0)
+
+    def _path(self, number: int) -> str:
+        folder, place = divmod(number, self.per_folder)
+        return f"{self._folder}/{folder:06d}/{place:04d}.json"
 
     @property
     def _folder(self) -> str:
