@@ -44,8 +44,10 @@ class Course:
 
     def after_failure(self, outcome: Outcome) -> str | None:
         """Return the route of a row without a good answer whose attempts are spent. None: its way ends here."""
-        if self.is_late and outcome is Outcome.CANCELED and (late := self.when_late(self.route)):
-            return late
+        if self.is_late and outcome is Outcome.CANCELED:
+            late = self.when_late(self.route)
+            if late is not None and late not in self.before:
+                return late
         return self._first(lambda rule: outcome in rule.on)
 
     def after_answer(self, values: Mapping[str, object]) -> str | None:

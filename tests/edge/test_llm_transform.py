@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG, Asset, AssetAlias, task
 
-from airflow_batch_llm.core.settings import Escalation, Guards, Route, Shape
+from airflow_batch_llm.core.settings import Escalation, Guards, Pace, Route, Shape
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.operators import reporting as outcome
 from airflow_batch_llm.operators.reporting import add_to_assets
@@ -159,6 +159,42 @@ def test_rows_take_routes_to_another_vendor_and_go_on_to_a_third(
     assert routes == {"default": len(TICKETS) - 2, "other": 1, "now": 1}
     assert world.rows_charged("openai") == 1
     assert {name: part["succeeded"] for name, part in xcom(done, "label")["routes"].items()} == routes
+
+
+def test_a_limit_of_spending_fails_the_task_and_the_next_try_buys_only_what_is_missing(
+    world: World, run: Run
+) -> None:
+    cap = {"status": 429, "code": "insufficient_quota", "nth": 4, "times": None}
+    world.simulator.fault(provider="openai", kind="status", endpoint="chat", **cap)
+    with DAG("capped", schedule=None) as dag:
+        transform(
+            model_id="openai:gpt-5-mini",
+            source_table=None,
+            source_sql="SELECT *, CASE WHEN ticket_id <= 6 THEN 'urgent' END AS how FROM tickets",
+            routes={"urgent": {"way": "now"}},
+            route_column="how",
+            retries=2,
+            deferrable=True,
+            pace=Pace(poll_interval=0.1, max_concurrency=1),
+        )
+    again = dict.fromkeys(["logical_date", "run_after"], datetime(2026, 11, 20, tzinfo=UTC))
+
+    with failures() as errors:
+        done = run(dag, **again)
+
+    assert states(done) == {"label": "failed"}
+    assert [ti.try_number for ti in done.get_task_instances()] == [1]  # another try would meet it, too
+    assert "The account's limit of spending is reached, or it has no credit." in str(errors[-1])
+    assert "clear the task" in str(errors[-1])
+    assert "cancel" not in world.simulator.ledger()["openai"]["calls"]
+
+    world.simulator.clear_faults()
+    assert states(run(dag, **again)) == {"label": "success"}
+    assert world.query("SELECT _llm_route, count(*) FROM labels GROUP BY 1 ORDER BY 1") == [
+        ("default", 6),
+        ("urgent", 6),
+    ]
+    assert world.rows_charged("openai") == len(TICKETS)
 
 
 def test_files_are_a_source_and_say_where_a_row_came_from(world: World, run: Run, tmp_path: Path) -> None:

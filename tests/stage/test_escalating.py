@@ -146,6 +146,24 @@ def test_a_batch_whose_cancellation_is_refused_is_cancelled_at_the_next_look(ope
     assert 7 * HOUR <= looks[-1] < 7.2 * HOUR
 
 
+def test_a_row_never_goes_back_to_a_route_also_when_the_time_is_nearly_over(openai: Bench) -> None:
+    """An unsure answer in real time would go to the strong route, whose batches are given up for real time."""
+    bench = openai
+    bench.world.make_tickets(ROWS)
+    given = unsure(bench, timeout=8 * HOUR, max_cost_usd=0.02)
+    given["routes"] |= {"urgent": Route(way="now")}
+    given["escalate"] += [Escalation(to="urgent", left=HOUR)]
+    bench.world.simulator.turn(batch_seconds=600)
+    bench.fault(kind="hold")
+    try:
+        report = bench.complete(**given).report
+    finally:
+        bench.world.simulator.turn(batch_seconds=0)
+    assert (report.final, report.rounds) == ({Outcome.SUCCEEDED: ROWS}, 2)
+    assert (landed(bench), bench.world.charged()) == ({"urgent": ROWS}, ROWS)
+    assert bench.world.ask("SELECT count(*) > 0 FROM labels WHERE confidence < 0.8") == [(True,)]
+
+
 REFUSED: Mapping[str, tuple[dict[str, Any], type[BatchLLMError], str]] = {
     "no route": ({"escalate": [{"to": "stronk", "on": ["invalid"]}]}, InputError, "'stronk', which is no route"),
     "nothing": ({"escalate": [{"to": "strong"}]}, InputError, "never happens"),

@@ -132,6 +132,18 @@ def test_equal_inputs_of_routes_with_one_spec_are_bought_once_by_the_faster_way(
     assert landed(bench) == {"default": 32, "urgent": 8}
 
 
+def test_an_enumeration_may_name_the_routes(openai: Bench) -> None:
+    bench = openai
+    make(bench)
+    bench.world.ask("CREATE TYPE ways AS ENUM ('strong', 'urgent')")
+    how = "CASE WHEN id < 3 THEN 'urgent' END"
+    bench.world.ask(
+        f"CREATE OR REPLACE TABLE tickets AS SELECT * EXCLUDE (how), ({how})::ways AS how FROM tickets"
+    )
+    assert bench.complete(**routed(bench)).report.final == {Outcome.SUCCEEDED: ROWS}
+    assert landed(bench) == {"default": ROWS - 3, "urgent": 3}
+
+
 def test_a_function_of_the_row_chooses_the_route(openai: Bench) -> None:
     bench = openai
     make(bench)

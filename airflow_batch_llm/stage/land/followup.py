@@ -67,11 +67,7 @@ class FollowUp:
 
     def wanted(self, last: Plan, landed: Mapping[int, ShardResult]) -> dict[str, int]:
         """Return the number of requests that the next round would ask, by the name of their route."""
-        return dict(
-            Counter(
-                self._next(last, shard, one) for shard in last.shards for one in landed[shard.number].again
-            )
-        )
+        return dict(Counter(name for _, _, name in self._going_on(last, landed)))
 
     def plan(
         self, last: Plan, landed: Mapping[int, ShardResult], allowed: Mapping[str, int] | None = None
@@ -86,11 +82,22 @@ class FollowUp:
             known = self.folder.read_plan(last.round + 1)
         return Plan.from_json(known) if known is not None else None
 
-    def _next(self, last: Plan, shard: PlannedShard, one: Again) -> str:
-        """Return the name of the route that a request takes next."""
-        name = one.to or last.route(shard).name
+    def _going_on(
+        self, last: Plan, landed: Mapping[int, ShardResult]
+    ) -> Iterator[tuple[PlannedShard, Again, str]]:
+        """Yield the requests that are asked again, with their shard and the name of the route that they take next."""
+        for shard in last.shards:
+            for one in landed[shard.number].again:
+                if (name := self._next(last, shard, one)) is not None:
+                    yield shard, one, name
+
+    def _next(self, last: Plan, shard: PlannedShard, one: Again) -> str | None:
+        """Return the name of the route that a request takes next. None: it would be one that it took before."""
+        own = last.route(shard).name
+        name = one.to or own
         if self.is_late and last.base(name).way is Way.BATCH:
-            return last.course(shard, is_late=True).when_late(name) or name
+            late = last.course(shard, is_late=True).when_late(name)
+            return None if late in (own, *shard.before) else late or name
         return name
 
     def _groups(
@@ -99,21 +106,19 @@ class FollowUp:
         """Return the requests that are asked again, by their course and in their order."""
         left = dict(allowed)
         groups: dict[_Course, list[_Chosen]] = {}
-        for shard in last.shards:
-            for one in landed[shard.number].again:
-                course = self._course(last, shard, one)
-                if course.route in left:
-                    if not left[course.route]:
-                        continue
-                    left[course.route] -= 1
-                chosen = groups.setdefault(course, [])
-                if not chosen or chosen[-1].shard is not shard:
-                    chosen.append(_Chosen(shard))
-                chosen[-1].requests[one.request] = one
+        for shard, one, name in self._going_on(last, landed):
+            if name in left:
+                if not left[name]:
+                    continue
+                left[name] -= 1
+            chosen = groups.setdefault(self._course(last, shard, one, name), [])
+            if not chosen or chosen[-1].shard is not shard:
+                chosen.append(_Chosen(shard))
+            chosen[-1].requests[one.request] = one
         return groups
 
-    def _course(self, last: Plan, shard: PlannedShard, one: Again) -> _Course:
-        own, name = last.route(shard).name, self._next(last, shard, one)
+    def _course(self, last: Plan, shard: PlannedShard, one: Again, name: str) -> _Course:
+        own = last.route(shard).name
         if name == own:
             most = last.route(shard).call.max_tokens
             if most is not None and one.outcome is Outcome.TRUNCATED:

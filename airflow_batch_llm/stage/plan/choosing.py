@@ -13,6 +13,9 @@ from airflow_batch_llm.stage.land.landing import SAMPLES, sample_keys
 from airflow_batch_llm.warehouses.arrow import int64_array, string_array
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS
 
+#: Types of a column that can hold the names of routes. A database's enumeration comes as a dictionary of one of them.
+_TEXTS = frozenset({pa.string(), pa.large_string(), pa.string_view(), pa.null()})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chooser:
@@ -36,11 +39,10 @@ class Chooser:
     def _chosen(self, batch: pa.RecordBatch) -> pa.Array:
         if self.function is None:
             column = batch.column(self.column)
-            if pa.types.is_null(column.type):
-                return column.cast(pa.string())
-            if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+            type_ = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+            if type_ not in _TEXTS:
                 raise InputError(
-                    f"route_column {self.column} has the type {column.type}, and must hold text: the name of a route, or NULL."
+                    f"route_column {self.column} has the type {type_}, and must hold text: the name of a route, or NULL."
                 )
             return column.cast(pa.string())
         columns = [name for name in batch.schema.names if name not in KNOWN_COLUMNS.names]
