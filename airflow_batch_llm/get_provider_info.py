@@ -165,7 +165,10 @@ def get_provider_info() -> dict[str, Any]:
                 "class-name": "airflow_batch_llm.decorators.llm_transform.llm_transform_task",
             }
         ],
-        "extra-links": ["airflow_batch_llm.links.console.BatchConsoleLink"],
+        "extra-links": [
+            "airflow_batch_llm.links.console.BatchConsoleLink",
+            "airflow_batch_llm.links.page.RunPageLink",
+        ],
         "connection-types": [_duckdb()],
         "config": _config(),
     }

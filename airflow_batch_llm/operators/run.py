@@ -30,6 +30,7 @@ from airflow_batch_llm.hooks.llm import llm_provider
 from airflow_batch_llm.hooks.object_storage import open_workspace
 from airflow_batch_llm.hooks.triggerer import tell_of_triggerer
 from airflow_batch_llm.links.console import BatchConsoleLink
+from airflow_batch_llm.links.page import RunPageLink
 from airflow_batch_llm.operators.opening import doer
 from airflow_batch_llm.operators.reporting import (
     Lineage,
@@ -103,7 +104,7 @@ class RunOperator(BaseOperator):
         or another function of the task's context; None for the log alone
     """
 
-    operator_extra_links = (BatchConsoleLink(),)
+    operator_extra_links = (BatchConsoleLink(), RunPageLink())
 
     #: Tasks that go on with the run if this one is given up: its batches are theirs then.
     successors: Sequence[str] = ()
@@ -129,6 +130,11 @@ class RunOperator(BaseOperator):
         self._outage = Outage()
         self._handles: tuple[RunHandle, ...] = ()
         self._lineages: list[Lineage] = []
+
+    @property
+    def page_run(self) -> str | None:
+        """The run that the page in Airflow's UI shows for this task. None: it knows none, or not its workspace."""
+        return next((handle.run for handle in self._handles if handle.workspace is None), None)
 
     def handles(self, context: Context) -> Sequence[RunHandle]:
         """The runs that this task drives: the same ones at each of its tries."""

@@ -3,22 +3,14 @@
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
-from urllib.parse import urlsplit
 
-from airflow.providers.common.compat.sdk import AirflowPlugin, conf
+from airflow.providers.common.compat.sdk import AirflowPlugin
+
+from airflow_batch_llm.links.page import PREFIX, page_path
 
 _Scope = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[_Scope]]
 _Send = Callable[[_Scope], Awaitable[None]]
-
-#: The page's path below Airflow's own.
-PREFIX = "/llm-batches"
-
-
-def page_path() -> str:
-    """Return the path of the page on the web server: Airflow may be served below a path of its own."""
-    base_url = str(conf.get("api", "base_url", fallback="") or "")
-    return urlsplit(base_url).path.rstrip("/") + PREFIX
 
 
 class LazyPage:

@@ -4,13 +4,13 @@ import base64
 import json
 import shutil
 import subprocess
-import tempfile
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
-from types import TracebackType
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
 
 from airflow_batch_llm.demo.airflow_api import until
 
@@ -23,21 +23,32 @@ class Browser:
     def __init__(self, *, dark: bool = False, width: int = 1400, height: int = 900) -> None:
         self._dark, self._size = dark, (width, height)
         self._numbers = count(1)
+        self._session: str | None = None
         self.errors: list[str] = []
         """What the page's console has reported as errors."""
 
     def __enter__(self) -> Self:
         assert PROGRAM is not None, "the caller has looked for it"
-        self._folder = tempfile.mkdtemp(prefix="chromium-")
-        self._process = subprocess.Popen(
-            [PROGRAM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-             "--remote-debugging-port=0", f"--user-data-dir={self._folder}", "about:blank"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        port, path = until(self._address, "Chromium to start", 60)
-        self._socket: ClientConnection = connect(f"ws://127.0.0.1:{port}{path}", max_size=None)
-        self._session = None
+        with ExitStack() as started:
+            folder = started.enter_context(TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True))
+            process = subprocess.Popen(
+                [PROGRAM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+                 "--remote-debugging-port=0", f"--user-data-dir={folder}", "about:blank"],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+            started.callback(process.wait, 30)
+            started.callback(process.terminate)
+            port, path = until(lambda: _address(Path(folder)), "Chromium to start", 60)
+            self._socket = started.enter_context(connect(f"ws://127.0.0.1:{port}{path}", max_size=None))
+            self._begin()
+            self._ending = started.pop_all()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ending.close()
+
+    def _begin(self) -> None:
         target = self._call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
@@ -46,18 +57,6 @@ class Browser:
         self._call("Emulation.setDeviceMetricsOverride", **size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if self._dark else "light"}
         self._call("Emulation.setEmulatedMedia", features=[scheme])
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._socket.close()
-        self._process.terminate()
-        self._process.wait(30)
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     def sign_in(self, url: str, token: str) -> None:
         """Give the browser the cookie that Airflow's sign-in gives."""
@@ -75,19 +74,14 @@ class Browser:
             return None
         return answer["result"].get("value")
 
-    def until(self, expression: str, seconds: float = 30.0) -> Any:
-        """Wait until an expression is true. Returns its value."""
-        return until(lambda: self.evaluate(expression), f"{expression} in the browser", seconds)
+    def until(self, expression: str, seconds: float = 30.0) -> None:
+        """Wait until an expression is true, or finds something."""
+        until(lambda: self.evaluate(f"!!({expression})"), f"{expression} in the browser", seconds)
 
     def picture(self, path: Path, *, whole: bool = False) -> None:
         """Keep a picture of the window, or of the whole page."""
         data = self._call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
         path.write_bytes(base64.b64decode(data))
-
-    def _address(self) -> list[str] | None:
-        file = Path(self._folder) / "DevToolsActivePort"
-        lines = file.read_text().split() if file.exists() else []
-        return lines if len(lines) == 2 else None
 
     def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
         number = next(self._numbers)
@@ -103,3 +97,10 @@ class Browser:
                 return answer["result"]  # type: ignore[no-any-return]
             if answer.get("method") == "Log.entryAdded" and answer["params"]["entry"]["level"] == "error":
                 self.errors.append(answer["params"]["entry"]["text"])
+
+
+def _address(folder: Path) -> list[str] | None:
+    """Return the port and the path that Chromium listens on, once it does."""
+    file = folder / "DevToolsActivePort"
+    lines = file.read_text().split() if file.exists() else []
+    return lines if len(lines) == 2 else None

@@ -235,8 +235,9 @@ def _same_minute(runs: list[list[str]]) -> list[str] | None:
 def begin(stack: Stack, request: pytest.FixtureRequest) -> Any:
     """Begin a Dag run over a new table."""
 
-    def begin(dag_id: str) -> Case:
-        table = "".join(letter if letter.isalnum() else "_" for letter in request.node.name)
+    def begin(dag_id: str, suffix: str = "") -> Case:
+        name = f"{request.node.name}{suffix}"
+        table = "".join(letter if letter.isalnum() else "_" for letter in name)
         _make_table(stack, table)
         run_id = stack.airflow.api.trigger(dag_id, {"table": table})
         return Case(stack=stack, dag_id=dag_id, run_id=run_id, table=table)

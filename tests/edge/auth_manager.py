@@ -6,7 +6,7 @@ from typing import Any
 from airflow.api_fastapi.auth.managers.simple.simple_auth_manager import SimpleAuthManager
 
 #: The Dags that a user may read. A user who is not named reads all of them.
-READABLE: Mapping[str, tuple[str, ...]] = {"anna": ("page_a",), "bert": ("page_b",)}
+READABLE: Mapping[str, tuple[str, ...]] = {"anna": ("page_a", "one_task"), "bert": ("page_b", "by_hand")}
 
 
 class DagByDagAuthManager(SimpleAuthManager):

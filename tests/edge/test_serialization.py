@@ -87,8 +87,9 @@ def test_a_dag_shows_no_prompt() -> None:
 
 def test_the_link_to_the_batch_is_on_every_task_that_has_one() -> None:
     task = transform()
-    (link,) = task.operator_extra_links
+    link, page = task.operator_extra_links
 
     assert link.get_link(task, ti_key=None) == ""
     task.console_url = "https://platform.claude.com/workspaces/default/batches/b"
     assert link.get_link(task, ti_key=None) == task.console_url
+    assert page.get_link(task, ti_key=None) == "/llm-batches/"

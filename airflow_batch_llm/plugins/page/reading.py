@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 
+from airflow_batch_llm.core.budget import BudgetState
 from airflow_batch_llm.hooks.arguments import deployment
 from airflow_batch_llm.hooks.object_storage import open_workspace
 from airflow_batch_llm.stage.inspection import Inspected, inspect
+from airflow_batch_llm.stage.records.budgets import budget_books
 from airflow_batch_llm.stage.records.folder import RunFolder, generations
 from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.stage.records.run_index import IndexedRun, RunIndex, RunRecord, planned_run
@@ -71,16 +73,17 @@ class Reader:
         return {**{file: record for file, record in found.items() if record is not None}, **read}
 
     def folder(self, path: str) -> RunFolder | None:
-        """Return a run's folder by its path. None: the path leads to none."""
+        """Return the folder of a generation by its path, or the last one of a run by the run's. None: there is none."""
+        workspace = open_workspace(probe=False)
         run, separator, generation = path.rpartition("/g")
-        if not (separator and run and generation.isdecimal()):
-            return None
-        return RunFolder(workspace=open_workspace(probe=False), run=run, generation=int(generation))
+        if separator and run and generation.isdecimal():
+            return RunFolder(workspace=workspace, run=run, generation=int(generation))
+        return max(generations(workspace, path), key=lambda folder: folder.generation, default=None)
 
     def run(self, path: str) -> RunRecord | None:
         """Return what the plan of a run says. None: this deployment has planned no run there."""
-        folder = self.folder(path)
         try:
+            folder = self.folder(path)
             data = None if folder is None else folder.read_plan()
         except ValueError:  # no path inside a workspace
             return None
@@ -98,6 +101,12 @@ class Reader:
             for one in generations(folder.workspace, folder.run)
         ]
         return found if len(found) > 1 else []
+
+    def budgets(self) -> list[tuple[str, str, BudgetState]]:
+        """Return the last period of each shared budget: its name, the period, and the state."""
+        books = budget_books(open_workspace(probe=False))
+        latest = {book.name: book for book in reversed(list(books))}
+        return [(name, book.period, book.state(None)) for name, book in sorted(latest.items())]
 
     def inspected(self, record: RunRecord) -> Inspected:
         """Read the folder of a run."""

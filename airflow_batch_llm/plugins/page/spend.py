@@ -45,6 +45,7 @@ def spent(reader: Reader, sight: Sight, dag_id: str, span: int) -> dict[str, Any
         "chart": days(by_day, first, last),
         "by_dag": _lines(chosen, lambda run: names.get(run.dag, run.dag) or "command line"),
         "by_model": _lines(chosen, lambda run: run.model),
+        "budgets": reader.budgets() if sight.commands else [],
         "by_day": sorted(by_day.items(), reverse=True),
     }
 

@@ -16,6 +16,7 @@ function takeTheme() {
     const frame = airflow.document.documentElement;
     const isDark = frame.classList.contains("dark") || frame.dataset.theme === "dark";
     root.dataset.theme = isDark ? "dark" : "light";
+    root.dataset.framed = "";
     return;
   }
   const chosen = window.localStorage.getItem("theme");
