@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from airflow_batch_llm.core.checked import REUSE_NONE
 from airflow_batch_llm.core.settings import Only, Stage
-from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.errors import InputError, TargetError
 from airflow_batch_llm.stage.plan.resolved import Resolved
 from airflow_batch_llm.stage.plan.spool import Spool
 from airflow_batch_llm.warehouses.base import CopiesAnswers, Target, Warehouse
@@ -60,7 +60,12 @@ class Reuse:
             return
         for number, spec in enumerate(self.specs):
             for table in self.donors:
-                spool.note_answered(number, self._answered(spool, table, spec, wanted))
+                try:
+                    spool.note_answered(number, self._answered(spool, table, spec, wanted))
+                except TargetError:
+                    if table != self.target.table:
+                        raise
+                    # A plan that is only looked at makes no target.
 
     def choose(self, spool: Spool) -> int:
         """Choose the rows that get a copy, again whenever other rows are taken out. Returns their number."""
