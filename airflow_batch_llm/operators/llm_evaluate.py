@@ -82,7 +82,7 @@ class LLMEvaluateOperator(LLMTransformOperator):
     def _evaluation(self) -> Evaluation:
         return Evaluation(
             expected=self.expected or {},  # type: ignore[arg-type]  # the settings read names and mappings
-            baseline=self.baseline or None,
+            baseline=self.baseline if isinstance(self.baseline, str) and self.baseline else None,
             min_accuracy=self.min_accuracy,
             max_regression=self.max_regression,
             confidence=self.confidence,

@@ -21,6 +21,7 @@ from airflow_batch_llm.core.evaluation_page import page
 from airflow_batch_llm.core.evaluation_result import EvaluationResult, GateRuling, Subject, judge
 from airflow_batch_llm.core.model import ColumnType
 from airflow_batch_llm.core.output_type import Column
+from airflow_batch_llm.errors import InputError
 
 SUBJECT = Subject(
     run_id="dag/task/run/g1",
@@ -147,6 +148,18 @@ def test_a_gate_passes_fails_or_cannot_tell(
     assert judged.passed is (ruling is not GateRuling.FAILED)
     assert strict.passed is (ruling is GateRuling.PASSED)
     assert EvaluationResult.from_json(judged.to_json()) == judged
+
+
+def test_an_unknown_answer_column_is_refused_and_by_default_all_are_compared() -> None:
+    columns = [Column("topic", ColumnType.STRING), Column("urgent", ColumnType.BOOLEAN)]
+
+    found = Evaluation().measured(columns)
+    assert {name: one.column for name, one in found.items()} == {
+        "topic": "expected_topic",
+        "urgent": "expected_urgent",
+    }
+    with pytest.raises(InputError, match="expected names label, which is no column of the answer"):
+        Evaluation(expected={"label": "x"}).measured(columns)  # type: ignore[dict-item]
 
 
 def test_the_page_escapes_what_comes_from_tables_and_loads_nothing() -> None:

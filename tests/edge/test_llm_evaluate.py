@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from airflow.sdk import DAG
+from fastapi.testclient import TestClient
 
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.operators.llm_evaluate import LLMEvaluateOperator
@@ -13,8 +14,11 @@ from airflow_batch_llm.simulator.fallible import truth
 from tests.edge.conftest import World
 from tests.edge.dag_runs import failures, states, xcom
 from tests.edge.tasks import Label, arguments
+from tests.edge.test_page import PAGE, Reader, api
 
 Run = Callable[..., Any]
+
+__all__ = ["api"]
 
 ROWS = 60
 WEAK, STRONG = "claude-haiku-4-5", "claude-sonnet-4-5"
@@ -90,6 +94,24 @@ def test_a_gate_that_fails_ends_the_task_without_another_try(golden: World, run:
     assert not told["passed"]
     assert golden.rows_charged() == 2 * ROWS  # both candidates, and each row once
     assert golden.query("SELECT count(*) FROM evaluated__against") == [(ROWS,)]
+
+
+def test_the_page_of_an_evaluation_is_shown_to_those_who_may_read_its_dag(
+    golden: World, run: Run, api: TestClient
+) -> None:
+    with DAG("page_a", schedule=None) as dag:
+        evaluate(min_accuracy=0.1)
+    run(dag)
+    anna = Reader(api, "anna")
+    (link,) = anna.links()
+    view = link.replace("/run?", "/evaluation?")
+
+    assert view.replace("&", "&amp;") in anna.get(link).text
+    shown = anna.get(view)
+    assert "True accuracy between" in shown.text
+    assert "script" not in shown.headers["content-security-policy"]
+    refused = {Reader(api, "bert").get(view).status_code, api.get(f"{PAGE}{view}").status_code}
+    assert refused == {401, 403}
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,13 @@ from airflow.api_fastapi.core_api.security import get_user
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from starlette.exceptions import HTTPException as Refused
 
+from airflow_batch_llm.core.evaluation_page import page as evaluation_page
 from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.plugins.page.access import MayReadTasks, Sight, SomeUser, may_see_commands
 from airflow_batch_llm.plugins.page.reading import Reader
 from airflow_batch_llm.plugins.page.run import shown
 from airflow_batch_llm.plugins.page.runs import Wanted, listed, progress
-from airflow_batch_llm.plugins.page.showing import page, static_file
+from airflow_batch_llm.plugins.page.showing import own_page, page, static_file
 from airflow_batch_llm.plugins.page.spend import spent
 from airflow_batch_llm.stage.records.folder import safe_name
 from airflow_batch_llm.stage.records.run_index import RunRecord
@@ -96,6 +97,13 @@ def _add_run_below(app: FastAPI, reader: Reader, prefix: str, found: tuple[Any, 
     @app.get(f"{prefix}/run", dependencies=[access])
     def run(request: Request, record: RunRecord = record_of) -> Response:
         return page(request, "run.html", **shown(reader, record))
+
+    @app.get(f"{prefix}/evaluation", dependencies=[access])
+    def evaluation(record: RunRecord = record_of) -> Response:
+        found = reader.evaluation(record)
+        if found is None:
+            raise HTTPException(404)
+        return own_page(evaluation_page(found))
 
     @app.get(f"{prefix}/progress", dependencies=[access])
     def run_progress(record: RunRecord = record_of) -> dict[str, Any]:

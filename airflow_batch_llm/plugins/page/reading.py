@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from datetime import date
 
 from airflow_batch_llm.core.budget import BudgetState
+from airflow_batch_llm.core.evaluation_result import EvaluationResult
 from airflow_batch_llm.hooks.arguments import deployment
 from airflow_batch_llm.hooks.object_storage import open_workspace
+from airflow_batch_llm.stage.evaluating import read_evaluation
 from airflow_batch_llm.stage.inspection import Inspected, inspect
 from airflow_batch_llm.stage.records.budgets import budget_books
 from airflow_batch_llm.stage.records.folder import RunFolder, generations
@@ -113,6 +115,11 @@ class Reader:
         folder = self.folder(record.path)
         assert folder is not None, "the record names it"
         return inspect(folder, time.time())
+
+    def evaluation(self, record: RunRecord) -> EvaluationResult | None:
+        """Read what an evaluation has found. None: the run is none, or has not been compared yet."""
+        folder = self.folder(record.path)
+        return None if folder is None else read_evaluation(folder)
 
     def _index(self) -> RunIndex:
         return RunIndex(workspace=open_workspace(probe=False))

@@ -29,6 +29,7 @@ def shown(reader: Reader, record: RunRecord) -> dict[str, Any]:
         "progress": progress(run, record, now),
         "live": run_link(record, "progress") if run.verdict is None else "",
         "task": task_link(record),
+        "evaluation": run_link(record, "evaluation") if reader.evaluation(record) is not None else "",
         "others": reader.others(record),
         "link": run_link,
         "chart": timeline(run, now),
