@@ -147,7 +147,7 @@ def _told(finished: Finished) -> str:
             f"Requests: {report.requests:,}; rounds: {report.rounds:,}; batches: {report.batches:,}.",
             f"Cost: ${spent.cost:,.4f}; in real time it would have been ${spent.list_cost:,.4f}.{unknown}",
         ]
-    if packing := report.packing:
+    if (packing := report.packing) and "rows" in packing:
         lines.append(
             f"Packed: {packing['requests']:,} of the requests asked about {counted(packing['rows'], 'row')}."
         )

@@ -68,6 +68,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Span = Annotated[timedelta | float | None, BeforeValidator(_span)]
 Names = Annotated[Sequence[str], BeforeValidator(names)]
 Count = Annotated[int, Field(ge=1)]
+#: At most 100: the items of a request are counted in one byte, and longer lists are answered badly.
+RowsPerRequest = Annotated[int, Field(ge=1, le=100)]
 
 #: Answers are copied within the target, or not at all.
 REUSE_TARGET, REUSE_NONE = "target", "none"

@@ -106,12 +106,12 @@ class Report:
     """What each route did, by its name. Default: the stage has one."""
     canary: Mapping[str, Any] = field(default_factory=dict)
     """The canary: its rows, tokens and dollars, its verdict, and the estimate after it. Does not add up. Default: none."""
-    packing: Mapping[str, int] = field(default_factory=dict)
-    """Packed requests, their rows, and the requests that asked a row again by itself. Does not add up. Default: none."""
     labels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Good answers by label, for each column of labels or booleans. Default: there are no such columns."""
     drift: Mapping[str, float] = field(default_factory=dict)
     """The population stability index of each such column, beside the last runs. Does not add up. Default: not known."""
+    packing: Mapping[str, Any] = field(default_factory=dict)
+    """Packed requests, their rows, requests that asked a row again alone, and the pilot. Does not add up. Default: none."""
     durations: Durations = Durations()
     passed: bool = True
     verdict: str = ""

@@ -29,6 +29,7 @@ from airflow_batch_llm.core.checked import (
     Params,
     Reuse,
     RowLimit,
+    RowsPerRequest,
     Settings,
     Share,
     Span,
@@ -119,19 +120,6 @@ class SchemaChange(StrEnum):
     """Fail before anything is sent."""
 
 
-#: The most rows that one request may ask about: a row's place in it is stored in one byte, and longer lists are miscounted.
-MOST_ROWS_PER_REQUEST = 100
-
-
-def _few_rows(rows: int) -> int:
-    if rows > MOST_ROWS_PER_REQUEST:
-        raise ValueError(f"is {rows:,}, and one request asks about {MOST_ROWS_PER_REQUEST} rows at most")
-    return rows
-
-
-RowsPerRequest = Annotated[Count, AfterValidator(_few_rows)]
-
-
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class Request(Settings):
     """Set what each request carries beside the prompt."""
@@ -206,6 +194,11 @@ class Guards(Settings):
     """The least share of good answers, between 0 and 1. Below it the run fails after landing them. Default: 0.95."""
     warn_on_drift: NotNegative | None = None
     """Warn if the labels' population stability index beside the last ten runs is above this: `0.2`. Default: never."""
+    min_agreement: Share | None = 0.95
+    """The least share of equal answers to rows asked packed and alone, per column. Below it no request is packed.
+
+    The first run of a spec with `rows_per_request` measures it. Default: 0.95. None: pack without measuring.
+    """
     delete_at_vendor: bool = False
     """Delete the vendor's copies of requests and answers once the run has ended and landed. Default: no."""
     prices: Mapping[str, Mapping[str, float]] = field(default_factory=dict)

@@ -139,7 +139,7 @@ class CanaryJudge:
     @property
     def _own(self) -> range:
         """The numbers of the routes that are the stage's, and no canary's."""
-        return range(sum(not route.canary for route in self.plan.routes))
+        return range(sum(route.is_own for route in self.plan.routes))
 
     def _samples(self, landed: Mapping[int, ShardResult]) -> dict[int, RouteSample]:
         """Return what was measured of each route, by its number."""

@@ -194,7 +194,7 @@ def inspect(folder: RunFolder, now: float) -> Inspected:
         deadline=deadline,
         why=dict(first.why),
         canary=_ruling(folder, first),
-        rows_per_request=max((route.rows_per_request for route in first.routes), default=1),
+        rows_per_request=max((route.rows_per_request for route in first.routes if route.is_own), default=1),
         estimated_usd=first.dollars,
         estimate=first.forecast(),
         spent_usd=told.spent.cost + late,
@@ -220,7 +220,7 @@ def _routes(rounds: Sequence[Plan], landed: Sequence[Report]) -> Iterator[Inspec
     for plan in rounds:
         for shard in plan.shards:
             requests[plan.route(shard).name] += shard.requests
-    for route in (route for route in first.routes if not route.canary):
+    for route in (route for route in first.routes if route.is_own):
         done = [report.routes[route.name] for report in landed if route.name in report.routes]
         yield InspectedRoute(
             name=route.name,

@@ -328,7 +328,8 @@ class Round:
 
     def publish_early(self) -> None:
         """Merge the answers in real time while batches run, once for the round."""
-        rest = {shard.number for shard in self.plan.shards if shard not in self.plan.canary}
+        landing = [shard for shard in self.plan.shards if not shard.repeats]
+        rest = {shard.number for shard in landing if shard not in self.plan.canary}
         asked = {shard.number for shard in self.plan.shards if self.plan.route(shard).way.in_real_time} & rest
         if not asked or asked == rest or self.folder.read_published_early(self.plan.round) is not None:
             return
@@ -350,7 +351,7 @@ class Round:
         parts = [
             self._collector.part(shard.number)
             for shard, standing in self._standings()
-            if standing.staged is not None
+            if standing.staged is not None and not shard.repeats
         ]
         if self.plan.round == 1 and self.plan.unsendable_sha256 and not self._is_only_reused:
             self._collector.load_unsendable()

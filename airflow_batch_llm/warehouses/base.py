@@ -85,7 +85,7 @@ ANSWER_BOOKKEEPING = pa.schema(
 #: The name of the route that a row took. Plans of an earlier release do without.
 ROUTE_COLUMN = pa.field("_llm_route", pa.string())
 
-#: The number of rows whose prompts shared the request. Only targets of stages that pack have it.
+#: The number of prompts that shared the request. Plans of an earlier release do without.
 PACKED_COLUMN = pa.field("_llm_packed", pa.int64())
 
 #: In the target alone: the run that bought the answer which a row has a copy of. NULL: the row's own run did.
@@ -165,7 +165,7 @@ class Target:
     has_route: bool = False
     """Both tables have `_llm_route`. Default: no, as an earlier release has planned."""
     has_packed: bool = False
-    """Both tables have `_llm_packed`. Default: no, each request asks about one row."""
+    """Both tables have `_llm_packed`. Default: no, as an earlier release has planned."""
     has_reused: bool = False
     """The target has `_llm_reused_run`. Default: no, as an earlier release has planned."""
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import TargetError
-from airflow_batch_llm.warehouses.base import REUSED_COLUMN, ROUTE_COLUMN, Target
+from airflow_batch_llm.warehouses.base import PACKED_COLUMN, REUSED_COLUMN, ROUTE_COLUMN, Target
 from airflow_batch_llm.warehouses.dialect import Dialect
 from airflow_batch_llm.warehouses.statements import PLANNED, Landing, Statements
 from airflow_batch_llm.warehouses.target import misfitting
@@ -20,6 +20,9 @@ _PLACE, _RANK = "_llm_place", "_llm_rank"
 
 #: The columns that a table of answers must have besides the answer's own.
 _NEEDED = (_INPUT, _SPEC, "_llm_model", _RUN, PLANNED)
+
+#: Columns that say how an answer was bought. A table of an earlier release may be without them.
+_OF_THE_ANSWER = {column.name: column.type for column in (ROUTE_COLUMN, PACKED_COLUMN, REUSED_COLUMN)}
 
 _HASH = re.compile(r"[0-9a-f]+")
 
@@ -102,7 +105,7 @@ class Copying:
         """
         q = self.statements.dialect.quote
         given = f"SELECT DISTINCT w.{q(_SPEC)}, w.{q(_INPUT)} FROM {staged} AS w"
-        names = {*self.target.answer.names, "_llm_model", ROUTE_COLUMN.name, REUSED_COLUMN.name}
+        names = {*self.target.answer.names, "_llm_model", *_OF_THE_ANSWER}
         taken = [name for name in landing.columns if name in names]
         found = " UNION ALL ".join(
             self._answers_of(one, place, taken, given) for place, one in enumerate(donors)
@@ -153,7 +156,7 @@ class Copying:
         is_there = name.lower() in one.columns
         if name == REUSED_COLUMN.name:
             return f"COALESCE(y.{q(name)}, y.{q(_RUN)})" if is_there else f"y.{q(_RUN)}"
-        return f"y.{q(name)}" if is_there else self.statements.null(ROUTE_COLUMN.type)
+        return f"y.{q(name)}" if is_there else self.statements.null(_OF_THE_ANSWER[name])
 
     def _is_there(self, staged: str) -> str:
         """The condition that a staged row is in the target: its copy, or an answer that was planned later."""

@@ -218,9 +218,9 @@ def test_a_key_is_recognised_in_the_spelling_of_people(wanted: str, value: objec
 
 def test_a_row_that_shared_a_request_is_gone_and_the_others_can_still_be_sent(openai: Bench) -> None:
     make_tickets(openai)
-    openai.complete("dag/task/done", rows_per_request=5)
+    openai.complete("dag/task/done", rows_per_request=5, min_agreement=None)
     openai.world.simulator.turn(batch_seconds=3600)
-    run = openai.run("dag/task/open", rows_per_request=5, target="other")
+    run = openai.run("dag/task/open", rows_per_request=5, min_agreement=None, target="other")
     Planner(
         stage=run.stage,
         parts=run.parts,
@@ -236,5 +236,5 @@ def test_a_row_that_shared_a_request_is_gone_and_the_others_can_still_be_sent(op
     assert sorted((one.rows, one.prompts, one.left) for one in erased) == [(1, 1, ""), (1, 1, "")]
     assert not any(CANARY in text for text in texts(folder))
     openai.world.simulator.turn(batch_seconds=0)
-    openai.complete("dag/task/open", rows_per_request=5, target="other")
+    openai.complete("dag/task/open", rows_per_request=5, min_agreement=None, target="other")
     assert len(openai.world.ask("SELECT id FROM other")) == 29

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.output_type import Embedding
+from airflow_batch_llm.core.report import Report, miscount
 from airflow_batch_llm.core.settings import Escalation, Route
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.stage.inspection import inspect
@@ -19,6 +20,8 @@ from tests.stage.world import Bench, World
 from tests.vendors import OTHER_MODELS
 
 ROWS, PACK = 23, 10
+#: Packed at once, without a pilot.
+PACKED = {"rows_per_request": PACK, "min_agreement": None}
 
 
 def test_rows_share_requests_and_each_has_its_own_answer_and_its_part_of_the_bill(bench: Bench) -> None:
@@ -27,7 +30,7 @@ def test_rows_share_requests_and_each_has_its_own_answer_and_its_part_of_the_bil
     alone = bench.complete("dag/task/alone", target="alone", **instructions).report
     bench.world.begin()
 
-    done = bench.complete(rows_per_request=PACK, **instructions)
+    done = bench.complete(**PACKED, **instructions)
 
     assert done.report.final == {Outcome.SUCCEEDED: ROWS}
     assert (bench.world.charged(), done.report.requests) == (3, 3)
@@ -51,7 +54,7 @@ def test_the_bad_items_alone_are_asked_again_each_by_itself(openai: Bench) -> No
     ):
         bench.fault(kind=kind, rows=[row], items=items)
 
-    done = bench.complete(rows_per_request=PACK)
+    done = bench.complete(**PACKED)
 
     assert done.report.final == {Outcome.SUCCEEDED: 40}
     assert done.report.attempts == {1: 4, 2: 4}
@@ -65,7 +68,7 @@ def test_a_truncated_answer_keeps_its_whole_items_and_the_others_go_on_in_halves
     bench.world.make_tickets(20)
     bench.fault(kind="truncated", rows=[0])
 
-    done = bench.complete(rows_per_request=PACK)
+    done = bench.complete(**PACKED)
 
     assert done.report.final == {Outcome.SUCCEEDED: 20}
     sizes = dict(bench.world.ask("SELECT _llm_packed, count(*) FROM labels GROUP BY 1"))
@@ -78,7 +81,7 @@ def test_a_refusal_of_a_packed_request_condemns_none_of_its_rows(openai: Bench) 
     bench = openai
     bench.world.make_tickets(10)
     bench.fault(kind="refused", rows=[0])
-    done = bench.complete(rows_per_request=PACK)
+    done = bench.complete(**PACKED)
     assert (done.report.final, done.report.attempts) == ({Outcome.SUCCEEDED: 10}, {1: 1, 2: 10})
 
 
@@ -101,7 +104,9 @@ def test_nested_types_and_text_are_the_same_packed_and_alone(
     given = {"output_type": output_type, "way": way, "max_tokens": 4096}
     openai.complete("dag/task/alone", target="alone", **given)
 
-    report = openai.complete("dag/task/packed", target="packed", rows_per_request=5, **given).report
+    report = openai.complete(
+        "dag/task/packed", target="packed", rows_per_request=5, min_agreement=None, **given
+    ).report
 
     assert (report.final, report.requests) == ({Outcome.SUCCEEDED: 12}, 3)
     columns = "answer" if output_type is str else "buyer, lines, paid"
@@ -137,7 +142,7 @@ def test_rows_that_fail_for_good_are_told_by_row_and_escalated_ones_go_alone(ope
     rule = Escalation(to="strong", on=["invalid"])
     routes = {"strong": Route(model_id=f"openai:{OTHER_MODELS['openai']}")}
 
-    report = bench.complete(rows_per_request=PACK, max_attempts=2, routes=routes, escalate=[rule]).report
+    report = bench.complete(**PACKED, max_attempts=2, routes=routes, escalate=[rule]).report
 
     assert (report.final, report.attempts) == ({Outcome.SUCCEEDED: 10}, {1: 1, 2: 1, 3: 1})
     assert bench.world.ask("SELECT id, _llm_packed FROM labels WHERE _llm_route = 'strong'") == [(2, 1)]
@@ -146,7 +151,7 @@ def test_rows_that_fail_for_good_are_told_by_row_and_escalated_ones_go_alone(ope
 def test_the_estimate_the_canary_and_the_report_know_of_packing(openai: Bench) -> None:
     bench = openai
     bench.world.make_tickets(200)
-    given = {"system_prompt": "Choose the label that fits best. " * 60, "rows_per_request": PACK}
+    given = {"system_prompt": "Choose the label that fits best. " * 60, **PACKED}
     alone = bench.complete("dag/task/look", plan_only=True, **{**given, "rows_per_request": 1}).report
     guess = bench.complete("dag/task/look", plan_only=True, **given).report
 
@@ -174,7 +179,7 @@ def test_embeddings_are_not_packed(openai: Bench) -> None:
 def test_a_killed_run_pays_each_packed_request_once_and_asks_its_bad_items_once(
     openai: Bench, tmp_path: Path
 ) -> None:
-    changes = {"rows_per_request": PACK}
+    changes = PACKED
 
     def fresh(name: str) -> World:
         world = replace(openai.world, folder=tmp_path / name)
@@ -196,3 +201,64 @@ def test_a_killed_run_pays_each_packed_request_once_and_asks_its_bad_items_once(
         ]
         dollars = world.ask("SELECT sum(_llm_cost_usd) FROM labels")[0][0]
         assert dollars <= ended.report["spent"]["cost"] + 1e-12
+
+
+def pilot(bench: Bench, name: str, **changes: object) -> Report:
+    return bench.complete(f"dag/task/{name}", rows_per_request=PACK, only="all", **changes).report
+
+
+def test_the_first_run_asks_some_rows_both_ways_and_the_next_ones_pack_if_they_agree(openai: Bench) -> None:
+    openai.world.make_tickets(300)
+
+    first = pilot(openai, "first")
+
+    assert (first.final, first.attempts) == ({Outcome.SUCCEEDED: 300}, {1: 300 + 20})
+    assert first.packing == {"pilot": {"compared": 200, "agreement": {"label": 1.0}, "packs": True}}
+    assert openai.world.ask("SELECT DISTINCT _llm_packed FROM labels") == [(1,)]
+    assert round(first.spent.cost, 12) == round(openai.world.billed("batch"), 12)
+    assert miscount(first) is None
+    second = pilot(openai, "second")
+    assert (second.attempts, second.packing["rows"]) == ({1: 30}, 300)
+    assert pilot(openai, "other", prompt="{{ body }}").attempts == {1: 320}
+
+
+@pytest.mark.parametrize("canary", [None, 60])
+def test_answers_that_differ_turn_packing_off_for_the_spec_until_the_limit_is_lower(
+    openai: Bench, canary: int | None
+) -> None:
+    openai.world.make_tickets(240)
+    size = 200 if canary is None else 60
+    openai.fault(kind="items_swapped", every=1, items=list(range(1, 11)), times=None)
+    first = pilot(openai, "first", canary=canary)
+    found = first.packing["pilot"]
+    assert (found["packs"], found["compared"]) == (False, size)
+    assert found["agreement"]["label"] < 0.7
+    openai.world.simulator.clear_faults()
+
+    second = pilot(openai, "second", canary=canary)
+
+    assert (second.attempts, second.packing) == ({1: 240}, {})
+    assert any("is off for this spec, below min_agreement=0.95" in line for line in openai.said)
+    assert pilot(openai, "third", min_agreement=0.01).attempts == {1: 24}
+
+
+def test_a_killed_pilot_is_paid_once_and_judged_once(openai: Bench, tmp_path: Path) -> None:
+    changes = {"rows_per_request": PACK}
+
+    def fresh(name: str) -> World:
+        world = replace(openai.world, folder=tmp_path / name)
+        world.folder.mkdir()
+        world.begin()
+        world.make_tickets(60)
+        return world
+
+    verbs = Job(world=fresh("undisturbed"), changes=changes).run().verbs
+    ends = [number for number, verb in enumerate(verbs, 1) if verb == "workspace.create"]
+    submits = [number for number, verb in enumerate(verbs, 1) if verb == "provider.submit"]
+    for number in (submits[-1], ends[-2], ends[-1]):
+        world = fresh(str(number))
+        assert Job(world=world, changes=changes, kill=Kill(number, after=True)).run().killed
+        ended = Job(world=world, changes=changes).run()
+        assert not ended.error, ended.error
+        assert (world.charged(), len(world.answers()), world.unfinished()) == (66, 60, []), verbs[number - 1]
+        assert ended.report["packing"]["pilot"]["packs"] is True

@@ -5,7 +5,7 @@ Each step leaves a record and may be repeated. With the raw lines kept, landing 
 
 import math
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from airflow_batch_llm.core.journal import Entry, RecordKind, Standing, Wait
 from airflow_batch_llm.core.model import BatchStatus, Outcome, Usage
 from airflow_batch_llm.core.output_type import OutputType
 from airflow_batch_llm.core.packing import Layout
+from airflow_batch_llm.core.pilot import Sample, sampled
 from airflow_batch_llm.core.printing import counted, share
 from airflow_batch_llm.core.report import Durations, Report, RouteTotals, Spent
 from airflow_batch_llm.errors import BatchLLMError, ResultsGone, Unavailable
@@ -195,13 +196,15 @@ class Collector:
             spent, requests = report.spent, sum(report.attempts.values())
             totals = RouteTotals(requests, tally.outcomes[Outcome.SUCCEEDED], spent.cost, spent.list_cost)
             report = replace(report, routes={self.plan.route(shard).name: totals})
-        self._put_landed(shard, report, tally, gathered.batches)
+        self._put_landed(shard, report, tally, gathered)
         self._append(shard, standing, self._entry(RecordKind.STAGED))
 
     def load(self, shard: PlannedShard, standing: Standing) -> tuple[ReadResults, Tally]:
         """Stage the shard's rows, answered ones and failures for the rest, from what is kept. Nothing is recorded."""
         keys = self._keys(shard)
         gathered = self._gathered(shard, standing, read_layout(keys, shard))
+        if shard.repeats:
+            return gathered, Tally()
         answers, failures = (
             self.scratch / f"{shard.number:04d}.{kind}.arrow" for kind in ("answers", "failures")
         )
@@ -292,7 +295,13 @@ class Collector:
         fetch_keys(self.folder, self.plan, shard, path)
         return path
 
-    def _put_landed(self, shard: PlannedShard, report: Report, tally: Tally, batches: Sequence[str]) -> None:
+    def _sample(self, shard: PlannedShard, judged: Judgements) -> list[Sample]:
+        """Return what a pilot compares of the shard's answers. Empty: it has no part in one."""
+        if not (shard.repeats or shard.repeated):
+            return []
+        return sampled(judged.values, OutputType.from_json(self.plan.output_type))
+
+    def _put_landed(self, shard: PlannedShard, report: Report, tally: Tally, gathered: ReadResults) -> None:
         landed = ShardResult(
             report=report,
             again=tally.again,
@@ -302,7 +311,8 @@ class Collector:
             samples=tally.samples,
             failed_keys=tally.failed_keys,
             again_keys=tally.again_keys,
-            batches=batches,
+            batches=gathered.batches,
+            sample=self._sample(shard, gathered.judged),
         )
         path = self.scratch / f"{shard.number:04d}.landed.json"
         path.write_bytes(landed.to_json())

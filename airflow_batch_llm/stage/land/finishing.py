@@ -17,6 +17,8 @@ import orjson
 from airflow_batch_llm.core.drift import Shift, add_mixes, shifts, told
 from airflow_batch_llm.core.journal import Standing, stand
 from airflow_batch_llm.core.model import Outcome
+from airflow_batch_llm.core.output_type import OutputType
+from airflow_batch_llm.core.pilot import compared_columns, judge_pilot
 from airflow_batch_llm.core.printing import counted, share, verb
 from airflow_batch_llm.core.report import Provenance, Report, Verdict, gate, miscount
 from airflow_batch_llm.core.selection import Reason
@@ -108,7 +110,7 @@ class Finisher:
             estimate=self.first.forecast(),
             reviewed=self.folder.count_reviewed(),
             canary=canary.reported(),
-            packing=_packing(rounds),
+            packing=_packing(rounds) | self._piloted(rounds[0], landed[0]),
         )
         verdict = self._explained(canary.stop(), report, landed[-1], shards)
         mixes = self._history.before(self.folder.run_id) if report.labels else []
@@ -175,6 +177,30 @@ class Finisher:
             self.parts.spool.mkdir(parents=True, exist_ok=True)
             with suppress(StoreError):  # the next run has one run less to compare with
                 self._history.add(self.folder.run_id, report.labels, self.parts.spool / "labels.new")
+
+    def _piloted(self, plan: Plan, landed: Sequence[ShardResult]) -> dict[str, Any]:
+        """Judge the pilot, keep what it has found for later runs, and return it for the report. Empty: there was none."""
+        results = {shard.number: one for shard, one in zip(plan.shards, landed, strict=True)}
+        repeated = next((shard for shard in plan.shards if shard.repeats), None)
+        limit, rows = plan.limits.min_agreement, plan.limits.rows_per_request
+        if repeated is None or limit is None:
+            return {}
+        verdict = judge_pilot(
+            results[repeated.repeats].sample,
+            results[repeated.number].sample,
+            list(compared_columns(OutputType.from_json(plan.output_type)).values()),
+            limit,
+        )
+        if verdict is None:
+            self.parts.warn("The pilot had too few good answers to compare. The next run tries again.")
+            return {"pilot": None}
+        spec = plan.route(repeated).spec_hash
+        Registers(workspace=self.parts.workspace).add_packing(spec, rows, verdict.to_json())
+        follows = "Later runs pack" if verdict.packs else "Later runs ask each row alone"
+        self.parts.log(f"Pilot of rows_per_request={rows}: {verdict.told} {follows}.")
+        return {
+            "pilot": {"compared": verdict.compared, "agreement": verdict.agreement, "packs": verdict.packs}
+        }
 
     def _is_erased(self, rounds: Sequence[Plan]) -> bool:
         """Return whether rows were erased from the run after it was planned: they have no outcome."""
@@ -297,13 +323,13 @@ def summed(rounds: Sequence[Plan], landed: Sequence[Sequence[ShardResult]]) -> R
     return total
 
 
-def _packing(rounds: Sequence[Plan]) -> dict[str, int]:
+def _packing(rounds: Sequence[Plan]) -> dict[str, Any]:
     """Return what the report says of packed requests. Empty: there were none."""
-    packed = [shard for plan in rounds for shard in plan.shards if shard.packed]
+    packed = [shard for plan in rounds for shard in plan.shards if shard.packed and not shard.repeats]
     if not packed:
         return {}
     return {
-        "rows_per_request": rounds[0].routes[0].rows_per_request,
+        "rows_per_request": rounds[0].limits.rows_per_request,
         "requests": sum(shard.requests for shard in packed),
         "rows": sum(shard.rows for shard in packed),
         "asked_alone": sum(shard.requests for plan in rounds for shard in plan.shards if not shard.packed),

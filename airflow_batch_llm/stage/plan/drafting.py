@@ -18,6 +18,7 @@ import pyarrow as pa
 from airflow_batch_llm.core.estimate import Estimate
 from airflow_batch_llm.core.model import Way
 from airflow_batch_llm.core.packing import longest_packed
+from airflow_batch_llm.core.pilot import LEAST_ROWS, PILOT_ROWS
 from airflow_batch_llm.core.printing import counted, verb
 from airflow_batch_llm.core.request import ShardBounds
 from airflow_batch_llm.core.selection import Reason
@@ -192,6 +193,7 @@ class Drafting:
             self._take_out(spool, other, plan, shard.number, routes)
             for other, plan in self._not_done()
             for shard in read_judged(other, plan).shards
+            if not shard.repeats
             if (routes := self.resolved.current.routes_of(plan.route(shard).spec_hash))
         )
 
@@ -246,7 +248,7 @@ class Drafting:
             self._tell_bad_rows(spool, sum(problems.values()), self.target)
         ways = [self._way(route, count) for route, count in zip(self.resolved.routes, requests, strict=True)]
         guesses = [self._guess(spool, route, way, requests[route]) for route, way in enumerate(ways)]
-        allowed = self._allowed(guesses, canary_surcharge(self.stage.canary, ways, guesses))
+        allowed = self._allowed(guesses, self._surcharge(ways, guesses))
         routes = tuple(
             route.planned(way, guess)
             for route, way, guess in zip(self.resolved.routes, ways, guesses, strict=True)
@@ -258,7 +260,7 @@ class Drafting:
             apart = spool.set_apart(size, allowed)
             allowed = [*(count - few for count, few in zip(allowed, apart, strict=True)), *apart]
             routes += self._canary_routes(spool, apart)
-        draft = self._begun(routes)
+        draft = self._begun(routes + self._pilot_routes(spool, allowed, ways[0]))
         writer = self._writer(draft)
         fits = bool(size) and self.stage.guards.on_over_budget is OverBudget.PARTIAL
         draft = replace(draft, sends_what_fits=fits)
@@ -284,6 +286,51 @@ class Drafting:
             run_token=draft.run_token,
             bounds=self._bounds(self.resolved.own),
         )
+
+    def _surcharge(self, ways: Sequence[Way], guesses: Sequence[Estimate]) -> Decimal:
+        """Return the most dollars that the run may cost beyond its guesses: for its canary, and for its pilot."""
+        surcharge = canary_surcharge(self.stage.canary, ways, guesses)
+        if self.resolved.pilot is not None:
+            surcharge += min(PILOT_ROWS, guesses[0].requests) * (guesses[0].per_request or Decimal(0))
+        return surcharge
+
+    def _pilot_routes(self, spool: Spool, allowed: Sequence[int], way: Way) -> tuple[PlannedRoute, ...]:
+        """Return the route of the requests that ask some rows packed, too. Empty if there is no pilot."""
+        pilot, own = self.resolved.pilot, len(self.resolved.routes)
+        if pilot is None:
+            return ()
+        items = min(PILOT_ROWS, max([allowed[0], *allowed[own : own + 1]]))
+        quote = Quote(
+            provider=self.parts.provider, output_type=self.resolved.output_type, route=pilot, way=way
+        )
+        return (replace(pilot.planned(way, quote.estimate(spool.prompts(0, items), items)), pilot=True),)
+
+    def _with_pilot(
+        self, writer: ShardWriter, spool: Spool, shards: tuple[PlannedShard, ...], route: int
+    ) -> tuple[PlannedShard, ...]:
+        """Write the first prompts of the stage's own route once more, packed, into a shard of their own after the others.
+
+        The canary's come first, if there is one: they are spread over the source.
+        """
+        pilot, own = self.resolved.pilot, len(self.resolved.routes)
+        if pilot is None:
+            return shards
+        first = next((shard for shard in shards if shard.route % own == 0), None)
+        items = 0 if first is None else min(PILOT_ROWS, first.items)
+        if first is None or items < LEAST_ROWS:
+            self.parts.log(f"No pilot: fewer than {LEAST_ROWS} rows of the route are sent.")
+            return shards
+        writer = replace(
+            writer,
+            first_number=len(shards) + 1,
+            bounds=replace(self._bounds(pilot), requests=items),
+            rows_per_request=pilot.rows_per_request,
+        )
+        written = writer.write_requests(pilot.template, spool.prompts(first.route, items), route)
+        rows = spool.keyed_rows(first.route, items)
+        written = writer.write_keys(written, rows, keys_schema(spool.columns))
+        again = replace(written[0], rows=0, repeats=first.number)
+        return (*(replace(one, repeated=True) if one is first else one for one in shards), again)
 
     def _canary_routes(self, spool: Spool, requests: Sequence[int]) -> tuple[PlannedRoute, ...]:
         """Return the routes of the canary's requests: one beside each of the stage's, asked in the canary's way."""
@@ -350,7 +397,7 @@ class Drafting:
                 rows = spool.keyed_rows(route, requests)
                 written = writer.write_keys(written, rows, keys_schema(spool.columns))
                 shards += _with_reasons(spool, route, written) if may_be_left_out else written
-        return shards
+        return self._with_pilot(writer, spool, shards, len(allowed))
 
     def _tell_bad_rows(self, spool: Spool, count: int, target: Target) -> None:
         """Warn about rows that cannot be sent, or refuse them, with some of their keys and why the first one cannot."""
@@ -408,8 +455,9 @@ class Drafting:
                 whose = f" of the route {route.name}"
                 what = f"the route's max_cost_usd={route.max_cost_usd:g}"
                 break
+        noun = "item" if self.resolved.own.rows_per_request > 1 else "request"
         return (
-            f"{counted(requests, 'request')}{whose} {verb(requests, 'is', 'are')} estimated at ${expected:,.4f}, above"
+            f"{counted(requests, noun)}{whose} {verb(requests, 'is', 'are')} estimated at ${expected:,.4f}, above"
             f" {what}. Nothing was sent. Raise max_cost_usd or the budget, lower max_rows, or set"
             " on_over_budget='partial' to send what fits."
         )

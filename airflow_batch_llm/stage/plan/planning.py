@@ -29,6 +29,7 @@ from airflow_batch_llm.providers.routed import by_route
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.carried import carried_schema, key_schema
 from airflow_batch_llm.stage.plan.drafting import Drafting, Outrun, let_go
+from airflow_batch_llm.stage.plan.piloting import settled
 from airflow_batch_llm.stage.plan.planners import Planners
 from airflow_batch_llm.stage.plan.resolved import Resolved, ResolvedRoute
 from airflow_batch_llm.stage.plan.reviewing import ReviewMerge
@@ -75,7 +76,7 @@ def changes(plan: Plan, stage: Stage, provider: Provider) -> list[str]:
         one = stage.under(route)
         spec = spec_of(one, read_prompt(one), output_type, by_route(provider, stage.via(route)))
         routes.append((name, one.way, spec_hash(spec)))
-    before = [(route.name, route.way, route.spec_hash) for route in plan.routes[1:] if not route.canary]
+    before = [(route.name, route.way, route.spec_hash) for route in plan.routes[1:] if route.is_own]
     # Whatever changes the stage's own spec changes those of its routes, too.
     parts = 2 if fields else 3
     if [one[:parts] for one in before] != [one[:parts] for one in routes]:
@@ -100,7 +101,6 @@ def _planned(plan: Plan) -> dict[str, object]:
         "cluster_by": target.cluster_by,
         "staging_schema": target.staging_schema,
         "way": plan.routes[0].way,
-        "rows_per_request": plan.routes[0].rows_per_request,
         **asdict(plan.limits),
     }
 
@@ -120,7 +120,6 @@ def _asked(stage: Stage) -> dict[str, object]:
         "cluster_by": shape.cluster_by,
         "staging_schema": shape.staging_schema,
         **({} if stage.way is StageWay.AUTO else {"way": stage.way}),
-        "rows_per_request": stage.request.rows_per_request,
         **asdict(RunLimits.of(stage)),
     }
 
@@ -273,7 +272,7 @@ class Planner:
 
     def plan(self) -> Plan:
         """Return the plan that counts: this planner's, or that of a faster attempt at the same run."""
-        resolved = resolve(self.stage, self.parts)
+        resolved = settled(resolve(self.stage, self.parts), self.stage, self.parts)
         target = self._target(resolved)
         self._refuse_source_as_target()
         let_go(self.parts)
@@ -389,6 +388,6 @@ class Planner:
             staging_schema=shape.staging_schema,
             labels=self.stage.labels,
             has_route=True,
-            has_packed=self.stage.request.rows_per_request > 1,
             has_reused=True,
+            has_packed=True,
         )

@@ -60,6 +60,8 @@ class Resolved:
     routes: tuple[ResolvedRoute, ...]
     """The stage's own route, then the others."""
     rules: tuple[Rule, ...] = ()
+    pilot: ResolvedRoute | None = None
+    """The stage's own route as some of its rows are asked packed, too. None: there is no pilot."""
 
     @property
     def own(self) -> ResolvedRoute:

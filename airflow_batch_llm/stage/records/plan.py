@@ -42,6 +42,10 @@ class PlannedShard:
     """Its rows have good answers by the route before, which stay unless there are better ones."""
     why: Mapping[str, int] = field(default_factory=dict)
     """Its rows by reason. Empty: the plan does not leave out shards after its canary."""
+    repeats: int = 0
+    """The number of the shard whose first prompts it asks packed, for a pilot. Its answers do not land. Default: none."""
+    repeated: bool = False
+    """Its first prompts are asked packed as well, by another shard. Default: no."""
     packed: int = 0
     """The items of its packed requests, all together. Default: 0, each request has one prompt."""
 
@@ -67,10 +71,17 @@ class PlannedRoute:
     """The most dollars that the route may cost. Default: only the run's budget counts."""
     canary: bool = False
     """Its requests in the first round are asked before all others. Default: no."""
+    pilot: bool = False
+    """Its requests repeat some rows, and their answers are only compared. Default: no."""
     rows_per_request: int = 1
     """The most rows that a request asks about. Default: 1, the requests are not packed."""
     answer_cap: int | None = None
     """The most tokens that the model can answer with. Default: not known."""
+
+    @property
+    def is_own(self) -> bool:
+        """Tell if it is a route of the stage, and not that of its canary or pilot."""
+        return not (self.canary or self.pilot)
 
     @property
     def asked(self) -> Call:
@@ -107,6 +118,8 @@ class RunLimits:
     delete_at_vendor: bool = False
     canary: Canary | None = None
     warn_on_drift: float | None = None
+    rows_per_request: int = 1
+    min_agreement: float | None = 0.95
 
     @classmethod
     def of(cls, stage: Stage) -> "RunLimits":
@@ -122,6 +135,8 @@ class RunLimits:
             delete_at_vendor=stage.guards.delete_at_vendor,
             canary=stage.canary,
             warn_on_drift=stage.guards.warn_on_drift,
+            rows_per_request=stage.request.rows_per_request,
+            min_agreement=stage.guards.min_agreement,
         )
 
 
@@ -320,7 +335,7 @@ class Plan:
         for number, route in enumerate(self.routes):
             rows = sum(shard.rows for shard in self.shards if shard.route == number)
             part = route.part(self.items_by(number))
-            if rows and len(self.routes) > 1:
+            if rows and sum(not one.pilot for one in self.routes) > 1:
                 dollars = None if part is None else part["expected"]
                 cost = "an unknown amount" if dollars is None else f"about ${dollars:,.4f}"
                 label = f"Canary of the route {route.name}" if route.canary else f"Route {route.name}"

@@ -7,6 +7,7 @@
     .registers/due/<epoch>-<run>.json        runs whose prompts and answers are to be deleted after a time
     .registers/ledgers/<hash>/<epoch>-<run>.json   runs that a ledger lacks, to be written after a time
     .registers/labels/<hash>.json            answers by label of the last runs on a target
+    .registers/packing/<spec>-<rows>.json    whether rows agree with those asked alone, by spec and rows of a request
     .registers/watchers/<hash>.json          hashes of what an asset's watcher has reported
 
 A register is a help, never the truth about a run: that is its journal. A name that is missing costs a look, no money.
@@ -123,6 +124,14 @@ class Registers:
             if name.partition("-")[2] in entries:
                 self.workspace.delete(f"{_ROOT}{_ledger(book)}/{name}")
 
+    def packing(self, spec_hash: str, rows: int) -> bytes | None:
+        """Read what a pilot has found for this spec and number of rows. Returns None if there was none."""
+        return self.workspace.read(_packing(spec_hash, rows))
+
+    def add_packing(self, spec_hash: str, rows: int, found: bytes) -> None:
+        """Keep what a pilot has found. The first one counts."""
+        self.workspace.create(_packing(spec_hash, rows), found)
+
     def watermark(self, watcher: str) -> bytes | None:
         """Read what a watcher has reported. Returns None if it has reported nothing."""
         return self.workspace.read(_watermark(watcher))
@@ -188,6 +197,10 @@ class Registers:
         """Return the run folder with this id."""
         run, _, generation = run_id.rpartition("/g")
         return RunFolder(workspace=self.workspace, run=run, generation=int(generation))
+
+
+def _packing(spec_hash: str, rows: int) -> str:
+    return f"{_ROOT}packing/{spec_hash}-{rows}.json"
 
 
 def _watermark(watcher: str) -> str:

@@ -9,6 +9,7 @@ import orjson
 
 from airflow_batch_llm.core.canary import CanaryVerdict
 from airflow_batch_llm.core.model import Outcome
+from airflow_batch_llm.core.pilot import Sample
 from airflow_batch_llm.core.report import Report
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan
@@ -77,6 +78,7 @@ class ShardResult:
     again_keys: Mapping[str, Sequence[str]] = field(
         default_factory=dict
     )  # likewise of rows that wait for another try
+    sample: Sequence[Sample] = ()  # what a pilot compares of its answers
     batches: Sequence[str] = ()  # whose lines were read: the shard's own, and strays that had ended by then
 
     def shown_keys(self) -> set[str]:
@@ -105,6 +107,7 @@ class ShardResult:
                 "failed_keys": self.failed_keys,
                 "again_keys": self.again_keys,
                 "batches": self.batches,
+                **({"sample": self.sample} if self.sample else {}),
             }
         )
 
@@ -122,6 +125,7 @@ class ShardResult:
             samples=fields["samples"],
             failed_keys=fields.get("failed_keys", {}),
             again_keys=fields.get("again_keys", {}),
+            sample=fields.get("sample", ()),
             batches=fields.get("batches", ()),  # a file that an earlier release wrote does not tell
         )
 
