@@ -19,6 +19,7 @@ from airflow_batch_llm.core import (
     answer,
     budget,
     canary,
+    estimate,
     evaluation,
     evaluation_result,
     journal,
@@ -54,6 +55,7 @@ LOOKED_AT: dict[type[Enum], str] = {
         "NEW CHANGED OUTDATED AGAIN RETRIED ANSWERED OLDER_SPEC DEAD REUSED LOST IN_FLIGHT POSTPONED STOPPED"
         " UNSENDABLE"
     ),
+    estimate.EstimateSource: "BYTES COUNTED EARLIER_RUN CANARY",
     settings.BadRow: "RECORD FAIL",
     settings.Only: "CHANGED OUTDATED NEW ALL",
     settings.Exhausted: "RECORD REVIEW",

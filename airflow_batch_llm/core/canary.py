@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from airflow_batch_llm.core.estimate import EstimateSource
 from airflow_batch_llm.core.model import Usage, Way
 from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.core.printing import counted, verb
@@ -87,7 +88,7 @@ class RouteSample:
         one = self.per_request
         rest = _estimate(self.rest, self._priced, self.usage, None if one is None else one * self.rest)
         told = f"Tokens are the mean of {counted(self.asked, 'request')} of the canary."
-        return own, {**rest, "assumptions": [told]}
+        return own, {**rest, "assumptions": [told], "source": EstimateSource.CANARY.value}
 
     @property
     def per_request(self) -> float | None:

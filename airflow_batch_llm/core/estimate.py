@@ -1,12 +1,14 @@
 """Estimate a run's cost before the first cent, and name what the estimate rests on.
 
-The number of input tokens is scaled up from a counted sample, or guessed from the bytes. How long the answers
-will be nobody knows: they lie between nothing and `max_tokens`, so the dollars have a low and a high end.
+The number of input tokens is that of an earlier run with the same spec, is scaled up from a counted sample, or is guessed
+from the bytes. Without an earlier run nobody knows how long the answers will be: they lie between nothing and `max_tokens`,
+so the dollars have a low and a high end.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from enum import StrEnum
 from typing import Any, assert_never
 
 from airflow_batch_llm.core.model import ColumnType, Usage, Way
@@ -23,6 +25,25 @@ _TEXT_TOKENS = 300
 _SHORT_COLUMN_TOKENS = 12
 
 
+class EstimateSource(StrEnum):
+    """What an estimate's tokens rest on."""
+
+    BYTES = "bytes"  # of the prompts, and of a usual answer
+    COUNTED = "counted"  # the provider has counted some prompts; the answer is a usual one
+    EARLIER_RUN = "earlier_run"  # the tokens of the last run with the same spec, of prompts and answers
+    CANARY = "canary"  # the tokens of the run's own canary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """The means of an earlier run's requests with the same spec."""
+
+    requests: int
+    prompt_bytes: float
+    input_tokens: float
+    output_tokens: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestSize:
     """Facts about the requests that are known before they are sent."""
@@ -34,6 +55,15 @@ class RequestSize:
     shared_bytes: int = 0  # of system prompt and schema, which each request repeats; used without a sample
     max_tokens: int | None = None
     answer_tokens: int = _TEXT_TOKENS  # of a usual answer: see `usual_answer`
+    measured: Measured | None = None
+    """An earlier run with the same spec. It counts before the sample. Default: there is none."""
+
+    @property
+    def source(self) -> EstimateSource:
+        """What the estimate rests on."""
+        if self.measured is not None:
+            return EstimateSource.EARLIER_RUN
+        return EstimateSource.COUNTED if self.sample else EstimateSource.BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +77,10 @@ class Estimate:
     expected: Decimal | None
     high: Decimal | None
     assumptions: tuple[str, ...] = ()
+    prompt_bytes: int = 0
+    """Of all prompts together."""
+    source: EstimateSource = EstimateSource.BYTES
+    """What the tokens rest on. Default: the bytes."""
 
     @property
     def per_request(self) -> Decimal | None:
@@ -64,6 +98,8 @@ class Estimate:
             "output_tokens": self.output_tokens,
             **{name: None if amount is None else float(amount) for name, amount in dollars.items()},
             "assumptions": list(self.assumptions),
+            "prompt_bytes": self.prompt_bytes,
+            "source": self.source.value,
         }
 
 
@@ -115,9 +151,10 @@ def estimate(prices: PriceList, size: RequestSize) -> Estimate:
     limit = size.max_tokens if size.max_tokens is not None else max(_UNBOUNDED_ANSWER, size.answer_tokens)
     if size.answer_tokens == 0:
         limit = 0
-    usual = min(limit, size.answer_tokens)
+    answer = size.answer_tokens if size.measured is None else round(size.measured.output_tokens)
+    usual = min(limit, answer)
     tokens, assumptions = _input_tokens(size)
-    slack = 0.0 if size.sample else _UNCERTAINTY
+    slack = _UNCERTAINTY if size.source is EstimateSource.BYTES else 0.0
     low = _cost(prices, size, tokens * (1 - slack), min(1, usual))
     expected = _cost(prices, size, tokens, usual)
     high = _cost(prices, size, tokens * (1 + slack), limit)
@@ -130,6 +167,8 @@ def estimate(prices: PriceList, size: RequestSize) -> Estimate:
         expected=expected,
         high=high,
         assumptions=(*assumptions, *_about_prices(prices, size, tokens * (1 + slack))),
+        prompt_bytes=size.prompt_bytes,
+        source=size.source,
     )
 
 
@@ -138,6 +177,11 @@ def _input_tokens(size: RequestSize) -> tuple[float, list[str]]:
     if not size.requests:
         return 0.0, []
     mean_bytes = size.prompt_bytes / size.requests
+    if size.measured is not None:
+        longer = (mean_bytes - size.measured.prompt_bytes) / BYTES_PER_TOKEN
+        return max(1.0, size.measured.input_tokens + longer), [
+            f"Tokens are the mean of {counted(size.measured.requests, 'request')} of an earlier run with the same spec."
+        ]
     if not size.sample:
         tokens = (mean_bytes + size.shared_bytes) / BYTES_PER_TOKEN
         return tokens, [f"Input tokens are guessed from the bytes, {BYTES_PER_TOKEN:g} to a token."]

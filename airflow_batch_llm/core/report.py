@@ -93,6 +93,8 @@ class Report:
     """Rows without a good answer, by error code: the vendor's, or `prompt_failed` and the like. A row counts once."""
     estimate: Mapping[str, float | None] = field(default_factory=dict)
     """What was expected before anything was sent: rows, requests, tokens and dollars. Does not add up. Default: none."""
+    estimate_off: Mapping[str, Any] = field(default_factory=dict)
+    """How far the estimate was off, by tokens and dollars, and its source. Does not add up. Default: nothing was sent."""
     attempts: Mapping[int, int] = field(default_factory=dict)  # requests sent, by round
     strange: Mapping[str, int] = field(default_factory=dict)  # result lines that served nobody, by kind
     batches: int = 0
@@ -295,6 +297,7 @@ def to_xcom(report: Report, about: Provenance) -> dict[str, Any]:
         "why": dict(report.why),
         "codes": dict(report.codes),
         "estimate": dict(report.estimate),
+        "estimate_off": dict(report.estimate_off),
         "requests": report.requests,
         "rounds": report.rounds,
         "maybe_twice": report.maybe_twice,

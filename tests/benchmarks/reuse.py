@@ -21,7 +21,6 @@ from airflow_batch_llm.core.settings import Guards, Source, Stage
 from airflow_batch_llm.core.spec import input_hashes, spec_hash
 from airflow_batch_llm.providers import connect
 from airflow_batch_llm.providers.base import Access
-from airflow_batch_llm.stage.generation import Generation
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.planning import output_type_of, read_prompt, spec_of
 from airflow_batch_llm.stage.run import Run
@@ -29,7 +28,7 @@ from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.warehouses.duckdb.warehouse import DuckDBWarehouse
 
 WAYS = ("none", "target")
-SOURCES = ("repeated", "fresh")
+SOURCES = ("fresh", "repeated")
 _AT_ONCE = 100_000
 
 
@@ -98,7 +97,8 @@ def measure(folder: Path, reuse: str, table: str) -> None:
     """Plan in this process, then copy. Prints what each took."""
     one = run(folder, reuse, f"{table}-{reuse}", table)
     wall, cpu = time.perf_counter(), time.process_time()
-    plan = one._plan(one._folder())
+    generation = one.generation()
+    plan = generation.first
     seen = {
         "wall": time.perf_counter() - wall,
         "cpu": time.process_time() - cpu,
@@ -107,9 +107,6 @@ def measure(folder: Path, reuse: str, table: str) -> None:
     }
     if plan.reused:
         wall, cpu = time.perf_counter(), time.process_time()
-        generation = Generation(
-            parts=one.parts, folder=one._folder(), first=plan, pace=one.stage.pace, places=0
-        )
         generation._copy(folder)
         seen |= {
             "copy_wall": time.perf_counter() - wall,

@@ -54,7 +54,7 @@ class Ours:
         )
 
     def plan(self) -> None:
-        self._run._plan(self._run._folder())
+        self._run.generation()
 
     def submit(self) -> None:
         self._run.advance()

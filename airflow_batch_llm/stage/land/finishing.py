@@ -36,6 +36,7 @@ from airflow_batch_llm.stage.land.collecting import Collector
 from airflow_batch_llm.stage.land.copying import Copier
 from airflow_batch_llm.stage.land.deleting import VendorCopies
 from airflow_batch_llm.stage.land.ledger import Ledger
+from airflow_batch_llm.stage.learning import Learning, compared
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.label_history import LabelHistory
@@ -112,6 +113,8 @@ class Finisher:
             canary=canary.reported(),
             packing=_packing(rounds) | self._piloted(rounds[0], landed[0]),
         )
+        if not rounds[0].is_stopped:
+            report = replace(report, estimate_off=compared(self.first, report))
         verdict = self._explained(canary.stop(), report, landed[-1], shards)
         mixes = self._history.before(self.folder.run_id) if report.labels else []
         shifted = shifts(add_mixes(mixes), report.labels)
@@ -123,6 +126,7 @@ class Finisher:
             "strays": [stray.batch_id for stray in strays],
         }
         self._tell_of_strays(shards, report)
+        Learning(parts=self.parts).note(rounds[0], landed[0])
         self.folder.create_report(orjson.dumps(stored))
         self._keep_labels(report, shifted, len(mixes))
         problem = miscount(report)

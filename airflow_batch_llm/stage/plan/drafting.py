@@ -28,6 +28,7 @@ from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.providers.routed import by_route
 from airflow_batch_llm.stage.budgets import Budgets
 from airflow_batch_llm.stage.land.landing import SAMPLES, sample_keys
+from airflow_batch_llm.stage.learning import Learning
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.carried import restored
 from airflow_batch_llm.stage.plan.choosing import Chooser
@@ -360,11 +361,13 @@ class Drafting:
         )
 
     def _guess(self, spool: Spool, route: int, way: Way, requests: int) -> Estimate:
+        resolved = self.resolved.routes[route % len(self.resolved.routes)]
         quote = Quote(
             provider=None if self.is_offline else self.parts.provider,
             output_type=self.resolved.output_type,
-            route=self.resolved.routes[route % len(self.resolved.routes)],
+            route=resolved,
             way=way,
+            measured=Learning(parts=self.parts).of(resolved.spec_hash),
         )
         return quote.estimate(spool.prompts(route, requests), requests)
 

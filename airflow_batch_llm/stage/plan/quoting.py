@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from airflow_batch_llm.core.estimate import (
     Estimate,
+    Measured,
     RequestSize,
     estimate,
     of_items,
@@ -36,6 +37,8 @@ class Quote:
     output_type: OutputType
     route: ResolvedRoute
     way: Way
+    measured: Measured | None = None
+    """An earlier run with the same spec. Default: there is none."""
 
     def estimate(self, prompts: Iterable[pa.BinaryArray], items: int) -> Estimate:
         """Read the prompts once, block by block; ask the provider about a few requests.
@@ -53,11 +56,13 @@ class Quote:
             sample += [block[at].as_py() for at in range(-seen % every, len(block), every)]
             seen += len(block)
         del sample[_SAMPLE:]
+        measured = self.measured if rows == 1 else None
         size = RequestSize(
             requests=seen,
             prompt_bytes=total,
             largest_bytes=largest,
-            sample=self._counted(sample),
+            sample=self._counted(sample) if measured is None else (),
+            measured=measured,
             shared_bytes=len(self.route.template.pieces[0]) + len(self.route.call.system_prompt or ""),
             max_tokens=self.route.asked.max_tokens,
             answer_tokens=usual_packed_answer(

@@ -9,6 +9,7 @@
     .registers/labels/<hash>.json            answers by label of the last runs on a target
     .registers/packing/<spec>-<rows>.json    whether rows agree with those asked alone, by spec and rows of a request
     .registers/watchers/<hash>.json          hashes of what an asset's watcher has reported
+    .registers/measured/<spec>.json          the mean tokens of the last run with a spec
 
 A register is a help, never the truth about a run: that is its journal. A name that is missing costs a look, no money.
 
@@ -72,6 +73,14 @@ class Registers:
         """Return the unfinished runs on all targets."""
         targets = {name for root in self._roots("targets") for name in self.workspace.names(f"{root}targets")}
         return [folder for name in sorted(targets) for folder in self._listed(f"targets/{name}")]
+
+    def put_measured(self, spec_hash: str, data: bytes, aside: Path) -> None:
+        """Keep what a run with a spec has measured. The last run counts."""
+        self.workspace.write(f"{_ROOT}measured/{safe_name(spec_hash)}.json", [data], aside)
+
+    def read_measured(self, spec_hash: str) -> bytes | None:
+        """Return what the last run with a spec has measured, or None."""
+        return self.workspace.read(f"{_ROOT}measured/{safe_name(spec_hash)}.json")
 
     def add_loose(self, provider: str, folder: RunFolder) -> None:
         """Something of this run may still be at the provider: who plans next with the provider sweeps again."""
