@@ -70,6 +70,12 @@ def land(bench: Bench) -> None:
         parts.provider.close()
 
 
+def shown_keys(bench: Bench) -> set[str]:
+    """The keys that a look at the run shows beside the codes of its failures."""
+    (found,) = [inspect(one, 0.0) for one in generations(bench.world.workspace(), "dag/task/run")]
+    return {key for failure in found.failures for key in failure.keys}
+
+
 def test_a_row_is_gone_from_every_file_and_the_others_are_all_there(bench: Bench) -> None:
     make_tickets(bench)
     bench.fault(kind="refused", rows=[2, 7])
@@ -79,6 +85,7 @@ def test_a_row_is_gone_from_every_file_and_the_others_are_all_there(bench: Bench
     assert any(CANARY in text for text in texts(folder))
     report = (folder / "dag/task/run/g1/report.json").read_text()
     assert "the keys 2, 7" in report
+    assert shown_keys(bench) == {"2", "7"}
     (stale := folder / "dag/task/run/g1/plans/.tmp-left").write_text(CANARY)
     os.utime(stale, (0, 0))
 
@@ -103,6 +110,7 @@ def test_a_row_is_gone_from_every_file_and_the_others_are_all_there(bench: Bench
     assert [bench.world.answers(), bench.world.failures()] == before
     (found,) = [inspect(one, 0.0) for one in generations(bench.world.workspace(), "dag/task/run")]
     assert found.passed
+    assert shown_keys(bench) == {"2"}
 
 
 def test_a_shared_text_stays_until_its_last_row_goes_and_that_row_bears_the_cost(openai: Bench) -> None:

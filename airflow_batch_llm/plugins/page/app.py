@@ -124,6 +124,11 @@ def _add_errors(app: FastAPI) -> None:
         told = _ERRORS.get(error.status_code, str(error.detail))
         return page(request, "error.html", error.status_code, told=told, is_store=False)
 
+    @app.exception_handler(Exception)
+    def broken(request: Request, error: Exception) -> Response:
+        told = f"Something unexpected has happened ({type(error).__name__}). The API server's log has the details."
+        return page(request, "error.html", 500, told=told, is_store=False)
+
     @app.exception_handler(BatchLLMError)
     def failed(request: Request, error: BatchLLMError) -> Response:
         return page(request, "error.html", 503, told=str(error), is_store=True)
