@@ -134,7 +134,10 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sleep:
+    """Pause for so many seconds, or a little less unless `exact`."""
+
     seconds: float
+    exact: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +164,9 @@ Reply = Mapping[str, BatchStatus] | ProviderError | None
 #: However long a deferral took, its task is not left alone for longer than this on account of it.
 _MOST_LAG_SECONDS = 60.0
 
+#: A trigger that starts so much later was restarted with its triggerer: the worker has ended long ago.
+_RESTARTED_SECONDS = 600.0
+
 
 def settled(watch: Watch, settling: float, now: float) -> Watch:
     """Return what a trigger that starts now waits for, so that it does not wake the task too early.
@@ -169,7 +175,7 @@ def settled(watch: Watch, settling: float, now: float) -> Watch:
     The trigger starts only once the task is deferred, so the time to settle begins here. A deferral that took long
     shows how slow the machine is: the worker that is about to end gets as much time in addition.
     """
-    if not watch.not_before:
+    if not watch.not_before or now > watch.not_before + _RESTARTED_SECONDS:
         return watch
     lag = min(_MOST_LAG_SECONDS, max(0.0, now - watch.not_before))
     return replace(watch, not_before=max(watch.not_before, now + settling + lag))
@@ -192,7 +198,7 @@ def waiting(
     failures, outage = 0, watch.outage
     end, cancelled = watch.deadline, False
     if (pause := watch.not_before - began) > 0:
-        yield Sleep(seconds=pause)
+        yield Sleep(seconds=pause, exact=True)
     while True:
         if open_ids:
             reply = yield Check(batch_ids=open_ids, within=max(LAST_LOOK_SECONDS, end - clock()))

@@ -280,11 +280,12 @@ def look_up(batch_ids: Sequence[str], lookup: Lookup) -> Calls[dict[str, BatchSt
 
 
 def _pages(wanted: Sequence[str], lookup: Lookup) -> Calls[list[StatusPage]]:
-    """Pages while they are fewer calls than one for each batch."""
-    missing, pages = set(wanted), list[StatusPage]()
-    while len(missing) > 1 and len(pages) < max(1, len(missing) // 10):
+    """Pages while they are fewer calls than one for each batch: while the last one has shown several, or a tenth of them."""
+    missing, pages, shown = set(wanted), list[StatusPage](), 0
+    while len(missing) > 1 and (shown > 1 or len(pages) < max(1, len(missing) // 10)):
         page = yield from lookup.page(pages[-1].after if pages else None)
         pages.append(page)
+        shown = len(missing & page.statuses.keys())
         missing -= page.statuses.keys()
         if page.after is None:
             break

@@ -6,9 +6,11 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from math import isinf
 from typing import Any
 
+import orjson
 from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
@@ -31,8 +33,8 @@ from airflow_batch_llm.errors import BatchLLMError, Unavailable
 from airflow_batch_llm.hooks.arguments import settling_seconds
 from airflow_batch_llm.hooks.failures import quiet_sdks_here
 from airflow_batch_llm.hooks.llm import llm_provider
-from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.providers.steps import no_longer_than
+from airflow_batch_llm.triggers.polling import Poller, join, leave
 
 _GIVEN_UP = frozenset({"failed", "success", "skipped", "removed"})
 
@@ -126,7 +128,7 @@ class LLMBatchTrigger(BaseTrigger):
         self.successors = tuple(successors)
         self._headway = WaitProgress.of(self.watch.batch_ids)
         self._outage = outage
-        self._provider: Provider | None = None
+        self._poller: Poller | None = None
         self._fired = False
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -160,28 +162,40 @@ class LLMBatchTrigger(BaseTrigger):
         match wish:
             case Check(batch_ids=batch_ids, within=within):
                 async with _limited(within):
-                    seen = await (await self._connected()).acheck(batch_ids)
+                    seen = await self._polled().check(batch_ids, within)
                 self._headway.add(seen)
                 return seen
             case Cancel(batch_id=batch_id, within=within):
                 async with _limited(within):
-                    await (await self._connected()).acancel(batch_id)
+                    await self._polled().cancel(batch_id)
             case Tell(outage=outage, message=message):
                 self._outage = outage
                 if message:
                     (self.log.warning if outage.looks else self.log.info)("%s", message)
-            case Sleep(seconds=seconds):
+            case Sleep(seconds=seconds, exact=exact):
                 self.log.info("%s", self._headway.until(time.time(), seconds))
-                await asyncio.sleep(seconds)
+                await (asyncio.sleep(seconds) if exact else self._polled().sleep(seconds))
         return None
 
-    async def _connected(self) -> Provider:
-        """The provider. A connection is looked up by a blocking call, so a thread does it."""
-        if self._provider is None:
-            self._provider = await sync_to_async(llm_provider)(
-                self.llm_conn_id, self.model_id, self.llm_hook_params, self.others
+    def _polled(self) -> Poller:
+        """The poller that all triggers of this connection share. It closes its client when the last of them leaves."""
+        if self._poller is None:
+            # A connection is looked up by a blocking call, so a thread does it.
+            look_up = partial(
+                sync_to_async(llm_provider),
+                self.llm_conn_id,
+                self.model_id,
+                self.llm_hook_params,
+                self.others,
             )
-        return self._provider
+            self._poller = join(self._key(), look_up)
+        return self._poller
+
+    def _key(self) -> str:
+        """Return what triggers have in common that can share a poller."""
+        vendor = self.model_id.partition(":")[0]
+        parameters = [vendor, self.llm_conn_id, self.llm_hook_params, self.others or {}]
+        return orjson.dumps(parameters, default=repr, option=orjson.OPT_SORT_KEYS).decode()
 
     async def on_kill(self) -> None:
         """Cancel the batches, if the task has been given up. Clearing it has not: its next attempt waits for them."""
@@ -189,19 +203,19 @@ class LLMBatchTrigger(BaseTrigger):
             return
         if not await sync_to_async(is_given_up)(TaskKey.of(self.task_instance), self.successors):
             return
-        provider = await self._connected()
+        poller = self._polled()
         for batch_id in self.watch.batch_ids:
             try:
-                await provider.acancel(batch_id)
+                await poller.cancel(batch_id)
                 self.log.info("Batch %s is cancelled, since its task has been given up.", batch_id)
             except BatchLLMError as error:
                 self.log.warning("Batch %s could not be cancelled: %s", batch_id, error.in_full)
 
     async def cleanup(self) -> None:
         """Close the connections. The batches are left alone: another triggerer may be waiting for them already."""
-        opened, self._provider = self._provider, None
-        if opened is not None:
-            await opened.aclose()
+        poller, self._poller = self._poller, None
+        if poller is not None:
+            await leave(poller)
 
 
 def _tuple(value: Any) -> Any:

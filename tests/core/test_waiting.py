@@ -208,7 +208,8 @@ def test_the_deadline_ends_an_outage(cancel: bool) -> None:
         (1000.0, 1006.0),  # at once: the whole time to settle is left
         (1004.0, 1010.0),  # the deferral took four seconds: the time to settle begins after it
         (1030.0, 1060.0),  # the machine is slow: the worker gets as much time again as it was late
-        (9000.0, 9066.0),  # another triggerer begins again, much later
+        (1500.0, 1566.0),  # very slow: the worker gets a minute more
+        (9000.0, 1006.0),  # another triggerer begins again, much later: the worker has ended long ago
     ],
 )
 def test_a_task_is_woken_only_once_its_worker_has_had_time_to_end(starts: float, first_look: float) -> None:
