@@ -175,7 +175,8 @@ def inspect(folder: RunFolder, now: float) -> Inspected:
     report = Report.from_json(stored["report"]) if stored is not None else None
     landed = _landed(folder, [shard.number for plan in rounds for shard in plan.shards])
     deadline = max((orjson.loads(data)["at"] for data in folder.deadlines()), default=None)
-    at = _At(now, deadline, folder.cancelled(), read_sendable(folder, first).shards)
+    is_closed = folder.is_cancelled() or (deadline is not None and now >= deadline)
+    at = _At(now, is_closed, folder.cancelled(), read_sendable(folder, first).shards)
     standings = [(plan, read_standings(folder, plan)) for plan in rounds]
     shards = tuple(_shards(folder, standings, landed, at))
     strays = tuple(_strays(folder, [one for _, stands in standings for one in stands], stored))
@@ -289,10 +290,10 @@ def _again(landed: ShardResult | None) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _At:
-    """The time of the look, the run's deadline, and the batches that were cancelled on request."""
+    """The time of the look, whether the run sends nothing more, and the batches that were cancelled on request."""
 
     now: float
-    deadline: float | None
+    is_closed: bool
     cancelled: frozenset[str]
     sendable: tuple[PlannedShard, ...]
     """The shards of the first round that may be sent."""
@@ -310,7 +311,7 @@ class _At:
             requests=shard.requests,
             lease_seconds=LEASE_SECONDS + shard.bytes / 1e6,
             list_lag_seconds=0.0,
-            closed=self.deadline is not None and self.now >= self.deadline,
+            closed=self.is_closed,
             way=plan.route(shard).way,
         )
         return decide(standing, terms, self.now)
@@ -388,7 +389,7 @@ def _described(move: Move, standing: Standing, way: Way) -> str:
         case Refuse(reason=reason):
             return f"its rows become failures: {reason}"
         case GiveUp():
-            return "its rows are given up: nothing of it was sent, and the run's time is over"
+            return "its rows are given up: nothing of it was sent, and the run sends nothing more"
         case Done():
             return "its answers are merged, with the others of the round"
 

@@ -1,4 +1,5 @@
 import orjson
+import pytest
 
 from tests.cli.conftest import Desk
 
@@ -19,8 +20,8 @@ def test_it_adds_up_the_money_that_the_report_holds(desk: Desk) -> None:
 
     (seen,) = orjson.loads(desk.command("inspect", str(desk.run_folder), "--json").stdout)
 
-    assert round(seen["spent_usd"], 6) == report["cost"]["usd"] > 0
-    assert round(sum(shard["cost_usd"] for shard in seen["shards"]), 6) == report["cost"]["usd"]
+    assert 0 < seen["spent_usd"] == pytest.approx(report["cost"]["usd"], abs=1e-6)
+    assert sum(shard["cost_usd"] for shard in seen["shards"]) == pytest.approx(seen["spent_usd"])
 
 
 def test_it_shows_the_route_of_each_shard_and_what_each_route_has_done(desk: Desk) -> None:
@@ -35,7 +36,7 @@ def test_it_shows_the_route_of_each_shard_and_what_each_route_has_done(desk: Des
     assert {name: one["succeeded"] for name, one in routes.items()} == {"default": 21, "urgent": 4}
     for name, one in routes.items():
         assert one["requests"] == sum(shard["requests"] for shard in seen["shards"] if shard["route"] == name)
-        assert round(one["cost_usd"], 6) == report["routes"][name]["usd"] > 0
+        assert 0 < one["cost_usd"] == pytest.approx(report["routes"][name]["usd"], abs=1e-6)
     assert {shard["way"] for shard in seen["shards"] if shard["route"] == "urgent"} == {"now"}
     assert "  Route urgent (claude-haiku-4-5, now): 4 requests, 4 rows answered, $0.0" in shown
     assert (

@@ -6,6 +6,7 @@ import pytest
 
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.settings import Canary
+from airflow_batch_llm.stage.inspection import inspect
 from airflow_batch_llm.stage.land.finishing import Finished
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.run import Pause
@@ -94,6 +95,10 @@ def test_a_cancel_after_the_verdict_ends_the_run_also_for_shards_without_a_place
     assert isinstance(pause, Pause)
     assert (len(pause.watch.batch_ids), slow.world.charged()) == (1, SIZE)
     assert len(cancel(slow).now) == 1
+    seen = inspect(RunFolder(workspace=slow.world.workspace(), run="dag/task/run"), slow.world.clock())
+    assert [shard.next for shard in seen.shards[2:]] == [
+        "its rows are given up: nothing of it was sent, and the run sends nothing more"
+    ]
 
     report = slow.complete(**IN_TIME).report
 
