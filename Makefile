@@ -46,8 +46,8 @@ quick: check ## check a change in under two minutes: lint, types, the core, the 
 	@$(PYTEST) -n 2 --dist load -q -k "not tutorial and not executed" $(QUICK)
 
 test: .venv/.stamp emulators ## run the tests
-	@echo "test: everything, in two processes"
-	@TMPDIR=$${TMPDIR:-$(ROOMY)} $(PYTEST) -n 2 --dist loadscope --ignore tests/e2e; status=$$?; \
+	@echo "test: everything, in three processes"
+	@TMPDIR=$${TMPDIR:-$(ROOMY)} $(PYTEST) -n 3 --dist loadscope --ignore tests/e2e; status=$$?; \
 	    $(BIN)/python -m tests.emulators.setup --remind; exit $$status
 
 e2e: .venv/.stamp ## kill, clear and fail what runs in a real Airflow, and look at the bill
