@@ -95,6 +95,10 @@ _FETCH_AGAIN_SECONDS = 60.0
 _LATER_SECONDS = 300.0
 
 
+#: A batch, and its kept lines.
+_Kept = tuple[str, Iterable[bytes]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Collector:
     """Collects the shards of one plan."""
@@ -201,9 +205,11 @@ class Collector:
 
     def load(self, shard: PlannedShard, standing: Standing) -> tuple[ReadResults, Tally]:
         """Stage the shard's rows, answered ones and failures for the rest, from what is kept. Nothing is recorded."""
+        kept = self._kept(standing)
         keys = self._keys(shard)
-        gathered = self._gathered(shard, standing, read_layout(keys, shard))
+        gathered = self._gathered(shard, standing, kept, read_layout(keys, shard))
         if shard.repeats:
+            keys.unlink()
             return gathered, Tally()
         answers, failures = (
             self.scratch / f"{shard.number:04d}.{kind}.arrow" for kind in ("answers", "failures")
@@ -244,29 +250,34 @@ class Collector:
         self.folder.write_results(batch_id, joined_lines(seen), aside)
         return seen.count
 
-    def _gathered(self, shard: PlannedShard, standing: Standing, layout: Layout) -> ReadResults:
+    def _gathered(
+        self, shard: PlannedShard, standing: Standing, kept: Iterable[_Kept], layout: Layout
+    ) -> ReadResults:
         if standing.ended is None:
             return ReadResults(judged=_rejected(standing, layout))
         unmentioned = Outcome(standing.ended.unmentioned or Outcome.MISSING)
         return self._gatherer(shard.route).gather(
-            self._kept(standing),
+            kept,
             token=self.plan.token(shard),
             layout=layout,
             unmentioned=unmentioned,
         )
 
-    def _kept(self, standing: Standing) -> Iterable[tuple[str, Iterable[bytes]]]:
-        """The kept lines of the shard's batch, then those of any other that was bought for it."""
-        assert standing.ended is not None
+    def _kept(self, standing: Standing) -> list[_Kept]:
+        """The kept lines of the shard's batch, then those of any other that was bought for it. Empty: it was not taken."""
+        kept: list[_Kept] = []
+        if standing.ended is None:
+            return kept
         for batch_id in (standing.ended.batch_id, *standing.spare):
             blocks = self.folder.results(batch_id)
             if blocks is not None:
-                yield batch_id, split_lines(blocks)
+                kept.append((batch_id, split_lines(blocks)))
             elif batch_id == standing.ended.batch_id:
                 raise ResultsGone(
                     f"The kept results of batch {batch_id} are gone from the run folder {self.folder.path}."
                     " Restore them, or clear the task to ask again."
                 )
+        return kept
 
     def _stamp(self, shard: PlannedShard | None, standing: Standing) -> Bookkeeping:
         """Return what is the same for the rows of a shard. None: rows that could not be sent."""
