@@ -9,7 +9,7 @@ from html import escape
 
 from airflow_batch_llm.core.evaluation import ColumnResult
 from airflow_batch_llm.core.evaluation_result import EvaluationResult, Finding, GateRuling, percent
-from airflow_batch_llm.core.printing import printable
+from airflow_batch_llm.core.printing import counted, printable
 
 _STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --text: #1d2530; --soft: #5b6675; --line: #dde2e8; --fill: #f4f6f8;
@@ -148,7 +148,7 @@ def _comparison(one: ColumnResult, confidence: float) -> str:
         f" {pairs.p_different:.3g}.</p>"
     )
     if compared.left_out:
-        said += f'<p class="note">{compared.left_out:,} rows have no stored answer and are not compared.</p>'
+        said += f'<p class="note">Left out, without a stored answer: {counted(compared.left_out, "row")}.</p>'
     return "<h3>Beside the baseline</h3>" + _table(("", "Rows"), rows, numbers=(1,)) + said
 
 

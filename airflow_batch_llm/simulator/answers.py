@@ -69,8 +69,9 @@ _TRIES = 50
 def matching(pattern: str, draw: Draw, fewest: int = 0, most: int | None = None) -> str:
     """A string that the pattern finds a match in, with as many characters as are allowed where it can have them."""
     found = ""
-    for more in range(_TRIES):
-        found = "".join(_walk(node, draw, _MORE + more) for node in _parsed(pattern))
+    for tries in range(_TRIES):
+        more = _MORE + tries if most is None else min(_MORE + tries, max(most, _MORE))
+        found = "".join(_walk(node, draw, more) for node in _parsed(pattern))
         if fewest <= len(found) <= (len(found) if most is None else most):
             break
     return found
