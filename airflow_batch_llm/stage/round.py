@@ -149,8 +149,14 @@ class Round:
         running = self._running()
         if not running:
             return {}
-        with self._hurrying():
-            seen = self.parts.provider.check(tuple(running))
+        try:
+            with self._hurrying():
+                seen = self.parts.provider.check(tuple(running))
+        except ProviderError:
+            self.memory.fresh_standings(self.plan)
+            if self._running().keys() == running.keys():
+                raise
+            return self._look()  # another worker has recorded ends, and died before it left what it knew
         if self._sweeper.take_twins(running, seen):
             running = self._running()
         return {batch_id: (*running[batch_id], seen[batch_id]) for batch_id in running.keys() & seen.keys()}
