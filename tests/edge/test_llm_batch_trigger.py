@@ -279,8 +279,8 @@ def test_a_worker_that_asks_in_real_time_stops_if_its_task_is_given_up(
     operator = transform(way="now", pace=Pace(max_concurrency=1))
     ti = SimpleNamespace(dag_id="dag", run_id="run", task_id="label", map_index=-1, max_tries=0)
     with ThreadPoolExecutor() as pool:
-        asking = pool.submit(operator.execute, {"ti": ti, "run_id": "run"})
-        while not world.simulator.ledger()["anthropic"]["rows"]["charged"]:
+        asking = pool.submit(operator.execute, {"ti": ti, "run_id": "run", "task": operator})
+        while not asking.done() and not world.simulator.ledger()["anthropic"]["rows"]["charged"]:
             time.sleep(0.05)
         operator.on_kill()
         report = asking.result(timeout=60)
@@ -342,5 +342,5 @@ def _deferred(world: World, operator: LLMTransformOperator) -> Any:
     world.simulator.fault(provider="anthropic", kind="hold", times=None)
     ti = SimpleNamespace(dag_id="dag", run_id="run", task_id="task", map_index=-1, max_tries=0)
     with pytest.raises(TaskDeferred) as deferred:
-        operator.execute({"ti": ti, "run_id": "run"})
+        operator.execute({"ti": ti, "run_id": "run", "task": operator})
     return deferred.value.trigger
