@@ -138,6 +138,7 @@ class Opening:
         )
         asked |= {name: getattr(stage, name) for name in _ASKED}
         asked["request"] = asdict(stage.request)
+        del asked["request"]["rows_per_request"]  # how it is asked, and not what
         if stage.routes:
             asked["routes"] = {name: asdict(route) for name, route in stage.routes.items()}
         asked["base_url"] = self.spec.provider.base_url
