@@ -5,6 +5,7 @@ Each step leaves a record and may be repeated. With the raw lines kept, landing 
 
 import math
 import secrets
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -21,7 +22,7 @@ from airflow_batch_llm.core.packing import Layout
 from airflow_batch_llm.core.pilot import Sample, sampled
 from airflow_batch_llm.core.printing import counted, share
 from airflow_batch_llm.core.report import Durations, Report, RouteTotals, Spent
-from airflow_batch_llm.errors import BatchLLMError, ResultsGone, Unavailable
+from airflow_batch_llm.errors import BatchLLMError, ResultsGone, StoreError, Unavailable
 from airflow_batch_llm.providers.lines import joined_lines, split_lines
 from airflow_batch_llm.stage.land.gathering import Judgements, ReadResults, ResultReader, RowFailure
 from airflow_batch_llm.stage.land.landing import (
@@ -93,10 +94,6 @@ _FETCH_AGAIN_SECONDS = 60.0
 
 #: A batch that was turned away for lack of quota is sent again after this.
 _LATER_SECONDS = 300.0
-
-
-#: A batch, and its kept lines.
-_Kept = tuple[str, Iterable[bytes]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,9 +202,13 @@ class Collector:
 
     def load(self, shard: PlannedShard, standing: Standing) -> tuple[ReadResults, Tally]:
         """Stage the shard's rows, answered ones and failures for the rest, from what is kept. Nothing is recorded."""
-        kept = self._kept(standing)
-        keys = self._keys(shard)
-        gathered = self._gathered(shard, standing, kept, read_layout(keys, shard))
+        try:
+            keys = self._keys(shard)
+        except StoreError:
+            for _, lines in self._kept(standing):  # if these are gone, too, they are named
+                deque(lines, maxlen=0)
+            raise
+        gathered = self._gathered(shard, standing, read_layout(keys, shard))
         if shard.repeats:
             keys.unlink()
             return gathered, Tally()
@@ -250,34 +251,30 @@ class Collector:
         self.folder.write_results(batch_id, joined_lines(seen), aside)
         return seen.count
 
-    def _gathered(
-        self, shard: PlannedShard, standing: Standing, kept: Iterable[_Kept], layout: Layout
-    ) -> ReadResults:
+    def _gathered(self, shard: PlannedShard, standing: Standing, layout: Layout) -> ReadResults:
         if standing.ended is None:
             return ReadResults(judged=_rejected(standing, layout))
         unmentioned = Outcome(standing.ended.unmentioned or Outcome.MISSING)
         return self._gatherer(shard.route).gather(
-            kept,
+            self._kept(standing),
             token=self.plan.token(shard),
             layout=layout,
             unmentioned=unmentioned,
         )
 
-    def _kept(self, standing: Standing) -> list[_Kept]:
-        """The kept lines of the shard's batch, then those of any other that was bought for it. Empty: it was not taken."""
-        kept: list[_Kept] = []
+    def _kept(self, standing: Standing) -> Iterator[tuple[str, Iterable[bytes]]]:
+        """The kept lines of the shard's batch, then those of any other that was bought for it. None: it was not taken."""
         if standing.ended is None:
-            return kept
+            return
         for batch_id in (standing.ended.batch_id, *standing.spare):
             blocks = self.folder.results(batch_id)
             if blocks is not None:
-                kept.append((batch_id, split_lines(blocks)))
+                yield batch_id, split_lines(blocks)
             elif batch_id == standing.ended.batch_id:
                 raise ResultsGone(
                     f"The kept results of batch {batch_id} are gone from the run folder {self.folder.path}."
                     " Restore them, or clear the task to ask again."
                 )
-        return kept
 
     def _stamp(self, shard: PlannedShard | None, standing: Standing) -> Bookkeeping:
         """Return what is the same for the rows of a shard. None: rows that could not be sent."""
