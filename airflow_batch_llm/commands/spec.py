@@ -143,7 +143,7 @@ class StageFile(_Section):
 
 
 class LedgerFile(BaseModel):
-    """What a ledger's file must say. It may be the file of a stage, whose other fields do not matter here."""
+    """Read of a ledger's file what it must say. It may be the file of a stage, whose other fields do not matter here."""
 
     model_config = ConfigDict(frozen=True)
 

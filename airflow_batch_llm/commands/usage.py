@@ -33,7 +33,7 @@ _BAR = 24
 
 
 class By(StrEnum):
-    """What the dollars are added up by."""
+    """Choose what the dollars are added up by."""
 
     DAY = "day"
     DAG = "dag"

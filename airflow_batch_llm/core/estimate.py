@@ -26,7 +26,7 @@ _SHORT_COLUMN_TOKENS = 12
 
 
 class EstimateSource(StrEnum):
-    """What an estimate's tokens rest on."""
+    """Name what an estimate's tokens rest on."""
 
     BYTES = "bytes"  # of the prompts, and of a usual answer
     COUNTED = "counted"  # the provider has counted some prompts; the answer is a usual one
@@ -60,7 +60,7 @@ class RequestSize:
 
     @property
     def source(self) -> EstimateSource:
-        """What the estimate rests on."""
+        """Return what the estimate rests on."""
         if self.measured is not None:
             return EstimateSource.EARLIER_RUN
         return EstimateSource.COUNTED if self.sample else EstimateSource.BYTES
@@ -80,7 +80,7 @@ class Estimate:
     prompt_bytes: int = 0
     """Of all prompts together."""
     source: EstimateSource = EstimateSource.BYTES
-    """What the tokens rest on. Default: the bytes."""
+    """The base of the tokens. Default: the bytes."""
 
     @property
     def per_request(self) -> Decimal | None:

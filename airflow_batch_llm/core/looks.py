@@ -33,7 +33,7 @@ class SeenShard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Looked:
-    """What one look has learned, or several. Two of them can be merged in any order, and more than once."""
+    """Keep what one look has learned, or several. Two of them can be merged in any order, and more than once."""
 
     begun: frozenset[int] = frozenset()
     reopened: frozenset[int] = frozenset()

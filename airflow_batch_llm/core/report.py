@@ -94,7 +94,7 @@ class Report:
     estimate: Mapping[str, float | None] = field(default_factory=dict)
     """What was expected before anything was sent: rows, requests, tokens and dollars. Does not add up. Default: none."""
     estimate_off: Mapping[str, Any] = field(default_factory=dict)
-    """How far the estimate was off, by tokens and dollars, and its source. Does not add up. Default: nothing was sent."""
+    """The error of the estimate, by tokens and dollars, and its source. Does not add up. Default: nothing was sent."""
     attempts: Mapping[int, int] = field(default_factory=dict)  # requests sent, by round
     strange: Mapping[str, int] = field(default_factory=dict)  # result lines that served nobody, by kind
     batches: int = 0

@@ -1,4 +1,4 @@
-"""What a task works with: the rooms of its run, opened from Airflow's connections and configuration."""
+"""Open what a task works with: the parts of its run, from Airflow's connections and configuration."""
 
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""What the package adds to Airflow's own UI."""
+"""Add a page to Airflow's own UI."""

@@ -50,7 +50,7 @@ class _Question:
 
     batch_ids: Sequence[str]
     ends_at: float
-    """When the trigger gives up, on the loop's clock."""
+    """The time at which the trigger gives up, on the loop's clock."""
     answer: asyncio.Future[Mapping[str, BatchStatus]]
 
 

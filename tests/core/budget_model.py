@@ -60,7 +60,7 @@ class World:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What can happen in this world."""
+    """Name what can happen in this world."""
 
     runs: tuple[str, ...]
     limit: float = 1.0

@@ -25,7 +25,7 @@ class Browser:
         self._numbers = count(1)
         self._session: str | None = None
         self.errors: list[str] = []
-        """What the page's console has reported as errors."""
+        """Return what the page's console has reported as errors."""
 
     def __enter__(self) -> Self:
         assert PROGRAM is not None, "the caller has looked for it"

@@ -11,7 +11,7 @@ from email.message import EmailMessage
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mailbox:
-    """Where the server listens, and the mails so far."""
+    """Tell where the server listens, and the mails so far."""
 
     port: int
     mails: list[EmailMessage] = field(default_factory=list)

@@ -55,7 +55,7 @@ class _Shop:
             self.complete(name, dies_at=at)
 
     def book(self, name: str = "support") -> dict[str, Any]:
-        """What the command shows of the last period."""
+        """Return what the command shows of the last period."""
         uri = str(self.bench.world.folder / "workspace")
         found = json.loads(CliRunner().invoke(app, ["budget", uri, "--json"]).stdout)
         return next(one for one in found if one["budget"] == name)  # type: ignore[no-any-return]

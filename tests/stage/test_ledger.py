@@ -37,7 +37,7 @@ def rows(world: World, columns: str) -> list[tuple[Any, ...]]:
 
 
 def billed(world: World) -> float:
-    """What the simulator charges, whatever the way."""
+    """Return what the simulator charges, whatever the way."""
     return sum(world.billed(way) for way in (Way.BATCH, Way.NOW))
 
 

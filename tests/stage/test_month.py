@@ -81,7 +81,7 @@ class _Month:
 
 
 def _bill(bench: Bench) -> float:
-    """What the vendor charges for the month."""
+    """Return what the vendor charges for the month."""
     charges = [row for row in bench.world.simulator.charges(provider="anthropic") if row["charged"]]
     dollars = {"batch": 0.005, "now": 0.01}
     return sum((row["input"] + row["output"]) * dollars[row["way"]] for row in charges)

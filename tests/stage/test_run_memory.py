@@ -1,4 +1,4 @@
-"""What a run costs in operations on its folder, and what one worker learns from another."""
+"""Count what a run costs in operations on its folder, and what one worker learns from another."""
 
 import secrets
 from dataclasses import dataclass, field, replace

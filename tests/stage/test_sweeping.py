@@ -260,6 +260,7 @@ def test_it_is_recorded_once_and_not_cancelled_again(openai: Bench) -> None:
     frozen = frozen_before_its_creation(openai)
     finished_by_another(openai)
     late = frozen.thaw()
+    finish(openai, late)
     openai.complete("dag/task/next")
     assert any(late in said for said in openai.said)
     openai.said.clear()

@@ -27,7 +27,7 @@ class Sight:
     dag_ids: frozenset[str]
     """The Dags that the user may read."""
     commands: bool
-    """Whether the user sees the runs of the command line, which belong to no Dag."""
+    """Tell whether the user sees the runs of the command line, which belong to no Dag."""
 
     @classmethod
     def of(cls, user: BaseUser) -> "Sight":

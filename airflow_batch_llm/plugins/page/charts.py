@@ -35,7 +35,7 @@ class Tick:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """What is drawn, and how high it is."""
+    """Place what is drawn, and say how high it is."""
 
     height: float
     bars: tuple[Bar, ...]

@@ -33,7 +33,7 @@ class Quote:
     """Makes the estimate of a run."""
 
     provider: Provider | None
-    """Who counts tokens. None: nobody does, and the estimate rests on bytes."""
+    """The provider that counts tokens. None: nobody does, and the estimate rests on bytes."""
     output_type: OutputType
     route: ResolvedRoute
     way: Way

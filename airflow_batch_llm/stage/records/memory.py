@@ -1,4 +1,4 @@
-"""What one worker knows of a run: the journals and results of its shards, each read once, with its own records added.
+"""Remember what one worker knows of a run: the journals and results of its shards, each read once, with its own records added.
 
 A journal that was known a moment ago can be longer by now, but never another one. So a decision on what is known is
 one that was made a moment earlier; whatever it leads to is a record at the next number, which meets those of others.
@@ -40,7 +40,7 @@ class RunMemory:
 
     folder: RunFolder
     lists_shards: bool
-    """Whether shards are listed before their journals begin. An earlier release has not done so."""
+    """Shards are listed before their journals begin. An earlier release has not done so."""
     _records: dict[int, Looked] = field(default_factory=dict)  # of looks, those that cover all
     _last: int = 0  # the number of the last of them
     _seen: Looked = field(default_factory=Looked)
@@ -111,7 +111,7 @@ class RunMemory:
         return entries
 
     def standing(self, number: int) -> Standing:
-        """Where a shard stands as far as this worker knows."""
+        """Tell where a shard stands, as far as this worker knows."""
         if number not in self._standings:
             self._standings[number] = stand(self.entries(number))
         return self._standings[number]

@@ -180,7 +180,7 @@ class Plan:
     sends_what_fits: bool = False
     """After its canary, the shards that fit into the budget are sent. Default: all of them, or none."""
     lists_shards: bool = False
-    """Whether a shard is listed in the records of looks before its journal begins. Default: an earlier release has not."""
+    """A shard is listed in the records of looks before its journal begins. Default: an earlier release has not."""
 
     @property
     def reused(self) -> int:

@@ -35,7 +35,7 @@ _READERS = 16
 
 
 class RunState(StrEnum):
-    """How far a generation has come."""
+    """Tell how far a generation has come."""
 
     BEGUN = "begun"
     PASSED = "passed"
