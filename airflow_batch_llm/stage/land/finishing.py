@@ -126,7 +126,7 @@ class Finisher:
             "strays": [stray.batch_id for stray in strays],
         }
         self._tell_of_strays(shards, report)
-        Learning(parts=self.parts).note(rounds[0], landed[0])
+        Learning(parts=self.parts).note(rounds, landed)
         self.folder.create_report(orjson.dumps(stored))
         self._keep_labels(report, shifted, len(mixes))
         problem = miscount(report)
