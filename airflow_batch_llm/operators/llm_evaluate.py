@@ -15,6 +15,7 @@ from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.hooks.object_storage import open_workspace
 from airflow_batch_llm.operators.llm_transform import LLMTransformOperator
 from airflow_batch_llm.operators.opening import place_of
+from airflow_batch_llm.operators.reporting import gauge_evaluation
 from airflow_batch_llm.operators.run import Ended
 
 if TYPE_CHECKING:
@@ -160,6 +161,7 @@ class LLMEvaluateOperator(LLMTransformOperator):
             ]
             result = self._evaluator().result(*candidates)
             folder = runs[0].generation().folder
+        gauge_evaluation(result, dag_id=self.dag_id, task_id=self.task_id)
         told = self._told(result, folder.evaluation_page_uri, ended)
         if not result.passed and self.do_xcom_push:
             context["ti"].xcom_push(key="evaluation", value=told)  # a task that fails returns nothing

@@ -13,10 +13,12 @@ from airflow.sdk import Asset, AssetAlias, Context
 
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.hooks.handle import RunHandle
+from airflow_batch_llm.hooks.telemetry import metric_tags
 from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.warehouses.uri import dataset, table_uri
 
 if TYPE_CHECKING:
+    from airflow_batch_llm.core.evaluation_result import EvaluationResult
     from airflow_batch_llm.core.report import Provenance, Report
     from airflow_batch_llm.stage.records.plan import Plan
 
@@ -121,25 +123,65 @@ def _facets(lineage: Lineage) -> dict[str, Any]:
 _outcome_log = logging.getLogger(__name__)
 
 
-def count_metrics(report: "Report", about: "Provenance", tags: Mapping[str, str]) -> None:
-    """Send rows by outcome, tokens, dollars, waiting time and completion, tagged by dag, task, provider and model.
+def count_metrics(report: "Report", about: "Provenance", limit: float | None, **task: str) -> None:
+    """Send the numbers of a run that has ended, tagged by Dag, task, provider and model. `limit` is its `max_cost_usd`.
 
-    Outcomes and kinds of tokens are parts of the names: plain StatsD knows no tags, and would add them up. Where a stage
-    has several routes, the good answers and the dollars of each have names of their own, and the route as a tag.
+    Outcomes, reasons and kinds of tokens are parts of the names: plain StatsD knows no tags, and would add them up. Where a
+    stage has several routes, the good answers and the dollars of each have names of their own, and the route as a tag.
     """
     for name, one in report.routes.items():
-        Stats.incr("batch_llm.route.succeeded", one.succeeded, tags={**tags, "route": name})
-        Stats.gauge("batch_llm.route.cost_usd", one.cost, tags={**tags, "route": name})
-    tags = {**tags, "provider": about.provider, "model": about.model}
+        by_route = metric_tags(**task, route=name)
+        Stats.incr("batch_llm.route.succeeded", one.succeeded, tags=by_route)
+        Stats.gauge("batch_llm.route.cost_usd", one.cost, tags=by_route)
+    tags = metric_tags(**task, provider=about.provider, model=about.model)
     for outcome, count in report.final.items():
         Stats.incr(f"batch_llm.rows.{outcome.value}", count, tags=tags)
-    for kind, tokens in (("input", report.usage.input_tokens), ("output", report.usage.output_tokens)):
+    for reason, count in report.why.items():
+        Stats.incr(f"batch_llm.reasons.{reason}", count, tags=tags)
+    for kind, tokens in _tokens(report).items():
         Stats.incr(f"batch_llm.tokens.{kind}", tokens, tags=tags)
-    Stats.gauge("batch_llm.cost_usd", report.spent.cost, tags=tags)
+    Stats.incr("batch_llm.requests", report.requests, tags=tags)
     Stats.gauge("batch_llm.batch_wait_seconds", report.durations.queued + report.durations.running, tags=tags)
     if report.rows:
         ratio = report.final.get(Outcome.SUCCEEDED, 0) / report.rows
         Stats.gauge("batch_llm.completion_ratio", ratio, tags=tags)
+    for column, index in report.drift.items():
+        Stats.gauge("batch_llm.drift", index, tags=metric_tags(**tags, column=column))
+    if packed := report.packing.get("requests"):
+        Stats.gauge("batch_llm.rows_per_request", report.packing["rows"] / packed, tags=tags)
+    _count_dollars(report, limit, tags)
+
+
+def _tokens(report: "Report") -> dict[str, int]:
+    usage = report.usage
+    return {"input": usage.input_tokens, "cached": usage.cached_tokens, "output": usage.output_tokens}
+
+
+def _count_dollars(report: "Report", limit: float | None, tags: dict[str, str]) -> None:
+    """Send what a run has cost. A counter takes whole numbers, so dollars that add up are in millionths."""
+    spent = report.spent
+    Stats.incr("batch_llm.spent_micro_usd", round(spent.cost * 1e6), tags=tags)
+    Stats.gauge("batch_llm.cost_usd", spent.cost, tags=tags)
+    Stats.gauge("batch_llm.saved_usd", spent.saved, tags=tags)
+    Stats.gauge("batch_llm.stray_usd", spent.stray_cost, tags=tags)
+    if limit:
+        Stats.gauge("batch_llm.run_budget_used", spent.cost / limit, tags=tags)
+
+
+def gauge_budgets(used: Mapping[str, float]) -> None:
+    """Send the share of each shared budget that is spent or held, by the budget's name."""
+    for name, share in used.items():
+        Stats.gauge("batch_llm.budget_used", share, tags=metric_tags(budget=name))
+
+
+def gauge_evaluation(result: "EvaluationResult", **task: str) -> None:
+    """Send the accuracy of each column of an evaluation, and the ends of its interval."""
+    provider, _, model = result.subject.model_id.partition(":")
+    for one in result.columns:
+        tags = metric_tags(**task, provider=provider, model=model, column=one.name)
+        Stats.gauge("batch_llm.evaluation.accuracy", one.accuracy, tags=tags)
+        Stats.gauge("batch_llm.evaluation.accuracy_low", one.low, tags=tags)
+        Stats.gauge("batch_llm.evaluation.accuracy_high", one.high, tags=tags)
 
 
 def add_to_assets(

@@ -28,6 +28,7 @@ from airflow_batch_llm.hooks.failures import quiet_sdks, rendering, translated_e
 from airflow_batch_llm.hooks.handle import Departures, RunHandle
 from airflow_batch_llm.hooks.llm import llm_provider
 from airflow_batch_llm.hooks.object_storage import open_workspace
+from airflow_batch_llm.hooks.telemetry import gauge_open_since
 from airflow_batch_llm.hooks.triggerer import tell_of_triggerer
 from airflow_batch_llm.links.console import BatchConsoleLink
 from airflow_batch_llm.links.page import RunPageLink
@@ -38,6 +39,7 @@ from airflow_batch_llm.operators.reporting import (
     add_to_assets,
     asset_extra,
     count_metrics,
+    gauge_budgets,
     is_lineage_wanted,
     planned_lineage,
     to_openlineage,
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from airflow_batch_llm.stage.drive import Waiter
     from airflow_batch_llm.stage.land.finishing import Finished
     from airflow_batch_llm.stage.records.folder import RunFolder
+    from airflow_batch_llm.stage.records.plan import Plan
     from airflow_batch_llm.stage.run import Pause, Run
 
 
@@ -130,6 +133,7 @@ class RunOperator(BaseOperator):
         self._outage = Outage()
         self._handles: tuple[RunHandle, ...] = ()
         self._lineages: list[Lineage] = []
+        self._open: dict[str, float] = {}  # when runs were planned that have not ended
 
     @property
     def page_run(self) -> str | None:
@@ -219,6 +223,7 @@ class RunOperator(BaseOperator):
                     return watch
                 waiter.headway = WaitProgress()
                 drive(waiting(watch, time.time, random.random), waiter.perform)
+            self._measure_open(handle, None)
             return None if state is None else self.ended(context, handle, run, state)
 
     @contextmanager
@@ -245,11 +250,14 @@ class RunOperator(BaseOperator):
         if finished.report.passed:  # what has failed is told by the task's error
             self.log.info("%s", finished.report.verdict)
         self._link_to(run, finished.about.batch_ids)
-        count_metrics(finished.report, finished.about, {"dag_id": self.dag_id, "task_id": self.task_id})
+        plan = run.generation().first
+        limit = plan.limits.max_cost_usd
+        count_metrics(finished.report, finished.about, limit, dag_id=self.dag_id, task_id=self.task_id)
+        self._measure_budgets(run, plan)
         if self.outlets:
             uri = table_uri(run.parts.target.asset_uri, handle.target)
             add_to_assets(context, self.outlets, uri, asset_extra(report))
-        self._note_lineage(handle, run)
+        self._note_lineage(handle, run, plan)
         if not finished.report.passed and self.do_xcom_push:
             context["ti"].xcom_push(key="report", value=report)  # a task that fails returns nothing
         return Ended(finished=finished, report=report)
@@ -268,19 +276,38 @@ class RunOperator(BaseOperator):
         """Return the facets that Airflow's OpenLineage provider collects."""
         return to_openlineage(self._lineages) if self._lineages else None
 
-    def _note_lineage(self, handle: RunHandle, run: "Run") -> None:
+    def _measure_open(self, handle: RunHandle, since: float | None) -> None:
+        """Send since when the oldest of this task's runs has been open."""
+        assert self._task_key is not None, "the task works"
+        self._open = {run: at for run, at in self._open.items() if run != handle.run}
+        if since is not None:
+            self._open[handle.run] = since
+        gauge_open_since(min(self._open.values(), default=0.0), **self._task_key.tags)
+
+    def _measure_budgets(self, run: "Run", plan: "Plan") -> None:
+        """Send how much of the shared budgets is used. Nothing depends on it."""
+        from airflow_batch_llm.stage.budgets import Budgets
+
+        if not plan.budgets:
+            return
+        with suppress(BatchLLMError):
+            gauge_budgets(Budgets(parts=run.parts, folder=run.generation().folder).used(plan.budgets))
+
+    def _note_lineage(self, handle: RunHandle, run: "Run", plan: "Plan") -> None:
         """While the connections are open."""
         planned_only = run.stage is not None and run.stage.plan_only
         if not planned_only and is_lineage_wanted():
             with unfailing():
                 uris = self.inputs(handle, run), run.parts.target.asset_uri
-                self._lineages.append(planned_lineage(run.generation().first, *uris))
+                self._lineages.append(planned_lineage(plan, *uris))
 
     def _paused(self, context: Context, handle: RunHandle, run: "Run", pause: "Pause") -> Watch:
         """Say what is waited for, and warn where it is due."""
         watch = pause.watch
         wake = "" if watch.wake_at is None else f" Looks again at {_moment(watch.wake_at)} at the latest."
         self.log.info("%s.%s The run's time ends at %s.", pause.waiting, wake, _moment(watch.deadline))
+        self._measure_open(handle, pause.plan.planned_at)
+        self._measure_budgets(run, pause.plan)
         self._link_to(run, watch.batch_ids)
         after = seconds(self.warn_after)
         if after is None:
@@ -342,6 +369,7 @@ class RunOperator(BaseOperator):
     def _cancel_if_given_up(self, key: TaskKey) -> None:
         try:
             if is_given_up(key, self.successors):
+                gauge_open_since(0.0, **key.tags)
                 for handle in self._handles:
                     self._cancel(handle, doer(key, handle))
             else:

@@ -84,6 +84,11 @@ class Budgets:
             settled = partial(BudgetState.settle, run=self.folder.path, usd=usd)
             self._book(name, period).change(self._limit(name), settled)
 
+    def used(self, periods: Mapping[str, str]) -> dict[str, float]:
+        """Return the share of each budget that is spent or held. A budget without dollars has none."""
+        states = {name: self._book(name, period).state(self._limit(name)) for name, period in periods.items()}
+        return {name: (one.spent + one.held) / one.usd for name, one in states.items() if one.usd}
+
     def described(self, periods: Mapping[str, str]) -> Iterable[str]:
         """For people: what each budget has spent, holds and has left."""
         for name, period in periods.items():

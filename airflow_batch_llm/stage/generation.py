@@ -47,6 +47,8 @@ class Pause:
 
     watch: Watch
     waiting: str
+    plan: Plan
+    """The run's first round."""
     error: ProviderError | None = None
     """Why the batches could not be looked at. None: they were, or there are none."""
 
@@ -306,7 +308,8 @@ class Generation:
         expected = "" if dollars is None else f" of about ${dollars:,.4f}"
         said = "The canary is asked first: " if rounds[-1].is_canary_alone else ""
         said += still.described(rounds[-1], self.parts.clock())
-        return Pause(watch=watch, waiting=f"{said}; ${paid:,.4f}{expected} spent", error=still.error)
+        waiting = f"{said}; ${paid:,.4f}{expected} spent"
+        return Pause(watch=watch, waiting=waiting, plan=self.first, error=still.error)
 
 
 def _numbers(rounds: Iterable[Plan]) -> Iterator[int]:

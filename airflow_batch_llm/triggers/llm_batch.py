@@ -33,6 +33,7 @@ from airflow_batch_llm.errors import BatchLLMError, Unavailable
 from airflow_batch_llm.hooks.arguments import settling_seconds
 from airflow_batch_llm.hooks.failures import quiet_sdks_here
 from airflow_batch_llm.hooks.llm import llm_provider
+from airflow_batch_llm.hooks.telemetry import gauge_open_since
 from airflow_batch_llm.providers.steps import no_longer_than
 from airflow_batch_llm.triggers.polling import Poller, join, leave
 
@@ -47,6 +48,11 @@ class TaskKey:
     run_id: str
     task_id: str
     map_index: int = -1
+
+    @property
+    def tags(self) -> dict[str, Any]:
+        """Return what tells the task in metrics, whichever its Dag run is."""
+        return {"dag_id": self.dag_id, "task_id": self.task_id, "map_index": self.map_index}
 
     @classmethod
     def of(cls, task_instance: Any) -> "TaskKey":
@@ -203,6 +209,7 @@ class LLMBatchTrigger(BaseTrigger):
             return
         if not await sync_to_async(is_given_up)(TaskKey.of(self.task_instance), self.successors):
             return
+        gauge_open_since(0.0, **TaskKey.of(self.task_instance).tags)
         poller = self._polled()
         for batch_id in self.watch.batch_ids:
             try:

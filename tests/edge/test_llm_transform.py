@@ -6,7 +6,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from socket import gethostname
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +13,6 @@ from airflow.sdk import DAG, Asset, AssetAlias, task
 
 from airflow_batch_llm.core.settings import Escalation, Guards, Pace, Route, Shape
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.operators import reporting as outcome
 from airflow_batch_llm.operators.reporting import add_to_assets
 from airflow_batch_llm.stage.audit import audit
 from airflow_batch_llm.stage.records.folder import run_folders
@@ -278,66 +276,6 @@ def test_an_alias_gets_no_event_where_its_uri_would_be_none_that_airflow_takes(
     add_to_assets(context, [AssetAlias("labels")], "postgres://db:5432/shop/labels", {})
 
     assert "Give the target with its schema." in caplog.text
-
-
-def test_metrics_tell_rows_tokens_dollars_waiting_and_completion(
-    world: World, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    metrics: dict[str, tuple[float, dict[str, str]]] = {}
-
-    def note(name: str, value: float, *, tags: dict[str, str]) -> None:
-        metrics[name] = (value, tags)
-
-    monkeypatch.setattr(outcome, "Stats", SimpleNamespace(incr=note, gauge=note))
-    with DAG("measured", schedule=None) as dag:
-        transform()
-
-    report = xcom(run(dag), "label")
-
-    about = {"dag_id": "measured", "task_id": "label", "provider": "anthropic", "model": "claude-haiku-4-5"}
-    assert all(tags == about for _, tags in metrics.values())
-    values = {name.removeprefix("batch_llm."): value for name, (value, _) in metrics.items()}
-    assert values["rows.succeeded"] == len(TICKETS)
-    assert values["cost_usd"] == pytest.approx(report["cost"]["usd"], abs=1e-6)
-    assert values["cost_usd"] > 0
-    assert values["completion_ratio"] == 1
-    assert values.keys() == {
-        "rows.succeeded",
-        "tokens.input",
-        "tokens.output",
-        "cost_usd",
-        "batch_wait_seconds",
-        "completion_ratio",
-    }
-
-
-def test_metrics_of_each_route_are_sent_where_there_are_several(
-    world: World, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sent: list[tuple[str, dict[str, str], float]] = []
-
-    def note(name: str, value: float, *, tags: dict[str, str]) -> None:
-        sent.append((name.removeprefix("batch_llm."), tags, value))
-
-    monkeypatch.setattr(outcome, "Stats", SimpleNamespace(incr=note, gauge=note))
-    with DAG("measured_by_route", schedule=None) as dag:
-        transform(
-            source_table=...,
-            source_sql="SELECT *, CASE WHEN ticket_id <= 3 THEN 'urgent' END AS how FROM tickets",
-            routes={"urgent": Route(way="now")},
-            route_column="how",
-        )
-
-    routes = xcom(run(dag), "label")["routes"]
-
-    found = {(name, tags["route"]): value for name, tags, value in sent if "route" in tags}
-    assert found == {
-        ("route.succeeded", "default"): len(TICKETS) - 3,
-        ("route.succeeded", "urgent"): 3,
-        ("route.cost_usd", "default"): pytest.approx(routes["default"]["usd"], abs=1e-6),
-        ("route.cost_usd", "urgent"): pytest.approx(routes["urgent"]["usd"], abs=1e-6),
-    }
-    assert min(found.values()) > 0
 
 
 def test_limits_and_prompt_params_may_be_templates(world: World, run: Run) -> None:
