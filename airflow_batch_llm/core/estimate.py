@@ -36,12 +36,28 @@ class EstimateSource(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """The means of an earlier run's requests with the same spec."""
+    """The means of an earlier run's requests with the same spec, and what their rows took in later rounds."""
 
     requests: int
     prompt_bytes: float
     input_tokens: float
     output_tokens: float
+    items: float = 1.0
+    """The prompts of a request. Default: 1, its requests were not packed."""
+    later_input_tokens: float = 0.0
+    """The tokens for each prompt in later rounds: rows that were asked again, or by another route. Default: none."""
+    later_output_tokens: float = 0.0
+    """The same of the answers. Default: none."""
+    later_dollars: float = 0.0
+    """Dollars of later rounds for each prompt. Default: none."""
+
+    def answer_tokens(self, items: float) -> float:
+        """Return the tokens of the answer to a request with this many prompts."""
+        one = self.output_tokens / self.items - (ITEM_TOKENS if self.items > 1 else 0)
+        return items * (one + ITEM_TOKENS) if items > 1 else max(1.0, one)
+
+
+_NOTHING_MEASURED = Measured(requests=0, prompt_bytes=0.0, input_tokens=0.0, output_tokens=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +73,13 @@ class RequestSize:
     answer_tokens: int = _TEXT_TOKENS  # of a usual answer: see `usual_answer`
     measured: Measured | None = None
     """An earlier run with the same spec. It counts before the sample. Default: there is none."""
+    items: int | None = None
+    """The prompts that share the requests. Default: each has one."""
+
+    @property
+    def prompts(self) -> int:
+        """The number of prompts of all requests together."""
+        return self.requests if self.items is None else self.items
 
     @property
     def source(self) -> EstimateSource:
@@ -151,25 +174,35 @@ def estimate(prices: PriceList, size: RequestSize) -> Estimate:
     limit = size.max_tokens if size.max_tokens is not None else max(_UNBOUNDED_ANSWER, size.answer_tokens)
     if size.answer_tokens == 0:
         limit = 0
-    answer = size.answer_tokens if size.measured is None else round(size.measured.output_tokens)
-    usual = min(limit, answer)
+    usual = min(limit, _answer_tokens(size))
     tokens, assumptions = _input_tokens(size)
     slack = _UNCERTAINTY if size.source is EstimateSource.BYTES else 0.0
     low = _cost(prices, size, tokens * (1 - slack), min(1, usual))
     expected = _cost(prices, size, tokens, usual)
     high = _cost(prices, size, tokens * (1 + slack), limit)
     assumptions.append(f"An answer is taken to have {usual:,} output tokens, and {limit:,} at the most.")
+    again = size.measured or _NOTHING_MEASURED
+    later = Decimal(str(again.later_dollars)) * size.prompts
+    if later:
+        assumptions.append(f"Rows that are asked again are taken to cost ${later:,.4f}, as in that run.")
     return Estimate(
         requests=size.requests,
-        input_tokens=round(tokens) * size.requests,
-        output_tokens=usual * size.requests,
+        input_tokens=round(tokens) * size.requests + round(again.later_input_tokens * size.prompts),
+        output_tokens=usual * size.requests + round(again.later_output_tokens * size.prompts),
         low=low,
-        expected=expected,
-        high=high,
+        expected=None if expected is None else expected + later,
+        high=None if high is None else high + later,
         assumptions=(*assumptions, *_about_prices(prices, size, tokens * (1 + slack))),
         prompt_bytes=size.prompt_bytes,
         source=size.source,
     )
+
+
+def _answer_tokens(size: RequestSize) -> int:
+    """The mean output tokens of a request."""
+    if size.measured is None or not size.requests:
+        return size.answer_tokens
+    return round(size.measured.answer_tokens(size.prompts / size.requests))
 
 
 def _input_tokens(size: RequestSize) -> tuple[float, list[str]]:

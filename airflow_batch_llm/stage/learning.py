@@ -1,7 +1,7 @@
 """Learn from a run what the requests of its specs take, so that the next run's estimate rests on it."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,13 +16,13 @@ from airflow_batch_llm.stage.records.plan import Plan, PlannedRoute
 from airflow_batch_llm.stage.records.registers import Registers
 from airflow_batch_llm.stage.records.standings import ShardResult
 
-#: Fewer requests, or a smaller share of good answers, say little about the next run.
-_LEAST_REQUESTS, _LEAST_GOOD = 20, 0.9
+#: Fewer prompts, or a smaller share of good answers, say little about the next run.
+_LEAST_PROMPTS, _LEAST_GOOD = 20, 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learning:
-    """Keeps the mean tokens of a request by spec, in the workspace. Packed requests are left out."""
+    """Keeps the mean tokens of a request by spec, in the workspace."""
 
     parts: Parts
 
@@ -31,10 +31,10 @@ class Learning:
         data = Registers(workspace=self.parts.workspace).read_measured(spec_hash)
         return None if data is None else Measured(**orjson.loads(data))
 
-    def note(self, first: Plan, landed: Sequence[ShardResult]) -> None:
-        """Keep the means of the first round, by spec. What cannot be kept is no failure of the run."""
+    def note(self, rounds: Sequence[Plan], landed: Sequence[Sequence[ShardResult]]) -> None:
+        """Keep the means of the first round and the sums of later ones, by spec. A failure to keep them ends no run."""
         with self.parts.cleaning("measured tokens"):
-            for spec_hash, measured in _means(first, landed).items():
+            for spec_hash, measured in _means(rounds, landed).items():
                 self.parts.spool.mkdir(parents=True, exist_ok=True)
                 with TemporaryDirectory(dir=self.parts.spool) as scratch:
                     Registers(workspace=self.parts.workspace).put_measured(
@@ -42,33 +42,59 @@ class Learning:
                     )
 
 
-def _means(first: Plan, landed: Sequence[ShardResult]) -> dict[str, Measured]:
-    found = {}
+def _means(rounds: Sequence[Plan], landed: Sequence[Sequence[ShardResult]]) -> dict[str, Measured]:
+    first, found = rounds[0], {}
     for route in first.routes:
-        if route.canary or not route.spec_hash:
+        if not route.is_own or not route.spec_hash:
             continue
         shards = [
-            result.report
-            for shard, result in zip(first.shards, landed, strict=True)
-            if first.route(shard).spec_hash == route.spec_hash and not shard.packed
+            (shard, result.report)
+            for shard, result in zip(first.shards, landed[0], strict=True)
+            if first.route(shard).spec_hash == route.spec_hash
+            and not shard.repeats
+            and result.report.requests
         ]
-        mean = _mean(route, sum(shards, Report()))
+        total = sum((report for _, report in shards), Report())
+        items = sum(shard.items for shard, _ in shards)
+        mean = _mean(route, total, items)
         if mean is not None:
-            found[route.spec_hash] = mean
+            later = _later(route.name, rounds[1:], landed[1:])
+            found[route.spec_hash] = replace(
+                mean,
+                later_input_tokens=later.usage.input_tokens / items,
+                later_output_tokens=later.usage.output_tokens / items,
+                later_dollars=(later.spent.cost - later.spent.stray_cost) / items,
+            )
     return found
 
 
-def _mean(route: PlannedRoute, total: Report) -> Measured | None:
+def _mean(route: PlannedRoute, total: Report, items: int) -> Measured | None:
+    """Return the means of a route's requests that asked so many prompts. None: they say little."""
     guess = route.estimate or {}
-    requests = total.requests - total.spent.unpriced
+    priced = items - total.spent.unpriced
     good = total.outcomes.get(Outcome.SUCCEEDED, 0)
-    if not guess.get("prompt_bytes") or requests < _LEAST_REQUESTS or good < _LEAST_GOOD * total.rows:
+    if not guess.get("prompt_bytes") or priced < _LEAST_PROMPTS or good < _LEAST_GOOD * total.rows:
         return None
+    each = items / total.requests
     return Measured(
-        requests=requests,
-        prompt_bytes=guess["prompt_bytes"] / guess["requests"],
-        input_tokens=total.usage.input_tokens / requests,
-        output_tokens=total.usage.output_tokens / requests,
+        requests=total.requests,
+        prompt_bytes=guess["prompt_bytes"] / guess["requests"] * each,
+        input_tokens=total.usage.input_tokens / priced * each,
+        output_tokens=total.usage.output_tokens / priced * each,
+        items=each,
+    )
+
+
+def _later(route: str, rounds: Sequence[Plan], landed: Sequence[Sequence[ShardResult]]) -> Report:
+    """Add up what the rows that began on a route took after the first round."""
+    return sum(
+        (
+            result.report
+            for plan, results in zip(rounds, landed, strict=True)
+            for shard, result in zip(plan.shards, results, strict=True)
+            if (*shard.before, plan.route(shard).name)[0] == route
+        ),
+        Report(),
     )
 
 
@@ -85,7 +111,8 @@ def compared(first: Plan, report: Report) -> dict[str, Any]:
         "output_tokens": usage.output_tokens,
         "usd": report.spent.cost - report.spent.stray_cost,
     }
-    sources = {str((route.estimate or {}).get("source", "")) for route in first.routes if not route.canary}
+    guesses = [route.estimate or {} for route in first.routes if not route.canary]
+    sources = {str(guess.get("source", "")) for guess in guesses if guess.get("requests")}
     return {
         **{name: _off(report.estimate.get(name), amount) for name, amount in actual.items()},
         "source": ", ".join(sorted(filter(None, sources))),

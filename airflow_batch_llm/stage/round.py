@@ -36,10 +36,10 @@ from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.memory import RunMemory
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
-from airflow_batch_llm.stage.reviews import publish_parts
 from airflow_batch_llm.stage.send.asking import Asker
 from airflow_batch_llm.stage.send.submitting import Submitter
 from airflow_batch_llm.stage.send.sweeping import Sweeper
+from airflow_batch_llm.warehouses.reviews import publish_parts
 
 #: A woken worker looks again after this where nothing else is known.
 LOOK_AGAIN_SECONDS = 60.0

@@ -1,4 +1,4 @@
-"""The review table in SQL: the dead rows of the failures table, for people to answer. Pure text from quoted names.
+"""The review table: the dead rows of the failures table, for people to answer. Its SQL is pure text from quoted names.
 
 The table follows the two other tables by statements that may be repeated. They need nothing that is staged, so what a
 killed worker left undone is done by the next one.
@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from airflow_batch_llm.core.settings import Source
-from airflow_batch_llm.warehouses.base import Target
+from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.warehouses.base import KeepsReviews, Part, Target, Warehouse
 from airflow_batch_llm.warehouses.dialect import Upsert
 from airflow_batch_llm.warehouses.publication import Table
 from airflow_batch_llm.warehouses.statements import PLANNED, Statements
@@ -115,3 +116,27 @@ def _add(target: Target, statements: Statements) -> str:
 
 def _dead(statements: Statements) -> str:
     return statements.dialect.is_true.format(f"f.{statements.dialect.quote('_llm_dead')}")
+
+
+def keeps_reviews(warehouse: Warehouse) -> KeepsReviews:
+    """Return the warehouse as one that keeps a review table. Raises `InputError` if it does not."""
+    if isinstance(warehouse, KeepsReviews):
+        return warehouse
+    raise InputError(
+        f"on_exhausted='review' needs a review table, and {type(warehouse).__name__} keeps none. Set"
+        " on_exhausted='record', or use another warehouse for the target. Nothing was sent."
+    )
+
+
+def prepare_tables(warehouse: Warehouse, target: Target) -> None:
+    """Create or extend all tables of a target, and probe that writing is allowed."""
+    warehouse.prepare(target)
+    if target.review is not None:
+        keeps_reviews(warehouse).prepare_reviews(target)
+
+
+def publish_parts(warehouse: Warehouse, target: Target, parts: list[Part]) -> None:
+    """Merge the staged parts, and bring the review table to what the tables say then."""
+    warehouse.publish(target, parts)
+    if target.review is not None:
+        keeps_reviews(warehouse).refresh_reviews(target)

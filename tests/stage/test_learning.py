@@ -2,7 +2,10 @@
 
 import pytest
 
+from airflow_batch_llm.core.settings import Escalation, Route
+from tests.benchmarks.cascade import Label
 from tests.stage.world import Bench
+from tests.vendors import MODELS, OTHER_MODELS
 
 
 def have_tickets(bench: Bench, first: int, rows: int, words: int) -> None:
@@ -39,3 +42,29 @@ def test_another_question_and_a_small_run_teach_nothing(openai: Bench) -> None:
     assert other.estimate_off["source"] != "earlier_run"
     have_tickets(openai, 300, 5, words=5)
     assert openai.complete("same", target="elsewhere").report.estimate_off["source"] == "earlier_run"
+
+
+def test_packed_rows_and_their_later_rounds_are_estimated_by_the_first_night(openai: Bench) -> None:
+    # The last digits decide which rows go on, so that it is the same share on both nights.
+    openai.world.simulator.turn(wrong_share={MODELS["openai"]: 0.1}, truth_find="[0-9]{3}\n")
+    given = {
+        "output_type": Label,
+        "routes": {"strong": Route(model_id=f"openai:{OTHER_MODELS['openai']}")},
+        "escalate": [Escalation(to="strong", below={"confidence": 0.7})],
+        "min_agreement": None,
+    }
+    have_tickets(openai, 100, 300, words=50)
+    first = openai.complete("first", rows_per_request=10, **given).report
+    assert (first.rounds, first.estimate_off["source"]) == (2, "counted")
+    have_tickets(openai, 1100, 300, words=70)
+
+    same = openai.complete("same", plan_only=True, rows_per_request=10, **given).report.estimate
+    other = openai.complete("other", plan_only=True, rows_per_request=20, **given).report.estimate
+    second = openai.complete("second", rows_per_request=10, **given).report
+
+    assert second.rounds == 2
+    for unit in ("input_tokens", "output_tokens", "usd"):
+        assert abs(second.estimate_off[unit]) < 0.1, second.estimate_off
+    assert same["usd"] == second.estimate["usd"]
+    assert other["usd"] == pytest.approx(same["usd"], rel=0.1)
+    assert any("asked again are taken to cost" in said for said in openai.said)

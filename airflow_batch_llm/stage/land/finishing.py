@@ -39,15 +39,14 @@ from airflow_batch_llm.stage.land.ledger import Ledger
 from airflow_batch_llm.stage.learning import Learning, compared
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
-from airflow_batch_llm.stage.records.label_history import LabelHistory
 from airflow_batch_llm.stage.records.memory import RunMemory
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
-from airflow_batch_llm.stage.records.registers import Registers
+from airflow_batch_llm.stage.records.registers import LabelHistory, Registers
 from airflow_batch_llm.stage.records.run_index import RunIndex
 from airflow_batch_llm.stage.records.standings import ShardResult, read_rounds
-from airflow_batch_llm.stage.reviews import prepare_tables
 from airflow_batch_llm.stage.round import Round
 from airflow_batch_llm.stage.send.sweeping import is_loose, read_strays, reported, sweep_ended
+from airflow_batch_llm.warehouses.reviews import prepare_tables
 
 #: The number of different reasons for refusals in the verdict.
 _REFUSALS = 2
@@ -126,7 +125,7 @@ class Finisher:
             "strays": [stray.batch_id for stray in strays],
         }
         self._tell_of_strays(shards, report)
-        Learning(parts=self.parts).note(rounds[0], landed[0])
+        Learning(parts=self.parts).note(rounds, landed)
         self.folder.create_report(orjson.dumps(stored))
         self._keep_labels(report, shifted, len(mixes))
         problem = miscount(report)

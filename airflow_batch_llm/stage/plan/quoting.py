@@ -56,13 +56,13 @@ class Quote:
             sample += [block[at].as_py() for at in range(-seen % every, len(block), every)]
             seen += len(block)
         del sample[_SAMPLE:]
-        measured = self.measured if rows == 1 else None
         size = RequestSize(
             requests=seen,
+            items=items,
             prompt_bytes=total,
             largest_bytes=largest,
-            sample=self._counted(sample) if measured is None else (),
-            measured=measured,
+            sample=self._counted(sample) if self.measured is None else (),
+            measured=self.measured,
             shared_bytes=len(self.route.template.pieces[0]) + len(self.route.call.system_prompt or ""),
             max_tokens=self.route.asked.max_tokens,
             answer_tokens=usual_packed_answer(

@@ -24,9 +24,9 @@ from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.carried import carried
 from airflow_batch_llm.stage.plan.drafting import let_go, required_columns
 from airflow_batch_llm.stage.records.folder import RunFolder
-from airflow_batch_llm.stage.reviews import keeps_reviews
 from airflow_batch_llm.warehouses.arrow import int64_array, typed_array
 from airflow_batch_llm.warehouses.base import Part, Target
+from airflow_batch_llm.warehouses.reviews import keeps_reviews
 
 #: The model of an answer that a person gave: this, and who it was.
 HUMAN = "human:"

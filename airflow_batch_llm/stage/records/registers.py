@@ -19,10 +19,14 @@ earlier layout have the registers at their root: these are read and emptied, but
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import orjson
+
+from airflow_batch_llm.core.drift import TRAILING_RUNS, LabelMix
 from airflow_batch_llm.core.reservation import TicketEntry
 from airflow_batch_llm.stage.records.folder import RunFolder, safe_name
 from airflow_batch_llm.store import Workspace
@@ -230,3 +234,31 @@ def _entry(folder: RunFolder) -> str:
 
 def _short(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelHistory:
+    """The label mixes of one target's runs, the newest last. Of two runs that end at once, one may be missing."""
+
+    workspace: Workspace
+    target: str
+    deployment: str
+
+    def before(self, run_id: str) -> list[LabelMix]:
+        """Return the mixes of the other runs."""
+        return [entry["labels"] for entry in self._entries() if entry["run_id"] != run_id]
+
+    def add(self, run_id: str, labels: LabelMix, aside: Path) -> None:
+        """Add a run, and forget the oldest ones. `aside`: a free name on the local disk."""
+        others = [entry for entry in self._entries() if entry["run_id"] != run_id]
+        kept = [*others, {"run_id": run_id, "labels": labels}][-TRAILING_RUNS:]
+        self.workspace.write(self._path, [orjson.dumps(kept)], aside)
+
+    def _entries(self) -> list[Mapping[str, Any]]:
+        data = self.workspace.read(self._path)
+        return [] if data is None else orjson.loads(data)
+
+    @property
+    def _path(self) -> str:
+        name = f"{self.deployment}\0{self.target}"
+        return f".registers/labels/{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}.json"
