@@ -81,13 +81,20 @@ class RouteSample:
     """The way of the canary, and that of the rest."""
     rest: int
     max_cost_usd: float | None = None
+    is_packed: bool = False
+    """Its requests ask about several rows. `asked` and `rest` are then items. Default: no."""
+
+    @property
+    def noun(self) -> str:
+        """The name of what is counted."""
+        return "item" if self.is_packed else "request"
 
     def estimates(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the estimates of the canary's route and of the route itself, as a plan holds them."""
         own = _estimate(self.asked, self._priced, self.usage, self.cost if self._priced else None)
         one = self.per_request
         rest = _estimate(self.rest, self._priced, self.usage, None if one is None else one * self.rest)
-        told = f"Tokens are the mean of {counted(self.asked, 'request')} of the canary."
+        told = f"Tokens are the mean of {counted(self.asked, self.noun)} of the canary."
         return own, {**rest, "assumptions": [told], "source": EstimateSource.CANARY.value}
 
     @property
@@ -124,17 +131,15 @@ def over_budget(
     told = [_cost(sample) for sample in samples]
     for sample, cost in zip(samples, told, strict=True):
         if sample.max_cost_usd is not None and cost > sample.max_cost_usd:
-            requests = sample.asked + sample.rest
             return _too_much(
-                requests,
+                [sample],
                 f" of the route {sample.name}",
                 cost,
                 f"the route's max_cost_usd={sample.max_cost_usd:g}",
             )
     total = sum(told) + unmeasured
     if max_cost_usd is not None and total > max_cost_usd:
-        requests = sum(sample.asked + sample.rest for sample in samples)
-        return _too_much(requests, "", total, shared or f"max_cost_usd={max_cost_usd:g}")
+        return _too_much(samples, "", total, shared or f"max_cost_usd={max_cost_usd:g}")
     return ""
 
 
@@ -142,9 +147,11 @@ def _cost(sample: RouteSample) -> float:
     return float(sum(one["expected"] or 0.0 for one in sample.estimates()))
 
 
-def _too_much(requests: int, whose: str, dollars: float, most: str) -> str:
+def _too_much(samples: Sequence[RouteSample], whose: str, dollars: float, most: str) -> str:
+    count = sum(sample.asked + sample.rest for sample in samples)
+    noun = next((sample.noun for sample in samples if sample.is_packed), "request")
     return (
-        f"{counted(requests, 'request')}{whose} {verb(requests, 'is', 'are')} estimated at ${dollars:,.4f} by the tokens of"
+        f"{counted(count, noun)}{whose} {verb(count, 'is', 'are')} estimated at ${dollars:,.4f} by the tokens of"
         f" the canary's answers, above {most}. Raise max_cost_usd, or lower max_rows."
     )
 

@@ -43,7 +43,9 @@ class Measured:
     input_tokens: float
     output_tokens: float
     items: float = 1.0
-    """The prompts of a request. Default: 1, its requests were not packed."""
+    """The prompts of a request. Default: 1."""
+    is_packed: bool = False
+    """Its requests were packed. Default: no."""
     later_input_tokens: float = 0.0
     """The tokens for each prompt in later rounds: rows that were asked again, or by another route. Default: none."""
     later_output_tokens: float = 0.0
@@ -51,10 +53,10 @@ class Measured:
     later_dollars: float = 0.0
     """Dollars of later rounds for each prompt. Default: none."""
 
-    def answer_tokens(self, items: float) -> float:
+    def answer_tokens(self, items: float, *, is_packed: bool) -> float:
         """Return the tokens of the answer to a request with this many prompts."""
-        one = self.output_tokens / self.items - (ITEM_TOKENS if self.items > 1 else 0)
-        return items * (one + ITEM_TOKENS) if items > 1 else max(1.0, one)
+        numbers = ITEM_TOKENS * (is_packed - self.is_packed)
+        return items * max(1.0, self.output_tokens / self.items + numbers)
 
 
 _NOTHING_MEASURED = Measured(requests=0, prompt_bytes=0.0, input_tokens=0.0, output_tokens=0.0)
@@ -73,13 +75,13 @@ class RequestSize:
     answer_tokens: int = _TEXT_TOKENS  # of a usual answer: see `usual_answer`
     measured: Measured | None = None
     """An earlier run with the same spec. It counts before the sample. Default: there is none."""
-    items: int | None = None
-    """The prompts that share the requests. Default: each has one."""
+    packed: int = 0
+    """The prompts that share packed requests. Default: 0, each request has one."""
 
     @property
     def prompts(self) -> int:
         """The number of prompts of all requests together."""
-        return self.requests if self.items is None else self.items
+        return self.packed or self.requests
 
     @property
     def source(self) -> EstimateSource:
@@ -202,7 +204,7 @@ def _answer_tokens(size: RequestSize) -> int:
     """The mean output tokens of a request."""
     if size.measured is None or not size.requests:
         return size.answer_tokens
-    return round(size.measured.answer_tokens(size.prompts / size.requests))
+    return round(size.measured.answer_tokens(size.prompts / size.requests, is_packed=size.packed > 0))
 
 
 def _input_tokens(size: RequestSize) -> tuple[float, list[str]]:

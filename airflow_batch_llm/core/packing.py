@@ -136,7 +136,7 @@ _BLANK = re.compile(r"[ \t\r\n]*")
 _read_value = json.JSONDecoder().raw_decode
 
 
-def item_answers(text: str) -> tuple[Mapping[int, Sequence[str]], bool]:
+def item_answers(text: str) -> tuple[dict[int, list[str]], bool]:
     """Return the texts of the answers by their items' numbers, and whether the text is a list of answers at all.
 
     A text that was cut off gives the answers that are whole. An answer keeps its own spelling, to the last digit.

@@ -165,6 +165,7 @@ class CanaryJudge:
                 ways=(self.plan.routes[of_canary].way, route.way),
                 rest=self.plan.items_by(number),
                 max_cost_usd=route.max_cost_usd,
+                is_packed=route.rows_per_request > 1,
             )
         return samples
 

@@ -82,6 +82,7 @@ def _mean(route: PlannedRoute, total: Report, items: int) -> Measured | None:
         input_tokens=total.usage.input_tokens / priced * each,
         output_tokens=total.usage.output_tokens / priced * each,
         items=each,
+        is_packed=route.rows_per_request > 1,
     )
 
 

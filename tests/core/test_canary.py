@@ -55,3 +55,9 @@ def test_the_first_budget_that_is_too_small_is_named(
     why = over_budget([sample(max_cost_usd=route_budget)], unmeasured, budget)
     assert said in why
     assert bool(why) == bool(said)
+
+
+def test_the_items_of_packed_requests_are_told_as_items() -> None:
+    packed = sample(is_packed=True)
+    assert packed.estimates()[1]["assumptions"] == ["Tokens are the mean of 10 items of the canary."]
+    assert "100 items are estimated at" in over_budget([packed], 0.0, 0.01)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
+import orjson
 import pytest
 from pydantic import BaseModel, Field
 
@@ -60,6 +61,7 @@ def test_the_bad_items_alone_are_asked_again_each_by_itself(openai: Bench) -> No
     assert done.report.attempts == {1: 4, 2: 4}
     alone = bench.world.ask("SELECT id FROM labels WHERE _llm_packed = 1 ORDER BY id")
     assert [row for (row,) in alone] == [1, 2, 13, 29]
+    assert done.report.packing["extra_items"] == 2
     assert round(done.report.spent.cost, 12) == round(bench.world.billed("batch"), 12)
 
 
@@ -160,12 +162,82 @@ def test_the_estimate_the_canary_and_the_report_know_of_packing(openai: Bench) -
     assert report.estimate["requests"] == 20
     assert (guess.estimate["usd"] or 0) < (alone.estimate["usd"] or 0) / 2
     assert report.canary["estimate"]["usd"] == pytest.approx(report.spent.cost, rel=0.05)
-    assert report.packing == {"rows_per_request": PACK, "requests": 20, "rows": 200, "asked_alone": 0}
+    counts = {"requests": 20, "rows": 200, "asked_alone": 0, "extra_items": 0}
+    assert report.packing == {"rows_per_request": PACK, **counts}
     assert (report.canary["rows"], report.canary["requests"]) == (40, 4)
     seen = inspect(RunFolder(workspace=bench.world.workspace(), run="dag/task/run"), bench.world.clock())
     assert seen.rows_per_request == PACK
     changed = bench.complete("dag/task/again", **{**given, "rows_per_request": 5}).report
     assert changed.why == {"answered": 200}
+
+
+def test_answers_that_are_there_are_copied_and_the_other_rows_are_packed(openai: Bench) -> None:
+    openai.world.make_tickets(20)
+    openai.complete("dag/task/before", **PACKED)
+    openai.world.ask(
+        "INSERT INTO tickets SELECT id + 100, subject, body FROM tickets"
+        " UNION ALL SELECT 500 + i, 'new ' || i, 'new' FROM range(12) t(i)"
+    )
+    openai.fault(kind="items_missing", rows=[0], items=[2])
+
+    report = openai.complete("dag/task/tonight", **PACKED).report
+
+    assert report.why == {"answered": 20, "reused": 20, "new": 12}
+    assert (report.attempts, openai.world.charged()) == ({1: 2, 2: 1}, 2 + 3)
+    rows = openai.world.ask(
+        "SELECT _llm_packed, _llm_reused_run, count(*), sum(_llm_cost_usd) > 0 FROM labels WHERE id >= 100"
+        " GROUP BY ALL ORDER BY ALL"
+    )
+    assert rows == [
+        (1, None, 1, True),
+        (2, None, 2, True),
+        (10, "dag/task/before/g1", 20, False),
+        (10, None, 9, True),
+    ]
+    copies = "SELECT count(*) FROM labels a JOIN labels b ON b.id = a.id + 100 AND b.label = a.label"
+    assert openai.world.ask(copies) == [(20,)]
+
+
+#: The fields of a plan that came with packing and with reuse, by where they are.
+YOUNGER = {
+    "limits": {"rows_per_request", "min_agreement"},
+    "routes": {"rows_per_request", "answer_cap", "pilot"},
+    "shards": {"packed", "repeats", "repeated"},
+    "target": {"has_packed", "has_reused"},
+}
+
+
+def test_a_run_from_before_packing_and_reuse_goes_on_as_it_was_planned(openai: Bench) -> None:
+    openai.world.make_tickets(12)
+    openai.world.simulator.turn(batch_seconds=600)
+    openai.fault(kind="invalid", rows=[3])
+    openai.advance()
+    path = openai.world.folder / "workspace/dag/task/run/g1/plan.json"
+    fields = orjson.loads(path.read_bytes())
+    for name, younger in YOUNGER.items():
+        for one in fields[name] if isinstance(fields[name], list) else [fields[name]]:
+            assert younger <= one.keys()
+            for field in younger:
+                del one[field]
+    del fields["donors"]
+    path.write_bytes(orjson.dumps(fields))
+    openai.world.ask(
+        "ALTER TABLE labels DROP COLUMN _llm_packed; ALTER TABLE labels DROP COLUMN _llm_reused_run;"
+        " ALTER TABLE labels__failures DROP COLUMN _llm_packed"
+    )
+
+    report = openai.complete(**PACKED).report
+
+    assert (report.final, report.attempts) == ({Outcome.SUCCEEDED: 12}, {1: 12, 2: 1})
+    assert openai.world.charged() == 13
+    assert any("rows_per_request and min_agreement have changed since" in said for said in openai.said)
+    openai.world.ask("INSERT INTO tickets SELECT id + 100, subject, body FROM tickets")
+    following = openai.complete("dag/task/next", **PACKED).report
+    assert following.why == {"answered": 12, "reused": 12}
+    rows = openai.world.ask(
+        "SELECT _llm_packed, _llm_reused_run, count(*) FROM labels GROUP BY ALL ORDER BY ALL"
+    )
+    assert rows == [(None, "dag/task/run/g1", 12), (None, None, 12)]
 
 
 def test_embeddings_are_not_packed(openai: Bench) -> None:

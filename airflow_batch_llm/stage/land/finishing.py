@@ -35,6 +35,7 @@ from airflow_batch_llm.stage.canary import CanaryJudge
 from airflow_batch_llm.stage.land.collecting import Collector
 from airflow_batch_llm.stage.land.copying import Copier
 from airflow_batch_llm.stage.land.deleting import VendorCopies
+from airflow_batch_llm.stage.land.gathering import EXTRA_ITEMS
 from airflow_batch_llm.stage.land.ledger import Ledger
 from airflow_batch_llm.stage.learning import Learning, compared
 from airflow_batch_llm.stage.parts import Parts
@@ -104,13 +105,14 @@ class Finisher:
             Registers(workspace=self.parts.workspace).add_loose(self.first.provider, self.folder)
         strays = read_strays(self.folder, shards)
         canary = CanaryJudge(folder=self.folder, plan=self.first)
+        total = summed(rounds, landed)
         report = replace(
-            summed(rounds, landed) + reported(strays),
+            total + reported(strays),
             why=self._why(rounds[0]),
             estimate=self.first.forecast(),
             reviewed=self.folder.count_reviewed(),
             canary=canary.reported(),
-            packing=_packing(rounds) | self._piloted(rounds[0], landed[0]),
+            packing=_packing(rounds, total) | self._piloted(rounds[0], landed[0]),
         )
         if not rounds[0].is_stopped:
             report = replace(report, estimate_off=compared(self.first, report))
@@ -326,7 +328,7 @@ def summed(rounds: Sequence[Plan], landed: Sequence[Sequence[ShardResult]]) -> R
     return total
 
 
-def _packing(rounds: Sequence[Plan]) -> dict[str, Any]:
+def _packing(rounds: Sequence[Plan], total: Report) -> dict[str, Any]:
     """Return what the report says of packed requests. Empty: there were none."""
     packed = [shard for plan in rounds for shard in plan.shards if shard.packed and not shard.repeats]
     if not packed:
@@ -336,6 +338,7 @@ def _packing(rounds: Sequence[Plan]) -> dict[str, Any]:
         "requests": sum(shard.requests for shard in packed),
         "rows": sum(shard.rows for shard in packed),
         "asked_alone": sum(shard.requests for plan in rounds for shard in plan.shards if not shard.packed),
+        "extra_items": total.strange.get(EXTRA_ITEMS, 0),
     }
 
 

@@ -59,6 +59,8 @@ class Judgement(NamedTuple):
     model: str | None = None
     values: Values | None = None
     failure: RowFailure | None = None
+    extra: int = 0
+    """Entries of a packed request's answer that have the number of no item. The first item's verdict has them."""
 
     @property
     def is_readable(self) -> bool:
@@ -141,6 +143,9 @@ UNUSABLE_USAGE = "unusable_usage"
 #: The codes of items of a packed request: no entry, several entries, and an answer that is no list of entries.
 MISSING_ITEM, DOUBLED_ITEM, NO_LIST = "missing_item", "doubled_item", "no_list_of_items"
 
+#: The name of entries that have the number of no item, among what served nobody.
+EXTRA_ITEMS = "extra_items"
+
 #: The characters that are kept of a bad answer, of an error code and of a model's name.
 EXCERPT_CHARS, _NAME_CHARS = 200, 200
 
@@ -220,16 +225,17 @@ class LineJudge:
         ]
 
     def _verdicts(self, result: Result, items: range, bills: Sequence[AnswerCost]) -> Sequence[Judgement]:
-        """Judge the items of one packed request. Answers without one of its numbers are nobody's."""
+        """Judge the items of one packed request. Entries with other numbers are counted, and serve nobody."""
         found, is_list = item_answers(result.text or "")
         is_whole = result.outcome is Outcome.SUCCEEDED
         if not is_list or not (is_whole or result.outcome is Outcome.TRUNCATED):
             given = result if not is_whole else result._replace(outcome=Outcome.INVALID, error_code=NO_LIST)
             return [self._verdict(given, item, bill) for item, bill in zip(items, bills, strict=True)]
-        return [
-            self._item_verdict(result, item, bill, found.get(number, ()))
+        first, *rest = (
+            self._item_verdict(result, item, bill, found.pop(number, ()))
             for number, (item, bill) in enumerate(zip(items, bills, strict=True), 1)
-        ]
+        )
+        return [first._replace(extra=sum(map(len, found.values()))), *rest]
 
     def _item_verdict(self, result: Result, item: int, bill: AnswerCost, answers: Sequence[str]) -> Judgement:
         """Judge an item by the answers that have its number."""
@@ -366,6 +372,8 @@ class ResultReader:
             gathered.strange["unreadable_lines"] += 1
         if verdicts and judged.batch_ids[verdicts[0].request] is not None:
             gathered.strange["duplicate_lines"] += 1
+        if extra := sum(verdict.extra for verdict in verdicts):
+            gathered.strange[EXTRA_ITEMS] += extra
         for verdict in verdicts:
             if judged.batch_ids[verdict.request] is None or _serves(
                 verdict, batch_id, gathered, is_bought=self.lines.way.in_real_time

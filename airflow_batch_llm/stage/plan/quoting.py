@@ -58,7 +58,7 @@ class Quote:
         del sample[_SAMPLE:]
         size = RequestSize(
             requests=seen,
-            items=items,
+            packed=items if rows > 1 else 0,
             prompt_bytes=total,
             largest_bytes=largest,
             sample=self._counted(sample) if self.measured is None else (),
