@@ -15,7 +15,7 @@ export UV_SYSTEM_CERTS ?= 1
 ROOMY := $(shell df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 && $$4 > 8000000 { print "/dev/shm" }')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup emulators demo airflow quick test e2e fuzz check format docs constraints golden bench matrix sdks databases clean
+.PHONY: help setup emulators demo story airflow quick test e2e fuzz check format docs constraints golden bench matrix sdks databases clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -34,6 +34,9 @@ emulators: .venv/.stamp ## build .emulators: BigQuery and Cloud Storage on loopb
 
 demo: .venv/.stamp ## label a table of support tickets, from nothing, with no key and no bill
 	@$(BIN)/airflow-batch-llm demo
+
+story: .venv/.stamp ## two nights with the package: label, look, measure a better prompt, roll it out, read the bill
+	@$(BIN)/airflow-batch-llm story
 
 airflow: .venv/.stamp ## start Airflow's own UI on loopback, with the example Dags and the simulator
 	@$(BIN)/python -m tests.airflow.standalone
@@ -91,4 +94,4 @@ databases: .venv/.stamp ## run the contract of a warehouse on Snowflake's emulat
 	@$(BIN)/python -m tests.databases
 
 clean: ## remove what make has built
-	rm -rf .venv .emulators .environments .airflow .demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache site
+	rm -rf .venv .emulators .environments .airflow .demo .story .mypy_cache .pytest_cache .ruff_cache .import_linter_cache site

@@ -14,6 +14,7 @@ from airflow_batch_llm.commands.run import run
 from airflow_batch_llm.commands.runs import runs
 from airflow_batch_llm.commands.usage import usage
 from airflow_batch_llm.demo.command import demo
+from airflow_batch_llm.demo.story import story
 from airflow_batch_llm.simulator.command import simulate
 
 app = typer.Typer(
@@ -33,6 +34,7 @@ app.command()(cancel)
 app.command()(erase)
 app.command()(simulate)
 app.command()(demo)
+app.command()(story)
 
 
 @app.command()

@@ -1,8 +1,10 @@
 """Roll out a better prompt: measure it on golden tickets, and ask again about all tickets only if it is good enough.
 
-`support.golden_tickets` holds tickets whose topic people have decided. The candidate and the prompt that is live are both
-asked about them. If the candidate has fewer than 80 % right, or surely fewer than the live prompt, the first task fails, and
-the table stays as it is. The report of the comparison lies in the run folder, as a page.
+Every night, `nightly_topics` sorts the tickets that are new or have changed, by the prompt that is live.
+`prompt_rollout` is started by hand. `support.golden_tickets` holds tickets whose topic people have decided. The candidate
+and the prompt that is live are both asked about them. If the candidate has fewer than 80 % right, or surely fewer than the
+live prompt, the first task fails, and the table stays as it is. The report of the comparison lies in the run folder, as a
+page. Afterwards, set `LIVE` to the candidate, so that the nights go on with it.
 """
 
 import os
@@ -20,7 +22,7 @@ MODEL_ID = os.environ.get("BATCH_LLM_MODEL_ID", "anthropic:claude-haiku-4-5")
 LLM_CONN_ID = os.environ.get("BATCH_LLM_CONN_ID")  # None: the default one of the model's provider
 WAREHOUSE_CONN_ID = os.environ.get("BATCH_LLM_WAREHOUSE_CONN_ID", "warehouse")
 
-LIVE = "{{ subject or '(none)' }}"
+LIVE = "Subject: {{ subject or '(none)' }}\n\n{{ (body or '(no text)')[:20] }}"
 CANDIDATE = "Subject: {{ subject or '(none)' }}\n\n{{ body or '(no text)' }}"
 
 
@@ -40,6 +42,23 @@ STAGE: dict[str, Any] = {
     "llm_conn_id": LLM_CONN_ID,
     "deferrable": True,
 }
+
+with DAG(
+    "nightly_topics",
+    schedule="0 2 * * *",
+    start_date=pendulum.datetime(2026, 1, 1),
+    catchup=False,
+    max_active_runs=1,
+    default_args={"retries": 3, "retry_delay": timedelta(minutes=1)},
+    doc_md=__doc__,
+    tags=["batch-llm"],
+):
+    LLMTransformOperator(
+        task_id="label_tickets",
+        source_table="support.tickets",
+        target="support.ticket_topics",
+        **STAGE | {"prompt": LIVE},
+    )
 
 with DAG(
     "prompt_rollout",

@@ -1,8 +1,8 @@
-"""`usage`: what runs have spent, by day, Dag, model or team, from their ledger."""
+"""`usage`: what runs have spent, by day, Dag, model, prompt or team, from their ledger."""
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import date, datetime
@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
-import pyarrow as pa
 import typer
 
 from airflow_batch_llm.commands.exit_code import ends_with_a_code, say
 from airflow_batch_llm.commands.spec import LedgerFile, read_ledger_file
 from airflow_batch_llm.core.printing import counted, printable
-from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.stage.land.ledger import ledger_rows
 from airflow_batch_llm.stage.land.ledger import rebuild as rebuilt
 from airflow_batch_llm.stage.parts import UsageTable
 from airflow_batch_llm.store import Workspace
@@ -38,12 +37,13 @@ class By(StrEnum):
     DAY = "day"
     DAG = "dag"
     MODEL = "model"
+    PROMPT = "prompt"
     TEAM = "team"
 
 
 @dataclass(slots=True, kw_only=True)
 class _Sum:
-    """The rows of one day, Dag, model or team, added up."""
+    """The rows of one day, Dag, model, prompt or team, added up."""
 
     name: str
     runs: int = 0
@@ -97,8 +97,9 @@ def usage(
             found = rebuilt(_table(file, beside), _workspace(file, beside), file.deployment)
             say(f"{counted(found, 'run')} written to {file.usage_table}.", err=True)
         with closing(_opened(file, beside)) as warehouse:
-            read = warehouse.read(Source(table=file.usage_table))
-            sums = _sums(_rows(read), by, None if since is None else since.date())
+            sums = _sums(
+                ledger_rows(warehouse, file.usage_table), by, None if since is None else since.date()
+            )
     if as_json:
         say(orjson.dumps([asdict(one) for one in sums], option=orjson.OPT_INDENT_2).decode())
     else:
@@ -122,25 +123,23 @@ def _workspace(file: LedgerFile, beside: SpecFile) -> Workspace:
     return Workspace.open(uri if "://" in uri else str(beside.path(uri)), probe=False)
 
 
-def _rows(reader: pa.RecordBatchReader) -> Iterator[dict[str, Any]]:
-    for batch in reader:
-        yield from batch.to_pylist()
-
-
 def _sums(rows: Iterable[dict[str, Any]], by: By, since: date | None) -> list[_Sum]:
-    """Add rows up. Days come in their order, the others with the highest sum first."""
+    """Add rows up. Days and prompts come in the order of their first run, the others with the highest sum first."""
     sums: dict[str, _Sum] = {}
     runs: dict[str, set[str]] = {}
+    first: dict[str, datetime] = {}
     for row in rows:
-        day = _day(row["started_at"])
-        if since is None or day >= since:
-            name = day.isoformat() if by is By.DAY else _name(row, by)
+        began = row["started_at"]
+        if since is None or began.date() >= since:
+            name = began.date().isoformat() if by is By.DAY else _name(row, by)
+            first[name] = min(began, first.get(name, began))
             sums.setdefault(name, _Sum(name=name)).add(row)
             runs.setdefault(name, set()).add(row["run_id"])
     for name, one in sums.items():
         one.runs = len(runs[name])
-    found = sorted(sums.values(), key=lambda one: one.name)
-    return found if by is By.DAY else sorted(found, key=lambda one: -one.usd)
+    if by in (By.DAY, By.PROMPT):
+        return sorted(sums.values(), key=lambda one: first[one.name])
+    return sorted(sums.values(), key=lambda one: (-one.usd, one.name))
 
 
 def _name(row: dict[str, Any], by: By) -> str:
@@ -149,15 +148,10 @@ def _name(row: dict[str, Any], by: By) -> str:
             return row["dag_id"] or "(command line)"
         case By.MODEL:
             return f"{row['provider']}:{row['model']}"
+        case By.PROMPT:
+            return row["prompt_version"] or "(unknown)"
         case _:
             return row["team"] or "(no team)"
-
-
-def _day(began: Any) -> date:
-    """Return the day in UTC. Some databases give times as text."""
-    moment = datetime.fromisoformat(began) if isinstance(began, str) else began
-    assert isinstance(moment, datetime), "every row has its beginning"
-    return moment.date()
 
 
 def _show(sums: list[_Sum], by: By) -> None:
@@ -189,5 +183,5 @@ def _printed(sums: list[_Sum], by: By) -> "Table":
 
 
 def _cells(one: _Sum) -> tuple[str, ...]:
-    dollars = (f"${amount:,.2f}" for amount in (one.usd, one.saved_usd, one.stray_usd))
+    dollars = (f"${amount:,.4f}" for amount in (one.usd, one.saved_usd, one.stray_usd))
     return (one.name, f"{one.runs:,}", f"{one.rows:,}", f"{one.requests:,}", *dollars)

@@ -68,15 +68,33 @@ class AirflowApi:
         content = self.call("GET", path)["content"]
         return "\n".join(json.dumps(line) if isinstance(line, dict) else str(line) for line in content)
 
+    def link(self, dag_id: str, run_id: str, task_id: str, name: str) -> str | None:
+        """Return the address of an operator's link, or None if the task has not made it yet."""
+        links = self.call("GET", f"{run_path(dag_id, run_id)}/taskInstances/{task_id}/links")["extra_links"]
+        found: str | None = links.get(name)
+        return found
+
     # -- calls ---------------------------------------------------------------------------------------------------
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """Call one route of the API. Raises ValueError with what it refuses."""
-        if self._token is None and path != "/api/v2/monitor/health":
-            self._token = self._send("GET", "/auth/token", None)["access_token"]
+        if path != "/api/v2/monitor/health":
+            self._sign_in()
         return self._send(method, path, body)
 
+    def page(self, path: str) -> str:
+        """Return the HTML of a page below Airflow's own address. Raises ValueError with what is refused."""
+        self._sign_in()
+        return self._read("GET", path, None).decode()
+
+    def _sign_in(self) -> None:
+        if self._token is None:
+            self._token = self._send("GET", "/auth/token", None)["access_token"]
+
     def _send(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+        return json.loads(self._read(method, path, body) or b"null")
+
+    def _read(self, method: str, path: str, body: dict[str, Any] | None) -> bytes:
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if self._token is not None:
@@ -84,7 +102,8 @@ class AirflowApi:
         request = urllib.request.Request(self.url + path, data=data, method=method, headers=headers)  # noqa: S310
         try:
             with urllib.request.urlopen(request, timeout=_ANSWER_SECONDS) as answer:  # noqa: S310
-                return json.loads(answer.read() or b"null")
+                read: bytes = answer.read()
+                return read
         except urllib.error.HTTPError as error:
             raise ValueError(
                 f"{method} {path}: {error.code} {error.read().decode(errors='replace')}"

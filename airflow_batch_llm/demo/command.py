@@ -1,9 +1,11 @@
 """The `demo` command: a night at a support desk, in about two minutes, without a key or a bill."""
 
 import shutil
+import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
@@ -127,13 +129,21 @@ def demo(
 ) -> None:
     """Label a table of support tickets in a real Airflow, with a simulated model: no key, no bill."""
     console = Console()
+    scene = Scene(folder=folder.absolute(), dag_files=(_DAG,), console=console)
+    with ends_with_a_message(console), scene.playing(tickets, _BATCH_SECONDS, stay=stay) as cast:
+        _Night(scene, cast).tell()
+
+
+@contextmanager
+def ends_with_a_message(console: Console) -> Iterator[None]:
+    """Let SIGTERM and Ctrl-C stop what was started, and print errors without a traceback."""
     try:
         with interrupted_by_sigterm():
-            _Night(folder.absolute(), tickets, console).run(stay=stay)
+            yield
     except KeyboardInterrupt:
         console.print("Interrupted. Everything that was started has been stopped.")
         raise typer.Exit(130) from None
-    except (RuntimeError, TimeoutError) as error:
+    except (RuntimeError, TimeoutError, subprocess.CalledProcessError) as error:
         console.print(str(error), markup=False, highlight=False)
         raise typer.Exit(1) from error
 
@@ -160,90 +170,123 @@ def example_dags() -> Path:
     return inside if inside.is_dir() else package.parent / "dags"
 
 
-class _Night:
-    """The story, and where it takes place."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cast:
+    """The servers that run while a scene plays."""
 
-    def __init__(self, folder: Path, tickets: int, console: Console) -> None:
-        self._folder = folder
-        self._tickets = tickets
-        self._console = console
-        self._duckdb = folder / "warehouse.duckdb"
+    airflow: LocalAirflow
+    simulator: Simulator
 
-    def run(self, *, stay: bool) -> None:
+    @property
+    def api(self) -> AirflowApi:
+        return self.airflow.api
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """Where a demo takes place: a folder of its own, and the console that tells of it."""
+
+    folder: Path
+    dag_files: tuple[str, ...]
+    """The names of the example Dags' files, without `.py`."""
+    console: Console
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Further settings of Airflow, as SECTION__KEY. Default: none."""
+
+    @property
+    def duckdb(self) -> Path:
+        return self.folder / "warehouse.duckdb"
+
+    @contextmanager
+    def playing(self, tickets: int, batch_seconds: float, *, stay: bool) -> Iterator[Cast]:
+        """Start the simulator and Airflow over a table of tickets, and stop both at the end; with `stay`, after Enter."""
         self._make_folder()
-        self._say(f"A warehouse with {self._tickets:,} support tickets: {self._duckdb}")
-        warehouse.seed(self._duckdb, self._tickets, last_night(datetime.now(UTC)))
+        self.say(f"A warehouse with {tickets:,} support tickets: {self.duckdb}")
+        warehouse.seed(self.duckdb, tickets, last_night(datetime.now(UTC)))
         with ExitStack() as started:
-            simulator = started.enter_context(self._simulator())
-            self._say(f"The simulator, which stands in for the provider: {simulator.url}")
-            with self._console.status("Airflow starts: API server, scheduler, Dag processor, triggerer …"):
-                airflow = started.enter_context(LocalAirflow(self._setup(simulator.url)))
-            self._tell(airflow, simulator)
+            simulator = started.enter_context(
+                Simulator(
+                    data_dir=self.folder / "simulator", batch_seconds=batch_seconds, responder=RESPONDER
+                )
+            )
+            self.say(f"The simulator, which stands in for the provider: {simulator.url}")
+            setup = Setup(
+                home=self.folder / "airflow",
+                dags=self.folder / "dags",
+                connections=connections(simulator.url, self.duckdb),
+                settings=self.settings,
+            )
+            with self.console.status("Airflow starts: API server, scheduler, Dag processor, triggerer …"):
+                airflow = started.enter_context(LocalAirflow(setup))
+            self.say(f"A real Airflow: {airflow.api.url}")
+            yield Cast(airflow=airflow, simulator=simulator)
             if stay:
-                self._console.input(f"Airflow's UI is at {airflow.api.url}. Enter ends it. ")
-        self._say(f"Everything has been stopped. What was made is in {self._folder}")
+                self.console.input(f"Airflow's UI is at {airflow.api.url}. Enter ends it. ")
+        self.say(f"Everything has been stopped. What was made is in {self.folder}")
 
-    def _simulator(self) -> Simulator:
-        return Simulator(
-            data_dir=self._folder / "simulator", batch_seconds=_BATCH_SECONDS, responder=RESPONDER
-        )
+    def last_nights_run(self, cast: Cast, dag_id: str) -> str:
+        """Unpause a Dag with a schedule, and return the run that Airflow starts for last night."""
+        cast.airflow.until_read(dag_id)
+        cast.api.unpause(dag_id)
+        return until(lambda: next(iter(cast.api.run_ids(dag_id)), None), f"a scheduled run of {dag_id}")
 
-    def _setup(self, simulator_url: str) -> Setup:
-        return Setup(
-            home=self._folder / "airflow",
-            dags=self._folder / "dags",
-            connections=connections(simulator_url, self._duckdb),
-        )
-
-    def _tell(self, airflow: LocalAirflow, simulator: Simulator) -> None:
-        api = airflow.api
-        self._say(f"A real Airflow: {api.url}")
-        airflow.until_read(_DAG)
-        api.unpause(_DAG)
-        first = until(lambda: next(iter(api.run_ids(_DAG)), None), f"a scheduled run of {_DAG}")
-        self._heading(f"Last night's run of {_DAG}")
-        self._follow(api, simulator, first)
-        show_rows(
-            self._console, "support.ticket_labels, the newest", _SHOWN, warehouse.ask(self._duckdb, _LABELLED)
-        )
-
-        self._heading(f"{_CHANGED} customers write once more, and the Dag runs again")
-        warehouse.change(self._duckdb, _CHANGED)
-        second = api.trigger(_DAG, logical_date=datetime.now(UTC).isoformat())
-        report = self._follow(api, simulator, second)
-        last = warehouse.ask(self._duckdb, _LABELLED_LAST, [_CHANGED])
-        show_rows(self._console, "labelled again", _SHOWN, last)
-        self._say(
-            f"{counted(self._tickets, 'row')} were looked at, and {counted(report['requests'], 'request')} bought."
-        )
-
-    def _follow(self, api: AirflowApi, simulator: Simulator, run_id: str) -> Mapping[str, Any]:
+    def follow(self, cast: Cast, dag_id: str, run_id: str, task_id: str) -> Mapping[str, Any]:
+        """Show a task until it has ended, and return what it leaves in XCom. Raises RuntimeError with its log."""
         state = follow(
-            self._console,
-            lambda: api.task(_DAG, run_id, _TASK)["state"],
-            lambda: simulator.ledger()["anthropic"]["rows"]["executed"],
+            self.console,
+            lambda: cast.api.task(dag_id, run_id, task_id)["state"],
+            lambda: cast.simulator.ledger()["anthropic"]["rows"]["executed"],
         )
         if state != "success":
-            self._console.print(api.log(_DAG, run_id, _TASK)[-4000:], markup=False)
-            raise typer.Exit(1)
-        report: Mapping[str, Any] = api.xcom(_DAG, run_id, _TASK)
-        show_report(self._console, report)
-        return report
+            raise RuntimeError(
+                f"{task_id} of {dag_id}: {state}\n{cast.api.log(dag_id, run_id, task_id)[-4000:]}"
+            )
+        returned: Mapping[str, Any] = cast.api.xcom(dag_id, run_id, task_id)
+        return returned
+
+    def heading(self, text: str) -> None:
+        self.console.rule(text, align="left")
+
+    def say(self, text: str) -> None:
+        self.console.print(f"• {text}", highlight=False, markup=False, soft_wrap=True)
 
     def _make_folder(self) -> None:
         """An empty folder. One that something else has filled is left alone."""
-        if self._folder.exists() and any(self._folder.iterdir()) and not (self._folder / _MARK).exists():
+        if self.folder.exists() and any(self.folder.iterdir()) and not (self.folder / _MARK).exists():
             raise typer.BadParameter(
-                f"{self._folder} holds something that no demo has made", param_hint="--folder"
+                f"{self.folder} holds something that no demo has made", param_hint="--folder"
             )
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (self._folder / "dags").mkdir()
-        (self._folder / _MARK).touch()
-        shutil.copy(example_dags() / f"{_DAG}.py", self._folder / "dags")
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (self.folder / "dags").mkdir()
+        (self.folder / _MARK).touch()
+        for name in self.dag_files:
+            shutil.copy(example_dags() / f"{name}.py", self.folder / "dags")
 
-    def _heading(self, text: str) -> None:
-        self._console.rule(text, align="left")
 
-    def _say(self, text: str) -> None:
-        self._console.print(f"• {text}", highlight=False, soft_wrap=True)
+class _Night:
+    """Two runs of the nightly Dag."""
+
+    def __init__(self, scene: Scene, cast: Cast) -> None:
+        self._scene = scene
+        self._cast = cast
+
+    def tell(self) -> None:
+        scene, cast = self._scene, self._cast
+        first = scene.last_nights_run(cast, _DAG)
+        scene.heading(f"Last night's run of {_DAG}")
+        show_report(scene.console, scene.follow(cast, _DAG, first, _TASK))
+        newest = warehouse.ask(scene.duckdb, _LABELLED)
+        show_rows(scene.console, "support.ticket_labels, the newest", _SHOWN, newest)
+
+        scene.heading(f"{_CHANGED} customers write once more, and the Dag runs again")
+        warehouse.change(scene.duckdb, _CHANGED)
+        second = cast.api.trigger(_DAG, logical_date=datetime.now(UTC).isoformat())
+        report = scene.follow(cast, _DAG, second, _TASK)
+        show_report(scene.console, report)
+        last = warehouse.ask(scene.duckdb, _LABELLED_LAST, [_CHANGED])
+        show_rows(scene.console, "labelled again", _SHOWN, last)
+        ((count,),) = warehouse.ask(scene.duckdb, "SELECT count(*) FROM support.tickets")
+        scene.say(
+            f"{counted(count, 'row')} were looked at, and {counted(report['requests'], 'request')} bought."
+        )

@@ -36,7 +36,14 @@ def test_the_ledger_is_added_up_and_rebuilt_from_the_run_folders(desk: Desk) -> 
     assert desk.ask("SELECT count(*), count(DISTINCT usage_id) FROM spent") == [(2, 2)]
     assert _usage(desk, "--since", "2999-01-01") == []
     assert "anthropic:claude-haiku-4-5" in shown.stdout
-    assert "$0.00" in shown.stdout
+    assert f"${both['usd']:.4f}" in shown.stdout
+
+    desk.write(usage_table="spent", prompt="Please judge: {{ subject }}", max_rows=2, only="outdated")
+    desk.run()
+    first, second = _usage(desk, "--by", "prompt")
+
+    assert (first["rows"], second["rows"]) == (26, 2)
+    assert len({first["name"], second["name"]}) == 2
 
 
 def test_a_file_without_a_ledger_says_what_is_missing(desk: Desk) -> None:

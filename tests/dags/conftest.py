@@ -45,9 +45,9 @@ class Stand:
         return int(self.simulator.ledger()[provider]["rows"]["charged"])
 
 
-def read_dags() -> dict[str, Any]:
+def read_dags(folder: Path = DAGS) -> dict[str, Any]:
     """All example Dags, read anew: some look at the environment."""
-    return dag_runs.read_dags(DAGS, DAGS)
+    return dag_runs.read_dags(folder, folder)
 
 
 def run_example(name: str, **options: Any) -> Any:

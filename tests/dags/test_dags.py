@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from airflow_batch_llm.demo.story import gone_live
 from tests.dags.conftest import DAGS, Stand, read_dags, run_example
 from tests.dags.reviews import write_reviews
 from tests.edge.dag_runs import asset_extras, run_dag, states, synchronised, xcom
@@ -143,7 +144,9 @@ def test_a_better_prompt_is_asked_after_an_estimate_that_sends_nothing(stand: St
     assert stand.charged() == 2 * texts
 
 
-def test_a_better_prompt_goes_live_after_it_was_measured(stand: Stand) -> None:
+def test_a_better_prompt_goes_live_after_it_was_measured_and_the_nights_go_on_with_it(stand: Stand) -> None:
+    run_example("nightly_topics", logical_date=datetime.now(UTC))
+
     done = run_example("prompt_rollout")
 
     told = xcom(done, "evaluate")
@@ -156,7 +159,18 @@ def test_a_better_prompt_goes_live_after_it_was_measured(stand: Stand) -> None:
     assert (topic["rows"], topic["right"]) == (golden, right)
     assert topic["accuracy"] > 0.9 > topic["baseline_right"] / golden
     assert [finding["ruling"] for finding in told["findings"]] == ["passed", "passed"]
-    assert stand.number("SELECT count(*) FROM support.ticket_topics") == stand.number(TICKETS)
+    tickets = stand.number(TICKETS)
+    assert xcom(done, "label_tickets")["why"] == {"outdated": tickets}
+    assert stand.number("SELECT count(*) FROM support.ticket_topics") == tickets
+
+    live = stand.folder / "live"
+    live.mkdir()
+    (live / "prompt_rollout.py").write_text(gone_live((DAGS / "prompt_rollout.py").read_text()))
+    charged = stand.charged()
+    night = run_dag(read_dags(live)["nightly_topics"], logical_date=datetime.now(UTC))
+
+    assert xcom(night, "label_tickets")["why"] == {"answered": tickets}
+    assert stand.charged() == charged
 
 
 def test_the_evening_sends_and_tells_the_asset_what_it_sent(stand: Stand) -> None:

@@ -9,6 +9,7 @@ import pytest
 from airflow.sdk import DAG
 from fastapi.testclient import TestClient
 
+from airflow_batch_llm.demo.story import tiles
 from airflow_batch_llm.stage.records.run_index import RunIndex, RunRecord
 from airflow_batch_llm.store import Workspace
 from tests.edge.conftest import TICKETS, World
@@ -101,7 +102,11 @@ def test_a_run_is_shown_with_its_failures_and_keys_and_without_text_of_a_row(
     (link,) = reader.links()
     shown = reader.get(link)
 
-    assert f"8 / {len(TICKETS)}" in shown.text
+    figures = tiles(shown.text)
+    assert figures["Good rows"] == f"8 / {len(TICKETS)}"
+    assert tiles(reader.get("/spend").text)["Spent"] == next(
+        figure for name, figure in figures.items() if name.startswith("Spent of $")
+    )
     assert not any(text in shown.text for row in TICKETS for text in row[1:])
     keys = re.findall(r"<td><code>([a-z_]+)</code></td><td class=\"number\">4</td><td>(.*?)</td>", shown.text)
     assert [

@@ -19,6 +19,7 @@ import pyarrow as pa
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.report import Report
 from airflow_batch_llm.core.request import canonical, digest
+from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.core.value import plain
 from airflow_batch_llm.errors import BatchLLMError, InputError, WarehouseError
 from airflow_batch_llm.stage.parts import Parts, UsageTable
@@ -28,7 +29,7 @@ from airflow_batch_llm.stage.records.registers import Due, Registers
 from airflow_batch_llm.stage.records.standings import ShardResult, read_rounds
 from airflow_batch_llm.stage.send.sweeping import Stray
 from airflow_batch_llm.store import Workspace
-from airflow_batch_llm.warehouses.base import WritesRecords
+from airflow_batch_llm.warehouses.base import Warehouse, WritesRecords
 from airflow_batch_llm.warehouses.usage import USAGE_COLUMNS, USAGE_KEY
 
 #: Records read at once: each takes its time in object storage.
@@ -115,6 +116,14 @@ def write_rows(table: UsageTable, rows: Sequence[Mapping[str, Any]]) -> None:
                 f"{type(warehouse).__name__} keeps no ledger. Name the connection of another database in usage_conn_id."
             )
         warehouse.write_records(table.name, pa.RecordBatch.from_pylist(list(rows), schema=USAGE_COLUMNS))
+
+
+def ledger_rows(warehouse: Warehouse, name: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a ledger. `started_at` is a time also where a database gives times as text."""
+    for batch in warehouse.read(Source(table=name)):
+        for row in batch.to_pylist():
+            began = row["started_at"]
+            yield row | {"started_at": datetime.fromisoformat(began) if isinstance(began, str) else began}
 
 
 def rebuild(table: UsageTable, workspace: Workspace, deployment: str) -> int:
