@@ -1,15 +1,17 @@
-"""What `make bench` runs: the warehouses' steps and a whole stage, each beside the same by hand."""
+"""Run what `make bench` measures: the warehouses' steps and a whole stage beside the same by hand, and a small night."""
 
 import subprocess
 import sys
 
 BENCHMARKS = ("warehouses", "stage")
+_OF_ONE_SIZE = ("small_night",)
 
 
 def main() -> int:
-    for name in BENCHMARKS:
+    for name in (*BENCHMARKS, *_OF_ONE_SIZE):
         print(f"\nbench: {name}", flush=True)
-        done = subprocess.run([sys.executable, "-m", f"tests.benchmarks.{name}", *sys.argv[1:]], check=False)
+        arguments = sys.argv[1:] if name in BENCHMARKS else []
+        done = subprocess.run([sys.executable, "-m", f"tests.benchmarks.{name}", *arguments], check=False)
         if done.returncode:
             return done.returncode
     return 0

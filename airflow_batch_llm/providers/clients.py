@@ -83,7 +83,8 @@ class Clients:
     def sync(self) -> Any:
         with self._lock:
             if self._sync is None:
-                self._sync = _patient(self._open_sync())
+                with gc_paused():
+                    self._sync = _patient(self._open_sync())
             return self._sync
 
     async def asynchronous(self) -> Any:

@@ -14,7 +14,6 @@ from binascii import Error as NotBase64
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from importlib import import_module
 from types import ModuleType
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, quote, urlsplit
@@ -29,6 +28,7 @@ from airflow_batch_llm.errors import (
     UnknownFate,
     raise_alone,
 )
+from airflow_batch_llm.providers.imports import import_sparingly
 
 E = TypeVar("E", bound=ProviderError)
 
@@ -330,7 +330,7 @@ class GeneratedSdk:
     def module(self) -> Any:
         """The SDK. Raises `MissingExtra` if it is not installed."""
         try:
-            return import_module(self.name)
+            return import_sparingly(self.name)
         except ModuleNotFoundError as error:
             raise MissingExtra(f"The provider {self.name!r}", self.name, error) from error
 

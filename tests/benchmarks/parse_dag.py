@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 
-_AIRFLOW = """
+AIRFLOW = """
 import airflow.sdk, airflow.triggers.base, airflow.providers.common.compat.sdk
 from airflow.sdk import DAG, BaseOperator, BaseSensorOperator
 from airflow.providers.common.compat.sdk import AirflowException, Stats, conf
@@ -48,6 +48,6 @@ if __name__ == "__main__":
         "operators.collect",
     )
     imports = "\n".join(f"import airflow_batch_llm.{name}" for name in names)
-    print(f"Airflow alone        {min(seconds('', _AIRFLOW) for _ in range(3)):.2f} s")
-    print(f"our operators on top {min(seconds(_AIRFLOW, imports) for _ in range(3)):.2f} s")
-    print(f"a Dag of them all    {min(seconds(_AIRFLOW + imports, _OURS) for _ in range(3)):.2f} s")
+    print(f"Airflow alone        {min(seconds('', AIRFLOW) for _ in range(3)):.2f} s")
+    print(f"our operators on top {min(seconds(AIRFLOW, imports) for _ in range(3)):.2f} s")
+    print(f"a Dag of them all    {min(seconds(AIRFLOW + imports, _OURS) for _ in range(3)):.2f} s")
