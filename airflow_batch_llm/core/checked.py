@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from difflib import get_close_matches
+from enum import StrEnum
 from typing import Annotated, Any, ClassVar
 
 from pydantic import (
@@ -82,6 +83,25 @@ def _reuse(value: Any) -> Any:
 
 
 Reuse = Annotated[str | Sequence[str], BeforeValidator(_reuse)]
+
+
+class Caching(StrEnum):
+    """Choose if the vendor is asked to cache the part that all requests of a route share."""
+
+    AUTO = "auto"
+    """Ask where it is expected to pay: by the last run that asked, or by the usual share of hits."""
+    ON = "on"
+    """Ask always."""
+    OFF = "off"
+    """Never ask."""
+
+
+def _caching(value: Any) -> Any:
+    """Take a boolean, which YAML makes of `on` and `off`."""
+    return (Caching.ON if value else Caching.OFF) if isinstance(value, bool) else value
+
+
+CacheChoice = Annotated[Caching, BeforeValidator(_caching)]
 
 CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 

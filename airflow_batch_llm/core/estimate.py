@@ -11,6 +11,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any, assert_never
 
+from airflow_batch_llm.core.caching import CachedRun
 from airflow_batch_llm.core.model import ColumnType, Usage, Way
 from airflow_batch_llm.core.output_type import AnswerKind, OutputType
 from airflow_batch_llm.core.packing import ITEM_TOKENS
@@ -75,6 +76,8 @@ class RequestSize:
     answer_tokens: int = _TEXT_TOKENS  # of a usual answer: see `usual_answer`
     measured: Measured | None = None
     """An earlier run with the same spec. It counts before the sample. Default: there is none."""
+    cached: CachedRun | None = None
+    """The use that such a run made of the vendor's cache, asked as these requests are. Default: not known, so none."""
     packed: int = 0
     """The prompts that share packed requests. Default: 0, each request has one."""
 
@@ -182,6 +185,10 @@ def estimate(prices: PriceList, size: RequestSize) -> Estimate:
     low = _cost(prices, size, tokens * (1 - slack), min(1, usual))
     expected = _cost(prices, size, tokens, usual)
     high = _cost(prices, size, tokens * (1 + slack), limit)
+    if size.cached is not None:
+        assumptions.append(
+            f"{size.cached.hit_rate:.0%} of the requests are taken to read from the vendor's cache."
+        )
     assumptions.append(f"An answer is taken to have {usual:,} output tokens, and {limit:,} at the most.")
     again = size.measured or _NOTHING_MEASURED
     later = Decimal(str(again.later_dollars)) * size.prompts
@@ -231,7 +238,10 @@ def _input_tokens(size: RequestSize) -> tuple[float, list[str]]:
 
 
 def _cost(prices: PriceList, size: RequestSize, input_tokens: float, output_tokens: int) -> Decimal | None:
-    one = prices.cost(Usage(input_tokens=round(input_tokens), output_tokens=output_tokens))
+    whole = round(input_tokens)
+    read = 0 if size.cached is None else min(whole, round(size.cached.cached_tokens))
+    written = 0 if size.cached is None else min(whole - read, round(size.cached.written_tokens))
+    one = prices.cost(Usage(whole, read, written, output_tokens))
     return None if one is None else one * size.requests
 
 

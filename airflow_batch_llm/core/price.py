@@ -47,6 +47,20 @@ class Priced(NamedTuple):
 
     cost: Decimal
     realtime: Decimal
+    uncached: Decimal
+    """The same as `cost`, if the vendor had neither read nor written a cache."""
+
+
+class CacheFactors(NamedTuple):
+    """Prices of input tokens that are written to a cache, or read from it, as multiples of the price without a cache."""
+
+    write: float
+    read: float
+
+    @property
+    def break_even(self) -> float:
+        """Return the share of hits above which caching wins money. 1 or more: it never does."""
+        return 1.0 if self.read >= 1 else max(0.0, (self.write - 1) / (self.write - self.read))
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +160,23 @@ class PriceList:
         return replace(self, way=way)
 
     def priced(self, usage: Usage) -> Priced | None:
-        """Both of them."""
+        """Return all of them. None: no price is known."""
         cost, realtime = self.cost(usage), self.list_cost(usage)
-        return None if cost is None or realtime is None else Priced(cost, realtime)
+        if cost is None or realtime is None:
+            return None
+        uncached = None
+        if usage.cached_tokens or usage.cache_write_tokens:
+            uncached = self.cost(usage._replace(cached_tokens=0, cache_write_tokens=0))
+        return Priced(cost, realtime, cost if uncached is None else uncached)
+
+    @property
+    def cache_factors(self) -> CacheFactors | None:
+        """Return what caching multiplies the price of input by, for a short request. None: no price is known."""
+        rates = self._rates.get(self.way)
+        if rates is None or not rates.input.base:
+            return None
+        base = rates.input.base
+        return CacheFactors(float(rates.cache_write.base / base), float(rates.cached.base / base))
 
 
 def _overridden(model: str, given: Mapping[str, Any], terms: _Terms) -> PriceList:

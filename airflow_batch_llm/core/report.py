@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from fractions import Fraction
 from typing import Any, NamedTuple, TypeVar, assert_never
 
+from airflow_batch_llm.core.caching import CacheTotals
 from airflow_batch_llm.core.drift import add_mixes
 from airflow_batch_llm.core.model import Outcome, Usage
 from airflow_batch_llm.core.printing import counted, share
@@ -114,6 +115,10 @@ class Report:
     """The population stability index of each such column, beside the last runs. Does not add up. Default: not known."""
     packing: Mapping[str, Any] = field(default_factory=dict)
     """Packed requests, their rows, requests that asked a row again alone, and the pilot. Does not add up. Default: none."""
+    cache: CacheTotals = field(default_factory=CacheTotals)
+    """Answers that read from the vendor's cache, and the dollars that it saved."""
+    caching: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By route: the share of hits, tokens and dollars of the vendor's cache. Does not add up. Default: it was not used."""
     durations: Durations = Durations()
     passed: bool = True
     verdict: str = ""
@@ -155,6 +160,7 @@ class Report:
             spent=self.spent + other.spent,
             routes=_sum_routes(self.routes, other.routes),
             labels=add_mixes((self.labels, other.labels)),
+            cache=self.cache.plus(other.cache),
             durations=self.durations + other.durations,
         )
 
@@ -164,7 +170,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """For the run folder."""
-        stored = asdict(self) | {"usage": self.usage._asdict()}
+        stored = asdict(self) | {"usage": self.usage._asdict(), "cache": self.cache._asdict()}
         for name in ("why", "codes", "strange"):
             stored[name] = dict(getattr(self, name))  # `asdict` takes a Counter's items for its elements
         stored["attempts"] = {str(number): count for number, count in self.attempts.items()}
@@ -185,6 +191,7 @@ class Report:
                 "usage": Usage(**stored["usage"]),
                 "spent": Spent(**stored["spent"]),
                 "routes": {name: RouteTotals(**one) for name, one in stored.get("routes", {}).items()},
+                "cache": CacheTotals(**stored.get("cache", {})),
                 "durations": Durations(**stored["durations"]),
             }
         )
@@ -304,14 +311,21 @@ def to_xcom(report: Report, about: Provenance) -> dict[str, Any]:
         "reviewed": report.reviewed,
         "usage": report.usage._asdict(),
         "cost": _dollars(report.spent),
-        "routes": {name: _route(one) for name, one in report.routes.items()},
-        "canary": dict(report.canary),
-        "packing": dict(report.packing),
+        **_how_asked(report),
         "labels": {column: dict(labels) for column, labels in report.labels.items()},
         "drift": {column: round(index, 4) for column, index in report.drift.items()},
         "durations": {name: round(seconds, 1) for name, seconds in asdict(report.durations).items()},
         "passed": report.passed,
         "verdict": report.verdict,
+    }
+
+
+def _how_asked(report: Report) -> dict[str, Any]:
+    return {
+        "routes": {name: _route(one) for name, one in report.routes.items()},
+        "canary": dict(report.canary),
+        "packing": dict(report.packing),
+        "caching": {name: dict(one) for name, one in report.caching.items()},
     }
 
 

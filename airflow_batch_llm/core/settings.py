@@ -21,6 +21,8 @@ from pydantic.dataclasses import dataclass
 from airflow_batch_llm.core.checked import (
     CONFIG,
     REUSE_TARGET,
+    CacheChoice,
+    Caching,
     Count,
     Dollars,
     ModelId,
@@ -132,8 +134,8 @@ class Request(Settings):
     """Further fields of the request's body, in the provider's own words, such as `{"temperature": 0}`. Default: none."""
     endpoint: str | None = None
     """The API path, for providers that have more than one. Default: the provider's own default."""
-    cache_system_prompt: bool = False
-    """Ask the provider to cache the system prompt for all requests, where caching must be asked for. Default: no."""
+    cache_system_prompt: CacheChoice = Caching.AUTO
+    """Ask the vendor to cache the part that all requests share: `auto`, where it pays, `on` or `off`. Default: `auto`."""
     rows_per_request: RowsPerRequest = 1
     """The most rows that one request asks about, up to 100. Rows in one request can influence each other. Default: 1."""
 

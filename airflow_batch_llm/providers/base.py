@@ -150,6 +150,14 @@ class CapsAnswers(Protocol):
 
 
 @runtime_checkable
+class MarksPrefixes(Protocol):
+    """Can ask its vendor to cache the part of a call that all of its requests share: `Call.cache_system_prompt`."""
+
+    def least_cached(self, call: Call) -> int | None:
+        """Return the tokens from which the model caches a shared part. None: this call cannot ask for it. Pure."""
+
+
+@runtime_checkable
 class AnswersNow(Protocol):
     """A provider that also answers single requests in real time."""
 

@@ -138,6 +138,7 @@ class Control:
         await self._runner.idle()
         self._world.database.wipe()
         self._world.limits.clear()
+        self._world.prefixes.clear()
         for name in ("batches", "files", "incoming"):
             shutil.rmtree(self._world.settings.data_dir / name, ignore_errors=True)
         seconds = self._world.settings.batch_seconds

@@ -91,8 +91,10 @@ class Knobs(BaseModel):
     enqueued_answer: Literal["failed", "429"] = "failed"
     """Whether that limit fails the batch afterwards or refuses it at once."""
     cached_tokens: int = Field(default=0, ge=0)
-    """Input tokens of each row that count as read from a cache (at most all of them)."""
+    """Input tokens of each row that count as read from a cache (at most all of them). 0: the caches decide."""
     cache_write_tokens: int = Field(default=0, ge=0)
+    batch_cache_hits: float | None = Field(default=None, ge=0, le=1)
+    """The share of a batch's rows that find their prefix in the cache if it is there. None: as the vendor usually does."""
     wrong_share: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(default_factory=dict)
     """Per model, the share of rows that it answers wrongly. Empty: every request has a made-up answer of its own."""
     truth_find: str | None = None

@@ -10,6 +10,7 @@ from airflow_batch_llm.simulator.database import Batch, BatchPhase, Database, Ro
 from airflow_batch_llm.simulator.faults import BatchFault, FaultBook, batch_fault
 from airflow_batch_llm.simulator.knobs import Clock, Knobs, SimulatorSettings
 from airflow_batch_llm.simulator.limits import RateLimits
+from airflow_batch_llm.simulator.prefixes import Billing, PrefixCache
 from airflow_batch_llm.simulator.responder import Responder, load_responder
 
 _WAITING_SHARE = 0.1  # of a batch's duration, before its rows are looked at
@@ -27,7 +28,13 @@ class World:
     instance: str
     knobs: Knobs
     limits: RateLimits = field(default_factory=RateLimits)
+    prefixes: PrefixCache = field(default_factory=PrefixCache)
     poke: Callable[[], None] = field(default=lambda: None)
+
+    @property
+    def billing(self) -> Billing:
+        """What decides the bill of an answer that is made now."""
+        return Billing(knobs=self.knobs, prefixes=self.prefixes, now=self.clock.now())
 
     def turn(self, knobs: Knobs) -> None:
         self.knobs = knobs

@@ -1,6 +1,6 @@
 """Learn from a run what the requests of its specs take, so that the next run's estimate rests on it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -8,8 +8,9 @@ from typing import Any
 
 import orjson
 
+from airflow_batch_llm.core.caching import CachedRun
 from airflow_batch_llm.core.estimate import Measured
-from airflow_batch_llm.core.model import Outcome, Usage
+from airflow_batch_llm.core.model import Outcome, Usage, Way
 from airflow_batch_llm.core.report import Report
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.plan import Plan, PlannedRoute
@@ -31,15 +32,40 @@ class Learning:
         data = Registers(workspace=self.parts.workspace).read_measured(spec_hash)
         return None if data is None else Measured(**orjson.loads(data))
 
+    def cached(self, spec_hash: str, way: Way, *, asked: bool) -> CachedRun | None:
+        """Return the use of the vendor's cache that the last run with this spec and way made.
+
+        `asked`: of runs whose requests asked the vendor to cache, or of those that did not.
+        """
+        data = Registers(workspace=self.parts.workspace).read_cached(spec_hash, _how(way, asked=asked))
+        return None if data is None else CachedRun.from_json(data)
+
     def note(self, rounds: Sequence[Plan], landed: Sequence[Sequence[ShardResult]]) -> None:
         """Keep the means of the first round and the sums of later ones, by spec. A failure to keep them ends no run."""
         with self.parts.cleaning("measured tokens"):
-            for spec_hash, measured in _means(rounds, landed).items():
-                self.parts.spool.mkdir(parents=True, exist_ok=True)
-                with TemporaryDirectory(dir=self.parts.spool) as scratch:
-                    Registers(workspace=self.parts.workspace).put_measured(
-                        spec_hash, orjson.dumps(asdict(measured)), Path(scratch) / "measured.json"
-                    )
+            self.parts.spool.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(dir=self.parts.spool) as scratch:
+                registers, aside = Registers(workspace=self.parts.workspace), Path(scratch) / "measured.json"
+                for spec_hash, measured in _means(rounds, landed).items():
+                    registers.put_measured(spec_hash, orjson.dumps(asdict(measured)), aside)
+                for route, run in _cached(rounds[0], landed[0]):
+                    how = _how(route.way, asked=route.call.cache_system_prompt)
+                    registers.put_cached(route.spec_hash, how, run.to_json(), aside)
+
+
+def _how(way: Way, *, asked: bool) -> str:
+    return f"{way}-{'asked' if asked else 'unasked'}"
+
+
+def _cached(first: Plan, landed: Sequence[ShardResult]) -> Iterator[tuple[PlannedRoute, CachedRun]]:
+    """Yield the routes whose requests asked the vendor to cache, or that it cached unasked, with what that won."""
+    for number, route in enumerate(first.routes):
+        shards = zip(first.shards, landed, strict=True)
+        total = sum((result.report for shard, result in shards if shard.route == number), Report())
+        if not (route.is_own and route.spec_hash and total.cache.answers >= _LEAST_PROMPTS):
+            continue
+        if route.call.cache_system_prompt or total.cache.hits:
+            yield route, CachedRun.of(total.cache, total.usage, max(1, total.requests))
 
 
 def _means(rounds: Sequence[Plan], landed: Sequence[Sequence[ShardResult]]) -> dict[str, Measured]:

@@ -35,7 +35,8 @@ def dollars(amount: str) -> Decimal:
 
 def test_a_batch_costs_half_and_the_list_price_stands_beside_it() -> None:
     priced = prices("anthropic", "claude-haiku-4-5").priced(usage(MILLION, MILLION))
-    assert priced == (dollars("3.0"), dollars("6"))
+    assert priced is not None
+    assert priced[:2] == (dollars("3.0"), dollars("6"))
 
 
 def test_the_input_tokens_are_the_total_and_cached_tokens_are_not_paid_twice() -> None:
@@ -155,22 +156,22 @@ def test_a_dated_model_and_a_vertex_resource_name_are_recognised() -> None:
 @pytest.mark.parametrize("name", ["my-model", "openai:my-model"])
 def test_an_override_is_in_dollars_per_million_tokens(name: str) -> None:
     mine = prices("openai", "my-model", {name: {"input": 2, "output": "8.50", "cached": 0.2}})
-    assert mine.priced(usage(MILLION, MILLION, cached=500_000)) == (dollars("4.8"), dollars("9.6"))
+    assert mine.priced(usage(MILLION, MILLION, cached=500_000))[:2] == (dollars("4.8"), dollars("9.6"))
     assert mine.assumed is None
 
 
 def test_an_override_may_state_its_own_batch_discount() -> None:
     mine = prices("openai", "m", {"m": {"input": 1, "output": 1, "batch_discount": 0}})
-    assert mine.priced(usage(MILLION, MILLION)) == (2, 2)
+    assert mine.priced(usage(MILLION, MILLION))[:2] == (2, 2)
     mine = prices("openai", "m", {"m": {"input": 1, "output": 1, "batch_discount": 0.75}})
-    assert mine.priced(usage(MILLION, MILLION)) == (dollars("0.5"), 2)
+    assert mine.priced(usage(MILLION, MILLION))[:2] == (dollars("0.5"), 2)
 
 
 def test_an_override_of_gemini_keeps_its_cache_price_in_a_batch() -> None:
     mine = prices(
         "vertex", "gemini-2.5-flash", {"gemini-2.5-flash": {"input": 1, "output": 1, "cached": 0.1}}
     )
-    assert mine.priced(usage(MILLION, cached=MILLION)) == (dollars("0.1"), dollars("0.1"))
+    assert mine.priced(usage(MILLION, cached=MILLION))[:2] == (dollars("0.1"), dollars("0.1"))
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ class World:
                 model = row["model"]
                 if model not in prices:
                     prices[model] = PriceList.of(self.provider_name, model, at=real_time()).by(way)
-                usage = Usage(input_tokens=row["input"], output_tokens=row["output"])
+                usage = Usage(row["input"], row["cached"], row["cache_write"], row["output"])
                 costs.append(float(prices[model].cost(usage) or 0))
         return fsum(costs)
 

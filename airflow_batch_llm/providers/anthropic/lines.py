@@ -219,6 +219,19 @@ def answer_cap(model: str) -> int:
     return next(most for name, most in _CAPS if model.startswith(name))
 
 
+#: The least tokens of a prefix that is cached, by the beginning of a model's name. A model that is not listed has the last
+#: number, which is low: the mark on a shorter prefix does nothing and costs nothing.
+_LEAST_CACHED = (
+    ("claude-3-7", 1_024), ("claude-3", 2_048), ("claude-haiku-4-5", 4_096), ("claude-opus-4-5", 4_096),
+    ("claude-opus-4-6", 4_096), ("claude-opus-4-7", 4_096), ("claude-opus-4", 1_024), ("claude-sonnet-4", 1_024), ("", 512),
+)  # fmt: skip
+
+
+def least_cached(model: str) -> int:
+    """Return the least tokens of a prefix that a model caches."""
+    return next(least for name, least in _LEAST_CACHED if model.startswith(name))
+
+
 def decode(line: bytes) -> Result:
     """The result of one line; `ValueError` if it is none."""
     try:

@@ -23,6 +23,7 @@ from airflow_batch_llm.providers.anthropic.lines import (
     answer_cap,
     answered_line,
     decode,
+    least_cached,
     limits_of,
     message_line,
     refuse_sampling,
@@ -115,6 +116,9 @@ class AnthropicProvider:
 
     def answer_cap(self, model: str) -> int:
         return answer_cap(model)
+
+    def least_cached(self, call: Call) -> int | None:
+        return least_cached(call.model) if call.system_prompt else None
 
     def flex_problem(self, call: Call) -> str | None:  # noqa: ARG002 - the same for all calls
         return "Anthropic sells half price in batches only. Set way='batch', or way='now' at the full price."

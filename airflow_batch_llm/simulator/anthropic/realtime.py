@@ -43,7 +43,7 @@ class AnthropicRealTime:
         return JSONResponse({"input_tokens": asked.request.input_tokens})
 
     def usage(self, request: Request, answer: Reply) -> BilledUsage:
-        return rows.usage_of(request, answer, self._world.knobs)
+        return rows.usage_of(request, answer, self._world.billing)
 
     def body(self, asked: Asked, answer: Reply, usage: BilledUsage) -> dict[str, Any]:
         return rows.message(asked.request, answer, usage)

@@ -166,7 +166,7 @@ class Anthropic:
         return Prepared(facts={})
 
     def rows(self, batch: Batch) -> AnthropicRows:
-        return AnthropicRows(batch.facts["version"], self._world.knobs)
+        return AnthropicRows(batch.facts["version"], self._world.billing)
 
     def finish(self, batch: Batch, tally: BatchTally) -> Mapping[str, Any]:  # noqa: ARG002
         (self._world.folder(batch.id) / f"{RESULTS}.jsonl").touch()

@@ -10,7 +10,7 @@ import orjson
 from airflow_batch_llm.simulator.anthropic import PROVIDER
 from airflow_batch_llm.simulator.bodies import parse
 from airflow_batch_llm.simulator.database import BilledUsage, RowFate
-from airflow_batch_llm.simulator.knobs import Knobs
+from airflow_batch_llm.simulator.prefixes import Billing, CacheUse
 from airflow_batch_llm.simulator.request import (
     Reply,
     Request,
@@ -55,9 +55,9 @@ _MOST_TOKENS = 300_000
 class AnthropicRows:
     """The rows of one batch."""
 
-    def __init__(self, version: str, knobs: Knobs) -> None:
+    def __init__(self, version: str, billing: Billing) -> None:
         self._version = version
-        self._knobs = knobs
+        self._billing = billing
 
     def read(self, line: bytes) -> Parsed:
         row = parse(line)
@@ -78,7 +78,7 @@ class AnthropicRows:
             }
             return _line(parsed.custom_id, {"type": "errored", "error": error}, RowFate.ERRORED, None)
         assert parsed.request is not None
-        usage = usage_of(parsed.request, answer, self._knobs)
+        usage = usage_of(parsed.request, answer, self._billing)
         result = {"type": "succeeded", "message": message(parsed.request, answer, usage)}
         return _line(parsed.custom_id, result, RowFate.SUCCEEDED, usage)
 
@@ -181,12 +181,45 @@ def _wanted(params: dict[str, Any]) -> tuple[str | None, dict[str, Any] | None]:
     return None, output["schema"] if output else None
 
 
-def usage_of(request: Request, answer: Reply, knobs: Knobs) -> BilledUsage:
+def usage_of(request: Request, answer: Reply, billing: Billing) -> BilledUsage:
     total = request.input_tokens
-    cached = min(knobs.cached_tokens, total)
-    written = min(knobs.cache_write_tokens, total - cached)
-    visible = tokens(len(answer.text)) if answer.text else 1
-    return BilledUsage(total, cached, written, visible + knobs.reasoning_tokens, knobs.reasoning_tokens)
+    cached, written = billing.fixed(total) or _cache_use(request, billing)
+    visible, thought = tokens(len(answer.text)) if answer.text else 1, billing.knobs.reasoning_tokens
+    return BilledUsage(total, cached, written, visible + thought, thought)
+
+
+#: The least tokens of a prefix that is cached, by the beginning of a model's name.
+_LEAST_CACHED = (
+    ("claude-haiku-4-5", 4096), ("claude-opus-4-5", 4096), ("claude-opus-4-6", 4096), ("claude-opus-4-7", 4096),
+    ("claude-3-7", 1024), ("claude-3", 2048), ("claude-opus-4", 1024), ("claude-sonnet-4", 1024), ("", 512),
+)  # fmt: skip
+_LIFETIMES = {"5m": 300.0, "1h": 3600.0}
+
+
+def _cache_use(request: Request, billing: Billing) -> CacheUse:
+    """A prefix is cached up to its last mark, whole or not at all. A short one is not, and nothing says so."""
+    prefix, lifetime = _marked(request.body)
+    least = next(least for name, least in _LEAST_CACHED if request.model.startswith(name))
+    length = tokens(len(prefix))
+    if not prefix or length < least:
+        return CacheUse()
+    read = billing.read(request, prefix, [len(prefix)], _LIFETIMES[lifetime])
+    return CacheUse(read, 0) if read else CacheUse(0, length)
+
+
+def _marked(params: dict[str, Any]) -> tuple[str, str]:
+    """The text up to the last block with a mark, and the lifetime that the mark asks for. Both empty: there is none."""
+    text, prefix, lifetime = "", "", ""
+    contents = (params.get("system"), *(part["content"] for part in params["messages"]))
+    if not any(isinstance(content, list) for content in contents):
+        return prefix, lifetime  # only blocks can have a mark
+    for content in contents:
+        blocks: list[dict[str, Any]] = content if isinstance(content, list) else [{"text": content or ""}]
+        for block in blocks:
+            text += str(block.get("text", ""))
+            if mark := block.get("cache_control"):
+                prefix, lifetime = text, mark.get("ttl", "5m")
+    return prefix, lifetime
 
 
 def message(request: Request, answer: Reply, usage: BilledUsage) -> dict[str, Any]:
@@ -207,6 +240,7 @@ def message(request: Request, answer: Reply, usage: BilledUsage) -> dict[str, An
         stop = "tool_use"
     elif answer.text:
         content.append({"type": "text", "text": answer.text})
+    for_an_hour = _marked(request.body)[1] == "1h"
     return {
         "id": f"msg_{request.seed:024x}",
         "type": "message",
@@ -220,8 +254,8 @@ def message(request: Request, answer: Reply, usage: BilledUsage) -> dict[str, An
             "cache_creation_input_tokens": usage.cache_write,
             "cache_read_input_tokens": usage.cached,
             "cache_creation": {
-                "ephemeral_5m_input_tokens": usage.cache_write,
-                "ephemeral_1h_input_tokens": 0,
+                "ephemeral_5m_input_tokens": 0 if for_an_hour else usage.cache_write,
+                "ephemeral_1h_input_tokens": usage.cache_write if for_an_hour else 0,
             },
             "output_tokens": usage.output,
             "output_tokens_details": {"thinking_tokens": usage.reasoning},

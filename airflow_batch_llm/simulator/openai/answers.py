@@ -7,7 +7,7 @@ from hashlib import shake_128
 from typing import Any
 
 from airflow_batch_llm.simulator.database import BilledUsage
-from airflow_batch_llm.simulator.knobs import Knobs
+from airflow_batch_llm.simulator.prefixes import CHARS, Billing, CacheUse
 from airflow_batch_llm.simulator.request import Reply, Request, StopReason, tokens
 
 CHAT = "/v1/chat/completions"
@@ -25,16 +25,27 @@ _DIMENSIONS = {"text-embedding-3-large": 3072}
 _USUAL_DIMENSIONS = 1536
 
 
-def usage_of(request: Request, answer: Reply, knobs: Knobs) -> BilledUsage:
+def usage_of(request: Request, answer: Reply, billing: Billing) -> BilledUsage:
     if answer.body is not None:
         return _reported(answer.body.get("usage") or {})
     total = request.input_tokens
     if request.endpoint == EMBEDDINGS:
         return BilledUsage(total)
-    cached = min(knobs.cached_tokens, total)
-    written = min(knobs.cache_write_tokens, total - cached)
-    visible = tokens(len(answer.text)) if answer.text else 1
-    return BilledUsage(total, cached, written, visible + knobs.reasoning_tokens, knobs.reasoning_tokens)
+    cached, written = billing.fixed(total) or _cache_use(request, billing)
+    visible, thought = tokens(len(answer.text)) if answer.text else 1, billing.knobs.reasoning_tokens
+    return BilledUsage(total, cached, written, visible + thought, thought)
+
+
+_LEAST_CACHED, _STEP = 1024, 128  # tokens
+_LIFETIME = 1800.0
+
+
+def _cache_use(request: Request, billing: Billing) -> CacheUse:
+    """Whatever begins as an earlier prompt did is read from the cache, unasked, in steps of 128 tokens from 1,024 on."""
+    text = request.system + request.prompt
+    lengths = range(_LEAST_CACHED * CHARS, len(text) + 1, _STEP * CHARS)
+    key = str(request.body.get("prompt_cache_key") or "")
+    return CacheUse(billing.read(request, text, lengths, _LIFETIME, key), 0)
 
 
 def _reported(usage: dict[str, Any]) -> BilledUsage:

@@ -55,7 +55,7 @@ class OpenAIRealTime:
         return JSONResponse({"object": "response.input_tokens", "input_tokens": asked.input_tokens})
 
     def usage(self, request: Request, answer: Reply) -> BilledUsage:
-        return answers.usage_of(request, answer, self._world.knobs)
+        return answers.usage_of(request, answer, self._world.billing)
 
     def body(self, asked: Asked, answer: Reply, usage: BilledUsage) -> dict[str, Any]:
         body = answers.body_of(asked.request, answer, usage)

@@ -168,7 +168,7 @@ class OpenAI:
                 raise Refusal(429, "token_limit_exceeded", str(bad)) from bad
 
     def rows(self, batch: Batch) -> OpenAIRows:
-        return OpenAIRows(batch.facts["endpoint"], batch.seq, self._world.knobs)
+        return OpenAIRows(batch.facts["endpoint"], batch.seq, self._world.billing)
 
     def finish(self, batch: Batch, tally: BatchTally) -> Mapping[str, Any]:
         """The channels that have lines become files; the others have none."""

@@ -8,9 +8,9 @@ import orjson
 
 from airflow_batch_llm.simulator.bodies import MEGABYTE, lines, parse
 from airflow_batch_llm.simulator.database import RowFate
-from airflow_batch_llm.simulator.knobs import Knobs
 from airflow_batch_llm.simulator.openai import PROVIDER
 from airflow_batch_llm.simulator.openai.answers import CHAT, EMBEDDINGS, RESPONSES, body_of, usage_of
+from airflow_batch_llm.simulator.prefixes import Billing
 from airflow_batch_llm.simulator.request import Reply, Request, RowError, content_digest, seed_of
 from airflow_batch_llm.simulator.schema_rules import openai_refusal
 from airflow_batch_llm.simulator.vendor import Parsed, Written
@@ -120,10 +120,10 @@ _SKIPPED = {
 class OpenAIRows:
     """The rows of one batch, all for one endpoint."""
 
-    def __init__(self, endpoint: str, batch_number: int, knobs: Knobs) -> None:
+    def __init__(self, endpoint: str, batch_number: int, billing: Billing) -> None:
         self._endpoint = endpoint
         self._number = batch_number
-        self._knobs = knobs
+        self._billing = billing
         self._count = 0
 
     def read(self, line: bytes) -> Parsed:
@@ -139,7 +139,7 @@ class OpenAIRows:
             refused = {"status_code": answer.error.status, "request_id": "", "body": error_body(answer.error)}
             return self._line(parsed.custom_id, refused, None, ERRORS)
         assert parsed.request is not None
-        usage = usage_of(parsed.request, answer, self._knobs)
+        usage = usage_of(parsed.request, answer, self._billing)
         response = {"status_code": 200, "request_id": "", "body": body_of(parsed.request, answer, usage)}
         return self._line(parsed.custom_id, response, None, OUTPUT)._replace(
             outcome=RowFate.SUCCEEDED, usage=usage

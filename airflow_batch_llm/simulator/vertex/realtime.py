@@ -44,7 +44,7 @@ class VertexRealTime:
         return JSONResponse({"totalTokens": (await _asked(call)).request.input_tokens})
 
     def usage(self, request: Request, answer: Reply) -> BilledUsage:
-        return rows.usage_of(request, answer, self._world.knobs)
+        return rows.usage_of(request, answer, self._world.billing)
 
     def body(self, asked: Asked, answer: Reply, usage: BilledUsage) -> dict[str, Any]:
         body = rows.response_of(asked.request, answer, usage)

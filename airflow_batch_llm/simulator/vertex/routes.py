@@ -141,7 +141,7 @@ class Vertex:
     def rows(self, batch: Batch) -> VertexRows:
         moment = rfc3339(self._world.clock.now())
         assert moment is not None
-        return VertexRows(batch.facts["model"], moment.replace("Z", "+00:00"), self._world.knobs)
+        return VertexRows(batch.facts["model"], moment.replace("Z", "+00:00"), self._world.billing)
 
     def finish(self, batch: Batch, tally: BatchTally) -> Mapping[str, Any] | Rejected:
         written: dict[str, Any] = {}

@@ -10,7 +10,7 @@ import orjson
 
 from airflow_batch_llm.simulator.bodies import parse
 from airflow_batch_llm.simulator.database import BilledUsage, RowFate
-from airflow_batch_llm.simulator.knobs import Knobs
+from airflow_batch_llm.simulator.prefixes import CHARS, Billing, CacheUse
 from airflow_batch_llm.simulator.request import (
     Reply,
     Request,
@@ -48,10 +48,10 @@ _JSON = {"type": "object", "properties": {"answer": {"type": "string"}}, "requir
 class VertexRows:
     """The rows of one job."""
 
-    def __init__(self, model: str, moment: str, knobs: Knobs) -> None:
+    def __init__(self, model: str, moment: str, billing: Billing) -> None:
         self._model = model.rpartition("/")[2]
         self._moment = moment
-        self._knobs = knobs
+        self._billing = billing
 
     def read(self, line: bytes) -> Parsed:
         row = parse(line)
@@ -66,7 +66,7 @@ class VertexRows:
         if answer.error is not None:
             return self._line(parsed, _status(answer.error), None, None)
         assert parsed.request is not None
-        usage = usage_of(parsed.request, answer, self._knobs)
+        usage = usage_of(parsed.request, answer, self._billing)
         return self._line(parsed, "", response_of(parsed.request, answer, usage), usage)
 
     def skip(self, parsed: Parsed, outcome: RowFate) -> Written:  # noqa: ARG002 - such a row has no line
@@ -163,14 +163,24 @@ def _wanted(body: dict[str, Any], config: dict[str, Any]) -> tuple[str | None, d
     return None, schema
 
 
-def usage_of(request: Request, answer: Reply, knobs: Knobs) -> BilledUsage:
+def usage_of(request: Request, answer: Reply, billing: Billing) -> BilledUsage:
     total = request.input_tokens
     if answer.stop is StopReason.FILTERED:
         return BilledUsage(total)
-    visible = tokens(len(answer.text)) if answer.text else 0
-    return BilledUsage(
-        total, min(knobs.cached_tokens, total), 0, visible + knobs.reasoning_tokens, knobs.reasoning_tokens
-    )
+    cached, _ = billing.fixed(total) or _cache_use(request, billing)
+    visible, thought = tokens(len(answer.text)) if answer.text else 0, billing.knobs.reasoning_tokens
+    return BilledUsage(total, cached, 0, visible + thought, thought)
+
+
+_LEAST_CACHED, _STEP = 2048, 128  # tokens
+_LIFETIME = 3600.0
+
+
+def _cache_use(request: Request, billing: Billing) -> CacheUse:
+    """Whatever begins as an earlier prompt did is read from the implicit cache. In batches nobody has seen that."""
+    text = request.system + request.prompt
+    lengths = range(_LEAST_CACHED * CHARS, len(text) + 1, _STEP * CHARS)
+    return CacheUse(billing.read(request, text, lengths, _LIFETIME), 0)
 
 
 def response_of(request: Request, answer: Reply, usage: BilledUsage) -> dict[str, Any]:

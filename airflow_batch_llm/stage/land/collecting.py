@@ -339,6 +339,7 @@ class Collector:
             batches=0 if now_asked else len(gathered.batches),
             maybe_twice=standing.maybe_twice,
             usage=Usage.total(list(gathered.judged.usages())),
+            cache=gathered.judged.cache,
             spent=_spent(gathered),
             durations=Durations(queued=self._queued(standing), running=running, landing=now - began),
         )

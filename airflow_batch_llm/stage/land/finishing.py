@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 
+from airflow_batch_llm.core import caching
 from airflow_batch_llm.core.drift import Shift, add_mixes, shifts, told
 from airflow_batch_llm.core.journal import Standing, stand
 from airflow_batch_llm.core.model import Outcome
@@ -113,6 +114,7 @@ class Finisher:
             reviewed=self.folder.count_reviewed(),
             canary=canary.reported(),
             packing=_packing(rounds, total) | self._piloted(rounds[0], landed[0]),
+            caching=self._cached(rounds, landed),
         )
         if not rounds[0].is_stopped:
             report = replace(report, estimate_off=compared(self.first, report))
@@ -206,6 +208,24 @@ class Finisher:
         return {
             "pilot": {"compared": verdict.compared, "agreement": verdict.agreement, "packs": verdict.packs}
         }
+
+    def _cached(
+        self, rounds: Sequence[Plan], landed: Sequence[Sequence[ShardResult]]
+    ) -> dict[str, dict[str, Any]]:
+        """Say what the vendor's cache has won or lost by each route, and return it for the report."""
+        totals: dict[str, Report] = {}
+        asked: set[str] = set()
+        for plan, results in zip(rounds, landed, strict=True):
+            for shard, result in zip(plan.shards, results, strict=True):
+                route = plan.route(shard)
+                totals[route.name] = totals.get(route.name, Report()) + result.report
+                asked |= {route.name} if route.call.cache_system_prompt else set()
+        found = {}
+        for name, total in totals.items():
+            if total.usage.cached_tokens or total.usage.cache_write_tokens:
+                (self.parts.log if total.cache.won >= 0 else self.parts.warn)(caching.told(name, total.cache))
+                found[name] = caching.reported(total.cache, total.usage, asked=name in asked)
+        return found
 
     def _is_erased(self, rounds: Sequence[Plan]) -> bool:
         """Return whether rows were erased from the run after it was planned: they have no outcome."""

@@ -14,6 +14,7 @@ from itertools import cycle
 from typing import Any, NamedTuple
 
 from airflow_batch_llm.core.answer import Answer, AnswerParser, Invalid, storable
+from airflow_batch_llm.core.caching import CacheTotals
 from airflow_batch_llm.core.model import MOST_TOKENS, Outcome, Result, Usage, Way
 from airflow_batch_llm.core.output_type import OutputType
 from airflow_batch_llm.core.packing import Layout, divide_dollars, divide_usage, item_answers
@@ -35,6 +36,8 @@ class AnswerCost(NamedTuple):
     usage: Usage = Usage()
     cost: float | None = 0.0
     list_cost: float | None = 0.0
+    cache_won: float = 0.0
+    """Dollars that the vendor's cache has saved of the cost. Below 0: it has cost more than it saved."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +140,15 @@ class Judgements:
         """Return the number of requests without a known price."""
         return sum(bill.cost is None for bill in self.bills)
 
+    @property
+    def cache(self) -> CacheTotals:
+        """Count the answers that read from the vendor's cache, and the dollars that it saved."""
+        return CacheTotals(
+            answers=sum(bill.usage.input_tokens > 0 for bill in self.bills),
+            hits=sum(bill.usage.cached_tokens > 0 for bill in self.bills),
+            won=math.fsum(bill.cache_won for bill in self.bills),
+        )
+
 
 UNUSABLE_USAGE = "unusable_usage"
 
@@ -218,10 +230,11 @@ class LineJudge:
         usages = divide_usage(usage, items)
         if whole is None:
             return [AnswerCost(one, None, None) for one in usages]
-        shares = zip(divide_dollars(whole.cost, items), divide_dollars(whole.realtime, items), strict=True)
+        dollars = (whole.cost, whole.realtime, whole.uncached - whole.cost)
+        shares = zip(*(divide_dollars(one, items) for one in dollars), strict=True)
         return [
-            AnswerCost(one, float(cost), float(realtime))
-            for one, (cost, realtime) in zip(usages, shares, strict=True)
+            AnswerCost(one, float(cost), float(realtime), float(won))
+            for one, (cost, realtime, won) in zip(usages, shares, strict=True)
         ]
 
     def _verdicts(self, result: Result, items: range, bills: Sequence[AnswerCost]) -> Sequence[Judgement]:

@@ -44,6 +44,7 @@ from airflow_batch_llm.stage.plan.ways import (
     canary_way,
     choose_way,
     flex_problem,
+    with_cache,
 )
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedRoute, PlannedShard, RunLimits, new_run_token
@@ -248,6 +249,8 @@ class Drafting:
         if problems:
             self._tell_bad_rows(spool, sum(problems.values()), self.target)
         ways = [self._way(route, count) for route, count in zip(self.resolved.routes, requests, strict=True)]
+        choice = self.stage.request.cache_system_prompt
+        self.resolved = with_cache(self.resolved, self.parts, choice, ways, requests)
         guesses = [self._guess(spool, route, way, requests[route]) for route, way in enumerate(ways)]
         allowed = self._allowed(guesses, self._surcharge(ways, guesses))
         routes = tuple(
@@ -362,12 +365,14 @@ class Drafting:
 
     def _guess(self, spool: Spool, route: int, way: Way, requests: int) -> Estimate:
         resolved = self.resolved.routes[route % len(self.resolved.routes)]
+        learned, asked = Learning(parts=self.parts), resolved.call.cache_system_prompt
         quote = Quote(
             provider=None if self.is_offline else self.parts.provider,
             output_type=self.resolved.output_type,
             route=resolved,
             way=way,
-            measured=Learning(parts=self.parts).of(resolved.spec_hash),
+            measured=learned.of(resolved.spec_hash),
+            cached=learned.cached(resolved.spec_hash, way, asked=asked),
         )
         return quote.estimate(spool.prompts(route, requests), requests)
 

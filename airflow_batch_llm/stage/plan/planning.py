@@ -234,7 +234,6 @@ def _resolved_route(
         params=spec.params,
         endpoint=stage.request.endpoint,
         via=via,
-        cache_system_prompt=stage.request.cache_system_prompt,
     )
     rows = stage.request.rows_per_request
     if rows > 1 and call.vector:

@@ -9,6 +9,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from airflow_batch_llm.core.caching import CachedRun
 from airflow_batch_llm.core.estimate import (
     Estimate,
     Measured,
@@ -39,6 +40,8 @@ class Quote:
     way: Way
     measured: Measured | None = None
     """An earlier run with the same spec. Default: there is none."""
+    cached: CachedRun | None = None
+    """The use that it made of the vendor's cache. Default: not known, so none."""
 
     def estimate(self, prompts: Iterable[pa.BinaryArray], items: int) -> Estimate:
         """Read the prompts once, block by block; ask the provider about a few requests.
@@ -63,6 +66,7 @@ class Quote:
             largest_bytes=largest,
             sample=self._counted(sample) if self.measured is None else (),
             measured=self.measured,
+            cached=self.cached,
             shared_bytes=len(self.route.template.pieces[0]) + len(self.route.call.system_prompt or ""),
             max_tokens=self.route.asked.max_tokens,
             answer_tokens=usual_packed_answer(

@@ -1,6 +1,6 @@
 """Hold the stage as written, turned into what planning needs: what is asked, and by which routes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from airflow_batch_llm.core.escalation import Rule, reachable
 from airflow_batch_llm.core.estimate import Estimate
@@ -11,6 +11,7 @@ from airflow_batch_llm.core.prompt import CompiledPrompt
 from airflow_batch_llm.core.request import LineTemplate
 from airflow_batch_llm.core.settings import StageWay
 from airflow_batch_llm.core.spec import Spec
+from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.stage.plan.choosing import Current
 from airflow_batch_llm.stage.records.plan import PlannedRoute
 
@@ -31,6 +32,14 @@ class ResolvedRoute:
     max_cost_usd: float | None = None
     rows_per_request: int = 1
     answer_cap: int | None = None
+
+    def caching(self, provider: Provider, *, asks: bool) -> "ResolvedRoute":
+        """Return the route with requests that ask the vendor to cache what they share, or that do not."""
+        if self.call.cache_system_prompt is asks:
+            return self
+        asked = replace(self.asked, cache_system_prompt=asks)
+        call = replace(self.call, cache_system_prompt=asks)
+        return replace(self, call=call, asked=asked, template=provider.encode(asked))
 
     def planned(self, way: Way, guess: Estimate) -> PlannedRoute:
         """Return the route as the plan holds it."""

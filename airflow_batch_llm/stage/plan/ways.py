@@ -1,14 +1,21 @@
-"""Choose the way to ask a stage's requests, and refuse one that the provider does not have before anything is sent."""
+"""Choose how a stage's requests are asked, and refuse a way that the provider does not have before anything is sent."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from decimal import Decimal
 
-from airflow_batch_llm.core.estimate import Estimate
+from airflow_batch_llm.core.caching import SharedPart, decide
+from airflow_batch_llm.core.checked import Caching
+from airflow_batch_llm.core.estimate import BYTES_PER_TOKEN, Estimate
 from airflow_batch_llm.core.model import Call, Way
 from airflow_batch_llm.core.printing import counted, verb
 from airflow_batch_llm.core.settings import Canary, StageWay
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.providers.base import AnswersNow, Provider
+from airflow_batch_llm.providers.base import AnswersNow, MarksPrefixes, Provider
+from airflow_batch_llm.providers.routed import by_route
+from airflow_batch_llm.stage.learning import Learning
+from airflow_batch_llm.stage.parts import Parts
+from airflow_batch_llm.stage.plan.resolved import Resolved, ResolvedRoute
 
 #: From this many requests on, a batch is worth its wait.
 WORTH_A_BATCH = 100
@@ -71,3 +78,32 @@ def canary_surcharge(canary: Canary | None, ways: Sequence[Way], guesses: Sequen
         return Decimal(0)
     prices = [guess.per_request for way, guess in zip(ways, guesses, strict=True) if way is not Way.NOW]
     return canary.rows * max((price for price in prices if price is not None), default=Decimal(0))
+
+
+def with_cache(
+    resolved: Resolved, parts: Parts, choice: Caching, ways: Sequence[Way], requests: Sequence[int]
+) -> Resolved:
+    """Return the stage with routes whose requests ask the vendor to cache what they share, where that is to pay.
+
+    `requests` holds the number of rows of each route that are to be sent.
+    """
+    routes = (
+        _with_cache(route, parts, choice, way, rows)
+        for route, way, rows in zip(resolved.routes, ways, requests, strict=True)
+    )
+    return replace(resolved, routes=tuple(routes))
+
+
+def _with_cache(route: ResolvedRoute, parts: Parts, choice: Caching, way: Way, rows: int) -> ResolvedRoute:
+    provider = by_route(parts.provider, route.call.via)
+    part = SharedPart(
+        tokens=len((route.call.system_prompt or "").encode(errors="replace")) / BYTES_PER_TOKEN,
+        least=provider.least_cached(route.asked) if isinstance(provider, MarksPrefixes) else None,
+        requests=-(-rows // route.rows_per_request),
+        way=way,
+    )
+    before = Learning(parts=parts).cached(route.spec_hash, way, asked=True)
+    decision = decide(choice, part, route.prices.by(way).cache_factors, before)
+    if decision.why and rows:
+        (parts.warn if decision.warns else parts.log)(decision.why)
+    return route.caching(provider, asks=decision.asks)

@@ -10,6 +10,7 @@
     .registers/packing/<spec>-<rows>.json    whether rows agree with those asked alone, by spec and rows of a request
     .registers/watchers/<hash>.json          hashes of what an asset's watcher has reported
     .registers/measured/<spec>.json          the mean tokens of the last run with a spec
+    .registers/caching/<spec>-<way>-<asked>.json   the use that the last run with a spec made of the vendor's cache
 
 A register is a help, never the truth about a run: that is its journal. A name that is missing costs a look, no money.
 
@@ -85,6 +86,14 @@ class Registers:
     def read_measured(self, spec_hash: str) -> bytes | None:
         """Return what the last run with a spec has measured, or None."""
         return self.workspace.read(f"{_ROOT}measured/{safe_name(spec_hash)}.json")
+
+    def put_cached(self, spec_hash: str, asked: str, data: bytes, aside: Path) -> None:
+        """Keep how a run with a spec has used the vendor's cache, by how it was asked. The last run counts."""
+        self.workspace.write(_caching(spec_hash, asked), [data], aside)
+
+    def read_cached(self, spec_hash: str, asked: str) -> bytes | None:
+        """Return how the last run with a spec that was asked so has used the vendor's cache, or None."""
+        return self.workspace.read(_caching(spec_hash, asked))
 
     def add_loose(self, provider: str, folder: RunFolder) -> None:
         """Something of this run may still be at the provider: who plans next with the provider sweeps again."""
@@ -210,6 +219,10 @@ class Registers:
         """Return the run folder with this id."""
         run, _, generation = run_id.rpartition("/g")
         return RunFolder(workspace=self.workspace, run=run, generation=int(generation))
+
+
+def _caching(spec_hash: str, asked: str) -> str:
+    return f"{_ROOT}caching/{safe_name(spec_hash)}-{asked}.json"
 
 
 def _packing(spec_hash: str, rows: int) -> str:

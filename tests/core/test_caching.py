@@ -1,0 +1,101 @@
+"""Caching is asked for where it pays: by the prices, by what earlier runs measured, by the number of requests."""
+
+import pytest
+
+from airflow_batch_llm.core.caching import CachedRun, SharedPart, decide
+from airflow_batch_llm.core.checked import Caching
+from airflow_batch_llm.core.model import Usage, Way
+from airflow_batch_llm.core.price import CacheFactors, PriceList
+from airflow_batch_llm.core.settings import Request
+from airflow_batch_llm.errors import InputError
+
+FACTORS = CacheFactors(write=2.0, read=0.1)
+NOW = 1_795_000_000.0
+
+
+def part(
+    tokens: float = 2000, least: int | None = 1024, requests: int = 1000, way: Way = Way.BATCH
+) -> SharedPart:
+    return SharedPart(tokens=tokens, least=least, requests=requests, way=way)
+
+
+def run(hit_rate: float, won: float) -> CachedRun:
+    return CachedRun(hit_rate=hit_rate, cached_tokens=0.0, written_tokens=0.0, won=won)
+
+
+@pytest.mark.parametrize("way", [Way.BATCH, Way.NOW])
+@pytest.mark.parametrize(
+    ("model", "percent"), [("claude-haiku-4-5", 53), ("claude-sonnet-4-5", 53), ("claude-sonnet-5-5", 51)]
+)
+def test_an_hour_in_the_cache_pays_above_this_share_of_hits(model: str, percent: int, way: Way) -> None:
+    prices = PriceList.of("anthropic", model, at=NOW).by(way)
+    assert prices.cache_factors is not None
+    even = prices.cache_factors.break_even
+    assert round(even * 100) == percent
+
+    def cost(hits: float) -> object:
+        read, tokens = round(hits * 1_000_000), 1_000_000
+        return prices.cost(Usage(tokens, read, tokens - read))
+
+    plain = prices.cost(Usage(1_000_000))
+    assert plain is not None
+    assert cost(even + 0.01) < plain < cost(even - 0.01)  # type: ignore[operator]
+
+
+def test_what_costs_no_more_to_write_always_pays() -> None:
+    factors = PriceList.of("openai", "gpt-5-mini", at=NOW).cache_factors
+    assert factors is not None
+    assert (factors.write, round(factors.read, 2), factors.break_even) == (1.0, 0.1, 0.0)
+    flat = PriceList.of("anthropic", "mine", {"mine": {"input": 1.0}}, at=NOW).cache_factors
+    assert flat is not None
+    assert flat.break_even == 1.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "before", "asks"),
+    [
+        ({}, None, True),
+        ({"tokens": 700}, None, False),
+        ({"tokens": 900}, None, True),  # it may be long enough, and a mark that is not costs nothing
+        ({"least": None}, None, False),
+        ({"requests": 5}, None, False),
+        ({"requests": 7}, None, True),
+        ({"requests": 9, "way": Way.NOW}, None, False),
+        ({"requests": 11, "way": Way.NOW}, None, True),
+        ({}, run(0.6, 1.0), True),
+        ({"requests": 7}, run(0.54, 1.0), False),
+        ({}, run(0.5, -1.0), False),
+    ],
+)
+def test_auto_asks_where_it_is_expected_to_pay(
+    changes: dict[str, object], before: CachedRun | None, asks: bool
+) -> None:
+    given = part(**changes)  # type: ignore[arg-type]
+    assert decide(Caching.AUTO, given, FACTORS, before).asks is asks
+    assert decide(Caching.ON, given, FACTORS, before).asks is (given.least is not None)
+    assert not decide(Caching.OFF, given, FACTORS, before).asks
+
+
+def test_auto_never_asks_at_an_unknown_price() -> None:
+    assert not decide(Caching.AUTO, part(), None, None).asks
+
+
+def test_who_has_lost_money_is_told() -> None:
+    decision = decide(Caching.AUTO, part(), FACTORS, run(0.312, -1.5))
+    assert decision.warns
+    assert "lost $1.5000" in decision.why
+    assert "31.2% of hits" in decision.why
+
+
+@pytest.mark.parametrize(
+    ("given", "means"),
+    [(True, "on"), (False, "off"), ("on", "on"), ("off", "off"), ("auto", "auto"), (None, "auto")],
+)
+def test_the_choice_is_a_word_or_the_boolean_of_older_files(given: object, means: str) -> None:
+    request = Request() if given is None else Request(cache_system_prompt=given)  # type: ignore[arg-type]
+    assert request.cache_system_prompt == means
+
+
+def test_another_word_is_refused() -> None:
+    with pytest.raises(InputError, match="cache_system_prompt must be one of 'auto', 'on' or 'off'"):
+        Request(cache_system_prompt="always")  # type: ignore[arg-type]

@@ -1,0 +1,80 @@
+"""Requests share a prefix, the vendor caches it, and the report says what that has won or lost."""
+
+from typing import Any
+
+import pytest
+
+from airflow_batch_llm.core.model import Way
+from airflow_batch_llm.stage.land.finishing import Finished
+from tests.stage.world import Bench
+
+#: Tokens of the simulator have four characters.
+INSTRUCTIONS = "Rule: say what the ticket is about, and nothing else. " * 160
+MODELS = {"anthropic": "claude-sonnet-4-6", "openai": "gpt-5-mini", "vertex": "gemini-2.5-flash"}
+
+
+def complete(bench: Bench, name: str, first: int, rows: int = 60, **changes: Any) -> Finished:
+    """Ask about new tickets."""
+    bench.world.ask(
+        "CREATE OR REPLACE TABLE tickets AS SELECT i AS id, 'subject ' || i AS subject, 'body of ' || i AS body "
+        f"FROM range({first}, {first + rows}) t(i)"
+    )
+    model = f"{bench.world.provider_name}:{MODELS[bench.world.provider_name]}"
+    return bench.complete(name, **{"system_prompt": INSTRUCTIONS, "model_id": model, **changes})
+
+
+def test_auto_marks_the_prefix_and_stops_once_that_has_lost_money(anthropic: Bench) -> None:
+    world, length = anthropic.world, len(INSTRUCTIONS) // 4
+    world.simulator.turn(batch_cache_hits=0.8)
+    first = complete(anthropic, "first", 0).report
+    caching = first.caching["default"]
+    hits = round(caching["hit_rate"] * 60)
+    assert 35 < hits < 60
+    assert (caching["cached_tokens"], caching["written_tokens"]) == (hits * length, (60 - hits) * length)
+    assert caching["asked"]
+    assert caching["won_usd"] > 0
+    assert any("63% of hits expected" in said for said in anthropic.said)
+    assert any("Caching by the route default won" in said for said in anthropic.said)
+
+    world.simulator.turn(batch_cache_hits=0.3)
+    second = complete(anthropic, "second", 100).report
+    assert second.caching["default"]["won_usd"] < 0
+    assert any("Caching by the route default lost" in said for said in anthropic.said)
+
+    third = complete(anthropic, "third", 200).report
+    assert third.caching == {}
+    assert any("the vendor is not asked to cache, since it lost" in said for said in anthropic.said)
+    fourth = complete(anthropic, "fourth", 300, cache_system_prompt="on").report
+    assert fourth.caching["default"]["asked"]
+    total = sum(one.spent.cost for one in (first, second, third, fourth))
+    assert total == pytest.approx(world.billed(Way.BATCH), abs=1e-9)
+    assert len({one for (one,) in world.ask("SELECT DISTINCT _llm_spec_hash FROM labels")}) == 1
+
+
+def test_the_dollars_won_are_those_of_the_same_run_without_a_cache(anthropic: Bench) -> None:
+    marked = complete(anthropic, "marked", 0, cache_system_prompt="on").report
+    plain = complete(anthropic, "plain", 0, cache_system_prompt="off", target="other").report
+    assert plain.caching == {}
+    won = marked.caching["default"]["won_usd"]
+    assert won == pytest.approx(plain.spent.cost - marked.spent.cost, abs=1e-6)
+
+
+def test_the_next_estimate_counts_on_the_same_hits(anthropic: Bench) -> None:
+    anthropic.world.simulator.turn(cached_tokens=1500, cache_write_tokens=300)
+    complete(anthropic, "first", 0)
+    second = complete(anthropic, "second", 100).report
+    assert abs(second.estimate_off["usd"]) < 0.1, second.estimate_off
+    assert any("of the requests are taken to read from the vendor's cache" in said for said in anthropic.said)
+
+
+@pytest.mark.parametrize("rows_per_request", [1, 10])
+def test_the_report_is_the_ledger_with_caching_on(bench: Bench, rows_per_request: int) -> None:
+    bench.world.simulator.turn(batch_cache_hits=0.7)
+    changes = {"cache_system_prompt": "on", "min_agreement": None, "rows_per_request": rows_per_request}
+    done = complete(bench, "night", 0, **changes)
+
+    tokens, usage = bench.world.ledger()["tokens"], done.report.usage
+    assert tokens["cached"] > 0
+    assert (usage.cached_tokens, usage.cache_write_tokens) == (tokens["cached"], tokens["cache_write"])
+    assert done.report.spent.cost == pytest.approx(bench.world.billed(Way.BATCH), abs=1e-9)
+    assert done.report.caching["default"]["hit_rate"] > 0
