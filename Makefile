@@ -15,7 +15,7 @@ export UV_SYSTEM_CERTS ?= 1
 ROOMY := $(shell df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 && $$4 > 8000000 { print "/dev/shm" }')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup emulators demo story airflow quick test e2e fuzz check format docs constraints golden bench matrix sdks databases clean
+.PHONY: help setup emulators demo story scenario airflow quick test e2e fuzz check format docs constraints golden bench matrix sdks databases clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -37,6 +37,9 @@ demo: .venv/.stamp ## label a table of support tickets, from nothing, with no ke
 
 story: .venv/.stamp ## two nights with the package: label, look, measure a better prompt, roll it out, read the bill
 	@$(BIN)/airflow-batch-llm story
+
+scenario: .venv/.stamp ## label ROWS tickets (10000) in ways that are cheaper step by step, at three simulated providers
+	@$(BIN)/python -m tests.benchmarks.scenario --rows $(or $(ROWS),10000)
 
 airflow: .venv/.stamp ## start Airflow's own UI on loopback, with the example Dags and the simulator
 	@$(BIN)/python -m tests.airflow.standalone

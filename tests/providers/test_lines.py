@@ -1,9 +1,12 @@
+from collections.abc import Callable
 from itertools import chain
 
 import pytest
 from orjson import dumps
 
+from airflow_batch_llm.providers.anthropic.lines import answer_cap as anthropic_cap
 from airflow_batch_llm.providers.lines import MOST_LINE_BYTES, brief, parse_line, split_lines
+from airflow_batch_llm.providers.openai.lines import answer_cap as openai_cap
 
 ODD = dumps({"text": "one\u2028two\u0085three\x0bfour 😀"})
 
@@ -42,3 +45,22 @@ def test_a_line_without_an_end_is_cut_off_and_the_next_is_whole() -> None:
 
     assert MOST_LINE_BYTES <= len(first) < MOST_LINE_BYTES + (2 << 20)
     assert second == b"next"
+
+
+@pytest.mark.parametrize(
+    ("answer_cap", "model", "most"),
+    [
+        (openai_cap, "gpt-4-turbo", 4_096),
+        (openai_cap, "gpt-4o-2024-05-13", 4_096),
+        (openai_cap, "gpt-4o-mini", 16_384),
+        (openai_cap, "gpt-5.1-chat-latest", 16_384),
+        (openai_cap, "gpt-5.1", 128_000),
+        (anthropic_cap, "claude-opus-4-1", 32_000),
+        (anthropic_cap, "claude-opus-4-5", 64_000),
+        (anthropic_cap, "claude-opus-4-6", 128_000),
+    ],
+)
+def test_the_longest_answer_is_that_of_the_model_and_not_of_its_family(
+    answer_cap: Callable[[str], int], model: str, most: int
+) -> None:
+    assert answer_cap(model) == most

@@ -209,8 +209,9 @@ _CUT_OFF = frozenset({"max_tokens", "model_context_window_exceeded", "pause_turn
 
 #: The most tokens of an answer, by the beginning of a model's name. A model that is not listed has the last number.
 _CAPS = (
-    ("claude-3-5", 8_192), ("claude-3-7", 64_000), ("claude-3", 4_096), ("claude-opus", 32_000), ("claude-sonnet", 64_000),
-    ("claude-haiku", 64_000), ("", 8_192),
+    ("claude-3-5", 8_192), ("claude-3-7", 64_000), ("claude-3", 4_096), ("claude-opus-4-5", 64_000), ("claude-opus-4-6", 128_000),
+    ("claude-opus-4-7", 128_000), ("claude-opus-4-8", 128_000), ("claude-opus-5", 128_000), ("claude-opus", 32_000),
+    ("claude-sonnet-4-6", 128_000), ("claude-sonnet", 64_000), ("claude-haiku", 64_000), ("", 8_192),
 )  # fmt: skip
 
 

@@ -90,8 +90,9 @@ _INSTEAD = "Set way='batch' for half the price, or way='now' at the full price."
 
 #: The most tokens of an answer, by the beginning of a model's name. A model that is not listed has the last number.
 _CAPS = (
-    ("gpt-4.1", 32_768), ("gpt-4o", 16_384), ("gpt-5", 128_000), ("gpt-6", 128_000), ("o3", 100_000), ("o4", 100_000),
-    ("", 8_192),
+    ("gpt-3.5", 4_096), ("gpt-4.1", 32_768), ("gpt-4o-2024-05-13", 4_096), ("gpt-4o", 16_384), ("gpt-4", 4_096),
+    ("gpt-5-chat", 16_384), ("gpt-5.1-chat", 16_384), ("gpt-5.2-chat", 16_384), ("gpt-5.3-chat", 16_384),
+    ("gpt-5", 128_000), ("gpt-6", 128_000), ("o3", 100_000), ("o4", 100_000), ("", 8_192),
 )  # fmt: skip
 
 

@@ -1,0 +1,302 @@
+"""Label 10,000 tickets in ways that are cheaper step by step, for two nights each, and check every bill.
+
+    python -m tests.benchmarks.scenario [--rows 10000] [--providers anthropic,openai,vertex] [--svg FILE]
+
+Each step keeps what the steps before it have changed. A third of the texts repeat, and the instructions have 1,500
+tokens. In the second night one ticket of a hundred has another text. The vendors are the simulator, which counts four
+characters for a token, and is called by the vendors' own SDKs. Its models err in a known share of the texts. Prints
+Markdown tables, and ends with 1 if a report differs from the simulator's ledger by a cent or more.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, Field
+
+from airflow_batch_llm.core.model import Outcome, Way
+from airflow_batch_llm.core.report import Report
+from airflow_batch_llm.core.settings import Escalation, Route
+from airflow_batch_llm.providers import PROVIDERS
+from airflow_batch_llm.simulator.fallible import truth
+from airflow_batch_llm.simulator.handle import Simulator
+from airflow_batch_llm.store import Workspace
+from tests.stage.world import Bench, World
+from tests.store.servers import gcs_server
+from tests.vendors import MODELS, OTHER_MODELS
+
+GOALS = (0.12, 0.01)
+"""The most that the last step's nights may cost, as shares of the price of all rows in real time."""
+CLOSE = 0.1
+"""The most by which an estimate of a second night may be off."""
+CENT = 0.01
+STRONG_ERRS, CHEAP_ERRS = 0.02, 0.12
+SURE = 0.7
+"""A label whose confidence is lower goes on to the strong model."""
+INSTRUCTIONS = (
+    "You sort the mail of a support desk. Read the whole ticket before you decide. Choose the label of the team that has"
+    " to act first, even if other teams are named. Money is billing; access is account; a parcel is delivery; a fault is"
+    " bug; the rest is other. Anger is no reason for another label. "
+)
+SYSTEM = (INSTRUCTIONS * 20)[:6000]
+
+
+class Label(BaseModel):
+    label: Literal["account", "billing", "bug", "delivery", "other"]
+    confidence: float = Field(ge=0, le=1)
+
+
+class Step(NamedTuple):
+    """Name one way to spend, and what a stage takes for it."""
+
+    name: str
+    change: Mapping[str, Any]
+    way: Way = Way.BATCH
+
+
+class Night(NamedTuple):
+    dollars: float
+    billed: float
+    """Dollars by the simulator's ledger."""
+    estimate: float
+    right: float
+    """The share of the target's labels that are right."""
+
+    @property
+    def off(self) -> float:
+        return self.estimate / self.dollars - 1 if self.dollars else 0.0
+
+
+def steps(provider: str) -> Sequence[Step]:
+    """Return the steps in their order, each with all that the steps before it have changed."""
+    once = {"prompt": "{{ body }}"}
+    strong = f"{provider}:{OTHER_MODELS[provider]}"
+    cascade = {
+        "model_id": f"{provider}:{MODELS[provider]}",
+        "routes": {"strong": Route(model_id=strong)},
+        "escalate": [Escalation(to="strong", below={"confidence": SURE})],
+    }
+    packed = [{**once, "rows_per_request": rows, "min_agreement": None} for rows in (5, 10, 20)]
+    return (
+        Step("real time, one by one", {"way": "now"}, Way.NOW),
+        Step("in batches", {}),
+        Step("equal texts asked once", once),
+        *(Step(f"{change['rows_per_request']} rows in a request", change) for change in packed),
+        Step("cheap model, then strong", {**packed[-1], **cascade}),
+    )
+
+
+def make_tickets(world: World, rows: int) -> None:
+    """Make tickets of which three in ten have the text of another one."""
+    world.ask(
+        "CREATE OR REPLACE MACRO text_of(text) AS 'I write about case ' || text || '. ' || substr("
+        "repeat('It came late, the box was open and nobody answered my last letter. ', 9), 1, 160 + (text * 7919) % 320)"
+    )
+    world.ask(
+        f"CREATE OR REPLACE TABLE tickets AS SELECT i AS id, i % {distinct(rows)} AS text, text_of(text) AS body,"
+        f" 'Ticket ' || lpad(i::VARCHAR, 8, '0') AS subject FROM range({rows}) t(i)"
+    )
+
+
+def distinct(rows: int) -> int:
+    """Return the number of different texts of so many tickets."""
+    return max(1, rows * 7 // 10)
+
+
+def change_tickets(world: World, rows: int) -> None:
+    """Give one ticket of a hundred another text: three in ten of these a text that is answered already."""
+    world.ask(
+        f"UPDATE tickets SET text = CASE WHEN id // 100 % 10 IN (1, 4, 7) THEN (text + 1) % {distinct(rows)}"
+        f" ELSE {rows} + id END WHERE id % 100 = 50"
+    )
+    world.ask("UPDATE tickets SET body = text_of(text) WHERE id % 100 = 50")
+
+
+def measure(world: World, step: Step, rows: int) -> tuple[Night, Night]:
+    """Run both nights of a step, in a workspace that has seen no run, at a vendor that has billed nothing yet."""
+    bench = Bench(world, workspace=Workspace.open(str(world.folder / f"workspace of {step.name}")))
+    world.begin()
+    shares = {MODELS[world.provider_name]: CHEAP_ERRS, OTHER_MODELS[world.provider_name]: STRONG_ERRS}
+    world.simulator.turn(wrong_share=shares, truth_find="case [0-9]+")
+    world.ask("DROP TABLE IF EXISTS labels; DROP TABLE IF EXISTS labels__failures")
+    make_tickets(world, rows)
+    given = {
+        "model_id": f"{world.provider_name}:{OTHER_MODELS[world.provider_name]}",
+        "prompt": "{{ subject }}\n\n{{ body }}",
+        "system_prompt": SYSTEM,
+        "output_type": Label,
+        "max_cost_usd": None,
+        **step.change,
+    }
+    first = night(bench, bench.complete("night/label/1", **given).report, step, rows, 0.0)
+    change_tickets(world, rows)
+    second = night(bench, bench.complete("night/label/2", **given).report, step, rows, first.billed)
+    return first, second
+
+
+def night(bench: Bench, report: Report, step: Step, rows: int, before: float) -> Night:
+    """Return the numbers of a night, of which the ledger had billed so much before."""
+    assert report.final.keys() <= {Outcome.SUCCEEDED}, report.verdict
+    schema = Label.model_json_schema()
+    answers = bench.world.ask("SELECT text, label, count(*) FROM labels JOIN tickets USING (id) GROUP BY ALL")
+    assert sum(count for *_, count in answers) == rows
+    right = sum(count for text, label, count in answers if truth(f"case {text}", schema)["label"] == label)
+    return Night(
+        dollars=report.spent.cost,
+        billed=bench.world.billed(step.way) - before,
+        estimate=report.estimate["usd"] or 0.0,
+        right=right / rows,
+    )
+
+
+@contextmanager
+def opened(provider: str, folder: Path) -> Iterator[World]:
+    """Start a simulator, and for Vertex AI a bucket."""
+    folder.mkdir()
+    with ExitStack() as started:
+        environ = {}
+        if provider == "vertex":
+            (folder / "storage").mkdir()
+            environ["STORAGE_EMULATOR_HOST"] = started.enter_context(gcs_server(folder / "storage"))
+        os.environ.update(environ)
+        storage = environ.get("STORAGE_EMULATOR_HOST")
+        simulator = started.enter_context(Simulator(batch_seconds=0, storage_url=storage))
+        yield World(folder=folder, provider_name=provider, url=simulator.url, environ=environ)
+
+
+Found = Mapping[str, Sequence[tuple[Night, Night]]]
+
+
+def run(rows: int, providers: Sequence[str]) -> Found:
+    """Run all steps at all providers."""
+    found: dict[str, list[tuple[Night, Night]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for provider in providers:
+            with opened(provider, Path(folder) / provider) as world:
+                found[provider] = []
+                for step in steps(provider):
+                    began = time.monotonic()
+                    found[provider].append(measure(world, step, rows))
+                    print(f"{provider}: {step.name}: {time.monotonic() - began:,.0f} s", file=sys.stderr)
+    return found
+
+
+def tables(found: Found, rows: int) -> Iterator[str]:
+    """Yield the lines of the tables: what each step costs, and how far its estimates were off."""
+    for provider, nights in found.items():
+        whole = before = nights[0][0].dollars
+        yield f"\n{provider}: {OTHER_MODELS[provider]}, and {MODELS[provider]} as the cheap model\n"
+        yield (
+            "| step | $ per 1,000 rows | of real time | saved by the step | right labels | estimate off"
+            " | night 2: $ per 1,000 rows | of real time | estimate off |"
+        )
+        yield "|---|--:|--:|--:|--:|--:|--:|--:|--:|"
+        for step, (first, second) in zip(steps(provider), nights, strict=True):
+            each, later = (one.dollars / rows * 1000 for one in (first, second))
+            yield (
+                f"| {step.name} | {each:.4f} | {first.dollars / whole:.1%} | {1 - first.dollars / before:.0%}"
+                f" | {first.right:.1%} | {first.off:+.0%} | {later:.5f} | {second.dollars / whole:.2%} | {second.off:+.1%} |"
+            )
+            before = first.dollars
+
+
+STYLE = """
+  .page { fill: #f6f7fb; }
+  .name { fill: #1b1f3b; font-size: 13px; }
+  .head { fill: #1b1f3b; font-size: 15px; font-weight: 600; }
+  .mark { fill: #5f6368; font-size: 11px; }
+  .bar0 { fill: #3f51b5; } .bar1 { fill: #00897b; } .bar2 { fill: #b26a00; }
+  @media (prefers-color-scheme: dark) {
+    .page { fill: #161927; }
+    .name, .head { fill: #f1f3f9; }
+    .mark { fill: #aab0c4; }
+    .bar0 { fill: #8c9eff; } .bar1 { fill: #4db6ac; } .bar2 { fill: #ffb74d; }
+  }
+"""
+FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
+LEFT, WIDE, BAR = 225, 460, 12
+
+
+def chart(found: Found, rows: int) -> str:
+    """Return an SVG with a bar for each step and provider: the first night's dollars as a share of real time."""
+    names = [step.name for step in steps(next(iter(found)))]
+    high = BAR * len(found) + 12
+    parts = [
+        f'<text class="head" x="15" y="28">{rows:,} tickets, first night: dollars by step, real time is 100 %</text>'
+    ]
+    for place, provider in enumerate(found):
+        x = LEFT + 110 * place
+        parts.append(f'<rect class="bar{place}" x="{x}" y="42" width="10" height="10" rx="2"/>')
+        parts.append(f'<text class="mark" x="{x + 15}" y="51">{provider}</text>')
+    for row, name in enumerate(names):
+        top = 68 + row * high
+        parts.append(f'<text class="name" x="15" y="{top + BAR * len(found) / 2 + 4:g}">{name}</text>')
+        for place, nights in enumerate(found.values()):
+            share, y = nights[row][0].dollars / nights[0][0].dollars, top + place * BAR
+            wide = max(1.0, share * WIDE)
+            parts.append(
+                f'<rect class="bar{place}" x="{LEFT}" y="{y}" width="{wide:.1f}" height="{BAR - 2}" rx="2"/>'
+            )
+            parts.append(f'<text class="mark" x="{LEFT + wide + 6:.1f}" y="{y + 9}">{share:.1%}</text>')
+    bottom = 68 + len(names) * high + 6
+    told = "; ".join(
+        f"{name} {nights[-1][0].dollars / nights[0][0].dollars:.1%}" for name, nights in found.items()
+    )
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 {bottom}" font-family="{FONTS}"',
+        'role="img" aria-labelledby="title desc">',
+        '<title id="title">What each step saves</title>',
+        f'<desc id="desc">After all steps the first night costs, as a share of its price in real time: {told}.</desc>',
+        f"<style>{STYLE}</style>",
+        f'<rect class="page" width="760" height="{bottom}" rx="10"/>',
+    )
+    return "\n".join((*head, *parts, "</svg>\n"))
+
+
+def verdicts(found: Found) -> Iterator[tuple[bool, str]]:
+    """Yield for each goal at each provider whether it is met, and the numbers."""
+    for provider, nights in found.items():
+        whole = nights[0][0].dollars
+        for number, (goal, reached) in enumerate(zip(GOALS, nights[-1], strict=True), 1):
+            share = reached.dollars / whole
+            yield (
+                share <= goal,
+                f"{provider}: night {number} costs {share:.2%} of real time, at most {goal:.0%} wanted",
+            )
+        worst = max((abs(second.off) for _, second in nights), default=0.0)
+        yield (
+            worst <= CLOSE,
+            f"{provider}: estimates of second nights are off by {worst:.1%} at most, {CLOSE:.0%} allowed",
+        )
+        apart = max(abs(one.dollars - one.billed) for both in nights for one in both)
+        yield apart < CENT, f"{provider}: reports and ledger differ by ${apart:.6f} at most"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=10_000)
+    parser.add_argument("--providers", default=",".join(PROVIDERS))
+    parser.add_argument("--svg", type=Path, help="also draw the chart, into this file")
+    chosen = parser.parse_args()
+    found = run(chosen.rows, chosen.providers.split(","))
+    if chosen.svg:
+        chosen.svg.write_text(chart(found, chosen.rows))
+    print(*tables(found, chosen.rows), sep="\n")
+    print()
+    ends = list(verdicts(found))
+    for is_met, told in ends:
+        print(f"{'met' if is_met else 'NOT MET'}: {told}")
+    if not all(is_met for is_met, told in ends if "ledger" in told):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
