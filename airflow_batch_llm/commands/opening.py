@@ -138,7 +138,9 @@ class Opening:
         )
         asked |= {name: getattr(stage, name) for name in _ASKED}
         asked["request"] = asdict(stage.request)
-        del asked["request"]["rows_per_request"]  # how it is asked, and not what
+        # How it is asked, and not what. An older release knew nothing of the first, and the second was false.
+        del asked["request"]["rows_per_request"]
+        asked["request"]["cache_system_prompt"] = False
         if stage.routes:
             asked["routes"] = {name: asdict(route) for name, route in stage.routes.items()}
         asked["base_url"] = self.spec.provider.base_url
