@@ -17,8 +17,8 @@ from tests.sdks import ENVIRONMENTS, ROOT, TOOLS, UV
 
 PROVIDERS = ("common-compat", "common-sql", "google", "openai", "postgres", "sqlite", "standard")
 
-#: What the examples need in a newer version than the oldest Airflow brings.
-EXAMPLES = ("apache-airflow-providers-standard>=1.12.2",)
+#: What the tests need besides, or in a newer version than the oldest Airflow brings: for the examples, and for metrics.
+BESIDES = ("apache-airflow-providers-standard>=1.12.2", "statsd>=4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def install(release: Release) -> Path:
     airflow = [f"apache-airflow=={release.version}", f"apache-airflow-core=={release.version}"]
     providers = [f"apache-airflow-providers-{name}" for name in PROVIDERS]
     subprocess.run([*pip, *dated, *airflow, *providers], check=True)
-    subprocess.run([*pip, *needed(), *EXAMPLES, *TOOLS], check=True)
+    subprocess.run([*pip, *needed(), *BESIDES, *TOOLS], check=True)
     subprocess.run([*pip, "--no-deps", "-e", "."], check=True, cwd=ROOT)
     return python
 
