@@ -1,6 +1,7 @@
 """From BigQuery to BigQuery through Vertex AI, with one Google connection for all of it.
 
-The connection's extra names the project, and `staging`, a folder in Cloud Storage that the requests pass through.
+The connection's extra names the project, and `staging`, a folder in Cloud Storage or a dataset (`bq://project.dataset`)
+that the requests pass through.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Google's connections for Vertex: whose credentials, which project, and where request files are staged.
+"""Google's connections for Vertex: whose credentials, which project, and where requests are staged.
 
 `staging`, `location`, `project` and `base_url` may stand in the connection's extra; `hook_params` win over them.
 """

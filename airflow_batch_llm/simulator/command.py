@@ -35,6 +35,9 @@ _UpstreamKey = Annotated[str | None, typer.Option(help="The key for --upstream."
 _StorageUrl = Annotated[
     str | None, typer.Option(help="Cloud Storage for Vertex.", envvar="STORAGE_EMULATOR_HOST")
 ]
+_BigQueryUrl = Annotated[
+    str | None, typer.Option(help="BigQuery for Vertex.", envvar="BIGQUERY_EMULATOR_HOST")
+]
 
 
 def simulate(
@@ -49,6 +52,7 @@ def simulate(
     upstream_key: _UpstreamKey = None,
     upstream_concurrency: Annotated[int, typer.Option(help="Requests at once to --upstream.", min=1)] = 16,
     storage_url: _StorageUrl = None,
+    bigquery_url: _BigQueryUrl = None,
     end_with_stdin: Annotated[bool, typer.Option(help="Stop when stdin closes.", hidden=True)] = False,
 ) -> None:
     """Stand in for Anthropic, OpenAI and Vertex on loopback: their batch APIs without a key or a bill."""
@@ -67,6 +71,7 @@ def simulate(
             upstream_key=upstream_key,
             upstream_concurrency=upstream_concurrency,
             storage_url=storage_url,
+            bigquery_url=bigquery_url,
         )
         if end_with_stdin:
             threading.Thread(target=_end_with_stdin, daemon=True).start()

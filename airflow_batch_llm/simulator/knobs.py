@@ -30,6 +30,7 @@ class SimulatorSettings:
     upstream_key: str | None = field(default=None, repr=False)
     upstream_concurrency: int = 16
     storage_url: str | None = None
+    bigquery_url: str | None = None
 
 
 class Clock:

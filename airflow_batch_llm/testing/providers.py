@@ -31,8 +31,8 @@ from airflow_batch_llm.testing.provider_watching import WatchesBatches
 __all__ = ["ProviderContract", "ProviderServer"]
 
 
-class ProviderContract(ReadsAnswers, CreatesOnce, WatchesBatches, AnswersInRealTime):
-    """Everything that an adapter promises. Every case starts from an empty server."""
+class OnServer:
+    """A provider on a server of its own. Every case starts from an empty one."""
 
     provider_name: ClassVar[str]
     model: ClassVar[str]
@@ -64,3 +64,7 @@ class ProviderContract(ReadsAnswers, CreatesOnce, WatchesBatches, AnswersInRealT
         with ExitStack() as stack:
             trigger = request.param == "trigger"
             yield stack.enter_context(asynchronously(bench.provider)) if trigger else bench.provider
+
+
+class ProviderContract(ReadsAnswers, CreatesOnce, WatchesBatches, AnswersInRealTime, OnServer):
+    """Everything that an adapter promises."""

@@ -1,8 +1,9 @@
-"""Vertex's protocol, driven by both of Google's clients, with a real object store below it."""
+"""Vertex's protocol, driven by both of Google's clients, with a real object store and real tables below it."""
 
 import urllib.request
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
+from uuid import uuid4
 
 import jsonschema
 import orjson
@@ -10,11 +11,13 @@ import pytest
 from google.api_core import exceptions
 from google.api_core.client_options import ClientOptions
 from google.auth.credentials import AnonymousCredentials
+from google.cloud import bigquery
 from google.cloud import storage as cloud_storage
 from google.cloud.aiplatform_v1 import JobServiceClient, JobState
 from google.genai.types import CreateBatchJobConfig, HttpOptions
 
 from airflow_batch_llm.simulator.handle import Simulator
+from tests.emulators.servers import Emulators
 from tests.simulator.clients import GEMINI, SCHEMA, gemini_client, jsonl
 from tests.store.servers import BUCKET
 
@@ -352,3 +355,135 @@ async def test_the_asynchronous_gemini_client_is_served(simulator: Simulator, bu
     found = await client.aio.batches.get(name=created.name or "")
     assert found.name == created.name
     await client.aio.aclose()
+
+
+# -- BigQuery ------------------------------------------------------------------------------------------------------
+
+
+class Tables:
+    """A dataset, and jobs that read and write it."""
+
+    def __init__(self, simulator: Simulator, url: str, location: str = "us-central1") -> None:
+        options = ClientOptions(api_endpoint=simulator.url)
+        anonymous = AnonymousCredentials()
+        self.simulator = simulator
+        self.jobs = JobServiceClient(credentials=anonymous, transport="rest", client_options=options)
+        self.client = bigquery.Client(
+            project="test-project", credentials=anonymous, client_options={"api_endpoint": url}
+        )
+        self.dataset, self.location = f"test-project.sim_{uuid4().hex[:8]}", location
+
+    def __enter__(self) -> Self:
+        dataset = bigquery.Dataset(self.dataset)
+        dataset.location = self.location
+        self.client.create_dataset(dataset)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.client.delete_dataset(self.dataset, delete_contents=True)
+        self.client.close()
+        self.jobs.transport.close()
+
+    def ask(self, select: str, output: str = ".answers") -> Any:
+        """Make a table of requests, run a job over it, and return the job."""
+        self.client.query_and_wait(f"CREATE OR REPLACE TABLE `{self.dataset}.requests` AS {select}")
+        source = {"input_uri": f"bq://{self.dataset}.requests"}
+        target = {"output_uri": f"bq://{self.dataset}{output}"}
+        created = self.jobs.create_batch_prediction_job(
+            parent=PARENT,
+            batch_prediction_job=job(
+                input_config={"instances_format": "bigquery", "bigquery_source": source},
+                output_config={"predictions_format": "bigquery", "bigquery_destination": target},
+            ),
+        )
+        self.simulator.finish(created.name)
+        return self.jobs.get_batch_prediction_job(name=created.name)
+
+    def rows(self, table: str) -> list[dict[str, Any]]:
+        return [dict(row) for row in self.client.list_rows(f"{self.dataset}.{table}")]
+
+
+@pytest.fixture(scope="module")
+def running_tables(emulators: Emulators) -> Iterator[Simulator]:
+    with Simulator(batch_seconds=0, bigquery_url=emulators.bigquery) as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def tables(running_tables: Simulator, emulators: Emulators) -> Iterator[Tables]:
+    running_tables.reset()
+    with Tables(running_tables, emulators.bigquery) as tables:
+        yield tables
+
+
+def request_sql(kind: str = "JSON") -> str:
+    text = """'{"contents": [{"role": "user", "parts": [{"text": "ticket"}]}]}'"""
+    return f"SELECT {f'PARSE_JSON({text})' if kind == 'JSON' else text} AS request"
+
+
+@pytest.mark.parametrize("kind", ["JSON", "STRING"])
+def test_a_job_runs_from_a_table_to_a_table_and_copies_its_columns(tables: Tables, kind: str) -> None:
+    columns = (
+        "0012 AS number, '0012' AS text, [1] AS list, DATETIME '2026-01-01 00:00:00' AS local, 1.5 AS half"
+    )
+    moment = "TIMESTAMP '2026-01-01 00:00:00.25+00' AS moment, NULL AS nothing"
+    ended = tables.ask(f"{request_sql(kind)}, {columns}, {moment}, 'r-1' AS custom_id")
+
+    assert (ended.state, ended.completion_stats.successful_count) == (JobState.JOB_STATE_SUCCEEDED, 1)
+    info = ended.output_info
+    assert (info.bigquery_output_dataset, info.bigquery_output_table) == (f"bq://{tables.dataset}", "answers")
+    (row,) = tables.rows("answers")
+    assert row.keys() == {
+        "request", "number", "text", "half", "moment", "nothing", "custom_id", "response", "status", "processed_time",
+    }  # fmt: skip
+    assert (row["number"], row["text"], row["half"], row["nothing"], row["status"]) == (
+        12,
+        "0012",
+        1.5,
+        None,
+        "",
+    )
+    assert (row["moment"].isoformat(), row["custom_id"]) == ("2026-01-01T00:00:00.250000+00:00", "r-1")
+    response = row["response"] if kind == "JSON" else orjson.loads(row["response"])
+    assert response["candidates"][0]["finishReason"] == "STOP"
+    assert (kind == "JSON") == isinstance(row["request"], dict)
+
+
+def test_a_job_that_names_a_dataset_only_makes_a_table_in_it(tables: Tables) -> None:
+    ended = tables.ask(request_sql(), output="")
+    assert ended.output_info.bigquery_output_table.startswith("predictions_")
+    assert len(tables.rows(ended.output_info.bigquery_output_table)) == 1
+
+
+def test_a_bad_row_of_a_table_has_a_status_and_no_response(tables: Tables) -> None:
+    bad = """SELECT PARSE_JSON('{"contents": [{"role": "system", "parts": [{"text": "x"}]}]}') AS request"""
+    ended = tables.ask(f"{bad} UNION ALL {request_sql()}")
+    assert ended.state == JobState.JOB_STATE_SUCCEEDED
+    rows = sorted(tables.rows("answers"), key=lambda row: row["status"])
+    assert [row["response"] is None for row in rows] == [False, True]
+    assert rows[1]["status"].startswith('Bad Request: {"error":{"code":400')
+
+
+@pytest.mark.parametrize(
+    ("select", "code"),
+    [
+        pytest.param(f"{request_sql()}, 1 AS status", 3, id="reserved"),
+        pytest.param("SELECT 1 AS request", 3, id="type"),
+        pytest.param("SELECT 'no json' AS request", 3, id="no json"),
+        pytest.param("""SELECT PARSE_JSON('{"contents": [], "a b": 1}') AS request""", 3, id="importer"),
+    ],
+)
+def test_a_table_that_the_importer_cannot_hold_fails_the_whole_job(
+    tables: Tables, select: str, code: int
+) -> None:
+    failed = tables.ask(select)
+    assert (failed.state, failed.error.code) == (JobState.JOB_STATE_FAILED, code)
+    assert not failed.output_info.bigquery_output_table
+    assert tables.simulator.ledger()["vertex"]["rows"]["executed"] == 0
+
+
+def test_a_dataset_in_another_region_fails_the_job(running_tables: Simulator, emulators: Emulators) -> None:
+    running_tables.reset()
+    with Tables(running_tables, emulators.bigquery, location="EU") as elsewhere:
+        failed = elsewhere.ask(request_sql())
+    assert (failed.state, failed.error.code) == (JobState.JOB_STATE_FAILED, 9)

@@ -1,9 +1,9 @@
 """A run killed at each of its points and then retried, for each provider.
 
-    python -m tests.stage.kill_matrix [--scenario plain|routed|late] [--minutes N] [provider …]
+    python -m tests.stage.kill_matrix [--scenario plain|routed|late] [--minutes N] [--tables] [provider …]
 
 kills before and after every single verb and prints what it saw, or as many of them, at random, as the minutes for each
-provider allow. The suite kills after every verb that leaves a trace:
+provider allow; with --tables, Vertex reads and writes BigQuery. The suite kills after every verb that leaves a trace:
 these are all the different states in which a killed process can leave the world.
 """
 
@@ -14,21 +14,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 from pydantic import BaseModel, Field
 
 from airflow_batch_llm.core.model import Way
 from airflow_batch_llm.core.settings import Escalation, Route
 from airflow_batch_llm.simulator.handle import Simulator
+from tests.emulators.servers import PROJECT, running
 from tests.stage.kills import EFFECTS, Kill
 from tests.stage.processes import Ended, Job
 from tests.stage.world import LABELS, World
 from tests.store.servers import gcs_server
 from tests.vendors import MODELS, OTHER_MODELS
+from tests.warehouses.bigquery_dataset import client as new_client
 
 ROWS, DISTINCT, ROWS_PER_BATCH = 24, 18, 10
 #: Of the routed scenario: requests in real time, and the least confidence of an answer that stays.
@@ -42,12 +45,24 @@ class Scenario:
     url: str
     provider: str
     environ: dict[str, str]
+    staging: str = World.staging
 
-    def world(self, folder: Path) -> World:
+    def begun(self, folder: Path) -> World:
         """Everything from the beginning. One simulator serves one world at a time."""
         folder.mkdir()
-        world = World(folder=folder, provider_name=self.provider, url=self.url, environ=self.environ)
+        world = World(
+            folder=folder,
+            provider_name=self.provider,
+            url=self.url,
+            environ=self.environ,
+            staging=self.staging,
+        )
         world.begin()
+        return world
+
+    def world(self, folder: Path) -> World:
+        """Return the world before the run."""
+        world = self.begun(folder)
         world.make_tickets(ROWS, DISTINCT)
         world.simulator.fault(provider=self.provider, kind="errored", every=9, times=2)
         return world
@@ -88,9 +103,7 @@ class Routed(Scenario):
     """Two urgent requests in real time beside batches, and unsure answers that a stronger model gives again."""
 
     def world(self, folder: Path) -> World:
-        folder.mkdir()
-        world = World(folder=folder, provider_name=self.provider, url=self.url, environ=self.environ)
-        world.begin()
+        world = self.begun(folder)
         world.make_tickets(ROWS, DISTINCT)
         how = f"CASE WHEN id % {DISTINCT} < {URGENT} THEN 'urgent' END AS how"
         world.ask(f"CREATE OR REPLACE TABLE tickets AS SELECT *, {how} FROM tickets")
@@ -120,9 +133,7 @@ class Late(Scenario):
     """A batch that hangs until the time is nearly over, and is cancelled then. Its open rows are asked in real time."""
 
     def world(self, folder: Path) -> World:
-        folder.mkdir()
-        world = World(folder=folder, provider_name=self.provider, url=self.url, environ=self.environ)
-        world.begin()
+        world = self.begun(folder)
         world.make_tickets(ROWS, DISTINCT)
         world.simulator.turn(batch_seconds=600, cancelled_share=0.5)
         world.simulator.fault(provider=self.provider, kind="hold")
@@ -221,17 +232,51 @@ def points(verbs: Sequence[str], *, every: bool) -> Iterator[Kill]:
             yield Kill(number, after=True)
 
 
-def main(kind: type[Scenario], providers: list[str], minutes: float = math.inf) -> int:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stores:
+    """Where Vertex reads and writes: the simulator's options, the adapter's environment and its `staging`."""
+
+    options: dict[str, str]
+    environ: dict[str, str]
+    staging: str = World.staging
+
+    @classmethod
+    def files(cls, url: str) -> "Stores":
+        return cls(options={"storage_url": url}, environ={"STORAGE_EMULATOR_HOST": url})
+
+    @classmethod
+    def tables(cls, url: str) -> "Stores":
+        """In a new dataset, which goes with its emulator."""
+        environ = {"BIGQUERY_EMULATOR_HOST": url}
+        name = f"{PROJECT}.kills_{uuid4().hex[:8]}"
+        with closing(new_client(url)) as client:
+            client.create_dataset(name)
+        return cls(options={"bigquery_url": url}, environ=environ, staging=f"bq://{name}")
+
+
+@contextmanager
+def stores(scratch: Path, *, tables: bool) -> Iterator[Stores]:
+    if tables:
+        with running() as emulators:
+            yield Stores.tables(emulators.bigquery)
+    else:
+        (scratch / "gcs").mkdir()
+        with gcs_server(scratch / "gcs") as url:
+            yield Stores.files(url)
+
+
+def main(
+    kind: type[Scenario], providers: list[str], minutes: float = math.inf, *, tables: bool = False
+) -> int:
     failed = 0
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kill-matrix-")))
-        (scratch / "gcs").mkdir()
-        storage = stack.enter_context(gcs_server(scratch / "gcs"))
-        simulator = stack.enter_context(Simulator(batch_seconds=0, storage_url=storage))
+        store = stack.enter_context(stores(scratch, tables=tables))
+        simulator = stack.enter_context(Simulator(batch_seconds=0, **store.options))
         for provider in providers:
             began = time.monotonic()
-            environ = {"STORAGE_EMULATOR_HOST": storage} if provider == "vertex" else {}
-            scenario = kind(url=simulator.url, provider=provider, environ=environ)
+            environ = store.environ if provider == "vertex" else {}
+            scenario = kind(url=simulator.url, provider=provider, environ=environ, staging=store.staging)
             verbs = scenario.undisturbed(scratch / f"{provider}-0").verbs
             kills = list(points(verbs, every=True))
             if minutes < math.inf:
@@ -263,5 +308,7 @@ if __name__ == "__main__":
     parser.add_argument("provider", nargs="*")
     parser.add_argument("--scenario", default="plain", choices=SCENARIOS)
     parser.add_argument("--minutes", default=math.inf, type=float)
+    parser.add_argument("--tables", action="store_true")
     wanted = parser.parse_args()
-    sys.exit(main(SCENARIOS[wanted.scenario], wanted.provider or list(MODELS), wanted.minutes))
+    chosen = wanted.provider or (["vertex"] if wanted.tables else list(MODELS))
+    sys.exit(main(SCENARIOS[wanted.scenario], chosen, wanted.minutes, tables=wanted.tables))

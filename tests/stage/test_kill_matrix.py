@@ -1,7 +1,8 @@
 """A run killed by SIGKILL and retried pays each row once and lands each row once.
 
 With OpenAI, which has the most verbs, a run is killed after every second verb that leaves a trace; with the others after
-every fourth. Runs that take several routes are killed after every sixteenth. The command
+every fourth. Runs that take several routes are killed after every sixteenth, and those that
+pass through BigQuery after every thirty-second. The command
 `python -m tests.stage.kill_matrix` kills before and after every verb, with each.
 """
 
@@ -14,7 +15,8 @@ from typing import ClassVar
 import pytest
 
 from airflow_batch_llm.simulator.handle import Simulator
-from tests.stage.kill_matrix import Late, Routed, Scenario, points
+from tests.emulators.servers import Emulators
+from tests.stage.kill_matrix import Late, Routed, Scenario, Stores, points
 
 # A file system in memory, where there is one: what is made durable for each record is proven with the store.
 _MEMORY = Path("/dev/shm")
@@ -95,3 +97,25 @@ class TestVertex(KilledAndRetried):
     @pytest.fixture
     def scenario(self, running_vertex: Simulator, environ: Mapping[str, str]) -> Scenario:
         return Scenario(url=running_vertex.url, provider=self.provider, environ=dict(environ))
+
+
+class TestVertexTables(KilledAndRetried):
+    provider = "vertex"
+    every = 32
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def stores(cls, emulators: Emulators) -> Stores:
+        return Stores.tables(emulators.bigquery)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def tables(cls, stores: Stores) -> Iterator[Simulator]:
+        with Simulator(batch_seconds=0, **stores.options) as simulator:
+            yield simulator
+
+    @pytest.fixture
+    def scenario(self, tables: Simulator, stores: Stores) -> Scenario:
+        return Scenario(
+            url=tables.url, provider=self.provider, environ=stores.environ, staging=stores.staging
+        )

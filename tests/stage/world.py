@@ -68,6 +68,7 @@ class World:
     provider_name: str
     url: str
     environ: Mapping[str, str] = field(default_factory=dict)
+    staging: str = "gs://bucket/staging"
 
     # -- the clock -----------------------------------------------------------------------------------------------
 
@@ -114,7 +115,7 @@ class World:
 
     def provider(self) -> Provider:
         os.environ.update(self.environ)
-        options = {"project": "test-project", "location": "global", "staging": "gs://bucket/staging"}
+        options = {"project": "test-project", "location": "global", "staging": self.staging}
         base_url = VENDORS[self.provider_name].base_url(self.url)
         return connect(
             self.provider_name,

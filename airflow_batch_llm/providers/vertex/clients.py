@@ -31,7 +31,7 @@ from airflow_batch_llm.providers.tls import shared_context
 from airflow_batch_llm.providers.vertex.errors import judge, judge_creation, needing_extra
 from airflow_batch_llm.providers.vertex.jobs import Job, JobPage, is_name, model_path
 from airflow_batch_llm.providers.vertex.lines import FLEX, FLEX_TIMEOUT, generate_content
-from airflow_batch_llm.providers.vertex.storage import StoragePlace
+from airflow_batch_llm.providers.vertex.storage import TABLE, StoragePlace
 
 
 def _opened(client_class: Any, place: StoragePlace) -> Any:
@@ -337,10 +337,19 @@ def _job(told: Any) -> Job:
         incomplete=int(stats.incomplete_count) if counted else None,
         error_code=told.error.code or None,
         error_message=told.error.message,
-        output=told.output_info.gcs_output_directory or None,
-        upload=next(iter(told.input_config.gcs_source.uris), ""),
+        output=_output(told.output_info),
+        destination=told.output_config.bigquery_destination.output_uri,
+        upload=next(iter(told.input_config.gcs_source.uris), told.input_config.bigquery_source.input_uri),
         ran_seconds=_ran_seconds(told),
     )
+
+
+def _output(info: Any) -> str | None:
+    """The folder, or the table, into which a job has written."""
+    dataset, table = info.bigquery_output_dataset, info.bigquery_output_table
+    if dataset and table:
+        return f"{TABLE}{dataset.removeprefix(TABLE)}.{table.rpartition('.')[2]}"
+    return info.gcs_output_directory or None
 
 
 def _genai_job(told: Any) -> Job:
@@ -356,7 +365,8 @@ def _genai_job(told: Any) -> Job:
         incomplete=(stats.incomplete_count or 0) if stats else None,
         error_code=error.code if error else None,
         error_message=(error.message or "") if error else "",
-        output=output.gcs_output_directory if output else None,
+        # It names no dataset, but whoever looks with this client does not read answers.
+        output=(output.gcs_output_directory or output.bigquery_output_table) if output else None,
         ran_seconds=_ran_seconds(told),
     )
 

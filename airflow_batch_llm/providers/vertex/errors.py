@@ -25,8 +25,8 @@ from airflow_batch_llm.providers.incoming import NotUnderstood
 _ADVICE = {
     400: "Correct what the message names; the same call will be refused again.",
     401: "Renew the Google credentials of the connection.",
-    403: "Grant the connection's account the Vertex AI User role, and storage access to the staging bucket.",
-    404: "Look whether the project, location, model and staging bucket are spelled right.",
+    403: "Grant the connection's account the Vertex AI User role, and access to the staging bucket or dataset.",
+    404: "Look whether the project, location, model and staging bucket or dataset are spelled right.",
 }
 
 # A time-out, and a call that was broken off: no verdict, although below 500.

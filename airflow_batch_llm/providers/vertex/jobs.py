@@ -32,9 +32,10 @@ _PASSING = frozenset({8, 13, 14})
 
 _ADVICE = {
     3: "The request file was not accepted; the same file will not be.",
-    5: "Look whether the model and the staging bucket exist in this location.",
-    7: "Grant the Vertex AI service agent of the project storage.objects.create and .get on the staging bucket.",
-    9: "Look whether the staging bucket exists and lies in a location that Vertex can reach.",
+    5: "Look whether the model and the staging bucket or dataset exist in this location.",
+    7: "Grant the Vertex AI service agent of the project storage.objects.create and .get on the staging bucket,"
+    " or BigQuery Data Editor on the staging dataset.",
+    9: "Look whether the staging bucket or dataset exists and lies in a location that Vertex can reach.",
 }
 
 
@@ -64,8 +65,9 @@ class Job:
     incomplete: int | None = None
     error_code: int | None = None
     error_message: str = ""
-    output: str | None = None  # the folder below which the answers lie
-    upload: str = ""  # the URI of the request file, where a look at one job tells
+    output: str | None = None  # the folder below which the answers lie, or their table
+    destination: str = ""  # the table that the job was told to write, where a look at one job tells
+    upload: str = ""  # the URI of the request file or table, where a look at one job tells
     ran_seconds: float = 0.0  # of a job that has run and ended
 
     @property
@@ -94,7 +96,7 @@ class Job:
 
     @property
     def promises_answers(self) -> bool:
-        """Return whether the output folder of an ended job must hold something."""
+        """Return whether the output of an ended job must hold something."""
         return bool(self.finished) or (self.finished is None and self.state == _End.SUCCEEDED)
 
 

@@ -1,4 +1,4 @@
-"""Gemini batches on Vertex AI: request files and answers in Cloud Storage, jobs through the API."""
+"""Gemini batches on Vertex AI: requests and answers in Cloud Storage or BigQuery, jobs through the API."""
 
 import asyncio
 import threading
@@ -38,7 +38,7 @@ from airflow_batch_llm.providers.vertex.lines import (
     flex_problem,
     refused_line,
 )
-from airflow_batch_llm.providers.vertex.storage import Staging, StoragePlace
+from airflow_batch_llm.providers.vertex.storage import TABLE, Bucket, Staging, StoragePlace, Tables, files
 
 _LIMITS = Limits(
     max_requests=200_000,
@@ -60,7 +60,7 @@ class VertexProvider:
         self._opening = threading.RLock()
         self._by_name: set[str] = set()
         self._jobs: VertexJobs | None = None
-        self._staging: Staging | None = None
+        self._stagings: dict[bool, Staging] = {}
         self._counter: TokenCounter | None = None
         self._async_jobs: AsyncJobs | None = None
 
@@ -77,19 +77,15 @@ class VertexProvider:
     def upload(self, shard: ShardFile) -> str:
         # The import of the jobs' SDK and a look for credentials take seconds, which would come off the lease.
         self._open_jobs()
-        return self._open_staging().upload(shard.path, f"{self._place.staging}/{shard.token}")
+        place = self._place.staging
+        return self._staging(place).upload(shard.path, place, shard.token)
 
     def submit(self, shard: ShardFile, upload: str, lease: Lease) -> str:
         job = {
             "display_name": shard.token,
             "model": jobs.model_path(shard.call.model),
             "labels": jobs.labels(shard.token),
-            "input_config": {"instances_format": "jsonl", "gcs_source": {"uris": [upload]}},
-            "output_config": {
-                "predictions_format": "jsonl",
-                # Two jobs that begin in the same instant would write into the same folder.
-                "gcs_destination": {"output_uri_prefix": f"{upload.rpartition('/')[0]}/{uuid4().hex}"},
-            },
+            **files(upload, uuid4().hex),
         }
         # A session that keeps to the lease sends nothing else, so a creation has a client of its own.
         client = self._new_jobs()
@@ -117,12 +113,12 @@ class VertexProvider:
 
     def _lines(self, batch_id: str) -> Iterator[bytes]:
         job = self._ended_job(batch_id)
-        staging = self._open_staging()
-        files = staging.answers(job.output) if job.output else []
-        if not files and job.promises_answers:
-            raise ResultsGone(f"Nothing is left at {job.output}.")
-        for file in files:
-            yield from staging.lines(file)
+        promised = job.promises_answers
+        output = job.output or (job.destination if promised else None)
+        if output:
+            yield from self._staging(output).lines(output, promised=promised)
+        elif promised:
+            raise ResultsGone("The job does not say where it has written them.")
 
     def _ended_job(self, batch_id: str) -> jobs.Job:
         try:
@@ -139,7 +135,7 @@ class VertexProvider:
         return drive(flows.find(search, WORKER), self._open_jobs())
 
     def discard(self, upload: str) -> None:
-        self._open_staging().delete(upload)
+        self._staging(upload).delete(upload)
 
     def delete_batch(self, batch_id: str, upload: str) -> None:
         output = None
@@ -151,10 +147,10 @@ class VertexProvider:
         else:
             if not jobs.status(job).state.is_over:
                 raise Refused(f"The job {batch_id} has not ended, so its files stay.")
-            upload, output = upload or job.upload, job.output
+            upload, output = upload or job.upload, job.output or job.destination
         # The job goes last: it knows where the files are.
-        staging = self._open_staging()
-        staging.delete_batch(upload, output)
+        if upload or output:
+            self._staging(upload or output or "").delete_batch(upload, output)
         drive(flows.delete(batch_id), self._open_jobs())
 
     def count_tokens(self, call: Call, prompts: Sequence[str]) -> Sequence[int] | None:
@@ -166,10 +162,11 @@ class VertexProvider:
         return jobs.console_url(batch_id) if self.host is None else None
 
     def close(self) -> None:
-        for client in (self._jobs, self._staging, self._counter):
+        for client in (self._jobs, self._counter, *self._stagings.values()):
             if client is not None:
                 client.close()
-        self._jobs = self._staging = self._counter = None
+        self._jobs = self._counter = None
+        self._stagings.clear()
 
     async def acheck(self, batch_ids: Sequence[str]) -> Mapping[str, BatchStatus]:
         return await adrive(
@@ -210,12 +207,19 @@ class VertexProvider:
             self._jobs = self._jobs or self._new_jobs()
             return self._jobs
 
-    def _open_staging(self) -> Staging:
+    def _staging(self, uri: str) -> Staging:
+        """Open what this URI lies in: a run may hold uploads from before its connection named another place."""
+        in_tables = uri.startswith(TABLE)
         with self._opening:
-            if self._staging is None:
-                make: Any = self._access.options.get("storage_client")
-                self._staging = Staging(make()) if make else Staging.open(self._place)
-            return self._staging
+            if in_tables not in self._stagings:
+                self._stagings[in_tables] = self._open_staging(in_tables)
+            return self._stagings[in_tables]
+
+    def _open_staging(self, in_tables: bool) -> Staging:
+        if in_tables:
+            return Tables.open(self._place)
+        make: Any = self._access.options.get("storage_client")
+        return Bucket(make()) if make else Bucket.open(self._place)
 
     async def _open_async_jobs(self) -> AsyncJobs:
         opened = self._async_jobs

@@ -1,14 +1,18 @@
-"""Find and open the request and answer files of a job in Cloud Storage."""
+"""Write the requests of a job, and find and read its answers: files in Cloud Storage, or tables in BigQuery."""
 
-from collections.abc import Iterator
+import datetime as dt
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from airflow_batch_llm.errors import InputError, ResultsGone, Unavailable
+import orjson
+
+from airflow_batch_llm.errors import InputError, Refused, ResultsGone, Unavailable, raise_alone
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.lines import split_lines
 from airflow_batch_llm.providers.reach import keep_session
@@ -42,13 +46,17 @@ class StoragePlace:
 
     @property
     def staging(self) -> str:
-        """The folder in Cloud Storage below which requests and answers lie, without a slash at its end."""
-        staging = self.chosen_staging
-        if not staging or not staging.startswith("gs://") or not urlsplit(staging).netloc:
+        """Where requests and answers lie: a folder in Cloud Storage, without a slash at its end, or a dataset."""
+        staging = (self.chosen_staging or "").rstrip("/")
+        scheme, _, name = staging.partition("://")
+        if scheme == "bq" and len(name.split(".")) == 2 and all(name.split(".")):
+            return staging
+        if scheme != "gs" or not urlsplit(staging).netloc:
             raise InputError(
-                "Vertex reads batches from Cloud Storage. Name a folder that it may use: staging='gs://bucket/folder'."
+                "Vertex reads batches from Cloud Storage or BigQuery. Name a folder or a dataset that it may use:"
+                " staging='gs://bucket/folder' or staging='bq://project.dataset'."
             )
-        return staging.rstrip("/")
+        return staging
 
     @property
     def endpoint(self) -> str:
@@ -106,30 +114,69 @@ class StoragePlace:
         return found
 
 
+class Staging(Protocol):
+    """Where requests and answers lie, by URI."""
+
+    def upload(self, file: Path, place: str, token: str) -> str:
+        """Stream a shard's requests to a new name at this place. Returns its URI."""
+
+    def delete(self, uri: str) -> None:
+        """Delete what was uploaded. What is gone already is no error."""
+
+    def delete_batch(self, upload: str, output: str | None) -> None:
+        """Delete the requests and the answers of a job."""
+
+    def lines(self, output: str, *, promised: bool) -> Iterator[bytes]:
+        """Stream the result lines of an output. Raises `ResultsGone` if there is nothing of what was promised."""
+
+    def close(self) -> None: ...
+
+
+TABLE = "bq://"
+
+
+def files(upload: str, unique: str) -> dict[str, Any]:
+    """Return where a job reads an upload and writes its answers. Two jobs must not write to one place."""
+    if upload.startswith(TABLE):
+        place, _, name = upload.rpartition(".")
+        output = f"{place}.{name.replace(_REQUESTS_TABLE, _ANSWERS_TABLE, 1)}_{unique}"
+        return {
+            "input_config": {"instances_format": "bigquery", "bigquery_source": {"input_uri": upload}},
+            "output_config": {
+                "predictions_format": "bigquery",
+                "bigquery_destination": {"output_uri": output},
+            },
+        }
+    prefix = f"{upload.rpartition('/')[0]}/{unique}"
+    return {
+        "input_config": {"instances_format": "jsonl", "gcs_source": {"uris": [upload]}},
+        "output_config": {"predictions_format": "jsonl", "gcs_destination": {"output_uri_prefix": prefix}},
+    }
+
+
 # Held in memory once while a file goes up or down.
 _CHUNK = 2 << 20
 _REQUESTS = "requests.jsonl"
 
 
-class Staging:
-    """The folder through `google.cloud.storage`, whose own retries are safe here."""
+class Bucket:
+    """Files through `google.cloud.storage`, whose own retries are safe here."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
 
     @classmethod
-    def open(cls, place: StoragePlace) -> "Staging":
+    def open(cls, place: StoragePlace) -> "Bucket":
         with needing_extra():
             from google.cloud.storage import Client
         client: Any = Client(project=place.project, credentials=place.credentials)
         keep_session(client._http)
         return cls(client)
 
-    def upload(self, file: Path, folder: str) -> str:
-        """Stream a local file into a new folder below this one; returns its URI."""
+    def upload(self, file: Path, place: str, token: str) -> str:
         from google.cloud.storage.retry import DEFAULT_RETRY
 
-        uri = f"{folder}/{uuid4().hex}/{_REQUESTS}"
+        uri = f"{place}/{token}/{uuid4().hex}/{_REQUESTS}"
         blob = self._blob(uri)
         blob.chunk_size = _CHUNK
         with judged():
@@ -137,7 +184,6 @@ class Staging:
         return uri
 
     def delete(self, uri: str) -> None:
-        """Delete one file; one that is gone already is no error."""
         with judged():
             try:
                 self._blob(uri).delete()
@@ -146,16 +192,20 @@ class Staging:
                     raise
 
     def delete_batch(self, upload: str, output: str | None) -> None:
-        """Delete the folder that `upload` made, below which the job has written too, and the folder of the answers."""
+        # The upload has a folder of its own, below which the job has written too.
         made, _, name = upload.rpartition("/")
         for folder in (made if name == _REQUESTS else "", output):
             if folder:
                 for blob in self._objects(folder):
                     self.delete(f"gs://{blob.bucket.name}/{blob.name}")
 
-    def answers(self, folder: str) -> list[Any]:
-        """The answer files below a folder: a long job leaves several. `ResultsGone` if the bucket is gone."""
-        return [blob for blob in self._objects(folder) if blob.name.endswith(".jsonl")]
+    def lines(self, output: str, *, promised: bool) -> Iterator[bytes]:
+        """Stream the lines of the answer files below a folder: a long job leaves several."""
+        files = [blob for blob in self._objects(output) if blob.name.endswith(".jsonl")]
+        if not files and promised:
+            raise ResultsGone(f"Nothing is left at {output}.")
+        for file in files:
+            yield from split_lines(_chunks(file))
 
     def _objects(self, folder: str) -> list[Any]:
         bucket, _, prefix = folder.removeprefix("gs://").partition("/")
@@ -166,10 +216,6 @@ class Staging:
                 if http_code(error) == 404:
                     raise ResultsGone(f"The bucket {bucket!r}, which held the answers, is gone.") from None
                 raise
-
-    def lines(self, file: Any) -> Iterator[bytes]:
-        """The lines of one answer file, streamed."""
-        return split_lines(_chunks(file))
 
     def close(self) -> None:
         self._client.close()
@@ -203,3 +249,133 @@ def _read(reader: Any, name: str) -> bytes:
             if http_code(error) == 404:
                 raise ResultsGone(f"The answer file {name!r} is gone.") from None
             raise
+
+
+_REQUESTS_TABLE, _ANSWERS_TABLE = "llm_requests", "llm_answers"
+#: A job may wait for 72 hours and then run for 24. A table that nobody drops vanishes by itself.
+_REQUESTS_LIFETIME, _ANSWERS_LIFETIME = dt.timedelta(days=7), dt.timedelta(days=30)
+_COLUMNS = ("custom_id", "status", "response")
+_PAGE_ROWS = 5_000
+#: A load that fails for one of these is worth another.
+_PASSING = frozenset({"backendError", "internalError", "quotaExceeded", "rateLimitExceeded", "timeout"})
+
+
+class Tables:
+    """Tables through `google.cloud.bigquery`, whose own retries are safe here: each load has a table of its own."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    @classmethod
+    def open(cls, place: StoragePlace) -> "Tables":
+        with needing_extra():
+            from google.cloud.bigquery import Client
+        client = Client(project=place.project, credentials=place.credentials)
+        keep_session(client._http)
+        return cls(client)
+
+    def upload(self, file: Path, place: str, token: str) -> str:
+        from google.cloud.bigquery import LoadJobConfig, SchemaField, SourceFormat, Table
+
+        uri = f"{place}.{_REQUESTS_TABLE}_{token.replace('-', '_')}_{uuid4().hex[:12]}"
+        schema = [SchemaField("custom_id", "STRING"), SchemaField("request", "JSON")]
+        table = Table(uri.removeprefix(TABLE), schema=schema)
+        table.expires = dt.datetime.now(dt.UTC) + _REQUESTS_LIFETIME
+        config = LoadJobConfig(source_format=SourceFormat.NEWLINE_DELIMITED_JSON, schema=schema)
+        with judged():
+            made = self._client.create_table(table, exists_ok=True)
+            load = {**config.to_api_repr()["load"], "destinationTable": table.reference.to_api_repr()}
+            job = {"projectId": self._client.project, "jobId": uuid4().hex, "location": made.location}
+            self._send(file, {"jobReference": job, "configuration": {"load": load}})
+            _await_load(self._client.get_job(job["jobId"], location=made.location))
+        return uri
+
+    def _send(self, file: Path, job: Mapping[str, Any]) -> None:
+        """Begin a load job. The SDK's own call holds 100 MB of the file in memory, several times."""
+        from google.resumable_media.requests import ResumableUpload
+
+        base = self._client._connection.API_BASE_URL
+        url = f"{base}/upload/bigquery/v2/projects/{self._client.project}/jobs?uploadType=resumable"
+        session = self._client._http
+        make: Any = ResumableUpload  # untyped
+        upload = make(url, _CHUNK)
+        with file.open("rb") as lines:
+            upload.initiate(session, lines, job, "*/*")
+            while not upload.finished:
+                upload.transmit_next_chunk(session)
+
+    def delete(self, uri: str) -> None:
+        with judged():
+            self._client.delete_table(uri.removeprefix(TABLE), not_found_ok=True)
+
+    def delete_batch(self, upload: str, output: str | None) -> None:
+        for uri in (upload, output):
+            if uri:
+                self.delete(uri)
+
+    def lines(self, output: str, *, promised: bool) -> Iterator[bytes]:
+        """Stream the rows of an output table as result lines, and give the table an end."""
+        try:
+            with _table_there(output):
+                table = self._client.get_table(output.removeprefix(TABLE))
+        except ResultsGone:
+            if promised:
+                raise
+            return
+        fields = [field for field in table.schema if field.name in _COLUMNS]  # the cells come in this order
+        if len(fields) < len(_COLUMNS):
+            raise Unavailable(f"The table {output} lacks columns that a job writes: {', '.join(_COLUMNS)}.")
+        self._expire(table)
+        rows = self._client.list_rows(table, selected_fields=fields, page_size=_PAGE_ROWS)
+        batches = rows.to_arrow_iterable()
+        while True:
+            with _table_there(output):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield from map(_line, batch.to_pylist())
+
+    def _expire(self, table: Any) -> None:
+        """Let a table vanish by itself. An account that may not change it can still read it."""
+        if table.expires is not None:
+            return
+        table.expires = dt.datetime.now(dt.UTC) + _ANSWERS_LIFETIME
+        try:
+            with judged():
+                self._client.update_table(table, ["expires"])
+        except Refused:
+            return
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def _await_load(job: Any) -> None:
+    """Wait for a load. Its messages may quote a row, so that only its reason is passed on."""
+    try:
+        job.result()
+    except Exception:
+        told = job.error_result
+        if not told:
+            raise
+        reason = str(told.get("reason"))
+        failed = f"BigQuery did not load the requests: {reason}. The job {job.job_id} holds the full message."
+        raise_alone(Unavailable(failed) if reason in _PASSING else Refused(failed))
+
+
+@contextmanager
+def _table_there(output: str) -> Iterator[None]:
+    with judged():
+        try:
+            yield
+        except Exception as error:
+            if http_code(error) == 404:
+                raise ResultsGone(f"The table {output} is gone.") from None
+            raise
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    """A row as a result line. A JSON text has line ends between its parts only."""
+    response = (row["response"] or "null").replace("\n", " ")
+    beside = {name: row[name] for name in ("custom_id", "status") if row.get(name)}
+    return b'{"response":%b,%b' % (response.encode(), (orjson.dumps({**beside, "": None}))[1:])

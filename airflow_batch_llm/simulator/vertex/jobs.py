@@ -1,4 +1,4 @@
-"""A batch prediction job: its creation, the import of its input, and how it reads and writes Cloud Storage."""
+"""A batch prediction job: its creation, the import of its input, and how it reads and writes files or tables."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,15 @@ from airflow_batch_llm.simulator.execution import INPUT
 from airflow_batch_llm.simulator.faults import BatchFault, batch_fault
 from airflow_batch_llm.simulator.knobs import rfc3339
 from airflow_batch_llm.simulator.vendor import Prepared, Refusal, Rejected
-from airflow_batch_llm.simulator.vertex.bucket import Bucket, StorageError, file_slices
+from airflow_batch_llm.simulator.vertex.bucket import (
+    TABLE,
+    Bucket,
+    JsonApiTables,
+    StorageError,
+    file_slices,
+    output_fields,
+    output_row,
+)
 from airflow_batch_llm.simulator.vertex.rows import PREDICTIONS
 
 IMPORT_FAILED = 3
@@ -29,9 +37,13 @@ class ImportFailure(Exception):
     """The file cannot be imported."""
 
 
-def import_file(source: Path, target: Path) -> int:
-    """Check the rows and write them as Vertex will echo them. Returns how many there are."""
-    if source.stat().st_size > _MOST_BYTES:
+def import_file(source: Path, target: Path, *, is_table: bool = False) -> int:
+    """Check the rows and write them as Vertex will echo them. Returns how many there are.
+
+    The columns of a table have types, so nothing of a row is coerced. Whether the rules hold for its requests is not
+    documented; the stricter way is taken.
+    """
+    if source.stat().st_size > _MOST_BYTES and not is_table:
         raise ImportFailure("the input is larger than 1 GB")
     columns = _Columns()
     number = 0
@@ -41,10 +53,10 @@ def import_file(source: Path, target: Path) -> int:
                 raise ImportFailure(f"the input has more than {_MOST_ROWS} rows")
             row = _row(line, number)
             try:
-                columns.add(row)
+                columns.add({"request": row["request"]} if is_table else row)
             except ImportFailure as failure:
                 raise ImportFailure(f"{failure} (row {number})") from None
-            file.write(orjson.dumps(_coerced(row)) + b"\n")
+            file.write(orjson.dumps(row if is_table else _coerced(row)) + b"\n")
     if number == 0:
         raise ImportFailure("the input is empty")
     return number
@@ -142,15 +154,7 @@ def job_facts(body: Mapping[str, Any]) -> dict[str, Any]:
     model = str(body.get("model") or "")
     if "publishers/google/models/" not in model or "no-such" in model:
         raise Refusal(404, None, f"Publisher Model `{model}` not found.")
-    source = body.get("inputConfig") or {}
-    target = body.get("outputConfig") or {}
-    if source.get("instancesFormat") != "jsonl" or target.get("predictionsFormat") != "jsonl":
-        raise Refusal(501, None, "The simulator reads and writes jsonl in Cloud Storage only.")
-    uris = (source.get("gcsSource") or {}).get("uris") or []
-    prefix = (target.get("gcsDestination") or {}).get("outputUriPrefix") or ""
-    uris = [uris] if isinstance(uris, str) else uris
-    if not uris or not all(str(uri).startswith("gs://") for uri in [*uris, prefix]):
-        raise Refusal(400, None, "gcsSource.uris and gcsDestination.outputUriPrefix must begin with gs://")
+    uris, prefix = _places(body)
     labels = body.get("labels") or {}
     for text in (*labels, *labels.values()):
         if not _LABEL.fullmatch(text) or text != text.lower():
@@ -166,18 +170,49 @@ def job_facts(body: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def bring(batch: Batch, bucket: Bucket, folder: Path) -> Prepared | Rejected:
+def _places(body: Mapping[str, Any]) -> tuple[list[str], str]:
+    """The URIs that are read, and the one below which is written."""
+    source = body.get("inputConfig") or {}
+    target = body.get("outputConfig") or {}
+    if "bigquerySource" in source and "bigqueryDestination" in target:
+        uris = source["bigquerySource"].get("inputUri") or []
+        output = str(target["bigqueryDestination"].get("outputUri") or "")
+        scheme = TABLE
+    else:
+        uris = (source.get("gcsSource") or {}).get("uris") or []
+        output = (target.get("gcsDestination") or {}).get("outputUriPrefix") or ""
+        scheme = "gs://"
+    uris = [uris] if isinstance(uris, str) else uris
+    if not uris or not all(str(uri).startswith(scheme) for uri in [*uris, output]):
+        raise Refusal(400, None, f"The URIs of the input and the output must begin with {scheme}")
+    if scheme == TABLE and "." not in output:
+        raise Refusal(501, None, "The simulator makes tables, and no datasets: name one in outputUri.")
+    expected = _config(uris, output)
+    for name, kind, given in (
+        ("inputConfig", "instancesFormat", source),
+        ("outputConfig", "predictionsFormat", target),
+    ):
+        if given.get(kind) != expected[name][kind]:
+            raise Refusal(501, None, f"The simulator knows no {kind}={given.get(kind)!r} here.")
+    return uris, output
+
+
+def bring(batch: Batch, bucket: Bucket, tables: JsonApiTables, folder: Path) -> Prepared | Rejected:
     """Import the job's input."""
     if told := batch_fault(batch.facts["faults"], BatchFault.REJECT):
         code = int(told.code) if told.code else IMPORT_FAILED
         return _failed(code, told.message or "Failed to import data. The simulator was told to refuse it.")
     raw = folder / "source.jsonl"
+    facts: dict[str, Any] = {}
     try:
         with raw.open("wb", buffering=MEGABYTE) as file:
             for uri in batch.facts["uris"]:
-                bucket.download(uri, file)
+                if uri.startswith(TABLE):
+                    facts["columns"] = tables.download(uri, batch.facts["location"], file)
+                else:
+                    bucket.download(uri, file)
                 file.write(b"\n")
-        total = import_file(raw, folder / INPUT)
+        facts["total"] = import_file(raw, folder / INPUT, is_table="columns" in facts)
     except StorageError as error:
         return _failed(error.code, str(error))
     except ImportFailure as error:
@@ -185,7 +220,7 @@ def bring(batch: Batch, bucket: Bucket, folder: Path) -> Prepared | Rejected:
         return _failed(IMPORT_FAILED, f"Failed to import data: {error}")
     finally:
         raw.unlink(missing_ok=True)
-    return Prepared(facts={"total": total})
+    return Prepared(facts=facts)
 
 
 def _failed(code: int, message: str) -> Rejected:
@@ -205,6 +240,19 @@ def deliver(batch: Batch, bucket: Bucket, folder: Path, shard_rows: int) -> dict
         name = f"{PREDICTIONS}.jsonl" if last else f"incremental_{PREDICTIONS}_{number:05d}.jsonl"
         bucket.upload(file_slices(path, first, count), f"{directory}/{name}")
     return {"directory": directory}
+
+
+def fill(batch: Batch, tables: JsonApiTables, folder: Path) -> dict[str, Any]:
+    """Write the predictions into a table. It is named here where the job names a dataset only."""
+    project, dataset, *named = batch.facts["prefix"].removeprefix(TABLE).split(".")
+    place = f"{TABLE}{project}.{dataset}"
+    moment = rfc3339(batch.facts.get("running_at") or batch.facts["finishing_at"]) or ""
+    table = named[0] if named else f"{PREDICTIONS}_{re.sub('[^0-9]', '_', moment)}"
+    fields = output_fields(batch.facts["columns"])
+    path = folder / f"{PREDICTIONS}.jsonl"
+    path.touch()
+    tables.upload((output_row(line, fields) for line in lines(path)), f"{place}.{table}", fields)
+    return {"dataset": place, "table": table}
 
 
 def _shards(path: Path, rows: int) -> Iterator[tuple[int, int]]:
@@ -239,11 +287,7 @@ def job_wire(batch: Batch) -> dict[str, Any]:
         "name": f"{place}/batchPredictionJobs/{batch.id}",
         "displayName": facts["display_name"],
         "model": facts["model"],
-        "inputConfig": {"instancesFormat": "jsonl", "gcsSource": {"uris": facts["uris"]}},
-        "outputConfig": {
-            "predictionsFormat": "jsonl",
-            "gcsDestination": {"outputUriPrefix": facts["prefix"]},
-        },
+        **_config(facts["uris"], facts["prefix"]),
         "state": job_state(batch),
         "createTime": rfc3339(batch.created_at),
         "updateTime": rfc3339(update),
@@ -254,11 +298,28 @@ def job_wire(batch: Batch) -> dict[str, Any]:
             job[name] = rfc3339(facts[key])
     if "directory" in facts:
         job["outputInfo"] = {"gcsOutputDirectory": facts["directory"]}
+    if "table" in facts:
+        job["outputInfo"] = {"bigqueryOutputDataset": facts["dataset"], "bigqueryOutputTable": facts["table"]}
     if "error" in facts:
         job["error"] = facts["error"]
-    if (batch.phase is BatchPhase.ENDED or "directory" in facts) and "outcomes" in facts:
+    if (batch.phase is BatchPhase.ENDED or "outputInfo" in job) and "outcomes" in facts:
         job["completionStats"] = _stats(facts["outcomes"])
     return job
+
+
+def _config(uris: list[str], output: str) -> dict[str, Any]:
+    if output.startswith(TABLE):
+        return {
+            "inputConfig": {"instancesFormat": "bigquery", "bigquerySource": {"inputUri": uris[0]}},
+            "outputConfig": {
+                "predictionsFormat": "bigquery",
+                "bigqueryDestination": {"outputUri": output},
+            },
+        }
+    return {
+        "inputConfig": {"instancesFormat": "jsonl", "gcsSource": {"uris": uris}},
+        "outputConfig": {"predictionsFormat": "jsonl", "gcsDestination": {"outputUriPrefix": output}},
+    }
 
 
 def _stats(outcomes: Mapping[str, int]) -> dict[str, str]:

@@ -16,9 +16,9 @@ from airflow_batch_llm.simulator.faults import BatchFault, batch_fault
 from airflow_batch_llm.simulator.knobs import rfc3339
 from airflow_batch_llm.simulator.vendor import BatchTally, Endpoint, Prepared, Refusal, Rejected, json_object
 from airflow_batch_llm.simulator.vertex import PROVIDER
-from airflow_batch_llm.simulator.vertex.bucket import JsonApiBucket, StorageError
+from airflow_batch_llm.simulator.vertex.bucket import TABLE, JsonApiBucket, JsonApiTables, StorageError
 from airflow_batch_llm.simulator.vertex.filter import FilterError, Test, compile_filter
-from airflow_batch_llm.simulator.vertex.jobs import bring, deliver, job_facts, job_wire
+from airflow_batch_llm.simulator.vertex.jobs import bring, deliver, fill, job_facts, job_wire
 from airflow_batch_llm.simulator.vertex.realtime import NO_JSON, VertexRealTime
 from airflow_batch_llm.simulator.vertex.rows import STATUSES, VertexRows
 from airflow_batch_llm.simulator.world import World
@@ -38,6 +38,7 @@ class Vertex:
     def __init__(self, world: World) -> None:
         self._world = world
         self._bucket = JsonApiBucket(world.settings.storage_url)
+        self._tables = JsonApiTables(world.settings.bigquery_url)
         self._realtime = VertexRealTime(world)
 
     def endpoints(self) -> Sequence[Endpoint]:
@@ -133,7 +134,7 @@ class Vertex:
     # -- life of a job -------------------------------------------------------------------------------------------
 
     def prepare(self, batch: Batch) -> Prepared | Rejected:
-        verdict = bring(batch, self._bucket, self._world.folder(batch.id))
+        verdict = bring(batch, self._bucket, self._tables, self._world.folder(batch.id))
         if isinstance(verdict, Rejected):
             return verdict
         return Prepared(facts={**verdict.facts, "expires_at": self._world.clock.now() + _RUN_SECONDS})
@@ -147,15 +148,19 @@ class Vertex:
         written: dict[str, Any] = {}
         if tally.written or not batch.facts.get("ending"):
             try:
-                written = deliver(
-                    batch, self._bucket, self._world.folder(batch.id), self._world.knobs.shard_rows
-                )
+                written = self._delivered(batch)
             except StorageError as error:
                 return Rejected(facts={"error": {"code": error.code, "message": str(error)}})
         if told := batch_fault(batch.facts["faults"], BatchFault.FAIL):
             message = told.message or "Internal error. The simulator was told to fail."
             return Rejected(facts={**written, "error": {"code": _INTERNAL, "message": message}})
         return written
+
+    def _delivered(self, batch: Batch) -> dict[str, Any]:
+        folder = self._world.folder(batch.id)
+        if batch.facts["prefix"].startswith(TABLE):
+            return fill(batch, self._tables, folder)
+        return deliver(batch, self._bucket, folder, self._world.knobs.shard_rows)
 
 
 def _parent(request: Request) -> tuple[str, str]:

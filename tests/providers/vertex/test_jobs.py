@@ -1,8 +1,10 @@
 """What a job says, as a state, a reason and a sighting; and the words by which it is found."""
 
 import pytest
+from google.cloud.aiplatform_v1.types import BatchPredictionJob, JobState
 
 from airflow_batch_llm.core.model import BatchState, BatchStatus, Outcome, Search, Sighting
+from airflow_batch_llm.providers.vertex.clients import _job
 from airflow_batch_llm.providers.vertex.jobs import (
     Job,
     console_url,
@@ -124,3 +126,13 @@ def test_the_console_page_is_that_of_the_job() -> None:
 def test_a_bare_model_name_is_one_of_googles_own() -> None:
     assert model_path("gemini-2.5-flash") == "publishers/google/models/gemini-2.5-flash"
     assert model_path("publishers/google/models/x") == "publishers/google/models/x"
+
+
+def test_a_table_of_answers_is_found_by_what_the_job_says_and_else_by_what_it_was_told() -> None:
+    job = BatchPredictionJob(name=NAME, state=JobState.JOB_STATE_SUCCEEDED)
+    job.input_config.bigquery_source.input_uri = "bq://p.d.llm_requests_1"
+    job.output_config.bigquery_destination.output_uri = "bq://p.d.llm_answers_1"
+    unsaid = _job(job)
+    job.output_info.bigquery_output_dataset, job.output_info.bigquery_output_table = "bq://p.d", "other"
+    assert (unsaid.output, unsaid.destination) == (None, "bq://p.d.llm_answers_1")
+    assert (_job(job).output, unsaid.upload) == ("bq://p.d.other", "bq://p.d.llm_requests_1")
