@@ -74,6 +74,12 @@ def _places() -> dict[str, Any]:
             "string",
             example="warehouse",
         ),
+        "task_tab": _option(
+            "Whether Airflow before 3.4 shows the tab LLM batches on task instances. It then shows it on those of all "
+            "operators. Airflow 3.4 and later show it on those of this package alone, whatever this says.",
+            "boolean",
+            default="False",
+        ),
         "shared_workspace": _option(
             "Whether a workspace on a local path is a mount that every worker shares. Without it, such "
             "a workspace is refused under an executor that spreads tasks over machines.",

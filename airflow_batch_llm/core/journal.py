@@ -7,7 +7,7 @@ intent that has no answer is looked up at the provider, and given up only when n
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from typing import Any
 
@@ -55,7 +55,8 @@ class Doer:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields that are known."""
-        return {name: value for name, value in asdict(self).items() if value not in ("", 0, -1, None)}
+        known = ((field, getattr(self, field.name)) for field in fields(self))
+        return {field.name: value for field, value in known if value not in (field.default, None)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,14 +80,14 @@ class Entry:
 
     def to_json(self) -> bytes:
         """The record as it is stored: fields that say nothing are left out."""
-        fields = asdict(self) | {"by": self.by.to_json() if self.by is not None else None}
-        return orjson.dumps({name: value for name, value in fields.items() if value})
+        record = asdict(self) | {"by": self.by.to_json() if self.by is not None else None}
+        return orjson.dumps({name: value for name, value in record.items() if value})
 
     @classmethod
     def from_json(cls, data: bytes) -> "Entry":
-        fields = orjson.loads(data)
-        by = Doer(**fields["by"]) if "by" in fields else None
-        return cls(**{**fields, "kind": RecordKind(fields["kind"]), "by": by})
+        record = orjson.loads(data)
+        by = Doer(**record["by"]) if "by" in record else None
+        return cls(**{**record, "kind": RecordKind(record["kind"]), "by": by})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,10 +1,15 @@
-"""The plugin that Airflow loads in every process: a name in the navigation, and a page that only the API server imports."""
+"""The plugin that Airflow loads in every process: a name in the navigation, a tab on tasks, and a page.
+
+Only the API server imports the page.
+"""
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from airflow.providers.common.compat.sdk import AirflowPlugin
+from airflow import __version__ as airflow_version
+from airflow.providers.common.compat.sdk import AirflowPlugin, conf
 
 from airflow_batch_llm.links.page import PREFIX, page_path
 
@@ -31,6 +36,42 @@ def _build() -> Any:
     return build()
 
 
+#: The operators whose tasks have the tab, by the names that Airflow shows.
+TAB_OPERATORS = (
+    "@task.llm_transform",
+    "CollectLLMBatchOperator",
+    "CollectPortionOperator",
+    "DriveRunOperator",
+    "FinishRunOperator",
+    "LLMBatchSensor",
+    "LLMEvaluateOperator",
+    "LLMTransformOperator",
+    "PlanRunOperator",
+    "SubmitLLMBatchOperator",
+    "SubmitPortionOperator",
+)
+
+
+def task_tab(airflow: str) -> list[dict[str, Any]]:
+    """Return the tab on task instances. Airflow before 3.4 would show it on those of all operators, so it is not there.
+
+    `[batch_llm] task_tab` adds it there all the same.
+    """
+    release = tuple(int(part) for part in re.findall(r"\d+", airflow)[:2])
+    if release < (3, 4) and not conf.getboolean("batch_llm", "task_tab", fallback=False):
+        return []
+    query = "run_id={RUN_ID}&task_id={TASK_ID}&map_index={MAP_INDEX}"
+    return [
+        {
+            "name": "LLM batches",
+            "href": f"{page_path()}/dags/{{DAG_ID}}/task?{query}",
+            "destination": "task_instance",
+            "url_route": "llm-batches-task",
+            "applies_to": {"operator_name": list(TAB_OPERATORS)},
+        }
+    ]
+
+
 class LLMBatchesPlugin(AirflowPlugin):
     """The page "LLM batches"."""
 
@@ -43,5 +84,6 @@ class LLMBatchesPlugin(AirflowPlugin):
             "destination": "nav",
             "category": "browse",
             "url_route": "llm-batches",
-        }
+        },
+        *task_tab(airflow_version),
     ]

@@ -17,6 +17,7 @@ from airflow_batch_llm.hooks.failures import quiet_sdks, translated_errors
 from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.hooks.llm import llm_provider
 from airflow_batch_llm.links.console import BatchConsoleLink
+from airflow_batch_llm.links.page import RunPageLink
 from airflow_batch_llm.providers.steps import no_longer_than
 from airflow_batch_llm.sensors.deferrable import DeferrableSensor
 from airflow_batch_llm.triggers.llm_batch import LLMBatchTrigger
@@ -34,7 +35,7 @@ class LLMBatchSensor(DeferrableSensor):
     """
 
     template_fields: Sequence[str] = ("handle", "batch_ids", "model_id", "llm_conn_id")
-    operator_extra_links = (BatchConsoleLink(),)
+    operator_extra_links = (BatchConsoleLink(), RunPageLink())
     ui_color = "#e8f0fe"
 
     def __init__(
@@ -61,6 +62,14 @@ class LLMBatchSensor(DeferrableSensor):
         self.llm_hook_params = llm_hook_params
         self.console_url: str | None = None
         self._outage = Outage()
+
+    @property
+    def page_run(self) -> str | None:
+        """The run that the page in Airflow's UI shows for this task. None: nobody knows it, or its workspace."""
+        if not isinstance(self.handle, Mapping):
+            return None
+        handle = RunHandle.from_json(self.handle)
+        return handle.run if handle.workspace is None else None
 
     def look(self, context: Context, event: Any = None, until: float | None = None) -> None:
         """Look, also after a deferral. The event says no more than how long the provider has not been reached."""

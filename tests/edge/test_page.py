@@ -4,12 +4,20 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
-from airflow.sdk import DAG
+from airflow.sdk import DAG, BaseOperator
 from fastapi.testclient import TestClient
 
+from airflow_batch_llm.decorators.llm_transform import _DecoratedOperator
 from airflow_batch_llm.demo.story import tiles
+from airflow_batch_llm.links.page import RunPageLink
+from airflow_batch_llm.operators.llm_evaluate import LLMEvaluateOperator
+from airflow_batch_llm.operators.llm_transform_group import PlanRunOperator
+from airflow_batch_llm.operators.run import RunOperator
+from airflow_batch_llm.plugins.llm_batches import task_tab
+from airflow_batch_llm.sensors.llm_batch import LLMBatchSensor
 from airflow_batch_llm.stage.records.run_index import RunIndex, RunRecord
 from airflow_batch_llm.store import Workspace
 from tests.edge.conftest import TICKETS, World
@@ -146,3 +154,77 @@ def test_a_workspace_that_cannot_be_read_is_named_with_what_is_missing(
     assert "No runs yet" in empty.text
     assert f"The workspace {tmp_path}/nowhere cannot be used" in missing.text
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_the_tab_of_a_task_leads_to_its_run_and_that_of_another_lists_the_runs_of_its_dag_run(
+    world: World, run: Run, api: TestClient
+) -> None:
+    with DAG("page_a", schedule=None) as dag_a:
+        transform(partial=True, target=...).expand(target=["first", "second"])
+    done = run(dag_a)
+    names = {"run_id": done.run_id, "task_id": "label"}
+
+    def tab(name: str = "anna", **changes: str) -> Any:
+        return Reader(api, name).get(f"/dags/page_a/task?{urlencode({**names, **changes})}")
+
+    mapped = [tab(map_index=str(index)).headers["location"] for index in (0, 1)]
+    later = tab(task_id="collect", map_index="{MAP_INDEX}")
+    shown = [Reader(api, "anna").get(link.removeprefix(PAGE)).text for link in mapped]
+
+    assert [re.findall(r"<h2>label \[(\d)\]</h2>", text) for text in shown] == [["0"], ["1"]]
+    assert {link.replace("&", "&amp;") for link in mapped} == set(
+        re.findall(r'href="([^"]+/run\?[^"]+)"', later.text)
+    )
+    assert "No run yet" in tab(run_id="another").text
+    assert tab("bert").status_code == 403
+    assert api.get(f"{PAGE}/dags/page_a/task?{urlencode(names)}").status_code == 401
+
+
+def test_the_tab_is_on_the_tasks_of_this_package_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    (tab,) = task_tab("3.4.0b2")
+    linked = {
+        getattr(one, "custom_operator_name", one.__name__)
+        for one in _below(BaseOperator)
+        if one.__module__.startswith("airflow_batch_llm.")
+        and RunPageLink in map(type, one.operator_extra_links)
+    }
+    bases = {name for name in linked if name.startswith("_")} | {RunOperator.__name__, "PlannedRunOperator"}
+
+    assert set(tab["applies_to"]["operator_name"]) == linked - bases
+    named = {one.__name__ for one in (LLMBatchSensor, LLMEvaluateOperator, PlanRunOperator)}
+    assert {_DecoratedOperator.custom_operator_name, *named} <= linked
+    assert task_tab("3.3.2") == []
+    monkeypatch.setenv("AIRFLOW__BATCH_LLM__TASK_TAB", "True")
+    assert task_tab("3.3.2") == [tab]
+
+
+def test_spending_is_read_from_the_ledger_and_from_the_reports_where_there_is_none(
+    world: World, run: Run, api: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(dag("page_a"))
+    reports = Reader(api, "anna").get("/spend")
+    monkeypatch.setenv("AIRFLOW__BATCH_LLM__USAGE_TABLE", "bill")
+    monkeypatch.setenv("AIRFLOW__BATCH_LLM__USAGE_CONN_ID", "warehouse")
+    run(dag("page_b", target="b_labels"))
+    world.execute("UPDATE bill SET usd = 1234.5")
+    pages = {name: Reader(api, name).get("/spend") for name in ("anna", "bert", "otto")}
+    monkeypatch.setenv("AIRFLOW__BATCH_LLM__USAGE_TABLE", "nowhere")
+    broken = Reader(api, "anna").get("/spend")
+
+    assert {name: tiles(page.text)["Spent"] for name, page in pages.items()} == {
+        "anna": "$0.00",  # her run is not in the ledger
+        "bert": "$1,234.50",
+        "otto": "$1,234.50",
+    }
+    assert "From the ledger <code>bill</code>" in pages["bert"].text
+    assert "page_b" not in pages["anna"].text
+    assert tiles(reports.text) == tiles(broken.text)
+    assert tiles(reports.text)["Rows"] == str(len(TICKETS))
+    assert "no ledger is configured" in reports.text
+    assert "the ledger <code>nowhere</code> cannot be read" in broken.text
+
+
+def _below(kind: type) -> Iterator[Any]:
+    for one in kind.__subclasses__():
+        yield one
+        yield from _below(one)

@@ -49,19 +49,28 @@ def test_a_handle_joins_the_three_tasks(world: World, run: Run, deferrable: bool
     assert world.rows_charged() == len(TICKETS)
 
 
-def test_sending_and_waiting_tasks_link_to_the_batch(
+def test_sending_and_waiting_tasks_link_to_the_batch_and_to_the_run(
     world: World, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(AnthropicProvider, "host", None)  # as if it were the vendor's: others have no console
-    links: list[str | None] = []
-    note = {"post_execute": lambda context, result: links.append(context["task"].console_url)}
+    links: list[list[str]] = []
+
+    def note_links(context: Any, result: Any) -> None:
+        task = context["task"]
+        links.append([link.get_link(task, ti_key=None) for link in task.operator_extra_links])
+
+    note = {"post_execute": note_links}
     with DAG("linked", schedule=None) as dag:
         sent = submit(**note)
         LLMBatchSensor(task_id="wait", handle=sent.output, poke_interval=0.1, **note)
 
     (batch_id,) = xcom(run(dag), "submit")["batch_ids"]
 
-    assert [str(link).rpartition("/")[2] for link in links] == [batch_id, batch_id]
+    (sent_batch, sent_run), (awaited_batch, awaited_run) = links
+    assert sent_batch == awaited_batch
+    assert sent_batch.endswith(f"/{batch_id}")
+    assert sent_run == awaited_run
+    assert sent_run.startswith("/llm-batches/dags/linked/run?path=linked%2Fsubmit%2F")
 
 
 def test_a_clear_of_the_collector_gives_the_run_a_new_deadline_and_a_retry_does_not(

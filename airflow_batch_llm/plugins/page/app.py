@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from airflow.api_fastapi.core_api.security import get_user
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi.responses import RedirectResponse
 from starlette.exceptions import HTTPException as Refused
 
 from airflow_batch_llm.core.evaluation_page import page as evaluation_page
@@ -13,8 +14,8 @@ from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.plugins.page.access import MayReadTasks, Sight, SomeUser, may_see_commands
 from airflow_batch_llm.plugins.page.reading import Reader
 from airflow_batch_llm.plugins.page.run import shown
-from airflow_batch_llm.plugins.page.runs import Wanted, listed, progress
-from airflow_batch_llm.plugins.page.showing import own_page, page, static_file
+from airflow_batch_llm.plugins.page.runs import Wanted, listed, progress, run_link
+from airflow_batch_llm.plugins.page.showing import own_page, page, root, static_file
 from airflow_batch_llm.plugins.page.spend import spent
 from airflow_batch_llm.stage.records.folder import safe_name
 from airflow_batch_llm.stage.records.run_index import RunRecord
@@ -42,6 +43,7 @@ def build() -> FastAPI:
     _add_errors(app)
     _add_lists(app, reader)
     _add_run(app, reader)
+    _add_task(app, reader)
 
     @app.get("/static/{name}")
     def static(name: str) -> Response:
@@ -89,6 +91,21 @@ def _add_run(app: FastAPI, reader: Reader) -> None:
         ("/commands", of_command, may_see_commands),
     ):
         _add_run_below(app, reader, prefix, (Depends(find), Depends(access)))
+
+
+def _add_task(app: FastAPI, reader: Reader) -> None:
+    """Add the tab of a task instance: it leads to the task's run, or lists those of its Dag run."""
+
+    @app.get("/dags/{dag_id}/task", dependencies=[Depends(MayReadTasks)])
+    def task(request: Request, dag_id: str, run_id: Path, task_id: Path, map_index: str = "") -> Response:
+        index = (
+            int(map_index) if map_index.isdecimal() else -1
+        )  # Airflow's UI leaves the placeholder, or says -1
+        records = reader.runs_of_task(dag_id, run_id, task_id, index)
+        if len(records) == 1:
+            return RedirectResponse(f"{root(request)}{run_link(records[0])}", 303)
+        names: dict[str, Any] = {"dag_id": dag_id, "run_id": run_id, "task_id": task_id}
+        return page(request, "task.html", records=records, link=run_link, **names)
 
 
 def _add_run_below(app: FastAPI, reader: Reader, prefix: str, found: tuple[Any, Any]) -> None:

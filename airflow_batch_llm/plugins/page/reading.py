@@ -1,22 +1,41 @@
 """Read the workspace for the page. Nothing is written, and a record of an ended run is read once."""
 
+import logging
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import date
+from itertools import islice
+from typing import Any
+
+from airflow.providers.common.compat.sdk import conf
 
 from airflow_batch_llm.core.budget import BudgetState
 from airflow_batch_llm.core.evaluation_result import EvaluationResult
+from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.hooks.arguments import deployment
 from airflow_batch_llm.hooks.object_storage import open_workspace
+from airflow_batch_llm.hooks.warehouse import warehouse
 from airflow_batch_llm.stage.evaluating import read_evaluation
 from airflow_batch_llm.stage.inspection import Inspected, inspect
+from airflow_batch_llm.stage.land.ledger import ledger_rows
 from airflow_batch_llm.stage.records.budgets import budget_books
-from airflow_batch_llm.stage.records.folder import RunFolder, generations
+from airflow_batch_llm.stage.records.folder import (
+    RunFolder,
+    generations,
+    run_folders,
+    run_path,
+    safe_name,
+)
 from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.stage.records.run_index import IndexedRun, RunIndex, RunRecord, planned_run
+from airflow_batch_llm.store import Workspace
 
+_LOG = logging.getLogger(__name__)
+_MOST_RUNS = 200
+_LEDGER_SECONDS = 60.0
 _KEPT_RECORDS = 20_000
 _LISTING_SECONDS = 5.0
 
@@ -31,11 +50,41 @@ class Listing:
     """The last day before them. None: there is none."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spending:
+    """The dollars of a run, or of one round and route of it."""
+
+    run: str
+    """A name of the run, which tells it from others."""
+    dag_id: str
+    """Empty: a command has run it."""
+    day: date
+    """The day in UTC on which it began."""
+    model: str
+    usd: float
+    rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ledger:
+    """The ledger as it was read last."""
+
+    name: str
+    conn_id: str
+    rows: tuple[Spending, ...]
+    is_read: bool
+    """Whether it could be read."""
+    until: float
+    """The moment of the monotonic clock from which on it is read again."""
+
+
 class Reader:
     """Reads for all users. The workspace and the deployment are those of Airflow's configuration."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._reading_ledger = threading.Lock()
+        self._ledger: Ledger | None = None
         self._records: dict[tuple[str, str], RunRecord] = {}  # by workspace and file
         self._listings: dict[tuple[str, str, int, date | None], tuple[float, Listing]] = {}
 
@@ -94,6 +143,24 @@ class Reader:
         record = planned_run(folder, Plan.from_json(data))
         return record if record.deployment == deployment() else None
 
+    def runs_of_task(self, dag_id: str, run_id: str, task_id: str, map_index: int) -> list[RunRecord]:
+        """Return the run that a task instance has planned, or else those of its Dag run, at most 200. Empty: no run."""
+        workspace = open_workspace(probe=False)
+        above = run_path(dag_id, deployment=deployment())
+        own = f"{above}/{safe_name(task_id)}/{safe_name(run_id)}"
+        if map_index >= 0:
+            own = f"{own}/{_item(workspace, own, map_index)}"
+        record = self.run(own)
+        if record is not None:
+            return [record] if record.dag_id in (dag_id, safe_name(dag_id)) else []
+        found = (
+            folder.path
+            for task in workspace.folders(above)
+            for folder in run_folders(workspace, f"{above}/{task}/{safe_name(run_id)}")
+        )
+        records = [self.run(path) for path in islice(found, _MOST_RUNS)]
+        return [one for one in records if one and one.dag_id in (dag_id, safe_name(dag_id))]
+
     def others(self, record: RunRecord) -> list[RunRecord]:
         """Return all generations of a run, in their order. Empty: there is only one."""
         folder = self.folder(record.path)
@@ -121,5 +188,56 @@ class Reader:
         folder = self.folder(record.path)
         return None if folder is None else read_evaluation(folder)
 
+    def ledger(self) -> Ledger | None:
+        """Read the ledger of the configuration, at most once a minute. None: none is configured with its connection."""
+        name, conn_id = (
+            conf.get("batch_llm", option, fallback="") for option in ("usage_table", "usage_conn_id")
+        )
+        if not name or not conn_id:
+            return None
+        with self._reading_ledger:
+            kept = self._ledger
+            if kept is None or (kept.name, kept.conn_id) != (name, conn_id) or time.monotonic() > kept.until:
+                self._ledger = kept = _read_ledger(name, conn_id)
+        return kept
+
     def _index(self) -> RunIndex:
         return RunIndex(workspace=open_workspace(probe=False))
+
+
+def _item(workspace: Workspace, run: str, map_index: int) -> str:
+    """Return the folder of the item that a mapped task has planned last. Empty: it has planned none."""
+    attempts = [name.removesuffix(".json").split("-") for name in workspace.names(f"{run}/items")]
+    tries = [int(last) for index, last in attempts if int(index) == map_index]
+    data = workspace.read(f"{run}/items/{map_index}-{max(tries)}.json") if tries else None
+    return "" if data is None else safe_name(data.decode())
+
+
+def _read_ledger(name: str, conn_id: str) -> Ledger:
+    """Read a ledger. A page must not fail for the sake of it, so what is wrong is logged."""
+    rows: tuple[Spending, ...] = ()
+    is_read = True
+    try:
+        with closing(warehouse(conn_id, argument="[batch_llm] usage_conn_id")) as opened:
+            rows = tuple(_spending(row) for row in ledger_rows(opened, name) if _is_ours(row))
+    except Exception as error:  # noqa: BLE001 - drivers have errors of their own
+        is_read = False
+        told = error.in_full if isinstance(error, BatchLLMError) else type(error).__name__
+        _LOG.warning("The ledger %s could not be read for the page: %s", name, told)
+    until = time.monotonic() + _LEDGER_SECONDS
+    return Ledger(name=name, conn_id=conn_id, rows=rows, is_read=is_read, until=until)
+
+
+def _is_ours(row: dict[str, Any]) -> bool:
+    return (row["deployment"] or "") == deployment()
+
+
+def _spending(row: dict[str, Any]) -> Spending:
+    return Spending(
+        run=row["run_id"],
+        dag_id=row["dag_id"] or "",
+        day=row["started_at"].date(),
+        model=row["model"],
+        usd=row["usd"] or 0.0,
+        rows=row["rows_succeeded"] or 0,
+    )

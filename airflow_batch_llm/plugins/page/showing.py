@@ -26,10 +26,15 @@ _HEADERS = {
 _MEDIA_TYPES = {"css": "text/css", "js": "text/javascript"}
 
 
+def root(request: Request) -> str:
+    """Return the path below which this page is served."""
+    return str(request.scope.get("root_path", PREFIX))
+
+
 def page(request: Request, name: str, status: int = 200, **values: Any) -> HTMLResponse:
     """Answer with a page."""
-    root = request.scope.get("root_path", PREFIX)
-    text = _environment().get_template(name).render(root=root, airflow=root.removesuffix(PREFIX), **values)
+    below = root(request)
+    text = _environment().get_template(name).render(root=below, airflow=below.removesuffix(PREFIX), **values)
     return HTMLResponse(text, status_code=status, headers=_HEADERS)
 
 
