@@ -141,6 +141,8 @@ class Opening:
         # How it is asked, and not what. An older release knew nothing of the first, and the second was false.
         del asked["request"]["rows_per_request"]
         asked["request"]["cache_system_prompt"] = False
+        if stage.attachments:
+            asked["attachments"] = stage.attachments
         if stage.routes:
             asked["routes"] = {name: asdict(route) for name, route in stage.routes.items()}
         asked["base_url"] = self.spec.provider.base_url

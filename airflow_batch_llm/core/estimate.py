@@ -6,17 +6,18 @@ so the dollars have a low and a high end.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any, assert_never
 
+from airflow_batch_llm.core.attachment import AttachmentTokens
 from airflow_batch_llm.core.caching import CachedRun
 from airflow_batch_llm.core.model import ColumnType, Usage, Way
 from airflow_batch_llm.core.output_type import AnswerKind, OutputType
 from airflow_batch_llm.core.packing import ITEM_TOKENS
 from airflow_batch_llm.core.price import PriceList
-from airflow_batch_llm.core.printing import counted
+from airflow_batch_llm.core.printing import counted, verb
 
 BYTES_PER_TOKEN = 4.0
 _UNCERTAINTY = 0.3  # of a count that was guessed from bytes, either way
@@ -73,6 +74,11 @@ class RequestSize:
     sample: Sequence[tuple[int, int]] = ()  # (prompt bytes, input tokens as the provider counts them)
     shared_bytes: int = 0  # of system prompt and schema, which each request repeats; used without a sample
     max_tokens: int | None = None
+    attached: AttachmentTokens = field(
+        default_factory=AttachmentTokens
+    )  # of all prompts; an earlier run has measured its own
+    attached_assumption: str = ""
+    """What is assumed of attachments whose size is not known."""
     answer_tokens: int = _TEXT_TOKENS  # of a usual answer: see `usual_answer`
     measured: Measured | None = None
     """An earlier run with the same spec. It counts before the sample. Default: there is none."""
@@ -224,17 +230,31 @@ def _input_tokens(size: RequestSize) -> tuple[float, list[str]]:
         return max(1.0, size.measured.input_tokens + longer), [
             f"Tokens are the mean of {counted(size.measured.requests, 'request')} of an earlier run with the same spec."
         ]
+    attached, assumed = size.attached.tokens / size.requests, _about_attachments(size)
     if not size.sample:
         tokens = (mean_bytes + size.shared_bytes) / BYTES_PER_TOKEN
-        return tokens, [f"Input tokens are guessed from the bytes, {BYTES_PER_TOKEN:g} to a token."]
+        guessed = f"Input tokens are guessed from the bytes, {BYTES_PER_TOKEN:g} to a token."
+        return tokens + attached, [guessed, *assumed]
     # What each request repeats is in the sample's counts whatever its prompts' lengths; only the difference
     # between the sample's prompts and all of them has to be guessed.
     sampled_bytes = sum(count for count, _ in size.sample) / len(size.sample)
     sampled_tokens = sum(tokens for _, tokens in size.sample) / len(size.sample)
     tokens = max(1.0, sampled_tokens + (mean_bytes - sampled_bytes) / BYTES_PER_TOKEN)
-    return tokens, [
-        f"Input tokens are scaled up from {counted(len(size.sample), 'prompt')} that the provider has counted."
+    return tokens + attached, [
+        f"Input tokens are scaled up from {counted(len(size.sample), 'prompt')} that the provider has counted.",
+        *assumed,
     ]
+
+
+def _about_attachments(size: RequestSize) -> list[str]:
+    """Say what the tokens of attachments rest on."""
+    count, unmeasured = size.attached.count, size.attached.unmeasured
+    if not count:
+        return []
+    told = f"{counted(count, 'attachment')} {verb(count, 'is', 'are')} counted as {size.attached.tokens:,} input tokens."
+    if not unmeasured:
+        return [told]
+    return [told, f"The size of {unmeasured:,} of them is not known: {size.attached_assumption}."]
 
 
 def _cost(prices: PriceList, size: RequestSize, input_tokens: float, output_tokens: int) -> Decimal | None:

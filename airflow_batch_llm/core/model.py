@@ -140,6 +140,7 @@ class Call:
     )  # in the provider's own words, sent as they are
     endpoint: str | None = None  # where a provider has several (OpenAI); None: its default
     via: str = ""  # the connection of a route that has its own; empty: the stage's
+    attachments: bool = False  # prompts may have images and PDFs
     cache_system_prompt: bool = False  # ask for the shared prefix to be cached, where that must be asked for
 
 

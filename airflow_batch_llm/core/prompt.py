@@ -98,9 +98,12 @@ class CompiledPrompt:
     _parts: "tuple[str | Cell, ...] | None" = None
     _explain: Callable[[Exception], str] = _unrenderable
 
-    def check(self, columns: Iterable[str]) -> None:
-        """Raise `PromptError` for columns that the prompt uses and the rows do not have, or if it uses none."""
-        if self.columns == ():
+    def check(self, columns: Iterable[str], *, has_attachments: bool = False) -> None:
+        """Raise `PromptError` for columns that the prompt uses and the rows do not have, or if it uses none.
+
+        With attachments a prompt may use none: the rows differ by what is attached.
+        """
+        if self.columns == () and not has_attachments:
             raise PromptError(
                 "The prompt uses no column of the source, so it would be the same for every row. A column's value "
                 "is written {{ column }}."

@@ -13,6 +13,7 @@ from itertools import accumulate
 
 import orjson
 
+from airflow_batch_llm.core.attachment import Content, parted, with_attachments
 from airflow_batch_llm.core.model import Limits
 
 # Sentinels that cannot occur in encoded JSON by accident: private-use code points around a word.
@@ -34,10 +35,15 @@ class LineTemplate:
 
     pieces: tuple[bytes, ...]
     holes: tuple[str, ...]
+    content: Content | None = None
+    """The vendor's form of a prompt with attachments. Default: prompts have none."""
 
     @classmethod
-    def of(cls, line: Mapping[str, object]) -> "LineTemplate":
-        """Encode `line` once; its values `CUSTOM_ID` and `PROMPT` (whole JSON strings) become the holes."""
+    def of(cls, line: Mapping[str, object], content: Content | None = None) -> "LineTemplate":
+        """Encode `line` once; its values `CUSTOM_ID` and `PROMPT` (whole JSON strings) become the holes.
+
+        With `content`, the hole of the prompt is where the vendor takes what `content` writes.
+        """
         rest = orjson.dumps(line)
         marks = {orjson.dumps(CUSTOM_ID): CUSTOM_ID, orjson.dumps(PROMPT): PROMPT}
         pieces: list[bytes] = []
@@ -47,15 +53,20 @@ class LineTemplate:
             pieces.append(rest[:at])
             holes.append(marks[mark])
             rest = rest[at + len(mark) :]
-        return cls(pieces=(*pieces, rest), holes=tuple(holes))
+        return cls(pieces=(*pieces, rest), holes=tuple(holes), content=content)
 
     def line(self, custom_id: str, prompt: bytes) -> bytes:
-        """The bytes of one request, without a line end. `prompt` is the prompt as an encoded JSON string."""
+        """The bytes of one request, without a line end. `prompt` is encoded JSON: a string, or one with attachments."""
         identity = b'"%b"' % custom_id.encode()
         parts = [self.pieces[0]]
+        prompt = self.written(prompt)
         for hole, piece in zip(self.holes, self.pieces[1:], strict=True):
             parts += (prompt if hole == PROMPT else identity, piece)
         return b"".join(parts)
+
+    def written(self, prompt: bytes) -> bytes:
+        """The prompt as it stands in the line."""
+        return prompt if self.content is None else orjson.dumps(self.content.write(*parted(prompt)))
 
     def pieces_under(self, token: str) -> list[bytes]:
         """The pieces of the lines of one shard, with their end: a custom_id's hole takes the ordinal's digits alone."""
@@ -73,7 +84,11 @@ class LineTemplate:
         at = self.holes.index(PROMPT)
         before = sum(map(len, self.pieces[: at + 1])) + at * (len(custom_id) + 2)
         after = sum(map(len, self.pieces[at + 1 :])) + (len(self.holes) - at - 1) * (len(custom_id) + 2)
-        return line[before : len(line) - after]
+        written = line[before : len(line) - after]
+        if self.content is None:
+            return written
+        text, attachments = self.content.read(orjson.loads(written))
+        return with_attachments(orjson.dumps(text), attachments)
 
     @property
     def overhead(self) -> int:

@@ -45,6 +45,9 @@ from airflow_batch_llm.errors import InputError
 RowFunction = Callable[[Mapping[str, object]], str]
 RouteFunction = Callable[[Mapping[str, object]], str | None]
 
+#: Why attachments and packed requests exclude each other.
+PACKED_ATTACHMENTS = "A model confuses the images of several rows. Leave out attachments or rows_per_request, which is above 1."
+
 #: The name of the route that a stage has without any other.
 OWN_ROUTE = "default"
 
@@ -348,6 +351,8 @@ class Stage(Settings):
     """Values that are the same for all rows: `{{ params.name }}` in the template. Default: none."""
     system_prompt: str | None = None
     """The text before each prompt. Default: none."""
+    attachments: Names = ()
+    """The columns that hold an image or a PDF: its URI (`https`, `gs`, `s3`), or its bytes. NULL is none. Default: none."""
     output_type: Any = str
     """A Pydantic model, a JSON Schema, a list of labels, `Embedding`, or `str`. Default: `str`, plain text."""
     only: Only = Only.CHANGED
@@ -391,6 +396,8 @@ class Stage(Settings):
         if (self.prompt is None) == (self.prompt_file is None):
             found = "neither" if self.prompt is None else "both"
             raise InputError(f"Exactly one of prompt and prompt_file is needed, got {found}.")
+        if self.attachments and self.request.rows_per_request > 1:
+            raise InputError(PACKED_ATTACHMENTS)
         if self.route_column is not None and self.route is not None:
             raise InputError("Both route_column and route choose the route of a row. Leave out one of them.")
         chooser = "route_column" if self.route_column is not None else "route"

@@ -31,6 +31,7 @@ class Spec:
     params: Mapping[str, object] = field(default_factory=dict)
     max_tokens: int | None = None
     endpoint: str | None = None
+    attachments: Sequence[str] | None = None  # the columns that hold them
     host: str | None = None  # who answers, where it is not the vendor: its answers are not the vendor's
 
     def to_json(self) -> dict[str, Any]:

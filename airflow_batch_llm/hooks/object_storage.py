@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     import pyarrow as pa  # Dags import this module, and only tasks read files
 
 
-def open_path(uri: str, conn_id: str | None = None) -> tuple[Any, str]:
+def open_path(uri: str, conn_id: str | None = None, argument: str = "source_conn_id") -> tuple[Any, str]:
     """The file system and the path in it. The URI may name the connection: s3://conn_id@bucket/folder."""
     named, plain = split_connection(uri)
     conn_id = conn_id or named
     protocol = plain.partition("://")[0] if "://" in plain else "file"
     if has_fs(protocol):
         if conn_id is not None:  # Amazon's hook goes on without credentials if there is no such connection
-            find_connection(conn_id, "source_conn_id" if conn_id != named else f"the URI {uri}")
+            find_connection(conn_id, argument if conn_id != named else f"the URI {uri}")
         fs = attach(protocol, conn_id).fs
     elif conn_id is None and protocol in KINDS:
         fs = default_filesystem(protocol)

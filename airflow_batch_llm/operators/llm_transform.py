@@ -12,6 +12,7 @@ from airflow.sdk import Context
 from airflow_batch_llm.core.checked import Settings, names
 from airflow_batch_llm.core.prompt import compile_prompt, identity
 from airflow_batch_llm.core.settings import (
+    PACKED_ATTACHMENTS,
     Canary,
     Escalation,
     Guards,
@@ -31,7 +32,7 @@ from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.hooks.arguments import check_params, choice, number, one_of
 from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.hooks.llm import split_model_id
-from airflow_batch_llm.hooks.object_storage import open_workspace
+from airflow_batch_llm.hooks.object_storage import open_path, open_workspace
 from airflow_batch_llm.operators.opening import open_parts, place_of
 from airflow_batch_llm.operators.run import GivenUp, RunOperator, run_name
 from airflow_batch_llm.warehouses.uri import table_uri, tables_of
@@ -69,6 +70,8 @@ class LLMTransformOperator(RunOperator):
     :param source_uri: URIs of Parquet, CSV or JSON Lines files; patterns are allowed. Or a function that Airflow calls
         instead of rendering a template, such as `new_uris`
     :param source_parameters: values for the placeholders in `source_sql`
+    :param attachments: the columns that hold an image or a PDF for the model: its URI (https, gs, s3), or its bytes
+    :param attachments_conn_id: the connection that reads attachments from a bucket; None for the worker's own rights
     :param system_prompt: the text that stands before each prompt
     :param prompt_params: values for the template that are the same for all rows
     :param way: ask in batches (``batch``), or each row in real time at the full price (``now``) or at half of it, for
@@ -133,6 +136,8 @@ class LLMTransformOperator(RunOperator):
         source_table: str | None = None,
         source_uri: str | Sequence[str] | UriFunction | None = None,
         source_parameters: Mapping[str, Any] | Sequence[Any] | None = None,
+        attachments: str | Sequence[str] = (),
+        attachments_conn_id: str | None = None,
         system_prompt: str | None = None,
         prompt_params: Mapping[str, object] | None = None,
         way: str = StageWay.BATCH,
@@ -172,6 +177,8 @@ class LLMTransformOperator(RunOperator):
         self.source_table = source_table
         self.source_uri: Any = source_uri  # rendered to text, or to several
         self.source_parameters = source_parameters
+        self.attachments = names(attachments)
+        self.attachments_conn_id = attachments_conn_id
         self.system_prompt = system_prompt
         self.prompt_params = prompt_params
         self.way = choice("way", way, StageWay)
@@ -211,6 +218,8 @@ class LLMTransformOperator(RunOperator):
         )
         if callable(self.prompt):
             compile_prompt(self.prompt)
+        if self.attachments and self.request.rows_per_request > 1:
+            raise InputError(PACKED_ATTACHMENTS)
         if not self.key:
             raise InputError("key names no column. Name the columns that identify a row.")
         model_id: object = self.model_id  # of a task that is upstream, perhaps
@@ -234,6 +243,7 @@ class LLMTransformOperator(RunOperator):
             prompt=self.prompt,
             prompt_file=beside,
             prompt_params=self.prompt_params or {},
+            attachments=self.attachments,
             system_prompt=self.system_prompt,
             output_type=self.output_type,
             way=StageWay(self.way),
@@ -289,7 +299,7 @@ class LLMTransformOperator(RunOperator):
         from airflow_batch_llm.hooks.warehouse import warehouse
         from airflow_batch_llm.stage.run import Run
 
-        parts = open_parts(context, handle, spool, self.log)
+        parts = replace(open_parts(context, handle, spool, self.log), find_object=self._find_object)
         if self.source_uri is not None:
             files = ObjectFiles(names(self.source_uri), self.source_conn_id, self.source_hook_params)
             parts = replace(parts, source=files)
@@ -307,6 +317,9 @@ class LLMTransformOperator(RunOperator):
             max_tries=handle.max_tries,
             is_given_up=GivenUp(workspace=parts.workspace, log=self.log),
         )
+
+    def _find_object(self, uri: str) -> tuple[Any, str]:
+        return open_path(uri, self.attachments_conn_id, "attachments_conn_id")
 
     def inputs(self, handle: RunHandle, run: "Run") -> tuple[str, ...]:  # noqa: ARG002 - it is the run's source
         """URIs of the tables or files that the rows come from."""
@@ -352,7 +365,8 @@ class LLMTransformOperator(RunOperator):
         asked = (name for name in self.template_fields if name not in ("budget", "usage_table"))
         rendered = tuple(getattr(self, name) for name in asked)
         prompt = None if self.prompt is None else identity(self.prompt)
-        return (*rendered, self.key, prompt, self.prompt_file, self.system_prompt, self.request.extra_body)
+        asked_of = (self.key, prompt, self.prompt_file, self.system_prompt, self.request.extra_body)
+        return (*rendered, *asked_of, *filter(None, [self.attachments]))
 
     def _is_one_database(self, handle: RunHandle) -> bool:
         same_params = (self.source_hook_params or {}) == handle.target_hook_params

@@ -84,7 +84,7 @@ def planned_lineage(plan: "Plan", inputs: tuple[str, ...], database_uri: str) ->
     return Lineage(
         inputs=inputs,
         output=table_uri(database_uri, plan.target.table),
-        columns_used=tuple(used or ()),
+        columns_used=(*(used or ()), *(spec.attachments or ())),
         columns_made=tuple(plan.target.answer.names),
     )
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from airflow_batch_llm.core.attachment import AttachmentRules
 from airflow_batch_llm.core.model import (
     Answered,
     BatchStatus,
@@ -155,6 +156,14 @@ class MarksPrefixes(Protocol):
 
     def least_cached(self, call: Call) -> int | None:
         """Return the tokens from which the model caches a shared part. None: this call cannot ask for it. Pure."""
+
+
+@runtime_checkable
+class TakesAttachments(Protocol):
+    """Writes images and PDFs into its requests: the templates of calls with `attachments` have a `content`."""
+
+    def attachment_rules(self, call: Call) -> AttachmentRules:
+        """Return the attachments that the model of a call takes. Pure. Raises `InputError` if it takes none."""
 
 
 @runtime_checkable

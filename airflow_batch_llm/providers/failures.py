@@ -58,6 +58,8 @@ _SHAPES = (
         r"\\*[\"']?\s*[:=]\s*\\*[\"']?(?:(?:bearer|basic)\s+)?)(?!\[redacted\])[^\s\"',;}\\]{4,}"
     ),
 )
+#: URIs, which a vendor quotes of a row that it cannot read. A signed one opens the file to everybody.
+_URI = re.compile(r"(?i)\b(?:https?|gcs|gs|s3a?|abfss?|az)://[^\s\"'`<>\\]+|\bdata:[\w.+/-]*;base64,[\w+/=]*")
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _ECHOED_JSON = re.compile(r"[{\[]\s*\\*[\"'{\[].*", re.DOTALL)
 _LONG_QUOTE = re.compile(r"(['\"`])(?:(?!\1).){60,}\1", re.DOTALL)
@@ -78,7 +80,7 @@ def word(text: object, secrets: Iterable[str] = ()) -> str:
 
 def detail(text: object, secrets: Iterable[str] = ()) -> str:
     """A vendor's words for a log: one short line, without secrets and without what it echoes of a request."""
-    found = redacted(str(text or ""), secrets)
+    found = without_uris(redacted(str(text or ""), secrets))
     found = _LONG_QUOTE.sub("'…'", _ECHOED_JSON.sub("{…}", found))
     printable = "".join(char if char.isprintable() else " " for char in found)
     line = " ".join(printable.split())
@@ -102,6 +104,11 @@ def redacted(text: str, secrets: Iterable[str] = ()) -> str:
     for shape in _SHAPES:
         text = shape.sub(rf"\1{_REDACTED}", text)
     return text
+
+
+def without_uris(text: str) -> str:
+    """The text without URIs and without data in base64, which may be attachments of a row."""
+    return _URI.sub("[URI]", text)
 
 
 def secrets_sent(error: BaseException) -> frozenset[str]:

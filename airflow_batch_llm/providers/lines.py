@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from airflow_batch_llm.core.model import MOST_TOKENS
-from airflow_batch_llm.providers.failures import redacted
+from airflow_batch_llm.providers.failures import redacted, without_uris
 
 MESSAGE_LENGTH = 500
 _LINES_AT_ONCE = 100
@@ -91,8 +91,8 @@ def _without_lone_surrogates(value: Any) -> Any:
 
 
 def brief(message: object) -> str | None:
-    """As much of a provider's message about a row as is kept, without keys; None if there is none."""
-    return redacted(str(message))[:MESSAGE_LENGTH] if message else None
+    """As much of a provider's message about a row as is kept, without keys and URIs; None if there is none."""
+    return without_uris(redacted(str(message)))[:MESSAGE_LENGTH] if message else None
 
 
 def tokens(usage: Mapping[str, Any], name: str) -> int:

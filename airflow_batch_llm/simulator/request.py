@@ -3,12 +3,15 @@
 Both are tuples because one of each is made per row.
 """
 
+from base64 import b64decode
 from collections.abc import Mapping
 from enum import StrEnum
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import orjson
+
+from airflow_batch_llm.core.attachment import measured
 
 _UNASKED = frozenset({"metadata", "labels", "user", "safety_identifier", "prompt_cache_key", "service_tier"})
 
@@ -53,10 +56,45 @@ class Request(NamedTuple):
     """The request itself, as the vendor's real-time endpoint would take it."""
     seed: int
     """A number that depends on the content of the request alone."""
+    media: "tuple[Medium, ...]" = ()
+    """The images and PDFs beside the prompt."""
+    media_tokens: int = 0
 
     @property
     def input_tokens(self) -> int:
-        return tokens(len(self.system) + len(self.prompt))
+        return tokens(len(self.system) + len(self.prompt)) + self.media_tokens
+
+
+class Medium(NamedTuple):
+    """An image or a PDF of a request. The simulator fetches nothing: what has a URI has a size that is made up."""
+
+    name: str
+    """Its URI, or a hash of its bytes."""
+    is_pdf: bool
+    width: int = 1000
+    height: int = 1000
+    pages: int = 3
+
+    @classmethod
+    def at(cls, uri: object, schemes: tuple[str, ...], *, is_pdf: bool) -> "Medium":
+        """One with a URI. Raises ValueError if the vendor does not fetch it."""
+        if not isinstance(uri, str) or not uri.startswith(schemes):
+            raise ValueError(f"a URI must begin with {' or '.join(schemes)}")
+        return cls(uri, is_pdf)
+
+    @classmethod
+    def within(cls, media_type: object, data: object, types: frozenset[str], most: int) -> "Medium":
+        """One with its bytes in base64. Raises ValueError if the vendor does not take it."""
+        if media_type not in types:
+            raise ValueError(f"the media type must be one of {', '.join(sorted(types))}")
+        if not isinstance(data, str) or len(data) > most:
+            raise ValueError(f"the data must be base64 of at most {most} letters")
+        content = b64decode(data, validate=True)
+        found = measured(content)
+        if found is None or found.media_type != media_type:
+            raise ValueError("the data does not match the media type")
+        name = blake2b(content, digest_size=16).hexdigest()
+        return cls(name, found.is_pdf, found.width or 1000, found.height or 1000, found.pages or 3)
 
 
 class RowError(NamedTuple):

@@ -52,7 +52,10 @@ class MadeUp:
 def _made_up(request: Request) -> str:
     """An answer that depends on what is asked, and not on how: alone or among others, by batch or now."""
     scope = f"{request.provider}\0{request.model}\0{request.system}"
-    seed = seed_of(content_digest(scope, {"prompt": request.prompt}))
+    asked: dict[str, Any] = {"prompt": request.prompt}
+    if request.media:
+        asked["media"] = [medium.name for medium in request.media]
+    seed = seed_of(content_digest(scope, asked))
     if request.schema is None:
         return f"Answer {seed & 0xFFFFFF:06x}: {phrase(Draw(seed), 3)}."
     return orjson.dumps(conforming(request.schema, seed)).decode()

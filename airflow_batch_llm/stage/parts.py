@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from socket import gethostname
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -18,6 +18,7 @@ from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.providers.steps import no_longer_than
 from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.warehouses.base import Warehouse
+from airflow_batch_llm.warehouses.files.source import find_file_system
 
 #: Seconds for a provider to remove one thing, its pauses between attempts included.
 _CLEANING_SECONDS = 3.0
@@ -58,6 +59,8 @@ class Parts:
     """The ledger that runs are written to. Default: none is kept."""
     budgets: Mapping[str, SharedBudget] = field(default_factory=dict)
     """The shared budgets that are configured, by name, and the ceiling. Default: there are none."""
+    find_object: Callable[[str], tuple[Any, str]] = find_file_system
+    """Find the file system of an attachment's URI, and the path in it. Default: with the rights of the environment."""
     by: Doer = field(default_factory=lambda: Doer(host=gethostname()))
     """Who works, for the records of the run. Default: the name of this machine alone."""
     clock: Callable[[], float] = time.time

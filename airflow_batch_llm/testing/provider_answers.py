@@ -9,9 +9,11 @@ from typing import Any, ClassVar
 import orjson
 import pytest
 
+from airflow_batch_llm.core.attachment import PDF, Attachment, with_attachments
 from airflow_batch_llm.core.model import BatchState, Call, Outcome, Usage
 from airflow_batch_llm.core.request import custom_id
 from airflow_batch_llm.errors import ResultsGone, Unavailable
+from airflow_batch_llm.providers.base import TakesAttachments
 from airflow_batch_llm.testing.provider_bench import Bench
 
 _JSON = "application/json"
@@ -76,6 +78,16 @@ LABEL: Mapping[str, object] = {
 _BLOCK = 1 << 20
 
 
+#: The smallest image, and a PDF with one page.
+_ATTACHED = (
+    Attachment(
+        "image/png",
+        data="iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==",
+    ),
+    Attachment(PDF, data="JVBERi0xLjQKMSAwIG9iaiA8PC9UeXBlIC9QYWdlPj4gZW5kb2JqCg=="),
+)
+
+
 class ReadsAnswers:
     """The contract of `results` and `decode` for a batch that has ended."""
 
@@ -117,6 +129,23 @@ class ReadsAnswers:
             assert set(answer) == {"label", "score", "who", "tags", "note"}
             assert answer["label"] in ("bug", "praise")
             assert isinstance(answer["who"]["name"], str)
+
+    def test_what_is_attached_is_answered_and_can_be_read_back_for_another_vendor(self, bench: Bench) -> None:
+        if not isinstance(bench.provider, TakesAttachments):
+            pytest.skip("the provider takes no attachments")
+        call = Call(model=bench.model, attachments=True)
+        rules, template = bench.provider.attachment_rules(call), bench.provider.encode(call)
+        attached = [one for one in _ATTACHED if one.media_type in rules.inline]
+        for scheme, types in rules.by_uri.items():
+            attached += [Attachment(kind, uri=f"{scheme}://bucket.example/a") for kind in types]
+        assert attached, "the rules allow neither an image nor a PDF"
+        prompts = [b'"no attachment"', *(with_attachments(b'"one of them"', [one]) for one in attached)]
+        for prompt in prompts:
+            line = template.line("b-0001-000000", prompt)
+            assert template.line("b-0001-000000", template.prompt(line, "b-0001-000000")) == line
+        assert all(rules.tokens(one) > 0 for one in attached)
+        shard = bench.shard(prompts, call=call)
+        assert bench.outcomes(shard, bench.submit(shard)) == {Outcome.SUCCEEDED: len(prompts)}
 
     def test_the_usage_of_all_rows_is_what_the_bill_says(self, bench: Bench) -> None:
         bench.simulator.turn(cached_tokens=3, cache_write_tokens=2, reasoning_tokens=7)

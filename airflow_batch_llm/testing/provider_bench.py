@@ -97,16 +97,18 @@ class Bench:
     run: str = field(default_factory=lambda: f"b{uuid4().hex[:8]}")
 
     def shard(
-        self, prompts: Sequence[str] | int = 3, *, call: Call | None = None, number: int = 1
+        self, prompts: Sequence[str | bytes] | int = 3, *, call: Call | None = None, number: int = 1
     ) -> ShardFile:
-        """A shard in a file, as planning writes it."""
+        """A shard in a file, as planning writes it. A prompt in bytes is encoded already, with its attachments."""
         call = call or Call(model=self.model)
+        words: Sequence[str | bytes]
         words = [f"prompt {n}" for n in range(prompts)] if isinstance(prompts, int) else prompts
         template, token = self.provider.encode(call), shard_token(self.run, number)
         path = self.folder / f"{token}.jsonl"
         with path.open("wb") as lines:
             for ordinal, prompt in enumerate(words):
-                lines.write(template.line(custom_id(token, ordinal), orjson.dumps(prompt)) + b"\n")
+                encoded = prompt if isinstance(prompt, bytes) else orjson.dumps(prompt)
+                lines.write(template.line(custom_id(token, ordinal), encoded) + b"\n")
         return ShardFile(path=path, token=token, call=call, requests=len(words), bytes=path.stat().st_size)
 
     def submit(self, shard: ShardFile, *, lease_seconds: float = 60.0) -> str:

@@ -4,13 +4,21 @@ Anthropic looks at params only when the row runs: a parameter that it does not t
 So what it is known to refuse is refused here, by name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
 import orjson
 
+from airflow_batch_llm.core.attachment import (
+    ANY_IMAGE,
+    PDF,
+    Attachment,
+    AttachmentRules,
+    Content,
+    kind_of,
+)
 from airflow_batch_llm.core.model import Call, Outcome, RateLimit, Result, Usage
 from airflow_batch_llm.core.request import CUSTOM_ID, PROMPT
 from airflow_batch_llm.core.schema_rules import (
@@ -100,6 +108,70 @@ def refuse_sampling(call: Call, version: str) -> None:
             f"extra_body may not hold {', '.join(map(repr, refused))}: version {version} of Anthropic's API refuses "
             "it in every row. Leave it out, or set the header anthropic-version to 2023-06-01 on the connection."
         )
+
+
+def _write_content(text: str, attachments: Sequence[Attachment]) -> object:
+    """Write a message's content. The model reads attachments best before the question about them."""
+    blocks = [{"type": "document" if one.is_pdf else "image", "source": _source(one)} for one in attachments]
+    return [*blocks, {"type": "text", "text": text}] if blocks else text
+
+
+def _source(one: Attachment) -> dict[str, Any]:
+    if one.uri is not None:
+        return {"type": "url", "url": one.uri}
+    return {"type": "base64", "media_type": one.media_type, "data": one.data}
+
+
+def _read_content(content: Any) -> tuple[str, list[Attachment]]:
+    if isinstance(content, str):
+        return content, []
+    *blocks, text = content
+    return text["text"], [_attachment(block) for block in blocks]
+
+
+def _attachment(block: Mapping[str, Any]) -> Attachment:
+    source = block["source"]
+    if source["type"] == "base64":
+        return Attachment(source["media_type"], data=source["data"])
+    return Attachment(PDF if block["type"] == "document" else kind_of(source["url"]), uri=source["url"])
+
+
+CONTENT = Content(_write_content, _read_content)
+
+_IMAGES = ("image/jpeg", "image/png", "image/gif", "image/webp")
+#: Anthropic counts an image in base64, of at most 5 MB. A PDF is bounded by the request.
+_MOST_IMAGE, _MOST_PDF = 5 * (1 << 20) * 3 // 4, 23_000_000
+#: An image above this on its longer side is scaled down before it is counted.
+_SCALED_TO, _PIXELS_PER_TOKEN, _MOST_IMAGE_TOKENS = 1568, 750, 1600
+_PAGE_TOKENS, _USUAL_PAGES = 3000, 5
+
+#: Anthropic fetches what it takes by URI, and does not say what of size it takes so.
+_FETCHED = {**dict.fromkeys((*_IMAGES, ANY_IMAGE), _MOST_IMAGE), PDF: _MOST_PDF}
+
+
+def attachment_rules() -> AttachmentRules:
+    """Return the attachments that Anthropic's models take."""
+    return AttachmentRules(
+        inline={**dict.fromkeys(_IMAGES, _MOST_IMAGE), PDF: _MOST_PDF},
+        by_uri={"https": _FETCHED},
+        most=100,
+        most_pixels=8000,
+        tokens=_attachment_tokens,
+        assumption=(
+            f"an image is taken to have {_MOST_IMAGE_TOKENS:,} tokens, and a PDF {_USUAL_PAGES} pages of"
+            f" {_PAGE_TOKENS:,} tokens"
+        ),
+    )
+
+
+def _attachment_tokens(one: Attachment) -> int:
+    if one.is_pdf:
+        return _PAGE_TOKENS * (one.pages or _USUAL_PAGES)
+    if not one.is_measured:
+        return _MOST_IMAGE_TOKENS
+    scale = min(1.0, _SCALED_TO / max(one.width, one.height))
+    pixels = int(one.width * scale) * int(one.height * scale)
+    return min(_MOST_IMAGE_TOKENS, max(1, -(-pixels // _PIXELS_PER_TOKEN)))
 
 
 def _system(text: str, *, cached: bool) -> object:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import urlsplit
 
+from airflow_batch_llm.core.attachment import AttachmentRules
 from airflow_batch_llm.core.model import (
     Answered,
     BatchStatus,
@@ -19,9 +20,11 @@ from airflow_batch_llm.core.model import (
 from airflow_batch_llm.core.request import LineTemplate
 from airflow_batch_llm.providers.anthropic import flows
 from airflow_batch_llm.providers.anthropic.lines import (
+    CONTENT,
     SAMPLING,
     answer_cap,
     answered_line,
+    attachment_rules,
     decode,
     least_cached,
     limits_of,
@@ -73,7 +76,10 @@ class AnthropicProvider:
         line = message_line(call)
         if SAMPLING & call.params.keys():
             refuse_sampling(call, str(self._clients.sync.default_headers.get("anthropic-version", "")))
-        return LineTemplate.of(line)
+        return LineTemplate.of(line, CONTENT if call.attachments else None)
+
+    def attachment_rules(self, call: Call) -> AttachmentRules:  # noqa: ARG002 - the same for all models
+        return attachment_rules()
 
     def decode(self, line: bytes) -> Result:
         return without(decode(line), self._access.secrets)

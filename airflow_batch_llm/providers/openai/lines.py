@@ -4,11 +4,21 @@ OpenAI validates a file as a whole and fails the batch at its first bad line, so
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from math import ceil
 from typing import Any
 
 import orjson
 
+from airflow_batch_llm.core.attachment import (
+    ANY_IMAGE,
+    PDF,
+    Attachment,
+    AttachmentRules,
+    Content,
+    kind_of,
+)
 from airflow_batch_llm.core.model import Call, Outcome, RateLimit, Result, Usage
 from airflow_batch_llm.core.request import CUSTOM_ID, PROMPT
 from airflow_batch_llm.errors import InputError, OutputTypeError
@@ -171,6 +181,105 @@ _BODIES: Mapping[str, Callable[[Call, str, str | None], dict[str, Any]]] = {
     RESPONSES: _responses,
     EMBEDDINGS: _embeddings,
 }
+
+
+def _write_chat(text: str, attachments: Sequence[Attachment]) -> object:
+    parts = [_chat_part(one) for one in attachments]
+    return [*parts, {"type": "text", "text": text}] if parts else text
+
+
+def _chat_part(one: Attachment) -> dict[str, Any]:
+    if one.is_pdf:
+        return {"type": "file", "file": {"filename": _FILE_NAME, "file_data": one.data_url}}
+    return {"type": "image_url", "image_url": {"url": one.uri or one.data_url}}
+
+
+def _write_responses(text: str, attachments: Sequence[Attachment]) -> object:
+    parts = [_response_part(one) for one in attachments]
+    if not parts:
+        return text
+    return [{"role": "user", "content": [*parts, {"type": "input_text", "text": text}]}]
+
+
+def _response_part(one: Attachment) -> dict[str, Any]:
+    if not one.is_pdf:
+        return {"type": "input_image", "detail": "auto", "image_url": one.uri or one.data_url}
+    if one.uri is not None:
+        return {"type": "input_file", "file_url": one.uri}
+    return {"type": "input_file", "filename": _FILE_NAME, "file_data": one.data_url}
+
+
+def _read_chat(content: Any) -> tuple[str, list[Attachment]]:
+    if isinstance(content, str):
+        return content, []
+    *parts, text = content
+    return text["text"], [_attachment(part) for part in parts]
+
+
+def _read_responses(content: Any) -> tuple[str, list[Attachment]]:
+    return _read_chat(content if isinstance(content, str) else content[0]["content"])
+
+
+def _attachment(part: Mapping[str, Any]) -> Attachment:
+    if "file_url" in part:
+        return Attachment(PDF, uri=part["file_url"])
+    url: Any = part.get("image_url") or part.get("file", part)["file_data"]
+    url = url if isinstance(url, str) else url["url"]
+    kind, _, data = url.removeprefix("data:").partition(";base64,")
+    return Attachment(kind, data=data) if url.startswith("data:") else Attachment(kind_of(url), uri=url)
+
+
+#: A PDF in a request has a name, which the model may see.
+_FILE_NAME = "attachment.pdf"
+
+_CONTENTS = {CHAT: Content(_write_chat, _read_chat), RESPONSES: Content(_write_responses, _read_responses)}
+
+_IMAGES = ("image/jpeg", "image/png", "image/gif", "image/webp")
+_MOST_IMAGE = 20_000_000  # bounded by the request
+_PATCH, _TOKENS_PER_PATCH = 32, 1.2
+_TILED = re.compile(r"gpt-4o(?!-mini)|gpt-4\.1(?!-(mini|nano))")
+_TILE, _TILE_TOKENS, _BASE_TOKENS = 512, 170, 85
+_PAGE_TOKENS, _USUAL_PAGES, _USUAL_SIDE = 2000, 5, 1024
+
+
+def content_of(call: Call) -> Content | None:
+    """Return the form of prompts with attachments at the endpoint of a call. None: the call has none."""
+    if not call.attachments:
+        return None
+    endpoint = endpoint_of(call)
+    if endpoint not in _CONTENTS:
+        raise InputError(f"The endpoint {endpoint} takes no attachments. Leave out attachments, or endpoint.")
+    return _CONTENTS[endpoint]
+
+
+def attachment_rules(call: Call) -> AttachmentRules:
+    """Return the attachments that a call takes. Only the responses endpoint reads PDFs by URI."""
+    content_of(call)
+    fetched = dict.fromkeys((*_IMAGES, ANY_IMAGE), _MOST_IMAGE)
+    if endpoint_of(call) == RESPONSES:
+        fetched[PDF] = _MOST_IMAGE
+    return AttachmentRules(
+        inline=dict.fromkeys((*_IMAGES, PDF), _MOST_IMAGE),
+        by_uri={"https": fetched},
+        most=500,
+        tokens=partial(_attachment_tokens, is_tiled=bool(_TILED.match(call.model))),
+        assumption=(
+            f"an image is taken to have {_USUAL_SIDE} by {_USUAL_SIDE} pixels, and a PDF {_USUAL_PAGES} pages of"
+            f" {_PAGE_TOKENS:,} tokens"
+        ),
+    )
+
+
+def _attachment_tokens(one: Attachment, *, is_tiled: bool) -> int:
+    if one.is_pdf:
+        return _PAGE_TOKENS * (one.pages or _USUAL_PAGES)
+    width, height = one.width or _USUAL_SIDE, one.height or _USUAL_SIDE
+    if not is_tiled:
+        return ceil(ceil(width / _PATCH) * ceil(height / _PATCH) * _TOKENS_PER_PATCH)
+    # Scaled into 2048 by 2048 pixels, then down to 768 on the shorter side.
+    scale = min(1.0, 2048 / max(width, height))
+    scale *= min(1.0, 768 / (scale * min(width, height)))
+    return _BASE_TOKENS + _TILE_TOKENS * ceil(width * scale / _TILE) * ceil(height * scale / _TILE)
 
 
 def _refuse_own(given: Mapping[str, object], name: str, shown: str | None = None) -> None:

@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
+from airflow_batch_llm.core.attachment import AttachmentRules
 from airflow_batch_llm.core.model import (
     Answered,
     BatchStatus,
@@ -39,6 +40,8 @@ from airflow_batch_llm.providers.openai.lines import (
     FLEX_TIMEOUT,
     answer_cap,
     answered_line,
+    attachment_rules,
+    content_of,
     decode,
     endpoint_of,
     flex_problem,
@@ -86,7 +89,10 @@ class OpenAIProvider:
         return None if host == _HOST else host
 
     def encode(self, call: Call) -> LineTemplate:
-        return LineTemplate.of(request_line(call, self.host))
+        return LineTemplate.of(request_line(call, self.host), content_of(call))
+
+    def attachment_rules(self, call: Call) -> AttachmentRules:
+        return attachment_rules(call)
 
     def decode(self, line: bytes) -> Result:
         return without(decode(line), self._access.secrets)

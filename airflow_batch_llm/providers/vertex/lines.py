@@ -1,11 +1,14 @@
 """Encode one call to Gemini as a line of a batch job's input, by the rules of Vertex's importer."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from math import ceil
 from typing import Any, NamedTuple
 
 import orjson
 
+from airflow_batch_llm.core.attachment import PDF, Attachment, AttachmentRules, Content
 from airflow_batch_llm.core.model import Call, Outcome, Result, Usage
 from airflow_batch_llm.core.request import CUSTOM_ID, PROMPT, LineTemplate
 from airflow_batch_llm.errors import InputError, OutputTypeError, ProviderError
@@ -143,6 +146,8 @@ def encode(call: Call) -> LineTemplate:
             "Embeddings are not asked of Vertex here. Ask a model of OpenAI at endpoint='/v1/embeddings'."
         )
     request = generate_content(call, PROMPT)
+    if call.attachments:
+        request["contents"] = [{"role": "user", "parts": PROMPT}]
     request["labels"] = {**request.get("labels", {}), ID_LABEL: CUSTOM_ID}
     line = {"request": request, "custom_id": CUSTOM_ID}
     for path, reason in violations(line):
@@ -150,7 +155,63 @@ def encode(call: Call) -> LineTemplate:
         in_schema = where.startswith("generationConfig.responseSchema") and call.schema is not None
         kind = OutputTypeError if in_schema else InputError
         raise kind(f"Vertex cannot import a request with {where!r}: {reason}.")
-    return LineTemplate.of(line)
+    return LineTemplate.of(line, CONTENT if call.attachments else None)
+
+
+def _write_parts(text: str, attachments: Sequence[Attachment]) -> object:
+    return [*map(_part, attachments), {"text": text}]
+
+
+def _part(one: Attachment) -> dict[str, Any]:
+    if one.uri is not None:
+        return {"fileData": {"fileUri": one.uri, "mimeType": one.media_type}}
+    return {"inlineData": {"mimeType": one.media_type, "data": one.data}}
+
+
+def _read_parts(parts: Any) -> tuple[str, list[Attachment]]:
+    *attached, text = parts
+    return text["text"], [_attachment(part) for part in attached]
+
+
+def _attachment(part: Mapping[str, Any]) -> Attachment:
+    if (file := part.get("fileData")) is not None:
+        return Attachment(file["mimeType"], uri=file["fileUri"])
+    return Attachment(part["inlineData"]["mimeType"], data=part["inlineData"]["data"])
+
+
+CONTENT = Content(_write_parts, _read_parts)
+
+_IMAGES = ("image/png", "image/jpeg", "image/webp", "image/heic", "image/heif")
+_MOST_INLINE, _MOST_STORED_IMAGE, _MOST_STORED_PDF = 7_000_000, 30_000_000, 50_000_000
+_TILE, _SMALL, _TILE_TOKENS, _MOST_IMAGE_TOKENS = 768, 384, 258, 1120
+_PAGE_TOKENS, _USUAL_PAGES = 560, 5
+_OLDER = re.compile(r"gemini-[12]\b")
+
+
+def attachment_rules(model: str) -> AttachmentRules:
+    """Return the attachments that a model takes. Vertex reads them from Cloud Storage itself, and from nowhere else."""
+    is_older = bool(_OLDER.match(model.rpartition("/")[2]))
+    page = _TILE_TOKENS if is_older else _PAGE_TOKENS
+    return AttachmentRules(
+        inline=dict.fromkeys((*_IMAGES, PDF), _MOST_INLINE),
+        by_uri={"gs": {**dict.fromkeys(_IMAGES, _MOST_STORED_IMAGE), PDF: _MOST_STORED_PDF}},
+        most=900,
+        tokens=partial(_attachment_tokens, page=page, is_tiled=is_older),
+        assumption=(
+            f"an image is taken to have {_MOST_IMAGE_TOKENS:,} tokens, and a PDF {_USUAL_PAGES} pages of {page} tokens"
+        ),
+    )
+
+
+def _attachment_tokens(one: Attachment, *, page: int, is_tiled: bool) -> int:
+    """Gemini 3 counts all images alike. Its predecessors count tiles."""
+    if one.is_pdf:
+        return page * (one.pages or _USUAL_PAGES)
+    if not is_tiled or not one.is_measured:
+        return _MOST_IMAGE_TOKENS
+    if max(one.width, one.height) <= _SMALL:
+        return _TILE_TOKENS
+    return _TILE_TOKENS * ceil(one.width / _TILE) * ceil(one.height / _TILE)
 
 
 def flex_problem(call: Call, location: str) -> str | None:

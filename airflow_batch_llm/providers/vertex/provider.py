@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
+from airflow_batch_llm.core.attachment import AttachmentRules
 from airflow_batch_llm.core.model import (
     Answered,
     BatchStatus,
@@ -33,6 +34,7 @@ from airflow_batch_llm.providers.vertex.errors import refused_now
 from airflow_batch_llm.providers.vertex.lines import (
     answer_cap,
     answered_line,
+    attachment_rules,
     decode,
     encode,
     flex_problem,
@@ -70,6 +72,9 @@ class VertexProvider:
 
     def encode(self, call: Call) -> LineTemplate:
         return encode(call)
+
+    def attachment_rules(self, call: Call) -> AttachmentRules:
+        return attachment_rules(call.model)
 
     def decode(self, line: bytes) -> Result:
         return decode(line)

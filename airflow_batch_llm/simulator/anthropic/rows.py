@@ -12,6 +12,7 @@ from airflow_batch_llm.simulator.bodies import parse
 from airflow_batch_llm.simulator.database import BilledUsage, RowFate
 from airflow_batch_llm.simulator.prefixes import Billing, CacheUse
 from airflow_batch_llm.simulator.request import (
+    Medium,
     Reply,
     Request,
     RowError,
@@ -122,6 +123,10 @@ def problem(params: dict[str, Any], version: str, *, counting: bool = False) -> 
             or not part.get("content")
         ):
             return _invalid(f"messages.{number}: a role and non-empty content are required")
+    try:
+        _media(params)
+    except ValueError as error:
+        return _invalid(f"messages: {error}")
     if params.get("service_tier", "auto") not in _TIERS:
         return _invalid("service_tier: Input should be 'auto' or 'standard_only'")
     if version == NEWEST_VERSION:
@@ -152,8 +157,43 @@ def _text(content: Any) -> str:
     )
 
 
+_IMAGES = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"})
+_PDFS = frozenset({"application/pdf"})
+_MOST_IMAGE, _MOST_PDF = 5 << 20, 32_000_000
+
+
+def _media(params: dict[str, Any]) -> tuple[Medium, ...]:
+    """The images and documents of all messages. Raises ValueError for what the Messages API refuses."""
+    blocks = [
+        block
+        for part in params["messages"]
+        if isinstance(part["content"], list)
+        for block in part["content"]
+        if isinstance(block, dict) and block.get("type") in ("image", "document")
+    ]
+    return tuple(_medium(block["type"] == "document", block.get("source") or {}) for block in blocks)
+
+
+def _medium(is_pdf: bool, source: dict[str, Any]) -> Medium:
+    match source.get("type"):
+        case "url":
+            return Medium.at(source.get("url"), ("https://",), is_pdf=is_pdf)
+        case "base64":
+            types, most = (_PDFS, _MOST_PDF) if is_pdf else (_IMAGES, _MOST_IMAGE)
+            return Medium.within(source.get("media_type"), source.get("data"), types, most)
+        case _:
+            raise ValueError("source.type: Input should be 'base64' or 'url'")
+
+
+def _media_tokens(media: tuple[Medium, ...]) -> int:
+    return sum(
+        2000 * one.pages if one.is_pdf else min(1600, -(-one.width * one.height // 750)) for one in media
+    )
+
+
 def as_request(params: dict[str, Any], custom_id: str, digest: bytes) -> Request:
     tool, schema = _wanted(params)
+    media = _media(params)
     return Request(
         PROVIDER,
         "messages",
@@ -166,6 +206,8 @@ def as_request(params: dict[str, Any], custom_id: str, digest: bytes) -> Request
         params.get("max_tokens"),
         params,
         seed_of(digest),
+        media,
+        _media_tokens(media),
     )
 
 

@@ -1,6 +1,7 @@
 """OpenAI's rows: what is wrong with a request, and what an endpoint makes of it."""
 
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from airflow_batch_llm.simulator.database import RowFate
 from airflow_batch_llm.simulator.openai import PROVIDER
 from airflow_batch_llm.simulator.openai.answers import CHAT, EMBEDDINGS, RESPONSES, body_of, usage_of
 from airflow_batch_llm.simulator.prefixes import Billing
-from airflow_batch_llm.simulator.request import Reply, Request, RowError, content_digest, seed_of
+from airflow_batch_llm.simulator.request import Medium, Reply, Request, RowError, content_digest, seed_of
 from airflow_batch_llm.simulator.schema_rules import openai_refusal
 from airflow_batch_llm.simulator.vendor import Parsed, Written
 
@@ -186,6 +187,10 @@ def problem(endpoint: str, body: Any) -> RowError | None:
     needed = {CHAT: "messages", RESPONSES: "input", EMBEDDINGS: "input"}.get(endpoint)
     if needed and not body.get(needed):
         return _invalid(f"Missing required parameter: '{needed}'.", needed, "missing_required_parameter")
+    try:
+        _media(endpoint, body)
+    except ValueError as error:
+        return _invalid(f"Invalid content: {error}", needed or "input", "invalid_value")
     where, found = _schema(body)
     if found and found.get("strict") and (reason := openai_refusal(found.get("schema"))):
         return _invalid(
@@ -220,9 +225,62 @@ def _forced_tool(body: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
     return None
 
 
+_PARTS = {CHAT: ("text", "image_url", "file"), RESPONSES: ("input_text", "input_image", "input_file")}
+_IMAGES = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"})
+_MOST_DATA = 70_000_000
+
+
+def _media(endpoint: str, body: dict[str, Any]) -> tuple[Medium, ...]:
+    """The images and PDFs of all messages. Raises ValueError for parts that the endpoint does not take."""
+    found = []
+    messages = body.get("messages") or body.get("input") or ()
+    for message in messages if isinstance(messages, list) and endpoint in _PARTS else ():
+        content = message.get("content") if isinstance(message, dict) else None
+        for part in content if isinstance(content, list) and message.get("role") == "user" else ():
+            text, image, file = _PARTS[endpoint]
+            match part.get("type"):
+                case kind if kind == image:
+                    found.append(_image(part.get("image_url"), is_text=endpoint == RESPONSES))
+                case kind if kind == file:
+                    found.append(_file(part if endpoint == RESPONSES else part.get("file") or {}))
+                case kind if kind != text:
+                    raise ValueError(f"the type of a part must be one of {text}, {image}, {file}")
+    return tuple(found)
+
+
+def _image(url: Any, *, is_text: bool) -> Medium:
+    url = str(url if is_text else (url or {}).get("url"))
+    return _data(url, _IMAGES) if url.startswith("data:") else Medium.at(url, _WEB, is_pdf=False)
+
+
+def _file(file: dict[str, Any]) -> Medium:
+    if "file_data" not in file:
+        return Medium.at(file.get("file_url"), _WEB, is_pdf=True)
+    if not file.get("filename"):
+        raise ValueError("a file has no filename")
+    return _data(str(file["file_data"]), frozenset({"application/pdf"}))
+
+
+def _data(url: str, types: frozenset[str]) -> Medium:
+    media_type, _, data = url.removeprefix("data:").partition(";base64,")
+    return Medium.within(media_type, data, types, _MOST_DATA)
+
+
+_WEB = ("https://", "http://")
+
+
+def _media_tokens(media: tuple[Medium, ...]) -> int:
+    return sum(
+        1500 * one.pages if one.is_pdf else -(-one.width // 32) * -(-one.height // 32) for one in media
+    )
+
+
 def as_request(endpoint: str, body: dict[str, Any], custom_id: str, digest: bytes) -> Request:
     system, prompt = _texts(body)
     forced = _forced_tool(body)
+    media: tuple[Medium, ...] = ()
+    with suppress(ValueError):  # a file is counted before its rows are looked at
+        media = _media(endpoint, body)
     _, structured = _schema(body)
     schema = forced[1] if forced else (structured or {}).get("schema")
     if schema is None and _json_wanted(body):
@@ -240,6 +298,8 @@ def as_request(endpoint: str, body: dict[str, Any], custom_id: str, digest: byte
         limit,
         body,
         seed_of(digest),
+        media,
+        _media_tokens(media),
     )
 
 

@@ -12,6 +12,7 @@ from airflow_batch_llm.simulator.bodies import parse
 from airflow_batch_llm.simulator.database import BilledUsage, RowFate
 from airflow_batch_llm.simulator.prefixes import CHARS, Billing, CacheUse
 from airflow_batch_llm.simulator.request import (
+    Medium,
     Reply,
     Request,
     RowError,
@@ -119,6 +120,10 @@ def problem(body: dict[str, Any]) -> RowError | None:
             or not part.get("parts")
         ):
             return RowError(400, "", "Please use a valid role: user, model, and non-empty parts.")
+    try:
+        _media(contents)
+    except ValueError as error:
+        return RowError(400, "", f"Invalid part: {error}")
     if _either(body, "cachedContent"):
         return RowError(400, "", "cachedContent is not supported in batch prediction")
     return None
@@ -131,9 +136,36 @@ def _text(content: Any) -> str:
     return "\n".join(str(part["text"]) for part in parts or () if "text" in part)
 
 
+_TYPES = frozenset({"application/pdf", "image/png", "image/jpeg", "image/webp", "image/heic", "image/heif"})
+_MOST_DATA = 10_000_000
+
+
+def _media(contents: list[dict[str, Any]]) -> tuple[Medium, ...]:
+    """The images and PDFs of all contents. Raises ValueError for what Gemini refuses."""
+    found = []
+    for content in contents:
+        for part in content["parts"] if isinstance(content["parts"], list) else [content["parts"]]:
+            if (file := _either(part, "fileData")) is not None:
+                media_type = _either(file, "mimeType")
+                if media_type not in _TYPES:
+                    raise ValueError("mimeType is missing, or not supported")
+                is_pdf = media_type == "application/pdf"
+                found.append(Medium.at(_either(file, "fileUri"), ("gs://",), is_pdf=is_pdf))
+            elif (data := _either(part, "inlineData")) is not None:
+                found.append(Medium.within(_either(data, "mimeType"), data.get("data"), _TYPES, _MOST_DATA))
+    return tuple(found)
+
+
+def _media_tokens(media: tuple[Medium, ...]) -> int:
+    return sum(
+        258 * (one.pages if one.is_pdf else -(-one.width // 768) * -(-one.height // 768)) for one in media
+    )
+
+
 def as_request(model: str, body: dict[str, Any], custom_id: str, digest: bytes) -> Request:
     config = _either(body, "generationConfig") or {}
     tool, schema = _wanted(body, config)
+    media = _media(body["contents"])
     return Request(
         PROVIDER,
         "generateContent",
@@ -146,6 +178,8 @@ def as_request(model: str, body: dict[str, Any], custom_id: str, digest: bytes) 
         _either(config, "maxOutputTokens"),
         body,
         seed_of(digest),
+        media,
+        _media_tokens(media),
     )
 
 

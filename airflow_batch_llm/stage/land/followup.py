@@ -7,7 +7,6 @@ import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +32,7 @@ from airflow_batch_llm.warehouses.arrow import binary_array, int64_array
 #: A truncated answer is asked for again with this many times the tokens.
 TOKEN_CAP_FACTOR = 2
 
-_PROMPTS_AT_ONCE = 100
+_PROMPTS_AT_ONCE, _BYTES_AT_ONCE = 100, 8 << 20
 
 
 class _Course(NamedTuple):
@@ -199,7 +198,7 @@ class FollowUp:
             path = self._requests(last, one.shard)
             with path.open("rb") as file:
                 prompts = self._prompts_in(last, one, split_lines(file))
-                while some := list(islice(prompts, _PROMPTS_AT_ONCE)):
+                for some in _blocks(prompts):
                     yield binary_array(some)
             path.unlink()
 
@@ -235,6 +234,20 @@ class FollowUp:
         if not path.exists():
             fetch_keys(self.folder, last, shard, path)
         return path
+
+
+def _blocks(prompts: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Yield prompts in blocks that memory holds well: attachments make them long."""
+    block: list[bytes] = []
+    size = 0
+    for prompt in prompts:
+        block.append(prompt)
+        size += len(prompt)
+        if len(block) == _PROMPTS_AT_ONCE or size > _BYTES_AT_ONCE:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
 
 
 def _with_route(draft: Plan, course: _Course) -> tuple[Plan, int]:

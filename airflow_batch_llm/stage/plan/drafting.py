@@ -30,6 +30,7 @@ from airflow_batch_llm.stage.budgets import Budgets
 from airflow_batch_llm.stage.land.landing import SAMPLES, sample_keys
 from airflow_batch_llm.stage.learning import Learning
 from airflow_batch_llm.stage.parts import Parts
+from airflow_batch_llm.stage.plan.attaching import ATTACHMENT_BYTES, attaching_of
 from airflow_batch_llm.stage.plan.carried import restored
 from airflow_batch_llm.stage.plan.choosing import Chooser
 from airflow_batch_llm.stage.plan.quoting import Quote, shared_out
@@ -103,6 +104,7 @@ class Drafting:
             max_rows=self.stage.max_rows,
             max_prompt_bytes=self._max_prompt_bytes(),
             required=required_columns(self.parts.target, self.target),
+            attaching=attaching_of(self.stage, self.resolved, self.parts),
         )
         source, warehouse = self.parts.source, self.parts.target
         with closing(with_known(source, self.stage.source, warehouse, self.target)) as rows:
@@ -125,7 +127,8 @@ class Drafting:
         return min(map(self._room, self.resolved.routes))
 
     def _room(self, route: ResolvedRoute) -> int:
-        room = self._provider(route).limits.max_request_bytes - route.template.overhead
+        overhead = route.template.overhead + ATTACHMENT_BYTES * len(self.stage.attachments)
+        room = self._provider(route).limits.max_request_bytes - overhead
         return longest_packed(room) if route.rows_per_request > 1 else room
 
     def draft(self) -> Plan:

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 
+from airflow_batch_llm.core.attachment import AttachmentRules
 from airflow_batch_llm.core.model import Call, ColumnType
 from airflow_batch_llm.core.output_type import AnswerKind, Naming, OutputType
 from airflow_batch_llm.core.packing import packed_call
@@ -24,9 +25,10 @@ from airflow_batch_llm.core.settings import OWN_ROUTE, RowFunction, Stage, Stage
 from airflow_batch_llm.core.spec import Spec, changed_fields, spec_hash
 from airflow_batch_llm.core.value import plain
 from airflow_batch_llm.errors import BudgetExceeded, InputError, SourceError, TargetError
-from airflow_batch_llm.providers.base import CapsAnswers, Provider
+from airflow_batch_llm.providers.base import CapsAnswers, Provider, TakesAttachments
 from airflow_batch_llm.providers.routed import by_route
 from airflow_batch_llm.stage.parts import Parts
+from airflow_batch_llm.stage.plan.attaching import attaching_of
 from airflow_batch_llm.stage.plan.carried import carried_schema, key_schema
 from airflow_batch_llm.stage.plan.drafting import Drafting, Outrun, let_go
 from airflow_batch_llm.stage.plan.piloting import settled
@@ -164,6 +166,7 @@ def spec_of(stage: Stage, prompt: Prompt, output_type: OutputType, provider: Pro
         params={**output_type.request_params, **stage.request.extra_body},
         max_tokens=stage.request.max_tokens,
         endpoint=stage.request.endpoint,
+        attachments=tuple(stage.attachments) or None,
         host=provider.host,
     )
 
@@ -234,14 +237,11 @@ def _resolved_route(
         params=spec.params,
         endpoint=stage.request.endpoint,
         via=via,
+        attachments=bool(stage.attachments),
     )
     rows = stage.request.rows_per_request
-    if rows > 1 and call.vector:
-        raise InputError(
-            f"rows_per_request={rows} is for answers in words, and output_type is Embedding. Embeddings of several rows do not"
-            " share anything, so there is nothing to save: leave rows_per_request out."
-        )
-    cap = provider.answer_cap(call.model) if isinstance(provider, CapsAnswers) else None
+    _refuse_packed_embeddings(rows, call)
+    cap = provider.answer_cap(call.model) if rows > 1 and isinstance(provider, CapsAnswers) else None
     asked = call if rows == 1 else packed_call(call, rows, cap)
     check_way(stage.way, provider, call)
     if stage.canary is not None and stage.canary.way is not None:
@@ -251,13 +251,36 @@ def _resolved_route(
         call=call,
         asked=asked,
         way=stage.way,
+        attachments=_attachment_rules(name, provider, call),
         template=provider.encode(asked),
         spec=spec,
         spec_hash=spec_hash(spec),
         prices=PriceList.of(provider.name, stage.model, stage.guards.prices, at=parts.clock()),
         rows_per_request=rows,
-        answer_cap=cap if rows > 1 else None,
+        answer_cap=cap,
     )
+
+
+def _refuse_packed_embeddings(rows: int, call: Call) -> None:
+    if rows > 1 and call.vector:
+        raise InputError(
+            f"rows_per_request={rows} is for answers in words, and output_type is Embedding. Embeddings of several rows do not"
+            " share anything, so there is nothing to save: leave rows_per_request out."
+        )
+
+
+def _attachment_rules(name: str, provider: Provider, call: Call) -> AttachmentRules | None:
+    """Return the attachments that a route takes. None: the stage has none. Raises `InputError` if the route takes none."""
+    if not call.attachments:
+        return None
+    if call.vector:
+        raise InputError("An embedding takes text only, and output_type is Embedding. Leave out attachments.")
+    if not isinstance(provider, TakesAttachments):
+        raise InputError(
+            f"The provider {provider.name} of the route {name} takes no attachments. Leave out attachments, or choose a"
+            " model of another provider."
+        )
+    return provider.attachment_rules(call)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -369,7 +392,9 @@ class Planner:
                 raise SourceError(
                     f"The source has no column {name!r}. Its columns are: {', '.join(schema.names)}."
                 )
-        resolved.prompt.check(schema.names)
+        resolved.prompt.check(schema.names, has_attachments=bool(self.stage.attachments))
+        if (attaching := attaching_of(self.stage, resolved, self.parts)) is not None:
+            attaching.check(schema)
         return Target(
             table=self.stage.target,
             failures=self.stage.failures_table,

@@ -9,6 +9,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from airflow_batch_llm.core.attachment import AttachmentRules, AttachmentTokens, parted
 from airflow_batch_llm.core.caching import CachedRun
 from airflow_batch_llm.core.estimate import (
     Estimate,
@@ -24,6 +25,7 @@ from airflow_batch_llm.errors import BudgetExceeded, ProviderError
 from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.stage.plan.resolved import ResolvedRoute
 from airflow_batch_llm.stage.plan.shard_files import packed_prompts
+from airflow_batch_llm.warehouses.arrow import binary_array
 
 #: So many prompts, spread over all of them, are counted by the provider.
 _SAMPLE = 16
@@ -50,9 +52,12 @@ class Quote:
         """
         rows = self.route.rows_per_request
         total = largest = seen = 0
+        attached = AttachmentTokens()
         sample: list[bytes] = []
         every = max(1, items // rows // _SAMPLE)
         for block, _ in packed_prompts(prompts, rows):
+            if self.route.attachments is not None:
+                block, attached = _apart(block, attached, self.route.attachments)
             lengths = pc.binary_length(block)
             total += pc.sum(lengths).as_py() or 0
             largest = max(largest, pc.max(lengths).as_py() or 0)
@@ -68,6 +73,8 @@ class Quote:
             measured=self.measured,
             cached=self.cached,
             shared_bytes=len(self.route.template.pieces[0]) + len(self.route.call.system_prompt or ""),
+            attached=attached,
+            attached_assumption=self.route.attachments.assumption if self.route.attachments else "",
             max_tokens=self.route.asked.max_tokens,
             answer_tokens=usual_packed_answer(
                 self.output_type, items / seen if seen else 0.0, is_packed=rows > 1
@@ -84,6 +91,18 @@ class Quote:
         except ProviderError:
             return []
         return [(len(prompt), count) for prompt, count in zip(sample, counts or (), strict=False)]
+
+
+def _apart(
+    block: pa.BinaryArray, attached: AttachmentTokens, rules: AttachmentRules
+) -> tuple[pa.BinaryArray, AttachmentTokens]:
+    """Return the prompts without their attachments, and the tokens with those of their attachments."""
+    texts = []
+    for prompt in block:
+        text, attachments = parted(prompt.as_py())
+        texts.append(orjson.dumps(text))
+        attached = attached.plus(attachments, rules)
+    return binary_array(texts), attached
 
 
 def affordable(guess: Estimate, most: float | None) -> int:

@@ -10,6 +10,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from airflow_batch_llm.core.attachment import Unattachable, with_attachments
 from airflow_batch_llm.core.prompt import CompiledPrompt
 from airflow_batch_llm.core.selection import SENT, Reason, table
 from airflow_batch_llm.core.settings import Only, Source
@@ -17,6 +18,7 @@ from airflow_batch_llm.core.spec import input_hashes
 from airflow_batch_llm.errors import PromptError, SourceError
 from airflow_batch_llm.stage.land.landing import sample_keys
 from airflow_batch_llm.stage.parts import ReadsSource
+from airflow_batch_llm.stage.plan.attaching import ATTACHED_AT_ONCE, Attaching, BatchAttachments
 from airflow_batch_llm.stage.plan.choosing import Chooser, Current
 from airflow_batch_llm.stage.plan.spool import (
     ATTEMPTS,
@@ -35,6 +37,9 @@ from airflow_batch_llm.warehouses.arrow import (
     string_array,
 )
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, JoinsKnown, SharesFile, Target, Warehouse
+
+#: The prompts with attachments that are written at once, in bytes.
+_ATTACHED_BYTES = 8 << 20
 
 TOO_LARGE = "too_large"
 PROMPT_FAILED = "prompt_failed"
@@ -59,6 +64,8 @@ class Reading:
     max_prompt_bytes: int
     required: frozenset[str] = frozenset()
     """Carried columns that take no NULL in the target. Default: none."""
+    attaching: Attaching | None = None
+    """Attaches images and PDFs to the prompts. Default: there are none."""
 
     def fill(self, spool: Spool, rows: Iterator[pa.RecordBatch]) -> None:
         """Spool every row. `rows` carry `KNOWN_COLUMNS` beside the source's own."""
@@ -67,7 +74,8 @@ class Reading:
         for batch in rows:
             self._refuse_null_keys(batch)
             values = self._values(batch)
-            hashes = string_array(input_hashes(values))
+            attached = None if self.attaching is None else self.attaching.of(batch)
+            hashes = string_array(input_hashes({**values, **(attached.hashed() if attached else {})}))
             routes = self.chooser.routes(batch)
             failed = self._same_failure(batch, hashes, routes)
             why = [reasons[code] for code in self._codes(batch, hashes, routes, failed).to_pylist()]
@@ -80,12 +88,15 @@ class Reading:
             self._refuse_nulls(batch, wanted)
             if len(wanted) < batch.num_rows:
                 values = {name: [column[i] for i in wanted] for name, column in values.items()}
-            prompts, problems = self._render(values, wanted, why)
-            seqs = int64_array(range(seq, seq + batch.num_rows))
+            problems: dict[int, str] = {}
+            for prompts in self._rendered(values, attached, wanted, problems):
+                spool.write_prompts(_prompts(prompts, seq))
+            for i in problems:
+                why[i] = Reason.UNSENDABLE
             spool.write(
                 pa.RecordBatch.from_pydict(
                     {
-                        SEQ: seqs,
+                        SEQ: int64_array(range(seq, seq + batch.num_rows)),
                         REASON: string_array(why),
                         PROBLEM: string_array(list(map(problems.get, range(batch.num_rows)))),
                         INPUT_HASH: hashes,
@@ -93,14 +104,7 @@ class Reading:
                         ROUTE: routes,
                         **{name: batch.column(name) for name in spool.columns.names},
                     }
-                ),
-                pa.RecordBatch.from_pydict(
-                    {
-                        SEQ: seqs.take(int64_array(prompts)),
-                        "prompt": binary_array(list(prompts.values())),
-                    },
-                    schema=PROMPTS,
-                ),
+                )
             )
             seq += batch.num_rows
 
@@ -123,6 +127,8 @@ class Reading:
 
     def _values(self, batch: pa.RecordBatch) -> Mapping[str, Sequence[object]]:
         known = set(KNOWN_COLUMNS.names)
+        if self.attaching is not None:  # a function sees no attachment: its URI may be signed anew each day
+            known.update(self.attaching.columns)
         names = (
             self.prompt.columns
             if self.prompt.columns is not None
@@ -130,23 +136,40 @@ class Reading:
         )
         return {name: _plain(batch.column(name)) for name in names}
 
-    def _render(
-        self, values: Mapping[str, Sequence[object]], wanted: list[int], why: list[Reason]
-    ) -> tuple[dict[int, bytes], dict[int, str]]:
-        """The prompts of the wanted rows, and the problems of those that have none; these change their reason."""
+    def _rendered(
+        self,
+        values: Mapping[str, Sequence[object]],
+        attached: BatchAttachments | None,
+        wanted: Sequence[int],
+        problems: dict[int, str],
+    ) -> Iterator[dict[int, bytes]]:
+        """Yield the prompts of the wanted rows, as many as memory holds well. Rows without one get a problem instead."""
         prompts: dict[int, bytes] = {}
-        problems: dict[int, str] = {}
-        for i, prompt in zip(wanted, self.prompt.render_batch(values), strict=True):
-            if isinstance(prompt, PromptError):
-                why[i], problems[i] = Reason.UNSENDABLE, f"{PROMPT_FAILED}: {prompt}"
+        size = 0
+        texts = self._texts(values, len(wanted))
+        for i, prompt in zip(
+            wanted, texts if attached is None else _with(attached, wanted, texts), strict=True
+        ):
+            if not isinstance(prompt, bytes):
+                code = prompt.code if isinstance(prompt, Unattachable) else PROMPT_FAILED
+                problems[i] = f"{code}: {prompt}"
             elif len(prompt) > self.max_prompt_bytes:
-                why[i] = Reason.UNSENDABLE
                 problems[i] = (
                     f"{TOO_LARGE}: the prompt has {len(prompt):,} bytes, {self.max_prompt_bytes:,} fit into a request"
                 )
             else:
                 prompts[i] = prompt
-        return prompts, problems
+                size += len(prompt)
+            if attached is not None and size > _ATTACHED_BYTES:
+                yield prompts
+                prompts, size = {}, 0
+        if prompts:
+            yield prompts
+
+    def _texts(self, values: Mapping[str, Sequence[object]], rows: int) -> list[bytes | PromptError]:
+        if self.prompt.columns == ():  # the rows differ by what is attached
+            return [orjson.dumps(self.prompt.render({}))] * rows
+        return self.prompt.render_batch(values)
 
     def _refuse_nulls(self, batch: pa.RecordBatch, wanted: list[int]) -> None:
         """Refuse NULL where the target takes none, in rows that are sent: their answers could not land."""
@@ -206,6 +229,26 @@ def _groups(reader: pa.RecordBatchReader, most: int) -> Iterator[list[pa.RecordB
             rows, size = rows + batch.num_rows, size + batch.nbytes
     if group:
         yield group
+
+
+def _with(
+    attached: BatchAttachments, rows: Sequence[int], texts: Sequence[bytes | PromptError]
+) -> Iterator[bytes | PromptError | Unattachable]:
+    """Yield the prompts of some rows with their attachments."""
+    for first in range(0, len(rows), ATTACHED_AT_ONCE):
+        some = slice(first, first + ATTACHED_AT_ONCE)
+        for text, found in zip(texts[some], attached.of_rows(rows[some]), strict=True):
+            yield (
+                found
+                if isinstance(found, Unattachable)
+                else (text if isinstance(text, PromptError) else with_attachments(text, found))
+            )
+
+
+def _prompts(prompts: Mapping[int, bytes], seq: int) -> pa.RecordBatch:
+    """Return the prompts of a batch of the source whose first row has this number."""
+    seqs, texts = int64_array([seq + i for i in prompts]), binary_array(list(prompts.values()))
+    return pa.RecordBatch.from_pydict({SEQ: seqs, "prompt": texts}, schema=PROMPTS)
 
 
 def _plain(column: pa.Array) -> Sequence[object]:

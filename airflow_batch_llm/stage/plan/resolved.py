@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from airflow_batch_llm.core.attachment import AttachmentRules
 from airflow_batch_llm.core.escalation import Rule, reachable
 from airflow_batch_llm.core.estimate import Estimate
 from airflow_batch_llm.core.model import Call, Way
@@ -32,6 +33,8 @@ class ResolvedRoute:
     max_cost_usd: float | None = None
     rows_per_request: int = 1
     answer_cap: int | None = None
+    attachments: AttachmentRules | None = None
+    """The attachments that the route's model takes. None: the prompts have none."""
 
     def caching(self, provider: Provider, *, asks: bool) -> "ResolvedRoute":
         """Return the route with requests that ask the vendor to cache what they share, or that do not."""

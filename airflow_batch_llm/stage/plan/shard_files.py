@@ -50,6 +50,10 @@ class ShardWriter:
         self, template: LineTemplate, prompts: Iterable[pa.BinaryArray], route: int = 0
     ) -> tuple[PlannedShard, ...]:
         """The lines of all shards, in the order of the prompts."""
+        if template.content is not None:
+            prompts = (
+                binary_array([template.written(one) for one in block.to_pylist()]) for block in prompts
+            )
         return tuple(
             self._requests_file(self.first_number + place - 1, template, (asked for _, asked in group), route)
             for place, group in groupby(self._placed(template, prompts), key=itemgetter(0))

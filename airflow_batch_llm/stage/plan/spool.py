@@ -84,8 +84,12 @@ class Spool:
         self._prompt_writer = pa.ipc.new_stream(self._prompts, PROMPTS)
         self._database: Any = None
 
-    def write(self, rows: pa.RecordBatch, prompts: pa.RecordBatch) -> None:
-        """Add the rows of one batch, and the prompts of those that are to be sent, both in source order.
+    def write_prompts(self, prompts: pa.RecordBatch) -> None:
+        """Add prompts of rows that are to be sent, in source order. Each call's are read back together."""
+        self._prompt_writer.write_batch(prompts)
+
+    def write(self, rows: pa.RecordBatch) -> None:
+        """Add the rows of one batch, in source order.
 
         The key and carried columns come in the source's types.
         """
@@ -96,7 +100,6 @@ class Spool:
             for name in self._schema.names
         ]
         self._rows.write_batch(pa.RecordBatch.from_arrays(columns, schema=self._schema))
-        self._prompt_writer.write_batch(prompts)
 
     def finish(self) -> None:
         """Close the files; from now on they are asked."""

@@ -1,0 +1,218 @@
+"""Attach images and PDFs to a prompt: the form in which they travel with it, and the rules of the models that read them.
+
+A prompt without attachments is an encoded JSON string. With attachments it is an encoded object that no vendor knows, so
+that each route writes it in the form of its own vendor, and reads it back for another one. No message holds a URI or bytes.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from mimetypes import MimeTypes
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import orjson
+
+PDF = "application/pdf"
+#: An image whose URI does not say more: the vendor looks at its bytes.
+ANY_IMAGE = "image/*"
+
+_TYPES = {
+    "gif": "image/gif", "heic": "image/heic", "heif": "image/heif", "jpeg": "image/jpeg", "jpg": "image/jpeg",
+    "pdf": PDF, "png": "image/png", "webp": "image/webp",
+}  # fmt: skip
+_OTHER_TYPES = MimeTypes()
+
+#: A PDF names each of its pages so, unless it is packed.
+_PAGE = re.compile(rb"/Type\s*/Page(?![A-Za-z])")
+_HEIF_BRANDS = {b"heic": "image/heic", b"heix": "image/heic", b"mif1": "image/heif", b"heif": "image/heif"}
+#: The frame headers of a JPEG, which hold its size.
+_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
+
+
+class Attachment(NamedTuple):
+    """An image or a PDF of one row. It has a URI that the vendor reads, or its own bytes."""
+
+    media_type: str
+    uri: str | None = None
+    data: str | None = None
+    """The bytes in base64."""
+    width: int = 0
+    """Pixels. 0: not known."""
+    height: int = 0
+    pages: int = 0
+    """Pages of a PDF. 0: not known."""
+
+    @property
+    def is_pdf(self) -> bool:
+        return self.media_type == PDF
+
+    @property
+    def is_measured(self) -> bool:
+        """Tell if the size in pixels, or the number of pages, is known."""
+        return bool(self.pages if self.is_pdf else self.width)
+
+    @property
+    def data_url(self) -> str:
+        """The bytes as a URL of their own."""
+        return f"data:{self.media_type};base64,{self.data}"
+
+
+class Unattachable(Exception):
+    """An attachment that no request can carry, as a code and a sentence."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """The form in which a vendor takes a prompt with attachments. `read` is the inverse of `write`."""
+
+    write: Callable[[str, Sequence[Attachment]], object]
+    read: Callable[[Any], tuple[str, list[Attachment]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttachmentRules:
+    """The attachments that a model takes, and what they cost."""
+
+    inline: Mapping[str, int]
+    """The most bytes of an attachment in the request, by media type."""
+    by_uri: Mapping[str, Mapping[str, int]]
+    """The most bytes of an attachment that the vendor reads itself, by scheme of the URI and by media type."""
+    most: int
+    """The most attachments of one request."""
+    most_pixels: int | None = None
+    """The most pixels of an image's longer side. Default: no limit."""
+    tokens: Callable[[Attachment], int]
+    """Return the input tokens of an attachment. It has an assumption where the size is not known."""
+    assumption: str
+    """What is assumed of an attachment whose size is not known."""
+
+
+def with_attachments(prompt: bytes, attachments: Sequence[Attachment]) -> bytes:
+    """Return an encoded prompt with its attachments, or as it is if there are none."""
+    if not attachments:
+        return prompt
+    named = [
+        {name: value for name, value in one._asdict().items() if value not in (None, 0)}
+        for one in attachments
+    ]
+    return b'{"text":%b,"attachments":%b}' % (prompt, orjson.dumps(named))
+
+
+def parted(prompt: bytes) -> tuple[str, list[Attachment]]:
+    """Return the text of an encoded prompt, and its attachments."""
+    value = orjson.loads(prompt)
+    if isinstance(value, str):
+        return value, []
+    return value["text"], [Attachment(**one) for one in value["attachments"]]
+
+
+def common_rules(rules: Sequence[AttachmentRules]) -> AttachmentRules:
+    """Return the rules of models that all may get the same row. The tokens are those of the first."""
+    first, *others = rules
+    for one in others:
+        sides = [side for side in (first.most_pixels, one.most_pixels) if side is not None]
+        first = AttachmentRules(
+            inline=_lower(first.inline, one.inline),
+            by_uri={
+                scheme: _lower(types, one.by_uri[scheme])
+                for scheme, types in first.by_uri.items()
+                if scheme in one.by_uri
+            },
+            most=min(first.most, one.most),
+            most_pixels=min(sides, default=None),
+            tokens=first.tokens,
+            assumption=first.assumption,
+        )
+    return first
+
+
+def _lower(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    return {name: min(most, other[name]) for name, most in one.items() if name in other}
+
+
+def media_type_of(uri: str) -> str | None:
+    """Return the media type that the end of a URI's path names. None: it names none."""
+    path = urlsplit(uri).path
+    suffix = path.rpartition("/")[2].rpartition(".")
+    if not suffix[1]:
+        return None
+    return _TYPES.get(suffix[2].lower()) or _OTHER_TYPES.guess_type(f"a.{suffix[2]}")[0]
+
+
+def kind_of(uri: str) -> str:
+    """Return the media type of a URI that nobody looks at before the vendor: an image, if it does not say."""
+    return media_type_of(uri) or ANY_IMAGE
+
+
+def measured(data: bytes) -> Attachment | None:
+    """Return the media type and the size that bytes show. None: they are no image and no PDF of a known kind."""
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return Attachment("image/png", width=_big(data[16:20]), height=_big(data[20:24]))
+    if data.startswith(b"\xff\xd8\xff"):
+        width, height = _jpeg_size(data)
+        return Attachment("image/jpeg", width=width, height=height)
+    if data[:6] in (b"GIF87a", b"GIF89a"):
+        return Attachment("image/gif", width=_little(data[6:8]), height=_little(data[8:10]))
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        width, height = _webp_size(data)
+        return Attachment("image/webp", width=width, height=height)
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS:
+        return Attachment(_HEIF_BRANDS[data[8:12]])
+    if b"%PDF-" in data[:1024]:
+        return Attachment(PDF, pages=len(_PAGE.findall(data)))
+    return None
+
+
+def _big(data: bytes) -> int:
+    return int.from_bytes(data, "big")
+
+
+def _little(data: bytes) -> int:
+    return int.from_bytes(data, "little")
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    """Return width and height out of the first frame header. Zeros: there is none."""
+    at = 2
+    while at + 9 < len(data) and data[at] == 0xFF:
+        if data[at + 1] in _FRAMES:
+            return _big(data[at + 7 : at + 9]), _big(data[at + 5 : at + 7])
+        at += 1 if data[at + 1] == 0xFF else 2 + max(2, _big(data[at + 2 : at + 4]))
+    return 0, 0
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    match data[12:16]:
+        case b"VP8X":
+            return 1 + _little(data[24:27]), 1 + _little(data[27:30])
+        case b"VP8L":
+            packed = _little(data[21:25])
+            return 1 + (packed & 0x3FFF), 1 + (packed >> 14 & 0x3FFF)
+        case b"VP8 ":
+            return _little(data[26:28]) & 0x3FFF, _little(data[28:30]) & 0x3FFF
+        case _:
+            return 0, 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttachmentTokens:
+    """The tokens of the attachments of many prompts."""
+
+    count: int = 0
+    unmeasured: int = 0
+    tokens: int = 0
+
+    def plus(self, attachments: Iterable[Attachment], rules: AttachmentRules) -> "AttachmentTokens":
+        """Return the sum with the attachments of one more prompt."""
+        found = list(attachments)
+        return AttachmentTokens(
+            count=self.count + len(found),
+            unmeasured=self.unmeasured + sum(not one.is_measured for one in found),
+            tokens=self.tokens + sum(map(rules.tokens, found)),
+        )

@@ -1,0 +1,252 @@
+"""Attach images and PDFs to the prompts of rows: read what the vendor does not, and refuse what no request can carry.
+
+The worker reads objects of a bucket with its own rights, and nothing else: a row could name any address of the network, or
+a file of the worker. So it never fetches an http(s) URI, and the vendor does. No message holds a URI or bytes.
+"""
+
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+
+from airflow_batch_llm.core.attachment import (
+    Attachment,
+    AttachmentRules,
+    Unattachable,
+    common_rules,
+    kind_of,
+    measured,
+    media_type_of,
+)
+from airflow_batch_llm.core.request import digest
+from airflow_batch_llm.core.settings import Stage
+from airflow_batch_llm.errors import InputError, SourceError, StoreUnavailable
+from airflow_batch_llm.stage.parts import Parts
+from airflow_batch_llm.stage.plan.resolved import Resolved
+from airflow_batch_llm.store.remote import KINDS
+
+#: Objects that are looked at, or read, at once. Those that are read are in memory together.
+ATTACHED_AT_ONCE = 8
+
+#: The bytes of an attachment in a request beside its own, at most.
+ATTACHMENT_BYTES = 200
+
+_TEXTS = frozenset({pa.string(), pa.large_string(), pa.string_view()})
+_BYTES = frozenset({pa.binary(), pa.large_binary(), pa.binary_view()})
+
+_SCHEMES = {"gcs": "gs", "s3a": "s3"}
+
+
+class _Facts(NamedTuple):
+    """What the storage says of an object."""
+
+    size: int
+    etag: str
+    media_type: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attaching:
+    """Knows the attachments of one source. `rules` are those that every route keeps."""
+
+    columns: Sequence[str]
+    rules: AttachmentRules
+    find: Callable[[str], tuple[Any, str]]
+    _systems: dict[str, Any] = field(default_factory=dict, init=False)
+
+    def check(self, schema: pa.Schema) -> None:
+        """Refuse columns that hold neither texts nor bytes."""
+        if len(self.columns) > self.rules.most:
+            raise InputError(
+                f"attachments names {len(self.columns)} columns, and a request takes {self.rules.most}."
+            )
+        for name in self.columns:
+            if name not in schema.names:
+                raise SourceError(
+                    f"The source has no column {name!r}, which attachments names. Its columns are:"
+                    f" {', '.join(schema.names)}."
+                )
+            if not (_is_text(schema.field(name).type) or _is_bytes(schema.field(name).type)):
+                raise InputError(
+                    f"attachments names the column {name!r}, whose type is {schema.field(name).type}. It must hold URIs"
+                    " as text, or bytes."
+                )
+
+    def of(self, batch: pa.RecordBatch) -> "BatchAttachments":
+        """Look at the attachments of all rows of a batch."""
+        uris = {
+            uri
+            for name in self.columns
+            if _is_text(batch.schema.field(name).type)
+            for uri in batch.column(name).to_pylist()
+            if uri is not None and _scheme(uri) in KINDS
+        }
+        for uri in {_scheme(uri): uri for uri in uris}.values():
+            self._system(uri)  # opened here: Airflow looks connections up in the task's own thread
+        with ThreadPoolExecutor(ATTACHED_AT_ONCE) as pool:
+            return BatchAttachments(self, batch, dict(zip(uris, pool.map(self._look, uris), strict=True)))
+
+    def _look(self, uri: str) -> _Facts | Unattachable:
+        try:
+            if "@" in urlsplit(uri).netloc:
+                raise Unattachable("attachment_uri", "names a connection; its URI must begin with the bucket")
+            system = self._system(uri)
+            info = _asked(partial(system.info, system._strip_protocol(uri)))
+        except Unattachable as error:
+            return error
+        etag = next((info[name] for name in ("ETag", "etag", "md5Hash") if info.get(name)), "")
+        media_type = info.get("contentType") or info.get("ContentType")
+        return _Facts(int(info.get("size") or 0), str(etag), media_type)
+
+    def _system(self, uri: str) -> Any:
+        """Return the file system of a URI. No value of a row names the connection that opens it."""
+        scheme = _scheme(uri)
+        if scheme not in self._systems:
+            self._systems[scheme], _ = self.find(f"{scheme}://any")
+            self._systems[scheme].invalidate_cache()  # a listing of before may not know the newest object
+        return self._systems[scheme]
+
+    def by_uri(self, uri: str, facts: _Facts | Unattachable | None) -> Attachment:
+        """Return the attachment that a URI names: as it is if the vendor reads it, with its bytes if not."""
+        scheme = _scheme(uri)
+        if isinstance(facts, Unattachable):
+            raise facts.with_traceback(None)
+        if facts is None:
+            media_type = kind_of(uri)
+            if media_type not in self.rules.by_uri.get(scheme, {}):
+                raise self._unreadable(scheme, media_type)
+            return Attachment(media_type, uri=uri)
+        known = facts.media_type in self.rules.inline
+        named = (facts.media_type if known else media_type_of(uri)) or ""
+        fetched = self.rules.by_uri.get(_SCHEMES.get(scheme, scheme), {})
+        if named in fetched:
+            _check_size(facts.size, fetched[named], named)
+            return Attachment(named, uri=uri)
+        _check_size(facts.size, self.rules.inline.get(named, max(self.rules.inline.values())), named)
+        system = self._system(uri)
+        return self.inline(_asked(partial(system.cat_file, system._strip_protocol(uri))))
+
+    def _unreadable(self, scheme: str, media_type: str) -> Unattachable:
+        if scheme != "https":
+            shown = "http" if scheme == "http" else "no scheme that is known"
+            return Unattachable("attachment_uri", f"has {shown}; use https, gs, s3 or abfs")
+        if not any(media_type in types for types in (self.rules.inline, *self.rules.by_uri.values())):
+            return _no_such_type(media_type, self.rules)
+        return Unattachable(
+            "attachment_uri",
+            f"is {media_type} at an https URI, which the model does not fetch, nor does the worker. Put it into a bucket"
+            " (gs, s3), or give its bytes",
+        )
+
+    def inline(self, data: bytes) -> Attachment:
+        """Return an attachment with its bytes."""
+        found = measured(data)
+        if found is None:
+            raise Unattachable("attachment_type", "is no image and no PDF of a known kind")
+        if found.media_type not in self.rules.inline:
+            raise _no_such_type(found.media_type, self.rules)
+        _check_size(len(data), self.rules.inline[found.media_type], found.media_type)
+        most = self.rules.most_pixels
+        if most is not None and max(found.width, found.height) > most:
+            raise Unattachable(
+                "attachment_size",
+                f"has {found.width:,} by {found.height:,} pixels; the model takes {most:,} a side",
+            )
+        return found._replace(data=b64encode(data).decode())
+
+
+@dataclass(frozen=True, slots=True)
+class BatchAttachments:
+    """The attachments of the rows of one batch of the source."""
+
+    attaching: Attaching
+    batch: pa.RecordBatch
+    facts: Mapping[str, _Facts | Unattachable]
+
+    def hashed(self) -> dict[str, list[object]]:
+        """Return what stands for each attachment in the hash of its row, by a name that no column of the source has."""
+        return {
+            f"attachment {name}": [self._hashed(value.as_py()) for value in self.batch.column(name)]
+            for name in self.attaching.columns
+        }
+
+    def _hashed(self, value: str | bytes | None) -> object:
+        if isinstance(value, bytes):
+            return {"bytes": digest(value)}
+        if value is None or value not in self.facts:
+            return value
+        facts = self.facts[value]
+        return [value, facts.etag if isinstance(facts, _Facts) else facts.code]
+
+    def of_rows(self, rows: Iterable[int]) -> list[list[Attachment] | Unattachable]:
+        """Return the attachments of some rows, or why a row cannot have its own."""
+        with ThreadPoolExecutor(ATTACHED_AT_ONCE) as pool:
+            return list(pool.map(self._of_row, rows))
+
+    def _of_row(self, row: int) -> list[Attachment] | Unattachable:
+        attached = []
+        for name in self.attaching.columns:
+            value = self.batch.column(name)[row].as_py()
+            try:
+                if isinstance(value, bytes):
+                    attached.append(self.attaching.inline(value))
+                elif value is not None:
+                    attached.append(self.attaching.by_uri(value, self.facts.get(value)))
+            except Unattachable as error:
+                return Unattachable(error.code, f"The attachment in the column {name!r} {error.message}.")
+        return attached
+
+
+def _asked(ask: Callable[[], Any]) -> Any:
+    """Ask the storage about an object. An outage ends the plan. What the object lacks costs its row only."""
+    try:
+        return ask()
+    except FileNotFoundError:
+        lacking, why = "attachment_missing", "does not exist"
+    except PermissionError:
+        lacking, why = "attachment_forbidden", "may not be read with the rights of the worker's connection"
+    except Exception as error:  # noqa: BLE001 - clients of storages have no common error, and theirs quote the URI
+        lacking, why = "", type(error).__name__
+    if lacking:
+        raise Unattachable(lacking, why)
+    raise StoreUnavailable(
+        f"The storage of an attachment cannot be read ({why}). Nothing was sent. Check that the bucket exists and that the"
+        " worker reaches it, then try again."
+    )
+
+
+def _scheme(uri: str) -> str:
+    return uri.partition("://")[0].lower() if "://" in uri else ""
+
+
+def _is_text(type_: pa.DataType) -> bool:
+    return type_ in _TEXTS
+
+
+def _is_bytes(type_: pa.DataType) -> bool:
+    return type_ in _BYTES or pa.types.is_fixed_size_binary(type_)
+
+
+def _check_size(size: int, most: int, media_type: str) -> None:
+    if size > most:
+        kind = media_type or "attachment"
+        raise Unattachable("attachment_size", f"has {size:,} bytes; the model takes {most:,} of an {kind}")
+
+
+def _no_such_type(media_type: str, rules: AttachmentRules) -> Unattachable:
+    return Unattachable(
+        "attachment_type", f"is {media_type}; the model takes {', '.join(sorted(rules.inline))}"
+    )
+
+
+def attaching_of(stage: Stage, resolved: Resolved, parts: Parts) -> Attaching | None:
+    """Return what attaches to the prompts, by rules that all routes keep. None: the stage attaches nothing."""
+    rules = [route.attachments for route in resolved.routes if route.attachments is not None]
+    if not rules:
+        return None
+    return Attaching(columns=stage.attachments, rules=common_rules(rules), find=parts.find_object)

@@ -1,0 +1,245 @@
+"""Images and PDFs beside the prompt: in each vendor's own form, paid for once, and told of by the rows' keys only."""
+
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_batch_llm.core.model import Outcome
+from airflow_batch_llm.core.output_type import Embedding
+from airflow_batch_llm.core.settings import Escalation, Route
+from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.providers.routed import routed as together
+from tests.stage.kills import Kill
+from tests.stage.processes import Job
+from tests.stage.world import Bench, World
+from tests.store.servers import gcs_filesystem, s3_filesystem, s3_server
+from tests.vendors import MODELS
+
+#: A signed URI is a secret, wherever it turns up.
+SECRET = "X-Signature=5ecret"
+URI = f"https://files.example/{{}}.png?{SECRET}"
+
+
+def png(width: int = 8, height: int = 8, noise: int = 0) -> bytes:
+    """Return an image of this size, with so many bytes that say nothing."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + bytes(width) for _ in range(height)))
+    note = chunk(b"tEXt", b"x" * noise) if noise else b""
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + note + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+PDF = b"%PDF-1.4\n1 0 obj <</Type /Pages>> endobj\n2 0 obj <</Type /Page>> endobj\n3 0 obj <</Type /Page>> endobj"
+
+
+def make_photos(world: World, values: Mapping[int, Any], type_: str = "VARCHAR") -> None:
+    """Make the source: an id, and an image or a PDF."""
+    import duckdb
+
+    with duckdb.connect(str(world.database)) as connection:
+        connection.execute(f"CREATE OR REPLACE TABLE tickets (id INTEGER, subject VARCHAR, photo {type_})")
+        rows = [(key, f"photo {key}", value) for key, value in values.items()]
+        connection.executemany("INSERT INTO tickets VALUES (?, ?, ?)", rows)
+
+
+ASKED: Mapping[str, Any] = {"prompt": "Which kind of ticket is this?", "attachments": ["photo"]}
+
+
+def test_a_killed_run_with_images_pays_each_once(anthropic: Bench, tmp_path: Path) -> None:
+    def fresh(name: str) -> World:
+        world = replace(anthropic.world, folder=tmp_path / name)
+        world.folder.mkdir()
+        world.begin()
+        make_photos(world, {1: URI.format("a")})
+        return world
+
+    verbs = Job(world=fresh("undisturbed"), changes=ASKED).run().verbs
+    points = [number for number, verb in enumerate(verbs, 1) if verb == "provider.submit"]
+    for number in points:
+        world = fresh(str(number))
+        assert Job(world=world, changes=ASKED, kill=Kill(number, after=True)).run().killed
+        ended = Job(world=world, changes=ASKED).run()
+        assert not ended.error, ended.error
+        assert (world.charged(), len(world.answers()), world.unfinished()) == (1, 1, [])
+
+
+def codes(bench: Bench) -> dict[int, tuple[str, str]]:
+    """Return code and message of the rows without an answer."""
+    rows = bench.world.ask("SELECT id, _llm_error_code, _llm_error_message FROM labels__failures")
+    return {key: (code, message) for key, code, message in rows}
+
+
+def sent(bench: Bench, run: str = "dag/task/run") -> bytes:
+    """Return the request lines of a run."""
+    folder = bench.world.folder / "workspace" / run
+    return b"".join(path.read_bytes() for path in sorted(folder.rglob("*.requests.jsonl")))
+
+
+def test_bytes_travel_with_the_prompt_and_what_no_model_reads_costs_its_row_only(bench: Bench) -> None:
+    large = {"anthropic": 4_000_000, "openai": 20_000_000, "vertex": 7_000_000}[bench.world.provider_name]
+    rows = {1: png(1000, 1000), 2: PDF, 3: None, 4: b"<html>", 5: png(noise=large), 6: png(1000, 1000)}
+    make_photos(bench.world, rows, "BLOB")
+
+    done = bench.complete(**ASKED)
+
+    assert done.report.final == {Outcome.SUCCEEDED: 4, Outcome.ERRORED: 2}
+    assert bench.world.charged() == 3, "equal bytes share a request"
+    shown = codes(bench)
+    assert {key: code for key, (code, _) in shown.items()} == {4: "attachment_type", 5: "attachment_size"}
+    assert f"the column 'photo' has {large:,}"[:-3] in shown[5][1]
+    charges = sorted(
+        row["input"] for row in bench.world.simulator.charges(provider=bench.world.provider_name)
+    )
+    assert charges[0] < 30 < 200 < charges[1], "an image is no text, and it is counted"
+    again = bench.complete("dag/task/again", **ASKED)
+    assert again.report.why == {"answered": 4, "unsendable": 2}
+
+
+@pytest.fixture(params=["gs", "s3"])
+def bucket(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The file system of a bucket on loopback."""
+    if request.param == "gs":
+        yield gcs_filesystem(request.getfixturevalue("storage"), "gs")
+    else:
+        with s3_server() as url:
+            yield s3_filesystem(url, "s3")
+
+
+@pytest.mark.parametrize(
+    ("vendor", "bucket"), [("vertex", "gs"), ("vertex", "s3"), ("openai", "gs")], indirect=["bucket"]
+)
+def test_an_object_is_read_by_the_vendor_or_by_the_worker_and_a_new_one_is_asked_about(
+    request: pytest.FixtureRequest, bucket: Any, vendor: str
+) -> None:
+    bench: Bench = request.getfixturevalue(vendor)
+    scheme = bucket.protocol if isinstance(bucket.protocol, str) else bucket.protocol[0]
+    bucket.pipe_file("bucket/a.png", png())
+    bucket.pipe_file("bucket/b.pdf", PDF)
+    values = {1: "a.png", 2: "b.pdf", 3: "gone.png", 4: "a.png"}
+    make_photos(bench.world, {key: f"{scheme}://bucket/{name}" for key, name in values.items()})
+    parts = {"find_object": lambda uri: (bucket, bucket._strip_protocol(uri))}
+
+    report = bench.complete(bench.run(parts=parts, **ASKED)).report
+
+    assert report.final == {Outcome.SUCCEEDED: 3, Outcome.ERRORED: 1}
+    assert bench.world.charged() == 2
+    assert codes(bench)[3][0] == "attachment_missing"
+    assert (b"://bucket/a.png" in sent(bench)) is (scheme in ("gs", "gcs") and vendor == "vertex")
+    assert bench.complete(bench.run("dag/task/2", parts=parts, **ASKED)).report.requests == 0
+    bucket.pipe_file("bucket/a.png", png(9, 9))
+    assert bench.complete(bench.run("dag/task/3", parts=parts, **ASKED)).report.why["changed"] == 2
+
+
+def test_the_worker_fetches_no_address_and_no_file_that_a_row_names(bench: Bench) -> None:
+    is_fetched = bench.world.provider_name != "vertex"
+    odd = ["http://169.254.169.254/a.png", "file:///etc/passwd", "/etc/passwd", "gs://other@bucket/a.png", ""]
+    make_photos(
+        bench.world, {0: URI.format("a"), **dict(enumerate(odd, 1)), 9: "https://files.example/a.mp4"}
+    )
+    asked: list[str] = []
+
+    def find(uri: str) -> tuple[Any, str]:
+        asked.append(uri)
+        return Untouchable(), ""
+
+    report = bench.complete(bench.run(parts={"find_object": find}, **ASKED)).report
+
+    assert report.final.get(Outcome.SUCCEEDED, 0) == int(is_fetched)
+    assert asked == ["gs://any"], "no value of a row chooses a connection"
+    told = codes(bench)
+    assert {told[key][0] for key in range(1, 6)} == {"attachment_uri"}
+    assert told[9][0] == "attachment_type"
+    for _, message in told.values():
+        assert not [word for word in ("://", "passwd", SECRET) if word in message]
+
+
+class Untouchable:
+    """A file system that nobody may ask."""
+
+    def invalidate_cache(self) -> None: ...
+
+
+def test_no_uri_leaves_the_requests(openai: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench = openai
+    make_photos(bench.world, {1: URI.format("a"), 2: URI.format("b")})
+    quoted = f"Error while downloading {URI.format('a')}. See 'data:image/png;base64,c2VjcmV0'."
+    bench.fault(kind="errored", rows=[0], code="invalid_image_url", message=quoted, status=400)
+    with caplog.at_level("DEBUG"):
+        report = bench.complete(**ASKED).report
+
+    assert codes(bench)[1] == ("invalid_image_url", "Error while downloading [URI] See '[URI]'.")
+    told = [
+        *bench.said,
+        caplog.text,
+        str(report.to_json()),
+        str(bench.world.ask("FROM labels")),
+        str(codes(bench)),
+    ]
+    assert not [text for text in told if SECRET in text or "c2VjcmV0" in text]
+
+
+def test_an_image_goes_on_to_a_model_of_another_vendor_in_that_vendors_form(openai: Bench) -> None:
+    bench = openai
+    make_photos(bench.world, {1: png(), 2: png(9, 9), 3: None, 4: PDF}, "BLOB")
+    other = replace(bench.world, provider_name="anthropic")
+    parts = {"provider": together(bench.world.provider(), {"anthropic": other.provider()})}
+    bench.fault(kind="invalid", rows=[0, 1, 2, 3])
+    given = {
+        **ASKED,
+        "routes": {"strong": Route(model_id=f"anthropic:{MODELS['anthropic']}")},
+        "escalate": [Escalation(to="strong", on={"invalid"})],
+        "max_attempts": 1,
+    }
+
+    report = bench.complete(bench.run(parts=parts, **given)).report
+
+    assert report.final == {Outcome.SUCCEEDED: 4}
+    assert bench.world.simulator.ledger()["anthropic"]["rows"]["charged"] == 4
+
+
+def test_images_are_asked_about_in_real_time_after_a_canary(bench: Bench) -> None:
+    make_photos(bench.world, {key: png(8 + key, 8) for key in range(5)}, "BLOB")
+    report = bench.complete(**ASKED, way="now", canary=2).report
+    assert (report.final, bench.world.charged()) == ({Outcome.SUCCEEDED: 5}, 5)
+
+
+def test_the_estimate_says_what_it_assumes_and_learns_what_images_cost(anthropic: Bench) -> None:
+    make_photos(anthropic.world, {key: f"https://files.example/{key}.png" for key in range(30)})
+    first = anthropic.complete(**ASKED).report
+    assumed = "The size of 30 of them is not known: an image is taken to have 1,600 tokens"
+    assert assumed in " ".join(anthropic.said)
+    assert 0.1 < first.estimate_off["input_tokens"] < 0.25
+    second = anthropic.complete("dag/task/night", only="all", **ASKED).report
+    assert abs(second.estimate_off["input_tokens"]) < 0.02
+
+    make_photos(anthropic.world, {key: png(750, 8 + key) for key in range(5)}, "BLOB")
+    anthropic.said.clear()
+    measured = anthropic.complete("dag/task/bytes", **{**ASKED, "prompt": "And this?"}).report
+    assert "not known" not in " ".join(anthropic.said)
+    assert abs(measured.estimate_off["input_tokens"]) < 0.3
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"rows_per_request": 2}, "confuses the images"),
+        ({"output_type": Embedding(), "endpoint": "/v1/embeddings", "max_tokens": None}, "takes text only"),
+        ({"attachments": ["image"]}, "no column 'image'"),
+        ({"attachments": ["id"]}, "must hold URIs as text, or bytes"),
+    ],
+)
+def test_what_cannot_be_attached_is_refused_before_anything_is_sent(
+    openai: Bench, given: Mapping[str, Any], said: str
+) -> None:
+    make_photos(openai.world, {1: URI.format("a")})
+    with pytest.raises(InputError, match=said):
+        openai.complete(**{**ASKED, **given})
+    assert openai.world.charged() == 0
