@@ -15,7 +15,7 @@ export UV_SYSTEM_CERTS ?= 1
 ROOMY := $(shell df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 && $$4 > 8000000 { print "/dev/shm" }')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup emulators demo story scenario airflow quick test e2e fuzz check format docs constraints golden bench matrix sdks databases clean
+.PHONY: help setup emulators demo story scenario airflow quick test e2e fuzz check format docs constraints golden bench scale matrix sdks databases clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z0-9]*\):.*## /  make \1|/p' Makefile | awk -F'|' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -86,6 +86,9 @@ constraints: .venv/.stamp ## resolve constraints.txt anew, to the newest version
 
 bench: .venv/.stamp ## measure rows per second and memory
 	@$(BIN)/python -m tests.bench
+
+scale: .venv/.stamp ## run a group over ROWS rows (1000000) on Celery, Redis and PostgreSQL, and kill a worker
+	@TMPDIR=$${TMPDIR:-$(ROOMY)} $(BIN)/python -m tests.scale --rows $(or $(ROWS),1000000)
 
 matrix: .venv/.stamp ## run the tests of the Airflow edge on each supported Airflow
 	@$(BIN)/python -m tests.matrix

@@ -187,12 +187,12 @@ class LocalAirflow:
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         port = setup.port or _free_port()
-        self._env = setup.environment(port)
+        self.env = setup.environment(port)
         self.api = AirflowApi(f"http://127.0.0.1:{port}")
         self.services = {
             name: Service(
                 [sys.executable, "-m", "airflow", *arguments],
-                self._env,
+                self.env,
                 setup.home / "output" / f"{name}.txt",
             )
             for name, arguments in _COMPONENTS.items()
@@ -242,7 +242,7 @@ class LocalAirflow:
     def _migrate(self) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "airflow", "db", "migrate"],
-            env=self._env,
+            env=self.env,
             capture_output=True,
             check=False,
         )
