@@ -5,9 +5,9 @@ landed before the round is published in one merge.
 """
 
 from collections.abc import Collection
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import orjson
@@ -34,7 +34,7 @@ from airflow_batch_llm.providers.steps import no_longer_than
 from airflow_batch_llm.stage.land.collecting import Collector
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
-from airflow_batch_llm.stage.records.memory import RunMemory
+from airflow_batch_llm.stage.records.memory import RunMemory, ahead, at_once
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.send.asking import Asker
 from airflow_batch_llm.stage.send.submitting import Submitter
@@ -43,6 +43,9 @@ from airflow_batch_llm.warehouses.reviews import publish_parts
 
 #: A woken worker looks again after this where nothing else is known.
 LOOK_AGAIN_SECONDS = 60.0
+
+#: Shards that are uploaded side by side.
+_UPLOADS_AT_ONCE = 4
 
 _NOT_CANCELLED = "a batch that is given up could not be cancelled yet"
 
@@ -175,18 +178,10 @@ class Round:
 
         Returns the errors, and what shards wait for whose results are not complete yet.
         """
-        trouble: list[ProviderError] = []
-        waits: dict[int, Move] = {}
-        for shard, standing, status in self._look().values():
-            if status.state.is_over:
-                try:
-                    wait = self._collector.note_end(shard, standing, status)
-                except ProviderError as error:
-                    trouble.append(error)
-                else:
-                    if wait is not None:
-                        waits[shard.number] = wait
-        return trouble, waits
+        over = [seen for seen in self._look().values() if seen[2].state.is_over]
+        ends = list(zip(over, at_once(partial(_note_end, self._collector), over), strict=True))
+        trouble = [end for _, end in ends if isinstance(end, ProviderError)]
+        return trouble, {shard.number: end for (shard, _, _), end in ends if isinstance(end, Wait)}
 
     def _sweep(self) -> None:
         """Before shards land: find what may exist of them and is not recorded, cancel it, keep what it answered."""
@@ -246,11 +241,11 @@ class Round:
         """Stage the shards that are to be. One of which another worker has recorded something is looked at again."""
         landing = [one for one in self._standings() if isinstance(moves[one[0].number], _LANDING)]
         self.memory.begin(shard.number for shard, _ in landing)
-        for shard, standing in landing:
-            while isinstance(moves[shard.number], _LANDING):
-                self._collector.land(shard, standing)
-                standing = self.memory.standing(shard.number)
-                moves[shard.number] = self._move(shard, standing)
+        while landing:
+            self._collector.land(landing)
+            landing = [(shard, self.memory.standing(shard.number)) for shard, _ in landing]
+            moves |= {shard.number: self._move(shard, standing) for shard, standing in landing}
+            landing = [one for one in landing if isinstance(moves[one[0].number], _LANDING)]
 
     def _submit(self, but: Collection[str] = ()) -> dict[int, Move]:
         """Bring shards to the provider while there are places; returns where that left them.
@@ -260,14 +255,27 @@ class Round:
         moves: dict[int, Move] = {}
         chosen = self._sendable(but)
         self.memory.begin(shard.number for shard in chosen)
-        for shard in chosen:
-            with self._hurrying():
-                moved = moves[shard.number] = self._submitter.submit(shard)
-            if isinstance(moved, Wait) and moved.batch_id:
-                self.parts.log(
-                    f"Shard {shard.number}: batch {moved.batch_id} with {counted(shard.requests, 'request')}."
-                )
+        # Uploads cost nothing, so they run side by side. Batches are created one after another: a task that is killed
+        # leaves one at most whose fate is unknown.
+        with (
+            self._submitter.uploading(),
+            closing(ahead(self._prepare, chosen, _UPLOADS_AT_ONCE)) as prepared,
+        ):
+            for shard in prepared:
+                with self._hurrying():
+                    moved = moves[shard.number] = self._submitter.submit(shard)
+                if isinstance(moved, Wait) and moved.batch_id:
+                    self.parts.log(
+                        f"Shard {shard.number}: batch {moved.batch_id} with {counted(shard.requests, 'request')}."
+                    )
         return moves
+
+    def _prepare(self, shard: PlannedShard) -> PlannedShard:
+        """Upload a shard, if it is to be sent as far as is known."""
+        if isinstance(self._move(shard, self.memory.standing(shard.number)), Submit):
+            with self._hurrying():
+                self._submitter.upload(shard)
+        return shard
 
     def _sendable(self, but: Collection[str]) -> list[PlannedShard]:
         """Return the shards that are to be sent, or searched, as far as there are places."""
@@ -412,6 +420,15 @@ class Round:
 
 def _is_of(move: Move, batch_ids: Collection[str]) -> bool:
     return isinstance(move, Wait) and move.batch_id in batch_ids
+
+
+def _note_end(
+    collector: Collector, seen: tuple[PlannedShard, Standing, BatchStatus]
+) -> Wait | ProviderError | None:
+    try:
+        return collector.note_end(*seen)
+    except ProviderError as error:
+        return error
 
 
 def _holds_place(standing: Standing) -> bool:

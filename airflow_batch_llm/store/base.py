@@ -26,8 +26,11 @@ class Storage(Protocol):
     def put(self, path: str, local: Path) -> None:
         """Publish a local file under this path, replacing what is there in one step."""
 
-    def write(self, path: str, blocks: Iterable[Block], aside: Path) -> None:
-        """Publish these blocks as one file. Where only whole files are taken, they are collected `aside` before."""
+    def write(self, path: str, blocks: Iterable[Block], aside: Path, *, keep: bool = False) -> bool:
+        """Publish these blocks as one file. Where only whole files are taken, they are collected `aside` before.
+
+        With `keep` the collected file stays. Returns whether there is one that stays.
+        """
 
     def link(self, path: str, local: Path) -> bool:
         """Give the file this second name on its own disk. False: no file, no such disk, or not allowed."""

@@ -80,10 +80,18 @@ class LocalDisk:
         ):
             os.replace(temporary, target)
 
-    def write(self, path: str, blocks: Iterable[Block], aside: Path) -> None:  # noqa: ARG002 - nothing waits there
+    def write(
+        self,
+        path: str,
+        blocks: Iterable[Block],
+        aside: Path,  # noqa: ARG002 - nothing waits there
+        *,
+        keep: bool = False,  # noqa: ARG002
+    ) -> bool:
         target = self._root / path
         with self._publishing(target, lambda file: file.writelines(blocks)) as temporary:
             os.replace(temporary, target)
+        return False
 
     def link(self, path: str, local: Path) -> bool:
         try:

@@ -164,14 +164,18 @@ class ObjectStorage:
                 if tries == _TRIES:
                     raise self._unwritable(key, error) from error
 
-    def write(self, path: str, blocks: Iterable[Block], aside: Path) -> None:
+    def write(self, path: str, blocks: Iterable[Block], aside: Path, *, keep: bool = False) -> bool:
         # A file that is there as a whole can be sent again; blocks that are gone cannot.
+        stays = False
         try:
             with aside.open("wb") as file:
                 file.writelines(blocks)
             self.put(path, aside)
+            stays = keep
         finally:
-            aside.unlink(missing_ok=True)
+            if not stays:
+                aside.unlink(missing_ok=True)
+        return stays
 
     def link(self, path: str, local: Path) -> bool:  # noqa: ARG002 - nothing here lies on a disk
         return False

@@ -95,9 +95,12 @@ class Workspace:
         """Publish a local file. Readers see the former content or the new one, whole."""
         self._storage.put(_checked(path), local)
 
-    def write(self, path: str, blocks: Iterable[Block], aside: Path) -> None:
-        """Publish these blocks as one file, as `put` does. `aside`: a free name on the local disk."""
-        self._storage.write(_checked(path), blocks, aside)
+    def write(self, path: str, blocks: Iterable[Block], aside: Path, *, keep: bool = False) -> bool:
+        """Publish these blocks as one file, as `put` does. `aside`: a free name on the local disk.
+
+        With `keep`, a store that collects the file aside leaves it there. Returns whether it has.
+        """
+        return self._storage.write(_checked(path), blocks, aside, keep=keep)
 
     def get(self, path: str, local: Path) -> bool:
         """Have a file on the local disk, to read it, as a whole; False if it is surely absent.

@@ -1,15 +1,17 @@
 """Count a whole run's operations on its run folder, by step and by kind of record, for runs of several sizes.
 
-    python -m tests.benchmarks.store_operations --shards 20 200 2000 --places 20
+    python -m tests.benchmarks.store_operations --shards 20 200 2000 --places 20 --delay-ms 30
 
 Each look is one of a fresh worker that knows nothing, as in Airflow. A shard has one request. The simulator ends the
-batches; a clock that is moved makes the waiting short.
+batches; a clock that is moved makes the waiting short. The run folder is in object storage, which is in memory here, and
+each of its operations takes the delay.
 """
 
 import argparse
 import random
 import re
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,12 +20,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import fsspec
+
 from airflow_batch_llm.core.waiting import drive, waiting
 from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.stage.drive import Waiter
 from airflow_batch_llm.stage.land.finishing import Finished
 from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.store.base import Storage
+from airflow_batch_llm.store.remote import IN_MEMORY, ObjectStorage
 from tests.stage.world import Bench, World, let_go
 
 _VERBS = (
@@ -32,7 +37,6 @@ _VERBS = (
     "open_read",
     "put",
     "write",
-    "link",
     "delete",
     "delete_folder",
     "names",
@@ -45,11 +49,13 @@ BATCH_SECONDS = 1200.0
 
 @dataclass(slots=True)
 class Counted:
-    """A storage whose operations are counted by step and kind."""
+    """A storage whose operations are counted by step and kind, and take some time."""
 
     storage: Storage
+    delay: float = 0.0
     seen: Counter[tuple[str, str]] = field(default_factory=Counter)
     step: str = "plan"
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __getattr__(self, name: str) -> Any:
         verb = getattr(self.storage, name)
@@ -57,7 +63,10 @@ class Counted:
 
     def _counting(self, verb: Callable[..., Any]) -> Callable[..., Any]:
         def call(path: str, *arguments: Any, **named: Any) -> Any:
-            self.seen[self.step, _kind(path)] += 1
+            with self._lock:
+                self.seen[self.step, _kind(path)] += 1
+            if self.delay:
+                time.sleep(self.delay)
             return verb(path, *arguments, **named)
 
         return call
@@ -79,16 +88,22 @@ def _kind(path: str) -> str:
 
 
 @contextmanager
-def counted_bench(simulator: Simulator, folder: Path, shards: int) -> Iterator[tuple[Bench, Counted]]:
+def counted_bench(
+    simulator: Simulator, folder: Path, shards: int, delay: float = 0.0
+) -> Iterator[tuple[Bench, Counted]]:
     """Yield a world whose workspace counts, with a table of one row per shard."""
     world = World(folder=folder, provider_name="openai", url=simulator.url)
     world.begin()
     world.make_tickets(shards)
-    workspace = world.workspace()
-    counted = Counted(workspace._storage)
+    uri = f"memory://{folder.name}"
+    memory = fsspec.filesystem("memory")
+    counted = Counted(ObjectStorage(memory, uri, IN_MEMORY), delay)
     bench = Bench(world)
-    bench.workspace = Workspace(workspace.uri, counted)  # type: ignore[arg-type]
-    yield bench, counted
+    bench.workspace = Workspace(uri, counted)  # type: ignore[arg-type]
+    try:
+        yield bench, counted
+    finally:
+        memory.rm(folder.name, recursive=True)
 
 
 class Looks(NamedTuple):
@@ -128,6 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shards", type=int, nargs="+", default=[20, 200])
     parser.add_argument("--places", type=int, nargs="+", default=[20, 100_000])
+    parser.add_argument("--delay-ms", type=float, default=0.0, help="the time that each operation takes")
     chosen = parser.parse_args()
     head = "".join(f"{name:>10}" for name in (*_STEPS, *_KINDS))
     print(
@@ -138,7 +154,10 @@ def main() -> None:
             for shards in chosen.shards:
                 with (
                     tempfile.TemporaryDirectory() as folder,
-                    counted_bench(simulator, Path(folder), shards) as (bench, counted),
+                    counted_bench(simulator, Path(folder), shards, chosen.delay_ms / 1000) as (
+                        bench,
+                        counted,
+                    ),
                 ):
                     looks, seconds, longest = count(bench, counted, places)
                     numbers = [counted.total(step=step) for step in _STEPS]

@@ -6,6 +6,7 @@ happens that another process could see, so these are all the states in which a r
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -46,13 +47,16 @@ class Meter:
 
     kill: Kill | None = None
     verbs: list[str] = field(default_factory=list)
+    _counting: threading.Lock = field(default_factory=threading.Lock)  # shards are worked on side by side
 
     def count(self, verb: str) -> int:
-        if verb.rpartition(".")[2] in _REPEATED and self.verbs[-1:] == [verb]:
-            return len(self.verbs)
-        self.verbs.append(verb)
-        self._end(len(self.verbs), after=False)
-        return len(self.verbs)
+        with self._counting:
+            if verb.rpartition(".")[2] in _REPEATED and self.verbs[-1:] == [verb]:
+                return len(self.verbs)
+            self.verbs.append(verb)
+            number = len(self.verbs)
+        self._end(number, after=False)
+        return number
 
     def done(self, number: int) -> None:
         self._end(number, after=True)

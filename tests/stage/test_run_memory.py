@@ -30,6 +30,9 @@ def test_each_shard_costs_the_same_however_many_there_are(openai: Bench, tmp_pat
         with counted_bench(openai.world.simulator, folder, shards) as (bench, counted):
             looks[shards] = count(bench, counted, places=4).looks
             totals[shards] = counted.total()
+            assert (
+                counted.total(kind="results") == shards
+            )  # the worker that has kept them does not fetch them
 
     a_look = 20
     more = totals[32] - totals[8] - a_look * (looks[32] - looks[8])

@@ -6,7 +6,10 @@ Each step leaves a record and may be repeated. With the raw lines kept, landing 
 import math
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -37,7 +40,7 @@ from airflow_batch_llm.stage.land.landing import (
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.shard_files import read_layout
 from airflow_batch_llm.stage.records.folder import RunFolder
-from airflow_batch_llm.stage.records.memory import RunMemory
+from airflow_batch_llm.stage.records.memory import RunMemory, ahead
 from airflow_batch_llm.stage.records.payloads import fetch_keys, fetch_unsendable
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.records.standings import ShardResult
@@ -91,6 +94,10 @@ class Lines:
 #: Results that are not complete are fetched again for this long before a row counts as missing.
 RESULTS_PATIENCE_SECONDS = 600.0
 _FETCH_AGAIN_SECONDS = 60.0
+_BLOCK = 1 << 20
+
+#: Shards whose rows are fetched, or whose records are written, while another one is staged.
+_AHEAD = 8
 
 #: A batch that was turned away for lack of quota is sent again after this.
 _LATER_SECONDS = 300.0
@@ -106,6 +113,8 @@ class Collector:
     plan: Plan
     scratch: Path
     deadline: float = math.inf
+    _fetched: dict[str, Path] = field(default_factory=dict)
+    """Results that this worker has kept, still on its own disk, by batch."""
 
     @cached_property
     def _gatherer(self) -> Callable[[int], ResultReader]:
@@ -186,8 +195,32 @@ class Collector:
         reason = f"the results of batch {batch_id} are fetched again: {error}".rstrip(".")
         return Wait(until=now + _FETCH_AGAIN_SECONDS, reason=reason)
 
-    def land(self, shard: PlannedShard, standing: Standing) -> None:
-        """Stage the shard's rows, and record what became of them."""
+    def land(self, landing: Sequence[tuple[PlannedShard, Standing]]) -> None:
+        """Stage the rows of these shards one after another, and record what became of them.
+
+        The rows of the next shards are fetched meanwhile, and the records of the last ones written.
+        """
+        shards = [shard for shard, _ in landing]
+        with closing(ahead(self._fetch_ahead, shards, _AHEAD)) as fetched, ThreadPoolExecutor(_AHEAD) as pool:
+            recording = deque[Future[None]]()
+            for (shard, standing), _ in zip(landing, fetched, strict=True):
+                landed = self._land(shard, standing)
+                recording.append(pool.submit(copy_context().run, self._record, shard, standing, landed))
+                if len(recording) > _AHEAD:
+                    recording.popleft().result()
+            for future in recording:
+                future.result()
+
+    def _fetch_ahead(self, shard: PlannedShard) -> None:
+        with suppress(StoreError):  # it is told in the shard's turn
+            self._keys(shard)
+
+    def _record(self, shard: PlannedShard, standing: Standing, landed: ShardResult) -> None:
+        self._put_landed(shard, landed)
+        self._append(shard, standing, self._entry(RecordKind.STAGED))
+
+    def _land(self, shard: PlannedShard, standing: Standing) -> ShardResult:
+        """Stage the shard's rows. Returns what became of them."""
         began = self.parts.clock()
         gathered, tally = self.load(shard, standing)
         report = self._report(shard, standing, gathered, began)
@@ -197,8 +230,18 @@ class Collector:
             spent, requests = report.spent, sum(report.attempts.values())
             totals = RouteTotals(requests, tally.outcomes[Outcome.SUCCEEDED], spent.cost, spent.list_cost)
             report = replace(report, routes={self.plan.route(shard).name: totals})
-        self._put_landed(shard, report, tally, gathered)
-        self._append(shard, standing, self._entry(RecordKind.STAGED))
+        return ShardResult(
+            report=report,
+            again=tally.again,
+            again_rows=tally.again_rows,
+            again_codes=tally.again_codes,
+            words=tally.words,
+            samples=tally.samples,
+            failed_keys=tally.failed_keys,
+            again_keys=tally.again_keys,
+            batches=gathered.batches,
+            sample=self._sample(shard, gathered.judged),
+        )
 
     def load(self, shard: PlannedShard, standing: Standing) -> tuple[ReadResults, Tally]:
         """Stage the shard's rows, answered ones and failures for the rest, from what is kept. Nothing is recorded."""
@@ -248,7 +291,8 @@ class Collector:
         """
         seen = Lines(self.parts.provider.results(batch_id), expected)
         aside = self.scratch / f"{secrets.token_hex(6)}.results.jsonl"
-        self.folder.write_results(batch_id, joined_lines(seen), aside)
+        if self.folder.write_results(batch_id, joined_lines(seen), aside, keep=True):
+            self._fetched[batch_id] = aside
         return seen.count
 
     def _gathered(self, shard: PlannedShard, standing: Standing, layout: Layout) -> ReadResults:
@@ -267,7 +311,8 @@ class Collector:
         if standing.ended is None:
             return
         for batch_id in (standing.ended.batch_id, *standing.spare):
-            blocks = self.folder.results(batch_id)
+            here = self._fetched.pop(batch_id, None)
+            blocks = self.folder.results(batch_id) if here is None else _read_once(here)
             if blocks is not None:
                 yield batch_id, split_lines(blocks)
             elif batch_id == standing.ended.batch_id:
@@ -300,7 +345,8 @@ class Collector:
 
     def _keys(self, shard: PlannedShard) -> Path:
         path = self.scratch / f"{self.plan.nonce}-{shard.number:04d}.keys.parquet"
-        fetch_keys(self.folder, self.plan, shard, path)
+        if not path.exists():
+            fetch_keys(self.folder, self.plan, shard, path)
         return path
 
     def _sample(self, shard: PlannedShard, judged: Judgements) -> list[Sample]:
@@ -309,19 +355,7 @@ class Collector:
             return []
         return sampled(judged.values, OutputType.from_json(self.plan.output_type))
 
-    def _put_landed(self, shard: PlannedShard, report: Report, tally: Tally, gathered: ReadResults) -> None:
-        landed = ShardResult(
-            report=report,
-            again=tally.again,
-            again_rows=tally.again_rows,
-            again_codes=tally.again_codes,
-            words=tally.words,
-            samples=tally.samples,
-            failed_keys=tally.failed_keys,
-            again_keys=tally.again_keys,
-            batches=gathered.batches,
-            sample=self._sample(shard, gathered.judged),
-        )
+    def _put_landed(self, shard: PlannedShard, landed: ShardResult) -> None:
         path = self.scratch / f"{shard.number:04d}.landed.json"
         path.write_bytes(landed.to_json())
         self.folder.put_landed(shard.number, path)
@@ -373,6 +407,14 @@ class Collector:
     def _append(self, shard: PlannedShard, standing: Standing, entry: Entry) -> bool:
         """Record it, unless another attempt has recorded something since: then that attempt leads."""
         return self.memory.append(shard.number, standing.last + 1, entry)
+
+
+def _read_once(path: Path) -> Iterator[bytes]:
+    """Yield a file's blocks. It is deleted at their end."""
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            yield block
+    path.unlink()
 
 
 def _spent(gathered: ReadResults) -> Spent:

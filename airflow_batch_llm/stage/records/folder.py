@@ -158,8 +158,11 @@ class RunFolder:
 
     # What came back, and what landed.
 
-    def write_results(self, batch_id: str, blocks: Iterable[Block], aside: Path) -> None:
-        self.workspace.write(self._results(batch_id), blocks, aside)
+    def write_results(
+        self, batch_id: str, blocks: Iterable[Block], aside: Path, *, keep: bool = False
+    ) -> bool:
+        """Keep the lines of a batch. With `keep`, returns whether the file aside has stayed."""
+        return self.workspace.write(self._results(batch_id), blocks, aside, keep=keep)
 
     def results(self, batch_id: str) -> Iterator[bytes] | None:
         return self.workspace.blocks(self._results(batch_id))

@@ -6,9 +6,14 @@ one that was made a moment earlier; whatever it leads to is a record at the next
 
 import math
 import secrets
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from contextvars import copy_context
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TypeVar
 
 from airflow_batch_llm.core.journal import Entry, Standing, stand
@@ -17,21 +22,43 @@ from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.records.standings import ShardResult, read_landed
 
-#: Records read at once: each takes its time in object storage.
-_READERS = 16
+#: Records read or written at once: each takes its time in object storage.
+_AT_ONCE = 16
 
 #: A record of looks that would be larger says nothing of journals: they are read then.
 _LARGEST_LOOK = 8 << 20
 
 
-_Read = TypeVar("_Read")
+_Item = TypeVar("_Item")
+_Done = TypeVar("_Done")
 
 
-def _at_once(read: Callable[[int], _Read], numbers: Sequence[int]) -> list[_Read]:
-    if len(numbers) < 2:
-        return [read(number) for number in numbers]
-    with ThreadPoolExecutor(max_workers=_READERS) as pool:
-        return list(pool.map(read, numbers))
+def at_once(do: Callable[[_Item], _Done], items: Sequence[_Item]) -> list[_Done]:
+    """Do this for all items, several at a time. Returns what came of each, in their order."""
+    with closing(ahead(do, items, _AT_ONCE)) as done:
+        return list(done)
+
+
+def ahead(do: Callable[[_Item], _Done], items: Sequence[_Item], most: int) -> Generator[_Done, None, None]:
+    """Yield what comes of each item, in their order, while the next ones are being worked on, at most so many at a time.
+
+    After an error, or when the caller closes the generator, no further item is begun.
+    """
+    if len(items) < 2:
+        yield from map(do, items)
+        return
+    left, running = iter(items), deque[Future[_Done]]()
+    pool = ThreadPoolExecutor(max_workers=most)
+    try:
+        for item in islice(left, most):
+            running.append(pool.submit(copy_context().run, do, item))
+        while running:
+            done = running.popleft().result()
+            for item in islice(left, 1):
+                running.append(pool.submit(copy_context().run, do, item))
+            yield done
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,6 +75,7 @@ class RunMemory:
     _standings: dict[int, Standing] = field(default_factory=dict)
     _landed: dict[int, ShardResult] = field(default_factory=dict)
     _news: set[int] = field(default_factory=set)  # shards of which no record of looks says what is known
+    _adding: threading.Lock = field(default_factory=threading.Lock)  # shards may be worked on side by side
 
     @classmethod
     def of(cls, folder: RunFolder, plan: Plan) -> "RunMemory":
@@ -76,12 +104,12 @@ class RunMemory:
     def standings(self, plan: Plan) -> list[tuple[PlannedShard, Standing]]:
         """Every shard of a round, and where it stands as far as this worker knows."""
         unread = [shard.number for shard in plan.shards if not self._is_known(shard.number)]
-        _at_once(self.read, unread)
+        at_once(self.read, unread)
         return [(shard, self.standing(shard.number)) for shard in plan.shards]
 
     def fresh_standings(self, plan: Plan) -> list[tuple[PlannedShard, Standing]]:
         """Every shard of a round, and where its journal says now that it stands."""
-        _at_once(self.read, [shard.number for shard in plan.shards if not self._is_settled(shard.number)])
+        at_once(self.read, [shard.number for shard in plan.shards if not self._is_settled(shard.number)])
         return [(shard, self.standing(shard.number)) for shard in plan.shards]
 
     def entries(self, number: int) -> tuple[Entry, ...]:
@@ -144,15 +172,17 @@ class RunMemory:
 
     def begin(self, numbers: Iterable[int]) -> None:
         """List these shards, before the first record of their journals."""
-        new = frozenset(numbers) - self._seen.begun
-        if self.lists_shards and new:
-            self._add(Looked(begun=new))
-            for number in new:
-                self._entries.setdefault(number, ())
+        with self._adding:
+            new = frozenset(numbers) - self._seen.begun
+            if self.lists_shards and new:
+                self._add(Looked(begun=new))
+                for number in new:
+                    self._entries.setdefault(number, ())
 
     def _reopen(self, number: int) -> None:
-        if self.lists_shards and number not in self._seen.reopened:
-            self._add(Looked(reopened=frozenset({number})))
+        with self._adding:
+            if self.lists_shards and number not in self._seen.reopened:
+                self._add(Looked(reopened=frozenset({number})))
 
     # Records of looks.
 
@@ -206,7 +236,7 @@ class RunMemory:
     def all_landed(self, shards: Iterable[PlannedShard]) -> dict[int, ShardResult]:
         """The results of these loaded shards by number."""
         numbers = [shard.number for shard in shards]
-        return dict(zip(numbers, _at_once(self.landed, numbers), strict=True))
+        return dict(zip(numbers, at_once(self.landed, numbers), strict=True))
 
     def note_landed(self, number: int, landed: ShardResult) -> None:
         """Remember the results that this worker has stored."""
@@ -216,7 +246,7 @@ class RunMemory:
         """Return the dollars that the answers of these loaded shards have cost."""
         listed = {number: seen.cost for number, seen in self._seen.shards.items() if seen.cost is not None}
         unlisted = [number for number in numbers if number not in listed]
-        costs = _at_once(lambda number: self.landed(number).report.spent.cost, unlisted)
+        costs = at_once(lambda number: self.landed(number).report.spent.cost, unlisted)
         return math.fsum([*costs, *(listed[number] for number in numbers if number in listed)])
 
     def _cost(self, number: int) -> float | None:

@@ -4,7 +4,9 @@ An error here never decides anything: it becomes an answer (`NotCreated`, `Unkno
 """
 
 import secrets
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -54,6 +56,23 @@ class Submitter:
     plan: Plan
     scratch: Path
     deadline: float
+    _uploads: dict[int, str] = field(default_factory=dict)
+    """References of shards that were uploaded ahead, by number."""
+
+    def upload(self, shard: PlannedShard) -> None:
+        """Put the shard where the provider reads it, ahead of its turn. It costs nothing, and nothing is recorded."""
+        self._uploads[shard.number] = self.parts.provider.upload(self._file(shard))
+
+    @contextmanager
+    def uploading(self) -> Iterator[None]:
+        """Remove at the end of this block what was uploaded ahead and is not sent."""
+        try:
+            yield
+        finally:
+            for upload in filter(None, self._uploads.values()):
+                with self.parts.cleaning("an uploaded file"):
+                    self.parts.provider.discard(upload)
+            self._uploads.clear()
 
     def submit(self, shard: PlannedShard) -> Move:
         """Go as far as can be gone now; the move says what the shard waits for."""
@@ -106,7 +125,9 @@ class Submitter:
             case Find():
                 return self._find(shard)
             case Upload():
-                return self.parts.provider.upload(self._file(shard))
+                if shard.number not in self._uploads:
+                    self.upload(shard)
+                return self._uploads.pop(shard.number)
             case Send(upload=upload, expires_at=expires_at):
                 return self._send(shard, upload, Lease(expires_at=expires_at))
             case CancelOwn(batch_id=batch_id):

@@ -1,0 +1,98 @@
+"""Let a worker do side by side what costs nothing, and create batches one after another."""
+
+import threading
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_batch_llm.core.model import Outcome
+from airflow_batch_llm.errors import StoreUnavailable
+from airflow_batch_llm.store import Workspace
+from airflow_batch_llm.store.local import LocalDisk
+from tests.stage.world import Bench, let_go
+
+PATIENCE = 60.0
+
+
+class Meeting:
+    """Two callers that wait for each other. Whoever comes alone fails, and whoever comes later passes."""
+
+    def __init__(self) -> None:
+        self._barrier = threading.Barrier(2)
+        self._number = count(1)
+
+    def attend(self) -> None:
+        if next(self._number) <= 2:
+            self._barrier.wait(PATIENCE)
+
+
+def test_shards_are_uploaded_side_by_side_and_sent_one_after_another(openai: Bench) -> None:
+    openai.world.make_tickets(8)
+    run = openai.run(rows_per_batch=2)
+    provider: Any = run.parts.provider
+    upload, submit = provider.upload, provider.submit
+    uploads, sending, together = Meeting(), threading.Semaphore(1), []
+
+    def uploading(*arguments: Any) -> str:
+        uploads.attend()
+        return str(upload(*arguments))
+
+    def submitting(*arguments: Any) -> str:
+        together.append(not sending.acquire(blocking=False))
+        try:
+            return str(submit(*arguments))
+        finally:
+            sending.release()
+
+    provider.upload, provider.submit = uploading, submitting
+    finished = openai.complete(run)
+
+    assert finished.report.final == {Outcome.SUCCEEDED: 8}
+    assert (openai.world.charged(), any(together)) == (8, False)
+
+
+class Broken(LocalDisk):
+    """A disk that takes no record of a journal."""
+
+    def create(self, path: str, data: bytes) -> bool:
+        if "/journal/" in path:
+            raise StoreUnavailable("the disk is full")
+        return super().create(path, data)
+
+
+def test_files_that_were_uploaded_ahead_and_not_sent_are_removed_at_the_vendor(openai: Bench) -> None:
+    openai.world.make_tickets(8)
+    workspace = openai.world.workspace()
+    openai.workspace = Workspace(workspace.uri, Broken(openai.world.folder / "workspace", make_root=True))
+    run = openai.run(rows_per_batch=2)
+    with pytest.raises(StoreUnavailable):
+        run.advance()
+    let_go(run)
+
+    calls = openai.world.ledger()["calls"]
+    # One file may be named in the record of which nobody knows if it was written.
+    assert calls["upload"] - 1 == calls["delete_file"] > 0
+    assert openai.batches() == []
+
+
+class Slow(LocalDisk):
+    """A disk on which the results of two shards are recorded at the same time, or not at all."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root, make_root=True)
+        self._meeting = Meeting()
+
+    def put(self, path: str, local: Path) -> None:
+        if "/landed/" in path:
+            self._meeting.attend()
+        super().put(path, local)
+
+
+def test_a_shard_is_staged_while_what_became_of_the_last_one_is_recorded(openai: Bench) -> None:
+    openai.world.make_tickets(8)
+    workspace = openai.world.workspace()
+    openai.workspace = Workspace(workspace.uri, Slow(openai.world.folder / "workspace"))
+
+    assert openai.complete(rows_per_batch=2).report.final == {Outcome.SUCCEEDED: 8}
