@@ -1,10 +1,10 @@
-"""Run what `make bench` measures: the warehouses' steps and a whole stage beside the same by hand, and a small night."""
+"""Run what `make bench` measures: the warehouses' steps and a whole stage beside the same by hand, judging, and a small night."""
 
 import subprocess
 import sys
 
 BENCHMARKS = ("warehouses", "stage")
-_OF_ONE_SIZE = ("small_night",)
+_OF_ONE_SIZE = ("judging", "small_night")
 
 
 def main() -> int:

@@ -106,7 +106,7 @@ class Subject:
 @cache
 def subject(name: str) -> Subject:
     """The provider of this name, and what the simulator answers to a shard of it."""
-    model, rows = _ROWS[name]
+    model, rows = ROWS[name]
     options = {"project": "p", "staging": "gs://b/f"} if name == "vertex" else {}
     provider = connect(name, Access(api_key="any", base_url="http://127.0.0.1:1", options=options))
     template = provider.encode(Call(model=model, schema=_SCHEMA))
@@ -127,7 +127,7 @@ def subject(name: str) -> Subject:
     return Subject(provider=provider, gatherer=ResultReader(lines=judge), lines=tuple(lines))
 
 
-_ROWS: dict[str, tuple[str, Callable[[], Rows]]] = {
+ROWS: dict[str, tuple[str, Callable[[], Rows]]] = {
     "anthropic": ("claude-haiku-4-5", lambda: AnthropicRows(NEWEST_VERSION, _KNOBS)),
     "openai": ("gpt-5-mini", lambda: OpenAIRows("/v1/chat/completions", 1, _KNOBS)),
     "vertex": ("gemini-2.5-flash", lambda: VertexRows("gemini-2.5-flash", "2026-05-04T00:00:00Z", _KNOBS)),

@@ -7,12 +7,14 @@ never holds a value of the answer, nor a property name that the answer made up.
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation, localcontext
 from enum import StrEnum
 from functools import partial
+from itertools import repeat
+from operator import call
 from typing import Any, assert_never
 
 import orjson
@@ -25,7 +27,7 @@ from airflow_batch_llm.core.schema_rules import drop_added_nulls, walk
 _FENCE, _LANGUAGE = "```", re.compile(r"[a-zA-Z]*[ \t]*")
 #: A number as JSON and people write it. An exponent of more digits is no amount of anything.
 _DECIMAL = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d{1,4})?", re.ASCII)
-_INT64 = range(-(2**63), 2**63)
+_LEAST, _MOST = -(2**63), 2**63 - 1  # of 64 bits
 _MAX_MESSAGE = 300
 
 
@@ -140,8 +142,9 @@ class _Json:
         assert output_type.schema is not None
         self._schema = output_type.schema
         self._validator = jsonschema_rs.validator_for(dict(self._schema))
-        self._columns = [(column, _converter(column)) for column in output_type.columns]
-        self._is_exact = any(column.type is ColumnType.DECIMAL for column in output_type.columns)
+        self._columns = output_type.columns
+        self._readers = [_reader(column) for column in output_type.columns]
+        self._exact = [column.type is ColumnType.DECIMAL for column in output_type.columns]
         self._names = frozenset(_property_names(self._schema))
 
     def __call__(self, text: str) -> Answer | Invalid:
@@ -168,15 +171,16 @@ class _Json:
         return self._values(value, text)
 
     def _values(self, value: Mapping[str, Any], text: str) -> Answer | Invalid:
-        # A number as it is read has lost digits. For a decimal it is read again as the text that it is.
-        exact = json.loads(text, parse_float=str, parse_int=str) if self._is_exact else value
-        values = []
-        for column, convert in self._columns:
-            found = _at(exact if column.type is ColumnType.DECIMAL else value, column.path)
-            try:
-                values.append(None if found is None else convert(found))
-            except (ValueError, OverflowError, TypeError, AttributeError):
-                return Invalid(AnswerFault.RANGE, _not_a(column))
+        sources: Iterable[Mapping[str, Any]] = repeat(value)
+        if any(self._exact):
+            # A number as it is read has lost digits. For a decimal it is read again as the text that it is.
+            exact = json.loads(text, parse_float=str, parse_int=str)
+            sources = [exact if is_exact else value for is_exact in self._exact]
+        values: list[object] = []
+        try:
+            values.extend(map(call, self._readers, sources))
+        except (ValueError, OverflowError, TypeError, AttributeError):
+            return Invalid(AnswerFault.RANGE, _not_a(self._columns[len(values)]))
         return Answer(tuple(values))
 
     def _mismatch(self, value: object) -> str:
@@ -234,9 +238,11 @@ def storable(text: str) -> str:
 
 
 def _integer(value: Any) -> int:
+    if type(value) is int and _LEAST <= value <= _MOST:
+        return value
     whole = int(value)
     rounded = isinstance(value, float) and abs(value) > 2**53  # digits beyond 64 bits were lost in reading
-    if whole != value or whole not in _INT64 or rounded:
+    if whole != value or not _LEAST <= whole <= _MOST or rounded:
         raise ValueError
     return whole
 
@@ -292,6 +298,15 @@ def _storable_within(value: object) -> object:
     if isinstance(value, dict):
         return {storable(name): _storable_within(item) for name, item in value.items()}
     return value
+
+
+def _reader(column: Column) -> Callable[[Mapping[str, Any]], object]:
+    """Return what takes the column's value out of an answer that fits the schema. It raises for one of another type."""
+    convert, path = _converter(column), column.path
+    if len(path) > 1:
+        return lambda answer: None if (found := _at(answer, path)) is None else convert(found)
+    (name,) = path
+    return lambda answer: None if (found := answer.get(name)) is None else convert(found)
 
 
 def _converter(column: Column) -> Callable[[Any], object]:

@@ -100,7 +100,7 @@ def tokens(usage: Mapping[str, Any], name: str) -> int:
     count = usage.get(name)
     if count is None:
         return 0
-    if isinstance(count, float) and count.is_integer():
+    if type(count) is float and count.is_integer():
         count = int(count)
     if type(count) is not int or not 0 <= count <= MOST_TOKENS:
         raise UnusableUsage
@@ -110,6 +110,6 @@ def tokens(usage: Mapping[str, Any], name: str) -> int:
 def part_of(usage: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """An object within a line's usage, empty where it has none. Raises `UnusableUsage`."""
     part = usage.get(name) or {}
-    if not isinstance(part, Mapping):
+    if type(part) is not dict:
         raise UnusableUsage
     return part

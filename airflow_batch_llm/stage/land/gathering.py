@@ -381,13 +381,13 @@ class ResultReader:
         except Foreign:
             gathered.strange["foreign_lines"] += 1
             return
-        if not all(verdict.is_readable for verdict in verdicts) or not verdicts:
+        if not verdicts or not verdicts[0].is_readable:
             gathered.strange["unreadable_lines"] += 1
         if verdicts and judged.batch_ids[verdicts[0].request] is not None:
             gathered.strange["duplicate_lines"] += 1
-        if extra := sum(verdict.extra for verdict in verdicts):
-            gathered.strange[EXTRA_ITEMS] += extra
         for verdict in verdicts:
+            if verdict.extra:
+                gathered.strange[EXTRA_ITEMS] += verdict.extra
             if judged.batch_ids[verdict.request] is None or _serves(
                 verdict, batch_id, gathered, is_bought=self.lines.way.in_real_time
             ):
