@@ -17,7 +17,8 @@ import pymysql
 import pytest
 
 from airflow_batch_llm.core.settings import Source
-from airflow_batch_llm.errors import SourceError, TargetError, WarehouseBusy, WarehouseError
+from airflow_batch_llm.errors import SourceError, TargetError, WarehouseBusy
+from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.testing.staged_rows import batch, definition, labels, land, part, rows_of
 from airflow_batch_llm.testing.warehouse_reads import TYPED
 from airflow_batch_llm.testing.warehouse_writes import ANSWERS
@@ -73,6 +74,9 @@ class MySQLDatabase:
             connection.commit()
 
     def make(self, table: str, schema: pa.Schema, rules: Mapping[str, str], *constraints: str) -> None:
+        """Make a table as a user would, with the index by which rows are merged."""
+        if "id" in schema.names and not constraints:
+            constraints = ("UNIQUE (id)",)
         with pymysql.connect(**self.where) as connection, connection.cursor() as cursor:
             cursor.execute(definition(DIALECT, table, schema, rules, *constraints))
 
@@ -139,6 +143,18 @@ class TestContract(WarehouseContract):
     ) -> None:
         super().test_keys_and_carried_columns_land_as_they_were(database, warehouse)
 
+    @pytest.mark.xfail(reason="DATETIME has no zone: an instant comes back as UTC's wall clock")
+    def test_a_row_with_a_reviewer_stays_as_it_is_until_it_is_answered(
+        self, database: MySQLDatabase, reviews: Any
+    ) -> None:
+        super().test_a_row_with_a_reviewer_stays_as_it_is_until_it_is_answered(database, reviews)
+
+    @pytest.mark.xfail(reason="DATETIME has no zone: an instant comes back as UTC's wall clock")
+    def test_a_run_merges_what_people_have_answered(
+        self, database: MySQLDatabase, reviews: Any, running: Simulator, tmp_path: Path
+    ) -> None:
+        super().test_a_run_merges_what_people_have_answered(database, reviews, running, tmp_path)
+
     @pytest.mark.xfail(reason="'a' and 'a ' are one key; such a source is refused", raises=AssertionError)
     def test_keys_that_differ_by_case_or_blanks_are_different(
         self, database: MySQLDatabase, warehouse: JoiningSqlWarehouse
@@ -202,7 +218,7 @@ def test_a_broken_connection_is_tried_again_later_and_a_wrong_statement_is_not(
     warehouse = database.open()
     with pytest.raises(WarehouseBusy, match="broke off"):
         warehouse.read(Source(sql="KILL CONNECTION_ID()")).read_all()
-    with pytest.raises(WarehouseError, match="refused a statement") as refused:
+    with pytest.raises(SourceError, match="refused a statement") as refused:
         warehouse.read(Source(sql="SELECT no_such_column")).read_all()
     assert not refused.value.retryable
     warehouse.close()
