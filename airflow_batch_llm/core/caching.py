@@ -5,7 +5,7 @@ hits, which the prices give, and in a batch no vendor promises one.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import orjson
@@ -63,6 +63,17 @@ class CachedRun:
             cached_tokens=usage.cached_tokens / requests,
             written_tokens=usage.cache_write_tokens / requests,
             won=totals.won,
+        )
+
+    def among(self, requests: int) -> "CachedRun":
+        """Return what is expected of a run with so many requests, the first of which finds nothing in the cache."""
+        share = 1 - 1 / max(1, requests)
+        missed = self.cached_tokens * (1 - share) if self.written_tokens else 0.0
+        return replace(
+            self,
+            hit_rate=self.hit_rate * share,
+            cached_tokens=self.cached_tokens * share,
+            written_tokens=self.written_tokens + missed,
         )
 
     def to_json(self) -> bytes:

@@ -36,6 +36,7 @@ GOALS = (0.12, 0.01)
 CLOSE = 0.1
 """The most by which an estimate of a second night may be off."""
 CENT = 0.01
+DAY = 86_400.0
 STRONG_ERRS, CHEAP_ERRS = 0.02, 0.12
 SURE = 0.7
 """A label whose confidence is lower goes on to the strong model."""
@@ -76,17 +77,19 @@ class Night(NamedTuple):
 def steps(provider: str) -> Sequence[Step]:
     """Return the steps in their order, each with all that the steps before it have changed."""
     once = {"prompt": "{{ body }}"}
+    cached = {**once, "cache_system_prompt": "auto"}
     strong = f"{provider}:{OTHER_MODELS[provider]}"
     cascade = {
         "model_id": f"{provider}:{MODELS[provider]}",
         "routes": {"strong": Route(model_id=strong)},
         "escalate": [Escalation(to="strong", below={"confidence": SURE})],
     }
-    packed = [{**once, "rows_per_request": rows, "min_agreement": None} for rows in (5, 10, 20)]
+    packed = [{**cached, "rows_per_request": rows, "min_agreement": None} for rows in (5, 10, 20)]
     return (
         Step("real time, one by one", {"way": "now"}, Way.NOW),
         Step("in batches", {}),
         Step("equal texts asked once", once),
+        Step("instructions cached", cached),
         *(Step(f"{change['rows_per_request']} rows in a request", change) for change in packed),
         Step("cheap model, then strong", {**packed[-1], **cascade}),
     )
@@ -131,11 +134,13 @@ def measure(world: World, step: Step, rows: int) -> tuple[Night, Night]:
         "prompt": "{{ subject }}\n\n{{ body }}",
         "system_prompt": SYSTEM,
         "output_type": Label,
+        "cache_system_prompt": "off",
         "max_cost_usd": None,
         **step.change,
     }
     first = night(bench, bench.complete("night/label/1", **given).report, step, rows, 0.0)
     change_tickets(world, rows)
+    world.sleep(DAY)
     second = night(bench, bench.complete("night/label/2", **given).report, step, rows, first.billed)
     return first, second
 

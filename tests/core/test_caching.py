@@ -99,3 +99,14 @@ def test_the_choice_is_a_word_or_the_boolean_of_older_files(given: object, means
 def test_another_word_is_refused() -> None:
     with pytest.raises(InputError, match="cache_system_prompt must be one of 'auto', 'on' or 'off'"):
         Request(cache_system_prompt="always")  # type: ignore[arg-type]
+
+
+def test_the_first_request_of_a_small_run_is_expected_to_find_nothing() -> None:
+    measured = CachedRun(hit_rate=0.6, cached_tokens=600.0, written_tokens=400.0, won=1.0)
+    four, one = measured.among(4), measured.among(1)
+    assert (four.hit_rate, four.cached_tokens, four.written_tokens) == pytest.approx((0.45, 450.0, 550.0))
+    assert (one.cached_tokens, one.written_tokens) == (0.0, 1000.0)
+    assert (
+        CachedRun(hit_rate=0.6, cached_tokens=600.0, written_tokens=0.0, won=1.0).among(2).written_tokens
+        == 0.0
+    )
