@@ -20,6 +20,7 @@ from airflow_batch_llm.commands.spec import (
     StageFile,
     WarehouseSection,
 )
+from airflow_batch_llm.core.examples import identity_of_examples
 from airflow_batch_llm.core.output_type import Embedding, OutputType
 from airflow_batch_llm.core.request import canonical, digest
 from airflow_batch_llm.core.settings import Source, Stage
@@ -143,6 +144,8 @@ class Opening:
         asked["request"]["cache_system_prompt"] = False
         if stage.attachments:
             asked["attachments"] = stage.attachments
+        if stage.examples:
+            asked["examples"] = identity_of_examples(stage.examples)
         if stage.routes:
             asked["routes"] = {name: asdict(route) for name, route in stage.routes.items()}
         asked["base_url"] = self.spec.provider.base_url

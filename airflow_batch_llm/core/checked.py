@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Annotated, Any, ClassVar
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -18,6 +19,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs, ErrorDetails
 
+from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.errors import InputError
 
 
@@ -83,6 +85,20 @@ def _reuse(value: Any) -> Any:
 
 
 Reuse = Annotated[str | Sequence[str], BeforeValidator(_reuse)]
+
+
+def _outcome_names(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set | frozenset) else names(value)
+
+
+def _escalates(outcome: Outcome) -> Outcome:
+    if outcome in (Outcome.SUCCEEDED, Outcome.CANCELED):
+        raise ValueError(f"holds {outcome.value}, after which no row goes on; use `below` or `left` instead")
+    return outcome
+
+
+FailureName = Annotated[Outcome, AfterValidator(_escalates)]
+Failures = Annotated[Sequence[FailureName], BeforeValidator(_outcome_names)]
 
 
 class Caching(StrEnum):

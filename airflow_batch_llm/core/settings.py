@@ -25,6 +25,7 @@ from airflow_batch_llm.core.checked import (
     Caching,
     Count,
     Dollars,
+    Failures,
     ModelId,
     Names,
     NotNegative,
@@ -35,11 +36,11 @@ from airflow_batch_llm.core.checked import (
     Settings,
     Share,
     Span,
-    names,
     seconds,
 )
 from airflow_batch_llm.core.escalation import Rule
-from airflow_batch_llm.core.model import Outcome
+from airflow_batch_llm.core.examples import Example, check_examples, examples_of
+from airflow_batch_llm.core.output_type import OutputType
 from airflow_batch_llm.errors import InputError
 
 RowFunction = Callable[[Mapping[str, object]], str]
@@ -280,19 +281,6 @@ def _route_name(name: str) -> str:
 RouteName = Annotated[str, AfterValidator(_route_name)]
 
 
-def _outcome_names(value: Any) -> Any:
-    return sorted(value) if isinstance(value, set | frozenset) else names(value)
-
-
-def _escalates(outcome: Outcome) -> Outcome:
-    if outcome in (Outcome.SUCCEEDED, Outcome.CANCELED):
-        raise ValueError(f"holds {outcome.value}, after which no row goes on; use `below` or `left` instead")
-    return outcome
-
-
-FailureName = Annotated[Outcome, AfterValidator(_escalates)]
-
-
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class Escalation(Settings):
     """Ask some rows again by another route: after failures, after answers with a low number, or before the time is over."""
@@ -301,7 +289,7 @@ class Escalation(Settings):
     """The name of the route that the rows take next. `default` is the stage's own."""
     of: Names = ()
     """The routes whose rows go on. Default: all but `to`."""
-    on: Annotated[Sequence[FailureName], BeforeValidator(_outcome_names)] = ()
+    on: Failures = ()
     """Outcomes such as `invalid` or `refused`, once a row's attempts on its route are spent. Default: none."""
     below: Mapping[str, float] = field(default_factory=dict)
     """Columns of the answer and numbers: `{"confidence": 0.7}`. NULL is below every number. Default: none."""
@@ -353,6 +341,8 @@ class Stage(Settings):
     """The text before each prompt. Default: none."""
     attachments: Names = ()
     """The columns that hold an image or a PDF: its URI (`https`, `gs`, `s3`), or its bytes. NULL is none. Default: none."""
+    examples: Annotated[Sequence[Example], BeforeValidator(examples_of)] = ()
+    """Inputs with their right answers, which the model is shown before each prompt. Default: none."""
     output_type: Any = str
     """A Pydantic model, a JSON Schema, a list of labels, `Embedding`, or `str`. Default: `str`, plain text."""
     only: Only = Only.CHANGED
@@ -398,6 +388,8 @@ class Stage(Settings):
             raise InputError(f"Exactly one of prompt and prompt_file is needed, got {found}.")
         if self.attachments and self.request.rows_per_request > 1:
             raise InputError(PACKED_ATTACHMENTS)
+        if self.examples and not isinstance(self.output_type, str):  # a file names a class by a text
+            check_examples(self.examples, OutputType.of(self.output_type))
         if self.route_column is not None and self.route is not None:
             raise InputError("Both route_column and route choose the route of a row. Leave out one of them.")
         chooser = "route_column" if self.route_column is not None else "route"

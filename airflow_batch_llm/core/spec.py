@@ -32,6 +32,7 @@ class Spec:
     max_tokens: int | None = None
     endpoint: str | None = None
     attachments: Sequence[str] | None = None  # the columns that hold them
+    examples: Sequence[Sequence[Any]] | None = None  # `identity_of_examples`
     host: str | None = None  # who answers, where it is not the vendor: its answers are not the vendor's
 
     def to_json(self) -> dict[str, Any]:

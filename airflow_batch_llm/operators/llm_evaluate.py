@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from airflow_batch_llm.stage.run import Pause, Run
 
 #: What a second candidate may have of its own.
-AGAINST = ("llm_conn_id", "model_id", "output_type", "prompt", "prompt_params", "request", "system_prompt")
+AGAINST = (
+    "examples", "llm_conn_id", "model_id", "output_type", "prompt", "prompt_params", "request", "system_prompt",
+)  # fmt: skip
 
 
 class LLMEvaluateOperator(LLMTransformOperator):

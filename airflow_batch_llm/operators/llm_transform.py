@@ -10,6 +10,8 @@ from airflow.providers.common.compat.sdk import conf
 from airflow.sdk import Context
 
 from airflow_batch_llm.core.checked import Settings, names
+from airflow_batch_llm.core.examples import Example, check_examples, examples_of, identity_of_examples
+from airflow_batch_llm.core.output_type import OutputType
 from airflow_batch_llm.core.prompt import compile_prompt, identity
 from airflow_batch_llm.core.settings import (
     PACKED_ATTACHMENTS,
@@ -73,6 +75,7 @@ class LLMTransformOperator(RunOperator):
     :param attachments: the columns that hold an image or a PDF for the model: its URI (https, gs, s3), or its bytes
     :param attachments_conn_id: the connection that reads attachments from a bucket; None for the worker's own rights
     :param system_prompt: the text that stands before each prompt
+    :param examples: inputs with their right answers, which the model is shown: ``[("I was charged twice.", "billing")]``
     :param prompt_params: values for the template that are the same for all rows
     :param way: ask in batches (``batch``), or each row in real time at the full price (``now``) or at half of it, for
         the models that have it (``flex``); or in batches unless there are few (``auto``)
@@ -139,6 +142,7 @@ class LLMTransformOperator(RunOperator):
         attachments: str | Sequence[str] = (),
         attachments_conn_id: str | None = None,
         system_prompt: str | None = None,
+        examples: Sequence[Any] = (),
         prompt_params: Mapping[str, object] | None = None,
         way: str = StageWay.BATCH,
         routes: Mapping[str, Route | Mapping[str, Any]] | None = None,
@@ -180,6 +184,7 @@ class LLMTransformOperator(RunOperator):
         self.attachments = names(attachments)
         self.attachments_conn_id = attachments_conn_id
         self.system_prompt = system_prompt
+        self.examples = _examples(examples)
         self.prompt_params = prompt_params
         self.way = choice("way", way, StageWay)
         self.routes = {
@@ -220,6 +225,8 @@ class LLMTransformOperator(RunOperator):
             compile_prompt(self.prompt)
         if self.attachments and self.request.rows_per_request > 1:
             raise InputError(PACKED_ATTACHMENTS)
+        if self.examples:
+            check_examples(self.examples, OutputType.of(self.output_type))
         if not self.key:
             raise InputError("key names no column. Name the columns that identify a row.")
         model_id: object = self.model_id  # of a task that is upstream, perhaps
@@ -245,6 +252,7 @@ class LLMTransformOperator(RunOperator):
             prompt_params=self.prompt_params or {},
             attachments=self.attachments,
             system_prompt=self.system_prompt,
+            examples=self.examples,
             output_type=self.output_type,
             way=StageWay(self.way),
             routes={name: self._rendered(route, context) for name, route in self.routes.items()},
@@ -366,11 +374,19 @@ class LLMTransformOperator(RunOperator):
         rendered = tuple(getattr(self, name) for name in asked)
         prompt = None if self.prompt is None else identity(self.prompt)
         asked_of = (self.key, prompt, self.prompt_file, self.system_prompt, self.request.extra_body)
-        return (*rendered, *asked_of, *filter(None, [self.attachments]))
+        examples = identity_of_examples(self.examples)
+        return (*rendered, *asked_of, *filter(None, [self.attachments, examples]))
 
     def _is_one_database(self, handle: RunHandle) -> bool:
         same_params = (self.source_hook_params or {}) == handle.target_hook_params
         return self.source_conn_id == handle.target_conn_id and same_params
+
+
+def _examples(given: Sequence[Any]) -> tuple[Example, ...]:
+    try:
+        return examples_of(given)
+    except ValueError as error:
+        raise InputError(f"examples {error}.") from None
 
 
 def _group(settings: type[S], given: S | Mapping[str, Any] | None, name: str = "") -> S:

@@ -64,6 +64,7 @@ def test_the_hashes_are_those_of_every_release() -> None:
         {"prompt_params": {}},
         {"system_prompt": None},
         {"system_prompt": ""},
+        {"examples": [["Hi", "a"]]},
         {"schema": None},
         {"schema": {**SCHEMA, "properties": dict(reversed(SCHEMA["properties"].items()))}},
         {"params": {"temperature": 0.6}},

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import airflow.sdk
+import pytest
 from airflow.sdk import DAG
 
 from airflow_batch_llm.decorators.llm_transform import llm_transform_task
+from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.operators.llm_batch import CollectLLMBatchOperator, SubmitLLMBatchOperator
 from airflow_batch_llm.operators.llm_transform_group import llm_transform_group
 from airflow_batch_llm.sensors.llm_batch import LLMBatchSensor
@@ -77,12 +79,22 @@ def test_every_example_is_read_by_this_airflow_and_goes_to_its_database(airflow_
 
 def test_a_dag_shows_no_prompt() -> None:
     with DAG("one", schedule=None) as dag:
-        transform(system_prompt="You triage tickets.")
+        transform(
+            system_prompt="You triage tickets.", output_type=["a", "b"], examples=[("Charged twice", "a")]
+        )
 
     stored = json.dumps(DagSerialization.to_dict(dag))
 
     assert "{{ body }}" not in stored
     assert "You triage" not in stored
+    assert "Charged twice" not in stored
+
+
+def test_an_example_that_does_not_fit_is_refused_while_the_dag_is_read() -> None:
+    with pytest.raises(InputError, match=r"examples\[0\]: the answer is none of the labels"):
+        transform(output_type=["a", "b"], examples=[("Charged twice", "c")])
+    with pytest.raises(InputError, match="examples must be pairs"):
+        transform(examples=["Charged twice"])
 
 
 def test_the_link_to_the_batch_is_on_every_task_that_has_one() -> None:

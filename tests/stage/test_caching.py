@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from airflow_batch_llm.core.model import Way
+from airflow_batch_llm.core.settings import Only
 from airflow_batch_llm.stage.land.finishing import Finished
 from tests.stage.world import Bench
 
@@ -78,3 +79,25 @@ def test_the_report_is_the_ledger_with_caching_on(bench: Bench, rows_per_request
     assert (usage.cached_tokens, usage.cache_write_tokens) == (tokens["cached"], tokens["cache_write"])
     assert done.report.spent.cost == pytest.approx(bench.world.billed(Way.BATCH), abs=1e-9)
     assert done.report.caching["default"]["hit_rate"] > 0
+
+
+@pytest.mark.parametrize("rows_per_request", [1, 4])
+def test_examples_come_before_the_row_and_are_part_of_the_question(
+    bench: Bench, rows_per_request: int
+) -> None:
+    changes = {"rows_per_request": rows_per_request, "min_agreement": None}
+    examples = [("I was charged twice.", "billing"), ({"subject": "Crash", "body": "It fails."}, "bug")]
+    complete(bench, "first", 0, 8, examples=examples, **changes)
+    files = list((bench.world.folder / "workspace").rglob("*.requests.jsonl"))
+    lines = [line for path in files for line in path.read_text().splitlines()]
+    assert len(lines) == 8 // rows_per_request
+    for line in lines:
+        asked = line.replace("\\", "")
+        assert asked.count('{"input":"Subject: CrashnIt fails.","answer":{"label":"bug"}}') == 1
+        assert asked.count('{"input":"I was charged twice.","answer":{"label":"billing"}}') == 1
+    assert len(bench.world.answers()) == 8
+
+    again = complete(bench, "second", 0, 8, examples=examples[:1], only=Only.OUTDATED, **changes)
+    assert again.report.why == {"outdated": 8}
+    same = complete(bench, "third", 0, 8, examples=examples[:1], only=Only.OUTDATED, **changes)
+    assert same.report.why == {"answered": 8}

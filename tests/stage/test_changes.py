@@ -65,6 +65,7 @@ def test_the_source_is_not_looked_at_and_nobody_is_bound_to_its_pace(
         ({"prompt": "Secret {{ subject }}"}, "prompt has"),
         ({"prompt_params": {"n": "Secret"}}, "prompt_params has"),
         ({"system_prompt": "Secret"}, "system_prompt has"),
+        ({"examples": [("Secret", "bug")]}, "examples has"),
         ({"model_id": "openai:gpt-5-secret"}, "model has"),
         ({"output_type": ["Secret", "bug"]}, "output_type has"),
         ({"output_type": Embedding(dimensions=8)}, "output_type and extra_body have"),

@@ -211,8 +211,17 @@ def _identity(folder: RunFolder, first: Plan, plan: Plan, route: PlannedRoute, l
         "way": route.way.value,
         "target": plan.target.table,
         "spec_hash": route.spec_hash,
-        "prompt_version": digest(canonical(plain({name: plan.spec.get(name) for name in _PROMPT})))[:12],
+        "prompt_version": _prompt_version(plan.spec),
     }
+
+
+def _prompt_version(spec: Mapping[str, object]) -> str:
+    parts = {name: spec.get(name) for name in _PROMPT}
+    if examples := spec.get(
+        "examples"
+    ):  # a spec without them keeps the version that it had in older releases
+        parts["examples"] = examples
+    return digest(canonical(plain(parts)))[:12]
 
 
 def _amounts(report: Report, strays: Sequence[Stray]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 import pyarrow as pa
 
 from airflow_batch_llm.core.attachment import AttachmentRules
+from airflow_batch_llm.core.examples import identity_of_examples, with_examples
 from airflow_batch_llm.core.model import Call, ColumnType
 from airflow_batch_llm.core.output_type import AnswerKind, Naming, OutputType
 from airflow_batch_llm.core.packing import packed_call
@@ -168,6 +169,7 @@ def spec_of(stage: Stage, prompt: Prompt, output_type: OutputType, provider: Pro
         endpoint=stage.request.endpoint,
         attachments=tuple(stage.attachments) or None,
         host=provider.host,
+        examples=identity_of_examples(stage.examples),
     )
 
 
@@ -230,7 +232,9 @@ def _resolved_route(
     spec = spec_of(stage, prompt, output_type, provider)
     call = Call(
         model=stage.model,
-        system_prompt=stage.system_prompt,
+        system_prompt=with_examples(
+            stage.system_prompt, stage.examples, compile_prompt(prompt, stage.prompt_params), output_type
+        ),
         schema=output_type.schema,
         vector=output_type.kind is AnswerKind.VECTOR,
         max_tokens=stage.request.max_tokens,
