@@ -2,9 +2,10 @@
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from airflow.providers.common.compat.sdk import Stats
 from airflow.sdk import Asset, AssetAlias, Context
 
 from airflow_batch_llm.core.model import Outcome
+from airflow_batch_llm.core.selection import Reason
 from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.hooks.telemetry import metric_tags
 from airflow_batch_llm.store import Workspace
@@ -20,6 +22,7 @@ from airflow_batch_llm.warehouses.uri import dataset, table_uri
 if TYPE_CHECKING:
     from airflow_batch_llm.core.evaluation_result import EvaluationResult
     from airflow_batch_llm.core.report import Provenance, Report
+    from airflow_batch_llm.stage.land.finishing import Finished
     from airflow_batch_llm.stage.records.plan import Plan
 
 
@@ -51,12 +54,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lineage:
-    """The URIs of the tables that a run read and wrote, and their column names."""
+    """The URIs of the tables that a run read and wrote, their column names, and the run in numbers."""
 
     inputs: tuple[str, ...]  # none: not known
     output: str
     columns_used: tuple[str, ...]
     columns_made: tuple[str, ...]
+    written: int = 0
+    """Rows that the run has merged into its target."""
+    usage: Mapping[str, str | int | float] = field(default_factory=dict)
+    """The run's provider, model, rows, requests and dollars, by the names of the facet."""
 
 
 def is_lineage_wanted() -> bool:
@@ -73,8 +80,10 @@ def unfailing() -> Iterator[None]:
         _log.warning("The lineage of this task is incomplete (%s).", type(error).__name__)
 
 
-def planned_lineage(plan: "Plan", inputs: tuple[str, ...], database_uri: str) -> Lineage:
-    """Return what a run reads and writes by its frozen plan, which knows everything but the source."""
+def planned_lineage(
+    plan: "Plan", inputs: tuple[str, ...], database_uri: str, finished: "Finished"
+) -> Lineage:
+    """Return what a run has read and written by its frozen plan, which knows everything but the source."""
     from airflow_batch_llm.core.prompt import compile_prompt
     from airflow_batch_llm.core.spec import Spec
 
@@ -86,22 +95,74 @@ def planned_lineage(plan: "Plan", inputs: tuple[str, ...], database_uri: str) ->
         output=table_uri(database_uri, plan.target.table),
         columns_used=(*(used or ()), *(spec.attachments or ())),
         columns_made=tuple(plan.target.answer.names),
+        written=_written(finished.report),
+        usage=_usage(finished.report, finished.about),
     )
+
+
+def _written(report: "Report") -> int:
+    """Return the rows that a run has merged: good answers, copies of answers, and answers of people."""
+    return report.final.get(Outcome.SUCCEEDED, 0) + report.why.get(Reason.REUSED, 0) + report.reviewed
+
+
+def _usage(report: "Report", about: "Provenance") -> dict[str, str | int | float]:
+    """Return a run in numbers. No name holds `token`: Airflow takes the value of such a name for a secret."""
+    return {
+        "run": about.run_id,
+        "provider": about.provider,
+        "model": about.model,
+        "rows": report.rows,
+        "succeeded": report.final.get(Outcome.SUCCEEDED, 0),
+        "requests": report.requests,
+        "costUsd": round(report.spent.cost, 6),
+        "savedUsd": round(report.spent.saved, 6),
+    }
+
+
+#: The schema is `docs/assets/openlineage/BatchLLMUsageRunFacet-1-0-0.json`.
+FACET_SCHEMA = "urn:airflow-batch-llm:openlineage:BatchLLMUsageRunFacet:1-0-0"
 
 
 def to_openlineage(lineages: Iterable[Lineage]) -> Any:
     """Their facets. Airflow asks for them only where its OpenLineage provider is installed."""
-    from airflow.providers.common.compat.openlineage.facet import Dataset
+    from airflow.providers.common.compat.openlineage.facet import (
+        Dataset,
+        OutputDataset,
+        OutputStatisticsOutputDatasetFacet,
+    )
     from airflow.providers.openlineage.extractors import OperatorLineage
 
     inputs: dict[tuple[str, str], Any] = {}
     outputs: dict[tuple[str, str], Any] = {}
+    written: Counter[tuple[str, str]] = Counter()
+    runs = []
     for lineage in lineages:
         for namespace, name in map(dataset, lineage.inputs):
             inputs[namespace, name] = Dataset(namespace=namespace, name=name)
         namespace, name = dataset(lineage.output)
-        outputs[namespace, name] = Dataset(namespace=namespace, name=name, facets=_facets(lineage))
-    return OperatorLineage(inputs=list(inputs.values()), outputs=list(outputs.values()))
+        written[namespace, name] += lineage.written
+        rows = OutputStatisticsOutputDatasetFacet(rowCount=written[namespace, name])
+        outputs[namespace, name] = OutputDataset(
+            namespace=namespace,
+            name=name,
+            facets=_facets(lineage),
+            outputFacets={"outputStatistics": rows},
+        )
+        runs.append(dict(lineage.usage))
+    return OperatorLineage(
+        inputs=list(inputs.values()),
+        outputs=list(outputs.values()),
+        run_facets={"batchLLM_usage": _usage_facet(runs)},
+    )
+
+
+def _usage_facet(runs: list[dict[str, str | int | float]]) -> Any:
+    """Return the facet that says what the runs of a task have cost."""
+    from airflow.providers.common.compat.openlineage.facet import RunFacet
+
+    facet: Any = RunFacet().with_additional_properties(runs=runs)
+    facet._schemaURL = FACET_SCHEMA
+    return facet
 
 
 def _facets(lineage: Lineage) -> dict[str, Any]:

@@ -257,7 +257,7 @@ class RunOperator(BaseOperator):
         if self.outlets:
             uri = table_uri(run.parts.target.asset_uri, handle.target)
             add_to_assets(context, self.outlets, uri, asset_extra(report))
-        self._note_lineage(handle, run, plan)
+        self._note_lineage(handle, run, plan, finished)
         if not finished.report.passed and self.do_xcom_push:
             context["ti"].xcom_push(key="report", value=report)  # a task that fails returns nothing
         return Ended(finished=finished, report=report)
@@ -293,13 +293,13 @@ class RunOperator(BaseOperator):
         with suppress(BatchLLMError):
             gauge_budgets(Budgets(parts=run.parts, folder=run.generation().folder).used(plan.budgets))
 
-    def _note_lineage(self, handle: RunHandle, run: "Run", plan: "Plan") -> None:
+    def _note_lineage(self, handle: RunHandle, run: "Run", plan: "Plan", finished: "Finished") -> None:
         """While the connections are open."""
         planned_only = run.stage is not None and run.stage.plan_only
         if not planned_only and is_lineage_wanted():
             with unfailing():
                 uris = self.inputs(handle, run), run.parts.target.asset_uri
-                self._lineages.append(planned_lineage(plan, *uris))
+                self._lineages.append(planned_lineage(plan, *uris, finished))
 
     def _paused(self, context: Context, handle: RunHandle, run: "Run", pause: "Pause") -> Watch:
         """Say what is waited for, and warn where it is due."""

@@ -72,5 +72,7 @@ def receiving(patch: pytest.MonkeyPatch) -> Iterator[Receiver]:
         logger = _logger(client)
         for module in (reporting, telemetry):
             patch.setattr(module, "Stats", logger)
-        yield Receiver(server)
-        client.close()
+        try:
+            yield Receiver(server)
+        finally:
+            client.close()

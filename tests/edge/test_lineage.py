@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import pytest
 from airflow.sdk import DAG
+from jsonschema import validate
 
 from airflow_batch_llm.operators import reporting as lineage
 from airflow_batch_llm.operators.llm_batch import CollectLLMBatchOperator, SubmitLLMBatchOperator
@@ -18,8 +19,12 @@ from airflow_batch_llm.warehouses.uri import table_uri, tables_of
 from tests.edge.conftest import TICKETS, World
 from tests.edge.dag_runs import states, xcom
 from tests.edge.tasks import arguments, transform
+from tests.monitoring import ROOT
 
 Run = Callable[..., Any]
+
+#: The schema of our facet, as it ships.
+FACET = ROOT / "docs" / "assets" / "openlineage" / "BatchLLMUsageRunFacet-1-0-0.json"
 
 
 @pytest.fixture
@@ -74,8 +79,10 @@ def test_a_run_notes_its_tables_and_columns_where_openlineage_is_installed(
     with DAG("lineage", schedule=None) as dag:
         transform(**noting(noted))
 
-    assert states(run(dag)) == {"label": "success"}
-    assert noted == [_of_all(world)]
+    done = run(dag)
+
+    assert states(done) == {"label": "success"}
+    assert noted == [_of_all(world, xcom(done, "label"))]
 
 
 def test_a_plan_that_is_only_looked_at_has_written_nothing(
@@ -95,8 +102,10 @@ def test_who_collects_a_handle_notes_what_the_submitter_has_read(
         sent = SubmitLLMBatchOperator(**arguments(task_id="submit", **noting(noted)))
         CollectLLMBatchOperator(task_id="collect", handle=sent.output, **noting(noted))
 
-    assert states(run(dag)) == {"submit": "success", "collect": "success"}
-    assert noted == [_of_all(world)]
+    done = run(dag)
+
+    assert states(done) == {"submit": "success", "collect": "success"}
+    assert noted == [_of_all(world, xcom(done, "collect"))]
 
 
 @pytest.mark.parametrize("by", ["run_folder", "pending_for"])
@@ -131,13 +140,25 @@ def test_a_run_has_landed_also_where_its_tables_cannot_be_told(
     assert noted == []
 
 
-def _of_all(world: World) -> Lineage:
+def _of_all(world: World, report: dict[str, Any]) -> Lineage:
     file = f"file://{world.duckdb_path}"
+    assert report["cost"]["usd"] > 0
     return Lineage(
         inputs=(f"{file}/tickets",),
         output=f"{file}/labels",
         columns_used=("body", "subject"),
         columns_made=("topic", "urgent"),
+        written=len(TICKETS),
+        usage={
+            "run": report["run_id"],
+            "provider": "anthropic",
+            "model": "claude-haiku-4-5",
+            "rows": len(TICKETS),
+            "succeeded": len(TICKETS),
+            "requests": len(TICKETS),
+            "costUsd": report["cost"]["usd"],
+            "savedUsd": report["cost"]["saved_usd"],
+        },
     )
 
 
@@ -149,6 +170,8 @@ def _told(*inputs: str, columns_used: tuple[str, ...] = ("body",)) -> Any:
             output="file:///data/w.duckdb/labels",
             columns_used=columns_used,
             columns_made=("topic",),
+            written=7,
+            usage={"run": "d/t/r/g1", "costUsd": 0.25},
         )
         for _ in range(2)
     )
@@ -163,6 +186,8 @@ def test_tables_are_named_as_openlineage_names_them_and_once() -> None:
     ]
     (output,) = told.outputs
     assert (output.namespace, output.name) == ("file", "/data/w.duckdb/labels")
+    assert output.outputFacets["outputStatistics"].rowCount == 7 + 7
+    assert told.run_facets["batchLLM_usage"].runs == [{"run": "d/t/r/g1", "costUsd": 0.25}] * 2
 
 
 def test_columns_are_followed_where_it_is_known_which_table_has_them() -> None:
@@ -213,9 +238,25 @@ def test_no_event_of_a_real_openlineage_client_holds_a_key_a_row_or_an_answer(
         "whole.label": "COMPLETE",
     }
     assert "None of 12 rows succeeded" in told, "an event holds the text of a task's error"
+    ended = {event["job"]["name"]: event for event in events if event["eventType"] != "START"}
+    assert _written(ended["whole.label"]) == _written(ended["in_steps.collect"]) == [len(TICKETS)]
+    assert _written(ended["refused.label"]) == [0]
+    schema = json.loads(FACET.read_text())
+    facets = [ended[name]["run"]["facets"]["batchLLM_usage"] for name in ("whole.label", "in_steps.collect")]
+    for facet in facets:
+        validate(facet, schema)
+        assert facet["_schemaURL"] == schema["$id"]
+    billed = world.query("SELECT sum(_llm_cost_usd) FROM (FROM labels UNION ALL FROM whole)")[0][0]
+    assert sum(run["costUsd"] for facet in facets for run in facet["runs"]) == pytest.approx(billed, abs=2e-6)
+    assert billed > 0
     answers = [text for (text,) in world.query("SELECT answer FROM labels UNION SELECT answer FROM whole")]
     assert answers
     assert [text for text in (key, header, row, words, *answers) if text in told] == []
+
+
+def _written(event: dict[str, Any]) -> list[int]:
+    """The rows that each output has got."""
+    return [one["outputFacets"]["outputStatistics"]["rowCount"] for one in event["outputs"]]
 
 
 def _emitted(world: World) -> list[dict[str, Any]]:
