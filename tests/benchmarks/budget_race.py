@@ -28,11 +28,11 @@ ROWS = 10
 PRICES = {"input": 10_000.0, "output": 10_000.0, "batch_discount": 0.5}
 
 
-def _budgets(usd: float) -> str:
+def budgets(usd: float) -> str:
     return json.dumps({"support": {"usd": usd, "per": "all"}})
 
 
-def _spec(folder: Path, number: int, url: str) -> Path:
+def write_spec(folder: Path, number: int, url: str) -> Path:
     database = folder / f"{number}.duckdb"
     with duckdb.connect(str(database)) as connection:
         connection.execute(
@@ -58,12 +58,12 @@ def _spec(folder: Path, number: int, url: str) -> Path:
     return spec
 
 
-def _start(spec: Path, environment: dict[str, str]) -> "subprocess.Popen[str]":
+def start(spec: Path, environment: dict[str, str]) -> "subprocess.Popen[str]":
     pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([COMMAND, "run", str(spec)], env=environment, **pipes)
 
 
-def _shown(*arguments: str, environment: dict[str, str]) -> Any:
+def shown(*arguments: str, environment: dict[str, str]) -> Any:
     done = subprocess.run(
         [COMMAND, *arguments, "--json"], env=environment, capture_output=True, text=True, check=True
     )
@@ -75,12 +75,12 @@ def main(commands: int, kills: int) -> None:
     chance = random.Random(7)
     with TemporaryDirectory() as name, Simulator(batch_seconds=0.5) as simulator:
         folder = Path(name)
-        specs = [_spec(folder, number, simulator.openai_url) for number in range(commands)]
-        environment = {**os.environ, "A_KEY": "any", BUDGETS: _budgets(1e9)}
-        price = _shown("estimate", str(specs[0]), environment=environment)["estimate"]["usd"]
+        specs = [write_spec(folder, number, simulator.openai_url) for number in range(commands)]
+        environment = {**os.environ, "A_KEY": "any", BUDGETS: budgets(1e9)}
+        price = shown("estimate", str(specs[0]), environment=environment)["estimate"]["usd"]
         limit = 10.01 * price
-        environment[BUDGETS] = _budgets(limit)
-        running = {spec: _start(spec, environment) for spec in specs}
+        environment[BUDGETS] = budgets(limit)
+        running = {spec: start(spec, environment) for spec in specs}
         due = {spec: time.monotonic() + chance.uniform(5.0, 60.0) for spec in chance.sample(specs, kills)}
         ends: dict[Path, int] = {}
         killed = 0
@@ -97,12 +97,12 @@ def main(commands: int, kills: int) -> None:
                     process.wait()
                     killed += 1
                     due[spec] += chance.uniform(5.0, 60.0) if killed < 3 * kills else 1e9
-                    running[spec] = _start(spec, environment)
+                    running[spec] = start(spec, environment)
                 elif spec not in ends and process.poll() is not None:
                     ends[spec] = process.returncode
                     told = (process.stderr.read() if process.stderr else "").strip().splitlines()
                     assert process.returncode == 0 or "above the budget support" in told[-1], told[-3:]
-        (book,) = _shown("budget", str(folder / "workspace"), environment=environment)
+        (book,) = shown("budget", str(folder / "workspace"), environment=environment)
         ledger = simulator.ledger()["openai"]
         tokens = ledger["tokens"]
         bill = (tokens["input"] + tokens["output"]) * 0.005

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from airflow_batch_llm.demo.story import gone_live
+from airflow_batch_llm.plugins.page.reading import Reader
 from tests.dags.conftest import DAGS, Stand, read_dags, run_example
 from tests.dags.reviews import write_reviews
 from tests.edge.dag_runs import asset_extras, run_dag, states, synchronised, xcom
@@ -162,6 +163,12 @@ def test_a_better_prompt_goes_live_after_it_was_measured_and_the_nights_go_on_wi
     tickets = stand.number(TICKETS)
     assert xcom(done, "label_tickets")["why"] == {"outdated": tickets}
     assert stand.number("SELECT count(*) FROM support.ticket_topics") == tickets
+    shown = Reader().runs_of_task("prompt_rollout", done.run_id, "a task without a run", -1)
+    assert {record.target for record in shown} == {
+        "support.topic_evaluation",
+        "support.topic_evaluation__against",
+        "support.ticket_topics",
+    }
 
     live = stand.folder / "live"
     live.mkdir()

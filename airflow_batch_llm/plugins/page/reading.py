@@ -18,7 +18,7 @@ from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.hooks.arguments import deployment
 from airflow_batch_llm.hooks.object_storage import open_workspace
 from airflow_batch_llm.hooks.warehouse import warehouse
-from airflow_batch_llm.stage.evaluating import read_evaluation
+from airflow_batch_llm.stage.evaluating import SECOND, read_evaluation
 from airflow_batch_llm.stage.inspection import Inspected, inspect
 from airflow_batch_llm.stage.land.ledger import ledger_rows
 from airflow_batch_llm.stage.records.budgets import budget_books
@@ -147,7 +147,8 @@ class Reader:
         """Return the run that a task instance has planned, or else those of its Dag run, at most 200. Empty: no run."""
         workspace = open_workspace(probe=False)
         above = run_path(dag_id, deployment=deployment())
-        own = f"{above}/{safe_name(task_id)}/{safe_name(run_id)}"
+        name = safe_name(run_id)
+        own = f"{above}/{safe_name(task_id)}/{name}"
         if map_index >= 0:
             own = f"{own}/{_item(workspace, own, map_index)}"
         record = self.run(own)
@@ -156,7 +157,8 @@ class Reader:
         found = (
             folder.path
             for task in workspace.folders(above)
-            for folder in run_folders(workspace, f"{above}/{task}/{safe_name(run_id)}")
+            for run in (name, f"{name}{SECOND}")
+            for folder in run_folders(workspace, f"{above}/{task}/{run}")
         )
         records = [self.run(path) for path in islice(found, _MOST_RUNS)]
         return [one for one in records if one and one.dag_id in (dag_id, safe_name(dag_id))]
