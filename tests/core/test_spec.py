@@ -1,5 +1,6 @@
 """The two hashes that decide what is bought."""
 
+import hashlib
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -10,7 +11,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from airflow_batch_llm.core.spec import Spec, changed_fields, input_hash, input_hashes, spec_hash
+from airflow_batch_llm.core.spec import (
+    Spec,
+    changed_fields,
+    earlier_input_hashes,
+    input_hash,
+    input_hashes,
+    spec_hash,
+)
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -47,9 +55,25 @@ def test_the_hashes_are_those_of_every_release() -> None:
         spec_hash(Spec(provider="openai", model="gpt-4.1-nano", prompt={"template": "{{ a }}"}))
         == "3618605a106feaec70b8128c3938bd91"
     )
-    assert input_hash({}) == "ae187e3ea548efcb6d09fd80cf365ed5"
-    assert input_hash({"subject": "Hi"}) == "dbb853602cd92188b4a059d979b506d5"
-    assert input_hash(ROW) == "0144fd289f85fad375885582bcedc76d"
+    assert input_hash({}) == "e3b0c44298fc1c149afbf4c8996fb924"
+    assert input_hash({"subject": "Hi"}) == "76ef47465477e4001422619d51872aa2"
+    assert input_hash(ROW) == "de2053f44658cba6fa2dbbf24f4627a7"
+
+
+def test_an_input_is_hashed_as_texts_with_their_lengths() -> None:
+    text = b"t2:atn3:1.5t1:bz0:t1:ct4:\xc3\xa9\x00x"
+    row = {"c": "\u00e9\0x", "b": None, "at": Decimal("1.50")}
+    assert input_hash(row) == hashlib.sha256(text).hexdigest()[:32]
+
+
+def test_the_hashes_of_earlier_releases_are_known() -> None:
+    assert earlier_input_hashes({"subject": ["Hi"]}) == ["dbb853602cd92188b4a059d979b506d5"]
+    assert earlier_input_hashes({name: [value] for name, value in ROW.items()}) == [
+        "0144fd289f85fad375885582bcedc76d"
+    ]
+    assert earlier_input_hashes({"n": [2**64], "text": ["\ud800"]}) == earlier_input_hashes(
+        {"n": [2**64], "text": ["\ufffd"]}
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from airflow_batch_llm.core.settings import Only
+from airflow_batch_llm.core.spec import earlier_input_hashes
 from airflow_batch_llm.errors import InputError, TargetError
+from airflow_batch_llm.stage.plan import reading
 from tests.stage.kills import EFFECTS, Kill
 from tests.stage.processes import Job
 from tests.stage.test_canary_killed import fresh
@@ -63,6 +65,41 @@ def test_a_changed_and_a_failed_row_get_a_copy_and_a_dead_one_waits(openai: Benc
     report = openai.complete("revived", retry_dead=True).report
     assert report.why == {"answered": 12, "reused": 1}
     assert (report.requests, openai.world.failures()) == (0, {})
+
+
+def test_nothing_that_a_release_with_other_hashes_has_answered_is_bought_again(
+    openai: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as earlier_release:
+        earlier_release.setattr(reading, "input_hashes", earlier_input_hashes)
+        have_answers(openai)
+        openai.world.ask(
+            "INSERT INTO labels__failures BY NAME SELECT 206 AS id, _llm_input_hash, _llm_spec_hash, _llm_planned_at,"
+            " 'refused' AS _llm_outcome, 1 AS _llm_attempts, true AS _llm_dead FROM labels WHERE id = 1"
+        )
+        openai.world.ask("UPDATE tickets SET subject = 'subject 1', body = 'body of 1' WHERE id = 206")
+    openai.world.ask("UPDATE tickets SET subject = 'changed' WHERE id = 0")
+    report = openai.complete("tonight").report
+    assert report.why == {"answered": 5, "changed": 1, "reused": 6, "dead": 1}
+    assert openai.world.charged() == 7
+    earlier = "SELECT count(*) FROM labels GROUP BY _llm_input_hash ORDER BY 1"
+    assert openai.world.ask(earlier) == [(1,), (1,), (2,), (2,), (2,), (2,), (2,)]
+    assert openai.complete("again").report.why == {"answered": 12, "dead": 1}
+
+
+def test_a_text_that_a_run_of_such_a_release_is_buying_is_left_to_it(
+    openai: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    openai.world.make_tickets(3)
+    openai.world.simulator.turn(batch_seconds=3600)
+    with monkeypatch.context() as earlier_release:
+        earlier_release.setattr(reading, "input_hashes", earlier_input_hashes)
+        openai.advance("first")
+    openai.world.simulator.turn(batch_seconds=0)
+    assert openai.complete("second").report.why == {"in_flight": 3}
+    assert openai.complete("first").report.why == {"new": 3}
+    assert openai.complete("third").report.why == {"answered": 3}
+    assert openai.world.charged() == 3
 
 
 def test_runs_that_overlap_buy_no_text_twice_and_copy_it_once(openai: Bench) -> None:

@@ -14,7 +14,7 @@ from airflow_batch_llm.core.attachment import Unattachable, with_attachments
 from airflow_batch_llm.core.prompt import CompiledPrompt
 from airflow_batch_llm.core.selection import SENT, Reason, table
 from airflow_batch_llm.core.settings import Only, Source
-from airflow_batch_llm.core.spec import input_hashes
+from airflow_batch_llm.core.spec import earlier_input_hashes, input_hashes
 from airflow_batch_llm.errors import PromptError, SourceError
 from airflow_batch_llm.stage.land.landing import sample_keys
 from airflow_batch_llm.stage.parts import ReadsSource
@@ -22,6 +22,7 @@ from airflow_batch_llm.stage.plan.attaching import ATTACHED_AT_ONCE, Attaching, 
 from airflow_batch_llm.stage.plan.choosing import Chooser, Current
 from airflow_batch_llm.stage.plan.spool import (
     ATTEMPTS,
+    EARLIER_HASH,
     INPUT_HASH,
     PROBLEM,
     PROMPTS,
@@ -75,10 +76,10 @@ class Reading:
             self._refuse_null_keys(batch)
             values = self._values(batch)
             attached = None if self.attaching is None else self.attaching.of(batch)
-            hashes = string_array(input_hashes({**values, **(attached.hashed() if attached else {})}))
+            inputs = Inputs.of({**values, **(attached.hashed() if attached else {})})
             routes = self.chooser.routes(batch)
-            failed = self._same_failure(batch, hashes, routes)
-            why = [reasons[code] for code in self._codes(batch, hashes, routes, failed).to_pylist()]
+            failed = self._same_failure(batch, inputs, routes)
+            why = [reasons[code] for code in self._codes(batch, inputs, routes, failed).to_pylist()]
             wanted = [i for i, reason in enumerate(why) if reason in SENT]
             if self.max_rows is not None:
                 for i in wanted[max(0, self.max_rows - sent) :]:
@@ -99,7 +100,8 @@ class Reading:
                         SEQ: int64_array(range(seq, seq + batch.num_rows)),
                         REASON: string_array(why),
                         PROBLEM: string_array(list(map(problems.get, range(batch.num_rows)))),
-                        INPUT_HASH: hashes,
+                        INPUT_HASH: inputs.hashes,
+                        EARLIER_HASH: inputs.earlier,
                         ATTEMPTS: _attempts(batch, failed),
                         ROUTE: routes,
                         **{name: batch.column(name) for name in spool.columns.names},
@@ -108,10 +110,10 @@ class Reading:
             )
             seq += batch.num_rows
 
-    def _codes(self, batch: pa.RecordBatch, hashes: pa.Array, routes: pa.Array, failed: pa.Array) -> pa.Array:
+    def _codes(self, batch: pa.RecordBatch, inputs: "Inputs", routes: pa.Array, failed: pa.Array) -> pa.Array:
         """Return the code of `Seen` for each row."""
         answered = pc.is_valid(batch.column("_llm_known_input_hash"))
-        same_input = pc.equal(batch.column("_llm_known_input_hash"), hashes)
+        same_input = inputs.are(batch.column("_llm_known_input_hash"))
         same_spec = self.current.holds(batch.column("_llm_known_spec_hash"), routes)
         dead = pc.and_kleene(batch.column("_llm_failed_dead"), failed)
         code = int64_array([0] * batch.num_rows)
@@ -119,9 +121,9 @@ class Reading:
             code = pc.add(code, pc.multiply(_where(fact), int64_scalar(bit)))
         return code
 
-    def _same_failure(self, batch: pa.RecordBatch, hashes: pa.Array, routes: pa.Array) -> pa.Array:
+    def _same_failure(self, batch: pa.RecordBatch, inputs: "Inputs", routes: pa.Array) -> pa.Array:
         return pc.and_kleene(
-            pc.equal(batch.column("_llm_failed_input_hash"), hashes),
+            inputs.are(batch.column("_llm_failed_input_hash")),
             self.current.holds(batch.column("_llm_failed_spec_hash"), routes),
         )
 
@@ -189,6 +191,24 @@ class Reading:
                 raise SourceError(
                     f"The key column {name!r} is NULL in some rows of the source. Leave these rows out, or choose another key."
                 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """The hashes of a batch's inputs: those of today, and those that a table of an earlier release holds."""
+
+    hashes: pa.Array
+    earlier: pa.Array
+
+    @classmethod
+    def of(cls, values: Mapping[str, Sequence[object]]) -> "Inputs":
+        return cls(
+            hashes=string_array(input_hashes(values)), earlier=string_array(earlier_input_hashes(values))
+        )
+
+    def are(self, known: pa.Array) -> pa.Array:
+        """Return whether each row has the input that a table knows. NULL where it knows none."""
+        return pc.or_kleene(pc.equal(known, self.hashes), pc.equal(known, self.earlier))
 
 
 def with_known(

@@ -13,8 +13,8 @@ from airflow_batch_llm.stage.plan.resolved import Resolved
 from airflow_batch_llm.stage.plan.spool import Spool
 from airflow_batch_llm.warehouses.base import CopiesAnswers, Target, Warehouse
 
-#: A few inputs are looked for by name, so many in one query. Of more inputs it is cheaper to read every hash once.
-_NAMED_AT_ONCE, _NAMED = 1_000, 4_000
+#: A few inputs are looked for by their two hashes, so many in one query. Of more it is cheaper to read every hash once.
+_NAMED_AT_ONCE, _NAMED = 1_000, 8_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,6 +48,8 @@ class SortedReader:
 SEQ, REASON, PROBLEM = "_llm_seq", "_llm_reason", "_llm_problem"
 INPUT_HASH, ATTEMPTS, ROUTE = "_llm_input_hash", "_llm_attempts", "_llm_route"
 REQUEST, SHARED = "_llm_request", "_llm_shared"
+#: The hash of the same input that answers, failures and runs of earlier releases have.
+EARLIER_HASH = "_llm_earlier_hash"
 _FIRST = "_llm_first"
 #: The spec of the answer that a row gets a copy of.
 REUSED_SPEC = "_llm_reused_spec"
@@ -76,7 +78,8 @@ class Spool:
         self.columns = stored_schema(columns)
         own = [(SEQ, pa.int64()), (REASON, pa.string()), (PROBLEM, pa.string())]
         numbers = [(ATTEMPTS, pa.int64()), (ROUTE, pa.int64())]
-        self._schema = pa.schema([*own, (INPUT_HASH, pa.string()), *numbers, *self.columns])
+        hashes = [(INPUT_HASH, pa.string()), (EARLIER_HASH, pa.string())]
+        self._schema = pa.schema([*own, *hashes, *numbers, *self.columns])
         self._rows = pq.ParquetWriter(
             folder / "rows.parquet", self._schema, compression="lz4", use_dictionary=[REASON, ROUTE]
         )
@@ -116,7 +119,7 @@ class Spool:
         self._ask(f"CREATE VIEW rows AS SELECT * FROM read_parquet('{rows}')")
         self._ask("CREATE TABLE taken (seq BIGINT)")
         self._ask("CREATE TABLE answered (spec INTEGER, hash UUID)")
-        self._ask("CREATE TABLE reused (seq BIGINT, spec INTEGER)")
+        self._ask("CREATE TABLE reused (seq BIGINT, spec INTEGER, hash UUID)")
 
     def duplicate_keys(self, most: int = 5) -> list[pa.RecordBatch]:
         """Some keys that the source holds more than once."""
@@ -156,15 +159,16 @@ class Spool:
         path = str(keys_file).replace("'", "''")
         (taken,) = self._ask(
             f"INSERT INTO taken SELECT rows.{SEQ} FROM rows JOIN read_parquet('{path}') AS other"
-            f" ON other.{INPUT_HASH} = rows.{INPUT_HASH} AND {same}"
+            f" ON {same} AND other.{INPUT_HASH} IN (rows.{INPUT_HASH}, rows.{EARLIER_HASH})"
             f" WHERE rows.{REASON} IN ({_SENT_LIST}) AND rows.{ROUTE} IN ({', '.join(map(str, routes))})"
         ).fetchone()
         return int(taken)
 
     def reusable(self) -> int:
-        """Return the number of different inputs of the rows that may get a copy of an answer."""
+        """Return the number of different hashes of the rows that may get a copy of an answer."""
         self._ask(f"""
-            CREATE OR REPLACE TABLE wanted AS SELECT DISTINCT {INPUT_HASH}::UUID AS hash FROM rows
+            CREATE OR REPLACE TABLE wanted AS
+            SELECT DISTINCT unnest([{INPUT_HASH}, {EARLIER_HASH}])::UUID AS hash FROM rows
             WHERE {REASON} IN ({_REUSABLE_LIST})""")
         (count,) = self._ask("SELECT count(*) FROM wanted").fetchone()
         return int(count)
@@ -203,19 +207,24 @@ class Spool:
         )
         self._ask(f"""
             CREATE OR REPLACE TABLE reused AS
-            SELECT {SEQ} AS seq, arg_min(ranks.spec, ranks.rank) AS spec FROM rows
-            JOIN (VALUES {ranks}) AS ranks (route, spec, rank) ON ranks.route = rows.{ROUTE}
-            JOIN answered ON answered.hash = rows.{INPUT_HASH}::UUID AND answered.spec = ranks.spec
-            WHERE {REASON} IN ({_REUSABLE_LIST}) AND {SEQ} NOT IN (SELECT seq FROM taken) GROUP BY {SEQ}""")
+            SELECT seq, arg_min(ranks.spec, ranks.rank) AS spec, arg_min(answered.hash, ranks.rank) AS hash FROM
+            (SELECT {SEQ} AS seq, {ROUTE} AS route, unnest([{INPUT_HASH}, {EARLIER_HASH}])::UUID AS hash FROM rows
+             WHERE {REASON} IN ({_REUSABLE_LIST}) AND {SEQ} NOT IN (SELECT seq FROM taken)) AS rows
+            JOIN (VALUES {ranks}) AS ranks (route, spec, rank) ON ranks.route = rows.route
+            JOIN answered ON answered.hash = rows.hash AND answered.spec = ranks.spec GROUP BY seq""")
         (count,) = self._ask("SELECT count(*) FROM reused").fetchone()
         return int(count)
 
     def apart_from_requests(self, specs: Sequence[str]) -> pa.RecordBatchReader:
-        """The rows that no request stands for: those that cannot be sent, and those that get a copy, with its spec."""
+        """The rows that no request stands for: those that cannot be sent, and those that get a copy.
+
+        A copy comes with the spec and the input hash of the answer.
+        """
         names = ", ".join(map(quoted, self.columns.names))
         hashes = ", ".join(f"'{spec}'" for spec in specs)
         reader = self._stream(f"""
-            SELECT {INPUT_HASH}, {ATTEMPTS}, {PROBLEM}, [{hashes}][reused.spec + 1] AS {REUSED_SPEC}, {names}
+            SELECT coalesce(replace(reused.hash::VARCHAR, '-', ''), {INPUT_HASH}) AS {INPUT_HASH},
+                   {ATTEMPTS}, {PROBLEM}, [{hashes}][reused.spec + 1] AS {REUSED_SPEC}, {names}
             FROM rows LEFT JOIN reused ON reused.seq = rows.{SEQ}
             WHERE {REASON} = '{Reason.UNSENDABLE}' OR reused.seq IS NOT NULL ORDER BY rows.{SEQ}""")
         own = [(INPUT_HASH, pa.string()), (ATTEMPTS, pa.int64()), (PROBLEM, pa.string())]
