@@ -123,6 +123,8 @@ class Upstream:
         import httpx
 
         verbatim = request.endpoint in (CHAT, EMBEDDINGS)
+        if request.media and not verbatim:
+            return Reply(error=RowError(400, "", "only chat completions take attachments to an upstream"))
         path = request.endpoint.removeprefix("/v1") if verbatim else "/chat/completions"
         content = orjson.dumps(request.body if verbatim else _as_chat(request))
         try:

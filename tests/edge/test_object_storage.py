@@ -11,6 +11,7 @@ from airflow.sdk import DAG
 from airflow_batch_llm.errors import InputError, StoreError
 from airflow_batch_llm.hooks.object_storage import open_path, open_workspace, split_connection
 from airflow_batch_llm.operators.llm_batch import CollectLLMBatchOperator, SubmitLLMBatchOperator
+from airflow_batch_llm.operators.llm_transform import LLMTransformOperator
 from tests.edge.conftest import World
 from tests.edge.dag_runs import states, xcom
 from tests.edge.tasks import arguments
@@ -69,6 +70,31 @@ def test_rows_and_runs_lie_where_a_connection_leads(
     ]
     assert lake.exists(f"{BUCKET}/runs/{handle['run']}/g1/report.json")
     assert not (tmp_path / "workspace").exists()
+
+
+def test_images_in_a_bucket_are_read_by_their_own_connection(
+    world: World, run: Callable[..., Any], lake: Any
+) -> None:
+    lake.pipe_file(f"{BUCKET}/photos/1.pdf", b"%PDF-1.4 /Type /Page")
+    source = (
+        f"SELECT *, 's3://{BUCKET}/photos/' || ticket_id || '.pdf' AS photo FROM tickets WHERE ticket_id < 3"
+    )
+    with DAG("photos", schedule=None) as dag:
+        LLMTransformOperator(
+            **arguments(
+                task_id="label",
+                source_table=None,
+                source_sql=source,
+                prompt="Which kind is it?",
+                attachments="photo",
+                attachments_conn_id="lake",
+            )
+        )
+
+    assert states(run(dag)) == {"label": "success"}
+    assert world.query("SELECT ticket_id FROM labels") == [(1,)]
+    missing = world.query("SELECT ticket_id, _llm_error_code FROM labels__failures")
+    assert missing == [(2, "attachment_missing")]
 
 
 def test_a_workspace_in_cloud_storage_is_reached_by_a_connection(connect: Connect, tmp_path: Path) -> None:

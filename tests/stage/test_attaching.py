@@ -7,13 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
+import pyarrow as pa
 import pytest
 
+from airflow_batch_llm.core.attachment import AttachmentRules
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.output_type import Embedding
 from airflow_batch_llm.core.settings import Escalation, Route
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.providers.routed import routed as together
+from airflow_batch_llm.stage.erase.erasing import Erasure, Options
+from airflow_batch_llm.stage.erase.person import Person
+from airflow_batch_llm.stage.plan.attaching import Attaching
 from tests.stage.kills import Kill
 from tests.stage.processes import Job
 from tests.stage.world import Bench, World
@@ -243,3 +249,45 @@ def test_what_cannot_be_attached_is_refused_before_anything_is_sent(
     with pytest.raises(InputError, match=said):
         openai.complete(**{**ASKED, **given})
     assert openai.world.charged() == 0
+
+
+def test_a_function_is_given_no_attachment_and_a_row_is_erased_with_its_own(openai: Bench) -> None:
+    make_photos(openai.world, {1: URI.format("a"), 2: URI.format("b")})
+    given = {**ASKED, "prompt": subject_of}
+    assert openai.complete(**given).report.final == {Outcome.SUCCEEDED: 2}
+    assert b"/b.png" in sent(openai)
+
+    person = Person(values=("2",), columns=())
+    scratch = openai.world.folder / "erasing"
+    scratch.mkdir()
+    (erased,) = Erasure(workspace=openai.workspace or openai.world.workspace(), person=person, scratch=scratch,
+                        options=Options()).run()  # fmt: skip
+
+    assert erased.rows == 1
+    assert b"/b.png" not in sent(openai)
+    assert b"/a.png" in sent(openai)
+
+
+def subject_of(row: Mapping[str, Any]) -> str:
+    assert "photo" not in row
+    return str(row["subject"])
+
+
+def test_the_hash_of_a_row_covers_bytes_uri_or_etag() -> None:
+    rules = AttachmentRules(inline={}, by_uri={}, most=1, tokens=len, assumption="")
+    system = fsspec.filesystem("memory")
+    system.pipe_file("s3://bucket/a.png", png())
+    values = ["https://a.example/b.png", "s3://bucket/a.png", "s3://bucket/gone.png", None]
+    expected = [
+        "https://a.example/b.png",
+        ["s3://bucket/a.png", ""],
+        ["s3://bucket/gone.png", "attachment_missing"],
+        None,
+    ]
+    attaching = Attaching(columns=("photo",), rules=rules, find=lambda uri: (system, uri))
+    batch = pa.record_batch({"photo": values})
+    assert attaching.of(batch).hashed() == {"attachment photo": expected}
+    batch = pa.record_batch({"photo": [b"bytes", None]})
+    assert attaching.of(batch).hashed() == {
+        "attachment photo": [{"bytes": "07197a546df9925bf62f6982c5b63264"}, None]
+    }

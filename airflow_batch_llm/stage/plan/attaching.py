@@ -235,7 +235,10 @@ def _is_bytes(type_: pa.DataType) -> bool:
 def _check_size(size: int, most: int, media_type: str) -> None:
     if size > most:
         kind = media_type or "attachment"
-        raise Unattachable("attachment_size", f"has {size:,} bytes; the model takes {most:,} of an {kind}")
+        raise Unattachable(
+            "attachment_size",
+            f"has {size:,} bytes, and the model takes {most:,} of an {kind}: make it smaller",
+        )
 
 
 def _no_such_type(media_type: str, rules: AttachmentRules) -> Unattachable:
