@@ -214,6 +214,7 @@ class RunOperator(BaseOperator):
         """Move a run as far as can be gone without waiting; without a triggerer, for as long as there is to do."""
         from airflow_batch_llm.stage.drive import Waiter
         from airflow_batch_llm.stage.run import Pause
+        from airflow_batch_llm.stage.tracing import span, waited
 
         with self.opened(context, handle) as run:
             waiter = Waiter(parts=run.parts, is_talking=True, outage=self._outage)
@@ -222,7 +223,8 @@ class RunOperator(BaseOperator):
                 if self.deferrable:
                     return watch
                 waiter.headway = WaitProgress()
-                drive(waiting(watch, time.time, random.random), waiter.perform)
+                with span("wait", **waited(handle.model_id, watch)):
+                    drive(waiting(watch, time.time, random.random), waiter.perform)
             self._measure_open(handle, None)
             return None if state is None else self.ended(context, handle, run, state)
 

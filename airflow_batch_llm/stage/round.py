@@ -4,8 +4,8 @@ The order matters. Ended batches free places before new ones are sent, and every
 landed before the round is published in one merge.
 """
 
-from collections.abc import Collection
-from contextlib import AbstractContextManager, closing
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -39,6 +39,7 @@ from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.send.asking import Asker
 from airflow_batch_llm.stage.send.submitting import Submitter
 from airflow_batch_llm.stage.send.sweeping import Sweeper
+from airflow_batch_llm.stage.tracing import describe, span
 from airflow_batch_llm.warehouses.reviews import publish_parts
 
 #: A woken worker looks again after this where nothing else is known.
@@ -241,11 +242,12 @@ class Round:
         """Stage the shards that are to be. One of which another worker has recorded something is looked at again."""
         landing = [one for one in self._standings() if isinstance(moves[one[0].number], _LANDING)]
         self.memory.begin(shard.number for shard, _ in landing)
-        while landing:
-            self._collector.land(landing)
-            landing = [(shard, self.memory.standing(shard.number)) for shard, _ in landing]
-            moves |= {shard.number: self._move(shard, standing) for shard, standing in landing}
-            landing = [one for one in landing if isinstance(moves[one[0].number], _LANDING)]
+        with self._traced("land", [shard for shard, _ in landing]):
+            while landing:
+                self._collector.land(landing)
+                landing = [(shard, self.memory.standing(shard.number)) for shard, _ in landing]
+                moves |= {shard.number: self._move(shard, standing) for shard, standing in landing}
+                landing = [one for one in landing if isinstance(moves[one[0].number], _LANDING)]
 
     def _submit(self, but: Collection[str] = ()) -> dict[int, Move]:
         """Bring shards to the provider while there are places; returns where that left them.
@@ -258,6 +260,7 @@ class Round:
         # Uploads cost nothing, so they run side by side. Batches are created one after another: a task that is killed
         # leaves one at most whose fate is unknown.
         with (
+            self._traced("submit", chosen),
             self._submitter.uploading(),
             closing(ahead(self._prepare, chosen, _UPLOADS_AT_ONCE)) as prepared,
         ):
@@ -269,6 +272,18 @@ class Round:
                         f"Shard {shard.number}: batch {moved.batch_id} with {counted(shard.requests, 'request')}."
                     )
         return moves
+
+    @contextmanager
+    def _traced(self, step: str, shards: Sequence[PlannedShard]) -> Iterator[None]:
+        """Record a step of these shards in the trace, if there are some, and what has landed of them with its cost."""
+        if not shards:
+            yield
+            return
+        with span(step, **self.plan.numbers(shards)) as current:
+            yield
+            numbers = [shard.number for shard in shards] if current.is_recording() else []
+            if staged := [number for number in numbers if self.memory.standing(number).staged is not None]:
+                describe(current, usd=self.memory.spent(staged))
 
     def _prepare(self, shard: PlannedShard) -> PlannedShard:
         """Upload a shard, if it is to be sent as far as is known."""
@@ -315,7 +330,8 @@ class Round:
             deadline=self.deadline,
             concurrency=self.concurrency,
         )
-        asker.ask(shards)
+        with self._traced("submit", shards):
+            asker.ask(shards)
         after = self._moves()
         return {shard.number: after[shard.number] for shard in shards}
 

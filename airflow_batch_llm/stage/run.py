@@ -23,6 +23,7 @@ from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.stage.records.registers import Registers
 from airflow_batch_llm.stage.send.sweeping import cancel_run, cancelled_before, sweep_loose
 from airflow_batch_llm.stage.tidying import tidy
+from airflow_batch_llm.stage.tracing import describe, span
 from airflow_batch_llm.warehouses.place import Place
 
 
@@ -110,7 +111,9 @@ class Run:
             if swept.read_report() is not None:
                 Ledger(parts=self.parts).settle(swept)  # what a stray has cost may be known only now
         planner = Planner(stage=self.stage, parts=self.parts, folder=folder, max_tries=self.max_tries)
-        plan = planner.plan()
+        with span("plan") as current:
+            plan = planner.plan()
+            describe(current, **plan.numbers(plan.shards), usd=plan.dollars)
         self._refuse_faster(folder, plan)
         self.parts.log(plan.described())
         for told in Budgets(parts=self.parts, folder=folder).described(plan.budgets):

@@ -35,6 +35,7 @@ from airflow_batch_llm.hooks.failures import quiet_sdks_here
 from airflow_batch_llm.hooks.llm import llm_provider
 from airflow_batch_llm.hooks.telemetry import gauge_open_since
 from airflow_batch_llm.providers.steps import no_longer_than
+from airflow_batch_llm.stage.tracing import span, waited
 from airflow_batch_llm.triggers.polling import Poller, join, leave
 
 _GIVEN_UP = frozenset({"failed", "success", "skipped", "removed"})
@@ -155,7 +156,8 @@ class LLMBatchTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         quiet_sdks_here()
         watch = settled(self.watch, settling_seconds(), time.time())
-        wake = await adrive(waiting(watch, time.time, random.random), self._perform)
+        with span("wait", **waited(self.model_id, watch)):
+            wake = await adrive(waiting(watch, time.time, random.random), self._perform)
         self.log.info("The task goes on: %s.", wake.told)
         # Nothing slow may follow the event: Airflow would take it for a kill.
         await self.cleanup()

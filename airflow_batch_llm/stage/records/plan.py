@@ -266,6 +266,18 @@ class Plan:
     def requests(self) -> int:
         return sum(shard.requests for shard in self.shards)
 
+    def numbers(self, shards: Collection[PlannedShard]) -> dict[str, str | int]:
+        """Return some of its shards in numbers and names, for a trace."""
+        routes = [self.route(shard) for shard in shards]
+        return {
+            "provider": ",".join(sorted({self.vendor(route) for route in routes})),
+            "model": ",".join(sorted({route.call.model for route in routes})),
+            "way": ",".join(sorted({route.way for route in routes})),
+            "shards": len(shards),
+            "rows": sum(shard.rows for shard in shards),
+            "requests": sum(shard.requests for shard in shards),
+        }
+
     def vendor(self, route: PlannedRoute) -> str:
         """Return the name of a route's vendor."""
         return route.provider or self.provider
