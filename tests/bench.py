@@ -1,10 +1,13 @@
-"""Run what `make bench` measures: the warehouses' steps and a whole stage beside the same by hand, judging, and a small night."""
+"""Run what `make bench` measures.
+
+The warehouses' steps and a whole stage beside the same by hand, judging, a small night, and operations on the run folder.
+"""
 
 import subprocess
 import sys
 
 BENCHMARKS = ("warehouses", "stage")
-_OF_ONE_SIZE = ("judging", "small_night")
+_OF_ONE_SIZE = ("judging", "small_night", "store_operations")
 
 
 def main() -> int:

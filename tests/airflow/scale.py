@@ -104,9 +104,17 @@ class Cluster:
     def operations(self) -> Path:
         return self.folder / "operations"
 
+    def asked(self, path: str) -> dict[str, Any]:
+        """Ask Airflow, again if it is too busy to answer."""
+        return until(lambda: self._answer(path), f"an answer to {path}", 1800)
+
+    def _answer(self, path: str) -> dict[str, Any] | None:
+        with suppress(OSError):
+            return dict(self.airflow.api.call("GET", path))
+        return None
+
     def tasks(self, run_id: str) -> list[dict[str, Any]]:
-        found = self.airflow.api.call("GET", f"{run_path(DAG, run_id)}/taskInstances?limit=100")
-        return list(found["task_instances"])
+        return list(self.asked(f"{run_path(DAG, run_id)}/taskInstances?limit=100")["task_instances"])
 
 
 @contextmanager
@@ -230,7 +238,7 @@ def _watch(cluster: Cluster, ended: threading.Event) -> None:
 def _kill_on_the_way(cluster: Cluster, run_id: str) -> None:
     """Kill a worker while it sends shards, or, if it was too quick for that, while it collects them."""
 
-    def find() -> tuple[Seen, dict[str, Any]] | str | None:
+    def find() -> Any:
         if (state := _end(cluster, run_id)) is not None:
             return state
         sent = cluster.simulator.ledger()["openai"]["batches"]
@@ -243,7 +251,7 @@ def _kill_on_the_way(cluster: Cluster, run_id: str) -> None:
         return None
 
     found = until(find, "a worker that is at work", 1800)
-    if isinstance(found, str):
+    if not isinstance(found, tuple):
         return  # the run has ended before
     worker, task = found
     worker.look()
@@ -267,7 +275,7 @@ def _runs(worker: Seen, task_instance_id: str) -> bool:
 
 
 def _end(cluster: Cluster, run_id: str) -> str | None:
-    state = str(cluster.airflow.api.call("GET", run_path(DAG, run_id))["state"])
+    state = str(cluster.asked(run_path(DAG, run_id))["state"])
     return state if state in ("success", "failed") else None
 
 

@@ -19,6 +19,8 @@ from airflow_batch_llm.providers.anthropic import sdk as anthropic_sdk
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.incoming import http_library
 from airflow_batch_llm.providers.openai import sdk as openai_sdk
+from airflow_batch_llm.providers.vertex.clients import AsyncJobs
+from airflow_batch_llm.providers.vertex.storage import StoragePlace
 
 SDKS = pytest.mark.parametrize("sdk", [anthropic_sdk, openai_sdk], ids=["anthropic", "openai"])
 
@@ -122,3 +124,21 @@ def test_an_http_client_that_the_user_gives_stays(sdk: Any) -> None:
     client = sdk.open_client(Access(api_key="any", options={"http_client": own}))
 
     assert client._client is own
+
+
+def test_the_client_of_google_makes_no_context_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = StoragePlace.of(
+        Access(base_url="http://127.0.0.1:1", options={"project": "any", "staging": "gs://any/any"})
+    )
+    AsyncJobs.open(place)
+    made: list[object] = []
+    make = ssl.create_default_context
+
+    def counting(*arguments: Any, **named: Any) -> ssl.SSLContext:
+        made.append(arguments)
+        return make(*arguments, **named)
+
+    monkeypatch.setattr(ssl, "create_default_context", counting)
+    AsyncJobs.open(place)
+
+    assert made == []

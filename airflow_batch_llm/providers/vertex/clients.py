@@ -232,13 +232,17 @@ class AsyncJobs:
             # This client wants something to send.
             bearer: Any = Credentials
             credentials = bearer("anonymous")
-        http = httpx.AsyncClient(
-            headers={"Accept-Encoding": ENCODINGS}, follow_redirects=False, verify=shared_context(httpx)
-        )
+        tls = shared_context(httpx)
+        http = httpx.AsyncClient(headers={"Accept-Encoding": ENCODINGS}, follow_redirects=False, verify=tls)
         bound_client(http)
-        # Older releases of the SDK send with their own, whatever one gives them.
-        own: dict[str, Any] = {"httpx_async_client": http}
-        own = {name: one for name, one in own.items() if name in types.HttpOptions.model_fields}
+        own: dict[str, Any] = {
+            "httpx_async_client": http,
+            # Otherwise the SDK makes a context for each of its other ways to send, of which none is used.
+            "client_args": {"verify": tls},
+            "async_client_args": {"verify": tls, "ssl": tls},
+        }
+        if "httpx_async_client" not in types.HttpOptions.model_fields:
+            own = {}  # older releases of the SDK send with their own, whatever one gives them
         options = types.HttpOptions(
             base_url=place.base_url,
             api_version="v1",
