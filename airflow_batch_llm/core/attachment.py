@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from mimetypes import MimeTypes
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import orjson
 
@@ -22,6 +21,8 @@ _TYPES = {
     "pdf": PDF, "png": "image/png", "webp": "image/webp",
 }  # fmt: skip
 _OTHER_TYPES = MimeTypes()
+
+_QUERY = re.compile("[?#]")
 
 #: A PDF names each of its pages so, unless it is packed.
 _PAGE = re.compile(rb"/Type\s*/Page(?![A-Za-z])")
@@ -138,11 +139,11 @@ def _lower(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
 
 def media_type_of(uri: str) -> str | None:
     """Return the media type that the end of a URI's path names. None: it names none."""
-    path = urlsplit(uri).path
-    suffix = path.rpartition("/")[2].rpartition(".")
-    if not suffix[1]:
+    path = _QUERY.split(uri, maxsplit=1)[0].partition("://")[2].partition("/")[2]
+    _, dot, suffix = path.rpartition("/")[2].rpartition(".")
+    if not dot:
         return None
-    return _TYPES.get(suffix[2].lower()) or _OTHER_TYPES.guess_type(f"a.{suffix[2]}")[0]
+    return _TYPES.get(suffix.lower()) or _OTHER_TYPES.guess_type(f"a.{suffix}")[0]
 
 
 def kind_of(uri: str) -> str:

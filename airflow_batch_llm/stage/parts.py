@@ -17,8 +17,8 @@ from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.providers.steps import no_longer_than
 from airflow_batch_llm.store import Workspace
+from airflow_batch_llm.store.remote import default_filesystem
 from airflow_batch_llm.warehouses.base import Warehouse
-from airflow_batch_llm.warehouses.files.source import find_file_system
 
 #: Seconds for a provider to remove one thing, its pauses between attempts included.
 _CLEANING_SECONDS = 3.0
@@ -32,6 +32,12 @@ class ReadsSource(Protocol):
 
 def _silent(message: str) -> None:
     """Say nothing: the default for library users without a log."""
+
+
+def _find_object(uri: str) -> tuple[Any, str]:
+    """Find the file system of an object with the rights of the environment."""
+    system = default_filesystem(uri.partition("://")[0], "An attachment")
+    return system, system._strip_protocol(uri)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +65,7 @@ class Parts:
     """The ledger that runs are written to. Default: none is kept."""
     budgets: Mapping[str, SharedBudget] = field(default_factory=dict)
     """The shared budgets that are configured, by name, and the ceiling. Default: there are none."""
-    find_object: Callable[[str], tuple[Any, str]] = find_file_system
+    find_object: Callable[[str], tuple[Any, str]] = _find_object
     """Find the file system of an attachment's URI, and the path in it. Default: with the rights of the environment."""
     by: Doer = field(default_factory=lambda: Doer(host=gethostname()))
     """Who works, for the records of the run. Default: the name of this machine alone."""

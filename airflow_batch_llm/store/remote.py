@@ -97,7 +97,7 @@ KINDS: Mapping[str, StoreKind] = {
 }
 
 
-def default_filesystem(protocol: str) -> FileSystem:
+def default_filesystem(protocol: str, needed_by: str = "The workspace") -> FileSystem:
     """Open a file system with the credentials of the environment, and without any cache."""
     try:
         import fsspec
@@ -105,7 +105,7 @@ def default_filesystem(protocol: str) -> FileSystem:
         fs: FileSystem = fsspec.filesystem(protocol, use_listings_cache=False, skip_instance_cache=True)
         return fs
     except ImportError as error:
-        raise MissingExtra(f"The workspace ({protocol}://)", KINDS[protocol].extra, error) from error
+        raise MissingExtra(f"{needed_by} ({protocol}://)", KINDS[protocol].extra, error) from error
 
 
 class ObjectStorage:

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 
@@ -93,7 +92,7 @@ class Attaching:
 
     def _look(self, uri: str) -> _Facts | Unattachable:
         try:
-            if "@" in urlsplit(uri).netloc:
+            if "@" in uri.partition("://")[2].partition("/")[0]:
                 raise Unattachable("attachment_uri", "names a connection; its URI must begin with the bucket")
             system = self._system(uri)
             info = _asked(partial(system.info, system._strip_protocol(uri)))
@@ -127,7 +126,11 @@ class Attaching:
         if named in fetched:
             _check_size(facts.size, fetched[named], named)
             return Attachment(named, uri=uri)
-        _check_size(facts.size, self.rules.inline.get(named, max(self.rules.inline.values())), named)
+        if not facts.size:
+            raise Unattachable("attachment_type", "is empty")
+        _check_size(
+            facts.size, self.rules.inline.get(named, max(self.rules.inline.values(), default=0)), named
+        )
         system = self._system(uri)
         return self.inline(_asked(partial(system.cat_file, system._strip_protocol(uri))))
 
@@ -185,6 +188,8 @@ class BatchAttachments:
 
     def of_rows(self, rows: Iterable[int]) -> list[list[Attachment] | Unattachable]:
         """Return the attachments of some rows, or why a row cannot have its own."""
+        if not self.facts:
+            return list(map(self._of_row, rows))
         with ThreadPoolExecutor(ATTACHED_AT_ONCE) as pool:
             return list(pool.map(self._of_row, rows))
 
@@ -216,7 +221,7 @@ def _asked(ask: Callable[[], Any]) -> Any:
         raise Unattachable(lacking, why)
     raise StoreUnavailable(
         f"The storage of an attachment cannot be read ({why}). Nothing was sent. Check that the bucket exists and that the"
-        " worker reaches it, then try again."
+        " worker may read it, then try again."
     )
 
 

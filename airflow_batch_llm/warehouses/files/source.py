@@ -66,7 +66,7 @@ FindFileSystem = Callable[[str], "tuple[AbstractFileSystem, str]"]
 
 def read_files(source: FileSource, find: FindFileSystem | None = None) -> pa.RecordBatchReader:
     """The rows of all files, in the order of the URIs, with the column `_llm_source_uri` at the end."""
-    files = [file for uri in source.uris for file in _files_of(uri, source, find or find_file_system)]
+    files = [file for uri in source.uris for file in _files_of(uri, source, find or _fsspec)]
     if not files:
         raise SourceError("No file is named to read rows from.")
     schema = _one_schema(files)
@@ -76,8 +76,7 @@ def read_files(source: FileSource, find: FindFileSystem | None = None) -> pa.Rec
     return pa.RecordBatchReader.from_batches(whole, _rows(files, schema, whole))
 
 
-def find_file_system(uri: str) -> tuple[AbstractFileSystem, str]:
-    """Find the file system of a URI with the rights of the environment, and the path in it."""
+def _fsspec(uri: str) -> tuple[AbstractFileSystem, str]:
     from fsspec.core import url_to_fs
 
     found: tuple[AbstractFileSystem, str] = url_to_fs(uri)
