@@ -19,7 +19,6 @@ from airflow_batch_llm.core import (
     answer,
     budget,
     canary,
-    checked,
     estimate,
     evaluation,
     evaluation_result,
@@ -57,7 +56,7 @@ LOOKED_AT: dict[type[Enum], str] = {
         " UNSENDABLE"
     ),
     estimate.EstimateSource: "BYTES COUNTED EARLIER_RUN CANARY",
-    checked.Caching: "AUTO ON OFF",
+    model.Caching: "AUTO ON OFF",
     settings.BadRow: "RECORD FAIL",
     settings.Only: "CHANGED OUTDATED NEW ALL",
     settings.Exhausted: "RECORD REVIEW",

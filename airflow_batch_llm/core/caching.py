@@ -6,12 +6,11 @@ hits, which the prices give, and in a batch no vendor promises one.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, assert_never
 
 import orjson
 
-from airflow_batch_llm.core.checked import Caching
-from airflow_batch_llm.core.model import Usage, Way
+from airflow_batch_llm.core.model import Caching, Usage, Way
 from airflow_batch_llm.core.price import CacheFactors
 from airflow_batch_llm.core.printing import counted
 
@@ -98,41 +97,72 @@ class SharedPart:
     way: Way
 
 
-class CacheDecision(NamedTuple):
-    """Whether the requests ask the vendor to cache their shared part, and why, for people."""
+class LastRuns(NamedTuple):
+    """The last runs with the same spec and way. None: there was none that used the vendor's cache so."""
 
-    asks: bool
+    asked: CachedRun | None = None
+    """The last one whose requests asked the vendor to cache."""
+    unasked: CachedRun | None = None
+    """The last one that left it to the vendor."""
+
+
+_NO_RUNS = LastRuns()
+
+
+class CacheDecision(NamedTuple):
+    """Say what is sent about the cache, and why, for people. `AUTO`: nothing, the vendor does as it does unasked."""
+
+    how: Caching
     why: str = ""
     warns: bool = False
 
 
 def decide(
-    choice: Caching, part: SharedPart, factors: CacheFactors | None, before: CachedRun | None
+    choice: Caching, part: SharedPart, factors: CacheFactors | None, last: LastRuns = _NO_RUNS
 ) -> CacheDecision:
-    """Decide for a route. `before` is the last run of the same spec that asked, in the same way."""
-    if choice is Caching.OFF or part.least is None:
-        return CacheDecision(False)
-    is_short = part.tokens * (1 + _UNCERTAINTY) < part.least
-    if choice is Caching.ON:
-        short = f"The shared part has about {part.tokens:,.0f} tokens, and the model caches from {part.least:,} on."
-        return CacheDecision(True, f"cache_system_prompt='on': {short}" if is_short else "")
-    if is_short or factors is None:
-        return CacheDecision(False)
-    if before is not None and before.won < 0:
-        lost = f"it lost ${-before.won:,.4f} in the last run that asked for it, with {before.hit_rate:.1%} of hits"
-        return CacheDecision(
-            False, f"cache_system_prompt='auto': the vendor is not asked to cache, since {lost}.", warns=True
-        )
-    usual = _USUAL_HITS[part.way] if before is None else before.hit_rate
+    """Decide for a route."""
+    is_short = part.least is not None and part.tokens * (1 + _UNCERTAINTY) < part.least
+    match choice:
+        case Caching.OFF:
+            return CacheDecision(Caching.OFF)
+        case Caching.ON:
+            short = f"cache_system_prompt='on': the shared part has about {part.tokens:,.0f} tokens, and the model caches"
+            how = Caching.AUTO if part.least is None else Caching.ON
+            return CacheDecision(how, f"{short} from {part.least:,} on." if is_short else "")
+        case Caching.AUTO:
+            if part.least is None or is_short or factors is None:
+                return _stopped(last.unasked) or CacheDecision(Caching.AUTO)
+            return _weighed(part, factors, last)
+        case _:
+            assert_never(choice)
+
+
+def _weighed(part: SharedPart, factors: CacheFactors, last: LastRuns) -> CacheDecision:
+    """Ask where the expected share of hits is above the one from which caching pays."""
+    if stopped := _stopped(last.asked):
+        return stopped
+    usual = _USUAL_HITS[part.way] if last.asked is None else last.asked.hit_rate
     hits = usual * max(0, part.requests - _FIRST[part.way]) / max(1, part.requests)
-    expected = "expected" if before is None else "expected by the last run"
-    found = f"{hits:.0%} of hits {expected} in {counted(part.requests, 'request')}"
+    expected = "expected" if last.asked is None else "expected by the last run"
     asks = hits > factors.break_even
-    follows = "is asked" if asks else "is not asked"
+    told = (
+        f"cache_system_prompt='auto': the vendor {'is asked' if asks else 'is not asked'} to cache, with {hits:.0%} of hits"
+        f" {expected} in {counted(part.requests, 'request')}: it pays above {factors.break_even:.0%}."
+    )
+    if asks:
+        return CacheDecision(Caching.ON, told)
+    return _stopped(last.unasked) or CacheDecision(Caching.AUTO, told)
+
+
+def _stopped(run: CachedRun | None) -> CacheDecision | None:
+    """Turn caching off if it has lost money."""
+    if run is None or run.won >= 0:
+        return None
+    lost = f"it lost ${-run.won:,.4f} in the last run that did so, with {run.hit_rate:.1%} of hits"
     return CacheDecision(
-        asks,
-        f"cache_system_prompt='auto': the vendor {follows} to cache, with {found}: it pays above"
-        f" {factors.break_even:.0%}.",
+        Caching.OFF,
+        f"cache_system_prompt='auto': the vendor is not asked to cache, since {lost}.",
+        warns=True,
     )
 
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from difflib import get_close_matches
-from enum import StrEnum
 from typing import Annotated, Any, ClassVar
 
 from pydantic import (
@@ -19,7 +18,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs, ErrorDetails
 
-from airflow_batch_llm.core.model import Outcome
+from airflow_batch_llm.core.model import Caching, Outcome
 from airflow_batch_llm.errors import InputError
 
 
@@ -99,17 +98,6 @@ def _escalates(outcome: Outcome) -> Outcome:
 
 FailureName = Annotated[Outcome, AfterValidator(_escalates)]
 Failures = Annotated[Sequence[FailureName], BeforeValidator(_outcome_names)]
-
-
-class Caching(StrEnum):
-    """Choose if the vendor is asked to cache the part that all requests of a route share."""
-
-    AUTO = "auto"
-    """Ask where it is expected to pay: by the last run that asked, or by the usual share of hits."""
-    ON = "on"
-    """Ask always."""
-    OFF = "off"
-    """Never ask."""
 
 
 def _caching(value: Any) -> Any:

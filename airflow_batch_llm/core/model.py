@@ -79,6 +79,17 @@ class Way(StrEnum):
         return Way.FLEX if is_flex else Way.NOW
 
 
+class Caching(StrEnum):
+    """Choose if the vendor caches the part that all requests of a route share."""
+
+    AUTO = "auto"
+    """Ask where it is expected to pay: by the last run that asked, or by the usual share of hits."""
+    ON = "on"
+    """Ask always."""
+    OFF = "off"
+    """Never ask, and turn off what the vendor caches unasked, where that can be turned off."""
+
+
 class ColumnType(StrEnum):
     """The types that an answer's column can have."""
 
@@ -141,7 +152,16 @@ class Call:
     endpoint: str | None = None  # where a provider has several (OpenAI); None: its default
     via: str = ""  # the connection of a route that has its own; empty: the stage's
     attachments: bool = False  # prompts may have images and PDFs
-    cache_system_prompt: bool = False  # ask for the shared prefix to be cached, where that must be asked for
+    cache_system_prompt: bool | Caching = False
+    """Ask the vendor to cache what requests share (`ON`), leave it to the vendor (`AUTO`), or have nothing cached (`OFF`).
+
+    A boolean is in the plans of earlier releases, whose requests must be written as they were.
+    """
+
+    @property
+    def asks_to_cache(self) -> bool:
+        """Tell if the requests ask the vendor to cache what they share."""
+        return self.cache_system_prompt in (True, Caching.ON)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,6 @@ from airflow_batch_llm.core.checked import (
     CONFIG,
     REUSE_TARGET,
     CacheChoice,
-    Caching,
     Count,
     Dollars,
     Failures,
@@ -40,6 +39,7 @@ from airflow_batch_llm.core.checked import (
 )
 from airflow_batch_llm.core.escalation import Rule
 from airflow_batch_llm.core.examples import Example, check_examples, examples_of
+from airflow_batch_llm.core.model import Caching
 from airflow_batch_llm.core.output_type import OutputType
 from airflow_batch_llm.errors import InputError
 

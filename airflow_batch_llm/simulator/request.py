@@ -13,7 +13,17 @@ import orjson
 
 from airflow_batch_llm.core.attachment import measured
 
-_UNASKED = frozenset({"metadata", "labels", "user", "safety_identifier", "prompt_cache_key", "service_tier"})
+_UNASKED = frozenset(
+    {
+        "metadata",
+        "labels",
+        "user",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "service_tier",
+    }
+)
 
 
 def content_digest(scope: str, body: Mapping[str, Any]) -> bytes:

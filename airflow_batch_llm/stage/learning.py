@@ -8,9 +8,9 @@ from typing import Any
 
 import orjson
 
-from airflow_batch_llm.core.caching import CachedRun
+from airflow_batch_llm.core.caching import CachedRun, LastRuns
 from airflow_batch_llm.core.estimate import Measured
-from airflow_batch_llm.core.model import Outcome, Usage, Way
+from airflow_batch_llm.core.model import Caching, Call, Outcome, Usage, Way
 from airflow_batch_llm.core.report import Report
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.plan import Plan, PlannedRoute
@@ -32,13 +32,18 @@ class Learning:
         data = Registers(workspace=self.parts.workspace).read_measured(spec_hash)
         return None if data is None else Measured(**orjson.loads(data))
 
-    def cached(self, spec_hash: str, way: Way, *, asked: bool) -> CachedRun | None:
-        """Return the use of the vendor's cache that the last run with this spec and way made.
+    def last_runs(self, spec_hash: str, way: Way) -> LastRuns:
+        """Return the use of the vendor's cache that the last runs with this spec and way made."""
+        registers = Registers(workspace=self.parts.workspace)
+        found = (registers.read_cached(spec_hash, _how(way, asked=asked)) for asked in (True, False))
+        return LastRuns(*(None if data is None else CachedRun.from_json(data) for data in found))
 
-        `asked`: of runs whose requests asked the vendor to cache, or of those that did not.
-        """
-        data = Registers(workspace=self.parts.workspace).read_cached(spec_hash, _how(way, asked=asked))
-        return None if data is None else CachedRun.from_json(data)
+    def cached(self, call: Call, spec_hash: str, way: Way) -> CachedRun | None:
+        """Return the use of the cache that the requests of a call are expected to make. None: none that is known."""
+        if call.cache_system_prompt == Caching.OFF:
+            return None
+        last = self.last_runs(spec_hash, way)
+        return last.asked if call.asks_to_cache else last.unasked
 
     def note(self, rounds: Sequence[Plan], landed: Sequence[Sequence[ShardResult]]) -> None:
         """Keep the means of the first round and the sums of later ones, by spec. A failure to keep them ends no run."""
@@ -49,7 +54,7 @@ class Learning:
                 for spec_hash, measured in _means(rounds, landed).items():
                     registers.put_measured(spec_hash, orjson.dumps(asdict(measured)), aside)
                 for route, run in _cached(rounds[0], landed[0]):
-                    how = _how(route.way, asked=route.call.cache_system_prompt)
+                    how = _how(route.way, asked=route.call.asks_to_cache)
                     registers.put_cached(route.spec_hash, how, run.to_json(), aside)
 
 
@@ -64,7 +69,7 @@ def _cached(first: Plan, landed: Sequence[ShardResult]) -> Iterator[tuple[Planne
         total = sum((result.report for shard, result in shards if shard.route == number), Report())
         if not (route.is_own and route.spec_hash and total.cache.answers >= _LEAST_PROMPTS):
             continue
-        if route.call.cache_system_prompt or total.cache.hits:
+        if route.call.asks_to_cache or total.cache.hits or total.usage.cache_write_tokens:
             yield route, CachedRun.of(total.cache, total.usage, max(1, total.requests))
 
 

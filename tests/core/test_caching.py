@@ -2,9 +2,8 @@
 
 import pytest
 
-from airflow_batch_llm.core.caching import CachedRun, SharedPart, decide
-from airflow_batch_llm.core.checked import Caching
-from airflow_batch_llm.core.model import Usage, Way
+from airflow_batch_llm.core.caching import CachedRun, LastRuns, SharedPart, decide
+from airflow_batch_llm.core.model import Caching, Usage, Way
 from airflow_batch_llm.core.price import CacheFactors, PriceList
 from airflow_batch_llm.core.settings import Request
 from airflow_batch_llm.errors import InputError
@@ -71,17 +70,20 @@ def test_auto_asks_where_it_is_expected_to_pay(
     changes: dict[str, object], before: CachedRun | None, asks: bool
 ) -> None:
     given = part(**changes)  # type: ignore[arg-type]
-    assert decide(Caching.AUTO, given, FACTORS, before).asks is asks
-    assert decide(Caching.ON, given, FACTORS, before).asks is (given.least is not None)
-    assert not decide(Caching.OFF, given, FACTORS, before).asks
+    last = LastRuns(asked=before)
+    how = decide(Caching.AUTO, given, FACTORS, last).how
+    assert how is (Caching.ON if asks else Caching.OFF if before and before.won < 0 else Caching.AUTO)
+    always = decide(Caching.ON, given, FACTORS, last).how
+    assert always is (Caching.AUTO if given.least is None else Caching.ON)
+    assert decide(Caching.OFF, given, FACTORS, last).how is Caching.OFF
 
 
 def test_auto_never_asks_at_an_unknown_price() -> None:
-    assert not decide(Caching.AUTO, part(), None, None).asks
+    assert decide(Caching.AUTO, part(), None).how is Caching.AUTO
 
 
 def test_who_has_lost_money_is_told() -> None:
-    decision = decide(Caching.AUTO, part(), FACTORS, run(0.312, -1.5))
+    decision = decide(Caching.AUTO, part(), FACTORS, LastRuns(asked=run(0.312, -1.5)))
     assert decision.warns
     assert "lost $1.5000" in decision.why
     assert "31.2% of hits" in decision.why
@@ -110,3 +112,10 @@ def test_the_first_request_of_a_small_run_is_expected_to_find_nothing() -> None:
         CachedRun(hit_rate=0.6, cached_tokens=600.0, written_tokens=0.0, won=1.0).among(2).written_tokens
         == 0.0
     )
+
+
+def test_what_the_vendor_does_unasked_is_turned_off_where_it_lost_money() -> None:
+    lost = LastRuns(unasked=run(0.1, -1.5))
+    assert decide(Caching.AUTO, part(least=None), FACTORS, lost).how is Caching.OFF
+    assert decide(Caching.AUTO, part(requests=1), FACTORS, lost).how is Caching.OFF
+    assert decide(Caching.AUTO, part(), FACTORS, lost).how is Caching.ON

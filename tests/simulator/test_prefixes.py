@@ -78,6 +78,24 @@ def test_openai_caches_equal_beginnings_unasked_and_in_steps(simulator: Simulato
     assert cached("word " * 800, "a") == cached("word " * 800, "b") == 0
 
 
+def test_newer_models_of_openai_charge_for_what_they_write(simulator: Simulator) -> None:
+    def used(prompt: str, **params: Any) -> tuple[int, int]:
+        system: Any = {"type": "text", "text": "word " * 1000, **params.pop("mark", {})}
+        messages: Any = [{"role": "system", "content": [system]}, {"role": "user", "content": prompt}]
+        create = openai_client(simulator).chat.completions.create
+        answer = create(model="gpt-5.6-luna", messages=messages, **params)
+        details: Any = answer.usage and answer.usage.prompt_tokens_details
+        return details.cached_tokens, details.cache_write_tokens
+
+    explicit: Any = {"prompt_cache_options": {"mode": "explicit"}}
+    mark = {"prompt_cache_breakpoint": {"mode": "explicit"}}
+    assert used("a " * 800, **explicit) == (0, 0)
+    assert used("a " * 800) == (0, 1536)
+    assert used("b " * 800) == (1152, 384)  # all that no earlier prompt has, and nobody asks again
+    assert used("c " * 800, **explicit, mark=mark) == (0, 1250)
+    assert used("d " * 800, **explicit, mark=mark) == (1250, 0)
+
+
 def test_vertex_caches_unasked_in_real_time(simulator: Simulator) -> None:
     client = gemini_client(simulator)
 

@@ -2,10 +2,14 @@
 
 from typing import Any
 
+import httpx
+import openai as sdk
 import pytest
 
 from airflow_batch_llm.core.model import Way
 from airflow_batch_llm.core.settings import Only
+from airflow_batch_llm.providers import connect
+from airflow_batch_llm.providers.base import Access, Provider
 from airflow_batch_llm.stage.land.finishing import Finished
 from tests.stage.world import Bench
 
@@ -101,3 +105,53 @@ def test_examples_come_before_the_row_and_are_part_of_the_question(
     assert again.report.why == {"outdated": 8}
     same = complete(bench, "third", 0, 8, examples=examples[:1], only=Only.OUTDATED, **changes)
     assert same.report.why == {"answered": 8}
+
+
+class ToSimulator(httpx.HTTPTransport):
+    """Carries what is meant for the vendor to the simulator."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self._url = httpx.URL(url)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        request.url = request.url.copy_with(scheme=self._url.scheme, host=self._url.host, port=self._url.port)
+        request.headers["host"] = self._url.netloc.decode()
+        return super().handle_request(request)
+
+
+def vendor(bench: Bench) -> Provider:
+    """OpenAI at its own address."""
+
+    def client() -> sdk.OpenAI:
+        http = httpx.Client(transport=ToSimulator(bench.world.url))
+        return sdk.OpenAI(api_key="any", http_client=http, max_retries=0)
+
+    return connect("openai", Access(client=client))
+
+
+def test_a_model_that_charges_for_writing_writes_only_what_is_shared(openai: Bench) -> None:
+    world, length = openai.world, len(INSTRUCTIONS) // 4
+    world.simulator.turn(batch_cache_hits=1.0)
+    world.ask(
+        "CREATE TABLE tickets AS SELECT i AS id, i || repeat(' word', 2000) AS body FROM range(40) t(i)"
+    )
+    asked = {
+        "prompt": "{{ body }}",
+        "model_id": "openai:gpt-5.6-luna",
+        "carry": (),
+        "system_prompt": INSTRUCTIONS,
+    }
+    costs = {}
+    for how, hits, writes in (("off", 0, 0), ("auto", 39, 1), ("on", 40, 0)):
+        given = {
+            "cache_system_prompt": how,
+            "target": f"answers_{how}",
+            "parts": {"provider": vendor(openai)},
+        }
+        done = openai.complete(openai.run(how, **asked, **given)).report
+        used = (done.usage.cached_tokens, done.usage.cache_write_tokens)
+        assert used == (hits * length, writes * length)
+        costs[how] = done.spent.cost
+    assert costs["on"] < costs["auto"] < costs["off"]
+    assert sum(costs.values()) == pytest.approx(world.billed(Way.BATCH), abs=1e-9)

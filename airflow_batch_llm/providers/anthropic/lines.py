@@ -87,7 +87,7 @@ def message_body(call: Call, prompt: str) -> dict[str, Any]:
         raise InputError("Anthropic needs max_tokens, at least 1: the most tokens that one answer may have.")
     body: dict[str, Any] = {"model": call.model, "max_tokens": call.max_tokens}
     if call.system_prompt:
-        body["system"] = _system(call.system_prompt, cached=call.cache_system_prompt)
+        body["system"] = _system(call.system_prompt, cached=call.asks_to_cache)
     body["messages"] = [{"role": "user", "content": prompt}]
     body |= call.params
     if call.schema is not None:

@@ -24,6 +24,7 @@ from airflow_batch_llm.core.request import CUSTOM_ID, PROMPT
 from airflow_batch_llm.errors import InputError, OutputTypeError
 from airflow_batch_llm.providers.failures import CallFailure
 from airflow_batch_llm.providers.lines import brief, parse_line, part_of, tokens
+from airflow_batch_llm.providers.openai.caching import cache_words, marked
 from airflow_batch_llm.providers.openai.schema import json_schema_format
 
 CHAT = "/v1/chat/completions"
@@ -133,11 +134,13 @@ def _check_params(call: Call, endpoint: str) -> None:
 
 
 def _chat(call: Call, prompt: str, host: str | None) -> dict[str, Any]:
-    system = [{"role": "system", "content": call.system_prompt}] if call.system_prompt else []
+    words = cache_words(call, host, marks=True)
+    system = [{"role": "system", "content": marked(call.system_prompt, words)}] if call.system_prompt else []
     body: dict[str, Any] = {
         "model": call.model,
         "messages": [*system, {"role": "user", "content": prompt}],
         **call.params,
+        **words,
     }
     if call.max_tokens is not None:
         body["max_completion_tokens" if _is_modern(host) else "max_tokens"] = call.max_tokens
@@ -149,11 +152,11 @@ def _chat(call: Call, prompt: str, host: str | None) -> dict[str, Any]:
     return body
 
 
-def _responses(call: Call, prompt: str, host: str | None) -> dict[str, Any]:  # noqa: ARG001 - one of three alike
+def _responses(call: Call, prompt: str, host: str | None) -> dict[str, Any]:
     body: dict[str, Any] = {"model": call.model}
     if call.system_prompt:
         body["instructions"] = call.system_prompt
-    body |= {"input": prompt, **call.params}
+    body |= {"input": prompt, **call.params, **cache_words(call, host)}
     if call.max_tokens is not None:
         body["max_output_tokens"] = call.max_tokens
     if call.schema is not None:

@@ -34,6 +34,7 @@ from airflow_batch_llm.providers.failures import CallFailure, without
 from airflow_batch_llm.providers.incoming import text
 from airflow_batch_llm.providers.lines import parse_line
 from airflow_batch_llm.providers.openai import flows
+from airflow_batch_llm.providers.openai.caching import least_cached
 from airflow_batch_llm.providers.openai.lines import (
     EMBEDDINGS,
     FLEX,
@@ -158,6 +159,9 @@ class OpenAIProvider:
 
     def answer_cap(self, model: str) -> int:
         return answer_cap(model)
+
+    def least_cached(self, call: Call) -> int | None:
+        return None if call.vector else least_cached(call, self.host)
 
     def flex_problem(self, call: Call) -> str | None:
         return flex_problem(call)

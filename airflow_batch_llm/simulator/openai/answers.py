@@ -2,7 +2,9 @@
 
 import base64
 import math
+import re
 import struct
+from collections.abc import Sequence
 from hashlib import shake_128
 from typing import Any
 
@@ -40,12 +42,35 @@ _LEAST_CACHED, _STEP = 1024, 128  # tokens
 _LIFETIME = 1800.0
 
 
+#: From gpt-5.6 on, what is written to the cache is charged, and a request can say what that is.
+_WITH_MARKS = re.compile(r"gpt-(5\.([6-9]|\d\d)|[6-9])")
+
+
 def _cache_use(request: Request, billing: Billing) -> CacheUse:
     """Whatever begins as an earlier prompt did is read from the cache, unasked, in steps of 128 tokens from 1,024 on."""
     text = request.system + request.prompt
-    lengths = range(_LEAST_CACHED * CHARS, len(text) + 1, _STEP * CHARS)
     key = str(request.body.get("prompt_cache_key") or "")
-    return CacheUse(billing.read(request, text, lengths, _LIFETIME, key), 0)
+    charges = bool(_WITH_MARKS.match(request.model))
+    mode = (request.body.get("prompt_cache_options") or {}).get("mode")
+    lengths: Sequence[int] = range(_LEAST_CACHED * CHARS, len(text) + 1, _STEP * CHARS)
+    if charges and mode == "explicit":
+        lengths = [end for end in _marks(request.body) if tokens(end) >= _LEAST_CACHED]
+    read = billing.read(request, text, lengths, _LIFETIME, key)
+    written = tokens(lengths[-1]) - read if charges and lengths else 0
+    return CacheUse(read, written)
+
+
+def _marks(body: dict[str, Any]) -> list[int]:
+    """The characters of the system prompt up to each mark. Marks elsewhere are not looked at."""
+    ends, length = [], 0
+    for message in body.get("messages") or ():
+        if message.get("role") not in ("system", "developer") or not isinstance(message.get("content"), list):
+            break
+        for block in message["content"]:
+            length += len(str(block.get("text", "")))
+            if block.get("prompt_cache_breakpoint"):
+                ends.append(length)
+    return ends
 
 
 def _reported(usage: dict[str, Any]) -> BilledUsage:

@@ -219,7 +219,7 @@ class Finisher:
             for shard, result in zip(plan.shards, results, strict=True):
                 route = plan.route(shard)
                 totals[route.name] = totals.get(route.name, Report()) + result.report
-                asked |= {route.name} if route.call.cache_system_prompt else set()
+                asked |= {route.name} if route.call.asks_to_cache else set()
         found = {}
         for name, total in totals.items():
             if total.usage.cached_tokens or total.usage.cache_write_tokens:

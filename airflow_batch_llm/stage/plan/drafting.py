@@ -368,14 +368,14 @@ class Drafting:
 
     def _guess(self, spool: Spool, route: int, way: Way, requests: int) -> Estimate:
         resolved = self.resolved.routes[route % len(self.resolved.routes)]
-        learned, asked = Learning(parts=self.parts), resolved.call.cache_system_prompt
+        learned = Learning(parts=self.parts)
         quote = Quote(
             provider=None if self.is_offline else self.parts.provider,
             output_type=self.resolved.output_type,
             route=resolved,
             way=way,
             measured=learned.of(resolved.spec_hash),
-            cached=learned.cached(resolved.spec_hash, way, asked=asked),
+            cached=learned.cached(resolved.call, resolved.spec_hash, way),
         )
         return quote.estimate(spool.prompts(route, requests), requests)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from airflow_batch_llm.core.attachment import AttachmentRules
 from airflow_batch_llm.core.escalation import Rule, reachable
 from airflow_batch_llm.core.estimate import Estimate
-from airflow_batch_llm.core.model import Call, Way
+from airflow_batch_llm.core.model import Caching, Call, Way
 from airflow_batch_llm.core.output_type import OutputType
 from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.core.prompt import CompiledPrompt
@@ -36,12 +36,10 @@ class ResolvedRoute:
     attachments: AttachmentRules | None = None
     """The attachments that the route's model takes. None: the prompts have none."""
 
-    def caching(self, provider: Provider, *, asks: bool) -> "ResolvedRoute":
-        """Return the route with requests that ask the vendor to cache what they share, or that do not."""
-        if self.call.cache_system_prompt is asks:
-            return self
-        asked = replace(self.asked, cache_system_prompt=asks)
-        call = replace(self.call, cache_system_prompt=asks)
+    def caching(self, provider: Provider, how: Caching) -> "ResolvedRoute":
+        """Return the route with requests that say this of the vendor's cache."""
+        asked = replace(self.asked, cache_system_prompt=how)
+        call = replace(self.call, cache_system_prompt=how)
         return replace(self, call=call, asked=asked, template=provider.encode(asked))
 
     def planned(self, way: Way, guess: Estimate) -> PlannedRoute:

@@ -5,9 +5,8 @@ from dataclasses import replace
 from decimal import Decimal
 
 from airflow_batch_llm.core.caching import SharedPart, decide
-from airflow_batch_llm.core.checked import Caching
 from airflow_batch_llm.core.estimate import BYTES_PER_TOKEN, Estimate
-from airflow_batch_llm.core.model import Call, Way
+from airflow_batch_llm.core.model import Caching, Call, Way
 from airflow_batch_llm.core.printing import counted, verb
 from airflow_batch_llm.core.settings import Canary, StageWay
 from airflow_batch_llm.errors import InputError
@@ -102,8 +101,8 @@ def _with_cache(route: ResolvedRoute, parts: Parts, choice: Caching, way: Way, r
         requests=-(-rows // route.rows_per_request),
         way=way,
     )
-    before = Learning(parts=parts).cached(route.spec_hash, way, asked=True)
-    decision = decide(choice, part, route.prices.by(way).cache_factors, before)
+    last = Learning(parts=parts).last_runs(route.spec_hash, way)
+    decision = decide(choice, part, route.prices.by(way).cache_factors, last)
     if decision.why and rows:
         (parts.warn if decision.warns else parts.log)(decision.why)
-    return route.caching(provider, asks=decision.asks)
+    return route.caching(provider, decision.how)

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from orjson import loads
 
-from airflow_batch_llm.core.model import Call
+from airflow_batch_llm.core.model import Caching, Call
 from airflow_batch_llm.core.request import LineTemplate
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.providers.openai.lines import (
@@ -36,6 +36,12 @@ CALLS = {
         schema=LABEL,
         endpoint=RESPONSES,
         params={"text": {"verbosity": "low"}, "reasoning": {"effort": "low"}},
+    ),
+    "chat_cached": Call(model="gpt-5-mini", system_prompt="Be “brief”.", cache_system_prompt=Caching.ON),
+    "chat_marked": Call(model="gpt-6-luna", system_prompt="Be “brief”.", cache_system_prompt=Caching.ON),
+    "chat_uncached": Call(model="gpt-5.6-luna", cache_system_prompt=Caching.OFF),
+    "responses_cached": Call(
+        model="gpt-6-luna", system_prompt="Label it.", endpoint=RESPONSES, cache_system_prompt=Caching.ON
     ),
     "embeddings": Call(model="text-embedding-3-small", endpoint=EMBEDDINGS, params={"dimensions": 256}),
 }
@@ -120,3 +126,22 @@ def test_counting_takes_the_system_prompt_and_the_schema_along() -> None:
         "s",
         "Ticket_label",
     )
+
+
+@pytest.mark.parametrize(
+    ("how", "host", "params"),
+    [
+        (Caching.ON, "gpu.example.com", {}),
+        (Caching.OFF, "gpu.example.com", {}),
+        (Caching.AUTO, None, {}),
+        (Caching.ON, None, {"prompt_cache_options": {"mode": "implicit"}}),
+        (Caching.OFF, None, {"prompt_cache_options": {"mode": "implicit"}}),
+        (True, None, {}),  # as older releases planned it
+    ],
+)
+def test_nothing_is_said_of_the_cache_to_other_servers_or_against_the_users_word(
+    how: bool | Caching, host: str | None, params: dict[str, Any]
+) -> None:
+    call = Call(model="gpt-6-luna", system_prompt="Be brief.", cache_system_prompt=how, params=params)
+    plain = Call(model="gpt-6-luna", system_prompt="Be brief.", params=params)
+    assert request_line(call, host) == request_line(plain, host)
