@@ -225,7 +225,7 @@ STYLE = """
   }
 """
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, Helvetica, Arial, sans-serif"
-LEFT, WIDE, BAR = 225, 460, 12
+LEFT, WIDE, BAR = 225, 420, 12
 
 
 def chart(found: Found, rows: int) -> str:
