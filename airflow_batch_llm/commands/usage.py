@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _WIDTH = 160  # of a table that goes to a file or a pipe
 _BAR = 24
+_ADDED = ("requests", "input_tokens", "output_tokens", "usd", "saved_usd", "stray_usd", "unpriced")
+_COLUMNS = ("run_id", "rows_succeeded", "dag_id", "provider", "model", "prompt_version", "team", *_ADDED)
 
 
 class By(StrEnum):
@@ -60,15 +62,7 @@ class _Sum:
     def add(self, row: dict[str, Any]) -> None:
         """Add a row of the ledger."""
         self.rows += row["rows_succeeded"] or 0
-        for name in (
-            "requests",
-            "input_tokens",
-            "output_tokens",
-            "usd",
-            "saved_usd",
-            "stray_usd",
-            "unpriced",
-        ):
+        for name in _ADDED:
             setattr(self, name, getattr(self, name) + (row[name] or 0))
 
 
@@ -97,9 +91,8 @@ def usage(
             found = rebuilt(_table(file, beside), _workspace(file, beside), file.deployment)
             say(f"{counted(found, 'run')} written to {file.usage_table}.", err=True)
         with closing(_opened(file, beside)) as warehouse:
-            sums = _sums(
-                ledger_rows(warehouse, file.usage_table), by, None if since is None else since.date()
-            )
+            rows = ledger_rows(warehouse, file.usage_table, _COLUMNS)
+            sums = _sums(rows, by, None if since is None else since.date())
     if as_json:
         say(orjson.dumps([asdict(one) for one in sums], option=orjson.OPT_INDENT_2).decode())
     else:

@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -37,6 +38,7 @@ class Front:
         users.write_text(json.dumps(self._passwords))
         settings = {
             "API__BASE_URL": self.url,
+            "BATCH_LLM__TASK_TAB": "True",
             "CORE__AUTH_MANAGER": "tests.edge.auth_manager.DagByDagAuthManager",
             "CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "False",
             "CORE__SIMPLE_AUTH_MANAGER_USERS": ",".join(f"{name}:viewer" for name in USERS),
@@ -122,7 +124,7 @@ def test_two_users_see_their_own_runs_live_and_go_to_the_task_and_back(
         assert [error for error in browser.errors if "Content Security Policy" in error] == []
 
 
-def test_the_link_of_a_task_leads_to_its_run(stack: Stack, front: Front, begin: Any) -> None:
+def test_the_link_and_the_tab_of_a_task_lead_to_its_run(stack: Stack, front: Front, begin: Any) -> None:
     case = begin("one_task")
     case.until_success()
     path = f"/api/v2/dags/one_task/dagRuns/{case.run_id}/taskInstances/label/links"
@@ -134,3 +136,6 @@ def test_the_link_of_a_task_leads_to_its_run(stack: Stack, front: Front, begin: 
         assert browser.evaluate("document.querySelector('.title small').innerText").startswith(
             f"one_task · {case.run_id}"
         )
+        run_id = quote(case.run_id, safe="")
+        browser.open(f"{front.url}/dags/one_task/runs/{run_id}/tasks/label/plugin/llm-batches-task")
+        browser.until(f"{FRAME}.querySelector('.tiles b').innerText === '{ROWS} / {ROWS}'")

@@ -35,6 +35,7 @@ from airflow_batch_llm.store import Workspace
 
 _LOG = logging.getLogger(__name__)
 _MOST_RUNS = 200
+_SPENT = ("run_id", "deployment", "dag_id", "model", "usd", "rows_succeeded")
 _LEDGER_SECONDS = 60.0
 _KEPT_RECORDS = 20_000
 _LISTING_SECONDS = 5.0
@@ -221,7 +222,7 @@ def _read_ledger(name: str, conn_id: str) -> Ledger:
     is_read = True
     try:
         with closing(warehouse(conn_id, argument="[batch_llm] usage_conn_id")) as opened:
-            rows = tuple(_spending(row) for row in ledger_rows(opened, name) if _is_ours(row))
+            rows = tuple(_spending(row) for row in ledger_rows(opened, name, _SPENT) if _is_ours(row))
     except Exception as error:  # noqa: BLE001 - drivers have errors of their own
         is_read = False
         told = error.in_full if isinstance(error, BatchLLMError) else type(error).__name__

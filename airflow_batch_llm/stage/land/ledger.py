@@ -118,10 +118,10 @@ def write_rows(table: UsageTable, rows: Sequence[Mapping[str, Any]]) -> None:
         warehouse.write_records(table.name, pa.RecordBatch.from_pylist(list(rows), schema=USAGE_COLUMNS))
 
 
-def ledger_rows(warehouse: Warehouse, name: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a ledger. `started_at` is a time also where a database gives times as text."""
+def ledger_rows(warehouse: Warehouse, name: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield these columns of a ledger, and `started_at` as a time, also where a database gives times as text."""
     for batch in warehouse.read(Source(table=name)):
-        for row in batch.to_pylist():
+        for row in batch.select(["started_at", *columns]).to_pylist():
             began = row["started_at"]
             yield row | {"started_at": datetime.fromisoformat(began) if isinstance(began, str) else began}
 
