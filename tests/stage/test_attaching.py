@@ -1,6 +1,7 @@
 """Images and PDFs beside the prompt: in each vendor's own form, paid for once, and told of by the rows' keys only."""
 
 import struct
+import traceback
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -11,11 +12,11 @@ import fsspec
 import pyarrow as pa
 import pytest
 
-from airflow_batch_llm.core.attachment import AttachmentRules
+from airflow_batch_llm.core.attachment import AttachmentRules, Unattachable
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.output_type import Embedding
 from airflow_batch_llm.core.settings import Escalation, Route
-from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.errors import InputError, StoreUnavailable
 from airflow_batch_llm.providers.routed import routed as together
 from airflow_batch_llm.stage.erase.erasing import Erasure, Options
 from airflow_batch_llm.stage.erase.person import Person
@@ -278,21 +279,69 @@ def subject_of(row: Mapping[str, Any]) -> str:
     return str(row["subject"])
 
 
+RULES = AttachmentRules(
+    inline={"image/png": 200},
+    by_uri={},
+    most=1,
+    most_pixels=100,
+    tokens=lambda _: 1,
+    assumption="",
+)
+
+
 def test_the_hash_of_a_row_covers_bytes_uri_or_etag() -> None:
-    rules = AttachmentRules(inline={}, by_uri={}, most=1, tokens=len, assumption="")
     system = fsspec.filesystem("memory")
     system.pipe_file("s3://bucket/a.png", png())
+    attaching = Attaching(columns=("photo",), rules=RULES, find=lambda uri: (system, uri))
     values = ["https://a.example/b.png", "s3://bucket/a.png", "s3://bucket/gone.png", None]
-    expected = [
-        "https://a.example/b.png",
-        ["s3://bucket/a.png", ""],
-        ["s3://bucket/gone.png", "attachment_missing"],
-        None,
-    ]
-    attaching = Attaching(columns=("photo",), rules=rules, find=lambda uri: (system, uri))
-    batch = pa.record_batch({"photo": values})
-    assert attaching.of(batch).hashed() == {"attachment photo": expected}
-    batch = pa.record_batch({"photo": [b"bytes", None]})
-    assert attaching.of(batch).hashed() == {
-        "attachment photo": [{"bytes": "07197a546df9925bf62f6982c5b63264"}, None]
-    }
+    hashed = attaching.of(pa.record_batch({"photo": values})).hashed()
+    expected = [values[0], f"{values[1]} ", f"{values[2]} attachment_missing", None]
+    assert hashed == {"attachment photo": expected}
+    hashed = attaching.of(pa.record_batch({"photo": [b"bytes", None]})).hashed()
+    sha256 = "277089d91c0bdf4f2e6862ba7e4a07605119431f5d13f726dd352b06f1b206a9"
+    assert hashed == {"attachment photo": [f"sha256:{sha256}", None]}
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "said"),
+    [
+        (png(100, 100), None, ""),
+        (png(101, 9), "attachment_size", "has 101 by 9 pixels; the model takes 100 a side"),
+        (
+            png(noise=200),
+            "attachment_size",
+            "bytes, and the model takes 200 of an image/png: make it smaller",
+        ),
+        (PDF, "attachment_type", "is application/pdf; the model takes image/png"),
+        (b"", "attachment_type", "is no image and no PDF of a known kind"),
+    ],
+)
+def test_what_does_not_fit_says_why(data: bytes, code: str | None, said: str) -> None:
+    attaching = Attaching(columns=("photo",), rules=RULES, find=lambda uri: (None, uri))
+    (found,) = attaching.of(pa.record_batch({"photo": [data]})).of_rows([0])
+    if code is None:
+        assert isinstance(found, list)
+    else:
+        assert isinstance(found, Unattachable)
+        assert found.code == code
+        assert said in found.message
+
+
+def test_an_outage_of_a_bucket_ends_the_plan_and_quotes_no_uri(openai: Bench) -> None:
+    make_photos(openai.world, {1: f"s3://bucket/a.png?{SECRET}"})
+
+    with pytest.raises(StoreUnavailable, match=r"cannot be read \(ConnectionError\)") as caught:
+        openai.complete(openai.run(parts={"find_object": lambda uri: (Unreachable(), uri)}, **ASKED))
+
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+    assert openai.world.charged() == 0
+
+
+class Unreachable(Untouchable):
+    """The file system of a bucket that does not answer."""
+
+    def _strip_protocol(self, uri: str) -> str:
+        return uri
+
+    def info(self, path: str) -> dict[str, Any]:
+        raise ConnectionError(f"no answer about {path}")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -22,7 +23,6 @@ from airflow_batch_llm.core.attachment import (
     measured,
     media_type_of,
 )
-from airflow_batch_llm.core.request import digest
 from airflow_batch_llm.core.settings import Stage
 from airflow_batch_llm.errors import InputError, SourceError, StoreUnavailable
 from airflow_batch_llm.stage.parts import Parts
@@ -171,20 +171,20 @@ class BatchAttachments:
     batch: pa.RecordBatch
     facts: Mapping[str, _Facts | Unattachable]
 
-    def hashed(self) -> dict[str, list[object]]:
+    def hashed(self) -> dict[str, list[str | None]]:
         """Return what stands for each attachment in the hash of its row, by a name that no column of the source has."""
         return {
             f"attachment {name}": [self._hashed(value.as_py()) for value in self.batch.column(name)]
             for name in self.attaching.columns
         }
 
-    def _hashed(self, value: str | bytes | None) -> object:
+    def _hashed(self, value: str | bytes | None) -> str | None:
         if isinstance(value, bytes):
-            return {"bytes": digest(value)}
+            return f"sha256:{sha256(value).hexdigest()}"
         if value is None or value not in self.facts:
             return value
         facts = self.facts[value]
-        return [value, facts.etag if isinstance(facts, _Facts) else facts.code]
+        return f"{value} {facts.etag if isinstance(facts, _Facts) else facts.code}"
 
     def of_rows(self, rows: Iterable[int]) -> list[list[Attachment] | Unattachable]:
         """Return the attachments of some rows, or why a row cannot have its own."""
