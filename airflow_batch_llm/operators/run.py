@@ -252,14 +252,11 @@ class RunOperator(BaseOperator):
         if finished.report.passed:  # what has failed is told by the task's error
             self.log.info("%s", finished.report.verdict)
         self._link_to(run, finished.about.batch_ids)
-        plan = run.generation().first
-        limit = plan.limits.max_cost_usd
-        count_metrics(finished.report, finished.about, limit, dag_id=self.dag_id, task_id=self.task_id)
-        self._measure_budgets(run, plan)
+        if run.stage is None or not run.stage.plan_only:
+            self._observe(handle, run, finished)
         if self.outlets:
             uri = table_uri(run.parts.target.asset_uri, handle.target)
             add_to_assets(context, self.outlets, uri, asset_extra(report))
-        self._note_lineage(handle, run, plan, finished)
         if not finished.report.passed and self.do_xcom_push:
             context["ti"].xcom_push(key="report", value=report)  # a task that fails returns nothing
         return Ended(finished=finished, report=report)
@@ -295,13 +292,17 @@ class RunOperator(BaseOperator):
         with suppress(BatchLLMError):
             gauge_budgets(Budgets(parts=run.parts, folder=run.generation().folder).used(plan.budgets))
 
-    def _note_lineage(self, handle: RunHandle, run: "Run", plan: "Plan", finished: "Finished") -> None:
-        """While the connections are open."""
-        planned_only = run.stage is not None and run.stage.plan_only
-        if not planned_only and is_lineage_wanted():
-            with unfailing():
-                uris = self.inputs(handle, run), run.parts.target.asset_uri
-                self._lineages.append(planned_lineage(plan, *uris, finished))
+    def _observe(self, handle: RunHandle, run: "Run", finished: "Finished") -> None:
+        """Send a run's metrics and note its lineage, while the connections are open. Nothing depends on them."""
+        task = {"dag_id": self.dag_id, "task_id": self.task_id}
+        with suppress(BatchLLMError):
+            plan = run.generation().first
+            count_metrics(finished.report, finished.about, plan.limits.max_cost_usd, **task)
+            self._measure_budgets(run, plan)
+            if is_lineage_wanted():
+                with unfailing():
+                    uris = self.inputs(handle, run), run.parts.target.asset_uri
+                    self._lineages.append(planned_lineage(plan, *uris, finished))
 
     def _paused(self, context: Context, handle: RunHandle, run: "Run", pause: "Pause") -> Watch:
         """Say what is waited for, and warn where it is due."""

@@ -1,6 +1,6 @@
 """Spans of a run, in the trace of whoever runs it: in a task that is Airflow's own.
 
-They cost nothing where nobody traces. An attribute is a number or a name, never a text of a row, and an error leaves the
+Where nobody traces, a step costs microseconds. An attribute is a number or a name, never a text of a row, and an error leaves the
 name of its class alone.
 """
 

@@ -78,6 +78,15 @@ def test_the_open_run_is_told_while_the_task_waits_and_no_longer(
     assert datetime.fromtimestamp(told[0][1], UTC).isoformat() == report["submitted_at"]
 
 
+def test_a_plan_that_is_only_looked_at_has_no_numbers(world: World, run: Run, sent: Receiver) -> None:
+    with DAG("looked_at", schedule=None) as dag:
+        transform(plan_only=True)
+
+    run(dag)
+
+    assert {one.name for one in sent.samples()} == {"airflow.batch_llm.open_since"}
+
+
 def test_a_mapped_tasks_item_has_a_gauge_of_its_own(sent: Receiver) -> None:
     gauge_open_since(1.0, dag_id="dag", task_id="task", map_index=2)
 
