@@ -29,8 +29,9 @@ from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.resolved import Resolved
 from airflow_batch_llm.store.remote import KINDS
 
-#: Objects that are looked at, or read, at once. Those that are read are in memory together.
+#: Objects that are read at once, which are in memory together, and objects whose size and etag are asked at once.
 ATTACHED_AT_ONCE = 8
+_LOOKED_AT_ONCE = 32
 
 #: The bytes of an attachment in a request beside its own, at most.
 ATTACHMENT_BYTES = 200
@@ -87,7 +88,7 @@ class Attaching:
         }
         for uri in {_scheme(uri): uri for uri in uris}.values():
             self._system(uri)  # opened here: Airflow looks connections up in the task's own thread
-        with ThreadPoolExecutor(ATTACHED_AT_ONCE) as pool:
+        with ThreadPoolExecutor(_LOOKED_AT_ONCE) as pool:
             return BatchAttachments(self, batch, dict(zip(uris, pool.map(self._look, uris), strict=True)))
 
     def _look(self, uri: str) -> _Facts | Unattachable:
@@ -119,13 +120,13 @@ class Attaching:
             media_type = kind_of(uri)
             if media_type not in self.rules.by_uri.get(scheme, {}):
                 raise self._unreadable(scheme, media_type)
-            return Attachment(media_type, uri=uri)
+            return Attachment(media_type, uri=_usual(uri))
         known = facts.media_type in self.rules.inline
         named = (facts.media_type if known else media_type_of(uri)) or ""
-        fetched = self.rules.by_uri.get(_SCHEMES.get(scheme, scheme), {})
+        fetched = self.rules.by_uri.get(_scheme(_usual(uri)), {})
         if named in fetched:
             _check_size(facts.size, fetched[named], named)
-            return Attachment(named, uri=uri)
+            return Attachment(named, uri=_usual(uri))
         if not facts.size:
             raise Unattachable("attachment_type", "is empty")
         _check_size(
@@ -227,6 +228,12 @@ def _asked(ask: Callable[[], Any]) -> Any:
 
 def _scheme(uri: str) -> str:
     return uri.partition("://")[0].lower() if "://" in uri else ""
+
+
+def _usual(uri: str) -> str:
+    """Return a URI with its scheme as vendors know it."""
+    scheme = _scheme(uri)
+    return f"{_SCHEMES.get(scheme, scheme)}://{uri.partition('://')[2]}"
 
 
 def _is_text(type_: pa.DataType) -> bool:
