@@ -94,6 +94,12 @@ def test_a_broken_rule_is_noticed(tmp_path: Path, module: str, line: str, contra
     assert "intruder" in done.stdout
 
 
+#: Claude on Vertex takes Anthropic's messages (decision 0023).
+_SPEAKS_ANOTHERS_WORDS = {
+    "airflow_batch_llm.providers.vertex.lines -> airflow_batch_llm.providers.anthropic.lines"
+}
+
+
 @pytest.mark.parametrize("room", ADAPTERS)
 def test_an_adapter_knows_only_its_own_modules_and_the_shared_ones(room: str) -> None:
     # A module belongs to the adapter whose name it begins with (vertex, vertex_jobs); the others are shared.
@@ -109,7 +115,7 @@ def test_an_adapter_knows_only_its_own_modules_and_the_shared_ones(room: str) ->
         and _family(imported, room) != _family(importer, room)
     ]
 
-    assert strangers == []
+    assert set(strangers) <= _SPEAKS_ANOTHERS_WORDS
 
 
 def test_importing_the_package_loads_nothing_but_itself() -> None:

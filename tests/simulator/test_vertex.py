@@ -384,7 +384,7 @@ class Tables:
         self.client.close()
         self.jobs.transport.close()
 
-    def ask(self, select: str, output: str = ".answers") -> Any:
+    def ask(self, select: str, output: str = ".answers", **fields: Any) -> Any:
         """Make a table of requests, run a job over it, and return the job."""
         self.client.query_and_wait(f"CREATE OR REPLACE TABLE `{self.dataset}.requests` AS {select}")
         source = {"input_uri": f"bq://{self.dataset}.requests"}
@@ -394,6 +394,7 @@ class Tables:
             batch_prediction_job=job(
                 input_config={"instances_format": "bigquery", "bigquery_source": source},
                 output_config={"predictions_format": "bigquery", "bigquery_destination": target},
+                **fields,
             ),
         )
         self.simulator.finish(created.name)
@@ -487,3 +488,16 @@ def test_a_dataset_in_another_region_fails_the_job(running_tables: Simulator, em
     with Tables(running_tables, emulators.bigquery, location="EU") as elsewhere:
         failed = elsewhere.ask(request_sql())
     assert (failed.state, failed.error.code) == (JobState.JOB_STATE_FAILED, 9)
+
+
+def test_claude_s_table_has_messages_and_no_columns_of_others(tables: Tables) -> None:
+    body = """PARSE_JSON('{"anthropic_version": "%s", "max_tokens": 9, "messages": [{"role": "user", "content": "x"}]}')"""
+    good, bad = (f"SELECT {body % version} AS request" for version in ("vertex-2023-10-16", "2023-06-01"))
+    select = f"{good}, 'r-1' AS custom_id, 1 AS other UNION ALL {bad}, 'r-2', 2"
+    ended = tables.ask(select, model="publishers/anthropic/models/claude-sonnet-4-6")
+    assert ended.state == JobState.JOB_STATE_SUCCEEDED
+    rows = {row["custom_id"]: row for row in tables.rows("answers")}
+    assert rows["r-1"].keys() == {"custom_id", "request", "response", "status"}
+    assert (rows["r-1"]["response"]["type"], rows["r-1"]["status"]) == ("message", "")
+    assert rows["r-2"]["response"] is None
+    assert rows["r-2"]["status"].startswith("Bad Request")

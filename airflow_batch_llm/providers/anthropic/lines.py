@@ -312,7 +312,7 @@ def decode(line: bytes) -> Result:
         custom_id, result = str(row["custom_id"]), row["result"]
         match result["type"]:
             case "succeeded":
-                return _answered(custom_id, result["message"])
+                return decode_message(custom_id, result["message"])
             case "errored":
                 return _errored(custom_id, result["error"])
             case "expired":
@@ -325,7 +325,8 @@ def decode(line: bytes) -> Result:
         raise ValueError(f"the line is not a result: {type(error).__name__}") from error
 
 
-def _answered(custom_id: str, message: Mapping[str, Any]) -> Result:
+def decode_message(custom_id: str, message: Mapping[str, Any]) -> Result:
+    """Return the result that a message is."""
     # The first block may be a thought, and an answer may come in several blocks.
     text = "".join(block["text"] for block in message["content"] if block["type"] == "text")
     reason = message.get("stop_reason")

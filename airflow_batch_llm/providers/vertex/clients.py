@@ -29,7 +29,7 @@ from airflow_batch_llm.providers.reach import keep_session
 from airflow_batch_llm.providers.steps import CALL_TIMEOUT, WORKER, call_timeout, drive, patiently
 from airflow_batch_llm.providers.tls import shared_context
 from airflow_batch_llm.providers.vertex.errors import judge, judge_creation, needing_extra
-from airflow_batch_llm.providers.vertex.jobs import Job, JobPage, is_name, model_path
+from airflow_batch_llm.providers.vertex.jobs import Job, JobPage, is_claude, is_name, model_path
 from airflow_batch_llm.providers.vertex.lines import FLEX, FLEX_TIMEOUT, generate_content
 from airflow_batch_llm.providers.vertex.storage import TABLE, StoragePlace
 
@@ -283,7 +283,8 @@ class AsyncJobs:
         with _parsed():
             timeout = FLEX_TIMEOUT if way is Way.FLEX else ANSWER_TIMEOUT
             options = {"timeout": int(timeout * 1000), "headers": FLEX if way is Way.FLEX else {}}
-            answer = await send("post", f"{model}:generateContent", dict(body), options)
+            verb = "rawPredict" if is_claude(model) else "generateContent"
+            answer = await send("post", f"{model}:{verb}", dict(body), options)
             return dict(record(orjson.loads(answer.body)))
 
     async def close(self) -> None:

@@ -198,8 +198,14 @@ def console_url(name: str) -> str | None:
 
 
 def model_path(model: str) -> str:
-    """The resource name of a model: a bare name is one of Google's own."""
-    return model if "/" in model else f"publishers/google/models/{model}"
+    """The resource name of a model: a bare name is one of Google's own, or a Claude."""
+    publisher = "anthropic" if is_claude(model) else "google"
+    return model if "/" in model else f"publishers/{publisher}/models/{model}"
+
+
+def is_claude(model: str) -> bool:
+    """Return whether a model is one of Anthropic's."""
+    return model.rpartition("/")[2].startswith("claude-")
 
 
 # How far back the listing goes; a job that is older than its window and some slack is asked for by name.

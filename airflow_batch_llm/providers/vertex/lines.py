@@ -1,4 +1,4 @@
-"""Encode one call to Gemini as a line of a batch job's input, by the rules of Vertex's importer."""
+"""Encode one call to Gemini or Claude as a line of a batch job's input, by the rules of Vertex's importer."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,9 @@ from airflow_batch_llm.core.attachment import PDF, Attachment, AttachmentRules, 
 from airflow_batch_llm.core.model import Call, Outcome, Result, Usage
 from airflow_batch_llm.core.request import CUSTOM_ID, PROMPT, LineTemplate
 from airflow_batch_llm.errors import InputError, OutputTypeError, ProviderError
+from airflow_batch_llm.providers.anthropic import lines as anthropic
 from airflow_batch_llm.providers.lines import brief, parse_line, part_of, tokens
+from airflow_batch_llm.providers.vertex.jobs import is_claude
 from airflow_batch_llm.providers.vertex.schema import response_schema
 
 _COLUMN = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,299}")
@@ -145,17 +147,35 @@ def encode(call: Call) -> LineTemplate:
         raise OutputTypeError(
             "Embeddings are not asked of Vertex here. Ask a model of OpenAI at endpoint='/v1/embeddings'."
         )
-    request = generate_content(call, PROMPT)
-    if call.attachments:
-        request["contents"] = [{"role": "user", "parts": PROMPT}]
-    request["labels"] = {**request.get("labels", {}), ID_LABEL: CUSTOM_ID}
+    if is_claude(call.model):
+        request = _messages(call)
+    else:
+        request = generate_content(call, PROMPT)
+        if call.attachments:
+            request["contents"] = [{"role": "user", "parts": PROMPT}]
+        request["labels"] = {**request.get("labels", {}), ID_LABEL: CUSTOM_ID}
     line = {"request": request, "custom_id": CUSTOM_ID}
     for path, reason in violations(line):
         where = path.removeprefix("request.")
-        in_schema = where.startswith("generationConfig.responseSchema") and call.schema is not None
+        in_schema = where.startswith(_OF_THE_SCHEMA) and call.schema is not None
         kind = OutputTypeError if in_schema else InputError
         raise kind(f"Vertex cannot import a request with {where!r}: {reason}.")
     return LineTemplate.of(line, CONTENT if call.attachments else None)
+
+
+#: Where a request holds the schema of its answer.
+_OF_THE_SCHEMA = ("generationConfig.responseSchema", "output_config.format.schema")
+
+
+def _messages(call: Call) -> dict[str, Any]:
+    """The body of a message to Claude. It names the version of Google's API, and leaves the model to the job."""
+    if call.attachments:
+        raise InputError(
+            "Images and PDFs are not sent to Claude on Vertex. Ask a Gemini model, or Claude at Anthropic."
+        )
+    body = anthropic.message_body(call, PROMPT)
+    del body["model"]
+    return {"anthropic_version": "vertex-2023-10-16", **body}
 
 
 def _write_parts(text: str, attachments: Sequence[Attachment]) -> object:
@@ -272,6 +292,8 @@ _CAPS = (("gemini-1", 8_192), ("gemini-2.0", 8_192), ("gemini-", 65_535), ("", 8
 def answer_cap(model: str) -> int:
     """Return the most tokens of one answer of a model."""
     name = model.rpartition("/")[2]
+    if is_claude(model):
+        return anthropic.answer_cap(name)
     return next(most for beginning, most in _CAPS if name.startswith(beginning))
 
 
@@ -304,7 +326,7 @@ def decode(line: bytes) -> Result:
     try:
         return _result(row)
     except (AttributeError, IndexError, KeyError, TypeError) as error:
-        raise ValueError("the line is not shaped like an answer of Gemini") from error
+        raise ValueError("the line is not shaped like an answer of its model") from error
 
 
 def _result(row: Mapping[str, Any]) -> Result:
@@ -320,6 +342,8 @@ def _result(row: Mapping[str, Any]) -> Result:
             error_message="Vertex returned the row without a response.",
             retryable=True,
         )
+    if response.get("type") == "message":
+        return anthropic.decode_message(custom_id, response)
     return _answered(custom_id, response)
 
 

@@ -1,4 +1,4 @@
-"""Gemini batches on Vertex AI: requests and answers in Cloud Storage or BigQuery, jobs through the API."""
+"""Batches of Gemini and Claude on Vertex AI: requests and answers in Cloud Storage or BigQuery, jobs through the API."""
 
 import asyncio
 import threading
@@ -21,7 +21,7 @@ from airflow_batch_llm.core.model import (
     Way,
 )
 from airflow_batch_llm.core.request import LineTemplate
-from airflow_batch_llm.errors import Refused, ResultsGone, Unavailable
+from airflow_batch_llm.errors import InputError, Refused, ResultsGone, Unavailable
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.clients import gc_paused
 from airflow_batch_llm.providers.failures import saying
@@ -51,7 +51,7 @@ _LIMITS = Limits(
 
 
 class VertexProvider:
-    """Gemini on Vertex AI."""
+    """Gemini and Claude on Vertex AI."""
 
     name = "vertex"
     limits = _LIMITS
@@ -71,6 +71,10 @@ class VertexProvider:
         return self._place.host
 
     def encode(self, call: Call) -> LineTemplate:
+        if jobs.is_claude(call.model) and self._place.location == "global":
+            raise InputError(
+                "Vertex runs no batches of Claude at location 'global'. Name a region that has the model: location='us-east5'."
+            )
         return encode(call)
 
     def attachment_rules(self, call: Call) -> AttachmentRules:
@@ -159,6 +163,8 @@ class VertexProvider:
         drive(flows.delete(batch_id), self._open_jobs())
 
     def count_tokens(self, call: Call, prompts: Sequence[str]) -> Sequence[int] | None:
+        if jobs.is_claude(call.model):
+            return None
         with self._opening:
             self._counter = self._counter or TokenCounter.open(self._place)
         return [self._counter.count(call, prompt) for prompt in prompts]

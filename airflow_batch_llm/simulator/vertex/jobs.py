@@ -136,6 +136,7 @@ def _kind(value: Any) -> str:
             return "object"
 
 
+_MODEL = re.compile(r"publishers/(google/models/|anthropic/models/claude-)")
 _LABEL = re.compile(r"[\w-]{0,63}")
 _STATES = {
     BatchPhase.ACCEPTED: "JOB_STATE_PENDING",
@@ -144,6 +145,7 @@ _STATES = {
     BatchPhase.CANCELING: "JOB_STATE_CANCELLING",
     BatchPhase.REJECTED: "JOB_STATE_FAILED",
 }
+_OF_CLAUDE = ("custom_id", "request", "response", "status")
 _ENDS = {RowFate.EXPIRED: "JOB_STATE_EXPIRED", RowFate.CANCELED: "JOB_STATE_CANCELLED"}
 
 
@@ -152,7 +154,7 @@ def job_facts(body: Mapping[str, Any]) -> dict[str, Any]:
     if not body.get("displayName"):
         raise Refusal(400, None, "displayName is required.")
     model = str(body.get("model") or "")
-    if "publishers/google/models/" not in model or "no-such" in model:
+    if not _MODEL.search(model) or "no-such" in model:
         raise Refusal(404, None, f"Publisher Model `{model}` not found.")
     uris, prefix = _places(body)
     labels = body.get("labels") or {}
@@ -168,6 +170,10 @@ def job_facts(body: Mapping[str, Any]) -> dict[str, Any]:
         "uris": uris,
         "prefix": prefix,
     }
+
+
+def is_claude(model: str) -> bool:
+    return "publishers/anthropic/" in model
 
 
 def _places(body: Mapping[str, Any]) -> tuple[list[str], str]:
@@ -249,6 +255,8 @@ def fill(batch: Batch, tables: JsonApiTables, folder: Path) -> dict[str, Any]:
     moment = rfc3339(batch.facts.get("running_at") or batch.facts["finishing_at"]) or ""
     table = named[0] if named else f"{PREDICTIONS}_{re.sub('[^0-9]', '_', moment)}"
     fields = output_fields(batch.facts["columns"])
+    if is_claude(batch.facts["model"]):
+        fields = [field for field in fields if field["name"] in _OF_CLAUDE]
     path = folder / f"{PREDICTIONS}.jsonl"
     path.touch()
     tables.upload((output_row(line, fields) for line in lines(path)), f"{place}.{table}", fields)

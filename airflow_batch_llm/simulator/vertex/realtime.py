@@ -1,4 +1,4 @@
-"""Vertex's generateContent and countTokens, one request at a time."""
+"""Vertex's generateContent, countTokens, and rawPredict for Claude, one request at a time."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from starlette.requests import Request as Call
 from starlette.responses import JSONResponse, Response
 
+from airflow_batch_llm.simulator.anthropic import rows as messages
 from airflow_batch_llm.simulator.database import BilledUsage, BilledWay
 from airflow_batch_llm.simulator.limits import LimitStanding
 from airflow_batch_llm.simulator.realtime import Asked, RealTime
@@ -16,6 +17,7 @@ from airflow_batch_llm.simulator.world import World
 
 NO_JSON = "Invalid JSON payload received."
 _MODEL = "/projects/{project}/locations/{location}/publishers/google/models/{model}"
+_CLAUDE = "/projects/{project}/locations/{location}/publishers/anthropic/models/{model}:rawPredict"
 _TIER_HEADER = "x-vertex-ai-llm-shared-request-type"
 _FLEX = "ON_DEMAND_FLEX"
 
@@ -34,26 +36,38 @@ class VertexRealTime:
         model = version + _MODEL
         return (
             Endpoint("POST", model + ":generateContent", "generate", self.generate),
+            Endpoint("POST", version + _CLAUDE, "generate", self.raw_predict),
             Endpoint("POST", model + ":countTokens", "count_tokens", self.count_tokens),
         )
 
     async def generate(self, call: Call) -> Response:
         return await self._realtime.answer(await _asked(call))
 
+    async def raw_predict(self, call: Call) -> Response:
+        body, model = await json_object(call, NO_JSON), call.path_params["model"]
+        if error := rows.message_problem(model, body):
+            raise Refusal(error.status, None, error.message)
+        digest = content_digest(f"{PROVIDER}{model}", body)
+        return await self._realtime.answer(Asked(rows.as_message(model, body, "", digest), digest))
+
     async def count_tokens(self, call: Call) -> Response:
         return JSONResponse({"totalTokens": (await _asked(call)).request.input_tokens})
 
     def usage(self, request: Request, answer: Reply) -> BilledUsage:
+        if request.provider != PROVIDER:
+            return messages.usage_of(request, answer, self._world.billing)
         return rows.usage_of(request, answer, self._world.billing)
 
     def body(self, asked: Asked, answer: Reply, usage: BilledUsage) -> dict[str, Any]:
+        if asked.request.provider != PROVIDER:
+            return messages.message(asked.request, answer, usage)
         body = rows.response_of(asked.request, answer, usage)
         if asked.flex:
             body["usageMetadata"]["trafficType"] = _FLEX
         return body
 
     def way(self, body: dict[str, Any]) -> BilledWay:
-        return BilledWay.FLEX if body["usageMetadata"]["trafficType"] == _FLEX else BilledWay.NOW
+        return BilledWay.FLEX if body.get("usageMetadata", {}).get("trafficType") == _FLEX else BilledWay.NOW
 
     def per_minute(self) -> Mapping[str, int | None]:
         knobs = self._world.knobs

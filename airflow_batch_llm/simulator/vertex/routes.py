@@ -18,9 +18,9 @@ from airflow_batch_llm.simulator.vendor import BatchTally, Endpoint, Prepared, R
 from airflow_batch_llm.simulator.vertex import PROVIDER
 from airflow_batch_llm.simulator.vertex.bucket import TABLE, JsonApiBucket, JsonApiTables, StorageError
 from airflow_batch_llm.simulator.vertex.filter import FilterError, Test, compile_filter
-from airflow_batch_llm.simulator.vertex.jobs import bring, deliver, fill, job_facts, job_wire
+from airflow_batch_llm.simulator.vertex.jobs import bring, deliver, fill, is_claude, job_facts, job_wire
 from airflow_batch_llm.simulator.vertex.realtime import NO_JSON, VertexRealTime
-from airflow_batch_llm.simulator.vertex.rows import STATUSES, VertexRows
+from airflow_batch_llm.simulator.vertex.rows import STATUSES, ClaudeRows, VertexRows
 from airflow_batch_llm.simulator.world import World
 
 _QUEUE_SECONDS = 72 * 3600.0
@@ -65,6 +65,8 @@ class Vertex:
     async def create(self, request: Request) -> Response:
         facts = job_facts(await json_object(request, NO_JSON))
         project, location = _parent(request)
+        if is_claude(facts["model"]) and location == "global":
+            raise Refusal(400, None, "Batch prediction of this model is not supported at location global.")
         facts |= {"window": _QUEUE_SECONDS, "project": project, "location": location}
         number = self._world.database.next_batch_number()
         job_id = f"{int(self._world.instance) + 1:09d}{number:010d}"
@@ -142,7 +144,8 @@ class Vertex:
     def rows(self, batch: Batch) -> VertexRows:
         moment = rfc3339(self._world.clock.now())
         assert moment is not None
-        return VertexRows(batch.facts["model"], moment.replace("Z", "+00:00"), self._world.billing)
+        kind = ClaudeRows if is_claude(batch.facts["model"]) else VertexRows
+        return kind(batch.facts["model"], moment.replace("Z", "+00:00"), self._world.billing)
 
     def finish(self, batch: Batch, tally: BatchTally) -> Mapping[str, Any] | Rejected:
         written: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Gemini's rows: what generateContent makes of one request, and the output line beside its echo.
+"""Gemini's rows, and Claude's: what the model makes of one request, and the output line beside its echo.
 
 Keys beside `request` are echoed. A row that fails has a status text and no response; the job goes on.
 """
@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from airflow_batch_llm.simulator.anthropic import rows as messages
 from airflow_batch_llm.simulator.bodies import parse
 from airflow_batch_llm.simulator.database import BilledUsage, RowFate
 from airflow_batch_llm.simulator.prefixes import CHARS, Billing, CacheUse
@@ -25,6 +26,7 @@ from airflow_batch_llm.simulator.vendor import Parsed, Written
 from airflow_batch_llm.simulator.vertex import PROVIDER
 
 PREDICTIONS = "predictions"
+_MESSAGES_VERSION = "vertex-2023-10-16"
 STATUSES = {
     400: "INVALID_ARGUMENT",
     401: "UNAUTHENTICATED",
@@ -67,8 +69,12 @@ class VertexRows:
         if answer.error is not None:
             return self._line(parsed, _status(answer.error), None, None)
         assert parsed.request is not None
-        usage = usage_of(parsed.request, answer, self._billing)
-        return self._line(parsed, "", response_of(parsed.request, answer, usage), usage)
+        usage, response = self._answer(parsed.request, answer)
+        return self._line(parsed, "", response, usage)
+
+    def _answer(self, request: Request, answer: Reply) -> tuple[BilledUsage, dict[str, Any]]:
+        usage = usage_of(request, answer, self._billing)
+        return usage, {**response_of(request, answer, usage), "createTime": self._moment}
 
     def skip(self, parsed: Parsed, outcome: RowFate) -> Written:  # noqa: ARG002 - such a row has no line
         return Written(b"", PREDICTIONS, outcome, None)
@@ -79,12 +85,43 @@ class VertexRows:
         row = parsed.source
         line = {"status": status, "processed_time": self._moment, "request": row["request"]}
         if response is not None:
-            line["response"] = {**response, "createTime": self._moment}
+            line["response"] = response
         line.update((key, value) for key, value in row.items() if key != "request")
         if parsed.custom_id != _row_id(row):  # the row was told to answer under another name
             line["custom_id"] = parsed.custom_id
         outcome = RowFate.SUCCEEDED if response is not None else RowFate.ERRORED
         return Written(orjson.dumps(line), PREDICTIONS, outcome, usage)
+
+
+class ClaudeRows(VertexRows):
+    """The rows of a job that asks Claude. What stands beside the request and its name is left out."""
+
+    def read(self, line: bytes) -> Parsed:
+        row = parse(line)
+        body, custom_id = row["request"], str(row.get("custom_id", ""))
+        digest = content_digest(f"{PROVIDER}{self._model}", body)
+        error = message_problem(self._model, body)
+        request = None if error else as_message(self._model, body, custom_id, digest)
+        return Parsed(
+            custom_id, digest, self._model, request, error, {"request": body, "custom_id": custom_id}
+        )
+
+    def _answer(self, request: Request, answer: Reply) -> tuple[BilledUsage, dict[str, Any]]:
+        usage = messages.usage_of(request, answer, self._billing)
+        return usage, messages.message(request, answer, usage)
+
+
+def message_problem(model: str, body: dict[str, Any]) -> RowError | None:
+    """Why Claude refuses this request; None if it takes it."""
+    if body.get("anthropic_version") != _MESSAGES_VERSION:
+        return RowError(400, "", f"anthropic_version: must be {_MESSAGES_VERSION}")
+    if "model" in body:
+        return RowError(400, "", "model: Extra inputs are not permitted")
+    return messages.problem({**body, "model": model}, "2023-06-01")
+
+
+def as_message(model: str, body: dict[str, Any], custom_id: str, digest: bytes) -> Request:
+    return messages.as_request({**body, "model": model}, custom_id, digest)
 
 
 def _row_id(row: dict[str, Any]) -> str:
