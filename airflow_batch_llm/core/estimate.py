@@ -145,7 +145,10 @@ def usual_answer(output_type: OutputType) -> int:
         case AnswerKind.LABEL:
             return _SHORT_COLUMN_TOKENS
         case AnswerKind.OBJECT | AnswerKind.VALUE | AnswerKind.VECTOR:
-            return sum(_column_tokens(column.type) for column in output_type.columns)
+            return sum(
+                _SHORT_COLUMN_TOKENS if output_type.is_choice(column) else _column_tokens(column.type)
+                for column in output_type.columns
+            )
         case _:
             assert_never(output_type.kind)
 

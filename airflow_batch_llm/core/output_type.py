@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 from airflow_batch_llm.core.answer_schema import (
+    branches_at,
     check,
     column_type,
     decimal_digits,
@@ -107,6 +108,13 @@ class OutputType:
         from airflow_batch_llm.core.python_type import json_schema
 
         return _of_schema(json_schema(wanted), naming)
+
+    def is_choice(self, column: Column) -> bool:
+        """Tell if the values of a column are out of a fixed set."""
+        if self.schema is None:
+            return False
+        branches = branches_at(self.schema, column.path)
+        return all({"enum", "const"} & branch.keys() or branch.get("type") == "null" for branch in branches)
 
     @property
     def labels(self) -> tuple[str, ...]:

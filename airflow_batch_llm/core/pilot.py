@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass
 
 import orjson
 
-from airflow_batch_llm.core.answer_schema import branches_at
 from airflow_batch_llm.core.model import ColumnType
-from airflow_batch_llm.core.output_type import Column, OutputType
+from airflow_batch_llm.core.output_type import OutputType
 from airflow_batch_llm.core.printing import counted
 from airflow_batch_llm.core.request import digest
 
@@ -31,15 +30,8 @@ def compared_columns(output_type: OutputType) -> dict[int, str]:
     return {
         place: column.name
         for place, column in enumerate(output_type.columns)
-        if column.type in _EXACT or (column.type is ColumnType.STRING and _is_choice(column, output_type))
+        if column.type in _EXACT or (column.type is ColumnType.STRING and output_type.is_choice(column))
     }
-
-
-def _is_choice(column: Column, output_type: OutputType) -> bool:
-    if output_type.schema is None:
-        return False
-    branches = branches_at(output_type.schema, column.path)
-    return all({"enum", "const"} & branch.keys() or branch.get("type") == "null" for branch in branches)
 
 
 def sampled(values: Sequence[Sequence[object] | None], output_type: OutputType) -> list[Sample]:

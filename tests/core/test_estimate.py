@@ -1,6 +1,7 @@
 """What a run will cost, guessed before the first cent."""
 
 from decimal import Decimal
+from typing import Literal
 
 import orjson
 import pytest
@@ -86,10 +87,11 @@ class Ticket(BaseModel):
     urgent: bool
     summary: str
     steps: list[str]
+    topic: Literal["bug", "other"] | None
 
 
 @pytest.mark.parametrize(
-    ("wanted", "tokens"), [(str, 300), (["a", "b"], 12), (int, 12), (Ticket, 132), (Embedding, 0)]
+    ("wanted", "tokens"), [(str, 300), (["a", "b"], 12), (int, 12), (Ticket, 144), (Embedding, 0)]
 )
 def test_the_usual_answer_depends_on_its_type(wanted: object, tokens: int) -> None:
     assert usual_answer(OutputType.of(wanted)) == tokens
