@@ -115,6 +115,10 @@ def _told(run: Inspected) -> str:
         lines.append(f"  Canary: {run.canary.replace('_', ' ')}.")
     if run.rows_per_request > 1:
         lines.append(f"  Packed: a request asks about at most {counted(run.rows_per_request, 'row')}.")
+    if run.caching:
+        won, hits = run.caching["won_usd"], run.caching["hit_rate"]
+        result = f"won ${won:,.4f}" if won >= 0 else f"lost ${-won:,.4f}"
+        lines.append(f"  Caching: {hits:.1%} of the answers read from the vendor's cache, which {result}.")
     if run.verdict is not None:
         lines.append(f"  {'Passed' if run.passed else 'Failed'}: {run.verdict}")
     lines.append(f"  Next: {run.next}")

@@ -7,6 +7,7 @@ clock. In a batch a request may miss what is there: a knob gives the share that 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from threading import Lock
 from typing import NamedTuple
 
 from airflow_batch_llm.simulator.answers import Draw
@@ -19,7 +20,7 @@ CHARS = 4
 #: The share of hits in a batch where the knob does not say: vendors name 30 % to 98 %, and none were seen on Vertex.
 _USUAL_SHARE: Mapping[str, float] = {"anthropic": 0.64, "openai": 0.64}
 
-#: Prefixes that are remembered before the old ones are forgotten.
+#: Prefixes that are remembered before all are forgotten.
 _MOST = 200_000
 
 
@@ -35,6 +36,7 @@ class PrefixCache:
     """The prefixes that vendors hold, with the moment when each is forgotten."""
 
     _until: dict[bytes, float] = field(default_factory=dict)
+    _lock: Lock = field(default_factory=Lock)  # batches are executed in several threads
 
     def clear(self) -> None:
         """Forget all of them."""
@@ -43,14 +45,15 @@ class PrefixCache:
     def longest(self, scope: str, text: str, lengths: Sequence[int], now: float, seconds: float) -> int:
         """Return the longest of the lengths at which the text begins with a known prefix, or 0. All become known."""
         found, at, digest = 0, 0, blake2b(scope.encode(errors="replace"), digest_size=16)
-        if len(self._until) > _MOST:
-            self._until = {key: until for key, until in self._until.items() if until > now}
-        for length in lengths:
-            digest.update(text[at:length].encode(errors="replace"))
-            at, key = length, digest.copy().digest()
-            if self._until.get(key, 0.0) > now:
-                found = length
-            self._until[key] = now + seconds
+        with self._lock:
+            if len(self._until) > _MOST:
+                self._until.clear()
+            for length in lengths:
+                digest.update(text[at:length].encode(errors="replace"))
+                at, key = length, digest.copy().digest()
+                if self._until.get(key, 0.0) > now:
+                    found = length
+                self._until[key] = now + seconds
         return found
 
 

@@ -138,6 +138,8 @@ class Inspected:
     list_usd: float  # the same requests in real time
     requests: int  # of the shards that have landed, in all rounds
     usage: dict[str, int]
+    caching: dict[str, float]
+    """The share of answers that read from the vendor's cache (`hit_rate`), and `won_usd`. Empty: it was not used."""
     outcomes: dict[str, int]
     """The rows that have landed, by their last outcome."""
     failures: tuple[InspectedFailure, ...]  # the most frequent first
@@ -262,7 +264,9 @@ def _landed(folder: RunFolder, numbers: Sequence[int]) -> dict[int, ShardResult 
 
 def _counts(told: Report, rounds: Sequence[Sequence[ShardResult]]) -> dict[str, Any]:
     """Return the fields of `Inspected` that count what has landed."""
+    cached = told.usage.cached_tokens or told.usage.cache_write_tokens
     return {
+        "caching": {"hit_rate": told.cache.hit_rate, "won_usd": told.cache.won} if cached else {},
         "list_usd": told.spent.list_cost,
         "requests": told.requests,
         "usage": told.usage._asdict(),

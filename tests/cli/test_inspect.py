@@ -24,6 +24,18 @@ def test_it_adds_up_the_money_that_the_report_holds(desk: Desk) -> None:
     assert sum(shard["cost_usd"] for shard in seen["shards"]) == pytest.approx(seen["spent_usd"])
 
 
+def test_it_shows_what_the_vendors_cache_has_won(desk: Desk) -> None:
+    desk.simulator.turn(cached_tokens=5)
+    report = orjson.loads(desk.run("--json").stdout)
+
+    (seen,) = orjson.loads(desk.command("inspect", str(desk.run_folder), "--json").stdout)
+    shown = desk.command("inspect", str(desk.run_folder)).stdout
+
+    assert seen["caching"]["hit_rate"] == 1.0
+    assert 0 < seen["caching"]["won_usd"] == pytest.approx(report["caching"]["default"]["won_usd"], abs=1e-6)
+    assert "  Caching: 100.0% of the answers read from the vendor's cache, which won $0.0" in shown
+
+
 def test_it_shows_the_route_of_each_shard_and_what_each_route_has_done(desk: Desk) -> None:
     sql = "SELECT *, CASE WHEN id < 4 THEN 'urgent' END AS how FROM tickets"
     desk.write(source={"sql": sql}, routes={"urgent": {"way": "now"}}, route_column="how")

@@ -64,6 +64,12 @@ def test_the_dollars_won_are_those_of_the_same_run_without_a_cache(anthropic: Be
     assert won == pytest.approx(plain.spent.cost - marked.spent.cost, abs=1e-6)
 
 
+def test_in_real_time_almost_every_request_finds_the_prefix(anthropic: Bench) -> None:
+    report = complete(anthropic, "now", 0, 30, way="now").report
+    assert report.caching["default"]["hit_rate"] > 0.8
+    assert report.spent.cost == pytest.approx(anthropic.world.billed(Way.NOW), abs=1e-9)
+
+
 def test_the_next_estimate_counts_on_the_same_hits(anthropic: Bench) -> None:
     anthropic.world.simulator.turn(cached_tokens=1500, cache_write_tokens=300)
     complete(anthropic, "first", 0)
@@ -85,16 +91,13 @@ def test_the_report_is_the_ledger_with_caching_on(bench: Bench, rows_per_request
     assert done.report.caching["default"]["hit_rate"] > 0
 
 
-@pytest.mark.parametrize("rows_per_request", [1, 4])
-def test_examples_come_before_the_row_and_are_part_of_the_question(
-    bench: Bench, rows_per_request: int
-) -> None:
-    changes = {"rows_per_request": rows_per_request, "min_agreement": None}
+def test_examples_come_before_the_row_and_are_part_of_the_question(bench: Bench) -> None:
+    changes = {"rows_per_request": 4, "min_agreement": None}
     examples = [("I was charged twice.", "billing"), ({"subject": "Crash", "body": "It fails."}, "bug")]
     complete(bench, "first", 0, 8, examples=examples, **changes)
     files = list((bench.world.folder / "workspace").rglob("*.requests.jsonl"))
     lines = [line for path in files for line in path.read_text().splitlines()]
-    assert len(lines) == 8 // rows_per_request
+    assert len(lines) == 2
     for line in lines:
         asked = line.replace("\\", "")
         assert asked.count('{"input":"Subject: CrashnIt fails.","answer":{"label":"bug"}}') == 1
@@ -103,8 +106,6 @@ def test_examples_come_before_the_row_and_are_part_of_the_question(
 
     again = complete(bench, "second", 0, 8, examples=examples[:1], only=Only.OUTDATED, **changes)
     assert again.report.why == {"outdated": 8}
-    same = complete(bench, "third", 0, 8, examples=examples[:1], only=Only.OUTDATED, **changes)
-    assert same.report.why == {"answered": 8}
 
 
 class ToSimulator(httpx.HTTPTransport):
