@@ -9,7 +9,6 @@ import ssl
 import sys
 import threading
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -41,11 +40,13 @@ def _closing(kind: type[Any]) -> type[Any]:
 
     class Closing(kind):  # type: ignore[misc]  # of a library that is loaded only when used
         def __del__(self) -> None:
-            with suppress(Exception):
+            try:
                 if not self.is_closed and hasattr(self, "aclose"):
                     asyncio.get_running_loop().create_task(self.aclose())
                 elif not self.is_closed:
                     self.close()
+            except Exception:  # noqa: BLE001 - also where the interpreter ends, and has let go of this module's names
+                return
 
     return Closing
 

@@ -23,7 +23,10 @@ from airflow_batch_llm.providers.steps import no_longer_than
 
 #: Seconds between the first question and the round, and the most of them while further questions come: triggers that
 #: start together ask together.
-_GATHER_SECONDS, _MOST_GATHERING_SECONDS = 0.2, 2.0
+_GATHER_SECONDS, _MOST_GATHERING_SECONDS = 0.2, 5.0
+
+#: Turns of the event loop after such a pause. A busy machine may wake the poller before triggers that are ready to ask.
+_TURNS = 20
 
 #: A trigger that would be due within this share of its pause joins a round that is made anyway.
 _EARLY_SHARE = 0.15
@@ -166,6 +169,8 @@ class Poller:
         while len(self._questions) > seen and loop.time() < until:
             seen = len(self._questions)
             await asyncio.sleep(_GATHER_SECONDS)
+            for _ in range(_TURNS):
+                await asyncio.sleep(0)
 
     async def _wake_soon_due(self) -> None:
         now = asyncio.get_running_loop().time()

@@ -51,6 +51,26 @@ async def test_many_triggers_ask_in_one_call_and_each_hears_of_its_own_batches(w
     await asyncio.gather(waiting[0], return_exceptions=True)
 
 
+async def test_triggers_that_a_busy_machine_starts_late_are_asked_for_in_the_same_round(world: World) -> None:
+    ids = [create_batch(world) for _ in range(3)]
+    poller = join("late", opened)
+
+    async def looked_late(batch_id: str) -> None:
+        for _ in range(5):
+            await asyncio.sleep(0)
+        await look(poller, batch_id)
+
+    try:
+        await poller.connected()
+        first = asyncio.create_task(look(poller, ids[0]))
+        await asyncio.sleep(0.05)
+        time.sleep(2 * polling._GATHER_SECONDS)  # noqa: ASYNC251 - the loop is held up, as on a busy machine
+        await asyncio.gather(first, *(looked_late(one) for one in ids[1:]))
+        assert looks(world) == 1
+    finally:
+        await leave(poller)
+
+
 async def test_a_batch_that_cannot_be_looked_at_is_the_trouble_of_its_own_trigger(world: World) -> None:
     ids = [create_batch(world) for _ in range(5)]
     poller = join("isolation", opened)
