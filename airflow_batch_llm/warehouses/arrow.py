@@ -23,6 +23,29 @@ from airflow_batch_llm.warehouses.kind import ColumnKind, of_arrow
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
+#: The rows that are read from a file at once, and their bytes.
+ROWS_AT_ONCE, _BYTES_AT_ONCE = 16_384, 8 << 20
+
+
+def parquet_batches(file: Any) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of an open Parquet file, fewer at once where they are large."""
+    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+    size = sum(group.total_byte_size for group in groups)
+    return cut(file.iter_batches(rows_that_fit(file.metadata.num_rows, size), use_threads=False))
+
+
+def rows_that_fit(rows: int, size: int) -> int:
+    """Return the number of rows that are held at once if so many of them have this size in bytes."""
+    return max(1, min(ROWS_AT_ONCE, _BYTES_AT_ONCE * rows // max(1, size)))
+
+
+def cut(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Yield the same rows in batches that are worked on at once without much memory."""
+    for batch in batches:
+        step = rows_that_fit(batch.num_rows, batch.nbytes)
+        yield from (batch.slice(first, step) for first in range(0, batch.num_rows, step))
+
+
 def int64_array(values: Iterable[int]) -> pa.Int64Array:
     """Whole numbers, none of them NULL."""
     data = array("q", values)

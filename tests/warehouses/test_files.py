@@ -160,6 +160,16 @@ def test_json_lines_that_mix_text_and_numbers_are_refused_by_line(tmp_path: Path
     assert [row["n"] for row in read(path, column_types={"n": pa.string()})] == ["1", None, SECRET]
 
 
+def test_large_rows_come_a_few_at_a_time(tmp_path: Path) -> None:
+    bodies = [f"{number:05d}" * 20_000 for number in range(300)]
+    pq.write_table(pa.table({"body": bodies}), tmp_path / "t.parquet", use_dictionary=False)
+
+    batches = list(read_files(FileSource(uris=(str(tmp_path / "t.parquet"),))))
+
+    assert max(batch.nbytes for batch in batches) <= 9 << 20
+    assert [body for batch in batches for body in batch.column("body").to_pylist()] == bodies
+
+
 def test_nested_json_is_kept_as_json(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_bytes(b'{"a":{"x":[1,null]}}\n{"a":null}\n{"a":"text"}\n')

@@ -161,6 +161,23 @@ def test_a_table_without_a_unique_index_is_merged_all_the_same(database: Postgre
     warehouse.close()
 
 
+@pytest.mark.parametrize("unique", [True, False])
+def test_readers_and_a_publish_do_not_wait_for_each_other(database: PostgresDatabase, unique: bool) -> None:
+    target, count = labels(), "SELECT count(*) FROM labels"
+    with closing(database.open()) as warehouse, psycopg.connect(database.uri) as reader:
+        warehouse.prepare(target)
+        land(warehouse, target, part(), [{"id": 1, "label": "old"}])
+        if not unique:
+            reader.execute("ALTER TABLE labels DROP CONSTRAINT labels_pkey")
+            reader.commit()
+        assert reader.execute(count).fetchone() == (1,)  # its transaction stays open
+        stage(warehouse, target, part(1), [{"id": 1, "label": "new"}, {"id": 2, "label": "new"}])
+        warehouse.publish(target, [part(1)])
+        with warehouse._publishing(target):
+            reader.execute("SET lock_timeout = 2000")
+            assert reader.execute(count).fetchone() == (2,)
+
+
 def test_staging_tables_live_in_the_schema_that_is_named(database: PostgresDatabase) -> None:
     other = f"s{uuid4().hex}"
     with psycopg.connect(database.uri) as connection:

@@ -26,8 +26,7 @@ from airflow_batch_llm.stage.plan.shard_files import read_layout
 from airflow_batch_llm.stage.plan.spool import REQUEST, SHARED
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan
-
-_ROWS_AT_ONCE = 16_384
+from airflow_batch_llm.warehouses.arrow import parquet_batches
 
 
 @dataclass(slots=True, kw_only=True)
@@ -138,7 +137,7 @@ class ShardFiles:
     @staticmethod
     def _batches(path: Path) -> Iterator[pa.RecordBatch]:
         with pq.ParquetFile(path) as file:
-            yield from file.iter_batches(_ROWS_AT_ONCE, use_threads=False)
+            yield from parquet_batches(file)
 
 
 def _theirs(found: Found, ordinal: int) -> set[int] | None:

@@ -29,13 +29,13 @@ from airflow_batch_llm.warehouses.arrow import (
     float64_array,
     int64_array,
     int64_scalar,
+    parquet_batches,
     string_array,
     string_scalar,
     timestamp_scalar,
 )
 from airflow_batch_llm.warehouses.base import PACKED_COLUMN, REUSED_COLUMN, Target
 
-_ROWS_AT_ONCE = 16_384
 #: The number of keys of failed rows in a report, and the characters of each.
 SAMPLES, SAMPLE_CHARS, SAMPLE_CODES = 3, 40, 10
 
@@ -136,7 +136,7 @@ class RowWriter:
             _written(answers, self._target.answer_columns) as good,
             _written(failures, self._target.failure_columns) as bad,
         ):
-            for batch in rows.iter_batches(_ROWS_AT_ONCE, use_threads=False):
+            for batch in parquet_batches(rows):
                 landed = self._good.take(batch.column(REQUEST))
                 answered = batch.filter(landed)
                 good.write_batch(self._answer_rows(answered))
@@ -381,7 +381,7 @@ def parquet_reader(path: Path) -> pa.RecordBatchReader:
 
     def stream() -> Iterator[pa.RecordBatch]:
         with file:
-            yield from file.iter_batches(_ROWS_AT_ONCE)
+            yield from parquet_batches(file)
 
     return pa.RecordBatchReader.from_batches(file.schema_arrow, stream())
 

@@ -33,6 +33,7 @@ from airflow_batch_llm.stage.plan.spool import (
 )
 from airflow_batch_llm.warehouses.arrow import (
     binary_array,
+    cut,
     int64_array,
     int64_scalar,
     string_array,
@@ -72,7 +73,7 @@ class Reading:
         """Spool every row. `rows` carry `KNOWN_COLUMNS` beside the source's own."""
         reasons = table(self.only, retry_dead=self.retry_dead)
         seq = sent = 0
-        for batch in rows:
+        for batch in cut(rows):
             self._refuse_null_keys(batch)
             values = self._values(batch)
             attached = None if self.attaching is None else self.attaching.of(batch)
@@ -224,7 +225,7 @@ def with_known(
 
     def looked_up() -> Iterator[pa.RecordBatch]:
         most = _LOOKED_UP_BYTES_HERE if isinstance(warehouse, SharesFile) else _LOOKED_UP_BYTES
-        for group in _groups(reader, most):
+        for group in _groups(cut(reader), most):
             known = warehouse.known(target, pa.concat_batches([batch.select(columns) for batch in group]))
             first = 0
             for batch in group:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from airflow_batch_llm.core.selection import REUSABLE, SENT, Reason
 from airflow_batch_llm.stage.plan.carried import carried, comparable, restored, stored, stored_schema
-from airflow_batch_llm.warehouses.arrow import int64_scalar
+from airflow_batch_llm.warehouses.arrow import int64_scalar, parquet_batches, rows_that_fit
 
 
 class SortedReader:
@@ -59,7 +59,6 @@ PROMPTS = pa.schema([(SEQ, pa.int64()), ("prompt", pa.binary())])
 
 _SENT_LIST, _REUSABLE_LIST = (", ".join(f"'{one}'" for one in sorted(some)) for some in (SENT, REUSABLE))
 _MEMORY = "64MB"
-_ROWS_AT_ONCE = 16_384
 
 
 def quoted(name: str) -> str:
@@ -86,6 +85,7 @@ class Spool:
         self._prompts = pa.OSFile(str(folder / "prompts.arrow"), "wb")
         self._prompt_writer = pa.ipc.new_stream(self._prompts, PROMPTS)
         self._database: Any = None
+        self._count = self._size = 0
 
     def write_prompts(self, prompts: pa.RecordBatch) -> None:
         """Add prompts of rows that are to be sent, in source order. Each call's are read back together."""
@@ -102,7 +102,9 @@ class Spool:
             else rows.column(name)
             for name in self._schema.names
         ]
-        self._rows.write_batch(pa.RecordBatch.from_arrays(columns, schema=self._schema))
+        batch = pa.RecordBatch.from_arrays(columns, schema=self._schema)
+        self._rows.write_batch(batch)
+        self._count, self._size = self._count + batch.num_rows, self._size + batch.nbytes
 
     def finish(self) -> None:
         """Close the files; from now on they are asked."""
@@ -147,7 +149,7 @@ class Spool:
         """Write another run's keys file with its keys in the types of this run."""
         schema = pa.schema([(INPUT_HASH, pa.string()), *stored_schema(self._key)])
         with pq.ParquetFile(keys_file) as file, pq.ParquetWriter(path, schema) as writer:
-            for batch in file.iter_batches(_ROWS_AT_ONCE):
+            for batch in parquet_batches(file):
                 theirs = restored(batch, key)
                 keys = [stored(comparable(theirs.column(ours.name), ours.type)) for ours in self._key]
                 writer.write_batch(
@@ -367,7 +369,7 @@ class Spool:
         firsts = self._sent(f"SELECT {SEQ}, {_FIRST} FROM sent WHERE {ROUTE} = {route}", SEQ, _FIRST)
         # Read ahead, the file would be in memory as a whole.
         with pq.ParquetFile(self._folder / "rows.parquet", pre_buffer=False) as file:
-            for batch in file.iter_batches(_ROWS_AT_ONCE, use_threads=False):
+            for batch in parquet_batches(file):
                 seen = batch.column(SEQ)
                 known = firsts.below(seen[-1].as_py() + 1)
                 rows = pa.Table.from_batches([batch]).filter(pc.is_in(seen, known.column(SEQ)))
@@ -404,7 +406,7 @@ class Spool:
         return self._database.cursor().execute(sql)
 
     def _stream(self, sql: str) -> pa.RecordBatchReader:
-        return self._database.cursor().sql(sql).to_arrow_reader(_ROWS_AT_ONCE)
+        return self._database.cursor().sql(sql).to_arrow_reader(rows_that_fit(self._count, self._size))
 
 
 def _looked_up(values: Sequence[int], number: str) -> str:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 #: DuckDB's types that come out as text, and say more than that.
 _ALSO_TYPED = {"JSON": pa.json_(pa.string()), "UUID": pa.uuid()}
-_BATCH_ROWS = 8_192
+_BATCH_ROWS, _BATCH_VALUES, _FEWEST_ROWS = 8_192, 400_000, 2_048
 #: A merge holds its rows in memory, so one statement takes no more; the transaction holds all statements.
 _MERGED_AT_ONCE = StagingBounds(rows=25_000, bytes=32 << 20)
 #: Bytes of rows after which DuckDB drops what it has read of the file.
@@ -251,7 +251,9 @@ class DuckDBWarehouse:
             cursor = self._session()
             relation = cursor.sql(query, params=parameters)
             types = [str(type_) for type_ in relation.types]
-            reader = relation.to_arrow_reader(_BATCH_ROWS)
+            reader = relation.to_arrow_reader(
+                max(_FEWEST_ROWS, min(_BATCH_ROWS, _BATCH_VALUES // len(types)))
+            )
         schema = pa.schema(
             [
                 field.with_type(_ALSO_TYPED.get(type_, field.type))

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from airflow_batch_llm.core.model import ColumnType
 from airflow_batch_llm.core.printing import counted
 from airflow_batch_llm.errors import SourceError
+from airflow_batch_llm.warehouses.arrow import parquet_batches
 from airflow_batch_llm.warehouses.base import ARROW_TYPES
 
 #: Sizes of a block, and so of the longest row, tried in turn.
@@ -290,7 +291,18 @@ def _text(value: Any) -> str:
     return orjson.dumps(value).decode()
 
 
-_FILE_PARQUET_BATCH_ROWS = 16_384
+#: A row group of more bytes is read through buffers of its columns, which hold so many bytes together.
+_LARGE_GROUP, _BUFFERS, _SMALLEST_BUFFER = 64 << 20, 16 << 20, 64 << 10
+
+
+def _parquet_file(stream: Any) -> pq.ParquetFile:
+    """Open a file so that memory holds a row group only if that is small."""
+    metadata = pq.read_metadata(stream)
+    largest = max(
+        (metadata.row_group(at).total_byte_size for at in range(metadata.num_row_groups)), default=0
+    )
+    buffer = max(_SMALLEST_BUFFER, _BUFFERS // max(1, metadata.num_columns)) if largest > _LARGE_GROUP else 0
+    return pq.ParquetFile(stream, metadata=metadata, buffer_size=buffer)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,7 +318,7 @@ class ParquetFile:
 
     def batches(self, stream: Any, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         """The rows in the columns of `schema`; what the file does not have is NULL."""
-        for batch in pq.ParquetFile(stream).iter_batches(batch_size=_FILE_PARQUET_BATCH_ROWS):
+        for batch in parquet_batches(_parquet_file(stream)):
             yield pa.RecordBatch.from_arrays(
                 [_file_parquet_column(batch, wanted) for wanted in schema], schema=schema
             )

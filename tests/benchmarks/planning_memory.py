@@ -1,0 +1,210 @@
+"""Peak memory and CPU of planning, by the shape of the rows: wide ones, long ones, and many that the target knows.
+
+    python -m tests.benchmarks.planning_memory --known 10000000
+
+Each plan is made in a process of its own. `from` is where the source is; the target is a DuckDB file in any case.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from airflow_batch_llm.core.settings import Only, Pace, Shape, Source, Stage
+from airflow_batch_llm.providers import connect
+from airflow_batch_llm.providers.base import Access
+from airflow_batch_llm.simulator.handle import Simulator
+from airflow_batch_llm.stage.parts import Parts
+from airflow_batch_llm.stage.run import Run
+from airflow_batch_llm.store import Workspace
+from airflow_batch_llm.warehouses.duckdb.warehouse import DuckDBWarehouse
+from airflow_batch_llm.warehouses.postgres.warehouse import PostgresWarehouse
+from tests.benchmarks.stage_steps import LABELS, cpu_seconds, peak_mb
+from tests.emulators import postgres
+from tests.vendors import VENDORS
+
+COLUMNS, LONG = 300, 1_000_000
+_MODEL = f"openai:{VENDORS['openai'].model}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shape:
+    """Rows of one kind, as a query of DuckDB, and what is made of them."""
+
+    query: str
+    prompt: str
+    rows: int
+    carry: tuple[str, ...] = ()
+    known: bool = False
+    """The target has an answer to each of the rows, by another spec."""
+
+
+def _shapes(rows: int, known: int) -> dict[str, _Shape]:
+    names = [f"c{number}" for number in range(1, COLUMNS)]
+    wide = ", ".join(f"'text of column ' || range AS {name}" for name in names)
+    wide_query = f"SELECT range AS id, {wide} FROM range({{rows}})"
+    long = max(1, rows // 100)
+    return {
+        f"{COLUMNS} columns": _Shape(query=wide_query, prompt="{{ c1 }} {{ c2 }}", rows=rows),
+        f"{COLUMNS} columns, carried": _Shape(
+            query=wide_query, prompt="{{ c1 }}", rows=rows, carry=tuple(names)
+        ),
+        "texts of 1 MB": _Shape(
+            query=f"SELECT range AS id, rpad(range::text, {LONG}, 'lorem ipsum ') AS c1 FROM range({{rows}})",
+            prompt="{{ c1 }}",
+            rows=long,
+        ),
+        "known rows": _Shape(
+            query="SELECT range AS id, 'text ' || range AS c1 FROM range({rows})",
+            prompt="{{ c1 }}",
+            rows=known,
+            known=True,
+        ),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--rows", type=int, default=50_000, help="wide rows; there are a hundredth of the long ones"
+    )
+    parser.add_argument("--known", type=int, default=4_000_000)
+    parser.add_argument("--shapes", nargs="+", help="how the names of the shapes begin")
+    parser.add_argument("--sources", nargs="+", default=["duckdb", "parquet", "postgres"])
+    chosen = parser.parse_args()
+    print(f"{'':24}{'from':>10}{'rows':>12}{'CPU s':>8}{'peak MB':>9}")
+    with Simulator(batch_seconds=3600) as simulator:
+        for title, shape in _shapes(chosen.rows, chosen.known).items():
+            for source in chosen.sources:
+                wanted = chosen.shapes is None or title.startswith(tuple(chosen.shapes))
+                if wanted and not (shape.known and source != "duckdb"):
+                    found = _planned(source, title, shape, chosen, simulator.url)
+                    print(
+                        f"{title:24}{source:>10}{shape.rows:>12,}{found['cpu']:>8.1f}{found['mb']:>9.0f}",
+                        flush=True,
+                    )
+
+
+def _planned(source: str, title: str, shape: _Shape, chosen: Any, url: str) -> Any:
+    with tempfile.TemporaryDirectory(prefix="bench-") as name, ExitStack() as stack:
+        folder = Path(name)
+        where = _MAKERS[source](folder, shape, stack)
+        if shape.known:
+            _know(folder, shape.rows)
+        given = [source, where, title, str(chosen.rows), str(chosen.known), name, url]
+        command = [sys.executable, "-W", "ignore", "-m", __spec__.name, "child", *given]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(done.stderr[-3000:])
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+def _duckdb(folder: Path, shape: _Shape, _: ExitStack) -> str:
+    with duckdb.connect(str(folder / "bench.duckdb")) as connection:
+        connection.execute(f"CREATE TABLE tickets AS {shape.query.format(rows=shape.rows)}")
+    return str(folder / "bench.duckdb")
+
+
+def _parquet(folder: Path, shape: _Shape, _: ExitStack) -> str:
+    path = folder / "tickets.parquet"
+    with duckdb.connect() as connection:
+        reader = connection.sql(shape.query.format(rows=shape.rows)).to_arrow_reader(1000)
+        with pq.ParquetWriter(path, reader.schema) as writer:
+            for batch in reader:
+                writer.write_batch(batch, row_group_size=100_000)
+    return str(path)
+
+
+def _postgres(folder: Path, shape: _Shape, stack: ExitStack) -> str:
+    import psycopg
+
+    from airflow_batch_llm.warehouses.postgres.reads import copy_rows
+
+    where = stack.enter_context(postgres.running(folder))
+    with duckdb.connect() as source, psycopg.connect(where) as connection, connection.cursor() as cursor:
+        reader = source.sql(shape.query.format(rows=shape.rows)).to_arrow_reader(100)
+        columns = ", ".join(f"{name} {'bigint' if name == 'id' else 'text'}" for name in reader.schema.names)
+        cursor.execute(f"CREATE TABLE tickets ({columns})")
+        with cursor.copy("COPY tickets FROM STDIN (FORMAT csv)") as copy:
+            for batch in reader:
+                copy.write(copy_rows(batch))
+    return where
+
+
+_MAKERS: dict[str, Callable[[Path, _Shape, ExitStack], str]] = {
+    "duckdb": _duckdb,
+    "parquet": _parquet,
+    "postgres": _postgres,
+}
+
+
+def _know(folder: Path, rows: int) -> None:
+    """Answer each row in the target, by another spec and from another input."""
+    with duckdb.connect(str(folder / "target.duckdb")) as connection:
+        connection.execute(
+            "CREATE TABLE ours AS SELECT range AS id, 'bug' AS label, lpad(range::text, 32, '0') AS _llm_input_hash,"
+            f" repeat('0', 32) AS _llm_spec_hash, TIMESTAMP '2026-01-01' AS _llm_planned_at FROM range({rows})"
+        )
+
+
+def child(source: str, where: str, title: str, rows: str, known: str, folder: str, url: str) -> None:
+    """Plan, and print what that took."""
+    shape = _shapes(int(rows), int(known))[title]
+    target = DuckDBWarehouse(Path(folder, "target.duckdb"))
+    reads: Any = {"duckdb": DuckDBWarehouse, "postgres": PostgresWarehouse}.get(source, _Files)(where)
+    before = cpu_seconds()
+    Run(
+        stage=Stage(
+            source=Source(table=None if source == "parquet" else "tickets"),
+            key=("id",),
+            model_id=_MODEL,
+            prompt=shape.prompt,
+            output_type=LABELS,
+            target="ours",
+            max_cost_usd=None,
+            only=Only.NEW if shape.known else Only.CHANGED,
+            shape=Shape(carry=list(shape.carry)),
+            pace=Pace(rows_per_batch=10_000, max_active_batches=1000),
+        ),
+        parts=Parts(
+            provider=connect("openai", Access(api_key="any", base_url=VENDORS["openai"].base_url(url))),
+            source=reads,
+            target=target,
+            workspace=Workspace.open(f"{folder}/workspace"),
+            spool=Path(folder, "spool"),
+        ),
+        name="bench",
+    ).generation()
+    print(json.dumps({"cpu": cpu_seconds() - before, "mb": peak_mb()}))
+
+
+@dataclass(frozen=True)
+class _Files:
+    """A file as a source."""
+
+    path: str
+
+    def read(self, source: Source) -> pa.RecordBatchReader:
+        from airflow_batch_llm.warehouses.files.source import FileSource, read_files
+
+        return read_files(FileSource(uris=(self.path,)))
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["child"]:
+        child(*sys.argv[2:])
+    else:
+        main()
