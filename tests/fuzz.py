@@ -37,6 +37,7 @@ from airflow_batch_llm.simulator.anthropic.rows import NEWEST_VERSION, Anthropic
 from airflow_batch_llm.simulator.database import RowFate as Skipped
 from airflow_batch_llm.simulator.knobs import Knobs
 from airflow_batch_llm.simulator.openai.rows import OpenAIRows
+from airflow_batch_llm.simulator.prefixes import Billing, PrefixCache
 from airflow_batch_llm.simulator.request import Reply, RowError, StopReason
 from airflow_batch_llm.simulator.vendor import Rows
 from airflow_batch_llm.simulator.vertex.rows import VertexRows
@@ -49,7 +50,9 @@ TOKEN = "b1f0-0001"
 REQUESTS = 12
 PROVIDERS = tuple(REGISTERED)
 
-_KNOBS = Knobs(cached_tokens=3, cache_write_tokens=2, reasoning_tokens=7)
+_BILLING = Billing(
+    knobs=Knobs(cached_tokens=3, cache_write_tokens=2, reasoning_tokens=7), prefixes=PrefixCache(), now=0.0
+)
 _SCHEMA = {
     "type": "object",
     "properties": {
@@ -128,9 +131,9 @@ def subject(name: str) -> Subject:
 
 
 ROWS: dict[str, tuple[str, Callable[[], Rows]]] = {
-    "anthropic": ("claude-haiku-4-5", lambda: AnthropicRows(NEWEST_VERSION, _KNOBS)),
-    "openai": ("gpt-5-mini", lambda: OpenAIRows("/v1/chat/completions", 1, _KNOBS)),
-    "vertex": ("gemini-2.5-flash", lambda: VertexRows("gemini-2.5-flash", "2026-05-04T00:00:00Z", _KNOBS)),
+    "anthropic": ("claude-haiku-4-5", lambda: AnthropicRows(NEWEST_VERSION, _BILLING)),
+    "openai": ("gpt-5-mini", lambda: OpenAIRows("/v1/chat/completions", 1, _BILLING)),
+    "vertex": ("gemini-2.5-flash", lambda: VertexRows("gemini-2.5-flash", "2026-05-04T00:00:00Z", _BILLING)),
 }
 
 
