@@ -20,6 +20,9 @@ from airflow_batch_llm.stage.records.standings import ShardResult
 #: Fewer prompts, or a smaller share of good answers, say little about the next run.
 _LEAST_PROMPTS, _LEAST_GOOD = 20, 0.9
 
+#: Fewer answers say little about the share that finds something in the vendor's cache.
+_LEAST_ANSWERS = 50
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learning:
@@ -67,7 +70,7 @@ def _cached(first: Plan, landed: Sequence[ShardResult]) -> Iterator[tuple[Planne
     for number, route in enumerate(first.routes):
         shards = zip(first.shards, landed, strict=True)
         total = sum((result.report for shard, result in shards if shard.route == number), Report())
-        if not (route.is_own and route.spec_hash and total.cache.answers >= _LEAST_PROMPTS):
+        if not (route.is_own and route.spec_hash and total.cache.answers >= _LEAST_ANSWERS):
             continue
         if route.call.asks_to_cache or total.cache.hits or total.usage.cache_write_tokens:
             yield route, CachedRun.of(total.cache, total.usage, max(1, total.requests))
