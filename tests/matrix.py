@@ -17,8 +17,8 @@ from tests.sdks import ENVIRONMENTS, ROOT, TOOLS, UV
 
 PROVIDERS = ("common-compat", "common-sql", "google", "openai", "postgres", "sqlite", "standard")
 
-#: What the tests need besides, or in a newer version than the oldest Airflow brings: for the examples, and for metrics.
-BESIDES = ("apache-airflow-providers-standard>=1.12.2", "statsd>=4")
+#: What the tests need besides, or in a newer version than the oldest Airflow brings: for the examples, metrics, and spans.
+BESIDES = ("apache-airflow-providers-standard>=1.12.2", "opentelemetry-sdk>=1.27", "statsd>=4")
 
 
 @dataclass(frozen=True, slots=True)
