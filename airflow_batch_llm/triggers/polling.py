@@ -75,7 +75,7 @@ class Poller:
     users: int = 0
     _provider: Provider | None = None
     _renewed_at: float = -math.inf
-    _opening: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _opening: asyncio.Task[Provider] | None = None
     _questions: list[_Question] = field(default_factory=list)
     _pauses: set[_Pause] = field(default_factory=set)
     _apart: set[str] = field(default_factory=set)
@@ -111,31 +111,38 @@ class Poller:
             self._pauses.discard(pause)
 
     async def connected(self) -> Provider:
-        """The provider. A connection is looked up once for all."""
-        async with self._opening:
-            if self._provider is None:
-                self._provider = await self.open()
+        """The provider. A connection is looked up once for all, and all go on in the same turn of the event loop."""
+        if self._provider is not None:
             return self._provider
+        if self._opening is None:
+            self._opening = asyncio.create_task(self._opened())
+        return await asyncio.shield(self._opening)
+
+    async def _opened(self) -> Provider:
+        try:
+            self._provider = await self.open()
+            return self._provider
+        finally:
+            self._opening = None
 
     async def close(self) -> None:
         """End the rounds and close the client."""
-        rounds, self._rounds = self._rounds, None
-        if rounds is not None:
-            rounds.cancel()
-            await asyncio.gather(rounds, return_exceptions=True)
+        for task in filter(None, (self._rounds, self._opening)):
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        self._rounds = None
         opened, self._provider = self._provider, None
         if opened is not None:
             await opened.aclose()
 
     async def _renewed(self, refused: Provider) -> bool:
         """Let go of a provider whose key was refused: the connection may hold another one by now."""
-        async with self._opening:
-            if self._provider is not refused:
-                return True
-            now = asyncio.get_running_loop().time()
-            if now < self._renewed_at + _RENEWAL_SECONDS:
-                return False
-            self._renewed_at, self._provider = now, None
+        if self._provider is not refused:
+            return True
+        now = asyncio.get_running_loop().time()
+        if now < self._renewed_at + _RENEWAL_SECONDS:
+            return False
+        self._renewed_at, self._provider = now, None
         await refused.aclose()
         return True
 
@@ -223,11 +230,11 @@ class Poller:
         return None
 
     async def _status_of(self, group: Sequence[_Question]) -> Mapping[str, BatchStatus]:
-        assert self._provider is not None, "whoever asks has connected"
+        provider = await self.connected()
         batch_ids = dict.fromkeys(batch_id for question in group for batch_id in question.batch_ids)
         within = max(question.ends_at for question in group) - asyncio.get_running_loop().time()
         with no_longer_than(within):
-            return await self._provider.acheck(tuple(batch_ids))
+            return await provider.acheck(tuple(batch_ids))
 
 
 async def _hand_out(reply: Mapping[str, BatchStatus] | ProviderError, group: Iterable[_Question]) -> None:
