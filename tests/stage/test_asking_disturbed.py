@@ -80,12 +80,12 @@ class FailingOnce(LocalDisk):
 
     segments = 3
 
-    def write(self, path: str, blocks: Any, aside: Path) -> None:
+    def write(self, path: str, blocks: Any, aside: Path, *, keep: bool = False) -> bool:
         self.segments -= "/asked/" in path
         if not self.segments:
             self.segments = -1
             raise StoreUnavailable("The disk is full.")
-        super().write(path, blocks, aside)
+        return super().write(path, blocks, aside, keep=keep)
 
 
 def test_a_store_that_fails_once_loses_no_answer(anthropic: Bench) -> None:

@@ -165,9 +165,9 @@ class Breaking(LocalDisk):
         self._change()
         super().put(path, local)
 
-    def write(self, path: str, blocks: Any, aside: Path) -> None:
+    def write(self, path: str, blocks: Any, aside: Path, *, keep: bool = False) -> bool:
         self._change()
-        super().write(path, blocks, aside)
+        return super().write(path, blocks, aside, keep=keep)
 
 
 def test_killed_between_any_two_changes_it_is_repeated(openai: Bench) -> None:
