@@ -38,15 +38,14 @@ class Learning:
     def last_runs(self, spec_hash: str, way: Way) -> LastRuns:
         """Return the use of the vendor's cache that the last runs with this spec and way made."""
         registers = Registers(workspace=self.parts.workspace)
-        found = (registers.read_cached(spec_hash, _how(way, asked=asked)) for asked in (True, False))
+        found = (registers.read_cached(spec_hash, _how(way, choice)) for choice in (Caching.ON, Caching.AUTO))
         return LastRuns(*(None if data is None else CachedRun.from_json(data) for data in found))
 
     def cached(self, call: Call, spec_hash: str, way: Way) -> CachedRun | None:
         """Return the use of the cache that the requests of a call are expected to make. None: none that is known."""
-        if call.cache_system_prompt == Caching.OFF:
-            return None
-        last = self.last_runs(spec_hash, way)
-        return last.asked if call.asks_to_cache else last.unasked
+        how = _how(way, call.cache_system_prompt)
+        data = Registers(workspace=self.parts.workspace).read_cached(spec_hash, how)
+        return None if data is None else CachedRun.from_json(data)
 
     def note(self, rounds: Sequence[Plan], landed: Sequence[Sequence[ShardResult]]) -> None:
         """Keep the means of the first round and the sums of later ones, by spec. A failure to keep them ends no run."""
@@ -57,12 +56,15 @@ class Learning:
                 for spec_hash, measured in _means(rounds, landed).items():
                     registers.put_measured(spec_hash, orjson.dumps(asdict(measured)), aside)
                 for route, run in _cached(rounds[0], landed[0]):
-                    how = _how(route.way, asked=route.call.asks_to_cache)
+                    how = _how(route.way, route.call.cache_system_prompt)
                     registers.put_cached(route.spec_hash, how, run.to_json(), aside)
 
 
-def _how(way: Way, *, asked: bool) -> str:
-    return f"{way}-{'asked' if asked else 'unasked'}"
+def _how(way: Way, choice: bool | Caching) -> str:
+    """Name the way to ask, and what is said of the cache. `off` is apart: not every vendor turns its cache off."""
+    if choice == Caching.OFF:
+        return f"{way}-off"
+    return f"{way}-{'asked' if choice in (True, Caching.ON) else 'unasked'}"
 
 
 def _cached(first: Plan, landed: Sequence[ShardResult]) -> Iterator[tuple[PlannedRoute, CachedRun]]:

@@ -78,6 +78,14 @@ def test_the_next_estimate_counts_on_the_same_hits(anthropic: Bench) -> None:
     assert any("of the requests are taken to read from the vendor's cache" in said for said in anthropic.said)
 
 
+def test_a_cache_that_cannot_be_turned_off_is_in_the_next_estimate(openai: Bench) -> None:
+    openai.world.simulator.turn(cached_tokens=1280)
+    complete(openai, "first", 0, cache_system_prompt="off")
+    second = complete(openai, "second", 100, cache_system_prompt="off").report
+    assert second.usage.cached_tokens > 0
+    assert abs(second.estimate_off["usd"]) < 0.1, second.estimate_off
+
+
 @pytest.mark.parametrize("rows_per_request", [1, 10])
 def test_the_report_is_the_ledger_with_caching_on(bench: Bench, rows_per_request: int) -> None:
     bench.world.simulator.turn(batch_cache_hits=0.7)
