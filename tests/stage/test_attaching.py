@@ -15,7 +15,7 @@ import pytest
 from airflow_batch_llm.core.attachment import AttachmentRules, Unattachable
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.output_type import Embedding
-from airflow_batch_llm.core.settings import Escalation, Route
+from airflow_batch_llm.core.settings import Escalation, Route, Source
 from airflow_batch_llm.errors import InputError, StoreUnavailable
 from airflow_batch_llm.providers.routed import routed as together
 from airflow_batch_llm.stage.erase.erasing import Erasure, Options
@@ -249,6 +249,11 @@ def test_the_estimate_says_what_it_assumes_and_learns_what_images_cost(anthropic
         ({"output_type": Embedding(), "endpoint": "/v1/embeddings", "max_tokens": None}, "takes text only"),
         ({"attachments": ["image"]}, "no column 'image'"),
         ({"attachments": ["id"]}, "must hold URIs as text, or bytes"),
+        # In the hash of a row the attachment would stand for this column: rows that differ in it would share a request.
+        (
+            {"source": Source(sql='SELECT *, subject AS "attachment photo" FROM tickets')},
+            "another name in the source",
+        ),
     ],
 )
 def test_what_cannot_be_attached_is_refused_before_anything_is_sent(

@@ -60,7 +60,7 @@ class Attaching:
     _systems: dict[str, Any] = field(default_factory=dict, init=False)
 
     def check(self, schema: pa.Schema) -> None:
-        """Refuse columns that hold neither texts nor bytes."""
+        """Refuse columns that hold neither texts nor bytes, or whose names in the hash of a row are taken."""
         if len(self.columns) > self.rules.most:
             raise InputError(
                 f"attachments names {len(self.columns)} columns, and a request takes {self.rules.most}."
@@ -70,6 +70,11 @@ class Attaching:
                 raise SourceError(
                     f"The source has no column {name!r}, which attachments names. Its columns are:"
                     f" {', '.join(schema.names)}."
+                )
+            if _hashed_as(name) in schema.names:
+                raise InputError(
+                    f"The source has a column {_hashed_as(name)!r}, which is the name of the attachment {name!r} in the hash of"
+                    " a row. Give that column another name in the source."
                 )
             if not (_is_text(schema.field(name).type) or _is_bytes(schema.field(name).type)):
                 raise InputError(
@@ -175,7 +180,7 @@ class BatchAttachments:
     def hashed(self) -> dict[str, list[str | None]]:
         """Return what stands for each attachment in the hash of its row, by a name that no column of the source has."""
         return {
-            f"attachment {name}": [self._hashed(value.as_py()) for value in self.batch.column(name)]
+            _hashed_as(name): [self._hashed(value.as_py()) for value in self.batch.column(name)]
             for name in self.attaching.columns
         }
 
@@ -224,6 +229,11 @@ def _asked(ask: Callable[[], Any]) -> Any:
         f"The storage of an attachment cannot be read ({why}). Nothing was sent. Check that the bucket exists and that the"
         " worker may read it, then try again."
     )
+
+
+def _hashed_as(name: str) -> str:
+    """Return the name that the attachment of a column has in the hash of its row."""
+    return f"attachment {name}"
 
 
 def _scheme(uri: str) -> str:
