@@ -16,7 +16,7 @@ from airflow_batch_llm import Escalation, Guards, Route
 from airflow_batch_llm.operators.llm_transform import LLMTransformOperator
 
 CHEAP = os.environ.get("BATCH_LLM_MODEL_ID", "anthropic:claude-haiku-4-5")
-STRONG = os.environ.get("BATCH_LLM_STRONG_MODEL_ID", "anthropic:claude-sonnet-4-5")
+STRONG = os.environ.get("BATCH_LLM_STRONG_MODEL_ID", "anthropic:claude-sonnet-4-6")
 LLM_CONN_ID = os.environ.get("BATCH_LLM_CONN_ID")  # None: the default one of the model's provider
 WAREHOUSE_CONN_ID = os.environ.get("BATCH_LLM_WAREHOUSE_CONN_ID", "warehouse")
 

@@ -36,7 +36,7 @@ class Vendor:
 _VENDORS = {
     "anthropic": Vendor(
         model="claude-haiku-4-5",
-        other_model="claude-sonnet-4-5",
+        other_model="claude-sonnet-4-6",
         priced_as="anthropic",
         output_tokens=b"output_tokens",
         answering_model=b"model",

@@ -15,7 +15,7 @@ from tests.cli.test_run import read_until
 
 LABELS = ["billing", "bug", "other"]
 ROWS = 300
-WEAK, STRONG = "claude-haiku-4-5", "claude-sonnet-4-5"
+WEAK, STRONG = "claude-haiku-4-5", "claude-sonnet-4-6"
 RIGHT = "SELECT count(*) FROM golden JOIN {} USING (id) WHERE expected_label = label"
 
 

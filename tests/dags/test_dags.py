@@ -278,7 +278,7 @@ def test_the_strong_model_answers_what_the_cheap_one_is_not_sure_of(stand: Stand
 
     routes = xcom(done, "route_tickets")["routes"]
     models = dict(stand.ask("SELECT _llm_route, min(_llm_model) FROM support.ticket_teams GROUP BY 1"))
-    assert models == {"default": "claude-haiku-4-5", "strong": "claude-sonnet-4-5"}
+    assert models == {"default": "claude-haiku-4-5", "strong": "claude-sonnet-4-6"}
     assert stand.number("SELECT count(*) FROM support.ticket_teams") == stand.number(BODIES)
     low = "SELECT count(*) FROM support.ticket_teams WHERE _llm_route = 'default' AND confidence < 0.7"
     assert (stand.number(low), stand.charged()) == (0, sum(one["requests"] for one in routes.values()))

@@ -21,7 +21,7 @@ Run = Callable[..., Any]
 __all__ = ["api"]
 
 ROWS = 60
-WEAK, STRONG = "claude-haiku-4-5", "claude-sonnet-4-5"
+WEAK, STRONG = "claude-haiku-4-5", "claude-sonnet-4-6"
 
 
 @pytest.fixture
