@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from airflow_batch_llm.simulator.answers import Draw, conforming, phrase
-from airflow_batch_llm.simulator.request import Request
+from airflow_batch_llm.simulator.request import AskedRequest
 
 _TOPICS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -29,7 +29,7 @@ _LANGUAGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 
 
-def respond(request: Request) -> Any:
+def respond(request: AskedRequest) -> Any:
     """An answer that fits the schema, and the ticket where it is one."""
     if request.schema is None:
         return f"{phrase(Draw(request.seed), 6).capitalize()}."

@@ -20,7 +20,7 @@ from airflow_batch_llm.simulator.bodies import MEGABYTE, count_lines, lines
 from airflow_batch_llm.simulator.database import Batch, BatchPhase, BilledUsage, Charge, RowFate
 from airflow_batch_llm.simulator.faults import BatchFault, Fault, RowFault, RowFaults, batch_fault
 from airflow_batch_llm.simulator.packed import items_of, spoil
-from airflow_batch_llm.simulator.request import Reply, Request, RowError, StopReason, tokens
+from airflow_batch_llm.simulator.request import AskedRequest, Reply, RowError, StopReason, tokens
 from airflow_batch_llm.simulator.vendor import BatchTally, Parsed, Rejected, Rows, Vendor, Written
 from airflow_batch_llm.simulator.world import World
 
@@ -72,7 +72,7 @@ class _Execution:
         running = [
             index for index, row in enumerate(parsed) if row.request is not None and not _stops(faults[index])
         ]
-        requests: list[Request] = [parsed[index].request for index in running]  # type: ignore[misc]
+        requests: list[AskedRequest] = [parsed[index].request for index in running]  # type: ignore[misc]
         answers = dict(zip(running, self._world.responder.answer_all(requests), strict=True))
         return [self._row(row, faults[index], answers.get(index)) for index, row in enumerate(parsed)]
 
@@ -138,7 +138,7 @@ def _row_error(fault: Fault | None) -> RowError:
     )
 
 
-def settled(request: Request, answer: Reply, fault: Fault | None = None) -> Reply:
+def settled(request: AskedRequest, answer: Reply, fault: Fault | None = None) -> Reply:
     """The answer after the request's token limit and the row's fault have had their say."""
     if answer.error or answer.body:
         return answer
@@ -149,7 +149,7 @@ def settled(request: Request, answer: Reply, fault: Fault | None = None) -> Repl
     return answer
 
 
-def _faulty(request: Request, answer: Reply, fault: Fault) -> Reply:
+def _faulty(request: AskedRequest, answer: Reply, fault: Fault) -> Reply:
     match fault.kind:
         case RowFault.REFUSED:
             return Reply(fault.text or "", StopReason.REFUSED)
@@ -171,7 +171,7 @@ def _faulty(request: Request, answer: Reply, fault: Fault) -> Reply:
             return answer
 
 
-def _with_odd(request: Request, text: str, odd: str) -> str:
+def _with_odd(request: AskedRequest, text: str, odd: str) -> str:
     """The odd characters go to the end of a text, or of the first free string of a structured answer."""
     if request.schema is None:
         return text + odd

@@ -14,7 +14,7 @@ import orjson
 from airflow_batch_llm.core.schema_rules import rules_in_words
 from airflow_batch_llm.simulator.answers import Draw, conforming, phrase
 from airflow_batch_llm.simulator.knobs import Knobs
-from airflow_batch_llm.simulator.request import Request, seed_of
+from airflow_batch_llm.simulator.request import AskedRequest, seed_of
 
 _CONFIDENCE = "confidence"
 _TRIES = 50  # for a value that differs from the truth; a constant has none
@@ -31,7 +31,7 @@ def truth(prompt: str, schema: Mapping[str, Any] | None, find: str | None = None
     return {name: conforming(part, _seed(subject, name))[name] for name, part in parts.items()}
 
 
-def fallible(request: Request, knobs: Knobs) -> str:
+def fallible(request: AskedRequest, knobs: Knobs) -> str:
     """The text of a model's answer, which is wrong in the model's share of the rows."""
     subject = _subject(request.prompt, knobs.truth_find)
     draw = Draw(_seed(subject, "wrong", request.model))
@@ -48,7 +48,7 @@ def fallible(request: Request, knobs: Knobs) -> str:
     return orjson.dumps(answer).decode()
 
 
-def _wrong(right: Any, request: Request, subject: str) -> Any:
+def _wrong(right: Any, request: AskedRequest, subject: str) -> Any:
     """An answer that differs from the right one in every property."""
     wrong = dict(right) if isinstance(right, dict) else right
     for attempt in range(_TRIES):

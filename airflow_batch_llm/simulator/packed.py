@@ -11,7 +11,7 @@ import orjson
 
 from airflow_batch_llm.core.packing import item_schema, read_items
 from airflow_batch_llm.simulator.faults import Fault, RowFault
-from airflow_batch_llm.simulator.request import Reply, Request, StopReason
+from airflow_batch_llm.simulator.request import AskedRequest, Reply, StopReason
 
 if TYPE_CHECKING:
     from airflow_batch_llm.simulator.responder import Responder
@@ -25,7 +25,7 @@ class Unpacking:
     def __init__(self, inner: "Responder") -> None:
         self._inner = inner
 
-    def answer_all(self, requests: Sequence[Request]) -> list[Reply]:
+    def answer_all(self, requests: Sequence[AskedRequest]) -> list[Reply]:
         apart = [items_of(request) for request in requests]
         alone = [
             one
@@ -39,7 +39,7 @@ class Unpacking:
         ]
 
 
-def items_of(request: Request) -> list[Request] | None:
+def items_of(request: AskedRequest) -> list[AskedRequest] | None:
     """Return the requests that ask the items of a packed one alone. None: it is not packed."""
     schema = None if request.schema is None else item_schema(request.schema)
     items = None if schema is None else read_items(request.prompt)
@@ -54,7 +54,7 @@ def _with_definitions(schema: Mapping[str, Any], whole: Mapping[str, Any]) -> di
     return {**schema, **definitions}
 
 
-def _together(items: Sequence[Request], replies: Sequence[Reply]) -> Reply:
+def _together(items: Sequence[AskedRequest], replies: Sequence[Reply]) -> Reply:
     """Put the answers to the items into one. The first that was not answered decides for all."""
     for reply in replies:
         if reply.error is not None or reply.stop is not StopReason.END:

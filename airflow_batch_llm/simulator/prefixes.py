@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from airflow_batch_llm.simulator.answers import Draw
 from airflow_batch_llm.simulator.knobs import Knobs
-from airflow_batch_llm.simulator.request import Request, tokens
+from airflow_batch_llm.simulator.request import AskedRequest, tokens
 
 #: Characters of a token.
 CHARS = 4
@@ -73,7 +73,9 @@ class Billing:
         read = min(knobs.cached_tokens, total)
         return CacheUse(read, min(knobs.cache_write_tokens, total - read))
 
-    def read(self, request: Request, text: str, lengths: Sequence[int], seconds: float, key: str = "") -> int:
+    def read(
+        self, request: AskedRequest, text: str, lengths: Sequence[int], seconds: float, key: str = ""
+    ) -> int:
         """Return the tokens that the request reads from a cache of its model, of the prefixes of these lengths."""
         if not lengths:
             return 0
@@ -81,7 +83,7 @@ class Billing:
         found = self.prefixes.longest(scope, text, lengths, self.now, seconds)
         return tokens(found) if found and self._hits(request) else 0
 
-    def _hits(self, request: Request) -> bool:
+    def _hits(self, request: AskedRequest) -> bool:
         if not request.custom_id:  # in real time
             return True
         share = self.knobs.batch_cache_hits

@@ -17,7 +17,7 @@ from airflow_batch_llm.simulator.database import BilledUsage, BilledWay
 from airflow_batch_llm.simulator.execution import settled
 from airflow_batch_llm.simulator.faults import FlexFault
 from airflow_batch_llm.simulator.limits import Lack, LimitStanding, ModelLimits
-from airflow_batch_llm.simulator.request import Reply, Request
+from airflow_batch_llm.simulator.request import AskedRequest, Reply
 from airflow_batch_llm.simulator.vendor import Refusal
 from airflow_batch_llm.simulator.world import World
 
@@ -27,7 +27,7 @@ _THREADS = 64  # that call the responder; a slow one must not keep the control e
 class Asked(NamedTuple):
     """One real-time request that the vendor takes."""
 
-    request: Request
+    request: AskedRequest
     content: bytes
     """The digest of the request, the same as that of a batch line that asks the same."""
     flex: bool = False
@@ -40,7 +40,7 @@ class Words(Protocol):
     @property
     def provider(self) -> str: ...
 
-    def usage(self, request: Request, answer: Reply) -> BilledUsage: ...
+    def usage(self, request: AskedRequest, answer: Reply) -> BilledUsage: ...
 
     def body(self, asked: Asked, answer: Reply, usage: BilledUsage) -> dict[str, Any]:
         """The body of the answer, as it stands in a batch's result line."""
@@ -55,7 +55,7 @@ class Words(Protocol):
     def per_minute(self) -> Mapping[str, int | None]:
         """The limits of a model by kind, in the order in which they are looked at; None for no limit."""
 
-    def needs(self, request: Request) -> Mapping[str, int]:
+    def needs(self, request: AskedRequest) -> Mapping[str, int]:
         """The amounts that must be there for the request to be admitted."""
 
     def spends(self, usage: BilledUsage) -> Mapping[str, int]:
@@ -111,7 +111,7 @@ class RealTime:
         limits = {kind: limit for kind, limit in self._words.per_minute().items() if limit is not None}
         return self._world.limits.of(self._words.provider, model, limits, self._world.clock.now())
 
-    def _admit(self, request: Request) -> None:
+    def _admit(self, request: AskedRequest) -> None:
         limits = self._limits(request.model)
         lack: Lack | None = limits.admit(self._words.needs(request))
         if lack is None:

@@ -47,8 +47,8 @@ class StopReason(StrEnum):
     FILTERED = "filtered"
 
 
-class Request(NamedTuple):
-    """The argument of a responder: `def respond(request: Request) -> str | dict | list`."""
+class AskedRequest(NamedTuple):
+    """The argument of a responder: `def respond(request: AskedRequest) -> str | dict | list`."""
 
     provider: str
     endpoint: str

@@ -18,8 +18,8 @@ from airflow_batch_llm.simulator.knobs import Knobs, SimulatorSettings
 from airflow_batch_llm.simulator.openai.answers import CHAT, EMBEDDINGS
 from airflow_batch_llm.simulator.packed import Unpacking
 from airflow_batch_llm.simulator.request import (
+    AskedRequest,
     Reply,
-    Request,
     RowError,
     StopReason,
     content_digest,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class Responder(Protocol):
     """Answers requests, in their order. Called in worker threads."""
 
-    def answer_all(self, requests: Sequence[Request]) -> list[Reply]: ...
+    def answer_all(self, requests: Sequence[AskedRequest]) -> list[Reply]: ...
 
 
 class MadeUp:
@@ -42,14 +42,14 @@ class MadeUp:
     def __init__(self, knobs: Callable[[], Knobs]) -> None:
         self._knobs = knobs
 
-    def answer_all(self, requests: Sequence[Request]) -> list[Reply]:
+    def answer_all(self, requests: Sequence[AskedRequest]) -> list[Reply]:
         knobs = self._knobs()
         if knobs.wrong_share:
             return [Reply(fallible(request, knobs)) for request in requests]
         return [Reply(_made_up(request)) for request in requests]
 
 
-def _made_up(request: Request) -> str:
+def _made_up(request: AskedRequest) -> str:
     """An answer that depends on what is asked, and not on how: alone or among others, by batch or now."""
     scope = f"{request.provider}\0{request.model}\0{request.system}"
     asked: dict[str, Any] = {"prompt": request.prompt}
@@ -64,13 +64,13 @@ def _made_up(request: Request) -> str:
 class UserFunction:
     """A function of the user's, called once per request. What it raises becomes an error of that row."""
 
-    def __init__(self, respond: Callable[[Request], Any]) -> None:
+    def __init__(self, respond: Callable[[AskedRequest], Any]) -> None:
         self._respond = respond
 
-    def answer_all(self, requests: Sequence[Request]) -> list[Reply]:
+    def answer_all(self, requests: Sequence[AskedRequest]) -> list[Reply]:
         return [self._answer(request) for request in requests]
 
-    def _answer(self, request: Request) -> Reply:
+    def _answer(self, request: AskedRequest) -> Reply:
         try:
             value = self._respond(request)
         except Exception as error:  # noqa: BLE001 - one bad row must not stop the batch
@@ -116,10 +116,10 @@ class Upstream:
         self._base = str(settings.upstream).rstrip("/")
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="upstream")
 
-    def answer_all(self, requests: Sequence[Request]) -> list[Reply]:
+    def answer_all(self, requests: Sequence[AskedRequest]) -> list[Reply]:
         return list(self._pool.map(self._answer, requests))
 
-    def _answer(self, request: Request) -> Reply:
+    def _answer(self, request: AskedRequest) -> Reply:
         import httpx
 
         verbatim = request.endpoint in (CHAT, EMBEDDINGS)
@@ -145,7 +145,7 @@ def _refusal(answer: "httpx.Response", body: Any) -> RowError:
     return RowError(answer.status_code, "", str(message or f"the upstream answered {answer.status_code}"))
 
 
-def _as_chat(request: Request) -> dict[str, Any]:
+def _as_chat(request: AskedRequest) -> dict[str, Any]:
     messages = [{"role": "user", "content": request.prompt}]
     if request.system:
         messages.insert(0, {"role": "system", "content": request.system})

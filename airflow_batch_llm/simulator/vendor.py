@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from airflow_batch_llm.simulator.bodies import parse
 from airflow_batch_llm.simulator.database import Batch, BilledUsage, RowFate
-from airflow_batch_llm.simulator.request import Reply, Request, RowError
+from airflow_batch_llm.simulator.request import AskedRequest, Reply, RowError
 
 
 class Refusal(Exception):
@@ -67,7 +67,7 @@ class Parsed(NamedTuple):
     custom_id: str
     content: bytes
     model: str
-    request: Request | None
+    request: AskedRequest | None
     error: RowError | None
     source: Any
 

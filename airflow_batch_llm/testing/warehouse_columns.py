@@ -13,7 +13,7 @@ from airflow_batch_llm.core.settings import Exhausted, Guards, Source
 from airflow_batch_llm.core.value import plain
 from airflow_batch_llm.errors import SourceError
 from airflow_batch_llm.simulator.handle import Simulator
-from airflow_batch_llm.simulator.request import Reply, Request, RowError, StopReason
+from airflow_batch_llm.simulator.request import AskedRequest, Reply, RowError, StopReason
 from airflow_batch_llm.stage.plan.carried import carried, carried_schema
 from airflow_batch_llm.testing.staged_rows import BenchDatabase
 from airflow_batch_llm.testing.whole_stage import TARGET, WholeStage
@@ -25,7 +25,7 @@ PROMPT = "{{ body }} {{ 1 // one }}"
 _asked: set[str] = set()
 
 
-def answer(request: Request) -> Reply:
+def answer(request: AskedRequest) -> Reply:
     """Return the simulator's answer to a prompt of `things`."""
     if "refused" in request.prompt:
         return Reply(stop=StopReason.REFUSED)

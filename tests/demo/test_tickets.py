@@ -10,7 +10,7 @@ import pytest
 from airflow_batch_llm.demo import warehouse
 from airflow_batch_llm.demo.command import last_night
 from airflow_batch_llm.demo.tickets import DAYS, respond, tickets
-from airflow_batch_llm.simulator.request import Request
+from airflow_batch_llm.simulator.request import AskedRequest
 
 TODAY = date(2026, 11, 21)
 SCHEMA = {
@@ -25,8 +25,8 @@ SCHEMA = {
 }
 
 
-def asked(prompt: str, schema: dict[str, Any] | None) -> Request:
-    return Request("anthropic", "messages", "id", "any", "", prompt, schema, None, 1024, {}, 7)
+def asked(prompt: str, schema: dict[str, Any] | None) -> AskedRequest:
+    return AskedRequest("anthropic", "messages", "id", "any", "", prompt, schema, None, 1024, {}, 7)
 
 
 def test_the_same_tickets_come_every_time() -> None:

@@ -14,7 +14,7 @@ from airflow_batch_llm.simulator.database import BilledUsage, BilledWay
 from airflow_batch_llm.simulator.knobs import rfc3339
 from airflow_batch_llm.simulator.limits import LimitStanding
 from airflow_batch_llm.simulator.realtime import Asked, RealTime
-from airflow_batch_llm.simulator.request import Reply, Request, content_digest
+from airflow_batch_llm.simulator.request import AskedRequest, Reply, content_digest
 from airflow_batch_llm.simulator.vendor import Endpoint, Refusal, json_object
 from airflow_batch_llm.simulator.world import World
 
@@ -42,7 +42,7 @@ class AnthropicRealTime:
         asked = await _asked(call, counting=True)
         return JSONResponse({"input_tokens": asked.request.input_tokens})
 
-    def usage(self, request: Request, answer: Reply) -> BilledUsage:
+    def usage(self, request: AskedRequest, answer: Reply) -> BilledUsage:
         return rows.usage_of(request, answer, self._world.billing)
 
     def body(self, asked: Asked, answer: Reply, usage: BilledUsage) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class AnthropicRealTime:
             "output-tokens": knobs.output_tokens_per_minute,
         }
 
-    def needs(self, request: Request) -> Mapping[str, int]:
+    def needs(self, request: AskedRequest) -> Mapping[str, int]:
         """Input that a cache held does not count. Output counts once it is made, but some must be left."""
         uncached = max(0, request.input_tokens - self._world.knobs.cached_tokens)
         return {"requests": 1, "input-tokens": uncached, "output-tokens": 0}

@@ -12,9 +12,9 @@ from airflow_batch_llm.simulator.bodies import parse
 from airflow_batch_llm.simulator.database import BilledUsage, RowFate
 from airflow_batch_llm.simulator.prefixes import Billing, CacheUse
 from airflow_batch_llm.simulator.request import (
+    AskedRequest,
     Medium,
     Reply,
-    Request,
     RowError,
     StopReason,
     content_digest,
@@ -191,10 +191,10 @@ def _media_tokens(media: tuple[Medium, ...]) -> int:
     )
 
 
-def as_request(params: dict[str, Any], custom_id: str, digest: bytes) -> Request:
+def as_request(params: dict[str, Any], custom_id: str, digest: bytes) -> AskedRequest:
     tool, schema = _wanted(params)
     media = _media(params)
-    return Request(
+    return AskedRequest(
         PROVIDER,
         "messages",
         custom_id,
@@ -223,7 +223,7 @@ def _wanted(params: dict[str, Any]) -> tuple[str | None, dict[str, Any] | None]:
     return None, output["schema"] if output else None
 
 
-def usage_of(request: Request, answer: Reply, billing: Billing) -> BilledUsage:
+def usage_of(request: AskedRequest, answer: Reply, billing: Billing) -> BilledUsage:
     total = request.input_tokens
     cached, written = billing.fixed(total) or _cache_use(request, billing)
     visible, thought = tokens(len(answer.text)) if answer.text else 1, billing.knobs.reasoning_tokens
@@ -238,7 +238,7 @@ _LEAST_CACHED = (
 _LIFETIMES = {"5m": 300.0, "1h": 3600.0}
 
 
-def _cache_use(request: Request, billing: Billing) -> CacheUse:
+def _cache_use(request: AskedRequest, billing: Billing) -> CacheUse:
     """A prefix is cached up to its last mark, whole or not at all. A short one is not, and nothing says so."""
     prefix, lifetime = _marked(request.body)
     least = next(least for name, least in _LEAST_CACHED if request.model.startswith(name))
@@ -264,7 +264,7 @@ def _marked(params: dict[str, Any]) -> tuple[str, str]:
     return prefix, lifetime
 
 
-def message(request: Request, answer: Reply, usage: BilledUsage) -> dict[str, Any]:
+def message(request: AskedRequest, answer: Reply, usage: BilledUsage) -> dict[str, Any]:
     """The Message that answers the request."""
     content: list[dict[str, Any]] = []
     if _thinks(request):
@@ -306,7 +306,7 @@ def message(request: Request, answer: Reply, usage: BilledUsage) -> dict[str, An
     }
 
 
-def _thinks(request: Request) -> bool:
+def _thinks(request: AskedRequest) -> bool:
     """Opus 5 and its successors think unless told not to; the others when told to."""
     asked = (request.body.get("thinking") or {}).get("type")
     if request.model.startswith("claude-opus-5"):

@@ -10,7 +10,7 @@ from typing import Any
 
 from airflow_batch_llm.simulator.database import BilledUsage
 from airflow_batch_llm.simulator.prefixes import CHARS, Billing, CacheUse
-from airflow_batch_llm.simulator.request import Reply, Request, StopReason, tokens
+from airflow_batch_llm.simulator.request import AskedRequest, Reply, StopReason, tokens
 
 CHAT = "/v1/chat/completions"
 RESPONSES = "/v1/responses"
@@ -27,7 +27,7 @@ _DIMENSIONS = {"text-embedding-3-large": 3072}
 _USUAL_DIMENSIONS = 1536
 
 
-def usage_of(request: Request, answer: Reply, billing: Billing) -> BilledUsage:
+def usage_of(request: AskedRequest, answer: Reply, billing: Billing) -> BilledUsage:
     if answer.body is not None:
         return _reported(answer.body.get("usage") or {})
     total = request.input_tokens
@@ -46,7 +46,7 @@ _LIFETIME = 1800.0
 _WITH_MARKS = re.compile(r"gpt-(5\.([6-9]|\d\d)|[6-9])")
 
 
-def _cache_use(request: Request, billing: Billing) -> CacheUse:
+def _cache_use(request: AskedRequest, billing: Billing) -> CacheUse:
     """Whatever begins as an earlier prompt did is read from the cache, unasked, in steps of 128 tokens from 1,024 on."""
     text = request.system + request.prompt
     key = str(request.body.get("prompt_cache_key") or "")
@@ -86,7 +86,7 @@ def _reported(usage: dict[str, Any]) -> BilledUsage:
     )
 
 
-def body_of(request: Request, answer: Reply, usage: BilledUsage) -> dict[str, Any]:
+def body_of(request: AskedRequest, answer: Reply, usage: BilledUsage) -> dict[str, Any]:
     """The body of a 200 answer."""
     if answer.body is not None:
         return answer.body
@@ -97,7 +97,7 @@ def body_of(request: Request, answer: Reply, usage: BilledUsage) -> dict[str, An
     return _completion(request, answer, usage)
 
 
-def _completion(request: Request, answer: Reply, usage: BilledUsage) -> dict[str, Any]:
+def _completion(request: AskedRequest, answer: Reply, usage: BilledUsage) -> dict[str, Any]:
     refused = answer.stop is StopReason.REFUSED
     message: dict[str, Any] = {
         "role": "assistant",
@@ -128,7 +128,7 @@ def _completion(request: Request, answer: Reply, usage: BilledUsage) -> dict[str
     }
 
 
-def _response(request: Request, answer: Reply, usage: BilledUsage) -> dict[str, Any]:
+def _response(request: AskedRequest, answer: Reply, usage: BilledUsage) -> dict[str, Any]:
     reasons = {StopReason.LENGTH: "max_output_tokens", StopReason.FILTERED: "content_filter"}
     reason = reasons.get(answer.stop)
     status = "incomplete" if reason else "completed"
@@ -159,7 +159,7 @@ def _response(request: Request, answer: Reply, usage: BilledUsage) -> dict[str, 
     }
 
 
-def _output_item(request: Request, answer: Reply, status: str) -> dict[str, Any]:
+def _output_item(request: AskedRequest, answer: Reply, status: str) -> dict[str, Any]:
     if request.tool is not None and answer.stop is StopReason.END:
         return {
             "id": f"fc_{request.seed:016x}",
@@ -181,7 +181,7 @@ def _output_item(request: Request, answer: Reply, status: str) -> dict[str, Any]
     }
 
 
-def _embeddings(request: Request, usage: BilledUsage) -> dict[str, Any]:
+def _embeddings(request: AskedRequest, usage: BilledUsage) -> dict[str, Any]:
     given = request.body["input"]
     inputs = (
         given if isinstance(given, list) and not all(isinstance(item, int) for item in given) else [given]

@@ -12,7 +12,7 @@ from airflow_batch_llm.simulator.limits import LimitStanding
 from airflow_batch_llm.simulator.openai import PROVIDER, answers, rows
 from airflow_batch_llm.simulator.openai.answers import CHAT, EMBEDDINGS, RESPONSES
 from airflow_batch_llm.simulator.realtime import Asked, RealTime
-from airflow_batch_llm.simulator.request import Reply, Request, content_digest
+from airflow_batch_llm.simulator.request import AskedRequest, Reply, content_digest
 from airflow_batch_llm.simulator.vendor import Endpoint, Refusal, json_object
 from airflow_batch_llm.simulator.world import World
 
@@ -54,7 +54,7 @@ class OpenAIRealTime:
         asked = rows.as_request(RESPONSES, body, "", b"\0" * 8)
         return JSONResponse({"object": "response.input_tokens", "input_tokens": asked.input_tokens})
 
-    def usage(self, request: Request, answer: Reply) -> BilledUsage:
+    def usage(self, request: AskedRequest, answer: Reply) -> BilledUsage:
         return answers.usage_of(request, answer, self._world.billing)
 
     def body(self, asked: Asked, answer: Reply, usage: BilledUsage) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class OpenAIRealTime:
         knobs = self._world.knobs
         return {"requests": knobs.requests_per_minute, "tokens": knobs.tokens_per_minute}
 
-    def needs(self, request: Request) -> Mapping[str, int]:
+    def needs(self, request: AskedRequest) -> Mapping[str, int]:
         """A request counts as the longer of its input and of the answer that it admits."""
         return {"requests": 1, "tokens": max(request.input_tokens, request.max_tokens or 0)}
 

@@ -12,7 +12,7 @@ from airflow_batch_llm.simulator.database import RowFate
 from airflow_batch_llm.simulator.openai import PROVIDER
 from airflow_batch_llm.simulator.openai.answers import CHAT, EMBEDDINGS, RESPONSES, body_of, usage_of
 from airflow_batch_llm.simulator.prefixes import Billing
-from airflow_batch_llm.simulator.request import Medium, Reply, Request, RowError, content_digest, seed_of
+from airflow_batch_llm.simulator.request import AskedRequest, Medium, Reply, RowError, content_digest, seed_of
 from airflow_batch_llm.simulator.schema_rules import openai_refusal
 from airflow_batch_llm.simulator.vendor import Parsed, Written
 
@@ -275,7 +275,7 @@ def _media_tokens(media: tuple[Medium, ...]) -> int:
     )
 
 
-def as_request(endpoint: str, body: dict[str, Any], custom_id: str, digest: bytes) -> Request:
+def as_request(endpoint: str, body: dict[str, Any], custom_id: str, digest: bytes) -> AskedRequest:
     system, prompt = _texts(body)
     forced = _forced_tool(body)
     media: tuple[Medium, ...] = ()
@@ -286,7 +286,7 @@ def as_request(endpoint: str, body: dict[str, Any], custom_id: str, digest: byte
     if schema is None and _json_wanted(body):
         schema = {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
     limit = body.get("max_completion_tokens") or body.get("max_output_tokens") or body.get("max_tokens")
-    return Request(
+    return AskedRequest(
         PROVIDER,
         endpoint,
         custom_id,

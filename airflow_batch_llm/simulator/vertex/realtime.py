@@ -10,7 +10,7 @@ from airflow_batch_llm.simulator.anthropic import rows as messages
 from airflow_batch_llm.simulator.database import BilledUsage, BilledWay
 from airflow_batch_llm.simulator.limits import LimitStanding
 from airflow_batch_llm.simulator.realtime import Asked, RealTime
-from airflow_batch_llm.simulator.request import Reply, Request, content_digest
+from airflow_batch_llm.simulator.request import AskedRequest, Reply, content_digest
 from airflow_batch_llm.simulator.vendor import Endpoint, Refusal, json_object
 from airflow_batch_llm.simulator.vertex import PROVIDER, rows
 from airflow_batch_llm.simulator.world import World
@@ -53,7 +53,7 @@ class VertexRealTime:
     async def count_tokens(self, call: Call) -> Response:
         return JSONResponse({"totalTokens": (await _asked(call)).request.input_tokens})
 
-    def usage(self, request: Request, answer: Reply) -> BilledUsage:
+    def usage(self, request: AskedRequest, answer: Reply) -> BilledUsage:
         if request.provider != PROVIDER:
             return messages.usage_of(request, answer, self._world.billing)
         return rows.usage_of(request, answer, self._world.billing)
@@ -73,7 +73,7 @@ class VertexRealTime:
         knobs = self._world.knobs
         return {"requests": knobs.requests_per_minute, "tokens": knobs.tokens_per_minute}
 
-    def needs(self, request: Request) -> Mapping[str, int]:
+    def needs(self, request: AskedRequest) -> Mapping[str, int]:
         return {"requests": 1, "tokens": request.input_tokens}
 
     def spends(self, usage: BilledUsage) -> Mapping[str, int]:

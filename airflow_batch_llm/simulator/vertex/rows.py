@@ -13,9 +13,9 @@ from airflow_batch_llm.simulator.bodies import parse
 from airflow_batch_llm.simulator.database import BilledUsage, RowFate
 from airflow_batch_llm.simulator.prefixes import CHARS, Billing, CacheUse
 from airflow_batch_llm.simulator.request import (
+    AskedRequest,
     Medium,
     Reply,
-    Request,
     RowError,
     StopReason,
     content_digest,
@@ -72,7 +72,7 @@ class VertexRows:
         usage, response = self._answer(parsed.request, answer)
         return self._line(parsed, "", response, usage)
 
-    def _answer(self, request: Request, answer: Reply) -> tuple[BilledUsage, dict[str, Any]]:
+    def _answer(self, request: AskedRequest, answer: Reply) -> tuple[BilledUsage, dict[str, Any]]:
         usage = usage_of(request, answer, self._billing)
         return usage, {**response_of(request, answer, usage), "createTime": self._moment}
 
@@ -106,7 +106,7 @@ class ClaudeRows(VertexRows):
             custom_id, digest, self._model, request, error, {"request": body, "custom_id": custom_id}
         )
 
-    def _answer(self, request: Request, answer: Reply) -> tuple[BilledUsage, dict[str, Any]]:
+    def _answer(self, request: AskedRequest, answer: Reply) -> tuple[BilledUsage, dict[str, Any]]:
         usage = messages.usage_of(request, answer, self._billing)
         return usage, messages.message(request, answer, usage)
 
@@ -120,7 +120,7 @@ def message_problem(model: str, body: dict[str, Any]) -> RowError | None:
     return messages.problem({**body, "model": model}, "2023-06-01")
 
 
-def as_message(model: str, body: dict[str, Any], custom_id: str, digest: bytes) -> Request:
+def as_message(model: str, body: dict[str, Any], custom_id: str, digest: bytes) -> AskedRequest:
     return messages.as_request({**body, "model": model}, custom_id, digest)
 
 
@@ -199,11 +199,11 @@ def _media_tokens(media: tuple[Medium, ...]) -> int:
     )
 
 
-def as_request(model: str, body: dict[str, Any], custom_id: str, digest: bytes) -> Request:
+def as_request(model: str, body: dict[str, Any], custom_id: str, digest: bytes) -> AskedRequest:
     config = _either(body, "generationConfig") or {}
     tool, schema = _wanted(body, config)
     media = _media(body["contents"])
-    return Request(
+    return AskedRequest(
         PROVIDER,
         "generateContent",
         custom_id,
@@ -234,7 +234,7 @@ def _wanted(body: dict[str, Any], config: dict[str, Any]) -> tuple[str | None, d
     return None, schema
 
 
-def usage_of(request: Request, answer: Reply, billing: Billing) -> BilledUsage:
+def usage_of(request: AskedRequest, answer: Reply, billing: Billing) -> BilledUsage:
     total = request.input_tokens
     if answer.stop is StopReason.FILTERED:
         return BilledUsage(total)
@@ -247,14 +247,14 @@ _LEAST_CACHED, _STEP = 2048, 128  # tokens
 _LIFETIME = 3600.0
 
 
-def _cache_use(request: Request, billing: Billing) -> CacheUse:
+def _cache_use(request: AskedRequest, billing: Billing) -> CacheUse:
     """Whatever begins as an earlier prompt did is read from the implicit cache. In batches nobody has seen that."""
     text = request.system + request.prompt
     lengths = range(_LEAST_CACHED * CHARS, len(text) + 1, _STEP * CHARS)
     return CacheUse(billing.read(request, text, lengths, _LIFETIME), 0)
 
 
-def response_of(request: Request, answer: Reply, usage: BilledUsage) -> dict[str, Any]:
+def response_of(request: AskedRequest, answer: Reply, usage: BilledUsage) -> dict[str, Any]:
     """The GenerateContentResponse."""
     counts = {
         "promptTokenCount": usage.input,
@@ -284,7 +284,7 @@ def response_of(request: Request, answer: Reply, usage: BilledUsage) -> dict[str
     return {"candidates": [candidate], **response}
 
 
-def _parts(request: Request, answer: Reply) -> list[dict[str, Any]]:
+def _parts(request: AskedRequest, answer: Reply) -> list[dict[str, Any]]:
     if not answer.text:
         return []
     if request.tool is not None and answer.stop is StopReason.END:
