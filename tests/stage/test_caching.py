@@ -4,6 +4,7 @@ from typing import Any
 
 import httpx
 import openai as sdk
+import orjson
 import pytest
 
 from airflow_batch_llm.core.model import Way
@@ -62,6 +63,18 @@ def test_the_dollars_won_are_those_of_the_same_run_without_a_cache(anthropic: Be
     assert plain.caching == {}
     won = marked.caching["default"]["won_usd"]
     assert won == pytest.approx(plain.spent.cost - marked.spent.cost, abs=1e-6)
+
+
+def test_a_pilot_asks_to_cache_as_the_route_does_whose_rows_it_repeats(anthropic: Bench) -> None:
+    complete(anthropic, "pilot", 0, rows_per_request=10, cache_system_prompt="on")
+
+    lines = [
+        orjson.loads(line)["params"]
+        for path in (anthropic.world.folder / "workspace" / "pilot").rglob("*.requests.jsonl")
+        for line in path.read_bytes().splitlines()
+    ]
+    assert len(lines) == 60 + 6, "some rows are asked packed, too"
+    assert all("cache_control" in str(params["system"]) for params in lines)
 
 
 def test_in_real_time_almost_every_request_finds_the_prefix(anthropic: Bench) -> None:

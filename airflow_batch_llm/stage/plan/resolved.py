@@ -36,7 +36,7 @@ class ResolvedRoute:
     attachments: AttachmentRules | None = None
     """The attachments that the route's model takes. None: the prompts have none."""
 
-    def caching(self, provider: Provider, how: Caching) -> "ResolvedRoute":
+    def caching(self, provider: Provider, how: bool | Caching) -> "ResolvedRoute":
         """Return the route with requests that say this of the vendor's cache."""
         asked = replace(self.asked, cache_system_prompt=how)
         call = replace(self.call, cache_system_prompt=how)

@@ -84,13 +84,16 @@ def with_cache(
 ) -> Resolved:
     """Return the stage with routes whose requests ask the vendor to cache what they share, where that is to pay.
 
-    `requests` holds the number of rows of each route that are to be sent.
+    `requests` holds the number of rows of each route that are to be sent. A pilot does as the route whose rows it repeats.
     """
-    routes = (
+    routes = tuple(
         _with_cache(route, parts, choice, way, rows)
         for route, way, rows in zip(resolved.routes, ways, requests, strict=True)
     )
-    return replace(resolved, routes=tuple(routes))
+    pilot, how = resolved.pilot, routes[0].call.cache_system_prompt
+    if pilot is not None:
+        pilot = pilot.caching(by_route(parts.provider, pilot.call.via), how)
+    return replace(resolved, routes=routes, pilot=pilot)
 
 
 def _with_cache(route: ResolvedRoute, parts: Parts, choice: Caching, way: Way, rows: int) -> ResolvedRoute:
