@@ -101,6 +101,20 @@ def test_a_row_that_cannot_be_sent_is_a_failure_and_stops_no_other(bench: Bench)
     assert all("yyy" not in message for _, _, message in told)
 
 
+def test_a_request_that_asks_to_cache_is_not_longer_than_the_provider_takes(anthropic: Bench) -> None:
+    make_texts(anthropic, ["y" * size for size in range(2_500, 3_000, 10)])
+    run = anthropic.run()
+    narrow = _Narrow(run.parts.provider, max_request_bytes=3_000)
+    let_go(run)
+    asked = {"prompt": "{{ subject }}", "system_prompt": "Be brief.", "cache_system_prompt": "on"}
+
+    anthropic.complete(anthropic.run(parts={"provider": narrow}, **asked))
+
+    files = (anthropic.world.folder / "workspace").rglob("*.requests.jsonl")
+    longest = max(len(line) for path in files for line in path.read_bytes().splitlines())
+    assert 2_900 < longest <= 3_000
+
+
 def test_a_row_that_cannot_be_sent_fails_the_run_where_the_user_wants_that(openai: Bench) -> None:
     make_texts(openai, ["one", "", "three"])
 

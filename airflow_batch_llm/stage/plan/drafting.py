@@ -16,7 +16,7 @@ from typing import assert_never
 import pyarrow as pa
 
 from airflow_batch_llm.core.estimate import Estimate
-from airflow_batch_llm.core.model import Way
+from airflow_batch_llm.core.model import Caching, Way
 from airflow_batch_llm.core.packing import longest_packed
 from airflow_batch_llm.core.pilot import LEAST_ROWS, PILOT_ROWS
 from airflow_batch_llm.core.printing import counted, verb
@@ -127,8 +127,11 @@ class Drafting:
         return min(map(self._room, self.resolved.routes))
 
     def _room(self, route: ResolvedRoute) -> int:
-        overhead = route.template.overhead + ATTACHMENT_BYTES * len(self.stage.attachments)
-        room = self._provider(route).limits.max_request_bytes - overhead
+        provider = self._provider(route)
+        # The vendor's cache is decided on when the rows are counted, so the longest form of a request counts.
+        longest = max(route.caching(provider, how).template.overhead for how in Caching)
+        overhead = longest + ATTACHMENT_BYTES * len(self.stage.attachments)
+        room = provider.limits.max_request_bytes - overhead
         return longest_packed(room) if route.rows_per_request > 1 else room
 
     def draft(self) -> Plan:
