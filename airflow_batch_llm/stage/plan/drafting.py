@@ -126,12 +126,10 @@ class Drafting:
         """Return the size of the prompts that fit into the requests of every route."""
         return min(map(self._room, self.resolved.routes))
 
-    def _room(self, route: ResolvedRoute) -> int:
+    def _room(self, route: ResolvedRoute) -> int:  # caching is decided on later: the longest form counts
         provider = self._provider(route)
-        # The vendor's cache is decided on when the rows are counted, so the longest form of a request counts.
         longest = max(route.caching(provider, how).template.overhead for how in Caching)
-        overhead = longest + ATTACHMENT_BYTES * len(self.stage.attachments)
-        room = provider.limits.max_request_bytes - overhead
+        room = provider.limits.max_request_bytes - longest - ATTACHMENT_BYTES * len(self.stage.attachments)
         return longest_packed(room) if route.rows_per_request > 1 else room
 
     def draft(self) -> Plan:
