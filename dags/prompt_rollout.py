@@ -43,32 +43,20 @@ STAGE: dict[str, Any] = {
     "deferrable": True,
 }
 
-with DAG(
-    "nightly_topics",
-    schedule="0 2 * * *",
-    start_date=pendulum.datetime(2026, 1, 1),
-    catchup=False,
-    max_active_runs=1,
-    default_args={"retries": 3, "retry_delay": timedelta(minutes=1)},
-    doc_md=__doc__,
-    tags=["batch-llm"],
-):
-    LLMTransformOperator(
-        task_id="label_tickets",
-        source_table="support.tickets",
-        target="support.ticket_topics",
-        **STAGE | {"prompt": LIVE},
-    )
+LABEL = {"task_id": "label_tickets", "source_table": "support.tickets", "target": "support.ticket_topics"}
 
-with DAG(
-    "prompt_rollout",
-    schedule=None,
-    start_date=pendulum.datetime(2026, 1, 1),
-    max_active_runs=1,
-    default_args={"retries": 3, "retry_delay": timedelta(minutes=1)},
-    doc_md=__doc__,
-    tags=["batch-llm"],
-):
+DAG_SETTINGS: dict[str, Any] = {
+    "start_date": pendulum.datetime(2026, 1, 1),
+    "max_active_runs": 1,
+    "default_args": {"retries": 3, "retry_delay": timedelta(minutes=1)},
+    "doc_md": __doc__,
+    "tags": ["batch-llm"],
+}
+
+with DAG("nightly_topics", schedule="0 2 * * *", catchup=False, **DAG_SETTINGS):
+    LLMTransformOperator(**LABEL, **STAGE | {"prompt": LIVE})
+
+with DAG("prompt_rollout", schedule=None, **DAG_SETTINGS):
     evaluate = LLMEvaluateOperator(
         task_id="evaluate",
         source_table="support.golden_tickets",
@@ -78,10 +66,4 @@ with DAG(
         max_regression=0.0,
         **STAGE,
     )
-    evaluate >> LLMTransformOperator(
-        task_id="label_tickets",
-        source_table="support.tickets",
-        target="support.ticket_topics",
-        only="outdated",
-        **STAGE,
-    )
+    evaluate >> LLMTransformOperator(only="outdated", **LABEL, **STAGE)

@@ -29,7 +29,7 @@ from tests.stage.world import LABELS, Bench, World, let_go, stage
 
 PROVIDER = "anthropic"
 GOOD, WORSE = 0.92, 0.85
-BASELINE, EQUAL, WEAKER = "claude-sonnet-4-6", "claude-opus-4-5", "claude-haiku-4-5"
+BASELINE, EQUAL, WEAKER = "claude-sonnet-4-5", "claude-opus-4-5", "claude-haiku-4-5"
 RIGHT = {BASELINE: GOOD, EQUAL: GOOD, WEAKER: WORSE}
 GATE = Evaluation(expected={"label": Expected(column="right_label")}, max_regression=0.0)
 CONFIDENCE = 0.95

@@ -28,7 +28,7 @@ from airflow_batch_llm.simulator.handle import Simulator
 from tests.emulators.servers import PROJECT, running
 from tests.stage.kills import EFFECTS, Kill
 from tests.stage.processes import Ended, Job
-from tests.stage.world import LABELS, World
+from tests.stage.world import BUCKET, LABELS, World
 from tests.store.servers import gcs_server
 from tests.vendors import MODELS, OTHER_MODELS
 from tests.warehouses.bigquery_dataset import client as new_client
@@ -45,7 +45,7 @@ class Scenario:
     url: str
     provider: str
     environ: dict[str, str]
-    staging: str = World.staging
+    staging: str = BUCKET
 
     def begun(self, folder: Path) -> World:
         """Everything from the beginning. One simulator serves one world at a time."""
@@ -238,7 +238,7 @@ class Stores:
 
     options: dict[str, str]
     environ: dict[str, str]
-    staging: str = World.staging
+    staging: str = BUCKET
 
     @classmethod
     def files(cls, url: str) -> "Stores":

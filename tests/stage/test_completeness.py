@@ -95,15 +95,18 @@ def test_a_row_counts_as_missing_only_after_minutes(bench: Bench) -> None:
     ids=["405", "500", "a login page", "another shape"],
 )
 def test_a_server_that_keeps_its_files_fails_no_run(openai: Bench, answer: dict[str, Any]) -> None:
-    openai.world.make_tickets(20)
+    openai.world.make_tickets(40)
     openai.fault(endpoint="delete_file", times=None, **answer)
 
-    done = openai.complete(rows_per_batch=5)
+    done = openai.complete(rows_per_batch=1)
 
-    assert done.report.final == {Outcome.SUCCEEDED: 20}
+    assert done.report.final == {Outcome.SUCCEEDED: 40}
     assert sum("could not be removed" in line for line in openai.said) == 1
     asked = openai.world.ledger()["calls"]["delete_file"]
-    assert 4 <= asked <= WORKER.attempts + 3, "the server is asked patiently for one of four files"
+    at_once = 16
+    assert 40 <= asked <= at_once * WORKER.attempts + 40 - at_once, (
+        "it is asked patiently for the first files alone"
+    )
 
 
 class _KeepsWhatIsStaged:

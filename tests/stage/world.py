@@ -34,6 +34,9 @@ from tests.vendors import VENDORS
 
 LABELS = ("billing", "bug", "other")
 
+#: Where Vertex reads and writes, if nothing else is said.
+BUCKET = "gs://bucket/staging"
+
 _HURRY, _STEP_SECONDS = 50.0, 2.0
 
 
@@ -68,7 +71,7 @@ class World:
     provider_name: str
     url: str
     environ: Mapping[str, str] = field(default_factory=dict)
-    staging: str = "gs://bucket/staging"
+    staging: str = BUCKET
 
     # -- the clock -----------------------------------------------------------------------------------------------
 

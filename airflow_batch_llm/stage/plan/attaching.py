@@ -23,6 +23,7 @@ from airflow_batch_llm.core.attachment import (
     measured,
     media_type_of,
 )
+from airflow_batch_llm.core.printing import counted
 from airflow_batch_llm.core.settings import Stage
 from airflow_batch_llm.errors import InputError, SourceError, StoreUnavailable
 from airflow_batch_llm.stage.parts import Parts
@@ -63,7 +64,7 @@ class Attaching:
         """Refuse columns that hold neither texts nor bytes, or whose names in the hash of a row are taken."""
         if len(self.columns) > self.rules.most:
             raise InputError(
-                f"attachments names {len(self.columns)} columns, and a request takes {self.rules.most}."
+                f"attachments names {counted(len(self.columns), 'column')}, and a request takes {self.rules.most}."
             )
         for name in self.columns:
             if name not in schema.names:
