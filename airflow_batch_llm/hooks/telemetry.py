@@ -1,4 +1,4 @@
-"""Metrics that the worker and the triggerer both send, and the tags that every metric of ours has.
+"""Send the metrics that worker and triggerer share, and hold the tags that every metric of ours has.
 
 A metric must not fail a run whose rows are paid for, so tags hold only what every backend takes.
 """

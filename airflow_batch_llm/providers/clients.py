@@ -1,4 +1,4 @@
-"""The garbage collector, kept still while a thread opens an SDK's client for an event loop.
+"""Open an SDK's clients when they are needed, with the garbage collector kept still meanwhile.
 
 An SDK's import makes a hundred thousand objects that stay. A full collection on the way looks at every object of the
 process, and holds the interpreter, and with it the loop, for a tenth of a second or more.

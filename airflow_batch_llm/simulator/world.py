@@ -33,7 +33,7 @@ class World:
 
     @property
     def billing(self) -> Billing:
-        """What decides the bill of an answer that is made now."""
+        """Return what decides the bill of an answer that is made now."""
         return Billing(knobs=self.knobs, prefixes=self.prefixes, now=self.clock.now())
 
     def turn(self, knobs: Knobs) -> None:
