@@ -386,7 +386,7 @@ class Collector:
 
     @cached_property
     def _round_since(self) -> float:
-        """When the round could begin, in seconds since the epoch."""
+        """Return when the round could begin, in seconds since the epoch."""
         before = self.folder.read_published(self.plan.round - 1) if self.plan.round > 1 else None
         return self.plan.planned_at if before is None else float(orjson.loads(before)["at"])
 
