@@ -16,8 +16,15 @@ os.environ["AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL"] = "0"  # a deferred task 
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # gcsfs reads it when it is imported
 
 from tests.emulators import postgres, servers, setup
+from tests.store.servers import close_filesystems
 
 atexit.register(shutil.rmtree, os.environ["AIRFLOW_HOME"], ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _connections_end_with_the_test() -> Iterator[None]:
+    yield
+    close_filesystems()
 
 
 @pytest.fixture(scope="session")

@@ -72,7 +72,7 @@ class Parts:
     clock: Callable[[], float] = time.time
     sleep: Callable[[float], None] = time.sleep
     log: Callable[[str], None] = _silent
-    left: set[str] = field(default_factory=set)  # kinds of things that could not be cleaned up
+    left: dict[str, object] = field(default_factory=dict)  # by kind of thing: one could not be cleaned up
     log_warning: Callable[[str], None] | None = None  # instead of `log`, for what a person should look at
 
     @contextmanager
@@ -85,8 +85,8 @@ class Parts:
             with no_longer_than(0.0 if what in self.left else _CLEANING_SECONDS):
                 yield
         except BatchLLMError as error:
-            if what not in self.left:
-                self.left.add(what)
+            own = object()
+            if self.left.setdefault(what, own) is own:  # one step, for files are removed side by side
                 self.warn(f"{what[0].upper()}{what[1:]} could not be removed, and stays: {error.in_full}")
 
     def warn(self, message: str) -> None:

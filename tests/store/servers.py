@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.store.remote import FileSystem
@@ -18,6 +19,8 @@ os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 
 BUCKET = "bucket"
 
+_opened: list[FileSystem] = []  # by gcsfs, for this test
+
 
 def gcs_filesystem(endpoint: str, protocol: str) -> FileSystem:
     import gcsfs
@@ -25,7 +28,18 @@ def gcs_filesystem(endpoint: str, protocol: str) -> FileSystem:
     fs: FileSystem = gcsfs.GCSFileSystem(
         project="test", token="anon", endpoint_url=endpoint, use_listings_cache=True, skip_instance_cache=True
     )
+    _opened.append(fs)
     return fs
+
+
+def close_filesystems() -> None:
+    """Close the connections to Cloud Storage. Only begun by gcsfs, their end would otherwise wait for a collection."""
+    from fsspec.asyn import sync
+
+    while _opened:
+        fs: Any = _opened.pop()
+        if fs._session is not None:
+            sync(fs.loop, fs._session.close)
 
 
 def s3_filesystem(endpoint: str, protocol: str) -> FileSystem:
