@@ -26,8 +26,13 @@ from rich.table import Table
 import airflow_batch_llm
 from airflow_batch_llm.core.printing import counted
 from airflow_batch_llm.demo import warehouse
-from airflow_batch_llm.demo.airflow_api import AirflowApi, until
-from airflow_batch_llm.demo.local_airflow import LocalAirflow, Setup, interrupted_by_sigterm
+from airflow_batch_llm.demo.local_airflow import (
+    AirflowApi,
+    LocalAirflow,
+    Setup,
+    interrupted_by_sigterm,
+    until,
+)
 from airflow_batch_llm.simulator.handle import Simulator
 
 _LOOK_SECONDS = 0.5

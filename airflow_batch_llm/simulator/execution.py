@@ -19,8 +19,8 @@ from airflow_batch_llm.simulator.answers import Draw
 from airflow_batch_llm.simulator.bodies import MEGABYTE, count_lines, lines
 from airflow_batch_llm.simulator.database import Batch, BatchPhase, BilledUsage, Charge, RowFate
 from airflow_batch_llm.simulator.faults import BatchFault, Fault, RowFault, RowFaults, batch_fault
-from airflow_batch_llm.simulator.packed import items_of, spoil
 from airflow_batch_llm.simulator.request import AskedRequest, Reply, RowError, StopReason, tokens
+from airflow_batch_llm.simulator.responder import items_of, spoil
 from airflow_batch_llm.simulator.vendor import BatchTally, Parsed, Rejected, Rows, Vendor, Written
 from airflow_batch_llm.simulator.world import World
 

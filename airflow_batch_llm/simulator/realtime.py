@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from airflow_batch_llm.simulator.database import BilledUsage, BilledWay
 from airflow_batch_llm.simulator.execution import settled
 from airflow_batch_llm.simulator.faults import FlexFault
-from airflow_batch_llm.simulator.limits import Lack, LimitStanding, ModelLimits
+from airflow_batch_llm.simulator.meters import Lack, LimitStanding, ModelLimits
 from airflow_batch_llm.simulator.request import AskedRequest, Reply
 from airflow_batch_llm.simulator.vendor import Refusal
 from airflow_batch_llm.simulator.world import World

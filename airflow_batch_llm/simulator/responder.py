@@ -1,22 +1,28 @@
 """Where answers come from: made up from the schema, a function of the user's, or an upstream endpoint.
 
-The default is deterministic: the same request gets the same answer in every run, on every machine.
+The default is deterministic: the same request gets the same answer in every run, on every machine, alone or packed with
+others. A knob makes models err at a known rate: the right answer depends on the prompt alone, so that models, vendors
+and ways to ask can be compared, and a wrong one is wrong in every property.
 """
 
 import importlib
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
 
+from airflow_batch_llm.core.packing import item_schema, read_items
+from airflow_batch_llm.core.schema_rules import rules_in_words
 from airflow_batch_llm.simulator.answers import Draw, conforming, phrase
-from airflow_batch_llm.simulator.fallible import fallible
+from airflow_batch_llm.simulator.faults import Fault, RowFault
 from airflow_batch_llm.simulator.knobs import Knobs, SimulatorSettings
 from airflow_batch_llm.simulator.openai.answers import CHAT, EMBEDDINGS
-from airflow_batch_llm.simulator.packed import Unpacking
 from airflow_batch_llm.simulator.request import (
     AskedRequest,
     Reply,
@@ -167,3 +173,162 @@ def _from_chat(body: dict[str, Any]) -> Reply:
     if message.get("refusal"):
         return Reply(str(message["refusal"]), StopReason.REFUSED)
     return Reply(str(message.get("content") or ""), _STOPS.get(choice.get("finish_reason"), StopReason.END))
+
+
+_TEXT = frozenset({"string", "STRING"})
+
+
+class Unpacking:
+    """Takes packed requests apart for another responder, and puts its answers together."""
+
+    def __init__(self, inner: "Responder") -> None:
+        self._inner = inner
+
+    def answer_all(self, requests: Sequence[AskedRequest]) -> list[Reply]:
+        apart = [items_of(request) for request in requests]
+        alone = [
+            one
+            for request, items in zip(requests, apart, strict=True)
+            for one in ([request] if items is None else items)
+        ]
+        replies = iter(self._inner.answer_all(alone))
+        return [
+            next(replies) if items is None else _together(items, list(islice(replies, len(items))))
+            for items in apart
+        ]
+
+
+def items_of(request: AskedRequest) -> list[AskedRequest] | None:
+    """Return the requests that ask the items of a packed one alone. None: it is not packed."""
+    schema = None if request.schema is None else item_schema(request.schema)
+    items = None if schema is None else read_items(request.prompt)
+    if items is None or schema is None:
+        return None
+    kept = None if schema.get("type") in _TEXT else _with_definitions(schema, request.schema or {})
+    return [request._replace(prompt=text, schema=kept) for text in items]
+
+
+def _with_definitions(schema: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
+    definitions = {name: whole[name] for name in ("$defs", "definitions") if name in whole}
+    return {**schema, **definitions}
+
+
+def _together(items: Sequence[AskedRequest], replies: Sequence[Reply]) -> Reply:
+    """Put the answers to the items into one. The first that was not answered decides for all."""
+    for reply in replies:
+        if reply.error is not None or reply.stop is not StopReason.END:
+            return reply
+    answers = [
+        reply.text if item.schema is None else _value(reply.text)
+        for item, reply in zip(items, replies, strict=True)
+    ]
+    return Reply(_text([{"item": n, "answer": answer} for n, answer in enumerate(answers, 1)]))
+
+
+def _value(text: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return text
+
+
+def _text(entries: Sequence[Mapping[str, Any]]) -> str:
+    return orjson.dumps({"answers": entries}).decode()
+
+
+def spoil(answer: Reply, fault: Fault) -> Reply:
+    """Return the answer to a packed request as a model would give it that errs in some of the items."""
+    entries = orjson.loads(answer.text)["answers"]
+    struck = [entry for entry in entries if entry["item"] in fault.items]
+    match fault.kind:
+        case RowFault.ITEMS_MISSING:
+            entries = [entry for entry in entries if entry not in struck]
+        case RowFault.ITEMS_DOUBLED:
+            entries += struck
+        case RowFault.ITEMS_EXTRA:
+            entries += [{**entries[0], "item": len(entries) + 1}, {**entries[0], "item": 0}]
+        case RowFault.ITEMS_INVALID:
+            for entry in struck:
+                entry["answer"] = {"no_such_field": []}
+        case RowFault.ITEMS_SWAPPED:
+            for entry, other in zip(struck, reversed([entry["answer"] for entry in struck]), strict=True):
+                entry["answer"] = other
+            entries.reverse()
+        case _:
+            return answer
+    return answer._replace(text=_text(entries))
+
+
+_CONFIDENCE = "confidence"
+_TRIES = 50  # for a value that differs from the truth; a constant has none
+
+
+def truth(prompt: str, schema: Mapping[str, Any] | None, find: str | None = None) -> Any:
+    """The right answer to a prompt. `find` is the knob `truth_find`; the value of `confidence` means nothing here."""
+    subject = _subject(prompt, find)
+    if schema is None:
+        return phrase(Draw(_seed(subject)), 3)
+    parts = _parts(schema)
+    if parts is None:
+        return conforming(schema, _seed(subject))
+    return {name: conforming(part, _seed(subject, name))[name] for name, part in parts.items()}
+
+
+def fallible(request: AskedRequest, knobs: Knobs) -> str:
+    """The text of a model's answer, which is wrong in the model's share of the rows."""
+    subject = _subject(request.prompt, knobs.truth_find)
+    draw = Draw(_seed(subject, "wrong", request.model))
+    errs = draw.share() < knobs.wrong_share.get(request.model, 0.0)
+    right = truth(request.prompt, request.schema, knobs.truth_find)
+    answer = _wrong(right, request, subject) if errs else right
+    if request.schema is None:
+        return str(answer)
+    parts = _parts(request.schema)
+    if parts and isinstance(right.get(_CONFIDENCE), int | float):
+        first, second = draw.share(), draw.share()
+        sure = min(first, second) if errs else max(first, second)
+        answer[_CONFIDENCE] = _confidence(request.schema, sure, whole=isinstance(right[_CONFIDENCE], int))
+    return orjson.dumps(answer).decode()
+
+
+def _wrong(right: Any, request: AskedRequest, subject: str) -> Any:
+    """An answer that differs from the right one in every property."""
+    wrong = dict(right) if isinstance(right, dict) else right
+    for attempt in range(_TRIES):
+        other = truth(f"{request.model} {attempt} {subject}", request.schema)
+        if not isinstance(right, dict):
+            if other != right:
+                return other
+            continue
+        wrong |= {name: other[name] for name in right if wrong[name] == right[name] and name in other}
+    return wrong
+
+
+def _confidence(schema: Mapping[str, Any], sure: float, *, whole: bool) -> float:
+    """A value in the upper half of what the schema admits: models are seldom modest."""
+    part = schema["properties"][_CONFIDENCE]
+    rules = {**rules_in_words(part.get("description")), **part}
+    low, high = float(rules.get("minimum", 0)), float(rules.get("maximum", 100 if whole else 1))
+    value = low + (high - low) * (1 + sure) / 2
+    return round(value) if whole else round(value, 4)
+
+
+def _subject(prompt: str, find: str | None) -> str:
+    """The part of the prompt that the truth depends on; all of it where nothing is found."""
+    found = re.search(find, prompt) if find else None
+    return found[0] if found else prompt
+
+
+def _parts(schema: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A schema per property, so that a value depends on no other property; None if the answer is no object of them."""
+    if not isinstance(schema.get("properties"), dict):
+        return None
+    rest = {key: value for key, value in schema.items() if key not in ("properties", "required")}
+    return {
+        name: {**rest, "properties": {name: part}, "required": [name]}
+        for name, part in schema["properties"].items()
+    }
+
+
+def _seed(*parts: str) -> int:
+    return seed_of(blake2b("\0".join(parts).encode("utf-8", "replace"), digest_size=8).digest())

@@ -9,8 +9,7 @@ from typing import Any
 from airflow_batch_llm.simulator.database import Batch, BatchPhase, Database, RowFate
 from airflow_batch_llm.simulator.faults import BatchFault, FaultBook, batch_fault
 from airflow_batch_llm.simulator.knobs import Clock, Knobs, SimulatorSettings
-from airflow_batch_llm.simulator.limits import RateLimits
-from airflow_batch_llm.simulator.prefixes import Billing, PrefixCache
+from airflow_batch_llm.simulator.meters import Billing, PrefixCache, RateLimits
 from airflow_batch_llm.simulator.responder import Responder, load_responder
 
 _WAITING_SHARE = 0.1  # of a batch's duration, before its rows are looked at

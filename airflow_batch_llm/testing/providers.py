@@ -23,10 +23,9 @@ from airflow_batch_llm.providers import connect
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.testing.provider_answers import ReadsAnswers
+from airflow_batch_llm.testing.provider_batches import CreatesOnce, WatchesBatches
 from airflow_batch_llm.testing.provider_bench import Bench, Driver, ProviderServer, asynchronously
-from airflow_batch_llm.testing.provider_creation import CreatesOnce
 from airflow_batch_llm.testing.provider_now import AnswersInRealTime
-from airflow_batch_llm.testing.provider_watching import WatchesBatches
 
 __all__ = ["ProviderContract", "ProviderServer"]
 

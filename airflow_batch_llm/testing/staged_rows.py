@@ -1,13 +1,29 @@
-"""Targets and staged rows for tests of a warehouse: what is not said gets a plain default."""
+"""Targets, staged rows and a whole stage for tests of a warehouse: what is not said gets a plain default.
 
-from collections.abc import Iterable, Mapping
+The simulator answers the whole stage, and time is moved, not waited for.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from time import time as real_time
 from typing import Any, Protocol
 
 import pyarrow as pa
 
 from airflow_batch_llm.core.model import ColumnType
-from airflow_batch_llm.core.settings import Source
+from airflow_batch_llm.core.settings import Guards, Only, Shape, Source, Stage
+from airflow_batch_llm.providers import connect
+from airflow_batch_llm.providers.base import Access
+from airflow_batch_llm.simulator.handle import Simulator
+from airflow_batch_llm.stage.drive import complete
+from airflow_batch_llm.stage.land.finishing import Finished, land_again
+from airflow_batch_llm.stage.parts import Parts, ReadsSource
+from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.run import Run
+from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.warehouses.base import ARROW_TYPES, Part, Target, Warehouse
 from airflow_batch_llm.warehouses.dialect import Dialect
 
@@ -152,3 +168,72 @@ def _reader(schema: pa.Schema, of: Part, rows: Iterable[Row]) -> pa.RecordBatchR
     }
     full = [{**bookkeeping, **row} for row in rows]
     return pa.RecordBatchReader.from_batches(schema, [batch(schema, full)] if full else [])
+
+
+#: Where the answers land.
+TARGET = "answers"
+
+
+@dataclass(slots=True, kw_only=True)
+class WholeStage:
+    """Runs of one stage against OpenAI's wire protocol. `open` gives a new adapter, which each step closes."""
+
+    simulator: Simulator
+    folder: Path
+    open: Callable[[], Warehouse]
+    source: Source
+    key: tuple[str, ...]
+    carry: tuple[str, ...] = ()
+    prompt: str = "{{ body }}"
+    guards: Guards = field(default_factory=lambda: Guards(min_success_ratio=0))
+    only: Only = Only.CHANGED
+    files: ReadsSource | None = None  # what the source is read from; None: the warehouse
+    _ahead: float = field(default=0.0, init=False)
+
+    def complete(self, name: str, **changes: Any) -> Finished:
+        """Drive a run to its end."""
+        with self._run(name, **changes) as run:
+            return complete(run, sleep=self._sleep)
+
+    def advance(self, name: str, **changes: Any) -> object:
+        """Take one step of a run."""
+        with self._run(name, **changes) as run:
+            return run.advance()
+
+    def land_again(self, name: str) -> int:
+        """Merge the answers of a finished run once more; returns how many there are."""
+        with self._run(name) as run:
+            workspace = run.parts.workspace
+            return land_again(run.parts, RunFolder(workspace=workspace, run=name, generation=1))
+
+    @contextmanager
+    def _run(self, name: str, source: Source | None = None) -> Iterator[Run]:
+        target = self.open()
+        provider = connect("openai", Access(api_key="any", base_url=self.simulator.openai_url))
+        parts = Parts(
+            provider=provider,
+            source=self.files or target,
+            target=target,
+            workspace=Workspace.open(str(self.folder / "workspace")),
+            spool=self.folder / "spool",
+            clock=lambda: real_time() + self._ahead,
+        )
+        stage = Stage(
+            source=source or self.source,
+            key=self.key,
+            model_id="openai:gpt-5-mini",
+            prompt=self.prompt,
+            output_type=["billing", "bug"],
+            target=TARGET,
+            shape=Shape(carry=self.carry),
+            only=self.only,
+            guards=self.guards,
+        )
+        try:
+            yield Run(stage=stage, parts=parts, name=name)
+        finally:
+            target.close()
+            provider.close()
+
+    def _sleep(self, seconds: float) -> None:
+        self._ahead = self.simulator.clock(advance_seconds=seconds, settle=True) - real_time()

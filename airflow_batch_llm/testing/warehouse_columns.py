@@ -15,8 +15,7 @@ from airflow_batch_llm.errors import SourceError
 from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.simulator.request import AskedRequest, Reply, RowError, StopReason
 from airflow_batch_llm.stage.plan.carried import carried, carried_schema
-from airflow_batch_llm.testing.staged_rows import BenchDatabase
-from airflow_batch_llm.testing.whole_stage import TARGET, WholeStage
+from airflow_batch_llm.testing.staged_rows import TARGET, BenchDatabase, WholeStage
 from airflow_batch_llm.warehouses.base import KeepsReviews, Warehouse
 
 _BODIES = ("twin", "twin", "unsendable", "refused", "late", "single", "elsewhere")

@@ -13,7 +13,9 @@ from airflow_batch_llm.core.settings import Guards, Source, WriteMode
 from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.testing.staged_rows import (
+    TARGET,
     BenchDatabase,
+    WholeStage,
     at,
     columns,
     labels,
@@ -23,7 +25,6 @@ from airflow_batch_llm.testing.staged_rows import (
     stage,
 )
 from airflow_batch_llm.testing.warehouse_writes import ANSWERS
-from airflow_batch_llm.testing.whole_stage import TARGET, WholeStage
 from airflow_batch_llm.warehouses.base import CopiesAnswers, Part, Target, Warehouse
 
 #: Hashes of inputs, and of two specs.

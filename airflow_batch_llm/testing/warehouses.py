@@ -9,12 +9,10 @@ A case that an adapter cannot pass is overridden there with an `xfail` that says
 
 from airflow_batch_llm.testing.warehouse_columns import CarriesColumns
 from airflow_batch_llm.testing.warehouse_copies import CopiesKnownAnswers
-from airflow_batch_llm.testing.warehouse_processes import SharesWithProcesses
 from airflow_batch_llm.testing.warehouse_reads import KnowsKeys, ReadsRows
-from airflow_batch_llm.testing.warehouse_reviews import ReviewsDeadRows
 from airflow_batch_llm.testing.warehouse_shapes import KeepsRules, ShapesTables
-from airflow_batch_llm.testing.warehouse_usage import WritesLedgers
-from airflow_batch_llm.testing.warehouse_writes import MergesAnswers
+from airflow_batch_llm.testing.warehouse_side_tables import ReviewsDeadRows, WritesLedgers
+from airflow_batch_llm.testing.warehouse_writes import MergesAnswers, SharesWithProcesses
 
 __all__ = ["WarehouseContract"]
 

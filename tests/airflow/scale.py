@@ -26,13 +26,14 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from airflow_batch_llm.demo.airflow_api import run_path, until
 from airflow_batch_llm.demo.local_airflow import (
     LocalAirflow,
     Service,
     Setup,
     interrupted_by_sigterm,
+    run_path,
     stop_all,
+    until,
 )
 from airflow_batch_llm.simulator.handle import Simulator
 from tests.airflow.standalone import ROOT

@@ -19,8 +19,8 @@ from pydantic import BaseModel, Field
 from airflow_batch_llm.core.model import Outcome, Way
 from airflow_batch_llm.core.settings import Escalation, Route
 from airflow_batch_llm.providers import PROVIDERS
-from airflow_batch_llm.simulator.fallible import truth
 from airflow_batch_llm.simulator.handle import Simulator
+from airflow_batch_llm.simulator.responder import truth
 from tests.stage.world import Bench, World
 from tests.vendors import MODELS, OTHER_MODELS
 

@@ -21,8 +21,8 @@ from airflow_batch_llm.core.evaluation import Evaluation, Expected
 from airflow_batch_llm.core.evaluation_result import EvaluationResult
 from airflow_batch_llm.core.output_type import OutputType
 from airflow_batch_llm.core.settings import Source
-from airflow_batch_llm.simulator.fallible import truth
 from airflow_batch_llm.simulator.handle import Simulator
+from airflow_batch_llm.simulator.responder import truth
 from airflow_batch_llm.stage.evaluating import Candidate, Evaluator, evaluated_stage
 from airflow_batch_llm.stage.run import Run
 from tests.stage.world import LABELS, Bench, World, let_go, stage

@@ -19,9 +19,8 @@ from typing import Any
 
 import duckdb
 
-from airflow_batch_llm.demo.airflow_api import AirflowApi
 from airflow_batch_llm.demo.command import connections
-from airflow_batch_llm.demo.local_airflow import LocalAirflow, Setup
+from airflow_batch_llm.demo.local_airflow import AirflowApi, LocalAirflow, Setup
 from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.stage.records.budgets import budget_books
 from airflow_batch_llm.stage.records.folder import RunFolder

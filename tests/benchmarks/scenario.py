@@ -24,8 +24,8 @@ from airflow_batch_llm.core.model import Outcome, Way
 from airflow_batch_llm.core.report import Report
 from airflow_batch_llm.core.settings import Escalation, Route
 from airflow_batch_llm.providers import PROVIDERS
-from airflow_batch_llm.simulator.fallible import truth
 from airflow_batch_llm.simulator.handle import Simulator
+from airflow_batch_llm.simulator.responder import truth
 from airflow_batch_llm.store import Workspace
 from tests.stage.world import Bench, World
 from tests.store.servers import gcs_server

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from airflow_batch_llm.core.output_type import OutputType
-from airflow_batch_llm.simulator.fallible import truth
+from airflow_batch_llm.simulator.responder import truth
 from tests.cli.conftest import Desk
 from tests.cli.test_run import read_until
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_batch_llm.demo.airflow_api import until
-from airflow_batch_llm.demo.local_airflow import Service, stop_all
+from airflow_batch_llm.demo.local_airflow import Service, stop_all, until
 
 _PARENT = """
 import subprocess, sys, time

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from websockets.sync.client import connect
 
-from airflow_batch_llm.demo.airflow_api import until
+from airflow_batch_llm.demo.local_airflow import until
 
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

@@ -14,7 +14,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from airflow_batch_llm.demo.airflow_api import until
+from airflow_batch_llm.demo.local_airflow import until
 from tests.airflow.standalone import ROOT, Plan, Stack, running
 from tests.e2e import driving
 from tests.e2e.mail import Mailbox, mail_server

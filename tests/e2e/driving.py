@@ -6,8 +6,7 @@ from signal import Signals
 from time import sleep
 from typing import Any
 
-from airflow_batch_llm.demo.airflow_api import AirflowApi, run_path, until
-from airflow_batch_llm.demo.local_airflow import LocalAirflow
+from airflow_batch_llm.demo.local_airflow import AirflowApi, LocalAirflow, run_path, until
 
 #: A scheduler that sees the answer before it has seen the question makes the task retry. No person is that fast.
 _SCHEDULER_NOTICES_SECONDS = 5.0

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from airflow_batch_llm.demo import warehouse
-from airflow_batch_llm.demo.airflow_api import until
+from airflow_batch_llm.demo.local_airflow import until
 from tests.airflow.standalone import Stack
 from tests.dags.reviews import write_reviews
 from tests.e2e.driving import answer_request, end, run_state, tasks

@@ -9,7 +9,7 @@ from signal import SIGKILL, SIGTERM, Signals
 
 import pytest
 
-from airflow_batch_llm.demo.airflow_api import until
+from airflow_batch_llm.demo.local_airflow import until
 from tests.airflow.standalone import Stack
 from tests.e2e.conftest import Case
 from tests.e2e.driving import restart, task_pids

@@ -12,8 +12,7 @@ from urllib.parse import quote
 
 import pytest
 
-from airflow_batch_llm.demo.airflow_api import until
-from airflow_batch_llm.demo.local_airflow import Service
+from airflow_batch_llm.demo.local_airflow import Service, until
 from tests.airflow.standalone import ROOT, Stack
 from tests.e2e.browser import PROGRAM, Browser
 from tests.e2e.conftest import ROWS

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from airflow_batch_llm.demo import warehouse
-from airflow_batch_llm.demo.airflow_api import AirflowApi
+from airflow_batch_llm.demo.local_airflow import AirflowApi
 
 TICKETS = 300
 

@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.operators.llm_evaluate import LLMEvaluateOperator
 from airflow_batch_llm.operators.llm_transform import LLMTransformOperator
-from airflow_batch_llm.simulator.fallible import truth
+from airflow_batch_llm.simulator.responder import truth
 from tests.edge.conftest import World
 from tests.edge.dag_runs import failures, states, xcom
 from tests.edge.tasks import Label, arguments

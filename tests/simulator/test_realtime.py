@@ -13,8 +13,8 @@ import pytest
 from google.genai import errors
 from google.genai.types import HttpOptions
 
-from airflow_batch_llm.simulator.fallible import truth
 from airflow_batch_llm.simulator.handle import Simulator
+from airflow_batch_llm.simulator.responder import truth
 from tests.simulator.clients import (
     CLAUDE,
     GPT,

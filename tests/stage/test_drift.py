@@ -5,7 +5,7 @@ from typing import Any
 
 from airflow_batch_llm.core.output_type import OutputType
 from airflow_batch_llm.core.settings import Source
-from airflow_batch_llm.simulator.fallible import truth
+from airflow_batch_llm.simulator.responder import truth
 from tests.stage.world import LABELS, Bench
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from airflow_batch_llm.core.model import Outcome, Way
 from airflow_batch_llm.core.settings import Escalation, Route
 from airflow_batch_llm.errors import BatchLLMError, BudgetExceeded, InputError
-from airflow_batch_llm.simulator.fallible import truth
+from airflow_batch_llm.simulator.responder import truth
 from tests.stage.test_routes import landed
 from tests.stage.world import LABELS, Bench
 from tests.vendors import MODELS, OTHER_MODELS

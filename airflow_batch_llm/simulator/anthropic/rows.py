@@ -10,7 +10,7 @@ import orjson
 from airflow_batch_llm.simulator.anthropic import PROVIDER
 from airflow_batch_llm.simulator.bodies import parse
 from airflow_batch_llm.simulator.database import BilledUsage, RowFate
-from airflow_batch_llm.simulator.prefixes import Billing, CacheUse
+from airflow_batch_llm.simulator.meters import Billing, CacheUse
 from airflow_batch_llm.simulator.request import (
     AskedRequest,
     Medium,

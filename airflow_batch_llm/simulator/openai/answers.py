@@ -9,7 +9,7 @@ from hashlib import shake_128
 from typing import Any
 
 from airflow_batch_llm.simulator.database import BilledUsage
-from airflow_batch_llm.simulator.prefixes import CHARS, Billing, CacheUse
+from airflow_batch_llm.simulator.meters import CHARS, Billing, CacheUse
 from airflow_batch_llm.simulator.request import AskedRequest, Reply, StopReason, tokens
 
 CHAT = "/v1/chat/completions"

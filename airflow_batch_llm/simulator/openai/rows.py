@@ -9,9 +9,9 @@ import orjson
 
 from airflow_batch_llm.simulator.bodies import MEGABYTE, lines, parse
 from airflow_batch_llm.simulator.database import RowFate
+from airflow_batch_llm.simulator.meters import Billing
 from airflow_batch_llm.simulator.openai import PROVIDER
 from airflow_batch_llm.simulator.openai.answers import CHAT, EMBEDDINGS, RESPONSES, body_of, usage_of
-from airflow_batch_llm.simulator.prefixes import Billing
 from airflow_batch_llm.simulator.request import AskedRequest, Medium, Reply, RowError, content_digest, seed_of
 from airflow_batch_llm.simulator.schema_rules import openai_refusal
 from airflow_batch_llm.simulator.vendor import Parsed, Written

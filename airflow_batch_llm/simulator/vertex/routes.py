@@ -4,24 +4,30 @@ A job is created without a look at its input: a bad file fails the job some time
 number, whatever the project is called.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from hashlib import blake2b
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from airflow_batch_llm.simulator.database import LIVE, Batch, BatchPhase
+from airflow_batch_llm.simulator.anthropic import rows as messages
+from airflow_batch_llm.simulator.database import LIVE, Batch, BatchPhase, BilledUsage, BilledWay
 from airflow_batch_llm.simulator.faults import BatchFault, batch_fault
 from airflow_batch_llm.simulator.knobs import rfc3339
+from airflow_batch_llm.simulator.meters import LimitStanding
+from airflow_batch_llm.simulator.realtime import Asked, RealTime
+from airflow_batch_llm.simulator.request import AskedRequest, Reply, content_digest
 from airflow_batch_llm.simulator.vendor import BatchTally, Endpoint, Prepared, Refusal, Rejected, json_object
-from airflow_batch_llm.simulator.vertex import PROVIDER
+from airflow_batch_llm.simulator.vertex import PROVIDER, rows
 from airflow_batch_llm.simulator.vertex.bucket import TABLE, JsonApiBucket, JsonApiTables, StorageError
-from airflow_batch_llm.simulator.vertex.filter import FilterError, Test, compile_filter
 from airflow_batch_llm.simulator.vertex.jobs import bring, deliver, fill, is_claude, job_facts, job_wire
-from airflow_batch_llm.simulator.vertex.realtime import NO_JSON, VertexRealTime
 from airflow_batch_llm.simulator.vertex.rows import STATUSES, ClaudeRows, VertexRows
 from airflow_batch_llm.simulator.world import World
+
+Test = Callable[[Mapping[str, Any]], bool]
 
 _QUEUE_SECONDS = 72 * 3600.0
 _RUN_SECONDS = 24 * 3600.0
@@ -173,3 +179,212 @@ def _parent(request: Request) -> tuple[str, str]:
         digest = blake2b(project.encode(), digest_size=5).digest()
         project = str(100_000_000_000 + int.from_bytes(digest) % 900_000_000_000)
     return project, request.path_params["location"]
+
+
+NO_JSON = "Invalid JSON payload received."
+_MODEL = "/projects/{project}/locations/{location}/publishers/google/models/{model}"
+_CLAUDE = "/projects/{project}/locations/{location}/publishers/anthropic/models/{model}:rawPredict"
+_TIER_HEADER = "x-vertex-ai-llm-shared-request-type"
+_FLEX = "ON_DEMAND_FLEX"
+
+
+class VertexRealTime:
+    """The paths, and the words of the answers."""
+
+    provider = PROVIDER
+    no_room = None
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._realtime = RealTime(world, self)
+
+    def endpoints(self, version: str) -> Sequence[Endpoint]:
+        model = version + _MODEL
+        return (
+            Endpoint("POST", model + ":generateContent", "generate", self.generate),
+            Endpoint("POST", version + _CLAUDE, "generate", self.raw_predict),
+            Endpoint("POST", model + ":countTokens", "count_tokens", self.count_tokens),
+        )
+
+    async def generate(self, call: Request) -> Response:
+        return await self._realtime.answer(await _asked(call))
+
+    async def raw_predict(self, call: Request) -> Response:
+        body, model = await json_object(call, NO_JSON), call.path_params["model"]
+        if error := rows.message_problem(model, body):
+            raise Refusal(error.status, None, error.message)
+        digest = content_digest(f"{PROVIDER}{model}", body)
+        return await self._realtime.answer(Asked(rows.as_message(model, body, "", digest), digest))
+
+    async def count_tokens(self, call: Request) -> Response:
+        return JSONResponse({"totalTokens": (await _asked(call)).request.input_tokens})
+
+    def usage(self, request: AskedRequest, answer: Reply) -> BilledUsage:
+        if request.provider != PROVIDER:
+            return messages.usage_of(request, answer, self._world.billing)
+        return rows.usage_of(request, answer, self._world.billing)
+
+    def body(self, asked: Asked, answer: Reply, usage: BilledUsage) -> dict[str, Any]:
+        if asked.request.provider != PROVIDER:
+            return messages.message(asked.request, answer, usage)
+        body = rows.response_of(asked.request, answer, usage)
+        if asked.flex:
+            body["usageMetadata"]["trafficType"] = _FLEX
+        return body
+
+    def way(self, body: dict[str, Any]) -> BilledWay:
+        return BilledWay.FLEX if body.get("usageMetadata", {}).get("trafficType") == _FLEX else BilledWay.NOW
+
+    def per_minute(self) -> Mapping[str, int | None]:
+        knobs = self._world.knobs
+        return {"requests": knobs.requests_per_minute, "tokens": knobs.tokens_per_minute}
+
+    def needs(self, request: AskedRequest) -> Mapping[str, int]:
+        return {"requests": 1, "tokens": request.input_tokens}
+
+    def spends(self, usage: BilledUsage) -> Mapping[str, int]:
+        return {"tokens": usage.output}
+
+    def over_limit(self, model: str, standing: LimitStanding) -> Refusal:
+        return Refusal(429, None, f"Resource exhausted: {standing.kind} per minute for {model}.")
+
+    def retry_headers(self, seconds: float) -> dict[str, str]:  # noqa: ARG002 - Vertex does not say when
+        return {}
+
+    def limit_headers(self, standings: Sequence[LimitStanding]) -> dict[str, str]:  # noqa: ARG002 - nor how much is left
+        return {}
+
+
+async def _asked(call: Request) -> Asked:
+    body = await json_object(call, NO_JSON)
+    if error := rows.problem(body):
+        raise Refusal(error.status, None, error.message)
+    model = call.path_params["model"]
+    if "no-such" in model:
+        raise Refusal(404, None, f"Publisher model {model} was not found.")
+    digest = content_digest(f"{PROVIDER}{model}", body)
+    # Only the global endpoint has the flex tier; elsewhere its header does nothing.
+    flex = call.headers.get(_TIER_HEADER) == "flex" and call.path_params["location"] == "global"
+    return Asked(rows.as_request(model, body, "", digest), digest, flex)
+
+
+_TOKEN = re.compile(r'\s*(?:(\(|\))|(!=|<=|>=|=|<|>|:)|"((?:[^"\\]|\\.)*)"|([^\s()!=<>:"]+(?::\d[^\s()]*)?))')
+_FIELDS = {
+    "display_name": "displayName",
+    "model_display_name": "model",
+    "state": "state",
+    "create_time": "createTime",
+}
+
+
+class FilterError(ValueError):
+    """The filter cannot be understood."""
+
+
+def compile_filter(text: str) -> Test:
+    """A test of jobs in their wire form."""
+    if not text.strip():
+        return lambda _: True
+    parser = _Parser(text)
+    test = parser.either()
+    if parser.rest():
+        raise FilterError(f"unexpected {parser.rest()!r} in the filter")
+    return test
+
+
+class _Parser:
+    def __init__(self, text: str) -> None:
+        self._tokens: list[tuple[str, str]] = []
+        position = 0
+        text = text.rstrip()
+        while position < len(text):
+            found = _TOKEN.match(text, position)
+            if not found:
+                raise FilterError(f"cannot read the filter at {text[position:]!r}")
+            for kind, value in zip(("mark", "operator", "text", "word"), found.groups(), strict=True):
+                if value is not None:
+                    self._tokens.append((kind, value))
+            position = found.end()
+
+    def rest(self) -> str:
+        return self._tokens[0][1] if self._tokens else ""
+
+    def either(self) -> Test:
+        tests = [self.both()]
+        while self._take("OR"):
+            tests.append(self.both())
+        return lambda job: any(test(job) for test in tests)
+
+    def both(self) -> Test:
+        tests = [self.one()]
+        while self._take("AND") or (self._tokens and self.rest() not in ("OR", ")")):
+            tests.append(self.one())
+        return lambda job: all(test(job) for test in tests)
+
+    def one(self) -> Test:
+        if self._take("NOT"):
+            inner = self.one()
+            return lambda job: not inner(job)
+        if self._take("("):
+            inner = self.either()
+            if not self._take(")"):
+                raise FilterError("a parenthesis is not closed")
+            return inner
+        return self._comparison()
+
+    def _comparison(self) -> Test:
+        if len(self._tokens) < 3:
+            raise FilterError("the filter breaks off")
+        (_, field), (kind, operator), (_, wanted) = self._tokens[:3]
+        del self._tokens[:3]
+        if kind != "operator":
+            raise FilterError(f"{operator!r} is not an operator")
+        if field.startswith("labels."):
+            return _label(field.removeprefix("labels.").strip('"'), operator, wanted)
+        if field not in _FIELDS:
+            raise FilterError(f"there is no field {field!r} to filter by")
+        return _field(_FIELDS[field], operator, wanted)
+
+    def _take(self, word: str) -> bool:
+        if self._tokens and self._tokens[0] in (("word", word), ("mark", word)):
+            del self._tokens[0]
+            return True
+        return False
+
+
+def _label(key: str, operator: str, wanted: str) -> Test:
+    if operator == ":":
+        return lambda job: key in job["labels"]
+    if operator not in ("=", "!="):
+        raise FilterError(f"labels cannot be compared by {operator}")
+    return lambda job: (job["labels"].get(key) == wanted) == (operator == "=")
+
+
+def _field(name: str, operator: str, wanted: str) -> Test:
+    if name == "createTime":
+        moment = datetime.fromisoformat(wanted)
+        return lambda job: _compare(datetime.fromisoformat(job[name]), operator, moment)
+    if operator == ":":
+        pattern = re.compile(".*".join(re.escape(part) for part in wanted.split("*")))
+        return lambda job: pattern.search(job[name]) is not None
+    if operator not in ("=", "!="):
+        raise FilterError(f"{name} cannot be compared by {operator}")
+    return lambda job: (job[name] == wanted) == (operator == "=")
+
+
+def _compare(value: datetime, operator: str, other: datetime) -> bool:
+    match operator:
+        case "=":
+            return value == other
+        case "!=":
+            return value != other
+        case "<":
+            return value < other
+        case "<=":
+            return value <= other
+        case ">":
+            return value > other
+        case ">=":
+            return value >= other
+        case _:
+            raise FilterError(f"create_time cannot be compared by {operator}")

@@ -11,7 +11,7 @@ import orjson
 from airflow_batch_llm.simulator.anthropic import rows as messages
 from airflow_batch_llm.simulator.bodies import parse
 from airflow_batch_llm.simulator.database import BilledUsage, RowFate
-from airflow_batch_llm.simulator.prefixes import CHARS, Billing, CacheUse
+from airflow_batch_llm.simulator.meters import CHARS, Billing, CacheUse
 from airflow_batch_llm.simulator.request import (
     AskedRequest,
     Medium,

@@ -16,8 +16,8 @@ from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.vertex import VertexProvider
 from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.testing.provider_answers import ReadsAnswers
+from airflow_batch_llm.testing.provider_batches import CreatesOnce
 from airflow_batch_llm.testing.provider_bench import Bench
-from airflow_batch_llm.testing.provider_creation import CreatesOnce
 from airflow_batch_llm.testing.providers import OnServer
 from tests.emulators.servers import PROJECT, Emulators
 from tests.hop import Fault, Hop, hop_to
