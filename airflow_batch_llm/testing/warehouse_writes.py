@@ -290,7 +290,7 @@ class MergesAnswers:
     def test_many_parts_land_in_one_publish(self, database: BenchDatabase, warehouse: Warehouse) -> None:
         target = labels()
         warehouse.prepare(target)
-        parts = [part(n) for n in range(60)]
+        parts = [part(n) for n in range(20)]
         for of in parts:
             stage(warehouse, target, of, [{"id": of.shard, "label": "x"}], [{"id": 1000 + of.shard}])
         warehouse.publish(target, parts)

@@ -28,7 +28,7 @@ def exporter() -> Iterator[InMemorySpanExporter]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trace, "_TRACER_PROVIDER", provider)
         yield exporter
-    provider.shutdown()
+    exporter.shutdown()  # not the provider: modules of Airflow keep tracers of it, and would warn at each span
 
 
 @pytest.fixture
