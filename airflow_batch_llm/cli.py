@@ -3,16 +3,11 @@
 import typer
 
 import airflow_batch_llm
-from airflow_batch_llm.commands.budget import budget
-from airflow_batch_llm.commands.cancel import cancel
-from airflow_batch_llm.commands.erase import erase
-from airflow_batch_llm.commands.estimate import estimate
 from airflow_batch_llm.commands.evaluate import evaluate
-from airflow_batch_llm.commands.inspect import inspect
-from airflow_batch_llm.commands.land import land
-from airflow_batch_llm.commands.run import run
-from airflow_batch_llm.commands.runs import runs
-from airflow_batch_llm.commands.usage import usage
+from airflow_batch_llm.commands.run import estimate, run
+from airflow_batch_llm.commands.run_folder import cancel, inspect, land
+from airflow_batch_llm.commands.spending import budget, usage
+from airflow_batch_llm.commands.workspace import erase, runs
 from airflow_batch_llm.demo.command import demo
 from airflow_batch_llm.demo.story import story
 from airflow_batch_llm.simulator.command import simulate

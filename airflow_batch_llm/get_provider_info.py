@@ -11,7 +11,7 @@ def _duckdb() -> dict[str, Any]:
     """The form of the connection type that is ours."""
     return {
         "connection-type": "duckdb",
-        "hook-class-name": "airflow_batch_llm.hooks.duckdb.DuckDBHook",
+        "hook-class-name": "airflow_batch_llm.hooks.warehouse.DuckDBHook",
         "hook-name": "DuckDB",
         "ui-field-behaviour": {
             "hidden-fields": ["schema", "port", "login", "password"],
@@ -163,17 +163,17 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "operators": _modules("operators.llm_batch", "operators.llm_evaluate", "operators.llm_transform"),
         "sensors": _modules("sensors.llm_batch", "sensors.pending_rows"),
-        "hooks": _modules("hooks.duckdb"),
+        "hooks": _modules("hooks.warehouse"),
         "triggers": _modules("triggers.llm_batch", "triggers.new_files", "triggers.pending_rows"),
         "task-decorators": [
             {
                 "name": "llm_transform",
-                "class-name": "airflow_batch_llm.decorators.llm_transform.llm_transform_task",
+                "class-name": "airflow_batch_llm.decorators.llm_transform_task",
             }
         ],
         "extra-links": [
-            "airflow_batch_llm.links.console.BatchConsoleLink",
-            "airflow_batch_llm.links.page.RunPageLink",
+            "airflow_batch_llm.links.BatchConsoleLink",
+            "airflow_batch_llm.links.RunPageLink",
         ],
         "connection-types": [_duckdb()],
         "config": _config(),

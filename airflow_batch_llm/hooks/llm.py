@@ -2,24 +2,163 @@
 
 The connection's type may be the vendor's own (`anthropic`, `openai`, `google_cloud_platform`), one of common.ai's, or
 any other that holds a key and a host. What only an official hook knows to open (workload identity, other platforms) is
-opened by that hook.
+opened by that hook. Of Google's connections, `staging`, `location`, `project` and `base_url` may stand in the extra;
+`hook_params` win over them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from types import MappingProxyType
 from typing import Any
+from urllib.parse import urlsplit
 
 from airflow.sdk import Connection
 
-from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.hooks.access import check_secrets, find_connection, plain_access
-from airflow_batch_llm.hooks.anthropic import anthropic_access
+from airflow_batch_llm.errors import InputError, MissingExtra
+from airflow_batch_llm.hooks.access import (
+    base_url,
+    check_secrets,
+    find_connection,
+    is_insecure_allowed,
+    plain_access,
+)
 from airflow_batch_llm.hooks.arguments import check_provider_params
-from airflow_batch_llm.hooks.google import google_access, pydantic_vertex_access
-from airflow_batch_llm.hooks.openai import openai_access
 from airflow_batch_llm.providers import check_name, connect, known_names
 from airflow_batch_llm.providers.base import Access, Provider
 from airflow_batch_llm.providers.routed import routed
+
+
+def anthropic_access(connection: Connection, hook_params: Mapping[str, Any]) -> Access:
+    """`hook_params` and the extra's `anthropic_client_kwargs` are options of the SDK's client."""
+    extra = connection.extra_dejson
+    if (extra.get("platform") or "anthropic").lower() == "anthropic" and not extra.get("workload_identity"):
+        options = {**extra.get("anthropic_client_kwargs", {}), **hook_params}
+        return Access(
+            api_key=options.pop("api_key", None) or connection.password or None,
+            base_url=options.pop("base_url", None) or base_url(connection),
+            options=options,
+            allow_insecure=is_insecure_allowed(connection),
+        )
+    if hook_params:
+        raise InputError(
+            f"llm_hook_params have no effect on the connection {connection.conn_id!r}, whose client the official hook"
+            " opens. Put them into its extra as anthropic_client_kwargs."
+        )
+    return Access(
+        allow_insecure=is_insecure_allowed(connection),
+        client=lambda: _anthropic_hook(connection.conn_id).get_conn(),
+        async_client=lambda: _anthropic_async_client(connection.conn_id),
+    )
+
+
+def _anthropic_hook(conn_id: str) -> Any:
+    try:
+        from airflow.providers.anthropic.hooks.anthropic import AnthropicHook
+    except ModuleNotFoundError:
+        raise InputError(
+            f"The connection {conn_id!r} names a platform or a workload identity, which Airflow's own provider opens."
+            " Run: pip install apache-airflow-providers-anthropic"
+        ) from None
+    return AnthropicHook(conn_id)
+
+
+def _anthropic_async_client(conn_id: str) -> Any:
+    hook = _anthropic_hook(conn_id)
+    _ = hook.platform  # looks the connection up here, in a thread, so that nothing below has to wait
+    return _completed(hook.get_async_conn())
+
+
+def _completed(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """The result of a coroutine that never waits. An event loop of its own would refuse Airflow's blocking calls."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value
+    coroutine.close()
+    raise RuntimeError("Airflow's hook waits for something while it opens a client.")
+
+
+def openai_access(connection: Connection, hook_params: Mapping[str, Any]) -> Access:
+    """`hook_params` and the extra's `openai_client_kwargs` are options of the SDK's client, or of our provider."""
+    extra = connection.extra_dejson
+    options = {**extra.get("openai_client_kwargs", {}), **hook_params}
+    api_key = options.pop("api_key", None) or connection.password or None
+    url = options.pop("base_url", None) or base_url(connection)
+    if extra.get("auth_type", "api_key") == "api_key":
+        return Access(
+            api_key=api_key,
+            base_url=url,
+            options=options,
+            allow_insecure=is_insecure_allowed(connection),
+        )
+    return Access(
+        base_url=url,
+        allow_insecure=is_insecure_allowed(connection),
+        options=options,
+        client=lambda: _openai_hook(connection.conn_id).get_conn(),
+        async_client=lambda: _openai_async_client(connection),
+    )
+
+
+def _openai_hook(conn_id: str) -> Any:
+    try:
+        from airflow.providers.openai.hooks.openai import OpenAIHook
+    except ModuleNotFoundError:
+        raise InputError(
+            f"The connection {conn_id!r} has an auth_type that Airflow's own provider reads."
+            " Run: pip install apache-airflow-providers-openai"
+        ) from None
+    return OpenAIHook(conn_id)
+
+
+def _openai_async_client(connection: Connection) -> Any:
+    """The twin of the hook's synchronous client: its own asynchronous one can only be had on an event loop."""
+    from openai import AsyncOpenAI
+
+    opened = _openai_hook(connection.conn_id).get_conn()
+    options = {
+        name: value
+        for name, value in connection.extra_dejson.get("openai_client_kwargs", {}).items()
+        if name not in ("api_key", "base_url")
+    }
+    return AsyncOpenAI(workload_identity=opened.workload_identity, base_url=str(opened.base_url), **options)
+
+
+_OPTIONS = ("staging", "location", "project", "base_url")
+
+
+def google_access(connection: Connection, hook_params: Mapping[str, Any]) -> Access:
+    """Credentials and project through the official hook, with its impersonation and its secrets."""
+    options = _google_options(connection, hook_params)
+    url = options.pop("base_url", None)
+    if url is None or (urlsplit(url).hostname or "").endswith(".googleapis.com"):
+        credentials, project = _google_hook(connection, hook_params).get_credentials_and_project_id()
+        options = {"project": project, **options, "credentials": credentials}
+    return Access(base_url=url, options=options, allow_insecure=is_insecure_allowed(connection))
+
+
+def pydantic_vertex_access(connection: Connection, hook_params: Mapping[str, Any]) -> Access:
+    """common.ai's connection: project and location; the credentials are the environment's."""
+    options = _google_options(connection, hook_params)
+    url = options.pop("base_url", None)
+    return Access(base_url=url, options=options, allow_insecure=is_insecure_allowed(connection))
+
+
+def _google_options(connection: Connection, hook_params: Mapping[str, Any]) -> dict[str, Any]:
+    extra = connection.extra_dejson
+    long = {name: extra.get(f"extra__google_cloud_platform__{name}") for name in _OPTIONS}
+    found = {name: hook_params.get(name) or extra.get(name) or long[name] for name in _OPTIONS}
+    return {name: value for name, value in found.items() if value}
+
+
+def _google_hook(connection: Connection, hook_params: Mapping[str, Any]) -> Any:
+    try:
+        from airflow.providers.google.common.hooks.base_google import GoogleBaseHook
+    except ModuleNotFoundError as error:
+        raise MissingExtra("The provider 'vertex'", "google", error) from error
+    return GoogleBaseHook(
+        gcp_conn_id=connection.conn_id, impersonation_chain=hook_params.get("impersonation_chain")
+    )
+
 
 OpenAccess = Callable[[Connection, Mapping[str, Any]], Access]
 

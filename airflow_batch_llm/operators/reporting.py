@@ -15,7 +15,7 @@ from airflow.sdk import Asset, AssetAlias, Context
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.selection import Reason
 from airflow_batch_llm.hooks.handle import RunHandle
-from airflow_batch_llm.hooks.telemetry import metric_tags
+from airflow_batch_llm.hooks.monitoring import metric_tags
 from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.warehouses.uri import dataset, table_uri
 

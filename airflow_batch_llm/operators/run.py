@@ -27,11 +27,9 @@ from airflow_batch_llm.hooks.arguments import deployment, is_deferrable, settlin
 from airflow_batch_llm.hooks.failures import quiet_sdks, rendering, translated_errors
 from airflow_batch_llm.hooks.handle import Departures, RunHandle
 from airflow_batch_llm.hooks.llm import llm_provider
+from airflow_batch_llm.hooks.monitoring import gauge_open_since, tell_of_triggerer
 from airflow_batch_llm.hooks.object_storage import open_workspace
-from airflow_batch_llm.hooks.telemetry import gauge_open_since
-from airflow_batch_llm.hooks.triggerer import tell_of_triggerer
-from airflow_batch_llm.links.console import BatchConsoleLink
-from airflow_batch_llm.links.page import RunPageLink
+from airflow_batch_llm.links import BatchConsoleLink, RunPageLink
 from airflow_batch_llm.operators.opening import doer
 from airflow_batch_llm.operators.reporting import (
     Lineage,

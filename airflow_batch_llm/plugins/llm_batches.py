@@ -11,7 +11,7 @@ from typing import Any
 from airflow import __version__ as airflow_version
 from airflow.providers.common.compat.sdk import AirflowPlugin, conf
 
-from airflow_batch_llm.links.page import PREFIX, page_path
+from airflow_batch_llm.links import PREFIX, page_path
 
 _Scope = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[_Scope]]

@@ -16,10 +16,9 @@ from airflow_batch_llm.hooks.arguments import check_params, one_of, settling_sec
 from airflow_batch_llm.hooks.failures import quiet_sdks, translated_errors
 from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.hooks.llm import llm_provider
-from airflow_batch_llm.links.console import BatchConsoleLink
-from airflow_batch_llm.links.page import RunPageLink
+from airflow_batch_llm.links import BatchConsoleLink, RunPageLink
 from airflow_batch_llm.providers.steps import no_longer_than
-from airflow_batch_llm.sensors.deferrable import DeferrableSensor
+from airflow_batch_llm.sensors import DeferrableSensor
 from airflow_batch_llm.triggers.llm_batch import LLMBatchTrigger
 
 

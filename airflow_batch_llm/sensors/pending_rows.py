@@ -12,8 +12,8 @@ from airflow_batch_llm.core.checked import seconds
 from airflow_batch_llm.core.printing import share
 from airflow_batch_llm.hooks.arguments import number
 from airflow_batch_llm.hooks.failures import quiet_sdks, translated_errors
-from airflow_batch_llm.hooks.pending import PendingRows, check_pending
-from airflow_batch_llm.sensors.deferrable import DeferrableSensor
+from airflow_batch_llm.hooks.watching import PendingRows, check_pending
+from airflow_batch_llm.sensors import DeferrableSensor
 from airflow_batch_llm.triggers.pending_rows import PendingRowsTrigger
 
 

@@ -33,7 +33,7 @@ from airflow_batch_llm.errors import BatchLLMError, Unavailable
 from airflow_batch_llm.hooks.arguments import settling_seconds
 from airflow_batch_llm.hooks.failures import quiet_sdks_here
 from airflow_batch_llm.hooks.llm import llm_provider
-from airflow_batch_llm.hooks.telemetry import gauge_open_since
+from airflow_batch_llm.hooks.monitoring import gauge_open_since
 from airflow_batch_llm.providers.steps import no_longer_than
 from airflow_batch_llm.stage.tracing import span, waited
 from airflow_batch_llm.triggers.polling import Poller, join, leave

@@ -13,7 +13,7 @@ from asgiref.sync import sync_to_async
 
 from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.hooks.failures import quiet_sdks_here
-from airflow_batch_llm.hooks.watermark import Watermark
+from airflow_batch_llm.hooks.watching import Watermark
 
 
 class WatcherTrigger(BaseEventTrigger):

@@ -44,8 +44,7 @@ if __name__ == "__main__":
         "sensors.llm_batch",
         "sensors.pending_rows",
         "operators.llm_transform",
-        "operators.submit",
-        "operators.collect",
+        "operators.llm_batch",
     )
     imports = "\n".join(f"import airflow_batch_llm.{name}" for name in names)
     print(f"Airflow alone        {min(seconds('', AIRFLOW) for _ in range(3)):.2f} s")

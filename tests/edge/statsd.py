@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import statsd
 
-from airflow_batch_llm.hooks import telemetry
+from airflow_batch_llm.hooks import monitoring
 from airflow_batch_llm.operators import reporting
 
 #: Room for what a few runs send before it is read.
@@ -70,7 +70,7 @@ def receiving(patch: pytest.MonkeyPatch) -> Iterator[Receiver]:
         server.setblocking(False)
         client = statsd.StatsClient("127.0.0.1", server.getsockname()[1], "airflow")
         logger = _logger(client)
-        for module in (reporting, telemetry):
+        for module in (reporting, monitoring):
             patch.setattr(module, "Stats", logger)
         try:
             yield Receiver(server)

@@ -15,10 +15,9 @@ from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import InputError, MissingExtra, Refused
 from airflow_batch_llm.hooks import arguments
 from airflow_batch_llm.hooks.arguments import check_database_params, check_params
-from airflow_batch_llm.hooks.duckdb import DuckDBHook
 from airflow_batch_llm.hooks.llm import llm_provider
 from airflow_batch_llm.hooks.object_storage import open_path, open_workspace
-from airflow_batch_llm.hooks.warehouse import warehouse
+from airflow_batch_llm.hooks.warehouse import DuckDBHook, warehouse
 from airflow_batch_llm.providers import connect as connect_provider
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.warehouses import own_types

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from airflow.sdk import DAG, task
 
-from airflow_batch_llm.decorators.llm_transform import llm_transform_task
+from airflow_batch_llm.decorators import llm_transform_task
 from airflow_batch_llm.errors import InputError, PromptError
 from tests.edge.conftest import TICKETS, World
 from tests.edge.dag_runs import read_dags, states, xcom

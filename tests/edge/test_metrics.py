@@ -8,7 +8,7 @@ import pytest
 from airflow.sdk import DAG
 
 from airflow_batch_llm.core.settings import Guards, Request, Route
-from airflow_batch_llm.hooks.telemetry import gauge_open_since, metric_tags
+from airflow_batch_llm.hooks.monitoring import gauge_open_since, metric_tags
 from airflow_batch_llm.operators.llm_evaluate import LLMEvaluateOperator
 from tests.edge.conftest import TICKETS, World
 from tests.edge.dag_runs import xcom

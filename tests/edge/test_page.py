@@ -10,9 +10,9 @@ import pytest
 from airflow.sdk import DAG, BaseOperator
 from fastapi.testclient import TestClient
 
-from airflow_batch_llm.decorators.llm_transform import _DecoratedOperator
+from airflow_batch_llm.decorators import _DecoratedOperator
 from airflow_batch_llm.demo.story import tiles
-from airflow_batch_llm.links.page import RunPageLink
+from airflow_batch_llm.links import RunPageLink
 from airflow_batch_llm.operators.llm_evaluate import LLMEvaluateOperator
 from airflow_batch_llm.operators.llm_transform_group import PlanRunOperator
 from airflow_batch_llm.operators.run import RunOperator

@@ -11,7 +11,7 @@ from airflow.providers.common.compat.sdk import AirflowSensorTimeout, TaskDeferr
 from airflow.sdk import DAG
 
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.hooks.pending import PendingRows
+from airflow_batch_llm.hooks.watching import PendingRows
 from airflow_batch_llm.sensors.pending_rows import PendingRowsSensor
 from airflow_batch_llm.triggers.pending_rows import PendingRowsTrigger
 from tests.edge.conftest import World

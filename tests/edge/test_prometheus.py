@@ -23,7 +23,7 @@ import yaml
 from airflow.sdk import DAG
 
 from airflow_batch_llm.core.settings import Guards, Request, Route
-from airflow_batch_llm.hooks.telemetry import gauge_open_since
+from airflow_batch_llm.hooks.monitoring import gauge_open_since
 from airflow_batch_llm.operators.llm_evaluate import LLMEvaluateOperator
 from tests import monitoring
 from tests.edge.conftest import World

@@ -9,7 +9,7 @@ import airflow.sdk
 import pytest
 from airflow.sdk import DAG
 
-from airflow_batch_llm.decorators.llm_transform import llm_transform_task
+from airflow_batch_llm.decorators import llm_transform_task
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.operators.llm_batch import CollectLLMBatchOperator, SubmitLLMBatchOperator
 from airflow_batch_llm.operators.llm_transform_group import llm_transform_group

@@ -13,8 +13,7 @@ import pytest
 from airflow.sdk import DAG, Asset, AssetWatcher
 
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.hooks.pending import LastEvent, PendingRows, Waiting
-from airflow_batch_llm.hooks.watermark import Arrivals
+from airflow_batch_llm.hooks.watching import Arrivals, LastEvent, PendingRows, Waiting
 from airflow_batch_llm.triggers.new_files import NewFilesTrigger, new_uris
 from airflow_batch_llm.triggers.pending_rows import EnoughRowsTrigger
 from airflow_batch_llm.triggers.watcher import WatcherTrigger

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from airflow_batch_llm.commands.inspect import inspect as command
+from airflow_batch_llm.commands.run_folder import inspect as command
 from airflow_batch_llm.core.model import Lease, Outcome, ShardFile
 from airflow_batch_llm.stage.inspection import Inspected, inspect
 from airflow_batch_llm.stage.land.finishing import Finished

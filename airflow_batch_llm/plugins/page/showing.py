@@ -10,7 +10,7 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from airflow_batch_llm.core.printing import counted, printable
-from airflow_batch_llm.links.page import PREFIX
+from airflow_batch_llm.links import PREFIX
 
 #: Own files and nothing else, in a frame of Airflow's own pages only.
 _POLICY = (

@@ -1,11 +1,13 @@
-"""Say that a task waits in the triggerer, and that none is alive where Airflow's health page tells so.
+"""Send the metrics that worker and triggerer share, and say that a task waits while no triggerer is alive.
 
-Workers have no access to Airflow's database. The health page is public and asks for no key.
+A metric must not fail a run whose rows are paid for, so tags hold only what every backend takes. Workers have no access
+to Airflow's database; its health page is public and asks for no key.
 """
 
+import re
 from typing import Any
 
-from airflow.providers.common.compat.sdk import conf
+from airflow.providers.common.compat.sdk import Stats, conf
 
 _CHECK = "airflow jobs check --job-type TriggererJob"
 
@@ -41,3 +43,20 @@ def _page_without_triggerer() -> str | None:
         return page if told["triggerer"]["status"] != "healthy" else None
     except Exception:  # noqa: BLE001 - whatever keeps the page from being read says nothing about a triggerer
         return None
+
+
+#: Plain StatsD ends a name at a colon, and its client sends ASCII only.
+_UNSAFE = re.compile(r"[^\w./@+-]", re.ASCII)
+
+
+def metric_tags(**given: object) -> dict[str, str]:
+    """Return these tags, with an underscore for each character that some backend does not take."""
+    return {name: _UNSAFE.sub("_", str(value)) for name, value in given.items()}
+
+
+def gauge_open_since(since: float, *, dag_id: str, task_id: str, map_index: int = -1) -> None:
+    """Send the time since which a task has an open run, in seconds since the epoch. 0: it has none."""
+    tags = metric_tags(dag_id=dag_id, task_id=task_id)
+    if map_index >= 0:
+        tags["map_index"] = str(map_index)
+    Stats.gauge("batch_llm.open_since", since, tags=tags)

@@ -1,4 +1,4 @@
-"""The page "LLM batches" of Airflow's UI, from the task whose run it shows."""
+"""Links from a task in Airflow's UI: to the page "LLM batches", and to the vendor's page about the batch sent last."""
 
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
@@ -30,3 +30,15 @@ class RunPageLink(BaseOperatorLink):
             return f"{page_path()}/"
         planner = operator.dag_id if safe_name(operator.dag_id) == names[0] else names[0]
         return f"{page_path()}/dags/{quote(planner, safe='')}/run?{urlencode({'path': run})}"
+
+
+class BatchConsoleLink(BaseOperatorLink):
+    """To the batch that was sent last, or to the run's own page if the vendor has no page for it.
+
+    Airflow asks for it on the worker, whenever the task has done a piece of work.
+    """
+
+    name = "Batch at the provider"
+
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:
+        return getattr(operator, "console_url", None) or RunPageLink().get_link(operator, ti_key=ti_key)

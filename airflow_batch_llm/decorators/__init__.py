@@ -1,1 +1,0 @@
-"""Decorators that make a task of a function."""

@@ -1,1 +1,0 @@
-"""Links from a task in Airflow's UI to the vendor's pages."""
