@@ -143,6 +143,14 @@ class DeletesBatches(Protocol):
 
 
 @runtime_checkable
+class NotesCreations(Protocol):
+    """Looks at many batches sooner when it knows about when they were created: it reads its list in parts, side by side."""
+
+    def note_created(self, about: Mapping[str, float]) -> None:
+        """Learn about when batches were created, in seconds since the epoch. A wrong time costs calls, and nothing else."""
+
+
+@runtime_checkable
 class CapsAnswers(Protocol):
     """Knows how long the answers of its models can be."""
 

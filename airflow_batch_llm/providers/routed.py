@@ -21,7 +21,7 @@ from airflow_batch_llm.core.model import (
 )
 from airflow_batch_llm.core.request import LineTemplate
 from airflow_batch_llm.errors import InputError, Refused
-from airflow_batch_llm.providers.base import AnswersNow, DeletesBatches, Provider
+from airflow_batch_llm.providers.base import AnswersNow, DeletesBatches, NotesCreations, Provider
 
 _SEPARATOR = "|"
 
@@ -156,6 +156,11 @@ class RoutedProvider:
         for via, plain in self._apart(batch_ids):
             seen |= _marked_statuses(via, await self._all[via].acheck(plain))
         return seen
+
+    def note_created(self, about: Mapping[str, float]) -> None:
+        for via, plain in self._apart(about):
+            if isinstance(provider := self._all[via], NotesCreations):
+                provider.note_created({batch_id: about[_marked(via, batch_id)] for batch_id in plain})
 
     async def acancel(self, batch_id: str) -> None:
         via, plain = self.split(batch_id)

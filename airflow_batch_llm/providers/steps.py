@@ -10,11 +10,12 @@ import inspect
 import math
 import random
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, TypeAlias, TypeVar
 
 from airflow_batch_llm.core.model import BatchState, BatchStatus
@@ -186,6 +187,8 @@ def _perform(step: Step, client: Any) -> object:
                 return call(_hurried(client))
             except Exception as error:  # noqa: BLE001 - the verb decides
                 return error
+        case Each((flow,)):
+            return [_settle(flow, client)]
         case Each(flows, at_once):
             with ThreadPoolExecutor(max_workers=max(1, min(at_once, len(flows)))) as pool:
                 # A thread does not inherit the limit of the one that starts it.
@@ -233,6 +236,11 @@ async def _asettle(flow: Calls[Any], client: Any, places: asyncio.Semaphore) -> 
 
 #: A server that has no list of its batches answers one of these.
 _NO_LIST = frozenset({400, 404, 405, 501})
+#: A server that does not know the batch from which a page is to begin answers one of these.
+_NO_CURSOR = frozenset({400, 404})
+
+#: A part of a list is this share of a page, so that it still fits into one when batches have come or times were guessed.
+_FULL_SHARE = 0.92
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,6 +252,46 @@ class StatusPage:
     tokens: Mapping[str, str] = field(
         default_factory=dict
     )  # shard tokens of batches that nobody has cancelled
+    created: Mapping[str, float] = field(default_factory=dict)
+    """When the batches were created, in seconds since the epoch, newest first. Needed where a list has `Parts`."""
+
+
+#: The page of a list that a cursor leads to. None: its first page.
+Pager: TypeAlias = Callable[[str | None], Calls[StatusPage]]
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A batch between two parts of a list."""
+
+    batch_id: str
+    created_at: float
+
+
+@dataclass(slots=True)
+class ListMemory:
+    """What the looks of one provider have learned of its list."""
+
+    by_name: set[str] = field(default_factory=set)
+    """Batches that are asked for by name, because the first page did not show them."""
+    created: Mapping[str, float] = field(default_factory=dict)
+    """When batches were created: as the last look has shown, or about, as those who wait for them know."""
+
+    def note(self, about: Mapping[str, float]) -> None:
+        """Learn about when batches were created. What the list has shown is better known."""
+        unseen = {batch_id: at for batch_id, at in about.items() if batch_id not in self.created}
+        self.created = {**self.created, **unseen}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """A list that can be read in parts, side by side."""
+
+    size: int
+    """Batches in a full page."""
+    memory: ListMemory
+    between: Callable[[Mark | None, Mark | None], Pager]
+    """Return the pages of what is older than a mark, down to another mark and with it. None: there is no such end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,9 +302,24 @@ class Lookup:
     remembers those that the first page did not show: from then on they are asked for by name, for one call and not two.
     """
 
-    page: Callable[[str | None], Calls[StatusPage]]
+    page: Pager
     one: Callable[[str], Calls[BatchStatus]]
     by_name: set[str] | None = None
+    parts: Parts | None = None
+
+
+def from_batches(page: Pager) -> Callable[[Mark | None, Mark | None], Pager]:
+    """Return the parts of a list whose cursors are ids of batches."""
+
+    def between(newest: Mark | None, oldest: Mark | None) -> Pager:
+        def part(after: str | None) -> Calls[StatusPage]:
+            told = yield from page(after or (newest.batch_id if newest else None))
+            is_met = oldest is not None and oldest.batch_id in told.statuses
+            return replace(told, after=None) if is_met else told
+
+        return part
+
+    return between
 
 
 def look_up(batch_ids: Sequence[str], lookup: Lookup) -> Calls[dict[str, BatchStatus]]:
@@ -275,21 +338,83 @@ def look_up(batch_ids: Sequence[str], lookup: Lookup) -> Calls[dict[str, BatchSt
         if isinstance(reply, Exception):
             raise reply
         found[batch_id] = reply
+    if lookup.parts is not None:
+        _remember(lookup.parts.memory, wanted, pages)
     tokens = {batch_id: token for page in pages for batch_id, token in page.tokens.items()}
     return _with_twins(found, listed, tokens)
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A part of a list that has further pages."""
+
+    number: int
+    page: Pager
+    after: str | None = None
+    is_first: bool = True
+
+
 def _pages(wanted: Sequence[str], lookup: Lookup) -> Calls[list[StatusPage]]:
-    """Pages while they are fewer calls than one for each batch: while the last one has shown several, or a tenth of them."""
-    missing, pages, shown = set(wanted), list[StatusPage](), 0
-    while len(missing) > 1 and (shown > 1 or len(pages) < max(1, len(missing) // 10)):
-        page = yield from lookup.page(pages[-1].after if pages else None)
-        pages.append(page)
-        shown = len(missing & page.statuses.keys())
-        missing -= page.statuses.keys()
-        if page.after is None:
+    """Pages while they are fewer calls than one for each batch: while the last ones have shown several, or a tenth.
+
+    The next pages of all parts are asked for side by side. Returns them in the order of the list.
+    """
+    parts = _parts(wanted, lookup)
+    missing, shown = set(wanted), 0
+    told: list[tuple[_Part, StatusPage]] = []
+    while parts and len(missing) > len(parts):
+        if shown <= len(parts) and len(told) >= max(len(parts), len(missing) // 10):
             break
-    return pages
+        latest = _told(parts, (yield Each([part.page(part.after) for part in parts])))
+        told += latest
+        parts = [
+            replace(part, after=page.after, is_first=False) for part, page in latest if page.after is not None
+        ]
+        before = len(missing)
+        missing.difference_update(*(page.statuses for _, page in latest))
+        shown = before - len(missing)
+    return [page for _, page in sorted(told, key=lambda one: one[0].number)]
+
+
+def _told(parts: Sequence[_Part], replies: Sequence[Any]) -> list[tuple[_Part, StatusPage]]:
+    """Return the pages that were answered, each with its part. Raises the first error of another kind.
+
+    A batch that marks the beginning of a part may have been deleted since. The part before it does not end there then.
+    """
+    told = []
+    for part, reply in zip(parts, replies, strict=True):
+        if not isinstance(reply, Exception):
+            told.append((part, reply))
+        elif not (
+            part.number and part.is_first and isinstance(reply, Refused) and reply.status in _NO_CURSOR
+        ):
+            raise reply
+    return told
+
+
+def _parts(wanted: Sequence[str], lookup: Lookup) -> list[_Part]:
+    """Cut the list between the newest batch and the oldest one that is wanted into parts of nearly a page each."""
+    whole = [_Part(0, lookup.page)]
+    if lookup.parts is None:
+        return whole
+    created = lookup.parts.memory.created
+    oldest = min((created[batch_id] for batch_id in wanted if batch_id in created), default=math.inf)
+    listed = [Mark(batch_id, at) for batch_id, at in created.items() if at >= oldest]
+    listed.sort(key=lambda mark: -mark.created_at)  # stable: the order of the list counts within a second
+    number = math.ceil(len(listed) / (_FULL_SHARE * lookup.parts.size))
+    if number < 2:
+        return whole
+    marks = [listed[len(listed) * part // number - 1] for part in range(1, number)]
+    ends = pairwise((None, *marks, None))
+    return [_Part(part, lookup.parts.between(*both)) for part, both in enumerate(ends)]
+
+
+def _remember(memory: ListMemory, wanted: Iterable[str], pages: Iterable[StatusPage]) -> None:
+    """Keep what these pages have shown, and what is known of other batches that are wanted. The rest is forgotten."""
+    seen = {batch_id: at for page in pages for batch_id, at in page.created.items()}
+    kept = set(wanted) - seen.keys()
+    unseen = {batch_id: at for batch_id, at in memory.created.items() if batch_id in kept}
+    memory.created = seen | unseen
 
 
 def _first_page(batch_id: str, lookup: Lookup) -> Calls[list[StatusPage]]:

@@ -170,7 +170,7 @@ class LLMBatchTrigger(BaseTrigger):
         match wish:
             case Check(batch_ids=batch_ids, within=within):
                 async with _limited(within):
-                    seen = await self._polled().check(batch_ids, within)
+                    seen = await self._polled().check(batch_ids, within, since=self.watch.since)
                 self._headway.add(seen)
                 return seen
             case Cancel(batch_id=batch_id, within=within):

@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 from airflow_batch_llm.core.model import BatchStatus
 from airflow_batch_llm.errors import ProviderError, Refused
 from airflow_batch_llm.hooks.failures import quiet_sdks_here
-from airflow_batch_llm.providers.base import Provider
+from airflow_batch_llm.providers.base import NotesCreations, Provider
 from airflow_batch_llm.providers.steps import no_longer_than
 
 #: Seconds between the first question and the round, and the most of them while further questions come: triggers that
@@ -52,6 +52,8 @@ class _Question:
     """The batches that one trigger asks for."""
 
     batch_ids: Sequence[str]
+    since: float
+    """When the youngest of them was created, in seconds since the epoch."""
     ends_at: float
     """The time at which the trigger gives up, on the loop's clock."""
     answer: asyncio.Future[Mapping[str, BatchStatus]]
@@ -82,16 +84,21 @@ class Poller:
     """Batches that have spoilt an answer."""
     _rounds: asyncio.Task[None] | None = None
 
-    async def check(self, batch_ids: Sequence[str], within: float) -> Mapping[str, BatchStatus]:
-        """Return the status of these batches. Raises what is wrong with them, and not with those of others."""
+    async def check(
+        self, batch_ids: Sequence[str], within: float, *, since: float
+    ) -> Mapping[str, BatchStatus]:
+        """Return the status of these batches, the youngest of which was created at `since`.
+
+        Raises what is wrong with them, and not with those of others.
+        """
         provider = await self.connected()
         try:
-            return await self._asked(batch_ids, within)
+            return await self._asked(batch_ids, within, since)
         except Refused as error:
             if error.status != _UNAUTHORIZED or not await self._renewed(provider):
                 raise
         await self.connected()
-        return await self._asked(batch_ids, within)
+        return await self._asked(batch_ids, within, since)
 
     async def cancel(self, batch_id: str) -> None:
         """Cancel a batch."""
@@ -146,9 +153,11 @@ class Poller:
         await refused.aclose()
         return True
 
-    async def _asked(self, batch_ids: Sequence[str], within: float) -> Mapping[str, BatchStatus]:
+    async def _asked(
+        self, batch_ids: Sequence[str], within: float, since: float
+    ) -> Mapping[str, BatchStatus]:
         loop = asyncio.get_running_loop()
-        question = _Question(batch_ids, loop.time() + within, loop.create_future())
+        question = _Question(batch_ids, since, loop.time() + within, loop.create_future())
         self._questions.append(question)
         if self._rounds is None or self._rounds.done():
             # It serves others, too: nothing of this trigger's context, such as its time limit, goes with it.
@@ -231,10 +240,12 @@ class Poller:
 
     async def _status_of(self, group: Sequence[_Question]) -> Mapping[str, BatchStatus]:
         provider = await self.connected()
-        batch_ids = dict.fromkeys(batch_id for question in group for batch_id in question.batch_ids)
+        created = {batch_id: question.since for question in group for batch_id in question.batch_ids}
+        if isinstance(provider, NotesCreations):
+            provider.note_created(created)
         within = max(question.ends_at for question in group) - asyncio.get_running_loop().time()
         with no_longer_than(within):
-            return await provider.acheck(tuple(batch_ids))
+            return await provider.acheck(tuple(created))
 
 
 async def _hand_out(reply: Mapping[str, BatchStatus] | ProviderError, group: Iterable[_Question]) -> None:

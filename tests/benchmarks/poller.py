@@ -18,7 +18,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -52,15 +52,16 @@ async def heartbeat(late: list[float], used: list[float]) -> None:
         used.append(time.thread_time() - cpu)
 
 
-async def watch(name: str, scene: str, url: str, batch_ids: list[str]) -> dict[str, float]:
-    """Return the figures of triggers for these batches.
+async def watch(name: str, scene: str, url: str, created: Mapping[str, float]) -> dict[str, float]:
+    """Return the figures of triggers for these batches, each with the time of its creation.
 
     The SDK has been imported before, and a look been made, except after a restart.
     """
     from airflow_batch_llm.core.waiting import Check, Reply, Wish
     from airflow_batch_llm.triggers.llm_batch import LLMBatchTrigger
 
-    shared, pause = scene != APART, {"poll_interval": 5.0} if scene == NEW_KEY else {}
+    shared, pause = scene != APART, 5.0 if scene == NEW_KEY else 600.0
+    batch_ids = list(created)
 
     looked: set[int] = set()
     done = asyncio.Event()
@@ -79,12 +80,17 @@ async def watch(name: str, scene: str, url: str, batch_ids: list[str]) -> dict[s
 
     def made(batch_id: str) -> Watched:
         now = time.time()
-        watch = {"batch_ids": [batch_id], "since": now - 7200, "deadline": now + 86_400, **pause}
+        watch = {
+            "batch_ids": [batch_id],
+            "since": created[batch_id],
+            "deadline": now + 86_400,
+            "poll_interval": pause,
+        }
         return Watched(model_id=f"{name}:{VENDORS[name].model}", llm_conn_id="llm", watch=watch)
 
     if scene != RESTART:
         first = made(batch_ids[0])
-        await first._polled().check(batch_ids[:1], 60)
+        await first._polled().check(batch_ids[:1], 60, since=time.time())
         await first.cleanup()
     before, late, used = _rss(), list[float](), list[float]()
     beating = asyncio.create_task(heartbeat(late, used))
@@ -162,14 +168,14 @@ def _measure(name: str, folder: Path, tasks: int, *, apart: bool) -> None:
         provider = connect(name, Access(api_key="any", base_url=url, options=_options(name)))
         bench = Bench(provider=provider, simulator=simulator, folder=folder, model=VENDORS[name].model)
         if name == "vertex":
-            ids = _vertex_jobs(bench, url, tasks)
+            created = _vertex_jobs(bench, url, tasks)
         else:
-            ids = [bench.submit(bench.shard(1, number=number)) for number in range(tasks)]
+            created = {bench.submit(bench.shard(1, number=number)): time.time() for number in range(tasks)}
         provider.close()
         simulator.turn(latency=LATENCY)
         for scene in (SHARED, RESTART, NEW_KEY, APART)[: 4 if apart else 3]:
             before = sum(bench.bill()["calls"].values())
-            figures = _child(name, scene, simulator.url, ids)
+            figures = _child(name, scene, simulator.url, created)
             calls = sum(bench.bill()["calls"].values()) - before
             print(
                 f"{name:>10}{tasks:>7,}  {scene:<14}{int(figures['looked']):>7,} looked at in"
@@ -185,7 +191,7 @@ def _options(name: str) -> dict[str, str]:
     return {"project": "test-project", "location": "global", "staging": f"gs://{BUCKET}/staging"}
 
 
-def _vertex_jobs(bench: Bench, url: str, tasks: int) -> list[str]:
+def _vertex_jobs(bench: Bench, url: str, tasks: int) -> dict[str, float]:
     """Create jobs that all read one file: the SDK would take a minute for a thousand."""
     shard = bench.shard(1)
     upload = bench.provider.upload(shard)
@@ -201,10 +207,12 @@ def _vertex_jobs(bench: Bench, url: str, tasks: int) -> list[str]:
     }
     path = f"{url}/v1/projects/test-project/locations/global/batchPredictionJobs"
     with httpx.Client(headers={"Authorization": "Bearer any"}) as client:
-        return [client.post(path, json=body).raise_for_status().json()["name"] for _ in range(tasks)]
+        return {
+            client.post(path, json=body).raise_for_status().json()["name"]: time.time() for _ in range(tasks)
+        }
 
 
-def _child(name: str, scene: str, url: str, ids: list[str]) -> dict[str, Any]:
+def _child(name: str, scene: str, url: str, created: Mapping[str, float]) -> dict[str, Any]:
     command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.poller", "--child", name, scene, url]
     base_url = VENDORS[name].base_url(url)
     extra = {**_options(name), "base_url": base_url} if name == "vertex" else {}
@@ -212,7 +220,7 @@ def _child(name: str, scene: str, url: str, ids: list[str]) -> dict[str, Any]:
     connection = json.dumps({"conn_type": kind, "host": base_url, "password": "any", "extra": extra})
     done = subprocess.run(
         command,
-        input="\n".join(ids),
+        input=json.dumps(created),
         text=True,
         stdout=subprocess.PIPE,
         check=True,
@@ -229,7 +237,8 @@ def main() -> None:
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.child is not None:
-        print(json.dumps(asyncio.run(watch(*chosen.child, sys.stdin.read().split()))))
+        name, scene, url = chosen.child
+        print(json.dumps(asyncio.run(watch(name, scene, url, json.load(sys.stdin)))))
         return
     for name in chosen.providers:
         for tasks in chosen.tasks:

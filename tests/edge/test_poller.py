@@ -10,6 +10,7 @@ import pytest
 from airflow_batch_llm.core.model import BatchState, BatchStatus
 from airflow_batch_llm.errors import Refused
 from airflow_batch_llm.hooks.llm import llm_provider
+from airflow_batch_llm.providers.anthropic import flows
 from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.triggers import polling
 from airflow_batch_llm.triggers.polling import Poller, join, leave
@@ -32,8 +33,8 @@ async def opened() -> Provider:
     return await asyncio.to_thread(llm_provider, None, MODEL)
 
 
-async def look(poller: Poller, *batch_ids: str) -> Mapping[str, BatchStatus]:
-    return await asyncio.wait_for(poller.check(batch_ids, 60), 30)
+async def look(poller: Poller, *batch_ids: str, since: float = 0.0) -> Mapping[str, BatchStatus]:
+    return await asyncio.wait_for(poller.check(batch_ids, 60, since=since), 30)
 
 
 async def test_many_triggers_ask_in_one_call_and_each_hears_of_its_own_batches(world: World) -> None:
@@ -67,6 +68,21 @@ async def test_triggers_that_a_busy_machine_starts_late_are_asked_for_in_the_sam
         time.sleep(2 * polling._GATHER_SECONDS)  # noqa: ASYNC251 - the loop is held up, as on a busy machine
         await asyncio.gather(first, *(looked_late(one) for one in ids[1:]))
         assert looks(world) == 1
+    finally:
+        await leave(poller)
+
+
+async def test_the_first_round_reads_parts_of_the_list_side_by_side(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flows, "_LIST_LIMIT", 4)
+    ids = [create_batch(world) for _ in range(12)]
+    poller = join("parts", opened)
+    try:
+        await poller.connected()
+        await asyncio.gather(*(look(poller, one, since=number) for number, one in enumerate(ids)))
+        assert calls(world)["list"] == 4  # three full pages, one after another, would do
+        assert "retrieve" not in calls(world)
     finally:
         await leave(poller)
 

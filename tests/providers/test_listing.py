@@ -1,10 +1,25 @@
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 
 from airflow_batch_llm.core.model import BatchState, BatchStatus
 from airflow_batch_llm.errors import Refused
-from airflow_batch_llm.providers.steps import Calls, Invoke, Lookup, StatusPage, drive, look_up
+from airflow_batch_llm.providers.anthropic import AnthropicProvider
+from airflow_batch_llm.providers.base import Access
+from airflow_batch_llm.providers.openai import OpenAIProvider
+from airflow_batch_llm.providers.routed import RoutedProvider
+from airflow_batch_llm.providers.steps import (
+    Calls,
+    Each,
+    Invoke,
+    ListMemory,
+    Lookup,
+    Parts,
+    StatusPage,
+    drive,
+    from_batches,
+    look_up,
+)
 
 RUNNING = BatchStatus(state=BatchState.RUNNING)
 
@@ -25,12 +40,17 @@ class Provider:
         self.page_size = page_size
         self.tokens = tokens
         self.by_name: set[str] | None = None if tokens is None else set()
+        self.memory = ListMemory()
         self.pages = 0
         self.singles = 0
 
     def page(self, after: str | None) -> Calls[StatusPage]:
         yield Invoke(lambda client: None)
         self.pages += 1
+        if after is not None and after not in self.listed:
+            unknown = Refused(f"no batch {after}")
+            unknown.status = 404
+            raise unknown
         begin = 0 if after is None else self.listed.index(after) + 1
         names = self.listed[begin : begin + self.page_size]
         more = begin + self.page_size < len(self.listed)
@@ -42,6 +62,7 @@ class Provider:
             statuses=dict.fromkeys(names, RUNNING),
             after=names[-1] if more else None,
             tokens={name: token for name, token in (self.tokens or {}).items() if name in names},
+            created={name: created_at(name) for name in names},
         )
 
     def one(self, batch_id: str) -> Calls[BatchStatus]:
@@ -53,6 +74,36 @@ class Provider:
 
     def check(self, batch_ids: Sequence[str]) -> dict[str, BatchStatus]:
         return drive(look_up(batch_ids, Lookup(page=self.page, one=self.one, by_name=self.by_name)), None)
+
+    def check_in_parts(self, batch_ids: Sequence[str]) -> int:
+        """Look at these batches. Returns how often calls were made side by side."""
+        parts = Parts(size=self.page_size, memory=self.memory, between=from_batches(self.page))
+        side_by_side = Counted()
+        lookup = Lookup(page=self.page, one=self.one, parts=parts)
+        assert drive(side_by_side.of(look_up(batch_ids, lookup)), None) == dict.fromkeys(batch_ids, RUNNING)
+        return side_by_side.steps
+
+
+class Counted:
+    """Counts the steps of a flow that are made side by side."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def of(self, flow: Calls[dict[str, BatchStatus]]) -> Calls[dict[str, BatchStatus]]:
+        reply = None
+        while True:
+            try:
+                step = flow.send(reply)
+            except StopIteration as end:
+                found: dict[str, BatchStatus] = end.value
+                return found
+            self.steps += isinstance(step, Each)
+            reply = yield step
+
+
+def created_at(batch_id: str) -> float:
+    return 100_000.0 - int(batch_id[1:])
 
 
 def ids(begin: int, end: int) -> list[str]:
@@ -127,3 +178,59 @@ def test_a_list_that_lags_behind_is_asked_again() -> None:
         provider.check(["b4"])
 
     assert (provider.pages, provider.singles) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ("about", "rounds", "calls"),
+    [
+        (lambda batch_id: created_at(batch_id), 1, 11),
+        (
+            lambda batch_id: created_at(batch_id) + int(batch_id[1:]) * 7 % 30,
+            2,
+            15,
+        ),  # other clocks, and delays
+        (lambda batch_id: -created_at(batch_id), 11, 60),  # far from true
+    ],
+)
+def test_a_list_is_read_in_parts_side_by_side_as_far_as_the_times_of_creation_are_known(
+    about: Callable[[str], float], rounds: int, calls: int
+) -> None:
+    provider = Provider(ids(0, 1000))
+    provider.memory.note({batch_id: about(batch_id) for batch_id in provider.listed})
+
+    assert provider.check_in_parts(provider.listed) <= rounds
+    assert provider.pages + provider.singles <= calls
+
+    # The first look has shown the times.
+    before = provider.pages
+    assert provider.check_in_parts(provider.listed) == 1
+    assert (provider.pages - before, provider.singles) == (11, provider.singles)
+
+
+def test_batches_of_others_among_ours_make_parts_longer_only_until_a_look_has_shown_them() -> None:
+    provider = Provider(ids(0, 2000))
+    ours = ids(0, 2000)[::2]
+    provider.memory.note({batch_id: created_at(batch_id) for batch_id in ours})
+
+    assert provider.check_in_parts(ours) <= 3
+    before = provider.pages
+    assert provider.check_in_parts(ours) == 1
+    assert provider.pages - before <= 22
+
+
+def test_new_batches_and_deleted_ones_keep_no_batch_from_being_found() -> None:
+    provider = Provider(ids(100, 1100))
+    provider.check_in_parts(provider.listed)
+    provider.listed = [*ids(0, 100), *ids(100, 1100)[1::2]]
+
+    assert provider.check_in_parts(provider.listed) <= 12
+    assert provider.pages + provider.singles <= 40
+
+
+def test_a_route_hears_when_its_own_batches_were_created() -> None:
+    access = Access(api_key="any", base_url="http://127.0.0.1:1")
+    own, other = AnthropicProvider(access), OpenAIProvider(access)
+
+    RoutedProvider(own, {"cheap": other}).note_created({"b1": 1.0, "cheap|b2": 2.0})
+
+    assert (own._memory.created, other._memory.created) == ({"b1": 1.0}, {"b2": 2.0})

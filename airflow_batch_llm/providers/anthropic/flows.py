@@ -25,9 +25,12 @@ from airflow_batch_llm.providers.steps import (
     Calls,
     Each,
     Judge,
+    ListMemory,
     Lookup,
+    Parts,
     Patience,
     StatusPage,
+    from_batches,
     look_up,
     patiently,
 )
@@ -79,18 +82,23 @@ def _status(batch: Mapping[str, Any]) -> BatchStatus:
     )
 
 
-def check(batch_ids: Sequence[str], patience: Patience) -> Calls[dict[str, BatchStatus]]:
+def check(batch_ids: Sequence[str], patience: Patience, memory: ListMemory) -> Calls[dict[str, BatchStatus]]:
     # A short list is not worth a page of a thousand.
     limit = min(_LIST_LIMIT, max(100, 2 * len(batch_ids)))
 
     def page(after: str | None) -> Calls[StatusPage]:
         batches, rest = yield from _list(limit, after, patience)
-        return StatusPage(statuses={batch.batch_id: batch.status for batch in batches}, after=rest)
+        return StatusPage(
+            statuses={batch.batch_id: batch.status for batch in batches},
+            after=rest,
+            created={batch.batch_id: batch.created_at for batch in batches},
+        )
 
     def one(batch_id: str) -> Calls[BatchStatus]:
         return (yield from _get(f"{BATCHES}/{batch_id}", {}, patience, _status))
 
-    return look_up(batch_ids, Lookup(page=page, one=one))
+    parts = Parts(size=limit, memory=memory, between=from_batches(page))
+    return look_up(batch_ids, Lookup(page=page, one=one, parts=parts))
 
 
 def _list(limit: int, after: str | None, patience: Patience) -> Calls[tuple[list[_Listed], str | None]]:

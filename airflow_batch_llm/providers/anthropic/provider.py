@@ -42,7 +42,7 @@ from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.clients import Clients, asked_now, create, stream_lines
 from airflow_batch_llm.providers.failures import CallFailure, without
 from airflow_batch_llm.providers.lines import parse_line
-from airflow_batch_llm.providers.steps import TRIGGER, WORKER, adrive, drive
+from airflow_batch_llm.providers.steps import TRIGGER, WORKER, ListMemory, adrive, drive
 
 _HOST = "api.anthropic.com"
 
@@ -65,6 +65,7 @@ class AnthropicProvider:
     def __init__(self, access: Access) -> None:
         self._access = access
         self._clients = Clients(lambda: open_client(access), lambda: open_async_client(access))
+        self._memory = ListMemory()
 
     @property
     def host(self) -> str | None:
@@ -94,13 +95,16 @@ class AnthropicProvider:
             )
 
     def check(self, batch_ids: Sequence[str]) -> Mapping[str, BatchStatus]:
-        return drive(flows.check(batch_ids, WORKER), self._clients.sync)
+        return drive(flows.check(batch_ids, WORKER, self._memory), self._clients.sync)
 
     async def acheck(self, batch_ids: Sequence[str]) -> Mapping[str, BatchStatus]:
-        return await adrive(flows.check(batch_ids, TRIGGER), await self._clients.asynchronous())
+        return await adrive(flows.check(batch_ids, TRIGGER, self._memory), await self._clients.asynchronous())
 
     def cancel(self, batch_id: str) -> None:
         drive(flows.cancel(batch_id, WORKER), self._clients.sync)
+
+    def note_created(self, about: Mapping[str, float]) -> None:
+        self._memory.note(about)
 
     async def acancel(self, batch_id: str) -> None:
         await adrive(flows.cancel(batch_id, TRIGGER), await self._clients.asynchronous())

@@ -17,9 +17,12 @@ from airflow_batch_llm.providers.steps import (
     Calls,
     Each,
     Judge,
+    ListMemory,
     Lookup,
+    Parts,
     Patience,
     StatusPage,
+    from_batches,
     look_up,
     patiently,
 )
@@ -116,12 +119,13 @@ def get(path: str, params: Mapping[str, object], patience: Patience, read: Calla
     )
 
 
-def check(batch_ids: Sequence[str], patience: Patience, by_name: set[str]) -> Calls[dict[str, BatchStatus]]:
+def check(batch_ids: Sequence[str], patience: Patience, memory: ListMemory) -> Calls[dict[str, BatchStatus]]:
     """The status of each of these batches."""
 
     def page(after: str | None) -> Calls[StatusPage]:
         batches, rest = yield from _list(after, patience)
         return StatusPage(
+            created={batch.batch_id: batch.created_at for batch in batches},
             statuses={batch.batch_id: batch.status for batch in batches},
             after=rest,
             tokens={
@@ -134,7 +138,8 @@ def check(batch_ids: Sequence[str], patience: Patience, by_name: set[str]) -> Ca
     def one(batch_id: str) -> Calls[BatchStatus]:
         return (yield from get(f"{BATCHES}/{batch_id}", {}, patience, status_of))
 
-    return look_up(batch_ids, Lookup(page=page, one=one, by_name=by_name))
+    parts = Parts(size=_LIST_LIMIT, memory=memory, between=from_batches(page))
+    return look_up(batch_ids, Lookup(page=page, one=one, by_name=memory.by_name, parts=parts))
 
 
 def _list(after: str | None, patience: Patience) -> Calls[tuple[list[_Listed], str | None]]:

@@ -55,7 +55,7 @@ from airflow_batch_llm.providers.openai.sdk import (
     open_async_client,
     open_client,
 )
-from airflow_batch_llm.providers.steps import TRIGGER, WORKER, adrive, drive, patiently
+from airflow_batch_llm.providers.steps import TRIGGER, WORKER, ListMemory, adrive, drive, patiently
 
 _HOST = "api.openai.com"
 _DAY = 86_400
@@ -81,7 +81,7 @@ class OpenAIProvider:
     def __init__(self, access: Access) -> None:
         self._access = access
         self._clients = Clients(lambda: open_client(access), lambda: open_async_client(access))
-        self._by_name: set[str] = set()
+        self._memory = ListMemory()
 
     @property
     def host(self) -> str | None:
@@ -130,15 +130,16 @@ class OpenAIProvider:
             return create(client, creation, lease, SDK.judged_creation)
 
     def check(self, batch_ids: Sequence[str]) -> Mapping[str, BatchStatus]:
-        return drive(flows.check(batch_ids, WORKER, self._by_name), self._clients.sync)
+        return drive(flows.check(batch_ids, WORKER, self._memory), self._clients.sync)
 
     async def acheck(self, batch_ids: Sequence[str]) -> Mapping[str, BatchStatus]:
-        return await adrive(
-            flows.check(batch_ids, TRIGGER, self._by_name), await self._clients.asynchronous()
-        )
+        return await adrive(flows.check(batch_ids, TRIGGER, self._memory), await self._clients.asynchronous())
 
     def cancel(self, batch_id: str) -> None:
         drive(flows.cancel(batch_id, WORKER), self._clients.sync)
+
+    def note_created(self, about: Mapping[str, float]) -> None:
+        self._memory.note(about)
 
     async def acancel(self, batch_id: str) -> None:
         await adrive(flows.cancel(batch_id, TRIGGER), await self._clients.asynchronous())

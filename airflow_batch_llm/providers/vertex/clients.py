@@ -29,7 +29,7 @@ from airflow_batch_llm.providers.reach import keep_session
 from airflow_batch_llm.providers.steps import CALL_TIMEOUT, WORKER, call_timeout, drive, patiently
 from airflow_batch_llm.providers.tls import shared_context
 from airflow_batch_llm.providers.vertex.errors import judge, judge_creation, needing_extra
-from airflow_batch_llm.providers.vertex.jobs import Job, JobPage, is_claude, is_name, model_path
+from airflow_batch_llm.providers.vertex.jobs import PAGE_SIZE, Job, JobPage, is_claude, is_name, model_path
 from airflow_batch_llm.providers.vertex.lines import FLEX, FLEX_TIMEOUT, generate_content
 from airflow_batch_llm.providers.vertex.storage import TABLE, StoragePlace
 
@@ -121,8 +121,17 @@ def keep_inside(session: Any, sending: Sending) -> None:
         session.mount(scheme, Leased())
 
 
-PAGE_SIZE = 100
-_FIELDS = ("name", "state", "labels", "error", "completion_stats", "output_info", "start_time", "end_time")
+_FIELDS = (
+    "name",
+    "state",
+    "labels",
+    "error",
+    "completion_stats",
+    "output_info",
+    "create_time",
+    "start_time",
+    "end_time",
+)
 
 _OF_A_PAGE = frozenset({"batchPredictionJobs", "nextPageToken"})
 
@@ -345,6 +354,7 @@ def _job(told: Any) -> Job:
         output=_output(told.output_info),
         destination=told.output_config.bigquery_destination.output_uri,
         upload=next(iter(told.input_config.gcs_source.uris), told.input_config.bigquery_source.input_uri),
+        created_at=told.create_time.timestamp() if told.create_time else 0.0,
         ran_seconds=_ran_seconds(told),
     )
 
@@ -372,6 +382,7 @@ def _genai_job(told: Any) -> Job:
         error_message=(error.message or "") if error else "",
         # It names no dataset, but whoever looks with this client does not read answers.
         output=(output.gcs_output_directory or output.bigquery_output_table) if output else None,
+        created_at=told.create_time.timestamp() if told.create_time else 0.0,
         ran_seconds=_ran_seconds(told),
     )
 

@@ -3,15 +3,29 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
+from math import floor
 from typing import assert_never
 
 from airflow_batch_llm.core.model import BatchState, BatchStatus, Outcome, Search, Sighting
 from airflow_batch_llm.errors import Refused
-from airflow_batch_llm.providers import steps as listing
 from airflow_batch_llm.providers.failures import detail
-from airflow_batch_llm.providers.steps import WORKER, AlreadyGone, Calls, Lookup, Patience, look_up, patiently
+from airflow_batch_llm.providers.steps import (
+    WORKER,
+    AlreadyGone,
+    Calls,
+    ListMemory,
+    Lookup,
+    Mark,
+    Pager,
+    Parts,
+    Patience,
+    StatusPage,
+    look_up,
+    patiently,
+)
 from airflow_batch_llm.providers.vertex.errors import judge
 
 RUN_LABEL = "airflow_batch_llm_run"
@@ -68,6 +82,7 @@ class Job:
     output: str | None = None  # the folder below which the answers lie, or their table
     destination: str = ""  # the table that the job was told to write, where a look at one job tells
     upload: str = ""  # the URI of the request file or table, where a look at one job tells
+    created_at: float = 0.0  # in seconds since the epoch; 0 where Vertex does not tell
     ran_seconds: float = 0.0  # of a job that has run and ended
 
     @property
@@ -168,9 +183,12 @@ def labels(token: str) -> dict[str, str]:
 
 def search_filter(search: Search) -> str:
     """The listing filter for the jobs of a run."""
-    since = datetime.fromtimestamp(search.since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     runs = " OR ".join(f'labels.{RUN_LABEL}="{token}"' for token in sorted(search.run_tokens))
-    return f'({runs}) AND create_time>="{since}"'
+    return f'({runs}) AND create_time>="{_moment(floor(search.since))}"'
+
+
+def _moment(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat()}Z"
 
 
 def sighting(job: Job) -> Sighting:
@@ -208,26 +226,42 @@ def is_claude(model: str) -> bool:
     return model.rpartition("/")[2].startswith("claude-")
 
 
+#: Jobs in a page of the list.
+PAGE_SIZE = 100
+
 # How far back the listing goes; a job that is older than its window and some slack is asked for by name.
-_LISTED = timedelta(hours=120)
+_LISTED_SECONDS = 120 * 3600.0
 
 
 def check(
-    names: Sequence[str], now: float, patience: Patience, by_name: set[str]
+    names: Sequence[str], now: float, patience: Patience, memory: ListMemory
 ) -> Calls[Mapping[str, BatchStatus]]:
     """The status of many jobs: by listing while that is no more calls, the rest one by one."""
-    since = (datetime.fromtimestamp(now, UTC) - _LISTED).strftime("%Y-%m-%dT%H:%M:%SZ")
+    since = now - _LISTED_SECONDS
 
-    def page(after: str | None) -> Calls[listing.StatusPage]:
-        told = yield from _page(f'{OURS} AND create_time>="{since}"', after or "", patience)
-        return listing.StatusPage(
-            statuses={job.name: status(job) for job in told.jobs},
-            after=told.next_token or None,
-            tokens={job.name: job.token for job in told.jobs if job.token and job.state not in _CANCELLED},
-        )
+    def between(newest: Mark | None, oldest: Mark | None) -> Pager:
+        times = [f'create_time>="{_moment(since if oldest is None else oldest.created_at)}"']
+        if newest is not None:
+            times.append(f'create_time<"{_moment(newest.created_at)}"')
+        return partial(_status_page, " AND ".join([OURS, *times]), patience)
 
-    lookup = Lookup(page=page, one=lambda name: _look(name, patience), by_name=by_name)
+    lookup = Lookup(
+        page=between(None, None),
+        one=lambda name: _look(name, patience),
+        by_name=memory.by_name,
+        parts=Parts(size=PAGE_SIZE, memory=memory, between=between),
+    )
     return (yield from look_up(names, lookup))
+
+
+def _status_page(listed: str, patience: Patience, after: str | None) -> Calls[StatusPage]:
+    told = yield from _page(listed, after or "", patience)
+    return StatusPage(
+        statuses={job.name: status(job) for job in told.jobs},
+        after=told.next_token or None,
+        tokens={job.name: job.token for job in told.jobs if job.token and job.state not in _CANCELLED},
+        created={job.name: job.created_at for job in told.jobs if job.created_at},
+    )
 
 
 def cancel(name: str, patience: Patience) -> Calls[None]:

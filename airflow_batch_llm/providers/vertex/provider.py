@@ -26,7 +26,7 @@ from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.clients import gc_paused
 from airflow_batch_llm.providers.failures import saying
 from airflow_batch_llm.providers.lines import parse_line
-from airflow_batch_llm.providers.steps import TRIGGER, WORKER, adrive, drive
+from airflow_batch_llm.providers.steps import TRIGGER, WORKER, ListMemory, adrive, drive
 from airflow_batch_llm.providers.vertex import jobs
 from airflow_batch_llm.providers.vertex import jobs as flows
 from airflow_batch_llm.providers.vertex.clients import AsyncJobs, TokenCounter, VertexJobs
@@ -60,7 +60,7 @@ class VertexProvider:
         self._access = access
         self._place = StoragePlace.of(access)
         self._opening = threading.RLock()
-        self._by_name: set[str] = set()
+        self._memory = ListMemory()
         self._jobs: VertexJobs | None = None
         self._stagings: dict[bool, Staging] = {}
         self._counter: TokenCounter | None = None
@@ -104,7 +104,7 @@ class VertexProvider:
             client.close()
 
     def check(self, batch_ids: Sequence[str]) -> Mapping[str, BatchStatus]:
-        return drive(flows.check(batch_ids, time.time(), WORKER, self._by_name), self._open_jobs())
+        return drive(flows.check(batch_ids, time.time(), WORKER, self._memory), self._open_jobs())
 
     def cancel(self, batch_id: str) -> None:
         drive(flows.cancel(batch_id, WORKER), self._open_jobs())
@@ -181,8 +181,11 @@ class VertexProvider:
 
     async def acheck(self, batch_ids: Sequence[str]) -> Mapping[str, BatchStatus]:
         return await adrive(
-            flows.check(batch_ids, time.time(), TRIGGER, self._by_name), await self._open_async_jobs()
+            flows.check(batch_ids, time.time(), TRIGGER, self._memory), await self._open_async_jobs()
         )
+
+    def note_created(self, about: Mapping[str, float]) -> None:
+        self._memory.note(about)
 
     async def acancel(self, batch_id: str) -> None:
         await adrive(flows.cancel(batch_id, TRIGGER), await self._open_async_jobs())

@@ -1,9 +1,11 @@
 from typing import Any, ClassVar
 
 from airflow_batch_llm.testing.providers import ProviderContract
+from tests.providers.parts import ReadsItsListInParts
 
 
-class TestAnthropic(ProviderContract):
+class TestAnthropic(ReadsItsListInParts, ProviderContract):
+    page_sizes = ("airflow_batch_llm.providers.anthropic.flows._LIST_LIMIT",)
     provider_name, model = "anthropic", "claude-haiku-4-5"
     is_recognisable = False
     answer_endpoint = "messages"

@@ -5,9 +5,11 @@ from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.testing.provider_bench import Bench
 from airflow_batch_llm.testing.providers import ProviderContract
+from tests.providers.parts import ReadsItsListInParts
 
 
-class TestOpenAI(ProviderContract):
+class TestOpenAI(ReadsItsListInParts, ProviderContract):
+    page_sizes = ("airflow_batch_llm.providers.openai.flows._LIST_LIMIT",)
     provider_name, model = "openai", "gpt-6-luna"
     answer_endpoint, flex_model = "chat", "gpt-6-luna"
     spend_limits = ({"status": 429, "code": "insufficient_quota"},)

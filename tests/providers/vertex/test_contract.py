@@ -15,6 +15,7 @@ from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.testing.provider_bench import Bench
 from airflow_batch_llm.testing.providers import ProviderContract
 from tests.hop import Fault, Hop, hop_to
+from tests.providers.parts import ReadsItsListInParts
 from tests.store.servers import BUCKET, gcs_server
 
 PROJECT = "test-project"
@@ -31,7 +32,11 @@ def answer_files(bench: Bench) -> list[Any]:
     return [file for file in files if "/prediction-model-" in file.name]
 
 
-class TestVertex(ProviderContract):
+class TestVertex(ReadsItsListInParts, ProviderContract):
+    page_sizes = (
+        "airflow_batch_llm.providers.vertex.jobs.PAGE_SIZE",
+        "airflow_batch_llm.providers.vertex.clients.PAGE_SIZE",
+    )
     provider_name = "vertex"
     model = "gemini-2.5-flash"
     answer_endpoint, flex_model = "generate", "gemini-3-flash-preview"
