@@ -20,6 +20,9 @@ _USUAL_HITS: Mapping[Way, float] = {Way.BATCH: 0.64, Way.FLEX: 0.9, Way.NOW: 0.9
 #: Requests that certainly find nothing in the cache: the first of a batch, and those with which a worker begins at once.
 _FIRST: Mapping[Way, int] = {Way.BATCH: 1, Way.FLEX: 4, Way.NOW: 4}
 
+#: Earlier runs count as this many requests at the most, so that what has changed shows after a few nights.
+REMEMBERED = 1000
+
 #: A shared part whose tokens are guessed from its bytes may be longer by this share. A mark on a short one costs nothing.
 _UNCERTAINTY = 0.3
 
@@ -44,29 +47,55 @@ class CacheTotals(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachedRun:
-    """The use that a run's requests made of the vendor's cache, as the workspace keeps it for later runs."""
+    """The use that runs' requests made of the vendor's cache, as the workspace keeps it for later runs."""
 
     hit_rate: float
+    """The share of the requests that could hit: the first ones of a run cannot."""
     cached_tokens: float
-    """Input tokens of a request that were read from the cache, on average."""
+    """Input tokens of such a request that were read from the cache, on average."""
     written_tokens: float
-    """Input tokens of a request that were written to the cache, on average."""
+    """Input tokens of such a request that were written to the cache, on average."""
     won: float
-    """Dollars. Below 0: caching has lost money."""
+    """Dollars of the last run. Below 0: caching has lost money."""
+    requests: float = 0.0
+    """Requests that could hit. Default: not known, an earlier release has measured."""
 
     @classmethod
-    def of(cls, totals: CacheTotals, usage: Usage, requests: int) -> "CachedRun":
-        """From the totals of all requests."""
+    def of(cls, totals: CacheTotals, usage: Usage, requests: int, way: Way) -> "CachedRun":
+        """From the totals of all requests of a run."""
+        could_hit = max(1, requests - _FIRST[way])
+        hits = totals.hit_rate * requests
+        read = usage.cached_tokens / hits if hits else 0.0
+        # The first requests write what the others read, unless the vendor does not charge for writing.
+        written = max(0.0, usage.cache_write_tokens - read * (requests - could_hit))
         return cls(
-            hit_rate=totals.hit_rate,
-            cached_tokens=usage.cached_tokens / requests,
-            written_tokens=usage.cache_write_tokens / requests,
+            hit_rate=min(1.0, hits / could_hit),
+            cached_tokens=usage.cached_tokens / could_hit,
+            written_tokens=written / could_hit,
             won=totals.won,
+            requests=could_hit,
         )
 
-    def among(self, requests: int) -> "CachedRun":
-        """Return what is expected of a run with so many requests, the first of which finds nothing in the cache."""
-        share = 1 - 1 / max(1, requests)
+    def after(self, earlier: "CachedRun | None") -> "CachedRun":
+        """Return the means of this run and of those before it, which count as `REMEMBERED` requests at the most."""
+        if earlier is None:
+            return self
+        weights = (self.requests, min(earlier.requests, REMEMBERED))
+
+        def mean(mine: float, theirs: float) -> float:
+            return (mine * weights[0] + theirs * weights[1]) / sum(weights)
+
+        return replace(
+            self,
+            hit_rate=mean(self.hit_rate, earlier.hit_rate),
+            cached_tokens=mean(self.cached_tokens, earlier.cached_tokens),
+            written_tokens=mean(self.written_tokens, earlier.written_tokens),
+            requests=sum(weights),
+        )
+
+    def among(self, requests: int, way: Way) -> "CachedRun":
+        """Return what is expected of each of so many requests, the first of which find nothing in the cache."""
+        share = max(0, requests - _FIRST[way]) / max(1, requests)
         missed = self.cached_tokens * (1 - share) if self.written_tokens else 0.0
         return replace(
             self,
@@ -143,7 +172,7 @@ def _weighed(part: SharedPart, factors: CacheFactors, last: LastRuns) -> CacheDe
         return stopped
     usual = _USUAL_HITS[part.way] if last.asked is None else last.asked.hit_rate
     hits = usual * max(0, part.requests - _FIRST[part.way]) / max(1, part.requests)
-    expected = "expected" if last.asked is None else "expected by the last run"
+    expected = "expected" if last.asked is None else "expected by the last runs"
     asks = hits > factors.break_even
     told = (
         f"cache_system_prompt='auto': the vendor {'is asked' if asks else 'is not asked'} to cache, with {hits:.0%} of hits"

@@ -1,18 +1,22 @@
 """Estimate a run's cost before the first cent, and name what the estimate rests on.
 
-The number of input tokens is that of an earlier run with the same spec, is scaled up from a counted sample, or is guessed
+The number of input tokens is that of earlier runs with the same spec, is scaled up from a counted sample, or is guessed
 from the bytes. Without an earlier run nobody knows how long the answers will be: they lie between nothing and `max_tokens`,
-so the dollars have a low and a high end.
+so the dollars have a low and a high end. Earlier runs also tell how far chance moves the cost: which requests hit a cache,
+which rows are asked again, and how long the answers are.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any, assert_never
+from typing import Any, NamedTuple, assert_never
+
+import orjson
 
 from airflow_batch_llm.core.attachment import AttachmentTokens
-from airflow_batch_llm.core.caching import CachedRun
+from airflow_batch_llm.core.caching import REMEMBERED, CachedRun
 from airflow_batch_llm.core.model import ColumnType, Usage, Way
 from airflow_batch_llm.core.output_type import AnswerKind, OutputType
 from airflow_batch_llm.core.packing import ITEM_TOKENS
@@ -23,6 +27,9 @@ BYTES_PER_TOKEN = 4.0
 _UNCERTAINTY = 0.3  # of a count that was guessed from bytes, either way
 _UNBOUNDED_ANSWER = 4096  # tokens, where the user set no limit
 
+#: Nine in ten values of a normal distribution are within so many standard deviations of its mean.
+LIKELY = 1.645
+
 _TEXT_TOKENS = 300
 _SHORT_COLUMN_TOKENS = 12
 
@@ -32,15 +39,40 @@ class EstimateSource(StrEnum):
 
     BYTES = "bytes"  # of the prompts, and of a usual answer
     COUNTED = "counted"  # the provider has counted some prompts; the answer is a usual one
-    EARLIER_RUN = "earlier_run"  # the tokens of the last run with the same spec, of prompts and answers
+    EARLIER_RUN = "earlier_run"  # the tokens of the last runs with the same spec, of prompts and answers
     CANARY = "canary"  # the tokens of the run's own canary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """The means of an earlier run's requests with the same spec, and what their rows took in later rounds."""
+class Later:
+    """Add up the requests of later rounds: rows that were asked again, or by another route."""
 
-    requests: int
+    requests: float = 0.0
+    prompts: float = 0.0
+    input_tokens: float = 0.0
+    output_tokens: float = 0.0
+    dollars: float = 0.0
+    prompt_dollars: float = 0.0
+    """Of the dollars without a cache, those for prompts and answers. The rest is for what each request repeats."""
+    hits: float = 0.0
+    """Requests that read from the vendor's cache."""
+    won: float = 0.0
+    """Dollars that the cache has saved."""
+
+    def plus(self, other: "Later") -> "Later":
+        """Return both together."""
+        return Later(**{one.name: getattr(self, one.name) + getattr(other, one.name) for one in fields(self)})
+
+    def times(self, factor: float) -> "Later":
+        """Return as many times all of it."""
+        return Later(**{one.name: getattr(self, one.name) * factor for one in fields(self)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """The means of the requests of earlier runs with the same spec, and what their rows took in later rounds."""
+
+    requests: float
     prompt_bytes: float
     input_tokens: float
     output_tokens: float
@@ -48,20 +80,57 @@ class Measured:
     """The prompts of a request. Default: 1."""
     is_packed: bool = False
     """Its requests were packed. Default: no."""
-    later_input_tokens: float = 0.0
-    """The tokens for each prompt in later rounds: rows that were asked again, or by another route. Default: none."""
-    later_output_tokens: float = 0.0
-    """The same of the answers. Default: none."""
-    later_dollars: float = 0.0
-    """Dollars of later rounds for each prompt. Default: none."""
+    output_variance: float | None = None
+    """The variance of the tokens of one prompt's answer. Default: not known, an earlier release has measured."""
+    alone: Later = field(default_factory=Later)
+    """The later requests with one prompt each. Default: none."""
+    packed: Later = field(default_factory=Later)
+    """The later requests that were packed. Default: none."""
+
+    @property
+    def prompts(self) -> float:
+        """The number of prompts of the first rounds."""
+        return self.requests * self.items
 
     def answer_tokens(self, items: float, *, is_packed: bool) -> float:
         """Return the tokens of the answer to a request with this many prompts."""
         numbers = ITEM_TOKENS * (is_packed - self.is_packed)
         return items * max(1.0, self.output_tokens / self.items + numbers)
 
+    def after(self, earlier: "Measured | None") -> "Measured":
+        """Return the means of this run and of those before it, which count as `REMEMBERED` prompts at the most."""
+        if earlier is None or earlier.is_packed is not self.is_packed:
+            return self
+        factor = min(1.0, REMEMBERED / max(1.0, earlier.prompts))
+        weights = (self.requests, earlier.requests * factor)
+        variances = [one for one in (self.output_variance, earlier.output_variance) if one is not None]
 
-_NOTHING_MEASURED = Measured(requests=0, prompt_bytes=0.0, input_tokens=0.0, output_tokens=0.0)
+        def mean(mine: float, theirs: float) -> float:
+            return (mine * weights[0] + theirs * weights[1]) / sum(weights)
+
+        return replace(
+            self,
+            requests=sum(weights),
+            prompt_bytes=mean(self.prompt_bytes, earlier.prompt_bytes),
+            input_tokens=mean(self.input_tokens, earlier.input_tokens),
+            output_tokens=mean(self.output_tokens, earlier.output_tokens),
+            items=mean(self.items, earlier.items),
+            output_variance=mean(variances[0], variances[-1]) if variances else None,
+            alone=self.alone.plus(earlier.alone.times(factor)),
+            packed=self.packed.plus(earlier.packed.times(factor)),
+        )
+
+    def to_json(self) -> bytes:
+        """For the workspace."""
+        return orjson.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "Measured":
+        """From the workspace. Other releases may have kept other numbers of later rounds."""
+        stored = orjson.loads(data)
+        known = {one.name: stored[one.name] for one in fields(cls) if one.name in stored}
+        later: dict[str, Any] = {name: Later(**known[name]) for name in ("alone", "packed") if name in known}
+        return cls(**{**known, **later})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,11 +150,13 @@ class RequestSize:
     """What is assumed of attachments whose size is not known."""
     answer_tokens: int = _TEXT_TOKENS  # of a usual answer: see `usual_answer`
     measured: Measured | None = None
-    """An earlier run with the same spec. It counts before the sample. Default: there is none."""
+    """Earlier runs with the same spec. They count before the sample. Default: there are none."""
     cached: CachedRun | None = None
     """The use that such a run made of the vendor's cache, asked as these requests are. Default: not known, so none."""
     packed: int = 0
     """The prompts that share packed requests. Default: 0, each request has one."""
+    rows_per_request: int = 1
+    """The most prompts of a request. Default: 1."""
 
     @property
     def prompts(self) -> int:
@@ -115,6 +186,8 @@ class Estimate:
     """Of all prompts together."""
     source: EstimateSource = EstimateSource.BYTES
     """The base of the tokens. Default: the bytes."""
+    spread: float | None = None
+    """The standard deviation of the dollars by chance. Default: not known, there is no earlier run."""
 
     @property
     def per_request(self) -> Decimal | None:
@@ -134,6 +207,7 @@ class Estimate:
             "assumptions": list(self.assumptions),
             "prompt_bytes": self.prompt_bytes,
             "source": self.source.value,
+            "spread": self.spread,
         }
 
 
@@ -199,20 +273,21 @@ def estimate(prices: PriceList, size: RequestSize) -> Estimate:
             f"{size.cached.hit_rate:.0%} of the requests are taken to read from the vendor's cache."
         )
     assumptions.append(f"An answer is taken to have {usual:,} output tokens, and {limit:,} at the most.")
-    again = size.measured or _NOTHING_MEASURED
-    later = Decimal(str(again.later_dollars)) * size.prompts
-    if later:
-        assumptions.append(f"Rows that are asked again are taken to cost ${later:,.4f}, as in that run.")
+    later = _expected_later(size)
+    dollars = Decimal(str(later.dollars))
+    if dollars:
+        assumptions.append(f"Rows that are asked again are taken to cost ${dollars:,.4f}, by those runs.")
     return Estimate(
         requests=size.requests,
-        input_tokens=round(tokens) * size.requests + round(again.later_input_tokens * size.prompts),
-        output_tokens=usual * size.requests + round(again.later_output_tokens * size.prompts),
+        input_tokens=round(tokens) * size.requests + round(later.input_tokens),
+        output_tokens=usual * size.requests + round(later.output_tokens),
         low=low,
-        expected=None if expected is None else expected + later,
-        high=None if high is None else high + later,
+        expected=None if expected is None else expected + dollars,
+        high=None if high is None else high + dollars,
         assumptions=(*assumptions, *_about_prices(prices, size, tokens * (1 + slack))),
         prompt_bytes=size.prompt_bytes,
         source=size.source,
+        spread=_spread(prices, size, Usage(round(tokens), output_tokens=usual), later.variance),
     )
 
 
@@ -231,7 +306,7 @@ def _input_tokens(size: RequestSize) -> tuple[float, list[str]]:
     if size.measured is not None:
         longer = (mean_bytes - size.measured.prompt_bytes) / BYTES_PER_TOKEN
         return max(1.0, size.measured.input_tokens + longer), [
-            f"Tokens are the mean of {counted(size.measured.requests, 'request')} of an earlier run with the same spec."
+            f"Tokens are the mean of {counted(round(size.measured.requests), 'request')} of earlier runs with the same spec."
         ]
     attached, assumed = size.attached.tokens / size.requests, _about_attachments(size)
     if not size.sample:
@@ -266,6 +341,97 @@ def _cost(prices: PriceList, size: RequestSize, input_tokens: float, output_toke
     written = 0 if size.cached is None else min(whole - read, round(size.cached.written_tokens))
     one = prices.cost(Usage(whole, read, written, output_tokens))
     return None if one is None else one * size.requests
+
+
+class _Expected(NamedTuple):
+    """Tokens and dollars that the later rounds of a run are expected to take, and the variance of the dollars."""
+
+    input_tokens: float = 0.0
+    output_tokens: float = 0.0
+    dollars: float = 0.0
+    variance: float = 0.0
+
+
+def _expected_later(size: RequestSize) -> _Expected:
+    """Return what the prompts take in later rounds, if as many of them go on as in earlier runs."""
+    measured = size.measured
+    if measured is None or not size.prompts:
+        return _Expected()
+    kinds = ((measured.alone, 1), (measured.packed, size.rows_per_request))
+    found = [_going_on(later, measured, size.prompts, rows) for later, rows in kinds if later.prompts]
+    return _Expected(*map(math.fsum, zip(*found, strict=True))) if found else _Expected()
+
+
+def _going_on(later: Later, measured: Measured, prompts: int, rows: int) -> _Expected:
+    """Return what is expected of later requests with this many rows.
+
+    The number of prompts that go on is binomial. They share requests, each of which repeats the instructions, and the
+    first of which finds nothing in the vendor's cache.
+    """
+    share = later.prompts / measured.prompts
+    chance = min(1.0, share)
+    repeats, could_hit = share / chance, max(1.0, later.requests - 1)
+    fixed = max(0.0, later.dollars + later.won - later.prompt_dollars) / later.requests
+    each, saved = later.prompt_dollars / later.prompts * repeats, later.won / could_hit
+    requests = hitting = dollars = squares = 0.0
+    for going, weight in _binomial(prompts, chance):
+        asked = math.ceil(going * repeats / rows)
+        cost = asked * fixed - max(0, asked - 1) * saved + going * each
+        requests += weight * asked
+        hitting += weight * max(0, asked - 1)
+        dollars += weight * cost
+        squares += weight * cost * cost
+    hits = min(1.0, later.hits / could_hit)
+    won = later.won / later.hits if later.hits else 0.0
+    variance = max(0.0, squares - dollars * dollars) + hitting * hits * (1 - hits) * won * won
+    own = measured.prompt_bytes / measured.items / BYTES_PER_TOKEN
+    repeated = max(0.0, later.input_tokens - later.prompts * own) / later.requests
+    return _Expected(
+        input_tokens=requests * repeated + prompts * share * own,
+        output_tokens=prompts * share * later.output_tokens / later.prompts,
+        dollars=dollars,
+        variance=variance * (1 + prompts / measured.prompts),
+    )
+
+
+def _binomial(trials: int, chance: float) -> Iterator[tuple[int, float]]:
+    """Yield the numbers of successes that are not very unlikely, with their probabilities."""
+    if chance >= 1.0:
+        yield trials, 1.0
+        return
+    mean, wide = trials * chance, 6 * math.sqrt(trials * chance * (1 - chance)) + 6
+    whole = math.lgamma(trials + 1)
+    for count in range(max(0, math.floor(mean - wide)), min(trials, math.ceil(mean + wide)) + 1):
+        ways = whole - math.lgamma(count + 1) - math.lgamma(trials - count + 1)
+        yield count, math.exp(ways + count * math.log(chance) + (trials - count) * math.log1p(-chance))
+
+
+def _spread(prices: PriceList, size: RequestSize, mean: Usage, later: float) -> float | None:
+    """Return the standard deviation of the dollars: by answers' lengths, by hits, and by rows that are asked again.
+
+    The means of few earlier requests are uncertain themselves. `mean` is a request without a cache.
+    """
+    measured, plain = size.measured, prices.cost(mean)
+    if not size.requests:
+        return 0.0
+    if measured is None or measured.output_variance is None or plain is None:
+        return None
+    longer = prices.cost(mean._replace(output_tokens=mean.output_tokens + 1))
+    token = float((longer or plain) - plain)
+    variance = size.prompts * measured.output_variance * token * token
+    if size.cached is not None and 0 < size.cached.hit_rate < 1:
+        hits = size.cached.hit_rate
+        read = min(mean.input_tokens, round(size.cached.cached_tokens / hits))
+        written = min(mean.input_tokens, round(size.cached.written_tokens / (1 - hits)))
+        hit = prices.cost(mean._replace(cached_tokens=read)) or plain
+        miss = prices.cost(mean._replace(cache_write_tokens=written)) or plain
+        variance += size.requests * hits * (1 - hits) * float(miss - hit) ** 2
+    return math.sqrt(variance * (1 + size.requests / measured.requests) + later)
+
+
+def likely(expected: float, spread: float) -> tuple[float, float]:
+    """Return the dollars between which nine runs in ten are expected to end."""
+    return max(0.0, expected - LIKELY * spread), expected + LIKELY * spread
 
 
 def _about_prices(prices: PriceList, size: RequestSize, mean_tokens: float) -> list[str]:

@@ -104,6 +104,8 @@ class Report:
     reviewed: int = 0
     """Answers of people that the run merged from the review table. Does not add up."""
     usage: Usage = field(default_factory=Usage)
+    output_squares: float = 0.0
+    """The squares of the output tokens of each request, added up. Default: none, or an earlier release has landed it."""
     spent: Spent = Spent()
     routes: Mapping[str, RouteTotals] = field(default_factory=dict)
     """What each route did, by its name. Default: the stage has one."""
@@ -157,6 +159,7 @@ class Report:
             batches=self.batches + other.batches,
             maybe_twice=self.maybe_twice + other.maybe_twice,
             usage=self.usage + other.usage,
+            output_squares=self.output_squares + other.output_squares,
             spent=self.spent + other.spent,
             routes=_sum_routes(self.routes, other.routes),
             labels=add_mixes((self.labels, other.labels)),

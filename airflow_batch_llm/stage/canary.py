@@ -24,7 +24,7 @@ from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.stage.records.standings import ShardResult, read_judged, read_landed, ruled
 
 #: Numbers of a forecast that a measured one leaves out: it has no low and no high end.
-_ENDS = frozenset({"usd_low", "usd_high"})
+_ENDS = frozenset({"usd_low", "usd_high", "usd_likely"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

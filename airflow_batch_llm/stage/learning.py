@@ -1,16 +1,15 @@
 """Learn from a run what the requests of its specs take, so that the next run's estimate rests on it."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import orjson
-
 from airflow_batch_llm.core.caching import CachedRun, LastRuns
-from airflow_batch_llm.core.estimate import Measured
+from airflow_batch_llm.core.estimate import BYTES_PER_TOKEN, Later, Measured
 from airflow_batch_llm.core.model import Caching, Call, Outcome, Usage, Way
+from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.core.report import Report
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.plan import Plan, PlannedRoute
@@ -20,8 +19,8 @@ from airflow_batch_llm.stage.records.standings import ShardResult
 #: Fewer prompts, or a smaller share of good answers, say little about the next run.
 _LEAST_PROMPTS, _LEAST_GOOD = 20, 0.9
 
-#: Fewer answers say little about the share that finds something in the vendor's cache.
-_LEAST_ANSWERS = 50
+#: Fewer requests say little about the share that finds something in the vendor's cache.
+_LEAST_REQUESTS = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,9 +30,9 @@ class Learning:
     parts: Parts
 
     def of(self, spec_hash: str) -> Measured | None:
-        """Return what the last run with this spec has measured."""
+        """Return what the last runs with this spec have measured."""
         data = Registers(workspace=self.parts.workspace).read_measured(spec_hash)
-        return None if data is None else Measured(**orjson.loads(data))
+        return None if data is None else Measured.from_json(data)
 
     def last_runs(self, spec_hash: str, way: Way) -> LastRuns:
         """Return the use of the vendor's cache that the last runs with this spec and way made."""
@@ -54,10 +53,12 @@ class Learning:
             with TemporaryDirectory(dir=self.parts.spool) as scratch:
                 registers, aside = Registers(workspace=self.parts.workspace), Path(scratch) / "measured.json"
                 for spec_hash, measured in _means(rounds, landed).items():
-                    registers.put_measured(spec_hash, orjson.dumps(asdict(measured)), aside)
+                    kept = measured.after(self.of(spec_hash))
+                    registers.put_measured(spec_hash, kept.to_json(), aside)
                 for route, run in _cached(rounds[0], landed[0]):
                     how = _how(route.way, route.call.cache_system_prompt)
-                    registers.put_cached(route.spec_hash, how, run.to_json(), aside)
+                    used = run.after(self.cached(route.call, route.spec_hash, route.way))
+                    registers.put_cached(route.spec_hash, how, used.to_json(), aside)
 
 
 def _how(way: Way, choice: bool | Caching) -> str:
@@ -72,10 +73,10 @@ def _cached(first: Plan, landed: Sequence[ShardResult]) -> Iterator[tuple[Planne
     for number, route in enumerate(first.routes):
         shards = zip(first.shards, landed, strict=True)
         total = sum((result.report for shard, result in shards if shard.route == number), Report())
-        if not (route.is_own and route.spec_hash and total.cache.answers >= _LEAST_ANSWERS):
+        if not (route.is_own and route.spec_hash and total.requests >= _LEAST_REQUESTS):
             continue
         if route.call.asks_to_cache or total.cache.hits or total.usage.cache_write_tokens:
-            yield route, CachedRun.of(total.cache, total.usage, max(1, total.requests))
+            yield route, CachedRun.of(total.cache, total.usage, max(1, total.requests), route.way)
 
 
 def _means(rounds: Sequence[Plan], landed: Sequence[Sequence[ShardResult]]) -> dict[str, Measured]:
@@ -94,13 +95,9 @@ def _means(rounds: Sequence[Plan], landed: Sequence[Sequence[ShardResult]]) -> d
         items = sum(shard.items for shard, _ in shards)
         mean = _mean(route, total, items)
         if mean is not None:
-            later = _later(route.name, rounds[1:], landed[1:])
-            found[route.spec_hash] = replace(
-                mean,
-                later_input_tokens=later.usage.input_tokens / items,
-                later_output_tokens=later.usage.output_tokens / items,
-                later_dollars=(later.spent.cost - later.spent.stray_cost) / items,
-            )
+            own_tokens = mean.prompt_bytes / mean.items / BYTES_PER_TOKEN
+            alone, packed = _later(route.name, own_tokens, rounds[1:], landed[1:])
+            found[route.spec_hash] = replace(mean, alone=alone, packed=packed)
     return found
 
 
@@ -111,7 +108,8 @@ def _mean(route: PlannedRoute, total: Report, items: int) -> Measured | None:
     good = total.outcomes.get(Outcome.SUCCEEDED, 0)
     if not guess.get("prompt_bytes") or priced < _LEAST_PROMPTS or good < _LEAST_GOOD * total.rows:
         return None
-    each = items / total.requests
+    each, answer = items / total.requests, total.usage.output_tokens / total.requests
+    variance = max(0.0, total.output_squares / total.requests - answer * answer) / each
     return Measured(
         requests=total.requests,
         prompt_bytes=guess["prompt_bytes"] / guess["requests"] * each,
@@ -119,19 +117,46 @@ def _mean(route: PlannedRoute, total: Report, items: int) -> Measured | None:
         output_tokens=total.usage.output_tokens / priced * each,
         items=each,
         is_packed=route.rows_per_request > 1,
+        output_variance=None if answer and not total.output_squares else variance,
     )
 
 
-def _later(route: str, rounds: Sequence[Plan], landed: Sequence[Sequence[ShardResult]]) -> Report:
-    """Add up what the rows that began on a route took after the first round."""
-    return sum(
-        (
-            result.report
-            for plan, results in zip(rounds, landed, strict=True)
-            for shard, result in zip(plan.shards, results, strict=True)
-            if (*shard.before, plan.route(shard).name)[0] == route
-        ),
-        Report(),
+def _later(
+    route: str, own_tokens: float, rounds: Sequence[Plan], landed: Sequence[Sequence[ShardResult]]
+) -> tuple[Later, Later]:
+    """Add up what the rows that began on a route took after the first round: asked alone, and packed.
+
+    `own_tokens` are those of a prompt itself, without what its request repeats.
+    """
+    found = {False: Later(), True: Later()}
+    for plan, results in zip(rounds, landed, strict=True):
+        for shard, result in zip(plan.shards, results, strict=True):
+            if (*shard.before, plan.route(shard).name)[0] == route and result.report.requests:
+                packed = shard.packed > 0
+                prices = PriceList.of(
+                    plan.vendor(plan.route(shard)),
+                    plan.route(shard).call.model,
+                    plan.limits.prices,
+                    at=plan.planned_at,
+                )
+                one = _summed(result.report, shard.items, own_tokens, prices.by(plan.route(shard).way))
+                found[packed] = found[packed].plus(one)
+    return found[False], found[True]
+
+
+def _summed(report: Report, prompts: int, own_tokens: float, prices: PriceList) -> Later:
+    """Add up the later requests of one shard."""
+    requests, usage = report.requests, report.usage
+    bare = Usage(round(prompts / requests * own_tokens), output_tokens=round(usage.output_tokens / requests))
+    return Later(
+        requests=requests,
+        prompts=prompts,
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        dollars=report.spent.cost - report.spent.stray_cost,
+        prompt_dollars=float(prices.cost(bare) or 0) * requests,
+        hits=report.cache.hit_rate * requests,
+        won=report.cache.won,
     )
 
 

@@ -1,11 +1,12 @@
 """Label 10,000 tickets in ways that are cheaper step by step, for two nights each, and check every bill.
 
-    python -m tests.benchmarks.scenario [--rows 10000] [--providers anthropic,openai,vertex] [--svg FILE]
+    python -m tests.benchmarks.scenario [--rows 10000] [--providers anthropic,openai,vertex] [--nights 2] [--svg FILE]
 
 Each step keeps what the steps before it have changed. A third of the texts repeat, and the instructions have 1,500
 tokens. In the second night one ticket of a hundred has another text. The vendors are the simulator, which counts four
 characters for a token, and is called by the vendors' own SDKs. Its models err in a known share of the texts. Prints
-Markdown tables, and ends with 1 if a report differs from the simulator's ledger by a cent or more.
+Markdown tables, and ends with 1 if a report differs from the simulator's ledger by a cent or more. With more nights, each
+of which changes other tickets, it also counts how many of their estimates were close, and how many within their range.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field
@@ -66,12 +68,27 @@ class Night(NamedTuple):
     billed: float
     """Dollars by the simulator's ledger."""
     estimate: float
+    likely: Sequence[float] | None
+    """The dollars between which nine nights in ten were expected."""
     right: float
     """The share of the target's labels that are right."""
 
     @property
     def off(self) -> float:
         return self.estimate / self.dollars - 1 if self.dollars else 0.0
+
+    @property
+    def is_close(self) -> bool:
+        return abs(self.off) <= CLOSE
+
+    @property
+    def is_likely(self) -> bool:
+        return self.likely is not None and self.likely[0] - 1e-6 <= self.dollars <= self.likely[1] + 1e-6
+
+    @property
+    def chance(self) -> float:
+        """Half of the likely range, as a share of the estimate."""
+        return (self.likely[1] - self.likely[0]) / 2 / self.estimate if self.likely else 0.0
 
 
 def steps(provider: str) -> Sequence[Step]:
@@ -112,17 +129,18 @@ def distinct(rows: int) -> int:
     return max(1, rows * 7 // 10)
 
 
-def change_tickets(world: World, rows: int) -> None:
+def change_tickets(world: World, rows: int, night: int) -> None:
     """Give one ticket of a hundred another text: three in ten of these a text that is answered already."""
+    changed = f"id % 100 = {(48 + night) % 100}"
     world.ask(
         f"UPDATE tickets SET text = CASE WHEN id // 100 % 10 IN (1, 4, 7) THEN (text + 1) % {distinct(rows)}"
-        f" ELSE {rows} + id END WHERE id % 100 = 50"
+        f" ELSE {rows * (night - 1)} + id END WHERE {changed}"
     )
-    world.ask("UPDATE tickets SET body = text_of(text) WHERE id % 100 = 50")
+    world.ask(f"UPDATE tickets SET body = text_of(text) WHERE {changed}")
 
 
-def measure(world: World, step: Step, rows: int) -> tuple[Night, Night]:
-    """Run both nights of a step, in a workspace that has seen no run, at a vendor that has billed nothing yet."""
+def measure(world: World, step: Step, rows: int, nights: int) -> Sequence[Night]:
+    """Run the nights of a step, in a workspace that has seen no run, at a vendor that has billed nothing yet."""
     bench = Bench(world, workspace=Workspace.open(str(world.folder / f"workspace of {step.name}")))
     world.begin()
     shares = {MODELS[world.provider_name]: CHEAP_ERRS, OTHER_MODELS[world.provider_name]: STRONG_ERRS}
@@ -138,11 +156,15 @@ def measure(world: World, step: Step, rows: int) -> tuple[Night, Night]:
         "max_cost_usd": None,
         **step.change,
     }
-    first = night(bench, bench.complete("night/label/1", **given).report, step, rows, 0.0)
-    change_tickets(world, rows)
-    world.sleep(DAY)
-    second = night(bench, bench.complete("night/label/2", **given).report, step, rows, first.billed)
-    return first, second
+    found: list[Night] = []
+    for number in range(1, nights + 1):
+        if number > 1:
+            change_tickets(world, rows, number)
+            world.sleep(DAY)
+        before = sum(one.billed for one in found)
+        report = bench.complete(f"night/label/{number}", **given).report
+        found.append(night(bench, report, step, rows, before))
+    return found
 
 
 def night(bench: Bench, report: Report, step: Step, rows: int, before: float) -> Night:
@@ -156,6 +178,7 @@ def night(bench: Bench, report: Report, step: Step, rows: int, before: float) ->
         dollars=report.spent.cost,
         billed=bench.world.billed(step.way) - before,
         estimate=report.estimate["usd"] or 0.0,
+        likely=report.estimate["usd_likely"],
         right=right / rows,
     )
 
@@ -175,19 +198,19 @@ def opened(provider: str, folder: Path) -> Iterator[World]:
         yield World(folder=folder, provider_name=provider, url=simulator.url, environ=environ)
 
 
-Found = Mapping[str, Sequence[tuple[Night, Night]]]
+Found = Mapping[str, Sequence[Sequence[Night]]]
 
 
-def run(rows: int, providers: Sequence[str]) -> Found:
+def run(rows: int, providers: Sequence[str], nights: int) -> Found:
     """Run all steps at all providers."""
-    found: dict[str, list[tuple[Night, Night]]] = {}
+    found: dict[str, list[Sequence[Night]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for provider in providers:
             with opened(provider, Path(folder) / provider) as world:
                 found[provider] = []
                 for step in steps(provider):
                     began = time.monotonic()
-                    found[provider].append(measure(world, step, rows))
+                    found[provider].append(measure(world, step, rows, nights))
                     print(f"{provider}: {step.name}: {time.monotonic() - began:,.0f} s", file=sys.stderr)
     return found
 
@@ -199,16 +222,35 @@ def tables(found: Found, rows: int) -> Iterator[str]:
         yield f"\n{provider}: {OTHER_MODELS[provider]}, and {MODELS[provider]} as the cheap model\n"
         yield (
             "| step | $ per 1,000 rows | of real time | saved by the step | right labels | estimate off"
-            " | night 2: $ per 1,000 rows | of real time | estimate off |"
+            " | night 2: $ per 1,000 rows | of real time | estimate off | by chance |"
         )
-        yield "|---|--:|--:|--:|--:|--:|--:|--:|--:|"
-        for step, (first, second) in zip(steps(provider), nights, strict=True):
+        yield "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
+        for step, (first, second, *_) in zip(steps(provider), nights, strict=True):
             each, later = (one.dollars / rows * 1000 for one in (first, second))
             yield (
                 f"| {step.name} | {each:.4f} | {first.dollars / whole:.1%} | {1 - first.dollars / before:.0%}"
-                f" | {first.right:.1%} | {first.off:+.0%} | {later:.5f} | {second.dollars / whole:.2%} | {second.off:+.1%} |"
+                f" | {first.right:.1%} | {first.off:+.0%} | {later:.5f} | {second.dollars / whole:.2%} | {second.off:+.1%}"
+                f" | ±{second.chance:.0%} |"
             )
             before = first.dollars
+
+
+def later_nights(found: Found) -> Iterator[str]:
+    """Yield the lines of a table: how close the estimates of all nights after the first were."""
+    yield "\n| provider | step | nights | off by 10 % at most | within the range | usually off by | range |"
+    yield "|---|---|--:|--:|--:|--:|--:|"
+    for provider, nights in found.items():
+        for step, (_, *later) in zip(steps(provider), nights, strict=True):
+            close, likely = sum(one.is_close for one in later), sum(one.is_likely for one in later)
+            off, chance = median(abs(one.off) for one in later), median(one.chance for one in later)
+            yield (
+                f"| {provider} | {step.name} | {len(later)} | {close} | {likely} | {off:.1%} | ±{chance:.0%} |"
+            )
+    later = [one for nights in found.values() for _, *rest in nights for one in rest]
+    close, likely = (
+        sum(kind) / len(later) for kind in ([one.is_close for one in later], [one.is_likely for one in later])
+    )
+    yield f"\n{len(later)} nights: {close:.0%} within 10 %, {likely:.0%} within the range"
 
 
 STYLE = """
@@ -268,13 +310,13 @@ def verdicts(found: Found) -> Iterator[tuple[bool, str]]:
     """Yield for each goal at each provider whether it is met, and the numbers."""
     for provider, nights in found.items():
         whole = nights[0][0].dollars
-        for number, (goal, reached) in enumerate(zip(GOALS, nights[-1], strict=True), 1):
+        for number, (goal, reached) in enumerate(zip(GOALS, nights[-1][:2], strict=True), 1):
             share = reached.dollars / whole
             yield (
                 share <= goal,
                 f"{provider}: night {number} costs {share:.2%} of real time, at most {goal:.0%} wanted",
             )
-        worst = max((abs(second.off) for _, second in nights), default=0.0)
+        worst = max((abs(second.off) for _, second, *_ in nights), default=0.0)
         yield (
             worst <= CLOSE,
             f"{provider}: estimates of second nights are off by {worst:.1%} at most, {CLOSE:.0%} allowed",
@@ -289,12 +331,13 @@ def main() -> None:
     )
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--providers", default=",".join(PROVIDERS))
+    parser.add_argument("--nights", type=int, default=2)
     parser.add_argument("--svg", type=Path, help="also draw the chart, into this file")
     chosen = parser.parse_args()
-    found = run(chosen.rows, chosen.providers.split(","))
+    found = run(chosen.rows, chosen.providers.split(","), chosen.nights)
     if chosen.svg:
         chosen.svg.write_text(chart(found, chosen.rows))
-    print(*tables(found, chosen.rows), sep="\n")
+    print(*tables(found, chosen.rows), *later_nights(found), sep="\n")
     print()
     ends = list(verdicts(found))
     for is_met, told in ends:

@@ -1,8 +1,10 @@
 """Caching is asked for where it pays: by the prices, by what earlier runs measured, by the number of requests."""
 
+from dataclasses import replace
+
 import pytest
 
-from airflow_batch_llm.core.caching import CachedRun, LastRuns, SharedPart, decide
+from airflow_batch_llm.core.caching import CachedRun, CacheTotals, LastRuns, SharedPart, decide
 from airflow_batch_llm.core.model import Caching, Usage, Way
 from airflow_batch_llm.core.price import CacheFactors, PriceList
 from airflow_batch_llm.core.settings import Request
@@ -24,7 +26,7 @@ def run(hit_rate: float, won: float) -> CachedRun:
 
 @pytest.mark.parametrize("way", [Way.BATCH, Way.NOW])
 @pytest.mark.parametrize(
-    ("model", "percent"), [("claude-haiku-4-5", 53), ("claude-sonnet-4-5", 53), ("claude-sonnet-5-5", 51)]
+    ("model", "percent"), [("claude-haiku-4-5", 53), ("claude-sonnet-4-6", 53), ("claude-sonnet-5-5", 51)]
 )
 def test_an_hour_in_the_cache_pays_above_this_share_of_hits(model: str, percent: int, way: Way) -> None:
     prices = PriceList.of("anthropic", model, at=NOW).by(way)
@@ -105,13 +107,10 @@ def test_another_word_is_refused() -> None:
 
 def test_the_first_request_of_a_small_run_is_expected_to_find_nothing() -> None:
     measured = CachedRun(hit_rate=0.6, cached_tokens=600.0, written_tokens=400.0, won=1.0)
-    four, one = measured.among(4), measured.among(1)
+    four, one = measured.among(4, Way.BATCH), measured.among(1, Way.BATCH)
     assert (four.hit_rate, four.cached_tokens, four.written_tokens) == pytest.approx((0.45, 450.0, 550.0))
     assert (one.cached_tokens, one.written_tokens) == (0.0, 1000.0)
-    assert (
-        CachedRun(hit_rate=0.6, cached_tokens=600.0, written_tokens=0.0, won=1.0).among(2).written_tokens
-        == 0.0
-    )
+    assert replace(measured, written_tokens=0.0).among(2, Way.BATCH).written_tokens == 0.0
 
 
 def test_what_the_vendor_does_unasked_is_turned_off_where_it_lost_money() -> None:
@@ -119,3 +118,19 @@ def test_what_the_vendor_does_unasked_is_turned_off_where_it_lost_money() -> Non
     assert decide(Caching.AUTO, part(least=None), FACTORS, lost).how is Caching.OFF
     assert decide(Caching.AUTO, part(requests=1), FACTORS, lost).how is Caching.OFF
     assert decide(Caching.AUTO, part(), FACTORS, lost).how is Caching.ON
+
+
+def test_a_run_of_the_same_size_is_expected_to_use_the_cache_as_it_did() -> None:
+    usage = Usage(input_tokens=20_000, cached_tokens=6 * 1000, cache_write_tokens=4 * 1000)
+    measured = CachedRun.of(CacheTotals(answers=10, hits=6, won=1.0), usage, 10, Way.BATCH)
+    same = measured.among(10, Way.BATCH)
+    assert (same.hit_rate, same.cached_tokens, same.written_tokens) == pytest.approx((0.6, 600.0, 400.0))
+    more = measured.among(1000, Way.BATCH)
+    assert more.hit_rate == pytest.approx(6 / 9, rel=0.01)
+
+
+def test_earlier_runs_count_as_a_thousand_requests_at_the_most() -> None:
+    earlier = CachedRun(hit_rate=0.6, cached_tokens=600.0, written_tokens=400.0, won=5.0, requests=7000)
+    both = replace(earlier, hit_rate=0.3, won=-1.0, requests=100).after(earlier)
+    assert both.hit_rate == pytest.approx((100 * 0.3 + 1000 * 0.6) / 1100)
+    assert (both.won, both.requests) == (-1.0, 1100)

@@ -1,6 +1,10 @@
 """What a run will cost, guessed before the first cent."""
 
+import math
+import random
+from dataclasses import replace
 from decimal import Decimal
+from statistics import mean, stdev
 from typing import Literal
 
 import orjson
@@ -9,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from airflow_batch_llm.core.estimate import RequestSize, estimate, usual_answer
+from airflow_batch_llm.core.caching import CachedRun
+from airflow_batch_llm.core.estimate import Later, Measured, RequestSize, estimate, likely, usual_answer
+from airflow_batch_llm.core.model import Way
 from airflow_batch_llm.core.output_type import Embedding, OutputType
 from airflow_batch_llm.core.price import PriceList
 
@@ -129,3 +135,75 @@ def test_low_expected_and_high_are_in_order_and_can_be_stored(
     assert 0 <= guess.low <= guess.expected <= guess.high
     stored = orjson.loads(orjson.dumps(guess.to_json()))
     assert stored["expected"] == float(guess.expected)
+
+
+def drawn_night(chance: random.Random, prompts: int) -> float:
+    """Return the dollars of a night like those of `EARLIER`, in which chance decides."""
+    dollars = 0.0
+    for number in range(prompts):
+        hit = number > 0 and chance.random() < 0.6
+        dollars += 300 * 2e-6 + 1000 * (1e-6 if hit else 2e-6) + chance.gauss(50, 20) * 8e-6
+    going = sum(chance.random() < 0.15 for _ in range(prompts))
+    requests = math.ceil(going / 10)
+    return dollars + requests * 0.004 + going * 0.0005
+
+
+EARLIER = Measured(
+    requests=10_000,
+    prompt_bytes=1200.0,
+    input_tokens=1300.0,
+    output_tokens=50.0,
+    output_variance=400.0,
+    packed=Later(
+        requests=150,
+        prompts=1500,
+        input_tokens=600_000,
+        output_tokens=75_000,
+        dollars=150 * 0.004 + 1500 * 0.0005,
+        prompt_dollars=1500 * 0.0005,
+    ),
+)
+HALF_READ = PriceList.of("openai", "m", {"m": {"input": 4, "output": 16, "cached": 2}}, at=0)
+
+
+@pytest.mark.parametrize("prompts", [5, 70])
+def test_nine_drawn_nights_in_ten_are_within_the_likely_range(prompts: int) -> None:
+    cached = CachedRun(hit_rate=0.6, cached_tokens=600.0, written_tokens=0.0, won=1.0, requests=10_000)
+    guess = estimate(
+        HALF_READ,
+        RequestSize(
+            requests=prompts,
+            prompt_bytes=1200 * prompts,
+            rows_per_request=10,
+            measured=EARLIER,
+            cached=cached.among(prompts, Way.BATCH),
+        ),
+    )
+    assert guess.expected is not None
+    assert guess.spread is not None
+    chance = random.Random(prompts)
+    nights = [drawn_night(chance, prompts) for _ in range(1500)]
+    assert float(guess.expected) == pytest.approx(mean(nights), rel=0.02)
+    assert guess.spread == pytest.approx(stdev(nights), rel=0.05)
+    low, high = likely(float(guess.expected), guess.spread)
+    assert 0.86 < mean(low <= night <= high for night in nights) < 0.98
+
+
+def test_a_small_night_weighs_little_beside_a_large_one_and_a_changed_answer_shows_after_a_few() -> None:
+    small = replace(EARLIER, requests=70, output_tokens=100.0, packed=Later())
+    both = small.after(EARLIER)
+    assert both.output_tokens == pytest.approx((70 * 100 + 1000 * 50) / 1070)
+    assert both.packed.prompts / both.prompts == pytest.approx(0.15 * 1000 / 1070)
+    assert replace(EARLIER, output_tokens=100.0).after(EARLIER).output_tokens > 95
+    assert small.after(replace(EARLIER, is_packed=True)) is small
+    assert Measured.from_json(both.to_json()) == both
+
+
+def test_what_an_earlier_release_measured_still_counts() -> None:
+    stored = {"requests": 40, "prompt_bytes": 100.0, "input_tokens": 90.0, "output_tokens": 5.0}
+    later = {"items": 1.0, "is_packed": False, "later_dollars": 0.2, "later_input_tokens": 3.0}
+    size = RequestSize(
+        requests=10, prompt_bytes=1000, measured=Measured.from_json(orjson.dumps(stored | later))
+    )
+    guess = estimate(PRICES, size)
+    assert (guess.input_tokens, guess.output_tokens, guess.spread) == (900, 50, None)

@@ -69,7 +69,7 @@ def test_an_embedding_without_a_batch_price_is_halved_and_that_is_said(model: st
     assert small.assumed is not None
 
 
-@pytest.mark.parametrize("model", ["claude-haiku-4-5", "claude-sonnet-4-5", "claude-sonnet-5"])
+@pytest.mark.parametrize("model", ["claude-haiku-4-5", "claude-sonnet-4-6", "claude-sonnet-5"])
 def test_claude_on_vertex_is_halved_although_the_list_gives_its_full_price(model: str) -> None:
     on_vertex = prices("vertex", model)
     listed = on_vertex.list_cost(usage(1000, 1000))

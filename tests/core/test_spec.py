@@ -80,7 +80,7 @@ def test_the_hashes_of_earlier_releases_are_known() -> None:
     "change",
     [
         {"provider": "openai"},
-        {"model": "claude-sonnet-4-5"},
+        {"model": "claude-sonnet-4-6"},
         {"prompt": {"template": "Subject: {{ subject }} "}},
         {"prompt": {"function": "m.f", "source": "def f(row): ..."}},
         {"prompt_params": {"day": date(2026, 1, 3), "n": 1}},
@@ -116,7 +116,7 @@ def test_the_order_of_parameters_and_keywords_does_not_change_the_hash() -> None
 
 
 def test_all_the_fields_that_have_changed_are_named_in_the_order_of_a_spec() -> None:
-    other = replace(SPEC, max_tokens=None, model="claude-sonnet-4-5", prompt={"template": "{{ body }}"})
+    other = replace(SPEC, max_tokens=None, model="claude-sonnet-4-6", prompt={"template": "{{ body }}"})
 
     assert changed_fields(SPEC, other) == ("model", "prompt", "max_tokens")
 

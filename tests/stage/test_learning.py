@@ -29,7 +29,7 @@ def test_the_second_night_is_estimated_by_the_first(name: str, request: pytest.F
     assert second.estimate_off["source"] == "earlier_run"
     for unit in ("input_tokens", "output_tokens", "usd"):
         assert abs(second.estimate_off[unit]) < 0.1, second.estimate_off
-    assert any("mean of 40 requests of an earlier run" in said for said in bench.said)
+    assert any("mean of 40 requests of earlier runs" in said for said in bench.said)
 
 
 def test_another_question_and_a_small_run_teach_nothing(openai: Bench) -> None:

@@ -374,6 +374,7 @@ class Collector:
             maybe_twice=standing.maybe_twice,
             usage=Usage.total(list(gathered.judged.usages())),
             cache=gathered.judged.cache,
+            output_squares=gathered.judged.output_squares,
             spent=_spent(gathered),
             durations=Durations(queued=self._queued(standing), running=running, landing=now - began),
         )

@@ -129,8 +129,8 @@ class Finisher:
             "strays": [stray.batch_id for stray in strays],
         }
         self._tell_of_strays(shards, report)
-        Learning(parts=self.parts).note(rounds, landed)
-        self.folder.create_report(orjson.dumps(stored))
+        if self.folder.create_report(orjson.dumps(stored)):  # once: earlier runs are added up
+            Learning(parts=self.parts).note(rounds, landed)
         self._keep_labels(report, shifted, len(mixes))
         problem = miscount(report)
         if problem and not self._is_erased(

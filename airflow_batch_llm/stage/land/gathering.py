@@ -126,6 +126,14 @@ class Judgements:
         return (bill.usage for bill in self.bills)
 
     @property
+    def output_squares(self) -> float:
+        """Return the sum of the squares of the output tokens of requests."""
+        tokens = [float(bill.usage.output_tokens) for bill in self.bills]
+        if self.packed is None:
+            return math.fsum(count * count for count in tokens)
+        return math.fsum(count * count * items for count, items in zip(tokens, self.packed, strict=True))
+
+    @property
     def cost(self) -> float:
         """Dollars for all of them, where a price is known."""
         return math.fsum(bill.cost for bill in self.bills if bill.cost is not None)

@@ -41,9 +41,9 @@ class Quote:
     route: ResolvedRoute
     way: Way
     measured: Measured | None = None
-    """An earlier run with the same spec. Default: there is none."""
+    """Earlier runs with the same spec. Default: there are none."""
     cached: CachedRun | None = None
-    """The use that it made of the vendor's cache. Default: not known, so none."""
+    """The use that they made of the vendor's cache. Default: not known, so none."""
 
     def estimate(self, prompts: Iterable[pa.BinaryArray], items: int) -> Estimate:
         """Read the prompts once, block by block; ask the provider about a few requests.
@@ -67,11 +67,12 @@ class Quote:
         size = RequestSize(
             requests=seen,
             packed=items if rows > 1 else 0,
+            rows_per_request=rows,
             prompt_bytes=total,
             largest_bytes=largest,
             sample=self._counted(sample) if self.measured is None else (),
             measured=self.measured,
-            cached=None if self.cached is None else self.cached.among(seen),
+            cached=None if self.cached is None else self.cached.among(seen, self.way),
             shared_bytes=len(self.route.template.pieces[0]) + len(self.route.call.system_prompt or ""),
             attached=attached,
             attached_assumption=self.route.attachments.assumption if self.route.attachments else "",

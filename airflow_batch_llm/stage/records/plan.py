@@ -1,6 +1,7 @@
 """The frozen plan of a run. The first planner decides it once, and every later attempt follows it."""
 
 import base64
+import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -10,6 +11,7 @@ import orjson
 import pyarrow as pa
 
 from airflow_batch_llm.core.escalation import Course, Rule
+from airflow_batch_llm.core.estimate import likely
 from airflow_batch_llm.core.model import Call, Way
 from airflow_batch_llm.core.packing import packed_call
 from airflow_batch_llm.core.printing import counted, verb
@@ -97,7 +99,11 @@ class PlannedRoute:
         wished = self.estimate.get("requests") or 0
         share = items / wished if wished else 0.0
         numbers = {name: self.estimate[name] for name in _ESTIMATED}
-        return {name: None if number is None else number * share for name, number in numbers.items()}
+        spread = self.estimate.get("spread")
+        return {
+            **{name: None if number is None else number * share for name, number in numbers.items()},
+            "variance": None if spread is None else spread * spread * share,
+        }
 
 
 #: The numbers of an estimate.
@@ -316,7 +322,13 @@ class Plan:
             return None
         return float(sum(amounts))
 
-    def forecast(self) -> dict[str, float | None]:
+    @property
+    def likely(self) -> tuple[float, float] | None:
+        """Return the dollars between which nine runs in ten are expected to end. None: no earlier run tells."""
+        expected, variance = self.dollars, self._estimated("variance")
+        return None if expected is None or variance is None else likely(expected, math.sqrt(variance))
+
+    def forecast(self) -> dict[str, Any]:
         """Return what the requests of the plan are expected to take, in numbers. Empty if nothing was estimated."""
         if all(route.estimate is None for route in self.routes):
             return {}
@@ -327,6 +339,7 @@ class Plan:
             "requests": self.requests,
             **{name: round(self._estimated(name) or 0.0) for name in ("input_tokens", "output_tokens")},
             **{name: None if amount is None else round(amount, 6) for name, amount in amounts.items()},
+            "usd_likely": None if self.likely is None else [round(amount, 6) for amount in self.likely],
         }
 
     def described(self) -> str:
@@ -336,6 +349,8 @@ class Plan:
         if not self.requests:
             return f"{rows} Nothing is sent."
         cost = "an unknown amount" if self.dollars is None else f"about ${self.dollars:,.4f}"
+        if self.likely is not None:
+            cost += f" (likely ${self.likely[0]:,.4f} to ${self.likely[1]:,.4f})"
         guessed = [text for route in self.routes for text in (route.estimate or {}).get("assumptions", ())]
         make = verb(self.rows, "makes", "make")
         requests, batches = counted(self.requests, "request"), counted(len(self.shards), "batch")
