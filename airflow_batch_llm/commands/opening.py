@@ -20,8 +20,8 @@ from airflow_batch_llm.commands.spec import (
     StageFile,
     WarehouseSection,
 )
-from airflow_batch_llm.core.examples import identity_of_examples
 from airflow_batch_llm.core.output_type import Embedding, OutputType
+from airflow_batch_llm.core.prompt import identity_of_examples
 from airflow_batch_llm.core.request import canonical, digest
 from airflow_batch_llm.core.settings import Source, Stage
 from airflow_batch_llm.core.value import plain

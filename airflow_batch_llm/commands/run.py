@@ -24,9 +24,8 @@ from airflow_batch_llm.stage.land.finishing import Finished
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.planning import Planner
 from airflow_batch_llm.stage.records.folder import RunFolder, generations, run_path
-from airflow_batch_llm.stage.records.owner import own_name
 from airflow_batch_llm.stage.records.plan import Plan
-from airflow_batch_llm.stage.run import Run
+from airflow_batch_llm.stage.run import Run, own_name
 from airflow_batch_llm.stage.tidying import private_spool
 from airflow_batch_llm.store import Workspace
 

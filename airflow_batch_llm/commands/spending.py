@@ -18,11 +18,11 @@ from airflow_batch_llm.commands.spec import LedgerFile, read_ledger_file
 from airflow_batch_llm.core.budget import BudgetState, Hold, SharedBudget, read_budgets
 from airflow_batch_llm.core.printing import counted, printable
 from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.stage.budgets import budget_books
 from airflow_batch_llm.stage.inspection import moment
 from airflow_batch_llm.stage.land.ledger import ledger_rows
 from airflow_batch_llm.stage.land.ledger import rebuild as rebuilt
 from airflow_batch_llm.stage.parts import UsageTable
-from airflow_batch_llm.stage.records.budgets import budget_books
 from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.warehouses.base import Warehouse
 from airflow_batch_llm.warehouses.registration import SpecFile

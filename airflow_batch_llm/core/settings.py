@@ -38,9 +38,9 @@ from airflow_batch_llm.core.checked import (
     seconds,
 )
 from airflow_batch_llm.core.escalation import Rule
-from airflow_batch_llm.core.examples import Example, check_examples, examples_of
 from airflow_batch_llm.core.model import Caching
 from airflow_batch_llm.core.output_type import OutputType
+from airflow_batch_llm.core.prompt import Example, check_examples, examples_of
 from airflow_batch_llm.errors import InputError
 
 RowFunction = Callable[[Mapping[str, object]], str]

@@ -111,7 +111,7 @@ class LLMEvaluateOperator(LLMTransformOperator):
     def handles(self, context: Context) -> Sequence[RunHandle]:
         """The run of the candidate, and that of the second one if there is one."""
         from airflow_batch_llm.stage.evaluating import SECOND
-        from airflow_batch_llm.stage.records.owner import own_name
+        from airflow_batch_llm.stage.run import own_name
 
         (handle,) = super().handles(context)
         if self.against is None:

@@ -10,9 +10,15 @@ from airflow.providers.common.compat.sdk import conf
 from airflow.sdk import Context
 
 from airflow_batch_llm.core.checked import Settings, names
-from airflow_batch_llm.core.examples import Example, check_examples, examples_of, identity_of_examples
 from airflow_batch_llm.core.output_type import OutputType
-from airflow_batch_llm.core.prompt import compile_prompt, identity
+from airflow_batch_llm.core.prompt import (
+    Example,
+    check_examples,
+    compile_prompt,
+    examples_of,
+    identity,
+    identity_of_examples,
+)
 from airflow_batch_llm.core.settings import (
     PACKED_ATTACHMENTS,
     Canary,
@@ -37,7 +43,7 @@ from airflow_batch_llm.hooks.llm import split_model_id
 from airflow_batch_llm.hooks.object_storage import open_path, open_workspace
 from airflow_batch_llm.operators.opening import open_parts, place_of
 from airflow_batch_llm.operators.run import GivenUp, RunOperator, run_name
-from airflow_batch_llm.warehouses.uri import table_uri, tables_of
+from airflow_batch_llm.warehouses import table_uri, tables_of
 
 if TYPE_CHECKING:
     from airflow_batch_llm.stage.run import Run
@@ -293,7 +299,7 @@ class LLMTransformOperator(RunOperator):
 
     def handles(self, context: Context) -> Sequence[RunHandle]:
         """The one run of this task, named in its folder for others to find."""
-        from airflow_batch_llm.stage.records.owner import own_name
+        from airflow_batch_llm.stage.run import own_name
 
         workspace = open_workspace(self.workspace)
         handle = self._run_handle(context, run_name(context, workspace, self._asked()))

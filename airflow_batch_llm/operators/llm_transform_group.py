@@ -23,8 +23,7 @@ from airflow_batch_llm.triggers.llm_batch import TaskKey
 
 if TYPE_CHECKING:
     from airflow_batch_llm.stage.generation import Pause
-    from airflow_batch_llm.stage.run import Run
-    from airflow_batch_llm.stage.spread import Portion, Spread
+    from airflow_batch_llm.stage.run import Portion, Run, Spread
 
 
 class PlanRunOperator(LLMTransformOperator):
@@ -47,7 +46,7 @@ class PlanRunOperator(LLMTransformOperator):
 
     def execute(self, context: Context) -> list[dict[str, int]]:
         """Read the source, price it, and freeze the plan."""
-        from airflow_batch_llm.stage.spread import Portion, Spread
+        from airflow_batch_llm.stage.run import Portion, Spread
 
         with translated_errors():
             (handle,) = self.handles(context)
@@ -94,7 +93,7 @@ class _PortionOperator(_SpreadRunOperator):
 
     def execute(self, context: Context) -> None:
         """Do what can be done for this portion now."""
-        from airflow_batch_llm.stage.spread import Portion, Spread
+        from airflow_batch_llm.stage.run import Portion, Spread
 
         self._task_key = TaskKey.of(context["ti"])
         with translated_errors():
@@ -119,7 +118,7 @@ class DriveRunOperator(_SpreadRunOperator):
     """Wait for the batches of all portions, and send what has no place yet, was turned away or was not sent at all."""
 
     def step(self, run: "Run") -> "Pause | None":
-        from airflow_batch_llm.stage.spread import Spread
+        from airflow_batch_llm.stage.run import Spread
 
         return Spread(generation=run.generation()).drive()
 

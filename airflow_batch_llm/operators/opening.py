@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from airflow_batch_llm.core.journal import Doer
     from airflow_batch_llm.stage.parts import Parts, UsageTable
     from airflow_batch_llm.warehouses.base import Warehouse
-    from airflow_batch_llm.warehouses.place import Place
+    from airflow_batch_llm.warehouses.registration import Place
 
 
 def open_target(handle: RunHandle) -> "Warehouse":

@@ -17,7 +17,7 @@ from airflow_batch_llm.core.selection import Reason
 from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.hooks.monitoring import metric_tags
 from airflow_batch_llm.store import Workspace
-from airflow_batch_llm.warehouses.uri import dataset, table_uri
+from airflow_batch_llm.warehouses import dataset, table_uri
 
 if TYPE_CHECKING:
     from airflow_batch_llm.core.evaluation_result import EvaluationResult

@@ -45,7 +45,7 @@ from airflow_batch_llm.operators.reporting import (
 )
 from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.triggers.llm_batch import LLMBatchTrigger, TaskKey, is_given_up
-from airflow_batch_llm.warehouses.uri import table_uri
+from airflow_batch_llm.warehouses import table_uri
 
 if TYPE_CHECKING:
     from airflow_batch_llm.core.journal import Doer

@@ -2,23 +2,96 @@
 
 What a run may cost is held in all of them or in none. A run holds no dollars once its report is stored: each change looks
 for the report between its read and its write, so that none can bring back what has been settled.
+
+The periods of a shared budget are numbered states in the workspace, the last of which counts:
+
+    .registers/budgets/<budget>/<period>/000000/0001.json … 0999.json  000001/0000.json …
+
+A purse decides how many requests of each route the budgets still allow, by what those so far have cost.
 """
 
-from collections.abc import Iterable, Mapping
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
+from math import fsum
 
 import orjson
 
 from airflow_batch_llm.core.budget import CEILING, HOLD_SECONDS, BudgetState, SharedBudget
+from airflow_batch_llm.core.model import Usage
+from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.core.report import Report
 from airflow_batch_llm.errors import BudgetExceeded, InputError
 from airflow_batch_llm.stage.parts import Parts
-from airflow_batch_llm.stage.records.budgets import BudgetBook
-from airflow_batch_llm.stage.records.folder import RunFolder
-from airflow_batch_llm.stage.records.plan import Plan
+from airflow_batch_llm.stage.records.folder import RunFolder, safe_name
+from airflow_batch_llm.stage.records.plan import Plan, PlannedRoute
 from airflow_batch_llm.stage.records.registers import Registers
+from airflow_batch_llm.stage.records.standings import RunMemory
+from airflow_batch_llm.store import Workspace
+
+_ROOT = ".registers/budgets"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetBook:
+    """One budget in one period."""
+
+    workspace: Workspace
+    name: str
+    period: str
+    per_folder: int = 1000
+    """States in one folder, so that a list of names stays short. Default: 1,000."""
+
+    def state(self, usd: float | None) -> BudgetState:
+        """Return the state as it is now, with this limit. None: the limit that stands in it."""
+        return self._last(usd)[1]
+
+    def change(self, usd: float | None, change: Callable[[BudgetState], BudgetState | None]) -> bool:
+        """Make the next state of the last one. False: the change is refused. Others may be faster, then it is tried again."""
+        while True:
+            number, state = self._last(usd)
+            after = change(state)
+            if after is None:
+                return False
+            if after == state:
+                return True
+            if self.workspace.create(self._path(number + 1), after.to_json(secrets.token_hex(6))):
+                return True
+
+    def _last(self, usd: float | None) -> tuple[int, BudgetState]:
+        """Return the last state and its number. A list of names may be old, so the way goes on from its end."""
+        number = self._listed()
+        data = self.workspace.read(self._path(number)) if number else None
+        while (later := self.workspace.read(self._path(number + 1))) is not None:
+            number, data = number + 1, later
+        state = BudgetState(usd=usd or 0.0) if data is None else BudgetState.from_json(data)
+        return number, state if usd is None else replace(state, usd=usd)
+
+    def _listed(self) -> int:
+        """Return the highest number that a list shows. 0: it shows none."""
+        last = max(self.workspace.folders(self._folder), default=None)
+        if last is None:
+            return 0
+        places = [int(name.partition(".")[0]) for name in self.workspace.names(f"{self._folder}/{last}")]
+        return int(last) * self.per_folder + max(places, default=0)
+
+    def _path(self, number: int) -> str:
+        folder, place = divmod(number, self.per_folder)
+        return f"{self._folder}/{folder:06d}/{place:04d}.json"
+
+    @property
+    def _folder(self) -> str:
+        return f"{_ROOT}/{safe_name(self.name)}/{self.period}"
+
+
+def budget_books(workspace: Workspace) -> Iterator[BudgetBook]:
+    """Yield every period of every budget that runs have used, the last period first."""
+    for name in sorted(workspace.folders(_ROOT)):
+        for period in sorted(workspace.folders(f"{_ROOT}/{name}"), reverse=True):
+            yield BudgetBook(workspace=workspace, name=name, period=period)
+
 
 #: Reports read at once: each takes its time in object storage.
 _READERS = 8
@@ -136,3 +209,93 @@ class Budgets:
     def _described(self, name: str) -> str:
         budget: SharedBudget | None = self.parts.budgets.get(name)
         return f"the budget {name}" if budget is None else budget.described()
+
+
+@dataclass(slots=True)
+class _Paid:
+    requests: int = 0  # items of packed requests, each for itself
+    cost: float = 0.0
+    usage: Usage = field(default_factory=Usage)
+
+    def add(self, requests: int, cost: float, usage: Usage) -> None:
+        self.requests += requests
+        self.cost += cost
+        self.usage = self.usage + usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Purse:
+    """The dollars of a run and of its routes that are spent."""
+
+    first: Plan
+    total: _Paid
+    by_route: Mapping[str, _Paid]
+
+    @classmethod
+    def of(cls, memory: RunMemory, rounds: Sequence[Plan]) -> "Purse":
+        """Return the purse after these rounds, all of whose shards have landed."""
+        total, by_route = _Paid(), {route.name: _Paid() for route in rounds[0].routes}
+        for plan in rounds:
+            landed = memory.all_landed(plan.shards)
+            for shard in plan.shards:
+                report = landed[shard.number].report
+                for paid in (total, by_route[plan.route(shard).name]):
+                    paid.add(shard.items if report.requests else 0, report.spent.cost, report.usage)
+        return cls(first=rounds[0], total=total, by_route=by_route)
+
+    def allowed(self, wanted: Mapping[str, int], shared: tuple[float, str] | None = None) -> dict[str, int]:
+        """Return how many of the wanted requests of each route are within the budgets of the run and of the route.
+
+        `shared` has the dollars that the run may cost by the budgets that it shares, and their name. None: it shares none.
+        """
+        mosts = [self.first.limits.max_cost_usd, None if shared is None else shared[0]]
+        most = min((one for one in mosts if one is not None), default=None)
+        left = None if most is None else most - self.total.cost
+        allowed = {}
+        for name, requests in wanted.items():
+            route = self.first.base(name)
+            mine = None if route.max_cost_usd is None else route.max_cost_usd - self.by_route[name].cost
+            lefts = [one for one in (left, mine) if one is not None]
+            price = self._price(route)
+            allowed[name] = requests
+            if lefts and price is None:
+                allowed[name] = 0
+            elif lefts and price:
+                allowed[name] = max(0, min(requests, int(min(lefts) / price + 1e-9)))
+            if left is not None:
+                left -= allowed[name] * (price or 0.0)
+        return allowed
+
+    def cost_with(self, allowed: Mapping[str, int]) -> float:
+        """Return what the run costs with so many more requests of each route."""
+        more = (
+            requests * (self._price(self.first.base(name)) or 0.0)
+            for name, requests in allowed.items()
+            if requests
+        )
+        return self.total.cost + fsum(more)
+
+    def told(self, name: str, shared: tuple[float, str] | None = None) -> str:
+        """Say what is spent, for a route whose requests are not all asked."""
+        route, most = self.first.base(name), self.first.limits.max_cost_usd
+        if route.max_cost_usd is not None:
+            return (
+                f"${self.by_route[name].cost:,.2f} of ${route.max_cost_usd:g} of the route {name} are spent."
+            )
+        if shared is not None and (most is None or shared[0] < most):
+            return f"${self.total.cost:,.2f} are spent, and the run has its dollars from {shared[1]} for it."
+        return f"${self.total.cost:,.2f} of ${most:g} are spent."
+
+    def _price(self, route: PlannedRoute) -> float | None:
+        """Return the dollars of one request of a route: as measured, or from the tokens of other routes."""
+        paid, first = self.by_route[route.name], self.first
+        if paid.requests:
+            return paid.cost / paid.requests
+        requests = max(1, self.total.requests)
+        mean = Usage(
+            input_tokens=round(self.total.usage.input_tokens / requests),
+            output_tokens=round(self.total.usage.output_tokens / requests),
+        )
+        prices = PriceList.of(first.vendor(route), route.call.model, first.limits.prices, at=first.planned_at)
+        cost = prices.by(route.way).cost(mean)
+        return None if cost is None else float(cost)

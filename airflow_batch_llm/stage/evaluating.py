@@ -23,8 +23,7 @@ from airflow_batch_llm.core.evaluation import (
     compare,
     key_of,
 )
-from airflow_batch_llm.core.evaluation_page import page
-from airflow_batch_llm.core.evaluation_result import EvaluationResult, Subject, judge, result_rows
+from airflow_batch_llm.core.evaluation_result import EvaluationResult, Subject, judge, page, result_rows
 from airflow_batch_llm.core.output_type import OutputType
 from airflow_batch_llm.core.printing import counted
 from airflow_batch_llm.core.prompt import compile_prompt

@@ -36,9 +36,8 @@ from airflow_batch_llm.core.report import Report
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.stage.land.finishing import summed
 from airflow_batch_llm.stage.records.folder import RunFolder
-from airflow_batch_llm.stage.records.memory import read_standings
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
-from airflow_batch_llm.stage.records.standings import ShardResult, read_rounds, read_sendable
+from airflow_batch_llm.stage.records.standings import ShardResult, read_rounds, read_sendable, read_standings
 from airflow_batch_llm.stage.send.submitting import LEASE_SECONDS
 from airflow_batch_llm.stage.send.sweeping import read_strays, uncounted
 from airflow_batch_llm.store import Workspace

@@ -34,8 +34,8 @@ from airflow_batch_llm.providers.steps import no_longer_than
 from airflow_batch_llm.stage.land.collecting import Collector
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
-from airflow_batch_llm.stage.records.memory import RunMemory, ahead, at_once
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
+from airflow_batch_llm.stage.records.standings import RunMemory, ahead, at_once
 from airflow_batch_llm.stage.send.asking import Asker
 from airflow_batch_llm.stage.send.submitting import Submitter
 from airflow_batch_llm.stage.send.sweeping import Sweeper

@@ -1,5 +1,12 @@
-"""The memory that a worker's process keeps for Arrow."""
+"""One stage from its first row to its report, over any number of attempts of one task.
 
+A run of one's own is told from one that another deployment, or another database, has under the same name: dag, task and
+run are named alike in every deployment of a Dag. A run of somebody else's is never gone on with, and its report is never
+returned: its answers are in another table. The first round may be spread over an executor's workers in portions, which
+share the run folder and may run in any order, twice, or not at all; `Run.advance` finishes whatever they left.
+"""
+
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -8,7 +15,7 @@ import pyarrow as pa
 
 from airflow_batch_llm.core.printing import counted, share, verb
 from airflow_batch_llm.core.settings import Pace, Stage
-from airflow_batch_llm.errors import BatchLLMError, InputError, TargetError
+from airflow_batch_llm.errors import BatchLLMError, InputError, TargetError, Unavailable
 from airflow_batch_llm.providers.routed import connections
 from airflow_batch_llm.stage.budgets import Budgets
 from airflow_batch_llm.stage.generation import ABANDONED_SECONDS, Generation, Pause
@@ -17,14 +24,87 @@ from airflow_batch_llm.stage.land.finishing import Finished, Finisher
 from airflow_batch_llm.stage.land.ledger import Ledger
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.planning import Planner, described
-from airflow_batch_llm.stage.records.folder import RunFolder
-from airflow_batch_llm.stage.records.owner import Owner
+from airflow_batch_llm.stage.records.folder import RunFolder, generations
 from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.stage.records.registers import Registers
+from airflow_batch_llm.stage.records.standings import read_judged
 from airflow_batch_llm.stage.send.sweeping import cancel_run, cancelled_before, sweep_loose
 from airflow_batch_llm.stage.tidying import tidy
 from airflow_batch_llm.stage.tracing import describe, span
-from airflow_batch_llm.warehouses.place import Place
+from airflow_batch_llm.store import Workspace
+from airflow_batch_llm.warehouses.registration import Place
+
+__all__ = ["Pause", "Run"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """Where a run of today would put its answers, and for whom."""
+
+    deployment: str
+    """Name of the deployment. Empty if there is only one."""
+    table: str
+    """Name of the target, as the stage has it."""
+    place: Place
+
+    def refuse_other(self, folder: RunFolder, plan: Plan) -> None:
+        """Raise `TargetError` if the plan was made for another deployment or another target.
+
+        A plan of an earlier release does not say its database. It counts as one's own if the table is named alike.
+        """
+        if plan.place is None:
+            is_own = plan.target.table == self.table
+        else:
+            is_own = (plan.deployment, plan.place) == (self.deployment, self.place)
+        if not is_own:
+            raise other_target(folder, plan, self.place, self.deployment)
+
+    def refuse_other_database(self, folder: RunFolder, plan: Plan) -> None:
+        """Raise `TargetError` if the plan is of another deployment or database. Its table may be another one."""
+        if plan.place is not None:
+            same_table = replace(self, place=replace(self.place, table=plan.place.table))
+            same_table.refuse_other(folder, plan)
+
+
+def own_name(workspace: Workspace, name: str, place: Callable[[], Place]) -> str:
+    """Return the run that is one's own: this one, or one below it if a run for another database was finished here.
+
+    If that other run is unfinished, nobody can tell whether the connection now has another name for the same database,
+    so that its rows would be paid twice: `TargetError`.
+    """
+    folder = RunFolder(workspace=workspace, run=name)
+    data = folder.read_plan()
+    if data is None or (plan := Plan.from_json(data)).place is None:
+        return name
+    try:
+        own = place()
+    except BatchLLMError:
+        return name  # the run asks the database again, so that the failure is one of the run
+    if plan.place.database == own.database:
+        return name
+    beside = f"{name}/database={hashlib.blake2b(own.database.encode(), digest_size=8).hexdigest()}"
+    is_begun = RunFolder(workspace=workspace, run=beside).read_plan() is not None
+    if is_begun or all(one.read_report() is not None for one in generations(workspace, name)):
+        return beside
+    raise other_target(folder, plan, own)
+
+
+def other_target(folder: RunFolder, plan: Plan, own: Place, deployment: str | None = None) -> TargetError:
+    """Return the error that names both targets. `deployment`: None if it does not matter."""
+    planned = plan.target.table if plan.place is None else str(plan.place)
+    asked = str(own)
+    if deployment is not None and plan.deployment != deployment:
+        planned, asked = f"{planned} {_of(plan.deployment)}", f"{asked} {_of(deployment)}"
+    return TargetError(
+        f"The run {folder.path} was planned for {planned}, and this one is for {asked}. If two deployments share the"
+        " workspace, set [batch_llm] deployment in each (on the command line --deployment), to a name of its own. If the"
+        " target or its connection has changed, change it back until the run is finished, or begin another run."
+        " Nothing was sent."
+    )
+
+
+def _of(deployment: str) -> str:
+    return f"of the deployment {deployment!r}" if deployment else "of no named deployment"
 
 
 def keep_little() -> None:
@@ -34,9 +114,6 @@ def keep_little() -> None:
     """
     if "ARROW_DEFAULT_MEMORY_POOL" not in os.environ:
         pa.set_memory_pool(pa.system_memory_pool())
-
-
-__all__ = ["Pause", "Run"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,3 +306,56 @@ class Run:
             f" {verb(len(cancelled.now), 'is', 'are')} cancelled now. {done} had been processed, as far as the provider"
             " says. What was answered lands with the next run."
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Portion:
+    """Shards that one worker takes, by their first and last number, and its share of the places at the provider."""
+
+    first: int
+    last: int
+    places: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """The first round of a generation, by its shards' numbers. Later rounds are small and belong to the finish.
+
+    The canary is in no portion: it is asked when the run is planned, or driven. No portion sends anything before its verdict.
+    """
+
+    generation: Generation
+
+    def portions(self, most: int) -> list[Portion]:
+        """Split the shards into at most `limit` portions of similar size. Returns none if nothing is sent."""
+        plan = read_judged(self.generation.folder, self.generation.first)
+        numbers = [shard.number for shard in plan.shards if shard not in plan.canary]
+        places = self.generation.pace.max_active_batches
+        count = min(most, places, len(numbers))
+        ends = [len(numbers) * (i + 1) // count for i in range(count)]
+        return [
+            Portion(
+                first=numbers[start],
+                last=numbers[end - 1],
+                places=places * (i + 1) // count - places * i // count,
+            )
+            for i, (start, end) in enumerate(zip([0, *ends], ends, strict=False))
+        ]
+
+    def submit(self, portion: Portion) -> None:
+        """Send the first of these shards, as many as there are places for them."""
+        replace(self._part(portion), places=portion.places).drive()
+
+    def drive(self) -> Pause | None:
+        """Send further shards as places become free. None: all batches have ended."""
+        return self.generation.drive()
+
+    def collect(self, portion: Portion) -> None:
+        """Stage these shards. Raises `Unavailable` if batches of theirs are still running, or had to be sent again."""
+        if (pause := self._part(portion).collect()) is not None:
+            raise Unavailable(f"Not all shards of this portion can be staged yet: {pause.waiting}.")
+
+    def _part(self, portion: Portion) -> Generation:
+        first = self.generation.sendable()
+        shards = tuple(shard for shard in first.shards if portion.first <= shard.number <= portion.last)
+        return replace(self.generation, first=replace(first, shards=shards))

@@ -7,8 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from airflow_batch_llm.core.answer import Answer
-from airflow_batch_llm.core.human_answer import HumanAnswerParser
+from airflow_batch_llm.core.answer import Answer, HumanAnswerParser
 from airflow_batch_llm.core.output_type import OutputType
 from airflow_batch_llm.core.settings import Exhausted, Guards, Only, Source
 from airflow_batch_llm.errors import TargetError
@@ -33,7 +32,7 @@ from airflow_batch_llm.warehouses.base import (
     WritesRecords,
     answer_schema,
 )
-from airflow_batch_llm.warehouses.usage import USAGE_COLUMNS, USAGE_KEY
+from airflow_batch_llm.warehouses.records import USAGE_COLUMNS, USAGE_KEY
 
 REVIEW = "labels__review"
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from airflow_batch_llm.core.model import ColumnType
 from airflow_batch_llm.core.output_type import Column
 from airflow_batch_llm.core.settings import SchemaChange, Source, WriteMode
-from airflow_batch_llm.warehouses.place import Place
+from airflow_batch_llm.warehouses.registration import Place
 
 
 def _arrow_type(type_: ColumnType) -> pa.DataType:

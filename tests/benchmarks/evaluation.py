@@ -16,8 +16,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from airflow_batch_llm.core.confidence import Pairs
-from airflow_batch_llm.core.evaluation import Evaluation, Expected
+from airflow_batch_llm.core.evaluation import Evaluation, Expected, Pairs
 from airflow_batch_llm.core.evaluation_result import EvaluationResult
 from airflow_batch_llm.core.output_type import OutputType
 from airflow_batch_llm.core.settings import Source

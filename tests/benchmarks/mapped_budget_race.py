@@ -22,7 +22,7 @@ import duckdb
 from airflow_batch_llm.demo.command import connections
 from airflow_batch_llm.demo.local_airflow import AirflowApi, LocalAirflow, Setup
 from airflow_batch_llm.simulator.handle import Simulator
-from airflow_batch_llm.stage.records.budgets import budget_books
+from airflow_batch_llm.stage.budgets import budget_books
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.store import Workspace
 from tests.benchmarks.budget_race import BUDGETS, PRICES, ROWS, budgets, shown, start, write_spec

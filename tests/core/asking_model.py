@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from airflow_batch_llm.core.asking import LEASE_SECONDS, Turn, taking
 from airflow_batch_llm.core.journal import (
     CLOCK_SKEW_SECONDS,
     Ask,
@@ -21,6 +20,7 @@ from airflow_batch_llm.core.journal import (
     stand,
 )
 from airflow_batch_llm.core.model import Way
+from airflow_batch_llm.core.realtime import LEASE_SECONDS, Turn, taking
 
 #: A lease runs out with one tick, and may be taken over with two.
 TICK = (LEASE_SECONDS + CLOCK_SKEW_SECONDS) / 2

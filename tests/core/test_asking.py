@@ -2,7 +2,7 @@
 
 import pytest
 
-from airflow_batch_llm.core.asking import Turn
+from airflow_batch_llm.core.realtime import Turn
 from tests.core import asking_model
 from tests.core.asking_model import Rules, Worker, explore, faults
 from tests.core.explore import ASKING_SMALL, visit_asking

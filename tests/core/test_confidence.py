@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_batch_llm.core.confidence import Pairs, rows_for_share, wilson
+from airflow_batch_llm.core.evaluation import Pairs, rows_for_share, wilson
 
 CONFIDENCE = 0.95
 

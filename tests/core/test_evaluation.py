@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from airflow_batch_llm.core.confidence import Pairs
 from airflow_batch_llm.core.evaluation import (
     ColumnResult,
     Comparison,
@@ -13,12 +12,12 @@ from airflow_batch_llm.core.evaluation import (
     Expected,
     Golden,
     Measure,
+    Pairs,
     Side,
     compare,
     key_of,
 )
-from airflow_batch_llm.core.evaluation_page import page
-from airflow_batch_llm.core.evaluation_result import EvaluationResult, GateRuling, Subject, judge
+from airflow_batch_llm.core.evaluation_result import EvaluationResult, GateRuling, Subject, judge, page
 from airflow_batch_llm.core.model import ColumnType
 from airflow_batch_llm.core.output_type import Column
 from airflow_batch_llm.errors import InputError
@@ -97,7 +96,7 @@ def test_rows_are_counted_and_the_worst_keys_shown_first() -> None:
 
 def result(evaluation: Evaluation, rows: int, right: int, lost: int = 0, gained: int = 0) -> EvaluationResult:
     """Judge one column, whose interval is that of the rows."""
-    from airflow_batch_llm.core.confidence import wilson
+    from airflow_batch_llm.core.evaluation import wilson
 
     low, high = wilson(right, rows, evaluation.confidence)
     column = ColumnResult(

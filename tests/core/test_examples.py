@@ -8,9 +8,8 @@ import orjson
 import pytest
 from pydantic import BaseModel
 
-from airflow_batch_llm.core.examples import examples_of, identity_of_examples, with_examples
 from airflow_batch_llm.core.output_type import Embedding, OutputType
-from airflow_batch_llm.core.prompt import compile_prompt
+from airflow_batch_llm.core.prompt import compile_prompt, examples_of, identity_of_examples, with_examples
 from airflow_batch_llm.core.settings import Source, Stage
 from airflow_batch_llm.errors import InputError
 

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from airflow_batch_llm.core.answer import Answer, AnswerFault, Invalid
-from airflow_batch_llm.core.human_answer import HumanAnswerParser
+from airflow_batch_llm.core.answer import Answer, AnswerFault, HumanAnswerParser, Invalid
 from airflow_batch_llm.core.output_type import Embedding, Naming, OutputType
 
 

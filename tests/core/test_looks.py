@@ -3,8 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_batch_llm.core.journal import Doer, Entry, RecordKind
-from airflow_batch_llm.core.looks import Looked, SeenShard, below, cover, find_last
+from airflow_batch_llm.core.journal import Doer, Entry, Looked, RecordKind, SeenShard, below, cover, find_last
 
 _NUMBERS = st.frozensets(st.integers(1, 60), max_size=12)
 

@@ -7,7 +7,7 @@ from collections import Counter, deque
 import pytest
 
 from airflow_batch_llm.core.model import RateLimit
-from airflow_batch_llm.core.throttle import FIRST, Throttle
+from airflow_batch_llm.core.realtime import FIRST, Throttle
 
 
 def test_it_begins_low_grows_with_each_answer_and_never_above_the_limit() -> None:

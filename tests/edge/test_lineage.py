@@ -15,7 +15,7 @@ from jsonschema import validate
 from airflow_batch_llm.operators import reporting as lineage
 from airflow_batch_llm.operators.llm_batch import CollectLLMBatchOperator, SubmitLLMBatchOperator
 from airflow_batch_llm.operators.reporting import Lineage, to_openlineage
-from airflow_batch_llm.warehouses.uri import table_uri, tables_of
+from airflow_batch_llm.warehouses import table_uri, tables_of
 from tests.edge.conftest import TICKETS, World
 from tests.edge.dag_runs import states, xcom
 from tests.edge.tasks import arguments, transform

@@ -18,9 +18,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from airflow_batch_llm.core.asking import LEASE_SECONDS
 from airflow_batch_llm.core.journal import CLOCK_SKEW_SECONDS
 from airflow_batch_llm.core.model import Outcome
+from airflow_batch_llm.core.realtime import LEASE_SECONDS
 from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.stage.send.asking import SEGMENT_ANSWERS
 from tests.stage.processes import Job, Started

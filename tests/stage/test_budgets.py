@@ -13,8 +13,7 @@ from airflow_batch_llm.cli import app
 from airflow_batch_llm.core.budget import CEILING, HOLD_SECONDS, Per, SharedBudget
 from airflow_batch_llm.core.settings import OverBudget
 from airflow_batch_llm.errors import BudgetExceeded, CanaryFailed, InputError
-from airflow_batch_llm.stage.budgets import Budgets
-from airflow_batch_llm.stage.records.budgets import BudgetBook
+from airflow_batch_llm.stage.budgets import BudgetBook, Budgets
 from airflow_batch_llm.stage.records.folder import RunFolder
 from tests.stage.test_month import PRICES, _DiesAt, _Killed
 from tests.stage.world import Bench

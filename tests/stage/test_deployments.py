@@ -10,12 +10,11 @@ import pytest
 
 from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.stage.records.folder import RunFolder, run_path
-from airflow_batch_llm.stage.records.owner import own_name
 from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.stage.records.registers import Registers
-from airflow_batch_llm.stage.run import Run
+from airflow_batch_llm.stage.run import Run, own_name
 from airflow_batch_llm.warehouses.duckdb.warehouse import DuckDBWarehouse
-from airflow_batch_llm.warehouses.place import Place
+from airflow_batch_llm.warehouses.registration import Place
 from tests.stage.test_planners import Interrupted
 from tests.stage.world import Bench, let_go
 

@@ -12,8 +12,8 @@ from airflow_batch_llm.core.journal import Entry, RecordKind
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.stage.land.finishing import Finished
 from airflow_batch_llm.stage.records.folder import RunFolder
-from airflow_batch_llm.stage.records.memory import RunMemory, read_standings
 from airflow_batch_llm.stage.records.plan import Plan
+from airflow_batch_llm.stage.records.standings import RunMemory, read_standings
 from airflow_batch_llm.store import Workspace
 from tests.benchmarks.store_operations import count, counted_bench
 from tests.stage.world import Bench, let_go

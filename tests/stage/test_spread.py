@@ -11,8 +11,7 @@ from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.settings import Escalation, Route
 from airflow_batch_llm.errors import Unavailable
 from airflow_batch_llm.stage.land.finishing import Finished
-from airflow_batch_llm.stage.run import Pause, Run
-from airflow_batch_llm.stage.spread import Portion, Spread
+from airflow_batch_llm.stage.run import Pause, Portion, Run, Spread
 from tests.stage.kill_matrix import points
 from tests.stage.kills import Kill
 from tests.stage.processes import Ended, Job

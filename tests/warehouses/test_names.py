@@ -9,7 +9,7 @@ from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.warehouses import find_dialect
 from airflow_batch_llm.warehouses.bigquery.connection import BigQuerySettings, table_name
 from airflow_batch_llm.warehouses.bigquery.warehouse import BigQueryWarehouse
-from airflow_batch_llm.warehouses.place import Place
+from airflow_batch_llm.warehouses.registration import Place
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ from airflow_batch_llm.errors import (
 from airflow_batch_llm.testing.staged_rows import definition, labels, land, part, rows_of, stage
 from airflow_batch_llm.testing.warehouses import WarehouseContract
 from airflow_batch_llm.warehouses import find_dialect
-from airflow_batch_llm.warehouses.place import Place
 from airflow_batch_llm.warehouses.postgres.warehouse import PostgresWarehouse
+from airflow_batch_llm.warehouses.registration import Place
 
 #: Expressions of the integer n, by the type that they have.
 KEY_TYPES = {

@@ -9,7 +9,7 @@ from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from starlette.exceptions import HTTPException as Refused
 
-from airflow_batch_llm.core.evaluation_page import page as evaluation_page
+from airflow_batch_llm.core.evaluation_result import page as evaluation_page
 from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.plugins.page.access import MayReadTasks, Sight, SomeUser, may_see_commands
 from airflow_batch_llm.plugins.page.reading import Reader

@@ -18,10 +18,10 @@ from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.hooks.arguments import deployment
 from airflow_batch_llm.hooks.object_storage import open_workspace
 from airflow_batch_llm.hooks.warehouse import warehouse
+from airflow_batch_llm.stage.budgets import budget_books
 from airflow_batch_llm.stage.evaluating import SECOND, read_evaluation
 from airflow_batch_llm.stage.inspection import Inspected, inspect
 from airflow_batch_llm.stage.land.ledger import ledger_rows
-from airflow_batch_llm.stage.records.budgets import budget_books
 from airflow_batch_llm.stage.records.folder import (
     RunFolder,
     generations,

@@ -18,13 +18,11 @@ from airflow_batch_llm.core.request import LineTemplate, custom_id
 from airflow_batch_llm.providers import connect
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.lines import joined_lines, parse_line, split_lines
-from airflow_batch_llm.stage.erase.person import ERASED, Person
-from airflow_batch_llm.stage.erase.shard import Found, ShardFiles
+from airflow_batch_llm.stage.erase.person import ERASED, Found, Person, ShardFiles
 from airflow_batch_llm.stage.evaluating import read_evaluation, write_page
 from airflow_batch_llm.stage.records.folder import RunFolder, run_folders
-from airflow_batch_llm.stage.records.memory import read_standings
 from airflow_batch_llm.stage.records.plan import Plan
-from airflow_batch_llm.stage.records.standings import ShardResult, read_plans
+from airflow_batch_llm.stage.records.standings import ShardResult, read_plans, read_standings
 from airflow_batch_llm.store import Workspace
 
 _ANY_CUSTOM_ID = re.compile(rb'"r[0-9a-f]{11,}-[0-9]{4,}-[0-9]{6,}"')

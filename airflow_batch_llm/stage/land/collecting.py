@@ -21,8 +21,7 @@ from airflow_batch_llm.core.escalation import Course, batches_until
 from airflow_batch_llm.core.journal import Entry, RecordKind, Standing, Wait
 from airflow_batch_llm.core.model import BatchStatus, Outcome, Usage
 from airflow_batch_llm.core.output_type import OutputType
-from airflow_batch_llm.core.packing import Layout
-from airflow_batch_llm.core.pilot import Sample, sampled
+from airflow_batch_llm.core.packing import Layout, Sample, sampled
 from airflow_batch_llm.core.printing import counted, share
 from airflow_batch_llm.core.report import Durations, Report, RouteTotals, Spent
 from airflow_batch_llm.errors import BatchLLMError, ResultsGone, StoreError, Unavailable
@@ -38,12 +37,10 @@ from airflow_batch_llm.stage.land.landing import (
     unsendable_failures,
 )
 from airflow_batch_llm.stage.parts import Parts
-from airflow_batch_llm.stage.plan.shard_files import read_layout
+from airflow_batch_llm.stage.plan.shard_files import fetch_keys, fetch_unsendable, read_layout
 from airflow_batch_llm.stage.records.folder import RunFolder
-from airflow_batch_llm.stage.records.memory import RunMemory, ahead
-from airflow_batch_llm.stage.records.payloads import fetch_keys, fetch_unsendable
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
-from airflow_batch_llm.stage.records.standings import ShardResult
+from airflow_batch_llm.stage.records.standings import RunMemory, ShardResult, ahead
 from airflow_batch_llm.warehouses.base import Part
 
 

@@ -17,9 +17,9 @@ from airflow_batch_llm.errors import WarehouseError
 from airflow_batch_llm.stage.land.landing import Bookkeeping, no_rows, parquet_reader
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.carried import restored
+from airflow_batch_llm.stage.plan.shard_files import fetch_unsendable
 from airflow_batch_llm.stage.plan.spool import INPUT_HASH, REUSED_SPEC
 from airflow_batch_llm.stage.records.folder import RunFolder
-from airflow_batch_llm.stage.records.payloads import fetch_unsendable
 from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.warehouses.arrow import bool_array, float64_array, int64_array
 from airflow_batch_llm.warehouses.base import CopiesAnswers, Part

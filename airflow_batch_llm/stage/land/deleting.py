@@ -12,10 +12,9 @@ from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.providers.base import DeletesBatches
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
-from airflow_batch_llm.stage.records.memory import read_standings
 from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.stage.records.registers import Registers
-from airflow_batch_llm.stage.records.standings import read_rounds
+from airflow_batch_llm.stage.records.standings import read_rounds, read_standings
 from airflow_batch_llm.stage.send.sweeping import uncounted
 
 

@@ -19,7 +19,7 @@ from airflow_batch_llm.core.drift import Shift, add_mixes, shifts, told
 from airflow_batch_llm.core.journal import Standing, stand
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.output_type import OutputType
-from airflow_batch_llm.core.pilot import compared_columns, judge_pilot
+from airflow_batch_llm.core.packing import compared_columns, judge_pilot
 from airflow_batch_llm.core.printing import counted, share, verb
 from airflow_batch_llm.core.report import Provenance, Report, Verdict, gate, miscount
 from airflow_batch_llm.core.selection import Reason
@@ -41,11 +41,10 @@ from airflow_batch_llm.stage.land.ledger import Ledger
 from airflow_batch_llm.stage.learning import Learning, compared
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
-from airflow_batch_llm.stage.records.memory import RunMemory
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.records.registers import LabelHistory, Registers
 from airflow_batch_llm.stage.records.run_index import RunIndex
-from airflow_batch_llm.stage.records.standings import ShardResult, read_rounds
+from airflow_batch_llm.stage.records.standings import RunMemory, ShardResult, read_rounds
 from airflow_batch_llm.stage.round import Round
 from airflow_batch_llm.stage.send.sweeping import is_loose, read_strays, reported, sweep_ended
 from airflow_batch_llm.warehouses.reviews import prepare_tables

@@ -21,10 +21,9 @@ from airflow_batch_llm.core.selection import after_failure
 from airflow_batch_llm.providers.lines import split_lines
 from airflow_batch_llm.providers.routed import by_route
 from airflow_batch_llm.stage.parts import Parts
-from airflow_batch_llm.stage.plan.shard_files import ShardWriter
+from airflow_batch_llm.stage.plan.shard_files import ShardWriter, fetch_keys, fetch_requests
 from airflow_batch_llm.stage.plan.spool import ATTEMPTS, REQUEST
 from airflow_batch_llm.stage.records.folder import RunFolder
-from airflow_batch_llm.stage.records.payloads import fetch_keys, fetch_requests
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard, new_run_token
 from airflow_batch_llm.stage.records.standings import Again, ShardResult
 from airflow_batch_llm.warehouses.arrow import binary_array, int64_array

@@ -17,8 +17,7 @@ import pyarrow as pa
 
 from airflow_batch_llm.core.estimate import Estimate
 from airflow_batch_llm.core.model import Caching, Way
-from airflow_batch_llm.core.packing import longest_packed
-from airflow_batch_llm.core.pilot import LEAST_ROWS, PILOT_ROWS
+from airflow_batch_llm.core.packing import LEAST_ROWS, PILOT_ROWS, longest_packed
 from airflow_batch_llm.core.printing import counted, verb
 from airflow_batch_llm.core.request import ShardBounds
 from airflow_batch_llm.core.selection import Reason
@@ -52,7 +51,7 @@ from airflow_batch_llm.stage.records.plan import Plan, PlannedRoute, PlannedShar
 from airflow_batch_llm.stage.records.registers import Registers
 from airflow_batch_llm.stage.records.standings import read_judged, read_rounds
 from airflow_batch_llm.warehouses.base import RequiresValues, SharesFile, Target, Warehouse
-from airflow_batch_llm.warehouses.place import Place
+from airflow_batch_llm.warehouses.registration import Place
 
 #: Where shards may be left out after a canary, a route has at least so many, if that leaves them these requests: so little of
 #: the budget stays unused.

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from airflow_batch_llm.core.pilot import PilotVerdict, compared_columns
+from airflow_batch_llm.core.packing import PilotVerdict, compared_columns
 from airflow_batch_llm.core.settings import Stage
 from airflow_batch_llm.providers.routed import by_route
 from airflow_batch_llm.stage.parts import Parts

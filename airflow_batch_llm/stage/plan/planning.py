@@ -14,13 +14,18 @@ from tempfile import TemporaryDirectory
 import pyarrow as pa
 
 from airflow_batch_llm.core.attachment import AttachmentRules
-from airflow_batch_llm.core.examples import identity_of_examples, with_examples
 from airflow_batch_llm.core.model import Call, ColumnType
 from airflow_batch_llm.core.output_type import AnswerKind, Naming, OutputType
 from airflow_batch_llm.core.packing import packed_call
 from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.core.printing import verb
-from airflow_batch_llm.core.prompt import Prompt, compile_prompt, identity
+from airflow_batch_llm.core.prompt import (
+    Prompt,
+    compile_prompt,
+    identity,
+    identity_of_examples,
+    with_examples,
+)
 from airflow_batch_llm.core.request import canonical
 from airflow_batch_llm.core.settings import OWN_ROUTE, RowFunction, Stage, StageWay
 from airflow_batch_llm.core.spec import Spec, changed_fields, spec_hash

@@ -15,8 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from airflow_batch_llm.core.answer import Answer, Invalid, storable
-from airflow_batch_llm.core.human_answer import HumanAnswerParser
+from airflow_batch_llm.core.answer import Answer, HumanAnswerParser, Invalid, storable
 from airflow_batch_llm.core.output_type import OutputType
 from airflow_batch_llm.core.printing import counted, verb
 from airflow_batch_llm.stage.land.landing import no_rows, sample_keys

@@ -1,8 +1,12 @@
-"""Writing a shard's two files: the lines that are sent, and the rows that each line answers."""
+"""Writing a shard's two files: the lines that are sent, and the rows that each line answers.
+
+A file that a worker fetches and that is not the planned one is refused.
+"""
 
 import hashlib
+import secrets
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
 from operator import itemgetter
@@ -21,9 +25,10 @@ from airflow_batch_llm.core.request import (
     ShardBounds,
     shard_token,
 )
+from airflow_batch_llm.errors import StoreError
 from airflow_batch_llm.stage.plan.spool import REQUEST, SortedReader
 from airflow_batch_llm.stage.records.folder import RunFolder
-from airflow_batch_llm.stage.records.plan import PlannedShard
+from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 from airflow_batch_llm.warehouses.arrow import binary_array, int64_array, int64_scalar
 
 #: The entry in the metadata of a keys file that holds the number of items of each packed request, one byte each.
@@ -204,3 +209,37 @@ class _Lines:
         self.count += len(prompts)
         self.size += len(block)
         return block
+
+
+def fetch_requests(folder: RunFolder, plan: Plan, shard: PlannedShard, path: Path) -> None:
+    """Bring the request lines of a shard here."""
+    _fetch(path, folder, (plan.nonce, shard.number, shard.requests_sha256), folder.get_requests)
+
+
+def fetch_keys(folder: RunFolder, plan: Plan, shard: PlannedShard, path: Path) -> None:
+    """Bring the rows of a shard here."""
+    _fetch(path, folder, (plan.nonce, shard.number, shard.keys_sha256), folder.get_keys)
+
+
+def fetch_unsendable(folder: RunFolder, plan: Plan, path: Path) -> None:
+    """Bring the rows here that could not be sent: the keys of shard 0."""
+    _fetch(path, folder, (plan.nonce, 0, plan.unsendable_sha256), folder.get_keys)
+
+
+def _fetch(
+    path: Path, folder: RunFolder, file: tuple[str, int, str], get: Callable[[str, int, Path], bool]
+) -> None:
+    nonce, number, sha256 = file
+    arriving = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    if not get(nonce, number, arriving):
+        raise StoreError(
+            f"{path.name} is gone from the run folder. Clear the task to plan again. Nothing was sent twice."
+        )
+    with arriving.open("rb") as content:
+        actual = hashlib.file_digest(content, "sha256").hexdigest()
+    if actual != sha256 and actual not in folder.erased_hashes(nonce, number):
+        arriving.unlink()
+        raise StoreError(
+            f"{path.name} in the run folder is not the file that was planned. Restore it, or clear the task."
+        )
+    arriving.replace(path)

@@ -19,7 +19,7 @@ from airflow_batch_llm.core.request import shard_token
 from airflow_batch_llm.core.selection import SENT, Reason
 from airflow_batch_llm.core.settings import OWN_ROUTE, Canary, SchemaChange, Stage, WriteMode
 from airflow_batch_llm.warehouses.base import Target
-from airflow_batch_llm.warehouses.place import Place
+from airflow_batch_llm.warehouses.registration import Place
 
 #: The names of shards that are asked in real time begin with this, among the ids of batches.
 ASKING = "now-"

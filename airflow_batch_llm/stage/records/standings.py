@@ -1,18 +1,32 @@
-"""Read what a run folder says of its rounds, and what each landed shard tells the run."""
+"""Read what a run folder says of its rounds, and what each landed shard tells the run.
 
-from collections.abc import Iterator, Mapping, Sequence
+A worker remembers the journals and results of a run's shards, each read once, with its own records added. A journal that
+was known a moment ago can be longer by now, but never another one. So a decision on what is known is one that was made a
+moment earlier; whatever it leads to is a record at the next number, which meets those of others.
+"""
+
+import math
+import secrets
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from itertools import islice
+from typing import NamedTuple, TypeVar
 
 import orjson
 
 from airflow_batch_llm.core.canary import CanaryVerdict
+from airflow_batch_llm.core.journal import Entry, Looked, SeenShard, Standing, below, cover, find_last, stand
 from airflow_batch_llm.core.model import Outcome
-from airflow_batch_llm.core.pilot import Sample
+from airflow_batch_llm.core.packing import Sample
 from airflow_batch_llm.core.report import Report
 from airflow_batch_llm.stage.records.folder import RunFolder
-from airflow_batch_llm.stage.records.plan import Plan
+from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 
 
 def read_rounds(folder: RunFolder) -> Iterator[Plan]:
@@ -140,3 +154,239 @@ def read_landed(folder: RunFolder, number: int) -> ShardResult:
     data = folder.read_landed(number)
     assert data is not None, "it is written before the journal says that the shard is staged"
     return ShardResult.from_json(data)
+
+
+#: Records read or written at once: each takes its time in object storage.
+_AT_ONCE = 16
+
+#: A record of looks that would be larger says nothing of journals: they are read then.
+_LARGEST_LOOK = 8 << 20
+
+
+_Item = TypeVar("_Item")
+_Done = TypeVar("_Done")
+
+
+def at_once(do: Callable[[_Item], _Done], items: Sequence[_Item]) -> list[_Done]:
+    """Do this for all items, several at a time. Returns what came of each, in their order."""
+    with closing(ahead(do, items, _AT_ONCE)) as done:
+        return list(done)
+
+
+def ahead(do: Callable[[_Item], _Done], items: Sequence[_Item], most: int) -> Generator[_Done, None, None]:
+    """Yield what comes of each item, in their order, while the next ones are being worked on, at most so many at a time.
+
+    After an error, or when the caller closes the generator, no further item is begun.
+    """
+    if len(items) < 2:
+        yield from map(do, items)
+        return
+    left, running = iter(items), deque[Future[_Done]]()
+    pool = ThreadPoolExecutor(max_workers=most)
+    try:
+        for item in islice(left, most):
+            running.append(pool.submit(copy_context().run, do, item))
+        while running:
+            done = running.popleft().result()
+            for item in islice(left, 1):
+                running.append(pool.submit(copy_context().run, do, item))
+            yield done
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@dataclass(slots=True, kw_only=True)
+class RunMemory:
+    """One generation of a run, as one worker knows it."""
+
+    folder: RunFolder
+    lists_shards: bool
+    """Shards are listed before their journals begin. An earlier release has not done so."""
+    _records: dict[int, Looked] = field(default_factory=dict)  # of looks, those that cover all
+    _last: int = 0  # the number of the last of them
+    _seen: Looked = field(default_factory=Looked)
+    _entries: dict[int, tuple[Entry, ...]] = field(default_factory=dict)
+    _standings: dict[int, Standing] = field(default_factory=dict)
+    _landed: dict[int, ShardResult] = field(default_factory=dict)
+    _news: set[int] = field(default_factory=set)  # shards of which no record of looks says what is known
+    _adding: threading.Lock = field(default_factory=threading.Lock)  # shards may be worked on side by side
+
+    @classmethod
+    def of(cls, folder: RunFolder, plan: Plan) -> "RunMemory":
+        """Read what earlier looks have left."""
+        memory = cls(folder=folder, lists_shards=plan.lists_shards)
+        if plan.lists_shards:
+            memory._read_looks()
+        return memory
+
+    def _read_looks(self) -> None:
+        found: dict[int, Looked] = {}
+
+        def exists(number: int) -> bool:
+            if number not in found and (data := self.folder.read_look(number)) is not None:
+                found[number] = Looked.from_json(data)
+            return number in found
+
+        self._last = find_last(exists)
+        for number in reversed(cover(self._last)):
+            assert exists(number), "no number is left out"
+            self._records[number] = found[number]
+            self._seen = self._seen.merged(found[number])
+
+    # Journals.
+
+    def standings(self, plan: Plan) -> list[tuple[PlannedShard, Standing]]:
+        """Every shard of a round, and where it stands as far as this worker knows."""
+        unread = [shard.number for shard in plan.shards if not self._is_known(shard.number)]
+        at_once(self.read, unread)
+        return [(shard, self.standing(shard.number)) for shard in plan.shards]
+
+    def fresh_standings(self, plan: Plan) -> list[tuple[PlannedShard, Standing]]:
+        """Every shard of a round, and where its journal says now that it stands."""
+        at_once(self.read, [shard.number for shard in plan.shards if not self._is_settled(shard.number)])
+        return [(shard, self.standing(shard.number)) for shard in plan.shards]
+
+    def entries(self, number: int) -> tuple[Entry, ...]:
+        """The records of a journal as far as this worker knows. It is read if it never was."""
+        if number in self._entries:
+            return self._entries[number]
+        if self.lists_shards and number not in self._seen.begun:
+            return ()
+        if self._is_known(number):
+            return self._seen.shards[number].entries
+        return self.read(number)
+
+    def read(self, number: int) -> tuple[Entry, ...]:
+        """Read a journal to its end: only what may be new is read."""
+        known = self._entries.get(number)
+        if known is None:
+            known = self._seen.shards[number].entries if number in self._seen.shards else ()
+        later = self.folder.journal(number, after=len(known))
+        return self._learn(number, (*known, *later))
+
+    def _learn(self, number: int, entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
+        seen = self._seen.shards.get(number)
+        if seen is None or len(entries) > len(seen.entries):
+            self._news.add(number)
+        self._entries[number] = entries
+        self._standings.pop(number, None)
+        return entries
+
+    def standing(self, number: int) -> Standing:
+        """Tell where a shard stands, as far as this worker knows."""
+        if number not in self._standings:
+            self._standings[number] = stand(self.entries(number))
+        return self._standings[number]
+
+    def _is_known(self, number: int) -> bool:
+        if number in self._entries or (self.lists_shards and number not in self._seen.begun):
+            return True
+        return number in self._seen.shards and number not in self._seen.reopened
+
+    def _is_settled(self, number: int) -> bool:
+        """Return whether nothing can stand in the journal that is not known."""
+        if not self.lists_shards or number in self._seen.reopened:
+            return False
+        if number not in self._seen.begun:
+            return True
+        return number in self._seen.shards and self._seen.shards[number].is_staged
+
+    def append(self, number: int, at: int, entry: Entry) -> bool:
+        """Create the record at this place. False: another record is there, and the journal is read again."""
+        self.begin([number])
+        known = self.entries(number)
+        if self.standing(number).staged is not None:
+            self._reopen(number)
+        created = self.folder.append(number, at, entry)
+        if created and len(known) == at - 1:
+            self._learn(number, (*known, entry))
+        else:
+            self.read(number)
+        return created
+
+    def begin(self, numbers: Iterable[int]) -> None:
+        """List these shards, before the first record of their journals."""
+        with self._adding:
+            new = frozenset(numbers) - self._seen.begun
+            if self.lists_shards and new:
+                self._add(Looked(begun=new))
+                for number in new:
+                    self._entries.setdefault(number, ())
+
+    def _reopen(self, number: int) -> None:
+        with self._adding:
+            if self.lists_shards and number not in self._seen.reopened:
+                self._add(Looked(reopened=frozenset({number})))
+
+    # Records of looks.
+
+    def leave(self) -> None:
+        """Leave what is known to the next worker."""
+        if self.lists_shards and self._news:
+            # The words of a vendor stay in the journal, from which they can be erased.
+            told = {
+                number: SeenShard(entries=self.entries(number), cost=self._cost(number))
+                for number in sorted(self._news)
+            }
+            shards = {
+                number: seen
+                for number, seen in told.items()
+                if seen.is_staged or not any(entry.detail for entry in seen.entries)
+            }
+            self._add(Looked(shards=shards))
+            self._news.clear()
+
+    def _add(self, looked: Looked) -> None:
+        """Create the next record of looks. Another worker may be doing the same."""
+        nonce = secrets.token_hex(6)
+        while True:
+            number = self._last + 1
+            covered = looked
+            for before in cover(self._last):
+                if before > below(number):
+                    covered = self._records[before].merged(covered)
+            data = covered.to_json(nonce)
+            if len(data) > _LARGEST_LOOK:
+                covered = Looked(begun=covered.begun, reopened=covered.reopened)
+                data = covered.to_json(nonce)
+            is_mine = self.folder.create_look(number, data)
+            if not is_mine:
+                other = self.folder.read_look(number)
+                assert other is not None, "a record that exists stays"
+                covered = Looked.from_json(other)
+            self._records[number], self._last = covered, number
+            self._seen = self._seen.merged(looked if is_mine else covered)
+            if is_mine:
+                return
+
+    # Results of landed shards.
+
+    def landed(self, number: int) -> ShardResult:
+        """The results of a loaded shard."""
+        if number not in self._landed:
+            self._landed[number] = read_landed(self.folder, number)
+        return self._landed[number]
+
+    def all_landed(self, shards: Iterable[PlannedShard]) -> dict[int, ShardResult]:
+        """The results of these loaded shards by number."""
+        numbers = [shard.number for shard in shards]
+        return dict(zip(numbers, at_once(self.landed, numbers), strict=True))
+
+    def note_landed(self, number: int, landed: ShardResult) -> None:
+        """Remember the results that this worker has stored."""
+        self._landed[number] = landed
+
+    def spent(self, numbers: Sequence[int]) -> float:
+        """Return the dollars that the answers of these loaded shards have cost."""
+        listed = {number: seen.cost for number, seen in self._seen.shards.items() if seen.cost is not None}
+        unlisted = [number for number in numbers if number not in listed]
+        costs = at_once(lambda number: self.landed(number).report.spent.cost, unlisted)
+        return math.fsum([*costs, *(listed[number] for number in numbers if number in listed)])
+
+    def _cost(self, number: int) -> float | None:
+        return self.landed(number).report.spent.cost if self.standing(number).staged is not None else None
+
+
+def read_standings(folder: RunFolder, plan: Plan) -> list[tuple[PlannedShard, Standing]]:
+    """Every shard of a round, and where its journal says now that it stands."""
+    return RunMemory.of(folder, plan).fresh_standings(plan)

@@ -17,20 +17,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from airflow_batch_llm.core.asking import Turn, taking
 from airflow_batch_llm.core.journal import Ask, Entry, RecordKind, Standing, decide, stand
 from airflow_batch_llm.core.model import Answered, Outcome, Way
 from airflow_batch_llm.core.printing import counted, verb
+from airflow_batch_llm.core.realtime import Throttle, Turn, taking
 from airflow_batch_llm.core.request import ORDINAL_DIGITS
-from airflow_batch_llm.core.throttle import Throttle
 from airflow_batch_llm.errors import BatchLLMError, Unavailable, UnknownFate
 from airflow_batch_llm.providers.base import AnswersNow
 from airflow_batch_llm.providers.lines import joined_lines, split_lines
 from airflow_batch_llm.stage.parts import Parts
+from airflow_batch_llm.stage.plan.shard_files import fetch_requests
 from airflow_batch_llm.stage.records.folder import RunFolder
-from airflow_batch_llm.stage.records.memory import RunMemory
-from airflow_batch_llm.stage.records.payloads import fetch_requests
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
+from airflow_batch_llm.stage.records.standings import RunMemory
 from airflow_batch_llm.stage.send.submitting import Submitter
 
 #: Answers are kept after this long, or when there are this many. A segment is rewritten until it holds this many.

@@ -33,11 +33,11 @@ from airflow_batch_llm.core.submission import (
 from airflow_batch_llm.errors import Later, Refused, Unavailable, UnknownFate
 from airflow_batch_llm.providers.routed import by_route, vendors, vendors_id
 from airflow_batch_llm.stage.parts import Parts
+from airflow_batch_llm.stage.plan.shard_files import fetch_requests
 from airflow_batch_llm.stage.records.folder import RunFolder
-from airflow_batch_llm.stage.records.memory import RunMemory
-from airflow_batch_llm.stage.records.payloads import fetch_requests
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.records.registers import Registers
+from airflow_batch_llm.stage.records.standings import RunMemory
 
 #: A creation gets this long, and a second more for each megabyte.
 LEASE_SECONDS = 120.0

@@ -26,10 +26,9 @@ from airflow_batch_llm.providers.routed import connections, vendors, vendors_id
 from airflow_batch_llm.stage.land.gathering import ResultReader
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder, generations, safe_name
-from airflow_batch_llm.stage.records.memory import RunMemory, read_standings
 from airflow_batch_llm.stage.records.plan import ASKING, Plan, PlannedShard
 from airflow_batch_llm.stage.records.registers import Registers
-from airflow_batch_llm.stage.records.standings import read_landed, read_rounds
+from airflow_batch_llm.stage.records.standings import RunMemory, read_landed, read_rounds, read_standings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

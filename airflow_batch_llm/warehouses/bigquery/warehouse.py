@@ -44,7 +44,7 @@ from airflow_batch_llm.warehouses.bigquery.staging import StagingTable, content_
 from airflow_batch_llm.warehouses.bigquery.tables import TargetTables
 from airflow_batch_llm.warehouses.copying import answered
 from airflow_batch_llm.warehouses.dialect import full_name, is_same, tables_read
-from airflow_batch_llm.warehouses.place import Place
+from airflow_batch_llm.warehouses.registration import Place
 from airflow_batch_llm.warehouses.staging import not_staged
 
 if TYPE_CHECKING:

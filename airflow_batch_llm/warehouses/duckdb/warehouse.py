@@ -20,7 +20,6 @@ from airflow_batch_llm.warehouses.copying import Copying, Donor, answered, donor
 from airflow_batch_llm.warehouses.dialect import full_name, is_same, tables_read
 from airflow_batch_llm.warehouses.duckdb.file import DuckDBFile, columns_of, refuse_view, table_of, tables_of
 from airflow_batch_llm.warehouses.duckdb.registration import DIALECT
-from airflow_batch_llm.warehouses.place import Place
 from airflow_batch_llm.warehouses.publication import (
     Staged,
     landings,
@@ -33,6 +32,7 @@ from airflow_batch_llm.warehouses.records import (
     record_preparation,
     record_removal,
 )
+from airflow_batch_llm.warehouses.registration import Place
 from airflow_batch_llm.warehouses.reviews import review_preparation, review_refresh, review_table, reviewed
 from airflow_batch_llm.warehouses.staging import StagedFiles, StagingBounds, StagingFolder, rows_of
 from airflow_batch_llm.warehouses.statements import Landing, Statements

@@ -27,7 +27,6 @@ from airflow_batch_llm.warehouses.arrow import plain_batch, record_batch
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Target
 from airflow_batch_llm.warehouses.copying import Copying, Donor, answered, donor
 from airflow_batch_llm.warehouses.dialect import PARAMETER, full_name, is_same, tables_read
-from airflow_batch_llm.warehouses.place import Place
 from airflow_batch_llm.warehouses.postgres.reads import PostgresRead, copy_rows
 from airflow_batch_llm.warehouses.postgres.registration import DIALECT
 from airflow_batch_llm.warehouses.postgres.tables import known_tables, refuse_malformed, table_of, tables
@@ -45,6 +44,7 @@ from airflow_batch_llm.warehouses.records import (
     record_removal,
 )
 from airflow_batch_llm.warehouses.refusal import may_pass, translated
+from airflow_batch_llm.warehouses.registration import Place
 from airflow_batch_llm.warehouses.reviews import review_preparation, review_refresh, review_table, reviewed
 from airflow_batch_llm.warehouses.staging import forgotten, is_staged_table, not_staged, run_token
 from airflow_batch_llm.warehouses.statements import Landing, Statements

@@ -21,9 +21,14 @@ from airflow_batch_llm.warehouses.arrow import plain_schema, record_batch
 from airflow_batch_llm.warehouses.base import Part, Target, Warehouse
 from airflow_batch_llm.warehouses.dialect import ANSI_TYPES, PARAMETER, Dialect, Upsert, full_name
 from airflow_batch_llm.warehouses.kind import ColumnKind
-from airflow_batch_llm.warehouses.place import Place
 from airflow_batch_llm.warehouses.publication import Staged, Table, staged_columns
-from airflow_batch_llm.warehouses.registration import AirflowConnection, SpecFile, UriForm, WarehouseType
+from airflow_batch_llm.warehouses.registration import (
+    AirflowConnection,
+    Place,
+    SpecFile,
+    UriForm,
+    WarehouseType,
+)
 from airflow_batch_llm.warehouses.sql.catalogue import (
     Ask,
     SqlDialect,

@@ -25,7 +25,6 @@ from airflow_batch_llm.warehouses.base import (
 )
 from airflow_batch_llm.warehouses.copying import Copying, Donor, answered, donor
 from airflow_batch_llm.warehouses.dialect import PARAMETER, Upsert, full_name, is_same, tables_read
-from airflow_batch_llm.warehouses.place import Place
 from airflow_batch_llm.warehouses.publication import (
     Staged,
     Tables,
@@ -41,7 +40,7 @@ from airflow_batch_llm.warehouses.records import (
     record_removal,
 )
 from airflow_batch_llm.warehouses.refusal import may_pass, translated
-from airflow_batch_llm.warehouses.registration import AirflowConnection
+from airflow_batch_llm.warehouses.registration import AirflowConnection, Place
 from airflow_batch_llm.warehouses.reviews import review_preparation, review_refresh, review_table, reviewed
 from airflow_batch_llm.warehouses.sql.catalogue import SqlDialect, described, told_from
 from airflow_batch_llm.warehouses.staging import forgotten, is_staged_table, not_staged, run_token

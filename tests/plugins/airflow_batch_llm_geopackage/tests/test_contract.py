@@ -18,7 +18,7 @@ from airflow_batch_llm.hooks.arguments import check_params
 from airflow_batch_llm.hooks.warehouse import warehouse
 from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.testing.warehouses import WarehouseContract
-from airflow_batch_llm.warehouses.uri import dataset, table_uri
+from airflow_batch_llm.warehouses import dataset, table_uri
 from tests.plugins.airflow_batch_llm_geopackage.tests.file import GeoPackageFile
 from tests.plugins.installed import installed
 
