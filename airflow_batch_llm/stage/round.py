@@ -321,15 +321,7 @@ class Round:
         if not shards:
             return {}
         self.memory.begin(shard.number for shard in shards)
-        asker = Asker(
-            parts=self.parts,
-            folder=self.folder,
-            memory=self.memory,
-            plan=self.plan,
-            scratch=self.scratch,
-            deadline=self.deadline,
-            concurrency=self.concurrency,
-        )
+        asker = Asker(submitter=self._submitter, concurrency=self.concurrency)
         with self._traced("submit", shards):
             asker.ask(shards)
         after = self._moves()

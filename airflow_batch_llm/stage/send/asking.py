@@ -25,11 +25,8 @@ from airflow_batch_llm.core.request import ORDINAL_DIGITS
 from airflow_batch_llm.errors import BatchLLMError, Unavailable, UnknownFate
 from airflow_batch_llm.providers.base import AnswersNow
 from airflow_batch_llm.providers.lines import joined_lines, split_lines
-from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.shard_files import fetch_requests
-from airflow_batch_llm.stage.records.folder import RunFolder
-from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
-from airflow_batch_llm.stage.records.standings import RunMemory
+from airflow_batch_llm.stage.records.plan import PlannedShard
 from airflow_batch_llm.stage.send.submitting import Submitter
 
 #: Answers are kept after this long, or when there are this many. A segment is rewritten until it holds this many.
@@ -55,13 +52,10 @@ _LIMIT_REACHED = 429
 class Asker:
     """Asks shards of one plan, as one worker."""
 
-    parts: Parts
-    folder: RunFolder
-    memory: RunMemory
-    plan: Plan
-    scratch: Path
-    deadline: float
+    submitter: Submitter
+    """The submitter of the plan's other shards. It has the plan, the run's records, and the deadline."""
     concurrency: int
+    """How many requests are asked at once."""
 
     def ask(self, shards: Sequence[PlannedShard]) -> None:
         """Ask the shards one after the other, as far as can be gone now.
@@ -83,28 +77,18 @@ class Asker:
         throttles = defaultdict[object, Throttle](lambda: Throttle(most=self.concurrency))
         try:
             for shard in shards:
-                route = self.plan.route(shard)
+                route = self.submitter.plan.route(shard)
                 throttle = throttles[route.provider, route.call.model, route.way]
                 asking = _Asking(asker=self, shard=shard, throttle=throttle, ending=ending)
                 if ending.is_set() or not await asking.run():
                     break
         finally:
-            await self.parts.provider.aclose()
+            await self.submitter.parts.provider.aclose()
 
     def is_free(self, shard: PlannedShard, standing: Standing) -> bool:
         """Return whether this worker may ask the shard now."""
-        return isinstance(decide(standing, self._submitter.terms(shard), self.parts.clock()), Ask)
-
-    @property
-    def _submitter(self) -> Submitter:
-        return Submitter(
-            parts=self.parts,
-            folder=self.folder,
-            memory=self.memory,
-            plan=self.plan,
-            scratch=self.scratch,
-            deadline=self.deadline,
-        )
+        now = replace(self.submitter)  # it looks again whether the run has been cancelled
+        return isinstance(decide(standing, now.terms(shard), now.parts.clock()), Ask)
 
 
 class _Request(NamedTuple):
@@ -154,6 +138,10 @@ class _Asking:
     def __post_init__(self) -> None:
         self._turn = Turn(worker=secrets.token_hex(6), bound=self.asker.concurrency + SEGMENT_ANSWERS)
 
+    @property
+    def _submitter(self) -> Submitter:
+        return self.asker.submitter
+
     async def run(self) -> bool:
         """Ask what has no answer yet. Returns whether other shards can be asked; raises what keeps them from it."""
         if not await self._take():
@@ -169,7 +157,7 @@ class _Asking:
             )
         else:
             told = f"{counted(still, 'request')} asked in real time."
-        self.asker.parts.log(f"Shard {self.shard.number}: {told}")
+        self._submitter.parts.log(f"Shard {self.shard.number}: {told}")
         try:
             with path.open("rb") as file:
                 lines = (_Request(n, line) for n, line in enumerate(split_lines(file)) if n not in answered)
@@ -177,7 +165,7 @@ class _Asking:
             await self._keep()
             await self._end()
         except _Lost:
-            self.asker.parts.warn(f"Shard {self.shard.number}: another worker has taken it over.")
+            self._submitter.parts.warn(f"Shard {self.shard.number}: another worker has taken it over.")
             await asyncio.to_thread(self._withdraw)
         finally:
             path.unlink(missing_ok=True)
@@ -187,7 +175,7 @@ class _Asking:
 
     async def _take(self) -> bool:
         """Take the lease, unless another worker holds it."""
-        standing = stand(await asyncio.to_thread(self.asker.memory.read, self.shard.number))
+        standing = stand(await asyncio.to_thread(self._submitter.memory.read, self.shard.number))
         if not self.asker.is_free(self.shard, standing):
             return False
         missing = 0
@@ -198,9 +186,9 @@ class _Asking:
 
     async def _record(self, entry: Entry) -> bool:
         """Write the next record of the journal. Returns False if another worker was first."""
-        by = replace(entry, by=self.asker.parts.by)
+        by = replace(entry, by=self._submitter.parts.by)
         place = self._turn.last + 1
-        if not await asyncio.to_thread(self.asker.memory.append, self.shard.number, place, by):
+        if not await asyncio.to_thread(self._submitter.memory.append, self.shard.number, place, by):
             return False
         before, self._turn = self._turn, self._turn.written(entry)
         for _ in range(min(len(self._unsure), before.uncounted - self._turn.uncounted)):
@@ -235,7 +223,7 @@ class _Asking:
 
     async def _complete(self) -> None:
         """Make the segments the shard's results. A worker that was frozen here writes over no other's."""
-        is_given_up = self._is_cancelled or self._now() >= self.asker.deadline
+        is_given_up = self._is_cancelled or self._now() >= self._submitter.deadline
         unmentioned = Outcome.CANCELED if is_given_up else Outcome.MISSING
         await asyncio.to_thread(self._write_results)
         ended = Entry(
@@ -247,7 +235,7 @@ class _Asking:
         )
         if not await self._record(self._turn.last_word(ended)):
             raise _Lost
-        await asyncio.to_thread(self.asker.folder.delete_segments, self.shard.number)
+        await asyncio.to_thread(self._submitter.folder.delete_segments, self.shard.number)
 
     def _reason(self) -> str:
         if self._trouble is None:
@@ -259,34 +247,36 @@ class _Asking:
     # -- the files ---------------------------------------------------------------------------------------------------
 
     def _requests(self) -> Path:
-        path = self.asker.scratch / f"{self._turn.worker}.requests.jsonl"
-        fetch_requests(self.asker.folder, self.asker.plan, self.shard, path)
+        path = self._submitter.scratch / f"{self._turn.worker}.requests.jsonl"
+        fetch_requests(self._submitter.folder, self._submitter.plan, self.shard, path)
         return path
 
     def _answered(self) -> set[int]:
         """Return the requests whose answers are kept, also those that nobody can read."""
         named = re.compile(
-            rb'"%b-([0-9]{%d,})"' % (self.asker.plan.token(self.shard).encode(), ORDINAL_DIGITS)
+            rb'"%b-([0-9]{%d,})"' % (self._submitter.plan.token(self.shard).encode(), ORDINAL_DIGITS)
         )
-        segments = self.asker.folder.segments(self.shard.number)
+        segments = self._submitter.folder.segments(self.shard.number)
         lines = (line for blocks in segments for line in split_lines(blocks))
         return {int(found[1]) for line in lines if (found := named.search(line))}
 
     @property
     def _batch_id(self) -> str:
-        return f"{self.asker.plan.asking_id(self.shard)}-{self._turn.worker}"
+        return f"{self._submitter.plan.asking_id(self.shard)}-{self._turn.worker}"
 
     def _withdraw(self) -> None:
         """Delete what this worker wrote too late. Its kept answers stay as long as another may need them."""
-        folder, number = self.asker.folder, self.shard.number
+        folder, number = self._submitter.folder, self.shard.number
         folder.delete_results(self._batch_id)
-        if stand(self.asker.memory.read(number)).ended is not None:
+        if stand(self._submitter.memory.read(number)).ended is not None:
             folder.delete_segments(number)
 
     def _write_results(self) -> None:
-        aside = self.asker.scratch / f"{self._turn.worker}.results.jsonl"
-        segments = self.asker.folder.segments(self.shard.number)
-        self.asker.folder.write_results(self._batch_id, (block for each in segments for block in each), aside)
+        aside = self._submitter.scratch / f"{self._turn.worker}.results.jsonl"
+        segments = self._submitter.folder.segments(self.shard.number)
+        self._submitter.folder.write_results(
+            self._batch_id, (block for each in segments for block in each), aside
+        )
 
     async def _keep(self) -> None:
         """Write the answers so far into the segment, and renew the lease when it is time."""
@@ -310,13 +300,13 @@ class _Asking:
     async def _look_for_cancellation(self) -> None:
         """Note a request to cancel the shard. The calls in flight are waited for: they are paid."""
         if not self._is_cancelled:
-            names = await asyncio.to_thread(self.asker.folder.cancelled)
-            self._is_cancelled = self.asker.plan.asking_id(self.shard) in names
+            names = await asyncio.to_thread(self._submitter.folder.cancelled)
+            self._is_cancelled = self._submitter.plan.asking_id(self.shard) in names
 
     def _write(self, lines: Sequence[bytes]) -> None:
         name = f"{self._turn.worker}-{self._segments:06d}"
-        aside = self.asker.scratch / f"{name}.segment.jsonl"
-        self.asker.folder.write_segment(self.shard.number, name, joined_lines(lines), aside)
+        aside = self._submitter.scratch / f"{name}.segment.jsonl"
+        self._submitter.folder.write_segment(self.shard.number, name, joined_lines(lines), aside)
 
     # -- the calls ---------------------------------------------------------------------------------------------------
 
@@ -360,7 +350,7 @@ class _Asking:
         return following is None and not self._again and not self._unsure
 
     def _is_over(self) -> bool:
-        is_ended = self._is_cancelled or self.ending.is_set() or self._now() >= self.asker.deadline
+        is_ended = self._is_cancelled or self.ending.is_set() or self._now() >= self._submitter.deadline
         return self._trouble is not None or is_ended
 
     def _is_time_to_keep(self) -> bool:
@@ -371,12 +361,12 @@ class _Asking:
 
     async def _call(self, request: _Request, replies: "asyncio.Queue[_Reply]") -> None:
         sent_at, answer, error = self._now(), None, None
-        provider = self.asker.parts.provider
+        provider = self._submitter.parts.provider
         assert isinstance(provider, AnswersNow), "the planner refuses other providers"
         try:
             if sent_at >= self._turn.lease_until:
                 raise _NotSent
-            route = self.asker.plan.route(self.shard)
+            route = self._submitter.plan.route(self.shard)
             answer = await provider.answer(route.asked, request.line, route.way)
         except Exception as caught:  # noqa: BLE001 - the loop decides
             error = caught
@@ -389,7 +379,7 @@ class _Asking:
             self._note(reply)
             reply = None if replies.empty() else replies.get_nowait()
         now = self._now()
-        patience = _PATIENCE_SECONDS[self.asker.plan.route(self.shard).way]
+        patience = _PATIENCE_SECONDS[self._submitter.plan.route(self.shard).way]
         rest = self.throttle.pause(now)
         if self._trouble is None and rest > patience:
             self._trouble = Unavailable("The provider asks to wait for long.", retry_after=rest)
@@ -441,7 +431,7 @@ class _Asking:
             self._turn = self._turn.lost(self._now())
 
     def _now(self) -> float:
-        return self.asker.parts.clock()
+        return self._submitter.parts.clock()
 
 
 async def _stop(tasks: set[asyncio.Task[None]]) -> None:
