@@ -21,9 +21,8 @@ import pyarrow as pa
 
 from airflow_batch_llm.warehouses.arrow import plain_batch
 from airflow_batch_llm.warehouses.base import Part
-from airflow_batch_llm.warehouses.postgres.reads import copy_rows
+from airflow_batch_llm.warehouses.postgres.reads import copy_rows, tables
 from airflow_batch_llm.warehouses.postgres.registration import DIALECT
-from airflow_batch_llm.warehouses.postgres.tables import tables
 from airflow_batch_llm.warehouses.postgres.warehouse import PostgresWarehouse
 from airflow_batch_llm.warehouses.publication import landings, publication
 from airflow_batch_llm.warehouses.statements import Statements

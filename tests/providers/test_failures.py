@@ -3,9 +3,9 @@
 import pytest
 
 from airflow_batch_llm.errors import Later, ProviderError, Refused, Unavailable, UnknownFate
-from airflow_batch_llm.providers.anthropic.sdk import SDK as ANTHROPIC_SDK
+from airflow_batch_llm.providers.anthropic.flows import SDK as ANTHROPIC_SDK
 from airflow_batch_llm.providers.failures import CallFailure, VendorCodes, judge
-from airflow_batch_llm.providers.openai.sdk import SDK as OPENAI_SDK
+from airflow_batch_llm.providers.openai.flows import SDK as OPENAI_SDK
 
 ANTHROPIC, OPENAI = ANTHROPIC_SDK.codes, OPENAI_SDK.codes
 

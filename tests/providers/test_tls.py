@@ -15,10 +15,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from airflow_batch_llm.providers.anthropic import sdk as anthropic_sdk
+from airflow_batch_llm.providers.anthropic import flows as anthropic_sdk
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.incoming import http_library
-from airflow_batch_llm.providers.openai import sdk as openai_sdk
+from airflow_batch_llm.providers.openai import flows as openai_sdk
 from airflow_batch_llm.providers.vertex.clients import AsyncJobs
 from airflow_batch_llm.providers.vertex.storage import StoragePlace
 

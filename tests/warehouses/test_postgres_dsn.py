@@ -5,7 +5,7 @@ import traceback
 import pytest
 
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.warehouses.postgres.tables import refuse_malformed
+from airflow_batch_llm.warehouses.postgres.reads import refuse_malformed
 from airflow_batch_llm.warehouses.postgres.warehouse import PostgresWarehouse
 
 

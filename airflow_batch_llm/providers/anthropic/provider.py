@@ -19,6 +19,12 @@ from airflow_batch_llm.core.model import (
 )
 from airflow_batch_llm.core.request import LineTemplate
 from airflow_batch_llm.providers.anthropic import flows
+from airflow_batch_llm.providers.anthropic.flows import (
+    SDK,
+    creation,
+    open_async_client,
+    open_client,
+)
 from airflow_batch_llm.providers.anthropic.lines import (
     CONTENT,
     SAMPLING,
@@ -31,12 +37,6 @@ from airflow_batch_llm.providers.anthropic.lines import (
     message_line,
     refuse_sampling,
     refused_line,
-)
-from airflow_batch_llm.providers.anthropic.sdk import (
-    SDK,
-    creation,
-    open_async_client,
-    open_client,
 )
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.clients import Clients, asked_now, create, stream_lines

@@ -24,8 +24,7 @@ from airflow_batch_llm.core.request import CUSTOM_ID, PROMPT
 from airflow_batch_llm.errors import InputError, OutputTypeError
 from airflow_batch_llm.providers.failures import CallFailure
 from airflow_batch_llm.providers.lines import brief, parse_line, part_of, tokens
-from airflow_batch_llm.providers.openai.caching import cache_words, marked
-from airflow_batch_llm.providers.openai.schema import json_schema_format
+from airflow_batch_llm.providers.openai.request import cache_words, json_schema_format, marked
 
 CHAT = "/v1/chat/completions"
 RESPONSES = "/v1/responses"

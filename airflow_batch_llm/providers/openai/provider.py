@@ -34,7 +34,11 @@ from airflow_batch_llm.providers.failures import CallFailure, without
 from airflow_batch_llm.providers.incoming import text
 from airflow_batch_llm.providers.lines import parse_line
 from airflow_batch_llm.providers.openai import flows
-from airflow_batch_llm.providers.openai.caching import least_cached
+from airflow_batch_llm.providers.openai.flows import (
+    SDK,
+    open_async_client,
+    open_client,
+)
 from airflow_batch_llm.providers.openai.lines import (
     EMBEDDINGS,
     FLEX,
@@ -50,11 +54,7 @@ from airflow_batch_llm.providers.openai.lines import (
     refused_line,
     request_line,
 )
-from airflow_batch_llm.providers.openai.sdk import (
-    SDK,
-    open_async_client,
-    open_client,
-)
+from airflow_batch_llm.providers.openai.request import least_cached
 from airflow_batch_llm.providers.steps import TRIGGER, WORKER, ListMemory, adrive, drive, patiently
 
 _HOST = "api.openai.com"

@@ -25,9 +25,8 @@ from airflow_batch_llm.providers.incoming import (
     text,
     understood,
 )
-from airflow_batch_llm.providers.reach import keep_session
+from airflow_batch_llm.providers.reach import keep_session, shared_context
 from airflow_batch_llm.providers.steps import CALL_TIMEOUT, WORKER, call_timeout, drive, patiently
-from airflow_batch_llm.providers.tls import shared_context
 from airflow_batch_llm.providers.vertex.errors import judge, judge_creation, needing_extra
 from airflow_batch_llm.providers.vertex.jobs import PAGE_SIZE, Job, JobPage, is_claude, is_name, model_path
 from airflow_batch_llm.providers.vertex.lines import FLEX, FLEX_TIMEOUT, generate_content

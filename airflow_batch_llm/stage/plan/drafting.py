@@ -31,10 +31,9 @@ from airflow_batch_llm.stage.learning import Learning
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.attaching import ATTACHMENT_BYTES, attaching_of
 from airflow_batch_llm.stage.plan.carried import restored
-from airflow_batch_llm.stage.plan.choosing import Chooser
 from airflow_batch_llm.stage.plan.quoting import Quote, shared_out
 from airflow_batch_llm.stage.plan.reading import Reading, with_known
-from airflow_batch_llm.stage.plan.resolved import Resolved, ResolvedRoute
+from airflow_batch_llm.stage.plan.resolved import Chooser, Resolved, ResolvedRoute
 from airflow_batch_llm.stage.plan.reusing import Reuse
 from airflow_batch_llm.stage.plan.shard_files import ShardWriter, packed_prompts
 from airflow_batch_llm.stage.plan.spool import PROBLEM, Spool, keys_schema

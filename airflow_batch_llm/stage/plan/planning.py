@@ -37,11 +37,10 @@ from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.attaching import attaching_of
 from airflow_batch_llm.stage.plan.carried import carried_schema, key_schema
 from airflow_batch_llm.stage.plan.drafting import Drafting, Outrun, let_go
-from airflow_batch_llm.stage.plan.piloting import settled
 from airflow_batch_llm.stage.plan.planners import Planners
 from airflow_batch_llm.stage.plan.resolved import Resolved, ResolvedRoute
 from airflow_batch_llm.stage.plan.reviewing import ReviewMerge
-from airflow_batch_llm.stage.plan.ways import check_way
+from airflow_batch_llm.stage.plan.ways import check_way, settled
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, RunLimits
 from airflow_batch_llm.stage.tidying import register_unfinished

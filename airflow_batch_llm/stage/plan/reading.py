@@ -19,7 +19,7 @@ from airflow_batch_llm.errors import PromptError, SourceError
 from airflow_batch_llm.stage.land.landing import sample_keys
 from airflow_batch_llm.stage.parts import ReadsSource
 from airflow_batch_llm.stage.plan.attaching import ATTACHED_AT_ONCE, Attaching, BatchAttachments
-from airflow_batch_llm.stage.plan.choosing import Chooser, Current
+from airflow_batch_llm.stage.plan.resolved import Chooser, Current
 from airflow_batch_llm.stage.plan.spool import (
     ATTEMPTS,
     EARLIER_HASH,

@@ -1,4 +1,7 @@
-"""Choose how a stage's requests are asked, and refuse a way that the provider does not have before anything is sent."""
+"""Choose how a stage's requests are asked, and refuse a way that the provider does not have before anything is sent.
+
+Whether requests are packed is decided here, too: a run packs them, asks them alone, or asks a few both ways to find out.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,14 +10,16 @@ from decimal import Decimal
 from airflow_batch_llm.core.caching import SharedPart, decide
 from airflow_batch_llm.core.estimate import BYTES_PER_TOKEN, Estimate
 from airflow_batch_llm.core.model import Caching, Call, Way
+from airflow_batch_llm.core.packing import PilotVerdict, compared_columns
 from airflow_batch_llm.core.printing import counted, verb
-from airflow_batch_llm.core.settings import Canary, StageWay
+from airflow_batch_llm.core.settings import Canary, Stage, StageWay
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.providers.base import AnswersNow, MarksPrefixes, Provider
 from airflow_batch_llm.providers.routed import by_route
 from airflow_batch_llm.stage.learning import Learning
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.resolved import Resolved, ResolvedRoute
+from airflow_batch_llm.stage.records.registers import Registers
 
 #: From this many requests on, a batch is worth its wait.
 WORTH_A_BATCH = 100
@@ -109,3 +114,37 @@ def _with_cache(route: ResolvedRoute, parts: Parts, choice: Caching, way: Way, r
     if decision.why and rows:
         (parts.warn if decision.warns else parts.log)(decision.why)
     return route.caching(provider, decision.how)
+
+
+def settled(resolved: Resolved, stage: Stage, parts: Parts) -> Resolved:
+    """Return the stage as it is asked: packed, alone, or alone with a pilot for the stage's own route.
+
+    A run that asks for packing under a new spec measures it first. What it finds counts from the next run on.
+    """
+    rows, limit = stage.request.rows_per_request, stage.guards.min_agreement
+    if rows == 1 or limit is None:
+        return resolved
+    if not compared_columns(resolved.output_type):
+        parts.log(
+            "The requests are packed without a pilot: no column of the answer has values that can be compared."
+        )
+        return resolved
+    data = Registers(workspace=parts.workspace).packing(resolved.own.spec_hash, rows)
+    alone = replace(resolved, routes=tuple(_alone(route, parts) for route in resolved.routes))
+    if data is None:
+        parts.log(
+            f"rows_per_request={rows}: this run asks each row alone, and some packed as well, to compare the answers."
+        )
+        return replace(alone, pilot=resolved.own)
+    verdict = PilotVerdict.from_json(data)
+    if min(verdict.agreement.values()) >= limit:
+        return resolved
+    parts.warn(
+        f"rows_per_request={rows} is off for this spec, below min_agreement={limit:g}: {verdict.told} Each row is asked alone."
+    )
+    return alone
+
+
+def _alone(route: ResolvedRoute, parts: Parts) -> ResolvedRoute:
+    template = by_route(parts.provider, route.call.via).encode(route.call)
+    return replace(route, asked=route.call, template=template, rows_per_request=1, answer_cap=None)

@@ -27,9 +27,15 @@ from airflow_batch_llm.warehouses.arrow import plain_batch, record_batch
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Target
 from airflow_batch_llm.warehouses.copying import Copying, Donor, answered, donor
 from airflow_batch_llm.warehouses.dialect import PARAMETER, full_name, is_same, tables_read
-from airflow_batch_llm.warehouses.postgres.reads import PostgresRead, copy_rows
+from airflow_batch_llm.warehouses.postgres.reads import (
+    PostgresRead,
+    copy_rows,
+    known_tables,
+    refuse_malformed,
+    table_of,
+    tables,
+)
 from airflow_batch_llm.warehouses.postgres.registration import DIALECT
-from airflow_batch_llm.warehouses.postgres.tables import known_tables, refuse_malformed, table_of, tables
 from airflow_batch_llm.warehouses.publication import (
     Staged,
     landings,

@@ -11,7 +11,7 @@ import pytest
 from airflow_batch_llm.core.model import Call
 from airflow_batch_llm.errors import InputError, MissingExtra, Refused
 from airflow_batch_llm.providers.anthropic import AnthropicProvider
-from airflow_batch_llm.providers.anthropic.sdk import creation
+from airflow_batch_llm.providers.anthropic.flows import creation
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.testing.provider_bench import Bench

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from airflow_batch_llm.errors import OutputTypeError
-from airflow_batch_llm.providers.openai.schema import json_schema_format, strict_schema
+from airflow_batch_llm.providers.openai.request import json_schema_format, strict_schema
 
 
 def shape(**properties: Any) -> dict[str, Any]:

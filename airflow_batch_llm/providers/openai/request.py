@@ -1,13 +1,19 @@
-"""A JSON Schema as OpenAI's structured output takes it: strict where its subset can say it, else as it is.
+"""Write the parts of a request that are OpenAI's own: the schema of the answer, and what is to be cached.
 
-In the strict subset each property is required, so one that was optional may be null instead; landing reads such a
-null as absence. What the subset has no word for is told to the model in the description.
+A JSON Schema is strict where OpenAI's subset can say it, else as it is. In the strict subset each property is required, so
+one that was optional may be null instead; landing reads such a null as absence. What the subset has no word for is told to
+the model in the description.
+
+OpenAI caches unasked what prompts begin with. A key sends requests with the same beginning to the same cache. Models that
+charge for writing to it cache only what a request marks, once its mode is explicit.
 """
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from airflow_batch_llm.core.model import Caching, Call
+from airflow_batch_llm.core.request import digest
 from airflow_batch_llm.core.schema_rules import (
     Schema,
     inline_plain_refs,
@@ -116,3 +122,39 @@ def _strict(node: Any) -> Any:
 
 def _is_kept(key: str, value: object) -> bool:
     return value in _FORMATS if key == "format" else key in _KEPT
+
+
+_LEAST_CACHED = 1_024
+
+#: The models with marks: from gpt-5.6 on.
+_WITH_MARKS = re.compile(r"gpt-(5\.([6-9]|\d\d)|[6-9])")
+
+_EXPLICIT = {"mode": "explicit"}
+
+
+def least_cached(call: Call, host: str | None) -> int | None:
+    """Return the tokens from which a shared part is cached. None: the request cannot ask for it, or does so itself."""
+    is_own = any(name.startswith("prompt_cache") for name in call.params)
+    return _LEAST_CACHED if call.system_prompt and not is_own and _is_vendor(host) else None
+
+
+def cache_words(call: Call, host: str | None, *, marks: bool = False) -> dict[str, Any]:
+    """Return what a body says of the cache. `marks`: the endpoint takes the system prompt as a block with a mark."""
+    explicit = {"prompt_cache_options": _EXPLICIT} if _WITH_MARKS.match(call.model) else {}
+    if call.cache_system_prompt == Caching.OFF:
+        return explicit if _is_vendor(host) and "prompt_cache_options" not in call.params else {}
+    if call.cache_system_prompt != Caching.ON or least_cached(call, host) is None:
+        return {}
+    key = digest(call.model.encode(), str(call.system_prompt).encode(errors="replace"))
+    return {"prompt_cache_key": key, **(explicit if marks else {})}
+
+
+def marked(text: str, words: Mapping[str, Any]) -> object:
+    """Return the system prompt as the content of a message, with a mark at its end if the body asks for marks."""
+    if not {"prompt_cache_key", "prompt_cache_options"} <= words.keys():
+        return text
+    return [{"type": "text", "text": text, "prompt_cache_breakpoint": _EXPLICIT}]
+
+
+def _is_vendor(host: str | None) -> bool:
+    return host is None or host.endswith(".openai.com")
