@@ -168,11 +168,18 @@ class Remember:
 Step = Settled | OpenTicket | ReadSource | Draft | LookAt | Rest | DeclareOver | Freeze | Seal | Remember
 
 
-def reserve(run: str) -> Generator[Step, Any, None]:
-    """Bring one planner to a frozen plan of its run: its own, or that of another attempt."""
+def reserve(run: str, *, is_read: bool = False) -> Generator[Step, Any, None]:
+    """Bring one planner to a frozen plan of its run: its own, or that of another attempt.
+
+    `is_read`: other tasks read the source before, after they had asked `Settled` and noted what was in flight. The ticket
+    is then opened after the reading, so that nobody waits for it while it goes on.
+    """
     first = (yield Settled()) + 1
+    if is_read:
+        yield ReadSource()
     number = yield from _open(first)
-    yield ReadSource()
+    if not is_read:
+        yield ReadSource()
     takes_over = run
     while True:
         yield Draft()  # written while others plan; it stands unless their plans take rows out of it

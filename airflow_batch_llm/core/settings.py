@@ -40,6 +40,7 @@ from airflow_batch_llm.core.checked import (
 from airflow_batch_llm.core.escalation import Rule
 from airflow_batch_llm.core.model import Caching
 from airflow_batch_llm.core.output_type import OutputType
+from airflow_batch_llm.core.partition import KeyRange
 from airflow_batch_llm.core.prompt import Example, check_examples, examples_of
 from airflow_batch_llm.errors import InputError
 
@@ -317,6 +318,8 @@ class Source:
     """Values for the placeholders of `sql`. Default: none."""
     key: tuple[str, ...] = ()
     """The columns that identify a row. Default: none."""
+    within: KeyRange | None = None
+    """The rows of `table` to read, for a warehouse that `ReadsRanges`. Default: all."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)

@@ -1,7 +1,7 @@
 """Open files and workspaces by URI, with the credentials of an Airflow connection or those of the worker."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +83,18 @@ class ObjectFiles:
         from airflow_batch_llm.warehouses.files.source import read_files
 
         return read_files(self._files, self._find)
+
+    def files(self) -> list[str]:
+        """The names of all files, in the order in which they are read."""
+        from airflow_batch_llm.warehouses.files.source import file_names
+
+        return file_names(self._files, self._find)
+
+    def read_some(self, names: Sequence[str], schema: "pa.Schema") -> "pa.RecordBatchReader":
+        """The rows of some of the files, in the columns of all of them."""
+        from airflow_batch_llm.warehouses.files.source import read_some_files
+
+        return read_some_files(self._files, names, schema, self._find)
 
     def _find(self, uri: str) -> tuple[Any, str]:
         return open_path(uri, self._conn_id)

@@ -9,16 +9,19 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
 from airflow.sdk import Context, TaskGroup, TriggerRule, XComArg
 from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
 from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.hooks.arguments import deployment
 from airflow_batch_llm.hooks.failures import translated_errors
 from airflow_batch_llm.hooks.handle import RunHandle
+from airflow_batch_llm.hooks.object_storage import open_workspace
 from airflow_batch_llm.operators.llm_batch import PlannedRunOperator, clears
 from airflow_batch_llm.operators.llm_transform import LLMTransformOperator
-from airflow_batch_llm.operators.run import Ended
+from airflow_batch_llm.operators.opening import place_of
+from airflow_batch_llm.operators.run import Ended, RunOperator
 from airflow_batch_llm.triggers.llm_batch import TaskKey
 
 if TYPE_CHECKING:
@@ -31,11 +34,17 @@ class PlanRunOperator(LLMTransformOperator):
 
     :param max_workers: how many portions there are at most
     :param successors: the later tasks that wait for the run
+    :param opening: what `open` has pushed, if other tasks have read the source
     """
 
-    def __init__(self, *, max_workers: int = 8, successors: Sequence[str] = (), **kwargs: Any) -> None:
+    template_fields: Sequence[str] = (*LLMTransformOperator.template_fields, "opening")
+
+    def __init__(
+        self, *, max_workers: int = 8, successors: Sequence[str] = (), opening: Any = "", **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.successors = successors
+        self.opening = opening
         if self.plan_only:
             raise InputError(
                 "plan_only is for LLMTransformOperator: a group has nothing to do with a mere plan."
@@ -43,6 +52,10 @@ class PlanRunOperator(LLMTransformOperator):
         if max_workers < 1:
             raise InputError(f"max_workers is {max_workers}: at least one task has to send the batches.")
         self.max_workers = max_workers
+
+    def open_run(self, context: Context, handle: RunHandle, spool: Path) -> "Run":
+        """The run, with what other tasks have read for it."""
+        return replace(super().open_run(context, handle, spool), opening=self.opening)
 
     def execute(self, context: Context) -> list[dict[str, int]]:
         """Read the source, price it, and freeze the plan."""
@@ -58,6 +71,74 @@ class PlanRunOperator(LLMTransformOperator):
         # Of no portions at all no task would be made, which Airflow calls skipped, and would skip what comes after it too.
         nothing = Portion(first=0, last=0, places=0)
         return [asdict(portion) for portion in portions or [nothing]]
+
+
+class OpenSourceOperator(LLMTransformOperator):
+    """Prepare the target, and divide the source. Returns its partitions, one for each mapped task, and pushes the `opening`.
+
+    Key values stay in the run folder: a partition is a number here.
+
+    :param partitions: how many partitions there are at most
+    :param planner: the task that plans the run, whose name the run bears
+    """
+
+    def __init__(self, *, partitions: int, planner: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.partitions = partitions
+        self.planner = planner
+
+    def handles(self, context: Context) -> Sequence[RunHandle]:
+        """The run of the task that plans."""
+        from airflow_batch_llm.stage.records.folder import run_path
+        from airflow_batch_llm.stage.run import own_name
+
+        task_instance: Any = context["ti"]
+        names = (task_instance.dag_id, self.planner, task_instance.run_id)
+        handle = self._run_handle(context, run_path(*names, deployment=deployment()))
+        own = own_name(open_workspace(handle.workspace), handle.run, lambda: place_of(handle))
+        return [replace(handle, run=own)]
+
+    def execute(self, context: Context) -> list[dict[str, int]]:
+        """Look at the bounds of the source, and read none of its rows."""
+        with translated_errors():
+            (handle,) = self.handles(context)
+            with self.opened(context, handle) as run:
+                opening = run.open_source(self.partitions)
+        context["ti"].xcom_push(key="opening", value=opening.nonce if opening else "")
+        # Without a mapped task, Airflow would skip what comes after it.
+        return [{"number": number} for number in range(len(opening.partitions) if opening else 1)]
+
+    def read(self, context: Context, opening: str, number: int) -> None:
+        """Read one partition."""
+        with translated_errors():
+            (handle,) = self.handles(context)
+            with self.opened(context, handle) as run:
+                replace(run, opening=opening).read_partition(number)
+
+
+class ReadPartitionOperator(BaseOperator):
+    """Read a partition of the source into the run folder. It reads with the arguments of the task that has divided it.
+
+    They are not its own, since Airflow stores the arguments of mapped tasks, and the prompt is one of them.
+
+    :param opener: the task that has divided the source
+    :param opening: what that task has pushed
+    :param partition: the partition that is this task's
+    """
+
+    template_fields: Sequence[str] = ("opening", "partition")
+
+    def __init__(self, *, opener: str, opening: Any, partition: Any, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.opener = opener
+        self.opening = opening
+        self.partition = partition
+
+    def execute(self, context: Context) -> None:
+        """Read, unless that is done."""
+        opener: Any = context["dag"].get_task(self.opener).prepare_for_execution()
+        opener.render_template_fields(context)
+        opener.read(context, self.opening, self.partition["number"])
 
 
 class _SpreadRunOperator(PlannedRunOperator):
@@ -182,11 +263,17 @@ _AT_THE_BEGIN, _AT_THE_END = frozenset({"trigger_rule"}), frozenset({"outlets", 
 #: What belongs to the whole run, and so to the tasks at its two ends.
 _OF_THE_RUN = frozenset({*signature(LLMTransformOperator.__init__).parameters, "workspace"})
 
+#: What a task that drives no run does not take.
+_OF_RUNS = frozenset(signature(RunOperator.__init__).parameters)
+
 #: How the UI names the mapped tasks.
 _PORTION = "shards {{ task.portion['first'] }} to {{ task.portion['last'] }}"
+_PARTITION = "partition {{ task.partition['number'] + 1 }}"
 
 
-def llm_transform_group(group_id: str, *, max_workers: int = 8, **kwargs: Any) -> TaskGroup:
+def llm_transform_group(
+    group_id: str, *, max_workers: int = 8, plan_partitions: int = 1, **kwargs: Any
+) -> TaskGroup:
     """The same as `LLMTransformOperator`, spread over several workers.
 
     `plan` cuts the run's shards into portions; `submit` and `collect` are mapped over them; `drive` waits in between and
@@ -194,22 +281,30 @@ def llm_transform_group(group_id: str, *, max_workers: int = 8, **kwargs: Any) -
 
     :param group_id: the name of the group, which comes before the names of its tasks
     :param max_workers: how many portions there are at most
+    :param plan_partitions: how many tasks read the source at most: `open` divides it, and `read` is mapped over the parts.
+        The source is a table with a number, a date or a timestamp in its key, or files. 1: `plan` reads it
     :param kwargs: the arguments of `LLMTransformOperator`. Those of every operator, such as `retries` or `pool`, go to all
-        tasks of the group; only `trigger_rule` goes to `plan` alone, and `outlets` to `finish`
+        tasks of the group; only `trigger_rule` goes to the first task alone, and `outlets` to `finish`
     """
-    of_plan = _without(kwargs, _AT_THE_END)
+    _refuse_partitions(plan_partitions, kwargs)
+    of_first = _without(kwargs, _AT_THE_END)
     of_finish = _without(kwargs, _AT_THE_BEGIN)
     of_tasks = _without(kwargs, _AT_THE_BEGIN | _AT_THE_END | _OF_THE_RUN)
     with TaskGroup(group_id) as group:
         drive_id, finish_id = (str(group.child_id(label)) for label in ("drive", "finish"))  # type: ignore[no-untyped-call]
-        plan = PlanRunOperator(
-            task_id="plan", max_workers=max_workers, successors=[drive_id, finish_id], **of_plan
-        )
+        successors = [drive_id, finish_id]
+        of_plan = {"max_workers": max_workers, "successors": successors, **of_first}
+        if plan_partitions == 1:
+            plan = PlanRunOperator(task_id="plan", **of_plan)
+        else:
+            planner = str(group.child_id("plan"))  # type: ignore[no-untyped-call]
+            opened = OpenSourceOperator(
+                task_id="open", partitions=plan_partitions, planner=planner, **of_first
+            )
+            plan = _read_and_planned(opened, of_tasks, _without(of_plan, _AT_THE_BEGIN))
         handle, portions = XComArg(plan, key="handle"), plan.output
         of_mapped = {"handle": handle, "map_index_template": _PORTION, **of_tasks}
-        submit = SubmitPortionOperator.partial(
-            task_id="submit", successors=[drive_id, finish_id], **of_mapped
-        )
+        submit = SubmitPortionOperator.partial(task_id="submit", successors=successors, **of_mapped)
         submitted = submit.expand(portion=portions)
         drive = DriveRunOperator(
             task_id="drive", handle=handle, successors=[finish_id], trigger_rule=_IF_PLANNED, **of_tasks
@@ -225,6 +320,35 @@ def llm_transform_group(group_id: str, *, max_workers: int = 8, **kwargs: Any) -
         )
         submitted >> drive >> collected >> finish
     return group
+
+
+def _read_and_planned(
+    opened: OpenSourceOperator, of_tasks: dict[str, Any], of_plan: dict[str, Any]
+) -> PlanRunOperator:
+    """Make the task that reads each partition, and the task that plans after them."""
+    opening = XComArg(opened, key="opening")
+    read = ReadPartitionOperator.partial(
+        task_id="read",
+        opener=opened.task_id,
+        opening=opening,
+        map_index_template=_PARTITION,
+        **_without(of_tasks, _OF_RUNS),
+    )
+    plan = PlanRunOperator(task_id="plan", opening=opening, **of_plan)
+    read.expand(partition=opened.output) >> plan
+    return plan
+
+
+def _refuse_partitions(partitions: Any, arguments: Mapping[str, Any]) -> None:
+    if type(partitions) is not int or partitions < 1:
+        raise InputError(
+            f"plan_partitions is {partitions!r}, and must be a number of tasks: 1, or more to spread the reading."
+        )
+    if partitions > 1 and arguments.get("source_sql") is not None:
+        raise InputError(
+            f"plan_partitions={partitions} divides a source_table by its key, or a source_uri by its files, and source_sql"
+            " is given. Make the query a view and name that as source_table, or leave plan_partitions out."
+        )
 
 
 def _without(arguments: dict[str, Any], names: frozenset[str]) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """The rooms that meet in a stage: a provider, the source, the target and a workspace."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from socket import gethostname
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 
@@ -28,6 +28,19 @@ class ReadsSource(Protocol):
     """Whatever gives the source's rows: a warehouse, or files."""
 
     def read(self, source: Source) -> pa.RecordBatchReader: ...
+
+
+@runtime_checkable
+class ReadsFiles(Protocol):
+    """A source of files that several workers can share out."""
+
+    def files(self) -> list[str]:
+        """The names of all files, in the order in which they are read."""
+
+    def read(self, source: Source) -> pa.RecordBatchReader: ...
+
+    def read_some(self, names: Sequence[str], schema: pa.Schema) -> pa.RecordBatchReader:
+        """The rows of these files, in the columns that all files have together."""
 
 
 def _silent(message: str) -> None:

@@ -8,6 +8,7 @@ share the run folder and may run in any order, twice, or not at all; `Run.advanc
 
 import hashlib
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -23,6 +24,7 @@ from airflow_batch_llm.stage.land.deleting import delete_copies
 from airflow_batch_llm.stage.land.finishing import Finished, Finisher
 from airflow_batch_llm.stage.land.ledger import Ledger
 from airflow_batch_llm.stage.parts import Parts
+from airflow_batch_llm.stage.plan.partitions import Opening
 from airflow_batch_llm.stage.plan.planning import Planner, described
 from airflow_batch_llm.stage.records.folder import RunFolder, generations
 from airflow_batch_llm.stage.records.plan import Plan
@@ -132,6 +134,8 @@ class Run:
     pace: Pace = field(default_factory=Pace)
     is_given_up: Callable[[RunFolder, int], bool] | None = None
     """Tell whether the user has ended whatever waits for another run, planned at this `max_tries`. None: not known."""
+    opening: str = ""
+    """The nonce of the opening by which other tasks have read the source. Default: this one reads it."""
     _resumed: set[str] = field(default_factory=set, init=False, repr=False, compare=False)  # generations
     _places: dict[str, Place] = field(default_factory=dict, init=False, repr=False, compare=False)  # by table
 
@@ -154,11 +158,48 @@ class Run:
         """The generation that counts now, planned if it is not yet."""
         folder, plan, is_finished = self._current()
         if plan is None:
-            return self._generation(folder, self._plan(folder))
-        self._owner(plan).refuse_other(folder, plan)
-        if not is_finished:
-            self._resume(folder, plan)
+            plan = self._plan(folder)
+        else:
+            self._owner(plan).refuse_other(folder, plan)
+            if not is_finished:
+                self._resume(folder, plan)
+        if self.opening:
+            with self.parts.cleaning("what was read for the plan"):
+                folder.delete_planned_by(self.opening)
         return self._generation(folder, plan)
+
+    def open_source(self, most: int) -> Opening | None:
+        """Divide the source into at most so many partitions, to be read before the run is planned.
+
+        Returns None if an unfinished run goes on, which needs no source.
+        """
+        folder = self._next_unplanned()
+        if folder is None:
+            return None
+        self._care_for_others(self._stage)
+        return self._planner(folder).open(most)
+
+    def read_partition(self, number: int) -> None:
+        """Read a partition of the source for the run's plan, unless that is done or no longer needed."""
+        folder = self._next_unplanned()
+        opening = None if folder is None else Opening.read(folder, self.opening)
+        if folder is None or opening is None:
+            self.parts.log("The run is planned. There is nothing to read.")
+        elif folder.read_partition(opening.nonce, number) is not None:
+            self.parts.log(f"The partition {number + 1} was read before.")
+        else:
+            rows = replace(self._planner(folder), opening=opening).read_partition(number)
+            self.parts.log(
+                f"{counted(rows, 'row')} read: partition {number + 1} of {len(opening.partitions)}."
+            )
+
+    def _next_unplanned(self) -> RunFolder | None:
+        """Return the generation that is to be planned once those before are finished. None: the last one is unfinished.
+
+        Tasks before the plan have a `max_tries` of their own, which says nothing here.
+        """
+        folder, plan, _ = replace(self, max_tries=sys.maxsize)._current()
+        return folder if plan is None else None
 
     def is_planned(self) -> bool:
         """Return whether the generation that counts now has a plan."""
@@ -181,13 +222,14 @@ class Run:
     def _plan(self, folder: RunFolder) -> Plan:
         if self.stage is None:
             raise InputError(f"No run was planned in {folder.workspace.uri}/{self.name}. Look at the name.")
-        self._end_abandoned(self._place(self.stage.target))
-        self._tell_of_earlier_releases(self.stage.target)
-        for swept in sweep_loose(self.parts):
-            delete_copies(self.parts, swept)
-            if swept.read_report() is not None:
-                Ledger(parts=self.parts).settle(swept)  # what a stray has cost may be known only now
-        planner = Planner(stage=self.stage, parts=self.parts, folder=folder, max_tries=self.max_tries)
+        opening = Opening.read(folder, self.opening)
+        if opening is None:
+            self._care_for_others(self.stage)
+        if opening is None and self.opening:
+            self.parts.warn(
+                "What other tasks have read is for another plan, or gone. This worker alone reads the source."
+            )
+        planner = replace(self._planner(folder), opening=opening)
         with span("plan") as current:
             plan = planner.plan()
             describe(current, **plan.numbers(plan.shards), usd=plan.dollars)
@@ -196,6 +238,23 @@ class Run:
         for told in Budgets(parts=self.parts, folder=folder).described(plan.budgets):
             self.parts.log(told)
         return plan
+
+    def _planner(self, folder: RunFolder) -> Planner:
+        return Planner(stage=self._stage, parts=self.parts, folder=folder, max_tries=self.max_tries)
+
+    @property
+    def _stage(self) -> Stage:
+        assert self.stage is not None, "only a run with a stage reads a source"
+        return self.stage
+
+    def _care_for_others(self, stage: Stage) -> None:
+        """Bring what other runs have left behind to its end, before the target is looked at."""
+        self._end_abandoned(self._place(stage.target))
+        self._tell_of_earlier_releases(stage.target)
+        for swept in sweep_loose(self.parts):
+            delete_copies(self.parts, swept)
+            if swept.read_report() is not None:
+                Ledger(parts=self.parts).settle(swept)  # what a stray has cost may be known only now
 
     def _refuse_faster(self, folder: RunFolder, plan: Plan) -> None:
         """Raise `TargetError` if somebody else has planned the run of this name in the meantime."""

@@ -1,8 +1,10 @@
 """The contract's cases about reading."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from itertools import chain
 from typing import Any
 from uuid import uuid4
 
@@ -11,9 +13,10 @@ import pytest
 
 from airflow_batch_llm.core.settings import Source, WriteMode
 from airflow_batch_llm.errors import BatchLLMError
+from airflow_batch_llm.stage.plan.partitions import table_ranges
 from airflow_batch_llm.testing.leaks import text_of
 from airflow_batch_llm.testing.staged_rows import BenchDatabase, at, batch, labels, land, part
-from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, JoinsKnown, NamesTables, Warehouse
+from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, JoinsKnown, NamesTables, ReadsRanges, Warehouse
 from airflow_batch_llm.warehouses.kind import of_arrow
 
 _NOTHING: dict[str, Any] = dict.fromkeys(KNOWN_COLUMNS.names)
@@ -192,6 +195,32 @@ class ReadsRows:
     def test_a_table_is_read_by_its_name(self, database: BenchDatabase, warehouse: Warehouse) -> None:
         database.seed("order", pa.table({"select": pa.array([1], pa.int64())}))
         assert warehouse.read(Source(table="order")).read_all().to_pylist() == [{"select": 1}]
+
+    def test_ranges_of_a_table_hold_each_row_once(
+        self, database: BenchDatabase, warehouse: Warehouse
+    ) -> None:
+        if not isinstance(warehouse, ReadsRanges):
+            return
+        columns = ("a_decimal", "a_date", "an_instant")
+        values = [
+            (Decimal(n) / 4, date(2026, 2, 20 + n), datetime(2026, 2, 28, n, 30, tzinfo=UTC))
+            for n in range(6)
+        ]
+        rows = [{"id": n, **dict(zip(columns, row, strict=True))} for n, row in enumerate(values)]
+        schema = pa.schema([("id", pa.int64()), *((name, TYPED[name][0]) for name in columns)])
+        database.seed("tickets", pa.Table.from_batches([batch(schema, [*rows, {"id": 6}])]))
+        whole = Source(table="tickets")
+        read = warehouse.read(whole).schema
+        for column in schema.names:
+            most = 3 if column == "id" else 2
+            ranges = table_ranges(warehouse, whole, pa.schema([read.field(column)]), most)
+            sources = [replace(whole, within=one) for one in ranges]
+            found = [warehouse.read(one).read_all().column("id").to_pylist() for one in sources]
+            assert sorted(chain.from_iterable(found)) == list(range(7)), column  # NULL is in the first
+            assert [1 < len(ids) < 5 for ids in found] == [True] * most, column
+        if isinstance(warehouse, JoinsKnown):
+            counts = [warehouse.read_known(one, labels()).read_all().num_rows for one in sources]
+            assert counts == list(map(len, found))
 
     def test_many_rows_come_in_several_batches(self, database: BenchDatabase, warehouse: Warehouse) -> None:
         count = 100_000

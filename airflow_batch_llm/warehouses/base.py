@@ -275,6 +275,14 @@ class JoinsKnown(Protocol):
 
 
 @runtime_checkable
+class ReadsRanges(Protocol):
+    """Can read a part of a table: `read` and `read_known` give only the rows that are `Source.within` a range."""
+
+    def bounds(self, source: Source, column: str) -> pa.Table:
+        """Return one row with the least and the greatest value of a column of the source's table: `low` and `high`."""
+
+
+@runtime_checkable
 class CopiesAnswers(Protocol):
     """Can give a row the answer that a table holds to the same input, without a value leaving the database."""
 

@@ -7,6 +7,7 @@ from enum import StrEnum
 
 import pyarrow as pa
 
+from airflow_batch_llm.core.partition import KeyRange
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.warehouses.base import Target
@@ -249,6 +250,24 @@ def _refuse_missing(names: tuple[str, ...], columns: pa.Schema) -> None:
             f"partition_by and cluster_by name {', '.join(missing)}, which the target does not get. "
             f"Carry it from the source; there are: {', '.join(columns.names)}."
         )
+
+
+def table_rows(dialect: Dialect, table: str, within: KeyRange | None) -> str:
+    """Return the query for a table's rows. `table` is quoted. Ranges that meet share no row and leave none out."""
+    select = f"SELECT * FROM {table}"
+    if within is None or within.low is within.high is None:
+        return select
+    column = dialect.quote(within.column)
+    if within.low is None:
+        return f"{select} WHERE {column} < {within.high} OR {column} IS NULL"
+    end = "" if within.high is None else f" AND {column} < {within.high}"
+    return f"{select} WHERE {column} >= {within.low}{end}"
+
+
+def table_bounds(dialect: Dialect, table: str, column: str) -> Source:
+    """Return the query for the least and the greatest value of a column. `table` is quoted."""
+    name, low, high = dialect.quote(column), dialect.quote("low"), dialect.quote("high")
+    return Source(sql=f"SELECT MIN({name}) AS {low}, MAX({name}) AS {high} FROM {table}")
 
 
 #: Catalog, schema and table, in small letters. What is unknown is empty.

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Target
-from airflow_batch_llm.warehouses.dialect import PARAMETER, Dialect, Upsert, layout
+from airflow_batch_llm.warehouses.dialect import PARAMETER, Dialect, Upsert, layout, table_bounds, table_rows
 from airflow_batch_llm.warehouses.kind import ColumnKind, of_arrow
 
 PLANNED = "_llm_planned_at"
@@ -51,8 +51,12 @@ class Statements:
     def select(self, source: Source) -> str:
         """The source's query, fit to stand in parentheses: no semicolon ends it, no last comment hides what follows."""
         if source.table is not None:
-            return f"SELECT * FROM {self.dialect.table(source.table)}"
+            return table_rows(self.dialect, self.dialect.table(source.table), source.within)
         return _unended(source.sql or "", self.dialect.name) + "\n"
+
+    def bounds(self, source: Source, column: str) -> Source:
+        """Return the query for the least and the greatest value of a column of the source's table."""
+        return table_bounds(self.dialect, self.dialect.table(source.table or ""), column)
 
     def create(self, target: Target, table: str, columns: pa.Schema, *, unique: bool) -> str:
         """CREATE TABLE, perhaps with the key as its primary key."""

@@ -41,6 +41,7 @@ class Planner:
     name: str
     answers: tuple[Any, ...] = ()
     stage: int = 0  # of a step that reads or writes more than once
+    is_read: bool = False  # other tasks read its source
     listed: frozenset[str] = frozenset()  # the runs that the register held
     noted: frozenset[str] = frozenset()  # plans in flight that hold the row
     wants: bool = False  # the target did not hold the row when it was read
@@ -79,12 +80,15 @@ class Rules:
     lates: int = 2  # how often a planner counts as dead
     renewals: bool = False
     without: str = ""  # what the machine leaves out, to see that this is noticed
+    readers: frozenset[str] = (
+        frozenset()
+    )  # runs whose source other tasks read before the planner opens a ticket
 
 
 @cache
-def next_step(run: str, answers: tuple[Any, ...]) -> Step | None:
+def next_step(run: str, answers: tuple[Any, ...], is_read: bool) -> Step | None:
     """Return what a planner does after these answers. None: it has ended."""
-    machine = reserve(run)
+    machine = reserve(run, is_read=is_read)
     try:
         step = next(machine)
         for answer in answers:
@@ -98,7 +102,8 @@ def steps(world: World, rules: Rules) -> Iterator[World]:
     """Yield every world that can come next."""
     if len(world.planners) < len(rules.runs):
         run = rules.runs[len(world.planners)]
-        born = None if run in world.frozen else Planner(run, f"p{len(world.planners) + 1}")
+        name = f"p{len(world.planners) + 1}"
+        born = None if run in world.frozen else Planner(run, name, is_read=run in rules.readers)
         yield replace(world, planners=(*world.planners, born))
     for run in world.frozen:
         if run not in world.published:
@@ -121,7 +126,7 @@ def _with(world: World, index: int, planner: Planner | None) -> World:
 
 def _answered(planner: Planner, answer: Any, **changes: Any) -> Planner | None:
     after = replace(planner, answers=(*planner.answers, answer), stage=0, **changes)
-    return None if next_step(after.run, after.answers) is None else after
+    return None if next_step(after.run, after.answers, after.is_read) is None else after
 
 
 def _entry(planner: Planner, kind: TicketKind, draft: str = "") -> TicketEntry:
@@ -150,7 +155,7 @@ def _taken(world: World, index: int, planner: Planner, rules: Rules) -> Iterator
     def on(after: World, answer: Any, **changes: Any) -> World:
         return _with(after, index, _answered(planner, answer, **changes))
 
-    match step := next_step(planner.run, planner.answers):
+    match step := next_step(planner.run, planner.answers, planner.is_read):
         case Settled():
             yield on(world, world.settled)
         case OpenTicket(number=number):

@@ -9,6 +9,10 @@ WORLDS = {
     "two runs": Rules(runs=("a", "b")),
     "two runs, one dies": Rules(runs=("a", "b"), crashes=1),
     "two attempts at one run, one dies": Rules(runs=("a", "a"), crashes=1),
+    "others read the source of one run": Rules(runs=("a", "b"), readers=frozenset("a")),
+    "others read the source of both, one planner dies": Rules(
+        runs=("a", "b"), readers=frozenset("ab"), crashes=1
+    ),
 }
 
 
@@ -23,9 +27,10 @@ def test_no_order_of_steps_lets_two_planners_buy_one_row(name: str) -> None:
             assert world.bought == 1, world
 
 
+@pytest.mark.parametrize("readers", ["", "ab"])
 @pytest.mark.parametrize("without", [WAITING, SEALING, HELPING, NOTING])
-def test_the_model_notices_a_planner_that_leaves_a_step_out(without: str) -> None:
-    rules = Rules(runs=("a", "b"), without=without)
+def test_the_model_notices_a_planner_that_leaves_a_step_out(without: str, readers: str) -> None:
+    rules = Rules(runs=("a", "b"), without=without, readers=frozenset(readers))
 
     assert any(world.bought > 1 for world in explore(rules))
 

@@ -192,3 +192,70 @@ def test_a_mere_plan_is_for_the_operator() -> None:
 def test_somebody_has_to_send() -> None:
     with DAG("spread_by_none", schedule=None), pytest.raises(InputError, match="max_workers is 0"):
         group(max_workers=0)
+
+
+def test_a_table_that_several_tasks_read_is_planned_as_by_one(world: World, run: Run) -> None:
+    with DAG("spread_ranges", schedule=None) as dag:
+        group(prompt="{{ body }}", plan_partitions=3, deferrable=True)
+
+    done = run(dag)
+
+    assert [states(done)[f"labels.read[{index}]"] for index in range(3)] == ["success"] * 3
+    assert set(states(done).values()) == {"success"}
+    assert xcom(done, "labels.open") == [{"number": number} for number in range(3)]
+    assert xcom(done, "labels.finish")["why"] == {"new": len(TICKETS)}
+    assert world.query("SELECT count(*) FROM labels") == [(len(TICKETS),)]
+    assert world.rows_charged() == 2  # equal texts are asked once, also across partitions
+    assert list((world.folder / "workspace").rglob("opening.json")) == []  # gone once it is planned
+
+
+def test_files_are_shared_out_among_the_tasks_that_read(world: World, run: Run) -> None:
+    """A column that not all files have is one of all partitions."""
+    for number, columns in enumerate(["*, 'ann' AS author", "*", "*", "*"]):
+        world.execute(
+            f"COPY (SELECT {columns} FROM tickets WHERE ticket_id % 4 = {number})"
+            f" TO '{world.folder}/{number}.parquet' (FORMAT parquet)"
+        )
+    with DAG("spread_files", schedule=None) as dag:
+        group(
+            source_table=...,
+            source_conn_id=...,
+            source_uri=f"{world.folder}/*.parquet",
+            target_conn_id="warehouse",
+            prompt="{{ body }} {{ author }}",
+            plan_partitions=3,
+        )
+
+    done = run(dag)
+
+    assert set(states(done).values()) == {"success"}
+    assert len(xcom(done, "labels.open")) == 3
+    assert xcom(done, "labels.finish")["outcomes"] == {"succeeded": len(TICKETS)}
+    assert world.rows_charged() == 3  # one of the two texts has an author, too
+
+
+def test_a_reading_that_fails_leaves_the_run_unplanned(world: World, run: Run) -> None:
+    world.execute("UPDATE tickets SET ticket_id = NULL WHERE ticket_id = 5")
+    with DAG("spread_unread", schedule=None) as dag:
+        group(plan_partitions=2)
+
+    done = run(dag)
+
+    assert [states(done)[f"labels.read[{index}]"] for index in range(2)] == ["failed", "success"]
+    assert states(done)["labels.plan"] == states(done)["labels.finish"] == "upstream_failed"
+    assert world.rows_charged() == 0
+
+
+def test_only_what_can_be_divided_is_and_the_first_task_takes_the_trigger_rule() -> None:
+    with DAG("spread_undivided", schedule=None):
+        for changes, told in (
+            ({"source_table": ..., "source_sql": "SELECT 1"}, "plan_partitions=2 divides a source_table"),
+            ({"plan_partitions": 0}, "plan_partitions is 0, and must be a number of tasks"),
+        ):
+            with pytest.raises(InputError, match=told):
+                group(**{"plan_partitions": 2, **changes})
+    with DAG("spread_divided", schedule=None) as dag:
+        group(plan_partitions=2, trigger_rule="none_failed", retries=7, cancel_on_kill=False, pool="llm")
+
+    assert {task.task_id for task in dag.tasks if task.trigger_rule == "none_failed"} == {"labels.open"}
+    assert {(task.retries, task.pool) for task in dag.tasks} == {(7, "llm")}

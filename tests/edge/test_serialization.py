@@ -34,7 +34,7 @@ def dag_of_all() -> DAG:
         sent = SubmitLLMBatchOperator(**arguments(task_id="submit"))
         LLMBatchSensor(task_id="wait", handle=sent.output)
         CollectLLMBatchOperator(task_id="collect", handle=sent.output)
-        llm_transform_group("large", **arguments(task_id=...))
+        llm_transform_group("large", plan_partitions=2, **arguments(task_id=...))
         by_function = llm_transform_task(**arguments(task_id=..., prompt=..., target=...))(by_row)
         by_function(target="by_row")
         by_function.override(task_id="by_rows").expand(target=["a", "b"])
@@ -47,7 +47,7 @@ def test_every_operator_goes_to_the_database_and_back() -> None:
     again: Any = DagSerialization.from_dict(json.loads(json.dumps(stored)))
 
     by_function = {"by_row", "by_rows"}
-    group = {f"large.{name}" for name in ("plan", "submit", "drive", "collect", "finish")}
+    group = {f"large.{name}" for name in ("open", "read", "plan", "submit", "drive", "collect", "finish")}
     assert set(again.task_ids) == {
         "pending",
         "label",
@@ -81,6 +81,9 @@ def test_a_dag_shows_no_prompt() -> None:
     with DAG("one", schedule=None) as dag:
         transform(
             system_prompt="You triage tickets.", output_type=["a", "b"], examples=[("Charged twice", "a")]
+        )
+        llm_transform_group(
+            "spread", plan_partitions=2, **arguments(task_id=..., system_prompt="You triage.")
         )
 
     stored = json.dumps(DagSerialization.to_dict(dag))

@@ -21,21 +21,29 @@ from airflow_batch_llm.core.packing import LEAST_ROWS, PILOT_ROWS, longest_packe
 from airflow_batch_llm.core.printing import counted, verb
 from airflow_batch_llm.core.request import ShardBounds
 from airflow_batch_llm.core.selection import Reason
-from airflow_batch_llm.core.settings import BadRow, OverBudget, Stage
-from airflow_batch_llm.errors import BatchLLMError, BudgetExceeded, InputError, SourceError
+from airflow_batch_llm.core.settings import BadRow, OverBudget, Source, Stage
+from airflow_batch_llm.errors import BudgetExceeded, InputError, SourceError
 from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.providers.routed import by_route
 from airflow_batch_llm.stage.budgets import Budgets
 from airflow_batch_llm.stage.land.landing import SAMPLES, sample_keys
 from airflow_batch_llm.stage.learning import Learning
-from airflow_batch_llm.stage.parts import Parts
-from airflow_batch_llm.stage.plan.attaching import ATTACHMENT_BYTES, attaching_of
+from airflow_batch_llm.stage.parts import Parts, ReadsSource
+from airflow_batch_llm.stage.plan.attaching import ATTACHMENT_BYTES
 from airflow_batch_llm.stage.plan.carried import restored
+from airflow_batch_llm.stage.plan.partitions import (
+    NUMBERED,
+    Opening,
+    Outrun,
+    fetch_partitions,
+    put_partition,
+    rules_of,
+)
 from airflow_batch_llm.stage.plan.quoting import Quote, shared_out
-from airflow_batch_llm.stage.plan.reading import Reading, with_known
-from airflow_batch_llm.stage.plan.resolved import Chooser, Resolved, ResolvedRoute
+from airflow_batch_llm.stage.plan.reading import Reading, let_go, with_known
+from airflow_batch_llm.stage.plan.resolved import Resolved, ResolvedRoute
 from airflow_batch_llm.stage.plan.reusing import Reuse
-from airflow_batch_llm.stage.plan.shard_files import ShardWriter, packed_prompts
+from airflow_batch_llm.stage.plan.shard_files import ShardWriter, packed_prompts, with_reasons
 from airflow_batch_llm.stage.plan.spool import PROBLEM, Spool, keys_schema
 from airflow_batch_llm.stage.plan.ways import (
     canary_size,
@@ -49,16 +57,12 @@ from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedRoute, PlannedShard, RunLimits, new_run_token
 from airflow_batch_llm.stage.records.registers import Registers
 from airflow_batch_llm.stage.records.standings import read_judged, read_rounds
-from airflow_batch_llm.warehouses.base import RequiresValues, SharesFile, Target, Warehouse
+from airflow_batch_llm.warehouses.base import Target
 from airflow_batch_llm.warehouses.registration import Place
 
 #: Where shards may be left out after a canary, a route has at least so many, if that leaves them these requests: so little of
 #: the budget stays unused.
 _PARTS, _LEAST = 20, 10
-
-
-class Outrun(BatchLLMError):
-    """Another run has landed its rows and deleted its files while this planner read the source."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,6 +79,8 @@ class Drafting:
     scratch: Path
     is_offline: bool = False
     """Do not ask the provider to count tokens. Default: ask it."""
+    opening: Opening | None = None
+    """How other tasks have read the source. Default: this one reads it."""
     _spool: Spool | None = field(default=None, init=False)
     _in_flight: dict[tuple[str, str], tuple[RunFolder, Plan]] = field(default_factory=dict, init=False)
     _done: set[tuple[str, str]] = field(default_factory=set, init=False)
@@ -84,30 +90,11 @@ class Drafting:
     def read(self) -> None:
         """Spool the source and check its keys. What is in flight is noted before: it may land meanwhile."""
         self._note_in_flight()
-        columns = pa.schema([*self.target.key, *self.target.carried])
-        spool = self._spool = Spool(self.scratch, columns, self.stage.key)
-        reading = Reading(
-            key=tuple(self.stage.key),
-            prompt=self.resolved.prompt,
-            chooser=Chooser(
-                names=tuple(route.name for route in self.resolved.routes),
-                key=tuple(self.stage.key),
-                column=self.stage.route_column,
-                function=self.stage.route,
-            ),
-            current=self.resolved.current,
-            target=self.target,
-            only=self.stage.only,
-            retry_dead=self.stage.guards.retry_dead,
-            max_rows=self.stage.max_rows,
-            max_prompt_bytes=self._max_prompt_bytes(),
-            required=required_columns(self.parts.target, self.target),
-            attaching=attaching_of(self.stage, self.resolved, self.parts),
-        )
-        source, warehouse = self.parts.source, self.parts.target
-        with closing(with_known(source, self.stage.source, warehouse, self.target)) as rows:
-            reading.fill(spool, rows)
+        whole = self.parts.source, self.stage.source
+        spool = self._spool = self._written(*whole) if self.opening is None else self._fetched(self.opening)
         spool.finish()
+        if self.opening is not None and self.stage.max_rows is not None:
+            spool.postpone_beyond(self.stage.max_rows)
         self._reuse().look(spool)
         let_go(self.parts)
         if twice := spool.duplicate_keys():
@@ -116,6 +103,44 @@ class Drafting:
                 f"The key {self.stage.key} is not unique in the source: {shown} stand there more than once, for example."
                 " Choose a key that is, or leave the repetitions out of the source. Nothing was sent."
             )
+
+    def _written(self, source: ReadsSource, wanted: Source, first: int = 0) -> Spool:
+        """Read rows of the source into the files of a spool."""
+        spool = Spool(self.scratch, self._columns, self.stage.key)
+        reading = Reading.of(self.stage, self.resolved, self.target, self.parts, self._max_prompt_bytes())
+        with closing(with_known(source, wanted, self.parts.target, self.target)) as rows:
+            reading.fill(spool, rows, first)
+        return spool
+
+    @property
+    def _columns(self) -> pa.Schema:
+        return pa.schema([*self.target.key, *self.target.carried])
+
+    @property
+    def _rules(self) -> str:
+        return rules_of(self.stage, self.resolved, self.target, self._max_prompt_bytes())
+
+    def read_partition(self, opening: Opening, number: int) -> int:
+        """Read a partition into the run folder. Returns the number of its rows."""
+        source, wanted = opening.source(number, self.stage, self.parts)
+        spool = self._written(source, wanted, number * NUMBERED)
+        spool.close_files()
+        let_go(self.parts)
+        put_partition(self.folder, opening, number, self.scratch, self._rules)
+        return spool.count
+
+    def in_flight(self) -> list[tuple[str, str]]:
+        """Return the plans that are in flight now, each as its run and its nonce."""
+        self._note_in_flight()
+        return list(self._in_flight)
+
+    def _fetched(self, opening: Opening) -> Spool:
+        """Bring what other tasks have read here. Raises `Outrun` if that is gone, or if it was read by other rules."""
+        for run, nonce in opening.in_flight:
+            other = Registers(workspace=self.parts.workspace).folder(run)
+            self.note(other, (nonce,))
+        folders = fetch_partitions(self.folder, opening, self._rules, self.scratch)
+        return Spool(self.scratch, self._columns, self.stage.key, folders)
 
     def _reuse(self) -> Reuse:
         return Reuse.of(self.stage, self.parts.target, self.target, self.resolved)
@@ -166,10 +191,10 @@ class Drafting:
             self._beyond += max(0.0, (self._draft.dollars or 0.0) - most[0])
         self._draft = None
 
-    def note(self, other: RunFolder) -> None:
-        """Note that a run buys rows, whether or not it has landed them since this planner read the source."""
+    def note(self, other: RunFolder, among: Sequence[str] | None = None) -> None:
+        """Note that a run buys rows, whether or not it has landed them since the source was read. `among`: by these plans."""
         for plan in read_rounds(other):
-            if self._buys_same(plan):
+            if self._buys_same(plan) and (among is None or plan.nonce in among):
                 self._in_flight.setdefault((other.path, plan.nonce), (other, plan))
 
     def close(self) -> None:
@@ -406,7 +431,7 @@ class Drafting:
                 written = writer.write_requests(resolved.template, spool.prompts(route, requests), route)
                 rows = spool.keyed_rows(route, requests)
                 written = writer.write_keys(written, rows, keys_schema(spool.columns))
-                shards += _with_reasons(spool, route, written) if may_be_left_out else written
+                shards += with_reasons(spool, route, written) if may_be_left_out else written
         return self._with_pilot(writer, spool, shards, len(allowed))
 
     def _tell_bad_rows(self, spool: Spool, count: int, target: Target) -> None:
@@ -471,28 +496,3 @@ class Drafting:
             f" {what}. Nothing was sent. Raise max_cost_usd or the budget, lower max_rows, or set"
             " on_over_budget='partial' to send what fits."
         )
-
-
-def _with_reasons(spool: Spool, route: int, written: Sequence[PlannedShard]) -> tuple[PlannedShard, ...]:
-    """Return the shards of a route with their rows by reason."""
-    done, first = [], 0
-    for shard in written:
-        end = first + shard.items
-        reasons = spool.reasons_within(route, first, end)
-        done.append(replace(shard, why={str(reason): count for reason, count in reasons.items()}))
-        first = end
-    return tuple(done)
-
-
-def required_columns(warehouse: Warehouse, target: Target) -> frozenset[str]:
-    """Return the carried columns that take no NULL in the target, as far as the warehouse can tell."""
-    if not target.carried.names or not isinstance(warehouse, RequiresValues):
-        return frozenset()
-    return warehouse.required_columns(target)
-
-
-def let_go(parts: Parts) -> None:
-    """Release databases that only one process can write at a time."""
-    for part in (parts.source, parts.target):
-        if isinstance(part, SharesFile):
-            part.release()

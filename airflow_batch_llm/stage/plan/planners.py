@@ -55,7 +55,7 @@ class Planners:
 
     def take_turn(self) -> None:
         """Plan, and freeze the plan when it is this planner's turn."""
-        machine, answer = reserve(self.folder.path), None
+        machine, answer = reserve(self.folder.path, is_read=self.drafting.opening is not None), None
         try:
             with self._renewed():
                 while True:
@@ -71,7 +71,8 @@ class Planners:
     def _take(self, step: Step) -> Any:
         match step:
             case Settled():
-                return self._registers.settled_tickets(self._target)
+                opening = self.drafting.opening
+                return self._registers.settled_tickets(self._target) if opening is None else opening.settled
             case OpenTicket(number=number):
                 return self._open(number)
             case ReadSource():

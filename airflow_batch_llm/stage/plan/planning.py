@@ -36,13 +36,16 @@ from airflow_batch_llm.providers.routed import by_route
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.attaching import attaching_of
 from airflow_batch_llm.stage.plan.carried import carried_schema, key_schema
-from airflow_batch_llm.stage.plan.drafting import Drafting, Outrun, let_go
+from airflow_batch_llm.stage.plan.drafting import Drafting
+from airflow_batch_llm.stage.plan.partitions import Opening, Outrun, opening_of
 from airflow_batch_llm.stage.plan.planners import Planners
+from airflow_batch_llm.stage.plan.reading import let_go
 from airflow_batch_llm.stage.plan.resolved import Resolved, ResolvedRoute
 from airflow_batch_llm.stage.plan.reviewing import ReviewMerge
 from airflow_batch_llm.stage.plan.ways import check_way, settled
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, RunLimits
+from airflow_batch_llm.stage.records.registers import Registers
 from airflow_batch_llm.stage.tidying import register_unfinished
 from airflow_batch_llm.warehouses.base import NamesTables, SweepsStaging, Target, answer_schema
 from airflow_batch_llm.warehouses.reviews import keeps_reviews, prepare_tables
@@ -299,21 +302,56 @@ class Planner:
     parts: Parts
     folder: RunFolder
     max_tries: int
+    opening: Opening | None = None
+    """How other tasks have read the source, after they had prepared the tables. Default: this one does both."""
 
     def plan(self) -> Plan:
         """Return the plan that counts: this planner's, or that of a faster attempt at the same run."""
+        resolved, target = self._looked_at() if self.opening is not None else self._prepared()
+        opening = self.opening
+        while True:
+            try:
+                return self._planned(resolved, target, opening)
+            except Outrun as error:
+                self.parts.warn(str(error))
+                opening = None
+
+    def open(self, most: int) -> Opening:
+        """Prepare the tables, and divide the source among tasks that read it. No row is read yet."""
+        resolved, target = self._prepared()
+        with self._drafting(resolved, target) as drafting:
+            # In this order: a plan that is frozen between the two is in flight, or has a later ticket.
+            settled_tickets = Registers(workspace=self.parts.workspace).settled_tickets(str(drafting.place))
+            in_flight = drafting.in_flight()
+        opening = opening_of(
+            self.stage, self.parts, target, most=most, settled=settled_tickets, in_flight=in_flight
+        )
+        register_unfinished(self.parts, self.folder, self.stage.keep_days)
+        self.folder.create_opening(opening.nonce, opening.to_json())
+        return opening
+
+    def read_partition(self, number: int) -> int:
+        """Read a partition into the run folder. Returns the number of its rows."""
+        assert self.opening is not None, "the source was divided before"
+        resolved, target = self._looked_at()
+        with self._drafting(resolved, target) as drafting:
+            return drafting.read_partition(self.opening, number)
+
+    def _looked_at(self) -> tuple[Resolved, Target]:
+        """Refuse what can be refused before a row is read."""
         resolved = settled(resolve(self.stage, self.parts), self.stage, self.parts)
         target = self._target(resolved)
         self._refuse_source_as_target()
         let_go(self.parts)
+        return resolved, target
+
+    def _prepared(self) -> tuple[Resolved, Target]:
+        """Make the tables ready, and merge what people have answered."""
+        resolved, target = self._looked_at()
         prepare_tables(self.parts.target, target)
         self._sweep_staging(target)
         self._merge_reviews(resolved, target)
-        while True:
-            try:
-                return self._planned(resolved, target)
-            except Outrun as error:
-                self.parts.warn(str(error))
+        return resolved, target
 
     def look(self, samples: int) -> tuple[Plan, list[bytes]]:
         """Return the plan as it would be, and its first requests. No table is made, and the provider is not asked."""
@@ -341,7 +379,12 @@ class Planner:
 
     @contextmanager
     def _drafting(
-        self, resolved: Resolved, target: Target, *, is_offline: bool = False
+        self,
+        resolved: Resolved,
+        target: Target,
+        *,
+        opening: Opening | None = None,
+        is_offline: bool = False,
     ) -> Iterator[Drafting]:
         """The work of this attempt, in a folder of its own for as long as it takes."""
         self.parts.spool.mkdir(parents=True, exist_ok=True)
@@ -356,12 +399,13 @@ class Planner:
                 place=self.parts.target.place(self.stage.target),
                 scratch=Path(scratch),
                 is_offline=is_offline,
+                opening=opening,
             )
             with closing(drafting):
                 yield drafting
 
-    def _planned(self, resolved: Resolved, target: Target) -> Plan:
-        with self._drafting(resolved, target) as drafting:
+    def _planned(self, resolved: Resolved, target: Target, opening: Opening | None) -> Plan:
+        with self._drafting(resolved, target, opening=opening) as drafting:
             if self.stage.plan_only:
                 drafting.read()
                 return drafting.draft()

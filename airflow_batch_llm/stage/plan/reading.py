@@ -13,13 +13,13 @@ import pyarrow.compute as pc
 from airflow_batch_llm.core.attachment import Unattachable, with_attachments
 from airflow_batch_llm.core.prompt import CompiledPrompt
 from airflow_batch_llm.core.selection import SENT, Reason, table
-from airflow_batch_llm.core.settings import Only, Source
+from airflow_batch_llm.core.settings import Only, Source, Stage
 from airflow_batch_llm.core.spec import earlier_input_hashes, input_hashes
 from airflow_batch_llm.errors import PromptError, SourceError
 from airflow_batch_llm.stage.land.landing import sample_keys
-from airflow_batch_llm.stage.parts import ReadsSource
-from airflow_batch_llm.stage.plan.attaching import ATTACHED_AT_ONCE, Attaching, BatchAttachments
-from airflow_batch_llm.stage.plan.resolved import Chooser, Current
+from airflow_batch_llm.stage.parts import Parts, ReadsSource
+from airflow_batch_llm.stage.plan.attaching import ATTACHED_AT_ONCE, Attaching, BatchAttachments, attaching_of
+from airflow_batch_llm.stage.plan.resolved import Chooser, Current, Resolved
 from airflow_batch_llm.stage.plan.spool import (
     ATTEMPTS,
     EARLIER_HASH,
@@ -38,7 +38,14 @@ from airflow_batch_llm.warehouses.arrow import (
     int64_scalar,
     string_array,
 )
-from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, JoinsKnown, SharesFile, Target, Warehouse
+from airflow_batch_llm.warehouses.base import (
+    KNOWN_COLUMNS,
+    JoinsKnown,
+    RequiresValues,
+    SharesFile,
+    Target,
+    Warehouse,
+)
 
 #: The prompts with attachments that are written at once, in bytes.
 _ATTACHED_BYTES = 8 << 20
@@ -69,10 +76,32 @@ class Reading:
     attaching: Attaching | None = None
     """Attaches images and PDFs to the prompts. Default: there are none."""
 
-    def fill(self, spool: Spool, rows: Iterator[pa.RecordBatch]) -> None:
-        """Spool every row. `rows` carry `KNOWN_COLUMNS` beside the source's own."""
+    @classmethod
+    def of(
+        cls, stage: Stage, resolved: Resolved, target: Target, parts: Parts, max_prompt_bytes: int
+    ) -> "Reading":
+        """Return what decides on the rows of a stage."""
+        names = tuple(route.name for route in resolved.routes)
+        return cls(
+            key=tuple(stage.key),
+            prompt=resolved.prompt,
+            chooser=Chooser(
+                names=names, key=tuple(stage.key), column=stage.route_column, function=stage.route
+            ),
+            current=resolved.current,
+            target=target,
+            only=stage.only,
+            retry_dead=stage.guards.retry_dead,
+            max_rows=stage.max_rows,
+            max_prompt_bytes=max_prompt_bytes,
+            required=required_columns(parts.target, target),
+            attaching=attaching_of(stage, resolved, parts),
+        )
+
+    def fill(self, spool: Spool, rows: Iterator[pa.RecordBatch], first: int = 0) -> None:
+        """Spool every row. `rows` carry `KNOWN_COLUMNS` beside the source's own. `first` is the number of the first row."""
         reasons = table(self.only, retry_dead=self.retry_dead)
-        seq = sent = 0
+        seq, sent = first, 0
         for batch in cut(rows):
             self._refuse_null_keys(batch)
             values = self._values(batch)
@@ -212,6 +241,13 @@ class Inputs:
         return pc.or_kleene(pc.equal(known, self.hashes), pc.equal(known, self.earlier))
 
 
+def required_columns(warehouse: Warehouse, target: Target) -> frozenset[str]:
+    """Return the carried columns that take no NULL in the target, as far as the warehouse can tell."""
+    if not target.carried.names or not isinstance(warehouse, RequiresValues):
+        return frozenset()
+    return warehouse.required_columns(target)
+
+
 def with_known(
     reads: ReadsSource, source: Source, warehouse: Warehouse, target: Target
 ) -> pa.RecordBatchReader:
@@ -289,3 +325,10 @@ def _attempts(batch: pa.RecordBatch, failed: pa.Array) -> pa.Array:
 def _where(fact: pa.Array) -> pa.Array:
     """1 where it is true, and 0 where it is not or not known."""
     return pc.coalesce(fact.cast(pa.int64()), int64_scalar(0))
+
+
+def let_go(parts: Parts) -> None:
+    """Release databases that only one process can write at a time."""
+    for part in (parts.source, parts.target):
+        if isinstance(part, SharesFile):
+            part.release()

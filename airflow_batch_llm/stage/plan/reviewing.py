@@ -21,7 +21,7 @@ from airflow_batch_llm.core.printing import counted, verb
 from airflow_batch_llm.stage.land.landing import no_rows, sample_keys
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.carried import carried
-from airflow_batch_llm.stage.plan.drafting import let_go, required_columns
+from airflow_batch_llm.stage.plan.reading import let_go, required_columns
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.warehouses.arrow import int64_array, typed_array
 from airflow_batch_llm.warehouses.base import Part, Target

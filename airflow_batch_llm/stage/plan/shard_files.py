@@ -26,7 +26,7 @@ from airflow_batch_llm.core.request import (
     shard_token,
 )
 from airflow_batch_llm.errors import StoreError
-from airflow_batch_llm.stage.plan.spool import REQUEST, SortedReader
+from airflow_batch_llm.stage.plan.spool import REQUEST, SortedReader, Spool
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 from airflow_batch_llm.warehouses.arrow import binary_array, int64_array, int64_scalar
@@ -209,6 +209,17 @@ class _Lines:
         self.count += len(prompts)
         self.size += len(block)
         return block
+
+
+def with_reasons(spool: Spool, route: int, written: Sequence[PlannedShard]) -> tuple[PlannedShard, ...]:
+    """Return the shards of a route with their rows by reason."""
+    done, first = [], 0
+    for shard in written:
+        end = first + shard.items
+        reasons = spool.reasons_within(route, first, end)
+        done.append(replace(shard, why={str(reason): count for reason, count in reasons.items()}))
+        first = end
+    return tuple(done)
 
 
 def fetch_requests(folder: RunFolder, plan: Plan, shard: PlannedShard, path: Path) -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from airflow_batch_llm.core.selection import REUSABLE, SENT, Reason
+from airflow_batch_llm.core.selection import PLANNED, REUSABLE, SENT, Reason
 from airflow_batch_llm.stage.plan.carried import carried, comparable, restored, stored, stored_schema
 from airflow_batch_llm.warehouses.arrow import int64_scalar, parquet_batches, rows_that_fit
 
@@ -57,7 +57,9 @@ REUSED_SPEC = "_llm_reused_spec"
 _HASHES = pa.schema([("hash", pa.string())])
 PROMPTS = pa.schema([(SEQ, pa.int64()), ("prompt", pa.binary())])
 
-_SENT_LIST, _REUSABLE_LIST = (", ".join(f"'{one}'" for one in sorted(some)) for some in (SENT, REUSABLE))
+_SENT_LIST, _REUSABLE_LIST, _PLANNED_LIST = (
+    ", ".join(f"'{one}'" for one in sorted(some)) for some in (SENT, REUSABLE, PLANNED)
+)
 _MEMORY = "64MB"
 
 
@@ -66,12 +68,19 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-class Spool:
-    """Two files that are written once, row by row, and then asked."""
+#: The files of a spool, in its folder.
+ROWS_FILE, PROMPTS_FILE = "rows.parquet", "prompts.arrow"
 
-    def __init__(self, folder: Path, columns: pa.Schema, key: Sequence[str]) -> None:
-        """`columns`: the key and carried columns, in their carried types."""
+
+class Spool:
+    """Two files that are written once, row by row, and then asked. Or the files of several spools, asked as one."""
+
+    def __init__(
+        self, folder: Path, columns: pa.Schema, key: Sequence[str], written: Sequence[Path] = ()
+    ) -> None:
+        """`columns`: the key and carried columns, in their carried types. `written`: folders of spools, in their order."""
         self._folder = folder
+        self._folders = list(written) or [folder]
         self._key = pa.schema([columns.field(name) for name in key])
         self._carried = columns
         self.columns = stored_schema(columns)
@@ -79,13 +88,19 @@ class Spool:
         numbers = [(ATTEMPTS, pa.int64()), (ROUTE, pa.int64())]
         hashes = [(INPUT_HASH, pa.string()), (EARLIER_HASH, pa.string())]
         self._schema = pa.schema([*own, *hashes, *numbers, *self.columns])
-        self._rows = pq.ParquetWriter(
-            folder / "rows.parquet", self._schema, compression="lz4", use_dictionary=[REASON, ROUTE]
-        )
-        self._prompts = pa.OSFile(str(folder / "prompts.arrow"), "wb")
-        self._prompt_writer = pa.ipc.new_stream(self._prompts, PROMPTS)
+        if not written:
+            self._rows = pq.ParquetWriter(
+                folder / ROWS_FILE, self._schema, compression="lz4", use_dictionary=[REASON, ROUTE]
+            )
+            self._prompts = pa.OSFile(str(folder / PROMPTS_FILE), "wb")
+            self._prompt_writer = pa.ipc.new_stream(self._prompts, PROMPTS)
+        self._is_written = bool(written)
         self._database: Any = None
-        self._count = self._size = 0
+        files = [pq.read_metadata(path / ROWS_FILE) for path in written]
+        self.count: int = sum(file.num_rows for file in files)
+        self._size = sum(
+            file.row_group(group).total_byte_size for file in files for group in range(file.num_row_groups)
+        )
 
     def write_prompts(self, prompts: pa.RecordBatch) -> None:
         """Add prompts of rows that are to be sent, in source order. Each call's are read back together."""
@@ -104,24 +119,46 @@ class Spool:
         ]
         batch = pa.RecordBatch.from_arrays(columns, schema=self._schema)
         self._rows.write_batch(batch)
-        self._count, self._size = self._count + batch.num_rows, self._size + batch.nbytes
+        self.count, self._size = self.count + batch.num_rows, self._size + batch.nbytes
+
+    def close_files(self) -> None:
+        """End what is written."""
+        if not self._is_written:
+            self._rows.close()
+            self._prompt_writer.close()
+            self._prompts.close()
+            self._is_written = True
 
     def finish(self) -> None:
         """Close the files; from now on they are asked."""
         import duckdb
 
-        self._rows.close()
-        self._prompt_writer.close()
-        self._prompts.close()
+        self.close_files()
         self._database = duckdb.connect(
             str(self._folder / "spool.duckdb"),
             config={"memory_limit": _MEMORY, "threads": 1, "temp_directory": str(self._folder / "spill")},
         )
-        rows = str(self._folder / "rows.parquet").replace("'", "''")
-        self._ask(f"CREATE VIEW rows AS SELECT * FROM read_parquet('{rows}')")
+        self._ask(f"CREATE VIEW rows AS SELECT * FROM {self._read_rows()}")
         self._ask("CREATE TABLE taken (seq BIGINT)")
         self._ask("CREATE TABLE answered (spec INTEGER, hash UUID)")
         self._ask("CREATE TABLE reused (seq BIGINT, spec INTEGER, hash UUID)")
+
+    def _read_rows(self) -> str:
+        paths = (str(folder / ROWS_FILE).replace("'", "''") for folder in self._folders)
+        return "read_parquet([" + ", ".join(f"'{path}'" for path in paths) + "])"
+
+    def postpone_beyond(self, most: int) -> None:
+        """Leave out what is to be sent beyond so many rows: spools that were written apart do not know of each other."""
+        planned = f"{REASON} IN ({_PLANNED_LIST})"
+        beyond = self._ask(
+            f"SELECT {SEQ} FROM rows WHERE {planned} ORDER BY {SEQ} LIMIT 1 OFFSET {most}"
+        ).fetchone()
+        if beyond is not None:
+            is_beyond = f"{planned} AND {SEQ} >= {beyond[0]}"
+            self._ask(f"""
+                CREATE OR REPLACE VIEW rows AS SELECT * REPLACE (
+                CASE WHEN {is_beyond} THEN '{Reason.POSTPONED}' ELSE {REASON} END AS {REASON},
+                CASE WHEN {is_beyond} THEN NULL ELSE {PROBLEM} END AS {PROBLEM}) FROM {self._read_rows()}""")
 
     def duplicate_keys(self, most: int = 5) -> list[pa.RecordBatch]:
         """Some keys that the source holds more than once."""
@@ -320,17 +357,20 @@ class Spool:
         if not requests:
             return
         firsts = self._sent(f"SELECT {SEQ} FROM sent WHERE {SEQ} = {_FIRST} AND {ROUTE} = {route}", SEQ)
-        with pa.OSFile(str(self._folder / "prompts.arrow"), "rb") as file, pa.ipc.open_stream(file) as stream:
-            for batch in stream:
-                if batch.num_rows:
-                    seen, prompts = batch.column(SEQ), batch.column("prompt")
-                    wanted = firsts.below(seen[-1].as_py() + 1).column(SEQ)
-                    if len(wanted) < len(seen):
-                        prompts = prompts.filter(pc.is_in(seen, wanted))
-                    yield prompts.slice(0, requests)
-                    requests -= len(prompts)
-                    if requests <= 0:
-                        return
+        for batch in self._prompt_batches():
+            seen, prompts = batch.column(SEQ), batch.column("prompt")
+            wanted = firsts.below(seen[-1].as_py() + 1).column(SEQ)
+            if len(wanted) < len(seen):
+                prompts = prompts.filter(pc.is_in(seen, wanted))
+            yield prompts.slice(0, requests)
+            requests -= len(prompts)
+            if requests <= 0:
+                return
+
+    def _prompt_batches(self) -> Iterator[pa.RecordBatch]:
+        for folder in self._folders:
+            with pa.OSFile(str(folder / PROMPTS_FILE), "rb") as file, pa.ipc.open_stream(file) as stream:
+                yield from (batch for batch in stream if batch.num_rows)
 
     def keyed_rows(self, route: int, requests: int) -> Iterator[pa.RecordBatch]:
         """Every row that is sent by a route, by request: the request's number, and whether an earlier row pays for it.
@@ -368,12 +408,13 @@ class Spool:
         """The rows that are sent by a route, in source order, each with the first one of its request."""
         firsts = self._sent(f"SELECT {SEQ}, {_FIRST} FROM sent WHERE {ROUTE} = {route}", SEQ, _FIRST)
         # Read ahead, the file would be in memory as a whole.
-        with pq.ParquetFile(self._folder / "rows.parquet", pre_buffer=False) as file:
-            for batch in parquet_batches(file):
-                seen = batch.column(SEQ)
-                known = firsts.below(seen[-1].as_py() + 1)
-                rows = pa.Table.from_batches([batch]).filter(pc.is_in(seen, known.column(SEQ)))
-                yield rows.append_column(_FIRST, known.column(_FIRST))
+        for folder in self._folders:
+            with pq.ParquetFile(folder / ROWS_FILE, pre_buffer=False) as file:
+                for batch in parquet_batches(file):
+                    seen = batch.column(SEQ)
+                    known = firsts.below(seen[-1].as_py() + 1)
+                    rows = pa.Table.from_batches([batch]).filter(pc.is_in(seen, known.column(SEQ)))
+                    yield rows.append_column(_FIRST, known.column(_FIRST))
 
     def _sent(self, sql: str, *names: str) -> SortedReader:
         """A question about the rows that are sent, answered in their order: the table is in it, and is read in it."""
@@ -406,7 +447,7 @@ class Spool:
         return self._database.cursor().execute(sql)
 
     def _stream(self, sql: str) -> pa.RecordBatchReader:
-        return self._database.cursor().sql(sql).to_arrow_reader(rows_that_fit(self._count, self._size))
+        return self._database.cursor().sql(sql).to_arrow_reader(rows_that_fit(self.count, self._size))
 
 
 def _looked_up(values: Sequence[int], number: str) -> str:

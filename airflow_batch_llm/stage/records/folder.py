@@ -2,6 +2,7 @@
 
 <run>/g1/plan.json  plans/<nonce>/0007.requests.jsonl  plans/<nonce>/0007.keys.parquet  rounds/2.json
          journal/0007/0001.json …  results/<batch>.jsonl  landed/0007.json  strays/<batch>.json  deadline/0001.json
+         plans/<nonce>/opening.json  plans/<nonce>/partition-0001.json
          looks/0001.json …  cancelled/0001.json  canary.json  copied.json  reviewed/0001.json  report.json
          erased/<nonce>-0007/0001.json …  deleted/<batch>.json
          ledger/<hash>-0.json  evaluation.json  evaluation.html
@@ -126,6 +127,33 @@ class RunFolder:
 
     def _requests(self, nonce: str, number: int) -> str:
         return self._at("plans", nonce, f"{number:04d}.requests.jsonl")
+
+    # The partitions of a source that other tasks read for a plan, below the nonce of their opening.
+
+    def create_opening(self, nonce: str, data: bytes) -> None:
+        self.workspace.create(self._at("plans", nonce, "opening.json"), data)
+
+    def read_opening(self, nonce: str) -> bytes | None:
+        return self.workspace.read(self._at("plans", nonce, "opening.json"))
+
+    def create_partition(self, nonce: str, number: int, data: bytes) -> bool:
+        """Record that a partition was read, and by whom. The first record counts."""
+        return self.workspace.create(f"{self._partition(nonce, number)}.json", data)
+
+    def read_partition(self, nonce: str, number: int) -> bytes | None:
+        return self.workspace.read(f"{self._partition(nonce, number)}.json")
+
+    def put_partition(self, nonce: str, number: int, name: str, local: Path) -> None:
+        self.workspace.put(f"{self._partition(nonce, number)}.{name}", local)
+
+    def get_partition(self, nonce: str, number: int, name: str, local: Path) -> bool:
+        return self.workspace.get(f"{self._partition(nonce, number)}.{name}", local)
+
+    def delete_partition(self, nonce: str, number: int, name: str) -> None:
+        self.workspace.delete(f"{self._partition(nonce, number)}.{name}")
+
+    def _partition(self, nonce: str, number: int) -> str:
+        return self._at("plans", nonce, f"partition-{number + 1:04d}")
 
     # The journal of a shard.
 

@@ -23,6 +23,7 @@ from airflow_batch_llm.warehouses.bigquery.jobs import (
 )
 from airflow_batch_llm.warehouses.bigquery.registration import DIALECT
 from airflow_batch_llm.warehouses.bigquery.types import conform, parameter, read_schema
+from airflow_batch_llm.warehouses.dialect import table_rows
 
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client, QueryJobConfig, Table
@@ -250,7 +251,7 @@ class Connection:
     def select(self, source: Source) -> str:
         """A source as a SELECT that may stand in parentheses."""
         if source.table is not None:
-            return f"SELECT * FROM {self.name(source.table).quoted}"
+            return table_rows(DIALECT, self.name(source.table).quoted, source.within)
         return (source.sql or "").rstrip().rstrip(";")
 
     def table(self, name: TableName) -> Table | None:

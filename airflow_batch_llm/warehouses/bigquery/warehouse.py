@@ -43,7 +43,7 @@ from airflow_batch_llm.warehouses.bigquery.sql import (
 from airflow_batch_llm.warehouses.bigquery.staging import StagingTable, content_of, staged_rows, write_file
 from airflow_batch_llm.warehouses.bigquery.tables import TargetTables
 from airflow_batch_llm.warehouses.copying import answered
-from airflow_batch_llm.warehouses.dialect import full_name, is_same, tables_read
+from airflow_batch_llm.warehouses.dialect import full_name, is_same, table_bounds, tables_read
 from airflow_batch_llm.warehouses.registration import Place
 from airflow_batch_llm.warehouses.staging import not_staged
 
@@ -79,7 +79,7 @@ class BigQueryWarehouse:
             table = self._connection.table(name)
             if table is None:
                 raise SourceError(f"BigQuery has no table {name}, or this connection may not see it.")
-            if table.table_type == "TABLE":
+            if table.table_type == "TABLE" and source.within is None:
                 return self._connection.reads.table(table)
         query = Query(
             sql=self._connection.select(source),
@@ -89,6 +89,11 @@ class BigQueryWarehouse:
             location=self._connection.settings.location,
         )
         return self._connection.reads.query(query)
+
+    def bounds(self, source: Source, column: str) -> pa.Table:
+        """The least and the greatest value of a column, by a query."""
+        table = self._connection.name(source.table or "").quoted
+        return self.read(table_bounds(DIALECT, table, column)).read_all()
 
     def reads_table(self, source: Source, table: str) -> bool:
         """Return whether the source names this table."""

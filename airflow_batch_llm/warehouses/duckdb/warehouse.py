@@ -88,6 +88,9 @@ class DuckDBWarehouse:
             self._refuse_missing(source.table)
         return self._stream(self._statements.select(source), source.parameters)
 
+    def bounds(self, source: Source, column: str) -> pa.Table:
+        return self.read(self._statements.bounds(source, column)).read_all()
+
     def reads_table(self, source: Source, table: str) -> bool:
         home = self._home()
         wanted = full_name(DIALECT.parts(table), home)

@@ -66,14 +66,35 @@ FindFileSystem = Callable[[str], "tuple[AbstractFileSystem, str]"]
 
 def read_files(source: FileSource, find: FindFileSystem | None = None) -> pa.RecordBatchReader:
     """The rows of all files, in the order of the URIs, with the column `_llm_source_uri` at the end."""
-    files = [file for uri in source.uris for file in _files_of(uri, source, find or _fsspec)]
-    if not files:
-        raise SourceError("No file is named to read rows from.")
+    files = _found(source, find)
     schema = _one_schema(files)
     if not len(schema):
         raise SourceError(f"{_first(files)}: no columns, so there is nothing to read.")
     whole = schema.append(pa.field(SOURCE_URI, pa.string()))
     return pa.RecordBatchReader.from_batches(whole, _rows(files, schema, whole))
+
+
+def read_some_files(
+    source: FileSource, names: Sequence[str], schema: pa.Schema, find: FindFileSystem | None = None
+) -> pa.RecordBatchReader:
+    """The rows of some of the files, by their names, in the schema that `read_files` gives to all of them."""
+    files = {file.uri: file for file in _found(source, find)}
+    if missing := [name for name in names if name not in files]:
+        raise SourceError(f"{missing[0]}: there is no such file any more.")
+    own = schema.remove(schema.get_field_index(SOURCE_URI))
+    return pa.RecordBatchReader.from_batches(schema, _rows([files[name] for name in names], own, schema))
+
+
+def file_names(source: FileSource, find: FindFileSystem | None = None) -> list[str]:
+    """The names of all files, in the order in which they are read."""
+    return [file.uri for file in _found(source, find)]
+
+
+def _found(source: FileSource, find: FindFileSystem | None) -> list[_File]:
+    files = [file for uri in source.uris for file in _files_of(uri, source, find or _fsspec)]
+    if not files:
+        raise SourceError("No file is named to read rows from.")
+    return files
 
 
 def _fsspec(uri: str) -> tuple[AbstractFileSystem, str]:

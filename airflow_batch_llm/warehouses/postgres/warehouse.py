@@ -136,6 +136,9 @@ class PostgresWarehouse:
             query.replace(PARAMETER, self._statements.select(source)), source.parameters, target.key.names
         )
 
+    def bounds(self, source: Source, column: str) -> pa.Table:
+        return self.read(self._statements.bounds(source, column)).read_all()
+
     def reads_table(self, source: Source, table: str) -> bool:
         home = self._home()
         wanted = full_name(DIALECT.parts(table), home)

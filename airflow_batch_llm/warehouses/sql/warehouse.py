@@ -76,6 +76,9 @@ class SqlWarehouse:
     def read(self, source: Source) -> pa.RecordBatchReader:
         return self._stream(self._statements.select(source), source.parameters)
 
+    def bounds(self, source: Source, column: str) -> pa.Table:
+        return self.read(self._statements.bounds(source, column)).read_all()
+
     def reads_table(self, source: Source, table: str) -> bool:
         at = self._home()
         wanted = full_name(self._dialect.parts(table), at)

@@ -1,0 +1,255 @@
+"""Divide a source among tasks that read it for one plan, and keep what each of them has read in the run folder.
+
+An opening is written before anything is read: it says which planners were settled and which plans were in flight then, so
+that the plan leaves out what other runs buy, however long the reading takes. A partition that was read counts once its
+record is created: of two tasks that read the same one, the first counts.
+"""
+
+import base64
+import hashlib
+import secrets
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import date, datetime
+from decimal import Decimal
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+
+from airflow_batch_llm.core.partition import KeyRange, Value, key_ranges
+from airflow_batch_llm.core.request import canonical
+from airflow_batch_llm.core.settings import Source, Stage
+from airflow_batch_llm.core.value import plain
+from airflow_batch_llm.errors import BatchLLMError, InputError, StoreError
+from airflow_batch_llm.stage.parts import Parts, ReadsFiles, ReadsSource
+from airflow_batch_llm.stage.plan.resolved import Resolved
+from airflow_batch_llm.stage.plan.spool import PROMPTS_FILE, ROWS_FILE
+from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.warehouses.base import ReadsRanges, Target
+from airflow_batch_llm.warehouses.kind import ColumnKind, of_arrow
+
+#: The rows of a partition are numbered from its own number times this: in the order of the partitions, without a gap to know.
+NUMBERED = 1 << 40
+
+#: Another number whenever the files of a partition, or the rules that decide on their rows, mean something else.
+_FORMAT = 1
+
+_WHOLE = frozenset({ColumnKind.SMALLINT, ColumnKind.INTEGER, ColumnKind.BIGINT})
+_DIVIDED = _WHOLE | {ColumnKind.DECIMAL, ColumnKind.DATE, ColumnKind.TIMESTAMP, ColumnKind.TIMESTAMPTZ}
+
+
+class Outrun(BatchLLMError):
+    """What was read of the source cannot be planned. Another run may have landed rows and deleted its files meanwhile."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partition:
+    """A part of a source that one task reads: a range of a key column, or some files."""
+
+    within: KeyRange | None = None
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """How the source of a run is read, and what was known before."""
+
+    nonce: str
+    settled: int
+    """The ticket up to which all planners on the target were settled."""
+    in_flight: tuple[tuple[str, str], ...]
+    """The plans of other runs that were in flight, each as its run and its nonce."""
+    partitions: tuple[Partition, ...]
+    schema: str = ""
+    """The columns of all files together, as Arrow writes them, in base64. Empty for a table."""
+
+    def to_json(self) -> bytes:
+        """Return the opening as it is stored."""
+        return orjson.dumps(asdict(self))
+
+    @classmethod
+    def read(cls, folder: RunFolder, nonce: str) -> "Opening | None":
+        """Read an opening. Returns None if there is none in this run folder, or none any more."""
+        data = folder.read_opening(nonce) if nonce else None
+        if data is None:
+            return None
+        found = orjson.loads(data)
+        partitions = tuple(
+            Partition(
+                within=None if one["within"] is None else KeyRange(**one["within"]), files=tuple(one["files"])
+            )
+            for one in found["partitions"]
+        )
+        in_flight = tuple((run, plan) for run, plan in found["in_flight"])
+        return cls(**{**found, "partitions": partitions, "in_flight": in_flight})
+
+    def source(self, number: int, stage: Stage, parts: Parts) -> tuple[ReadsSource, Source]:
+        """Return what reads a partition, and the rows that it is asked for."""
+        partition = self.partitions[number]
+        if not partition.files:
+            return parts.source, replace(stage.source, within=partition.within)
+        assert isinstance(parts.source, ReadsFiles), "the files were listed by the same source"
+        schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(self.schema)))
+        return _SomeFiles(files=parts.source, names=partition.files, schema=schema), stage.source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _SomeFiles:
+    """A source of some of the files, in the columns of all of them."""
+
+    files: ReadsFiles
+    names: Sequence[str]
+    schema: pa.Schema
+
+    def read(self, source: Source) -> pa.RecordBatchReader:  # noqa: ARG002 - the files are the source
+        return self.files.read_some(self.names, self.schema)
+
+
+def opening_of(
+    stage: Stage,
+    parts: Parts,
+    target: Target,
+    *,
+    most: int,
+    settled: int,
+    in_flight: Sequence[tuple[str, str]],
+) -> Opening:
+    """Divide the source into at most so many partitions. Raises `InputError` for a source that cannot be divided."""
+    opening = Opening(nonce=secrets.token_hex(5), settled=settled, in_flight=tuple(in_flight), partitions=())
+    if isinstance(parts.source, ReadsFiles):
+        names = parts.source.files()
+        count = min(most, len(names))
+        ends = [len(names) * number // count for number in range(count + 1)]
+        files = [tuple(names[first:end]) for first, end in pairwise(ends)]
+        with parts.source.read(stage.source) as reader:
+            schema = base64.b64encode(reader.schema.serialize()).decode()
+        return replace(opening, partitions=tuple(Partition(files=some) for some in files), schema=schema)
+    ranges = table_ranges(parts.source, stage.source, target.key, most)
+    return replace(opening, partitions=tuple(Partition(within=one) for one in ranges))
+
+
+def table_ranges(source: ReadsSource, wanted: Source, key: pa.Schema, most: int) -> list[KeyRange]:
+    """Divide a table by the first column of its key that has ranges. Raises `InputError` if there is none."""
+    kinds = {field.name: of_arrow(field.type) for field in key}
+    column = next((name for name, kind in kinds.items() if kind in _DIVIDED), None)
+    if wanted.table is None:
+        hindrance = "The source is a query: make it a view and name that as source_table."
+    elif column is None:
+        hindrance = f"The key is {', '.join(f'{name} ({kind})' for name, kind in kinds.items())}."
+    elif not isinstance(source, ReadsRanges):
+        hindrance = "The source's database cannot read a range of a table."
+    else:
+        kind = kinds[column]
+        [found] = source.bounds(wanted, column).to_pylist()
+        low, high = (_value(found[name], kind) for name in ("low", "high"))
+        bounds = None if low is None or high is None else (low, high)
+        return key_ranges(column, bounds, most)
+    raise InputError(
+        f"plan_partitions={most} divides a source_table by a number, a date or a timestamp in its key, or a source_uri by"
+        f" its files. {hindrance} Leave plan_partitions out. Nothing was sent."
+    )
+
+
+def _value(found: Any, kind: ColumnKind) -> Value | None:
+    """Return a bound as its kind has it: a least value has no declared type, so some databases give it as text."""
+    if found is None:
+        return None
+    match kind:
+        case ColumnKind.DECIMAL:
+            return Decimal(str(found))
+        case ColumnKind.DATE:
+            return date.fromisoformat(str(found)[:10])
+        case ColumnKind.TIMESTAMP | ColumnKind.TIMESTAMPTZ:
+            return datetime.fromisoformat(str(found))
+        case _:
+            return int(found)
+
+
+def rules_of(stage: Stage, resolved: Resolved, target: Target, max_prompt_bytes: int) -> str:
+    """Return a hash of all that decides on the rows of a partition, so that a plan takes none that were read by other rules."""
+    rules = {
+        "format": _FORMAT,
+        "routes": [[route.name, route.spec_hash] for route in resolved.routes],
+        "current": [sorted(specs) for specs in resolved.current.specs],
+        "columns": [f"{field.name} {field.type}" for field in (*target.key, *target.carried)],
+        "key": list(stage.key),
+        "table": stage.source.table,
+        "attachments": list(stage.attachments),
+        "route_column": stage.route_column,
+        "only": stage.only,
+        "retry_dead": stage.guards.retry_dead,
+        "max_rows": stage.max_rows,
+        "max_prompt_bytes": max_prompt_bytes,
+    }
+    return hashlib.sha256(canonical(plain(rules))).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadPartition:
+    """The record of a partition that was read."""
+
+    attempt: str
+    """Names the files of the task that read it."""
+    rules: str
+    """The hash of the rules by which it was read."""
+    rows_sha256: str
+    prompts_sha256: str
+
+
+def put_partition(folder: RunFolder, opening: Opening, number: int, scratch: Path, rules: str) -> None:
+    """Put the files of a spool into the run folder, and make them the partition's unless another task was faster."""
+    attempt = secrets.token_hex(5)
+    hashes = []
+    for name in (ROWS_FILE, PROMPTS_FILE):
+        folder.put_partition(opening.nonce, number, f"{attempt}.{name}", scratch / name)
+        hashes.append(_sha256(scratch / name))
+    done = ReadPartition(
+        attempt=attempt,
+        rules=rules,
+        rows_sha256=hashes[0],
+        prompts_sha256=hashes[1],
+    )
+    if not folder.create_partition(opening.nonce, number, orjson.dumps(asdict(done))):
+        for name in (ROWS_FILE, PROMPTS_FILE):
+            folder.delete_partition(opening.nonce, number, f"{attempt}.{name}")
+
+
+def fetch_partitions(folder: RunFolder, opening: Opening, rules: str, scratch: Path) -> list[Path]:
+    """Bring what other tasks have read here. Returns the folders of the files.
+
+    Raises `Outrun` if something is gone, or was read by other rules.
+    """
+    folders = []
+    for number in range(len(opening.partitions)):
+        data = folder.read_partition(opening.nonce, number)
+        read = None if data is None else ReadPartition(**orjson.loads(data))
+        if read is not None and read.rules != rules:
+            raise Outrun("The stage has changed since its source was read. This worker alone reads it again.")
+        local = scratch / f"partition-{number}"
+        if read is None or not _fetch(folder, opening, number, read, local):
+            raise Outrun(
+                "Some of what other tasks have read is gone. This worker alone reads the source again."
+            )
+        folders.append(local)
+    return folders
+
+
+def _fetch(folder: RunFolder, opening: Opening, number: int, read: ReadPartition, local: Path) -> bool:
+    local.mkdir()
+    for name, sha256 in ((ROWS_FILE, read.rows_sha256), (PROMPTS_FILE, read.prompts_sha256)):
+        if not folder.get_partition(opening.nonce, number, f"{read.attempt}.{name}", local / name):
+            return False
+        if _sha256(local / name) != sha256:
+            raise StoreError(
+                f"{name} of the partition {number + 1} in the run folder is not the file that was read. Clear the group's"
+                " first task and those after it. Nothing was sent."
+            )
+    return True
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
