@@ -130,10 +130,10 @@ def _run_told(run: Inspected) -> str:
         lines.append(f"  Canary: {run.canary.replace('_', ' ')}.")
     if run.rows_per_request > 1:
         lines.append(f"  Packed: a request asks about at most {counted(run.rows_per_request, 'row')}.")
-    if run.caching:
-        won, hits = run.caching["won_usd"], run.caching["hit_rate"]
-        result = f"won ${won:,.4f}" if won >= 0 else f"lost ${-won:,.4f}"
-        lines.append(f"  Caching: {hits:.1%} of the answers read from the vendor's cache, which {result}.")
+    for name, one in run.caching.items():
+        result = f"won ${one['won_usd']:,.4f}" if one["won_usd"] >= 0 else f"lost ${-one['won_usd']:,.4f}"
+        read = f"{one['hit_rate']:.1%} of the answers read from the vendor's cache, which {result}"
+        lines.append(f"  Caching by the route {name}: {read}.")
     if run.verdict is not None:
         lines.append(f"  {'Passed' if run.passed else 'Failed'}: {run.verdict}")
     lines.append(f"  Next: {run.next}")

@@ -262,40 +262,42 @@ def estimate(prices: PriceList, size: RequestSize) -> Estimate:
     limit = size.max_tokens if size.max_tokens is not None else max(_UNBOUNDED_ANSWER, size.answer_tokens)
     if size.answer_tokens == 0:
         limit = 0
-    usual = min(limit, _answer_tokens(size))
+    usual = min(float(limit), _answer_tokens(size))
     tokens, assumptions = _input_tokens(size)
     slack = _UNCERTAINTY if size.source is EstimateSource.BYTES else 0.0
-    low = _cost(prices, size, tokens * (1 - slack), min(1, usual))
+    low = _cost(prices, size, tokens * (1 - slack), min(1.0, usual))
     expected = _cost(prices, size, tokens, usual)
     high = _cost(prices, size, tokens * (1 + slack), limit)
     if size.cached is not None:
         assumptions.append(
             f"{size.cached.hit_rate:.0%} of the requests are taken to read from the vendor's cache."
         )
-    assumptions.append(f"An answer is taken to have {usual:,} output tokens, and {limit:,} at the most.")
+    assumptions.append(
+        f"An answer is taken to have {round(usual):,} output tokens, and {limit:,} at the most."
+    )
     later = _expected_later(size)
     dollars = Decimal(str(later.dollars))
     if dollars:
         assumptions.append(f"Rows that are asked again are taken to cost ${dollars:,.4f}, by those runs.")
     return Estimate(
         requests=size.requests,
-        input_tokens=round(tokens) * size.requests + round(later.input_tokens),
-        output_tokens=usual * size.requests + round(later.output_tokens),
+        input_tokens=round(tokens * size.requests + later.input_tokens),
+        output_tokens=round(usual * size.requests + later.output_tokens),
         low=low,
         expected=None if expected is None else expected + dollars,
         high=None if high is None else high + dollars,
         assumptions=(*assumptions, *_about_prices(prices, size, tokens * (1 + slack))),
         prompt_bytes=size.prompt_bytes,
         source=size.source,
-        spread=_spread(prices, size, Usage(round(tokens), output_tokens=usual), later.variance),
+        spread=_spread(prices, size, Usage(round(tokens), output_tokens=round(usual)), later.variance),
     )
 
 
-def _answer_tokens(size: RequestSize) -> int:
+def _answer_tokens(size: RequestSize) -> float:
     """The mean output tokens of a request."""
     if size.measured is None or not size.requests:
         return size.answer_tokens
-    return round(size.measured.answer_tokens(size.prompts / size.requests, is_packed=size.packed > 0))
+    return size.measured.answer_tokens(size.prompts / size.requests, is_packed=size.packed > 0)
 
 
 def _input_tokens(size: RequestSize) -> tuple[float, list[str]]:
@@ -335,12 +337,19 @@ def _about_attachments(size: RequestSize) -> list[str]:
     return [told, f"The size of {unmeasured:,} of them is not known: {size.attached_assumption}."]
 
 
-def _cost(prices: PriceList, size: RequestSize, input_tokens: float, output_tokens: int) -> Decimal | None:
-    whole = round(input_tokens)
-    read = 0 if size.cached is None else min(whole, round(size.cached.cached_tokens))
-    written = 0 if size.cached is None else min(whole - read, round(size.cached.written_tokens))
-    one = prices.cost(Usage(whole, read, written, output_tokens))
-    return None if one is None else one * size.requests
+def _cost(prices: PriceList, size: RequestSize, input_tokens: float, output_tokens: float) -> Decimal | None:
+    """Return the dollars of all requests, each with these mean tokens. Parts of a token count."""
+    read = 0.0 if size.cached is None else min(input_tokens, size.cached.cached_tokens)
+    written = 0.0 if size.cached is None else min(input_tokens - read, size.cached.written_tokens)
+    means = Usage._fields, (input_tokens, read, written, output_tokens)
+    whole = Usage(*map(math.floor, means[1]))
+    one = base = prices.cost(whole)
+    if one is None or base is None:
+        return None
+    for name, mean in zip(*means, strict=False):
+        more = prices.cost(whole._replace(**{name: getattr(whole, name) + 1})) or base
+        one += (more - base) * Decimal(str(mean - math.floor(mean)))
+    return one * size.requests
 
 
 class _Expected(NamedTuple):
@@ -409,7 +418,8 @@ def _binomial(trials: int, chance: float) -> Iterator[tuple[int, float]]:
 def _spread(prices: PriceList, size: RequestSize, mean: Usage, later: float) -> float | None:
     """Return the standard deviation of the dollars: by answers' lengths, by hits, and by rows that are asked again.
 
-    The means of few earlier requests are uncertain themselves. `mean` is a request without a cache.
+    The means of few earlier requests are uncertain themselves, and so are the tokens of what is longer than in those.
+    `mean` is a request without a cache.
     """
     measured, plain = size.measured, prices.cost(mean)
     if not size.requests:
@@ -419,6 +429,9 @@ def _spread(prices: PriceList, size: RequestSize, mean: Usage, later: float) -> 
     longer = prices.cost(mean._replace(output_tokens=mean.output_tokens + 1))
     token = float((longer or plain) - plain)
     variance = size.prompts * measured.output_variance * token * token
+    more = prices.cost(mean._replace(input_tokens=mean.input_tokens + 1))
+    longer_by = abs(size.prompt_bytes / size.requests - measured.prompt_bytes) / BYTES_PER_TOKEN
+    guessed = size.requests * longer_by * _UNCERTAINTY * float((more or plain) - plain)
     if size.cached is not None and 0 < size.cached.hit_rate < 1:
         hits = size.cached.hit_rate
         read = min(mean.input_tokens, round(size.cached.cached_tokens / hits))
@@ -426,7 +439,7 @@ def _spread(prices: PriceList, size: RequestSize, mean: Usage, later: float) -> 
         hit = prices.cost(mean._replace(cached_tokens=read)) or plain
         miss = prices.cost(mean._replace(cache_write_tokens=written)) or plain
         variance += size.requests * hits * (1 - hits) * float(miss - hit) ** 2
-    return math.sqrt(variance * (1 + size.requests / measured.requests) + later)
+    return math.sqrt(variance * (1 + size.requests / measured.requests) + later + guessed * guessed)
 
 
 def likely(expected: float, spread: float) -> tuple[float, float]:

@@ -34,7 +34,7 @@ from airflow_batch_llm.core.model import Way
 from airflow_batch_llm.core.printing import counted, share, verb
 from airflow_batch_llm.core.report import Report
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.stage.land.finishing import summed
+from airflow_batch_llm.stage.land.finishing import cached, summed, told_caching, told_packing
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.records.standings import ShardResult, read_rounds, read_sendable, read_standings
@@ -137,8 +137,10 @@ class Inspected:
     list_usd: float  # the same requests in real time
     requests: int  # of the shards that have landed, in all rounds
     usage: dict[str, int]
-    caching: dict[str, float]
-    """The share of answers that read from the vendor's cache (`hit_rate`), and `won_usd`. Empty: it was not used."""
+    caching: dict[str, dict[str, Any]]
+    """The use of the vendor's cache by route, as the report has it. Empty: it was not used."""
+    packing: dict[str, Any]
+    """The packed requests and their rows, as the report has them. Empty: there were none."""
     outcomes: dict[str, int]
     """The rows that have landed, by their last outcome."""
     failures: tuple[InspectedFailure, ...]  # the most frequent first
@@ -201,6 +203,15 @@ def inspect(folder: RunFolder, now: float) -> Inspected:
         estimate=first.forecast(),
         spent_usd=told.spent.cost + late,
         **_counts(told, done),
+        caching=told_caching(
+            cached(
+                (plan.route(shard), one.report)
+                for plan in rounds
+                for shard in plan.shards
+                if (one := landed[shard.number])
+            )
+        ),
+        packing=told_packing(rounds, told),
         ended_at=stored["about"].get("completed_at") if stored is not None else None,
         next=_next(
             shards, again=sum(_again(landed[shard.number]) for shard in rounds[-1].shards), report=report
@@ -263,9 +274,7 @@ def _landed(folder: RunFolder, numbers: Sequence[int]) -> dict[int, ShardResult 
 
 def _counts(told: Report, rounds: Sequence[Sequence[ShardResult]]) -> dict[str, Any]:
     """Return the fields of `Inspected` that count what has landed."""
-    cached = told.usage.cached_tokens or told.usage.cache_write_tokens
     return {
-        "caching": {"hit_rate": told.cache.hit_rate, "won_usd": told.cache.won} if cached else {},
         "list_usd": told.spent.list_cost,
         "requests": told.requests,
         "usage": told.usage._asdict(),

@@ -1,12 +1,14 @@
 """Label 10,000 tickets in ways that are cheaper step by step, for two nights each, and check every bill.
 
-    python -m tests.benchmarks.scenario [--rows 10000] [--providers anthropic,openai,vertex] [--nights 2] [--svg FILE]
+    python -m tests.benchmarks.scenario [--rows 10000] [--providers anthropic,openai,vertex] [--svg FILE]
+    python -m tests.benchmarks.scenario --nights 31 --steps 4,8
 
 Each step keeps what the steps before it have changed. A third of the texts repeat, and the instructions have 1,500
 tokens. In the second night one ticket of a hundred has another text. The vendors are the simulator, which counts four
 characters for a token, and is called by the vendors' own SDKs. Its models err in a known share of the texts. Prints
-Markdown tables, and ends with 1 if a report differs from the simulator's ledger by a cent or more. With more nights, each
-of which changes other tickets, it also counts how many of their estimates were close, and how many within their range.
+Markdown tables, and ends with 1 if a report differs from the simulator's ledger by a cent or more. With `--steps` it runs
+these steps only, for as many nights as are wanted, each of which changes other tickets. Then it counts how many of their
+estimates were close, and how many within their range.
 """
 
 import argparse
@@ -112,6 +114,11 @@ def steps(provider: str) -> Sequence[Step]:
     )
 
 
+def chosen(provider: str, wanted: Sequence[int]) -> Sequence[Step]:
+    """Return the steps with these numbers, from 1. Without numbers, all of them."""
+    return [step for number, step in enumerate(steps(provider), 1) if not wanted or number in wanted]
+
+
 def make_tickets(world: World, rows: int) -> None:
     """Make tickets of which three in ten have the text of another one."""
     world.ask(
@@ -201,14 +208,14 @@ def opened(provider: str, folder: Path) -> Iterator[World]:
 Found = Mapping[str, Sequence[Sequence[Night]]]
 
 
-def run(rows: int, providers: Sequence[str], nights: int) -> Found:
-    """Run all steps at all providers."""
+def run(rows: int, providers: Sequence[str], nights: int, wanted: Sequence[int] = ()) -> Found:
+    """Run all steps, or those with the wanted numbers, at all providers."""
     found: dict[str, list[Sequence[Night]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for provider in providers:
             with opened(provider, Path(folder) / provider) as world:
                 found[provider] = []
-                for step in steps(provider):
+                for step in chosen(provider, wanted):
                     began = time.monotonic()
                     found[provider].append(measure(world, step, rows, nights))
                     print(f"{provider}: {step.name}: {time.monotonic() - began:,.0f} s", file=sys.stderr)
@@ -235,12 +242,12 @@ def tables(found: Found, rows: int) -> Iterator[str]:
             before = first.dollars
 
 
-def later_nights(found: Found) -> Iterator[str]:
+def later_nights(found: Found, wanted: Sequence[int]) -> Iterator[str]:
     """Yield the lines of a table: how close the estimates of all nights after the first were."""
     yield "\n| provider | step | nights | off by 10 % at most | within the range | usually off by | range |"
     yield "|---|---|--:|--:|--:|--:|--:|"
     for provider, nights in found.items():
-        for step, (_, *later) in zip(steps(provider), nights, strict=True):
+        for step, (_, *later) in zip(chosen(provider, wanted), nights, strict=True):
             close, likely = sum(one.is_close for one in later), sum(one.is_likely for one in later)
             off, chance = median(abs(one.off) for one in later), median(one.chance for one in later)
             yield (
@@ -332,12 +339,17 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--providers", default=",".join(PROVIDERS))
     parser.add_argument("--nights", type=int, default=2)
+    parser.add_argument("--steps", default="", help="numbers from 1, with commas between them")
     parser.add_argument("--svg", type=Path, help="also draw the chart, into this file")
-    chosen = parser.parse_args()
-    found = run(chosen.rows, chosen.providers.split(","), chosen.nights)
-    if chosen.svg:
-        chosen.svg.write_text(chart(found, chosen.rows))
-    print(*tables(found, chosen.rows), *later_nights(found), sep="\n")
+    asked = parser.parse_args()
+    wanted = [int(number) for number in asked.steps.split(",") if number]
+    found = run(asked.rows, asked.providers.split(","), asked.nights, wanted)
+    if wanted:
+        print(*later_nights(found, wanted), sep="\n")
+        return
+    if asked.svg:
+        asked.svg.write_text(chart(found, asked.rows))
+    print(*tables(found, asked.rows), *later_nights(found, ()), sep="\n")
     print()
     ends = list(verdicts(found))
     for is_met, told in ends:

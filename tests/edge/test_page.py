@@ -10,6 +10,7 @@ import pytest
 from airflow.sdk import DAG, BaseOperator
 from fastapi.testclient import TestClient
 
+from airflow_batch_llm.core.settings import Request
 from airflow_batch_llm.decorators import _DecoratedOperator
 from airflow_batch_llm.demo.story import tiles
 from airflow_batch_llm.links import RunPageLink
@@ -122,6 +123,26 @@ def test_a_run_is_shown_with_its_failures_and_keys_and_without_text_of_a_row(
         for code, found in keys
     ] == [("api_error", True)]
     assert "script-src 'self'" in shown.headers["content-security-policy"]
+
+
+def test_a_run_shows_what_packing_reuse_and_the_vendors_cache_did_where_they_were_used(
+    world: World, run: Run, api: TestClient
+) -> None:
+    world.simulator.turn(cached_tokens=5)
+    run(dag("page_a", request=Request(rows_per_request=3), guards={"min_agreement": None}))
+    world.simulator.turn(cached_tokens=0)
+    twins = "SELECT ticket_id + 100 AS ticket_id, subject, body FROM tickets"
+    run(dag("page_b", source_table=..., source_sql=twins))
+
+    (of_a,), (of_b,) = Reader(api, "anna").links(), Reader(api, "bert").links()
+    packed, reused = (re.sub(r"<[^>]+>", " ", Reader(api, "otto").get(one).text) for one in (of_a, of_b))
+
+    requests = -(-len(TICKETS) // 3)
+    assert f"{len(TICKETS)} rows in {requests} requests, {len(TICKETS) / requests:.1f} for each" in packed
+    assert re.search(r"default\s+no\s+100.0 %\s+\d+\s+0\s+won \$0\.", packed)
+    assert "Copied answers" not in packed
+    assert f"{len(TICKETS)} rows without a request" in reused
+    assert not re.search("Packing|The vendor's cache", reused)
 
 
 def test_what_a_run_is_called_is_text_and_never_markup(world: World, api: TestClient) -> None:

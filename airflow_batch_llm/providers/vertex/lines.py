@@ -285,7 +285,8 @@ def _refuse_managed(name: str, managed: Mapping[str, str]) -> None:
         raise InputError(f"extra_body: {name!r} is set by this package; use {managed[name]}.")
 
 
-#: The most tokens of an answer, by the beginning of a model's name. A model that is not listed has the last number.
+#: The most tokens of an answer, by the beginning of a model's name. A model that is not listed has the last number. Vertex
+#: refuses one token more of Gemini 1.5 and 2.5 Pro. Its record of a model does not hold the number.
 _CAPS = (("gemini-1", 8_192), ("gemini-2.0", 8_192), ("gemini-", 65_535), ("", 8_192))
 
 

@@ -5,7 +5,7 @@ The report is stored once. A retry after that reads it and comes to the same ver
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,7 +41,7 @@ from airflow_batch_llm.stage.land.ledger import Ledger
 from airflow_batch_llm.stage.learning import Learning, compared
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
-from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
+from airflow_batch_llm.stage.records.plan import Plan, PlannedRoute, PlannedShard
 from airflow_batch_llm.stage.records.registers import LabelHistory, Registers
 from airflow_batch_llm.stage.records.run_index import RunIndex
 from airflow_batch_llm.stage.records.standings import RunMemory, ShardResult, read_rounds
@@ -112,7 +112,7 @@ class Finisher:
             estimate=self.first.forecast(),
             reviewed=self.folder.count_reviewed(),
             canary=canary.reported(),
-            packing=_packing(rounds, total) | self._piloted(rounds[0], landed[0]),
+            packing=told_packing(rounds, total) | self._piloted(rounds[0], landed[0]),
             caching=self._cached(rounds, landed),
         )
         if not rounds[0].is_stopped:
@@ -212,19 +212,15 @@ class Finisher:
         self, rounds: Sequence[Plan], landed: Sequence[Sequence[ShardResult]]
     ) -> dict[str, dict[str, Any]]:
         """Say what the vendor's cache has won or lost by each route, and return it for the report."""
-        totals: dict[str, Report] = {}
-        asked: set[str] = set()
-        for plan, results in zip(rounds, landed, strict=True):
-            for shard, result in zip(plan.shards, results, strict=True):
-                route = plan.route(shard)
-                totals[route.name] = totals.get(route.name, Report()) + result.report
-                asked |= {route.name} if route.call.asks_to_cache else set()
-        found = {}
-        for name, total in totals.items():
-            if total.usage.cached_tokens or total.usage.cache_write_tokens:
-                (self.parts.log if total.cache.won >= 0 else self.parts.warn)(caching.told(name, total.cache))
-                found[name] = caching.reported(total.cache, total.usage, asked=name in asked)
-        return found
+        shards = zip(rounds, landed, strict=True)
+        found = cached(
+            (plan.route(shard), result.report)
+            for plan, results in shards
+            for shard, result in zip(plan.shards, results, strict=True)
+        )
+        for name, (total, _) in found.items():
+            (self.parts.log if total.cache.won >= 0 else self.parts.warn)(caching.told(name, total.cache))
+        return told_caching(found)
 
     def _is_erased(self, rounds: Sequence[Plan]) -> bool:
         """Return whether rows were erased from the run after it was planned: they have no outcome."""
@@ -347,7 +343,28 @@ def summed(rounds: Sequence[Plan], landed: Sequence[Sequence[ShardResult]]) -> R
     return total
 
 
-def _packing(rounds: Sequence[Plan], total: Report) -> dict[str, Any]:
+def cached(landed: Iterable[tuple[PlannedRoute, Report]]) -> dict[str, tuple[Report, bool]]:
+    """Return the routes that have used the vendor's cache, with the sums of their shards, and if they asked for it."""
+    totals: dict[str, tuple[Report, bool]] = {}
+    for route, report in landed:
+        total, asked = totals.get(route.name, (Report(), False))
+        totals[route.name] = (total + report, asked or route.call.asks_to_cache)
+    return {
+        name: one
+        for name, one in totals.items()
+        if one[0].usage.cached_tokens or one[0].usage.cache_write_tokens
+    }
+
+
+def told_caching(found: Mapping[str, tuple[Report, bool]]) -> dict[str, dict[str, Any]]:
+    """Return what the report says of the vendor's cache, by route."""
+    return {
+        name: caching.reported(total.cache, total.usage, asked=asked)
+        for name, (total, asked) in found.items()
+    }
+
+
+def told_packing(rounds: Sequence[Plan], total: Report) -> dict[str, Any]:
     """Return what the report says of packed requests. Empty: there were none."""
     packed = [shard for plan in rounds for shard in plan.shards if shard.packed and not shard.repeats]
     if not packed:
