@@ -203,15 +203,7 @@ def inspect(folder: RunFolder, now: float) -> Inspected:
         estimate=first.forecast(),
         spent_usd=told.spent.cost + late,
         **_counts(told, done),
-        caching=told_caching(
-            cached(
-                (plan.route(shard), one.report)
-                for plan in rounds
-                for shard in plan.shards
-                if (one := landed[shard.number])
-            )
-        ),
-        packing=told_packing(rounds, told),
+        **_savings(told, rounds, landed),
         ended_at=stored["about"].get("completed_at") if stored is not None else None,
         next=_next(
             shards, again=sum(_again(landed[shard.number]) for shard in rounds[-1].shards), report=report
@@ -281,6 +273,15 @@ def _counts(told: Report, rounds: Sequence[Sequence[ShardResult]]) -> dict[str, 
         "outcomes": {outcome.value: count for outcome, count in told.final.items()},
         "failures": tuple(_failures(told, rounds)),
     }
+
+
+def _savings(
+    told: Report, rounds: Sequence[Plan], landed: Mapping[int, ShardResult | None]
+) -> dict[str, Any]:
+    """Return the fields of `Inspected` about the vendor's cache and packed requests."""
+    shards = ((plan, shard) for plan in rounds for shard in plan.shards)
+    reports = ((plan.route(shard), one.report) for plan, shard in shards if (one := landed[shard.number]))
+    return {"caching": told_caching(cached(reports)), "packing": told_packing(rounds, told)}
 
 
 def _failures(told: Report, rounds: Sequence[Sequence[ShardResult]]) -> Iterator[InspectedFailure]:
