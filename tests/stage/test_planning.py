@@ -17,7 +17,7 @@ from airflow_batch_llm.core.model import Limits, Outcome
 from airflow_batch_llm.core.report import to_xcom
 from airflow_batch_llm.core.settings import BadRow
 from airflow_batch_llm.errors import InputError, SourceError
-from airflow_batch_llm.stage.plan import shard_files
+from airflow_batch_llm.stage.plan import shard_files, spool
 from tests.stage.world import Bench, let_go
 
 _RUNS = count()
@@ -47,9 +47,10 @@ def make_texts(bench: Bench, texts: list[str]) -> None:
     requests=st.integers(1, 30),
     room=st.integers(3_000, 9_000),
     at_once=st.sampled_from([1, 1_500, 16 << 20]),
+    rows_at_once=st.sampled_from([1, 7, 1_000_000]),
 )
 def test_any_mix_of_sizes_fills_shards_within_their_limits_and_loses_or_doubles_no_row(
-    openai: Bench, sizes: list[int], requests: int, room: int, at_once: int
+    openai: Bench, sizes: list[int], requests: int, room: int, at_once: int, rows_at_once: int
 ) -> None:
     texts = ["x" * size for size in sizes]
     make_texts(openai, texts)
@@ -61,6 +62,7 @@ def test_any_mix_of_sizes_fills_shards_within_their_limits_and_loses_or_doubles_
     planning = openai.run(name, parts={"provider": narrow}, prompt="{{ subject }}", target=name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shard_files, "_BYTES_AT_ONCE", at_once)
+        patch.setattr(spool, "_ROWS_AT_ONCE", rows_at_once)
         generation = planning.generation()
     let_go(planning)
 

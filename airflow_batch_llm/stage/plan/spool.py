@@ -60,7 +60,10 @@ PROMPTS = pa.schema([(SEQ, pa.int64()), ("prompt", pa.binary())])
 _SENT_LIST, _REUSABLE_LIST, _PLANNED_LIST = (
     ", ".join(f"'{one}'" for one in sorted(some)) for some in (SENT, REUSABLE, PLANNED)
 )
-_MEMORY = "64MB"
+
+#: Rows that one window holds in memory, and the memory of the database: at least, and by the million rows, for joins.
+_ROWS_AT_ONCE = 1_000_000
+_LEAST_MEMORY, _MEMORY_OF_A_MILLION = 64, 13
 
 
 def quoted(name: str) -> str:
@@ -136,7 +139,11 @@ class Spool:
         self.close_files()
         self._database = duckdb.connect(
             str(self._folder / "spool.duckdb"),
-            config={"memory_limit": _MEMORY, "threads": 1, "temp_directory": str(self._folder / "spill")},
+            config={
+                "memory_limit": self._memory(),
+                "threads": 1,
+                "temp_directory": str(self._folder / "spill"),
+            },
         )
         self._ask(f"CREATE VIEW rows AS SELECT * FROM {self._read_rows()}")
         self._ask("CREATE TABLE taken (seq BIGINT)")
@@ -159,6 +166,9 @@ class Spool:
                 CREATE OR REPLACE VIEW rows AS SELECT * REPLACE (
                 CASE WHEN {is_beyond} THEN '{Reason.POSTPONED}' ELSE {REASON} END AS {REASON},
                 CASE WHEN {is_beyond} THEN NULL ELSE {PROBLEM} END AS {PROBLEM}) FROM {self._read_rows()}""")
+
+    def _memory(self) -> str:
+        return f"{max(_LEAST_MEMORY, _MEMORY_OF_A_MILLION * self.count // 1_000_000)}MB"
 
     def duplicate_keys(self, most: int = 5) -> list[pa.RecordBatch]:
         """Some keys that the source holds more than once."""
@@ -275,15 +285,21 @@ class Spool:
 
         Rows of two routes with the same spec share a request. It takes the route of the lower rank. A request's number is
         its place among the first ones of its route. No join is asked of the database here or later: one of two large tables
-        needs memory that grows with them, while sorting does not.
+        needs memory that grows with them, while sorting does not. A window's memory grows, too, so equal hashes are looked for
+        in passes, each over the rows of some hashes.
         """
         by_rank = sorted(range(len(ranks)), key=ranks.__getitem__)
-        self._ask(f"""
-            CREATE OR REPLACE TABLE sent AS
-            SELECT {SEQ}, {REASON}, {INPUT_HASH}::UUID AS {INPUT_HASH}, min({SEQ}) OVER same AS {_FIRST},
-                   {_looked_up(by_rank, f"min({_looked_up(ranks, ROUTE)}) OVER same")} AS {ROUTE} FROM rows
-            WHERE {REASON} IN ({_SENT_LIST}) AND {SEQ} NOT IN (SELECT seq FROM taken UNION ALL SELECT seq FROM reused)
-            WINDOW same AS (PARTITION BY {_looked_up(specs, ROUTE)}, {INPUT_HASH}::UUID) ORDER BY {SEQ}""")
+        passes = 1 + self.count // _ROWS_AT_ONCE
+        for number in range(passes):
+            self._ask(f"""
+                {"INSERT INTO" if number else "CREATE OR REPLACE TABLE"} unsorted {"" if number else "AS"}
+                SELECT {SEQ}, {REASON}, {INPUT_HASH}::UUID AS {INPUT_HASH}, min({SEQ}) OVER same AS {_FIRST},
+                       {_looked_up(by_rank, f"min({_looked_up(ranks, ROUTE)}) OVER same")} AS {ROUTE} FROM rows
+                WHERE {REASON} IN ({_SENT_LIST}) AND hash({INPUT_HASH}) % {passes} = {number}
+                      AND {SEQ} NOT IN (SELECT seq FROM taken UNION ALL SELECT seq FROM reused)
+                WINDOW same AS (PARTITION BY {_looked_up(specs, ROUTE)}, {INPUT_HASH}::UUID)""")
+        self._ask(f"CREATE OR REPLACE TABLE sent AS FROM unsorted ORDER BY {SEQ}")
+        self._ask("DROP TABLE unsorted")
         return self._requests_by_route(range(len(ranks)))
 
     def set_apart(self, most: int, allowed: Sequence[int]) -> list[int]:
