@@ -56,6 +56,15 @@ if TYPE_CHECKING:
     from airflow_batch_llm.stage.run import Pause, Run
 
 
+def _import_stage() -> None:
+    """Import what a task works with. The garbage collector would look at all of it, for a tenth of a second."""
+    from airflow_batch_llm.providers.clients import gc_paused
+
+    with gc_paused():
+        import airflow_batch_llm.stage.drive
+        import airflow_batch_llm.stage.run  # noqa: F401
+
+
 def run_name(context: Context, workspace: Workspace, asked: object) -> str:
     """The run folder's path. `asked` is all that tells a mapped task's item from another."""
     from airflow_batch_llm.stage.records.folder import run_path
@@ -157,6 +166,7 @@ class RunOperator(BaseOperator):
 
     def _go_on(self, context: Context, *, begins: bool) -> Any:
         quiet_sdks()
+        _import_stage()
         self._task_key = TaskKey.of(context["ti"])
         with translated_errors(), _Departing(self._leave):
             self._handles = tuple(self.handles(context))

@@ -1,6 +1,8 @@
 """While an SDK is imported for an event loop, nothing is collected; afterwards all is as it was."""
 
 import gc
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -57,3 +59,18 @@ def test_an_error_in_the_block_does_not_leave_the_collector_off() -> None:
     with pytest.raises(ImportError), gc_paused():
         raise ImportError
     assert gc.isenabled()
+
+
+def test_a_task_imports_what_it_works_with_and_nothing_is_collected_meanwhile() -> None:
+    program = """
+import gc, sys
+from airflow_batch_llm.operators.run import _import_stage
+gc.set_threshold(700, 1, 1)
+before = [one["collections"] for one in gc.get_stats()]
+_import_stage()
+print("airflow_batch_llm.stage.land.landing" in sys.modules, gc.get_stats()[2]["collections"] - before[2])
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "True 0"

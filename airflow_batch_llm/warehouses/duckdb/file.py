@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: A definition without this word has no computed column.
+_AS = re.compile(r"\bAS\b", re.IGNORECASE)
+
 #: Each attempt costs CPU time, so the pauses between them grow.
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 1.0
 #: Errors that speak of the statement alone. Others may quote a value.
@@ -241,13 +244,16 @@ def _rules(connection: "DuckDBPyConnection", name: str) -> Rules:
 
 def _generated(connection: "DuckDBPyConnection", name: str) -> frozenset[str]:
     """The computed columns. The catalogue tells of them only in the table's definition."""
+    definitions = [text for (text,) in _catalog(connection, _DEFINITIONS, "sql", name) if _AS.search(text)]
+    if not definitions:
+        return frozenset()
     import sqlglot
     from sqlglot import exp
     from sqlglot.errors import SqlglotError
 
     found: list[str] = []
     kinds = (exp.GeneratedAsIdentityColumnConstraint, exp.ComputedColumnConstraint)
-    for (definition,) in _catalog(connection, _DEFINITIONS, "sql", name):
+    for definition in definitions:
         try:
             parsed = sqlglot.parse_one(definition, dialect="duckdb")
         except SqlglotError:

@@ -6,18 +6,24 @@ from airflow_batch_llm.warehouses.dialect import ANSI_TYPES, Dialect, Upsert
 from airflow_batch_llm.warehouses.kind import ColumnKind
 from airflow_batch_llm.warehouses.registration import AirflowConnection, SpecFile, UriForm, WarehouseType
 
+_TYPES = {
+    **ANSI_TYPES,
+    ColumnKind.STRING: "VARCHAR",
+    ColumnKind.REAL: "FLOAT",
+    ColumnKind.DOUBLE: "DOUBLE",
+    ColumnKind.BINARY: "BLOB",
+    ColumnKind.UUID: "UUID",
+    ColumnKind.JSON: "JSON",
+    ColumnKind.VECTOR: "DOUBLE[]",
+}
+
 DIALECT = Dialect(
     name="duckdb",
     title="DuckDB",
-    types={
-        **ANSI_TYPES,
-        ColumnKind.STRING: "VARCHAR",
-        ColumnKind.REAL: "FLOAT",
-        ColumnKind.DOUBLE: "DOUBLE",
-        ColumnKind.BINARY: "BLOB",
-        ColumnKind.UUID: "UUID",
-        ColumnKind.JSON: "JSON",
-        ColumnKind.VECTOR: "DOUBLE[]",
+    types=_TYPES,
+    own_types={
+        **{name.lower(): kind for kind, name in _TYPES.items()},
+        "timestamp with time zone": ColumnKind.TIMESTAMPTZ,
     },
     upsert=Upsert.DELETE_INSERT,
     from_text={ColumnKind.JSON: "CAST({} AS JSON)", ColumnKind.UUID: "CAST({} AS UUID)"},

@@ -340,7 +340,5 @@ def _any(connection: "DuckDBPyConnection", query: str) -> bool:
 
 
 def _parquet(files: Sequence[Path]) -> str:
-    from sqlglot import exp
-
-    listed = ", ".join(exp.Literal.string(str(file)).sql(dialect="duckdb") for file in files)
-    return f"read_parquet([{listed}])"
+    listed = [str(file).replace("'", "''") for file in files]
+    return "read_parquet([" + ", ".join(f"'{file}'" for file in listed) + "])"

@@ -9,19 +9,27 @@ from airflow_batch_llm.warehouses.dialect import ANSI_TYPES, Dialect, Upsert
 from airflow_batch_llm.warehouses.kind import ColumnKind
 from airflow_batch_llm.warehouses.registration import AirflowConnection, SpecFile, WarehouseType
 
+_TYPES = {
+    **ANSI_TYPES,
+    ColumnKind.STRING: "TEXT",
+    ColumnKind.BINARY: "BYTEA",
+    ColumnKind.UUID: "UUID",
+    ColumnKind.JSON: "JSONB",
+    ColumnKind.VECTOR: "DOUBLE PRECISION[]",
+}
+
 DIALECT = Dialect(
     name="postgres",
     title="PostgreSQL",
     aliases=frozenset({"postgresql"}),
-    types={
-        **ANSI_TYPES,
-        ColumnKind.STRING: "TEXT",
-        ColumnKind.BINARY: "BYTEA",
-        ColumnKind.UUID: "UUID",
-        ColumnKind.JSON: "JSONB",
-        ColumnKind.VECTOR: "DOUBLE PRECISION[]",
+    types=_TYPES,
+    own_types={
+        **{name.lower(): kind for kind, name in _TYPES.items()},
+        "timestamp with time zone": ColumnKind.TIMESTAMPTZ,
+        "timestamp without time zone": ColumnKind.TIMESTAMP,
+        "citext": ColumnKind.STRING,
+        '"char"': ColumnKind.STRING,
     },
-    own_types={"citext": ColumnKind.STRING, '"char"': ColumnKind.STRING},
     upsert=Upsert.ON_CONFLICT,
     from_text={ColumnKind.JSON: "CAST({} AS JSONB)", ColumnKind.VECTOR: "CAST({} AS DOUBLE PRECISION[])"},
     vector_brackets="{}",

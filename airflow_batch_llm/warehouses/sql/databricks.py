@@ -28,6 +28,7 @@ DIALECT = SqlDialect(
     partitioned="PARTITIONED BY ({})",
     clustered="CLUSTER BY ({})",
     max_identifier=255,
+    quotes="``",
     catalogue=InformationSchema(type_of="full_data_type", current_catalog="CURRENT_CATALOG()"),
 )
 

@@ -37,6 +37,7 @@ DIALECT = SqlDialect(
     merge_end=";",
     add_column="ADD",
     max_identifier=128,
+    quotes="[]",
     placeholder="%s",
     pads_text=True,
     is_true="{} = 1",

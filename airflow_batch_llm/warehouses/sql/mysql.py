@@ -53,6 +53,7 @@ DIALECT = SqlDialect(
     own_types={"tinyint(1)": ColumnKind.BOOLEAN, "tinyint(1) unsigned": ColumnKind.BOOLEAN},
     upsert=Upsert.ON_DUPLICATE_KEY,
     max_identifier=64,
+    quotes="``",
     placeholder="%s",
     keeps_zone=False,
     pads_text=True,
