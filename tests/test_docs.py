@@ -48,7 +48,7 @@ from airflow_batch_llm.warehouses.base import (
     REVIEW_COLUMNS,
     ROUTE_COLUMN,
 )
-from airflow_batch_llm.warehouses.records import USAGE_COLUMNS
+from airflow_batch_llm.warehouses.side_tables import USAGE_COLUMNS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

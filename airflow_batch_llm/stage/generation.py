@@ -21,7 +21,6 @@ from airflow_batch_llm.core.waiting import CANCEL_GRACE_SECONDS, Watch
 from airflow_batch_llm.errors import DeadlinePassed, ProviderError, Unavailable, WarehouseError
 from airflow_batch_llm.stage.budgets import Budgets, Purse
 from airflow_batch_llm.stage.canary import CanaryJudge
-from airflow_batch_llm.stage.land.copying import Copier
 from airflow_batch_llm.stage.land.finishing import Finished, Finisher
 from airflow_batch_llm.stage.land.followup import FollowUp
 from airflow_batch_llm.stage.land.ledger import Ledger
@@ -30,6 +29,7 @@ from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.stage.records.run_index import RunIndex
 from airflow_batch_llm.stage.records.standings import RunMemory, read_rounds, read_sendable
+from airflow_batch_llm.stage.reusing import Copier
 from airflow_batch_llm.stage.round import LOOK_AGAIN_SECONDS, OpenRound, Round
 
 #: The provider's own window, and time to land what came in its last minute.

@@ -40,7 +40,7 @@ from airflow_batch_llm.stage.send.asking import Asker
 from airflow_batch_llm.stage.send.submitting import Submitter
 from airflow_batch_llm.stage.send.sweeping import Sweeper
 from airflow_batch_llm.stage.tracing import describe, span
-from airflow_batch_llm.warehouses.reviews import publish_parts
+from airflow_batch_llm.warehouses.side_tables import publish_parts
 
 #: A woken worker looks again after this where nothing else is known.
 LOOK_AGAIN_SECONDS = 60.0

@@ -32,7 +32,7 @@ from airflow_batch_llm.warehouses.base import (
     WritesRecords,
     answer_schema,
 )
-from airflow_batch_llm.warehouses.records import USAGE_COLUMNS, USAGE_KEY
+from airflow_batch_llm.warehouses.side_tables import USAGE_COLUMNS, USAGE_KEY
 
 REVIEW = "labels__review"
 

@@ -22,7 +22,7 @@ from airflow_batch_llm.warehouses.publication import (
     publication,
     staged_columns,
 )
-from airflow_batch_llm.warehouses.reviews import review_preparation, review_refresh, reviewed
+from airflow_batch_llm.warehouses.side_tables import review_preparation, review_refresh, reviewed
 from airflow_batch_llm.warehouses.statements import Landing, Statements
 from tests.golden import check_golden, check_no_other
 

@@ -34,7 +34,6 @@ from airflow_batch_llm.errors import (
 from airflow_batch_llm.stage.budgets import Budgets
 from airflow_batch_llm.stage.canary import CanaryJudge
 from airflow_batch_llm.stage.land.collecting import Collector
-from airflow_batch_llm.stage.land.copying import Copier
 from airflow_batch_llm.stage.land.deleting import VendorCopies
 from airflow_batch_llm.stage.land.gathering import EXTRA_ITEMS
 from airflow_batch_llm.stage.land.ledger import Ledger
@@ -45,9 +44,10 @@ from airflow_batch_llm.stage.records.plan import Plan, PlannedRoute, PlannedShar
 from airflow_batch_llm.stage.records.registers import LabelHistory, Registers
 from airflow_batch_llm.stage.records.run_index import RunIndex
 from airflow_batch_llm.stage.records.standings import RunMemory, ShardResult, read_rounds
+from airflow_batch_llm.stage.reusing import Copier
 from airflow_batch_llm.stage.round import Round
 from airflow_batch_llm.stage.send.sweeping import is_loose, read_strays, reported, sweep_ended
-from airflow_batch_llm.warehouses.reviews import prepare_tables
+from airflow_batch_llm.warehouses.side_tables import prepare_tables
 
 #: The number of different reasons for refusals in the verdict.
 _REFUSALS = 2

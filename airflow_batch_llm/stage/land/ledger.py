@@ -30,7 +30,7 @@ from airflow_batch_llm.stage.records.standings import ShardResult, read_rounds
 from airflow_batch_llm.stage.send.sweeping import Stray
 from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.warehouses.base import Warehouse, WritesRecords
-from airflow_batch_llm.warehouses.records import USAGE_COLUMNS, USAGE_KEY
+from airflow_batch_llm.warehouses.side_tables import USAGE_COLUMNS, USAGE_KEY
 
 #: Records read at once: each takes its time in object storage.
 _READERS = 8

@@ -42,7 +42,6 @@ from airflow_batch_llm.stage.plan.partitions import (
 from airflow_batch_llm.stage.plan.quoting import Quote, shared_out
 from airflow_batch_llm.stage.plan.reading import Reading, let_go, with_known
 from airflow_batch_llm.stage.plan.resolved import Resolved, ResolvedRoute
-from airflow_batch_llm.stage.plan.reusing import Reuse
 from airflow_batch_llm.stage.plan.shard_files import ShardWriter, packed_prompts, with_reasons
 from airflow_batch_llm.stage.plan.spool import PROBLEM, Spool, keys_schema
 from airflow_batch_llm.stage.plan.ways import (
@@ -57,6 +56,7 @@ from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedRoute, PlannedShard, RunLimits, new_run_token
 from airflow_batch_llm.stage.records.registers import Registers
 from airflow_batch_llm.stage.records.standings import read_judged, read_rounds
+from airflow_batch_llm.stage.reusing import Reuse
 from airflow_batch_llm.warehouses.base import Target
 from airflow_batch_llm.warehouses.registration import Place
 

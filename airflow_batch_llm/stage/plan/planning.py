@@ -48,7 +48,7 @@ from airflow_batch_llm.stage.records.plan import Plan, RunLimits
 from airflow_batch_llm.stage.records.registers import Registers
 from airflow_batch_llm.stage.tidying import register_unfinished
 from airflow_batch_llm.warehouses.base import NamesTables, SweepsStaging, Target, answer_schema
-from airflow_batch_llm.warehouses.reviews import keeps_reviews, prepare_tables
+from airflow_batch_llm.warehouses.side_tables import keeps_reviews, prepare_tables
 
 #: Staged rows are left alone for this long after their plan, longer than any run lasts with its retries.
 _STAGED_FOR = timedelta(days=30)

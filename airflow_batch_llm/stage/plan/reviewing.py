@@ -25,7 +25,7 @@ from airflow_batch_llm.stage.plan.reading import let_go, required_columns
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.warehouses.arrow import int64_array, typed_array
 from airflow_batch_llm.warehouses.base import Part, Target
-from airflow_batch_llm.warehouses.reviews import keeps_reviews
+from airflow_batch_llm.warehouses.side_tables import keeps_reviews
 
 #: The model of an answer that a person gave: this, and who it was.
 HUMAN = "human:"

@@ -14,7 +14,7 @@ from airflow_batch_llm.warehouses.bigquery.connection import TableName, quoted
 from airflow_batch_llm.warehouses.bigquery.registration import DIALECT
 from airflow_batch_llm.warehouses.bigquery.types import gathered
 from airflow_batch_llm.warehouses.copying import Copying, Donor
-from airflow_batch_llm.warehouses.reviews import TAKEN_OVER
+from airflow_batch_llm.warehouses.side_tables import TAKEN_OVER
 from airflow_batch_llm.warehouses.statements import Landing, Statements
 
 #: In a staged row: true for an answer, false for a failure.

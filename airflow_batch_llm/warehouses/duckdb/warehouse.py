@@ -26,14 +26,17 @@ from airflow_batch_llm.warehouses.publication import (
     preparation,
     publication,
 )
-from airflow_batch_llm.warehouses.records import (
+from airflow_batch_llm.warehouses.registration import Place
+from airflow_batch_llm.warehouses.side_tables import (
     record_id,
     record_insertion,
     record_preparation,
     record_removal,
+    review_preparation,
+    review_refresh,
+    review_table,
+    reviewed,
 )
-from airflow_batch_llm.warehouses.registration import Place
-from airflow_batch_llm.warehouses.reviews import review_preparation, review_refresh, review_table, reviewed
 from airflow_batch_llm.warehouses.staging import StagedFiles, StagingBounds, StagingFolder, rows_of
 from airflow_batch_llm.warehouses.statements import Landing, Statements
 from airflow_batch_llm.warehouses.target import required_columns

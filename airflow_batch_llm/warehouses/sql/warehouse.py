@@ -33,15 +33,18 @@ from airflow_batch_llm.warehouses.publication import (
     publication,
     staged_columns,
 )
-from airflow_batch_llm.warehouses.records import (
+from airflow_batch_llm.warehouses.refusal import may_pass, translated
+from airflow_batch_llm.warehouses.registration import AirflowConnection, Place
+from airflow_batch_llm.warehouses.side_tables import (
     record_id,
     record_insertion,
     record_preparation,
     record_removal,
+    review_preparation,
+    review_refresh,
+    review_table,
+    reviewed,
 )
-from airflow_batch_llm.warehouses.refusal import may_pass, translated
-from airflow_batch_llm.warehouses.registration import AirflowConnection, Place
-from airflow_batch_llm.warehouses.reviews import review_preparation, review_refresh, review_table, reviewed
 from airflow_batch_llm.warehouses.sql.catalogue import SqlDialect, described, told_from
 from airflow_batch_llm.warehouses.staging import forgotten, is_staged_table, not_staged, run_token
 from airflow_batch_llm.warehouses.statements import Statements
