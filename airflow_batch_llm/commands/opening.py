@@ -46,8 +46,8 @@ class SpecFiles:
     def __init__(self, files: FileSource) -> None:
         self._files = files
 
-    def read(self, source: Source) -> pa.RecordBatchReader:  # noqa: ARG002 - the files are the source
-        return read_files(self._files)
+    def read(self, source: Source) -> pa.RecordBatchReader:
+        return read_files(self._files, columns=source.columns)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -320,6 +320,8 @@ class Source:
     """The columns that identify a row. Default: none."""
     within: KeyRange | None = None
     """The rows of `table` to read, for a warehouse that `ReadsRanges`. Default: all."""
+    columns: tuple[str, ...] = ()
+    """The columns that are needed. Others may be read with them. Default: all."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)

@@ -79,10 +79,10 @@ class ObjectFiles:
         self._files = FileSource(uris=uris, **params)
         self._conn_id = conn_id
 
-    def read(self, source: Source) -> "pa.RecordBatchReader":  # noqa: ARG002 - the files are the source
+    def read(self, source: Source) -> "pa.RecordBatchReader":
         from airflow_batch_llm.warehouses.files.source import read_files
 
-        return read_files(self._files, self._find)
+        return read_files(self._files, self._find, source.columns)
 
     def files(self) -> list[str]:
         """The names of all files, in the order in which they are read."""

@@ -6,10 +6,12 @@ returned: its answers are in another table. The first round may be spread over a
 share the run folder and may run in any order, twice, or not at all; `Run.advance` finishes whatever they left.
 """
 
+import ctypes
 import hashlib
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
@@ -109,13 +111,22 @@ def _of(deployment: str) -> str:
     return f"of the deployment {deployment!r}" if deployment else "of no named deployment"
 
 
-def keep_little() -> None:
-    """Let Arrow give back what it no longer needs.
+#: The bytes from which the C library takes memory from the system, and gives it back as soon as it is free; the number of
+#: that setting. Left to itself, the library raises the bytes with each large piece that is freed.
+_MAPPED_BYTES, _M_MMAP_THRESHOLD = 1 << 20, -3
 
-    Its own allocators keep far more than is in use: 70 MB where a shard takes six. A user's own choice is kept.
+
+def keep_little() -> None:
+    """Let Arrow and the C library give back what they no longer need.
+
+    Arrow's own allocators keep far more than is in use: 70 MB where a shard takes six. The C library keeps what lies below
+    a piece in use: 130 MB after ten thousand wide rows. A user's own choice is kept.
     """
     if "ARROW_DEFAULT_MEMORY_POOL" not in os.environ:
         pa.set_memory_pool(pa.system_memory_pool())
+    if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
+        with suppress(AttributeError, OSError, TypeError):  # only glibc has it
+            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

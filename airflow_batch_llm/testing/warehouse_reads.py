@@ -101,6 +101,10 @@ class KnowsKeys:
             },
             {"id": 3, "body": "c", **_NOTHING},
         ]
+        needed = warehouse.read_known(replace(source, columns=("id",)), target).read_all()
+        assert needed.sort_by("id").select(["id", *KNOWN_COLUMNS.names]).to_pylist() == [
+            {name: value for name, value in row.items() if name != "body"} for row in found
+        ]
 
 
 def release(warehouse: Warehouse) -> None:
@@ -221,6 +225,18 @@ class ReadsRows:
         if isinstance(warehouse, JoinsKnown):
             counts = [warehouse.read_known(one, labels()).read_all().num_rows for one in sources]
             assert counts == list(map(len, found))
+
+    def test_needed_columns_are_read_with_the_values_that_all_would_have(
+        self, database: BenchDatabase, warehouse: Warehouse
+    ) -> None:
+        rows = {"id": pa.array([1, 2], pa.int64()), "select": ["x", None], "body": ["y", "z"]}
+        database.seed("papers", pa.table(rows))
+        for source in (
+            Source(table="papers", columns=("select", "id")),
+            Source(sql="SELECT * FROM papers WHERE id > 0 -- all", columns=("select", "id")),
+        ):
+            found = warehouse.read(source).read_all().select(["id", "select"]).sort_by("id")
+            assert found.to_pylist() == [{"id": 1, "select": "x"}, {"id": 2, "select": None}]
 
     def test_many_rows_come_in_several_batches(self, database: BenchDatabase, warehouse: Warehouse) -> None:
         count = 100_000

@@ -27,11 +27,19 @@ _EPOCH = datetime.fromtimestamp(0, UTC)
 ROWS_AT_ONCE, _BYTES_AT_ONCE = 16_384, 8 << 20
 
 
-def parquet_batches(file: Any) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of an open Parquet file, fewer at once where they are large."""
-    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
-    size = sum(group.total_byte_size for group in groups)
-    return cut(file.iter_batches(rows_that_fit(file.metadata.num_rows, size), use_threads=False))
+def parquet_batches(file: Any, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of an open Parquet file, fewer at once where they are large. `columns` are the wanted ones, or all."""
+    metadata = file.metadata
+    paths = [metadata.schema.column(at).path for at in range(metadata.num_columns)]
+    wanted = [
+        at
+        for at, path in enumerate(paths)
+        if columns is None or path in columns or path.partition(".")[0] in columns
+    ]
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    size = sum(group.column(at).total_uncompressed_size for group in groups for at in wanted)
+    step = rows_that_fit(metadata.num_rows, size)
+    return cut(file.iter_batches(step, columns=columns, use_threads=False))
 
 
 def rows_that_fit(rows: int, size: int) -> int:

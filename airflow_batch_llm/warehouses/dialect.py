@@ -254,9 +254,9 @@ def _refuse_missing(names: tuple[str, ...], columns: pa.Schema) -> None:
         )
 
 
-def table_rows(dialect: Dialect, table: str, within: KeyRange | None) -> str:
-    """Return the query for a table's rows. `table` is quoted. Ranges that meet share no row and leave none out."""
-    select = f"SELECT * FROM {table}"
+def table_rows(dialect: Dialect, table: str, within: KeyRange | None, columns: str = "*") -> str:
+    """Return the query for a table's rows. `table` and `columns` are quoted. Ranges that meet share no row and leave none out."""
+    select = f"SELECT {columns} FROM {table}"
     if within is None or within.low is within.high is None:
         return select
     column = dialect.quote(within.column)

@@ -5,6 +5,7 @@ the same: of several staged rows with one key the last planned wins; a row of th
 that was planned no earlier; an answer removes its key's failure, unless that failure was planned later.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import assert_never
@@ -49,14 +50,33 @@ class Statements:
         self._q = dialect.quote
 
     def select(self, source: Source) -> str:
-        """The source's query, fit to stand in parentheses: no semicolon ends it, no last comment hides what follows."""
+        """The source's query, fit to stand in parentheses: no semicolon ends it, no last comment hides what follows.
+
+        Of a table it gives the needed columns alone.
+        """
         if source.table is not None:
-            return table_rows(self.dialect, self.dialect.table(source.table), source.within)
+            return table_rows(
+                self.dialect, self.dialect.table(source.table), source.within, self._needed(source)
+            )
         return _unended(source.sql or "", self.dialect.name) + "\n"
 
     def bounds(self, source: Source, column: str) -> Source:
         """Return the query for the least and the greatest value of a column of the source's table."""
         return table_bounds(self.dialect, self.dialect.table(source.table or ""), column)
+
+    def select_needed(self, source: Source) -> str:
+        """`select`, which gives the needed columns alone of a query, too, if that cannot change the order of its rows."""
+        query = self.select(source)
+        # A driver that marks parameters by % would take one in a name for a mark.
+        if not source.columns or "%" in "".join(source.columns) or not _is_unordered(source.sql or ""):
+            return query
+        return f"SELECT {self._needed(source)} FROM ({query}) AS q"
+
+    def _needed(self, source: Source, prefix: str = "") -> str:
+        """Return the needed columns. Names that are read in small letters may be stored in capitals: then it is all of them."""
+        if self.dialect.upper_case or not source.columns:
+            return f"{prefix}*"
+        return ", ".join(prefix + self._q(name) for name in source.columns)
 
     def create(self, target: Target, table: str, columns: pa.Schema, *, unique: bool) -> str:
         """CREATE TABLE, perhaps with the key as its primary key."""
@@ -190,8 +210,8 @@ class Statements:
             f"WHERE r = 1 ORDER BY n"
         )
 
-    def read_known(self, select: str, target: Target, tables: Mapping[str, bool]) -> str:
-        """The source's rows with what is known of each beside them."""
+    def read_known(self, select: str, source: Source, target: Target, tables: Mapping[str, bool]) -> str:
+        """The needed columns of the source's rows with what is known of each beside them. `select` gives the rows."""
         joins, chosen = [], []
         for alias, table in (("t", target.table), ("f", target.failures)):
             if tables[table]:
@@ -200,7 +220,9 @@ class Statements:
             there = tables[target.table if alias == "t" else target.failures]
             value = f"{alias}.{self._q(column)}" if there else self.null(KNOWN_COLUMNS.field(name).type)
             chosen.append(f"{value} AS {self._q(name)}")
-        return f"SELECT q.*, {', '.join(chosen)} FROM ({select}) AS q {' '.join(joins)}"
+        return (
+            f"SELECT {self._needed(source, 'q.')}, {', '.join(chosen)} FROM ({select}) AS q {' '.join(joins)}"
+        )
 
     def _join_latest(self, target: Target, alias: str, table: str) -> str:
         keys = self._q(*target.key.names)
@@ -311,6 +333,13 @@ class Statements:
         """Return the order of rows by their plans, the last one first."""
         planned = f"{alias}.{self._q(PLANNED)}"
         return f"CASE WHEN {planned} IS NULL THEN 1 ELSE 0 END, {planned} DESC"
+
+
+def _is_unordered(query: str) -> bool:
+    """Return whether a query can stand in another one and gives its rows in no certain order."""
+    return re.match(r"\s*(SELECT|WITH)\b", query, re.IGNORECASE) is not None and not re.search(
+        r"\bORDER\b", query, re.IGNORECASE
+    )
 
 
 def _unended(query: str, dialect: str) -> str:

@@ -197,7 +197,7 @@ class _Files:
     def read(self, source: Source) -> pa.RecordBatchReader:
         from airflow_batch_llm.warehouses.files.source import FileSource, read_files
 
-        return read_files(FileSource(uris=(self.path,)))
+        return read_files(FileSource(uris=(self.path,)), columns=source.columns)
 
     def close(self) -> None:
         """Nothing is open."""

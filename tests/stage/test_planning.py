@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,8 +16,8 @@ from hypothesis import strategies as st
 
 from airflow_batch_llm.core.model import Limits, Outcome
 from airflow_batch_llm.core.report import to_xcom
-from airflow_batch_llm.core.settings import BadRow
-from airflow_batch_llm.errors import InputError, SourceError
+from airflow_batch_llm.core.settings import BadRow, Route, Source
+from airflow_batch_llm.errors import InputError, SourceError, WarehouseError
 from airflow_batch_llm.stage.plan import shard_files, spool
 from tests.stage.world import Bench, let_go
 
@@ -32,6 +33,15 @@ class _Narrow:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._provider, name)
+
+
+def shout(row: dict[str, Any]) -> str:
+    """A prompt of one column, which is given the whole row."""
+    return str(row["subject"]).upper()
+
+
+def all_alike(_: dict[str, Any]) -> None:
+    """A choice of a route that looks at no column."""
 
 
 def make_texts(bench: Bench, texts: list[str]) -> None:
@@ -83,6 +93,50 @@ def test_any_mix_of_sizes_fills_shards_within_their_limits_and_loses_or_doubles_
     assert plan.why == Counter(new=len(texts) - len(unsendable), unsendable=len(unsendable)) - Counter()
     assert len(set(asked)) == len(asked) == len({text for text in texts if len(text) < 2_000})
     assert sorted(keys + unsendable) == list(range(len(texts)))
+
+
+_UNREADABLE = "SELECT *, error('this column is read')::VARCHAR AS other FROM tickets"
+
+
+@pytest.mark.parametrize("source", [Source(table="wide"), Source(sql=f"{_UNREADABLE} WHERE id >= 0")])
+def test_a_plan_reads_the_columns_that_its_stage_names_and_no_others(openai: Bench, source: Source) -> None:
+    openai.world.make_tickets(5)
+    openai.world.ask(f"CREATE VIEW wide AS {_UNREADABLE}")
+    narrow = planned_keys(openai, "labels", source=Source(table="tickets"))
+
+    assert planned_keys(openai, "labels_of_wide", source=source) == narrow
+    assert narrow.column_names[-2:] == ["id", "subject"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"prompt": shout},
+        {"route": all_alike, "routes": {"urgent": Route(way="now")}},
+        {"source": Source(sql=f"{_UNREADABLE} ORDER BY id")},
+    ],
+    ids=["prompt", "route", "order"],
+)
+def test_a_plan_reads_all_columns_for_a_function_and_for_a_query_that_orders_its_rows(
+    openai: Bench, changes: Mapping[str, Any]
+) -> None:
+    openai.world.make_tickets(5)
+    openai.world.ask(f"CREATE VIEW wide AS {_UNREADABLE}")
+
+    with pytest.raises(WarehouseError):
+        planned_keys(openai, "labels_of_wide", **{"source": Source(table="wide"), **changes})
+
+
+def planned_keys(bench: Bench, name: str, **changes: Any) -> pa.Table:
+    """Plan, and return the keys of the first shard."""
+    planning = bench.run(name, target=name, **changes)
+    try:
+        generation = planning.generation()
+    finally:
+        let_go(planning)
+    local = bench.world.folder / "local"
+    assert generation.folder.get_keys(generation.first.nonce, 1, local)
+    return pq.read_table(local)
 
 
 def test_a_row_that_cannot_be_sent_is_a_failure_and_stops_no_other(bench: Bench) -> None:

@@ -170,6 +170,14 @@ def test_large_rows_come_a_few_at_a_time(tmp_path: Path) -> None:
     assert [body for batch in batches for body in batch.column("body").to_pylist()] == bodies
 
 
+@pytest.mark.parametrize("name", ["csv", "jsonl", "parquet"])
+def test_of_wide_files_the_needed_columns_alone_are_handed_on(tmp_path: Path, name: str) -> None:
+    uri = write(tmp_path / f"t.{name}", ROWS)
+    found = read_files(FileSource(uris=(uri,)), columns=("body", SOURCE_URI, "id")).read_all()
+    whole = read_files(FileSource(uris=(uri,))).read_all()
+    assert found.to_pylist() == whole.select(["id", "body", SOURCE_URI]).to_pylist()
+
+
 def test_nested_json_is_kept_as_json(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_bytes(b'{"a":{"x":[1,null]}}\n{"a":null}\n{"a":"text"}\n')

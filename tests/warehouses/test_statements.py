@@ -57,6 +57,7 @@ def written(name: str) -> dict[str, list[str]]:
     staged = Staged(answers="staged_answers", failures="staged_failures", failures_twice=False)
     appended = labels(table=TARGET.table, write_mode=WriteMode.APPEND)
     known = {TARGET.table: True, TARGET.failures: True}
+    asked = Source(sql="SELECT 1;")
     both = landings(TARGET, there, statements)
     copied = copies(dialect, statements, both) if dialect.upsert is not Upsert.DELETE_KEYS_INSERT else {}
     return {
@@ -69,7 +70,7 @@ def written(name: str) -> dict[str, list[str]]:
         "review": [*review_preparation(REVIEWED, None, statements), *review_refresh(REVIEWED, statements)],
         "reviewed": [reviewed(REVIEWED, statements).sql or ""],
         "known": [statements.known("asked", TARGET, known)],
-        "read_known": [statements.read_known(statements.select(Source(sql="SELECT 1;")), TARGET, known)],
+        "read_known": [statements.read_known(statements.select(asked), asked, TARGET, known)],
         **copied,
     }
 

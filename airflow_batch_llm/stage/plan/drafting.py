@@ -108,6 +108,7 @@ class Drafting:
         """Read rows of the source into the files of a spool."""
         spool = Spool(self.scratch, self._columns, self.stage.key)
         reading = Reading.of(self.stage, self.resolved, self.target, self.parts, self._max_prompt_bytes())
+        wanted = replace(wanted, columns=reading.columns)
         with closing(with_known(source, wanted, self.parts.target, self.target)) as rows:
             reading.fill(spool, rows, first)
         return spool

@@ -29,6 +29,7 @@ from airflow_batch_llm.stage.plan.resolved import Resolved
 from airflow_batch_llm.stage.plan.spool import PROMPTS_FILE, ROWS_FILE
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.warehouses.base import ReadsRanges, Target
+from airflow_batch_llm.warehouses.files.source import SOURCE_URI
 from airflow_batch_llm.warehouses.kind import ColumnKind, of_arrow
 
 #: The rows of a partition are numbered from its own number times this: in the order of the partitions, without a gap to know.
@@ -98,14 +99,16 @@ class Opening:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _SomeFiles:
-    """A source of some of the files, in the columns of all of them."""
+    """A source of some of the files, in the needed columns of all of them."""
 
     files: ReadsFiles
     names: Sequence[str]
     schema: pa.Schema
 
-    def read(self, source: Source) -> pa.RecordBatchReader:  # noqa: ARG002 - the files are the source
-        return self.files.read_some(self.names, self.schema)
+    def read(self, source: Source) -> pa.RecordBatchReader:
+        needed = {*(source.columns or self.schema.names), SOURCE_URI}
+        schema = pa.schema([column for column in self.schema if column.name in needed])
+        return self.files.read_some(self.names, schema)
 
 
 def opening_of(

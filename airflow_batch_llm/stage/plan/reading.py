@@ -98,6 +98,17 @@ class Reading:
             attaching=attaching_of(stage, resolved, parts),
         )
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The source's columns that are needed. Empty: all of them, since a function is given the whole row."""
+        if self.prompt.columns is None or self.chooser.function is not None:
+            return ()
+        target = self.target
+        attached = () if self.attaching is None else self.attaching.columns
+        optional = filter(None, (self.chooser.column, target.partition_by))
+        named = (*self.key, *self.prompt.columns, *target.carried.names, *attached, *optional)
+        return tuple(dict.fromkeys(named))
+
     def fill(self, spool: Spool, rows: Iterator[pa.RecordBatch], first: int = 0) -> None:
         """Spool every row. `rows` carry `KNOWN_COLUMNS` beside the source's own. `first` is the number of the first row."""
         reasons = table(self.only, retry_dead=self.retry_dead)

@@ -115,7 +115,7 @@ class ShardWriter:
             sizes = self._sizes_path(shard.number).read_bytes() if shard.packed else None
             own = schema.with_metadata(None if sizes is None else {_SIZES: sizes.hex()})
             with pq.ParquetWriter(path, own, compression="lz4", use_dictionary=False) as writer:
-                for batch in waiting.below(first + shard.items).to_batches():
+                for batch in waiting.batches_below(first + shard.items):
                     ordinals = pc.subtract(batch.column(REQUEST), int64_scalar(first))
                     at = schema.get_field_index(REQUEST)
                     writer.write_batch(batch.set_column(at, schema.field(at), ordinals))

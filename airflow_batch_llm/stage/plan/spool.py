@@ -28,14 +28,18 @@ class SortedReader:
 
     def below(self, value: int) -> pa.Table:
         """The rows with less than this in the sorted column that were not taken before."""
-        taken = []
+        return pa.Table.from_batches(list(self.batches_below(value)), self._schema)
+
+    def batches_below(self, value: int) -> Iterator[pa.RecordBatch]:
+        """Yield the same rows batch by batch. They are taken once the last batch is."""
         while (batch := self._next()) is not None:
             count = pc.sum(pc.less(batch.column(self._column), int64_scalar(value)).cast(pa.int64())).as_py()
-            taken.append(batch.slice(0, count))
             if count < batch.num_rows:
                 self._rest = batch.slice(count)
-                break
-        return pa.Table.from_batches(taken, self._schema)
+            if count:
+                yield batch.slice(0, count)
+            if self._rest is not None:
+                return
 
     def _next(self) -> pa.RecordBatch | None:
         if self._rest is not None:

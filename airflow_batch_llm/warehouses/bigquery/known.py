@@ -76,7 +76,8 @@ class KeyLookup:
             within = bound(tables.target, "T", *places)
             limits = self._limits_of(tables, select, parameters)
             parameters = [*parameters, *limit_parameters(tables, limits, named=places is _NAMED)]
-        sql = known_join(tables, select, columns="S.*", within=within)
+        needed = ", ".join(f"S.{quoted(name)}" for name in source.columns) or "S.*"
+        sql = known_join(tables, select, columns=needed, within=within)
         return self._query(tables, sql, parameters)
 
     def _limits_of(self, tables: BigQueryTables, select: str, parameters: Sequence[Any]) -> tuple[Any, Any]:

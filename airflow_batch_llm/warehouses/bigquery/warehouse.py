@@ -80,7 +80,7 @@ class BigQueryWarehouse:
             if table is None:
                 raise SourceError(f"BigQuery has no table {name}, or this connection may not see it.")
             if table.table_type == "TABLE" and source.within is None:
-                return self._connection.reads.table(table)
+                return self._connection.reads.table(table, source.columns)
         query = Query(
             sql=self._connection.select(source),
             doing="reading the source",

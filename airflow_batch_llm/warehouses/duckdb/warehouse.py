@@ -89,7 +89,9 @@ class DuckDBWarehouse:
     def read(self, source: Source) -> pa.RecordBatchReader:
         if source.table is not None:
             self._refuse_missing(source.table)
-        return self._stream(self._statements.select(source), source.parameters)
+        return self._stream(
+            self._statements.select_needed(source), source.parameters, is_table=source.table is not None
+        )
 
     def bounds(self, source: Source, column: str) -> pa.Table:
         return self.read(self._statements.bounds(source, column)).read_all()
@@ -252,27 +254,31 @@ class DuckDBWarehouse:
                 f"There is no table or view {table} in {self._file.path}. Check source_table. Files are named by source_uri."
             )
 
-    def _stream(self, query: str, parameters: Any) -> pa.RecordBatchReader:
+    def _stream(self, query: str, parameters: Any, *, is_table: bool) -> pa.RecordBatchReader:
+        """Return the rows of a query. It is begun with the first row, since its schema alone costs nothing."""
         with self._file.translated_reading():
-            cursor = self._session()
-            relation = cursor.sql(query, params=parameters)
+            relation = self._session().sql(query, params=parameters)
             types = [str(type_) for type_ in relation.types]
-            reader = relation.to_arrow_reader(
-                max(_FEWEST_ROWS, min(_BATCH_ROWS, _BATCH_VALUES // len(types)))
-            )
+            fields = relation.limit(0).to_arrow_table().schema
         schema = pa.schema(
             [
                 field.with_type(_ALSO_TYPED.get(type_, field.type))
-                for field, type_ in zip(reader.schema, types, strict=True)
+                for field, type_ in zip(fields, types, strict=True)
             ]
         )
-        return pa.RecordBatchReader.from_batches(schema, self._batches(reader, schema))
+        return pa.RecordBatchReader.from_batches(schema, self._batches(relation, schema, is_table=is_table))
 
-    def _batches(self, reader: pa.RecordBatchReader, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    def _batches(self, relation: Any, schema: pa.Schema, *, is_table: bool) -> Iterator[pa.RecordBatch]:
         handed_out = 0
+        control = self._session()
+        if is_table:  # each thread would hold a block of each column
+            self._file.work_alone(control)
+        with self._file.translated_reading():
+            reader = relation.to_arrow_reader(
+                max(_FEWEST_ROWS, min(_BATCH_ROWS, _BATCH_VALUES // len(schema)))
+            )
         with self._file.translated():
             # The statement's own work was done on all threads; one is enough to hand the rows out.
-            control = self._session()
             self._file.work_alone(control)
             for batch in reader:
                 arrays = [

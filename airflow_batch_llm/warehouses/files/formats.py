@@ -318,7 +318,7 @@ class ParquetFile:
 
     def batches(self, stream: Any, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         """The rows in the columns of `schema`; what the file does not have is NULL."""
-        for batch in parquet_batches(_parquet_file(stream)):
+        for batch in parquet_batches(_parquet_file(stream), schema.names):
             yield pa.RecordBatch.from_arrays(
                 [_file_parquet_column(batch, wanted) for wanted in schema], schema=schema
             )

@@ -7,7 +7,7 @@ together are refused by name, and no value appears in a message. Memory holds a 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -64,12 +64,18 @@ class FileSource:
 FindFileSystem = Callable[[str], "tuple[AbstractFileSystem, str]"]
 
 
-def read_files(source: FileSource, find: FindFileSystem | None = None) -> pa.RecordBatchReader:
-    """The rows of all files, in the order of the URIs, with the column `_llm_source_uri` at the end."""
+def read_files(
+    source: FileSource, find: FindFileSystem | None = None, columns: Collection[str] = ()
+) -> pa.RecordBatchReader:
+    """The rows of all files, in the order of the URIs, with the column `_llm_source_uri` at the end.
+
+    `columns` are the needed ones. Empty: all.
+    """
     files = _found(source, find)
     schema = _one_schema(files)
     if not len(schema):
         raise SourceError(f"{_first(files)}: no columns, so there is nothing to read.")
+    schema = pa.schema([column for column in schema if not columns or column.name in columns])
     whole = schema.append(pa.field(SOURCE_URI, pa.string()))
     return pa.RecordBatchReader.from_batches(whole, _rows(files, schema, whole))
 

@@ -127,12 +127,12 @@ class PostgresWarehouse:
         return str(hosts).split(","), str(given.get("port") or info.port).split(",")
 
     def read(self, source: Source) -> pa.RecordBatchReader:
-        return self._stream(self._statements.select(source), source.parameters, source.key)
+        return self._stream(self._statements.select_needed(source), source.parameters, source.key)
 
     def read_known(self, source: Source, target: Target) -> pa.RecordBatchReader:
         with self._transaction() as cursor:
             there = known_tables(cursor, target)
-        query = self._statements.read_known(PARAMETER, target, there)
+        query = self._statements.read_known(PARAMETER, source, target, there)
         if source.parameters is not None:
             query = query.replace("%", "%%")
         return self._stream(

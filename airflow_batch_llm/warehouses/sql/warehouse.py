@@ -436,7 +436,7 @@ class JoiningSqlWarehouse(CopyingSqlWarehouse):
     def read_known(self, source: Source, target: Target) -> pa.RecordBatchReader:
         with self._transaction() as cursor:
             there = self._known_tables(cursor, target)
-        query = self._statements.read_known(PARAMETER, target, there)
+        query = self._statements.read_known(PARAMETER, source, target, there)
         if source.parameters is not None and "%" in self._dialect.placeholder:
             query = query.replace("%", "%%")
         query = query.replace(PARAMETER, self._statements.select(source))
