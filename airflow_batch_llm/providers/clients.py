@@ -9,19 +9,21 @@ import gc
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
-from airflow_batch_llm.core.model import Lease
-from airflow_batch_llm.errors import InputError, Unavailable, UnknownFate, raise_alone
+from airflow_batch_llm.core.model import BatchStatus, Lease
+from airflow_batch_llm.errors import InputError, Refused, Unavailable, UnknownFate, raise_alone
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.creation import Creation, Line, send_once
-from airflow_batch_llm.providers.failures import CallFailure
+from airflow_batch_llm.providers.failures import CallFailure, GeneratedSdk, saying
 from airflow_batch_llm.providers.incoming import DOWNLOAD, NotUnderstood, bounded, http_library, record
 from airflow_batch_llm.providers.lines import split_lines
 from airflow_batch_llm.providers.reach import check_base_url, keep_to
-from airflow_batch_llm.providers.steps import CALL_TIMEOUT, Judge
+from airflow_batch_llm.providers.steps import CALL_TIMEOUT, Calls, Judge, Patience, patiently
+
+T = TypeVar("T")
 
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -148,6 +150,46 @@ def create(client: Any, creation: Creation, lease: Lease, judge: Judge) -> str:
 
     # The SDKs have no public way to watch a connection; what they send with is an httpx or httpx2 client.
     return send_once(creation, Line(http=client._client, post=post), lease, judge)
+
+
+def get(
+    sdk: GeneratedSdk, path: str, params: Mapping[str, object], patience: Patience, read: Callable[[Any], T]
+) -> Calls[T]:
+    """Fetch one object's JSON and return what `read` makes of it."""
+    return patiently(
+        lambda client: client.get(path, cast_to=object, options={"params": params}),
+        sdk.judged,
+        patience,
+        read,
+    )
+
+
+def cancel(
+    sdk: GeneratedSdk, path: str, patience: Patience, read: Callable[[Any], BatchStatus]
+) -> Calls[None]:
+    """Ask the batch at this path to end. A vendor may refuse that for one that has ended, and then nothing is to be done."""
+
+    def refused_or(error: Exception) -> Exception:
+        failure = sdk.failure(error)
+        if failure and failure.status == 409:
+            batch_id = path.rpartition("/")[2]
+            return saying(
+                Refused(
+                    f"{sdk.codes.name} did not cancel batch {batch_id}: {failure.code or 'no reason given'}."
+                ),
+                status=failure.status,
+                detail=failure.message,
+            )
+        return sdk.judged(error)
+
+    try:
+        yield from patiently(
+            lambda client: client.post(f"{path}/cancel", cast_to=object), refused_or, patience, read
+        )
+    except Refused:
+        status = yield from get(sdk, path, {}, patience, read)
+        if not status.state.is_over:
+            raise
 
 
 async def asked_now(

@@ -12,16 +12,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from airflow_batch_llm.core.model import BatchState, BatchStatus, Call, Search, Sighting
 from airflow_batch_llm.errors import InputError, Refused, ResultsGone, Unavailable
+from airflow_batch_llm.providers import clients
 from airflow_batch_llm.providers.anthropic.lines import counted_body
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.clients import checked, open_stream, stream_lines, unknown_option
 from airflow_batch_llm.providers.creation import Creation
-from airflow_batch_llm.providers.failures import GeneratedSdk, VendorCodes, saying
+from airflow_batch_llm.providers.failures import GeneratedSdk, VendorCodes
 from airflow_batch_llm.providers.incoming import count, entries, following, record, text
 from airflow_batch_llm.providers.lines import parse_line
 from airflow_batch_llm.providers.reach import with_shared_tls
@@ -137,8 +138,6 @@ _LIST_LIMIT = 1000
 #: Lines of a batch that are read in search of one that tells whose it is.
 _LINES_LOOKED_AT = 100
 
-T = TypeVar("T")
-
 
 class _Listed(NamedTuple):
     """One batch of a list."""
@@ -146,15 +145,6 @@ class _Listed(NamedTuple):
     batch_id: str
     status: BatchStatus
     created_at: float
-
-
-def _get(path: str, params: Mapping[str, object], patience: Patience, read: Callable[[Any], T]) -> Calls[T]:
-    return patiently(
-        lambda client: client.get(path, cast_to=object, options={"params": params}),
-        SDK.judged,
-        patience,
-        read,
-    )
 
 
 def batch_id(batch: Mapping[str, Any]) -> str:
@@ -192,7 +182,7 @@ def check(batch_ids: Sequence[str], patience: Patience, memory: ListMemory) -> C
         )
 
     def one(batch_id: str) -> Calls[BatchStatus]:
-        return (yield from _get(f"{BATCHES}/{batch_id}", {}, patience, _status))
+        return (yield from clients.get(SDK, f"{BATCHES}/{batch_id}", {}, patience, _status))
 
     parts = Parts(size=limit, memory=memory, between=from_batches(page))
     return look_up(batch_ids, Lookup(page=page, one=one, parts=parts))
@@ -204,33 +194,12 @@ def _list(limit: int, after: str | None, patience: Patience) -> Calls[tuple[list
         return batches, following(page, [batch.batch_id for batch in batches], after)
 
     params = {"limit": limit} if after is None else {"limit": limit, "after_id": after}
-    return _get(BATCHES, params, patience, read)
+    return clients.get(SDK, BATCHES, params, patience, read)
 
 
 def cancel(batch_id: str, patience: Patience) -> Calls[None]:
-    """Ask for an end. Anthropic may refuse that for a batch that has ended, and then there is nothing to do."""
-
-    def refused_or(error: Exception) -> Exception:
-        failure = SDK.failure(error)
-        if failure and failure.status == 409:
-            return saying(
-                Refused(f"Anthropic did not cancel batch {batch_id}: {failure.code or 'no reason given'}."),
-                status=failure.status,
-                detail=failure.message,
-            )
-        return SDK.judged(error)
-
-    try:
-        yield from patiently(
-            lambda client: client.post(f"{BATCHES}/{batch_id}/cancel", cast_to=object),
-            refused_or,
-            patience,
-            _status,
-        )
-    except Refused:
-        status = yield from _get(f"{BATCHES}/{batch_id}", {}, patience, _status)
-        if not status.state.is_over:
-            raise
+    """Ask for an end. Nothing is to be done for a batch that has ended."""
+    return clients.cancel(SDK, f"{BATCHES}/{batch_id}", patience, _status)
 
 
 def delete(batch_id: str) -> Calls[None]:
@@ -257,7 +226,7 @@ def open_results(batch_id: str, client: Any) -> Calls[Any]:
         url = _results_url(text(told), batch_id, str(client.base_url)) if told else None
         return _status(batch).state, url
 
-    state, url = yield from _get(f"{BATCHES}/{batch_id}", {}, WORKER, place)
+    state, url = yield from clients.get(SDK, f"{BATCHES}/{batch_id}", {}, WORKER, place)
     if not state.is_over:
         raise Unavailable(f"Batch {batch_id} has not ended, so it has no results yet.")
     if url is None:

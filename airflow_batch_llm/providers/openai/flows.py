@@ -3,15 +3,16 @@
 The SDK's clients are imported when one is opened.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import floor
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from airflow_batch_llm.core.model import BatchState, BatchStatus, Call, Outcome, Search, Sighting
 from airflow_batch_llm.errors import InputError, Refused, ResultsGone, Unavailable
+from airflow_batch_llm.providers import clients
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.clients import checked, open_stream, unknown_option
-from airflow_batch_llm.providers.failures import GeneratedSdk, VendorCodes, saying, word
+from airflow_batch_llm.providers.failures import GeneratedSdk, VendorCodes, word
 from airflow_batch_llm.providers.incoming import count, count_or_zero, entries, following, record, text
 from airflow_batch_llm.providers.openai.lines import counted_body
 from airflow_batch_llm.providers.reach import with_shared_tls
@@ -80,7 +81,6 @@ RUN_KEY, SHARD_KEY = "airflow_batch_llm_run", "airflow_batch_llm_shard"
 
 _LIST_LIMIT = 100
 
-T = TypeVar("T")
 
 _ENDED = frozenset({"completed", "expired", "cancelled"})
 _CANCELLED = frozenset({"cancelling", "cancelled"})
@@ -155,16 +155,6 @@ def _listed(batch: Mapping[str, Any]) -> _Listed:
     )
 
 
-def get(path: str, params: Mapping[str, object], patience: Patience, read: Callable[[Any], T]) -> Calls[T]:
-    """Fetch one object's JSON and return what `read` makes of it."""
-    return patiently(
-        lambda client: client.get(path, cast_to=object, options={"params": params}),
-        SDK.judged,
-        patience,
-        read,
-    )
-
-
 def check(batch_ids: Sequence[str], patience: Patience, memory: ListMemory) -> Calls[dict[str, BatchStatus]]:
     """The status of each of these batches."""
 
@@ -182,7 +172,7 @@ def check(batch_ids: Sequence[str], patience: Patience, memory: ListMemory) -> C
         )
 
     def one(batch_id: str) -> Calls[BatchStatus]:
-        return (yield from get(f"{BATCHES}/{batch_id}", {}, patience, status_of))
+        return (yield from clients.get(SDK, f"{BATCHES}/{batch_id}", {}, patience, status_of))
 
     parts = Parts(size=_LIST_LIMIT, memory=memory, between=from_batches(page))
     return look_up(batch_ids, Lookup(page=page, one=one, by_name=memory.by_name, parts=parts))
@@ -194,33 +184,12 @@ def _list(after: str | None, patience: Patience) -> Calls[tuple[list[_Listed], s
         return batches, following(page, [batch.batch_id for batch in batches], after)
 
     params = {"limit": _LIST_LIMIT} if after is None else {"limit": _LIST_LIMIT, "after": after}
-    return get(BATCHES, params, patience, read)
+    return clients.get(SDK, BATCHES, params, patience, read)
 
 
 def cancel(batch_id: str, patience: Patience) -> Calls[None]:
-    """Ask for an end. OpenAI may refuse that for a batch that has ended, and then there is nothing to do."""
-
-    def refused_or(error: Exception) -> Exception:
-        failure = SDK.failure(error)
-        if failure and failure.status == 409:
-            return saying(
-                Refused(f"OpenAI did not cancel batch {batch_id}: {failure.code or 'no reason given'}."),
-                status=failure.status,
-                detail=failure.message,
-            )
-        return SDK.judged(error)
-
-    try:
-        yield from patiently(
-            lambda client: client.post(f"{BATCHES}/{batch_id}/cancel", cast_to=object),
-            refused_or,
-            patience,
-            status_of,
-        )
-    except Refused:
-        status = yield from get(f"{BATCHES}/{batch_id}", {}, patience, status_of)
-        if not status.state.is_over:
-            raise
+    """Ask for an end. Nothing is to be done for a batch that has ended."""
+    return clients.cancel(SDK, f"{BATCHES}/{batch_id}", patience, status_of)
 
 
 def result_files(batch_id: str) -> Calls[list[str]]:
@@ -230,7 +199,7 @@ def result_files(batch_id: str) -> Calls[list[str]]:
         files = [text(batch[name]) for name in ("output_file_id", "error_file_id") if batch.get(name)]
         return status_of(batch).state, files
 
-    state, files = yield from get(f"{BATCHES}/{batch_id}", {}, WORKER, read)
+    state, files = yield from clients.get(SDK, f"{BATCHES}/{batch_id}", {}, WORKER, read)
     if not state.is_over:
         raise Unavailable(f"Batch {batch_id} has not ended, so it has no results yet.")
     return files
@@ -281,8 +250,8 @@ def _token(batch: _Listed, sizes: Iterable[int], *, own_host: bool) -> Calls[str
     if batch.status.total not in {None, *sizes}:
         return None
     try:
-        name = yield from get(
-            f"{FILES}/{batch.input_file}", {}, WORKER, lambda file: str(record(file).get("filename", ""))
+        name = yield from clients.get(
+            SDK, f"{FILES}/{batch.input_file}", {}, WORKER, lambda file: str(record(file).get("filename", ""))
         )
     except Refused:
         return None

@@ -1,12 +1,11 @@
 """Claude on Vertex AI: what of the contract depends on the words of a row, and the rules that are Claude's alone."""
 
-from collections.abc import Iterator, Mapping
-from typing import ClassVar
+from collections.abc import Iterator
 
 import orjson
 import pytest
 
-from airflow_batch_llm.core.model import Call, Outcome
+from airflow_batch_llm.core.model import Call
 from airflow_batch_llm.errors import InputError, OutputTypeError
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.vertex import VertexProvider
@@ -16,6 +15,7 @@ from airflow_batch_llm.testing.provider_batches import CreatesOnce
 from airflow_batch_llm.testing.provider_bench import Bench
 from airflow_batch_llm.testing.provider_now import AnswersInRealTime
 from airflow_batch_llm.testing.providers import OnServer
+from tests.providers.vertex.outcomes import OUTCOMES
 from tests.store.servers import BUCKET, gcs_server
 
 MODEL = "claude-sonnet-4-6"
@@ -23,12 +23,7 @@ MODEL = "claude-sonnet-4-6"
 
 class TestClaude(OnServer):
     provider_name, model = "vertex", MODEL
-    # Vertex does not mention rows that it had no time for.
-    outcomes: ClassVar[Mapping[str, Outcome | None]] = {
-        **ReadsAnswers.outcomes,
-        "expired": None,
-        "canceled": None,
-    }
+    outcomes = OUTCOMES
     answer_endpoint = "generate"
 
     test_rows_are_answered = ReadsAnswers.test_every_row_is_answered_in_text

@@ -2,8 +2,8 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from typing import Any
 
 import orjson
 import pytest
@@ -16,6 +16,7 @@ from airflow_batch_llm.testing.provider_bench import Bench
 from airflow_batch_llm.testing.providers import ProviderContract
 from tests.hop import Fault, Hop, hop_to
 from tests.providers.parts import ReadsItsListInParts
+from tests.providers.vertex.outcomes import OUTCOMES
 from tests.store.servers import BUCKET, gcs_server
 
 PROJECT = "test-project"
@@ -40,12 +41,7 @@ class TestVertex(ReadsItsListInParts, ProviderContract):
     provider_name = "vertex"
     model = "gemini-2.5-flash"
     answer_endpoint, flex_model = "generate", "gemini-3-flash-preview"
-    # Vertex does not mention rows that it had no time for.
-    outcomes: ClassVar[Mapping[str, Outcome | None]] = {
-        **ProviderContract.outcomes,
-        "expired": None,
-        "canceled": None,
-    }
+    outcomes = OUTCOMES
     # The answers lie in Cloud Storage; what the simulator can spoil on the way there is the look at the job.
     download_endpoint = "retrieve"
     # Fields that are empty are left out of Google's JSON, so an empty list looks like this.

@@ -2,7 +2,7 @@
 
 import datetime as dt
 import tracemalloc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, ClassVar
 from uuid import uuid4
 
@@ -10,7 +10,6 @@ import pytest
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import bigquery
 
-from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.errors import InputError, Refused, ResultsGone
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.vertex import VertexProvider
@@ -21,6 +20,7 @@ from airflow_batch_llm.testing.provider_bench import Bench
 from airflow_batch_llm.testing.providers import OnServer
 from tests.emulators.servers import PROJECT, Emulators
 from tests.hop import Fault, Hop, hop_to
+from tests.providers.vertex.outcomes import OUTCOMES
 
 
 class TestVertexTables(OnServer):
@@ -28,12 +28,7 @@ class TestVertexTables(OnServer):
 
     provider_name = "vertex"
     model = "gemini-2.5-flash"
-    # Vertex does not mention rows that it had no time for.
-    outcomes: ClassVar[Mapping[str, Outcome | None]] = {
-        **ReadsAnswers.outcomes,
-        "expired": None,
-        "canceled": None,
-    }
+    outcomes = OUTCOMES
     dataset: ClassVar[str]
 
     test_a_schema_is_kept = ReadsAnswers.test_an_answer_to_a_schema_is_json_of_that_schema
