@@ -17,6 +17,7 @@ import pytest
 import airflow_batch_llm
 from airflow_batch_llm.core import (
     answer,
+    attachment,
     budget,
     canary,
     estimate,
@@ -56,6 +57,7 @@ LOOKED_AT: dict[type[Enum], str] = {
         " UNSENDABLE"
     ),
     estimate.EstimateSource: "BYTES COUNTED EARLIER_RUN CANARY",
+    attachment.Uploads: "AUTO ALWAYS NEVER",
     model.Caching: "AUTO ON OFF",
     settings.BadRow: "RECORD FAIL",
     settings.Only: "CHANGED OUTDATED NEW ALL",

@@ -140,7 +140,7 @@ class Opening:
         asked |= {name: getattr(stage, name) for name in _ASKED}
         asked["request"] = asdict(stage.request)
         # How it is asked, and not what. An older release knew nothing of the first, and the second was false.
-        del asked["request"]["rows_per_request"]
+        del asked["request"]["rows_per_request"], asked["request"]["upload_attachments"]
         asked["request"]["cache_system_prompt"] = False
         if stage.attachments:
             asked["attachments"] = stage.attachments

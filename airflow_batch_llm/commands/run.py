@@ -4,6 +4,7 @@ The same `run` after a crash goes on where the run folder says that it was, and 
 """
 
 import re
+from collections import defaultdict
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from airflow_batch_llm.commands.exit_code import ends_with_a_code, say, this_use
 from airflow_batch_llm.commands.opening import Opening
 from airflow_batch_llm.commands.spec import read_spec
 from airflow_batch_llm.commands.spending import configured_budgets
+from airflow_batch_llm.core.attachment import with_names
 from airflow_batch_llm.core.printing import counted
 from airflow_batch_llm.core.report import to_xcom
 from airflow_batch_llm.errors import BatchLLMError
@@ -177,7 +179,8 @@ def estimate(
     """
     with ends_with_a_code(), private_spool() as spool:
         plan, requests = _look(Opening.of(read_spec(spec_file), spec_file), spool)
-        shown = [orjson.loads(_BASE64.sub(b"\xe2\x80\xa6", request)) for request in requests]
+        named = (with_names(request, _UPLOADED) for request in requests)
+        shown = [orjson.loads(_BASE64.sub(b"\xe2\x80\xa6", request)) for request in named]
     if as_json:
         told = {"why": plan.why, "estimate": plan.forecast(), "requests": shown}
         say(orjson.dumps(told, option=orjson.OPT_INDENT_2).decode())
@@ -191,6 +194,8 @@ def estimate(
 
 #: The bytes of an attachment, which say nothing to a reader.
 _BASE64 = re.compile(rb"[A-Za-z0-9+/=]{1000,}")
+#: Stands for the vendor's name of an attachment, which only a submission knows.
+_UPLOADED = defaultdict[str, str](lambda: "(uploaded)")
 
 
 def _look(opening: Opening, spool: Path) -> tuple[Plan, list[bytes]]:

@@ -5,9 +5,13 @@ that each route writes it in the form of its own vendor, and reads it back for a
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from mimetypes import MimeTypes
+from mmap import mmap
 from typing import Any, NamedTuple
 
 import orjson
@@ -24,15 +28,32 @@ _OTHER_TYPES = MimeTypes()
 
 _QUERY = re.compile("[?#]")
 
-#: A PDF names each of its pages so, unless it is packed.
+#: A PDF names each of its pages so, and counts those below a node of its tree of pages.
 _PAGE = re.compile(rb"/Type\s*/Page(?![A-Za-z])")
+_PAGES = re.compile(rb"/Type\s*/Pages(?![A-Za-z])")
+_COUNT = re.compile(rb"/Count\s+(\d+)")
+_COUNT_BYTES = 400
+#: Newer PDFs pack such words into streams. Of each so many bytes are unpacked at most.
+_PACKED, _STREAM = re.compile(rb"/ObjStm\b"), re.compile(rb"stream\r?\n")
+_UNPACKED_BYTES = 4 << 20
 _HEIF_BRANDS = {b"heic": "image/heic", b"heix": "image/heic", b"mif1": "image/heif", b"heif": "image/heif"}
 #: The frame headers of a JPEG, which hold its size.
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 
 
+class Uploads(StrEnum):
+    """Choose which attachments the vendor gets as files of its own, and not within requests."""
+
+    AUTO = "auto"
+    """Those that several rows share, and those that are too large for a request, where the vendor is known to store files."""
+    ALWAYS = "always"
+    """All that the vendor does not read by itself."""
+    NEVER = "never"
+    """None."""
+
+
 class Attachment(NamedTuple):
-    """An image or a PDF of one row. It has a URI that the vendor reads, or its own bytes."""
+    """An image or a PDF of one row. It has a URI that the vendor reads, or its own bytes, or it is uploaded."""
 
     media_type: str
     uri: str | None = None
@@ -43,6 +64,13 @@ class Attachment(NamedTuple):
     height: int = 0
     pages: int = 0
     """Pages of a PDF. 0: not known."""
+    sha256: str | None = None
+    """The hash of the bytes of an attachment that is uploaded. A planned request has its `reference`."""
+
+    @property
+    def reference(self) -> str:
+        """What stands for an uploaded attachment in a planned request, until the vendor has given it a name."""
+        return f"{_OPENING}{self.media_type} {self.sha256}{_END}"
 
     @property
     def is_pdf(self) -> bool:
@@ -57,6 +85,27 @@ class Attachment(NamedTuple):
     def data_url(self) -> str:
         """The bytes as a URL of their own."""
         return f"data:{self.media_type};base64,{self.data}"
+
+
+# Private-use code points, which no URI and no id of a vendor has.
+_OPENING, _END = "\ue000attachment ", "\ue001"
+_REFERENCE = re.compile(f'"{_OPENING}([a-z/+.-]+) ([0-9a-f]{{64}}){_END}"'.encode())
+
+
+def referred(text: str) -> Attachment | None:
+    """Return the attachment that a reference stands for. None: the text is no reference."""
+    found = _REFERENCE.fullmatch(orjson.dumps(text))
+    return found and Attachment(found[1].decode(), sha256=found[2].decode())
+
+
+def references(line: bytes) -> Iterator[Attachment]:
+    """Yield the uploaded attachments of a planned request."""
+    return (Attachment(found[1].decode(), sha256=found[2].decode()) for found in _REFERENCE.finditer(line))
+
+
+def with_names(line: bytes, names: Mapping[str, str]) -> bytes:
+    """Return a planned request as it is sent: with the vendor's names of attachments, by their hashes."""
+    return _REFERENCE.sub(lambda found: orjson.dumps(names[found[2].decode()]), line)
 
 
 class Unattachable(Exception):
@@ -84,8 +133,14 @@ class AttachmentRules:
     """The most bytes of an attachment in the request, by media type."""
     by_uri: Mapping[str, Mapping[str, int]]
     """The most bytes of an attachment that the vendor reads itself, by scheme of the URI and by media type."""
+    uploaded: Mapping[str, int] = field(default_factory=dict)
+    """The most bytes of an attachment that is uploaded, by media type. Default: nothing is uploaded."""
+    is_upload_usual: bool = True
+    """The server is known to store files. Default: yes. False: only `Uploads.ALWAYS` uploads."""
     most: int
     """The most attachments of one request."""
+    most_pages: int | None = None
+    """The most pages of all PDFs of one request. Default: no limit."""
     most_pixels: int | None = None
     """The most pixels of an image's longer side. Default: no limit."""
     tokens: Callable[[Attachment], int]
@@ -117,7 +172,6 @@ def common_rules(rules: Sequence[AttachmentRules]) -> AttachmentRules:
     """Return the rules of models that all may get the same row. The tokens are those of the first."""
     first, *others = rules
     for one in others:
-        sides = [side for side in (first.most_pixels, one.most_pixels) if side is not None]
         first = AttachmentRules(
             inline=_lower(first.inline, one.inline),
             by_uri={
@@ -125,8 +179,10 @@ def common_rules(rules: Sequence[AttachmentRules]) -> AttachmentRules:
                 for scheme, types in first.by_uri.items()
                 if scheme in one.by_uri
             },
+            uploaded=_lower(first.uploaded, one.uploaded),
             most=min(first.most, one.most),
-            most_pixels=min(sides, default=None),
+            most_pages=_lower_limit(first.most_pages, one.most_pages),
+            most_pixels=_lower_limit(first.most_pixels, one.most_pixels),
             tokens=first.tokens,
             assumption=first.assumption,
         )
@@ -135,6 +191,16 @@ def common_rules(rules: Sequence[AttachmentRules]) -> AttachmentRules:
 
 def _lower(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
     return {name: min(most, other[name]) for name, most in one.items() if name in other}
+
+
+def _lower_limit(one: int | None, other: int | None) -> int | None:
+    return min((limit for limit in (one, other) if limit is not None), default=None)
+
+
+def uploading(rules: AttachmentRules, uploads: Uploads) -> AttachmentRules:
+    """Return the rules of a model under the user's choice of what is uploaded."""
+    is_used = uploads is Uploads.ALWAYS or (uploads is Uploads.AUTO and rules.is_upload_usual)
+    return rules if is_used else replace(rules, uploaded={})
 
 
 def media_type_of(uri: str) -> str | None:
@@ -151,11 +217,11 @@ def kind_of(uri: str) -> str:
     return media_type_of(uri) or ANY_IMAGE
 
 
-def measured(data: bytes) -> Attachment | None:
+def measured(data: bytes | mmap) -> Attachment | None:
     """Return the media type and the size that bytes show. None: they are no image and no PDF of a known kind."""
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
         return Attachment("image/png", width=_big(data[16:20]), height=_big(data[20:24]))
-    if data.startswith(b"\xff\xd8\xff"):
+    if data[:3] == b"\xff\xd8\xff":
         width, height = _jpeg_size(data)
         return Attachment("image/jpeg", width=width, height=height)
     if data[:6] in (b"GIF87a", b"GIF89a"):
@@ -166,8 +232,35 @@ def measured(data: bytes) -> Attachment | None:
     if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS:
         return Attachment(_HEIF_BRANDS[data[8:12]])
     if b"%PDF-" in data[:1024]:
-        return Attachment(PDF, pages=len(_PAGE.findall(data)))
+        return Attachment(PDF, pages=_count_pages(data))
     return None
+
+
+def _count_pages(data: bytes | mmap) -> int:
+    """Count the pages of a PDF. Returns 0 if it does not show them, as an encrypted one."""
+    listed = counted = 0
+    for part in (data, *_unpacked(data)):
+        listed += len(_PAGE.findall(part))
+        counted = max([counted, *(_count_at(part, found.start()) for found in _PAGES.finditer(part))])
+    # A PDF that was changed has pages of before in it, which no node counts.
+    return min(listed, counted) if listed and counted else listed or counted
+
+
+def _count_at(data: bytes | mmap, at: int) -> int:
+    """Return the number of pages below the node of the tree whose type stands here. 0: it does not say."""
+    before = data[max(0, at - _COUNT_BYTES) : at].rpartition(b"<<")[2]
+    found = _COUNT.search(before + data[at : at + _COUNT_BYTES].partition(b">>")[0])
+    return int(found[1]) if found else 0
+
+
+def _unpacked(data: bytes | mmap) -> Iterator[bytes]:
+    """Yield what a PDF has packed, of which pages may be a part."""
+    for found in _PACKED.finditer(data):
+        begun = _STREAM.search(data, found.end(), found.end() + _COUNT_BYTES)
+        if begun is not None:
+            with suppress(zlib.error):
+                packed = data[begun.end() : begun.end() + _UNPACKED_BYTES]
+                yield zlib.decompressobj().decompress(packed, _UNPACKED_BYTES)
 
 
 def _big(data: bytes) -> int:
@@ -178,7 +271,7 @@ def _little(data: bytes) -> int:
     return int.from_bytes(data, "little")
 
 
-def _jpeg_size(data: bytes) -> tuple[int, int]:
+def _jpeg_size(data: bytes | mmap) -> tuple[int, int]:
     """Return width and height out of the first frame header. Zeros: there is none."""
     at = 2
     while at + 9 < len(data) and data[at] == 0xFF:
@@ -188,7 +281,7 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
     return 0, 0
 
 
-def _webp_size(data: bytes) -> tuple[int, int]:
+def _webp_size(data: bytes | mmap) -> tuple[int, int]:
     match data[12:16]:
         case b"VP8X":
             return 1 + _little(data[24:27]), 1 + _little(data[27:30])

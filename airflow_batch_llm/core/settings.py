@@ -18,6 +18,7 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass
 
+from airflow_batch_llm.core.attachment import Uploads
 from airflow_batch_llm.core.checked import (
     CONFIG,
     REUSE_TARGET,
@@ -143,6 +144,8 @@ class Request(Settings):
     """Ask the vendor to cache the part that all requests share: `auto`, where it pays, `on` or `off`. Default: `auto`."""
     rows_per_request: RowsPerRequest = 1
     """The most rows that one request asks about, up to 100. Rows in one request can influence each other. Default: 1."""
+    upload_attachments: Uploads = Uploads.AUTO
+    """Give attachments to the vendor as files: `auto`, where it pays, `always` or `never`. Default: `auto`."""
 
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)

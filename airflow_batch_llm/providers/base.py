@@ -6,6 +6,7 @@ It never retries a creation: a lost answer to `submit` raises `UnknownFate`, and
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from airflow_batch_llm.core.attachment import AttachmentRules
@@ -172,6 +173,20 @@ class TakesAttachments(Protocol):
 
     def attachment_rules(self, call: Call) -> AttachmentRules:
         """Return the attachments that the model of a call takes. Pure. Raises `InputError` if it takes none."""
+
+
+@runtime_checkable
+class StoresFiles(Protocol):
+    """Keeps attachments as files of its own, which requests name: `AttachmentRules.uploaded`.
+
+    `discard` deletes one, too.
+    """
+
+    def store_file(self, file: Path, name: str, media_type: str) -> str:
+        """Upload a file under a name, which costs nothing. Returns the name by which requests name it."""
+
+    def find_files(self, prefix: str) -> Mapping[str, str]:
+        """Find the files whose own names begin so. Returns the names by which requests name them, by their own."""
 
 
 @runtime_checkable

@@ -7,9 +7,10 @@ are found by letting the standard decoder read one value from where the last one
 import codecs
 import json
 import re
+import shutil
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import orjson
 
@@ -149,6 +150,12 @@ def lines(path: Path) -> Iterator[bytes]:
 
 def count_lines(path: Path) -> int:
     return sum(1 for _ in lines(path))
+
+
+def copy_file(source: IO[bytes], target: Path) -> None:
+    """Write what has arrived into a file."""
+    with target.open("wb") as file:
+        shutil.copyfileobj(source, file, MEGABYTE)
 
 
 async def file_chunks(path: Path) -> AsyncIterator[bytes]:

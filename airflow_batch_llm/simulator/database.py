@@ -62,7 +62,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredFile:
-    """One OpenAI file. Its bytes lie in the data directory under its id."""
+    """One file of a user at a vendor. Its bytes lie in the data directory under its id."""
 
     id: str
     purpose: str

@@ -4,7 +4,7 @@ Both are tuples because one of each is made per row.
 """
 
 from base64 import b64decode
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -103,8 +103,25 @@ class Medium(NamedTuple):
         found = measured(content)
         if found is None or found.media_type != media_type:
             raise ValueError("the data does not match the media type")
+        return cls.of(content)
+
+    @classmethod
+    def of(cls, content: bytes) -> "Medium":
+        """One with its bytes. Raises ValueError if they are no image and no PDF."""
+        found = measured(content)
+        if found is None:
+            raise ValueError("the file is no image and no PDF")
         name = blake2b(content, digest_size=16).hexdigest()
         return cls(name, found.is_pdf, found.width or 1000, found.height or 1000, found.pages or 3)
+
+
+#: Returns the image or PDF with an id. Raises ValueError if there is none.
+FindMedium = Callable[[object], Medium]
+
+
+def no_file(file_id: object) -> Medium:
+    """Find no file: the vendor keeps none for this kind of request."""
+    raise ValueError(f"there is no file {file_id}")
 
 
 class RowError(NamedTuple):

@@ -21,7 +21,8 @@ from starlette.concurrency import iterate_in_threadpool
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Match, Route
+from starlette.types import Scope
 
 from airflow_batch_llm.simulator.anthropic.routes import Anthropic
 from airflow_batch_llm.simulator.database import (
@@ -40,7 +41,7 @@ from airflow_batch_llm.simulator.faults import Fault
 from airflow_batch_llm.simulator.gate import AbortableProtocol, Doorkeeper, Gate, is_loopback
 from airflow_batch_llm.simulator.knobs import Knobs, SimulatorSettings
 from airflow_batch_llm.simulator.openai.routes import OpenAI
-from airflow_batch_llm.simulator.vendor import Vendor
+from airflow_batch_llm.simulator.vendor import Endpoint, Vendor
 from airflow_batch_llm.simulator.vertex.routes import Vertex
 from airflow_batch_llm.simulator.world import World, open_world
 
@@ -292,8 +293,21 @@ def _routes(world: World, vendors: list[Vendor], runner: Runner) -> list[Route]:
         gate = Gate(world, vendor)
         # Fixed paths before those with a placeholder: /v1/messages/batches is not a message called "batches".
         endpoints = sorted(vendor.endpoints(), key=lambda endpoint: "{" in endpoint.path)
-        routes.extend(Route(each.path, gate.guard(each), methods=[each.method]) for each in endpoints)
+        routes.extend(_VendorRoute(each, gate) for each in endpoints)
     return routes
+
+
+class _VendorRoute(Route):
+    """Takes the calls to one path that are meant for its vendor."""
+
+    def __init__(self, endpoint: Endpoint, gate: Gate) -> None:
+        super().__init__(endpoint.path, gate.guard(endpoint), methods=[endpoint.method])
+        self._header = endpoint.header.encode()
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        if self._header and self._header not in dict(scope["headers"]):
+            return Match.NONE, {}
+        return super().matches(scope)
 
 
 async def _healthz(_: Request) -> Response:

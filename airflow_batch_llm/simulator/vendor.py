@@ -52,13 +52,17 @@ async def json_object(call: starlette.requests.Request, complaint: str) -> dict[
 
 
 class Endpoint(NamedTuple):
-    """One path of a vendor. `about_state`: it tells how batches stand, so the latency knob slows it down."""
+    """One path of a vendor. `about_state`: it tells how batches stand, so the latency knob slows it down.
+
+    `header` tells the vendor's calls from those to another vendor's path of the same name.
+    """
 
     method: str
     path: str
     name: str
     handle: Callable[[starlette.requests.Request], Awaitable[Response]]
     about_state: bool = False
+    header: str = ""
 
 
 class Parsed(NamedTuple):

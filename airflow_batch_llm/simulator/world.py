@@ -6,13 +6,60 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from airflow_batch_llm.simulator.database import Batch, BatchPhase, Database, RowFate
+from airflow_batch_llm.simulator.database import Batch, BatchPhase, Database, RowFate, StoredFile
 from airflow_batch_llm.simulator.faults import BatchFault, FaultBook, batch_fault
 from airflow_batch_llm.simulator.knobs import Clock, Knobs, SimulatorSettings
 from airflow_batch_llm.simulator.meters import Billing, PrefixCache, RateLimits
+from airflow_batch_llm.simulator.request import Medium
 from airflow_batch_llm.simulator.responder import Responder, load_responder
 
 _WAITING_SHARE = 0.1  # of a batch's duration, before its rows are looked at
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileStore:
+    """The files that vendors keep for their users. A file is gone when it was deleted, and when it expires."""
+
+    folder: Path
+    database: Database
+    clock: Clock
+
+    def keep(self, path: Path, file: StoredFile) -> StoredFile:
+        """Take over a file that has arrived."""
+        path.rename(self.path(file.id))
+        self.database.add_file(file)
+        return file
+
+    def path(self, file_id: str) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder / file_id
+
+    def find(self, file_id: str) -> StoredFile | None:
+        """The file, unless it was deleted or has expired."""
+        file = self.database.file(file_id)
+        if file is None or (file.expires_at is not None and file.expires_at <= self.clock.now()):
+            return None
+        return file
+
+    def kept(self, purposes: Callable[[str], bool]) -> list[StoredFile]:
+        """The files that are kept for some purposes, oldest first."""
+        return [file for file in self.database.files() if purposes(file.purpose) and self.find(file.id)]
+
+    def delete(self, file_id: str) -> None:
+        self.database.delete_file(file_id)
+        self.path(file_id).unlink(missing_ok=True)
+
+    def medium(self, file_id: object) -> Medium:
+        """Return the image or PDF that a request names. Raises ValueError if no request may name it."""
+        file = self.find(str(file_id))
+        if file is None or file.purpose not in ATTACHED:
+            raise ValueError(f"there is no file {file_id} for requests")
+        return Medium.of(self.path(file.id).read_bytes())
+
+
+#: Purposes of files that requests may name.
+ANTHROPIC_FILE = "anthropic"
+ATTACHED = frozenset({ANTHROPIC_FILE, "user_data", "vision", "assistants"})
 
 
 @dataclass(slots=True, kw_only=True)
@@ -29,6 +76,10 @@ class World:
     limits: RateLimits = field(default_factory=RateLimits)
     prefixes: PrefixCache = field(default_factory=PrefixCache)
     poke: Callable[[], None] = field(default=lambda: None)
+
+    @property
+    def files(self) -> FileStore:
+        return FileStore(folder=self.settings.data_dir / "files", database=self.database, clock=self.clock)
 
     @property
     def billing(self) -> Billing:

@@ -21,6 +21,7 @@ from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.stage.records.registers import Due, Registers
+from airflow_batch_llm.stage.send.uploading import delete_uploads
 
 _PREFIX = "batch-llm-spool-"
 _LOCK = "owner.lock"
@@ -108,6 +109,8 @@ def _tidy_run(parts: Parts, registers: Registers, due: Due) -> None:
         registers.add_due(due.folder, at)
         registers.drop_due(due)
     else:
+        if plan is not None:
+            delete_uploads(parts, due.folder, plan)
         due.folder.delete_payloads()
         if plan is not None:
             registers.close_run(plan.registered_as, due.folder)

@@ -1,6 +1,7 @@
 """The contract's cases about results: what comes back for each row, and that nothing else does."""
 
 import tracemalloc
+from base64 import b64decode
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,11 +10,11 @@ from typing import Any, ClassVar
 import orjson
 import pytest
 
-from airflow_batch_llm.core.attachment import PDF, Attachment, with_attachments
+from airflow_batch_llm.core.attachment import PDF, Attachment, with_attachments, with_names
 from airflow_batch_llm.core.model import BatchState, Call, Outcome, Usage
 from airflow_batch_llm.core.request import custom_id
 from airflow_batch_llm.errors import ResultsGone, Unavailable
-from airflow_batch_llm.providers.base import TakesAttachments
+from airflow_batch_llm.providers.base import StoresFiles, TakesAttachments
 from airflow_batch_llm.testing.provider_bench import Bench
 
 _JSON = "application/json"
@@ -106,6 +107,8 @@ class ReadsAnswers:
     }
     #: The server's name for the call that downloads results.
     download_endpoint: ClassVar[str] = "results"
+    #: The server refuses requests that name a file which was deleted.
+    judges_files: ClassVar[bool] = True
     #: Seconds after which the provider has deleted the results of a batch.
     retention_seconds: ClassVar[float] = 31 * 86_400
 
@@ -146,6 +149,29 @@ class ReadsAnswers:
         assert all(rules.tokens(one) > 0 for one in attached)
         shard = bench.shard(prompts, call=call)
         assert bench.outcomes(shard, bench.submit(shard)) == {Outcome.SUCCEEDED: len(prompts)}
+
+    def test_a_file_is_named_by_requests_and_found_again_until_it_is_deleted(self, bench: Bench) -> None:
+        if not isinstance(bench.provider, StoresFiles) or not isinstance(bench.provider, TakesAttachments):
+            pytest.skip("the provider stores no files")
+        (pdf,) = [one for one in _ATTACHED if one.is_pdf]
+        local, name = bench.folder / "attachment", f"{bench.run}-attachment.pdf"
+        local.write_bytes(b64decode(pdf.data or ""))
+        stored = bench.provider.store_file(local, name, pdf.media_type)
+        assert bench.provider.find_files(bench.run) == {name: stored}
+
+        def asked(number: int) -> Counter[Outcome]:
+            uploaded = Attachment(pdf.media_type, sha256="0" * 64)
+            call, prompt = Call(model=bench.model, attachments=True), with_attachments(b'"text"', [uploaded])
+            shard = bench.shard([prompt], call=call, number=number)
+            shard.path.write_bytes(with_names(shard.path.read_bytes(), {"0" * 64: stored}))
+            return bench.outcomes(shard, bench.submit(shard))
+
+        assert asked(1) == {Outcome.SUCCEEDED: 1}
+        bench.provider.discard(stored)
+        bench.provider.discard(stored)
+        assert bench.provider.find_files(bench.run) == {}
+        if self.judges_files:
+            assert asked(2) == {Outcome.ERRORED: 1}
 
     def test_the_usage_of_all_rows_is_what_the_bill_says(self, bench: Bench) -> None:
         bench.simulator.turn(cached_tokens=3, cache_write_tokens=2, reasoning_tokens=7)

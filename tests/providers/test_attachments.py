@@ -1,5 +1,6 @@
 """Prompts with attachments in each vendor's form: as the SDK's types have it, byte for byte, and read back for another."""
 
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,14 @@ from pydantic import TypeAdapter
 from airflow_batch_llm.core.attachment import (
     PDF,
     Attachment,
+    Uploads,
     common_rules,
     measured,
     parted,
+    references,
+    uploading,
     with_attachments,
+    with_names,
 )
 from airflow_batch_llm.core.model import Call
 from airflow_batch_llm.core.request import LineTemplate
@@ -42,6 +47,11 @@ BY_URI = {
     ),
     "vertex": (Attachment("image/heic", uri="gs://bucket/b.heic"), Attachment(PDF, uri="gs://bucket/b.pdf")),
 }
+UPLOADED = (Attachment("image/png", sha256="ab" * 32), Attachment(PDF, sha256="01" * 32))
+
+
+def uploaded(route: str) -> tuple[Attachment, ...]:
+    return UPLOADED if route != "openai" else UPLOADED[1:]  # its chat has no images in files
 
 
 def made(route: str, **changes: Any) -> tuple[Any, Call]:
@@ -68,7 +78,7 @@ def template(route: str) -> LineTemplate:
 def test_a_request_is_encoded_as_its_golden_lines_and_read_back(route: str) -> None:
     prompts = [
         with_attachments('"What is “this”? \\" \u2028"'.encode(), attached)
-        for attached in (INLINE, BY_URI[route], ())
+        for attached in (INLINE, BY_URI[route], (), uploaded(route))
     ]
     lines = [template(route).line("bt1-0001-000007", prompt) for prompt in prompts]
     check_golden(WIRE / f"{route}.jsonl", b"".join(line + b"\n" for line in lines))
@@ -76,6 +86,20 @@ def test_a_request_is_encoded_as_its_golden_lines_and_read_back(route: str) -> N
         read = template(route).prompt(line, "bt1-0001-000007")
         assert parted(read) == parted(prompt)
         assert template(route).line("bt1-0001-000007", read) == line
+    assert tuple(references(lines[-1])) == uploaded(route)
+    names = {"ab" * 32: "file_1", "01" * 32: 'gs://b/"2"'}
+    assert list(names.values())[-len(uploaded(route)) :] == [
+        text for text in texts(orjson.loads(with_names(lines[-1], names))) if text in names.values()
+    ]
+
+
+def texts(value: Any) -> Iterator[str]:
+    """Yield every text of a JSON value, in order."""
+    if isinstance(value, str):
+        yield value
+    else:
+        for one in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            yield from texts(one)
 
 
 def test_no_golden_line_is_without_a_route() -> None:
@@ -96,8 +120,8 @@ def parts(route: str, attached: tuple[Attachment, ...]) -> Iterator[dict[str, An
 
 
 @pytest.mark.parametrize("route", ["anthropic", "openai", "openai_responses"])
-@pytest.mark.parametrize("is_inline", [True, False])
-def test_the_parts_are_those_of_the_installed_sdk(route: str, is_inline: bool) -> None:
+@pytest.mark.parametrize("form", ["inline", "by_uri", "uploaded"])
+def test_the_parts_are_those_of_the_installed_sdk(route: str, form: str) -> None:
     from anthropic.types import DocumentBlockParam, ImageBlockParam, TextBlockParam
     from openai.types.chat import ChatCompletionContentPartImageParam, ChatCompletionContentPartTextParam
     from openai.types.chat.chat_completion_content_part_param import File
@@ -116,7 +140,8 @@ def test_the_parts_are_those_of_the_installed_sdk(route: str, is_inline: bool) -
             "input_text": ResponseInputTextParam,
         },
     }[route]
-    for part in parts(route, INLINE if is_inline else BY_URI[route]):
+    attached = {"inline": INLINE, "by_uri": BY_URI[route], "uploaded": uploaded(route)}[form]
+    for part in parts(route, attached):
         known = TypeAdapter(kinds[part["type"]]).validate_python(part)  # drops what it does not know
         assert known == part
 
@@ -124,7 +149,7 @@ def test_the_parts_are_those_of_the_installed_sdk(route: str, is_inline: bool) -
 def test_the_parts_for_vertex_are_those_of_googles_messages() -> None:
     from google.cloud.aiplatform_v1 import Part
 
-    for part in parts("vertex", (*INLINE, *BY_URI["vertex"])):
+    for part in parts("vertex", (*INLINE, *BY_URI["vertex"], *UPLOADED)):
         Part.from_json(orjson.dumps(part), ignore_unknown_fields=False)
 
 
@@ -151,6 +176,23 @@ def test_what_several_routes_take_is_what_each_takes() -> None:
     assert claude_and_gpt.inline["image/png"] == rules[0].inline["image/png"] < rules[1].inline["image/png"]
     assert (all_three.by_uri, all_three.most_pixels) == ({}, 8000)
     assert all_three.inline.keys() == {"image/jpeg", "image/png", "image/webp", PDF}
+    assert all_three.uploaded == {PDF: 50_000_000}
+    assert (claude_and_gpt.most_pages, rules[1].most_pages, rules[2].most_pages) == (100, None, 1000)
+
+
+def test_files_are_uploaded_where_the_user_wants_it_or_the_server_is_known_to_store_them() -> None:
+    provider, call = made("anthropic", model="claude-opus-5-5")
+    rules = provider.attachment_rules(call)
+    assert rules.most_pages == 600
+    assert uploading(rules, Uploads.AUTO) == rules != uploading(rules, Uploads.NEVER)
+    server = connect("openai", Access(api_key="any", base_url="https://llm.example/v1"))
+    assert isinstance(server, TakesAttachments)
+    rules = server.attachment_rules(made("openai")[1])
+    assert not uploading(rules, Uploads.AUTO).uploaded
+    assert uploading(rules, Uploads.ALWAYS).uploaded
+    tables = connect("vertex", Access(options={"project": "p", "staging": "bq://p.d"}))
+    assert isinstance(tables, TakesAttachments)
+    assert not tables.attachment_rules(made("vertex")[1]).uploaded
 
 
 @pytest.mark.parametrize(
@@ -177,6 +219,15 @@ def test_tokens_are_counted_by_the_vendors_rule(
     assert provider.attachment_rules(call).tokens(found) == tokens
 
 
+PACKED_PDF = (
+    b"%PDF-1.7\n5 0 obj <</Type/ObjStm /N 4 /Filter/FlateDecode>> stream\r\n"
+    + zlib.compress(
+        b"1 0 2 40 <</Kids[2 0 R]/Type/Pages/Count 2>><</Type/Page>><</Type/Page>><</Count 99/Type/Outlines>>"
+    )
+    + b"\nendstream endobj"
+)
+
+
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
@@ -192,6 +243,9 @@ def test_tokens_are_counted_by_the_vendors_rule(
         (b"RIFF....WEBPVP8L" + bytes(5) + b"\3\0\1\0", Attachment("image/webp", width=4, height=5)),
         (b"\0\0\0\x18ftypheic", Attachment("image/heic")),
         (b"\n%PDF-1.7 /Type /Pages /Type/Page /Type /Page", Attachment(PDF, pages=2)),
+        (PACKED_PDF, Attachment(PDF, pages=2)),
+        (PACKED_PDF + PACKED_PDF.replace(b"obj", b"obj "), Attachment(PDF, pages=2)),
+        (b"%PDF-1.7 /ObjStm stream\nno deflated bytes", Attachment(PDF)),
         (b"<html>", None),
         (b"", None),
     ],

@@ -3,12 +3,15 @@
 import struct
 import traceback
 import zlib
+from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import orjson
 import pyarrow as pa
 import pytest
 
@@ -17,12 +20,14 @@ from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.output_type import Embedding
 from airflow_batch_llm.core.settings import Escalation, Route, Source
 from airflow_batch_llm.errors import InputError, StoreUnavailable
+from airflow_batch_llm.providers.base import StoresFiles
 from airflow_batch_llm.providers.routed import routed as together
 from airflow_batch_llm.stage.erase.erasing import Erasure, Options
 from airflow_batch_llm.stage.erase.person import Person
 from airflow_batch_llm.stage.plan.attaching import Attaching
 from tests.stage.kills import Kill
 from tests.stage.processes import Job
+from tests.stage.test_partitions import completed, opened, read
 from tests.stage.world import Bench, World
 from tests.store.servers import gcs_filesystem, s3_filesystem, s3_server
 from tests.vendors import MODELS
@@ -60,22 +65,106 @@ def make_photos(world: World, values: Mapping[int, Any], type_: str = "VARCHAR")
 ASKED: Mapping[str, Any] = {"prompt": "Which kind of ticket is this?", "attachments": ["photo"]}
 
 
-def test_a_killed_run_with_images_pays_each_once(anthropic: Bench, tmp_path: Path) -> None:
+#: Verbs after which a killed submitter leaves something behind.
+STEPS = {"workspace.append", "provider.store_file", "provider.submit"}
+
+
+def test_a_killed_run_uploads_and_pays_each_image_once(anthropic: Bench, tmp_path: Path) -> None:
+    given = {**ASKED, "upload_attachments": "always"}
+
     def fresh(name: str) -> World:
         world = replace(anthropic.world, folder=tmp_path / name)
         world.folder.mkdir()
         world.begin()
-        make_photos(world, {1: URI.format("a")})
+        make_photos(world, {1: png()}, "BLOB")
         return world
 
-    verbs = Job(world=fresh("undisturbed"), changes=ASKED).run().verbs
-    points = [number for number, verb in enumerate(verbs, 1) if verb == "provider.submit"]
+    verbs = Job(world=fresh("undisturbed"), changes=given).run().verbs
+    stored, submitted = verbs.index("provider.store_file") + 1, verbs.index("provider.submit") + 1
+    points = [n for n in range(stored - 3, submitted + 1) if verbs[n - 1] in STEPS]
+    assert [verbs[n - 1] for n in points] == [
+        "workspace.append", "provider.store_file", *["workspace.append"] * 2, "provider.submit"
+    ]  # fmt: skip
+    del points[-2]  # the intent, which others test
     for number in points:
         world = fresh(str(number))
-        assert Job(world=world, changes=ASKED, kill=Kill(number, after=True)).run().killed
-        ended = Job(world=world, changes=ASKED).run()
+        assert Job(world=world, changes=given, kill=Kill(number, after=True)).run().killed
+        ended = Job(world=world, changes=given).run()
         assert not ended.error, ended.error
         assert (world.charged(), len(world.answers()), world.unfinished()) == (1, 1, [])
+        assert world.ledger()["calls"]["upload"] == 1, f"killed after {verbs[number - 1]}"
+        assert stored_files(world) == {}
+
+
+def stored_files(world: World) -> Mapping[str, str]:
+    """Return the attachments that the vendor keeps."""
+    provider = world.provider()
+    assert isinstance(provider, StoresFiles)
+    try:
+        return provider.find_files("llm-")
+    finally:
+        provider.close()
+
+
+def uploads(bench: Bench, run: str = "dag/task/run") -> list[str]:
+    """Return the hashes of what a run has uploaded."""
+    folder = bench.world.folder / "workspace" / run / "g1/uploads"
+    records = [orjson.loads(path.read_bytes()) for path in sorted(folder.glob("*.json"))]
+    return [name for record in records for name in record.get("names", ())]
+
+
+def test_an_image_of_several_rows_and_one_beyond_the_limit_are_uploaded_once(bench: Bench) -> None:
+    large = {"anthropic": PDF + b" " * 23_000_000, "vertex": png(noise=7_000_000)}
+    vendor = bench.world.provider_name
+    shared, single = png(noise=150_000), png(9, 9, noise=150_000)
+    make_photos(bench.world, {1: shared, 2: shared, 3: single, 4: large.get(vendor, PDF), 5: png()}, "BLOB")
+    given = {**ASKED, "prompt": "{{ subject }}: which kind is it?"}
+    if vendor == "openai":  # other hosts are not known to store files
+        given |= {"upload_attachments": "always", "endpoint": "/v1/responses"}
+    bench.fault(kind="invalid", rows=[0])
+
+    done = bench.complete(**given)
+
+    assert done.report.final == {Outcome.SUCCEEDED: 5}
+    assert bench.world.charged() == 5 + 1, "the invalid answer is asked for again, with the same upload"
+    expected = [shared, large[vendor]] if vendor != "openai" else [shared, single, PDF, png()]
+    assert sorted(uploads(bench)) == sorted(sha256(data).hexdigest() for data in expected)
+    assert len(sent(bench)) < 300_000
+    assert (b64encode(single) in sent(bench)) is (vendor != "openai")
+    assert stored_files(bench.world) == {}, "the run has landed"
+    told = "".join(bench.said)
+    assert f"{len(expected)} attachments are uploaded" in told
+    assert "iVBOR" not in told
+
+
+def test_uploads_that_cannot_be_deleted_are_deleted_by_the_next_run(anthropic: Bench) -> None:
+    make_photos(anthropic.world, {1: png(), 2: PDF}, "BLOB")
+    given = {**ASKED, "upload_attachments": "always"}
+    anthropic.fault(endpoint="delete_file", kind="status", status=403, times=10)
+
+    assert anthropic.complete(**given).report.final == {Outcome.SUCCEEDED: 2}
+
+    assert len(stored_files(anthropic.world)) == 2
+    assert "could not be deleted" in "".join(anthropic.said)
+    anthropic.world.simulator.clear_faults()
+    make_photos(anthropic.world, {3: None})
+    assert anthropic.complete("dag/task/2", **ASKED).report.requests == 1
+    assert stored_files(anthropic.world) == {}
+
+
+def test_tasks_that_read_parts_of_the_source_upload_what_their_rows_share(anthropic: Bench) -> None:
+    shared, single = png(noise=150_000), png(9, 9, noise=150_000)
+    make_photos(anthropic.world, {key: single if key == 5 else shared for key in range(9)}, "BLOB")
+    given = {**ASKED, "prompt": "{{ subject }}: which kind is it?"}
+    opening = opened(anthropic, **given)
+    read(anthropic, opening, **given)
+
+    report = completed(anthropic, opening, **given).report
+
+    assert (report.final, anthropic.world.charged()) == ({Outcome.SUCCEEDED: 9}, 9)
+    assert uploads(anthropic) == [sha256(shared).hexdigest()]
+    assert len(sent(anthropic)) < 300_000
+    assert stored_files(anthropic.world) == {}
 
 
 def codes(bench: Bench) -> dict[int, tuple[str, str]]:
@@ -98,7 +187,7 @@ def test_bytes_travel_with_the_prompt_and_what_no_model_reads_costs_its_row_only
     make_photos(bench.world, rows, "BLOB")
     bench.fault(kind="invalid", rows=[0])
 
-    done = bench.complete(**ASKED)
+    done = bench.complete(**ASKED, upload_attachments="never")
 
     assert done.report.final == {Outcome.SUCCEEDED: 4, Outcome.ERRORED: 2}
     assert bench.world.charged() == 3 + 1, (
@@ -113,7 +202,7 @@ def test_bytes_travel_with_the_prompt_and_what_no_model_reads_costs_its_row_only
         row["input"] for row in bench.world.simulator.charges(provider=bench.world.provider_name)
     )
     assert charges[0] < 30 < 200 < charges[1], "an image is no text, and it is counted"
-    again = bench.complete("dag/task/again", **ASKED)
+    again = bench.complete("dag/task/again", **ASKED, upload_attachments="never")
     assert again.report.why == {"answered": 4, "unsendable": 2}
 
 
@@ -201,7 +290,10 @@ def test_no_uri_leaves_the_requests(openai: Bench, caplog: pytest.LogCaptureFixt
     assert not [text for text in told if SECRET in text or "c2VjcmV0" in text]
 
 
-def test_an_image_goes_on_to_a_model_of_another_vendor_in_that_vendors_form(openai: Bench) -> None:
+@pytest.mark.parametrize("uploaded", ["auto", "always"])
+def test_an_image_goes_on_to_a_model_of_another_vendor_in_that_vendors_form(
+    openai: Bench, uploaded: str
+) -> None:
     bench = openai
     make_photos(bench.world, {1: png(), 2: png(9, 9), 3: None, 4: PDF}, "BLOB")
     other = replace(bench.world, provider_name="anthropic")
@@ -212,18 +304,26 @@ def test_an_image_goes_on_to_a_model_of_another_vendor_in_that_vendors_form(open
         "routes": {"strong": Route(model_id=f"anthropic:{MODELS['anthropic']}")},
         "escalate": [Escalation(to="strong", on={"invalid"})],
         "max_attempts": 1,
+        "upload_attachments": uploaded,
     }
 
     report = bench.complete(bench.run(parts=parts, **given)).report
 
     assert report.final == {Outcome.SUCCEEDED: 4}
     assert bench.world.simulator.ledger()["anthropic"]["rows"]["charged"] == 4
+    # At its default endpoint OpenAI reads PDFs from files, and no images.
+    assert uploads(bench) == [sha256(PDF).hexdigest()] * (2 if uploaded == "always" else 0)
+    assert not stored_files(bench.world)
+    assert not stored_files(other)
 
 
 def test_images_are_asked_about_in_real_time_after_a_canary(bench: Bench) -> None:
     make_photos(bench.world, {key: png(8 + key, 8) for key in range(5)}, "BLOB")
-    report = bench.complete(**ASKED, way="now", canary=2).report
-    assert (report.final, bench.world.charged()) == ({Outcome.SUCCEEDED: 5}, 5)
+    given = {**ASKED, "way": "now", "canary": 2, "upload_attachments": "always"}
+    if bench.world.provider_name == "openai":
+        given["endpoint"] = "/v1/responses"
+    report = bench.complete(**given).report
+    assert (report.final, bench.world.charged(), len(uploads(bench))) == ({Outcome.SUCCEEDED: 5}, 5, 5)
 
 
 def test_the_estimate_says_what_it_assumes_and_learns_what_images_cost(anthropic: Bench) -> None:
@@ -282,15 +382,31 @@ def test_a_function_is_given_no_attachment_and_a_row_is_erased_with_its_own(open
     assert b"/a.png" in sent(openai)
 
 
+def test_an_uploaded_attachment_is_erased_with_its_row(anthropic: Bench) -> None:
+    make_photos(anthropic.world, {1: PDF, 2: png()}, "BLOB")
+    anthropic.complete(**ASKED, upload_attachments="always")
+    kept = anthropic.world.folder / "workspace/dag/task/run/g1/attachments"
+    assert len(list(kept.iterdir())) == 2
+    scratch = anthropic.world.folder / "erasing"
+    scratch.mkdir()
+
+    (erased,) = Erasure(workspace=anthropic.world.workspace(), person=Person(values=("2",), columns=()), scratch=scratch,
+                        options=Options()).run()  # fmt: skip
+
+    assert erased.rows == 1
+    assert [path.name for path in kept.iterdir()] == [sha256(PDF).hexdigest()]
+
+
 def subject_of(row: Mapping[str, Any]) -> str:
     assert "photo" not in row
     return str(row["subject"])
 
 
 RULES = AttachmentRules(
-    inline={"image/png": 200},
+    inline={"image/png": 200, "application/pdf": 200},
     by_uri={},
     most=1,
+    most_pages=1,
     most_pixels=100,
     tokens=lambda _: 1,
     assumption="",
@@ -306,8 +422,8 @@ def test_the_hash_of_a_row_covers_bytes_uri_or_etag() -> None:
     expected = [values[0], f"{values[1]} ", f"{values[2]} attachment_missing", None]
     assert hashed == {"attachment photo": expected}
     hashed = attaching.of(pa.record_batch({"photo": [b"bytes", None]})).hashed()
-    sha256 = "277089d91c0bdf4f2e6862ba7e4a07605119431f5d13f726dd352b06f1b206a9"
-    assert hashed == {"attachment photo": [f"sha256:{sha256}", None]}
+    digest = "277089d91c0bdf4f2e6862ba7e4a07605119431f5d13f726dd352b06f1b206a9"
+    assert hashed == {"attachment photo": [f"sha256:{digest}", None]}
 
 
 @pytest.mark.parametrize(
@@ -320,7 +436,8 @@ def test_the_hash_of_a_row_covers_bytes_uri_or_etag() -> None:
             "attachment_size",
             "bytes, and the model takes 200 of an image/png: make it smaller",
         ),
-        (PDF, "attachment_type", "is application/pdf; the model takes image/png"),
+        (PDF, "attachment_pages", "has 2 pages, with those of the row's other PDFs, and the model takes 1"),
+        (b"GIF89a\1\0\1\0", "attachment_type", "is image/gif; the model takes application/pdf, image/png"),
         (b"", "attachment_type", "is no image and no PDF of a known kind"),
     ],
 )

@@ -20,7 +20,13 @@ from airflow_batch_llm.errors import InputError, Refused, ResultsGone, Unavailab
 from airflow_batch_llm.providers import clients
 from airflow_batch_llm.providers.anthropic.lines import counted_body
 from airflow_batch_llm.providers.base import Access
-from airflow_batch_llm.providers.clients import checked, open_stream, stream_lines, unknown_option
+from airflow_batch_llm.providers.clients import (
+    TRANSFER_TIMEOUT,
+    checked,
+    open_stream,
+    stream_lines,
+    unknown_option,
+)
 from airflow_batch_llm.providers.creation import Creation
 from airflow_batch_llm.providers.failures import GeneratedSdk, VendorCodes
 from airflow_batch_llm.providers.incoming import count, entries, following, record, text
@@ -133,7 +139,9 @@ def _size(path: Path) -> int:
     return len(_PREFIX) + length - ends + len(_SUFFIX)
 
 
-BATCHES = "/v1/messages/batches"
+BATCHES, FILES = "/v1/messages/batches", "/v1/files"
+#: An attachment that nobody deletes vanishes after so many seconds.
+_FILE_SECONDS = 30 * 86_400
 _LIST_LIMIT = 1000
 #: Lines of a batch that are read in search of one that tells whose it is.
 _LINES_LOOKED_AT = 100
@@ -202,8 +210,38 @@ def cancel(batch_id: str, patience: Patience) -> Calls[None]:
     return clients.cancel(SDK, f"{BATCHES}/{batch_id}", patience, _status)
 
 
-def delete(batch_id: str) -> Calls[None]:
-    """Delete an ended batch with its requests and answers. Anthropic refuses that for one that runs."""
+def store_file(file: Path, name: str, media_type: str) -> Calls[str]:
+    """Upload a file. One that was lost costs nothing, is found by its name and expires, so this may be repeated."""
+    options = {"headers": {"Content-Type": "multipart/form-data"}, "timeout": TRANSFER_TIMEOUT}
+
+    def send(client: Any) -> Any:
+        with file.open("rb") as content:
+            part = (name, content, media_type)
+            body = {"expires_in_seconds": _FILE_SECONDS}
+            return client.post(FILES, cast_to=object, body=body, files=[("file", part)], options=options)
+
+    return patiently(send, SDK.judged, WORKER, lambda stored: text(stored["id"]))
+
+
+def find_files(prefix: str) -> Calls[dict[str, str]]:
+    """Find files by their names. The order of the list is not promised, so all of it is read."""
+    found: dict[str, str] = {}
+    page: str | None = None
+    while True:
+        params = {"limit": _LIST_LIMIT} if page is None else {"limit": _LIST_LIMIT, "page": page}
+        listed, following_page = yield from clients.get(
+            SDK, FILES, params, WORKER, lambda answer: (entries(answer["data"]), answer.get("next_page"))
+        )
+        found |= {
+            text(one["filename"]): text(one["id"]) for one in listed if one["filename"].startswith(prefix)
+        }
+        if not following_page or following_page == page:
+            return found
+        page = text(following_page)
+
+
+def delete(path: str) -> Calls[None]:
+    """Delete a file, or an ended batch with its requests and answers. Anthropic refuses that for one that runs."""
 
     def gone(error: Exception) -> Exception:
         failure = SDK.failure(error)
@@ -211,7 +249,7 @@ def delete(batch_id: str) -> Calls[None]:
 
     try:
         yield from patiently(
-            lambda client: client.delete(f"{BATCHES}/{batch_id}", cast_to=object),
+            lambda client: client.delete(path, cast_to=object),
             gone,
             WORKER,
             lambda answer: text(answer["id"]),

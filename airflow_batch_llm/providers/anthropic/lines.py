@@ -4,6 +4,7 @@ Anthropic looks at params only when the row runs: a parameter that it does not t
 So what it is known to refuse is refused here, by name.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -18,6 +19,7 @@ from airflow_batch_llm.core.attachment import (
     AttachmentRules,
     Content,
     kind_of,
+    referred,
 )
 from airflow_batch_llm.core.model import Call, Outcome, RateLimit, Result, Usage
 from airflow_batch_llm.core.request import CUSTOM_ID, PROMPT
@@ -117,6 +119,8 @@ def _write_content(text: str, attachments: Sequence[Attachment]) -> object:
 
 
 def _source(one: Attachment) -> dict[str, Any]:
+    if one.sha256 is not None:
+        return {"type": "file", "file_id": one.reference}
     if one.uri is not None:
         return {"type": "url", "url": one.uri}
     return {"type": "base64", "media_type": one.media_type, "data": one.data}
@@ -131,6 +135,8 @@ def _read_content(content: Any) -> tuple[str, list[Attachment]]:
 
 def _attachment(block: Mapping[str, Any]) -> Attachment:
     source = block["source"]
+    if source["type"] == "file" and (uploaded := referred(source["file_id"])) is not None:
+        return uploaded
     if source["type"] == "base64":
         return Attachment(source["media_type"], data=source["data"])
     return Attachment(PDF if block["type"] == "document" else kind_of(source["url"]), uri=source["url"])
@@ -141,6 +147,11 @@ CONTENT = Content(_write_content, _read_content)
 _IMAGES = ("image/jpeg", "image/png", "image/gif", "image/webp")
 #: Anthropic counts an image in base64, of at most 5 MB. A PDF is bounded by the request.
 _MOST_IMAGE, _MOST_PDF = 5 * (1 << 20) * 3 // 4, 23_000_000
+#: A file may be larger. What is true of an image in a file is not said, so it is taken to be the same.
+_MOST_FILE = 500_000_000
+#: The most pages of a request. The models with the smaller context window take fewer.
+_MOST_PAGES, _FEWER_PAGES = 600, 100
+_WITH_FEWER_PAGES = re.compile(r"claude-(3|haiku-[34]|sonnet-4-([0-5]\b|2)|opus-4-([0-5]\b|2))")
 #: An image above this on its longer side is scaled down before it is counted.
 _SCALED_TO, _PIXELS_PER_TOKEN, _MOST_IMAGE_TOKENS = 1568, 750, 1600
 _PAGE_TOKENS, _USUAL_PAGES = 3000, 5
@@ -149,12 +160,14 @@ _PAGE_TOKENS, _USUAL_PAGES = 3000, 5
 _FETCHED = {**dict.fromkeys((*_IMAGES, ANY_IMAGE), _MOST_IMAGE), PDF: _MOST_PDF}
 
 
-def attachment_rules() -> AttachmentRules:
-    """Return the attachments that Anthropic's models take."""
+def attachment_rules(model: str) -> AttachmentRules:
+    """Return the attachments that a model of Anthropic's takes."""
     return AttachmentRules(
         inline={**dict.fromkeys(_IMAGES, _MOST_IMAGE), PDF: _MOST_PDF},
         by_uri={"https": _FETCHED},
+        uploaded={**dict.fromkeys(_IMAGES, _MOST_IMAGE), PDF: _MOST_FILE},
         most=100,
+        most_pages=_FEWER_PAGES if _WITH_FEWER_PAGES.match(model) else _MOST_PAGES,
         most_pixels=8000,
         tokens=_attachment_tokens,
         assumption=(

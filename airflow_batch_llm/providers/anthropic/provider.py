@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from airflow_batch_llm.core.attachment import AttachmentRules
@@ -79,8 +80,14 @@ class AnthropicProvider:
             refuse_sampling(call, str(self._clients.sync.default_headers.get("anthropic-version", "")))
         return LineTemplate.of(line, CONTENT if call.attachments else None)
 
-    def attachment_rules(self, call: Call) -> AttachmentRules:  # noqa: ARG002 - the same for all models
-        return attachment_rules()
+    def attachment_rules(self, call: Call) -> AttachmentRules:
+        return attachment_rules(call.model)
+
+    def store_file(self, file: Path, name: str, media_type: str) -> str:
+        return drive(flows.store_file(file, name, media_type), self._clients.sync)
+
+    def find_files(self, prefix: str) -> Mapping[str, str]:
+        return drive(flows.find_files(prefix), self._clients.sync)
 
     def decode(self, line: bytes) -> Result:
         return without(decode(line), self._access.secrets)
@@ -119,10 +126,11 @@ class AnthropicProvider:
         return drive(flows.find(search, client), client)
 
     def discard(self, upload: str) -> None:
-        """Nothing is uploaded."""
+        if upload:  # an attachment: the requests of a batch are not uploaded
+            drive(flows.delete(f"{flows.FILES}/{upload}"), self._clients.sync)
 
     def delete_batch(self, batch_id: str, upload: str) -> None:  # noqa: ARG002 - nothing is uploaded
-        drive(flows.delete(batch_id), self._clients.sync)
+        drive(flows.delete(f"{flows.BATCHES}/{batch_id}"), self._clients.sync)
 
     def answer_cap(self, model: str) -> int:
         return answer_cap(model)

@@ -4,6 +4,7 @@ The SDK's clients are imported when one is opened.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from math import floor
 from typing import Any, NamedTuple
 
@@ -80,6 +81,9 @@ FILES = "/files"
 RUN_KEY, SHARD_KEY = "airflow_batch_llm_run", "airflow_batch_llm_shard"
 
 _LIST_LIMIT = 100
+#: The purpose of files that requests name.
+ATTACHMENTS = "user_data"
+_FILES_AT_ONCE = 10_000
 
 
 _ENDED = frozenset({"completed", "expired", "cancelled"})
@@ -256,6 +260,23 @@ def _token(batch: _Listed, sizes: Iterable[int], *, own_host: bool) -> Calls[str
     except Refused:
         return None
     return name.removesuffix(".jsonl")
+
+
+def find_files(prefix: str) -> Calls[dict[str, str]]:
+    """Find attachments by their names. Not every compatible server keeps an order, so all pages are read."""
+    found: dict[str, str] = {}
+    after: str | None = None
+    while True:
+        params = {"purpose": ATTACHMENTS, "limit": _FILES_AT_ONCE} | ({"after": after} if after else {})
+        files, after = yield from clients.get(SDK, FILES, params, WORKER, partial(_listed_files, after))
+        found |= {name: file_id for file_id, name in files if name.startswith(prefix)}
+        if after is None:
+            return found
+
+
+def _listed_files(after: str | None, page: Mapping[str, Any]) -> tuple[list[tuple[str, str]], str | None]:
+    files = [(text(file["id"]), str(file.get("filename", ""))) for file in entries(page["data"])]
+    return files, following(page, [file_id for file_id, _ in files], after)
 
 
 def discard(file_id: str) -> Calls[None]:

@@ -18,6 +18,7 @@ from airflow_batch_llm.core.attachment import (
     AttachmentRules,
     Content,
     kind_of,
+    referred,
 )
 from airflow_batch_llm.core.model import Call, Outcome, RateLimit, Result, Usage
 from airflow_batch_llm.core.request import CUSTOM_ID, PROMPT
@@ -191,6 +192,8 @@ def _write_chat(text: str, attachments: Sequence[Attachment]) -> object:
 
 
 def _chat_part(one: Attachment) -> dict[str, Any]:
+    if one.sha256 is not None:
+        return {"type": "file", "file": {"file_id": one.reference}}
     if one.is_pdf:
         return {"type": "file", "file": {"filename": _FILE_NAME, "file_data": one.data_url}}
     return {"type": "image_url", "image_url": {"url": one.uri or one.data_url}}
@@ -204,6 +207,10 @@ def _write_responses(text: str, attachments: Sequence[Attachment]) -> object:
 
 
 def _response_part(one: Attachment) -> dict[str, Any]:
+    if one.sha256 is not None and one.is_pdf:
+        return {"type": "input_file", "file_id": one.reference}
+    if one.sha256 is not None:
+        return {"type": "input_image", "detail": "auto", "file_id": one.reference}
     if not one.is_pdf:
         return {"type": "input_image", "detail": "auto", "image_url": one.uri or one.data_url}
     if one.uri is not None:
@@ -223,6 +230,9 @@ def _read_responses(content: Any) -> tuple[str, list[Attachment]]:
 
 
 def _attachment(part: Mapping[str, Any]) -> Attachment:
+    named = part.get("file", part)
+    if "file_id" in named and (uploaded := referred(named["file_id"])) is not None:
+        return uploaded
     if "file_url" in part:
         return Attachment(PDF, uri=part["file_url"])
     url: Any = part.get("image_url") or part.get("file", part)["file_data"]
@@ -238,6 +248,8 @@ _CONTENTS = {CHAT: Content(_write_chat, _read_chat), RESPONSES: Content(_write_r
 
 _IMAGES = ("image/jpeg", "image/png", "image/gif", "image/webp")
 _MOST_IMAGE = 20_000_000  # bounded by the request
+_MOST_FILE = 50_000_000
+_HOSTS_WITH_FILES = (".openai.com", ".azure.com", ".azure.us")
 _PATCH, _TOKENS_PER_PATCH = 32, 1.2
 _TILED = re.compile(r"gpt-4o(?!-mini)|gpt-4\.1(?!-(mini|nano))")
 _TILE, _TILE_TOKENS, _BASE_TOKENS = 512, 170, 85
@@ -254,8 +266,12 @@ def content_of(call: Call) -> Content | None:
     return _CONTENTS[endpoint]
 
 
-def attachment_rules(call: Call) -> AttachmentRules:
-    """Return the attachments that a call takes. Only the responses endpoint reads PDFs by URI."""
+def attachment_rules(call: Call, host: str | None) -> AttachmentRules:
+    """Return the attachments that a call takes.
+
+    Only the responses endpoint reads PDFs by URI, and images from files. Few servers beside OpenAI's and Azure's store
+    files for requests.
+    """
     content_of(call)
     fetched = dict.fromkeys((*_IMAGES, ANY_IMAGE), _MOST_IMAGE)
     if endpoint_of(call) == RESPONSES:
@@ -263,6 +279,8 @@ def attachment_rules(call: Call) -> AttachmentRules:
     return AttachmentRules(
         inline=dict.fromkeys((*_IMAGES, PDF), _MOST_IMAGE),
         by_uri={"https": fetched},
+        uploaded=dict.fromkeys((*_IMAGES, PDF) if endpoint_of(call) == RESPONSES else (PDF,), _MOST_FILE),
+        is_upload_usual=host is None or host.endswith(_HOSTS_WITH_FILES),
         most=500,
         tokens=partial(_attachment_tokens, is_tiled=bool(_TILED.match(call.model))),
         assumption=(

@@ -1,6 +1,7 @@
 """OpenAI's Batch API and every server that is compatible with it, as one provider among others."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -59,6 +60,8 @@ from airflow_batch_llm.providers.steps import TRIGGER, WORKER, ListMemory, adriv
 
 _HOST = "api.openai.com"
 _DAY = 86_400
+#: An attachment that nobody deletes vanishes after so many seconds, the most that OpenAI takes.
+_FILE_SECONDS = 30 * _DAY
 
 
 class OpenAIProvider:
@@ -93,27 +96,43 @@ class OpenAIProvider:
         return LineTemplate.of(request_line(call, self.host), content_of(call))
 
     def attachment_rules(self, call: Call) -> AttachmentRules:
-        return attachment_rules(call)
+        return attachment_rules(call, self.host)
+
+    def store_file(self, file: Path, name: str, media_type: str) -> str:
+        takes_expiry = self._access.options.get("input_expires_after", _FILE_SECONDS)
+        return self._stored(
+            (file, name, media_type), flows.ATTACHMENTS, _FILE_SECONDS if takes_expiry else None
+        )
+
+    def find_files(self, prefix: str) -> Mapping[str, str]:
+        return drive(flows.find_files(prefix), self._clients.sync)
 
     def decode(self, line: bytes) -> Result:
         return without(decode(line), self._access.secrets)
 
     def upload(self, shard: ShardFile) -> str:
+        file = (shard.path, f"{shard.token}.jsonl", "application/jsonl")
+        return self._stored(file, "batch", self._access.options.get("input_expires_after", 3 * _DAY))
+
+    def _stored(self, file: tuple[Path, str, str], purpose: str, seconds: int | None) -> str:
+        """Upload a file, given with its name and its media type, and return its id."""
         # An upload that was lost costs nothing and expires, so this may be repeated.
-        seconds = self._access.options.get("input_expires_after", 3 * _DAY)
         kept = {"expires_after": {"anchor": "created_at", "seconds": seconds}} if seconds else {}
         options = {"headers": {"Content-Type": "multipart/form-data"}, "timeout": TRANSFER_TIMEOUT}
+        path, name, media_type = file
 
         def send(client: Any) -> Any:
             # The SDK's `client.files` would import its types of every endpoint: half a second.
-            with shard.path.open("rb") as lines:
-                file = (f"{shard.token}.jsonl", lines, "application/jsonl")
-                body = {"purpose": "batch", **kept}
+            with path.open("rb") as content:
+                part = (name, content, media_type)
+                body = {"purpose": purpose, **kept}
                 return client.post(
-                    flows.FILES, cast_to=object, body=body, files=[("file", file)], options=options
+                    flows.FILES, cast_to=object, body=body, files=[("file", part)], options=options
                 )
 
-        return drive(patiently(send, SDK.judged, WORKER, lambda file: text(file["id"])), self._clients.sync)
+        return drive(
+            patiently(send, SDK.judged, WORKER, lambda stored: text(stored["id"])), self._clients.sync
+        )
 
     def submit(self, shard: ShardFile, upload: str, lease: Lease) -> str:
         request: dict[str, Any] = {

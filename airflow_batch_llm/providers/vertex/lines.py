@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from airflow_batch_llm.core.attachment import PDF, Attachment, AttachmentRules, Content
+from airflow_batch_llm.core.attachment import PDF, Attachment, AttachmentRules, Content, referred
 from airflow_batch_llm.core.model import Call, Outcome, Result, Usage
 from airflow_batch_llm.core.request import CUSTOM_ID, PROMPT, LineTemplate
 from airflow_batch_llm.errors import InputError, OutputTypeError, ProviderError
@@ -183,6 +183,8 @@ def _write_parts(text: str, attachments: Sequence[Attachment]) -> object:
 
 
 def _part(one: Attachment) -> dict[str, Any]:
+    if one.sha256 is not None:
+        return {"fileData": {"fileUri": one.reference, "mimeType": one.media_type}}
     if one.uri is not None:
         return {"fileData": {"fileUri": one.uri, "mimeType": one.media_type}}
     return {"inlineData": {"mimeType": one.media_type, "data": one.data}}
@@ -195,6 +197,8 @@ def _read_parts(parts: Any) -> tuple[str, list[Attachment]]:
 
 def _attachment(part: Mapping[str, Any]) -> Attachment:
     if (file := part.get("fileData")) is not None:
+        if (uploaded := referred(file["fileUri"])) is not None:
+            return uploaded
         return Attachment(file["mimeType"], uri=file["fileUri"])
     return Attachment(part["inlineData"]["mimeType"], data=part["inlineData"]["data"])
 
@@ -205,17 +209,25 @@ _IMAGES = ("image/png", "image/jpeg", "image/webp", "image/heic", "image/heif")
 _MOST_INLINE, _MOST_STORED_IMAGE, _MOST_STORED_PDF = 7_000_000, 30_000_000, 50_000_000
 _TILE, _SMALL, _TILE_TOKENS, _MOST_IMAGE_TOKENS = 768, 384, 258, 1120
 _PAGE_TOKENS, _USUAL_PAGES = 560, 5
+#: Google allows so many pages in each file. A request with more of them is longer than what the models read.
+_MOST_PAGES = 1000
 _OLDER = re.compile(r"gemini-[12]\b")
 
 
-def attachment_rules(model: str) -> AttachmentRules:
-    """Return the attachments that a model takes. Vertex reads them from Cloud Storage itself, and from nowhere else."""
+def attachment_rules(model: str, *, has_bucket: bool) -> AttachmentRules:
+    """Return the attachments that a model takes. Vertex reads them from Cloud Storage itself, and from nowhere else.
+
+    `has_bucket`: requests are staged in a bucket, where attachments find a place beside them.
+    """
     is_older = bool(_OLDER.match(model.rpartition("/")[2]))
     page = _TILE_TOKENS if is_older else _PAGE_TOKENS
+    stored = {**dict.fromkeys(_IMAGES, _MOST_STORED_IMAGE), PDF: _MOST_STORED_PDF}
     return AttachmentRules(
         inline=dict.fromkeys((*_IMAGES, PDF), _MOST_INLINE),
-        by_uri={"gs": {**dict.fromkeys(_IMAGES, _MOST_STORED_IMAGE), PDF: _MOST_STORED_PDF}},
+        by_uri={"gs": stored},
+        uploaded=stored if has_bucket else {},
         most=900,
+        most_pages=_MOST_PAGES,
         tokens=partial(_attachment_tokens, page=page, is_tiled=is_older),
         assumption=(
             f"an image is taken to have {_MOST_IMAGE_TOKENS:,} tokens, and a PDF {_USUAL_PAGES} pages of {page} tokens"

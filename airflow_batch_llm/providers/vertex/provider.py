@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -78,7 +79,18 @@ class VertexProvider:
         return encode(call)
 
     def attachment_rules(self, call: Call) -> AttachmentRules:
-        return attachment_rules(call.model)
+        return attachment_rules(call.model, has_bucket=self._place.has_bucket)
+
+    def store_file(self, file: Path, name: str, media_type: str) -> str:
+        return self._bucket().store_file(file, self._place.attachment(name), media_type)
+
+    def find_files(self, prefix: str) -> Mapping[str, str]:
+        return self._bucket().find_files(self._place.attachment(prefix))
+
+    def _bucket(self) -> Bucket:
+        staging = self._staging(self._place.staging)
+        assert isinstance(staging, Bucket), "without a bucket the rules allow no uploads"
+        return staging
 
     def decode(self, line: bytes) -> Result:
         return decode(line)

@@ -59,6 +59,15 @@ class StoragePlace:
         return staging
 
     @property
+    def has_bucket(self) -> bool:
+        """Tell if requests and answers lie in Cloud Storage."""
+        return (self.chosen_staging or "").startswith("gs://")
+
+    def attachment(self, name: str) -> str:
+        """Return the URI of an attachment."""
+        return f"{self.staging}/attachments/{name}"
+
+    @property
     def endpoint(self) -> str:
         """The host of the API, with a scheme where the user gave one."""
         if self.base_url:
@@ -174,14 +183,24 @@ class Bucket:
         return cls(client)
 
     def upload(self, file: Path, place: str, token: str) -> str:
+        return self.store_file(file, f"{place}/{token}/{uuid4().hex}/{_REQUESTS}", "application/jsonl")
+
+    def store_file(self, file: Path, uri: str, media_type: str) -> str:
+        """Stream a file into an object. Returns its URI."""
         from google.cloud.storage.retry import DEFAULT_RETRY
 
-        uri = f"{place}/{token}/{uuid4().hex}/{_REQUESTS}"
         blob = self._blob(uri)
         blob.chunk_size = _CHUNK
         with judged():
-            blob.upload_from_filename(file, content_type="application/jsonl", retry=DEFAULT_RETRY)
+            blob.upload_from_filename(file, content_type=media_type, retry=DEFAULT_RETRY)
         return uri
+
+    def find_files(self, beginning: str) -> dict[str, str]:
+        """Find the attachments whose URIs begin so. Returns their URIs by their names."""
+        bucket, _, prefix = beginning.removeprefix("gs://").partition("/")
+        with judged():
+            found = [blob.name for blob in self._client.list_blobs(bucket, prefix=prefix)]
+        return {name.rpartition("/")[2]: f"gs://{bucket}/{name}" for name in found}
 
     def delete(self, uri: str) -> None:
         with judged():

@@ -5,29 +5,44 @@ A creation's body is split while it arrives; only what the vendor checks at once
 
 import math
 import re
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
+import anyio.to_thread
+from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from airflow_batch_llm.core.attachment import media_type_of
 from airflow_batch_llm.simulator.anthropic import PROVIDER, rows
 from airflow_batch_llm.simulator.anthropic.rows import ERROR_TYPES, RESULTS, VERSIONS, AnthropicRows
-from airflow_batch_llm.simulator.bodies import MEGABYTE, ArraySplitter, BodyError, Element, file_chunks
-from airflow_batch_llm.simulator.database import Batch, BatchPhase, BilledUsage, BilledWay
+from airflow_batch_llm.simulator.bodies import (
+    MEGABYTE,
+    ArraySplitter,
+    BodyError,
+    Element,
+    copy_file,
+    file_chunks,
+)
+from airflow_batch_llm.simulator.database import Batch, BatchPhase, BilledUsage, BilledWay, StoredFile
 from airflow_batch_llm.simulator.execution import INPUT
 from airflow_batch_llm.simulator.knobs import rfc3339
 from airflow_batch_llm.simulator.meters import LimitStanding
 from airflow_batch_llm.simulator.realtime import Asked, RealTime
 from airflow_batch_llm.simulator.request import AskedRequest, Reply, content_digest
 from airflow_batch_llm.simulator.vendor import BatchTally, Endpoint, Prepared, Refusal, json_object
-from airflow_batch_llm.simulator.world import World
+from airflow_batch_llm.simulator.world import ANTHROPIC_FILE, World
 
 _DAY = 86_400.0
 _MOST_BYTES = 256 * MEGABYTE
 _MOST_REQUESTS = 100_000
+_MOST_FILE_BYTES = 500 * MEGABYTE
+_SHORTEST, _LONGEST = 3600, 90 * 86_400
+#: The header that each call to Anthropic has.
+_VERSION = "anthropic-version"
 _CUSTOM_ID = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _SPEND_LIMITS = ("enforced_spend_limit_reached", "contract_spend_limit_reached", "ramp_limit_exceeded")
 _STATES = {BatchPhase.CANCELING: "canceling", BatchPhase.ENDED: "ended"}
@@ -52,6 +67,9 @@ class Anthropic:
             Endpoint("POST", base + "/{id}/cancel", "cancel", self.cancel),
             Endpoint("DELETE", base + "/{id}", "delete", self.delete),
             Endpoint("GET", base + "/{id}/results", "results", self.results),
+            Endpoint("POST", "/v1/files", "upload", self.upload, header=_VERSION),
+            Endpoint("GET", "/v1/files", "list_files", self.list_files, header=_VERSION),
+            Endpoint("DELETE", "/v1/files/{id}", "delete_file", self.delete_file, header=_VERSION),
             *self._realtime.endpoints(),
         )
 
@@ -130,6 +148,48 @@ class Anthropic:
             raise Refusal(404, None, f"Results of Message Batch {batch.id} are not available.")
         return StreamingResponse(file_chunks(path), media_type="application/x-jsonl")
 
+    # -- files ---------------------------------------------------------------------------------------------------
+
+    async def upload(self, request: Request) -> Response:
+        version_of(request)
+        async with request.form() as form:
+            upload, seconds = form.get("file"), form.get("expires_in_seconds")
+            if not isinstance(upload, UploadFile):
+                raise Refusal(400, None, "file: Field required")
+            if (upload.size or 0) > _MOST_FILE_BYTES:
+                raise Refusal(413, None, "File exceeds the maximum size")
+            if seconds is not None and not (
+                str(seconds).isdigit() and _SHORTEST <= int(str(seconds)) <= _LONGEST
+            ):
+                raise Refusal(400, None, f"expires_in_seconds: must be from {_SHORTEST} to {_LONGEST}")
+            path, now = self._world.scratch(), self._world.clock.now()
+            await anyio.to_thread.run_sync(copy_file, upload.file, path)
+        file = StoredFile(
+            id=f"file_01{self._world.instance}{secrets.token_hex(8)}",
+            purpose=ANTHROPIC_FILE,
+            filename=upload.filename or "unnamed",
+            bytes=path.stat().st_size,
+            created_at=now,
+            expires_at=None if seconds is None else now + float(str(seconds)),
+        )
+        return JSONResponse(_file(self._world.files.keep(path, file)))
+
+    async def list_files(self, request: Request) -> Response:
+        """The pages go from the oldest file to the newest: the vendor promises no order."""
+        limit, page = _limit(request.query_params.get("limit")), request.query_params.get("page", "page_0")
+        first = int(page.removeprefix("page_"))
+        files = self._world.files.kept(lambda purpose: purpose == ANTHROPIC_FILE)
+        is_last = len(files) <= first + limit
+        data = [_file(file) for file in files[first : first + limit]]
+        return JSONResponse({"data": data, "next_page": None if is_last else f"page_{first + limit}"})
+
+    async def delete_file(self, request: Request) -> Response:
+        file = self._world.files.find(request.path_params["id"])
+        if file is None or file.purpose != ANTHROPIC_FILE:
+            raise Refusal(404, None, "File not found.")
+        self._world.files.delete(file.id)
+        return JSONResponse({"id": file.id, "type": "file_deleted"})
+
     def _find(self, batch_id: str) -> Batch:
         batch = self._world.database.batch(batch_id)
         if batch is None or batch.provider != self.provider:
@@ -170,7 +230,7 @@ class Anthropic:
         return Prepared(facts={})
 
     def rows(self, batch: Batch) -> AnthropicRows:
-        return AnthropicRows(batch.facts["version"], self._world.billing)
+        return AnthropicRows(batch.facts["version"], self._world.billing, self._world.files.medium)
 
     def finish(self, batch: Batch, tally: BatchTally) -> Mapping[str, Any]:  # noqa: ARG002
         (self._world.folder(batch.id) / f"{RESULTS}.jsonl").touch()
@@ -232,6 +292,19 @@ class _Incoming:
         self._file.write(element.line + b"\n")
 
 
+def _file(file: StoredFile) -> dict[str, Any]:
+    return {
+        "id": file.id,
+        "type": "file",
+        "filename": file.filename,
+        "mime_type": media_type_of(f"file://files/{file.filename}") or "application/octet-stream",
+        "size_bytes": file.bytes,
+        "created_at": rfc3339(file.created_at),
+        "expires_at": rfc3339(file.expires_at),
+        "downloadable": False,
+    }
+
+
 def _limit(given: str | None) -> int:
     if given is None:
         return 20
@@ -257,11 +330,18 @@ class AnthropicRealTime:
         )
 
     async def messages(self, call: Request) -> Response:
-        return await self._realtime.answer(await _asked(call))
+        return await self._realtime.answer(await self._asked(call))
 
     async def count_tokens(self, call: Request) -> Response:
-        asked = await _asked(call, counting=True)
+        asked = await self._asked(call, counting=True)
         return JSONResponse({"input_tokens": asked.request.input_tokens})
+
+    async def _asked(self, call: Request, *, counting: bool = False) -> Asked:
+        params, find = await json_object(call, "the body is not a JSON object"), self._world.files.medium
+        if error := rows.problem(params, version_of(call), counting=counting, find=find):
+            raise Refusal(error.status, error.code, error.message)
+        digest = content_digest(PROVIDER, params)
+        return Asked(rows.as_request(params, "", digest, find), digest)
 
     def usage(self, request: AskedRequest, answer: Reply) -> BilledUsage:
         return rows.usage_of(request, answer, self._world.billing)
@@ -316,14 +396,6 @@ def _with_sum(standings: Sequence[LimitStanding]) -> list[LimitStanding]:
         return [*standings]
     _, limits, remaining, seconds = zip(*tokens, strict=True)
     return [*standings, LimitStanding("tokens", sum(limits), sum(remaining), max(seconds))]
-
-
-async def _asked(call: Request, *, counting: bool = False) -> Asked:
-    params = await json_object(call, "the body is not a JSON object")
-    if error := rows.problem(params, version_of(call), counting=counting):
-        raise Refusal(error.status, error.code, error.message)
-    digest = content_digest(PROVIDER, params)
-    return Asked(rows.as_request(params, "", digest), digest)
 
 
 def version_of(call: Request) -> str:

@@ -13,11 +13,13 @@ from airflow_batch_llm.simulator.database import BilledUsage, RowFate
 from airflow_batch_llm.simulator.meters import Billing, CacheUse
 from airflow_batch_llm.simulator.request import (
     AskedRequest,
+    FindMedium,
     Medium,
     Reply,
     RowError,
     StopReason,
     content_digest,
+    no_file,
     seed_of,
     tokens,
 )
@@ -56,17 +58,18 @@ _MOST_TOKENS = 300_000
 class AnthropicRows:
     """The rows of one batch."""
 
-    def __init__(self, version: str, billing: Billing) -> None:
+    def __init__(self, version: str, billing: Billing, find: FindMedium = no_file) -> None:
         self._version = version
         self._billing = billing
+        self._find = find
 
     def read(self, line: bytes) -> Parsed:
         row = parse(line)
         params = row["params"]
         custom_id = row["custom_id"]
         digest = content_digest(PROVIDER, params)
-        error = _batch_problem(params) or problem(params, self._version)
-        request = None if error else as_request(params, custom_id, digest)
+        error = _batch_problem(params) or problem(params, self._version, find=self._find)
+        request = None if error else as_request(params, custom_id, digest, self._find)
         return Parsed(custom_id, digest, str(params.get("model", "")), request, error, None)
 
     def write(self, parsed: Parsed, answer: Reply) -> Written:
@@ -105,7 +108,9 @@ def _batch_problem(params: Any) -> RowError | None:
     return None
 
 
-def problem(params: dict[str, Any], version: str, *, counting: bool = False) -> RowError | None:
+def problem(
+    params: dict[str, Any], version: str, *, counting: bool = False, find: FindMedium = no_file
+) -> RowError | None:
     """Why the Messages API refuses these parameters; None if it takes them."""
     model, limit, messages = params.get("model"), params.get("max_tokens"), params.get("messages")
     if not isinstance(model, str):
@@ -124,7 +129,7 @@ def problem(params: dict[str, Any], version: str, *, counting: bool = False) -> 
         ):
             return _invalid(f"messages.{number}: a role and non-empty content are required")
     try:
-        _media(params)
+        _media(params, find)
     except ValueError as error:
         return _invalid(f"messages: {error}")
     if params.get("service_tier", "auto") not in _TIERS:
@@ -162,7 +167,7 @@ _PDFS = frozenset({"application/pdf"})
 _MOST_IMAGE, _MOST_PDF = 5 << 20, 32_000_000
 
 
-def _media(params: dict[str, Any]) -> tuple[Medium, ...]:
+def _media(params: dict[str, Any], find: FindMedium) -> tuple[Medium, ...]:
     """The images and documents of all messages. Raises ValueError for what the Messages API refuses."""
     blocks = [
         block
@@ -171,18 +176,23 @@ def _media(params: dict[str, Any]) -> tuple[Medium, ...]:
         for block in part["content"]
         if isinstance(block, dict) and block.get("type") in ("image", "document")
     ]
-    return tuple(_medium(block["type"] == "document", block.get("source") or {}) for block in blocks)
+    return tuple(_medium(block["type"] == "document", block.get("source") or {}, find) for block in blocks)
 
 
-def _medium(is_pdf: bool, source: dict[str, Any]) -> Medium:
+def _medium(is_pdf: bool, source: dict[str, Any], find: FindMedium) -> Medium:
     match source.get("type"):
+        case "file":
+            found = find(source.get("file_id"))
+            if found.is_pdf != is_pdf:
+                raise ValueError("the file does not fit the type of its block")
+            return found
         case "url":
             return Medium.at(source.get("url"), ("https://",), is_pdf=is_pdf)
         case "base64":
             types, most = (_PDFS, _MOST_PDF) if is_pdf else (_IMAGES, _MOST_IMAGE)
             return Medium.within(source.get("media_type"), source.get("data"), types, most)
         case _:
-            raise ValueError("source.type: Input should be 'base64' or 'url'")
+            raise ValueError("source.type: Input should be 'base64', 'file' or 'url'")
 
 
 def _media_tokens(media: tuple[Medium, ...]) -> int:
@@ -191,9 +201,11 @@ def _media_tokens(media: tuple[Medium, ...]) -> int:
     )
 
 
-def as_request(params: dict[str, Any], custom_id: str, digest: bytes) -> AskedRequest:
+def as_request(
+    params: dict[str, Any], custom_id: str, digest: bytes, find: FindMedium = no_file
+) -> AskedRequest:
     tool, schema = _wanted(params)
-    media = _media(params)
+    media = _media(params, find)
     return AskedRequest(
         PROVIDER,
         "messages",

@@ -1,21 +1,20 @@
 """OpenAI's files: uploaded as multipart forms, which are spooled to disk, and gone when they expire."""
 
 import secrets
-import shutil
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import anyio.to_thread
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from airflow_batch_llm.simulator.bodies import MEGABYTE, file_chunks
+from airflow_batch_llm.simulator.bodies import MEGABYTE, copy_file, file_chunks
 from airflow_batch_llm.simulator.database import StoredFile
 from airflow_batch_llm.simulator.knobs import unix
 from airflow_batch_llm.simulator.openai import PROVIDER
 from airflow_batch_llm.simulator.vendor import Endpoint, Refusal
-from airflow_batch_llm.simulator.world import World
+from airflow_batch_llm.simulator.world import ANTHROPIC_FILE, World
 
 MONTH = 30 * 86_400.0
 _LARGEST = 512 * MEGABYTE
@@ -55,7 +54,7 @@ class OpenAIFiles:
             if lifetime is None and purpose == "batch":
                 lifetime = MONTH
             scratch = self._world.scratch()
-            await anyio.to_thread.run_sync(_copy, upload.file, scratch)
+            await anyio.to_thread.run_sync(copy_file, upload.file, scratch)
         return JSONResponse(_wire(self.keep(scratch, name, purpose, lifetime)))
 
     def keep(self, path: Path, name: str, purpose: str, lifetime: float | None) -> StoredFile:
@@ -69,25 +68,11 @@ class OpenAIFiles:
             created_at=now,
             expires_at=None if lifetime is None else now + lifetime,
         )
-        path.rename(self.path(file.id))
-        self._world.database.add_file(file)
-        return file
-
-    def path(self, file_id: str) -> Path:
-        folder = self._world.settings.data_dir / "files"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder / file_id
-
-    def find(self, file_id: str) -> StoredFile | None:
-        """The file, unless it was deleted or has expired."""
-        file = self._world.database.file(file_id)
-        if file is None or (file.expires_at is not None and file.expires_at <= self._world.clock.now()):
-            return None
-        return file
+        return self._world.files.keep(path, file)
 
     async def list_files(self, request: Request) -> Response:
         query = request.query_params
-        files = [file for file in self._world.database.files() if self.find(file.id)]
+        files = self._world.files.kept(_is_own)
         if query.get("order", "desc") == "desc":
             files.reverse()
         if purpose := query.get("purpose"):
@@ -104,19 +89,18 @@ class OpenAIFiles:
 
     async def delete(self, request: Request) -> Response:
         file = self._found(request)
-        self._world.database.delete_file(file.id)
-        self.path(file.id).unlink(missing_ok=True)
+        self._world.files.delete(file.id)
         return JSONResponse({"id": file.id, "object": "file", "deleted": True})
 
     async def content(self, request: Request) -> Response:
         file = self._found(request)
         headers = {"content-disposition": f'attachment; filename="{file.filename}"'}
-        path = self.path(file.id)
+        path = self._world.files.path(file.id)
         return StreamingResponse(file_chunks(path), media_type="application/octet-stream", headers=headers)
 
     def _found(self, request: Request) -> StoredFile:
-        file = self.find(request.path_params["id"])
-        if file is None:
+        file = self._world.files.find(request.path_params["id"])
+        if file is None or not _is_own(file.purpose):
             raise Refusal(404, None, f"No such File object: {request.path_params['id']}", param="id")
         return file
 
@@ -132,9 +116,8 @@ def paged(data: list[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:
     }
 
 
-def _copy(source: IO[bytes], target: Path) -> None:
-    with target.open("wb") as file:
-        shutil.copyfileobj(source, file, MEGABYTE)
+def _is_own(purpose: str) -> bool:
+    return purpose != ANTHROPIC_FILE
 
 
 def _lifetime(form: FormData) -> float | None:

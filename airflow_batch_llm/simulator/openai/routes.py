@@ -132,19 +132,19 @@ class OpenAI:
             self._refuse_beyond_limit(facts, batch.id)
         except BadInput as bad:
             return _rejected(bad)
-        source = self._files.path(batch.facts["input_file_id"])
+        source = self._world.files.path(batch.facts["input_file_id"])
         target = self._world.folder(batch.id) / INPUT
         target.unlink(missing_ok=True)
         target.hardlink_to(source)
         return Prepared(facts=facts)
 
     def _checked(self, facts: Mapping[str, Any]) -> dict[str, Any]:
-        file = self._files.find(facts["input_file_id"])
+        file = self._world.files.find(facts["input_file_id"])
         if file is None or file.purpose != "batch":
             raise BadInput(
                 "invalid_request", f"The file {facts['input_file_id']} is not an input file for batches."
             )
-        checked = check_file(self._files.path(file.id), facts["endpoint"])
+        checked = check_file(self._world.files.path(file.id), facts["endpoint"])
         return {"model": checked.model, "total": checked.total, "enqueued": checked.tokens}
 
     def _refuse_beyond_limit(self, facts: Mapping[str, Any], batch_id: str | None) -> None:
@@ -171,7 +171,7 @@ class OpenAI:
                 raise Refusal(429, "token_limit_exceeded", str(bad)) from bad
 
     def rows(self, batch: Batch) -> OpenAIRows:
-        return OpenAIRows(batch.facts["endpoint"], batch.seq, self._world.billing)
+        return OpenAIRows(batch.facts["endpoint"], batch.seq, self._world.billing, self._world.files.medium)
 
     def finish(self, batch: Batch, tally: BatchTally) -> Mapping[str, Any]:
         """The channels that have lines become files; the others have none."""
@@ -281,13 +281,13 @@ class OpenAIRealTime:
 
     async def answer(self, call: Request) -> Response:
         body = await json_object(call, NO_JSON)
-        endpoint = call.url.path
-        if error := rows.problem(endpoint, body):
+        endpoint, find = call.url.path, self._world.files.medium
+        if error := rows.problem(endpoint, body, find):
             raise Refusal(error.status, error.code, error.message, param=error.param)
         if _tier(body) not in _TIERS:
             raise Refusal(400, "invalid_value", "service_tier: no such tier.", param="service_tier")
         digest = content_digest(f"{self.provider}{endpoint}", body)
-        request = rows.as_request(endpoint, body, "", digest)
+        request = rows.as_request(endpoint, body, "", digest, find)
         return await self._realtime.answer(Asked(request, digest, flex=_tier(body) == "flex"))
 
     async def input_tokens(self, call: Request) -> Response:

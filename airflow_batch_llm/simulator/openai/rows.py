@@ -12,7 +12,16 @@ from airflow_batch_llm.simulator.database import RowFate
 from airflow_batch_llm.simulator.meters import Billing
 from airflow_batch_llm.simulator.openai import PROVIDER
 from airflow_batch_llm.simulator.openai.answers import CHAT, EMBEDDINGS, RESPONSES, body_of, usage_of
-from airflow_batch_llm.simulator.request import AskedRequest, Medium, Reply, RowError, content_digest, seed_of
+from airflow_batch_llm.simulator.request import (
+    AskedRequest,
+    FindMedium,
+    Medium,
+    Reply,
+    RowError,
+    content_digest,
+    no_file,
+    seed_of,
+)
 from airflow_batch_llm.simulator.schema_rules import openai_refusal
 from airflow_batch_llm.simulator.vendor import Parsed, Written
 
@@ -121,7 +130,10 @@ _SKIPPED = {
 class OpenAIRows:
     """The rows of one batch, all for one endpoint."""
 
-    def __init__(self, endpoint: str, batch_number: int, billing: Billing) -> None:
+    def __init__(
+        self, endpoint: str, batch_number: int, billing: Billing, find: FindMedium = no_file
+    ) -> None:
+        self._find = find
         self._endpoint = endpoint
         self._number = batch_number
         self._billing = billing
@@ -131,8 +143,8 @@ class OpenAIRows:
         row = parse(line)
         body = row["body"]
         digest = content_digest(f"{PROVIDER}{self._endpoint}", body)
-        error = problem(self._endpoint, body)
-        request = None if error else as_request(self._endpoint, body, row["custom_id"], digest)
+        error = problem(self._endpoint, body, self._find)
+        request = None if error else as_request(self._endpoint, body, row["custom_id"], digest, self._find)
         return Parsed(row["custom_id"], digest, str(body.get("model", "")), request, error, None)
 
     def write(self, parsed: Parsed, answer: Reply) -> Written:
@@ -177,7 +189,7 @@ def _invalid(message: str, param: str, code: str | None = None) -> RowError:
     return RowError(400, code or "", message, param)
 
 
-def problem(endpoint: str, body: Any) -> RowError | None:
+def problem(endpoint: str, body: Any, find: FindMedium = no_file) -> RowError | None:
     """Why the endpoint refuses this body; None if it takes it."""
     model = body.get("model")
     if not isinstance(model, str):
@@ -188,7 +200,7 @@ def problem(endpoint: str, body: Any) -> RowError | None:
     if needed and not body.get(needed):
         return _invalid(f"Missing required parameter: '{needed}'.", needed, "missing_required_parameter")
     try:
-        _media(endpoint, body)
+        _media(endpoint, body, find)
     except ValueError as error:
         return _invalid(f"Invalid content: {error}", needed or "input", "invalid_value")
     where, found = _schema(body)
@@ -230,7 +242,7 @@ _IMAGES = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"})
 _MOST_DATA = 70_000_000
 
 
-def _media(endpoint: str, body: dict[str, Any]) -> tuple[Medium, ...]:
+def _media(endpoint: str, body: dict[str, Any], find: FindMedium) -> tuple[Medium, ...]:
     """The images and PDFs of all messages. Raises ValueError for parts that the endpoint does not take."""
     found = []
     messages = body.get("messages") or body.get("input") or ()
@@ -240,9 +252,12 @@ def _media(endpoint: str, body: dict[str, Any]) -> tuple[Medium, ...]:
             text, image, file = _PARTS[endpoint]
             match part.get("type"):
                 case kind if kind == image:
-                    found.append(_image(part.get("image_url"), is_text=endpoint == RESPONSES))
+                    is_text = endpoint == RESPONSES
+                    is_named = is_text and part.get("file_id") is not None
+                    url = part.get("image_url")
+                    found.append(find(part["file_id"]) if is_named else _image(url, is_text=is_text))
                 case kind if kind == file:
-                    found.append(_file(part if endpoint == RESPONSES else part.get("file") or {}))
+                    found.append(_file(part if endpoint == RESPONSES else part.get("file") or {}, find))
                 case kind if kind != text:
                     raise ValueError(f"the type of a part must be one of {text}, {image}, {file}")
     return tuple(found)
@@ -253,7 +268,9 @@ def _image(url: Any, *, is_text: bool) -> Medium:
     return _data(url, _IMAGES) if url.startswith("data:") else Medium.at(url, _WEB, is_pdf=False)
 
 
-def _file(file: dict[str, Any]) -> Medium:
+def _file(file: dict[str, Any], find: FindMedium) -> Medium:
+    if file.get("file_id") is not None:
+        return find(file["file_id"])
     if "file_data" not in file:
         return Medium.at(file.get("file_url"), _WEB, is_pdf=True)
     if not file.get("filename"):
@@ -275,12 +292,14 @@ def _media_tokens(media: tuple[Medium, ...]) -> int:
     )
 
 
-def as_request(endpoint: str, body: dict[str, Any], custom_id: str, digest: bytes) -> AskedRequest:
+def as_request(
+    endpoint: str, body: dict[str, Any], custom_id: str, digest: bytes, find: FindMedium = no_file
+) -> AskedRequest:
     system, prompt = _texts(body)
     forced = _forced_tool(body)
     media: tuple[Medium, ...] = ()
     with suppress(ValueError):  # a file is counted before its rows are looked at
-        media = _media(endpoint, body)
+        media = _media(endpoint, body, find)
     _, structured = _schema(body)
     schema = forced[1] if forced else (structured or {}).get("schema")
     if schema is None and _json_wanted(body):

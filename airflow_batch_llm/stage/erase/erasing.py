@@ -155,8 +155,8 @@ class RunErasure:
 
     def _unplanned(self) -> ErasedRun | None:
         """Delete the files of a run that was never planned to its end. Nobody can tell whose rows they hold."""
-        nonces = self.folder.planner_nonces()
-        if not nonces:
+        nonces, attachments = self.folder.planner_nonces(), self.folder.attachments()
+        if not nonces and not attachments:
             return None
         found = ErasedRun(path=self.folder.path, target="", unplanned=len(nonces))
         if not self.options.even_unfinished:
@@ -164,6 +164,8 @@ class RunErasure:
         if not self.options.dry_run:
             for nonce in nonces:
                 self.folder.delete_planned_by(nonce)
+            for name in attachments:
+                self.folder.delete_attachment(name)
         return found
 
     def _left(self, rounds: list[Plan]) -> str:
@@ -243,9 +245,19 @@ class RunErasure:
             if one.number:
                 self._rewrite_journal(one.number)
                 files.rewrite_requests(one, self._template(files.plan, one.number))
+        self._delete_attachments(rounds)
+        for files, _ in found:
             files.rewrite_keys(self.person, columns)
         for nonce in self._uncounted(rounds):
             self.folder.delete_planned_by(nonce)
+
+    def _delete_attachments(self, rounds: list[Plan]) -> None:
+        """Delete the attachments that no request names any more."""
+        kept = set(self.folder.attachments())
+        if kept:
+            named = (name for plan in rounds for files in self._shards(plan) for name in files.attachments())
+            for name in kept.difference(named):
+                self.folder.delete_attachment(name)
 
     def _template(self, plan: Plan, number: int) -> LineTemplate | None:
         """Return the line that a request without its prompt is sent as. None: the run sends nothing any more."""

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from airflow_batch_llm.core.attachment import references
 from airflow_batch_llm.core.packing import Layout, pack, unpack
 from airflow_batch_llm.core.printing import counted
 from airflow_batch_llm.core.request import LineTemplate, custom_id
@@ -186,6 +187,16 @@ class ShardFiles:
             )
         path.unlink()
         self._publish(made, self.folder.put_requests)
+
+    def attachments(self) -> set[str]:
+        """Return the hashes of the attachments that the requests name."""
+        path = self._path("requests.jsonl")
+        if not self.number or not self.folder.get_requests(self.plan.nonce, self.number, path):
+            return set()
+        with path.open("rb") as file:
+            found = {str(one.sha256) for line in split_lines(file) for one in references(line)}
+        path.unlink()
+        return found
 
     def rewrite_keys(self, person: Person, columns: tuple[str, ...]) -> None:
         """Take the person's rows out of the keys file."""

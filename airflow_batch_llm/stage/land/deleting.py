@@ -16,6 +16,7 @@ from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.stage.records.registers import Registers
 from airflow_batch_llm.stage.records.standings import read_rounds, read_standings
 from airflow_batch_llm.stage.send.sweeping import uncounted
+from airflow_batch_llm.stage.send.uploading import delete_uploads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,4 +70,6 @@ def delete_copies(parts: Parts, folder: RunFolder) -> None:
     """Delete what the vendor holds of a run that has ended."""
     data = folder.read_plan()
     if data is not None and folder.read_report() is not None:
-        VendorCopies(parts=parts, folder=folder, first=Plan.from_json(data)).delete()
+        first = Plan.from_json(data)
+        delete_uploads(parts, folder, first)
+        VendorCopies(parts=parts, folder=folder, first=first).delete()

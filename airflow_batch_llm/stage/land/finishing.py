@@ -47,6 +47,7 @@ from airflow_batch_llm.stage.records.standings import RunMemory, ShardResult, re
 from airflow_batch_llm.stage.reusing import Copier
 from airflow_batch_llm.stage.round import Round
 from airflow_batch_llm.stage.send.sweeping import is_loose, read_strays, reported, sweep_ended
+from airflow_batch_llm.stage.send.uploading import delete_uploads
 from airflow_batch_llm.warehouses.side_tables import prepare_tables
 
 #: The number of different reasons for refusals in the verdict.
@@ -262,6 +263,7 @@ class Finisher:
         days = self.first.limits.keep_days
         if days is not None:
             registers.add_due(self.folder, (stored.about.completed_at or 0.0) + days * 86_400)
+        delete_uploads(self.parts, self.folder, self.first)
         VendorCopies(parts=self.parts, folder=self.folder, first=self.first).delete()
         Budgets(parts=self.parts, folder=self.folder).settle(self.first, stored.report.spent.cost)
         Ledger(parts=self.parts).settle(self.folder)

@@ -21,17 +21,15 @@ from airflow_batch_llm.core.selection import after_failure
 from airflow_batch_llm.providers.lines import split_lines
 from airflow_batch_llm.providers.routed import by_route
 from airflow_batch_llm.stage.parts import Parts
-from airflow_batch_llm.stage.plan.shard_files import ShardWriter, fetch_keys, fetch_requests
+from airflow_batch_llm.stage.plan.shard_files import ShardWriter, fetch_keys, fetch_requests, prompt_blocks
 from airflow_batch_llm.stage.plan.spool import ATTEMPTS, REQUEST
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard, new_run_token
 from airflow_batch_llm.stage.records.standings import Again, ShardResult
-from airflow_batch_llm.warehouses.arrow import binary_array, int64_array
+from airflow_batch_llm.warehouses.arrow import int64_array
 
 #: A truncated answer is asked for again with this many times the tokens.
 TOKEN_CAP_FACTOR = 2
-
-_PROMPTS_AT_ONCE, _BYTES_AT_ONCE = 100, 8 << 20
 
 
 class _Course(NamedTuple):
@@ -196,9 +194,7 @@ class FollowUp:
         for one in chosen:
             path = self._requests(last, one.shard)
             with path.open("rb") as file:
-                prompts = self._prompts_in(last, one, split_lines(file))
-                for some in _blocks(prompts):
-                    yield binary_array(some)
+                yield from prompt_blocks(self._prompts_in(last, one, split_lines(file)))
             path.unlink()
 
     def _prompts_in(self, last: Plan, one: _Chosen, lines: Iterable[bytes]) -> Iterator[bytes]:
@@ -233,20 +229,6 @@ class FollowUp:
         if not path.exists():
             fetch_keys(self.folder, last, shard, path)
         return path
-
-
-def _blocks(prompts: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """Yield prompts in blocks that memory holds well: attachments make them long."""
-    block: list[bytes] = []
-    size = 0
-    for prompt in prompts:
-        block.append(prompt)
-        size += len(prompt)
-        if len(block) == _PROMPTS_AT_ONCE or size > _BYTES_AT_ONCE:
-            yield block
-            block, size = [], 0
-    if block:
-        yield block
 
 
 def _with_route(draft: Plan, course: _Course) -> tuple[Plan, int]:

@@ -4,30 +4,40 @@ The worker reads objects of a bucket with its own rights, and nothing else: a ro
 a file of the worker. So it never fetches an http(s) URI, and the vendor does. No message holds a URI or bytes.
 """
 
+import os
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from hashlib import sha256
+from hashlib import file_digest, sha256
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
+import orjson
 import pyarrow as pa
 
 from airflow_batch_llm.core.attachment import (
     Attachment,
     AttachmentRules,
     Unattachable,
+    Uploads,
     common_rules,
     kind_of,
     measured,
     media_type_of,
+    parted,
+    with_attachments,
 )
 from airflow_batch_llm.core.printing import counted
 from airflow_batch_llm.core.settings import Stage
 from airflow_batch_llm.errors import InputError, SourceError, StoreUnavailable
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.resolved import Resolved
+from airflow_batch_llm.stage.plan.shard_files import prompt_blocks
+from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.store.remote import KINDS
 
 #: Objects that are read at once, which are in memory together, and objects whose size and etag are asked at once.
@@ -36,6 +46,9 @@ _LOOKED_AT_ONCE = 32
 
 #: The bytes of an attachment in a request beside its own, at most.
 ATTACHMENT_BYTES = 200
+
+#: A smaller attachment is never worth a file of its own at the vendor.
+_WORTH_UPLOADING = 100_000
 
 _TEXTS = frozenset({pa.string(), pa.large_string(), pa.string_view()})
 _BYTES = frozenset({pa.binary(), pa.large_binary(), pa.binary_view()})
@@ -52,12 +65,59 @@ class _Facts(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Aside:
+    """Keeps the attachments that may be uploaded as files of this machine, each once, by the hash of its bytes."""
+
+    folder: Path
+    least: int
+    """The bytes from which an attachment is kept."""
+    is_sure: bool
+    """All that are kept are uploaded. False: those that a request cannot carry, or that several rows share."""
+
+    def name(self) -> Path:
+        """Return a free name for a file that is about to be kept."""
+        return self.folder / f"new-{uuid4().hex}"
+
+    def keep(self, new: Path) -> str:
+        """Keep a file, and return the hash of its bytes."""
+        with new.open("rb") as file:
+            name = file_digest(file, "sha256").hexdigest()
+        try:
+            os.link(new, self.path(name))
+        except FileExistsError:
+            self._shared(name).touch()
+        return name
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+    def is_shared(self, name: str) -> bool:
+        """Tell if several rows have this attachment."""
+        return self._shared(name).exists()
+
+    def _shared(self, name: str) -> Path:
+        return self.folder / f"{name}.shared"
+
+    def publish(self, name: str, run: RunFolder) -> None:
+        """Put an attachment into a run folder, where each submitter finds it, once."""
+        done = self.folder / f"{name}.put"
+        if not done.exists():
+            run.put_attachment(name, self.path(name))
+            done.touch()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Attaching:
     """Knows the attachments of one source. `rules` are those that every route keeps."""
 
     columns: Sequence[str]
     rules: AttachmentRules
     find: Callable[[str], tuple[Any, str]]
+    aside: Aside | None = None
+    """Keeps what may be uploaded. None: nothing is."""
+    at_once: tuple[int, RunFolder] | None = None
+    """The size of a prompt at most, and the run folder, for a task that reads a part of the source: it decides row by row
+    what is uploaded, for nobody has the files later. Default: the planner decides when it has seen all rows."""
     _systems: dict[str, Any] = field(default_factory=dict, init=False)
 
     def check(self, schema: pa.Schema) -> None:
@@ -135,11 +195,27 @@ class Attaching:
             return Attachment(named, uri=_usual(uri))
         if not facts.size:
             raise Unattachable("attachment_type", "is empty")
-        _check_size(
-            facts.size, self.rules.inline.get(named, max(self.rules.inline.values(), default=0)), named
-        )
+        _check_size(facts.size, self._most(named), named)
         system = self._system(uri)
-        return self.inline(_asked(partial(system.cat_file, system._strip_protocol(uri))))
+        path = system._strip_protocol(uri)
+        if (aside := self._aside(facts.size)) is None:
+            return self.by_bytes(_asked(partial(system.cat_file, path)))
+        new = aside.name()
+        _asked(partial(system.get_file, path, str(new)))
+        return self._kept(new, aside)
+
+    def _most(self, media_type: str) -> int:
+        """Return the most bytes of an attachment, if its type is known."""
+        most = {name: self._most_of(name) for name in self.rules.inline}
+        return most.get(media_type, max(most.values(), default=0))
+
+    def _most_of(self, media_type: str) -> int:
+        uploaded = self.rules.uploaded.get(media_type, 0) if self.aside is not None else 0
+        return max(self.rules.inline[media_type], uploaded)
+
+    def _aside(self, size: int) -> Aside | None:
+        """Return what keeps an attachment of this size. None: it goes with its request."""
+        return self.aside if self.aside is not None and size >= self.aside.least else None
 
     def _unreadable(self, scheme: str, media_type: str) -> Unattachable:
         if scheme != "https":
@@ -153,21 +229,87 @@ class Attaching:
             " (gs, s3), or give its bytes",
         )
 
-    def inline(self, data: bytes) -> Attachment:
-        """Return an attachment with its bytes."""
+    def by_bytes(self, data: bytes) -> Attachment:
+        """Return an attachment with its bytes, or with their hash if it may be uploaded."""
+        if (aside := self._aside(len(data))) is not None:
+            new = aside.name()
+            new.write_bytes(data)
+            return self._kept(new, aside)
+        return self._checked(data)._replace(data=b64encode(data).decode())
+
+    def _kept(self, new: Path, aside: Aside) -> Attachment:
+        """Return the attachment that a file of this machine holds. The file is not read into memory."""
+        try:
+            if not new.stat().st_size:
+                raise Unattachable("attachment_type", "is empty")
+            with new.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+                found = self._checked(content)
+                if found.media_type not in self.rules.uploaded:
+                    return found._replace(data=b64encode(content).decode())
+            return found._replace(sha256=aside.keep(new))
+        finally:
+            new.unlink(missing_ok=True)
+
+    def _checked(self, data: bytes | mmap) -> Attachment:
         found = measured(data)
         if found is None:
             raise Unattachable("attachment_type", "is no image and no PDF of a known kind")
         if found.media_type not in self.rules.inline:
             raise _no_such_type(found.media_type, self.rules)
-        _check_size(len(data), self.rules.inline[found.media_type], found.media_type)
+        _check_size(len(data), self._most_of(found.media_type), found.media_type)
         most = self.rules.most_pixels
         if most is not None and max(found.width, found.height) > most:
             raise Unattachable(
                 "attachment_size",
                 f"has {found.width:,} by {found.height:,} pixels; the model takes {most:,} a side",
             )
-        return found._replace(data=b64encode(data).decode())
+        return found
+
+    def check_pages(self, attachments: Iterable[Attachment]) -> None:
+        """Refuse a row whose PDFs have too many pages together, as far as they show them."""
+        pages, most = sum(one.pages for one in attachments), self.rules.most_pages
+        if most is not None and pages > most:
+            raise Unattachable(
+                "attachment_pages",
+                f"has {pages:,} pages, with those of the row's other PDFs, and the model takes {most:,}: leave pages out",
+            )
+
+    def joined(self, prompt: bytes, attachments: Sequence[Attachment]) -> bytes:
+        """Return an encoded prompt with its attachments."""
+        whole = with_attachments(prompt, attachments)
+        if self.at_once is None or self.aside is None:
+            return whole
+        return self._settled(self.aside, *self.at_once, whole)
+
+    def settled(
+        self, prompts: Iterable[pa.BinaryArray], room: int, run: RunFolder | None
+    ) -> Iterator[pa.BinaryArray]:
+        """Yield the prompts as they are planned: with the bytes of what is not uploaded. The rest goes into the run folder.
+
+        `room` is the size of a prompt at most.
+        """
+        if self.aside is None or self.at_once is not None:
+            return iter(prompts)
+        settle = partial(self._settled, self.aside, room, run)
+        return prompt_blocks(settle(prompt) for block in prompts for prompt in block.to_pylist())
+
+    def _settled(self, aside: Aside, room: int, run: RunFolder | None, prompt: bytes) -> bytes:
+        if b'"sha256":' not in prompt:
+            return prompt
+        text, attachments = parted(prompt)
+        left, planned = room - len(prompt), []
+        for one in attachments:
+            if (name := one.sha256) is not None:
+                path = aside.path(name)
+                size = path.stat().st_size
+                fits = size <= self.rules.inline[one.media_type] and size * 4 // 3 + 4 <= left
+                if fits and not aside.is_sure and not aside.is_shared(name):
+                    one = one._replace(data=b64encode(path.read_bytes()).decode(), sha256=None)
+                    left -= len(str(one.data))
+                elif run is not None:
+                    aside.publish(name, run)
+            planned.append(one)
+        return with_attachments(orjson.dumps(text), planned)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,9 +348,10 @@ class BatchAttachments:
             value = self.batch.column(name)[row].as_py()
             try:
                 if isinstance(value, bytes):
-                    attached.append(self.attaching.inline(value))
+                    attached.append(self.attaching.by_bytes(value))
                 elif value is not None:
                     attached.append(self.attaching.by_uri(value, self.facts.get(value)))
+                self.attaching.check_pages(attached)
             except Unattachable as error:
                 return Unattachable(error.code, f"The attachment in the column {name!r} {error.message}.")
         return attached
@@ -270,9 +413,27 @@ def _no_such_type(media_type: str, rules: AttachmentRules) -> Unattachable:
     )
 
 
-def attaching_of(stage: Stage, resolved: Resolved, parts: Parts) -> Attaching | None:
-    """Return what attaches to the prompts, by rules that all routes keep. None: the stage attaches nothing."""
-    rules = [route.attachments for route in resolved.routes if route.attachments is not None]
-    if not rules:
+def attaching_of(
+    stage: Stage,
+    resolved: Resolved,
+    parts: Parts,
+    scratch: Path | None = None,
+    at_once: tuple[int, RunFolder] | None = None,
+) -> Attaching | None:
+    """Return what attaches to the prompts, by rules that all routes keep. None: the stage attaches nothing.
+
+    What may be uploaded is kept in the folder `scratch`. Without one, all goes with the requests.
+    """
+    routes = [route.attachments for route in resolved.routes if route.attachments is not None]
+    if not routes:
         return None
-    return Attaching(columns=stage.attachments, rules=common_rules(rules), find=parts.find_object)
+    rules, aside = common_rules(routes), None
+    if rules.uploaded and scratch is not None:
+        is_sure = stage.request.upload_attachments is Uploads.ALWAYS
+        aside = Aside(
+            folder=scratch / "attachments", least=1 if is_sure else _WORTH_UPLOADING, is_sure=is_sure
+        )
+        aside.folder.mkdir()
+    return Attaching(
+        columns=stage.attachments, rules=rules, find=parts.find_object, aside=aside, at_once=at_once
+    )

@@ -18,7 +18,7 @@ import pyarrow as pa
 from airflow_batch_llm.core.estimate import Estimate
 from airflow_batch_llm.core.model import Caching, Way
 from airflow_batch_llm.core.packing import LEAST_ROWS, PILOT_ROWS, longest_packed
-from airflow_batch_llm.core.printing import counted, verb
+from airflow_batch_llm.core.printing import counted
 from airflow_batch_llm.core.request import ShardBounds
 from airflow_batch_llm.core.selection import Reason
 from airflow_batch_llm.core.settings import BadRow, OverBudget, Source, Stage
@@ -29,7 +29,7 @@ from airflow_batch_llm.stage.budgets import Budgets
 from airflow_batch_llm.stage.land.landing import SAMPLES, sample_keys
 from airflow_batch_llm.stage.learning import Learning
 from airflow_batch_llm.stage.parts import Parts, ReadsSource
-from airflow_batch_llm.stage.plan.attaching import ATTACHMENT_BYTES
+from airflow_batch_llm.stage.plan.attaching import ATTACHMENT_BYTES, Attaching, attaching_of
 from airflow_batch_llm.stage.plan.carried import restored
 from airflow_batch_llm.stage.plan.partitions import (
     NUMBERED,
@@ -39,7 +39,7 @@ from airflow_batch_llm.stage.plan.partitions import (
     put_partition,
     rules_of,
 )
-from airflow_batch_llm.stage.plan.quoting import Quote, shared_out
+from airflow_batch_llm.stage.plan.quoting import Quote, over_budget, shared_out
 from airflow_batch_llm.stage.plan.reading import Reading, let_go, with_known
 from airflow_batch_llm.stage.plan.resolved import Resolved, ResolvedRoute
 from airflow_batch_llm.stage.plan.shard_files import ShardWriter, packed_prompts, with_reasons
@@ -82,6 +82,7 @@ class Drafting:
     opening: Opening | None = None
     """How other tasks have read the source. Default: this one reads it."""
     _spool: Spool | None = field(default=None, init=False)
+    _attaching: Attaching | None = field(default=None, init=False)
     _in_flight: dict[tuple[str, str], tuple[RunFolder, Plan]] = field(default_factory=dict, init=False)
     _done: set[tuple[str, str]] = field(default_factory=set, init=False)
     _draft: Plan | None = field(default=None, init=False)
@@ -104,13 +105,15 @@ class Drafting:
                 " Choose a key that is, or leave the repetitions out of the source. Nothing was sent."
             )
 
-    def _written(self, source: ReadsSource, wanted: Source, first: int = 0) -> Spool:
-        """Read rows of the source into the files of a spool."""
-        spool = Spool(self.scratch, self._columns, self.stage.key)
-        reading = Reading.of(self.stage, self.resolved, self.target, self.parts, self._max_prompt_bytes())
+    def _written(self, source: ReadsSource, wanted: Source, first: int | None = None) -> Spool:
+        """Read rows of the source into the files of a spool. `first` is the number of the first row of a partition."""
+        spool, most = Spool(self.scratch, self._columns, self.stage.key), self._max_prompt_bytes()
+        at_once = None if first is None else (most, self.folder)
+        self._attaching = attaching_of(self.stage, self.resolved, self.parts, self.scratch, at_once)
+        reading = Reading.of(self.stage, self.resolved, self.target, self.parts, most, self._attaching)
         wanted = replace(wanted, columns=reading.columns)
         with closing(with_known(source, wanted, self.parts.target, self.target)) as rows:
-            reading.fill(spool, rows, first)
+            reading.fill(spool, rows, first or 0)
         return spool
 
     @property
@@ -176,9 +179,18 @@ class Drafting:
         lines: list[bytes] = []
         for number, route in enumerate(self.resolved.routes):
             wanted = (most - len(lines)) * route.rows_per_request
-            for block, _ in packed_prompts(self._spool.prompts(number, wanted), route.rows_per_request):
+            for block, _ in packed_prompts(self._prompts(number, wanted), route.rows_per_request):
                 lines += (route.template.line("r-0001-000000", prompt) for prompt in block.to_pylist())
         return lines[:most]
+
+    def _prompts(self, route: int, requests: int) -> Iterator[pa.BinaryArray]:
+        """Yield the prompts of the first requests of a route as they are sent."""
+        assert self._spool is not None, "the source is read first"
+        prompts = self._spool.prompts(route, requests)
+        if self._attaching is None:
+            return prompts
+        run = None if self.stage.plan_only or self.is_offline else self.folder
+        return self._attaching.settled(prompts, self._max_prompt_bytes(), run)
 
     def release(self) -> None:
         """Give back the dollars that the draft holds."""
@@ -429,7 +441,7 @@ class Drafting:
                     bounds=bounds,
                     rows_per_request=resolved.rows_per_request,
                 )
-                written = writer.write_requests(resolved.template, spool.prompts(route, requests), route)
+                written = writer.write_requests(resolved.template, self._prompts(route, requests), route)
                 rows = spool.keyed_rows(route, requests)
                 written = writer.write_keys(written, rows, keys_schema(spool.columns))
                 shards += with_reasons(spool, route, written) if may_be_left_out else written
@@ -468,7 +480,7 @@ class Drafting:
             case OverBudget.PARTIAL:
                 return allowed
             case OverBudget.FAIL:
-                raise BudgetExceeded(self._over_budget(guesses, surcharge))
+                raise BudgetExceeded(over_budget(self.resolved.routes, guesses, surcharge, self._most()[1]))
             case _:
                 assert_never(on_over_budget)
 
@@ -479,21 +491,3 @@ class Drafting:
         if shared is None or (own is not None and own <= shared[0]):
             return own, "max_cost_usd" if own is None else f"max_cost_usd={own:g}"
         return max(0.0, shared[0] - self._beyond), shared[1]
-
-    def _over_budget(self, guesses: Sequence[Estimate], surcharge: Decimal) -> str:
-        """Say which budget is too small: that of a route, or that of the run."""
-        (_, what), whose = self._most(), ""
-        requests = sum(guess.requests for guess in guesses)
-        expected = sum((guess.expected or Decimal(0) for guess in guesses), surcharge)
-        for route, guess in zip(self.resolved.routes, guesses, strict=True):
-            if shared_out([guess], route.max_cost_usd, [None]) != [guess.requests]:
-                requests, expected = guess.requests, guess.expected or Decimal(0)
-                whose = f" of the route {route.name}"
-                what = f"the route's max_cost_usd={route.max_cost_usd:g}"
-                break
-        noun = "item" if self.resolved.own.rows_per_request > 1 else "request"
-        return (
-            f"{counted(requests, noun)}{whose} {verb(requests, 'is', 'are')} estimated at ${expected:,.4f}, above"
-            f" {what}. Nothing was sent. Raise max_cost_usd or the budget, lower max_rows, or set"
-            " on_over_budget='partial' to send what fits."
-        )

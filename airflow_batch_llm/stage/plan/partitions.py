@@ -181,6 +181,7 @@ def rules_of(stage: Stage, resolved: Resolved, target: Target, max_prompt_bytes:
         "key": list(stage.key),
         "table": stage.source.table,
         "attachments": list(stage.attachments),
+        "upload_attachments": stage.request.upload_attachments,
         "route_column": stage.route_column,
         "only": stage.only,
         "retry_dead": stage.guards.retry_dead,

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 
-from airflow_batch_llm.core.attachment import AttachmentRules
+from airflow_batch_llm.core.attachment import AttachmentRules, Uploads, uploading
 from airflow_batch_llm.core.model import Call, ColumnType
 from airflow_batch_llm.core.output_type import AnswerKind, Naming, OutputType
 from airflow_batch_llm.core.packing import packed_call
@@ -31,7 +31,7 @@ from airflow_batch_llm.core.settings import OWN_ROUTE, RowFunction, Stage, Stage
 from airflow_batch_llm.core.spec import Spec, changed_fields, spec_hash
 from airflow_batch_llm.core.value import plain
 from airflow_batch_llm.errors import BudgetExceeded, InputError, SourceError, TargetError
-from airflow_batch_llm.providers.base import CapsAnswers, Provider, TakesAttachments
+from airflow_batch_llm.providers.base import CapsAnswers, Provider, StoresFiles, TakesAttachments
 from airflow_batch_llm.providers.routed import by_route
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.attaching import attaching_of
@@ -262,7 +262,7 @@ def _resolved_route(
         call=call,
         asked=asked,
         way=stage.way,
-        attachments=_attachment_rules(name, provider, call),
+        attachments=_attachment_rules(name, provider, call, stage.request.upload_attachments),
         template=provider.encode(asked),
         spec=spec,
         spec_hash=spec_hash(spec),
@@ -280,7 +280,7 @@ def _refuse_packed_embeddings(rows: int, call: Call) -> None:
         )
 
 
-def _attachment_rules(name: str, provider: Provider, call: Call) -> AttachmentRules | None:
+def _attachment_rules(name: str, provider: Provider, call: Call, uploads: Uploads) -> AttachmentRules | None:
     """Return the attachments that a route takes. None: the stage has none. Raises `InputError` if the route takes none."""
     if not call.attachments:
         return None
@@ -291,7 +291,8 @@ def _attachment_rules(name: str, provider: Provider, call: Call) -> AttachmentRu
             f"The provider {provider.name} of the route {name} takes no attachments. Leave out attachments, or choose a"
             " model of another provider."
         )
-    return provider.attachment_rules(call)
+    rules = uploading(provider.attachment_rules(call), uploads)
+    return rules if isinstance(provider, StoresFiles) else replace(rules, uploaded={})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

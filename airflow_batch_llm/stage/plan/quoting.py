@@ -21,6 +21,7 @@ from airflow_batch_llm.core.estimate import (
 )
 from airflow_batch_llm.core.model import Way
 from airflow_batch_llm.core.output_type import OutputType
+from airflow_batch_llm.core.printing import counted, verb
 from airflow_batch_llm.errors import BudgetExceeded, ProviderError
 from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.stage.plan.resolved import ResolvedRoute
@@ -130,3 +131,23 @@ def shared_out(guesses: Sequence[Estimate], most: float | None, caps: Sequence[f
         if left is not None:
             left = max(Decimal(0), left - allowed[number] * (guesses[number].per_request or 0))
     return allowed
+
+
+def over_budget(
+    routes: Sequence[ResolvedRoute], guesses: Sequence[Estimate], surcharge: Decimal, what: str
+) -> str:
+    """Say which budget is too small: that of a route, or that of the run, whose name is `what`."""
+    requests, whose = sum(guess.requests for guess in guesses), ""
+    expected = sum((guess.expected or Decimal(0) for guess in guesses), surcharge)
+    for route, guess in zip(routes, guesses, strict=True):
+        if shared_out([guess], route.max_cost_usd, [None]) != [guess.requests]:
+            requests, expected = guess.requests, guess.expected or Decimal(0)
+            whose = f" of the route {route.name}"
+            what = f"the route's max_cost_usd={route.max_cost_usd:g}"
+            break
+    noun = "item" if routes[0].rows_per_request > 1 else "request"
+    return (
+        f"{counted(requests, noun)}{whose} {verb(requests, 'is', 'are')} estimated at ${expected:,.4f}, above"
+        f" {what}. Nothing was sent. Raise max_cost_usd or the budget, lower max_rows, or set"
+        " on_over_budget='partial' to send what fits."
+    )

@@ -10,7 +10,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from airflow_batch_llm.core.attachment import Unattachable, with_attachments
+from airflow_batch_llm.core.attachment import Unattachable
 from airflow_batch_llm.core.prompt import CompiledPrompt
 from airflow_batch_llm.core.selection import SENT, Reason, table
 from airflow_batch_llm.core.settings import Only, Source, Stage
@@ -18,7 +18,7 @@ from airflow_batch_llm.core.spec import earlier_input_hashes, input_hashes
 from airflow_batch_llm.errors import PromptError, SourceError
 from airflow_batch_llm.stage.land.landing import sample_keys
 from airflow_batch_llm.stage.parts import Parts, ReadsSource
-from airflow_batch_llm.stage.plan.attaching import ATTACHED_AT_ONCE, Attaching, BatchAttachments, attaching_of
+from airflow_batch_llm.stage.plan.attaching import ATTACHED_AT_ONCE, Attaching, BatchAttachments
 from airflow_batch_llm.stage.plan.resolved import Chooser, Current, Resolved
 from airflow_batch_llm.stage.plan.spool import (
     ATTEMPTS,
@@ -78,7 +78,13 @@ class Reading:
 
     @classmethod
     def of(
-        cls, stage: Stage, resolved: Resolved, target: Target, parts: Parts, max_prompt_bytes: int
+        cls,
+        stage: Stage,
+        resolved: Resolved,
+        target: Target,
+        parts: Parts,
+        max_prompt_bytes: int,
+        attaching: Attaching | None,
     ) -> "Reading":
         """Return what decides on the rows of a stage."""
         names = tuple(route.name for route in resolved.routes)
@@ -95,7 +101,7 @@ class Reading:
             max_rows=stage.max_rows,
             max_prompt_bytes=max_prompt_bytes,
             required=required_columns(parts.target, target),
-            attaching=attaching_of(stage, resolved, parts),
+            attaching=attaching,
         )
 
     @property
@@ -309,7 +315,7 @@ def _with(
             yield (
                 found
                 if isinstance(found, Unattachable)
-                else (text if isinstance(text, PromptError) else with_attachments(text, found))
+                else (text if isinstance(text, PromptError) else attached.attaching.joined(text, found))
             )
 
 

@@ -34,6 +34,9 @@ from airflow_batch_llm.warehouses.arrow import binary_array, int64_array, int64_
 #: The entry in the metadata of a keys file that holds the number of items of each packed request, one byte each.
 _SIZES = b"llm_items"
 
+#: The prompts that are held at once where they may be long, and their bytes at most.
+_PROMPTS_AT_ONCE, _PROMPT_BYTES_AT_ONCE = 100, 8 << 20
+
 # The lines that are made at once, and their bytes at most.
 _LINES_AT_ONCE = 1000
 _BYTES_AT_ONCE = 16 << 20
@@ -165,6 +168,20 @@ def packed_prompts(prompts: Iterable[pa.BinaryArray], rows: int) -> Iterator[_As
         del waiting[: sum(sizes[:-1])]
     if waiting:
         yield _packed(waiting, pack_sizes([len(prompt) for prompt in waiting], rows))
+
+
+def prompt_blocks(prompts: Iterable[bytes]) -> Iterator[pa.BinaryArray]:
+    """Yield prompts in blocks that memory holds well: attachments make them long."""
+    block: list[bytes] = []
+    size = 0
+    for prompt in prompts:
+        block.append(prompt)
+        size += len(prompt)
+        if len(block) == _PROMPTS_AT_ONCE or size > _PROMPT_BYTES_AT_ONCE:
+            yield binary_array(block)
+            block, size = [], 0
+    if block:
+        yield binary_array(block)
 
 
 def _packed(prompts: Sequence[bytes], sizes: Sequence[int]) -> _Asked:

@@ -4,7 +4,7 @@
          journal/0007/0001.json …  results/<batch>.jsonl  landed/0007.json  strays/<batch>.json  deadline/0001.json
          plans/<nonce>/opening.json  plans/<nonce>/partition-0001.json
          looks/0001.json …  cancelled/0001.json  canary.json  copied.json  reviewed/0001.json  report.json
-         erased/<nonce>-0007/0001.json …  deleted/<batch>.json
+         erased/<nonce>-0007/0001.json …  deleted/<batch>.json  attachments/<sha256>  uploads/0001.json …
          ledger/<hash>-0.json  evaluation.json  evaluation.html
 """
 
@@ -154,6 +154,28 @@ class RunFolder:
 
     def _partition(self, nonce: str, number: int) -> str:
         return self._at("plans", nonce, f"partition-{number + 1:04d}")
+
+    # The attachments that are uploaded, by the hash of their bytes, and the numbered records of their uploads.
+
+    def put_attachment(self, name: str, data: Path) -> None:
+        self.workspace.put(self._at("attachments", name), data)
+
+    def get_attachment(self, name: str, local: Path) -> bool:
+        return self.workspace.get(self._at("attachments", name), local)
+
+    def attachments(self) -> list[str]:
+        return self.workspace.names(self._at("attachments"))
+
+    def delete_attachment(self, name: str) -> None:
+        self.workspace.delete(self._at("attachments", name))
+
+    def uploads(self, *, after: int = 0) -> Iterator[tuple[int, bytes]]:
+        """Yield the records of uploads that follow so many, with their numbers."""
+        return self.workspace.records(self._at("uploads"), after=after)
+
+    def add_upload(self, data: bytes) -> None:
+        while self.workspace.append(self._at("uploads"), data) is None:
+            pass
 
     # The journal of a shard.
 
@@ -399,7 +421,7 @@ class RunFolder:
 
     def delete_payloads(self) -> None:
         """Delete what holds prompts and answers. The journal and the report stay."""
-        for folder in ("plans", "results", "asked"):
+        for folder in ("plans", "results", "asked", "attachments"):
             self.workspace.delete_folder(self._at(folder))
 
 

@@ -25,7 +25,6 @@ from airflow_batch_llm.core.request import ORDINAL_DIGITS
 from airflow_batch_llm.errors import BatchLLMError, Unavailable, UnknownFate
 from airflow_batch_llm.providers.base import AnswersNow
 from airflow_batch_llm.providers.lines import joined_lines, split_lines
-from airflow_batch_llm.stage.plan.shard_files import fetch_requests
 from airflow_batch_llm.stage.records.plan import PlannedShard
 from airflow_batch_llm.stage.send.submitting import Submitter
 
@@ -248,7 +247,7 @@ class _Asking:
 
     def _requests(self) -> Path:
         path = self._submitter.scratch / f"{self._turn.worker}.requests.jsonl"
-        fetch_requests(self._submitter.folder, self._submitter.plan, self.shard, path)
+        self._submitter.fetch(self.shard, path)
         return path
 
     def _answered(self) -> set[int]:

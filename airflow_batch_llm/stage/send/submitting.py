@@ -38,6 +38,7 @@ from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.records.registers import Registers
 from airflow_batch_llm.stage.records.standings import RunMemory
+from airflow_batch_llm.stage.send.uploading import AttachmentUpload, UploadLog
 
 #: A creation gets this long, and a second more for each megabyte.
 LEASE_SECONDS = 120.0
@@ -58,6 +59,8 @@ class Submitter:
     deadline: float
     _uploads: dict[int, str] = field(default_factory=dict)
     """References of shards that were uploaded ahead, by number."""
+    _log: UploadLog = field(default_factory=UploadLog)
+    """The uploads of attachments."""
 
     def upload(self, shard: PlannedShard) -> None:
         """Put the shard where the provider reads it, ahead of its turn. It costs nothing, and nothing is recorded."""
@@ -172,7 +175,7 @@ class Submitter:
         """The shard's lines on this machine, checked to be the planned ones."""
         path = self.scratch / f"{self.plan.nonce}-{shard.number:04d}.requests.jsonl"
         if not path.exists():
-            fetch_requests(self.folder, self.plan, shard, path)
+            self.fetch(shard, path)
         return ShardFile(
             path=path,
             token=self.plan.token(shard),
@@ -180,3 +183,15 @@ class Submitter:
             requests=shard.requests,
             bytes=shard.bytes,
         )
+
+    def fetch(self, shard: PlannedShard, path: Path) -> None:
+        """Bring the shard's lines here as they are sent: with the vendor's names of the attachments that it has."""
+        call = self.plan.route(shard).call
+        if not call.attachments:
+            fetch_requests(self.folder, self.plan, shard, path)
+            return
+        planned = path.with_name(f"{path.name}.planned")
+        fetch_requests(self.folder, self.plan, shard, planned)
+        AttachmentUpload(
+            parts=self.parts, folder=self.folder, scratch=self.scratch, log=self._log, via=call.via
+        ).write(planned, path)
