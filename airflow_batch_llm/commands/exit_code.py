@@ -18,7 +18,7 @@ from airflow_batch_llm.errors import (
     EvaluationFailed,
     QualityGateFailed,
 )
-from airflow_batch_llm.stage.quiet import quiet_process
+from airflow_batch_llm.stage.telemetry import quiet_process
 
 
 def say(text: str, *, err: bool = False) -> None:

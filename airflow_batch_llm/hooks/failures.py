@@ -22,7 +22,7 @@ from airflow_batch_llm.errors import BatchLLMError, forget_hidden, raise_alone
 def quiet_sdks() -> None:
     """In a task's own process: let SDKs and drivers log warnings only."""
     if not _are_wanted():
-        from airflow_batch_llm.stage.quiet import quiet_process
+        from airflow_batch_llm.stage.telemetry import quiet_process
 
         quiet_process()
 
@@ -30,7 +30,7 @@ def quiet_sdks() -> None:
 def quiet_sdks_here() -> None:
     """The same in a triggerer, for this trigger alone: the process is not ours."""
     if not _are_wanted():
-        from airflow_batch_llm.stage.quiet import quiet_context
+        from airflow_batch_llm.stage.telemetry import quiet_context
 
         quiet_context()
 

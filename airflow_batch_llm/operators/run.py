@@ -222,7 +222,7 @@ class RunOperator(BaseOperator):
         """Move a run as far as can be gone without waiting; without a triggerer, for as long as there is to do."""
         from airflow_batch_llm.stage.drive import Waiter
         from airflow_batch_llm.stage.run import Pause
-        from airflow_batch_llm.stage.tracing import span, waited
+        from airflow_batch_llm.stage.telemetry import span, waited
 
         with self.opened(context, handle) as run:
             waiter = Waiter(parts=run.parts, is_talking=True, outage=self._outage)

@@ -39,7 +39,7 @@ from airflow_batch_llm.stage.records.standings import RunMemory, ahead, at_once
 from airflow_batch_llm.stage.send.asking import Asker
 from airflow_batch_llm.stage.send.submitting import Submitter
 from airflow_batch_llm.stage.send.sweeping import Sweeper
-from airflow_batch_llm.stage.tracing import describe, span
+from airflow_batch_llm.stage.telemetry import describe, span
 from airflow_batch_llm.warehouses.side_tables import publish_parts
 
 #: A woken worker looks again after this where nothing else is known.

@@ -33,8 +33,8 @@ from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.stage.records.registers import Registers
 from airflow_batch_llm.stage.records.standings import read_judged
 from airflow_batch_llm.stage.send.sweeping import cancel_run, cancelled_before, sweep_loose
+from airflow_batch_llm.stage.telemetry import describe, span
 from airflow_batch_llm.stage.tidying import tidy
-from airflow_batch_llm.stage.tracing import describe, span
 from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.warehouses.registration import Place
 

@@ -35,7 +35,7 @@ from airflow_batch_llm.hooks.failures import quiet_sdks_here
 from airflow_batch_llm.hooks.llm import llm_provider
 from airflow_batch_llm.hooks.monitoring import gauge_open_since
 from airflow_batch_llm.providers.steps import no_longer_than
-from airflow_batch_llm.stage.tracing import span, waited
+from airflow_batch_llm.stage.telemetry import span, waited
 from airflow_batch_llm.triggers.polling import Poller, join, leave
 
 _GIVEN_UP = frozenset({"failed", "success", "skipped", "removed"})

@@ -16,7 +16,7 @@ from airflow.sdk.execution_time.comms import TaskStatesResult
 
 from airflow_batch_llm.core.settings import Pace
 from airflow_batch_llm.operators.llm_transform import LLMTransformOperator
-from airflow_batch_llm.stage import quiet
+from airflow_batch_llm.stage import telemetry
 from airflow_batch_llm.triggers.llm_batch import LLMBatchTrigger
 from tests.edge.conftest import World
 from tests.edge.logs import root_messages, told
@@ -110,7 +110,7 @@ async def test_each_look_is_told_with_the_time_of_the_next(
 async def test_http_clients_are_quiet_in_this_trigger_and_speak_in_another(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quiet._gate, "everywhere", False)  # a task may have run in this process
+    monkeypatch.setattr(telemetry._gate, "everywhere", False)  # a task may have run in this process
     client = logging.getLogger("httpx2")
     client.setLevel(logging.DEBUG)
     batch_id = create_batch(world)

@@ -19,7 +19,7 @@ from airflow_batch_llm.core.model import Call, Lease, ShardFile
 from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.providers import connect
 from airflow_batch_llm.providers.base import Access
-from airflow_batch_llm.stage.quiet import quiet_process
+from airflow_batch_llm.stage.telemetry import quiet_process
 
 name, url, model, folder, quiet = sys.argv[1:]
 key, prompt = os.environ["CANARY_KEY"], os.environ["CANARY_PROMPT"]
