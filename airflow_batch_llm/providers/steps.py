@@ -276,6 +276,8 @@ class ListMemory:
     """Batches that are asked for by name, because the first page did not show them."""
     created: Mapping[str, float] = field(default_factory=dict)
     """When batches were created: as the last look has shown, or about, as those who wait for them know."""
+    has_failed: bool = False
+    """The last look could not read all parts of the list."""
 
     def note(self, about: Mapping[str, float]) -> None:
         """Learn about when batches were created. What the list has shown is better known."""
@@ -360,6 +362,12 @@ def _pages(wanted: Sequence[str], lookup: Lookup) -> Calls[list[StatusPage]]:
     The next pages of all parts are asked for side by side. Returns them in the order of the list.
     """
     parts = _parts(wanted, lookup)
+    memory = ListMemory() if lookup.parts is None else lookup.parts.memory
+    if memory.has_failed and len(parts) > 1:
+        yield from lookup.page(
+            None
+        )  # an outage that lasts costs the calls of one page, and not those of each part
+    memory.has_failed = True
     missing, shown = set(wanted), 0
     told: list[tuple[_Part, StatusPage]] = []
     while parts and len(missing) > len(parts):
@@ -373,6 +381,7 @@ def _pages(wanted: Sequence[str], lookup: Lookup) -> Calls[list[StatusPage]]:
         before = len(missing)
         missing.difference_update(*(page.statuses for _, page in latest))
         shown = before - len(missing)
+    memory.has_failed = False
     return [page for _, page in sorted(told, key=lambda one: one[0].number)]
 
 

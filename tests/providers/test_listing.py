@@ -47,11 +47,11 @@ class Provider:
     def page(self, after: str | None) -> Calls[StatusPage]:
         yield Invoke(lambda client: None)
         self.pages += 1
-        if after is not None and after not in self.listed:
+        if after is not None and self.listed and after not in self.listed:
             unknown = Refused(f"no batch {after}")
             unknown.status = 404
             raise unknown
-        begin = 0 if after is None else self.listed.index(after) + 1
+        begin = 0 if after not in self.listed else self.listed.index(after) + 1
         names = self.listed[begin : begin + self.page_size]
         more = begin + self.page_size < len(self.listed)
         if not self.listed:
@@ -225,6 +225,22 @@ def test_new_batches_and_deleted_ones_keep_no_batch_from_being_found() -> None:
 
     assert provider.check_in_parts(provider.listed) <= 12
     assert provider.pages + provider.singles <= 40
+
+
+def test_an_outage_that_lasts_costs_the_calls_of_one_page() -> None:
+    provider = Provider(ids(0, 1000))
+    provider.memory.note({batch_id: created_at(batch_id) for batch_id in provider.listed})
+    listed, provider.listed = provider.listed, []  # the server answers no page
+    for pages in (11, 12, 13):
+        with pytest.raises(Refused):
+            provider.check_in_parts(listed)
+        assert provider.pages == pages
+
+    provider.listed = listed
+    assert provider.check_in_parts(listed) == 1
+    assert provider.pages == 13 + 12
+    assert provider.check_in_parts(listed) == 1
+    assert provider.pages == 13 + 12 + 11
 
 
 def test_a_route_hears_when_its_own_batches_were_created() -> None:
