@@ -59,12 +59,15 @@ class CachedRun:
     """Dollars of the last run. Below 0: caching has lost money."""
     requests: float = 0.0
     """Requests that could hit. Default: not known, an earlier release has measured."""
+    first: int = 1
+    """The first requests of a run, which find nothing. Default: 1."""
 
     @classmethod
     def of(cls, totals: CacheTotals, usage: Usage, requests: int, way: Way) -> "CachedRun":
         """From the totals of all requests of a run."""
-        could_hit = max(1, requests - _FIRST[way])
         hits = totals.hit_rate * requests
+        first = max(1, min(_FIRST[way], round(requests - hits)))
+        could_hit = max(1, requests - first)
         read = usage.cached_tokens / hits if hits else 0.0
         # The first requests write what the others read, unless the vendor does not charge for writing.
         written = max(0.0, usage.cache_write_tokens - read * (requests - could_hit))
@@ -74,6 +77,7 @@ class CachedRun:
             written_tokens=written / could_hit,
             won=totals.won,
             requests=could_hit,
+            first=first,
         )
 
     def after(self, earlier: "CachedRun | None") -> "CachedRun":
@@ -93,9 +97,9 @@ class CachedRun:
             requests=sum(weights),
         )
 
-    def among(self, requests: int, way: Way) -> "CachedRun":
+    def among(self, requests: int) -> "CachedRun":
         """Return what is expected of each of so many requests, the first of which find nothing in the cache."""
-        share = max(0, requests - _FIRST[way]) / max(1, requests)
+        share = max(0, requests - self.first) / max(1, requests)
         missed = self.cached_tokens * (1 - share) if self.written_tokens else 0.0
         return replace(
             self,

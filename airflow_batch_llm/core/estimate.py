@@ -432,14 +432,21 @@ def _spread(prices: PriceList, size: RequestSize, mean: Usage, later: float) -> 
     more = prices.cost(mean._replace(input_tokens=mean.input_tokens + 1))
     longer_by = abs(size.prompt_bytes / size.requests - measured.prompt_bytes) / BYTES_PER_TOKEN
     guessed = size.requests * longer_by * _UNCERTAINTY * float((more or plain) - plain)
-    if size.cached is not None and 0 < size.cached.hit_rate < 1:
-        hits = size.cached.hit_rate
-        read = min(mean.input_tokens, round(size.cached.cached_tokens / hits))
-        written = min(mean.input_tokens, round(size.cached.written_tokens / (1 - hits)))
-        hit = prices.cost(mean._replace(cached_tokens=read)) or plain
-        miss = prices.cost(mean._replace(cache_write_tokens=written)) or plain
-        variance += size.requests * hits * (1 - hits) * float(miss - hit) ** 2
+    variance += _cache_variance(prices, size, mean)
     return math.sqrt(variance * (1 + size.requests / measured.requests) + later + guessed * guessed)
+
+
+def _cache_variance(prices: PriceList, size: RequestSize, mean: Usage) -> float:
+    """Return the variance of the dollars by hits of the vendor's cache. The first requests cannot hit."""
+    if size.cached is None or not 0 < size.cached.hit_rate < 1:
+        return 0.0
+    rate, could_hit = size.cached.hit_rate, max(1, size.requests - size.cached.first)
+    read = min(mean.input_tokens, round(size.cached.cached_tokens / rate))
+    written = min(mean.input_tokens, round(size.cached.written_tokens / (1 - rate)))
+    hit = prices.cost(mean._replace(cached_tokens=read)) or Decimal(0)
+    miss = prices.cost(mean._replace(cache_write_tokens=written)) or Decimal(0)
+    hits = min(1.0, rate * size.requests / could_hit)
+    return could_hit * hits * (1 - hits) * float(miss - hit) ** 2
 
 
 def likely(expected: float, spread: float) -> tuple[float, float]:

@@ -349,7 +349,9 @@ def main() -> None:
         return
     if asked.svg:
         asked.svg.write_text(chart(found, asked.rows))
-    print(*tables(found, asked.rows), *later_nights(found, ()), sep="\n")
+    print(*tables(found, asked.rows), sep="\n")
+    if asked.nights > 2:
+        print(*later_nights(found, ()), sep="\n")
     print()
     ends = list(verdicts(found))
     for is_met, told in ends:

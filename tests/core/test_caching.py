@@ -107,10 +107,10 @@ def test_another_word_is_refused() -> None:
 
 def test_the_first_request_of_a_small_run_is_expected_to_find_nothing() -> None:
     measured = CachedRun(hit_rate=0.6, cached_tokens=600.0, written_tokens=400.0, won=1.0)
-    four, one = measured.among(4, Way.BATCH), measured.among(1, Way.BATCH)
+    four, one = measured.among(4), measured.among(1)
     assert (four.hit_rate, four.cached_tokens, four.written_tokens) == pytest.approx((0.45, 450.0, 550.0))
     assert (one.cached_tokens, one.written_tokens) == (0.0, 1000.0)
-    assert replace(measured, written_tokens=0.0).among(2, Way.BATCH).written_tokens == 0.0
+    assert replace(measured, written_tokens=0.0).among(2).written_tokens == 0.0
 
 
 def test_what_the_vendor_does_unasked_is_turned_off_where_it_lost_money() -> None:
@@ -123,10 +123,18 @@ def test_what_the_vendor_does_unasked_is_turned_off_where_it_lost_money() -> Non
 def test_a_run_of_the_same_size_is_expected_to_use_the_cache_as_it_did() -> None:
     usage = Usage(input_tokens=20_000, cached_tokens=6 * 1000, cache_write_tokens=4 * 1000)
     measured = CachedRun.of(CacheTotals(answers=10, hits=6, won=1.0), usage, 10, Way.BATCH)
-    same = measured.among(10, Way.BATCH)
+    same = measured.among(10)
     assert (same.hit_rate, same.cached_tokens, same.written_tokens) == pytest.approx((0.6, 600.0, 400.0))
-    more = measured.among(1000, Way.BATCH)
+    more = measured.among(1000)
     assert more.hit_rate == pytest.approx(6 / 9, rel=0.01)
+
+
+def test_in_real_time_no_more_requests_are_taken_to_find_nothing_than_did() -> None:
+    usage = Usage(input_tokens=200_000, cached_tokens=99_000)
+    all_but_one = CachedRun.of(CacheTotals(answers=100, hits=99, won=1.0), usage, 100, Way.NOW)
+    fewer = CachedRun.of(CacheTotals(answers=100, hits=60, won=1.0), usage, 100, Way.NOW)
+    assert (all_but_one.among(10).hit_rate, all_but_one.hit_rate) == (0.9, 1.0)
+    assert fewer.among(10).hit_rate == pytest.approx(0.6 * 60 / 96)
 
 
 def test_earlier_runs_count_as_a_thousand_requests_at_the_most() -> None:

@@ -15,7 +15,6 @@ from pydantic import BaseModel
 
 from airflow_batch_llm.core.caching import CachedRun
 from airflow_batch_llm.core.estimate import Later, Measured, RequestSize, estimate, likely, usual_answer
-from airflow_batch_llm.core.model import Way
 from airflow_batch_llm.core.output_type import Embedding, OutputType
 from airflow_batch_llm.core.price import PriceList
 
@@ -176,7 +175,7 @@ def test_nine_drawn_nights_in_ten_are_within_the_likely_range(prompts: int) -> N
             prompt_bytes=1200 * prompts,
             rows_per_request=10,
             measured=EARLIER,
-            cached=cached.among(prompts, Way.BATCH),
+            cached=cached.among(prompts),
         ),
     )
     assert guess.expected is not None

@@ -73,7 +73,7 @@ class Quote:
             largest_bytes=largest,
             sample=self._counted(sample) if self.measured is None else (),
             measured=self.measured,
-            cached=None if self.cached is None else self.cached.among(seen, self.way),
+            cached=None if self.cached is None else self.cached.among(seen),
             shared_bytes=len(self.route.template.pieces[0]) + len(self.route.call.system_prompt or ""),
             attached=attached,
             attached_assumption=self.route.attachments.assumption if self.route.attachments else "",
