@@ -279,7 +279,7 @@ class ReadsRanges(Protocol):
     """Can read a part of a table: `read` and `read_known` give only the rows that are `Source.within` a range."""
 
     def bounds(self, source: Source, column: str) -> pa.Table:
-        """Return one row with the least and the greatest value of a column of the source's table: `low` and `high`."""
+        """Return one row of two columns: the least and the greatest value of a column of the source's table."""
 
 
 @runtime_checkable

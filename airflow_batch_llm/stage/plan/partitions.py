@@ -146,8 +146,7 @@ def table_ranges(source: ReadsSource, wanted: Source, key: pa.Schema, most: int)
         hindrance = "The source's database cannot read a range of a table."
     else:
         kind = kinds[column]
-        [found] = source.bounds(wanted, column).to_pylist()
-        low, high = (_value(found[name], kind) for name in ("low", "high"))
+        low, high = (_value(found[0].as_py(), kind) for found in source.bounds(wanted, column).columns)
         bounds = None if low is None or high is None else (low, high)
         return key_ranges(column, bounds, most)
     raise InputError(
