@@ -59,6 +59,7 @@ LOOKED_AT: dict[type[Enum], str] = {
     estimate.EstimateSource: "BYTES COUNTED EARLIER_RUN CANARY",
     attachment.Uploads: "AUTO ALWAYS NEVER",
     model.Caching: "AUTO ON OFF",
+    model.Execution: "WORKER WAREHOUSE",
     settings.BadRow: "RECORD FAIL",
     settings.Only: "CHANGED OUTDATED NEW ALL",
     settings.Exhausted: "RECORD REVIEW",

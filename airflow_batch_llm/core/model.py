@@ -90,6 +90,15 @@ class Caching(StrEnum):
     """Never ask, and turn off what the vendor caches unasked, where that can be turned off."""
 
 
+class Execution(StrEnum):
+    """Choose where rows become requests, and answers become rows."""
+
+    WORKER = "worker"
+    """In the worker. Each row passes through it."""
+    WAREHOUSE = "warehouse"
+    """In the warehouse, by its own statements. No row passes through the worker but those with a problem."""
+
+
 class ColumnType(StrEnum):
     """The types that an answer's column can have."""
 
@@ -266,3 +275,29 @@ class Result(NamedTuple):
     error_message: str | None = None
     retryable: bool = False  # of an error: the same request may succeed in another batch
     is_flex: bool = False  # the answer says that the vendor's half-price tier gave it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultForm:
+    """The JSONPaths of a vendor's response at which a query finds a whole answer.
+
+    A query is sure of a response of this form alone. A worker judges every other one.
+    """
+
+    parts: str
+    """A list of objects: an answer's text is in those that are no thoughts."""
+    text: str
+    thought: str
+    """In a part: its text, and whether it is a thought."""
+    end: str
+    whole: str
+    """The reason why the answer ended, and the reason of an answer that is whole."""
+    model: str
+    usage: str
+    input_tokens: tuple[str, ...]
+    cached_tokens: tuple[str, ...]
+    output_tokens: tuple[str, ...]
+    reasoning_tokens: tuple[str, ...]
+    """The counts within the usage that are added up."""
+    unclear: tuple[str, ...]
+    """Where something stands at one of these, the response is of another form."""

@@ -51,6 +51,20 @@ class Priced(NamedTuple):
     """The same as `cost`, if the vendor had neither read nor written a cache."""
 
 
+class Tariff(NamedTuple):
+    """Dollars per million tokens for requests with more input tokens than this."""
+
+    above: int
+    input: Decimal
+    cached: Decimal
+    output: Decimal
+
+    @property
+    def prices(self) -> tuple[Decimal, Decimal, Decimal]:
+        """Those of input, of input that was read from a cache, and of output."""
+        return self.input, self.cached, self.output
+
+
 class CacheFactors(NamedTuple):
     """Prices of input tokens that are written to a cache, or read from it, as multiples of the price without a cache."""
 
@@ -146,6 +160,18 @@ class PriceList:
         """The lengths, in input tokens, above which a request pays more."""
         rates = self._rates[self.way].rates() if self._rates else ()
         return tuple(sorted({start for rate in rates for start, _ in rate.tiers}))
+
+    @property
+    def tariffs(self) -> tuple[Tariff, ...]:
+        """The prices of tokens, those of the longest requests first. Empty: they are not known."""
+        rates = self._rates.get(self.way)
+        if rates is None:
+            return ()
+        starts = (*reversed(self.tiers), -1)
+        return tuple(
+            Tariff(start, rates.input.at(start + 1), rates.cached.at(start + 1), rates.output.at(start + 1))
+            for start in starts
+        )
 
     def cost(self, usage: Usage) -> Decimal | None:
         """Dollars for one request; None where no price is known. Tiers count for each request alone."""

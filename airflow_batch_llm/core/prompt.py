@@ -104,6 +104,11 @@ class CompiledPrompt:
     _parts: "tuple[str | Cell, ...] | None" = None
     _explain: Callable[[Exception], str] = _unrenderable
 
+    @property
+    def parts(self) -> "tuple[str | Cell, ...] | None":
+        """Return the constants and columns of which the text consists. None: only Python can render it."""
+        return self._parts
+
     def check(self, columns: Iterable[str], *, has_attachments: bool = False) -> None:
         """Raise `PromptError` for columns that the prompt uses and the rows do not have, or if it uses none.
 

@@ -12,10 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, assert_never
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-)
+from pydantic import AfterValidator, BeforeValidator
 from pydantic.dataclasses import dataclass
 
 from airflow_batch_llm.core.attachment import Uploads
@@ -39,7 +36,7 @@ from airflow_batch_llm.core.checked import (
     seconds,
 )
 from airflow_batch_llm.core.escalation import Rule
-from airflow_batch_llm.core.model import Caching
+from airflow_batch_llm.core.model import Caching, Execution
 from airflow_batch_llm.core.output_type import OutputType
 from airflow_batch_llm.core.partition import KeyRange
 from airflow_batch_llm.core.prompt import Example, check_examples, examples_of
@@ -357,6 +354,8 @@ class Stage(Settings):
     """Choose the rows that the run asks about. Default: new and changed rows."""
     way: StageWay = StageWay.BATCH
     """Choose the way in which the requests are asked. Default: in batches."""
+    execution: Execution = Execution.WORKER
+    """Choose where rows become requests, and answers become rows: the worker, or the warehouse. Default: the worker."""
     routes: Mapping[RouteName, Route] = field(default_factory=dict)
     """Other models, or other ways to ask, by name: `{"urgent": Route(way="now")}`. Default: none."""
     route_column: str | None = None

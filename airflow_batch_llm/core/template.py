@@ -57,6 +57,9 @@ _SIMPLE_FILTERS: Mapping[str, Callable[..., Any]] = {
 #: Jinja's own filters over text: they are given the value's text.
 _TEXT_FILTERS = ("center", "indent", "replace", "striptags", "truncate", "wordcount", "wordwrap")
 
+#: Those of them that need nothing but the text, and so can stand in a simple template.
+_PLAIN_TEXT_FILTERS = ("replace", "truncate")
+
 #: Chance would make two plans of one row differ; HTML has no place in a prompt.
 _REMOVED_FILTERS = ("random", "safe", "forceescape", "urlize", "xmlattr", "e", "escape")
 
@@ -103,11 +106,22 @@ class _ConcatOfTexts(NodeTransformer):
 
 
 @dataclass(frozen=True, slots=True)
+class Filter:
+    """A filter with constant arguments."""
+
+    name: str
+    arguments: tuple[Any, ...] = ()
+    named: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Cell:
     """A hole in a simple template: a column, and the way from its value to text where that is not `text`."""
 
     column: str
     convert: Callable[[Any], str] | None
+    filters: tuple[Filter, ...] | None = ()
+    """The filters of which the way consists, in their order. None: it also takes a field out of the value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +180,7 @@ class _Parts:
         pieces = chain.from_iterable(node.nodes for node in tree.body if isinstance(node, nodes.Output))
         try:
             return tuple(self._part(piece) for piece in pieces)
-        except (_NotSimple, UndefinedError):
+        except (_NotSimple, UndefinedError, AssertionError, TypeError):  # what Jinja says when it renders
             return None
 
     def _part(self, piece: nodes.Expr) -> str | Cell:
@@ -180,7 +194,7 @@ class _Parts:
         if isinstance(root, nodes.Name) and root.name == PARAMS:
             return shown(way(self.params))
         if isinstance(root, nodes.Name) and root.name not in self.dialect.globals:
-            return Cell(root.name, lambda value: shown(way(value)))
+            return Cell(root.name, lambda value: shown(way(value)), _filters(piece))
         raise _NotSimple
 
     def _way(self, node: nodes.Node) -> tuple[nodes.Node, Step]:
@@ -201,18 +215,35 @@ class _Parts:
         return root, lambda value: step(way(value))
 
     def _filter(self, node: nodes.Filter) -> Callable[[Any], Any]:
-        constant = all(isinstance(arg, nodes.Const) for arg in node.args)
-        if (
-            node.name not in _SIMPLE_FILTERS
-            or not constant
-            or node.kwargs
-            or node.dyn_args
-            or node.dyn_kwargs
-        ):
+        values = [*node.args, *(pair.value for pair in node.kwargs)]
+        constant = all(isinstance(value, nodes.Const) for value in values)
+        if not constant or node.dyn_args or node.dyn_kwargs:
             raise _NotSimple
-        arguments = [arg.value for arg in node.args if isinstance(arg, nodes.Const)]
-        apply = _SIMPLE_FILTERS[node.name]
-        return lambda value: apply(value, *arguments)
+        apply, one = self._function(node.name), _filter(node)
+        return lambda value: apply(value, *one.arguments, **dict(one.named))
+
+    def _function(self, name: str) -> Callable[..., Any]:
+        if name in _SIMPLE_FILTERS:
+            return _SIMPLE_FILTERS[name]
+        if name not in _PLAIN_TEXT_FILTERS:
+            raise _NotSimple
+        given = {"environment": self.dialect, "eval_context": nodes.EvalContext(self.dialect)}
+        function = self.dialect.filters[name]
+        return partial(function, given[function.jinja_pass_arg.name])
+
+
+def _filters(node: nodes.Node) -> tuple[Filter, ...] | None:
+    """Return the filters of an expression. None: there is more in it than filters of a column."""
+    if isinstance(node, nodes.Filter) and node.node is not None:
+        before = _filters(node.node)
+        return None if before is None else (*before, _filter(node))
+    return () if isinstance(node, nodes.Name) else None
+
+
+def _filter(node: nodes.Filter) -> Filter:
+    """Return a filter whose arguments are all constant."""
+    named = tuple((str(pair.key), pair.value.as_const()) for pair in node.kwargs)
+    return Filter(node.name, tuple(arg.as_const() for arg in node.args), named)
 
 
 def _swap(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:

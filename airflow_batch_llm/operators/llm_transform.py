@@ -10,6 +10,7 @@ from airflow.providers.common.compat.sdk import conf
 from airflow.sdk import Context
 
 from airflow_batch_llm.core.checked import Settings, names
+from airflow_batch_llm.core.model import Execution
 from airflow_batch_llm.core.output_type import OutputType
 from airflow_batch_llm.core.prompt import (
     Example,
@@ -85,6 +86,8 @@ class LLMTransformOperator(RunOperator):
     :param prompt_params: values for the template that are the same for all rows
     :param way: ask in batches (``batch``), or each row in real time at the full price (``now``) or at half of it, for
         the models that have it (``flex``); or in batches unless there are few (``auto``)
+    :param execution: where rows become requests, and answers become rows: in the ``worker``, or by statements of the
+        ``warehouse``, so that no row passes through a worker
     :param routes: other models, or other ways to ask, by name: ``{"urgent": Route(way="now")}``
     :param route_column: the source's column that names each row's route; NULL for the stage's own model and way
     :param route: instead, a function of the row that returns the name of its route, or None
@@ -151,6 +154,7 @@ class LLMTransformOperator(RunOperator):
         examples: Sequence[Any] = (),
         prompt_params: Mapping[str, object] | None = None,
         way: str = StageWay.BATCH,
+        execution: str = Execution.WORKER,
         routes: Mapping[str, Route | Mapping[str, Any]] | None = None,
         route_column: str | None = None,
         route: RouteFunction | None = None,
@@ -193,6 +197,7 @@ class LLMTransformOperator(RunOperator):
         self.examples = _examples(examples)
         self.prompt_params = prompt_params
         self.way = choice("way", way, StageWay)
+        self.execution = choice("execution", execution, Execution)
         self.routes = {
             name: _group(Route, given, f"routes[{name!r}]") for name, given in (routes or {}).items()
         }
@@ -229,6 +234,11 @@ class LLMTransformOperator(RunOperator):
         )
         if callable(self.prompt):
             compile_prompt(self.prompt)
+        if self.execution == Execution.WAREHOUSE and (callable(self.prompt) or self.source_uri is not None):
+            raise InputError(
+                "execution='warehouse' takes rows of a table or a SELECT, and a prompt that is a template. Change source_uri or"
+                " the prompt function, or set execution='worker'."
+            )
         if self.attachments and self.request.rows_per_request > 1:
             raise InputError(PACKED_ATTACHMENTS)
         if self.examples:
@@ -261,6 +271,7 @@ class LLMTransformOperator(RunOperator):
             examples=self.examples,
             output_type=self.output_type,
             way=StageWay(self.way),
+            execution=Execution(self.execution),
             routes={name: self._rendered(route, context) for name, route in self.routes.items()},
             route_column=self.route_column,
             route=self.route,

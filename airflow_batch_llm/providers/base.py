@@ -17,6 +17,7 @@ from airflow_batch_llm.core.model import (
     Lease,
     Limits,
     Result,
+    ResultForm,
     Search,
     ShardFile,
     Sighting,
@@ -149,6 +150,30 @@ class NotesCreations(Protocol):
 
     def note_created(self, about: Mapping[str, float]) -> None:
         """Learn about when batches were created, in seconds since the epoch. A wrong time costs calls, and nothing else."""
+
+
+@runtime_checkable
+class AsksTables(Protocol):
+    """Reads the requests of a batch from a table of a warehouse, and writes its answers into another one."""
+
+    @property
+    def table_scheme(self) -> str:
+        """The beginning of the URIs of such tables: `bq://`."""
+
+    def requests_table(self, token: str, place: str) -> str:
+        """Return the URI of a new table for the requests of a shard, with the columns `custom_id` and `request`.
+
+        It is where the connection says, or else at this place.
+        """
+
+    def answers_table(self, batch_id: str) -> str | None:
+        """Return the URI of the table that an ended batch has written, if it has written one."""
+
+    def answer_line(self, row: Mapping[str, Any]) -> bytes:
+        """Return an answer as a result line. `row` has the texts `custom_id`, `status` and `response`. Pure."""
+
+    def result_form(self, call: Call) -> ResultForm:
+        """Say where the parts of an answer are in `response`. Pure. Raises `InputError` if that is not known."""
 
 
 @runtime_checkable

@@ -226,7 +226,7 @@ class Generation:
         known = self.folder.read_plan(last.round + 1)
         if known is not None:
             return Plan.from_json(known)
-        if self.folder.is_cancelled():
+        if self.folder.is_cancelled() or last.in_warehouse:
             return None
         landed = memory.all_landed(last.shards)
         is_late = self.parts.clock() >= batches_until(last.rules, deadline)

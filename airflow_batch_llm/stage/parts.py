@@ -18,7 +18,8 @@ from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.providers.steps import no_longer_than
 from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.store.remote import default_filesystem
-from airflow_batch_llm.warehouses.base import Warehouse
+from airflow_batch_llm.warehouses.base import Target, Warehouse
+from airflow_batch_llm.warehouses.stages import RunsStages, StageTables
 
 #: Seconds for a provider to remove one thing, its pauses between attempts included.
 _CLEANING_SECONDS = 3.0
@@ -105,3 +106,9 @@ class Parts:
     def warn(self, message: str) -> None:
         """Report what a person should look at."""
         (self.log_warning or self.log)(message)
+
+
+def stage_tables(parts: Parts, target: Target) -> StageTables:
+    """Return the tables that a stage has in its target's warehouse, which runs it."""
+    assert isinstance(parts.target, RunsStages), "the plan was made for a warehouse that does"
+    return parts.target.stage_tables(target)

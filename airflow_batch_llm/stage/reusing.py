@@ -18,7 +18,7 @@ from airflow_batch_llm.core.printing import counted, verb
 from airflow_batch_llm.core.settings import Only, Stage
 from airflow_batch_llm.errors import InputError, TargetError, WarehouseError
 from airflow_batch_llm.stage.land.landing import Bookkeeping, no_rows, parquet_reader
-from airflow_batch_llm.stage.parts import Parts
+from airflow_batch_llm.stage.parts import Parts, stage_tables
 from airflow_batch_llm.stage.plan.carried import restored
 from airflow_batch_llm.stage.plan.resolved import Resolved
 from airflow_batch_llm.stage.plan.shard_files import fetch_unsendable
@@ -126,18 +126,27 @@ class Copier:
         """Stage the rows and give them their answers. Returns the number of rows that have one."""
         warehouse, target = self.parts.target, self.plan.target
         assert isinstance(warehouse, CopiesAnswers), "the plan was made for a warehouse that does"
+        part = Part(run_id=self.folder.run_id, round=0, shard=0)
+        self._stage(part)
+        copied = warehouse.copy(target, part, self.plan.donors)
+        with self.parts.cleaning("staged rows"):
+            warehouse.drop_loaded(target.without_answer, [part])
+        return copied
+
+    def _stage(self, part: Part) -> None:
+        """Stage the rows that get a copy, from the keys file of rows without a request, or inside the warehouse."""
+        target = self.plan.target
+        if self.plan.in_warehouse:
+            return stage_tables(self.parts, target).stage_copies(
+                self.plan.nonce, part, self._stamp().values()
+            )
         keys = self.scratch / f"{self.plan.nonce}-copied.keys.parquet"
         fetch_unsendable(self.folder, self.plan, keys)
-        part = Part(run_id=self.folder.run_id, round=0, shard=0)
         bare = target.without_answer
         with parquet_reader(keys) as rows, no_rows(target.failure_columns) as failures:
             staged = pa.RecordBatchReader.from_batches(bare.answer_columns, self._staged(rows))
-            warehouse.load(bare, part, staged, failures)
-        keys.unlink()
-        copied = warehouse.copy(target, part, self.plan.donors)
-        with self.parts.cleaning("staged rows"):
-            warehouse.drop_loaded(bare, [part])
-        return copied
+            self.parts.target.load(bare, part, staged, failures)
+        return keys.unlink()
 
     def _staged(self, rows: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
         """Turn the rows that get a copy into rows of the target, without what comes with the answer."""

@@ -32,6 +32,7 @@ from airflow_batch_llm.core.waiting import LAST_LOOK_SECONDS
 from airflow_batch_llm.errors import ProviderError, Unavailable
 from airflow_batch_llm.providers.steps import no_longer_than
 from airflow_batch_llm.stage.land.collecting import Collector
+from airflow_batch_llm.stage.land.judging import WarehouseCollector
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
@@ -371,9 +372,10 @@ class Round:
     def publish(self) -> None:
         """Merge what is staged. Repeated after a crash, it leaves the same tables."""
         parts = [
-            self._collector.part(shard.number)
+            part
             for shard, standing in self._standings()
             if standing.staged is not None and not shard.repeats
+            for part in self._collector.parts_of(shard.number)
         ]
         if self.plan.round == 1 and self.plan.unsendable_sha256 and not self._is_only_reused:
             self._collector.load_unsendable()
@@ -387,8 +389,7 @@ class Round:
 
     def drop_loaded(self) -> None:
         """Drop what was staged, once it is merged for good."""
-        numbers = [0, *(shard.number for shard in self.plan.shards)]
-        self.parts.target.drop_loaded(self.plan.target, [self._collector.part(number) for number in numbers])
+        self._collector.drop_loaded()
 
     def _standings(self) -> list[tuple[PlannedShard, Standing]]:
         return self.memory.standings(self.plan)
@@ -401,7 +402,7 @@ class Round:
 
     @cached_property
     def _collector(self) -> Collector:
-        return Collector(
+        return (WarehouseCollector if self.plan.in_warehouse else Collector)(
             parts=self.parts,
             folder=self.folder,
             memory=self.memory,

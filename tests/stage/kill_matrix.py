@@ -1,6 +1,6 @@
 """A run killed at each of its points and then retried, for each provider.
 
-    python -m tests.stage.kill_matrix [--scenario plain|routed|late] [--minutes N] [--tables] [provider …]
+    python -m tests.stage.kill_matrix [--scenario plain|routed|late|warehouse] [--minutes N] [--tables] [provider …]
 
 kills before and after every single verb and prints what it saw, or as many of them, at random, as the minutes for each
 provider allow; with --tables, Vertex reads and writes BigQuery. The suite kills after every verb that leaves a trace:
@@ -14,24 +14,23 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from uuid import uuid4
 
 from pydantic import BaseModel, Field
 
 from airflow_batch_llm.core.model import Way
 from airflow_batch_llm.core.settings import Escalation, Route
 from airflow_batch_llm.simulator.handle import Simulator
-from tests.emulators.servers import PROJECT, running
+from tests.emulators.servers import running
+from tests.stage.bigquery_world import BigQueryWorld, new_staging
 from tests.stage.kills import EFFECTS, Kill
 from tests.stage.processes import Ended, Job
 from tests.stage.world import BUCKET, LABELS, World
 from tests.store.servers import gcs_server
 from tests.vendors import MODELS, OTHER_MODELS
-from tests.warehouses.bigquery_dataset import client as new_client
 
 ROWS, DISTINCT, ROWS_PER_BATCH = 24, 18, 10
 #: Of the routed scenario: requests in real time, and the least confidence of an answer that stays.
@@ -151,14 +150,40 @@ class Late(Scenario):
         judge_by_way(world, ended, DISTINCT)
 
 
-SCENARIOS = {"plain": Scenario, "routed": Routed, "late": Late}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InWarehouse(Scenario):
+    """A run of two shards whose rows stay in BigQuery. It has one round, so no request fails."""
+
+    def begun(self, folder: Path) -> World:
+        folder.mkdir()
+        world = BigQueryWorld(
+            folder=folder,
+            provider_name=self.provider,
+            url=self.url,
+            environ=self.environ,
+            staging=new_staging(self.environ["BIGQUERY_EMULATOR_HOST"]),
+        )
+        world.begin()
+        return world
+
+    def world(self, folder: Path) -> World:
+        world = self.begun(folder)
+        world.make_tickets(ROWS, DISTINCT)
+        return world
+
+    def changes(self) -> dict[str, Any]:
+        return {"rows_per_batch": ROWS_PER_BATCH, "execution": "warehouse"}
+
+
+SCENARIOS = {"plain": Scenario, "routed": Routed, "late": Late, "warehouse": InWarehouse}
 
 
 def judge(world: World, ended: Ended) -> None:
     """Each request charged once, each row answered once, nothing left behind, nobody had to step in."""
     assert not ended.error, ended.error
     ledger = world.ledger()
-    ((shared, cost),) = world.ask("SELECT count(*) FILTER (_llm_shared), sum(_llm_cost_usd) FROM labels")
+    shares = "sum(CASE WHEN _llm_shared THEN 1 ELSE 0 END)"
+    ((shared, cost),) = world.ask(f"SELECT {shares}, sum(_llm_cost_usd) FROM labels")
     answers = world.answers()
     seen = {
         "running": ledger["running"],
@@ -248,10 +273,7 @@ class Stores:
     def tables(cls, url: str) -> "Stores":
         """In a new dataset, which goes with its emulator."""
         environ = {"BIGQUERY_EMULATOR_HOST": url}
-        name = f"{PROJECT}.kills_{uuid4().hex[:8]}"
-        with closing(new_client(url)) as client:
-            client.create_dataset(name)
-        return cls(options={"bigquery_url": url}, environ=environ, staging=f"bq://{name}")
+        return cls(options={"bigquery_url": url}, environ=environ, staging=new_staging(url))
 
 
 @contextmanager

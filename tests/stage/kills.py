@@ -19,6 +19,8 @@ EFFECTS = frozenset(
         "create", "append", "put", "write", "delete", "delete_folder",
         "upload", "submit", "cancel", "discard",
         "prepare", "load", "copy", "publish", "drop_loaded", "prepare_reviews", "refresh_reviews",
+        "select_rows", "leave_out", "number_requests", "forget_rows", "write_requests", "keep_answers",
+        "judge_answers", "drop_plan",
     }
 )  # fmt: skip
 
@@ -27,6 +29,9 @@ _NOT_COUNTED = frozenset({"encode", "decode", "console_url"})
 
 # Verbs that are asked as often as it takes: in a row they are one point, for a slow machine asks once more.
 _REPEATED = frozenset({"check"})
+
+# Whatever these return has verbs of its own.
+_PARTS = frozenset({"stage_tables"})
 
 # Verbs whose answer is a stream: its first items are points as well.
 _STREAMS = frozenset({"results"})
@@ -94,6 +99,8 @@ def _wrapped(part: Any, name: str, meter: Meter) -> Any:
 
 def _counted(part: Any, verb: str, name: str, meter: Meter) -> Callable[..., Any]:
     def call(_: Any, *arguments: Any, **named: Any) -> Any:
+        if verb in _PARTS:
+            return _wrapped(getattr(part, verb)(*arguments, **named), verb, meter)
         number = meter.count(f"{name}.{verb}")
         answer = getattr(part, verb)(*arguments, **named)
         if verb in _STREAMS:

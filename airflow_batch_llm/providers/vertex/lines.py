@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from airflow_batch_llm.core.attachment import PDF, Attachment, AttachmentRules, Content, referred
-from airflow_batch_llm.core.model import Call, Outcome, Result, Usage
+from airflow_batch_llm.core.model import Call, Outcome, Result, ResultForm, Usage
 from airflow_batch_llm.core.request import CUSTOM_ID, PROMPT, LineTemplate
 from airflow_batch_llm.errors import InputError, OutputTypeError, ProviderError
 from airflow_batch_llm.providers.anthropic import lines as anthropic
@@ -324,6 +324,22 @@ _REFUSED = frozenset(
         "IMAGE_PROHIBITED_CONTENT",
         "IMAGE_RECITATION",
     }
+)
+
+#: A whole answer of Gemini, as `_answered` and `_usage` read it.
+RESULT_FORM = ResultForm(
+    parts="$.candidates[0].content.parts",
+    text="$.text",
+    thought="$.thought",
+    end="$.candidates[0].finishReason",
+    whole="STOP",
+    model="$.modelVersion",
+    usage="$.usageMetadata",
+    input_tokens=("promptTokenCount", "toolUsePromptTokenCount"),
+    cached_tokens=("cachedContentTokenCount",),
+    output_tokens=("candidatesTokenCount", "thoughtsTokenCount"),
+    reasoning_tokens=("thoughtsTokenCount",),
+    unclear=("$.promptFeedback", "$.type"),
 )
 
 _STATUS_CODE = re.compile(r'"code":\s*(\d{3})|\b([45]\d\d)\b')

@@ -16,6 +16,7 @@ from airflow_batch_llm.core.model import (
     Lease,
     Limits,
     Result,
+    ResultForm,
     Search,
     ShardFile,
     Sighting,
@@ -33,6 +34,7 @@ from airflow_batch_llm.providers.vertex import jobs as flows
 from airflow_batch_llm.providers.vertex.clients import AsyncJobs, TokenCounter, VertexJobs
 from airflow_batch_llm.providers.vertex.errors import refused_now
 from airflow_batch_llm.providers.vertex.lines import (
+    RESULT_FORM,
     answer_cap,
     answered_line,
     attachment_rules,
@@ -41,7 +43,16 @@ from airflow_batch_llm.providers.vertex.lines import (
     flex_problem,
     refused_line,
 )
-from airflow_batch_llm.providers.vertex.storage import TABLE, Bucket, Staging, StoragePlace, Tables, files
+from airflow_batch_llm.providers.vertex.storage import (
+    TABLE,
+    Bucket,
+    Staging,
+    StoragePlace,
+    Tables,
+    answer_line,
+    files,
+    requests_table,
+)
 
 _LIMITS = Limits(
     max_requests=200_000,
@@ -133,13 +144,39 @@ class VertexProvider:
             raise saying(unread, status=error.status, detail=error.detail) from error
 
     def _lines(self, batch_id: str) -> Iterator[bytes]:
+        output, promised = self._output(batch_id)
+        if output:
+            yield from self._staging(output).lines(output, promised=promised)
+
+    def _output(self, batch_id: str) -> tuple[str | None, bool]:
+        """Return where an ended job has written its answers, and whether there must be some."""
         job = self._ended_job(batch_id)
         promised = job.promises_answers
         output = job.output or (job.destination if promised else None)
-        if output:
-            yield from self._staging(output).lines(output, promised=promised)
-        elif promised:
+        if promised and not output:
             raise ResultsGone("The job does not say where it has written them.")
+        return output, promised
+
+    @property
+    def table_scheme(self) -> str:
+        return TABLE
+
+    def requests_table(self, token: str, place: str) -> str:
+        staging = self._place.chosen_staging or ""
+        return requests_table(self._place.staging if staging.startswith(TABLE) else place, token)
+
+    def answers_table(self, batch_id: str) -> str | None:
+        return self._output(batch_id)[0]
+
+    def answer_line(self, row: Mapping[str, Any]) -> bytes:
+        return answer_line(row)
+
+    def result_form(self, call: Call) -> ResultForm:
+        if jobs.is_claude(call.model):
+            raise InputError(
+                "execution='warehouse' reads answers of Gemini, and the model is a Claude. Set execution='worker'."
+            )
+        return RESULT_FORM
 
     def _ended_job(self, batch_id: str) -> jobs.Job:
         try:

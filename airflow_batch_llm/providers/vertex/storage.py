@@ -279,6 +279,11 @@ _PAGE_ROWS = 5_000
 _PASSING = frozenset({"backendError", "internalError", "quotaExceeded", "rateLimitExceeded", "timeout"})
 
 
+def requests_table(place: str, token: str) -> str:
+    """Return the URI of a new table for the requests of a shard."""
+    return f"{place}.{_REQUESTS_TABLE}_{token.replace('-', '_')}_{uuid4().hex[:12]}"
+
+
 class Tables:
     """Tables through `google.cloud.bigquery`, whose own retries are safe here: each load has a table of its own."""
 
@@ -296,7 +301,7 @@ class Tables:
     def upload(self, file: Path, place: str, token: str) -> str:
         from google.cloud.bigquery import LoadJobConfig, SchemaField, SourceFormat, Table
 
-        uri = f"{place}.{_REQUESTS_TABLE}_{token.replace('-', '_')}_{uuid4().hex[:12]}"
+        uri = requests_table(place, token)
         schema = [SchemaField("custom_id", "STRING"), SchemaField("request", "JSON")]
         table = Table(uri.removeprefix(TABLE), schema=schema)
         table.expires = dt.datetime.now(dt.UTC) + _REQUESTS_LIFETIME
@@ -352,7 +357,7 @@ class Tables:
                 batch = next(batches, None)
             if batch is None:
                 return
-            yield from map(_line, batch.to_pylist())
+            yield from map(answer_line, batch.to_pylist())
 
     def _expire(self, table: Any) -> None:
         """Let a table vanish by itself. An account that may not change it can still read it."""
@@ -393,7 +398,7 @@ def _table_there(output: str) -> Iterator[None]:
             raise
 
 
-def _line(row: Mapping[str, Any]) -> bytes:
+def answer_line(row: Mapping[str, Any]) -> bytes:
     """A row as a result line. A JSON text has line ends between its parts only."""
     response = (row["response"] or "null").replace("\n", " ")
     beside = {name: row[name] for name in ("custom_id", "status") if row.get(name)}

@@ -174,6 +174,8 @@ class RunErasure:
             return ""
         if not self.options.even_unfinished:
             return "it is not finished"
+        if rounds[0].in_warehouse:
+            return "its rows are in tables of the warehouse until it has ended"
         for plan in rounds:
             if self.folder.read_published(plan.round) is None and any(
                 standing.batch

@@ -220,7 +220,7 @@ class Collector:
         """Stage the shard's rows. Returns what became of them."""
         began = self.parts.clock()
         gathered, tally = self.load(shard, standing)
-        report = self._report(shard, standing, gathered, began)
+        report = self._report(shard, standing, gathered, began) + tally.sure
         labels = {name: dict(counts) for name, counts in tally.labels.items()}
         report = replace(report, outcomes=tally.outcomes, codes=tally.codes, labels=labels)
         if self.plan.is_routed:
@@ -248,6 +248,12 @@ class Collector:
             for _, lines in self._kept(standing):  # if these are gone, too, they are named
                 deque(lines, maxlen=0)
             raise
+        return self._load(shard, standing, keys, self.part(shard.number))
+
+    def _load(
+        self, shard: PlannedShard, standing: Standing, keys: Path, part: Part
+    ) -> tuple[ReadResults, Tally]:
+        """Stage the rows of a keys file, which goes."""
         gathered = self._gathered(shard, standing, read_layout(keys, shard))
         if shard.repeats:
             keys.unlink()
@@ -258,7 +264,6 @@ class Collector:
         tally = RowWriter(self.plan.target, self._stamp(shard, standing), gathered.judged).write(
             keys, answers, failures
         )
-        part = self.part(shard.number)
         with landed_rows(answers) as good, landed_rows(failures) as bad:
             self.parts.target.load(self.plan.target, part, good, bad)
         for path in (keys, answers, failures):
@@ -278,6 +283,16 @@ class Collector:
             self.parts.target.load(self.plan.target, self.part(0), answers, failures)
         keys.unlink()
 
+    def parts_of(self, number: int) -> list[Part]:
+        """The parts in which the rows of a shard are staged."""
+        return [self.part(number)]
+
+    def drop_loaded(self) -> None:
+        """Drop what was staged of the plan, once it is merged for good."""
+        numbers = [0, *(shard.number for shard in self.plan.shards)]
+        parts = [part for number in numbers for part in self.parts_of(number)]
+        self.parts.target.drop_loaded(self.plan.target, parts)
+
     def part(self, number: int) -> Part:
         return Part(run_id=self.folder.run_id, round=self.plan.round, shard=number)
 
@@ -293,11 +308,20 @@ class Collector:
         return seen.count
 
     def _gathered(self, shard: PlannedShard, standing: Standing, layout: Layout) -> ReadResults:
+        return self._gather(shard, standing, layout, self._kept(standing))
+
+    def _gather(
+        self,
+        shard: PlannedShard,
+        standing: Standing,
+        layout: Layout,
+        kept: Iterable[tuple[str, Iterable[bytes]]],
+    ) -> ReadResults:
         if standing.ended is None:
             return ReadResults(judged=_rejected(standing, layout))
         unmentioned = Outcome(standing.ended.unmentioned or Outcome.MISSING)
         return self._gatherer(shard.route).gather(
-            self._kept(standing),
+            kept,
             token=self.plan.token(shard),
             layout=layout,
             unmentioned=unmentioned,
@@ -308,15 +332,18 @@ class Collector:
         if standing.ended is None:
             return
         for batch_id in (standing.ended.batch_id, *standing.spare):
-            here = self._fetched.pop(batch_id, None)
-            blocks = self.folder.results(batch_id) if here is None else _read_once(here)
-            if blocks is not None:
-                yield batch_id, split_lines(blocks)
+            if (lines := self._kept_lines(batch_id)) is not None:
+                yield batch_id, lines
             elif batch_id == standing.ended.batch_id:
                 raise ResultsGone(
                     f"The kept results of batch {batch_id} are gone from the run folder {self.folder.path}."
                     " Restore them, or clear the task to ask again."
                 )
+
+    def _kept_lines(self, batch_id: str) -> Iterable[bytes] | None:
+        here = self._fetched.pop(batch_id, None)
+        blocks = self.folder.results(batch_id) if here is None else _read_once(here)
+        return None if blocks is None else split_lines(blocks)
 
     def _stamp(self, shard: PlannedShard | None, standing: Standing) -> Bookkeeping:
         """Return what is the same for the rows of a shard. None: rows that could not be sent."""

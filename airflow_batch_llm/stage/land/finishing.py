@@ -419,6 +419,11 @@ def land_again(parts: Parts, folder: RunFolder) -> int:
     if folder.read_report() is None:
         raise InputError(f"The run {folder.path} is not finished. A retry lands it, and sends nothing twice.")
     rounds = list(read_rounds(folder))
+    if rounds[0].in_warehouse:
+        raise InputError(
+            f"The rows of the run {folder.path} were never in its folder, and the warehouse has dropped them since. Ask the"
+            " rows again, with only='all'."
+        )
     prepare_tables(parts.target, rounds[0].target)
     parts.spool.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=parts.spool) as scratch:

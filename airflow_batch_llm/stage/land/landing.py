@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from airflow_batch_llm.core.drift import label_of
 from airflow_batch_llm.core.escalation import Course
 from airflow_batch_llm.core.model import Outcome
+from airflow_batch_llm.core.report import Report
 from airflow_batch_llm.core.selection import Consequence, after_failure, after_rejection
 from airflow_batch_llm.providers.failures import detail, word
 from airflow_batch_llm.stage.land.gathering import MISSING_ITEM, Judgements, RowFailure
@@ -77,17 +78,24 @@ class Bookkeeping:
     labelled: tuple[str, ...] = ()
     """The answer columns whose values are counted. Default: none."""
 
+    def values(self) -> dict[str, Any]:
+        """Return the columns whose value is the same for all rows of the shard."""
+        return {name: scalar.as_py() for name, scalar in self._scalars().items()}
+
     def columns(self, input_hashes: pa.Array) -> dict[str, pa.Array]:
         """Return the columns whose value is the same for all rows of the shard, repeated for each hash."""
         count = len(input_hashes)
+        repeated = {name: pa.repeat(scalar, count) for name, scalar in self._scalars().items()}
+        return {"_llm_input_hash": input_hashes, **repeated}
+
+    def _scalars(self) -> dict[str, pa.Scalar]:
         return {
-            "_llm_input_hash": input_hashes,
-            "_llm_spec_hash": pa.repeat(string_scalar(self.spec_hash), count),
-            "_llm_run_id": pa.repeat(string_scalar(self.run_id), count),
-            "_llm_route": pa.repeat(string_scalar(self.route), count),
-            "_llm_shard": pa.repeat(int64_scalar(self.shard), count),
-            "_llm_planned_at": pa.repeat(timestamp_scalar(self.planned_at), count),
-            "_llm_processed_at": pa.repeat(timestamp_scalar(self.processed_at), count),
+            "_llm_spec_hash": string_scalar(self.spec_hash),
+            "_llm_run_id": string_scalar(self.run_id),
+            "_llm_route": string_scalar(self.route),
+            "_llm_shard": int64_scalar(self.shard),
+            "_llm_planned_at": timestamp_scalar(self.planned_at),
+            "_llm_processed_at": timestamp_scalar(self.processed_at),
         }
 
 
@@ -109,6 +117,9 @@ class Tally:
         default_factory=dict
     )  # of rows that wait for another try, by code
     labels: dict[str, Counter[str]] = field(default_factory=dict)  # good answers by label, by column
+    sure: Report = field(
+        default_factory=Report
+    )  # tokens and dollars of rows that the warehouse has landed alone
 
 
 class RowWriter:

@@ -87,6 +87,17 @@ def stored(array: pa.Array) -> pa.Array:
     return array.view(_stored_type(type_)) if pa.types.is_temporal(type_) else array.cast(_stored_type(type_))
 
 
+def stored_rows(rows: pa.RecordBatch, origin: pa.Schema, schema: pa.Schema) -> pa.RecordBatch:
+    """Rows in this schema: the columns of `origin`, which come in the source's types, in their stored types."""
+    columns = [
+        stored(carried(rows.column(name), origin.field(name).type))
+        if name in origin.names
+        else rows.column(name)
+        for name in schema.names
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
 def restored(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     """The carried columns of stored rows."""
     return pa.RecordBatch.from_arrays(

@@ -22,7 +22,7 @@ from airflow_batch_llm.core.printing import counted
 from airflow_batch_llm.core.request import ShardBounds
 from airflow_batch_llm.core.selection import Reason
 from airflow_batch_llm.core.settings import BadRow, OverBudget, Source, Stage
-from airflow_batch_llm.errors import BudgetExceeded, InputError, SourceError
+from airflow_batch_llm.errors import BudgetExceeded, InputError
 from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.providers.routed import by_route
 from airflow_batch_llm.stage.budgets import Budgets
@@ -40,7 +40,7 @@ from airflow_batch_llm.stage.plan.partitions import (
     rules_of,
 )
 from airflow_batch_llm.stage.plan.quoting import Quote, over_budget, shared_out
-from airflow_batch_llm.stage.plan.reading import Reading, let_go, with_known
+from airflow_batch_llm.stage.plan.reading import Reading, doubled_key, let_go, with_known
 from airflow_batch_llm.stage.plan.resolved import Resolved, ResolvedRoute
 from airflow_batch_llm.stage.plan.shard_files import ShardWriter, packed_prompts, with_reasons
 from airflow_batch_llm.stage.plan.spool import PROBLEM, Spool, keys_schema
@@ -48,6 +48,7 @@ from airflow_batch_llm.stage.plan.ways import (
     canary_size,
     canary_surcharge,
     canary_way,
+    check_same_execution,
     choose_way,
     flex_problem,
     with_cache,
@@ -98,12 +99,8 @@ class Drafting:
             spool.postpone_beyond(self.stage.max_rows)
         self._reuse().look(spool)
         let_go(self.parts)
-        if twice := spool.duplicate_keys():
-            shown = ", ".join(key for batch in twice for key in sample_keys(batch))
-            raise SourceError(
-                f"The key {self.stage.key} is not unique in the source: {shown} stand there more than once, for example."
-                " Choose a key that is, or leave the repetitions out of the source. Nothing was sent."
-            )
+        if twice := [key for batch in spool.duplicate_keys() for key in sample_keys(batch)]:
+            raise doubled_key(self.stage.key, twice)
 
     def _written(self, source: ReadsSource, wanted: Source, first: int | None = None) -> Spool:
         """Read rows of the source into the files of a spool. `first` is the number of the first row of a partition."""
@@ -208,7 +205,7 @@ class Drafting:
         """Note that a run buys rows, whether or not it has landed them since the source was read. `among`: by these plans."""
         for plan in read_rounds(other):
             if self._buys_same(plan) and (among is None or plan.nonce in among):
-                self._in_flight.setdefault((other.path, plan.nonce), (other, plan))
+                self._note(other, plan)
 
     def close(self) -> None:
         """Close the spool's database."""
@@ -222,7 +219,11 @@ class Drafting:
         for other in (*registers.open_runs(str(self.place)), *registers.open_runs(self.stage.target)):
             for plan in read_rounds(other) if other.path != self.folder.path else ():
                 if self._buys_same(plan) and other.read_published(plan.round) is None:
-                    self._in_flight.setdefault((other.path, plan.nonce), (other, plan))
+                    self._note(other, plan)
+
+    def _note(self, other: RunFolder, plan: Plan) -> None:
+        check_same_execution(self.stage, plan, other.path)
+        self._in_flight.setdefault((other.path, plan.nonce), (other, plan))
 
     def _buys_same(self, plan: Plan) -> bool:
         """Return whether a plan asks the same question for the same target, as far as it says."""
@@ -278,6 +279,7 @@ class Drafting:
             place=self.place,
             budgets=self.budgets.periods(self.stage.budget),
             lists_shards=True,
+            execution=self.stage.execution,
         )
 
     def _write(self, spool: Spool) -> Plan:
@@ -287,7 +289,8 @@ class Drafting:
         requests = spool.number_requests(self.resolved.ranks, self.resolved.specs)
         problems = spool.problems()
         if problems:
-            self._tell_bad_rows(spool, sum(problems.values()), self.target)
+            with closing(spool.rows_with(Reason.UNSENDABLE)) as reader:
+                self._tell_bad_rows(reader.read_next_batch().slice(0, SAMPLES), sum(problems.values()))
         ways = [self._way(route, count) for route, count in zip(self.resolved.routes, requests, strict=True)]
         choice = self.stage.request.cache_system_prompt
         self.resolved = with_cache(self.resolved, self.parts, choice, ways, requests)
@@ -447,12 +450,10 @@ class Drafting:
                 shards += with_reasons(spool, route, written) if may_be_left_out else written
         return self._with_pilot(writer, spool, shards, len(allowed))
 
-    def _tell_bad_rows(self, spool: Spool, count: int, target: Target) -> None:
+    def _tell_bad_rows(self, rows: pa.RecordBatch, count: int) -> None:
         """Warn about rows that cannot be sent, or refuse them, with some of their keys and why the first one cannot."""
-        with closing(spool.rows_with(Reason.UNSENDABLE)) as reader:
-            rows = reader.read_next_batch().slice(0, SAMPLES)
         problems = [str(problem).partition(": ") for problem in rows.column(PROBLEM).to_pylist()]
-        keys = sample_keys(restored(rows, target.key))
+        keys = sample_keys(restored(rows, self.target.key))
         shown = ", ".join(f"{key} ({code})" for key, (code, _, _) in zip(keys, problems, strict=True))
         told = f"{counted(count, 'row')} cannot be sent"
         example = f"{shown}, for example. Of the first one: {problems[0][2]}"

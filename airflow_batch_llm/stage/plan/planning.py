@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import pyarrow as pa
 
 from airflow_batch_llm.core.attachment import AttachmentRules, Uploads, uploading
-from airflow_batch_llm.core.model import Call, ColumnType
+from airflow_batch_llm.core.model import Call, ColumnType, Execution
 from airflow_batch_llm.core.output_type import AnswerKind, Naming, OutputType
 from airflow_batch_llm.core.packing import packed_call
 from airflow_batch_llm.core.price import PriceList
@@ -42,6 +42,7 @@ from airflow_batch_llm.stage.plan.planners import Planners
 from airflow_batch_llm.stage.plan.reading import let_go
 from airflow_batch_llm.stage.plan.resolved import Resolved, ResolvedRoute
 from airflow_batch_llm.stage.plan.reviewing import ReviewMerge
+from airflow_batch_llm.stage.plan.selecting import Selecting, check_execution
 from airflow_batch_llm.stage.plan.ways import check_way, settled
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, RunLimits
@@ -49,6 +50,7 @@ from airflow_batch_llm.stage.records.registers import Registers
 from airflow_batch_llm.stage.tidying import register_unfinished
 from airflow_batch_llm.warehouses.base import NamesTables, SweepsStaging, Target, answer_schema
 from airflow_batch_llm.warehouses.side_tables import keeps_reviews, prepare_tables
+from airflow_batch_llm.warehouses.stages import RunsStages
 
 #: Staged rows are left alone for this long after their plan, longer than any run lasts with its retries.
 _STAGED_FOR = timedelta(days=30)
@@ -111,6 +113,7 @@ def _planned(plan: Plan) -> dict[str, object]:
         "cluster_by": target.cluster_by,
         "staging_schema": target.staging_schema,
         "way": plan.routes[0].way,
+        "execution": plan.execution,
         **asdict(plan.limits),
     }
 
@@ -129,6 +132,7 @@ def _asked(stage: Stage) -> dict[str, object]:
         "partition_by": shape.partition_by,
         "cluster_by": shape.cluster_by,
         "staging_schema": shape.staging_schema,
+        "execution": stage.execution,
         **({} if stage.way is StageWay.AUTO else {"way": stage.way}),
         **asdict(RunLimits.of(stage)),
     }
@@ -319,6 +323,11 @@ class Planner:
 
     def open(self, most: int) -> Opening:
         """Prepare the tables, and divide the source among tasks that read it. No row is read yet."""
+        if self._in_warehouse:
+            raise InputError(
+                "plan_partitions spreads what workers read, and with execution='warehouse' none reads the source. Leave out"
+                " one of the two. Nothing was sent."
+            )
         resolved, target = self._prepared()
         with self._drafting(resolved, target) as drafting:
             # In this order: a plan that is frozen between the two is in flight, or has a later ticket.
@@ -343,6 +352,7 @@ class Planner:
         resolved = settled(resolve(self.stage, self.parts), self.stage, self.parts)
         target = self._target(resolved)
         self._refuse_source_as_target()
+        self._check_execution(resolved, target)
         let_go(self.parts)
         return resolved, target
 
@@ -359,11 +369,20 @@ class Planner:
         resolved = resolve(self.stage, self.parts)
         target = self._target(resolved)
         self._refuse_source_as_target()
+        self._check_execution(resolved, target)
         let_go(self.parts)
         with self._drafting(resolved, target, is_offline=True) as drafting:
             drafting.read()
             plan = drafting.draft()
             return plan, drafting.samples(samples)
+
+    @property
+    def _in_warehouse(self) -> bool:
+        return self.stage.execution is Execution.WAREHOUSE
+
+    def _check_execution(self, resolved: Resolved, target: Target) -> None:
+        if self._in_warehouse:
+            check_execution(self.stage, resolved, self.parts, target)
 
     def _merge_reviews(self, resolved: Resolved, target: Target) -> None:
         """Merge what people have answered."""
@@ -390,7 +409,7 @@ class Planner:
         """The work of this attempt, in a folder of its own for as long as it takes."""
         self.parts.spool.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=self.parts.spool, ignore_cleanup_errors=True) as scratch:
-            drafting = Drafting(
+            drafting = (Selecting if self._in_warehouse else Drafting)(
                 stage=self.stage,
                 parts=self.parts,
                 folder=self.folder,
@@ -436,10 +455,15 @@ class Planner:
                     "Name another table, or set Shape(allow_source_as_target=True) to insist."
                 )
 
+    def _source_schema(self) -> pa.Schema:
+        if self._in_warehouse and isinstance(self.parts.target, RunsStages):
+            return self.parts.target.source_schema(self.stage.source)
+        with closing(self.parts.source.read(self.stage.source)) as reader:
+            return reader.schema
+
     def _target(self, resolved: Resolved) -> Target:
         shape = self.stage.shape
-        with closing(self.parts.source.read(self.stage.source)) as reader:
-            schema: pa.Schema = reader.schema
+        schema = self._source_schema()
         for name in (*self.stage.key, *shape.carry, *filter(None, [self.stage.route_column])):
             if name not in schema.names:
                 raise SourceError(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 
 import orjson
@@ -29,7 +29,7 @@ from airflow_batch_llm.stage.plan.shard_files import packed_prompts
 from airflow_batch_llm.warehouses.arrow import binary_array
 
 #: So many prompts, spread over all of them, are counted by the provider.
-_SAMPLE = 16
+SAMPLE = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ class Quote:
         total = largest = seen = 0
         attached = AttachmentTokens()
         sample: list[bytes] = []
-        every = max(1, items // rows // _SAMPLE)
+        every = max(1, items // rows // SAMPLE)
         for block, _ in packed_prompts(prompts, rows):
             if self.route.attachments is not None:
                 block, attached = _apart(block, attached, self.route.attachments)
@@ -64,18 +64,24 @@ class Quote:
             largest = max(largest, pc.max(lengths).as_py() or 0)
             sample += [block[at].as_py() for at in range(-seen % every, len(block), every)]
             seen += len(block)
-        del sample[_SAMPLE:]
-        size = RequestSize(
-            requests=seen,
+        del sample[SAMPLE:]
+        return self.of_size(
+            RequestSize(requests=seen, prompt_bytes=total, largest_bytes=largest, attached=attached),
+            items,
+            sample,
+        )
+
+    def of_size(self, known: RequestSize, items: int, sample: list[bytes]) -> Estimate:
+        """Estimate requests of this size. The sample are prompts of some of them."""
+        rows, seen = self.route.rows_per_request, known.requests
+        size = replace(
+            known,
             packed=items if rows > 1 else 0,
             rows_per_request=rows,
-            prompt_bytes=total,
-            largest_bytes=largest,
             sample=self._counted(sample) if self.measured is None else (),
             measured=self.measured,
             cached=None if self.cached is None else self.cached.among(seen),
             shared_bytes=len(self.route.template.pieces[0]) + len(self.route.call.system_prompt or ""),
-            attached=attached,
             attached_assumption=self.route.attachments.assumption if self.route.attachments else "",
             max_tokens=self.route.asked.max_tokens,
             answer_tokens=usual_packed_answer(

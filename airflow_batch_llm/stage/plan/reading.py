@@ -227,17 +227,35 @@ class Reading:
             empty = rows.filter(pc.is_null(rows.column(name)))
             if empty.num_rows:
                 (key,) = sample_keys(empty.select(list(self.key)).slice(0, 1))
-                raise SourceError(
-                    f"The carried column {name!r} is NULL in the source's row {key}, and the target's column is NOT NULL."
-                    " Fill it or leave such rows out in the source, or let the target's column be NULL. Nothing was sent."
-                )
+                raise null_carried(name, f"the source's row {key}")
 
     def _refuse_null_keys(self, batch: pa.RecordBatch) -> None:
         for name in self.key:
             if batch.column(name).null_count:
-                raise SourceError(
-                    f"The key column {name!r} is NULL in some rows of the source. Leave these rows out, or choose another key."
-                )
+                raise null_key(name)
+
+
+def doubled_key(key: Sequence[str], twice: Sequence[str]) -> SourceError:
+    """Refuse a source in which these keys stand more than once."""
+    return SourceError(
+        f"The key {key} is not unique in the source: {', '.join(twice)} stand there more than once, for example."
+        " Choose a key that is, or leave the repetitions out of the source. Nothing was sent."
+    )
+
+
+def null_key(name: str) -> SourceError:
+    """Refuse a source whose key is NULL somewhere."""
+    return SourceError(
+        f"The key column {name!r} is NULL in some rows of the source. Leave these rows out, or choose another key."
+    )
+
+
+def null_carried(name: str, where: str) -> SourceError:
+    """Refuse NULL where the target takes none: the row's answer could not land."""
+    return SourceError(
+        f"The carried column {name!r} is NULL in {where}, and the target's column is NOT NULL."
+        " Fill it or leave such rows out in the source, or let the target's column be NULL. Nothing was sent."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

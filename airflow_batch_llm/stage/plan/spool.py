@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from airflow_batch_llm.core.selection import PLANNED, REUSABLE, SENT, Reason
-from airflow_batch_llm.stage.plan.carried import carried, comparable, restored, stored, stored_schema
+from airflow_batch_llm.stage.plan.carried import comparable, restored, stored, stored_rows, stored_schema
 from airflow_batch_llm.warehouses.arrow import int64_scalar, parquet_batches, rows_that_fit
 
 
@@ -118,13 +118,7 @@ class Spool:
 
         The key and carried columns come in the source's types.
         """
-        columns = [
-            stored(carried(rows.column(name), self._carried.field(name).type))
-            if name in self.columns.names
-            else rows.column(name)
-            for name in self._schema.names
-        ]
-        batch = pa.RecordBatch.from_arrays(columns, schema=self._schema)
+        batch = stored_rows(rows, self._carried, self._schema)
         self._rows.write_batch(batch)
         self.count, self._size = self.count + batch.num_rows, self._size + batch.nbytes
 

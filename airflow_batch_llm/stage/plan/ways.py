@@ -19,6 +19,7 @@ from airflow_batch_llm.providers.routed import by_route
 from airflow_batch_llm.stage.learning import Learning
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.resolved import Resolved, ResolvedRoute
+from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.stage.records.registers import Registers
 
 #: From this many requests on, a batch is worth its wait.
@@ -35,6 +36,16 @@ def check_way(way: StageWay, provider: Provider, call: Call) -> None:
         )
     if way is StageWay.FLEX and (problem := provider.flex_problem(call)):
         raise InputError(f"way='flex': {problem}")
+
+
+def check_same_execution(stage: Stage, plan: Plan, path: str) -> None:
+    """Raise `InputError` if another run that buys rows has them where those of this stage are not."""
+    if plan.execution is not stage.execution:
+        raise InputError(
+            f"The unfinished run {path} asks rows of this target with execution={plan.execution.value!r}, and they cannot be"
+            f" compared with those of execution={stage.execution.value!r}. Nothing was sent. Run the task again when that run"
+            " has ended."
+        )
 
 
 def flex_problem(provider: Provider, call: Call) -> str | None:

@@ -3,7 +3,7 @@
 <run>/g1/plan.json  plans/<nonce>/0007.requests.jsonl  plans/<nonce>/0007.keys.parquet  rounds/2.json
          journal/0007/0001.json …  results/<batch>.jsonl  landed/0007.json  strays/<batch>.json  deadline/0001.json
          plans/<nonce>/opening.json  plans/<nonce>/partition-0001.json
-         looks/0001.json …  cancelled/0001.json  canary.json  copied.json  reviewed/0001.json  report.json
+         answers/<batch>.json  looks/0001.json …  cancelled/0001.json  canary.json  copied.json  reviewed/0001.json  report.json
          erased/<nonce>-0007/0001.json …  deleted/<batch>.json  attachments/<sha256>  uploads/0001.json …
          ledger/<hash>-0.json  evaluation.json  evaluation.html
 """
@@ -253,6 +253,18 @@ class RunFolder:
 
     def _asked(self, number: int) -> str:
         return self._at("asked", f"{number:04d}")
+
+    def note_answers(self, batch_id: str, table: str) -> None:
+        """Note the table that holds the answers of a batch. Empty: it has none. The first note counts."""
+        self.workspace.create(self._answers(batch_id), orjson.dumps({"table": table}))
+
+    def read_answers(self, batch_id: str) -> str | None:
+        """Return the table that holds the answers of a batch. None: it was not noted."""
+        data = self.workspace.read(self._answers(batch_id))
+        return None if data is None else str(orjson.loads(data)["table"])
+
+    def _answers(self, batch_id: str) -> str:
+        return self._at("answers", f"{safe_name(batch_id)}.json")
 
     def note_short(self, batch_id: str, now: float) -> None:
         """Note that the results of an ended batch were not complete. The first note counts."""

@@ -5,14 +5,14 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, assert_never
 
 import orjson
 import pyarrow as pa
 
 from airflow_batch_llm.core.escalation import Course, Rule
 from airflow_batch_llm.core.estimate import likely
-from airflow_batch_llm.core.model import Call, Way
+from airflow_batch_llm.core.model import Call, Execution, Way
 from airflow_batch_llm.core.packing import packed_call
 from airflow_batch_llm.core.printing import counted, verb
 from airflow_batch_llm.core.request import shard_token
@@ -187,6 +187,19 @@ class Plan:
     """After its canary, the shards that fit into the budget are sent. Default: all of them, or none."""
     lists_shards: bool = False
     """A shard is listed in the records of looks before its journal begins. Default: an earlier release has not."""
+    execution: Execution = Execution.WORKER
+    """Where rows become requests, and answers become rows. Default: in the worker, as an earlier release has planned."""
+
+    @property
+    def in_warehouse(self) -> bool:
+        """Tell if no row of the plan is in the run folder."""
+        match self.execution:
+            case Execution.WORKER:
+                return False
+            case Execution.WAREHOUSE:
+                return True
+            case _:
+                assert_never(self.execution)
 
     @property
     def reused(self) -> int:
@@ -391,6 +404,7 @@ class Plan:
                 "target": _target(fields["target"]),
                 "limits": _limits(fields["limits"]),
                 "place": Place(**place) if (place := fields.get("place")) else None,
+                "execution": Execution(fields.get("execution", Execution.WORKER)),
             }
         )
 

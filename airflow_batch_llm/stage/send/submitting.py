@@ -31,8 +31,9 @@ from airflow_batch_llm.core.submission import (
     begin,
 )
 from airflow_batch_llm.errors import Later, Refused, Unavailable, UnknownFate
+from airflow_batch_llm.providers.base import AsksTables
 from airflow_batch_llm.providers.routed import by_route, vendors, vendors_id
-from airflow_batch_llm.stage.parts import Parts
+from airflow_batch_llm.stage.parts import Parts, stage_tables
 from airflow_batch_llm.stage.plan.shard_files import fetch_requests
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
@@ -64,7 +65,19 @@ class Submitter:
 
     def upload(self, shard: PlannedShard) -> None:
         """Put the shard where the provider reads it, ahead of its turn. It costs nothing, and nothing is recorded."""
-        self._uploads[shard.number] = self.parts.provider.upload(self._file(shard))
+        self._uploads[shard.number] = (
+            self._write_table(shard)
+            if self.plan.in_warehouse
+            else self.parts.provider.upload(self._file(shard))
+        )
+
+    def _write_table(self, shard: PlannedShard) -> str:
+        """Have the warehouse write the requests where the provider reads them."""
+        provider, tables = self.parts.provider, stage_tables(self.parts, self.plan.target)
+        assert isinstance(provider, AsksTables), "the plan was made for a provider that does"
+        table = provider.requests_table(self.plan.token(shard), tables.uri)
+        tables.write_requests(self.plan.nonce, shard.number, table)
+        return table
 
     @contextmanager
     def uploading(self) -> Iterator[None]:
@@ -172,9 +185,9 @@ class Submitter:
         return Searched(at=at, sightings=tuple(self.parts.provider.find(search)))
 
     def _file(self, shard: PlannedShard) -> ShardFile:
-        """The shard's lines on this machine, checked to be the planned ones."""
+        """The shard's lines on this machine, checked to be the planned ones. There are none of rows in a warehouse."""
         path = self.scratch / f"{self.plan.nonce}-{shard.number:04d}.requests.jsonl"
-        if not path.exists():
+        if not path.exists() and not self.plan.in_warehouse:
             self.fetch(shard, path)
         return ShardFile(
             path=path,

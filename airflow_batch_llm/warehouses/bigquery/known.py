@@ -68,6 +68,11 @@ class KeyLookup:
 
     def of_source(self, source: Source) -> pa.RecordBatchReader:
         """The rows of a source with `KNOWN_COLUMNS` beside each."""
+        needed = ", ".join(f"S.{quoted(name)}" for name in source.columns) or "S.*"
+        return self._query(self.target_tables.look(), *self.statement(source, columns=needed))
+
+    def statement(self, source: Source, *, columns: str) -> tuple[str, list[Any]]:
+        """Return the query for these columns of a source's rows with `KNOWN_COLUMNS` beside each, and its parameters."""
         tables = self.target_tables.look()
         select, parameters = self.connection.select(source), query_parameters(source.parameters)
         within = None
@@ -76,9 +81,7 @@ class KeyLookup:
             within = bound(tables.target, "T", *places)
             limits = self._limits_of(tables, select, parameters)
             parameters = [*parameters, *limit_parameters(tables, limits, named=places is _NAMED)]
-        needed = ", ".join(f"S.{quoted(name)}" for name in source.columns) or "S.*"
-        sql = known_join(tables, select, columns=needed, within=within)
-        return self._query(tables, sql, parameters)
+        return known_join(tables, select, columns=columns, within=within), parameters
 
     def _limits_of(self, tables: BigQueryTables, select: str, parameters: Sequence[Any]) -> tuple[Any, Any]:
         found = self._query(tables, bounds_of(tables.target, select), parameters).read_all()

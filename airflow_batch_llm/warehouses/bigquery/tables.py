@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from airflow_batch_llm.errors import TargetError
-from airflow_batch_llm.warehouses.base import Target
+from airflow_batch_llm.warehouses.base import Part, Target
 from airflow_batch_llm.warehouses.bigquery.connection import Connection, Query, TableName, quoted
-from airflow_batch_llm.warehouses.bigquery.jobs import translated
+from airflow_batch_llm.warehouses.bigquery.jobs import digest, translated
 from airflow_batch_llm.warehouses.bigquery.registration import DIALECT
 from airflow_batch_llm.warehouses.bigquery.sql import (
     HIGHEST,
@@ -91,6 +91,11 @@ class TargetTables:
         cut = _cut(table) if table is not None and table.require_partition_filter else None
         within = "" if cut is None else anywhere(f"y.{quoted(cut)}", (types or {}).get(cut, "TIMESTAMP"))
         return replace(found, table=name.quoted, within=within)
+
+    def staged(self, part: Part) -> TableName:
+        """Return the name of the table that holds the staged rows of a part."""
+        named = digest(self.answers, part.run_id, part.round, part.shard)
+        return replace(self.staging, table=f"llm_staged_{named}")
 
     def created(self) -> str:
         """Return the creation mark that distinguishes the present tables from earlier ones of the same names."""

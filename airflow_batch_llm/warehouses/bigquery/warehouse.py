@@ -40,6 +40,7 @@ from airflow_batch_llm.warehouses.bigquery.sql import (
     review_script,
     staged_schema,
 )
+from airflow_batch_llm.warehouses.bigquery.stages import BigQueryStage, source_schema
 from airflow_batch_llm.warehouses.bigquery.staging import StagingTable, content_of, staged_rows, write_file
 from airflow_batch_llm.warehouses.bigquery.tables import TargetTables
 from airflow_batch_llm.warehouses.copying import answered
@@ -131,7 +132,7 @@ class BigQueryWarehouse:
             write_file(staged_rows(target, answers, failures), path)
             content = content_of(path)
             table = StagingTable(
-                name=_staging_name(tables, part),
+                name=tables.staged(part),
                 schema=staged_schema(target),
                 location=tables.location(),
                 labels={**self._connection.labels(target), **content_label(content)},
@@ -169,7 +170,7 @@ class BigQueryWarehouse:
     def copy(self, target: Target, part: Part, tables: Sequence[str]) -> int:
         """Copy answers in one script and one transaction, then count what is there."""
         written = self._tables(target)
-        found, staged = written.look(), _staging_name(written, part)
+        found, staged = written.look(), written.staged(part)
         donors = [written.donor(table) for table in tables]
         self._change(written, copy_script(found, staged, donors), [self._version(staged, part)])
         rows = gathered_rows(replace(found, target=target.without_answer), [staged])
@@ -186,7 +187,7 @@ class BigQueryWarehouse:
         """Drop the staging tables of parts."""
         tables = self._tables(target)
         for part in parts:
-            self._connection.drop(_staging_name(tables, part))
+            self._connection.drop(tables.staged(part))
 
     def prepare_reviews(self, target: Target) -> None:
         """Shape the review table, and compile what a refresh will run."""
@@ -216,6 +217,14 @@ class BigQueryWarehouse:
         review = self._tables(target).reviews().quoted
         return self.read(Source(sql=f"SELECT {listed} FROM {review} WHERE reviewed_by IS NOT NULL"))
 
+    def source_schema(self, source: Source) -> pa.Schema:
+        """The columns of a source, by a dry run, which is free."""
+        return source_schema(self._connection, source)
+
+    def stage_tables(self, target: Target) -> BigQueryStage:
+        """The tables that a stage has beside its target."""
+        return BigQueryStage(connection=self._connection, target_tables=self._tables(target))
+
     def write_records(self, table: str, rows: pa.RecordBatch) -> None:
         """Merge records by their ids."""
         RecordTable(connection=self._connection, name=self._connection.name(table)).write(rows)
@@ -242,7 +251,7 @@ class BigQueryWarehouse:
         return KeyLookup(connection=self._connection, target_tables=self._tables(target))
 
     def _publish(self, tables: TargetTables, parts: Sequence[Part]) -> None:
-        staged = [_staging_name(tables, part) for part in parts]
+        staged = [tables.staged(part) for part in parts]
         versions = [self._version(name, part) for name, part in zip(staged, parts, strict=True)]
         self._change(tables, publish_script(tables.look(), staged), versions)
 
@@ -291,8 +300,3 @@ class BigQueryWarehouse:
         """Return whether a table still is what a load made of it."""
         table = self._connection.table(name)
         return table is not None and table.num_rows == rows
-
-
-def _staging_name(tables: TargetTables, part: Part) -> TableName:
-    named = digest(tables.answers, part.run_id, part.round, part.shard)
-    return replace(tables.staging, table=f"llm_staged_{named}")

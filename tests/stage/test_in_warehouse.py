@@ -1,0 +1,118 @@
+"""A stage that runs in the warehouse leaves what a worker leaves, and its rows pass through no worker."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.simulator.handle import Simulator
+from airflow_batch_llm.stage.land.finishing import Finished
+from tests.emulators.servers import Emulators
+from tests.stage.bigquery_world import BigQueryWorld, new_staging
+from tests.stage.world import Bench
+
+#: Columns in which two runs on the same rows differ, and what differs in their reports: a later one has measured tokens.
+OF_THE_RUN = {"_llm_run_id", "_llm_batch_id", "_llm_planned_at", "_llm_processed_at", "_llm_shard"}
+NOT_COMPARED = {"durations", "estimate", "estimate_off", "drift"}
+
+#: Texts that need care on their way through SQL and JSON, a blank one, one that is too long, and NULL.
+SUBJECTS = [
+    "'plain'",
+    "'\"quoted\" \\\\n \\\\u00e9'",
+    "'Grüße \\u2028 \\U0001f600'",
+    "'tab\\tand\\nline'",
+    "NULL",
+]
+
+
+@pytest.fixture(scope="module")
+def simulator(emulators: Emulators) -> Iterator[Simulator]:
+    with Simulator(batch_seconds=0, bigquery_url=emulators.bigquery) as running:
+        yield running
+
+
+@pytest.fixture
+def bench(emulators: Emulators, simulator: Simulator, tmp_path: Path) -> Iterator[Bench]:
+    environ = {"BIGQUERY_EMULATOR_HOST": emulators.bigquery}
+    world = BigQueryWorld(
+        folder=tmp_path,
+        provider_name="vertex",
+        url=simulator.url,
+        environ=environ,
+        staging=new_staging(emulators.bigquery),
+    )
+    world.begin()
+    yield Bench(world)
+    simulator.reset()
+
+
+def world_of(bench: Bench) -> BigQueryWorld:
+    assert isinstance(bench.world, BigQueryWorld)
+    return bench.world
+
+
+def left(bench: Bench, done: Finished) -> dict[str, Any]:
+    """What a run leaves, without what differs from run to run. The tables are dropped."""
+    found: dict[str, Any] = {}
+    for name in ("labels", "labels__failures"):
+        rows = world_of(bench).rows(f"SELECT * FROM {name} ORDER BY id")
+        found[name] = [{k: v for k, v in row.items() if k not in OF_THE_RUN} for row in rows]
+        world_of(bench).ask(f"DROP TABLE {name}")
+    report = done.report.to_json()
+    return found | {name: value for name, value in report.items() if name not in NOT_COMPARED}
+
+
+def make_rows(bench: Bench) -> None:
+    """Twelve rows: odd texts, repeated ones, a blank prompt, and columns of several types that are carried."""
+    subjects = [SUBJECTS[at % len(SUBJECTS)] for at in range(11)]
+    rows = [
+        f"SELECT {at} AS id, {subject} AS subject, {at % 6} AS body" for at, subject in enumerate(subjects)
+    ]
+    blank = "SELECT 99, ' ', CAST(NULL AS INT64)"
+    world_of(bench).ask(
+        "CREATE OR REPLACE TABLE tickets AS SELECT id, subject, body, PARSE_JSON('{\"a\": [1, 2.5]}') AS j,"
+        " b'bytes' AS raw, CAST(id AS NUMERIC) AS n, STRUCT(id AS a, 'x' AS b) AS s, DATE '2026-01-02' AS d"
+        f" FROM ({' UNION ALL '.join([*rows, blank])})"
+    )
+
+
+CARRIED = {"carry": ("subject", "j", "raw", "n", "s", "d"), "prompt": "{{ subject }}{{ body }}"}
+
+
+def test_both_ways_leave_the_same_rows_and_none_is_bought_again_by_the_other(bench: Bench) -> None:
+    make_rows(bench)
+    mine = bench.complete("dag/task/warehouse", execution="warehouse", **CARRIED)
+    assert {name for name in world_of(bench).tables() if not name.startswith("llm_answers_")} == {
+        "labels",
+        "labels__failures",
+        "tickets",
+    }
+    again = bench.complete("dag/task/again", **CARRIED)
+    assert (again.report.why, again.report.requests) == ({"answered": 11, "unsendable": 1}, 0)
+    by_warehouse = left(bench, mine)
+    by_worker = left(bench, bench.complete("dag/task/worker", **CARRIED))
+    assert {
+        name: (by_warehouse[name], by_worker[name])
+        for name in by_worker
+        if by_warehouse[name] != by_worker[name]
+    } == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"canary": 5}, "cannot do canary"),
+        ({"way": "now"}, "cannot do way='now'"),
+        ({"rows_per_request": 5}, "cannot do rows_per_request"),
+        ({}, "DuckDBWarehouse cannot. BigQuery can"),
+    ],
+)
+def test_what_no_statement_can_do_is_refused_before_anything_is_sent(
+    openai: Bench, changes: dict[str, Any], message: str
+) -> None:
+    openai.world.make_tickets(2)
+    with pytest.raises(InputError, match=message):
+        openai.complete(execution="warehouse", **changes)
+    assert openai.batches() == []
