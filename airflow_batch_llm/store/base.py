@@ -32,6 +32,9 @@ class Storage(Protocol):
         With `keep` the collected file stays. Returns whether there is one that stays.
         """
 
+    def collect(self, path: str, blocks: Iterable[Block], aside: Path) -> bool:
+        """Publish these blocks as one file, or collect them `aside`. Returns whether that file is still to be put."""
+
     def link(self, path: str, local: Path) -> bool:
         """Give the file this second name on its own disk. False: no file, no such disk, or not allowed."""
 

@@ -93,6 +93,9 @@ class LocalDisk:
             os.replace(temporary, target)
         return False
 
+    def collect(self, path: str, blocks: Iterable[Block], aside: Path) -> bool:
+        return self.write(path, blocks, aside)
+
     def link(self, path: str, local: Path) -> bool:
         try:
             os.link(self._root / path, local)

@@ -18,6 +18,8 @@ from airflow_batch_llm.store.base import Block, brief
 
 _MB = 1 << 20
 _BLOCK = 8 * _MB
+#: The blocks of one upload that are in memory. Several files are uploaded at once, too.
+_BLOCKS_AT_ONCE = 2
 #: The clients' errors where they find no credentials. None of them says so by a class that is shared.
 _WITHOUT_CREDENTIALS = frozenset(
     {"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "CredentialUnavailableError"}
@@ -57,11 +59,11 @@ def _upload_to_gcs(fs: FileSystem, local: Path, key: str) -> object:
 
 
 def _upload_to_s3(fs: FileSystem, local: Path, key: str) -> object:
-    return fs.put_file(str(local), key, chunksize=_BLOCK, max_concurrency=4)
+    return fs.put_file(str(local), key, chunksize=_BLOCK, max_concurrency=_BLOCKS_AT_ONCE)
 
 
 def _upload_to_azure(fs: FileSystem, local: Path, key: str) -> object:
-    return fs.put_file(str(local), key, max_concurrency=4)
+    return fs.put_file(str(local), key, max_concurrency=_BLOCKS_AT_ONCE)
 
 
 def _upload_to_memory(fs: FileSystem, local: Path, key: str) -> object:
@@ -168,14 +170,18 @@ class ObjectStorage:
         # A file that is there as a whole can be sent again; blocks that are gone cannot.
         stays = False
         try:
-            with aside.open("wb") as file:
-                file.writelines(blocks)
+            self.collect(path, blocks, aside)
             self.put(path, aside)
             stays = keep
         finally:
             if not stays:
                 aside.unlink(missing_ok=True)
         return stays
+
+    def collect(self, path: str, blocks: Iterable[Block], aside: Path) -> bool:  # noqa: ARG002 - it is put later
+        with aside.open("wb") as file:
+            file.writelines(blocks)
+        return True
 
     def link(self, path: str, local: Path) -> bool:  # noqa: ARG002 - nothing here lies on a disk
         return False

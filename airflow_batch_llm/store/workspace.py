@@ -158,6 +158,13 @@ class Workspace:
         """
         return self._storage.write(_checked(path), blocks, aside, keep=keep)
 
+    def collect(self, path: str, blocks: Iterable[Block], aside: Path) -> bool:
+        """Publish these blocks as one file where that takes no upload, or else collect them `aside`.
+
+        Returns whether the file aside is still to be `put`.
+        """
+        return self._storage.collect(_checked(path), blocks, aside)
+
     def get(self, path: str, local: Path) -> bool:
         """Have a file on the local disk, to read it, as a whole; False if it is surely absent.
 

@@ -27,6 +27,13 @@ from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.run import Run
 from airflow_batch_llm.store import Workspace
+from airflow_batch_llm.warehouses.base import (
+    ANSWER_BOOKKEEPING,
+    PACKED_COLUMN,
+    REUSED_COLUMN,
+    ROUTE_COLUMN,
+)
+from airflow_batch_llm.warehouses.duckdb.registration import DIALECT
 from airflow_batch_llm.warehouses.duckdb.warehouse import DuckDBWarehouse
 from airflow_batch_llm.warehouses.postgres.warehouse import PostgresWarehouse
 from tests.benchmarks.stage_steps import LABELS, cpu_seconds, peak_mb
@@ -149,11 +156,19 @@ _MAKERS: dict[str, Callable[[Path, _Shape, ExitStack], str]] = {
 
 
 def _know(folder: Path, rows: int) -> None:
-    """Answer each row in the target, by another spec and from another input."""
+    """Answer each row in the target, by another spec and from another input. No column is missing there."""
+    given = {
+        "_llm_input_hash": "lpad(range::text, 32, '0')",
+        "_llm_spec_hash": "repeat('0', 32)",
+        "_llm_planned_at": "TIMESTAMPTZ '2026-01-01'",
+    }
+    columns = [*ANSWER_BOOKKEEPING, ROUTE_COLUMN, PACKED_COLUMN, REUSED_COLUMN]
+    kept = [
+        f"{given.get(one.name, 'NULL')}::{DIALECT.column_type(one.type)} AS {one.name}" for one in columns
+    ]
     with duckdb.connect(str(folder / "target.duckdb")) as connection:
         connection.execute(
-            "CREATE TABLE ours AS SELECT range AS id, 'bug' AS label, lpad(range::text, 32, '0') AS _llm_input_hash,"
-            f" repeat('0', 32) AS _llm_spec_hash, TIMESTAMP '2026-01-01' AS _llm_planned_at FROM range({rows})"
+            f"CREATE TABLE ours AS SELECT range AS id, 'bug' AS label, {', '.join(kept)} FROM range({rows})"
         )
 
 

@@ -16,7 +16,7 @@ from airflow_batch_llm.stage.parts import Parts
 # Verbs that leave a trace outside of the process. The other ones look.
 EFFECTS = frozenset(
     {
-        "create", "append", "put", "write", "delete", "delete_folder",
+        "create", "append", "put", "write", "collect", "delete", "delete_folder",
         "upload", "submit", "cancel", "discard",
         "prepare", "load", "copy", "publish", "drop_loaded", "prepare_reviews", "refresh_reviews",
         "select_rows", "leave_out", "number_requests", "forget_rows", "write_requests", "keep_answers",

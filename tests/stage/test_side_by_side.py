@@ -5,12 +5,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.errors import StoreUnavailable
 from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.store.local import LocalDisk
+from airflow_batch_llm.store.remote import IN_MEMORY, ObjectStorage
 from tests.stage.world import Bench, let_go
 
 PATIENCE = 60.0
@@ -75,6 +77,34 @@ def test_files_that_were_uploaded_ahead_and_not_sent_are_removed_at_the_vendor(o
     # One file may be named in the record of which nobody knows if it was written.
     assert calls["upload"] - 1 == calls["delete_file"] > 0
     assert openai.batches() == []
+
+
+class Elsewhere(ObjectStorage):
+    """An object storage that takes the files of two shards at the same time, or none."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(fsspec.filesystem("memory"), f"memory://{name}", IN_MEMORY)
+        self._meetings = {"requests.jsonl": Meeting(), "keys.parquet": Meeting()}
+        self._running = threading.Semaphore(4)
+
+    def put(self, path: str, local: Path) -> None:
+        meeting = self._meetings.get(path.rpartition("/")[2].partition(".")[2])
+        assert self._running.acquire(blocking=False), "more files than that are in memory"
+        if meeting is not None:
+            meeting.attend()
+        super().put(path, local)
+        self._running.release()
+
+
+def test_the_files_of_shards_are_put_side_by_side_and_stay_in_order(openai: Bench) -> None:
+    openai.world.make_tickets(12)
+    openai.workspace = Workspace("memory://elsewhere", Elsewhere("elsewhere"))
+
+    finished = openai.complete(rows_per_batch=2)
+
+    assert finished.report.final == {Outcome.SUCCEEDED: 12}
+    assert len(openai.world.answers()) == openai.world.charged() == 12
+    assert list((openai.world.folder / "spool").rglob("*.jsonl")) == []
 
 
 class Slow(LocalDisk):

@@ -7,6 +7,7 @@ import hashlib
 import secrets
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
 from operator import itemgetter
@@ -29,6 +30,7 @@ from airflow_batch_llm.errors import StoreError
 from airflow_batch_llm.stage.plan.spool import REQUEST, SortedReader, Spool
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
+from airflow_batch_llm.stage.records.standings import ahead
 from airflow_batch_llm.warehouses.arrow import binary_array, int64_array, int64_scalar
 
 #: The entry in the metadata of a keys file that holds the number of items of each packed request, one byte each.
@@ -36,6 +38,9 @@ _SIZES = b"llm_items"
 
 #: The prompts that are held at once where they may be long, and their bytes at most.
 _PROMPTS_AT_ONCE, _PROMPT_BYTES_AT_ONCE = 100, 8 << 20
+
+#: The shards whose files are put into the run folder at once. A file that is being uploaded is not in memory as a whole.
+_PUT_AT_ONCE = 4
 
 # The lines that are made at once, and their bytes at most.
 _LINES_AT_ONCE = 1000
@@ -62,10 +67,12 @@ class ShardWriter:
             prompts = (
                 binary_array([template.written(one) for one in block.to_pylist()]) for block in prompts
             )
-        return tuple(
+        files = (
             self._requests_file(self.first_number + place - 1, template, (asked for _, asked in group), route)
             for place, group in groupby(self._placed(template, prompts), key=itemgetter(0))
         )
+        with closing(ahead(self._put_requests, files, _PUT_AT_ONCE)) as written:
+            return tuple(written)
 
     def _placed(
         self, template: LineTemplate, prompts: Iterable[pa.BinaryArray]
@@ -84,18 +91,19 @@ class ShardWriter:
 
     def _requests_file(
         self, number: int, template: LineTemplate, asked: Iterator["_Asked"], route: int
-    ) -> PlannedShard:
+    ) -> tuple[PlannedShard, Path | None]:
+        """Write the lines of one shard. Returns it with the file that is still to be put, if there is one."""
         lines = _Lines(template, shard_token(self.run_token, number))
         sizes = bytearray()
         blocks = map(lines.of, _noted(asked, sizes))
+        aside, stays = self.scratch / f"{number:04d}.requests.jsonl", False
         if self.folder is None:
             deque(blocks, maxlen=0)
         else:
-            aside = self.scratch / f"{number:04d}.requests.jsonl"
-            self.folder.write_requests(self.nonce, number, blocks, aside)
+            stays = self.folder.collect_requests(self.nonce, number, blocks, aside)
         if sizes:
             self._sizes_path(number).write_bytes(sizes)
-        return PlannedShard(
+        shard = PlannedShard(
             number=number,
             requests=lines.count,
             rows=0,
@@ -105,12 +113,28 @@ class ShardWriter:
             route=route,
             packed=sum(sizes),
         )
+        return shard, aside if stays else None
+
+    def _put_requests(self, written: tuple[PlannedShard, Path | None]) -> PlannedShard:
+        shard, aside = written
+        if self.folder is not None and aside is not None:
+            self.folder.put_requests(self.nonce, shard.number, aside)
+            aside.unlink()
+        return shard
 
     def write_keys(
         self, shards: tuple[PlannedShard, ...], rows: Iterator[pa.RecordBatch], schema: pa.Schema
     ) -> tuple[PlannedShard, ...]:
         """The rows of all shards. They come sorted by request, numbered through all shards from 0."""
-        done = []
+        with closing(
+            ahead(self._put_keys_of, self._keys_files(shards, rows, schema), _PUT_AT_ONCE)
+        ) as written:
+            return tuple(written)
+
+    def _keys_files(
+        self, shards: tuple[PlannedShard, ...], rows: Iterator[pa.RecordBatch], schema: pa.Schema
+    ) -> Iterator[PlannedShard]:
+        """Write the keys of each shard into a file on this disk. Yields the shard with the number of its rows."""
         waiting = SortedReader(rows, REQUEST, schema)
         first = 0
         for shard in shards:
@@ -123,9 +147,11 @@ class ShardWriter:
                     at = schema.get_field_index(REQUEST)
                     writer.write_batch(batch.set_column(at, schema.field(at), ordinals))
                     count += batch.num_rows
-            done.append(replace(shard, rows=count, keys_sha256=self._put_keys(shard.number)))
+            yield replace(shard, rows=count)
             first += shard.items
-        return tuple(done)
+
+    def _put_keys_of(self, shard: PlannedShard) -> PlannedShard:
+        return replace(shard, keys_sha256=self._put_keys(shard.number))
 
     def write_unsendable(self, rows: pa.RecordBatchReader) -> str:
         """The rows that no request stands for, as the keys of shard 0; returns the file's hash."""

@@ -88,8 +88,9 @@ class RunFolder:
 
     # The files of a shard, below the nonce of the planning attempt that wrote them.
 
-    def write_requests(self, nonce: str, number: int, blocks: Iterable[Block], aside: Path) -> None:
-        self.workspace.write(self._requests(nonce, number), blocks, aside)
+    def collect_requests(self, nonce: str, number: int, blocks: Iterable[Block], aside: Path) -> bool:
+        """Return whether the requests were collected aside, and are still to be put."""
+        return self.workspace.collect(self._requests(nonce, number), blocks, aside)
 
     def put_keys(self, nonce: str, number: int, keys: Path) -> None:
         self.workspace.put(self._at("plans", nonce, f"{number:04d}.keys.parquet"), keys)

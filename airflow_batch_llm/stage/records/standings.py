@@ -173,12 +173,13 @@ def at_once(do: Callable[[_Item], _Done], items: Sequence[_Item]) -> list[_Done]
         return list(done)
 
 
-def ahead(do: Callable[[_Item], _Done], items: Sequence[_Item], most: int) -> Generator[_Done, None, None]:
+def ahead(do: Callable[[_Item], _Done], items: Iterable[_Item], most: int) -> Generator[_Done, None, None]:
     """Yield what comes of each item, in their order, while the next ones are being worked on, at most so many at a time.
 
-    After an error, or when the caller closes the generator, no further item is begun.
+    Items are taken from an iterator in the caller's thread, as there is room for them. After an error, or when the caller
+    closes the generator, no further item is begun.
     """
-    if len(items) < 2:
+    if isinstance(items, Sequence) and len(items) < 2:
         yield from map(do, items)
         return
     left, running = iter(items), deque[Future[_Done]]()

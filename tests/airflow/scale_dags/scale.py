@@ -21,6 +21,7 @@ _VERBS = (
     "open_read",
     "put",
     "write",
+    "collect",
     "link",
     "delete",
     "delete_folder",
