@@ -375,11 +375,11 @@ def _going_on(later: Later, measured: Measured, prompts: int, rows: int) -> _Exp
     """Return what is expected of later requests with this many rows.
 
     The number of prompts that go on is binomial. They share requests, each of which repeats the instructions, and the
-    first of which finds nothing in the vendor's cache.
+    first of which finds nothing in the vendor's cache, unless so many have hit that it must have been among them.
     """
     share = later.prompts / measured.prompts
     chance = min(1.0, share)
-    repeats, could_hit = share / chance, max(1.0, later.requests - 1)
+    repeats, could_hit = share / chance, max(1.0, later.requests - 1, later.hits)
     fixed = max(0.0, later.dollars + later.won - later.prompt_dollars) / later.requests
     each, saved = later.prompt_dollars / later.prompts * repeats, later.won / could_hit
     requests = hitting = dollars = squares = 0.0

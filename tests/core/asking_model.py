@@ -1,6 +1,6 @@
 """A small world for asking in real time, explored to its end: every order in which workers can meet.
 
-The world holds the real journal records and the real turns of `core.asking`; only the files and the vendor are models. A
+The world holds the real journal records and the real turns of `core.realtime`; only the files and the vendor are models. A
 step is one read or write, a request that leaves or reaches the vendor, a reply, a crash, or time passing. A worker that
 takes no step while time passes is a frozen one, so freezing needs no step of its own.
 """

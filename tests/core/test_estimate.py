@@ -188,6 +188,20 @@ def test_nine_drawn_nights_in_ten_are_within_the_likely_range(prompts: int) -> N
     assert 0.86 < mean(low <= night <= high for night in nights) < 0.98
 
 
+def test_few_later_requests_that_all_hit_the_cache_make_no_later_night_too_cheap() -> None:
+    """Asked within seconds, they read what the first round has written. Each cost 10 cents in place of a dollar."""
+    pair = Later(requests=2, prompts=2, dollars=0.2, prompt_dollars=0.1, hits=2, won=1.8)
+    guesses = []
+    for alone in (Later(), pair):
+        measured = replace(EARLIER, requests=20, packed=Later(), alone=alone)
+        size = RequestSize(requests=10_000, prompt_bytes=12_000_000, measured=measured)
+        guesses.append(estimate(PRICES, size).expected)
+    before, after = guesses
+    assert before is not None
+    assert after is not None
+    assert float(after - before) == pytest.approx(10_000 * 0.1 * 0.1, rel=0.02)
+
+
 def test_a_small_night_weighs_little_beside_a_large_one_and_a_changed_answer_shows_after_a_few() -> None:
     small = replace(EARLIER, requests=70, output_tokens=100.0, packed=Later())
     both = small.after(EARLIER)
