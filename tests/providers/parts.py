@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -16,7 +17,7 @@ class ReadsItsListInParts:
     """Lists of few batches are long lists here: the provider asks for short pages."""
 
     page_sizes: ClassVar[tuple[str, ...]]
-    """The numbers that say how many batches a page holds, each by its place."""
+    """The numbers that say how many batches or files a page holds, each by its place."""
 
     def test_parts_of_the_list_show_all_batches_also_when_one_that_marks_a_part_is_gone(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
@@ -47,3 +48,20 @@ class ReadsItsListInParts:
         for batch_id in others:
             provider.delete_batch(batch_id, "")
         calls_of(provider.check)
+
+    def test_files_are_found_on_all_pages(
+        self, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for place in self.page_sizes:
+            monkeypatch.setattr(place, _PAGE)
+        provider: Any = bench.provider
+        file = tmp_path / "file"
+        file.write_bytes(b"%PDF-1.4")
+        names = [f"{bench.run}-{number}.pdf" for number in range(2 * _PAGE + 1)]
+        stored = {name: provider.store_file(file, name, "application/pdf") for name in names}
+
+        assert provider.find_files(bench.run) == stored
+
+        for name in stored.values():
+            provider.discard(name)
+        assert provider.find_files(bench.run) == {}

@@ -25,6 +25,8 @@ from airflow_batch_llm.providers.routed import routed as together
 from airflow_batch_llm.stage.erase.erasing import Erasure, Options
 from airflow_batch_llm.stage.erase.person import Person
 from airflow_batch_llm.stage.plan.attaching import Attaching
+from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.send.uploading import UploadLog
 from tests.stage.kills import Kill
 from tests.stage.processes import Job
 from tests.stage.test_partitions import completed, opened, read
@@ -150,6 +152,22 @@ def test_uploads_that_cannot_be_deleted_are_deleted_by_the_next_run(anthropic: B
     make_photos(anthropic.world, {3: None})
     assert anthropic.complete("dag/task/2", **ASKED).report.requests == 1
     assert stored_files(anthropic.world) == {}
+
+
+def test_an_upload_that_the_vendor_may_have_deleted_is_not_used_again(anthropic: Bench) -> None:
+    folder, day = RunFolder(workspace=anthropic.world.workspace(), run="old"), 86_400.0
+    folder.add_upload(orjson.dumps({"via": "", "at": 0.0, "word": "llm-1", "begun": ["a", "b", "c"]}))
+    folder.add_upload(orjson.dumps({"via": "", "at": day, "names": {"a": "file_1"}}))
+    folder.add_upload(orjson.dumps({"via": "", "at": 9 * day, "names": {"b": "file_2", "c": "file_3"}}))
+    folder.add_upload(orjson.dumps({"via": "", "at": 9 * day, "deleted": ["file_3"]}))
+    log = UploadLog()
+    log.read(folder)
+    assert log.names("", ["a", "b", "c"], 2 * day) == {"b": "file_2"}
+    assert (log.names("other", ["a", "b"], 0.0), log.stored(""), [*log.open]) == (
+        {},
+        {"file_1", "file_2"},
+        ["llm-1"],
+    )
 
 
 def test_tasks_that_read_parts_of_the_source_upload_what_their_rows_share(anthropic: Bench) -> None:

@@ -9,7 +9,10 @@ from tests.providers.parts import ReadsItsListInParts
 
 
 class TestOpenAI(ReadsItsListInParts, ProviderContract):
-    page_sizes = ("airflow_batch_llm.providers.openai.flows._LIST_LIMIT",)
+    page_sizes = (
+        "airflow_batch_llm.providers.openai.flows._LIST_LIMIT",
+        "airflow_batch_llm.providers.openai.flows._FILES_AT_ONCE",
+    )
     provider_name, model = "openai", "gpt-6-luna"
     answer_endpoint, flex_model = "chat", "gpt-6-luna"
     spend_limits = ({"status": 429, "code": "insufficient_quota"},)
