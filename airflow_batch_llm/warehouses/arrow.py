@@ -24,7 +24,7 @@ _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 #: The rows that are read from a file at once, and their bytes.
-ROWS_AT_ONCE, _BYTES_AT_ONCE = 16_384, 8 << 20
+ROWS_AT_ONCE, _BYTES_AT_ONCE = 16_384, 4 << 20
 
 
 def parquet_batches(file: Any, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:

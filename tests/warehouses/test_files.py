@@ -166,7 +166,7 @@ def test_large_rows_come_a_few_at_a_time(tmp_path: Path) -> None:
 
     batches = list(read_files(FileSource(uris=(str(tmp_path / "t.parquet"),))))
 
-    assert max(batch.nbytes for batch in batches) <= 9 << 20
+    assert max(batch.nbytes for batch in batches) <= 5 << 20
     assert [body for batch in batches for body in batch.column("body").to_pylist()] == bodies
 
 
