@@ -402,18 +402,24 @@ def _told(parts: Sequence[_Part], replies: Sequence[Any]) -> list[tuple[_Part, S
 
 
 def _parts(wanted: Sequence[str], lookup: Lookup) -> list[_Part]:
-    """Cut the list between the newest batch and the oldest one that is wanted into parts of nearly a page each."""
+    """Cut the list from the newest batch that is wanted to the oldest into parts of nearly a page each.
+
+    What is newer is a part, too, so that no number of new batches makes another one longer.
+    """
     whole = [_Part(0, lookup.page)]
     if lookup.parts is None:
         return whole
     created = lookup.parts.memory.created
-    oldest = min((created[batch_id] for batch_id in wanted if batch_id in created), default=math.inf)
-    listed = [Mark(batch_id, at) for batch_id, at in created.items() if at >= oldest]
-    listed.sort(key=lambda mark: -mark.created_at)  # stable: the order of the list counts within a second
-    number = math.ceil(len(listed) / (_FULL_SHARE * lookup.parts.size))
-    if number < 2:
+    times = [created[batch_id] for batch_id in wanted if batch_id in created]
+    if not times:
         return whole
-    marks = [listed[len(listed) * part // number - 1] for part in range(1, number)]
+    oldest, newest = min(times), max(times)
+    listed = [Mark(batch_id, at) for batch_id, at in created.items() if oldest <= at <= newest]
+    listed.sort(key=lambda mark: -mark.created_at)  # stable: the order of the list counts within a second
+    if len(listed) <= lookup.parts.size:
+        return whole
+    number = math.ceil(len(listed) / (_FULL_SHARE * lookup.parts.size))
+    marks = [listed[max(0, len(listed) * part // number - 1)] for part in range(number)]
     ends = pairwise((None, *marks, None))
     return [_Part(part, lookup.parts.between(*both)) for part, both in enumerate(ends)]
 

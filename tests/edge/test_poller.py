@@ -81,7 +81,7 @@ async def test_the_first_round_reads_parts_of_the_list_side_by_side(
     try:
         await poller.connected()
         await asyncio.gather(*(look(poller, one, since=number) for number, one in enumerate(ids)))
-        assert calls(world)["list"] == 4  # three full pages, one after another, would do
+        assert calls(world)["list"] == 5  # three full pages, one after another, would do
         assert "retrieve" not in calls(world)
     finally:
         await leave(poller)

@@ -183,7 +183,7 @@ def test_a_list_that_lags_behind_is_asked_again() -> None:
 @pytest.mark.parametrize(
     ("about", "rounds", "calls"),
     [
-        (lambda batch_id: created_at(batch_id), 1, 11),
+        (lambda batch_id: created_at(batch_id), 1, 12),
         (
             lambda batch_id: created_at(batch_id) + int(batch_id[1:]) * 7 % 30,
             2,
@@ -204,7 +204,7 @@ def test_a_list_is_read_in_parts_side_by_side_as_far_as_the_times_of_creation_ar
     # The first look has shown the times.
     before = provider.pages
     assert provider.check_in_parts(provider.listed) == 1
-    assert (provider.pages - before, provider.singles) == (11, provider.singles)
+    assert (provider.pages - before, provider.singles) == (12, provider.singles)
 
 
 def test_batches_of_others_among_ours_make_parts_longer_only_until_a_look_has_shown_them() -> None:
@@ -215,7 +215,16 @@ def test_batches_of_others_among_ours_make_parts_longer_only_until_a_look_has_sh
     assert provider.check_in_parts(ours) <= 3
     before = provider.pages
     assert provider.check_in_parts(ours) == 1
-    assert provider.pages - before <= 22
+    assert provider.pages - before == 23
+
+
+def test_any_number_of_newer_batches_of_others_costs_two_calls() -> None:
+    provider = Provider(ids(0, 5000))
+    ours = ids(4000, 5000)
+    provider.memory.note({batch_id: created_at(batch_id) for batch_id in ours})
+
+    assert provider.check_in_parts(ours) == 2
+    assert (provider.pages, provider.singles) == (12, 1)
 
 
 def test_new_batches_and_deleted_ones_keep_no_batch_from_being_found() -> None:
@@ -231,16 +240,16 @@ def test_an_outage_that_lasts_costs_the_calls_of_one_page() -> None:
     provider = Provider(ids(0, 1000))
     provider.memory.note({batch_id: created_at(batch_id) for batch_id in provider.listed})
     listed, provider.listed = provider.listed, []  # the server answers no page
-    for pages in (11, 12, 13):
+    for pages in (12, 13, 14):
         with pytest.raises(Refused):
             provider.check_in_parts(listed)
         assert provider.pages == pages
 
     provider.listed = listed
     assert provider.check_in_parts(listed) == 1
-    assert provider.pages == 13 + 12
+    assert provider.pages == 14 + 13
     assert provider.check_in_parts(listed) == 1
-    assert provider.pages == 13 + 12 + 11
+    assert provider.pages == 14 + 13 + 12
 
 
 def test_a_route_hears_when_its_own_batches_were_created() -> None:
