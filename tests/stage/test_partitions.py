@@ -256,9 +256,18 @@ def test_a_source_that_cannot_be_divided_and_a_key_that_is_twice_in_it_are_refus
     openai.world.ask("INSERT INTO tickets SELECT * FROM tickets WHERE id = 3")
     opening = opened(openai)
     read(openai, opening)
-    with pytest.raises(SourceError, match="not unique in the source: 3 stand"):
+    with pytest.raises(SourceError, match=r"not unique in the source: 3 stand .* clear the group from open"):
         completed(openai, opening)
     assert openai.batches() == []
+
+
+def test_a_table_whose_greatest_key_is_infinite_is_one_partition(openai: Bench) -> None:
+    openai.world.ask("CREATE TABLE tickets (id DATE, subject VARCHAR, body VARCHAR)")
+    openai.world.ask("INSERT INTO tickets VALUES ('2026-02-28', 'a', 'b'), ('infinity', 'c', 'd')")
+    opening = opened(openai)
+    read(openai, opening, 0)
+
+    assert completed(openai, opening).report.why == {"new": 2}
 
 
 def test_an_opening_holds_what_the_log_does_not(openai: Bench) -> None:

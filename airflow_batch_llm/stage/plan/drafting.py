@@ -100,7 +100,7 @@ class Drafting:
         self._reuse().look(spool)
         let_go(self.parts)
         if twice := [key for batch in spool.duplicate_keys() for key in sample_keys(batch)]:
-            raise doubled_key(self.stage.key, twice)
+            raise doubled_key(self.stage.key, twice, self._reread)
 
     def _written(self, source: ReadsSource, wanted: Source, first: int | None = None) -> Spool:
         """Read rows of the source into the files of a spool. `first` is the number of the first row of a partition."""
@@ -112,6 +112,13 @@ class Drafting:
         with closing(with_known(source, wanted, self.parts.target, self.target)) as rows:
             reading.fill(spool, rows, first or 0)
         return spool
+
+    @property
+    def _reread(self) -> str:
+        """Say how a corrected source is read again. Empty: this task reads it."""
+        return (
+            "" if self.opening is None else " Then clear the group from open: what was read stays as it is."
+        )
 
     @property
     def _columns(self) -> pa.Schema:
@@ -463,7 +470,7 @@ class Drafting:
             case BadRow.FAIL:
                 raise InputError(
                     f"{told}, and on_bad_row='fail': {example} Correct them, leave them out of the source, or set"
-                    " on_bad_row='record'. Nothing was sent."
+                    f" on_bad_row='record'.{self._reread} Nothing was sent."
                 )
             case _:
                 assert_never(self.stage.guards.on_bad_row)

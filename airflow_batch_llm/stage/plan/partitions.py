@@ -145,14 +145,20 @@ def table_ranges(source: ReadsSource, wanted: Source, key: pa.Schema, most: int)
     elif not isinstance(source, ReadsRanges):
         hindrance = "The source's database cannot read a range of a table."
     else:
-        kind = kinds[column]
-        low, high = (_value(found[0].as_py(), kind) for found in source.bounds(wanted, column).columns)
-        bounds = None if low is None or high is None else (low, high)
-        return key_ranges(column, bounds, most)
+        return key_ranges(column, _bounds(source.bounds(wanted, column), kinds[column]), most)
     raise InputError(
         f"plan_partitions={most} divides a source_table by a number, a date or a timestamp in its key, or a source_uri by"
         f" its files. {hindrance} Leave plan_partitions out. Nothing was sent."
     )
+
+
+def _bounds(found: pa.Table, kind: ColumnKind) -> tuple[Value, Value] | None:
+    """Return the two bounds. None: the table is empty, or it has a bound that Python cannot hold, such as infinity."""
+    try:
+        low, high = (_value(column[0].as_py(), kind) for column in found.columns)
+    except (ArithmeticError, ValueError):
+        return None
+    return None if low is None or high is None else (low, high)
 
 
 def _value(found: Any, kind: ColumnKind) -> Value | None:

@@ -235,11 +235,11 @@ class Reading:
                 raise null_key(name)
 
 
-def doubled_key(key: Sequence[str], twice: Sequence[str]) -> SourceError:
-    """Refuse a source in which these keys stand more than once."""
+def doubled_key(key: Sequence[str], twice: Sequence[str], reread: str = "") -> SourceError:
+    """Refuse a source in which these keys stand more than once. `reread` says how it is read again."""
     return SourceError(
         f"The key {key} is not unique in the source: {', '.join(twice)} stand there more than once, for example."
-        " Choose a key that is, or leave the repetitions out of the source. Nothing was sent."
+        f" Choose a key that is, or leave the repetitions out of the source.{reread} Nothing was sent."
     )
 
 
