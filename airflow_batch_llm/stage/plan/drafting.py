@@ -116,9 +116,7 @@ class Drafting:
     @property
     def _reread(self) -> str:
         """Say how a corrected source is read again. Empty: this task reads it."""
-        return (
-            "" if self.opening is None else " Then clear the group from open: what was read stays as it is."
-        )
+        return "" if self.opening is None else " Then clear the group from open, which reads it again."
 
     @property
     def _columns(self) -> pa.Schema:
