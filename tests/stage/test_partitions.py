@@ -109,13 +109,13 @@ def plan(opening: str, run: Run) -> None:
     replace(run, opening=opening).generation()
 
 
-@pytest.mark.parametrize(("part", "every"), [("open", 3), ("read", 1), ("plan", 5)])
+@pytest.mark.parametrize(("part", "every"), [("open", 4), ("read", 1), ("plan", 7)])
 def test_a_worker_killed_at_any_step_and_tried_again_costs_and_loses_nothing(
     openai: Bench, part: str, every: int
 ) -> None:
     verbs = disturbed(openai, part, "undisturbed").verbs
 
-    for kill in list(points(verbs, every=False))[::every]:
+    for kill in list(points(verbs, every=False))[::-every]:
         step = f"after {kill.point} {verbs[kill.point - 1]}"
         assert disturbed(openai, part, step, kill).killed, step
 
