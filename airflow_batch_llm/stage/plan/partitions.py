@@ -8,7 +8,7 @@ record is created: of two tasks that read the same one, the first counts.
 import base64
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date, datetime
 from decimal import Decimal
@@ -38,8 +38,17 @@ NUMBERED = 1 << 40
 #: Another number whenever the files of a partition, or the rules that decide on their rows, mean something else.
 _FORMAT = 1
 
-_WHOLE = frozenset({ColumnKind.SMALLINT, ColumnKind.INTEGER, ColumnKind.BIGINT})
-_DIVIDED = _WHOLE | {ColumnKind.DECIMAL, ColumnKind.DATE, ColumnKind.TIMESTAMP, ColumnKind.TIMESTAMPTZ}
+#: How a bound is read, by the kinds of columns that divide a table.
+#: A least value has no declared type, so some databases give it as text.
+_BOUNDS: Mapping[ColumnKind, Callable[[Any], Value]] = {
+    ColumnKind.SMALLINT: int,
+    ColumnKind.INTEGER: int,
+    ColumnKind.BIGINT: int,
+    ColumnKind.DECIMAL: lambda found: Decimal(str(found)),
+    ColumnKind.DATE: lambda found: date.fromisoformat(str(found)[:10]),
+    ColumnKind.TIMESTAMP: lambda found: datetime.fromisoformat(str(found)),
+    ColumnKind.TIMESTAMPTZ: lambda found: datetime.fromisoformat(str(found)),
+}
 
 
 class Outrun(BatchLLMError):
@@ -137,7 +146,7 @@ def opening_of(
 def table_ranges(source: ReadsSource, wanted: Source, key: pa.Schema, most: int) -> list[KeyRange]:
     """Divide a table by the first column of its key that has ranges. Raises `InputError` if there is none."""
     kinds = {field.name: of_arrow(field.type) for field in key}
-    column = next((name for name, kind in kinds.items() if kind in _DIVIDED), None)
+    column = next((name for name, kind in kinds.items() if kind in _BOUNDS), None)
     if wanted.table is None:
         hindrance = "The source is a query: make it a view and name that as source_table."
     elif column is None:
@@ -155,25 +164,11 @@ def table_ranges(source: ReadsSource, wanted: Source, key: pa.Schema, most: int)
 def _bounds(found: pa.Table, kind: ColumnKind) -> tuple[Value, Value] | None:
     """Return the two bounds. None: the table is empty, or it has a bound that Python cannot hold, such as infinity."""
     try:
-        low, high = (_value(column[0].as_py(), kind) for column in found.columns)
+        given = [column[0].as_py() for column in found.columns]
+        low, high = (None if bound is None else _BOUNDS[kind](bound) for bound in given)
     except (ArithmeticError, ValueError):
         return None
     return None if low is None or high is None else (low, high)
-
-
-def _value(found: Any, kind: ColumnKind) -> Value | None:
-    """Return a bound as its kind has it: a least value has no declared type, so some databases give it as text."""
-    if found is None:
-        return None
-    match kind:
-        case ColumnKind.DECIMAL:
-            return Decimal(str(found))
-        case ColumnKind.DATE:
-            return date.fromisoformat(str(found)[:10])
-        case ColumnKind.TIMESTAMP | ColumnKind.TIMESTAMPTZ:
-            return datetime.fromisoformat(str(found))
-        case _:
-            return int(found)
 
 
 def rules_of(stage: Stage, resolved: Resolved, target: Target, max_prompt_bytes: int) -> str:
