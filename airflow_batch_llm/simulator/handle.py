@@ -183,9 +183,9 @@ class Simulator:
             for line in answer:
                 yield json.loads(line)
 
-    def reset(self) -> None:
-        """Forget batches, files, faults, knobs and the ledger."""
-        self._call("POST", "/control/reset")
+    def reset(self, *, clock: bool = False) -> None:
+        """Forget batches, files, faults, knobs and the ledger, and with `clock` how far it was moved forward."""
+        self._call("POST", f"/control/reset{'?clock' if clock else ''}")
 
     def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()

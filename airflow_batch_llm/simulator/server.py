@@ -158,8 +158,8 @@ class Control:
         lines = charge_lines(self._world.database, dict(request.query_params))
         return StreamingResponse(iterate_in_threadpool(lines), media_type="application/x-jsonl")
 
-    async def reset(self, request: Request) -> Response:  # noqa: ARG002
-        """Forget batches, files, faults and the ledger; knobs return to where they were at the start."""
+    async def reset(self, request: Request) -> Response:
+        """Forget batches, files, faults and the ledger; knobs return to where they were at the start, and with `clock` it."""
         await self._runner.idle()
         self._world.database.wipe()
         self._world.limits.clear()
@@ -168,6 +168,8 @@ class Control:
             shutil.rmtree(self._world.settings.data_dir / name, ignore_errors=True)
         seconds = self._world.settings.batch_seconds
         self._world.turn(Knobs() if seconds is None else Knobs(batch_seconds=seconds))
+        if "clock" in request.query_params:
+            self._world.set_ahead(0.0)
         return JSONResponse({})
 
 

@@ -34,6 +34,7 @@ def running_vertex(storage: str) -> Iterator[Simulator]:
 
 @contextmanager
 def _fresh(world: World) -> Iterator[Bench]:
+    world.simulator.reset(clock=True)  # files have the machine's time, so years ahead of it they would be old
     world.begin()
     yield Bench(world)
     world.simulator.reset()

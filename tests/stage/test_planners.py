@@ -2,17 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import pytest
 
 from airflow_batch_llm.core.reservation import TICKET_LEASE_SECONDS
 from airflow_batch_llm.errors import SourceError
-from airflow_batch_llm.warehouses.base import Target
-from airflow_batch_llm.warehouses.duckdb.warehouse import DuckDBWarehouse
 from tests.stage.processes import Job
-from tests.stage.world import Bench, World
+from tests.stage.world import Bench
 
 ROWS = 3_000
 
@@ -35,25 +32,10 @@ class Interrupted:
         return rows.to_reader()
 
 
-class _Unswept(DuckDBWarehouse):
-    """A database whose staged files have the machine's time: by a clock that other tests have moved, they are old."""
-
-    def sweep(self, target: Target, before: datetime) -> int:
-        return 0
-
-
-def _on_a_clock_that_is_ahead(world: World) -> dict[str, Any]:
-    warehouse = _Unswept(world.database)
-    return {"source": warehouse, "target": warehouse}
-
-
 def test_two_processes_that_plan_at_once_buy_each_row_once(openai: Bench) -> None:
     openai.world.make_tickets(ROWS)
     names = ("staging/t/r", "nightly/t/r")
-    jobs = [
-        Job(world=openai.world, name=name, evenly=True, hook=_on_a_clock_that_is_ahead).started()
-        for name in names
-    ]
+    jobs = [Job(world=openai.world, name=name, evenly=True).started() for name in names]
 
     ends = [job.wait() for job in jobs]
 
