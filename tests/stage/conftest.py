@@ -9,7 +9,7 @@ import pytest
 
 from airflow_batch_llm.providers import PROVIDERS
 from airflow_batch_llm.simulator.handle import Simulator
-from tests.stage.world import Bench, World
+from tests.stage.world import Bench, World, close_providers
 from tests.store.servers import gcs_server
 
 
@@ -37,6 +37,7 @@ def _fresh(world: World) -> Iterator[Bench]:
     world.simulator.reset(clock=True)  # files have the machine's time, so years ahead of it they would be old
     world.begin()
     yield Bench(world)
+    close_providers()
     world.simulator.reset()
 
 

@@ -39,6 +39,8 @@ BUCKET = "gs://bucket/staging"
 
 _HURRY, _STEP_SECONDS = 50.0, 2.0
 
+_connected: list[Provider] = []  # and perhaps not closed: not each test ends its runs
+
 
 @dataclass(frozen=True, slots=True)
 class MovedClock:
@@ -120,10 +122,9 @@ class World:
         os.environ.update(self.environ)
         options = {"project": "test-project", "location": "global", "staging": self.staging}
         base_url = VENDORS[self.provider_name].base_url(self.url)
-        return connect(
-            self.provider_name,
-            Access(api_key="any", base_url=base_url, options=options if self.environ else {}),
-        )
+        access = Access(api_key="any", base_url=base_url, options=options if self.environ else {})
+        _connected.append(connect(self.provider_name, access))
+        return _connected[-1]
 
     def workspace(self) -> Workspace:
         return Workspace.open(str(self.folder / "workspace"))
@@ -272,6 +273,12 @@ class Bench:
 
     def batches(self) -> Sequence[str]:
         return self.world.ledger()["batches"]  # type: ignore[no-any-return]
+
+
+def close_providers() -> None:
+    """Close the connections of all providers that this process has had."""
+    while _connected:
+        _connected.pop().close()
 
 
 def let_go(run: Run) -> None:
