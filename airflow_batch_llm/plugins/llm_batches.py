@@ -46,6 +46,7 @@ TAB_OPERATORS = (
     "LLMBatchSensor",
     "LLMEvaluateOperator",
     "LLMTransformOperator",
+    "OpenSourceOperator",
     "PlanRunOperator",
     "SubmitLLMBatchOperator",
     "SubmitPortionOperator",

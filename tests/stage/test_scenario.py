@@ -10,7 +10,7 @@ def test_each_step_costs_what_the_ledger_says_and_the_last_one_little(anthropic:
     world, everything = anthropic.world, steps("anthropic")
     first, last = everything[0], everything[-1]
 
-    nights = [measure(world, step, ROWS) for step in (first, last)]
+    nights = [measure(world, step, ROWS, nights=2) for step in (first, last)]
 
     assert first.change == {"way": "now"}
     assert [(one.dollars > 0, abs(one.dollars - one.billed) < 1e-6) for both in nights for one in both] == [
