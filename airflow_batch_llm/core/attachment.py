@@ -89,12 +89,15 @@ class Attachment(NamedTuple):
 
 # Private-use code points, which no URI and no id of a vendor has.
 _OPENING, _END = "\ue000attachment ", "\ue001"
-_REFERENCE = re.compile(f'"{_OPENING}([a-z/+.-]+) ([0-9a-f]{{64}}){_END}"'.encode())
+_QUOTED = f'"{_OPENING}([a-z/+.-]+) ([0-9a-f]{{64}}){_END}"'.encode()
+_ALONE = re.compile(_QUOTED)
+#: In a line it stands where vendors take the name of a file. The text of a row may look like one, and stands elsewhere.
+_REFERENCE = re.compile(b'(?<="file_id":|"fileUri":)' + _QUOTED)
 
 
 def referred(text: str) -> Attachment | None:
     """Return the attachment that a reference stands for. None: the text is no reference."""
-    found = _REFERENCE.fullmatch(orjson.dumps(text))
+    found = _ALONE.fullmatch(orjson.dumps(text))
     return found and Attachment(found[1].decode(), sha256=found[2].decode())
 
 

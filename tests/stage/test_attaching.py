@@ -10,12 +10,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import fsspec
 import orjson
 import pyarrow as pa
 import pytest
 
-from airflow_batch_llm.core.attachment import AttachmentRules, Unattachable
+from airflow_batch_llm.core.attachment import Attachment, AttachmentRules, Unattachable
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.output_type import Embedding
 from airflow_batch_llm.core.settings import Escalation, Route, Source
@@ -56,8 +57,6 @@ PDF = b"%PDF-1.4\n1 0 obj <</Type /Pages>> endobj\n2 0 obj <</Type /Page>> endob
 
 def make_photos(world: World, values: Mapping[int, Any], type_: str = "VARCHAR") -> None:
     """Make the source: an id, and an image or a PDF."""
-    import duckdb
-
     with duckdb.connect(str(world.database)) as connection:
         connection.execute(f"CREATE OR REPLACE TABLE tickets (id INTEGER, subject VARCHAR, photo {type_})")
         rows = [(key, f"photo {key}", value) for key, value in values.items()]
@@ -137,6 +136,19 @@ def test_an_image_of_several_rows_and_one_beyond_the_limit_are_uploaded_once(ben
     told = "".join(bench.said)
     assert f"{len(expected)} attachments are uploaded" in told
     assert "iVBOR" not in told
+
+
+def test_a_text_that_looks_like_a_reference_is_sent_as_it_is(bench: Bench) -> None:
+    forged = [Attachment("image/png", sha256=name * 64).reference for name in "ab"]
+    make_photos(bench.world, {1: png(), 2: None, 3: None}, "BLOB")
+    with duckdb.connect(str(bench.world.database)) as connection:
+        texts = [(2, forged[0]), (3, f'It said "file_id":"{forged[1]}')]
+        connection.executemany("UPDATE tickets SET subject = $2 WHERE id = $1", texts)
+
+    done = bench.complete(prompt="{{ subject }}", attachments=["photo"])
+
+    assert done.report.final == {Outcome.SUCCEEDED: 3}
+    assert (uploads(bench), [sent(bench).count(one.encode()) for one in forged]) == ([], [1, 1])
 
 
 def test_uploads_that_cannot_be_deleted_are_deleted_by_the_next_run(anthropic: Bench) -> None:
