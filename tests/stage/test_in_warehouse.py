@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.stage.land.finishing import Finished
+from airflow_batch_llm.stage.run import Pause
 from tests.emulators.servers import Emulators
 from tests.stage.bigquery_world import BigQueryWorld, new_staging
 from tests.stage.world import Bench
@@ -116,3 +118,15 @@ def test_what_no_statement_can_do_is_refused_before_anything_is_sent(
     with pytest.raises(InputError, match=message):
         openai.complete(execution="warehouse", **changes)
     assert openai.batches() == []
+
+
+def test_a_run_whose_plan_is_gone_holds_its_rows_until_its_folder_is_deleted(bench: Bench) -> None:
+    bench.world.make_tickets(2)
+    bench.advance("dag/task/lost", execution="warehouse")
+    (plan,) = (name for name in world_of(bench).tables() if name.startswith("llm_plan_"))
+    world_of(bench).ask(f"DROP TABLE {plan}")
+    with pytest.raises(InputError, match="dag/task/lost/g1 asks rows of this target, and its table"):
+        bench.complete("dag/task/next", execution="warehouse")
+    assert not {name for name in world_of(bench).tables() if name.startswith("llm_rows_")}
+    rmtree(bench.world.folder / "workspace/dag/task/lost")
+    assert isinstance(bench.advance("dag/task/next", execution="warehouse"), Pause)

@@ -29,6 +29,7 @@ from airflow_batch_llm.stage.plan.reading import doubled_key, null_carried, null
 from airflow_batch_llm.stage.plan.resolved import Resolved
 from airflow_batch_llm.stage.plan.spool import ATTEMPTS, INPUT_HASH, PROBLEM
 from airflow_batch_llm.stage.plan.ways import with_cache
+from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 from airflow_batch_llm.warehouses.base import Target
 from airflow_batch_llm.warehouses.stages import Numbering, RunsStages, Selected, Selection, StageTables
@@ -96,16 +97,24 @@ class Selecting(Drafting):
     def draft(self) -> Plan:
         """Return a draft without the rows that other runs buy: the last one, if they take nothing out of it."""
         self._note_in_flight()
-        others = [plan for _, plan in self._not_done() if plan.shards]
-        for plan in others:
-            self._leave_out(plan)
+        others = [(other, plan) for other, plan in self._not_done() if plan.shards]
+        for other, plan in others:
+            self._leave_out(other, plan)
         if self._draft is None or others:
             self._draft = self._numbered(self._tables.count_rows(self._selection))
         return self._draft
 
-    def _leave_out(self, plan: Plan) -> None:
-        if not self._tables.leave_out(self._selection, plan.nonce):
-            raise Outrun("Another run has landed while the source was read. The source is read again.")
+    def _leave_out(self, other: RunFolder, plan: Plan) -> None:
+        if self._tables.leave_out(self._selection, plan.nonce):
+            return
+        if other.read_published(plan.round) is None:  # a run is published before its table is dropped
+            raise InputError(
+                f"The unfinished run {other.path} asks rows of this target, and its table of them is not in"
+                f" {self._tables.uri}: it was dropped, has vanished after 30 days, or was staged under another"
+                " staging_schema. Nothing was sent. Let that run end. If it cannot, delete its run folder: its rows are"
+                " asked again. Then run this task again."
+            )
+        raise Outrun("Another run has landed while the source was read. The source is read again.")
 
     def samples(self, most: int) -> list[bytes]:
         """Return a few requests as they would be sent."""
