@@ -20,7 +20,7 @@ from airflow_batch_llm.core.attachment import Attachment, AttachmentRules, Unatt
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.output_type import Embedding
 from airflow_batch_llm.core.settings import Escalation, Route, Source
-from airflow_batch_llm.errors import InputError, StoreUnavailable
+from airflow_batch_llm.errors import DeadlinePassed, InputError, StoreUnavailable
 from airflow_batch_llm.providers.base import StoresFiles
 from airflow_batch_llm.providers.routed import routed as together
 from airflow_batch_llm.stage.erase.erasing import Erasure, Options
@@ -164,6 +164,20 @@ def test_uploads_that_cannot_be_deleted_are_deleted_by_the_next_run(anthropic: B
     make_photos(anthropic.world, {3: None})
     assert anthropic.complete("dag/task/2", **ASKED).report.requests == 1
     assert stored_files(anthropic.world) == {}
+
+
+def test_a_batch_that_runs_on_after_the_deadline_keeps_its_uploads(anthropic: Bench) -> None:
+    make_photos(anthropic.world, {1: png(), 2: PDF}, "BLOB")
+    given = {**ASKED, "upload_attachments": "always"}
+    anthropic.fault(kind="hold", nth=1)
+    with pytest.raises(DeadlinePassed):
+        anthropic.complete(**given, timeout=600, cancel_on_timeout=False)
+    assert len(stored_files(anthropic.world)) == 2
+    anthropic.world.simulator.finish(*anthropic.world.ledger()["running"])
+
+    done = anthropic.complete("dag/task/2", **given)
+
+    assert (done.report.why, anthropic.world.charged()) == ({"answered": 2}, 2)
 
 
 def test_an_upload_that_the_vendor_may_have_deleted_is_not_used_again(anthropic: Bench) -> None:
