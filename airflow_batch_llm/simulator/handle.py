@@ -179,7 +179,7 @@ class Simulator:
         """The executed rows: all, or by provider, way, batch, custom_id, content, outcome, or duplicates="true"."""
         url = f"{self.url}/control/ledger/rows?{urllib.parse.urlencode(filters)}"
         request = urllib.request.Request(url, headers=self._headers)  # noqa: S310
-        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=600) as answer:  # noqa: S310
             for line in answer:
                 yield json.loads(line)
 
@@ -191,7 +191,7 @@ class Simulator:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data=data, headers=self._headers, method=method)  # noqa: S310
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=600) as answer:  # noqa: S310
                 return json.loads(answer.read())
         except urllib.error.HTTPError as error:
             if error.code in (400, 404, 409):

@@ -20,6 +20,11 @@ from tests.stage.bigquery_world import BigQueryWorld, new_staging
 from tests.stage.world import Bench
 
 _TEXT = 400
+#: What does not say when and by which batch a row was answered.
+_SAME = (
+    "id, label, _llm_input_hash, _llm_spec_hash, _llm_model, _llm_input_tokens, _llm_cached_tokens, _llm_output_tokens,"
+    " _llm_cost_usd"
+)
 
 
 class CountedSocket(socket.socket):
@@ -64,9 +69,12 @@ def main(rows: int, batch: int) -> None:
                 f"CREATE TABLE tickets AS SELECT i AS id, CONCAT('subject ', CAST(i AS STRING)) AS subject,"
                 f" REPEAT('body ', {_TEXT // 5}) AS body FROM UNNEST(GENERATE_ARRAY(1, {rows})) AS i"
             )
+            tables = []
             for execution in ("warehouse", "worker"):
                 measure(world, execution, batch)
+                tables.append(world.ask(f"SELECT {_SAME} FROM labels ORDER BY id"))
                 world.ask("DROP TABLE labels")
+            print(f"both tables are the same: {tables[0] == tables[1] and len(tables[0]) == rows}")
 
 
 def measure(world: BigQueryWorld, execution: str, batch: int) -> None:
