@@ -69,7 +69,7 @@ class Attachment(NamedTuple):
 
     @property
     def reference(self) -> str:
-        """What stands for an uploaded attachment in a planned request, until the vendor has given it a name."""
+        """Return the text that holds the attachment's place in a planned request until the vendor has named its file."""
         return f"{_OPENING}{self.media_type} {self.sha256}{_END}"
 
     @property
@@ -96,7 +96,7 @@ _REFERENCE = re.compile(b'(?<="file_id":|"fileUri":)' + _QUOTED)
 
 
 def referred(text: str) -> Attachment | None:
-    """Return the attachment that a reference stands for. None: the text is no reference."""
+    """Return the attachment that a reference names, or None if the text is not a reference."""
     found = _ALONE.fullmatch(orjson.dumps(text))
     return found and Attachment(found[1].decode(), sha256=found[2].decode())
 

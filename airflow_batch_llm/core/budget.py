@@ -1,4 +1,4 @@
-"""Share a budget among runs. Each holds what it may spend before it sends anything, and settles it when it ends.
+"""Share a budget among runs. Each run reserves its dollars before it sends a request, and settles them when it ends.
 
 A budget of one period is a numbered row of states, each created once: who wants to change it reads the last one, and
 creates the next. So two runs never take the same dollars, and the dollars of a run are counted once, whoever settles it.

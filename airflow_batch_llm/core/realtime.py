@@ -40,7 +40,7 @@ class Turn:
     uncounted: int = 0  # of them, those whose answer was lost and that no record counts yet
 
     def room(self, now: float) -> int:
-        """Return how many requests may be sent. None after the lease: somebody else may ask by then."""
+        """Return how many requests may be sent. Returns 0 after the lease, when another worker may send them."""
         return self.bound - self.open if now < self.lease_until else 0
 
     def sent(self) -> "Turn":

@@ -74,7 +74,7 @@ class PlanRunOperator(LLMTransformOperator):
 
 
 class OpenSourceOperator(LLMTransformOperator):
-    """Prepare the target, and divide the source. Returns its partitions, one for each mapped task, and pushes the `opening`.
+    """Prepare the target and divide the source. Returns one partition for each mapped task, and pushes the `opening`.
 
     Key values stay in the run folder: a partition is a number here.
 

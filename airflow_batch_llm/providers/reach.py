@@ -202,7 +202,7 @@ def _closing(kind: type[Any]) -> type[Any]:
 
 
 def shared_context(library: ModuleType) -> ssl.SSLContext:
-    """Return the context that a library, httpx or httpx2, makes by default.
+    """Return the TLS context that httpx or httpx2 makes by default.
 
     It is made anew when the environment names other certificates, or their file has changed.
     """

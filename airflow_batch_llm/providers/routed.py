@@ -1,4 +1,4 @@
-"""Pass each verb of a run to the provider that its route leads to.
+"""Pass each call of a run to the provider of its route.
 
 A batch or an upload of a route's own connection has the connection's name before its id. So whoever holds an id (a
 journal, a trigger, a search) needs no second fact to reach the right vendor.

@@ -270,7 +270,7 @@ class Mark:
 
 @dataclass(slots=True)
 class ListMemory:
-    """What the looks of one provider have learned of its list."""
+    """Keep what a provider's list has shown in earlier looks."""
 
     by_name: set[str] = field(default_factory=set)
     """Batches that are asked for by name, because the first page did not show them."""

@@ -21,7 +21,7 @@ from airflow_batch_llm.warehouses.base import Part, Target
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """All that decides which rows of a source are asked, and with which words."""
+    """The settings that select rows of a source and render their prompts."""
 
     name: str
     """The name of the planner, in letters and digits: its rows are in tables of that name."""
@@ -55,7 +55,7 @@ class Selected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Numbering:
-    """All that turns selected rows into the requests of one plan."""
+    """The settings that turn selected rows into the requests of one plan."""
 
     selection: Selection
     nonce: str
@@ -87,7 +87,7 @@ class Numbered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judging:
-    """All that turns the answers to one shard into rows of the target."""
+    """The settings that turn the answers of one shard into rows of the target."""
 
     nonce: str
     """The plan's."""

@@ -45,6 +45,6 @@ class Sight:
 
 
 def may_see_commands(user: SomeUser) -> None:
-    """Refuse whoever may not read connections: runs of the command line belong to no Dag."""
+    """Refuse a user who may not read connections. Runs of the command line do not belong to a Dag."""
     if not get_auth_manager().is_authorized_connection(method="GET", user=user):
         raise HTTPException(403, "Runs of the command line are for those who may read Airflow's connections.")

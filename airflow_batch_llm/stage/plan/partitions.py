@@ -52,7 +52,7 @@ _BOUNDS: Mapping[ColumnKind, Callable[[Any], Value]] = {
 
 
 class Outrun(BatchLLMError):
-    """What was read of the source cannot be planned. Another run may have landed rows and deleted its files meanwhile."""
+    """The rows that tasks have read cannot be planned. Another run may have landed rows and deleted their files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,7 @@ class Partition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
-    """How the source of a run is read, and what was known before."""
+    """The partitions of a run's source, and the runs that were in flight before they were read."""
 
     nonce: str
     settled: int
