@@ -22,6 +22,7 @@ import duckdb
 
 import airflow_batch_llm
 from airflow_batch_llm.simulator.handle import Simulator
+from tests.benchmarks.small_night import labeller
 from tests.vendors import OVER_HTTPX, VENDORS
 
 _PACKAGE = Path(airflow_batch_llm.__file__).parent
@@ -56,19 +57,7 @@ def _walk(folder: Path, provider: str, url: str) -> Counter[str]:
         f"AIRFLOW_CONN_{provider.upper()}_DEFAULT": json.dumps(vendor),
         "AIRFLOW__BATCH_LLM__WORKSPACE": f"{folder}/workspace",
     }
-    from airflow_batch_llm.operators.llm_transform import LLMTransformOperator
-
-    operator = LLMTransformOperator(
-        task_id="label",
-        source_table="tickets",
-        source_conn_id="warehouse",
-        key="id",
-        prompt="Which label fits this ticket? {{ body }}",
-        output_type=["billing", "bug", "other"],
-        model_id=f"{provider}:{VENDORS[provider].model}",
-        target="labels",
-        deferrable=False,
-    )
+    operator = labeller(provider, deferrable=False)
     ti: Any = SimpleNamespace(dag_id="dag", run_id="run", task_id="label", map_index=-1, max_tries=0)
     codes = _entered(lambda: operator.execute({"ti": ti, "run_id": "run", "task": operator}))
     with duckdb.connect(str(path)) as connection:

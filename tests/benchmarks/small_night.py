@@ -84,16 +84,11 @@ def _largest(told: str) -> list[tuple[str, float]]:
     return spent.most_common(_FEW)
 
 
-def child(provider: str) -> None:
-    """Run the task up to its deferral. Prints its CPU seconds and its peak memory."""
-    exec(AIRFLOW)  # the text is that of another benchmark
-    print(_MARK, file=sys.stderr, flush=True)
-    from airflow.providers.common.compat.sdk import TaskDeferred
-
-    began = _cpu()
+def labeller(provider: str, *, deferrable: bool) -> Any:
+    """Import the operator, and return one that labels the tickets."""
     from airflow_batch_llm.operators.llm_transform import LLMTransformOperator
 
-    operator = LLMTransformOperator(
+    return LLMTransformOperator(
         task_id="label",
         source_table="tickets",
         source_conn_id="warehouse",
@@ -102,8 +97,18 @@ def child(provider: str) -> None:
         output_type=["billing", "bug", "other"],
         model_id=f"{provider}:{VENDORS[provider].model}",
         target="labels",
-        deferrable=True,
+        deferrable=deferrable,
     )
+
+
+def child(provider: str) -> None:
+    """Run the task up to its deferral. Prints its CPU seconds and its peak memory."""
+    exec(AIRFLOW)  # the text is that of another benchmark
+    print(_MARK, file=sys.stderr, flush=True)
+    from airflow.providers.common.compat.sdk import TaskDeferred
+
+    began = _cpu()
+    operator = labeller(provider, deferrable=True)
     read = _cpu()
     ti: Any = SimpleNamespace(dag_id="dag", run_id="run", task_id="label", map_index=-1, max_tries=0)
     try:
