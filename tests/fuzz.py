@@ -34,8 +34,8 @@ from airflow_batch_llm.providers import PROVIDERS as REGISTERED
 from airflow_batch_llm.providers import connect
 from airflow_batch_llm.providers.base import Access, Provider
 from airflow_batch_llm.simulator.anthropic.rows import NEWEST_VERSION, AnthropicRows
+from airflow_batch_llm.simulator.controls import Knobs
 from airflow_batch_llm.simulator.database import RowFate as Skipped
-from airflow_batch_llm.simulator.knobs import Knobs
 from airflow_batch_llm.simulator.meters import Billing, PrefixCache
 from airflow_batch_llm.simulator.openai.rows import OpenAIRows
 from airflow_batch_llm.simulator.request import Reply, RowError, StopReason

@@ -109,7 +109,7 @@ def _cell(value: Any) -> str:
     return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"
 
 
-RESPONDER = "airflow_batch_llm.demo.tickets:respond"
+RESPONDER = "airflow_batch_llm.demo.warehouse:respond"
 _DAG, _TASK = "nightly_labels", "label_tickets"
 _BATCH_SECONDS = 8.0
 _CHANGED = 3

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from airflow_batch_llm.simulator.knobs import SimulatorSettings
+from airflow_batch_llm.simulator.controls import SimulatorSettings
 
 READY = "simulator ready at "
 

@@ -20,8 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from airflow_batch_llm.simulator.bodies import MEGABYTE
-from airflow_batch_llm.simulator.faults import CallFault, Fault
-from airflow_batch_llm.simulator.knobs import SimulatorSettings
+from airflow_batch_llm.simulator.controls import CallFault, Fault, SimulatorSettings
 from airflow_batch_llm.simulator.vendor import Endpoint, Refusal, Vendor
 from airflow_batch_llm.simulator.world import World
 

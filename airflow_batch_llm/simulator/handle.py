@@ -135,7 +135,7 @@ class Simulator:
     # -- control -------------------------------------------------------------------------------------------------
 
     def fault(self, **fault: Any) -> int:
-        """Set a fault (see `airflow_batch_llm.simulator.faults.Fault` for its fields)."""
+        """Set a fault (see `airflow_batch_llm.simulator.controls.Fault` for its fields)."""
         return int(self._call("POST", "/control/faults", fault)["id"])
 
     def met(self, fault: int) -> int:
@@ -152,7 +152,7 @@ class Simulator:
         return float(self._call("POST", "/control/clock", wish)["now"])
 
     def turn(self, **knobs: Any) -> dict[str, Any]:
-        """Turn knobs (see `airflow_batch_llm.simulator.knobs.Knobs`). Returns all of them."""
+        """Turn knobs (see `airflow_batch_llm.simulator.controls.Knobs`). Returns all of them."""
         return self._call("POST", "/control/knobs", knobs)  # type: ignore[no-any-return]
 
     def batch(self, batch_id: str, action: str | None = None, **options: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from threading import Lock
 from typing import NamedTuple
 
 from airflow_batch_llm.simulator.answers import Draw
-from airflow_batch_llm.simulator.knobs import Knobs
+from airflow_batch_llm.simulator.controls import Knobs
 from airflow_batch_llm.simulator.request import AskedRequest, tokens
 
 _MINUTE = 60.0

@@ -20,8 +20,7 @@ import orjson
 from airflow_batch_llm.core.packing import item_schema, read_items
 from airflow_batch_llm.core.schema_rules import rules_in_words
 from airflow_batch_llm.simulator.answers import Draw, conforming, phrase
-from airflow_batch_llm.simulator.faults import Fault, RowFault
-from airflow_batch_llm.simulator.knobs import Knobs, SimulatorSettings
+from airflow_batch_llm.simulator.controls import Fault, Knobs, RowFault, SimulatorSettings
 from airflow_batch_llm.simulator.openai.answers import CHAT, EMBEDDINGS
 from airflow_batch_llm.simulator.request import (
     AskedRequest,

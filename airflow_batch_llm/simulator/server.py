@@ -25,6 +25,7 @@ from starlette.routing import Match, Route
 from starlette.types import Scope
 
 from airflow_batch_llm.simulator.anthropic.routes import Anthropic
+from airflow_batch_llm.simulator.controls import Fault, Knobs, SimulatorSettings
 from airflow_batch_llm.simulator.database import (
     LIVE,
     Batch,
@@ -37,9 +38,7 @@ from airflow_batch_llm.simulator.database import (
     open_connection,
 )
 from airflow_batch_llm.simulator.execution import Runner
-from airflow_batch_llm.simulator.faults import Fault
 from airflow_batch_llm.simulator.gate import AbortableProtocol, Doorkeeper, Gate, is_loopback
-from airflow_batch_llm.simulator.knobs import Knobs, SimulatorSettings
 from airflow_batch_llm.simulator.openai.routes import OpenAI
 from airflow_batch_llm.simulator.vendor import Endpoint, Vendor
 from airflow_batch_llm.simulator.vertex.routes import Vertex

@@ -6,9 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from airflow_batch_llm.simulator.controls import (
+    BatchFault,
+    Clock,
+    FaultBook,
+    Knobs,
+    SimulatorSettings,
+    batch_fault,
+)
 from airflow_batch_llm.simulator.database import Batch, BatchPhase, Database, RowFate, StoredFile
-from airflow_batch_llm.simulator.faults import BatchFault, FaultBook, batch_fault
-from airflow_batch_llm.simulator.knobs import Clock, Knobs, SimulatorSettings
 from airflow_batch_llm.simulator.meters import Billing, PrefixCache, RateLimits
 from airflow_batch_llm.simulator.request import Medium
 from airflow_batch_llm.simulator.responder import Responder, load_responder

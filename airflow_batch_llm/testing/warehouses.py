@@ -7,9 +7,8 @@
 A case that an adapter cannot pass is overridden there with an `xfail` that says why.
 """
 
-from airflow_batch_llm.testing.warehouse_columns import CarriesColumns
 from airflow_batch_llm.testing.warehouse_copies import CopiesKnownAnswers
-from airflow_batch_llm.testing.warehouse_reads import KnowsKeys, ReadsRows
+from airflow_batch_llm.testing.warehouse_reads import CarriesColumns, KnowsKeys, ReadsRows
 from airflow_batch_llm.testing.warehouse_shapes import KeepsRules, ShapesTables
 from airflow_batch_llm.testing.warehouse_side_tables import ReviewsDeadRows, WritesLedgers
 from airflow_batch_llm.testing.warehouse_writes import MergesAnswers, SharesWithProcesses

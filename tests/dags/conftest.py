@@ -63,7 +63,7 @@ def run_example(name: str, **options: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def simulator() -> Iterator[Simulator]:
-    with Simulator(batch_seconds=0.1, responder="airflow_batch_llm.demo.tickets:respond") as simulator:
+    with Simulator(batch_seconds=0.1, responder="airflow_batch_llm.demo.warehouse:respond") as simulator:
         yield simulator
 
 

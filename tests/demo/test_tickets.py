@@ -9,7 +9,7 @@ import pytest
 
 from airflow_batch_llm.demo import warehouse
 from airflow_batch_llm.demo.command import last_night
-from airflow_batch_llm.demo.tickets import DAYS, respond, tickets
+from airflow_batch_llm.demo.warehouse import DAYS, respond, tickets
 from airflow_batch_llm.simulator.request import AskedRequest
 
 TODAY = date(2026, 11, 21)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.report import Report, to_xcom
 from airflow_batch_llm.core.selection import Reason
-from airflow_batch_llm.simulator.faults import RowFault
+from airflow_batch_llm.simulator.controls import RowFault
 from airflow_batch_llm.stage.land import finishing
 from tests.stage.world import Bench
 

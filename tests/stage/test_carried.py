@@ -23,7 +23,7 @@ from airflow_batch_llm.stage.plan.carried import (
     stored_schema,
 )
 from airflow_batch_llm.testing.staged_rows import TARGET, WholeStage
-from airflow_batch_llm.testing.warehouse_columns import PROMPT, answer, things, walk_every_way
+from airflow_batch_llm.testing.warehouse_reads import PROMPT, answer, things, walk_every_way
 from airflow_batch_llm.warehouses.duckdb.warehouse import DuckDBWarehouse
 from airflow_batch_llm.warehouses.files.source import FileSource, read_files
 from tests.stage.world import Bench

@@ -11,11 +11,9 @@ from starlette.exceptions import HTTPException as Refused
 
 from airflow_batch_llm.core.evaluation_result import page as evaluation_page
 from airflow_batch_llm.errors import BatchLLMError
-from airflow_batch_llm.plugins.page.access import MayReadTasks, Sight, SomeUser, may_see_commands
-from airflow_batch_llm.plugins.page.reading import Reader
-from airflow_batch_llm.plugins.page.runs import Wanted, listed, progress, run_link, shown
+from airflow_batch_llm.plugins.page.reading import MayReadTasks, Reader, Sight, SomeUser, may_see_commands
 from airflow_batch_llm.plugins.page.showing import own_page, page, root, static_file
-from airflow_batch_llm.plugins.page.spend import spent
+from airflow_batch_llm.plugins.page.views import Wanted, listed, progress, run_link, shown, spent
 from airflow_batch_llm.stage.records.folder import safe_name
 from airflow_batch_llm.stage.records.run_index import RunRecord
 

@@ -1,16 +1,23 @@
-"""Read the workspace for the page. Nothing is written, and a record of an ended run is read once."""
+"""Read the workspace for the page, and ask Airflow's auth manager which runs a user may see.
+
+The page writes nothing, and reads a record of an ended run once."""
 
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import date
 from itertools import islice
-from typing import Any
+from typing import Annotated, Any
 
+from airflow.api_fastapi.app import get_auth_manager
+from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
+from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
+from airflow.api_fastapi.core_api.security import get_user, requires_access_dag
 from airflow.providers.common.compat.sdk import conf
+from fastapi import Depends, HTTPException
 
 from airflow_batch_llm.core.budget import BudgetState
 from airflow_batch_llm.core.evaluation_result import EvaluationResult
@@ -30,8 +37,46 @@ from airflow_batch_llm.stage.records.folder import (
     safe_name,
 )
 from airflow_batch_llm.stage.records.plan import Plan
-from airflow_batch_llm.stage.records.run_index import IndexedRun, RunIndex, RunRecord, planned_run
+from airflow_batch_llm.stage.records.run_index import IndexedRun, RunIndex, RunRecord, index_name, planned_run
 from airflow_batch_llm.store import Workspace
+
+SomeUser = Annotated[BaseUser, Depends(get_user)]
+
+#: Refuses whoever may not read the task instances of the Dag in the request; without a Dag, of any.
+MayReadTasks: Callable[..., Any] = requires_access_dag(
+    method="GET", access_entity=DagAccessEntity.TASK_INSTANCE
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sight:
+    """The runs that a user may see."""
+
+    dag_ids: frozenset[str]
+    """The Dags that the user may read."""
+    commands: bool
+    """Tell whether the user sees the runs of the command line, which belong to no Dag."""
+
+    @classmethod
+    def of(cls, user: BaseUser) -> "Sight":
+        """Ask Airflow once for a request."""
+        manager = get_auth_manager()
+        return cls(
+            dag_ids=frozenset(manager.get_authorized_dag_ids(user=user, method="GET")),
+            commands=manager.is_authorized_connection(method="GET", user=user),
+        )
+
+    def seen(self, runs: list[IndexedRun]) -> list[IndexedRun]:
+        """Return those of the runs that the user may see."""
+        dags = set(map(index_name, self.dag_ids))
+        return [run for run in runs if (run.dag in dags if run.dag else self.commands)]
+
+
+def may_see_commands(user: SomeUser) -> None:
+    """Refuse a user who may not read connections. Runs of the command line do not belong to a Dag."""
+    if not get_auth_manager().is_authorized_connection(method="GET", user=user):
+        raise HTTPException(403, "Runs of the command line are for those who may read Airflow's connections.")
+
 
 _LOG = logging.getLogger(__name__)
 _MOST_RUNS = 200

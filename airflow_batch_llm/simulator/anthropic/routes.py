@@ -27,11 +27,10 @@ from airflow_batch_llm.simulator.bodies import (
     copy_file,
     file_chunks,
 )
+from airflow_batch_llm.simulator.controls import rfc3339
 from airflow_batch_llm.simulator.database import Batch, BatchPhase, BilledUsage, BilledWay, StoredFile
-from airflow_batch_llm.simulator.execution import INPUT
-from airflow_batch_llm.simulator.knobs import rfc3339
+from airflow_batch_llm.simulator.execution import INPUT, Asked, RealTime
 from airflow_batch_llm.simulator.meters import LimitStanding
-from airflow_batch_llm.simulator.realtime import Asked, RealTime
 from airflow_batch_llm.simulator.request import AskedRequest, Reply, content_digest
 from airflow_batch_llm.simulator.vendor import BatchTally, Endpoint, Prepared, Refusal, json_object
 from airflow_batch_llm.simulator.world import ANTHROPIC_FILE, World

@@ -8,10 +8,9 @@ from typing import Any
 import orjson
 
 from airflow_batch_llm.simulator.bodies import MEGABYTE, lines, parse
+from airflow_batch_llm.simulator.controls import BatchFault, batch_fault, rfc3339
 from airflow_batch_llm.simulator.database import Batch, BatchPhase, RowFate
 from airflow_batch_llm.simulator.execution import INPUT
-from airflow_batch_llm.simulator.faults import BatchFault, batch_fault
-from airflow_batch_llm.simulator.knobs import rfc3339
 from airflow_batch_llm.simulator.vendor import Prepared, Refusal, Rejected
 from airflow_batch_llm.simulator.vertex.bucket import (
     TABLE,

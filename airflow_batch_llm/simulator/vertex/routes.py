@@ -14,11 +14,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from airflow_batch_llm.simulator.anthropic import rows as messages
+from airflow_batch_llm.simulator.controls import BatchFault, batch_fault, rfc3339
 from airflow_batch_llm.simulator.database import LIVE, Batch, BatchPhase, BilledUsage, BilledWay
-from airflow_batch_llm.simulator.faults import BatchFault, batch_fault
-from airflow_batch_llm.simulator.knobs import rfc3339
+from airflow_batch_llm.simulator.execution import Asked, RealTime
 from airflow_batch_llm.simulator.meters import LimitStanding
-from airflow_batch_llm.simulator.realtime import Asked, RealTime
 from airflow_batch_llm.simulator.request import AskedRequest, Reply, content_digest
 from airflow_batch_llm.simulator.vendor import BatchTally, Endpoint, Prepared, Refusal, Rejected, json_object
 from airflow_batch_llm.simulator.vertex import PROVIDER, rows

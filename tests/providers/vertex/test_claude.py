@@ -13,8 +13,7 @@ from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.testing.provider_answers import ReadsAnswers
 from airflow_batch_llm.testing.provider_batches import CreatesOnce
 from airflow_batch_llm.testing.provider_bench import Bench
-from airflow_batch_llm.testing.provider_now import AnswersInRealTime
-from airflow_batch_llm.testing.providers import OnServer
+from airflow_batch_llm.testing.providers import AnswersInRealTime, OnServer
 from tests.providers.vertex.outcomes import OUTCOMES
 from tests.store.servers import BUCKET, gcs_server
 
