@@ -90,6 +90,10 @@ class ObjectFiles:
 
         return file_names(self._files, self._find)
 
+    def origin(self) -> str:
+        """Text that tells these files from others: how they are named and read, and by which connection."""
+        return f"{self._files} by {self._conn_id}"
+
     def read_some(self, names: Sequence[str], schema: "pa.Schema") -> "pa.RecordBatchReader":
         """The rows of some of the files, in the columns of all of them."""
         from airflow_batch_llm.warehouses.files.source import read_some_files

@@ -38,6 +38,9 @@ class ReadsFiles(Protocol):
     def files(self) -> list[str]:
         """The names of all files, in the order in which they are read."""
 
+    def origin(self) -> str:
+        """Text that tells these files from others, also where others have the same names, and says how they are read."""
+
     def read(self, source: Source) -> pa.RecordBatchReader: ...
 
     def read_some(self, names: Sequence[str], schema: pa.Schema) -> pa.RecordBatchReader:

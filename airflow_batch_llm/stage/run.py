@@ -26,7 +26,7 @@ from airflow_batch_llm.stage.land.deleting import delete_copies
 from airflow_batch_llm.stage.land.finishing import Finished, Finisher
 from airflow_batch_llm.stage.land.ledger import Ledger
 from airflow_batch_llm.stage.parts import Parts
-from airflow_batch_llm.stage.plan.partitions import Opening
+from airflow_batch_llm.stage.plan.partitions import Opening, Outrun
 from airflow_batch_llm.stage.plan.planning import Planner, described
 from airflow_batch_llm.stage.records.folder import RunFolder, generations
 from airflow_batch_llm.stage.records.plan import Plan
@@ -199,10 +199,14 @@ class Run:
         elif folder.read_partition(opening.nonce, number) is not None:
             self.parts.log(f"The partition {number + 1} was read before.")
         else:
-            rows = replace(self._planner(folder), opening=opening).read_partition(number)
-            self.parts.log(
-                f"{counted(rows, 'row')} read: partition {number + 1} of {len(opening.partitions)}."
-            )
+            try:
+                rows = replace(self._planner(folder), opening=opening).read_partition(number)
+            except Outrun as error:
+                self.parts.warn(str(error))
+            else:
+                self.parts.log(
+                    f"{counted(rows, 'row')} read: partition {number + 1} of {len(opening.partitions)}."
+                )
 
     def _next_unplanned(self) -> RunFolder | None:
         """Return the generation that is to be planned once those before are finished. None: the last one is unfinished.

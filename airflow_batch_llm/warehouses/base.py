@@ -278,6 +278,9 @@ class JoinsKnown(Protocol):
 class ReadsRanges(Protocol):
     """Can read a part of a table: `read` and `read_known` give only the rows that are `Source.within` a range."""
 
+    def place(self, table: str) -> Place:
+        """Where a table is, as every warehouse says it."""
+
     def bounds(self, source: Source, column: str) -> pa.Table:
         """Return one row of two columns: the least and the greatest value of a column of the source's table."""
 

@@ -9,7 +9,12 @@ import pytest
 from airflow.sdk import DAG
 
 from airflow_batch_llm.errors import InputError, StoreError
-from airflow_batch_llm.hooks.object_storage import open_path, open_workspace, split_connection
+from airflow_batch_llm.hooks.object_storage import (
+    ObjectFiles,
+    open_path,
+    open_workspace,
+    split_connection,
+)
 from airflow_batch_llm.operators.llm_batch import CollectLLMBatchOperator, SubmitLLMBatchOperator
 from airflow_batch_llm.operators.llm_transform import LLMTransformOperator
 from tests.edge.conftest import World
@@ -147,3 +152,14 @@ def test_a_connection_for_which_no_provider_is_installed_is_refused_with_its_nam
 def test_a_bucket_that_does_not_exist_is_named_with_its_connection(lake: Any) -> None:
     with pytest.raises(StoreError, match=r"no bucket or container 'nowhere'.*the connection 'lake'"):
         open_workspace("s3://lake@nowhere/runs")
+
+
+def test_files_by_another_name_format_or_connection_are_another_source() -> None:
+    named = ("s3://bucket/*.csv",)
+    others = [
+        ObjectFiles(("s3://bucket/a.csv",)),
+        ObjectFiles(named, "lake"),
+        ObjectFiles(named, hook_params={"delimiter": ";"}),
+    ]
+    assert ObjectFiles(named).origin() == ObjectFiles(named).origin()
+    assert len({one.origin() for one in (ObjectFiles(named), *others)}) == 4

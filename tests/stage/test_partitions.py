@@ -1,18 +1,20 @@
 """A source that several workers read: any of them may die, run twice or come late, and the plan is as that of one worker."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 
-from airflow_batch_llm.core.settings import Source
+from airflow_batch_llm.core.settings import Route, Source
 from airflow_batch_llm.errors import InputError, SourceError
 from airflow_batch_llm.stage.land.finishing import Finished
 from airflow_batch_llm.stage.run import Run
+from airflow_batch_llm.warehouses.duckdb.warehouse import DuckDBWarehouse
 from tests.stage.kill_matrix import points
 from tests.stage.kills import Kill
 from tests.stage.processes import Ended, Job
@@ -243,6 +245,47 @@ def test_a_plan_that_cannot_take_what_was_read_reads_the_source_itself(openai: B
     assert openai.world.charged() == len(openai.world.answers()) == ROWS
     assert sum(done.report.why.values()) == ROWS
     assert left(openai) == []
+
+
+def test_a_target_that_was_changed_after_the_reading_is_made_ready_before_its_answers_are_bought(
+    openai: Bench,
+) -> None:
+    openai.world.make_tickets(ROWS)
+    opening = opened(openai)
+    read(openai, opening)
+
+    completed(openai, opening, target="elsewhere")
+
+    assert openai.world.ask("SELECT count(*) FROM elsewhere") == [(ROWS,)]
+
+
+def _weak(row: Mapping[str, object]) -> str | None:
+    return None
+
+
+def _strong(row: Mapping[str, object]) -> str | None:
+    return "strong"
+
+
+def test_a_partition_is_read_only_by_what_its_source_was_divided_by(openai: Bench) -> None:
+    """Whatever decides on its rows may be changed in the Dag while its task waits for a slot."""
+    openai.world.make_tickets(ROWS)
+    given = {"routes": {"strong": Route(model_id="openai:gpt-5")}, "route": _weak}
+    opening = opened(openai, **given)
+    elsewhere = DuckDBWarehouse(openai.world.folder / "another.duckdb")
+    with duckdb.connect(str(openai.world.folder / "another.duckdb")) as connection:
+        connection.execute("CREATE TABLE tickets AS SELECT 1 AS id, 'another' AS subject, 'body' AS body")
+    others: tuple[dict[str, Any], ...] = (
+        {"route": _strong},
+        {"parts": {"source": elsewhere}},
+        {"failures_target": "others"},
+        {"output_column": "word"},
+    )
+    for changes in others:
+        read(openai, opening, 0, **{**given, **changes})
+        assert openai.said.pop().startswith("The stage has changed since its source was divided."), changes
+    read(openai, opening, 0, **given)
+    assert openai.said == ["13 rows read: partition 1 of 3."]
 
 
 def test_a_source_that_cannot_be_divided_and_a_key_that_is_twice_in_it_are_refused(openai: Bench) -> None:

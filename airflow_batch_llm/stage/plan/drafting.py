@@ -123,8 +123,9 @@ class Drafting:
         return pa.schema([*self.target.key, *self.target.carried])
 
     @property
-    def _rules(self) -> str:
-        return rules_of(self.stage, self.resolved, self.target, self._max_prompt_bytes())
+    def rules(self) -> str:
+        """The hash of the rules by which partitions are read."""
+        return rules_of(self.stage, self.parts, self.resolved, self.target, self._max_prompt_bytes())
 
     def read_partition(self, opening: Opening, number: int) -> int:
         """Read a partition into the run folder. Returns the number of its rows."""
@@ -132,7 +133,7 @@ class Drafting:
         spool = self._written(source, wanted, number * NUMBERED)
         spool.close_files()
         let_go(self.parts)
-        put_partition(self.folder, opening, number, self.scratch, self._rules)
+        put_partition(self.folder, opening, number, self.scratch)
         return spool.count
 
     def in_flight(self) -> list[tuple[str, str]]:
@@ -145,7 +146,7 @@ class Drafting:
         for run, nonce in opening.in_flight:
             other = Registers(workspace=self.parts.workspace).folder(run)
             self.note(other, (nonce,))
-        folders = fetch_partitions(self.folder, opening, self._rules, self.scratch)
+        folders = fetch_partitions(self.folder, opening, self.rules, self.scratch)
         return Spool(self.scratch, self._columns, self.stage.key, folders)
 
     def _reuse(self) -> Reuse:

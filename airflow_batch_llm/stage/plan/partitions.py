@@ -7,6 +7,7 @@ record is created: of two tasks that read the same one, the first counts.
 
 import base64
 import hashlib
+import inspect
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +22,7 @@ import pyarrow as pa
 
 from airflow_batch_llm.core.partition import KeyRange, Value, key_ranges
 from airflow_batch_llm.core.request import canonical
-from airflow_batch_llm.core.settings import Source, Stage
+from airflow_batch_llm.core.settings import RouteFunction, Source, Stage
 from airflow_batch_llm.core.value import plain
 from airflow_batch_llm.errors import BatchLLMError, InputError, StoreError
 from airflow_batch_llm.stage.parts import Parts, ReadsFiles, ReadsSource
@@ -68,6 +69,8 @@ class Opening:
     """The partitions of a run's source, and the runs that were in flight before they were read."""
 
     nonce: str
+    rules: str = ""
+    """The hash of the rules by which all partitions are read."""
     settled: int
     """The ticket up to which all planners on the target were settled."""
     in_flight: tuple[tuple[str, str], ...]
@@ -95,6 +98,13 @@ class Opening:
         )
         in_flight = tuple((run, plan) for run, plan in found["in_flight"])
         return cls(**{**found, "partitions": partitions, "in_flight": in_flight})
+
+    def check(self, rules: str) -> None:
+        """Raise `Outrun` if the partitions are read by other rules than these."""
+        if self.rules != rules:
+            raise Outrun(
+                "The stage has changed since its source was divided. The task that plans reads it alone."
+            )
 
     def source(self, number: int, stage: Stage, parts: Parts) -> tuple[ReadsSource, Source]:
         """Return what reads a partition, and the rows that it is asked for."""
@@ -171,18 +181,23 @@ def _bounds(found: pa.Table, kind: ColumnKind) -> tuple[Value, Value] | None:
     return None if low is None or high is None else (low, high)
 
 
-def rules_of(stage: Stage, resolved: Resolved, target: Target, max_prompt_bytes: int) -> str:
-    """Return a hash of all that decides on the rows of a partition, so that a plan takes none that were read by other rules."""
+def rules_of(stage: Stage, parts: Parts, resolved: Resolved, target: Target, max_prompt_bytes: int) -> str:
+    """Return a hash of all that decides on the rows of a partition, so that a plan takes none that were read by other rules.
+
+    It covers the tables, too: they were prepared, and other runs looked at, for those of the opening.
+    """
     rules = {
         "format": _FORMAT,
         "routes": [[route.name, route.spec_hash] for route in resolved.routes],
         "current": [sorted(specs) for specs in resolved.current.specs],
-        "columns": [f"{field.name} {field.type}" for field in (*target.key, *target.carried)],
+        "source": _origin(stage, parts),
+        "place": str(parts.target.place(stage.target)),
+        "target": {name: str(getattr(target, name)) for name in Target.__slots__ if name != "labels"},
         "key": list(stage.key),
-        "table": stage.source.table,
         "attachments": list(stage.attachments),
         "upload_attachments": stage.request.upload_attachments,
         "route_column": stage.route_column,
+        "route": None if stage.route is None else _code(stage.route),
         "only": stage.only,
         "retry_dead": stage.guards.retry_dead,
         "max_rows": stage.max_rows,
@@ -191,31 +206,42 @@ def rules_of(stage: Stage, resolved: Resolved, target: Target, max_prompt_bytes:
     return hashlib.sha256(canonical(plain(rules))).hexdigest()
 
 
+def _origin(stage: Stage, parts: Parts) -> str:
+    """Return what tells the source from others. Empty: it cannot be divided."""
+    if isinstance(parts.source, ReadsFiles):
+        return parts.source.origin()
+    table = stage.source.table
+    return (
+        str(parts.source.place(table)) if table is not None and isinstance(parts.source, ReadsRanges) else ""
+    )
+
+
+def _code(function: RouteFunction) -> str:
+    """Return the source of a function. Empty: it has none that can be read."""
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):
+        return ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadPartition:
     """The record of a partition that was read."""
 
     attempt: str
     """Names the files of the task that read it."""
-    rules: str
-    """The hash of the rules by which it was read."""
     rows_sha256: str
     prompts_sha256: str
 
 
-def put_partition(folder: RunFolder, opening: Opening, number: int, scratch: Path, rules: str) -> None:
+def put_partition(folder: RunFolder, opening: Opening, number: int, scratch: Path) -> None:
     """Put the files of a spool into the run folder, and make them the partition's unless another task was faster."""
     attempt = secrets.token_hex(5)
     hashes = []
     for name in (ROWS_FILE, PROMPTS_FILE):
         folder.put_partition(opening.nonce, number, f"{attempt}.{name}", scratch / name)
         hashes.append(_sha256(scratch / name))
-    done = ReadPartition(
-        attempt=attempt,
-        rules=rules,
-        rows_sha256=hashes[0],
-        prompts_sha256=hashes[1],
-    )
+    done = ReadPartition(attempt=attempt, rows_sha256=hashes[0], prompts_sha256=hashes[1])
     if not folder.create_partition(opening.nonce, number, orjson.dumps(asdict(done))):
         for name in (ROWS_FILE, PROMPTS_FILE):
             folder.delete_partition(opening.nonce, number, f"{attempt}.{name}")
@@ -226,12 +252,11 @@ def fetch_partitions(folder: RunFolder, opening: Opening, rules: str, scratch: P
 
     Raises `Outrun` if something is gone, or was read by other rules.
     """
+    opening.check(rules)
     folders = []
     for number in range(len(opening.partitions)):
         data = folder.read_partition(opening.nonce, number)
         read = None if data is None else ReadPartition(**orjson.loads(data))
-        if read is not None and read.rules != rules:
-            raise Outrun("The stage has changed since its source was read. This worker alone reads it again.")
         local = scratch / f"partition-{number}"
         if read is None or not _fetch(folder, opening, number, read, local):
             raise Outrun(

@@ -319,7 +319,7 @@ class Planner:
                 return self._planned(resolved, target, opening)
             except Outrun as error:
                 self.parts.warn(str(error))
-                opening = None
+                opening, (resolved, target) = None, self._prepared()
 
     def open(self, most: int) -> Opening:
         """Prepare the tables, and divide the source among tasks that read it. No row is read yet."""
@@ -332,19 +332,21 @@ class Planner:
         with self._drafting(resolved, target) as drafting:
             # In this order: a plan that is frozen between the two is in flight, or has a later ticket.
             settled_tickets = Registers(workspace=self.parts.workspace).settled_tickets(str(drafting.place))
-            in_flight = drafting.in_flight()
+            in_flight, rules = drafting.in_flight(), drafting.rules
         opening = opening_of(
             self.stage, self.parts, target, most=most, settled=settled_tickets, in_flight=in_flight
         )
+        opening = replace(opening, rules=rules)
         register_unfinished(self.parts, self.folder, self.stage.keep_days)
         self.folder.create_opening(opening.nonce, opening.to_json())
         return opening
 
     def read_partition(self, number: int) -> int:
-        """Read a partition into the run folder. Returns the number of its rows."""
+        """Read a partition into the run folder. Returns the number of its rows. Raises `Outrun` if the stage has changed."""
         assert self.opening is not None, "the source was divided before"
         resolved, target = self._looked_at()
         with self._drafting(resolved, target) as drafting:
+            self.opening.check(drafting.rules)
             return drafting.read_partition(self.opening, number)
 
     def _looked_at(self) -> tuple[Resolved, Target]:
