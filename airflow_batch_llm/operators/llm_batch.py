@@ -11,14 +11,12 @@ from airflow.sdk import Context
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.hooks.arguments import deployment, one_of
 from airflow_batch_llm.hooks.failures import translated_errors
-from airflow_batch_llm.hooks.handle import RunHandle
+from airflow_batch_llm.hooks.handle import RunHandle, TaskKey, open_parts, place_of
 from airflow_batch_llm.hooks.object_storage import open_workspace
 from airflow_batch_llm.operators.llm_transform import LLMTransformOperator
-from airflow_batch_llm.operators.opening import open_parts, place_of
 from airflow_batch_llm.operators.reporting import add_to_assets, is_lineage_wanted, unfailing
 from airflow_batch_llm.operators.run import Ended, RunOperator, run_name
 from airflow_batch_llm.store import Workspace
-from airflow_batch_llm.triggers.llm_batch import TaskKey
 
 if TYPE_CHECKING:
     from airflow_batch_llm.stage.records.folder import RunFolder

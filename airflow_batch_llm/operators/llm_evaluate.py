@@ -11,10 +11,9 @@ from airflow_batch_llm.core.checked import unknown_field
 from airflow_batch_llm.core.evaluation import Evaluation, Expected
 from airflow_batch_llm.core.settings import Stage
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.hooks.handle import RunHandle
+from airflow_batch_llm.hooks.handle import RunHandle, place_of
 from airflow_batch_llm.hooks.object_storage import open_workspace
 from airflow_batch_llm.operators.llm_transform import LLMTransformOperator
-from airflow_batch_llm.operators.opening import place_of
 from airflow_batch_llm.operators.reporting import gauge_evaluation
 from airflow_batch_llm.operators.run import Ended
 

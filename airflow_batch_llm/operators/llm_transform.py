@@ -39,10 +39,9 @@ from airflow_batch_llm.core.settings import (
 )
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.hooks.arguments import check_params, choice, number, one_of
-from airflow_batch_llm.hooks.handle import RunHandle
+from airflow_batch_llm.hooks.handle import RunHandle, open_parts, place_of
 from airflow_batch_llm.hooks.llm import split_model_id
 from airflow_batch_llm.hooks.object_storage import open_path, open_workspace
-from airflow_batch_llm.operators.opening import open_parts, place_of
 from airflow_batch_llm.operators.run import GivenUp, RunOperator, run_name
 from airflow_batch_llm.warehouses import table_uri, tables_of
 

@@ -25,12 +25,11 @@ from airflow_batch_llm.core.waiting import CANCEL_GRACE_SECONDS, Outage, WaitPro
 from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.hooks.arguments import deployment, is_deferrable, settling_seconds
 from airflow_batch_llm.hooks.failures import quiet_sdks, rendering, translated_errors
-from airflow_batch_llm.hooks.handle import Departures, RunHandle
+from airflow_batch_llm.hooks.handle import Departures, RunHandle, TaskKey, doer
 from airflow_batch_llm.hooks.llm import llm_provider
 from airflow_batch_llm.hooks.monitoring import gauge_open_since, tell_of_triggerer
 from airflow_batch_llm.hooks.object_storage import open_workspace
 from airflow_batch_llm.links import BatchConsoleLink, RunPageLink
-from airflow_batch_llm.operators.opening import doer
 from airflow_batch_llm.operators.reporting import (
     Lineage,
     WaitWarning,
@@ -44,7 +43,7 @@ from airflow_batch_llm.operators.reporting import (
     unfailing,
 )
 from airflow_batch_llm.store import Workspace
-from airflow_batch_llm.triggers.llm_batch import LLMBatchTrigger, TaskKey, is_given_up
+from airflow_batch_llm.triggers.llm_batch import LLMBatchTrigger, is_given_up
 from airflow_batch_llm.warehouses import table_uri
 
 if TYPE_CHECKING:

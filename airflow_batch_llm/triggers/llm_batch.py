@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from math import isinf
 from typing import Any
@@ -32,6 +32,7 @@ from airflow_batch_llm.core.waiting import (
 from airflow_batch_llm.errors import BatchLLMError, Unavailable
 from airflow_batch_llm.hooks.arguments import settling_seconds
 from airflow_batch_llm.hooks.failures import quiet_sdks_here
+from airflow_batch_llm.hooks.handle import TaskKey
 from airflow_batch_llm.hooks.llm import llm_provider
 from airflow_batch_llm.hooks.monitoring import gauge_open_since
 from airflow_batch_llm.providers.steps import no_longer_than
@@ -39,32 +40,6 @@ from airflow_batch_llm.stage.telemetry import span, waited
 from airflow_batch_llm.triggers.polling import Poller, join, leave
 
 _GIVEN_UP = frozenset({"failed", "success", "skipped", "removed"})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskKey:
-    """One task instance, over all of its attempts."""
-
-    dag_id: str
-    run_id: str
-    task_id: str
-    map_index: int = -1
-
-    @property
-    def tags(self) -> dict[str, Any]:
-        """Return what tells the task in metrics, whichever its Dag run is."""
-        return {"dag_id": self.dag_id, "task_id": self.task_id, "map_index": self.map_index}
-
-    @classmethod
-    def of(cls, task_instance: Any) -> "TaskKey":
-        """From whatever Airflow hands out as a task instance."""
-        map_index = task_instance.map_index
-        return cls(
-            dag_id=task_instance.dag_id,
-            run_id=task_instance.run_id,
-            task_id=task_instance.task_id,
-            map_index=-1 if map_index is None else map_index,
-        )
 
 
 def is_given_up(key: TaskKey, successors: Sequence[str] = (), *, or_gone: bool = True) -> bool:

@@ -3,10 +3,11 @@
     python -m tests.benchmarks.hops --provider openai
 
 The simulator runs in a process of its own, so its files are not counted. Only a function that is entered counts: a
-module that is imported, and whose functions nobody calls, does not.
+module that is imported, and whose functions nobody calls, does not. The body of a class runs at import and does not count.
 """
 
 import argparse
+import inspect
 import json
 import os
 import sys
@@ -72,7 +73,8 @@ def _entered(run: Callable[[], object]) -> set[CodeType]:
 
     def enter(frame: FrameType, event: str, _: object) -> None:
         code = frame.f_code
-        if event == "call" and code.co_name != "<module>" and code.co_filename.startswith(f"{_PACKAGE}/"):
+        is_function = event == "call" and code.co_flags & inspect.CO_OPTIMIZED
+        if is_function and code.co_filename.startswith(f"{_PACKAGE}/"):
             codes.add(code)
 
     threading.setprofile(enter)

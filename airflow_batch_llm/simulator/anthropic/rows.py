@@ -18,12 +18,12 @@ from airflow_batch_llm.simulator.request import (
     Reply,
     RowError,
     StopReason,
+    anthropic_refusal,
     content_digest,
     no_file,
     seed_of,
     tokens,
 )
-from airflow_batch_llm.simulator.schema_rules import anthropic_refusal
 from airflow_batch_llm.simulator.vendor import Parsed, Written
 
 RESULTS = "results"

@@ -20,9 +20,9 @@ from airflow_batch_llm.simulator.request import (
     RowError,
     content_digest,
     no_file,
+    openai_refusal,
     seed_of,
 )
-from airflow_batch_llm.simulator.schema_rules import openai_refusal
 from airflow_batch_llm.simulator.vendor import Parsed, Written
 
 ENDPOINTS = ("/v1/responses", "/v1/chat/completions", "/v1/embeddings")
