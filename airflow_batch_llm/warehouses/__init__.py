@@ -18,15 +18,16 @@ if TYPE_CHECKING:
     from airflow_batch_llm.warehouses.registration import WarehouseType
 
 #: name -> module whose `WAREHOUSE` is the registration. Others register in the entry-point group of the same name.
+#: A look-up imports them in this order. Those in `sql` come last, because each of them imports the whole DB-API path.
 WAREHOUSES: Mapping[str, str] = MappingProxyType(
     {
         "bigquery": "airflow_batch_llm.warehouses.bigquery.registration",
+        "duckdb": "airflow_batch_llm.warehouses.duckdb.registration",
+        "postgres": "airflow_batch_llm.warehouses.postgres.registration",
         "clickhouse": "airflow_batch_llm.warehouses.sql.clickhouse",
         "databricks": "airflow_batch_llm.warehouses.sql.databricks",
-        "duckdb": "airflow_batch_llm.warehouses.duckdb.registration",
         "mssql": "airflow_batch_llm.warehouses.sql.mssql",
         "mysql": "airflow_batch_llm.warehouses.sql.mysql",
-        "postgres": "airflow_batch_llm.warehouses.postgres.registration",
         "redshift": "airflow_batch_llm.warehouses.sql.redshift",
         "snowflake": "airflow_batch_llm.warehouses.sql.snowflake",
         "sqlite": "airflow_batch_llm.warehouses.sql.sqlite",
