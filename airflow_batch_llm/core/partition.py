@@ -25,7 +25,7 @@ def key_ranges(column: str, bounds: tuple[Value, Value] | None, most: int) -> li
 
     `bounds` are the least and the greatest value. None: the table is empty.
     """
-    edges = [] if bounds is None else sorted(set(_edges(*bounds, most)) - {bounds[0]})
+    edges = [] if bounds is None else sorted({one for one in _edges(*bounds, most) if one > bounds[0]})
     texts = [None, *map(_spelled, edges), None]
     return [KeyRange(column=column, low=low, high=high) for low, high in pairwise(texts)]
 
@@ -37,6 +37,8 @@ def _edges(low: Any, high: Any, most: int) -> list[Any]:
         return [date.fromordinal(day) for day in days]
     if isinstance(low, int):
         return [low + (high - low + 1) * number // most for number in range(1, most)]
+    if isinstance(low, datetime):  # a DATETIME of SQL Server compares with no more than milliseconds
+        return [(low + (high - low) * number / most).replace(microsecond=0) for number in range(1, most)]
     return [low + (high - low) * number / most for number in range(1, most)]
 
 

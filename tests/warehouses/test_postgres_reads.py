@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -10,6 +11,7 @@ import pytest
 
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import BatchLLMError, SourceError, WarehouseError
+from airflow_batch_llm.stage.plan.partitions import table_ranges
 from airflow_batch_llm.warehouses.postgres.warehouse import PostgresWarehouse
 
 TYPES: dict[str, tuple[pa.DataType, list[str], list[Any] | None]] = {
@@ -263,6 +265,20 @@ def test_a_read_that_was_ended_under_way_says_so(endless: str) -> None:
         for _ in read:
             pass
     warehouse.close()
+
+
+def test_a_table_with_a_key_that_nobody_carries_is_one_range(server: str) -> None:
+    """Whoever reads the row then says which one it is."""
+    with psycopg.connect(server) as connection:
+        connection.execute("CREATE TABLE reads.odd (id numeric(9,2), at date, body text)")
+        connection.execute("INSERT INTO reads.odd VALUES (1, '2026-02-28', 'a'), ('NaN', 'infinity', 'b')")
+    source = Source(table="reads.odd", key=("id",))
+    with closing(PostgresWarehouse(server)) as warehouse:
+        for column, type_ in (("id", pa.decimal128(9, 2)), ("at", pa.date32())):
+            (whole,) = table_ranges(warehouse, source, pa.schema([(column, type_)]), 3)
+            assert (whole.column, whole.low, whole.high) == (column, None, None)
+        with pytest.raises(SourceError, match="The column id of the row with id=NaN holds"):
+            warehouse.read(replace(source, within=whole, columns=("id", "at"))).read_all()
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from airflow_batch_llm.core.partition import KeyRange, Value, key_ranges
 from airflow_batch_llm.core.request import canonical
 from airflow_batch_llm.core.settings import RouteFunction, Source, Stage
 from airflow_batch_llm.core.value import plain
-from airflow_batch_llm.errors import BatchLLMError, InputError, StoreError
+from airflow_batch_llm.errors import BatchLLMError, InputError, SourceError, StoreError
 from airflow_batch_llm.stage.parts import Parts, ReadsFiles, ReadsSource
 from airflow_batch_llm.stage.plan.resolved import Resolved
 from airflow_batch_llm.stage.plan.spool import PROMPTS_FILE, ROWS_FILE
@@ -45,11 +45,18 @@ _BOUNDS: Mapping[ColumnKind, Callable[[Any], Value]] = {
     ColumnKind.SMALLINT: int,
     ColumnKind.INTEGER: int,
     ColumnKind.BIGINT: int,
-    ColumnKind.DECIMAL: lambda found: Decimal(str(found)),
+    ColumnKind.DECIMAL: lambda found: _finite(Decimal(str(found))),
     ColumnKind.DATE: lambda found: date.fromisoformat(str(found)[:10]),
     ColumnKind.TIMESTAMP: lambda found: datetime.fromisoformat(str(found)),
     ColumnKind.TIMESTAMPTZ: lambda found: datetime.fromisoformat(str(found)),
 }
+
+
+def _finite(number: Decimal) -> Decimal:
+    """Raise `ValueError` for what is no number, which PostgreSQL has in a NUMERIC."""
+    if number.is_finite():
+        return number
+    raise ValueError("not finite")
 
 
 class Outrun(BatchLLMError):
@@ -164,19 +171,19 @@ def table_ranges(source: ReadsSource, wanted: Source, key: pa.Schema, most: int)
     elif not isinstance(source, ReadsRanges):
         hindrance = "The source's database cannot read a range of a table."
     else:
-        return key_ranges(column, _bounds(source.bounds(wanted, column), kinds[column]), most)
+        return key_ranges(column, _bounds(source, wanted, column, kinds[column]), most)
     raise InputError(
         f"plan_partitions={most} divides a source_table by a number, a date or a timestamp in its key, or a source_uri by"
         f" its files. {hindrance} Leave plan_partitions out. Nothing was sent."
     )
 
 
-def _bounds(found: pa.Table, kind: ColumnKind) -> tuple[Value, Value] | None:
+def _bounds(source: ReadsRanges, wanted: Source, column: str, kind: ColumnKind) -> tuple[Value, Value] | None:
     """Return the two bounds. None: the table is empty, or it has a bound that Python cannot hold, such as infinity."""
     try:
-        given = [column[0].as_py() for column in found.columns]
+        given = [bound[0].as_py() for bound in source.bounds(wanted, column).columns]
         low, high = (None if bound is None else _BOUNDS[kind](bound) for bound in given)
-    except (ArithmeticError, ValueError):
+    except (ArithmeticError, ValueError, SourceError):  # whoever reads the row says which one it is
         return None
     return None if low is None or high is None else (low, high)
 
