@@ -14,6 +14,7 @@
     ├── DeadlinePassed           batches were still running when the run's time was over
     ├── ProviderError            a call to the provider did not work
     │   ├── Refused              the provider says no, and will say no again
+    │   │   └── FileRefused      it says so of one file, an attachment
     │   ├── Unavailable          the provider cannot answer now; nothing took effect
     │   │   └── Later            the provider's quota is full for now; nothing was accepted
     │   ├── UnknownFate          a creation was sent and its answer was lost: look before sending again
@@ -144,6 +145,10 @@ class Refused(ProviderError):
     """The provider refuses, and repeating the call will not help (a bad key, a bad parameter, no money)."""
 
     is_user_error: ClassVar[bool] = True
+
+
+class FileRefused(Refused):
+    """The provider refuses to store this file. That says nothing about others, unless it stores none at all."""
 
 
 class Unavailable(ProviderError):

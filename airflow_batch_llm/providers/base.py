@@ -208,10 +208,16 @@ class StoresFiles(Protocol):
     """
 
     def store_file(self, file: Path, name: str, media_type: str) -> str:
-        """Upload a file under a name, which costs nothing. Returns the name by which requests name it."""
+        """Upload a file under a name, which costs nothing. Returns the name by which requests name it.
 
-    def find_files(self, prefix: str) -> Mapping[str, str]:
-        """Find the files whose own names begin so. Returns the names by which requests name them, by their own."""
+        `FileRefused` means that the vendor does not store this file; any other error ends the upload of all.
+        """
+
+    def find_files(self, prefix: str) -> Mapping[str, Sequence[str]]:
+        """Find the files whose own names begin so. Returns the names by which requests name them, by their own.
+
+        An upload whose answer was lost is repeated, so one name may lead to several files.
+        """
 
 
 @runtime_checkable

@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl, quote, urlsplit
 
 from airflow_batch_llm.core.model import Result
 from airflow_batch_llm.errors import (
+    FileRefused,
     Later,
     MissingExtra,
     ProviderError,
@@ -322,6 +323,22 @@ def judge_answer(failure: CallFailure, vendor: VendorCodes) -> ProviderError | N
 
 _CHECK_KEY = " Check the connection's key and what it may do."
 
+#: Statuses by which a vendor refuses to store one file. 403 may also be about all files.
+_OF_ONE_FILE = frozenset({400, 403, 413, 415, 422})
+_FILE_ADVICE = {
+    403: "Look what the connection's key may do, and how much the vendor stores.",
+    413: "Make the attachment smaller.",
+}
+
+
+def file_refused(vendor: str, failure: CallFailure) -> FileRefused | None:
+    """The error of a vendor that refuses to store this file. None: the failure is not about the file."""
+    if failure.status not in _OF_ONE_FILE:
+        return None
+    advice = _FILE_ADVICE.get(failure.status, "Look whether the attachment can be opened.")
+    said = f"{vendor} answered {failure.status}: {failure.code.rstrip('.') or 'no reason given'}. {advice}"
+    return saying(FileRefused(said), status=failure.status, detail=failure.message)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeneratedSdk:
@@ -359,6 +376,13 @@ class GeneratedSdk:
     def judged_creation(self, error: Exception) -> Exception:
         """Return the same for a creation."""
         return self.judged(error, creating=True)
+
+    def judged_file(self, error: Exception) -> Exception:
+        """Return the same for the upload of an attachment."""
+        failure = self.failure(error)
+        is_of_file = failure is not None and not self.codes.is_about_money(failure)
+        refused = file_refused(self.codes.name, failure) if failure is not None and is_of_file else None
+        return refused or self.judged(error)
 
     def refused_now(self, error: Exception) -> CallFailure:
         """Return the vendor's refusal of this request alone. Raises every other error of a call in real time."""

@@ -157,7 +157,7 @@ class ReadsAnswers:
         local, name = bench.folder / "attachment", f"{bench.run}-attachment.pdf"
         local.write_bytes(b64decode(pdf.data or ""))
         stored = bench.provider.store_file(local, name, pdf.media_type)
-        assert bench.provider.find_files(bench.run) == {name: stored}
+        assert bench.provider.find_files(bench.run) == {name: [stored]}
 
         def asked(number: int) -> Counter[Outcome]:
             uploaded = Attachment(pdf.media_type, sha256="0" * 64)

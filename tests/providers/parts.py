@@ -58,10 +58,10 @@ class ReadsItsListInParts:
         file = tmp_path / "file"
         file.write_bytes(b"%PDF-1.4")
         names = [f"{bench.run}-{number}.pdf" for number in range(2 * _PAGE + 1)]
-        stored = {name: provider.store_file(file, name, "application/pdf") for name in names}
+        stored = {name: [provider.store_file(file, name, "application/pdf")] for name in names}
 
         assert provider.find_files(bench.run) == stored
 
-        for name in stored.values():
+        for (name,) in stored.values():
             provider.discard(name)
         assert provider.find_files(bench.run) == {}

@@ -20,7 +20,7 @@ from airflow_batch_llm.core.attachment import Attachment, AttachmentRules, Unatt
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.output_type import Embedding
 from airflow_batch_llm.core.settings import Escalation, Route, Source
-from airflow_batch_llm.errors import DeadlinePassed, InputError, StoreUnavailable
+from airflow_batch_llm.errors import DeadlinePassed, InputError, Refused, StoreUnavailable
 from airflow_batch_llm.providers.base import StoresFiles
 from airflow_batch_llm.providers.routed import routed as together
 from airflow_batch_llm.stage.erase.erasing import Erasure, Options
@@ -102,7 +102,7 @@ def stored_files(world: World) -> Mapping[str, str]:
     provider = world.provider()
     assert isinstance(provider, StoresFiles)
     try:
-        return provider.find_files("llm-")
+        return {stored: name for name, found in provider.find_files("llm-").items() for stored in found}
     finally:
         provider.close()
 
@@ -138,6 +138,52 @@ def test_an_image_of_several_rows_and_one_beyond_the_limit_are_uploaded_once(ben
     assert "iVBOR" not in told
 
 
+@pytest.mark.parametrize(
+    ("vendor", "status", "way"),
+    [("anthropic", 413, "batch"), ("anthropic", 403, "batch"), ("openai", 400, "now")],
+)
+def test_an_attachment_that_the_vendor_refuses_costs_its_row_only(
+    request: pytest.FixtureRequest, vendor: str, status: int, way: str
+) -> None:
+    bench: Bench = request.getfixturevalue(vendor)
+    make_photos(bench.world, {**{key: png(8 + key, 8) for key in range(3)}, 3: None}, "BLOB")
+    given = {**ASKED, "upload_attachments": "always", "way": way}
+    if vendor == "openai":
+        given["endpoint"] = "/v1/responses"
+    bench.fault(endpoint="upload", kind="status", status=status, nth=3)
+    if way == "batch":  # found again by the number of its requests
+        bench.fault(endpoint="create", kind="drop", effect="after")
+
+    report = bench.complete(**given).report
+
+    assert report.final == {Outcome.SUCCEEDED: 3, Outcome.ERRORED: 1}
+    assert (report.requests, bench.world.charged(), bench.world.ledger()["calls"]["upload"]) == (3, 3, 3)
+    ((code, message),) = codes(bench).values()
+    assert code == "attachment_refused"
+    assert f"answered {status}: " in message
+    assert ("Make the attachment smaller." in message) is (status == 413)
+    assert "vendor refuses an attachment" in "".join(bench.said)
+    bench.world.simulator.clear_faults()
+    again = bench.complete("dag/task/again", **given)
+    assert (again.report.why, again.report.final) == ({"answered": 3, "new": 1}, {Outcome.SUCCEEDED: 1})
+
+
+def test_no_batch_is_created_of_refused_attachments_alone(anthropic: Bench) -> None:
+    make_photos(anthropic.world, {1: png(), 2: png()}, "BLOB")
+    given = {**ASKED, "upload_attachments": "always"}
+    anthropic.fault(endpoint="upload", kind="status", status=422, times=None)
+
+    report = anthropic.complete(**given).report
+
+    assert (report.final, report.requests, anthropic.batches()) == ({Outcome.ERRORED: 2}, 0, [])
+    assert {code for code, _ in codes(anthropic).values()} == {"attachment_refused"}
+    assert anthropic.world.failures() == {1: ("errored", 1, False), 2: ("errored", 1, False)}
+    anthropic.world.simulator.clear_faults()
+    anthropic.fault(endpoint="upload", kind="status", status=403, times=None)
+    with pytest.raises(Refused, match="what the connection's key may do"):  # it has stored nothing yet
+        anthropic.complete("dag/task/2", **given)
+
+
 def test_a_text_that_looks_like_a_reference_is_sent_as_it_is(bench: Bench) -> None:
     forged = [Attachment("image/png", sha256=name * 64).reference for name in "ab"]
     make_photos(bench.world, {1: png(), 2: None, 3: None}, "BLOB")
@@ -154,11 +200,12 @@ def test_a_text_that_looks_like_a_reference_is_sent_as_it_is(bench: Bench) -> No
 def test_uploads_that_cannot_be_deleted_are_deleted_by_the_next_run(anthropic: Bench) -> None:
     make_photos(anthropic.world, {1: png(), 2: PDF}, "BLOB")
     given = {**ASKED, "upload_attachments": "always"}
+    anthropic.fault(endpoint="upload", kind="drop", effect="after")
     anthropic.fault(endpoint="delete_file", kind="status", status=403, times=10)
 
     assert anthropic.complete(**given).report.final == {Outcome.SUCCEEDED: 2}
 
-    assert len(stored_files(anthropic.world)) == 2
+    assert len(stored_files(anthropic.world)) == 3, "the upload whose answer was lost is repeated"
     assert "could not be deleted" in "".join(anthropic.said)
     anthropic.world.simulator.clear_faults()
     make_photos(anthropic.world, {3: None})

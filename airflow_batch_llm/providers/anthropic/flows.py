@@ -220,21 +220,21 @@ def store_file(file: Path, name: str, media_type: str) -> Calls[str]:
             body = {"expires_in_seconds": _FILE_SECONDS}
             return client.post(FILES, cast_to=object, body=body, files=[("file", part)], options=options)
 
-    return patiently(send, SDK.judged, WORKER, lambda stored: text(stored["id"]))
+    return patiently(send, SDK.judged_file, WORKER, lambda stored: text(stored["id"]))
 
 
-def find_files(prefix: str) -> Calls[dict[str, str]]:
+def find_files(prefix: str) -> Calls[dict[str, list[str]]]:
     """Find files by their names. The order of the list is not promised, so all of it is read."""
-    found: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
     page: str | None = None
     while True:
         params = {"limit": _LIST_LIMIT} if page is None else {"limit": _LIST_LIMIT, "page": page}
         listed, following_page = yield from clients.get(
             SDK, FILES, params, WORKER, lambda answer: (entries(answer["data"]), answer.get("next_page"))
         )
-        found |= {
-            text(one["filename"]): text(one["id"]) for one in listed if one["filename"].startswith(prefix)
-        }
+        for one in listed:
+            if one["filename"].startswith(prefix):
+                found.setdefault(text(one["filename"]), []).append(text(one["id"]))
         if not following_page or following_page == page:
             return found
         page = text(following_page)

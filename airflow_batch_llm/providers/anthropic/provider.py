@@ -86,7 +86,7 @@ class AnthropicProvider:
     def store_file(self, file: Path, name: str, media_type: str) -> str:
         return drive(flows.store_file(file, name, media_type), self._clients.sync)
 
-    def find_files(self, prefix: str) -> Mapping[str, str]:
+    def find_files(self, prefix: str) -> Mapping[str, Sequence[str]]:
         return drive(flows.find_files(prefix), self._clients.sync)
 
     def decode(self, line: bytes) -> Result:

@@ -262,14 +262,16 @@ def _token(batch: _Listed, sizes: Iterable[int], *, own_host: bool) -> Calls[str
     return name.removesuffix(".jsonl")
 
 
-def find_files(prefix: str) -> Calls[dict[str, str]]:
+def find_files(prefix: str) -> Calls[dict[str, list[str]]]:
     """Find attachments by their names. Not every compatible server keeps an order, so all pages are read."""
-    found: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
     after: str | None = None
     while True:
         params = {"purpose": ATTACHMENTS, "limit": _FILES_AT_ONCE} | ({"after": after} if after else {})
         files, after = yield from clients.get(SDK, FILES, params, WORKER, partial(_listed_files, after))
-        found |= {name: file_id for file_id, name in files if name.startswith(prefix)}
+        for file_id, name in files:
+            if name.startswith(prefix):
+                found.setdefault(name, []).append(file_id)
         if after is None:
             return found
 

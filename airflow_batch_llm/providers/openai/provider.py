@@ -56,7 +56,7 @@ from airflow_batch_llm.providers.openai.lines import (
     request_line,
 )
 from airflow_batch_llm.providers.openai.request import least_cached
-from airflow_batch_llm.providers.steps import TRIGGER, WORKER, ListMemory, adrive, drive, patiently
+from airflow_batch_llm.providers.steps import TRIGGER, WORKER, Judge, ListMemory, adrive, drive, patiently
 
 _HOST = "api.openai.com"
 _DAY = 86_400
@@ -100,11 +100,10 @@ class OpenAIProvider:
 
     def store_file(self, file: Path, name: str, media_type: str) -> str:
         takes_expiry = self._access.options.get("input_expires_after", _FILE_SECONDS)
-        return self._stored(
-            (file, name, media_type), flows.ATTACHMENTS, _FILE_SECONDS if takes_expiry else None
-        )
+        seconds = _FILE_SECONDS if takes_expiry else None
+        return self._stored((file, name, media_type), flows.ATTACHMENTS, seconds, SDK.judged_file)
 
-    def find_files(self, prefix: str) -> Mapping[str, str]:
+    def find_files(self, prefix: str) -> Mapping[str, Sequence[str]]:
         return drive(flows.find_files(prefix), self._clients.sync)
 
     def decode(self, line: bytes) -> Result:
@@ -114,7 +113,9 @@ class OpenAIProvider:
         file = (shard.path, f"{shard.token}.jsonl", "application/jsonl")
         return self._stored(file, "batch", self._access.options.get("input_expires_after", 3 * _DAY))
 
-    def _stored(self, file: tuple[Path, str, str], purpose: str, seconds: int | None) -> str:
+    def _stored(
+        self, file: tuple[Path, str, str], purpose: str, seconds: int | None, judge: Judge = SDK.judged
+    ) -> str:
         """Upload a file, given with its name and its media type, and return its id."""
         # An upload that was lost costs nothing and expires, so this may be repeated.
         kept = {"expires_after": {"anchor": "created_at", "seconds": seconds}} if seconds else {}
@@ -130,9 +131,7 @@ class OpenAIProvider:
                     flows.FILES, cast_to=object, body=body, files=[("file", part)], options=options
                 )
 
-        return drive(
-            patiently(send, SDK.judged, WORKER, lambda stored: text(stored["id"])), self._clients.sync
-        )
+        return drive(patiently(send, judge, WORKER, lambda stored: text(stored["id"])), self._clients.sync)
 
     def submit(self, shard: ShardFile, upload: str, lease: Lease) -> str:
         request: dict[str, Any] = {

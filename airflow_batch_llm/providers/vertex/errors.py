@@ -19,7 +19,15 @@ from airflow_batch_llm.errors import (
     raise_alone,
 )
 from airflow_batch_llm.providers.creation import LeaseExpired
-from airflow_batch_llm.providers.failures import FROM_A_GATEWAY, detail, saying, secrets_sent, word
+from airflow_batch_llm.providers.failures import (
+    FROM_A_GATEWAY,
+    CallFailure,
+    detail,
+    file_refused,
+    saying,
+    secrets_sent,
+    word,
+)
 from airflow_batch_llm.providers.incoming import NotUnderstood
 
 _ADVICE = {
@@ -52,6 +60,16 @@ def judged() -> Iterator[None]:
         if verdict is error:
             raise
         raise_alone(verdict)
+
+
+@contextmanager
+def judged_file() -> Iterator[None]:
+    """Calls in this block upload one attachment."""
+    try:
+        yield
+    except Refused as error:
+        failure = CallFailure(status=error.status, message=error.detail)
+        raise_alone(file_refused("Google", failure) or error)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from airflow_batch_llm.providers.steps import TRIGGER, WORKER, ListMemory, adriv
 from airflow_batch_llm.providers.vertex import jobs
 from airflow_batch_llm.providers.vertex import jobs as flows
 from airflow_batch_llm.providers.vertex.clients import AsyncJobs, TokenCounter, VertexJobs
-from airflow_batch_llm.providers.vertex.errors import refused_now
+from airflow_batch_llm.providers.vertex.errors import judged_file, refused_now
 from airflow_batch_llm.providers.vertex.lines import (
     RESULT_FORM,
     answer_cap,
@@ -93,9 +93,10 @@ class VertexProvider:
         return attachment_rules(call.model, has_bucket=self._place.has_bucket)
 
     def store_file(self, file: Path, name: str, media_type: str) -> str:
-        return self._bucket().store_file(file, self._place.attachment(name), media_type)
+        with judged_file():
+            return self._bucket().store_file(file, self._place.attachment(name), media_type)
 
-    def find_files(self, prefix: str) -> Mapping[str, str]:
+    def find_files(self, prefix: str) -> Mapping[str, Sequence[str]]:
         return self._bucket().find_files(self._place.attachment(prefix))
 
     def _bucket(self) -> Bucket:

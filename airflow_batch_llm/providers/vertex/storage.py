@@ -195,12 +195,15 @@ class Bucket:
             blob.upload_from_filename(file, content_type=media_type, retry=DEFAULT_RETRY)
         return uri
 
-    def find_files(self, beginning: str) -> dict[str, str]:
-        """Find the attachments whose URIs begin so. Returns their URIs by their names."""
+    def find_files(self, beginning: str) -> dict[str, list[str]]:
+        """Find the attachments whose URIs begin so. Returns their URIs by their names.
+
+        A repeated upload writes the same object, so each name has one URI.
+        """
         bucket, _, prefix = beginning.removeprefix("gs://").partition("/")
         with judged():
             found = [blob.name for blob in self._client.list_blobs(bucket, prefix=prefix)]
-        return {name.rpartition("/")[2]: f"gs://{bucket}/{name}" for name in found}
+        return {name.rpartition("/")[2]: [f"gs://{bucket}/{name}"] for name in found}
 
     def delete(self, uri: str) -> None:
         with judged():

@@ -37,7 +37,7 @@ from airflow_batch_llm.stage.land.landing import (
     unsendable_failures,
 )
 from airflow_batch_llm.stage.parts import Parts
-from airflow_batch_llm.stage.plan.shard_files import fetch_keys, fetch_unsendable, read_layout
+from airflow_batch_llm.stage.plan.shard_files import fetch_keys, fetch_unsendable, left_out_of, read_layout
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.records.standings import RunMemory, ShardResult, ahead
@@ -154,7 +154,8 @@ class Collector:
 
     def _keep_whole(self, shard: PlannedShard, batch_id: str, status: BatchStatus) -> Wait | None:
         """Keep the results of a batch once they are complete, or once they stay incomplete for long."""
-        expected = Expected.of(status, token=self.plan.token(shard), requests=shard.requests)
+        sent = shard.requests - len(left_out_of(self.folder, self.plan, shard))
+        expected = Expected.of(status, token=self.plan.token(shard), requests=sent)
         try:
             seen = self.keep_results(batch_id, expected)
         except (Incomplete, ResultsGone, Unavailable) as error:
@@ -255,6 +256,10 @@ class Collector:
     ) -> tuple[ReadResults, Tally]:
         """Stage the rows of a keys file, which goes."""
         gathered = self._gathered(shard, standing, read_layout(keys, shard))
+        left_out = left_out_of(self.folder, self.plan, shard)
+        for request, why in left_out.items():
+            gathered.judged.leave_out(request, why)
+        gathered.left_out = len(left_out)
         if shard.repeats:
             keys.unlink()
             return gathered, Tally()
@@ -392,7 +397,7 @@ class Collector:
         now_asked = self.plan.route(shard).way.in_real_time
         sent = batch is not None or standing.refused is not None or now_asked
         return Report(
-            attempts={self.plan.round: shard.requests} if sent else {},
+            attempts={self.plan.round: shard.requests - gathered.left_out} if sent else {},
             strange=gathered.strange,
             batches=0 if now_asked else len(gathered.batches),
             maybe_twice=standing.maybe_twice,

@@ -26,6 +26,9 @@ from airflow_batch_llm.stage.records.plan import Plan, PlannedRoute
 
 Values = tuple[Any, ...]
 
+#: The code of a request whose attachment the vendor does not store.
+ATTACHMENT_REFUSED = "attachment_refused"
+
 #: The code of a line that names its request and says nothing else that can be used.
 UNREADABLE_LINE = "unreadable_line"
 
@@ -116,6 +119,12 @@ class Judgements:
             self.failures.pop(request, None)
         else:
             self.failures[request] = verdict.failure
+
+    def leave_out(self, request: int, why: str) -> None:
+        """Note that a request was not sent, because the vendor refuses its attachment."""
+        if self.batch_ids[request] is None:
+            self.outcomes[request] = Outcome.ERRORED
+            self.failures[request] = RowFailure(code=ATTACHMENT_REFUSED, message=why, retryable=False)
 
     def failure(self, request: int) -> RowFailure:
         """Why this request, which did not succeed, has no good answer."""
@@ -344,6 +353,7 @@ class ReadResults:
     strange: Counter[str] = field(default_factory=Counter)  # lines, by kind
     stray_cost: float = 0.0  # of answers that served nobody, since another batch had given them
     batches: list[str] = field(default_factory=list)  # that were read
+    left_out: int = 0  # requests that were not sent, because the vendor refuses their attachments
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

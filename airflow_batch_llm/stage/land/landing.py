@@ -21,7 +21,7 @@ from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.report import Report
 from airflow_batch_llm.core.selection import Consequence, after_failure, after_rejection
 from airflow_batch_llm.providers.failures import detail, word
-from airflow_batch_llm.stage.land.gathering import MISSING_ITEM, Judgements, RowFailure
+from airflow_batch_llm.stage.land.gathering import ATTACHMENT_REFUSED, MISSING_ITEM, Judgements, RowFailure
 from airflow_batch_llm.stage.plan.carried import restored
 from airflow_batch_llm.stage.plan.spool import ATTEMPTS, INPUT_HASH, PROBLEM, REQUEST, SHARED
 from airflow_batch_llm.stage.records.standings import Again
@@ -299,7 +299,7 @@ class RowWriter:
                 keys += sample_keys(restored(wanted, self._target.key))
 
     def _verdict(self, outcome: Outcome, failure: RowFailure, attempts: int) -> Consequence:
-        if self._stamp.rejected:
+        if self._stamp.rejected and failure.code != ATTACHMENT_REFUSED:
             return after_rejection(attempts)
         verdict = after_failure(
             outcome,

@@ -6,7 +6,7 @@ A file that a worker fetches and that is not the planned one is refused.
 import hashlib
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
@@ -263,6 +263,11 @@ def with_reasons(spool: Spool, route: int, written: Sequence[PlannedShard]) -> t
         done.append(replace(shard, why={str(reason): count for reason, count in reasons.items()}))
         first = end
     return tuple(done)
+
+
+def left_out_of(folder: RunFolder, plan: Plan, shard: PlannedShard) -> Mapping[int, str]:
+    """Return why requests of a shard are not sent, by their numbers: the vendor refuses their attachments."""
+    return folder.left_out(shard.number) if plan.route(shard).call.attachments else {}
 
 
 def fetch_requests(folder: RunFolder, plan: Plan, shard: PlannedShard, path: Path) -> None:

@@ -4,14 +4,14 @@
          journal/0007/0001.json …  results/<batch>.jsonl  landed/0007.json  strays/<batch>.json  deadline/0001.json
          plans/<nonce>/opening.json  plans/<nonce>/partition-0001.json
          answers/<batch>.json  looks/0001.json …  cancelled/0001.json  canary.json  copied.json  reviewed/0001.json  report.json
-         erased/<nonce>-0007/0001.json …  deleted/<batch>.json  attachments/<sha256>  uploads/0001.json …
+         erased/<nonce>-0007/0001.json …  deleted/<batch>.json  attachments/<sha256>  uploads/0001.json …  left_out/0007.json
          ledger/<hash>-0.json  evaluation.json  evaluation.html
 """
 
 import hashlib
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -177,6 +177,20 @@ class RunFolder:
     def add_upload(self, data: bytes) -> None:
         while self.workspace.append(self._at("uploads"), data) is None:
             pass
+
+    def note_left_out(self, number: int, why: Mapping[int, str]) -> None:
+        """Note why requests of a shard are not sent, by their numbers. The first note counts."""
+        record = {"requests": {str(request): told for request, told in why.items()}}
+        self.workspace.create(self._left_out(number), orjson.dumps(record))
+
+    def left_out(self, number: int) -> dict[int, str]:
+        """Return why requests of a shard are not sent, by their numbers."""
+        data = self.workspace.read(self._left_out(number))
+        told = {} if data is None else orjson.loads(data)["requests"]
+        return {int(request): why for request, why in told.items()}
+
+    def _left_out(self, number: int) -> str:
+        return self._at("left_out", f"{number:04d}.json")
 
     # The journal of a shard.
 

@@ -146,10 +146,11 @@ class _Asking:
         if not await self._take():
             return True
         answered = await asyncio.to_thread(self._answered)
-        path = await asyncio.to_thread(self._requests)
+        path, left_out = await asyncio.to_thread(self._requests)
         self._answered_at = self._kept_at = self._now()
         await self._look_for_cancellation()
-        still = self.shard.requests - len(answered)
+        numbers = [number for number in range(self.shard.requests) if number not in left_out]
+        still = len(numbers) - len(answered)
         if self._is_cancelled:
             told = (
                 f"cancelled on request, so {counted(still, 'request')} {verb(still, 'is', 'are')} not asked."
@@ -159,7 +160,8 @@ class _Asking:
         self._submitter.parts.log(f"Shard {self.shard.number}: {told}")
         try:
             with path.open("rb") as file:
-                lines = (_Request(n, line) for n, line in enumerate(split_lines(file)) if n not in answered)
+                sent = zip(numbers, split_lines(file), strict=True)
+                lines = (_Request(n, line) for n, line in sent if n not in answered)
                 await self._ask(lines)
             await self._keep()
             await self._end()
@@ -245,10 +247,10 @@ class _Asking:
 
     # -- the files ---------------------------------------------------------------------------------------------------
 
-    def _requests(self) -> Path:
+    def _requests(self) -> tuple[Path, Mapping[int, str]]:
+        """Return the lines that are sent, and which requests are left out of them."""
         path = self._submitter.scratch / f"{self._turn.worker}.requests.jsonl"
-        self._submitter.fetch(self.shard, path)
-        return path
+        return path, self._submitter.fetch(self.shard, path)
 
     def _answered(self) -> set[int]:
         """Return the requests whose answers are kept, also those that nobody can read."""

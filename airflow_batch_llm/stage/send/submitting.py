@@ -4,7 +4,7 @@ An error here never decides anything: it becomes an answer (`NotCreated`, `Unkno
 """
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -34,7 +34,7 @@ from airflow_batch_llm.errors import Later, Refused, Unavailable, UnknownFate
 from airflow_batch_llm.providers.base import AsksTables
 from airflow_batch_llm.providers.routed import by_route, vendors, vendors_id
 from airflow_batch_llm.stage.parts import Parts, stage_tables
-from airflow_batch_llm.stage.plan.shard_files import fetch_requests
+from airflow_batch_llm.stage.plan.shard_files import fetch_requests, left_out_of
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.records.registers import Registers
@@ -62,14 +62,17 @@ class Submitter:
     """References of shards that were uploaded ahead, by number."""
     _log: UploadLog = field(default_factory=UploadLog)
     """The uploads of attachments."""
+    _left_out: dict[int, int] = field(default_factory=dict)
+    """The number of requests that are left out of shards, by the shard's number."""
 
     def upload(self, shard: PlannedShard) -> None:
         """Put the shard where the provider reads it, ahead of its turn. It costs nothing, and nothing is recorded."""
         self._uploads[shard.number] = (
-            self._write_table(shard)
-            if self.plan.in_warehouse
-            else self.parts.provider.upload(self._file(shard))
+            self._write_table(shard) if self.plan.in_warehouse else self._upload_file(self._file(shard))
         )
+
+    def _upload_file(self, file: ShardFile) -> str:
+        return self.parts.provider.upload(file) if file.requests else ""
 
     def _write_table(self, shard: PlannedShard) -> str:
         """Have the warehouse write the requests where the provider reads them."""
@@ -106,7 +109,7 @@ class Submitter:
         """Return the facts that decisions about this shard need."""
         return Terms(
             token=self.plan.token(shard),
-            requests=shard.requests,
+            requests=self._sent(shard),
             lease_seconds=LEASE_SECONDS + shard.bytes / 1e6,
             list_lag_seconds=by_route(
                 self.parts.provider, self.plan.route(shard).call.via
@@ -157,8 +160,11 @@ class Submitter:
         return Registers(workspace=self.parts.workspace)
 
     def _send(self, shard: PlannedShard, upload: str, lease: Lease) -> Created | NotCreated | Unknown:
+        file = self._file(shard)
+        if not file.requests and shard.requests:
+            return NotCreated(reason="it takes none of the attachments", final=True)
         try:
-            return Created(batch_id=self.parts.provider.submit(self._file(shard), upload, lease))
+            return Created(batch_id=self.parts.provider.submit(file, upload, lease))
         except Refused as error:
             self.parts.warn(f"Shard {shard.number}: {error.in_full}")
             return NotCreated(reason=str(error), final=True, detail=error.detail)
@@ -175,11 +181,12 @@ class Submitter:
 
     def _find(self, shard: PlannedShard) -> Searched:
         at = self.parts.clock()
+        self._left_out[shard.number] = len(left_out_of(self.folder, self.plan, shard))
         known = self._registers.known(*vendors(self.parts.provider))
         search = Search(
             run_tokens=frozenset({self.plan.run_token}),
             since=self.plan.planned_at - CLOCK_SKEW_SECONDS,
-            requests={self.plan.token(shard): shard.requests},
+            requests={self.plan.token(shard): self._sent(shard)},
             known=known,
         )
         return Searched(at=at, sightings=tuple(self.parts.provider.find(search)))
@@ -188,23 +195,34 @@ class Submitter:
         """The shard's lines on this machine, checked to be the planned ones. There are none of rows in a warehouse."""
         path = self.scratch / f"{self.plan.nonce}-{shard.number:04d}.requests.jsonl"
         if not path.exists() and not self.plan.in_warehouse:
-            self.fetch(shard, path)
+            self._left_out[shard.number] = len(self.fetch(shard, path))
         return ShardFile(
             path=path,
             token=self.plan.token(shard),
             call=self.plan.route(shard).asked,
-            requests=shard.requests,
+            requests=self._sent(shard),
             bytes=shard.bytes,
         )
 
-    def fetch(self, shard: PlannedShard, path: Path) -> None:
-        """Bring the shard's lines here as they are sent: with the vendor's names of the attachments that it has."""
+    def _sent(self, shard: PlannedShard) -> int:
+        """Return the number of requests that are sent of a shard, as far as it is known."""
+        return shard.requests - self._left_out.get(shard.number, 0)
+
+    def fetch(self, shard: PlannedShard, path: Path) -> Mapping[int, str]:
+        """Bring the shard's lines here as they are sent: with the vendor's names of the attachments that it has.
+
+        Returns why requests are left out, by their numbers. That is on record before anything is sent.
+        """
         call = self.plan.route(shard).call
         if not call.attachments:
             fetch_requests(self.folder, self.plan, shard, path)
-            return
+            return {}
         planned = path.with_name(f"{path.name}.planned")
         fetch_requests(self.folder, self.plan, shard, planned)
-        AttachmentUpload(
+        upload = AttachmentUpload(
             parts=self.parts, folder=self.folder, scratch=self.scratch, log=self._log, via=call.via
-        ).write(planned, path)
+        )
+        left_out = upload.write(planned, path, self.folder.left_out(shard.number))
+        if left_out:
+            self.folder.note_left_out(shard.number, left_out)
+        return left_out

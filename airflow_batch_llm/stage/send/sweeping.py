@@ -25,6 +25,7 @@ from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.providers.routed import connections, vendors, vendors_id
 from airflow_batch_llm.stage.land.gathering import ResultReader
 from airflow_batch_llm.stage.parts import Parts
+from airflow_batch_llm.stage.plan.shard_files import left_out_of
 from airflow_batch_llm.stage.records.folder import RunFolder, generations, safe_name
 from airflow_batch_llm.stage.records.plan import ASKING, Plan, PlannedShard
 from airflow_batch_llm.stage.records.registers import Registers
@@ -279,7 +280,10 @@ class Sweeper:
         search = Search(
             run_tokens=frozenset(plan.run_token for plan in self.plans),
             since=min(plan.planned_at for plan in self.plans) - CLOCK_SKEW_SECONDS,
-            requests={token: shard.requests for token, (_, shard) in shards.items()},
+            requests={
+                token: shard.requests - len(left_out_of(self.folder, plan, shard))
+                for token, (plan, shard) in shards.items()
+            },
             known=known,
         )
         unsure = False

@@ -6,7 +6,7 @@ the names of its files begin, so that the next attempt, or the end of the run, f
 
 import secrets
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import file_digest
@@ -17,7 +17,7 @@ import orjson
 
 from airflow_batch_llm.core.attachment import Attachment, references, with_names
 from airflow_batch_llm.core.printing import counted, verb
-from airflow_batch_llm.errors import BatchLLMError, Refused, StoreError
+from airflow_batch_llm.errors import BatchLLMError, FileRefused, Refused, StoreError
 from airflow_batch_llm.providers.base import StoresFiles
 from airflow_batch_llm.providers.failures import saying
 from airflow_batch_llm.providers.lines import joined_lines, split_lines
@@ -33,6 +33,11 @@ _FILES_AT_ONCE = 100
 
 #: An older upload is not used again: vendors delete it 30 days after it was made.
 _USED_SECONDS = 25 * 86_400.0
+
+_FORBIDDEN = 403
+
+#: The beginning of the names of all uploads.
+_MARK = "llm-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +60,10 @@ class UploadLog:
     lock: threading.Lock = field(default_factory=threading.Lock)
     open: dict[str, _Begun] = field(default_factory=dict)
     """Uploads that nobody has reported whole, by their word."""
+    words: dict[str, str] = field(default_factory=dict)
+    """The connection of all uploads, by their word."""
     _names: dict[tuple[str, str], tuple[str, float]] = field(default_factory=dict)
+    _refused: dict[tuple[str, str], str] = field(default_factory=dict)
     _stored: set[tuple[str, str]] = field(default_factory=set)
     _seen: int = 0
 
@@ -69,10 +77,15 @@ class UploadLog:
         via, at = record["via"], record["at"]
         if "begun" in record:
             begun = _Begun(word=record["word"], via=via, hashes=frozenset(record["begun"]))
-            self.open[begun.word] = begun
+            self.open[begun.word], self.words[begun.word] = begun, via
+        # Of a name and a refusal the first record counts: all attempts then send the same requests of a shard.
         for name, stored in record.get("names", {}).items():
-            self._names[via, name] = (stored, at)
             self._stored.add((via, stored))
+            if (via, name) not in self._refused:
+                self._names[via, name] = (stored, at)
+        for name, told in record.get("refused", {}).items():
+            if not self.names(via, [name], at - _USED_SECONDS):
+                self._refused.setdefault((via, name), told)
         self._stored -= {(via, stored) for stored in record.get("deleted", ())}
         for word in record.get("whole", ()):
             self.open.pop(word, None)
@@ -85,6 +98,10 @@ class UploadLog:
             for name, (stored, at) in found.items()
             if at >= since and (via, stored) in self._stored
         }
+
+    def refused(self, via: str, hashes: Iterable[str]) -> dict[str, str]:
+        """Return why the vendor does not store attachments, by the hashes of those that it has refused."""
+        return {name: self._refused[via, name] for name in hashes if (via, name) in self._refused}
 
     def connections(self) -> list[str]:
         """Return the connections that may have files of the run."""
@@ -105,25 +122,30 @@ class AttachmentUpload:
     log: UploadLog
     via: str
 
-    def write(self, planned: Path, path: Path) -> None:
-        """Write planned requests as they are sent, after each attachment that they name was uploaded."""
+    def write(self, planned: Path, path: Path, already: Mapping[int, str]) -> Mapping[int, str]:
+        """Write planned requests as they are sent, after each attachment that they name was uploaded.
+
+        A request whose attachment the vendor refuses is left out. Returns why, by the number of the request. `already`
+        says it of those that another attempt has left out.
+        """
         with planned.open("rb") as file:
             asked = {str(one.sha256): one for line in split_lines(file) for one in references(line)}
-        if not asked:
+        if not (asked or already):
             planned.replace(path)
-            return
+            return {}
         with self.log.lock:
-            names = self._names(asked)
-        new = path.with_name(f"{path.name}.new")
+            names, refused = self._names(asked), self.log.refused(self.via, asked)
+        new, left_out = path.with_name(f"{path.name}.new"), dict(already)
         with planned.open("rb") as old, new.open("wb") as file:
-            file.writelines(joined_lines(with_names(line, names) for line in split_lines(old)))
+            file.writelines(joined_lines(_as_sent(split_lines(old), names, refused, left_out)))
         planned.unlink()
         new.replace(path)
+        return left_out
 
     def _names(self, asked: Mapping[str, Attachment]) -> Mapping[str, str]:
         """Return the vendor's names of attachments. Uploads those that have none yet."""
         self.log.read(self.folder)
-        missing = asked.keys() - self._known(asked).keys()
+        missing = asked.keys() - self._known(asked).keys() - self.log.refused(self.via, asked).keys()
         for begun in [one for one in self.log.open.values() if one.via == self.via and one.hashes & missing]:
             self._adopt(begun, asked)
         left = sorted(missing - self._known(asked).keys())
@@ -143,18 +165,28 @@ class AttachmentUpload:
         """Take over what another attempt has uploaded, and could not report."""
         at_vendor = self._vendor.find_files(begun.word)
         expected = {name: begun.name(one) for name, one in asked.items() if name in begun.hashes}
-        found = {name: at_vendor[own] for name, own in expected.items() if own in at_vendor}
+        found = {name: at_vendor[own][0] for name, own in expected.items() if own in at_vendor}
         if found:
             self._record(names=found)
 
     def _upload(self, attachments: Sequence[Attachment]) -> None:
         hashes = [str(one.sha256) for one in attachments]
-        begun = _Begun(word=f"llm-{secrets.token_hex(8)}", via=self.via, hashes=frozenset(hashes))
+        begun = _Begun(word=f"{_MARK}{secrets.token_hex(8)}", via=self.via, hashes=frozenset(hashes))
         self._record(word=begun.word, begun=hashes)
-        stored = at_once(partial(self._store, begun), attachments)
-        self._record(names=dict(zip(hashes, stored, strict=True)), whole=[begun.word])
+        ends = dict(zip(hashes, at_once(partial(self._store, begun), attachments), strict=True))
+        names = {name: end for name, end in ends.items() if isinstance(end, str)}
+        refused = {name: end for name, end in ends.items() if isinstance(end, FileRefused)}
+        if not names and not self.log.stored(self.via):  # perhaps the key may store nothing
+            for error in refused.values():
+                if error.status == _FORBIDDEN:
+                    raise _unstored(error) from None
+        self._record(
+            names=names, refused={name: str(error) for name, error in refused.items()}, whole=[begun.word]
+        )
+        for error in {str(error): error for error in refused.values()}.values():
+            self.parts.warn(f"Rows are not sent, because the vendor refuses an attachment. {error.in_full}")
 
-    def _store(self, begun: _Begun, one: Attachment) -> str:
+    def _store(self, begun: _Begun, one: Attachment) -> str | FileRefused:
         name, local = str(one.sha256), self.scratch / begun.name(one)
         try:
             if not self.folder.get_attachment(name, local):
@@ -167,9 +199,10 @@ class AttachmentUpload:
                         "An attachment in the run folder is not the planned one. Restore it, or clear the task."
                     )
             return self._vendor.store_file(local, begun.name(one), one.media_type)
+        except FileRefused as error:
+            return error
         except Refused as error:
-            told = f"An attachment could not be uploaded: {error} If this server stores no files, set upload_attachments='never'."
-            raise saying(Refused(told), status=error.status, detail=error.detail) from None
+            raise _unstored(error) from None
         finally:
             local.unlink(missing_ok=True)
 
@@ -185,11 +218,33 @@ class AttachmentUpload:
         self.log.read(self.folder)
 
     def delete(self) -> None:
-        """Delete the files of the run at this vendor, also those that nobody has reported."""
-        loose = [begun.word for begun in self.log.open.values() if begun.via == self.via]
-        stored = self.log.stored(self.via).union(*(self._vendor.find_files(word).values() for word in loose))
-        at_once(by_route(self.parts.provider, self.via).discard, sorted(stored))
-        self._record(deleted=sorted(stored), whole=loose)
+        """Delete the files of the run at this vendor, also those that nobody has reported.
+
+        They are looked for by name: an upload whose answer was lost has left a file besides the reported one.
+        """
+        words = tuple(word for word, via in self.log.words.items() if via == self.via)
+        at_vendor = self._vendor.find_files(words[0] if len(words) == 1 else _MARK).items()
+        found = [stored for name, ids in at_vendor if name.startswith(words) for stored in ids]
+        stored = sorted(self.log.stored(self.via).union(found))
+        at_once(by_route(self.parts.provider, self.via).discard, stored)
+        self._record(deleted=stored, whole=sorted(self.log.open.keys() & set(words)))
+
+
+def _as_sent(
+    lines: Iterable[bytes], names: Mapping[str, str], refused: Mapping[str, str], left_out: dict[int, str]
+) -> Iterator[bytes]:
+    """Yield planned requests with the vendor's names. One whose attachment is refused is noted and left out."""
+    for number, line in enumerate(lines):
+        why = [refused[name] for one in references(line) if (name := str(one.sha256)) in refused]
+        if why:
+            left_out.setdefault(number, why[0])
+        if number not in left_out:
+            yield with_names(line, names)
+
+
+def _unstored(error: Refused) -> Refused:
+    told = f"An attachment could not be uploaded: {error} If this server stores no files, set upload_attachments='never'."
+    return saying(Refused(told), status=error.status, detail=error.detail)
 
 
 def delete_uploads(parts: Parts, folder: RunFolder, first: Plan) -> None:
