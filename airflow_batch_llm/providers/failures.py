@@ -29,6 +29,7 @@ from airflow_batch_llm.errors import (
     UnknownFate,
     raise_alone,
 )
+from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.imports import import_sparingly
 
 E = TypeVar("E", bound=ProviderError)
@@ -88,11 +89,11 @@ def detail(text: object, secrets: Iterable[str] = ()) -> str:
     return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"
 
 
-def without(result: Result, secrets: Iterable[str]) -> Result:
-    """A row's result whose message holds none of these secrets."""
+def without(result: Result, access: Access) -> Result:
+    """A row's result whose message holds none of the secrets of the connection."""
     if not result.error_message:
         return result
-    return result._replace(error_message=redacted(result.error_message, secrets))
+    return result._replace(error_message=redacted(result.error_message, access.secrets))
 
 
 def redacted(text: str, secrets: Iterable[str] = ()) -> str:

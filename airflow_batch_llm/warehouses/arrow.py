@@ -54,6 +54,27 @@ def cut(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         yield from (batch.slice(first, step) for first in range(0, batch.num_rows, step))
 
 
+def answer_array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """Return the values of an answer's column. `pa.array` would import pandas, which costs 0.2 CPU seconds."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return pa.ExtensionArray.from_storage(kind, answer_array(values, kind.storage_type))
+    if kind == pa.string():
+        return string_array(values)
+    if kind == pa.float64():
+        return float64_array(values)
+    if kind == pa.int64():
+        return _fixed(values, kind, array("q", [value or 0 for value in values]))
+    if kind == pa.bool_():
+        return _fixed(values, pa.uint8(), bytes(map(bool, values))).cast(kind)
+    if kind == _NUMBERS:
+        ends = array("i", accumulate((len(value or ()) for value in values), initial=0))
+        numbers = float64_array([number for value in values for number in value or ()])
+        offsets = pa.Array.from_buffers(pa.int32(), len(ends), [None, pa.py_buffer(ends)])
+        return pa.ListArray.from_arrays(offsets, numbers, mask=bool_array(value is None for value in values))
+    # Decimals, dates and times.
+    return string_array([None if value is None else str(value) for value in values]).cast(kind)
+
+
 def int64_array(values: Iterable[int]) -> pa.Int64Array:
     """Whole numbers, none of them NULL."""
     data = array("q", values)
@@ -73,8 +94,7 @@ def bool_array(values: Iterable[bool]) -> pa.BooleanArray:
 
 def float64_array(values: Sequence[float | None]) -> pa.DoubleArray:
     """Numbers with fractions."""
-    data = array("d", [0.0 if value is None else value for value in values])
-    return pa.Array.from_buffers(pa.float64(), len(data), [_present(values), pa.py_buffer(data)])
+    return _fixed(values, pa.float64(), array("d", [0.0 if value is None else value for value in values]))
 
 
 def string_array(values: Sequence[str | None]) -> pa.StringArray:
@@ -109,6 +129,11 @@ def _joined(values: Sequence[bytes], present: pa.Buffer | None, kind: pa.DataTyp
 def _array(data: bytes, lengths: Iterable[int], present: pa.Buffer | None, kind: pa.DataType) -> pa.Array:
     ends = array("i", accumulate(lengths, initial=0))
     return pa.Array.from_buffers(kind, len(ends) - 1, [present, pa.py_buffer(ends), pa.py_buffer(data)])
+
+
+def _fixed(values: Sequence[object], kind: pa.DataType, data: Any) -> pa.Array:
+    """Return an array of values of one size each, which `data` holds. It holds anything where a value is NULL."""
+    return pa.Array.from_buffers(kind, len(values), [_present(values), pa.py_buffer(data)])
 
 
 def _present(values: Sequence[object]) -> pa.Buffer | None:

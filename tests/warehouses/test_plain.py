@@ -1,21 +1,52 @@
 """Record batches become what databases take, whatever the source's types were."""
 
 import uuid
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 import pytest
 
+from airflow_batch_llm.core.model import ColumnType
 from airflow_batch_llm.errors import SourceError
 from airflow_batch_llm.warehouses import find_dialect
-from airflow_batch_llm.warehouses.arrow import plain_batch, refuse_padded_keys
+from airflow_batch_llm.warehouses.arrow import answer_array, plain_batch, refuse_padded_keys
+from airflow_batch_llm.warehouses.base import ARROW_TYPES
+
+VALUES = {
+    ColumnType.STRING: ["", "a\n", "ä\u2028"],
+    ColumnType.INTEGER: [0, -(2**63), 2**63 - 1],
+    ColumnType.NUMBER: [0.0, -1.5, 5e-324, 1.7e308],
+    ColumnType.DECIMAL: [
+        Decimal("0E-9"),
+        Decimal("-1.5"),
+        Decimal("9" * 29 + "." + "9" * 9),
+        Decimal("1E+3"),
+    ],
+    ColumnType.BOOLEAN: [False, True],
+    ColumnType.TIMESTAMP: [datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)],
+    ColumnType.DATE: [date.min, date(1969, 12, 31), date.max],
+    ColumnType.JSON: ['{"a":1}', "[]"],
+    ColumnType.VECTOR: [[1.0, -0.5], [], [1e-7]],
+}
 
 
 def plain(array: pa.Array, dialect: str = "duckdb", *, key: bool = False) -> list[object]:
     """One column's values, plain."""
     batch = pa.RecordBatch.from_arrays([array], names=["x"])
     return plain_batch(batch, frozenset({"x"} if key else ()), find_dialect(dialect)).column(0).to_pylist()
+
+
+@pytest.mark.parametrize("kind", ColumnType)
+@pytest.mark.parametrize("nulls", [[], [None], [None, None]])
+def test_an_answer_s_column_is_the_array_that_arrow_makes(kind: ColumnType, nulls: Sequence[None]) -> None:
+    type_ = ARROW_TYPES[kind]
+    for values in ([], nulls, [*nulls, *VALUES[kind]], [*VALUES[kind], *nulls, *VALUES[kind]]):
+        array = answer_array(values, type_)
+        array.validate(full=True)
+        assert array.equals(pa.array(values, type_))
 
 
 def test_nested_values_become_json_text() -> None:

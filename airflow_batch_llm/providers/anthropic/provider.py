@@ -90,7 +90,7 @@ class AnthropicProvider:
         return drive(flows.find_files(prefix), self._clients.sync)
 
     def decode(self, line: bytes) -> Result:
-        return without(decode(line), self._access.secrets)
+        return without(decode(line), self._access)
 
     def upload(self, shard: ShardFile) -> str:  # noqa: ARG002 - the requests go with the creation
         return ""

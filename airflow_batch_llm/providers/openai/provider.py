@@ -107,7 +107,7 @@ class OpenAIProvider:
         return drive(flows.find_files(prefix), self._clients.sync)
 
     def decode(self, line: bytes) -> Result:
-        return without(decode(line), self._access.secrets)
+        return without(decode(line), self._access)
 
     def upload(self, shard: ShardFile) -> str:
         file = (shard.path, f"{shard.token}.jsonl", "application/jsonl")

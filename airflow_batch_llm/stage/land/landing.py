@@ -26,6 +26,7 @@ from airflow_batch_llm.stage.plan.carried import restored
 from airflow_batch_llm.stage.plan.spool import ATTEMPTS, INPUT_HASH, PROBLEM, REQUEST, SHARED
 from airflow_batch_llm.stage.records.standings import Again
 from airflow_batch_llm.warehouses.arrow import (
+    answer_array,
     bool_array,
     float64_array,
     int64_array,
@@ -133,7 +134,7 @@ class RowWriter:
         self._answers = self._answer_columns()
         self._money = self._money_columns()
         self._onward = self._onward_routes()
-        self._packed = pa.array(judged.packed or [1] * len(judged), pa.int64())
+        self._packed = int64_array(judged.packed or [1] * len(judged))
         self._origin = {
             "_llm_model": string_array([model or stamp.model for model in judged.models]),
             "_llm_batch_id": string_array(judged.batch_ids),
@@ -198,7 +199,7 @@ class RowWriter:
         columns = {}
         for position, column in enumerate(self._target.answer):
             values = [one[position] if one is not None else None for one in self._judged.values]
-            columns[column.name] = _array(values, column.type)
+            columns[column.name] = answer_array(values, column.type)
         return columns
 
     def _money_columns(self) -> dict[str, pa.Array]:
@@ -408,16 +409,6 @@ def landed_rows(path: Path) -> Iterator[pa.RecordBatchReader]:
     """Stream the rows that `RowWriter.write` wrote."""
     with pa.OSFile(str(path), "rb") as file, pa.ipc.open_stream(file) as reader:
         yield reader
-
-
-def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    if isinstance(kind, pa.BaseExtensionType):
-        return pa.ExtensionArray.from_storage(kind, _array(values, kind.storage_type))
-    if kind == pa.string():
-        return string_array(values)
-    if kind == pa.float64():
-        return float64_array(values)
-    return pa.array(values, kind)
 
 
 def _arranged(columns: dict[str, pa.Array], schema: pa.Schema) -> pa.RecordBatch:

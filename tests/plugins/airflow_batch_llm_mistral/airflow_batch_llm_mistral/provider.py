@@ -63,7 +63,7 @@ class MistralProvider:
         return LineTemplate.of(request_line(call))
 
     def decode(self, line: bytes) -> Result:
-        return without(decode(line), self._access.secrets)
+        return without(decode(line), self._access)
 
     def upload(self, shard: ShardFile) -> str:
         # An upload that was lost costs nothing, so this may be repeated.
