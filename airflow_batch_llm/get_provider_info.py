@@ -48,7 +48,7 @@ def _config() -> dict[str, Any]:
 
 
 def _places() -> dict[str, Any]:
-    """Where runs are kept."""
+    """Return the options that say where runs are kept."""
     return {
         "workspace": _option(
             "URI of the folder that holds the run folders: plans, journals, results and reports. "

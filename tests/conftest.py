@@ -1,4 +1,4 @@
-"""What every test may use. Airflow's home is set before anything can import it."""
+"""Fixtures of every test. Airflow's home is set before anything can import it."""
 
 import atexit
 import os

@@ -38,7 +38,7 @@ RELEASES = (
 
 
 def needed() -> list[str]:
-    """What the package needs besides Airflow."""
+    """Return the requirements of the package besides Airflow."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = ("anthropic", "openai", "postgres", "duckdb")
     lines = [
@@ -49,7 +49,7 @@ def needed() -> list[str]:
 
 
 def install(release: Release) -> Path:
-    """An environment of this release, made anew. Its interpreter is given."""
+    """Make a new environment of this release, and return its interpreter."""
     environment = ENVIRONMENTS / f"airflow-{release.version}"
     subprocess.run(
         [UV, "venv", "--quiet", "--clear", "--python", sys.executable, str(environment)], check=True

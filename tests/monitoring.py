@@ -1,4 +1,4 @@
-"""What ships for Prometheus and Grafana, as programs read it: the documented metrics, their names, the expressions."""
+"""The files for Prometheus and Grafana, as programs read them: the documented metrics, their names, the expressions."""
 
 import json
 import re

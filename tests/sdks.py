@@ -35,7 +35,7 @@ ROOMS = {
 
 
 def requirements() -> list[str]:
-    """What the package and its extras need besides Airflow."""
+    """Return the requirements of the package and its extras besides Airflow."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = [
         lines for name, lines in project["optional-dependencies"].items() if name not in ("all", "testing")
@@ -45,7 +45,7 @@ def requirements() -> list[str]:
 
 
 def run(resolution: str, arguments: list[str]) -> int:
-    """Build one environment anew and run the tests in it."""
+    """Build one new environment and run the tests in it."""
     environment = ENVIRONMENTS / f"sdks-{resolution}"
     python = environment / "bin" / "python"
     subprocess.run(

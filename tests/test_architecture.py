@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -200,6 +201,30 @@ def test_a_module_is_named_for_what_it_holds() -> None:
     assert [path for path in _files() if vague & set(path.stem.split("_"))] == []
 
 
+def test_a_docstring_says_what_is_done_by_whom() -> None:
+    # The style: a verb or a plain noun first, and the actor by name. A clause such as "When it ended" has to be decoded.
+    unclear = re.compile(
+        r"(What|Whether|Which|How|When|Whoever|Where|Why|Who|Of)\b|.*\b(so many|somebody|whoever)\b",
+        re.DOTALL,
+    )
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {text.splitlines()[0]}"
+        for path in (*_files(), *(ROOT / "tests").rglob("*.py"))
+        for line, text in _docstrings(path)
+        if unclear.match(text.strip())
+    ]
+
+    assert found == []
+
+
+def _docstrings(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield every text that is a statement by itself: of a module, a class, a function or a field."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.Expr(value=ast.Constant(value=str(text))):
+                yield node.lineno, text
+
+
 def _lint_imports(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     program = Path(sys.executable).parent / "lint-imports"
     return subprocess.run(
@@ -230,7 +255,7 @@ def _family(module: str, room: str) -> str | None:
 
 
 def _loaded_by(*modules: str) -> dict[str, set[str]]:
-    """What each of these adds to a fresh process that imports one after the other: top-level names, and SDKs."""
+    """Return what each of these adds to a fresh process that imports one after the other: top-level names, and SDKs."""
     program = """
 import importlib, json, sys
 loaded = {}

@@ -1,4 +1,4 @@
-"""What the documentation shows is true: snippets compile, names and arguments exist, specs validate, some are run.
+"""The documentation is true: snippets compile, names and arguments exist, specs validate, some are run.
 
 A snippet below the comment `<!-- executed -->` is run, in a folder of its own; the others are checked as far as that
 goes without the service that they name.

@@ -36,7 +36,7 @@ from airflow_batch_llm.warehouses.base import Warehouse
 from airflow_batch_llm.warehouses.files.source import FileSource, read_files
 from airflow_batch_llm.warehouses.registration import SpecFile, secret
 
-#: What decides which run a spec is; how fast it goes and how much it may cost does not.
+#: The fields of a spec that identify its run. Its pace and its budget do not.
 _ASKED = ("model_id", "key", "system_prompt", "prompt_params", "target")
 
 
@@ -100,7 +100,7 @@ class Opening:
         return {via: stage.under(route).provider for via, route in stage.others().items()}
 
     def source(self, target: Warehouse) -> ReadsSource:
-        """Where the rows come from: the target's own database, where no other is named."""
+        """Return the source of the rows: the target's own database if no other is named."""
         section = self.spec.source
         if section.uri is not None:
             return SpecFiles(self._files(section))
@@ -139,7 +139,7 @@ class Opening:
         )
         asked |= {name: getattr(stage, name) for name in _ASKED}
         asked["request"] = asdict(stage.request)
-        # How it is asked, and not what. An older release knew nothing of the first, and the second was false.
+        # These change how the rows are asked, not what is asked. An older release did not know the first; the second was false.
         del asked["request"]["rows_per_request"], asked["request"]["upload_attachments"]
         asked["request"]["cache_system_prompt"] = False
         if stage.attachments:

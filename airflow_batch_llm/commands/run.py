@@ -194,7 +194,7 @@ def estimate(
 
 #: The bytes of an attachment, which say nothing to a reader.
 _BASE64 = re.compile(rb"[A-Za-z0-9+/=]{1000,}")
-#: Stands for the vendor's name of an attachment, which only a submission knows.
+#: Takes the place of the vendor's name of an attachment, which only a submission knows.
 _UPLOADED = defaultdict[str, str](lambda: "(uploaded)")
 
 

@@ -99,7 +99,7 @@ def _audit_told(run: Audit) -> str:
 
 def _doer(by: Mapping[str, Any]) -> str:
     if not by:
-        return "somebody whom an earlier release did not record"
+        return "a user or a task that an earlier release did not record"
     task = "/".join(str(by[name]) for name in ("dag_id", "task_id", "run_id") if name in by)
     index = f" [{by['map_index']}]" if "map_index" in by else ""
     tries = f" try {by['try_number']}" if "try_number" in by else ""

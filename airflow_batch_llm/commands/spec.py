@@ -103,7 +103,7 @@ class SourceSection(_Section):
 
 
 class StageFile(_Section):
-    """The whole file: what the command needs beside the stage, and the stage's own fields."""
+    """The whole file: the fields of the stage, and what the command needs besides."""
 
     provider: ProviderSection = ProviderSection()
     providers: dict[str, ProviderSection] = Field(

@@ -36,7 +36,7 @@ _MAX_MESSAGE = 300
 
 
 class AnswerFault(StrEnum):
-    """Why an answer does not fit the output type."""
+    """The reason for which an answer does not fit the output type."""
 
     EMPTY = "empty_answer"
     NOT_JSON = "not_json"

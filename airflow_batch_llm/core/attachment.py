@@ -33,7 +33,7 @@ _PAGE = re.compile(rb"/Type\s*/Page(?![A-Za-z])")
 _PAGES = re.compile(rb"/Type\s*/Pages(?![A-Za-z])")
 _COUNT = re.compile(rb"/Count\s+(\d+)")
 _COUNT_BYTES = 400
-#: Newer PDFs pack such words into streams. Of each so many bytes are unpacked at most.
+#: Newer PDFs pack such words into streams. At most this many bytes of each are unpacked.
 _PACKED, _STREAM = re.compile(rb"/ObjStm\b"), re.compile(rb"stream\r?\n")
 _UNPACKED_BYTES = 4 << 20
 _HEIF_BRANDS = {b"heic": "image/heic", b"heix": "image/heic", b"mif1": "image/heif", b"heif": "image/heif"}
@@ -149,7 +149,7 @@ class AttachmentRules:
     tokens: Callable[[Attachment], int]
     """Return the input tokens of an attachment. It has an assumption where the size is not known."""
     assumption: str
-    """What is assumed of an attachment whose size is not known."""
+    """The assumed size of an attachment whose size is not known."""
 
 
 def with_attachments(prompt: bytes, attachments: Sequence[Attachment]) -> bytes:
@@ -216,7 +216,7 @@ def media_type_of(uri: str) -> str | None:
 
 
 def kind_of(uri: str) -> str:
-    """Return the media type of a URI that nobody looks at before the vendor: an image, if it does not say."""
+    """Return the media type of a URI that only the vendor reads. A URI that does not say is taken for an image."""
     return media_type_of(uri) or ANY_IMAGE
 
 

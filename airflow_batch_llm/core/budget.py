@@ -1,10 +1,10 @@
 """Share a budget among runs. Each run reserves its dollars before it sends a request, and settles them when it ends.
 
 A budget of one period is a numbered row of states, each created once: who wants to change it reads the last one, and
-creates the next. So two runs never take the same dollars, and the dollars of a run are counted once, whoever settles it.
+creates the next. So two runs never take the same dollars, and the dollars of a run are counted once, by one process.
 
 A planner's hold has a time: a planner that dies gives its dollars back. Before a run sends anything it confirms its
-hold, and that fails if somebody has taken it back. A confirmed hold stays until the run is settled.
+hold, and that fails if another run has taken it back. A confirmed hold stays until the run is settled.
 """
 
 import math

@@ -98,7 +98,7 @@ class CachedRun:
         )
 
     def among(self, requests: int) -> "CachedRun":
-        """Return what is expected of each of so many requests, the first of which find nothing in the cache."""
+        """Return the expected cost of each of `requests` requests. The first of them find nothing in the cache."""
         share = max(0, requests - self.first) / max(1, requests)
         missed = self.cached_tokens * (1 - share) if self.written_tokens else 0.0
         return replace(

@@ -33,7 +33,7 @@ class CanaryVerdict:
 
     ruling: Ruling
     why: str = ""
-    """Why the budget is too small. Empty: it is not."""
+    """The reason for which the budget is too small. Empty: it is large enough."""
     asked: Mapping[str, float] = field(default_factory=dict)
     """The canary in numbers: rows, good rows, requests, mean tokens of a request and dollars."""
     estimates: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)

@@ -28,13 +28,13 @@ NOTHING = "(null)"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shift:
-    """A column's labels beside those of the runs before."""
+    """A column's labels compared with those of the runs before."""
 
     column: str
     index: float
     """The population stability index: 0 is the same spread, 0.1 to 0.2 a small shift."""
     is_sure: bool
-    """Chance alone would not shift so many rows so far."""
+    """Chance alone would not shift this number of rows this far."""
     label: str
     """The label whose share has changed most."""
     before: float

@@ -1,7 +1,7 @@
 """Estimate a run's cost before the first cent, and name what the estimate rests on.
 
 The number of input tokens is that of earlier runs with the same spec, is scaled up from a counted sample, or is guessed
-from the bytes. Without an earlier run nobody knows how long the answers will be: they lie between nothing and `max_tokens`,
+from the bytes. Without an earlier run the length of the answers is unknown: it lies between nothing and `max_tokens`,
 so the dollars have a low and a high end. Earlier runs also tell how far chance moves the cost: which requests hit a cache,
 which rows are asked again, and how long the answers are.
 """
@@ -27,7 +27,7 @@ BYTES_PER_TOKEN = 4.0
 _UNCERTAINTY = 0.3  # of a count that was guessed from bytes, either way
 _UNBOUNDED_ANSWER = 4096  # tokens, where the user set no limit
 
-#: Nine in ten values of a normal distribution are within so many standard deviations of its mean.
+#: Nine in ten values of a normal distribution are within this many standard deviations of its mean.
 LIKELY = 1.645
 
 _TEXT_TOKENS = 300
@@ -53,7 +53,7 @@ class Later:
     output_tokens: float = 0.0
     dollars: float = 0.0
     prompt_dollars: float = 0.0
-    """Of the dollars without a cache, those for prompts and answers. The rest is for what each request repeats."""
+    """The part of the dollars without a cache that is for prompts and answers. The rest is for what each request repeats."""
     hits: float = 0.0
     """Requests that read from the vendor's cache."""
     won: float = 0.0
@@ -147,7 +147,7 @@ class RequestSize:
         default_factory=AttachmentTokens
     )  # of all prompts; an earlier run has measured its own
     attached_assumption: str = ""
-    """What is assumed of attachments whose size is not known."""
+    """The assumed size of attachments whose size is not known."""
     answer_tokens: int = _TEXT_TOKENS  # of a usual answer: see `usual_answer`
     measured: Measured | None = None
     """Earlier runs with the same spec. They count before the sample. Default: there are none."""
@@ -183,7 +183,7 @@ class Estimate:
     high: Decimal | None
     assumptions: tuple[str, ...] = ()
     prompt_bytes: int = 0
-    """Of all prompts together."""
+    """The sum over all prompts."""
     source: EstimateSource = EstimateSource.BYTES
     """The base of the tokens. Default: the bytes."""
     spread: float | None = None
@@ -315,7 +315,7 @@ def _input_tokens(size: RequestSize) -> tuple[float, list[str]]:
         tokens = (mean_bytes + size.shared_bytes) / BYTES_PER_TOKEN
         guessed = f"Input tokens are guessed from the bytes, {BYTES_PER_TOKEN:g} to a token."
         return tokens + attached, [guessed, *assumed]
-    # What each request repeats is in the sample's counts whatever its prompts' lengths; only the difference
+    # The sample's counts hold what each request repeats, whatever its prompts' lengths; only the difference
     # between the sample's prompts and all of them has to be guessed.
     sampled_bytes = sum(count for count, _ in size.sample) / len(size.sample)
     sampled_tokens = sum(tokens for _, tokens in size.sample) / len(size.sample)
@@ -375,7 +375,7 @@ def _going_on(later: Later, measured: Measured, prompts: int, rows: int) -> _Exp
     """Return what is expected of later requests with this many rows.
 
     The number of prompts that go on is binomial. They share requests, each of which repeats the instructions, and the
-    first of which finds nothing in the vendor's cache, unless so many have hit that it must have been among them.
+    first of which finds nothing in the vendor's cache, unless the number of hits shows that it was among them.
     """
     share = later.prompts / measured.prompts
     chance = min(1.0, share)

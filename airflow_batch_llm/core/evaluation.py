@@ -148,7 +148,7 @@ def _rows(variance: float, distance: float, level: float) -> int | None:
     return rows if rows <= _MOST_ROWS else None
 
 
-#: What an expected column is called if nothing else is said: this and the name of the answer's column.
+#: The default name of an expected column is this prefix and the name of the answer's column.
 EXPECTED = "expected_"
 
 #: The keys of wrong rows that a result shows for each column.
@@ -278,7 +278,7 @@ class Side:
 
 @plain_dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """One column of the candidate beside the baseline, over the rows that both are to have."""
+    """One column of the candidate compared with the baseline, over the rows that both should have."""
 
     pairs: Pairs
     right: int

@@ -16,7 +16,7 @@ from typing import Any
 from airflow_batch_llm.core.evaluation import ColumnResult, Comparison, Evaluation, Pairs, rows_for_share
 from airflow_batch_llm.core.printing import counted, printable, share, verb
 
-#: Of this table. Later numbers add fields.
+#: The version of this table. Later versions add fields.
 SCHEMA_VERSION = 1
 
 

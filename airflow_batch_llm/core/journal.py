@@ -26,7 +26,7 @@ from airflow_batch_llm.core.model import Sighting, Way
 #: Clocks of two workers may differ by this much.
 CLOCK_SKEW_SECONDS = 60.0
 
-#: How long to leave a batch alone that may be ours and cannot be recognised before it has ended.
+#: Seconds for which a batch is left alone that may be ours and cannot be recognised before it has ended.
 CANDIDATE_PAUSE_SECONDS = 300.0
 
 
@@ -44,7 +44,7 @@ class RecordKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Doer:
-    """Who did something: the task instance of a worker, or the user of a command. Empty: not known."""
+    """The task instance of a worker, or the user of a command, that did something. Empty: not known."""
 
     host: str = ""
     """The name of the machine."""
@@ -100,7 +100,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
-    """Where a shard stands after all its records."""
+    """The state of a shard after all its records."""
 
     last: int = 0  # the number of the last record
     intent: Entry | None = None  # a creation that nobody has answered yet

@@ -25,7 +25,7 @@ class Outcome(StrEnum):
 
 
 class BatchState(StrEnum):
-    """Where a batch is in its life, in the only terms that matter to us."""
+    """The states of a batch that lead to different actions."""
 
     RUNNING = "running"  # not finished: wait
     ENDED = "ended"  # finished in any way that may hold answers: read them
@@ -300,4 +300,4 @@ class ResultForm:
     reasoning_tokens: tuple[str, ...]
     """The counts within the usage that are added up."""
     unclear: tuple[str, ...]
-    """Where something stands at one of these, the response is of another form."""
+    """A response that has a value at one of these paths has another form."""

@@ -62,7 +62,7 @@ class Column:
     type: ColumnType
     path: tuple[str, ...] = ()
     digits: tuple[int, int] = (0, 0)
-    """Of a decimal: how many digits it may have, in all and after the point."""
+    """The most digits of a decimal, in all and after the point."""
 
     @classmethod
     def of(cls, name: str, schema: Mapping[str, Any], path: tuple[str, ...]) -> "Column":

@@ -26,7 +26,7 @@ from airflow_batch_llm.core.output_type import OutputType
 from airflow_batch_llm.core.printing import counted
 from airflow_batch_llm.core.request import digest
 
-#: A request takes no further item beyond so many bytes of prompts. A longer prompt goes alone.
+#: A request takes no further item beyond this many bytes of prompts. A longer prompt goes alone.
 PACKED_BYTES = 64 << 10
 
 #: Begins the prompt of every packed request. It is the same for all of them, so that vendors can cache it.
@@ -36,7 +36,7 @@ _HEAD = (
     " about this list.\n"
 )
 
-#: The bytes that an item adds beside its text, and the tokens that its number adds to an answer.
+#: The bytes that an item adds to its text, and the tokens that its number adds to an answer.
 _ITEM_BYTES, ITEM_TOKENS = 24, 10
 
 #: The names of an answer's parts. `packed_schema` has the same.

@@ -24,14 +24,14 @@ _OVERRIDE_KEYS = frozenset({"input", "output", "cached", "cache_write", "batch_d
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Terms:
-    """Where a provider's prices stand in the list, and what is peculiar to them."""
+    """The place of a provider's prices in the list, and their peculiarities."""
 
     vendor: str
     cached_is_discounted: bool = True  # False: the cache discount takes precedence over the batch discount
     cache_write: str = "cache_write_mtok"
 
 
-#: How the list marks the prices of a batch and of the flex tier.
+#: The conditions by which the list marks the prices of a batch and of the flex tier.
 _IN_BATCH, _IN_FLEX = {"processing": "batch"}, {"service_tier": "flex"}
 
 #: Providers that are not simply in the list under their own name.

@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from airflow_batch_llm.core.template import Cell
 
 
-#: What a user writes: a template's text, or a function of the row (or of row and params) that returns text.
+#: A prompt as a user writes it: a template's text, or a function of the row (or of row and params) that returns text.
 Prompt = str | Callable[..., str]
 
-#: Names that Airflow's own templates have and a row has not.
+#: Names that Airflow's own templates have and a row does not have.
 _AIRFLOW_NAMES = frozenset(
     {
         "conn",

@@ -108,10 +108,10 @@ FIRST = 4
 #: Seconds to rest after a refusal, at least. Where it names no time they double with each refusal in a row.
 _FIRST_REST, _LONGEST_REST = 1.0, 60.0
 
-#: A refusal sets the pace to this share of what was answered, if there were so many answers, and else of the pace.
+#: A refusal sets the pace to this share of what was answered, if there were this many answers, and else of the pace.
 _STEP_BACK, _ENOUGH = 0.9, 10
 
-#: Each answer raises the pace by this share. The share doubles with so many answers without a refusal, up to the last one.
+#: Each answer raises the pace by this share. The share doubles with this many answers without a refusal, up to the last one.
 _GROWTH, _DOUBLED_BY, _MOST_GROWTH = 0.005, 50, 0.1
 
 #: A pace that was not used is made up for within this many seconds.
@@ -124,7 +124,7 @@ _REFILLED = 60.0
 #: As much of a limit is left unused as comes back within this many seconds.
 _SPARED = 3.0
 
-#: What a request took of a limit counts less by this factor with each later one.
+#: The weight of what a request took of a limit falls by this factor with each later request.
 _FORGOTTEN = 0.9
 
 
@@ -134,9 +134,9 @@ class _Allowance:
 
     stated: RateLimit
     at: float
-    """When the request was sent whose answer has the statement."""
+    """The time at which the request was sent whose answer has the statement."""
     cost: float = 0.0
-    """What one request takes, as far as it was seen. 0: not yet."""
+    """The amount that one request takes, as far as it is known. 0: not known yet."""
     _taken: float = 0.0
     _requests: float = 0.0
 
@@ -159,7 +159,7 @@ class _Allowance:
         return self._left(now) - _SPARED * self._refill
 
     def room(self, now: float, sent: int) -> float:
-        """Return how many requests it allows, when so many were sent since the statement."""
+        """Return how many requests it allows, given the number that was sent since the statement."""
         return math.inf if not self.cost else self._free(now) // self.cost - sent
 
     def pause(self, now: float, sent: int) -> float:
@@ -170,7 +170,7 @@ class _Allowance:
         return lack / self._refill if self._refill else math.inf
 
     def state(self, stated: RateLimit, at: float, sent: int) -> None:
-        """Take note of a later statement, before which so many requests were sent."""
+        """Take note of a later statement, given the number of requests that were sent before it."""
         taken = self._left(at) - stated.remaining
         self.stated, self.at = stated, at
         if stated.kind == "requests" or stated.remaining >= stated.limit:

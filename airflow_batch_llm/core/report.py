@@ -93,11 +93,11 @@ class Report:
     codes: Mapping[str, int] = field(default_factory=dict)
     """Rows without a good answer, by error code: the vendor's, or `prompt_failed` and the like. A row counts once."""
     estimate: Mapping[str, float | None] = field(default_factory=dict)
-    """What was expected before anything was sent: rows, requests, tokens and dollars. Does not add up. Default: none."""
+    """The estimate before anything was sent: rows, requests, tokens and dollars. Does not add up. Default: none."""
     estimate_off: Mapping[str, Any] = field(default_factory=dict)
     """The error of the estimate, by tokens and dollars, and its source. Does not add up. Default: nothing was sent."""
     attempts: Mapping[int, int] = field(default_factory=dict)  # requests sent, by round
-    strange: Mapping[str, int] = field(default_factory=dict)  # result lines that served nobody, by kind
+    strange: Mapping[str, int] = field(default_factory=dict)  # result lines that no row needed, by kind
     batches: int = 0
     maybe_twice: int = 0
     """Requests in real time that may have been paid twice: a worker died, or an answer was lost on its way."""
@@ -108,13 +108,13 @@ class Report:
     """The squares of the output tokens of each request, added up. Default: none, or an earlier release has landed it."""
     spent: Spent = Spent()
     routes: Mapping[str, RouteTotals] = field(default_factory=dict)
-    """What each route did, by its name. Default: the stage has one."""
+    """The results of each route, by its name. Default: the stage has one."""
     canary: Mapping[str, Any] = field(default_factory=dict)
     """The canary: its rows, tokens and dollars, its verdict, and the estimate after it. Does not add up. Default: none."""
     labels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Good answers by label, for each column of labels or booleans. Default: there are no such columns."""
     drift: Mapping[str, float] = field(default_factory=dict)
-    """The population stability index of each such column, beside the last runs. Does not add up. Default: not known."""
+    """The population stability index of each such column against the last runs. Does not add up. Default: not known."""
     packing: Mapping[str, Any] = field(default_factory=dict)
     """Packed requests, their rows, requests that asked a row again alone, and the pilot. Does not add up. Default: none."""
     cache: CacheTotals = field(default_factory=CacheTotals)

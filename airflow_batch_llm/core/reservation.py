@@ -59,12 +59,12 @@ class TicketEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannerTicket:
-    """Where a ticket stands after all its records."""
+    """The state of a ticket after all its records."""
 
     last: int = 0
     """The number of the last record."""
     holder: TicketEntry | None = None
-    """The planner's last sign of life. None: nobody has opened the ticket."""
+    """The planner's last sign of life. None: no planner has opened the ticket."""
     sealed: TicketEntry | None = None
     is_over: bool = False
 
@@ -172,7 +172,7 @@ def reserve(run: str, *, is_read: bool = False) -> Generator[Step, Any, None]:
     """Bring one planner to a frozen plan of its run: its own, or that of another attempt.
 
     `is_read`: other tasks read the source before, after they had asked `Settled` and noted what was in flight. The ticket
-    is then opened after the reading, so that nobody waits for it while it goes on.
+    is then opened after the reading, so that no other planner waits for it while it goes on.
     """
     first = (yield Settled()) + 1
     if is_read:

@@ -156,7 +156,7 @@ def _inlined(node: Any, root: Schema, kept: frozenset[str]) -> Any:
     if ref in kept:
         return {"$ref": ref}
     rest = {key: value for key, value in node.items() if key not in ("$ref", *_DEFINITIONS)}
-    # What stands beside a reference (a description, say) goes before what it refers to.
+    # A keyword next to a reference (a description, say) wins over the same keyword of what it refers to.
     merged = {**resolve(ref, root), **rest} if ref is not None else rest
     return (
         _inlined(merged, root, kept)

@@ -13,7 +13,7 @@ from airflow_batch_llm.core.settings import Only
 
 
 class Reason(StrEnum):
-    """Why a row is planned (the first five), or why it is not."""
+    """The reasons for which a row is planned (the first five), or is not planned."""
 
     NEW = "new"
     CHANGED = "changed"

@@ -127,7 +127,7 @@ class SchemaChange(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, config=CONFIG)
 class Request(Settings):
-    """Set what each request carries beside the prompt."""
+    """Set what each request carries besides the prompt."""
 
     template_fields: ClassVar[tuple[str, ...]] = ("extra_body", "endpoint")
 
@@ -156,7 +156,7 @@ class Shape(Settings):
     review_target: str | None = None
     """The table for rows that people answer, with `on_exhausted="review"`. Default: the target's name and `__review`."""
     carry: Names = ()
-    """Source columns that are copied beside the answer, and beside a row that people review. Default: none."""
+    """Source columns that are copied into the target, and into the review table. Default: none."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """The answer's columns by path in the answer: `{"buyer_name": "buyer.name"}`. Default: one for each property."""
     output_column: str | None = None
@@ -200,7 +200,7 @@ class Guards(Settings):
     min_success_ratio: Share = 0.95
     """The least share of good answers, between 0 and 1. Below it the run fails after landing them. Default: 0.95."""
     warn_on_drift: NotNegative | None = None
-    """Warn if the labels' population stability index beside the last ten runs is above this: `0.2`. Default: never."""
+    """Warn if the labels' population stability index against the last ten runs is above this: `0.2`. Default: never."""
     min_agreement: Share | None = 0.95
     """The least share of equal answers to rows asked packed and alone, per column. Below it no request is packed.
 
@@ -379,7 +379,7 @@ class Stage(Settings):
     labels: Mapping[str, str] = field(default_factory=dict)
     """Labels on the warehouse's jobs, for warehouses with job labels. Default: none."""
     request: Request = Request()
-    """What each request carries beside the prompt. Default: a `Request` with its own defaults."""
+    """Settings of each request besides its prompt. Default: a `Request` with its own defaults."""
     shape: Shape = Shape()
     """The layout of the two tables. Default: a `Shape` with its own defaults."""
     guards: Guards = Guards()

@@ -133,7 +133,7 @@ def _other_part(value: object) -> bytes:
             return b"j%d:%b" % (len(written), written)
 
 
-#: What most columns hold, by its very type.
+#: The exact types that most columns hold.
 _PARTS: Mapping[type, Callable[[Any], bytes]] = {
     str: _text_part,
     int: _number_part,

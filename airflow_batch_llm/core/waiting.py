@@ -19,13 +19,13 @@ from airflow_batch_llm.errors import ProviderError
 #: A woken worker costs a process start; it is not woken more often than this for a part of the batches.
 MIN_WAKE_SECONDS = 60.0
 
-#: How long batches that were cancelled at the deadline get to end, so that their answers can be read.
+#: Seconds that batches cancelled at the deadline get to end, so that their answers can be read.
 CANCEL_GRACE_SECONDS = 900.0
 
 #: Failed checks in a row after which a worker should look. The batches are left alone.
 PATIENCE = 20
 
-#: After so many failed looks in a row the provider counts as unreachable, and the log warns.
+#: After this many failed looks in a row the provider counts as unreachable, and the log warns.
 WARN_AFTER_LOOKS = 3
 
 #: The last look before a deadline, and each look after it, may be repeated for this long.
@@ -33,7 +33,7 @@ LAST_LOOK_SECONDS = 5.0
 
 
 class Wake(StrEnum):
-    """Why the waiting is over."""
+    """The reason for which the waiting is over."""
 
     ALL_ENDED = "all_ended"
     PLACE_FREE = "place_free"  # a batch has ended, and shards wait for its place
@@ -68,9 +68,9 @@ class Outage:
 
     looks: int = 0
     since: float = 0.0
-    """When the first of them failed, in seconds since the epoch."""
+    """The time of the first failed look, in seconds since the epoch."""
     alerted: bool = False
-    """Whether `on_warning` was called for it."""
+    """`on_warning` was called for it."""
 
     @property
     def is_told(self) -> bool:
@@ -117,11 +117,11 @@ class Watch:
     shards_wait: bool = False
     poll_interval: float | None = None  # None: seconds for young batches, minutes for old ones
     cancel_at_deadline: bool = False
-    strays: tuple[str, ...] | None = None  # recorded ones: only others wake somebody. None: none does
+    strays: tuple[str, ...] | None = None  # recorded ones: only others wake the worker. None: none does
     outage: Outage = Outage()
     """Looks that have failed before the waiting begins."""
     alerts: bool = False
-    """Wake somebody once for an outage, because `on_warning` can only be called by a worker."""
+    """Wake the worker once for an outage, because only a worker can call `on_warning`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +134,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sleep:
-    """Pause for so many seconds, or a little less unless `exact`."""
+    """Pause for this many seconds, or a little less unless `exact`."""
 
     seconds: float
     exact: bool = False
@@ -164,7 +164,7 @@ Reply = Mapping[str, BatchStatus] | ProviderError | None
 #: However long a deferral took, its task is not left alone for longer than this on account of it.
 _MOST_LAG_SECONDS = 60.0
 
-#: A trigger that starts so much later was restarted with its triggerer: the worker has ended long ago.
+#: A trigger that starts this many seconds later was restarted with its triggerer: the worker has ended long ago.
 _RESTARTED_SECONDS = 600.0
 
 

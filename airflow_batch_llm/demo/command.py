@@ -169,7 +169,7 @@ def connections(simulator_url: str, duckdb_path: Path) -> Mapping[str, Mapping[s
 
 
 def example_dags() -> Path:
-    """The folder of the example Dags: in the installed package, or beside it in a checkout."""
+    """Return the folder of the example Dags: in the installed package, or next to it in a checkout."""
     package = Path(airflow_batch_llm.__file__).parent
     inside = package / "example_dags"
     return inside if inside.is_dir() else package.parent / "dags"
@@ -189,7 +189,7 @@ class Cast:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """Where a demo takes place: a folder of its own, and the console that tells of it."""
+    """The folder of a demo, and the console that it prints to."""
 
     folder: Path
     dag_files: tuple[str, ...]

@@ -258,7 +258,7 @@ _SETTINGS: Mapping[str, str] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """Where Airflow lives, what it reads, and what its tasks reach."""
+    """The folders and addresses of a local Airflow and of its tasks."""
 
     home: Path
     dags: Path

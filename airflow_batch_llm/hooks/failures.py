@@ -89,7 +89,7 @@ def rendering(task: Any, content: Any, names: Iterable[str]) -> Iterator[None]:
 
 def _explained(error: TemplateError, names: Iterable[str]) -> str:
     if isinstance(error, TemplateNotFound):
-        return f"there is no file {error.name}. Put it beside the Dag, or into its template_searchpath."
+        return f"there is no file {error.name}. Put it next to the Dag, or into its template_searchpath."
     undefined = _UNDEFINED.fullmatch(str(error)) if isinstance(error, UndefinedError) else None
     if undefined is None:
         return f"{error}. Correct the template."

@@ -180,7 +180,7 @@ def place_of(handle: RunHandle) -> "Place":
 
 
 def usage_table(handle: RunHandle, target: "Warehouse") -> "UsageTable | None":
-    """Return the ledger of a run: in the configured database, or beside the target. None: none is kept."""
+    """Return the ledger of a run: in the configured database, or in the target's. Returns None if no ledger is kept."""
     from airflow_batch_llm.hooks.warehouse import warehouse
     from airflow_batch_llm.stage.parts import UsageTable
 

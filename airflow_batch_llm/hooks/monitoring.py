@@ -31,7 +31,7 @@ def tell_of_triggerer(log: Any, *, first: bool) -> None:
 
 
 def _page_without_triggerer() -> str | None:
-    """Return the URL of the health page if it reports no triggerer that is alive. None: one is, or nobody knows."""
+    """Return the URL of the health page if it reports no live triggerer. Returns None if one lives, or if it is not known."""
     base = str(conf.get("api", "base_url", fallback="") or "").rstrip("/")
     if not base.startswith(("http://", "https://")):
         return None

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from airflow_batch_llm.stage.land.finishing import Finished
     from airflow_batch_llm.stage.run import Pause, Run
 
-#: What a second candidate may have of its own.
+#: The arguments that a second candidate may have of its own.
 AGAINST = (
     "examples", "llm_conn_id", "model_id", "output_type", "prompt", "prompt_params", "request", "system_prompt",
 )  # fmt: skip

@@ -65,7 +65,7 @@ class LLMTransformOperator(RunOperator):
 
     :param prompt: a Jinja template over the row's columns, or a function of the row. Airflow does not render it; its
         values come in through `prompt_params`, as ``{{ params.x }}``
-    :param prompt_file: a file beside the Dag that holds the template
+    :param prompt_file: a file next to the Dag that holds the template
     :param key: the column, or columns, that identify a row
     :param model_id: ``<provider>:<model>``, such as ``anthropic:claude-haiku-4-5``
     :param output_type: a Pydantic model, a JSON Schema, a list of labels, or str

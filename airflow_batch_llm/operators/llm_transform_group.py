@@ -66,7 +66,7 @@ class PlanRunOperator(LLMTransformOperator):
                 generation.ask_canary()
                 portions = Spread(generation=generation).portions(self.max_workers)
         context["ti"].xcom_push(key="handle", value=handle.to_json())
-        # Of no portions at all no task would be made, which Airflow calls skipped, and would skip what comes after it too.
+        # Without a portion Airflow would make no task, call it skipped, and skip what comes after it too.
         nothing = Portion(first=0, last=0, places=0)
         return [asdict(portion) for portion in portions or [nothing]]
 
@@ -255,16 +255,16 @@ class FinishRunOperator(LLMTransformOperator):
 #: `drive` and `finish` make good what mapped tasks have left undone; without a plan there is nothing to do.
 _IF_PLANNED = TriggerRule.ALL_DONE_MIN_ONE_SUCCESS
 
-#: What the group means to begin with, and what it hands on when it has ended.
+#: Arguments that only tasks at the begin of the group take, and those that only tasks at its end take.
 _AT_THE_BEGIN, _AT_THE_END = frozenset({"trigger_rule"}), frozenset({"outlets", "do_xcom_push"})
 
-#: What belongs to the whole run, and so to the tasks at its two ends.
+#: Arguments of the whole run, which the tasks at its two ends take.
 _OF_THE_RUN = frozenset({*signature(LLMTransformOperator.__init__).parameters, "workspace"})
 
-#: What a task that drives no run does not take.
+#: Arguments that a task that drives no run does not take.
 _OF_RUNS = frozenset(signature(RunOperator.__init__).parameters)
 
-#: How the UI names the mapped tasks.
+#: The UI's names of the mapped tasks.
 _PORTION = "shards {{ task.portion['first'] }} to {{ task.portion['last'] }}"
 _PARTITION = "partition {{ task.partition['number'] + 1 }}"
 

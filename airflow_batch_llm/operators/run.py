@@ -183,7 +183,7 @@ class RunOperator(BaseOperator):
             return self.returned(context, [state for _, state in states if isinstance(state, Ended)])
 
     def _leave(self) -> None:
-        """Note in the run folders that this try fails by itself, so that nobody cancels what it leaves running."""
+        """Note in the run folders that this try fails by itself, so that no other task cancels what it leaves running."""
         with suppress(BatchLLMError):  # the task's own error says more
             for handle in self._handles:
                 Departures(workspace=open_workspace(handle.workspace), run=handle.run).leave()
@@ -386,7 +386,7 @@ class RunOperator(BaseOperator):
                 self.log.info(
                     "The worker is to end, but the task is not given up: its batches are left running."
                 )
-        except Exception as error:  # noqa: BLE001 - nobody waits for this thread
+        except Exception as error:  # noqa: BLE001 - no other thread waits for this one
             self.log.warning(
                 "Batches may be left running: Airflow, the workspace or the provider did not answer (%s). The next"
                 " attempt goes on with them; if there is none, cancel them at the provider.",
@@ -427,7 +427,7 @@ class _Departing(AbstractContextManager[None]):
 class GivenUp:
     """Asks Airflow whether a user has ended the task that waits for another run.
 
-    Nobody calls `on_kill` where the task is marked between its trigger's event and its worker's start.
+    Airflow does not call `on_kill` if the task is marked between its trigger's event and its worker's start.
     """
 
     workspace: Workspace

@@ -1,6 +1,6 @@
 """The interface between the package and a provider of batch inference.
 
-An adapter translates the vendor's states, rows and errors into ours once, here, and nobody translates again.
+An adapter translates the vendor's states, rows and errors into ours once, here, and no other module translates again.
 It never retries a creation: a lost answer to `submit` raises `UnknownFate`, and the caller searches.
 """
 
@@ -42,7 +42,7 @@ class Access:
     client: Callable[[], Any] | None = field(default=None, repr=False)
     async_client: Callable[[], Any] | None = field(default=None, repr=False)
     allow_insecure: bool = False
-    """Whether `base_url` may be http:// on another machine, or a link-local address. Default: False."""
+    """`base_url` may be http:// on another machine, or a link-local address. Default: False."""
 
     def __post_init__(self) -> None:
         if self.base_url:

@@ -25,7 +25,7 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PORTS = {"http": 80, "https": 443}
 _METADATA_HOSTS = frozenset({"metadata", "metadata.google.internal", "instance-data"})
 
-#: What a request keeps when it is sent on to another host.
+#: The headers that a request keeps when it is sent on to another host.
 _KEPT_HEADERS = frozenset({"accept", "accept-encoding", "connection", "host", "user-agent"})
 
 
@@ -186,7 +186,7 @@ def with_shared_tls(sdk: ModuleType, options: Mapping[str, Any], *, is_async: bo
 
 @lru_cache(None)
 def _closing(kind: type[Any]) -> type[Any]:
-    """Return a kind of HTTP client that is closed when nobody holds it any more, as those are that an SDK makes."""
+    """Return a class of HTTP client that is closed when no object holds it any more, as the SDK's own are."""
 
     class Closing(kind):  # type: ignore[misc]  # of a library that is loaded only when used
         def __del__(self) -> None:
@@ -204,7 +204,7 @@ def _closing(kind: type[Any]) -> type[Any]:
 def shared_context(library: ModuleType) -> ssl.SSLContext:
     """Return the TLS context that httpx or httpx2 makes by default.
 
-    It is made anew when the environment names other certificates, or their file has changed.
+    It is made again when the environment names other certificates, or their file has changed.
     """
     environment = tuple((os.environ.get(name), _changed_at(name)) for name in _NAMES)
     with _one_at_a_time:

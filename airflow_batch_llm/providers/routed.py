@@ -1,6 +1,6 @@
 """Pass each call of a run to the provider of its route.
 
-A batch or an upload of a route's own connection has the connection's name before its id. So whoever holds an id (a
+A batch or an upload of a route's own connection has the connection's name before its id. So the holder of an id (a
 journal, a trigger, a search) needs no second fact to reach the right vendor.
 """
 

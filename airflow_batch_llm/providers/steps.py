@@ -24,7 +24,7 @@ from airflow_batch_llm.providers.incoming import NotUnderstood, not_understood, 
 
 T = TypeVar("T")
 
-#: When whoever asked wants an answer at the latest, on the monotonic clock. None: the calls' own patience counts.
+#: The time by which the caller wants an answer, on the monotonic clock. None: the calls' own patience counts.
 _ends_at: ContextVar[float | None] = ContextVar("ends_at", default=None)
 
 #: Seconds without a byte after which a call has failed.
@@ -36,7 +36,7 @@ _LEAST_CALL_SECONDS = 5.0
 
 @contextmanager
 def no_longer_than(seconds: float) -> Iterator[None]:
-    """End the patience of all verbs in this block after so many seconds. Each verb makes its call once at least.
+    """End the patience of all verbs in this block after `seconds`. Each verb makes its call once at least.
 
     A block around this one that ends sooner still counts.
     """
@@ -253,7 +253,7 @@ class StatusPage:
         default_factory=dict
     )  # shard tokens of batches that nobody has cancelled
     created: Mapping[str, float] = field(default_factory=dict)
-    """When the batches were created, in seconds since the epoch, newest first. Needed where a list has `Parts`."""
+    """The times at which the batches were created, in seconds since the epoch, newest first. Needed where a list has `Parts`."""
 
 
 #: The page of a list that a cursor leads to. None: its first page.
@@ -275,7 +275,7 @@ class ListMemory:
     by_name: set[str] = field(default_factory=set)
     """Batches that are asked for by name, because the first page did not show them."""
     created: Mapping[str, float] = field(default_factory=dict)
-    """When batches were created: as the last look has shown, or about, as those who wait for them know."""
+    """The times at which batches were created: exact if a look has shown them, or about, as the waiting tasks know."""
     has_failed: bool = False
     """The last look could not read all parts of the list."""
 
@@ -334,7 +334,7 @@ def look_up(batch_ids: Sequence[str], lookup: Lookup) -> Calls[dict[str, BatchSt
     listed = {batch_id: status for page in pages for batch_id, status in page.statuses.items()}
     found = {batch_id: listed[batch_id] for batch_id in wanted if batch_id in listed}
     missing = [batch_id for batch_id in wanted if batch_id not in found]
-    # What the list did not show is asked for by name: a list may lag behind a creation.
+    # A batch that the list did not show is asked for by name: a list may lag behind a creation.
     replies = (yield Each([lookup.one(batch_id) for batch_id in missing])) if missing else []
     for batch_id, reply in zip(missing, replies, strict=True):
         if isinstance(reply, Exception):

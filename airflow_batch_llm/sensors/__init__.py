@@ -40,7 +40,7 @@ class DeferrableSensor(BaseSensorOperator):
             return super().render_template(content, context, jinja_env, seen_oids)
 
     def trigger(self, until: float) -> BaseTrigger:
-        """Return the trigger that fires when another look is worthwhile. Nobody waits for it after `until`."""
+        """Return the trigger that fires when another look is worthwhile. The task does not wait for it after `until`."""
         raise NotImplementedError
 
     def execute(self, context: Context) -> Any:

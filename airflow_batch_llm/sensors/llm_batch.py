@@ -64,7 +64,7 @@ class LLMBatchSensor(DeferrableSensor):
 
     @property
     def page_run(self) -> str | None:
-        """The run that the page in Airflow's UI shows for this task. None: nobody knows it, or its workspace."""
+        """Return the run that the page in Airflow's UI shows for this task, or None if it or its workspace is not known."""
         if not isinstance(self.handle, Mapping):
             return None
         handle = RunHandle.from_json(self.handle)

@@ -159,7 +159,7 @@ def copy_file(source: IO[bytes], target: Path) -> None:
 
 
 async def file_chunks(path: Path) -> AsyncIterator[bytes]:
-    """The bytes of a file, read beside the event loop."""
+    """Read the bytes of a file in a thread, so that the event loop goes on."""
     import anyio
 
     async with await anyio.open_file(path, "rb") as file:

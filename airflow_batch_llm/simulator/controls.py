@@ -29,7 +29,7 @@ class SimulatorSettings:
     host: str = "127.0.0.1"
     port: int = 0
     allow_remote: bool = False
-    """Whether other machines may reach it. Default: loopback only, and the Host header must name this machine."""
+    """Other machines may reach it. Default: loopback only, and the Host header must name this machine."""
     batch_seconds: float | None = None
     """None: what the data directory remembers, or the default."""
     api_key: str | None = field(default=None, repr=False)
@@ -90,15 +90,15 @@ class Knobs(BaseModel):
     output_tokens_per_minute: int | None = Field(default=None, ge=1)
     """Anthropic's limit of output tokens per model."""
     retry_after: bool = True
-    """Whether a refusal for a limit says when to come again, where the vendor says so."""
+    """A refusal for a limit says when to come again, if the vendor says so. Default: True."""
     list_lag: float = Field(default=0.0, ge=0)
-    """How long a new batch is absent from the lists."""
+    """Virtual seconds for which a new batch is absent from the lists."""
     cancelled_share: float = Field(default=0.0, ge=0, le=1)
     """The share of a cancelled batch's rows that were executed, and charged, before it stopped."""
     enqueued_tokens: int | None = Field(default=None, ge=0)
     """OpenAI's limit of input tokens per model in unfinished batches; None for no limit."""
     enqueued_answer: Literal["failed", "429"] = "failed"
-    """Whether that limit fails the batch afterwards or refuses it at once."""
+    """The effect of that limit: it fails the batch afterwards, or refuses it at once."""
     cached_tokens: int = Field(default=0, ge=0)
     """Input tokens of each row that count as read from a cache (at most all of them). 0: the caches decide."""
     cache_write_tokens: int = Field(default=0, ge=0)
@@ -111,7 +111,7 @@ class Knobs(BaseModel):
     reasoning_tokens: int = Field(default=0, ge=0)
     """Output tokens that each row spends on thinking, on top of its answer."""
     shard_rows: int = Field(default=50_000, ge=1)
-    """How many rows Vertex writes to one output file."""
+    """The most rows that Vertex writes to one output file."""
 
     @field_validator("truth_find")
     @classmethod
@@ -193,7 +193,7 @@ class Fault(BaseModel):
     times: int | None = Field(default=1, ge=1)
     """None: for ever."""
     effect: Literal["before", "after"] = "before"
-    """Whether it strikes before the call takes effect, or after. Of a repeat: which time is the one without an answer."""
+    """It strikes before the call takes effect, or after. For a repeat: the call that gets no answer."""
     status: int = 500
     code: str | None = None
     message: str | None = None

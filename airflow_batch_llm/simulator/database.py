@@ -17,7 +17,7 @@ import orjson
 
 
 class BatchPhase(StrEnum):
-    """Where a batch stands."""
+    """The phase of a batch."""
 
     ACCEPTED = "accepted"  # created, its rows not yet looked at
     RUNNING = "running"  # its rows wait for the end of the batch

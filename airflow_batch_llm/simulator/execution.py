@@ -41,7 +41,7 @@ from airflow_batch_llm.simulator.world import World
 
 INPUT = "input.jsonl"
 _CHUNK = 2000
-_LONE = "\ue000"  # stands for a lone surrogate until the line has been encoded
+_LONE = "\ue000"  # takes the place of a lone surrogate until the line has been encoded
 _ODD = "\u2028\u0085\u00a0\U0001f600"
 _UNEXECUTED = {RowFault.EXPIRED: RowFate.EXPIRED, RowFault.CANCELED: RowFate.CANCELED}
 
@@ -362,7 +362,7 @@ class Asked(NamedTuple):
     content: bytes
     """The digest of the request, the same as that of a batch line that asks the same."""
     flex: bool = False
-    """Whether it goes by the flex tier."""
+    """It goes by the flex tier."""
 
 
 class Words(Protocol):

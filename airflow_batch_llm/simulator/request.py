@@ -41,7 +41,7 @@ def seed_of(digest: bytes) -> int:
 
 
 class StopReason(StrEnum):
-    """Why an answer ends where it ends."""
+    """The reason for which an answer ends."""
 
     END = "end"
     LENGTH = "length"
@@ -69,7 +69,7 @@ class AskedRequest(NamedTuple):
     seed: int
     """A number that depends on the content of the request alone."""
     media: "tuple[Medium, ...]" = ()
-    """The images and PDFs beside the prompt."""
+    """The images and PDFs that come with the prompt."""
     media_tokens: int = 0
 
     @property
@@ -166,12 +166,12 @@ _OPENAI_ENUM = 1000
 
 
 def anthropic_refusal(schema: Any) -> str | None:
-    """Why Anthropic's `output_config.format` or a strict tool does not take the schema."""
+    """Return the reason for which Anthropic's `output_config.format` or a strict tool refuses the schema, or None."""
     return _anthropic(orjson.dumps(schema))
 
 
 def openai_refusal(schema: Any) -> str | None:
-    """Why OpenAI's strict mode does not take the schema."""
+    """Return the reason for which OpenAI's strict mode refuses the schema, or None."""
     return _openai(orjson.dumps(schema))
 
 

@@ -1,4 +1,4 @@
-"""Where answers come from: made up from the schema, a function of the user's, or an upstream endpoint.
+"""Make answers: from the schema, by a function of the user's, or by an upstream endpoint.
 
 The default is deterministic: the same request gets the same answer in every run, on every machine, alone or packed with
 others. A knob makes models err at a known rate: the right answer depends on the prompt alone, so that models, vendors

@@ -107,7 +107,7 @@ class World:
         self.database.set_meta("offset", seconds)
 
     def folder(self, batch_id: str) -> Path:
-        """Where the lines of a batch lie."""
+        """Return the folder of a batch's lines."""
         folder = self.settings.data_dir / "batches" / batch_id
         folder.mkdir(parents=True, exist_ok=True)
         return folder

@@ -33,16 +33,16 @@ class AuditedBatch:
     """The hash of the request file, as it was planned and sent."""
     sent_at: float
     sent_by: By
-    """Who recorded the batch. A spare one is recorded by who found it. Empty: not known."""
+    """The worker that recorded the batch. A spare batch is recorded by the worker that found it. Empty: not known."""
     is_spare: bool
-    """Whether it was created besides the recorded batch of its shard."""
+    """It was created besides the recorded batch of its shard."""
     ended_at: float | None
     ended_by: By
-    """Who fetched the results. Empty: not known, or nobody yet."""
+    """The worker that fetched the results. Empty: not known, or not fetched yet."""
     outcomes: Mapping[str, int]
     """Rows of the shard by outcome, once it has landed."""
     deleted_at: float | None
-    """When the vendor's copy was deleted. None: it was not."""
+    """The time at which the vendor's copy was deleted. None: it was not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +82,7 @@ class Audit:
     refusals: tuple[AuditedRefusal, ...]
     cancellations: tuple[Cancellation, ...]
     ended_at: float | None
-    """When the report was stored. None: the run is not finished."""
+    """The time at which the report was stored. None: the run is not finished."""
     passed: bool | None
     outcomes: Mapping[str, int]
     """Rows of the run by outcome, once it is finished."""

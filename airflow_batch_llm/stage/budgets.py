@@ -267,7 +267,7 @@ class Purse:
         return allowed
 
     def cost_with(self, allowed: Mapping[str, int]) -> float:
-        """Return what the run costs with so many more requests of each route."""
+        """Return the cost of the run with the allowed requests of each route."""
         more = (
             requests * (self._price(self.first.base(name)) or 0.0)
             for name, requests in allowed.items()

@@ -202,7 +202,7 @@ def _total(landed: Iterable[ShardResult]) -> Report:
 
 def _asked(total: Report, items: int) -> dict[str, float]:
     """Return the canary in numbers."""
-    # What a packed request has cost is divided among its items, so the unpriced are items.
+    # The cost of a packed request is divided among its items, so the unpriced are items.
     requests = max(1.0, total.requests * (1 - total.spent.unpriced / max(1, items)))
     return {
         "rows": total.rows,

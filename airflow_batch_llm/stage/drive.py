@@ -89,7 +89,7 @@ class Waiter:
     sleep: Callable[[float], None] = time.sleep
     on_check: Callable[[Mapping[str, BatchStatus]], None] | None = None
     is_talking: bool = False
-    """Whether the log gets a line before each pause."""
+    """The log gets a line before each pause."""
     outage: Outage = field(default_factory=Outage)
     """Looks in a row that found no provider, so far."""
     headway: WaitProgress = field(default_factory=WaitProgress)

@@ -172,7 +172,7 @@ class Evaluator:
         return stored
 
     def _refuse_held_back(self, candidate: Candidate) -> None:
-        """Refuse to count rows as wrong that nobody has asked, because another run had them."""
+        """Refuse to count rows as wrong that were not asked because another run had them."""
         why = candidate.finished.report.why
         if held := why.get(Reason.IN_FLIGHT, 0):
             raise EvaluationFailed(

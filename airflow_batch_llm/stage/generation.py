@@ -48,7 +48,7 @@ class Pause:
     plan: Plan
     """The run's first round."""
     error: ProviderError | None = None
-    """Why the batches could not be looked at. None: they were, or there are none."""
+    """The error for which the batches could not be looked at. None: they were, or there are none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +130,7 @@ class Generation:
     def land(self) -> None:
         """Publish the rounds whose batches have all ended. Nothing is sent, and no new round begins."""
         if self.sendable().is_canary_alone:
-            return  # its own worker judges it, or whoever ends the run once it is abandoned
+            return  # its own worker judges it, or the run that ends it once it is abandoned
         idle = replace(self, places=0)
         deadline, memory = self.deadline(), self._memory()
         with _scratch(self.parts.spool) as scratch:

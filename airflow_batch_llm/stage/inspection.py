@@ -48,7 +48,7 @@ _SHOWN_KEYS = 5
 
 
 class ShardState(StrEnum):
-    """Where a shard stands, in the order of its life."""
+    """The state of a shard, in the order of its life."""
 
     PLANNED = "planned"  # nothing of it is at the provider
     INTENDED = "intended"  # a creation was announced and its answer is not recorded

@@ -102,7 +102,7 @@ def _means(rounds: Sequence[Plan], landed: Sequence[Sequence[ShardResult]]) -> d
 
 
 def _mean(route: PlannedRoute, total: Report, items: int) -> Measured | None:
-    """Return the means of a route's requests that asked so many prompts. None: they say little."""
+    """Return the means of a route's requests, which held `items` prompts. Returns None if they say little."""
     guess = route.estimate or {}
     priced = items - total.spent.unpriced
     good = total.outcomes.get(Outcome.SUCCEEDED, 0)

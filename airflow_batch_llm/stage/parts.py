@@ -85,7 +85,7 @@ class Parts:
     find_object: Callable[[str], tuple[Any, str]] = _find_object
     """Find the file system of an attachment's URI, and the path in it. Default: with the rights of the environment."""
     by: Doer = field(default_factory=lambda: Doer(host=gethostname()))
-    """Who works, for the records of the run. Default: the name of this machine alone."""
+    """The worker, for the records of the run. Default: the name of this machine alone."""
     clock: Callable[[], float] = time.time
     sleep: Callable[[float], None] = time.sleep
     log: Callable[[str], None] = _silent

@@ -28,7 +28,7 @@ from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.warehouses.arrow import bool_array, float64_array, int64_array
 from airflow_batch_llm.warehouses.base import CopiesAnswers, Part, Target, Warehouse
 
-#: A few inputs are looked for by their two hashes, so many in one query. Of more it is cheaper to read every hash once.
+#: A few inputs are looked for by their two hashes, this many in one query. For more it is cheaper to read every hash once.
 _NAMED_AT_ONCE, _NAMED = 1_000, 8_000
 
 

@@ -68,7 +68,7 @@ class OpenRound:
     reasons: tuple[str, ...] = ()  # why shards wait that are neither sent nor to be sent now
     strays: tuple[str, ...] = ()  # recorded ones
     error: ProviderError | None = None
-    """Why the batches could not be looked at. None: they were."""
+    """The error for which the batches could not be looked at. None: they were."""
 
     def described(self, plan: Plan, now: float) -> str:
         """For people: how many of how many, and why the others wait."""
@@ -384,7 +384,7 @@ class Round:
 
     @property
     def _is_only_reused(self) -> bool:
-        """Tell if the rows that no request stands for all get a copy of an answer."""
+        """Tell if the rows without a request of their own all get a copy of an answer."""
         return bool(self.plan.reused) and Reason.UNSENDABLE not in self.plan.why
 
     def drop_loaded(self) -> None:

@@ -1,7 +1,7 @@
 """One stage from its first row to its report, over any number of attempts of one task.
 
 A run of one's own is told from one that another deployment, or another database, has under the same name: dag, task and
-run are named alike in every deployment of a Dag. A run of somebody else's is never gone on with, and its report is never
+run are named alike in every deployment of a Dag. A run of another deployment is never gone on with, and its report is never
 returned: its answers are in another table. The first round may be spread over an executor's workers in portions, which
 share the run folder and may run in any order, twice, or not at all; `Run.advance` finishes whatever they left.
 """
@@ -43,7 +43,7 @@ __all__ = ["Pause", "Run"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
-    """Where a run of today would put its answers, and for whom."""
+    """The place of the answers of a run of today, and its deployment."""
 
     deployment: str
     """Name of the deployment. Empty if there is only one."""
@@ -180,7 +180,7 @@ class Run:
         return self._generation(folder, plan)
 
     def open_source(self, most: int) -> Opening | None:
-        """Divide the source into at most so many partitions, to be read before the run is planned.
+        """Divide the source into at most `most` partitions, to be read before the run is planned.
 
         Returns None if an unfinished run goes on, which needs no source.
         """
@@ -272,7 +272,7 @@ class Run:
                 Ledger(parts=self.parts).settle(swept)  # what a stray has cost may be known only now
 
     def _refuse_faster(self, folder: RunFolder, plan: Plan) -> None:
-        """Raise `TargetError` if somebody else has planned the run of this name in the meantime."""
+        """Raise `TargetError` if another deployment has planned the run of this name in the meantime."""
         owner = self._owner(plan)
         try:
             owner.refuse_other(folder, plan)
@@ -321,7 +321,7 @@ class Run:
         )
 
     def _tell_of_earlier_releases(self, table: str) -> None:
-        """Warn of runs that may be those of another database: their rows are held back, and nobody else ends them."""
+        """Warn of runs that may be those of another database: their rows are held back, and no other task ends them."""
         for folder in Registers(workspace=self.parts.workspace).open_runs(table):
             if folder.run != self.name and folder.read_plan() is not None:
                 self.parts.warn(
@@ -363,7 +363,7 @@ class Run:
         return self.is_given_up(folder, plan.max_tries)
 
     def _cancel_given_up(self, folder: RunFolder) -> None:
-        """Cancel what nobody could cancel when the task was ended: no worker and no trigger held the run then."""
+        """Cancel the batches that were left when the task was ended, because no worker and no trigger held the run then."""
         cancelled = cancel_run(folder, self.parts.provider, self.parts.by, self.parts.clock)
         if cancelled.asked:
             shards = counted(cancelled.asked, "shard")

@@ -1,6 +1,6 @@
 """Spans of a run, and the log records of the SDKs and drivers that it calls.
 
-Spans are in the trace of whoever runs it: in a task that is Airflow's own. Where nobody traces, a step costs microseconds.
+Spans belong to the trace of the caller: in a task that is Airflow's own. Without a tracer a step costs microseconds.
 An attribute is a number or a name, never a text of a row, and an error leaves the name of its class alone.
 
 The libraries' records are kept to warnings: at DEBUG they hold keys, whole requests and answers. The level is no

@@ -1,4 +1,4 @@
-"""The workspace in which run folders live: records that are written once, and files beside them.
+"""The workspace that holds run folders: records that are written once, and files.
 
 Every decision about money rests on one property: of any number of processes that create the same record, exactly
 one succeeds, and everybody reads the whole of what it wrote.

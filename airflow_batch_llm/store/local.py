@@ -145,7 +145,7 @@ class LocalDisk:
 
     @contextmanager
     def _publishing(self, target: Path, write: Callable[[BinaryIO], object]) -> Iterator[Path]:
-        """Give a flushed temporary file beside the target, to be brought to its name inside the block."""
+        """Yield a flushed temporary file in the target's folder, which the block brings to its name."""
         self._check_root()
         temporary = target.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
         try:

@@ -1,4 +1,4 @@
-"""Numbered records in folders, and files beside them: the verbs that all other modules use.
+"""Numbered records in folders, and files: the verbs that all other modules use.
 
 A record is created once and never changed; a folder's records are read by number, 1, 2, 3, until one is surely
 absent. Each record must hold a nonce, so that equal bytes mean the same author.

@@ -4,7 +4,7 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
-#: How deep attributes of attributes are followed (a driver's error holds a result, a response or a request).
+#: The depth to which attributes of attributes are followed (a driver's error holds a result, a response or a request).
 _DEPTH = 4
 
 

@@ -45,7 +45,7 @@ def each_page(bench: Bench, endpoint: str, **fault: Any) -> Iterator[str]:
     bench.simulator.clear_faults()
 
 
-#: What a bomb unpacks to, and the memory that may be used while it is refused.
+#: The bytes that a bomb unpacks to, and the memory that may be used while it is refused.
 BOMB_BYTES, _MOST_MEMORY = 200_000_000, 120_000_000
 
 
@@ -92,7 +92,7 @@ _ATTACHED = (
 class ReadsAnswers:
     """The contract of `results` and `decode` for a batch that has ended."""
 
-    #: What becomes of a row that the server strikes with this fault; None: the provider does not mention it.
+    #: The outcome of a row that the server strikes with this fault; None: the provider does not mention it.
     outcomes: ClassVar[Mapping[str, Outcome | None]] = {
         "errored": Outcome.ERRORED,
         "expired": Outcome.EXPIRED,

@@ -21,7 +21,7 @@ class CreatesOnce:
     spend_limit: ClassVar[dict[str, Any]] = {"status": 403}
     #: Bodies that are an empty list in the vendor's own words.
     empty_lists: ClassVar[Collection[str]] = ()
-    #: Whether a batch can be recognised by its token while it runs.
+    #: A batch can be recognised by its token while it runs.
     is_recognisable: ClassVar[bool] = True
 
     @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ class ProviderServer(Protocol):
     """Speaks a vendor's batch API on loopback, and does what a test asks for.
 
     The server returns the results of a batch in another order than its requests. A batch ends at once, unless a fault
-    holds it. The server stands at `url` from `start` on; after `kill` nobody listens there, until the next `start`.
+    holds it. The server listens at `url` from `start` on; after `kill` it does not, until the next `start`.
     """
 
     @property

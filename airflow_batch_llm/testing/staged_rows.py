@@ -33,11 +33,11 @@ class BenchDatabase(Protocol):
 
     #: `module:function` and keyword arguments that open the warehouse in another process.
     recipe: tuple[str, Mapping[str, Any]]
-    #: How the driver writes the first parameter of a query ("?", "%s" …).
+    #: The driver's form of the first parameter of a query ("?", "%s" …).
     placeholder: str
     #: The longest column name that it keeps, in bytes; None where none is too long.
     longest_name: int | None
-    #: What a NUL character in a text becomes.
+    #: The text that takes the place of a NUL character.
     nul: str
     #: For each type that a key may have: an expression that makes a value of it of the integer column `n`.
     key_types: Mapping[str, str]
@@ -45,7 +45,7 @@ class BenchDatabase(Protocol):
     carried_types: Mapping[str, str]
     #: The rules that its catalogue tells of: "not null", "generated", "unique", "check", "foreign key".
     rules: frozenset[str]
-    #: How a computed column is declared, after its type.
+    #: The declaration of a computed column, after its type.
     generated: str
 
     def open(self) -> Warehouse:

@@ -1,7 +1,7 @@
 """The contract of every workspace: a test class per storage inherits it.
 
 The promises that guard money are tried by many processes at once, since one process cannot break them: a record has
-one author, a folder of records has no gaps, and nobody ever reads a part of anything.
+one author, a folder of records has no gaps, and no reader ever sees a part of anything.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""The contract's cases about the tables beside the target: reviews and the ledger. Skipped where a warehouse keeps none."""
+"""The contract's cases about reviews and the ledger. They are skipped for a warehouse that keeps no such tables."""
 
 from datetime import datetime
 from pathlib import Path

@@ -69,7 +69,7 @@ _AFTER_LIMIT_SECONDS = 10.0
 
 @asynccontextmanager
 async def _limited(seconds: float) -> AsyncIterator[None]:
-    """End this block after so many seconds, as a provider that does not answer."""
+    """End this block after `seconds`, as if the provider did not answer."""
     try:
         with no_longer_than(seconds):
             async with asyncio.timeout(None if isinf(seconds) else seconds + _AFTER_LIMIT_SECONDS):

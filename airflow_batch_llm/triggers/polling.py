@@ -1,7 +1,7 @@
 """One client and one poll for all triggers of a triggerer that have the same connection.
 
 Batches that are due are gathered, asked for together, and handed out. The pauses of triggers come into step by
-themselves: a round takes along whoever would be due soon.
+themselves: a round takes along those that would be due soon.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ class _Question:
 
     batch_ids: Sequence[str]
     since: float
-    """When the youngest of them was created, in seconds since the epoch."""
+    """The time at which the youngest of them was created, in seconds since the epoch."""
     ends_at: float
     """The time at which the trigger gives up, on the loop's clock."""
     answer: asyncio.Future[Mapping[str, BatchStatus]]
@@ -165,7 +165,7 @@ class Poller:
         return await question.answer
 
     async def _make_rounds(self) -> None:
-        """Make rounds until nobody asks."""
+        """Make rounds until no task asks."""
         quiet_sdks_here()
         while self._questions:
             await self._wake_soon_due()
@@ -173,7 +173,7 @@ class Poller:
             waiting, self._questions = self._questions, []
             try:
                 await self._round(waiting)
-            except Exception as error:  # noqa: BLE001 - whoever asked is told
+            except Exception as error:  # noqa: BLE001 - every caller is told
                 for question in waiting:
                     if not question.answer.done():
                         question.answer.set_exception(error)

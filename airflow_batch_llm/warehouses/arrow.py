@@ -43,7 +43,7 @@ def parquet_batches(file: Any, columns: Sequence[str] | None = None) -> Iterator
 
 
 def rows_that_fit(rows: int, size: int) -> int:
-    """Return the number of rows that are held at once if so many of them have this size in bytes."""
+    """Return the number of rows that are held at once, given the size in bytes of a number of them."""
     return max(1, min(ROWS_AT_ONCE, _BYTES_AT_ONCE * rows // max(1, size)))
 
 

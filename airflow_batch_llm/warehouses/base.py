@@ -63,7 +63,7 @@ def answer_schema(columns: Iterable[Column]) -> pa.Schema:
 
 _UTC = pa.timestamp("us", tz="UTC")
 
-#: What stands beside every answer in the target table.
+#: The columns that every answer has in the target table besides its own.
 ANSWER_BOOKKEEPING = pa.schema(
     [
         ("_llm_input_hash", pa.string()),
@@ -91,7 +91,7 @@ PACKED_COLUMN = pa.field("_llm_packed", pa.int64())
 #: In the target alone: the run that bought the answer which a row has a copy of. NULL: the row's own run did.
 REUSED_COLUMN = pa.field("_llm_reused_run", pa.string())
 
-#: What a row without a good answer leaves, after its keys, in the failures table.
+#: The columns of the failures table after the keys.
 FAILURE_COLUMNS = pa.schema(
     [
         ("_llm_outcome", pa.string()),
@@ -104,7 +104,7 @@ FAILURE_COLUMNS = pa.schema(
     ]
 )
 
-#: What stands beside the key, the carried and the empty answer columns of a row that waits for a person.
+#: The columns of a row that waits for a person, after the key, the carried and the empty answer columns.
 REVIEW_COLUMNS = pa.schema(
     [
         ("reviewed_by", pa.string()),
@@ -119,7 +119,7 @@ REVIEW_COLUMNS = pa.schema(
     ]
 )
 
-#: What a look-up tells of a key: the hashes of its landed answer, and of its last failure. NULL where there is none.
+#: The columns of a look-up by key: the hashes of its landed answer, and of its last failure. NULL where there is none.
 KNOWN_COLUMNS = pa.schema(
     [
         ("_llm_known_input_hash", pa.string()),
@@ -145,7 +145,7 @@ class Target:
     key: pa.Schema  # the key columns, with the source's types
     carried: pa.Schema = field(
         default_factory=lambda: pa.schema([])
-    )  # source columns copied beside the answer
+    )  # source columns that are copied into the target
     answer: pa.Schema = field(default_factory=lambda: pa.schema([]))
     write_mode: WriteMode = WriteMode.MERGE
     on_schema_change: SchemaChange = SchemaChange.APPEND_NEW_COLUMNS
@@ -158,7 +158,7 @@ class Target:
     """Answer columns that hold a value in every answer, as the output type says. Default: none."""
     allow_constraints: bool = False
     """Write to tables whose UNIQUE, CHECK and FOREIGN KEY constraints look at answer columns. Default: refuse them."""
-    staging_schema: str | None = None  # where staging tables live; None: beside the target
+    staging_schema: str | None = None  # the schema of staging tables; None: the target's
     review: str | None = None
     """The table of dead rows that people answer. Default: there is none."""
     labels: Mapping[str, str] = field(default_factory=dict)  # on warehouse jobs, where there are such
@@ -271,7 +271,7 @@ class JoinsKnown(Protocol):
     """Can join the source with the target where it reads, so that no look-up is needed afterwards."""
 
     def read_known(self, source: Source, target: Target) -> pa.RecordBatchReader:
-        """`read`, with `KNOWN_COLUMNS` beside each row. The target may not exist yet: then they are NULL."""
+        """Read rows with `KNOWN_COLUMNS`, which are NULL if the target does not exist yet."""
 
 
 @runtime_checkable
@@ -279,7 +279,7 @@ class ReadsRanges(Protocol):
     """Can read a part of a table: `read` and `read_known` give only the rows that are `Source.within` a range."""
 
     def place(self, table: str) -> Place:
-        """Where a table is, as every warehouse says it."""
+        """Return the place of a table, in the form that every warehouse has."""
 
     def bounds(self, source: Source, column: str) -> pa.Table:
         """Return one row of two columns: the least and the greatest value of a column of the source's table."""
@@ -353,7 +353,7 @@ class NamesTables(Protocol):
 
 @runtime_checkable
 class SweepsStaging(Protocol):
-    """Keeps staged rows until somebody drops them: what a killed worker left is dropped by a later run."""
+    """Keeps staged rows until a run drops them. A later run drops what a killed worker left."""
 
     def sweep(self, target: Target, before: datetime) -> int:
         """Drop what runs on any table have staged where this target stages, if it is older than `before`.

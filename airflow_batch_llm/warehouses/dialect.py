@@ -13,7 +13,7 @@ from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.warehouses.base import Target
 from airflow_batch_llm.warehouses.kind import NUMBERS, ColumnKind, of_arrow, of_name
 
-#: What BigQuery's NUMERIC holds: digits after the point, and before it.
+#: The digits of BigQuery's NUMERIC, after the point and before it.
 _NUMERIC_PLACES, _NUMERIC_WHOLE = 9, 29
 
 #: Where a parameter stands in the package's statements. No name can hold it.

@@ -24,12 +24,12 @@ class Table:
     columns: Columns
     unique: bool
     rules: Rules = _NO_RULES
-    """What the database enforces when rows are merged. `preparation` needs them, `landings` does not."""
+    """The rules that the database enforces when rows are merged. `preparation` needs them, `landings` does not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Staged:
-    """Where the staged rows are: relations that may stand in a FROM clause. `twice`: some key is there twice."""
+    """The relations of the staged rows, for a FROM clause. `twice`: some key is there twice."""
 
     answers: str
     failures: str | None  # None: there are none
@@ -99,7 +99,7 @@ def landings(target: Target, tables: Tables, statements: Statements) -> tuple[La
     dialect = statements.dialect
     shape = shape_target(target, _columns(tables.target), dialect)
     failed = shape_failures(target, _columns(tables.failures), dialect)
-    # Somebody may have added a column since the preparation.
+    # A user may have added a column since the preparation.
     if target.is_merged:
         _refuse_others(shape, tables.target, dialect)
     _refuse_others(failed, tables.failures, dialect)

@@ -5,7 +5,7 @@ from types import TracebackType
 
 from airflow_batch_llm.errors import BatchLLMError, raise_alone
 
-# What PEP 249 calls the errors that are not the statement's fault: a lost connection, a server that restarts.
+# PEP 249's names of errors that are not the statement's fault: a lost connection, a server that restarts.
 _MAY_PASS = {"OperationalError", "InterfaceError"}
 
 # MySQL's drivers name errors of a statement so, too. Of the server's own codes these pass: no free connection, it shuts

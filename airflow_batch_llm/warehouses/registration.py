@@ -120,11 +120,11 @@ class WarehouseType:
     name: str
     """The kind's name, which is also its field in the `warehouse` section of a spec."""
     dialect: "Dialect | None" = None
-    """How its SQL differs. Default: no adapter is found by the name of its dialect."""
+    """Its SQL dialect. Default: no adapter is found by the name of its dialect."""
     uri_scheme: str = ""
     """Scheme of its URIs in assets and lineage. Default: the kind's name."""
     uri_form: UriForm = UriForm.SERVER
-    """What such a URI names."""
+    """The part of a database that such a URI names."""
     connection_types: frozenset[str] = frozenset()
     """Types of Airflow's connections that lead to it. Default: none."""
     open_connection: "Callable[[AirflowConnection], Warehouse] | None" = None

@@ -1,4 +1,4 @@
-"""The tables beside the target, as pure SQL text from quoted names: the review table, and tables of records.
+"""The review table and tables of records, as pure SQL text from quoted names.
 
 The review table holds the dead rows of the failures table, for people to answer. It follows the two other tables by
 statements that may be repeated. They need nothing that is staged, so what a killed worker left undone is done by the next
@@ -23,7 +23,7 @@ from airflow_batch_llm.warehouses.publication import Table
 from airflow_batch_llm.warehouses.statements import PLANNED, Statements
 from airflow_batch_llm.warehouses.target import refuse_rules, shape_reviews
 
-#: What a new row of the review table takes from the failures table, besides the source's columns.
+#: The columns that a new row of the review table takes from the failures table, besides the source's columns.
 TAKEN_OVER = (
     "_llm_outcome",
     "_llm_error_code",
@@ -99,7 +99,7 @@ def _is_answered(review: str, target: Target, statements: Statements) -> str:
 
 
 def _has_changed(review: str, target: Target, statements: Statements) -> str:
-    """Nobody has answered the row, and its failure is gone, no longer dead, or one of a later plan."""
+    """Tell if no person has answered the row, and its failure is gone, no longer dead, or one of a later plan."""
     q = statements.dialect.quote
     return (
         f"{review}.{q('reviewed_by')} IS NULL AND NOT EXISTS "

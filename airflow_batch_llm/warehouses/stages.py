@@ -105,7 +105,7 @@ class Judging:
     labelled: Sequence[str] = ()
     """The answer columns whose values are counted. Default: none."""
     trusted: bool = True
-    """The statement may be sure. False: the worker judges all answers, since there are others beside them. Default: yes."""
+    """The statement may be sure. False: the worker judges all answers, since it has others of the same shard. Default: True."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +127,7 @@ class Judged:
 
 
 class StageTables(Protocol):
-    """The tables that a stage has beside its target: its selected rows, its plans, requests, and judged answers."""
+    """The tables that a stage has besides its target: its selected rows, its plans, requests, and judged answers."""
 
     @property
     def scheme(self) -> str:
@@ -197,4 +197,4 @@ class RunsStages(Protocol):
         """The columns of a source, without reading a row."""
 
     def stage_tables(self, target: Target) -> StageTables:
-        """The tables that a stage has beside its target."""
+        """Return the tables that a stage has besides its target."""

@@ -1,6 +1,6 @@
 """Staged parts as Parquet files, for databases that let one writer in at a time.
 
-A file gets its name when it is whole and on the disk; until then it is a temporary file that nobody reads. So a
+A file gets its name when it is whole and on the disk; until then it is a temporary file that no process reads. So a
 part is staged entirely or not at all, and staging it again replaces it.
 """
 
@@ -62,7 +62,7 @@ def is_staged_table(name: str) -> bool:
 def forgotten(newest: Mapping[str, object], before: datetime) -> list[str]:
     """Choose the staged tables that are older than `before`, by the newest instant in each as the database gives it.
 
-    The two tables of a part are as old as the newer one. Tables of which nobody can tell are not chosen.
+    The two tables of a part are as old as the newer one. Tables whose age is unknown are not chosen.
     """
     ages: dict[str, datetime] = {}
     for name, value in newest.items():

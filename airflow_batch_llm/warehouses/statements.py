@@ -211,7 +211,7 @@ class Statements:
         )
 
     def read_known(self, select: str, source: Source, target: Target, tables: Mapping[str, bool]) -> str:
-        """The needed columns of the source's rows with what is known of each beside them. `select` gives the rows."""
+        """Return the query for the needed columns of the source's rows and the known columns of each. `select` gives the rows."""
         joins, chosen = [], []
         for alias, table in (("t", target.table), ("f", target.failures)):
             if tables[table]:

@@ -1,7 +1,7 @@
 """Decide what must happen to a table before a stage may write to it: nothing, creation, new columns, or refusal.
 
 Pure: the table's columns come in as names and types in the database's own words, a `Shape` goes out. A
-refusal names every column that does not fit, with both types, so that one look is enough to mend the table.
+refusal names every column that does not fit, with both types, so that one look is enough to correct the table.
 """
 
 from collections.abc import Iterator, Mapping
@@ -137,7 +137,7 @@ def misfitting(wanted: pa.Schema, present: Mapping[str, str], dialect: Dialect) 
             kind = ColumnKind.JSON  # that is what it is written as
         ours = dialect.column_type(field.type)
         column = dialect.kind_of(has)
-        # What we would create ourselves always fits, whatever kind the database makes of it.
+        # A column that we would create ourselves always fits, whatever kind the database makes of it.
         if column is None or not (fits(kind, column) or column is dialect.kind_of(ours)):
             misfits.append(f"{field.name} is {has} and would have to hold {kind} ({ours})")
     return misfits

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is started, and where."""
+    """The processes to start, and their folder."""
 
     folder: Path
     dags: Path = ROOT / "dags"
@@ -35,7 +35,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
-    """What runs."""
+    """The running processes."""
 
     airflow: LocalAirflow
     simulator: Simulator

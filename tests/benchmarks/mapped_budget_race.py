@@ -68,7 +68,7 @@ _ENDED = ("success", "failed")
 
 @dataclass(slots=True, kw_only=True)
 class Race:
-    """What runs, and what was seen of it."""
+    """The running processes, and what was seen of them."""
 
     api: AirflowApi
     run_id: str

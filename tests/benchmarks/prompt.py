@@ -17,7 +17,7 @@ Columns = dict[str, Sequence[object]]
 
 
 def columns(round_number: int) -> Columns:
-    """Rows of 350 characters. Made anew for each round: a text keeps its UTF-8 form once that was asked for."""
+    """Rows of 350 characters. Each round makes new ones: a text keeps its UTF-8 form once that was asked for."""
     return {
         "subject": [f'Invoice "{round_number}-{row}" is missing' for row in range(ROWS)],
         "body": [f"Löre ipsum dolor sit amet,\nconsectetur {row} ".ljust(64) * 5 for row in range(ROWS)],

@@ -132,7 +132,7 @@ def make_tickets(world: World, rows: int) -> None:
 
 
 def distinct(rows: int) -> int:
-    """Return the number of different texts of so many tickets."""
+    """Return the number of different texts of this many tickets."""
     return max(1, rows * 7 // 10)
 
 
@@ -175,7 +175,7 @@ def measure(world: World, step: Step, rows: int, nights: int) -> Sequence[Night]
 
 
 def night(bench: Bench, report: Report, step: Step, rows: int, before: float) -> Night:
-    """Return the numbers of a night, of which the ledger had billed so much before."""
+    """Return the numbers of a night, given what the ledger had billed before."""
     assert report.final.keys() <= {Outcome.SUCCEEDED}, report.verdict
     schema = Label.model_json_schema()
     answers = bench.world.ask("SELECT text, label, count(*) FROM labels JOIN tickets USING (id) GROUP BY ALL")

@@ -64,7 +64,7 @@ class Ours:
 
 
 class ByHand:
-    """A script that somebody writes in an afternoon."""
+    """A script that an engineer writes in an afternoon."""
 
     def __init__(self, folder: Path, name: str, provider: str, url: str) -> None:
         self._folder, self._name, self._provider = folder, name, provider

@@ -87,7 +87,7 @@ def ours(bench: Bench, seconds: float) -> Watched:
 
 
 def fixed(bench: Bench, seconds: float, number: int) -> Watched:
-    """Ask the same lines with so many requests at once."""
+    """Ask the same lines with this many requests at once."""
     watched = Watched(bench.world.provider(), bench)
     asyncio.run(_fixed(watched, bench, time.monotonic() + seconds, number))
     return watched

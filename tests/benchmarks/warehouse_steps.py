@@ -57,7 +57,7 @@ def answers(first: int, count: int) -> pa.RecordBatch:
 
 
 def parts(rows: int) -> list[Part]:
-    """The shards of a run of so many rows."""
+    """The shards of a run of this many rows."""
     return [Part(run_id="bench", round=1, shard=n) for n in range(-(-rows // PART_ROWS))]
 
 

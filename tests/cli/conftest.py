@@ -1,4 +1,4 @@
-"""A folder with a table, a spec beside it, and a simulator: what somebody at a shell has."""
+"""Fixtures of the command line: a folder with a table, a spec next to it, and a simulator."""
 
 import os
 import subprocess

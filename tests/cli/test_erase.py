@@ -1,4 +1,4 @@
-"""`erase`, as somebody at a shell uses it."""
+"""`erase`, as a user at a shell runs it."""
 
 import json
 

@@ -54,7 +54,7 @@ class Worker:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What can happen in this world."""
+    """The events that this world allows."""
 
     requests: int = 2
     bound: int = 1
@@ -120,7 +120,7 @@ def _arriving(world: World, flying: Flying) -> Iterator[World]:
 
 
 def moves(world: World, place: int, worker: Worker, rules: Rules) -> Iterator[World]:
-    """What one worker can do next."""
+    """Yield the next moves of one worker."""
     match worker.phase:
         case "reading":
             standing = stand(world.journal)
@@ -177,7 +177,7 @@ def _asking(world: World, place: int, worker: Worker, rules: Rules) -> Iterator[
 
 
 def keeping(world: World, place: int, worker: Worker) -> World:
-    """A worker writes its segment anew."""
+    """A worker writes its segment again."""
     former = dict(world.segments)
     segments = former | {place: former.get(place, NONE) | worker.answers}
     after = replace(worker, answers=NONE, turn=worker.turn.kept(len(worker.answers)))
@@ -236,7 +236,7 @@ def _gone(world: World, place: int) -> World:
 
 
 def faults(world: World, rules: Rules) -> Iterator[str]:
-    """What is wrong with a world, in which workers may still be at work."""
+    """Return the faults of a world in which workers may still be at work."""
     standing = stand(world.journal)
     holding = [w for w in world.workers if w is not None and world.now < w.turn.lease_until]
     if len(holding) > 1:
@@ -265,7 +265,7 @@ def _standings(journal: tuple[Entry, ...]) -> list[Standing]:
 
 
 def _alone(world: World, rules: Rules) -> World:
-    """How it ends if all others have died, and one more worker comes after all leases."""
+    """Return the end if all other workers have died, and one more comes after all leases."""
     calm = replace(world, now=world.now + 4 * TICK, workers=(None,) * len(world.workers), flying=frozenset())
     world = born(calm, rules)
     place = len(world.workers) - 1

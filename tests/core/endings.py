@@ -1,4 +1,4 @@
-"""How a world of the submission protocol ends, and what may be wrong with it then."""
+"""The ends of a world of the submission protocol, and the faults that it may have then."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,7 +21,7 @@ from tests.core.sweep_model import SEARCHING
 
 
 def faults(world: World, rules: Rules) -> Iterator[str]:
-    """What is wrong with a world, in which attempts may still be at work."""
+    """Return the faults of a world in which attempts may still be at work."""
     if not rules.long_pauses and len(world.batches) > 1 + world.repeated:
         yield "a second batch was bought"
     if quiet(world):
@@ -49,7 +49,7 @@ def _faults_in_the_end(ended: World, rules: Rules) -> Iterator[str]:
 
 
 def endings(world: World, rules: Rules) -> Iterator[World]:
-    """How a world can end in which nobody is at work: one more attempt, then a sweep, and nobody disturbs them.
+    """Yield the ends of a world in which no attempt is at work: one more attempt, then a sweep, and nothing disturbs them.
 
     What flew is lost; or, where a creation may come late, arrives before that attempt or just after it.
     """
@@ -100,6 +100,6 @@ def _later(world: World, rules: Rules) -> World:
 
 
 def quiet(world: World) -> bool:
-    """Whether everybody who was at work is done: stopped, or dead."""
+    """Tell if every attempt that was at work is done: stopped, or dead."""
     at_work = any(attempt is not None for attempt in world.attempts) or world.sweep is not None
     return bool(world.attempts) and not at_work

@@ -68,7 +68,7 @@ _THINGS: dict[Any, Any] = {}
 
 
 def one(thing: Thing) -> Thing:
-    """The one object that stands for all that equal it."""
+    """Return the one object that is used for all that equal it."""
     return cast("Thing", _THINGS.setdefault(thing, thing))
 
 
@@ -100,7 +100,7 @@ class World(NamedTuple):  # many are made, and a tuple is made fast
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What can happen in this world."""
+    """The events that this world allows."""
 
     attempts: int = 3
     together: int = 2  # so many attempts live at once; the others begin when these are over
@@ -168,7 +168,7 @@ def swept_on(world: World, answers: tuple[Any, ...], answer: Any) -> World:
 
 
 def may_be_swept(world: World) -> bool:
-    """Whether the shard's journal asks for a sweep."""
+    """Tell if the shard's journal asks for a sweep."""
     standing = stand(world.journal)
     return standing.loose or standing.intent is not None
 
@@ -177,7 +177,7 @@ _SWEPT: dict[int, Action | Check | Look | None] = {}
 
 
 def sweep_asks(answers: tuple[Any, ...]) -> Action | Check | Look | None:
-    """What a sweep asks that has had these answers."""
+    """Return the next question of a sweep that has had these answers."""
     known = id(one(answers))
     if known not in _SWEPT:
         _SWEPT[known] = sweep_action(answers, TERMS)
@@ -200,7 +200,7 @@ _ASKED: dict[tuple[int, int, float], tuple[Attempt, Action] | None] = {}
 
 
 def _asked(attempt: tuple[Attempt, Action], answer: Answer, now: float) -> tuple[Attempt, Action] | None:
-    """What the machine says. None: it has stopped. What it has no more use for is forgotten."""
+    """Return the machine's next wish, or None if it has stopped. What it no longer uses is forgotten."""
     question = (id(one(attempt)), id(one((type(answer), answer))), now)
     if question not in _ASKED:
         after, action = advance(attempt[0], answer, TERMS, now)
@@ -278,7 +278,7 @@ def _sending_twice(made: World, name: str, expires_at: float) -> Iterator[tuple[
 
 
 def _listings(world: World) -> Iterator[tuple[Batch, ...]]:
-    """What a listing may show: all old batches, and any of the young ones."""
+    """Yield the possible listings: all old batches, and any of the young ones."""
     old = tuple(batch for batch in world.batches if batch.at <= world.now - LAG)
     young = [batch for batch in world.batches if batch.at > world.now - LAG]
     for bits in range(2 ** len(young)):

@@ -67,13 +67,13 @@ class World:
 
     @property
     def bought(self) -> int:
-        """How often the row is bought."""
+        """Count how often the row is bought."""
         return sum(holds for _, _, holds in self.plans)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What can happen in this world."""
+    """The events that this world allows."""
 
     runs: tuple[str, ...]  # the run of each planner, in the order in which they begin
     crashes: int = 0

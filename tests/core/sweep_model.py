@@ -1,6 +1,6 @@
 """The real sweep, taken one read or write at a time: it is stopped where it asks, and known by the answers it has had.
 
-To go on, it runs anew from its beginning with those answers. So it needs no machine of its own to be explored. Answers
+To go on, it runs again from its beginning with those answers. So it needs no machine of its own to be explored. Answers
 that can make no difference any more are forgotten, so that equal sweeps are seen to be equal.
 """
 
@@ -81,7 +81,7 @@ class _World:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What a sweep wants to know of a plan."""
+    """The facts of a plan that a sweep reads."""
 
     run_token: str
     shards: tuple[PlannedShard, ...]
@@ -92,7 +92,7 @@ class _Plan:
 
 
 def sweep_action(answers: Sequence[Any], terms: Terms) -> SweepAction | None:
-    """What a sweep asks when it has had these answers, the first of which is how it begins. None: it is over."""
+    """Return the question of a sweep that has had these answers, the first of which begins it, or None if it is over."""
     begins, *rest = answers
     world: Any = _World(iter(rest))
     provider = SimpleNamespace(name="model", find=world.find, check=world.check, cancel=world.cancel)

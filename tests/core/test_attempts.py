@@ -1,4 +1,4 @@
-"""Whether a row is asked again, as a table."""
+"""A table of the rows that are asked again."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Which route a row takes next, as a table."""
+"""A table of the route that a row takes next."""
 
 import pytest
 

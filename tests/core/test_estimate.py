@@ -1,4 +1,4 @@
-"""What a run will cost, guessed before the first cent."""
+"""Estimate the cost of a run before the first cent is spent."""
 
 import math
 import random

@@ -1,4 +1,4 @@
-"""How far batches are, in words."""
+"""The progress of batches, in words."""
 
 from airflow_batch_llm.core.model import BatchState, BatchStatus
 from airflow_batch_llm.core.waiting import WaitProgress

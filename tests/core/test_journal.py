@@ -1,4 +1,4 @@
-"""What a shard's records say, and the next move that follows from them."""
+"""The state that a shard's records give, and the next move that follows from it."""
 
 from dataclasses import replace
 from typing import Any

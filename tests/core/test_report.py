@@ -1,4 +1,4 @@
-"""What became of a run, and whether that is good enough."""
+"""The report of a run, and its quality gate."""
 
 from collections import Counter
 from dataclasses import replace

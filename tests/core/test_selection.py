@@ -1,4 +1,4 @@
-"""Which rows are sent, as a table of all that can be known of a row."""
+"""A table of the rows that are sent, over all that can be known of a row."""
 
 import pytest
 

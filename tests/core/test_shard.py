@@ -19,7 +19,7 @@ LIMITS = Limits(
 
 
 def numbered(sizes: Sequence[int], bounds: ShardBounds, seed: int, block: int) -> Iterator[tuple[int, int]]:
-    """Each request with the number of its shard; so many are cut at once."""
+    """Each request with the number of its shard; this many are cut at once."""
     cutter = Cutter(bounds, seed)
     for first in range(0, len(sizes), block):
         for number, start, end in cutter.cut(sizes[first : first + block]):

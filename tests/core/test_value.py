@@ -1,4 +1,4 @@
-"""How values read in a prompt and under a hash."""
+"""The text of values in a prompt and under a hash."""
 
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal

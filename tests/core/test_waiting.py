@@ -1,4 +1,4 @@
-"""What the waiting generator wishes for, and that both drivers do the same."""
+"""The wishes of the waiting generator, which both drivers fulfil alike."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence

@@ -23,7 +23,7 @@ DAGS = Path(__file__).resolve().parents[2] / "dags"
 
 @dataclass(frozen=True)
 class Stand:
-    """Where the Dags of a test run: the simulator and a DuckDB file with tickets."""
+    """The simulator and a DuckDB file with tickets, for the Dags of a test."""
 
     simulator: Simulator
     folder: Path
@@ -46,7 +46,7 @@ class Stand:
 
 
 def read_dags(folder: Path = DAGS) -> dict[str, Any]:
-    """All example Dags, read anew: some look at the environment."""
+    """Read all example Dags again: some look at the environment."""
     return dag_runs.read_dags(folder, folder)
 
 

@@ -20,7 +20,7 @@ TOOLS = ("pytest", "pytest-asyncio", "pytest-xdist")
 
 
 def main(arguments: list[str]) -> int:
-    """Build the environment anew, without Airflow, and run the contract in it."""
+    """Build a new environment, without Airflow, and run the contract in it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     own = [line for line in project["dependencies"] if not line.startswith("apache-airflow")]
     own += project["optional-dependencies"]["openai"]  # a case of the contract runs a whole stage

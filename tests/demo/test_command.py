@@ -1,4 +1,4 @@
-"""What the `demo` command refuses. That it works is shown by starting a real Airflow, in the end-to-end tests."""
+"""The refusals of the `demo` command. The end-to-end tests show that it works, in a real Airflow."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What is started is stopped, with all that it has started itself."""
+"""A process that was started is stopped, with all that it has started itself."""
 
 import os
 import sys

@@ -173,7 +173,7 @@ class Case:
             self.stack.simulator.finish(batch_id)
 
     def assert_paid_once(self, batches: int = 1) -> None:
-        """Each row was bought once and has landed once, in so many batches, none of which anybody has cancelled."""
+        """Each row was bought once and has landed once, in this many batches, none of which was cancelled."""
         ledger = self.ledger
         assert ledger["rows"]["charged"] == ROWS
         assert len(ledger["batches"]) == batches

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium on this mac
 
 
 class Front:
-    """A second API server of the same Airflow, which wants to know who somebody is."""
+    """A second API server of the same Airflow, which asks users to sign in."""
 
     def __init__(self, stack: Stack) -> None:
         with socket.socket() as probe:

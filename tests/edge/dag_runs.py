@@ -79,7 +79,7 @@ def states(dag_run: Any) -> dict[str, str]:
 
 
 def xcom(dag_run: Any, task_id: str, key: str = "return_value", map_index: int = -1) -> Any:
-    """What a task pushed."""
+    """Return the value that a task pushed."""
     task_instance = dag_run.get_task_instance(task_id, map_index=map_index)
     return task_instance.xcom_pull(task_ids=task_id, key=key, map_indexes=map_index)
 

@@ -1,4 +1,4 @@
-"""What tasks and triggers log. Airflow's logs are structlog's, which pytest does not see."""
+"""The log of tasks and triggers. Airflow's logs are structlog's, which pytest does not see."""
 
 import logging
 from collections.abc import Iterator

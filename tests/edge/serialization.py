@@ -1,4 +1,4 @@
-"""What Airflow serialises Dags and triggers with, under the name that the release at hand has for it."""
+"""Airflow's serialisers of Dags and triggers, under the name that the release at hand has for them."""
 
 try:
     from airflow.sdk.serde import deserialize, serialize

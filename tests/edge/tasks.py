@@ -18,7 +18,7 @@ QUICK = Pace(poll_interval=0.1)
 
 
 def arguments(**changes: Any) -> dict[str, Any]:
-    """What labels twelve tickets; `...` leaves an argument out."""
+    """Return the arguments that label twelve tickets; `...` leaves an argument out."""
     found: dict[str, Any] = {
         "task_id": "label",
         "source_table": "tickets",

@@ -27,7 +27,7 @@ SAME_RUN = dict.fromkeys(["logical_date", "run_after"], datetime(2026, 11, 20, t
 
 
 class Deployment:
-    """What is a deployment's own: its name in the configuration, and its database."""
+    """A deployment's name in the configuration, and its database."""
 
     def __init__(self, connection: dict[str, Any], query: Callable[[str], list[Any]]) -> None:
         self.connection, self.query = connection, query

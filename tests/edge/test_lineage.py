@@ -1,4 +1,4 @@
-"""What OpenLineage is told."""
+"""The events that OpenLineage gets."""
 
 import json
 import os
@@ -29,7 +29,7 @@ FACET = ROOT / "docs" / "assets" / "openlineage" / "BatchLLMUsageRunFacet-1-0-0.
 
 @pytest.fixture
 def noted(monkeypatch: pytest.MonkeyPatch) -> list[Lineage]:
-    """What the tasks that are given `noting(…)` have noted, as if Airflow's provider were here to ask."""
+    """Return the notes of the tasks that are given `noting(…)`, as if Airflow's provider were here to ask."""
     monkeypatch.setattr(lineage, "find_spec", lambda name: object())
     return []
 

@@ -66,7 +66,7 @@ async def event_of(waiting: LLMBatchTrigger) -> Any:
 
 
 async def killed(waiting: LLMBatchTrigger) -> None:
-    """What Airflow does with a trigger whose task is not deferred any more."""
+    """Treat a trigger as Airflow does if its task is not deferred any more."""
     try:
         await waiting.on_kill()
     finally:
@@ -336,7 +336,7 @@ def _with_a_running_batch(world: World) -> LLMTransformOperator:
 
 
 def _deferred(world: World, operator: LLMTransformOperator) -> Any:
-    """What the operator defers to."""
+    """Return the trigger that the operator defers to."""
     from airflow.providers.common.compat.sdk import TaskDeferred
 
     world.simulator.fault(provider="anthropic", kind="hold", times=None)

@@ -41,7 +41,7 @@ _SECONDS = 60.0
 
 @dataclass
 class Exporter:
-    """What Prometheus reads: the last value of each gauge, the sum of each counter."""
+    """The values that Prometheus reads: the last value of each gauge, the sum of each counter."""
 
     receiver: Receiver
     rules: list[monitoring.Rule] = field(default_factory=monitoring.mapping)

@@ -1,4 +1,4 @@
-"""What the scheduler and the API server see of a Dag with our operators."""
+"""A Dag with our operators, as the scheduler and the API server see it."""
 
 import json
 from collections.abc import Mapping

@@ -22,7 +22,7 @@ Run = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def exporter() -> Iterator[InMemorySpanExporter]:
-    """What a tracer provider of this process exports, as long as these tests run."""
+    """Yield the exporter of this process's tracer provider, as long as these tests run."""
     provider, exporter = TracerProvider(), InMemorySpanExporter()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     with pytest.MonkeyPatch.context() as patch:

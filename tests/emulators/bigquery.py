@@ -1,4 +1,4 @@
-"""local-bigquery, mended where BigQuery is known to do otherwise. Run by the emulators' own interpreter.
+"""local-bigquery, corrected where BigQuery is known to do otherwise. Run by the emulators' own interpreter.
 
 It makes several statements of a MERGE. It begins a transaction for them, which breaks one that is open; and it looks
 for the filter that a table requires in the WHERE of each, which is nowhere. In BigQuery a MERGE takes part in a

@@ -36,17 +36,17 @@ UNPACK = "import sys, duckdb_extensions as d; [d.import_extension(name) for name
 
 
 def is_required(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether a machine that cannot run the emulators fails, rather than skip what needs them."""
+    """Tell if a machine that cannot run the emulators fails, rather than skip what needs them."""
     return bool(environ.get("BATCH_LLM_REQUIRE_EMULATORS") or environ.get("CI"))
 
 
 def is_built() -> bool:
-    """Whether `.emulators` holds exactly what this file asks for."""
+    """Tell if `.emulators` holds exactly what this file asks for."""
     return STAMP.exists() and STAMP.read_text() == _recipe()
 
 
 def build(python: str) -> None:
-    """Make the environment anew, with this interpreter."""
+    """Make a new environment, with this interpreter."""
     shutil.rmtree(HOME, ignore_errors=True)
     HOME.mkdir()
     overrides = HOME / "overrides.txt"

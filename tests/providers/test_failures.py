@@ -1,4 +1,4 @@
-"""What a failed call means, by what the vendor answered: one table for calls that look, one for creations."""
+"""Tables of the meaning of a failed call by the vendor's answer: one for calls that look, one for creations."""
 
 import pytest
 

@@ -46,7 +46,7 @@ class AsyncScript(Script):
 
 
 def both(flow: Callable[[], Calls[Any]], *answers: object) -> list[tuple[object, int]]:
-    """What the flow returns (or raises) and how many calls it took, under each driver."""
+    """Return the flow's result (or error) and the number of its calls, under each driver."""
     outcomes: list[tuple[object, int]] = []
     for client in (Script(*answers), AsyncScript(*answers)):
         try:

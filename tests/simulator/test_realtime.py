@@ -328,7 +328,7 @@ async def test_hundreds_are_answered_side_by_side_and_who_hangs_up_has_paid(desk
 
 
 def labelled(simulator: Simulator, model: str, count: int) -> dict[str, dict[str, Any]]:
-    """The answers of a model to so many tickets, by a batch."""
+    """The answers of a model to this many tickets, by a batch."""
     client = anthropic_client(simulator)
     output = {"format": {"type": "json_schema", "schema": SURE_SCHEMA}}
     requests: Any = [

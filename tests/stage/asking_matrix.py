@@ -49,7 +49,7 @@ def paid(bench: Bench) -> int:
 
 
 def started(bench: Bench, until: int) -> Started:
-    """Start a worker, and wait until so many requests are paid or it has ended."""
+    """Start a worker, and wait until this many requests are paid or it has ended."""
     begun = Job(world=bench.world, changes=CHANGES).started()
     for _ in moments(60):
         if paid(bench) >= until or begun.process.exitcode is not None:
@@ -58,7 +58,7 @@ def started(bench: Bench, until: int) -> Started:
 
 
 def killed(bench: Bench, until: int) -> Counts:
-    """Kill a worker when so many requests are paid, and let another one finish."""
+    """Kill a worker when this many requests are paid, and let another one finish."""
     bench.world.make_tickets(ROWS)
     first = started(bench, until)
     first.process.kill()

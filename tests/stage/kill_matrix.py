@@ -259,7 +259,7 @@ def points(verbs: Sequence[str], *, every: bool) -> Iterator[Kill]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stores:
-    """Where Vertex reads and writes: the simulator's options, the adapter's environment and its `staging`."""
+    """A place where Vertex reads and writes: the simulator's options, the adapter's environment and its `staging`."""
 
     options: dict[str, str]
     environ: dict[str, str]

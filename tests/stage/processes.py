@@ -51,7 +51,7 @@ _PATIENCE_SECONDS = 120.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What a process does: drive one run to its end, or do a part of it, unless it is killed before."""
+    """The work of a process: drive one run to its end, or do a part of it, unless it is killed before."""
 
     world: World
     name: str = "dag/task/run"
@@ -75,7 +75,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """How a process ended: `verbs` as they were called, and what the run's report says."""
+    """The end of a process: `verbs` as they were called, and the run's report."""
 
     killed: bool
     verbs: list[str] = field(default_factory=list)

@@ -41,7 +41,7 @@ URI = f"https://files.example/{{}}.png?{SECRET}"
 
 
 def png(width: int = 8, height: int = 8, noise: int = 0) -> bytes:
-    """Return an image of this size, with so many bytes that say nothing."""
+    """Return an image of this size, with this many bytes that say nothing."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

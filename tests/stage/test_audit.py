@@ -1,4 +1,4 @@
-"""Who sent what, and how it ended, by the records of a run folder."""
+"""The audit of a run by the records of its folder: who sent what, and how it ended."""
 
 import hashlib
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""An output type with every kind of bound: on the simulator, the made-up answers obey them, whoever the vendor is."""
+"""An output type with every kind of bound: on the simulator, the made-up answers obey them, for every vendor."""
 
 from decimal import Decimal
 from typing import Annotated, Literal

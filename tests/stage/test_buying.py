@@ -1,4 +1,4 @@
-"""What is sent, what is not, and what it costs."""
+"""Rows that are sent, rows that are not, and the bill."""
 
 from collections import Counter
 from decimal import Decimal

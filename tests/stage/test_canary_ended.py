@@ -1,4 +1,4 @@
-"""A run with a canary that somebody cancels or clears, before the verdict and after it: no row is bought twice."""
+"""A run with a canary that a user cancels or clears, before the verdict and after it: no row is bought twice."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What is said of a stage that has changed since its unfinished run was planned: the names of arguments, no more."""
+"""Messages about a stage that has changed since its unfinished run was planned: they hold the names of arguments, no more."""
 
 from pathlib import Path
 from typing import Any

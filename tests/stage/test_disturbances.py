@@ -1,4 +1,4 @@
-"""What can go wrong between a stage and its provider, and between two attempts at one run."""
+"""Disturbances between a stage and its provider, and between two attempts at one run."""
 
 import resource
 import signal

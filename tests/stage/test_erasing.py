@@ -59,7 +59,7 @@ def keys(folder: Path) -> list[int]:
 
 
 def land(bench: Bench) -> None:
-    """Make all tables anew from the run folder."""
+    """Make all tables again from the run folder."""
     for table in ("labels", "labels__failures", "labels__review"):
         bench.world.ask(f"DROP TABLE IF EXISTS {table}")
     parts = bench.world.parts()

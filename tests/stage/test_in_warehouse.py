@@ -56,7 +56,7 @@ def world_of(bench: Bench) -> BigQueryWorld:
 
 
 def left(bench: Bench, done: Finished) -> dict[str, Any]:
-    """What a run leaves, without what differs from run to run. The tables are dropped."""
+    """Return what a run leaves, without what differs from run to run. The tables are dropped."""
     found: dict[str, Any] = {}
     for name in ("labels", "labels__failures"):
         rows = world_of(bench).rows(f"SELECT * FROM {name} ORDER BY id")

@@ -128,7 +128,7 @@ def _replaced(name: str, pattern: bytes, value: bytes) -> tuple[list[bytes], int
 
 
 def _spoiled(name: str, lines: list[bytes], request: int, place: Path) -> RowFailure:
-    """Why this request has no answer, after it alone has become invalid and the shard was landed."""
+    """Return why this request has no answer, after it alone has become invalid and the shard was landed."""
     gathered = judged(name, lines)
     expected = list(judged(name, subject(name).lines).judged.outcomes)
     expected[request] = Outcome.INVALID

@@ -26,7 +26,7 @@ PARTS = 4
 
 
 class KilledAndRetried:
-    """What is inherited for each provider."""
+    """The cases that each provider inherits."""
 
     provider: ClassVar[str]
     every: ClassVar[int] = 4

@@ -1,4 +1,4 @@
-"""What a landed shard leaves for the run, across releases."""
+"""The record that a landed shard leaves for the run, across releases."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What a plan holds: every row once, in shards within their limits; and what becomes of rows that cannot be sent."""
+"""A plan holds every row once, in shards within their limits. Rows that cannot be sent get an outcome, too."""
 
 from collections import Counter
 from collections.abc import Mapping

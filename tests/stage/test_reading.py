@@ -1,4 +1,4 @@
-"""What is known of rows that come from another database than the target's."""
+"""Rows that come from another database than the target's, and what the target knows of them."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ class Counting(DuckDBWarehouse):
 
 @pytest.fixture
 def target(tmp_path: Path) -> Counting:
-    """Of every third number there is an answer."""
+    """Make a target with an answer for every third number."""
     warehouse = Counting(tmp_path / "target.duckdb")
     warehouse.prepare(labels())
     land(warehouse, labels(), part(), [{"id": n, "_llm_input_hash": f"{n}"} for n in range(0, 30_000, 3)])

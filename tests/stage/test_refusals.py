@@ -1,4 +1,4 @@
-"""What is refused before anything is sent: each of these costs nothing and leaves no run behind."""
+"""Refusals before anything is sent. Each costs nothing and leaves no run behind."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -69,7 +69,7 @@ class _Counted:
 
 
 def recognises(bench: Bench) -> bool:
-    """Whether the provider tells whose a batch is while it runs."""
+    """Tell if the provider says whose a batch is while it runs."""
     return bench.world.provider_name != "anthropic"
 
 
@@ -88,7 +88,7 @@ def a_run(bench: Bench, warned: list[str], rows_per_batch: int, **parts: Any) ->
 
 
 def billed(bench: Bench) -> float:
-    """What all batches together have cost."""
+    """Return the cost of all batches together."""
     tokens = bench.world.ledger()["tokens"]
     return float(tokens["input"] + tokens["output"]) / 1000
 

@@ -19,7 +19,7 @@ PATIENCE = 60.0
 
 
 class Meeting:
-    """Two callers that wait for each other. Whoever comes alone fails, and whoever comes later passes."""
+    """Two callers that wait for each other. A caller that comes alone fails, and one that comes later passes."""
 
     def __init__(self) -> None:
         self._barrier = threading.Barrier(2)

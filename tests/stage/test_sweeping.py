@@ -71,7 +71,7 @@ class _Freeze(BaseException):
 
 
 def frozen_before_its_creation(bench: Bench, **changes: Any) -> _Frozen:
-    """The run has an intent without an answer, and whoever made it is not dead."""
+    """The run has an intent without an answer, and its maker is not dead."""
     run = bench.run()
     frozen = _Frozen(run.parts.provider)
     with pytest.raises(_Freeze):
@@ -81,7 +81,7 @@ def frozen_before_its_creation(bench: Bench, **changes: Any) -> _Frozen:
 
 
 def in_the_ledger(batch_id: str) -> str:
-    """What the simulator calls it."""
+    """Return the simulator's name for it."""
     return batch_id.rpartition("/")[2]
 
 
@@ -92,7 +92,7 @@ def finish(bench: Bench, *batch_ids: str) -> None:
 
 
 def billed(bench: Bench) -> float:
-    """What all batches together have cost."""
+    """Return the cost of all batches together."""
     tokens = bench.world.ledger()["tokens"]
     return float(tokens["input"] + tokens["output"]) / 1000
 

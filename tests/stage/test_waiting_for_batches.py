@@ -1,4 +1,4 @@
-"""How long a run waits, for how many batches at once, and what it does at its deadline."""
+"""The time that a run waits, the batches that it has at once, and its deadline."""
 
 import pytest
 

@@ -1,7 +1,7 @@
 """A small world for one stage: a table of tickets in DuckDB, a provider on loopback, and a clock that is moved.
 
 A world is plain data, so that a fresh process can take a run up where a killed one left it. Time is the machine's
-plus an offset that lives in a file; whoever sleeps moves that offset and the simulator's clock alike, so that a
+plus an offset that lives in a file; a process that sleeps moves that offset and the simulator's clock alike, so that a
 lease or a day passes in no time.
 """
 
@@ -67,7 +67,7 @@ class MovedClock:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """Where everything is. Nothing is open."""
+    """The folders and addresses of everything. Nothing is open."""
 
     folder: Path
     provider_name: str

@@ -1,4 +1,4 @@
-"""What is particular to a disk: crashes, a full disk, links that are missing, mounts that go away."""
+"""Cases of a disk: crashes, a full disk, links that are missing, mounts that go away."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Which URIs name a workspace, which paths lie in it, and what its use imports."""
+"""The URIs that name a workspace, the paths in it, and the imports of its use."""
 
 import subprocess
 import sys

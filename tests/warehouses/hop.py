@@ -24,7 +24,7 @@ class Request:
 
 @dataclass(slots=True, kw_only=True)
 class Fault:
-    """What happens to the first `times` requests for which `to` is true."""
+    """A fault that strikes the first `times` requests for which `to` is true."""
 
     to: Callable[[Request], bool]
     status: int | None = None  # answered instead of the server; None: the connection is closed
@@ -52,7 +52,7 @@ class Hop:
         return None
 
     def count(self, to: Callable[[Request], bool]) -> int:
-        """How many requests came by for which this is true."""
+        """Return the number of requests that came by for which this is true."""
         with self.lock:
             return sum(to(request) for request in self.seen)
 

@@ -48,7 +48,7 @@ def require_filter(database: BigQueryDataset) -> None:
 
 
 def found(database: BigQueryDataset) -> list[tuple[Any, ...]]:
-    """What the target holds, by key and day."""
+    """Return the rows of the target, by key and day."""
     sql = "SELECT id, day, label FROM {d}.labels WHERE day >= '1900-01-01' OR day IS NULL ORDER BY id, day"
     return [tuple(row.values()) for row in database.run(sql)]
 

@@ -1,4 +1,4 @@
-"""What partition_by and cluster_by become in the CREATE TABLE of each dialect, or why they are refused."""
+"""The CREATE TABLE of each dialect for partition_by and cluster_by, or the refusal."""
 
 import pyarrow as pa
 import pytest

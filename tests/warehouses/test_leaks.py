@@ -1,4 +1,4 @@
-"""What a database says of a row that it refuses stays out of our errors, and out of their chains."""
+"""The database's words about a row that it refuses stay out of our errors, and out of their chains."""
 
 import sqlite3
 from collections.abc import Callable

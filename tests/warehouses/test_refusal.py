@@ -1,4 +1,4 @@
-"""What of a driver's errors is worth another try. A connection that breaks off is shown with MariaDB's driver."""
+"""The driver's errors that are worth another try. A connection that breaks off is shown with MariaDB's driver."""
 
 import socket
 

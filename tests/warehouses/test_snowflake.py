@@ -1,4 +1,4 @@
-"""What the Snowflake adapter decides without a connection; `make databases` runs it against an emulator."""
+"""Decisions of the Snowflake adapter without a connection; `make databases` runs it against an emulator."""
 
 from datetime import UTC, datetime, time
 from decimal import Decimal

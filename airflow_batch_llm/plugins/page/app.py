@@ -19,7 +19,7 @@ from airflow_batch_llm.stage.records.run_index import RunRecord
 
 _ERRORS = {
     401: "Sign in to Airflow, then open this page again.",
-    403: "You may not read the task instances of this Dag. Ask whoever manages Airflow's roles.",
+    403: "You may not read the task instances of this Dag. Ask an administrator of Airflow for a role that may.",
     404: "There is no such run. Its folder may have been deleted, or another deployment has run it.",
     422: "The address of this page is not complete.",
 }

@@ -42,7 +42,7 @@ from airflow_batch_llm.store import Workspace
 
 SomeUser = Annotated[BaseUser, Depends(get_user)]
 
-#: Refuses whoever may not read the task instances of the Dag in the request; without a Dag, of any.
+#: Refuses a user who may not read the task instances of the Dag in the request; without a Dag, of any.
 MayReadTasks: Callable[..., Any] = requires_access_dag(
     method="GET", access_entity=DagAccessEntity.TASK_INSTANCE
 )
@@ -119,7 +119,7 @@ class Ledger:
     conn_id: str
     rows: tuple[Spending, ...]
     is_read: bool
-    """Whether it could be read."""
+    """The ledger could be read."""
     until: float
     """The moment of the monotonic clock from which on it is read again."""
 

@@ -159,7 +159,7 @@ def shown(reader: Reader, record: RunRecord) -> dict[str, Any]:
 
 
 def _compared(run: Inspected) -> list[tuple[str, str, float | None, float]]:
-    """Return what was estimated beside what has become of it, with the form of the numbers."""
+    """Return the estimated numbers with the actual ones, and the form of the numbers."""
     actual = {
         "rows": sum(run.outcomes.values()),
         "requests": run.requests,

@@ -140,7 +140,7 @@ def _size(path: Path) -> int:
 
 
 BATCHES, FILES = "/v1/messages/batches", "/v1/files"
-#: An attachment that nobody deletes vanishes after so many seconds.
+#: The vendor deletes an attachment after this many seconds, unless a run has done so.
 _FILE_SECONDS = 30 * 86_400
 _LIST_LIMIT = 1000
 #: Lines of a batch that are read in search of one that tells whose it is.
@@ -279,7 +279,7 @@ def open_results(batch_id: str, client: Any) -> Calls[Any]:
 
 
 def _results_url(told: str, batch_id: str, base_url: str) -> str:
-    """Where the results are. The key is sent there, so it must be the host that the connection names."""
+    """Return the URL of the results. The key is sent there, so it must be the host that the connection names."""
     base, url = urlsplit(base_url), urlsplit(told)
     trusted = (url.scheme, url.netloc) == (base.scheme, base.netloc)
     return told if trusted else f"{BATCHES}/{batch_id}/results"

@@ -51,7 +51,7 @@ _MANAGED = {
 # Not for batches.
 _REFUSED = frozenset({"stream", "speed", "store", "previous_thread_event_id", "cache_hint", "context_hint"})
 
-# What counting tokens takes of a message's body.
+# The fields of a message's body that counting tokens takes.
 _COUNTED = frozenset(
     {"model", "system", "messages", "thinking", "tools", "tool_choice", "output_config", "cache_control"}
 )

@@ -135,7 +135,7 @@ class _Listed(NamedTuple):
     created_at: float
     metadata: Mapping[str, Any]
     input_file: str
-    cancelled: bool  # somebody has asked for its end
+    cancelled: bool  # a user or a run has asked for its end
 
     @property
     def token(self) -> str | None:

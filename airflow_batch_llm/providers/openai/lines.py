@@ -46,7 +46,7 @@ _REFUSED: Mapping[str, frozenset[str]] = {
     RESPONSES: frozenset({"stream", "stream_options", "background"}),
     EMBEDDINGS: frozenset({"stream", "encoding_format"}),
 }
-#: What a request adds to its body to ask the flex tier, and the seconds that OpenAI advises to wait for its answer.
+#: The part of a body that asks the flex tier, and the seconds that OpenAI advises to wait for its answer.
 FLEX, FLEX_TIMEOUT = {"service_tier": "flex"}, 900.0
 
 # The models with a flex price, by their names without a date.
@@ -269,7 +269,7 @@ def content_of(call: Call) -> Content | None:
 def attachment_rules(call: Call, host: str | None) -> AttachmentRules:
     """Return the attachments that a call takes.
 
-    Only the responses endpoint reads PDFs by URI, and images from files. Few servers beside OpenAI's and Azure's store
+    Only the responses endpoint reads PDFs by URI, and images from files. Few servers besides OpenAI's and Azure's store
     files for requests.
     """
     content_of(call)
@@ -349,7 +349,7 @@ _RETRYABLE_STATUS = frozenset({0, 408, 409, 429})
 _RETRYABLE_CODES = frozenset({"request_timeout", "server_error", "rate_limit_exceeded"})
 _NO_MONEY = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
 
-# What an answer's usage calls the tokens of question and answer: in Responses, and in what is older.
+# The names of the tokens of question and answer in an answer's usage: of Responses, and of the older endpoints.
 _TOKENS = ("input_tokens", "input_tokens_details", "output_tokens", "output_tokens_details")
 _OLD_TOKENS = ("prompt_tokens", "prompt_tokens_details", "completion_tokens", "completion_tokens_details")
 

@@ -60,7 +60,7 @@ from airflow_batch_llm.providers.steps import TRIGGER, WORKER, Judge, ListMemory
 
 _HOST = "api.openai.com"
 _DAY = 86_400
-#: An attachment that nobody deletes vanishes after so many seconds, the most that OpenAI takes.
+#: OpenAI deletes an attachment after this many seconds, the most that it takes, unless a run has done so.
 _FILE_SECONDS = 30 * _DAY
 
 

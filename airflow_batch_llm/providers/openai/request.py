@@ -32,7 +32,7 @@ _MAX_PROPERTIES = 5_000
 _MAX_ENUM_VALUES = 1_000
 _MAX_NAME_CHARS = 120_000
 
-# What changes the meaning of a schema and has no equivalent in the strict subset.
+# Keywords that change the meaning of a schema and have no equivalent in the strict subset.
 _NOT_STRICT = frozenset(
     {
         "allOf",

@@ -185,7 +185,7 @@ class VertexJobs:
         self._client.cancel_batch_prediction_job(name=name, retry=None, timeout=call_timeout())
 
     def delete(self, name: str) -> None:
-        """Begin to delete an ended job. Nobody waits until Vertex has done it."""
+        """Begin to delete an ended job, and do not wait until Vertex has done it."""
         self._client.delete_batch_prediction_job(name=name, retry=None, timeout=call_timeout())
 
     def create(self, job: Mapping[str, Any], lease: Lease) -> str:
@@ -379,7 +379,7 @@ def _genai_job(told: Any) -> Job:
         incomplete=(stats.incomplete_count or 0) if stats else None,
         error_code=error.code if error else None,
         error_message=(error.message or "") if error else "",
-        # It names no dataset, but whoever looks with this client does not read answers.
+        # It names no dataset, because this client looks at jobs and does not read answers.
         output=(output.gcs_output_directory or output.bigquery_output_table) if output else None,
         created_at=told.create_time.timestamp() if told.create_time else 0.0,
         ran_seconds=_ran_seconds(told),

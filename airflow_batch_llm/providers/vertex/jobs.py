@@ -229,7 +229,7 @@ def is_claude(model: str) -> bool:
 #: Jobs in a page of the list.
 PAGE_SIZE = 100
 
-# How far back the listing goes; a job that is older than its window and some slack is asked for by name.
+# The listing goes back this far. A job that is older than its window and some slack is asked for by name.
 _LISTED_SECONDS = 120 * 3600.0
 
 

@@ -23,7 +23,7 @@ _MAX_DEPTH = 15
 
 
 class Violation(NamedTuple):
-    """Where a line breaks which rule."""
+    """The place in a line that breaks a rule, and the rule."""
 
     path: str
     reason: str
@@ -106,7 +106,7 @@ FLEX_TIMEOUT = 1200.0
 _FLEX_MODELS = re.compile(r"gemini-3(\.\d+)?-(flash|flash-lite|pro)-preview")
 _FLEX_TRAFFIC = "ON_DEMAND_FLEX"
 
-# What this package writes into a request, and the argument that says it instead.
+# The fields that this package writes into a request, and the argument that sets each.
 _MANAGED = {
     "contents": "prompt",
     "systemInstruction": "system_prompt",
@@ -209,7 +209,7 @@ _IMAGES = ("image/png", "image/jpeg", "image/webp", "image/heic", "image/heif")
 _MOST_INLINE, _MOST_STORED_IMAGE, _MOST_STORED_PDF = 7_000_000, 30_000_000, 50_000_000
 _TILE, _SMALL, _TILE_TOKENS, _MOST_IMAGE_TOKENS = 768, 384, 258, 1120
 _PAGE_TOKENS, _USUAL_PAGES = 560, 5
-#: Google allows so many pages in each file. A request with more of them is longer than what the models read.
+#: Google allows this many pages in each file. A request with more of them is longer than what the models read.
 _MOST_PAGES = 1000
 _OLDER = re.compile(r"gemini-[12]\b")
 
@@ -217,7 +217,7 @@ _OLDER = re.compile(r"gemini-[12]\b")
 def attachment_rules(model: str, *, has_bucket: bool) -> AttachmentRules:
     """Return the attachments that a model takes. Vertex reads them from Cloud Storage itself, and from nowhere else.
 
-    `has_bucket`: requests are staged in a bucket, where attachments find a place beside them.
+    `has_bucket`: requests are staged in a bucket, which takes attachments, too.
     """
     is_older = bool(_OLDER.match(model.rpartition("/")[2]))
     page = _TILE_TOKENS if is_older else _PAGE_TOKENS
@@ -461,7 +461,7 @@ def _usage(usage: Mapping[str, Any]) -> Usage:
     return Usage(
         input_tokens=tokens(usage, "promptTokenCount") + tokens(usage, "toolUsePromptTokenCount"),
         cached_tokens=tokens(usage, "cachedContentTokenCount"),
-        # Vertex counts thoughts beside the candidates; both are billed as output.
+        # Vertex counts thoughts apart from the candidates; both are billed as output.
         output_tokens=tokens(usage, "candidatesTokenCount") + thought,
         reasoning_tokens=thought,
     )

@@ -290,7 +290,7 @@ class VertexProvider:
         return opened if opened is not None else await asyncio.to_thread(self._build_async_jobs)
 
     def _build_async_jobs(self) -> AsyncJobs:
-        """In a thread: the SDK's import and its client cost a second that the event loop has not."""
+        """Runs in a thread: the SDK's import and its client would block the event loop for a second."""
         with self._opening, gc_paused():
             opened = self._async_jobs
             if opened is None:

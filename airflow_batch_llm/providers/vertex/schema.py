@@ -132,7 +132,7 @@ def _implied_type(node: Node) -> str | None:
 
 
 def _typed(node: Node, path: str) -> dict[str, Any]:
-    """One alternative; nothing for null, which the subset says beside the type."""
+    """Return one alternative, or nothing for null, which the subset says with the type."""
     kind = node["type"]
     if kind == "null":
         return {}

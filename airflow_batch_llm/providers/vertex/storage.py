@@ -46,7 +46,7 @@ class StoragePlace:
 
     @property
     def staging(self) -> str:
-        """Where requests and answers lie: a folder in Cloud Storage, without a slash at its end, or a dataset."""
+        """Return the place of requests and answers: a folder in Cloud Storage, without a slash at its end, or a dataset."""
         staging = (self.chosen_staging or "").rstrip("/")
         scheme, _, name = staging.partition("://")
         if scheme == "bq" and len(name.split(".")) == 2 and all(name.split(".")):
@@ -124,7 +124,7 @@ class StoragePlace:
 
 
 class Staging(Protocol):
-    """Where requests and answers lie, by URI."""
+    """Requests and answers in storage, by URI."""
 
     def upload(self, file: Path, place: str, token: str) -> str:
         """Stream a shard's requests to a new name at this place. Returns its URI."""
@@ -274,7 +274,7 @@ def _read(reader: Any, name: str) -> bytes:
 
 
 _REQUESTS_TABLE, _ANSWERS_TABLE = "llm_requests", "llm_answers"
-#: A job may wait for 72 hours and then run for 24. A table that nobody drops vanishes by itself.
+#: A job may wait for 72 hours and then run for 24. BigQuery drops a table that no run has dropped by then.
 _REQUESTS_LIFETIME, _ANSWERS_LIFETIME = dt.timedelta(days=7), dt.timedelta(days=30)
 _COLUMNS = ("custom_id", "status", "response")
 _PAGE_ROWS = 5_000

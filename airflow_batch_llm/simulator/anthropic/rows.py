@@ -111,7 +111,7 @@ def _batch_problem(params: Any) -> RowError | None:
 def problem(
     params: dict[str, Any], version: str, *, counting: bool = False, find: FindMedium = no_file
 ) -> RowError | None:
-    """Why the Messages API refuses these parameters; None if it takes them."""
+    """Return the reason for which the Messages API refuses these parameters, or None if it takes them."""
     model, limit, messages = params.get("model"), params.get("max_tokens"), params.get("messages")
     if not isinstance(model, str):
         return _invalid("model: Field required")

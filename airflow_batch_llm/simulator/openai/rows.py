@@ -31,7 +31,7 @@ _MOST_REQUESTS = 50_000
 
 
 class BadInput(Exception):
-    """Why the file is refused, as it stands in `errors.data`."""
+    """The reason for which the file is refused, as `errors.data` has it."""
 
     def __init__(self, code: str, message: str, param: str | None = None, line: int | None = None) -> None:
         super().__init__(message)
@@ -190,7 +190,7 @@ def _invalid(message: str, param: str, code: str | None = None) -> RowError:
 
 
 def problem(endpoint: str, body: Any, find: FindMedium = no_file) -> RowError | None:
-    """Why the endpoint refuses this body; None if it takes it."""
+    """Return the reason for which the endpoint refuses this body, or None if it takes it."""
     model = body.get("model")
     if not isinstance(model, str):
         return _invalid("you must provide a model parameter", "model", "missing_required_parameter")
@@ -212,7 +212,7 @@ def problem(endpoint: str, body: Any, find: FindMedium = no_file) -> RowError | 
 
 
 def _schema(body: dict[str, Any]) -> tuple[str, dict[str, Any] | None]:
-    """Where the body asks for structured output, and how."""
+    """Return the part of the body that asks for structured output, and its form."""
     if (chat := body.get("response_format")) and chat.get("type") == "json_schema":
         return "response_format", chat.get("json_schema")
     form = (body.get("text") or {}).get("format") or {}

@@ -1,4 +1,4 @@
-"""Gemini's rows, and Claude's: what the model makes of one request, and the output line beside its echo.
+"""Gemini's rows, and Claude's: the model's answer to one request, and the output line with its echo.
 
 Keys beside `request` are echoed. A row that fails has a status text and no response; the job goes on.
 """
@@ -94,7 +94,7 @@ class VertexRows:
 
 
 class ClaudeRows(VertexRows):
-    """The rows of a job that asks Claude. What stands beside the request and its name is left out."""
+    """The rows of a job that asks Claude. Fields other than the request and its name are left out."""
 
     def read(self, line: bytes) -> Parsed:
         row = parse(line)
@@ -112,7 +112,7 @@ class ClaudeRows(VertexRows):
 
 
 def message_problem(model: str, body: dict[str, Any]) -> RowError | None:
-    """Why Claude refuses this request; None if it takes it."""
+    """Return the reason for which Claude refuses this request, or None if it takes it."""
     if body.get("anthropic_version") != _MESSAGES_VERSION:
         return RowError(400, "", f"anthropic_version: must be {_MESSAGES_VERSION}")
     if "model" in body:
@@ -146,7 +146,7 @@ def _either(body: dict[str, Any], name: str) -> Any:
 
 
 def problem(body: dict[str, Any]) -> RowError | None:
-    """Why Gemini refuses this request; None if it takes it."""
+    """Return the reason for which Gemini refuses this request, or None if it takes it."""
     contents = body.get("contents")
     if not isinstance(contents, list) or not contents:
         return RowError(400, "", "at least one contents field is required")
@@ -248,7 +248,7 @@ _LIFETIME = 3600.0
 
 
 def _cache_use(request: AskedRequest, billing: Billing) -> CacheUse:
-    """Whatever begins as an earlier prompt did is read from the implicit cache. In batches nobody has seen that."""
+    """A prompt that begins as an earlier one did is read from the implicit cache. In batches that has not been observed."""
     text = request.system + request.prompt
     lengths = range(_LEAST_CACHED * CHARS, len(text) + 1, _STEP * CHARS)
     return CacheUse(billing.read(request, text, lengths, _LIFETIME), 0)

@@ -50,9 +50,9 @@ class HeldBatch:
     """The id or URI of the uploaded requests. Empty: they went with the creation."""
     submitted_at: float
     until: float | None
-    """When the vendor deletes them, in seconds since the epoch. None: it does not."""
+    """The time at which the vendor deletes them, in seconds since the epoch. None: it does not."""
     is_sure: bool
-    """Whether it holds the row. False: the run folder no longer knows."""
+    """It holds the row. False: the run folder no longer knows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,7 @@ class ErasedRun:
     unplanned: int = 0
     """Planning attempts that do not count and whose files go as a whole. Default: none."""
     left: str = ""
-    """Why nothing of this run was erased. Empty: it was."""
+    """The reason for which nothing of this run was erased. Empty: it was."""
     batches: tuple[HeldBatch, ...] = ()
     statements: tuple[str, ...] = ()
     """SQL that deletes the rows from the run's tables. Default: none."""
@@ -154,7 +154,7 @@ class RunErasure:
         ]
 
     def _unplanned(self) -> ErasedRun | None:
-        """Delete the files of a run that was never planned to its end. Nobody can tell whose rows they hold."""
+        """Delete the files of a run that was never planned to its end, because it is unknown whose rows they hold."""
         nonces, attachments = self.folder.planner_nonces(), self.folder.attachments()
         if not nonces and not attachments:
             return None
@@ -194,7 +194,7 @@ class RunErasure:
         return [nonce for nonce in self.folder.planner_nonces() if nonce not in counted]
 
     def _held(self, looks: list[tuple[ShardFiles, Found | None]]) -> Iterator[HeldBatch]:
-        """Find the batches that hold the row, and those of which nobody can tell any more."""
+        """Find the batches that hold the row, and those whose rows are no longer known."""
         for files, found in looks:
             if not files.number or (found is not None and not found.rows):
                 continue
@@ -347,7 +347,7 @@ def _custom_ids(found: list[tuple[ShardFiles, Found]]) -> set[bytes]:
 
 
 def _is_answer(line: bytes, named: re.Pattern[bytes], ids: set[bytes]) -> bool:
-    """Return whether a line answers one of these requests, or is a torn piece of which nobody can tell."""
+    """Return whether a line answers one of these requests, or is a torn piece whose request is unknown."""
     found = named.findall(line)
     if found:
         return not ids.isdisjoint(found)

@@ -55,7 +55,7 @@ class Expected:
     lines: int
     """The number of lines, at least."""
     mark: bytes
-    """What the custom_ids of the batch begin with. A line without it is not the batch's."""
+    """The prefix of the batch's custom_ids. A line without it does not belong to the batch."""
 
     @classmethod
     def of(cls, status: BatchStatus, *, token: str, requests: int) -> "Expected":

@@ -53,7 +53,7 @@ from airflow_batch_llm.warehouses.side_tables import prepare_tables
 #: The number of different reasons for refusals in the verdict.
 _REFUSALS = 2
 
-#: So many batches that were created twice are named.
+#: At most this many batches that were created twice are named.
 _TOLD_STRAYS = 10
 
 
@@ -230,7 +230,7 @@ class Finisher:
         )
 
     def _refusals(self, shards: Sequence[tuple[PlannedShard, Standing]]) -> list[tuple[str, str]]:
-        """Why the provider did not take batches, the most frequent first: by code and status, and in its own words."""
+        """Return why the provider did not take batches, the most frequent first: by code and status, and in its own words."""
         refused = {
             shard.number: standing.refused.reason
             for shard, standing in shards

@@ -45,7 +45,7 @@ class AnswerCost(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowFailure:
-    """Why a request has no good answer."""
+    """The reason for which a request has no good answer."""
 
     code: str | None = None
     message: str | None = None
@@ -127,7 +127,7 @@ class Judgements:
             self.failures[request] = RowFailure(code=ATTACHMENT_REFUSED, message=why, retryable=False)
 
     def failure(self, request: int) -> RowFailure:
-        """Why this request, which did not succeed, has no good answer."""
+        """Return the reason for which this request, which did not succeed, has no good answer."""
         return self.failures.get(request, SILENCE)
 
     def usages(self) -> Iterator[Usage]:
@@ -172,19 +172,19 @@ UNUSABLE_USAGE = "unusable_usage"
 #: The codes of items of a packed request: no entry, several entries, and an answer that is no list of entries.
 MISSING_ITEM, DOUBLED_ITEM, NO_LIST = "missing_item", "doubled_item", "no_list_of_items"
 
-#: The name of entries that have the number of no item, among what served nobody.
+#: The name of entries that have the number of no item, among the lines that no row needed.
 EXTRA_ITEMS = "extra_items"
 
 #: The characters that are kept of a bad answer, of an error code and of a model's name.
 EXCERPT_CHARS, _NAME_CHARS = 200, 200
 
-#: So many usages and answers are remembered, with what they cost and mean: labels and short answers repeat.
+#: At most this many usages and answers are remembered, with their cost and meaning: labels and short answers repeat.
 _REMEMBERED = 4096
 
 #: An ordinal has fewer digits than this.
 _ORDINAL_DIGITS = 12
 
-#: The bill of a line that was probably paid for, although nobody can tell what it has cost.
+#: The bill of a line that was probably paid for, although its cost is unknown.
 _UNKNOWN_BILLS: Sequence[AnswerCost] = (AnswerCost(Usage(), None, None),)
 
 _MESSAGES = {
@@ -255,7 +255,7 @@ class LineJudge:
         ]
 
     def _verdicts(self, result: Result, items: range, bills: Sequence[AnswerCost]) -> Sequence[Judgement]:
-        """Judge the items of one packed request. Entries with other numbers are counted, and serve nobody."""
+        """Judge the items of one packed request. Entries with other numbers are counted, and no row gets them."""
         found, is_list = item_answers(result.text or "")
         is_whole = result.outcome is Outcome.SUCCEEDED
         if not is_list or not (is_whole or result.outcome is Outcome.TRUNCATED):
@@ -345,13 +345,13 @@ def _text(value: object, length: int) -> str | None:
 
 @dataclass(slots=True, kw_only=True)
 class ReadResults:
-    """The judged requests of a shard, and what served nobody."""
+    """The judged requests of a shard, and the lines that no row needed."""
 
     judged: Judgements
     token: str = ""  # the shard's: each of its requests has it
     layout: Layout = Layout.alone(0)  # noqa: RUF009 - it is frozen
     strange: Counter[str] = field(default_factory=Counter)  # lines, by kind
-    stray_cost: float = 0.0  # of answers that served nobody, since another batch had given them
+    stray_cost: float = 0.0  # of answers that no row needed, since another batch had given them
     batches: list[str] = field(default_factory=list)  # that were read
     left_out: int = 0  # requests that were not sent, because the vendor refuses their attachments
 

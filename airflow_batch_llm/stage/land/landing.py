@@ -41,7 +41,7 @@ from airflow_batch_llm.warehouses.base import PACKED_COLUMN, REUSED_COLUMN, Targ
 #: The number of keys of failed rows in a report, and the characters of each.
 SAMPLES, SAMPLE_CHARS, SAMPLE_CODES = 3, 40, 10
 
-#: What a row that was never sent has nothing to say about.
+#: The columns for which a row that was never sent has no value.
 _NOT_SENT = (
     ("_llm_raw_excerpt", pa.string()),
     ("_llm_batch_id", pa.string()),

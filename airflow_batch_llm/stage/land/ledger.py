@@ -41,7 +41,7 @@ _RUNS_AT_ONCE = 50
 #: Rows of one write when a ledger is rebuilt.
 _ROWS_AT_ONCE = 200
 
-#: The parts of a spec that its prompt version stands for.
+#: The parts of a spec that make its prompt version.
 _PROMPT = ("prompt", "prompt_params", "system_prompt")
 
 
@@ -52,7 +52,7 @@ class Ledger:
     parts: Parts
 
     def expect(self, folder: RunFolder, at: float) -> None:
-        """Note, before anything is sent, that others may write this run at this time if nobody else has."""
+        """Note, before anything is sent, that other runs may write this run's rows at this time if it has not."""
         if self.parts.usage is not None:
             self._registers.add_unwritten(self.parts.usage.book, folder, at)
 

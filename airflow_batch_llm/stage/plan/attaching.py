@@ -44,7 +44,7 @@ from airflow_batch_llm.store.remote import KINDS
 ATTACHED_AT_ONCE = 8
 _LOOKED_AT_ONCE = 32
 
-#: The bytes of an attachment in a request beside its own, at most.
+#: The most bytes that an attachment adds to a request besides its own.
 ATTACHMENT_BYTES = 200
 
 #: A smaller attachment is never worth a file of its own at the vendor.
@@ -57,7 +57,7 @@ _SCHEMES = {"gcs": "gs", "s3a": "s3"}
 
 
 class _Facts(NamedTuple):
-    """What the storage says of an object."""
+    """The facts that the storage has about an object."""
 
     size: int
     etag: str
@@ -117,7 +117,7 @@ class Attaching:
     """Keeps what may be uploaded. None: nothing is."""
     at_once: tuple[int, RunFolder] | None = None
     """The size of a prompt at most, and the run folder, for a task that reads a part of the source: it decides row by row
-    what is uploaded, for nobody has the files later. Default: the planner decides when it has seen all rows."""
+    what is uploaded, because no one has the files later. Default: the planner decides when it has seen all rows."""
     _systems: dict[str, Any] = field(default_factory=dict, init=False)
 
     def check(self, schema: pa.Schema) -> None:
@@ -321,7 +321,7 @@ class BatchAttachments:
     facts: Mapping[str, _Facts | Unattachable]
 
     def hashed(self) -> dict[str, list[str | None]]:
-        """Return what stands for each attachment in the hash of its row, by a name that no column of the source has."""
+        """Return the value of each attachment in the hash of its row, by a name that no column of the source has."""
         return {
             _hashed_as(name): [self._hashed(value.as_py()) for value in self.batch.column(name)]
             for name in self.attaching.columns

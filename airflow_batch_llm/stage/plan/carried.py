@@ -29,7 +29,7 @@ _CARRIED: dict[ColumnKind, pa.DataType] = {
     ColumnKind.JSON: pa.json_(pa.string()),
     ColumnKind.VECTOR: pa.list_(pa.float64()),
 }
-#: Why a column is no key, by its kind.
+#: The reason for which a column cannot be a key, by its kind.
 _NO_KEYS = {
     ColumnKind.JSON: "equal values of it can be written in several ways",
     ColumnKind.VECTOR: "databases do not compare lists",

@@ -61,7 +61,7 @@ from airflow_batch_llm.stage.reusing import Reuse
 from airflow_batch_llm.warehouses.base import Target
 from airflow_batch_llm.warehouses.registration import Place
 
-#: Where shards may be left out after a canary, a route has at least so many, if that leaves them these requests: so little of
+#: Where shards may be left out after a canary, a route has at least this many, if that leaves them these requests: so little of
 #: the budget stays unused.
 _PARTS, _LEAST = 20, 10
 
@@ -81,7 +81,7 @@ class Drafting:
     is_offline: bool = False
     """Do not ask the provider to count tokens. Default: ask it."""
     opening: Opening | None = None
-    """How other tasks have read the source. Default: this one reads it."""
+    """The partitions that other tasks have read. Default: this task reads the source."""
     _spool: Spool | None = field(default=None, init=False)
     _attaching: Attaching | None = field(default=None, init=False)
     _in_flight: dict[tuple[str, str], tuple[RunFolder, Plan]] = field(default_factory=dict, init=False)
@@ -386,7 +386,7 @@ class Drafting:
         return (*(replace(one, repeated=True) if one is first else one for one in shards), again)
 
     def _canary_routes(self, spool: Spool, requests: Sequence[int]) -> tuple[PlannedRoute, ...]:
-        """Return the routes of the canary's requests: one beside each of the stage's, asked in the canary's way."""
+        """Return the routes of the canary's requests: one for each of the stage's, asked in the canary's way."""
         planned = []
         for number, (route, count) in enumerate(zip(self.resolved.routes, requests, strict=True)):
             way = self._way(replace(route, way=canary_way(self.stage.canary, self._provider(route))), count)
@@ -475,7 +475,7 @@ class Drafting:
                 assert_never(self.stage.guards.on_bad_row)
 
     def _allowed(self, guesses: Sequence[Estimate], surcharge: Decimal) -> list[int]:
-        """Return the number of requests of each route that are sent, if they cost so much more than estimated."""
+        """Return the number of requests of each route that are sent, if the run costs `surcharge` dollars more than estimated."""
         (most, _), on_over_budget = self._most(), self.stage.guards.on_over_budget
         if most is not None:
             most = max(0.0, most - float(surcharge))

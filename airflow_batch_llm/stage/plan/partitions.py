@@ -39,7 +39,7 @@ NUMBERED = 1 << 40
 #: Another number whenever the files of a partition, or the rules that decide on their rows, mean something else.
 _FORMAT = 1
 
-#: How a bound is read, by the kinds of columns that divide a table.
+#: The functions that read a bound, by the kinds of columns that divide a table.
 #: A least value has no declared type, so some databases give it as text.
 _BOUNDS: Mapping[ColumnKind, Callable[[Any], Value]] = {
     ColumnKind.SMALLINT: int,
@@ -146,7 +146,7 @@ def opening_of(
     settled: int,
     in_flight: Sequence[tuple[str, str]],
 ) -> Opening:
-    """Divide the source into at most so many partitions. Raises `InputError` for a source that cannot be divided."""
+    """Divide the source into at most `most` partitions. Raises `InputError` for a source that cannot be divided."""
     opening = Opening(nonce=secrets.token_hex(5), settled=settled, in_flight=tuple(in_flight), partitions=())
     if isinstance(parts.source, ReadsFiles):
         names = parts.source.files()

@@ -308,7 +308,7 @@ class Planner:
     folder: RunFolder
     max_tries: int
     opening: Opening | None = None
-    """How other tasks have read the source, after they had prepared the tables. Default: this one does both."""
+    """The partitions that other tasks have read, after they had prepared the tables. Default: this task does both."""
 
     def plan(self) -> Plan:
         """Return the plan that counts: this planner's, or that of a faster attempt at the same run."""
@@ -393,7 +393,7 @@ class Planner:
             ReviewMerge(parts=self.parts, folder=self.folder, target=target, output_type=output_type).run()
 
     def _sweep_staging(self, target: Target) -> None:
-        """Drop what killed workers staged and nobody will publish any more."""
+        """Drop what killed workers staged and no run will publish any more."""
         if isinstance(self.parts.target, SweepsStaging):
             before = datetime.fromtimestamp(self.parts.clock(), UTC) - _STAGED_FOR
             with self.parts.cleaning("old staged rows of killed workers"):

@@ -28,7 +28,7 @@ from airflow_batch_llm.stage.plan.resolved import ResolvedRoute
 from airflow_batch_llm.stage.plan.shard_files import packed_prompts
 from airflow_batch_llm.warehouses.arrow import binary_array
 
-#: So many prompts, spread over all of them, are counted by the provider.
+#: The provider counts this many prompts, spread over all of them.
 SAMPLE = 16
 
 
@@ -37,7 +37,7 @@ class Quote:
     """Makes the estimate of a run."""
 
     provider: Provider | None
-    """The provider that counts tokens. None: nobody does, and the estimate rests on bytes."""
+    """The provider that counts tokens. None: tokens are not counted, and the estimate rests on bytes."""
     output_type: OutputType
     route: ResolvedRoute
     way: Way

@@ -116,7 +116,7 @@ class Reading:
         return tuple(dict.fromkeys(named))
 
     def fill(self, spool: Spool, rows: Iterator[pa.RecordBatch], first: int = 0) -> None:
-        """Spool every row. `rows` carry `KNOWN_COLUMNS` beside the source's own. `first` is the number of the first row."""
+        """Spool every row. `rows` have `KNOWN_COLUMNS` besides the source's own. `first` is the number of the first row."""
         reasons = table(self.only, retry_dead=self.retry_dead)
         seq, sent = first, 0
         for batch in cut(rows):
@@ -176,7 +176,9 @@ class Reading:
 
     def _values(self, batch: pa.RecordBatch) -> Mapping[str, Sequence[object]]:
         known = set(KNOWN_COLUMNS.names)
-        if self.attaching is not None:  # a function sees no attachment: its URI may be signed anew each day
+        if (
+            self.attaching is not None
+        ):  # a function sees no attachment: its URI may get another signature each day
             known.update(self.attaching.columns)
         names = (
             self.prompt.columns

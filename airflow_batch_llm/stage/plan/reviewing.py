@@ -33,7 +33,7 @@ HUMAN = "human:"
 #: The most rows that the log names because their answers do not fit, and the characters of a reviewer's name.
 _NAMED, _NAME_CHARS = 20, 200
 
-#: What a person's answer costs, and what it has no value for.
+#: The cost of a person's answer, and the columns for which it has no value.
 _FREE = {
     "_llm_shard": 0,
     "_llm_input_tokens": 0,

@@ -123,7 +123,7 @@ class Selecting(Drafting):
         return [template.line("r-0001-000000", orjson.dumps(prompt)) for prompt in prompts]
 
     def close(self) -> None:
-        """Drop what nobody needs. A draft that is not frozen may yet be, by another planner."""
+        """Drop what no planner needs. Another planner may still freeze a draft that is not frozen."""
         frozen = self.folder.read_plan()
         is_own = (
             frozen is not None

@@ -154,7 +154,7 @@ class ShardWriter:
         return replace(shard, keys_sha256=self._put_keys(shard.number))
 
     def write_unsendable(self, rows: pa.RecordBatchReader) -> str:
-        """The rows that no request stands for, as the keys of shard 0; returns the file's hash."""
+        """Write the rows without a request of their own as the keys of shard 0. Returns the file's hash."""
         with pq.ParquetWriter(self._keys_path(0), rows.schema, compression="lz4") as writer:
             for batch in rows:
                 writer.write_batch(batch)

@@ -153,7 +153,7 @@ class Spool:
         return "read_parquet([" + ", ".join(f"'{path}'" for path in paths) + "])"
 
     def postpone_beyond(self, most: int) -> None:
-        """Leave out what is to be sent beyond so many rows: spools that were written apart do not know of each other."""
+        """Leave out what is to be sent beyond this many rows: spools that were written apart do not know of each other."""
         planned = f"{REASON} IN ({_PLANNED_LIST})"
         beyond = self._ask(
             f"SELECT {SEQ} FROM rows WHERE {planned} ORDER BY {SEQ} LIMIT 1 OFFSET {most}"
@@ -263,7 +263,7 @@ class Spool:
         return int(count)
 
     def apart_from_requests(self, specs: Sequence[str]) -> pa.RecordBatchReader:
-        """The rows that no request stands for: those that cannot be sent, and those that get a copy.
+        """Return the rows without a request of their own: those that cannot be sent, and those that get a copy.
 
         A copy comes with the spec and the input hash of the answer.
         """

@@ -71,7 +71,7 @@ def choose_way(asked: StageWay, requests: int, problem: str | None) -> tuple[Way
 
 
 def canary_size(canary: Canary | None, requests: int) -> tuple[int, str]:
-    """Return the number of requests that are asked before so many others, and why there are none: "" if none are wanted."""
+    """Return the number of requests that are asked before the others, and the reason if there are none: "" if none are wanted."""
     if canary is None or not requests:
         return 0, ""
     if requests >= 2 * canary.rows:

@@ -171,7 +171,7 @@ class RunFolder:
         self.workspace.delete(self._at("attachments", name))
 
     def uploads(self, *, after: int = 0) -> Iterator[tuple[int, bytes]]:
-        """Yield the records of uploads that follow so many, with their numbers."""
+        """Yield the records of uploads that follow the first `after`, with their numbers."""
         return self.workspace.records(self._at("uploads"), after=after)
 
     def add_upload(self, data: bytes) -> None:
@@ -195,7 +195,7 @@ class RunFolder:
     # The journal of a shard.
 
     def journal(self, number: int, *, after: int = 0) -> tuple[Entry, ...]:
-        """Return the records of a shard's journal that follow so many."""
+        """Return the records of a shard's journal that follow the first `after`."""
         records = self.workspace.records(self._journal(number), after=after)
         return tuple(Entry.from_json(data) for _, data in records)
 
@@ -210,7 +210,7 @@ class RunFolder:
     def _journal(self, number: int) -> str:
         return self._at("journal", f"{number:04d}")
 
-    # What the workers have learned of the shards, so that the next one need not read all journals.
+    # The workers' notes on the shards, so that the next one need not read all journals.
 
     def read_look(self, number: int) -> bytes | None:
         return self.workspace.read(self._look(number))
@@ -221,7 +221,7 @@ class RunFolder:
     def _look(self, number: int) -> str:
         return self._at("looks", f"{number:04d}.json")
 
-    # What came back, and what landed.
+    # Results that came back, and rows that landed.
 
     def write_results(
         self, batch_id: str, blocks: Iterable[Block], aside: Path, *, keep: bool = False
@@ -324,7 +324,7 @@ class RunFolder:
     def read_stray_file(self, name: str) -> bytes | None:
         return self.workspace.read(self._at("strays", name))
 
-    # Notes that the run is in a ledger, with so many strays.
+    # Notes that the run is in a ledger, with the number of its strays.
 
     def is_in_ledger(self, book: str, strays: int) -> bool:
         return self.workspace.read(self._in_ledger(book, strays)) is not None
@@ -347,7 +347,7 @@ class RunFolder:
         return frozenset(batch_id for record in self.cancellations() for batch_id in record["batches"])
 
     def is_cancelled(self) -> bool:
-        """Return whether somebody has cancelled the run: it sends nothing more."""
+        """Return whether the run was cancelled, so that it sends nothing more."""
         return any(not record.get("late") for record in self.cancellations())
 
     def cancellations(self) -> Iterator[dict[str, Any]]:
@@ -443,7 +443,7 @@ class RunFolder:
         return (data for _, data in self.workspace.records(self._at("deadline")))
 
     def add_deadline(self, data: bytes, *, after: int) -> bool:
-        """Create the deadline that follows so many. False: another worker has created one."""
+        """Create the deadline that follows this many. Returns False if another worker has created one."""
         return self.workspace.append(self._at("deadline"), data, after=after) is not None
 
     def delete_payloads(self) -> None:

@@ -68,7 +68,7 @@ class PlannedRoute:
     """The vendor's name. Empty: an earlier release has planned the run, and it is the plan's."""
     spec_hash: str = ""
     estimate: Mapping[str, Any] | None = None
-    """What all of the route's requests were expected to take. A budget may have left some out. Default: not known."""
+    """The estimate of all of the route's requests. A budget may have left some out. Default: not known."""
     max_cost_usd: float | None = None
     """The most dollars that the route may cost. Default: only the run's budget counts."""
     canary: bool = False
@@ -166,11 +166,11 @@ class Plan:
     shards: tuple[PlannedShard, ...] = ()
     why: Mapping[str, int] = field(default_factory=dict)
     problems: Mapping[str, int] = field(default_factory=dict)  # rows that cannot be sent, by error code
-    unsendable_sha256: str = ""  # of the file of rows that no request stands for; empty: there are none
+    unsendable_sha256: str = ""  # of the file of rows without a request of their own; empty: there are none
     donors: tuple[str, ...] = ()
     """The tables whose answers are copied to rows of that file. Empty: none are."""
     planned_by: Mapping[str, Any] = field(default_factory=dict)
-    """Who planned the round, as `Doer.to_json` gives it. Empty: an earlier release did."""
+    """The planner of the round, as `Doer.to_json` gives it. Empty: an earlier release planned it."""
     deployment: str = ""
     """Name of the deployment that planned the run. Default: there is only one."""
     rules: tuple[Rule, ...] = ()
@@ -178,7 +178,7 @@ class Plan:
     replaces: Mapping[str, Mapping[str, int]] | None = None
     """Rows of the round before that this one asks again: `outcomes`, and error `codes`. None: all that might be."""
     place: Place | None = None
-    """Where the target is. None: an earlier release has planned the run."""
+    """The place of the target. None: an earlier release has planned the run."""
     budgets: Mapping[str, str] = field(default_factory=dict)
     """The period of each shared budget that counts for the run, by the budget's name. Default: there is none."""
     canary_why: Mapping[str, int] = field(default_factory=dict)
@@ -188,7 +188,7 @@ class Plan:
     lists_shards: bool = False
     """A shard is listed in the records of looks before its journal begins. Default: an earlier release has not."""
     execution: Execution = Execution.WORKER
-    """Where rows become requests, and answers become rows. Default: in the worker, as an earlier release has planned."""
+    """The place where rows become requests, and answers become rows. Default: the worker, as an earlier release has planned."""
 
     @property
     def in_warehouse(self) -> bool:

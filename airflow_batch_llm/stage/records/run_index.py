@@ -269,7 +269,7 @@ def _listed(folder: str, names: Iterable[str]) -> Iterator[IndexedRun]:
 
 
 def _parsed(folder: str, name: str) -> tuple[str, IndexedRun] | None:
-    """Return the run that a name stands for, with its hash. None: a later release has written it."""
+    """Return the run that a name encodes, with its hash. Returns None if a later release has written it."""
     parts = name.removesuffix(".json").split("~")
     if len(parts) < 6:
         return None

@@ -174,7 +174,7 @@ def at_once(do: Callable[[_Item], _Done], items: Sequence[_Item]) -> list[_Done]
 
 
 def ahead(do: Callable[[_Item], _Done], items: Iterable[_Item], most: int) -> Generator[_Done, None, None]:
-    """Yield what comes of each item, in their order, while the next ones are being worked on, at most so many at a time.
+    """Yield the result of each item, in their order, while the next ones are being worked on, at most `most` at a time.
 
     Items are taken from an iterator in the caller's thread, as there is room for them. After an error, or when the caller
     closes the generator, no further item is begun.

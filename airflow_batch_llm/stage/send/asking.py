@@ -54,7 +54,7 @@ class Asker:
     submitter: Submitter
     """The submitter of the plan's other shards. It has the plan, the run's records, and the deadline."""
     concurrency: int
-    """How many requests are asked at once."""
+    """The number of requests that are asked at once."""
 
     def ask(self, shards: Sequence[PlannedShard]) -> None:
         """Ask the shards one after the other, as far as can be gone now.
@@ -253,7 +253,7 @@ class _Asking:
         return path, self._submitter.fetch(self.shard, path)
 
     def _answered(self) -> set[int]:
-        """Return the requests whose answers are kept, also those that nobody can read."""
+        """Return the requests whose answers are kept, also those that cannot be read."""
         named = re.compile(
             rb'"%b-([0-9]{%d,})"' % (self._submitter.plan.token(self.shard).encode(), ORDINAL_DIGITS)
         )

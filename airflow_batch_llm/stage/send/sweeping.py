@@ -102,7 +102,7 @@ def cancel_run(
 
 
 def cancelled_before(folder: RunFolder) -> str | None:
-    """For people: how many batches of this generation were cancelled on request. Returns None if nobody asked for it."""
+    """Say how many batches of this generation were cancelled on request. Returns None if no user asked for it."""
     on_request = [record["batches"] for record in folder.cancellations() if not record.get("late")]
     names = {name for batches in on_request for name in batches}
     asked = sum(name.startswith(ASKING) for name in names)
@@ -159,7 +159,7 @@ class Stray:
     batch_id: str
     shard: int
     at: float
-    cost: float | None  # dollars; None: its results are gone, so nobody can tell
+    cost: float | None  # dollars; None: its results are gone, so its cost is unknown
     unpriced: int = 0  # answers of a model whose price is not known
 
     def to_json(self) -> bytes:
@@ -271,7 +271,7 @@ class Sweeper:
     plans: Sequence[Plan]
 
     def search(self) -> bool:
-        """List batches once, and record those of the run that nobody has recorded.
+        """List batches once, and record those of the run that are not recorded yet.
 
         Returns whether one runs of which only its end will tell whether it is the run's.
         """

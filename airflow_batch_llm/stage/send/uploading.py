@@ -59,7 +59,7 @@ class UploadLog:
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     open: dict[str, _Begun] = field(default_factory=dict)
-    """Uploads that nobody has reported whole, by their word."""
+    """Uploads that no record reports as whole, by their word."""
     words: dict[str, str] = field(default_factory=dict)
     """The connection of all uploads, by their word."""
     _names: dict[tuple[str, str], tuple[str, float]] = field(default_factory=dict)
@@ -218,7 +218,7 @@ class AttachmentUpload:
         self.log.read(self.folder)
 
     def delete(self) -> None:
-        """Delete the files of the run at this vendor, also those that nobody has reported.
+        """Delete the files of the run at this vendor, also those that no record reports.
 
         They are looked for by name: an upload whose answer was lost has left a file besides the reported one.
         """

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableName:
-    """Where a table is: project, dataset and table."""
+    """The name of a table: project, dataset and table."""
 
     project: str
     dataset: str

@@ -41,7 +41,7 @@ _PASSING = frozenset(
         "timeout",
     }
 )
-#: What is said to the second of two transactions on one table. One that cannot commit has changed nothing.
+#: The message to the second of two transactions on one table. One that cannot commit has changed nothing.
 _CONFLICT = re.compile(r"concurrent update|serialize access|failed to commit", re.IGNORECASE)
 
 #: Reasons whose text speaks of names and rights, never of rows.

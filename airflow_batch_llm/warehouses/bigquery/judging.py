@@ -57,7 +57,7 @@ _TIMESTAMP = rf"{_DATE}T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.(?:[0-9]{
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MOST_PATTERN = 30_000  # characters, beyond which an engine may refuse it
 
-#: What a schema may say of a value, and that no answer can break.
+#: Keywords of a schema that no answer can break.
 _REMARKS = frozenset({"title", "description", "default", "examples", "deprecated"})
 _RULES: Mapping[str, frozenset[str]] = {
     "string": frozenset({"minLength", "maxLength", "format"}),

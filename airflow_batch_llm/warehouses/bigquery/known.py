@@ -67,12 +67,12 @@ class KeyLookup:
         return pa.RecordBatch.from_struct_array(found.to_struct_array().combine_chunks())
 
     def of_source(self, source: Source) -> pa.RecordBatchReader:
-        """The rows of a source with `KNOWN_COLUMNS` beside each."""
+        """Return the rows of a source, each with `KNOWN_COLUMNS`."""
         needed = ", ".join(f"S.{quoted(name)}" for name in source.columns) or "S.*"
         return self._query(self.target_tables.look(), *self.statement(source, columns=needed))
 
     def statement(self, source: Source, *, columns: str) -> tuple[str, list[Any]]:
-        """Return the query for these columns of a source's rows with `KNOWN_COLUMNS` beside each, and its parameters."""
+        """Return the query for these columns of a source's rows, each with `KNOWN_COLUMNS`, and its parameters."""
         tables = self.target_tables.look()
         select, parameters = self.connection.select(source), query_parameters(source.parameters)
         within = None

@@ -203,7 +203,7 @@ _WAYS: Mapping[str, Way] = {
 }
 
 
-#: A text in SQL that stands for a number or a time in a worker, so that a filter may do something else to it there.
+#: A text in SQL that is a number or a time in a worker, so that a filter may treat it otherwise there.
 _TEXT_OF_OTHERS = "text of a value"
 
 

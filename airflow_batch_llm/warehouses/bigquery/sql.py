@@ -24,7 +24,7 @@ LOWEST, HIGHEST = "_llm_lowest", "_llm_highest"
 
 _STAGED = "_llm_staged"
 
-#: Of several staged rows with one key, the greatest by these wins.
+#: The greatest by these wins, where several staged rows have one key.
 _ORDER = ("_llm_planned_at", "_llm_attempts", "_llm_processed_at", "_llm_shard")
 
 
@@ -47,7 +47,7 @@ class Columns:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BigQueryTables:
-    """Where a publish writes, and by what."""
+    """The tables that a publish writes: the target and the columns that both tables have."""
 
     answers: Columns
     failures: Columns
@@ -307,7 +307,7 @@ def review_changes(tables: BigQueryTables, review: TableName, within: str | None
 
 
 def records_merge(table: TableName, names: Sequence[str], rows: int) -> str:
-    """Return the MERGE of so many records, whose id is the first column. Their values are the parameters `r<row>c<column>`."""
+    """Return the MERGE of this many records, whose id is the first column. Their values are the parameters `r<row>c<column>`."""
     key = names[0]
     values = [
         ", ".join(f"@r{row}c{place} AS {quoted(name)}" for place, name in enumerate(names))
@@ -351,7 +351,7 @@ def own_donor(tables: BigQueryTables) -> Donor:
 
 
 def known_join(tables: BigQueryTables, source: str, *, columns: str, within: str | None) -> str:
-    """Rows of a source beside the hashes of their last answer and of their last failure, by key."""
+    """Return the rows of a source with the hashes of their last answer and of their last failure, by key."""
     chosen = ", ".join(f"{place} AS {name}" for name, place in _KNOWN.items())
     return (
         f"SELECT {columns}, {chosen}\nFROM ({source}\n) AS S\n"

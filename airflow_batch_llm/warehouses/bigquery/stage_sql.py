@@ -57,7 +57,7 @@ def needed(target: Target, selection: Selection) -> list[str]:
 def selected_rows(
     target: Target, selection: Selection, source: str, types: Mapping[str, str], donors: Sequence[Donor]
 ) -> str:
-    """The rows of a source that has `KNOWN_COLUMNS` beside each: hash, reason, problem and prompt."""
+    """Return the hash, reason, problem and prompt of each row of a source that has `KNOWN_COLUMNS`."""
     columns = selection.prompt.columns or ()
     specs = f"({', '.join(map(text_sql, selection.spec_hashes))})"
     asked = (
@@ -208,7 +208,7 @@ def numbered_rows(target: Target, numbering: Numbering, rows: str) -> str:
 
 
 def _started(rows: str) -> str:
-    """Rows beside the number of rows whose hashes begin with less."""
+    """Return rows with the number of rows whose hashes begin with less."""
     counts = f"SELECT {_BUCKET} AS _llm_bucket, COUNT(*) AS n FROM ({rows}) GROUP BY _llm_bucket"
     starts = f"SELECT _llm_bucket, SUM(n) OVER (ORDER BY _llm_bucket) - n AS _llm_start FROM ({counts})"
     return f"SELECT R.*, _llm_start FROM ({rows}) AS R JOIN ({starts}) ON {_BUCKET} = _llm_bucket"
@@ -387,7 +387,7 @@ def _typed(column: str, kind: pa.DataType) -> str:
 
 
 def _dollars(tariffs: Sequence[Tariff], *, cached: bool = True) -> str:
-    """What an answer costs, to the last digit: whole numbers are added up, and divided once."""
+    """Return the cost of an answer, exact to the last digit: whole numbers are added up, and divided once."""
     if not tariffs:
         return "CAST(NULL AS FLOAT64)"
     digits = _most_digits(tariffs)

@@ -44,7 +44,7 @@ from airflow_batch_llm.warehouses.stages import (
 
 _SCHEME = "bq://"
 
-#: A table that nobody drops vanishes by itself: what a planner has selected, and what a run still needs.
+#: BigQuery drops these tables after this time if no run has: what a planner has selected, and what a run still needs.
 _SELECTED_FOR, _PLANNED_FOR, _ASKED_FOR = dt.timedelta(days=1), dt.timedelta(days=30), dt.timedelta(days=7)
 
 

@@ -26,7 +26,7 @@ from airflow_batch_llm.warehouses.bigquery.types import staged_column, staged_fi
 if TYPE_CHECKING:
     from google.cloud.bigquery import Client, LoadJob, LoadJobConfig
 
-#: A staging table that nobody drops vanishes by itself after this.
+#: BigQuery drops a staging table after this time if no run has.
 _LIFETIME = dt.timedelta(days=7)
 
 

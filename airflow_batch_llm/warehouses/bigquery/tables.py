@@ -68,7 +68,7 @@ class TargetTables:
     target: Target
     answers: TableName
     failures: TableName
-    staging: TableName  # of any table beside which others are staged
+    staging: TableName  # of any table in whose dataset others are staged
     review: TableName | None = None
     """The review table. Default: there is none."""
 
@@ -103,7 +103,7 @@ class TargetTables:
         return " ".join(str(table.created) for table in tables if table is not None)
 
     def location(self) -> str | None:
-        """Where the dataset of the target is, and so where its jobs run."""
+        """Return the location of the target's dataset, in which its jobs run."""
         return str(self._dataset(self.answers).location)
 
     def prepare(self) -> None:

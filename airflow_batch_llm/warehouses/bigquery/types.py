@@ -22,7 +22,7 @@ from airflow_batch_llm.warehouses.kind import ColumnKind, of_arrow
 if TYPE_CHECKING:
     from google.cloud.bigquery import SchemaField
 
-#: How the REST interface names a type, where a statement names it otherwise.
+#: The REST interface's name of a type, where a statement names it otherwise.
 _STANDARD_NAMES = {"INTEGER": "INT64", "FLOAT": "FLOAT64", "BOOLEAN": "BOOL", "STRUCT": "RECORD"}
 
 _READ_TYPES: dict[str, pa.DataType] = {

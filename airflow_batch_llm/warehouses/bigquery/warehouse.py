@@ -222,7 +222,7 @@ class BigQueryWarehouse:
         return source_schema(self._connection, source)
 
     def stage_tables(self, target: Target) -> BigQueryStage:
-        """The tables that a stage has beside its target."""
+        """Return the tables that a stage has besides its target."""
         return BigQueryStage(connection=self._connection, target_tables=self._tables(target))
 
     def write_records(self, table: str, rows: pa.RecordBatch) -> None:

@@ -148,7 +148,7 @@ def _driver() -> Any:
 
 
 def _holder(message: str) -> str | None:
-    """Who has the file, from DuckDB's words; None if the trouble is another."""
+    """Return the process that holds the file, by DuckDB's words, or None if the trouble is another."""
     if found := re.search(r"Conflicting lock is held in (.+?) \(PID (\d+)\)", message):
         return f"process {found[2]} ({found[1]})"
     if "different configuration" in message:

@@ -1,7 +1,7 @@
 """DuckDB: one file, one writing process at a time.
 
 The file is opened when a verb needs it and let go as soon as it does not: readers share it, a writer has it
-alone. Answers are staged as Parquet files beside it, so the lock is held for a publish and no longer.
+alone. Answers are staged as Parquet files in a folder next to it, so the lock is held for a publish and no longer.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -65,7 +65,7 @@ class DuckDBWarehouse:
         lock_wait_seconds: float = 300.0,
         options: Mapping[str, str | int | bool] | None = None,
     ) -> None:
-        """`staging`: a folder that all workers of a run see; by default one beside the file."""
+        """`staging`: a folder that all workers of a run see; by default one next to the file."""
         self._file = DuckDBFile(
             path,
             lock_wait_seconds=lock_wait_seconds,
@@ -291,7 +291,7 @@ class DuckDBWarehouse:
                     handed_out = 0
 
     def _known_query(self, target: Target) -> str | None:
-        """The look-up, None where there is nothing to look up. While the file is open, nobody writes to it."""
+        """Return the look-up, or None if there is nothing to look up. While the file is open, no other process writes to it."""
         asked = (target.table, target.failures, *target.key.names)
         if asked not in self._look_ups:
             connection = self._session()

@@ -291,7 +291,7 @@ def _text(value: Any) -> str:
     return orjson.dumps(value).decode()
 
 
-#: A row group of more bytes is read through buffers of its columns, which hold so many bytes together.
+#: A row group of more bytes is read through buffers of its columns, which hold this many bytes together.
 _LARGE_GROUP, _BUFFERS, _SMALLEST_BUFFER = 64 << 20, 16 << 20, 64 << 10
 
 

@@ -105,7 +105,7 @@ def _csv_column(column: pa.Array) -> pa.Array:
     return column
 
 
-#: How much of the CSV is parsed at once. A single row may be larger.
+#: The bytes of the CSV that are parsed at once. A single row may be larger.
 _CSV_BYTES = 2 * 1024 * 1024
 _MOST_ROWS = 20_000
 _CANCEL_SECONDS = 5.0
@@ -128,7 +128,7 @@ class PostgresRead:
         with ExitStack() as failed:
             failed.callback(self.close)
             self._query = query.encode()
-            # What is copied later is what the cursor saw when it was declared.
+            # Later copies show what the cursor saw when it was declared.
             connection.isolation_level = IsolationLevel.REPEATABLE_READ
             (limit,) = connection.execute("SHOW statement_timeout").fetchone() or ("0",)
             self._cursor = self._declared(parameters)
@@ -139,7 +139,7 @@ class PostgresRead:
             if self._copied:
                 read_as_text(self._cursor, self._columns, self.schema)
             else:
-                # How a type is read is settled when a cursor first sees its result, so another one is needed.
+                # A cursor settles how a type is read when it first sees its result, so another cursor is needed.
                 self._cursor.close()
                 self._cursor = self._declared(parameters, self._columns)
             self._loaders = Transformer(self._cursor)

@@ -1,6 +1,6 @@
 """SQLite: one file, one writer at a time, and values that know less than their columns say.
 
-Parts are staged as Parquet files beside the database and loaded into a temporary table, which is no part of the
+Parts are staged as Parquet files next to the database and loaded into a temporary table, which is no part of the
 file; so the file is locked for the merge alone. Dates, times and decimals are kept as ISO texts and numbers.
 """
 

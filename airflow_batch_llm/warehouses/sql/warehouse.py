@@ -52,7 +52,7 @@ from airflow_batch_llm.warehouses.target import required_columns
 
 _FIRST_ROWS = 500
 _INSERTED_AT_ONCE = 1_000
-#: How many keys one look-up asks for; SQL Server takes 2,100 parameters, SQLite 500 SELECTs in a UNION.
+#: The number of keys of one look-up; SQL Server takes 2,100 parameters, SQLite 500 SELECTs in a UNION.
 _ASKED_AT_ONCE = 400
 _MOST_PARAMETERS = 2_000
 

@@ -1,4 +1,4 @@
-"""What the end-to-end tests run: one stage, in one task, in three and as a group, over the table that the Dag run names."""
+"""The end-to-end tests' Dags: one stage, in one task, in three and as a group, over the table that the Dag run names."""
 
 from dataclasses import replace
 from datetime import timedelta

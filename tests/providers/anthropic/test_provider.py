@@ -1,4 +1,4 @@
-"""What is Anthropic's own, beyond the contract."""
+"""Cases of Anthropic's own, beyond the contract."""
 
 import sys
 from collections.abc import Iterator

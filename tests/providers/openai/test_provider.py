@@ -1,4 +1,4 @@
-"""What is OpenAI's own, beyond the contract."""
+"""Cases of OpenAI's own, beyond the contract."""
 
 import sys
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What a job says, as a state, a reason and a sighting; and the words by which it is found."""
+"""A job as a state, a reason and a sighting; and the words by which it is found."""
 
 import pytest
 from google.cloud.aiplatform_v1.types import BatchPredictionJob, JobState

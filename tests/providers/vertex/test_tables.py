@@ -1,4 +1,4 @@
-"""What the contract of a provider says of requests and answers, kept by Vertex with both in BigQuery."""
+"""The contract of a provider, for Vertex with requests and answers in BigQuery."""
 
 import datetime as dt
 import tracemalloc
