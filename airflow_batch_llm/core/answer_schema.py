@@ -116,7 +116,7 @@ def column_type(schema: Schema, path: tuple[str, ...]) -> ColumnType:
 
 
 def _widest(kind: ColumnType) -> ColumnType:
-    """Return the type that holds a value of this type beside values of the types most like it."""
+    """Return the type that holds a value of this type together with values of the types most like it."""
     match kind:
         case ColumnType.STRING | ColumnType.DATE | ColumnType.TIMESTAMP:
             return ColumnType.STRING

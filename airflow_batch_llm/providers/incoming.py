@@ -97,7 +97,7 @@ def following(page: Mapping[str, Any], ids: Sequence[str], after: str | None) ->
 #: A plain answer, unpacked. A page of a thousand batches with all the metadata that they can have holds a tenth of it.
 MOST_PLAIN_BYTES = 64 << 20
 
-#: What downloaded results may unpack to: this many times what was sent, plus this many bytes. Each line has ids of its
+#: The bytes that downloaded results may unpack to: this many times what was sent, plus this many bytes. Each line has ids of its
 #: own, so real lines shrink to a twentieth at best.
 MOST_UNPACKED, UNPACKED_FREE = 100, 64 << 20
 

@@ -268,7 +268,7 @@ def test_a_read_that_was_ended_under_way_says_so(endless: str) -> None:
 
 
 def test_a_table_with_a_key_that_nobody_carries_is_one_range(server: str) -> None:
-    """Whoever reads the row then says which one it is."""
+    """The reader of the row then says which one it is."""
     with psycopg.connect(server) as connection:
         connection.execute("CREATE TABLE reads.odd (id numeric(9,2), at date, body text)")
         connection.execute("INSERT INTO reads.odd VALUES (1, '2026-02-28', 'a'), ('NaN', 'infinity', 'b')")

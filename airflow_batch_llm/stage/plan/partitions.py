@@ -183,7 +183,7 @@ def _bounds(source: ReadsRanges, wanted: Source, column: str, kind: ColumnKind) 
     try:
         given = [bound[0].as_py() for bound in source.bounds(wanted, column).columns]
         low, high = (None if bound is None else _BOUNDS[kind](bound) for bound in given)
-    except (ArithmeticError, ValueError, SourceError):  # whoever reads the row says which one it is
+    except (ArithmeticError, ValueError, SourceError):  # the reader of the row says which one it is
         return None
     return None if low is None or high is None else (low, high)
 

@@ -78,7 +78,7 @@ class UploadLog:
         if "begun" in record:
             begun = _Begun(word=record["word"], via=via, hashes=frozenset(record["begun"]))
             self.open[begun.word], self.words[begun.word] = begun, via
-        # Of a name and a refusal the first record counts: all attempts then send the same requests of a shard.
+        # The first record of a name, and of a refusal, counts: all attempts then send the same requests of a shard.
         for name, stored in record.get("names", {}).items():
             self._stored.add((via, stored))
             if (via, name) not in self._refused:
