@@ -12,9 +12,8 @@ import orjson
 import typer
 
 from airflow_batch_llm.commands.exit_code import ends_with_a_code, say
-from airflow_batch_llm.commands.opening import Opening
 from airflow_batch_llm.commands.run import driven, open_run, ready
-from airflow_batch_llm.commands.spec import SourceSection, read_spec
+from airflow_batch_llm.commands.spec import Opening, SourceSection, read_spec
 from airflow_batch_llm.core.evaluation import Evaluation
 from airflow_batch_llm.core.evaluation_result import EvaluationResult
 from airflow_batch_llm.core.request import canonical, digest

@@ -14,8 +14,7 @@ import orjson
 import typer
 
 from airflow_batch_llm.commands.exit_code import ends_with_a_code, say, this_user
-from airflow_batch_llm.commands.opening import Opening
-from airflow_batch_llm.commands.spec import read_spec
+from airflow_batch_llm.commands.spec import Opening, read_spec
 from airflow_batch_llm.commands.spending import configured_budgets
 from airflow_batch_llm.core.attachment import with_names
 from airflow_batch_llm.core.printing import counted

@@ -11,8 +11,15 @@ import orjson
 import typer
 
 from airflow_batch_llm.commands.exit_code import ends_with_a_code, say, this_user
-from airflow_batch_llm.commands.opening import Opening, open_others, open_provider
-from airflow_batch_llm.commands.spec import ProviderSection, read_provider, read_providers, read_spec
+from airflow_batch_llm.commands.spec import (
+    Opening,
+    ProviderSection,
+    open_others,
+    open_provider,
+    read_provider,
+    read_providers,
+    read_spec,
+)
 from airflow_batch_llm.core.printing import counted, share, verb
 from airflow_batch_llm.core.spec import Spec
 from airflow_batch_llm.errors import BatchLLMError, InputError

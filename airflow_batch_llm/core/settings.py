@@ -38,8 +38,8 @@ from airflow_batch_llm.core.checked import (
 from airflow_batch_llm.core.escalation import Rule
 from airflow_batch_llm.core.model import Caching, Execution
 from airflow_batch_llm.core.output_type import OutputType
-from airflow_batch_llm.core.partition import KeyRange
 from airflow_batch_llm.core.prompt import Example, check_examples, examples_of
+from airflow_batch_llm.core.value import KeyRange
 from airflow_batch_llm.errors import InputError
 
 RowFunction = Callable[[Mapping[str, object]], str]

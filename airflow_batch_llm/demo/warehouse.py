@@ -1,7 +1,8 @@
 """The example Dags' tickets, the DuckDB file that holds them, and the simulator's answers to them.
 
 The tickets look like those of a real inbox: repeated, empty, in several languages, with odd characters. They are the same
-in every run. Only the days move, since the newest tickets are always of today."""
+in every run. Only the days move, since the newest tickets are always of today.
+"""
 
 import random
 from collections.abc import Iterator, Mapping, Sequence

@@ -2,7 +2,8 @@
 
 A handle is small enough for XCom: where the run's folder is, and how its provider and its target are reached. The run folder
 holds it too, so that another Dag can collect the run, from its folder or by its target. Connections are looked up when a part
-is opened here, and are opened when they are first used."""
+is opened here, and are opened when they are first used.
+"""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, closing, nullcontext, suppress

@@ -4,7 +4,8 @@ Knobs are one frozen value. A change replaces it whole, so a batch that is being
 
 Faults come by counting and never by chance. A call fault strikes the n-th matching call and the next `times - 1`. A batch
 or row fault is bound to the n-th batch created after it was set (and the next `times - 1`), so that a row that failed once
-can succeed when sent again. A flex fault strikes the n-th request that asks for the flex tier in real time."""
+can succeed when sent again. A flex fault strikes the n-th request that asks for the flex tier in real time.
+"""
 
 import re
 import time

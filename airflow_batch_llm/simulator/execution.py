@@ -5,7 +5,8 @@ the batch. An interrupted execution begins again at the first row. It forgets th
 
 A single request is admitted, executed, charged, and answered in the vendor's words. Its answer is charged before it is sent,
 so a caller who hangs up while waiting pays. The price is that of the tier that the answer names, not of the one that was
-asked for."""
+asked for.
+"""
 
 import asyncio
 import logging

@@ -7,8 +7,8 @@ from enum import StrEnum
 
 import pyarrow as pa
 
-from airflow_batch_llm.core.partition import KeyRange
 from airflow_batch_llm.core.settings import Source
+from airflow_batch_llm.core.value import KeyRange
 from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.warehouses.base import Target
 from airflow_batch_llm.warehouses.kind import NUMBERS, ColumnKind, of_arrow, of_name

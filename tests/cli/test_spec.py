@@ -2,8 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_batch_llm.commands.opening import Opening
-from airflow_batch_llm.commands.spec import read_spec
+from airflow_batch_llm.commands.spec import Opening, read_spec
 from airflow_batch_llm.errors import InputError
 
 GOOD = """

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta, timezone
 
-from airflow_batch_llm.core.partition import key_ranges
+from airflow_batch_llm.core.value import key_ranges
 
 
 def test_ranges_of_instants_begin_at_whole_seconds() -> None:

@@ -1,6 +1,7 @@
 """Read the workspace for the page, and ask Airflow's auth manager which runs a user may see.
 
-The page writes nothing, and reads a record of an ended run once."""
+The page writes nothing, and reads a record of an ended run once.
+"""
 
 import logging
 import threading

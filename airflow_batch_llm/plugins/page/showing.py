@@ -1,6 +1,7 @@
 """Show values on the page: templates, the forms of numbers and times, and the geometry of charts.
 
-Every value is escaped. A chart has units of its own. Templates draw it, and the style sheet colours it."""
+Every value is escaped. A chart has units of its own. Templates draw it, and the style sheet colours it.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

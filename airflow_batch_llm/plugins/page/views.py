@@ -1,7 +1,8 @@
 """The views of all runs, of one run, and of spending.
 
 Late runs come first, then the unfinished, then those that have ended. Spending is by day, by Dag and by model, from the
-ledger or from the names of the index."""
+ledger or from the names of the index.
+"""
 
 import time
 from collections import Counter, defaultdict

@@ -1,6 +1,7 @@
 """OpenAI's files and batches over HTTP.
 
-Files are uploaded as multipart forms, which are spooled to disk, and are gone when they expire."""
+Files are uploaded as multipart forms, which are spooled to disk, and are gone when they expire.
+"""
 
 import math
 import secrets

@@ -20,10 +20,9 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from airflow_batch_llm.core.partition import KeyRange, Value, key_ranges
 from airflow_batch_llm.core.request import canonical
 from airflow_batch_llm.core.settings import RouteFunction, Source, Stage
-from airflow_batch_llm.core.value import plain
+from airflow_batch_llm.core.value import KeyRange, Value, key_ranges, plain
 from airflow_batch_llm.errors import BatchLLMError, InputError, SourceError, StoreError
 from airflow_batch_llm.stage.parts import Parts, ReadsFiles, ReadsSource
 from airflow_batch_llm.stage.plan.resolved import Resolved
