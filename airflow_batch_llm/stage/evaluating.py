@@ -25,7 +25,7 @@ from airflow_batch_llm.core.evaluation import (
 )
 from airflow_batch_llm.core.evaluation_result import EvaluationResult, Subject, judge, page, result_rows
 from airflow_batch_llm.core.output_type import OutputType
-from airflow_batch_llm.core.printing import counted
+from airflow_batch_llm.core.printing import counted, verb
 from airflow_batch_llm.core.prompt import compile_prompt
 from airflow_batch_llm.core.selection import Reason
 from airflow_batch_llm.core.settings import (
@@ -43,7 +43,6 @@ from airflow_batch_llm.stage.land.landing import sample_keys
 from airflow_batch_llm.stage.parts import ReadsSource
 from airflow_batch_llm.stage.plan.planning import output_type_of, read_prompt
 from airflow_batch_llm.stage.records.folder import RunFolder
-from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.stage.run import Run
 from airflow_batch_llm.warehouses.base import SharesFile, WritesRecords
 
@@ -191,9 +190,9 @@ class Evaluator:
         run = candidate.run
         stage, plan = _stage(run), run.generation().first
         expected = self.evaluation.measured(output_type_of(stage).columns)
-        golden = _golden(run, expected)
-        baseline, name = self._baseline(run, against, tuple(expected), golden)
-        answers = Side(answers=_answers(run, plan, tuple(expected), golden))
+        names = tuple(expected)
+        answers, golden = _answers(run, names, _golden(run, expected))
+        baseline, golden, name = self._baseline(run, against, names, golden)
         _let_go(run)
         subject = Subject(
             run_id=folder.run_id,
@@ -211,19 +210,19 @@ class Evaluator:
 
     def _baseline(
         self, run: Run, against: Candidate | None, names: tuple[str, ...], golden: Golden
-    ) -> tuple[Side | None, str]:
+    ) -> tuple[Side | None, Golden, str]:
+        """Return what the candidate is compared with, the golden rows that both sides have read, and its name."""
         if against is not None:
-            other = against.run
-            plan = other.generation().first
-            side = Side(answers=_answers(other, plan, names, golden))
-            _let_go(other)
-            return side, f"{_stage(other).model_id} in {plan.target.table}"
+            other = _stage(against.run)
+            side, golden = _answers(against.run, names, golden)
+            _let_go(against.run)
+            return side, golden, f"{other.model_id} in {other.target}"
         if self.evaluation.baseline is None:
-            return None, ""
+            return None, golden, ""
         source = _baseline_source(self.evaluation.baseline)
         rows = _rows(run.parts.target, source, (*_stage(run).key, *names))
         stored = _by_key(rows, len(_stage(run).key), golden, "The baseline")
-        return Side(answers=stored, is_stored=True), self.evaluation.baseline
+        return Side(answers=stored, is_stored=True), golden, self.evaluation.baseline
 
 
 def measures(output_type: OutputType, expected: Mapping[str, Expected]) -> list[Measure]:
@@ -305,16 +304,26 @@ def _golden(run: Run, expected: Mapping[str, Expected]) -> Golden:
     return Golden(values=values, shown=shown)
 
 
-def _answers(run: Run, plan: Plan, names: tuple[str, ...], golden: Golden) -> dict[Key, Sequence[Any]]:
-    """Return the answers to today's question. A key in the failures table has failed after its last answer."""
+def _answers(run: Run, names: tuple[str, ...], golden: Golden) -> tuple[Side, Golden]:
+    """Return the answers to today's question, and the golden rows that the run has read. Nobody has asked about others.
+
+    A row that was read has an answer, or is in the failures table. There it has failed after its last answer.
+    """
+    plan = run.generation().first
     target, key = plan.target, tuple(plan.target.key.names)
     asked = {plan.spec_hash, *(route.spec_hash for route in plan.routes)}
     rows = _rows(run.parts.target, Source(table=target.table), (*key, *names, "_llm_spec_hash"))
     current = (row[:-1] for row in rows if row[-1] in asked)
     found = _by_key(current, len(key), golden, target.table)
-    for row in _rows(run.parts.target, Source(table=target.failures), key):
-        found.pop(key_of(row), None)
-    return found
+    failed = {key_of(row) for row in _rows(run.parts.target, Source(table=target.failures), key)}
+    read = {one: values for one, values in golden.values.items() if one in found or one in failed}
+    if late := len(golden.values) - len(read):
+        run.parts.warn(
+            f"{counted(late, 'golden row')} came after the golden table was read, and {verb(late, 'is', 'are')} left out."
+            " To ask, clear the task, or use --again."
+        )
+    answers = {one: values for one, values in found.items() if one not in failed}
+    return Side(answers=answers), Golden(values=read, shown=golden.shown)
 
 
 def _by_key(rows: Iterable[Sequence[Any]], width: int, golden: Golden, name: str) -> dict[Key, Sequence[Any]]:

@@ -1,5 +1,6 @@
 """Evaluations over the simulator: whole runs, and models whose accuracy is known."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,25 @@ def test_rows_that_another_run_is_asking_about_are_not_counted_as_wrong(anthropi
     with pytest.raises(EvaluationFailed, match="Another run is asking about 20 golden rows"):
         Evaluator(evaluation=GATE).result(candidate)
     let_go(candidate.run)
+
+
+def test_a_golden_row_that_came_after_the_table_was_read_is_left_out_and_not_counted_as_wrong(
+    anthropic: Bench,
+) -> None:
+    make_golden(anthropic.world, 0, 20)
+    candidate, second = asked(anthropic, 1, WEAKER), asked(anthropic, 2, EQUAL)
+    anthropic.world.ask("INSERT INTO golden SELECT * REPLACE (id + 1000 AS id) FROM golden WHERE id < 3")
+    told: list[str] = []
+    run = replace(candidate.run, parts=replace(candidate.run.parts, log=told.append))
+
+    (column,) = Evaluator(evaluation=GATE).result(replace(candidate, run=run), second).columns
+    for one in (candidate, second):
+        let_go(one.run)
+
+    assert (column.rows, column.no_answer) == (20, 0)
+    assert column.comparison is not None
+    assert column.comparison.pairs.rows == 20
+    assert [text for text in told if text.startswith("3 golden rows came after")]
 
 
 def test_a_worker_that_died_before_the_page_was_drawn_leaves_it_to_the_next(anthropic: Bench) -> None:
