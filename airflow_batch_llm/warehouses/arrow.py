@@ -54,6 +54,37 @@ def cut(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         yield from (batch.slice(first, step) for first in range(0, batch.num_rows, step))
 
 
+class SortedReader:
+    """A reader that holds the rows of a sorted stream that were read and not yet taken: one batch at most."""
+
+    def __init__(self, batches: Iterable[pa.RecordBatch], column: str, schema: pa.Schema) -> None:
+        self._batches = iter(batches)
+        self._column = column
+        self._schema = schema
+        self._rest: pa.RecordBatch | None = None
+
+    def below(self, value: int) -> pa.Table:
+        """The rows with less than this in the sorted column that were not taken before."""
+        return pa.Table.from_batches(list(self.batches_below(value)), self._schema)
+
+    def batches_below(self, value: int) -> Iterator[pa.RecordBatch]:
+        """Yield the same rows batch by batch. They are taken once the last batch is."""
+        while (batch := self._next()) is not None:
+            count = pc.sum(pc.less(batch.column(self._column), int64_scalar(value)).cast(pa.int64())).as_py()
+            if count < batch.num_rows:
+                self._rest = batch.slice(count)
+            if count:
+                yield batch.slice(0, count)
+            if self._rest is not None:
+                return
+
+    def _next(self) -> pa.RecordBatch | None:
+        if self._rest is not None:
+            batch, self._rest = self._rest, None
+            return batch
+        return next((batch for batch in self._batches if batch.num_rows), None)
+
+
 def answer_array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     """Return the values of an answer's column. `pa.array` would import pandas, which costs 0.2 CPU seconds."""
     if isinstance(kind, pa.BaseExtensionType):

@@ -6,7 +6,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_batch_llm.stage.plan.spool import SortedReader
+from airflow_batch_llm.warehouses.arrow import SortedReader
 
 SCHEMA = pa.schema([("n", pa.int64())])
 

@@ -8,11 +8,16 @@ import pytest
 from airflow_batch_llm.core.settings import Only
 from airflow_batch_llm.core.spec import earlier_input_hashes
 from airflow_batch_llm.errors import InputError, TargetError
-from airflow_batch_llm.stage.plan import reading
+from airflow_batch_llm.stage.plan import reading, spool
 from tests.stage.kills import EFFECTS, Kill
 from tests.stage.processes import Job
 from tests.stage.test_canary_killed import fresh
 from tests.stage.world import Bench, World
+
+
+@pytest.fixture(autouse=True)
+def rows_that_need_several_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool, "_ROWS_AT_ONCE", 3)
 
 
 def have_answers(bench: Bench, rows: int = 6) -> None:
@@ -22,6 +27,7 @@ def have_answers(bench: Bench, rows: int = 6) -> None:
     bench.world.ask(
         f"INSERT INTO tickets SELECT id + 100, subject, body FROM tickets UNION ALL SELECT {200 + rows}, 'new', 'new'"
     )
+    bench.world.ask("ALTER TABLE tickets ADD COLUMN hash VARCHAR DEFAULT 'carried'")
 
 
 def sources(world: World) -> dict[int, str | None]:
@@ -33,6 +39,7 @@ def sources(world: World) -> dict[int, str | None]:
     ("changes", "why"),
     [
         ({}, {"answered": 6, "reused": 6, "new": 1}),
+        ({"carry": ["hash"]}, {"answered": 6, "reused": 6, "new": 1}),
         ({"reuse": "none"}, {"answered": 6, "new": 7}),
         ({"only": Only.ALL}, {"again": 6, "new": 7}),
         ({"only": Only.OUTDATED}, {"answered": 6, "reused": 6, "new": 1}),

@@ -215,6 +215,27 @@ def test_what_was_read_of_the_file_can_be_forgotten(database: DuckDBFile) -> Non
     assert limit_afterwards == limit
 
 
+def test_a_look_up_of_keys_that_lie_anywhere_keeps_little_of_a_large_target(database: DuckDBFile) -> None:
+    warehouse, target = database.open(), labels()
+    warehouse.prepare(target)
+    with duckdb.connect(database.path) as writer:
+        writer.execute(
+            "INSERT INTO labels BY NAME SELECT range AS id, concat(uuid(), uuid(), uuid()) AS _llm_input_hash,"
+            " 'spec' AS _llm_spec_hash, now() AS _llm_planned_at FROM range(600_000)"
+        )
+    memory = Source(
+        sql="SELECT (sum(memory_usage_bytes) >> 20)::INT AS held, current_setting('memory_limit') AS most"
+        " FROM duckdb_memory()"
+    )
+    before = warehouse.read(memory).read_all().to_pylist()[0]
+    known = warehouse.known(target, pa.record_batch({"id": range(0, 600_000, 1000)}))
+    after = warehouse.read(memory).read_all().to_pylist()[0]
+    warehouse.close()
+    assert known.column(0).null_count == 0
+    assert after["held"] <= 32
+    assert after["most"] == before["most"]
+
+
 def test_uuids_and_json_keep_their_types(database: DuckDBFile) -> None:
     warehouse = database.open()
     found = warehouse.read(

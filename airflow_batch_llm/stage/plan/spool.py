@@ -4,6 +4,7 @@ Whatever must be known about the whole table (is a key twice in it, which rows s
 run has bought) is asked of an embedded database over these files, so that memory does not grow with the rows.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,39 +15,7 @@ import pyarrow.parquet as pq
 
 from airflow_batch_llm.core.selection import PLANNED, REUSABLE, SENT, Reason
 from airflow_batch_llm.stage.plan.carried import comparable, restored, stored, stored_rows, stored_schema
-from airflow_batch_llm.warehouses.arrow import int64_scalar, parquet_batches, rows_that_fit
-
-
-class SortedReader:
-    """A reader that holds the rows of a sorted stream that were read and not yet taken: one batch at most."""
-
-    def __init__(self, batches: Iterable[pa.RecordBatch], column: str, schema: pa.Schema) -> None:
-        self._batches = iter(batches)
-        self._column = column
-        self._schema = schema
-        self._rest: pa.RecordBatch | None = None
-
-    def below(self, value: int) -> pa.Table:
-        """The rows with less than this in the sorted column that were not taken before."""
-        return pa.Table.from_batches(list(self.batches_below(value)), self._schema)
-
-    def batches_below(self, value: int) -> Iterator[pa.RecordBatch]:
-        """Yield the same rows batch by batch. They are taken once the last batch is."""
-        while (batch := self._next()) is not None:
-            count = pc.sum(pc.less(batch.column(self._column), int64_scalar(value)).cast(pa.int64())).as_py()
-            if count < batch.num_rows:
-                self._rest = batch.slice(count)
-            if count:
-                yield batch.slice(0, count)
-            if self._rest is not None:
-                return
-
-    def _next(self) -> pa.RecordBatch | None:
-        if self._rest is not None:
-            batch, self._rest = self._rest, None
-            return batch
-        return next((batch for batch in self._batches if batch.num_rows), None)
-
+from airflow_batch_llm.warehouses.arrow import SortedReader, int64_scalar, parquet_batches, rows_that_fit
 
 #: Columns of a spooled row besides its own; they cannot collide with the user's.
 SEQ, REASON, PROBLEM = "_llm_seq", "_llm_reason", "_llm_problem"
@@ -65,9 +34,9 @@ _SENT_LIST, _REUSABLE_LIST, _PLANNED_LIST = (
     ", ".join(f"'{one}'" for one in sorted(some)) for some in (SENT, REUSABLE, PLANNED)
 )
 
-#: Rows that one window holds in memory, and the memory of the database: at least, and by the million rows, for joins.
+#: Rows that one join or window holds in memory, and the memory of the database. Of more rows, a question is asked in passes.
 _ROWS_AT_ONCE = 1_000_000
-_LEAST_MEMORY, _MEMORY_OF_A_MILLION = 64, 13
+_MEMORY = "64MB"
 
 
 def quoted(name: str) -> str:
@@ -138,15 +107,15 @@ class Spool:
         self._database = duckdb.connect(
             str(self._folder / "spool.duckdb"),
             config={
-                "memory_limit": self._memory(),
+                "memory_limit": _MEMORY,
                 "threads": 1,
                 "temp_directory": str(self._folder / "spill"),
             },
         )
         self._ask(f"CREATE VIEW rows AS SELECT * FROM {self._read_rows()}")
-        self._ask("CREATE TABLE taken (seq BIGINT)")
+        self._ask(f"CREATE TABLE taken ({SEQ} BIGINT)")
         self._ask("CREATE TABLE answered (spec INTEGER, hash UUID)")
-        self._ask("CREATE TABLE reused (seq BIGINT, spec INTEGER, hash UUID)")
+        self._ask(f"CREATE TABLE reused ({SEQ} BIGINT, spec INTEGER, hash UUID)")
 
     def _read_rows(self) -> str:
         paths = (str(folder / ROWS_FILE).replace("'", "''") for folder in self._folders)
@@ -165,8 +134,20 @@ class Spool:
                 CASE WHEN {is_beyond} THEN '{Reason.POSTPONED}' ELSE {REASON} END AS {REASON},
                 CASE WHEN {is_beyond} THEN NULL ELSE {PROBLEM} END AS {PROBLEM}) FROM {self._read_rows()}""")
 
-    def _memory(self) -> str:
-        return f"{max(_LEAST_MEMORY, _MEMORY_OF_A_MILLION * self.count // 1_000_000)}MB"
+    def _ranges(self) -> list[str]:
+        """Return conditions that cut rows by their numbers. Each part is small enough for a join."""
+        parts = self._ask(f"SELECT {SEQ} // {_ROWS_AT_ONCE} AS part FROM rows GROUP BY part ORDER BY part")
+        firsts = [part * _ROWS_AT_ONCE for (part,) in parts.fetchall()]
+        return [f"{SEQ} BETWEEN {first} AND {first + _ROWS_AT_ONCE - 1}" for first in firsts]
+
+    def _by_hash(self, hashes: str, table: str) -> list[str]:
+        """Return conditions that cut a table by hashes of its rows. Each part is small enough for a join or a window."""
+        passes = 1 + self._count(table) // _ROWS_AT_ONCE
+        return [f"hash({hashes}) % {passes} = {number}" for number in range(passes)]
+
+    def _count(self, table: str) -> int:
+        (count,) = self._ask(f"SELECT count(*) FROM {table}").fetchone()
+        return int(count)
 
     def duplicate_keys(self, most: int = 5) -> list[pa.RecordBatch]:
         """Some keys that the source holds more than once."""
@@ -217,8 +198,7 @@ class Spool:
             CREATE OR REPLACE TABLE wanted AS
             SELECT DISTINCT unnest([{INPUT_HASH}, {EARLIER_HASH}])::UUID AS hash FROM rows
             WHERE {REASON} IN ({_REUSABLE_LIST})""")
-        (count,) = self._ask("SELECT count(*) FROM wanted").fetchone()
-        return int(count)
+        return self._count("wanted")
 
     def reusable_hashes(self, most: int) -> Iterator[list[str]]:
         """Yield the input hashes of these rows, some at a time. They are few."""
@@ -235,10 +215,11 @@ class Spool:
                     pa.RecordBatch.from_arrays([batch.column(0).cast(pa.string())], schema=_HASHES)
                 )
         source = str(path).replace("'", "''")
-        self._ask(f"""
-            INSERT INTO answered SELECT DISTINCT {spec}, hash FROM
-            (SELECT TRY_CAST(hash AS UUID) AS hash FROM read_parquet('{source}'))
-            WHERE hash IN (SELECT hash FROM wanted)""")
+        for some in self._by_hash("hash", "wanted"):
+            self._ask(f"""
+                INSERT INTO answered SELECT DISTINCT {spec}, hash FROM
+                (SELECT TRY_CAST(hash AS UUID) AS hash FROM read_parquet('{source}'))
+                WHERE {some} AND hash IN (SELECT hash FROM wanted WHERE {some})""")
         path.unlink()
 
     def reuse(self, current: Sequence[Sequence[int]]) -> int:
@@ -252,50 +233,65 @@ class Spool:
             for route, specs in enumerate(current)
             for rank, spec in enumerate(specs)
         )
-        self._ask(f"""
-            CREATE OR REPLACE TABLE reused AS
-            SELECT seq, arg_min(ranks.spec, ranks.rank) AS spec, arg_min(answered.hash, ranks.rank) AS hash FROM
-            (SELECT {SEQ} AS seq, {ROUTE} AS route, unnest([{INPUT_HASH}, {EARLIER_HASH}])::UUID AS hash FROM rows
-             WHERE {REASON} IN ({_REUSABLE_LIST}) AND {SEQ} NOT IN (SELECT seq FROM taken)) AS rows
-            JOIN (VALUES {ranks}) AS ranks (route, spec, rank) ON ranks.route = rows.route
-            JOIN answered ON answered.hash = rows.hash AND answered.spec = ranks.spec GROUP BY seq""")
-        (count,) = self._ask("SELECT count(*) FROM reused").fetchone()
-        return int(count)
+        self._ask(f"CREATE OR REPLACE TABLE same ({SEQ} BIGINT, spec INTEGER, hash UUID, rank INTEGER)")
+        for some in self._by_hash("hash", "answered"):
+            self._ask(f"""
+                INSERT INTO same SELECT {SEQ}, ranks.spec, answered.hash, ranks.rank FROM
+                (SELECT {SEQ}, {ROUTE} AS route, unnest([{INPUT_HASH}, {EARLIER_HASH}])::UUID AS hash FROM rows
+                 WHERE {REASON} IN ({_REUSABLE_LIST})) AS rows
+                JOIN (VALUES {ranks}) AS ranks (route, spec, rank) ON ranks.route = rows.route
+                JOIN (FROM answered WHERE {some}) AS answered
+                  ON answered.hash = rows.hash AND answered.spec = ranks.spec""")
+        self._ask("DELETE FROM reused")
+        for some in self._ranges() if self._count("same") else ():
+            self._ask(f"""
+                INSERT INTO reused SELECT {SEQ}, arg_min(spec, rank), arg_min(hash, rank) FROM same
+                WHERE {some} AND {SEQ} NOT IN (SELECT {SEQ} FROM taken WHERE {some}) GROUP BY {SEQ}""")
+        return self._count("reused")
 
     def apart_from_requests(self, specs: Sequence[str]) -> pa.RecordBatchReader:
         """Return the rows without a request of their own: those that cannot be sent, and those that get a copy.
 
         A copy comes with the spec and the input hash of the answer.
         """
-        names = ", ".join(map(quoted, self.columns.names))
+        names = ", ".join(f"rows.{quoted(name)}" for name in self.columns.names)
         hashes = ", ".join(f"'{spec}'" for spec in specs)
-        reader = self._stream(f"""
-            SELECT coalesce(replace(reused.hash::VARCHAR, '-', ''), {INPUT_HASH}) AS {INPUT_HASH},
-                   {ATTEMPTS}, {PROBLEM}, [{hashes}][reused.spec + 1] AS {REUSED_SPEC}, {names}
-            FROM rows LEFT JOIN reused ON reused.seq = rows.{SEQ}
-            WHERE {REASON} = '{Reason.UNSENDABLE}' OR reused.seq IS NOT NULL ORDER BY rows.{SEQ}""")
+        parts = (
+            self._stream(f"""
+                SELECT coalesce(replace(reused.hash::VARCHAR, '-', ''), {INPUT_HASH}) AS {INPUT_HASH},
+                       {ATTEMPTS}, {PROBLEM}, [{hashes}][reused.spec + 1] AS {REUSED_SPEC}, {names}
+                FROM (FROM rows WHERE {some}) AS rows LEFT JOIN (FROM reused WHERE {some}) AS reused USING ({SEQ})
+                WHERE {REASON} = '{Reason.UNSENDABLE}' OR reused.spec IS NOT NULL ORDER BY {SEQ}""")
+            for some in self._ranges()
+        )
         own = [(INPUT_HASH, pa.string()), (ATTEMPTS, pa.int64()), (PROBLEM, pa.string())]
         schema = pa.schema([*own, (REUSED_SPEC, pa.string()), *self.columns])
-        return pa.RecordBatchReader.from_batches(schema, (batch.cast(schema) for batch in reader))
+        return pa.RecordBatchReader.from_batches(
+            schema, (batch.cast(schema) for part in parts for batch in part)
+        )
 
     def number_requests(self, ranks: Sequence[int], specs: Sequence[int]) -> list[int]:
         """Find for every row that is sent the first one with the same request; returns the number of requests by route.
 
         Rows of two routes with the same spec share a request. It takes the route of the lower rank. A request's number is
-        its place among the first ones of its route. No join is asked of the database here or later: one of two large tables
-        needs memory that grows with them, while sorting does not. A window's memory grows, too, so equal hashes are looked for
-        in passes, each over the rows of some hashes.
+        its place among the first ones of its route. The memory of a join and of a window grows with the rows, while that of
+        sorting does not: so equal hashes are looked for in passes, each over the rows of some hashes.
         """
         by_rank = sorted(range(len(ranks)), key=ranks.__getitem__)
-        passes = 1 + self.count // _ROWS_AT_ONCE
-        for number in range(passes):
+        columns = f"({SEQ} BIGINT, {REASON} VARCHAR, {INPUT_HASH} UUID, {ROUTE} BIGINT"
+        self._ask(f"CREATE OR REPLACE TABLE open {columns})")
+        for some in self._ranges():
             self._ask(f"""
-                {"INSERT INTO" if number else "CREATE OR REPLACE TABLE"} unsorted {"" if number else "AS"}
-                SELECT {SEQ}, {REASON}, {INPUT_HASH}::UUID AS {INPUT_HASH}, min({SEQ}) OVER same AS {_FIRST},
-                       {_looked_up(by_rank, f"min({_looked_up(ranks, ROUTE)}) OVER same")} AS {ROUTE} FROM rows
-                WHERE {REASON} IN ({_SENT_LIST}) AND hash({INPUT_HASH}) % {passes} = {number}
-                      AND {SEQ} NOT IN (SELECT seq FROM taken UNION ALL SELECT seq FROM reused)
-                WINDOW same AS (PARTITION BY {_looked_up(specs, ROUTE)}, {INPUT_HASH}::UUID)""")
+                INSERT INTO open SELECT {SEQ}, {REASON}, {INPUT_HASH}::UUID, {ROUTE} FROM rows
+                WHERE {some} AND {REASON} IN ({_SENT_LIST}) AND {SEQ} NOT IN
+                (SELECT {SEQ} FROM taken WHERE {some} UNION ALL SELECT {SEQ} FROM reused WHERE {some})""")
+        self._ask(f"CREATE OR REPLACE TABLE unsorted {columns}, {_FIRST} BIGINT)")
+        for some in self._by_hash(INPUT_HASH, "open"):
+            self._ask(f"""
+                INSERT INTO unsorted SELECT {SEQ}, {REASON}, {INPUT_HASH},
+                       {_looked_up(by_rank, f"min({_looked_up(ranks, ROUTE)}) OVER same")}, min({SEQ}) OVER same FROM open
+                WHERE {some} WINDOW same AS (PARTITION BY {_looked_up(specs, ROUTE)}, {INPUT_HASH})""")
+        self._ask("DROP TABLE open")
         self._ask(f"CREATE OR REPLACE TABLE sent AS FROM unsorted ORDER BY {SEQ}")
         self._ask("DROP TABLE unsorted")
         return self._requests_by_route(range(len(ranks)))
@@ -324,14 +320,16 @@ class Spool:
 
     def reasons(self, requests: Sequence[int]) -> dict[Reason, int]:
         """Return the number of rows by reason, when only this many requests of each route are sent."""
-        counts = self._ask(f"""
-            SELECT CASE WHEN {REASON} NOT IN ({_SENT_LIST}) THEN {REASON}
-                        WHEN {SEQ} IN (SELECT seq FROM taken) THEN '{Reason.IN_FLIGHT}'
-                        WHEN {SEQ} IN (SELECT seq FROM reused) THEN '{Reason.REUSED}'
-                        WHEN {SEQ} IN (SELECT {SEQ} FROM sent WHERE {self._beyond(requests)})
-                        THEN '{Reason.POSTPONED}' ELSE {REASON} END AS why, count(*)
-            FROM rows GROUP BY why""").fetchall()
-        return {Reason(why): count for why, count in counts}
+        beyond = self._beyond(requests)
+        counts = Counter[Reason]()
+        for why, count in self._ask(f"""
+            SELECT {REASON}, count(*) FROM rows WHERE {REASON} NOT IN ({_SENT_LIST}) GROUP BY {REASON}
+            UNION ALL SELECT {REASON}, count(*) FROM sent WHERE NOT ({beyond}) GROUP BY {REASON}
+            UNION ALL SELECT '{Reason.POSTPONED}', count(*) FROM sent WHERE {beyond}
+            UNION ALL SELECT '{Reason.REUSED}', count(*) FROM reused""").fetchall():
+            counts[Reason(why)] += count
+        counts[Reason.IN_FLIGHT] += self._count("rows") - counts.total()  # neither sent nor reused
+        return dict(+counts)
 
     def reasons_of(self, routes: Sequence[int]) -> dict[Reason, int]:
         """Return the number of rows by reason among those that are sent by these routes."""

@@ -7,8 +7,8 @@ reached, so the package makes it drop them from time to time.
 import logging
 import re
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
@@ -106,10 +106,20 @@ class DuckDBFile:
 
     def forget(self, connection: "DuckDBPyConnection") -> None:
         """Give back the memory of blocks that were read and are not in use."""
+        with self.keeping(connection, "16MB"):
+            pass
+
+    @contextmanager
+    def keeping(self, connection: "DuckDBPyConnection", most: str) -> Iterator[None]:
+        """A context in which no more than this is kept of blocks that were read, and no more used by a statement."""
         # Another thread that asked for memory at this moment would be refused it: there must be none.
+        self.work_alone(connection)
         with suppress(_driver().OutOfMemoryException):  # what is in use is more than that
-            connection.execute("SET memory_limit = '16MB'")
-        connection.execute("SET memory_limit = $limit", {"limit": self._options["memory_limit"]})
+            connection.execute("SET memory_limit = $limit", {"limit": most})
+        try:
+            yield
+        finally:
+            connection.execute("SET memory_limit = $limit", {"limit": self._options["memory_limit"]})
 
     def translated(self) -> Any:
         """A context in which DuckDB's errors become ours."""

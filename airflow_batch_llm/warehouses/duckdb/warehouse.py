@@ -51,6 +51,8 @@ _BATCH_ROWS, _BATCH_VALUES, _FEWEST_ROWS = 8_192, 400_000, 2_048
 _MERGED_AT_ONCE = StagingBounds(rows=25_000, bytes=32 << 20)
 #: Bytes of rows after which DuckDB drops what it has read of the file.
 _FORGOTTEN_AFTER = 32 << 20
+#: The memory of one look-up of keys, and of the blocks of the target that it leaves behind.
+_LOOK_UP_MEMORY = "32MB"
 
 
 class DuckDBWarehouse:
@@ -135,7 +137,9 @@ class DuckDBWarehouse:
                 return _nothing_known(keys.num_rows)
             connection = self._session()
             connection.register("asked", numbered)
-            found = connection.sql(query).to_arrow_table()
+            # The keys may lie anywhere in the target: a limit keeps what is read of it from staying in memory.
+            with self._file.keeping(connection, _LOOK_UP_MEMORY):
+                found = connection.sql(query).to_arrow_table()
             connection.close()
         found = found.drop_columns("n").cast(KNOWN_COLUMNS)
         return pa.RecordBatch.from_arrays(
