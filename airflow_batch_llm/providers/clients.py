@@ -18,8 +18,14 @@ from airflow_batch_llm.errors import InputError, Refused, Unavailable, UnknownFa
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.creation import Creation, Line, send_once
 from airflow_batch_llm.providers.failures import CallFailure, GeneratedSdk, saying
-from airflow_batch_llm.providers.incoming import DOWNLOAD, NotUnderstood, bounded, http_library, record
-from airflow_batch_llm.providers.lines import split_lines
+from airflow_batch_llm.providers.incoming import (
+    DOWNLOAD,
+    NotUnderstood,
+    bounded,
+    http_library,
+    record,
+    split_lines,
+)
 from airflow_batch_llm.providers.reach import check_base_url, keep_to
 from airflow_batch_llm.providers.steps import CALL_TIMEOUT, Calls, Judge, Patience, patiently
 

@@ -35,6 +35,8 @@ from airflow_batch_llm.providers.imports import import_sparingly
 E = TypeVar("E", bound=ProviderError)
 
 _LONGEST = 300
+#: The most characters of a message about a row that are kept.
+MESSAGE_LENGTH = 500
 _SHORTEST_SECRET = 6
 _PREFIX = 16
 
@@ -111,6 +113,11 @@ def redacted(text: str, secrets: Iterable[str] = ()) -> str:
 def without_uris(text: str) -> str:
     """The text without URIs and without data in base64, which may be attachments of a row."""
     return _URI.sub("[URI]", text)
+
+
+def brief(message: object) -> str | None:
+    """Return the part of a provider's message about a row that is kept, without keys and URIs. Returns None if there is none."""
+    return without_uris(redacted(str(message)))[:MESSAGE_LENGTH] if message else None
 
 
 def secrets_sent(error: BaseException) -> frozenset[str]:

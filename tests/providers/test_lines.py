@@ -5,7 +5,8 @@ import pytest
 from orjson import dumps
 
 from airflow_batch_llm.providers.anthropic.lines import answer_cap as anthropic_cap
-from airflow_batch_llm.providers.lines import MOST_LINE_BYTES, brief, parse_line, split_lines
+from airflow_batch_llm.providers.failures import brief
+from airflow_batch_llm.providers.incoming import MOST_LINE_BYTES, parse_line, split_lines
 from airflow_batch_llm.providers.openai.lines import answer_cap as openai_cap
 
 ODD = dumps({"text": "one\u2028two\u0085three\x0bfour 😀"})

@@ -10,7 +10,7 @@ import pytest
 
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.errors import Refused, StoreUnavailable
-from airflow_batch_llm.providers.lines import joined_lines, split_lines
+from airflow_batch_llm.providers.incoming import joined_lines, split_lines
 from airflow_batch_llm.stage.audit import audit
 from airflow_batch_llm.stage.drive import complete
 from airflow_batch_llm.stage.records.folder import RunFolder

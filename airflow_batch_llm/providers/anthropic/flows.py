@@ -29,8 +29,7 @@ from airflow_batch_llm.providers.clients import (
 )
 from airflow_batch_llm.providers.creation import Creation
 from airflow_batch_llm.providers.failures import GeneratedSdk, VendorCodes
-from airflow_batch_llm.providers.incoming import count, entries, following, record, text
-from airflow_batch_llm.providers.lines import parse_line
+from airflow_batch_llm.providers.incoming import count, entries, following, parse_line, record, text
 from airflow_batch_llm.providers.reach import with_shared_tls
 from airflow_batch_llm.providers.steps import (
     WORKER,

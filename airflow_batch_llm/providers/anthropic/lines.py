@@ -33,8 +33,8 @@ from airflow_batch_llm.core.schema_rules import (
     walk,
 )
 from airflow_batch_llm.errors import InputError, OutputTypeError
-from airflow_batch_llm.providers.failures import CallFailure
-from airflow_batch_llm.providers.lines import brief, parse_line, part_of, tokens
+from airflow_batch_llm.providers.failures import CallFailure, brief
+from airflow_batch_llm.providers.incoming import parse_line, part_of, tokens
 
 #: From this version of the API on, sampling is not the caller's business.
 SAMPLING_REMOVED = "2026-10-21"

@@ -42,7 +42,7 @@ from airflow_batch_llm.providers.anthropic.lines import (
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.clients import Clients, asked_now, create, stream_lines
 from airflow_batch_llm.providers.failures import CallFailure, without
-from airflow_batch_llm.providers.lines import parse_line
+from airflow_batch_llm.providers.incoming import parse_line
 from airflow_batch_llm.providers.steps import TRIGGER, WORKER, ListMemory, adrive, drive
 
 _HOST = "api.anthropic.com"

@@ -23,8 +23,8 @@ from airflow_batch_llm.core.attachment import (
 from airflow_batch_llm.core.model import Call, Outcome, RateLimit, Result, Usage
 from airflow_batch_llm.core.request import CUSTOM_ID, PROMPT
 from airflow_batch_llm.errors import InputError, OutputTypeError
-from airflow_batch_llm.providers.failures import CallFailure
-from airflow_batch_llm.providers.lines import brief, parse_line, part_of, tokens
+from airflow_batch_llm.providers.failures import CallFailure, brief
+from airflow_batch_llm.providers.incoming import parse_line, part_of, tokens
 from airflow_batch_llm.providers.openai.request import cache_words, json_schema_format, marked
 
 CHAT = "/v1/chat/completions"

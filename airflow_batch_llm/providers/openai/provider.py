@@ -32,8 +32,7 @@ from airflow_batch_llm.providers.clients import (
 )
 from airflow_batch_llm.providers.creation import Creation
 from airflow_batch_llm.providers.failures import CallFailure, without
-from airflow_batch_llm.providers.incoming import text
-from airflow_batch_llm.providers.lines import parse_line
+from airflow_batch_llm.providers.incoming import parse_line, text
 from airflow_batch_llm.providers.openai import flows
 from airflow_batch_llm.providers.openai.flows import (
     SDK,

@@ -13,7 +13,8 @@ from airflow_batch_llm.core.model import Call, Outcome, Result, ResultForm, Usag
 from airflow_batch_llm.core.request import CUSTOM_ID, PROMPT, LineTemplate
 from airflow_batch_llm.errors import InputError, OutputTypeError, ProviderError
 from airflow_batch_llm.providers.anthropic import lines as anthropic
-from airflow_batch_llm.providers.lines import brief, parse_line, part_of, tokens
+from airflow_batch_llm.providers.failures import brief
+from airflow_batch_llm.providers.incoming import parse_line, part_of, tokens
 from airflow_batch_llm.providers.vertex.jobs import is_claude
 from airflow_batch_llm.providers.vertex.schema import response_schema
 

@@ -27,7 +27,7 @@ from airflow_batch_llm.errors import InputError, Refused, ResultsGone, Unavailab
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.clients import gc_paused
 from airflow_batch_llm.providers.failures import saying
-from airflow_batch_llm.providers.lines import parse_line
+from airflow_batch_llm.providers.incoming import parse_line
 from airflow_batch_llm.providers.steps import TRIGGER, WORKER, ListMemory, adrive, drive
 from airflow_batch_llm.providers.vertex import jobs
 from airflow_batch_llm.providers.vertex import jobs as flows

@@ -14,7 +14,7 @@ import orjson
 
 from airflow_batch_llm.errors import InputError, Refused, ResultsGone, Unavailable, raise_alone
 from airflow_batch_llm.providers.base import Access
-from airflow_batch_llm.providers.lines import split_lines
+from airflow_batch_llm.providers.incoming import split_lines
 from airflow_batch_llm.providers.reach import keep_session
 from airflow_batch_llm.providers.vertex.errors import http_code, judged, needing_extra
 

@@ -24,7 +24,7 @@ from airflow_batch_llm.core.printing import counted
 from airflow_batch_llm.core.request import LineTemplate, custom_id
 from airflow_batch_llm.core.value import text
 from airflow_batch_llm.errors import InputError, StoreError
-from airflow_batch_llm.providers.lines import joined_lines, split_lines
+from airflow_batch_llm.providers.incoming import joined_lines, split_lines
 from airflow_batch_llm.stage.land.landing import SAMPLE_CHARS, sample_keys
 from airflow_batch_llm.stage.plan.carried import restored
 from airflow_batch_llm.stage.plan.shard_files import read_layout

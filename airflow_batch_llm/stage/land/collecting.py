@@ -25,7 +25,7 @@ from airflow_batch_llm.core.packing import Layout, Sample, sampled
 from airflow_batch_llm.core.printing import counted, share
 from airflow_batch_llm.core.report import Durations, Report, RouteTotals, Spent
 from airflow_batch_llm.errors import BatchLLMError, ResultsGone, StoreError, Unavailable
-from airflow_batch_llm.providers.lines import joined_lines, split_lines
+from airflow_batch_llm.providers.incoming import joined_lines, split_lines
 from airflow_batch_llm.stage.land.gathering import Judgements, ReadResults, ResultReader, RowFailure
 from airflow_batch_llm.stage.land.landing import (
     Bookkeeping,

@@ -18,7 +18,7 @@ from airflow_batch_llm.core.model import Outcome, Way
 from airflow_batch_llm.core.packing import unpack
 from airflow_batch_llm.core.request import ShardBounds, custom_id
 from airflow_batch_llm.core.selection import after_failure
-from airflow_batch_llm.providers.lines import split_lines
+from airflow_batch_llm.providers.incoming import split_lines
 from airflow_batch_llm.providers.routed import by_route
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.shard_files import ShardWriter, fetch_keys, fetch_requests, prompt_blocks

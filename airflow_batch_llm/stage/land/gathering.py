@@ -20,7 +20,8 @@ from airflow_batch_llm.core.output_type import OutputType
 from airflow_batch_llm.core.packing import Layout, divide_dollars, divide_usage, item_answers
 from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.providers.base import Provider
-from airflow_batch_llm.providers.lines import MESSAGE_LENGTH, UnusableUsage
+from airflow_batch_llm.providers.failures import MESSAGE_LENGTH
+from airflow_batch_llm.providers.incoming import UnusableUsage
 from airflow_batch_llm.providers.routed import by_route
 from airflow_batch_llm.stage.records.plan import Plan, PlannedRoute
 

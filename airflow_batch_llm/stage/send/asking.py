@@ -24,7 +24,7 @@ from airflow_batch_llm.core.realtime import Throttle, Turn, taking
 from airflow_batch_llm.core.request import ORDINAL_DIGITS
 from airflow_batch_llm.errors import BatchLLMError, Unavailable, UnknownFate
 from airflow_batch_llm.providers.base import AnswersNow
-from airflow_batch_llm.providers.lines import joined_lines, split_lines
+from airflow_batch_llm.providers.incoming import joined_lines, split_lines
 from airflow_batch_llm.stage.records.plan import PlannedShard
 from airflow_batch_llm.stage.send.submitting import Submitter
 

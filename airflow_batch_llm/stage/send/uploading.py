@@ -20,7 +20,7 @@ from airflow_batch_llm.core.printing import counted, verb
 from airflow_batch_llm.errors import BatchLLMError, FileRefused, Refused, StoreError
 from airflow_batch_llm.providers.base import StoresFiles
 from airflow_batch_llm.providers.failures import saying
-from airflow_batch_llm.providers.lines import joined_lines, split_lines
+from airflow_batch_llm.providers.incoming import joined_lines, split_lines
 from airflow_batch_llm.providers.routed import by_route
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder

@@ -8,8 +8,8 @@ import orjson
 from airflow_batch_llm.core.model import BatchState, BatchStatus, Call, Outcome, Result, Usage
 from airflow_batch_llm.core.request import CUSTOM_ID, PROMPT
 from airflow_batch_llm.errors import InputError, OutputTypeError
-from airflow_batch_llm.providers.incoming import count_or_zero, record, text
-from airflow_batch_llm.providers.lines import brief, parse_line, part_of, tokens
+from airflow_batch_llm.providers.failures import brief
+from airflow_batch_llm.providers.incoming import count_or_zero, parse_line, part_of, record, text, tokens
 
 CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
 
