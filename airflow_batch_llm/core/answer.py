@@ -26,7 +26,7 @@ from airflow_batch_llm.core.answer_schema import branches_at
 from airflow_batch_llm.core.model import ColumnType
 from airflow_batch_llm.core.output_type import AnswerKind, Column, OutputType
 from airflow_batch_llm.core.request import canonical
-from airflow_batch_llm.core.schema_rules import drop_added_nulls, walk
+from airflow_batch_llm.core.schema_rules import AddedNulls, walk
 
 _FENCE, _LANGUAGE = "```", re.compile(r"[a-zA-Z]*[ \t]*")
 #: A number as JSON and people write it. An exponent of more digits is no amount of anything.
@@ -144,12 +144,12 @@ class _Json:
         import jsonschema_rs
 
         assert output_type.schema is not None
-        self._schema = output_type.schema
-        self._validator = jsonschema_rs.validator_for(dict(self._schema))
+        self._validator = jsonschema_rs.validator_for(dict(output_type.schema))
+        self._nulls = AddedNulls(output_type.schema)
         self._columns = output_type.columns
         self._readers = [_reader(column) for column in output_type.columns]
         self._exact = [column.type is ColumnType.DECIMAL for column in output_type.columns]
-        self._names = frozenset(_property_names(self._schema))
+        self._names = frozenset(_property_names(output_type.schema))
 
     def __call__(self, text: str) -> Answer | Invalid:
         try:
@@ -169,7 +169,7 @@ class _Json:
     def _fitting(self, value: dict[str, Any], text: str) -> Answer | Invalid:
         if not self._validator.is_valid(value):
             # A request may have made every property obligatory, with null for those that are not.
-            value = drop_added_nulls(value, self._schema)
+            value = self._nulls.drop(value)
             if not self._validator.is_valid(value):
                 return Invalid(AnswerFault.SCHEMA, self._mismatch(value))
         return self._values(value, text)

@@ -201,7 +201,7 @@ def admits_null(node: object, root: Schema) -> bool:
 
 
 def require_all(schema: Schema) -> dict[str, Any]:
-    """Every property required; one that was optional may be null instead. `drop_added_nulls` is the way back."""
+    """Every property required; one that was optional may be null instead. `AddedNulls` is the way back."""
 
     def required(node: Any) -> Any:
         if not isinstance(node, Mapping):
@@ -244,29 +244,64 @@ def rules_in_words(description: object) -> dict[str, Any]:
     return rules
 
 
-def drop_added_nulls(value: Any, schema: Schema) -> Any:
-    """An answer in the terms of the schema that was written: a null for an optional property that admits none is left out."""
-    return _dropped(value, [schema], schema)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """The rules for a part of an answer, by the schemas that describe it."""
+
+    added: frozenset[str]  # optional properties that admit no null
+    properties: Mapping[str, Sequence[Any]]  # the schemas of each
+    items: Sequence[Any]
 
 
-def _dropped(value: Any, nodes: Sequence[Any], root: Schema) -> Any:
-    alternatives = [plain for node in nodes for plain in _alternatives(node, root)]
-    if isinstance(value, list):
-        items = [node["items"] for node in alternatives if "items" in node]
-        return [_dropped(item, items, root) for item in value]
-    if not isinstance(value, dict):
-        return value
-    kept: dict[str, Any] = {}
-    for name, item in value.items():
-        owners = [node for node in alternatives if name in node.get("properties", ())]
-        added = item is None and owners and not any(_takes_null(node, name, root) for node in owners)
-        if not added:
-            kept[name] = _dropped(item, [node["properties"][name] for node in owners], root)
-    return kept
+class AddedNulls:
+    """Takes out the nulls that `require_all` lets an answer have: those for optional properties that admit none.
 
+    The rules for a part of an answer are read from the schema once, when an answer first has that part.
+    """
 
-def _takes_null(node: Schema, name: str, root: Schema) -> bool:
-    return name in node.get("required", ()) or admits_null(node["properties"][name], root)
+    def __init__(self, schema: Schema) -> None:
+        self._root = schema
+        self._parts: dict[tuple[int, ...], _Part] = {}
+
+    def drop(self, answer: Any) -> Any:
+        """Return an answer in the terms of the schema that was written."""
+        return self._dropped(answer, [self._root])
+
+    def _dropped(self, value: Any, nodes: Sequence[Any]) -> Any:
+        if isinstance(value, list):
+            items = self._part(nodes).items
+            return [self._dropped(item, items) for item in value]
+        if not isinstance(value, dict):
+            return value
+        part = self._part(nodes)
+        kept: dict[str, Any] = {}
+        for name, item in value.items():
+            if isinstance(item, dict | list):
+                kept[name] = self._dropped(item, part.properties.get(name, ()))
+            elif item is not None or name not in part.added:
+                kept[name] = item
+        return kept
+
+    def _part(self, nodes: Sequence[Any]) -> _Part:
+        key = tuple(map(id, nodes))  # of schemas within the one that is held here
+        if (part := self._parts.get(key)) is None:
+            part = self._parts[key] = self._read(nodes)
+        return part
+
+    def _read(self, nodes: Sequence[Any]) -> _Part:
+        plain = {id(one): one for node in nodes for one in _alternatives(node, self._root)}.values()
+        properties: dict[str, list[Any]] = {}
+        takes_null: set[str] = set()
+        for node in plain:
+            for name, child in node.get("properties", {}).items():
+                properties.setdefault(name, []).append(child)
+                if name in node.get("required", ()) or admits_null(child, self._root):
+                    takes_null.add(name)
+        return _Part(
+            added=frozenset(properties) - takes_null,
+            properties=properties,
+            items=[node["items"] for node in plain if "items" in node],
+        )
 
 
 def _alternatives(node: Any, root: Schema) -> Iterator[Schema]:

@@ -1,7 +1,8 @@
 """Result lines that are judged in a second of CPU, one process: `python -m tests.benchmarks.judging`.
 
-The simulator writes the lines as each vendor does. The labels repeat; each object is another. `read` is the vendor's
-envelope alone, and `typed` the answer's text alone.
+The simulator writes the lines as each vendor does. The labels repeat; each object is another. Those with nulls have a
+null for each optional property, as a vendor writes it that wants all properties. `read` is the vendor's envelope alone,
+and `typed` the answer's text alone.
 """
 
 import argparse
@@ -56,13 +57,21 @@ def _object(number: int) -> str:
     ).decode()
 
 
+def _nulls(number: int) -> str:
+    return orjson.dumps(orjson.loads(_object(number)) | {"tags": None, "buyer": None}).decode()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=20_000)
     rows = parser.parse_args().rows
-    print(f"{'rows per CPU second':26}{'read':>10}{'typed':>10}{'judged':>10}")
+    print(f"{'rows per CPU second':30}{'read':>10}{'typed':>10}{'judged':>10}")
     for name in PROVIDERS:
-        for title, wanted, answer in (("label", _LABELS, _label), ("object", _OBJECT, _object)):
+        for title, wanted, answer in (
+            ("label", _LABELS, _label),
+            ("object", _OBJECT, _object),
+            ("object with nulls", _OBJECT, _nulls),
+        ):
             _measure(
                 f"{name}, {title}", name, OutputType.of(wanted), [answer(number) for number in range(rows)]
             )
@@ -87,7 +96,7 @@ def _measure(title: str, name: str, output_type: OutputType, answers: Sequence[s
         _seconds(lambda: [judge.parser.parse(answer) for answer in answers]),
         _seconds(lambda: reader.gather([("batch", lines)], token=TOKEN, layout=layout)),
     )
-    print(f"{title:26}" + "".join(f"{len(lines) / seconds:>10,.0f}" for seconds in figures), flush=True)
+    print(f"{title:30}" + "".join(f"{len(lines) / seconds:>10,.0f}" for seconds in figures), flush=True)
 
 
 def _seconds(work: Callable[[], object]) -> float:

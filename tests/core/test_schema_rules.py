@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from airflow_batch_llm.core.schema_rules import (
-    drop_added_nulls,
+    AddedNulls,
     inline_plain_refs,
     inline_refs,
     is_open_map,
@@ -110,7 +110,7 @@ def test_every_property_becomes_required_and_an_optional_one_may_be_null() -> No
     ],
 )
 def test_nulls_that_stand_for_absence_are_left_out_again(answer: object, meant: object) -> None:
-    assert drop_added_nulls(answer, PERSON) == meant
+    assert AddedNulls(PERSON).drop(answer) == meant
 
 
 def test_nulls_are_left_out_in_lists_unions_and_schemas_that_contain_themselves() -> None:
@@ -119,9 +119,9 @@ def test_nulls_are_left_out_in_lists_unions_and_schemas_that_contain_themselves(
         "type": "object",
         "properties": {"items": {"type": "array", "items": {"anyOf": [item, {"type": "null"}]}}},
     }
-    assert drop_added_nulls({"items": [{"x": None}, None]}, schema) == {"items": [{}, None]}
+    assert AddedNulls(schema).drop({"items": [{"x": None}, None]}) == {"items": [{}, None]}
     answer = {"root": {"name": "a", "children": [{"name": "b", "children": None}]}}
-    assert drop_added_nulls(answer, TREE) == {"root": {"name": "a", "children": [{"name": "b"}]}}
+    assert AddedNulls(TREE).drop(answer) == {"root": {"name": "a", "children": [{"name": "b"}]}}
 
 
 def test_a_schema_is_measured_in_the_terms_that_vendors_limit() -> None:
