@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 
 from airflow_batch_llm.core.attachment import Attachment, AttachmentRules, Unattachable
+from airflow_batch_llm.core.journal import Doer
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.output_type import Embedding
 from airflow_batch_llm.core.settings import Escalation, Route, Source
@@ -210,6 +211,27 @@ def test_uploads_that_cannot_be_deleted_are_deleted_by_the_next_run(anthropic: B
     anthropic.world.simulator.clear_faults()
     make_photos(anthropic.world, {3: None})
     assert anthropic.complete("dag/task/2", **ASKED).report.requests == 1
+    assert stored_files(anthropic.world) == {}
+
+
+def test_uploads_of_a_run_that_never_ended_wait_for_a_run_with_its_key(anthropic: Bench) -> None:
+    make_photos(anthropic.world, {1: png(), 2: PDF}, "BLOB")
+    openai = Bench(replace(anthropic.world, provider_name="openai"))
+    texts = {"target": "elsewhere", "only": "all", "prompt": "{{ id }}"}
+
+    def by(conn_id: str) -> dict[str, Any]:
+        return {"parts": {"by": Doer(host="worker", conn_id=conn_id)}, "keep_days": 0.0}
+
+    given = {**ASKED, "upload_attachments": "always"}
+    anthropic.advance(anthropic.run(**by("ours"), **given))
+    anthropic.world.sleep(10 * 86_400.0)
+    for bench, conn_id in ((openai, "ours"), (anthropic, "theirs")):
+        bench.complete(bench.run(f"dag/task/{conn_id}", **by(conn_id), **texts))
+        assert not (anthropic.world.folder / "workspace/dag/task/run/g1/attachments").exists()
+        assert len(stored_files(anthropic.world)) == 2, "to another key they look as if they were gone"
+
+    anthropic.complete(anthropic.run("dag/task/last", **by("ours"), **texts))
+
     assert stored_files(anthropic.world) == {}
 
 
@@ -415,6 +437,11 @@ def test_images_are_asked_about_in_real_time_after_a_canary(bench: Bench) -> Non
         given["endpoint"] = "/v1/responses"
     report = bench.complete(**given).report
     assert (report.final, bench.world.charged(), len(uploads(bench))) == ({Outcome.SUCCEEDED: 5}, 5, 5)
+    folder = RunFolder(workspace=bench.world.workspace(), run="dag/task/run")
+    records = [orjson.loads(data) for _, data in folder.uploads()]
+    uploaded = [record["at"] for record in records if "names" in record]
+    asked = [folder.journal(number)[0].at for number in (1, 2)]
+    assert uploaded[0] < asked[0] < uploaded[1] < asked[1], "no lease runs while attachments are uploaded"
 
 
 def test_the_estimate_says_what_it_assumes_and_learns_what_images_cost(anthropic: Bench) -> None:

@@ -67,9 +67,12 @@ class VendorCopies:
 
 
 def delete_copies(parts: Parts, folder: RunFolder) -> None:
-    """Delete what the vendor holds of a run that has ended."""
+    """Delete what the vendor holds of a run that has ended, and the uploads of one that never ended and was tidied."""
     data = folder.read_plan()
-    if data is not None and folder.read_report() is not None:
-        first = Plan.from_json(data)
+    if data is None:
+        return
+    first, is_over = Plan.from_json(data), folder.read_report() is not None
+    if is_over or not folder.attachments():
         delete_uploads(parts, folder, first)
+    if is_over:
         VendorCopies(parts=parts, folder=folder, first=first).delete()

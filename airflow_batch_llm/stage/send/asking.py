@@ -143,10 +143,23 @@ class _Asking:
 
     async def run(self) -> bool:
         """Ask what has no answer yet. Returns whether other shards can be asked; raises what keeps them from it."""
-        if not await self._take():
+        if not await self._is_free():
             return True
-        answered = await asyncio.to_thread(self._answered)
+        # The attachments are uploaded before the lease begins: that may take longer than it lasts, and costs nothing.
         path, left_out = await asyncio.to_thread(self._requests)
+        try:
+            if await self._take():
+                await self._ask_rest(path, left_out)
+        except _Lost:
+            self._submitter.parts.warn(f"Shard {self.shard.number}: another worker has taken it over.")
+            await asyncio.to_thread(self._withdraw)
+        finally:
+            path.unlink(missing_ok=True)
+        return self._trouble is None
+
+    async def _ask_rest(self, path: Path, left_out: Mapping[int, str]) -> None:
+        """Ask the lines of a file that have no answer yet. It has all requests of the shard but those that are left out."""
+        answered = await asyncio.to_thread(self._answered)
         self._answered_at = self._kept_at = self._now()
         await self._look_for_cancellation()
         numbers = [number for number in range(self.shard.requests) if number not in left_out]
@@ -158,21 +171,18 @@ class _Asking:
         else:
             told = f"{counted(still, 'request')} asked in real time."
         self._submitter.parts.log(f"Shard {self.shard.number}: {told}")
-        try:
-            with path.open("rb") as file:
-                sent = zip(numbers, split_lines(file), strict=True)
-                lines = (_Request(n, line) for n, line in sent if n not in answered)
-                await self._ask(lines)
-            await self._keep()
-            await self._end()
-        except _Lost:
-            self._submitter.parts.warn(f"Shard {self.shard.number}: another worker has taken it over.")
-            await asyncio.to_thread(self._withdraw)
-        finally:
-            path.unlink(missing_ok=True)
-        return self._trouble is None
+        with path.open("rb") as file:
+            sent = zip(numbers, split_lines(file), strict=True)
+            await self._ask(_Request(n, line) for n, line in sent if n not in answered)
+        await self._keep()
+        await self._end()
 
     # -- the lease ---------------------------------------------------------------------------------------------------
+
+    async def _is_free(self) -> bool:
+        """Return whether no other worker holds the lease."""
+        entries = await asyncio.to_thread(self._submitter.memory.read, self.shard.number)
+        return self.asker.is_free(self.shard, stand(entries))
 
     async def _take(self) -> bool:
         """Take the lease, unless another worker holds it."""

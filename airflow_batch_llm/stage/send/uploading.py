@@ -34,6 +34,9 @@ _FILES_AT_ONCE = 100
 #: An older upload is not used again: vendors delete it 30 days after it was made.
 _USED_SECONDS = 25 * 86_400.0
 
+#: After so long the vendors have deleted it.
+_KEPT_SECONDS = 30 * 86_400.0
+
 _FORBIDDEN = 403
 
 #: The beginning of the names of all uploads.
@@ -62,6 +65,10 @@ class UploadLog:
     """Uploads that no record reports as whole, by their word."""
     words: dict[str, str] = field(default_factory=dict)
     """The connection of all uploads, by their word."""
+    at: float = 0.0
+    """The time of the last record."""
+    conn_id: str = ""
+    """The stage's own connection, as the last record names it."""
     _names: dict[tuple[str, str], tuple[str, float]] = field(default_factory=dict)
     _refused: dict[tuple[str, str], str] = field(default_factory=dict)
     _stored: set[tuple[str, str]] = field(default_factory=set)
@@ -75,6 +82,7 @@ class UploadLog:
 
     def _take(self, record: Mapping[str, Any]) -> None:
         via, at = record["via"], record["at"]
+        self.at, self.conn_id = at, record.get("conn_id", "")
         if "begun" in record:
             begun = _Begun(word=record["word"], via=via, hashes=frozenset(record["begun"]))
             self.open[begun.word], self.words[begun.word] = begun, via
@@ -213,7 +221,8 @@ class AttachmentUpload:
         return provider
 
     def _record(self, **facts: Any) -> None:
-        record = {"at": self.parts.clock(), "via": self.via, "nonce": secrets.token_hex(6), **facts}
+        by = {"conn_id": self.parts.by.conn_id, "nonce": secrets.token_hex(6)}
+        record = {"at": self.parts.clock(), "via": self.via, **by, **facts}
         self.folder.add_upload(orjson.dumps(record))
         self.log.read(self.folder)
 
@@ -248,11 +257,18 @@ def _unstored(error: Refused) -> Refused:
 
 
 def delete_uploads(parts: Parts, folder: RunFolder, first: Plan) -> None:
-    """Delete the attachments that a run has uploaded. It fails no run: the next run with the provider tries again."""
-    if first.provider != parts.provider.name or not any(route.call.attachments for route in first.routes):
+    """Delete the attachments that a run has uploaded. It fails no run: the next run with the provider tries again.
+
+    To another key than the run's own the files look as if they were gone, so it is left to a run with the connection.
+    """
+    if not any(route.call.attachments for route in first.routes):
         return
     log = UploadLog()
     log.read(folder)
+    if first.provider != parts.provider.name or log.conn_id not in ("", parts.by.conn_id):
+        if log.connections() and parts.clock() < log.at + _KEPT_SECONDS:
+            Registers(workspace=parts.workspace).add_loose(first.provider, folder)
+        return
     failed: list[BatchLLMError] = []
     for via in log.connections():
         try:
