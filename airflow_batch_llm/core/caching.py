@@ -14,7 +14,7 @@ from airflow_batch_llm.core.model import Caching, Usage, Way
 from airflow_batch_llm.core.price import CacheFactors
 from airflow_batch_llm.core.printing import counted
 
-#: The share of hits that a first run is expected to have: in batches the middle of the 30 % to 98 % that vendors name.
+#: The share of hits that a first run is expected to have: in batches the middle of the 30 % to 98 % that Anthropic names.
 _USUAL_HITS: Mapping[Way, float] = {Way.BATCH: 0.64, Way.FLEX: 0.9, Way.NOW: 0.9}
 
 #: Requests that certainly find nothing in the cache: the first of a batch, and those with which a worker begins at once.
@@ -22,6 +22,9 @@ _FIRST: Mapping[Way, int] = {Way.BATCH: 1, Way.FLEX: 4, Way.NOW: 4}
 
 #: Earlier runs count as this many requests at the most, so that what has changed shows after a few nights.
 REMEMBERED = 1000
+
+#: Fewer requests say little about the share that hits, and still less about whether asking pays: much of it is luck.
+_LEAST_TELLING, _LEAST_DECISIVE = 10, 50
 
 #: A shared part whose tokens are guessed from its bytes may be longer by this share. A mark on a short one costs nothing.
 _UNCERTAINTY = 0.3
@@ -56,11 +59,23 @@ class CachedRun:
     written_tokens: float
     """Input tokens of such a request that were written to the cache, on average."""
     won: float
-    """Dollars of the last run. Below 0: caching has lost money."""
+    """Dollars of the last run, or of the last ones if it was too small to decide. Below 0: caching has lost money."""
     requests: float = 0.0
     """Requests that could hit. Default: not known, an earlier release has measured."""
     first: int = 1
     """The first requests of a run, which find nothing. Default: 1."""
+    writes: bool | None = None
+    """The vendor charges for writing. Default: not known, an earlier release has measured."""
+
+    @property
+    def is_telling(self) -> bool:
+        """The requests are enough to expect the same of others."""
+        return not self.requests or self.requests + self.first >= _LEAST_TELLING
+
+    @property
+    def is_decisive(self) -> bool:
+        """The requests are enough to decide if the vendor is asked to cache."""
+        return not self.requests or self.requests + self.first >= _LEAST_DECISIVE
 
     @classmethod
     def of(cls, totals: CacheTotals, usage: Usage, requests: int, way: Way) -> "CachedRun":
@@ -78,6 +93,7 @@ class CachedRun:
             won=totals.won,
             requests=could_hit,
             first=first,
+            writes=usage.cache_write_tokens > 0,
         )
 
     def after(self, earlier: "CachedRun | None") -> "CachedRun":
@@ -94,13 +110,16 @@ class CachedRun:
             hit_rate=mean(self.hit_rate, earlier.hit_rate),
             cached_tokens=mean(self.cached_tokens, earlier.cached_tokens),
             written_tokens=mean(self.written_tokens, earlier.written_tokens),
+            won=self.won + (0.0 if self.is_decisive else earlier.won),
             requests=sum(weights),
+            writes=self.writes or earlier.writes,
         )
 
     def among(self, requests: int) -> "CachedRun":
         """Return the expected cost of each of `requests` requests. The first of them find nothing in the cache."""
         share = max(0, requests - self.first) / max(1, requests)
-        missed = self.cached_tokens * (1 - share) if self.written_tokens else 0.0
+        writes = bool(self.written_tokens) if self.writes is None else self.writes
+        missed = self.cached_tokens * (1 - share) if writes else 0.0
         return replace(
             self,
             hit_rate=self.hit_rate * share,

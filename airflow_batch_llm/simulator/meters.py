@@ -100,7 +100,8 @@ class ModelLimits:
 #: Characters of a token.
 CHARS = 4
 
-#: The share of hits in a batch where the knob does not say: vendors name 30 % to 98 %, and none were seen on Vertex.
+#: The share of hits in a batch where the knob does not say. Anthropic names 30 % to 98 %. Nobody names a share for OpenAI,
+#: so it is assumed to be the same. None were seen on Vertex. That each request hits by itself is an assumption, too.
 _USUAL_SHARE: Mapping[str, float] = {"anthropic": 0.64, "openai": 0.64}
 
 #: Prefixes that are remembered before all are forgotten.

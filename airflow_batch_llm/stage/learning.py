@@ -16,11 +16,8 @@ from airflow_batch_llm.stage.records.plan import Plan, PlannedRoute
 from airflow_batch_llm.stage.records.registers import Registers
 from airflow_batch_llm.stage.records.standings import ShardResult
 
-#: Fewer prompts, or a smaller share of good answers, say little about the next run.
+#: Fewer prompts, of one run or of several small ones, say little about the next run, and so do runs with fewer good answers.
 _LEAST_PROMPTS, _LEAST_GOOD = 20, 0.9
-
-#: Fewer requests say little about the share that finds something in the vendor's cache.
-_LEAST_REQUESTS = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,19 +27,25 @@ class Learning:
     parts: Parts
 
     def of(self, spec_hash: str) -> Measured | None:
-        """Return what the last runs with this spec have measured."""
+        """Return what the last runs with this spec have measured. None: too little."""
+        measured = self._measured(spec_hash)
+        return measured if measured is not None and measured.prompts >= _LEAST_PROMPTS else None
+
+    def _measured(self, spec_hash: str) -> Measured | None:
         data = Registers(workspace=self.parts.workspace).read_measured(spec_hash)
         return None if data is None else Measured.from_json(data)
 
     def last_runs(self, spec_hash: str, way: Way) -> LastRuns:
-        """Return the use of the vendor's cache that the last runs with this spec and way made."""
-        registers = Registers(workspace=self.parts.workspace)
-        found = (registers.read_cached(spec_hash, _how(way, choice)) for choice in (Caching.ON, Caching.AUTO))
-        return LastRuns(*(None if data is None else CachedRun.from_json(data) for data in found))
+        """Return the use of the vendor's cache that the last runs with this spec and way made, if they were large enough."""
+        found = (self._cached(spec_hash, _how(way, choice)) for choice in (Caching.ON, Caching.AUTO))
+        return LastRuns(*(run if run is not None and run.is_decisive else None for run in found))
 
     def cached(self, call: Call, spec_hash: str, way: Way) -> CachedRun | None:
         """Return the use of the cache that the requests of a call are expected to make. None: none that is known."""
-        how = _how(way, call.cache_system_prompt)
+        run = self._cached(spec_hash, _how(way, call.cache_system_prompt))
+        return run if run is not None and run.is_telling else None
+
+    def _cached(self, spec_hash: str, how: str) -> CachedRun | None:
         data = Registers(workspace=self.parts.workspace).read_cached(spec_hash, how)
         return None if data is None else CachedRun.from_json(data)
 
@@ -53,12 +56,13 @@ class Learning:
             with TemporaryDirectory(dir=self.parts.spool) as scratch:
                 registers, aside = Registers(workspace=self.parts.workspace), Path(scratch) / "measured.json"
                 for spec_hash, measured in _means(rounds, landed).items():
-                    kept = measured.after(self.of(spec_hash))
+                    kept = measured.after(self._measured(spec_hash))
                     registers.put_measured(spec_hash, kept.to_json(), aside)
-                for route, run in _cached(rounds[0], landed[0]):
+                for route, run, is_used in _cached(rounds[0], landed[0]):
                     how = _how(route.way, route.call.cache_system_prompt)
-                    used = run.after(self.cached(route.call, route.spec_hash, route.way))
-                    registers.put_cached(route.spec_hash, how, used.to_json(), aside)
+                    earlier = self._cached(route.spec_hash, how)
+                    if is_used or earlier is not None:
+                        registers.put_cached(route.spec_hash, how, run.after(earlier).to_json(), aside)
 
 
 def _how(way: Way, choice: bool | Caching) -> str:
@@ -68,15 +72,16 @@ def _how(way: Way, choice: bool | Caching) -> str:
     return f"{way}-{'asked' if choice in (True, Caching.ON) else 'unasked'}"
 
 
-def _cached(first: Plan, landed: Sequence[ShardResult]) -> Iterator[tuple[PlannedRoute, CachedRun]]:
-    """Yield the routes whose requests asked the vendor to cache, or that it cached unasked, with what that won."""
+def _cached(first: Plan, landed: Sequence[ShardResult]) -> Iterator[tuple[PlannedRoute, CachedRun, bool]]:
+    """Yield each route with the use that its requests made of the cache, and whether they or the vendor used it at all."""
     for number, route in enumerate(first.routes):
         shards = zip(first.shards, landed, strict=True)
         total = sum((result.report for shard, result in shards if shard.route == number), Report())
-        if not (route.is_own and route.spec_hash and total.requests >= _LEAST_REQUESTS):
-            continue
-        if route.call.asks_to_cache or total.cache.hits or total.usage.cache_write_tokens:
-            yield route, CachedRun.of(total.cache, total.usage, max(1, total.requests), route.way)
+        if route.is_own and route.spec_hash and total.requests:
+            run = CachedRun.of(total.cache, total.usage, total.requests, route.way)
+            is_used = bool(total.cache.hits or total.usage.cache_write_tokens)
+            if total.requests > run.first:  # the others could hit
+                yield route, run, is_used or route.call.asks_to_cache
 
 
 def _means(rounds: Sequence[Plan], landed: Sequence[Sequence[ShardResult]]) -> dict[str, Measured]:
@@ -102,14 +107,16 @@ def _means(rounds: Sequence[Plan], landed: Sequence[Sequence[ShardResult]]) -> d
 
 
 def _mean(route: PlannedRoute, total: Report, items: int) -> Measured | None:
-    """Return the means of a route's requests, which held `items` prompts. Returns None if they say little."""
+    """Return the means of a route's requests, which held `items` prompts. Returns None if too few were good."""
     guess = route.estimate or {}
     priced = items - total.spent.unpriced
     good = total.outcomes.get(Outcome.SUCCEEDED, 0)
-    if not guess.get("prompt_bytes") or priced < _LEAST_PROMPTS or good < _LEAST_GOOD * total.rows:
+    if not guess.get("prompt_bytes") or priced < 1 or good < _LEAST_GOOD * total.rows:
         return None
     each, answer = items / total.requests, total.usage.output_tokens / total.requests
-    variance = max(0.0, total.output_squares / total.requests - answer * answer) / each
+    others = total.requests - 1
+    squares = max(0.0, total.output_squares - total.requests * answer * answer)
+    variance = squares / others / each if others else None
     return Measured(
         requests=total.requests,
         prompt_bytes=guess["prompt_bytes"] / guess["requests"] * each,

@@ -142,3 +142,12 @@ def test_earlier_runs_count_as_a_thousand_requests_at_the_most() -> None:
     both = replace(earlier, hit_rate=0.3, won=-1.0, requests=100).after(earlier)
     assert both.hit_rate == pytest.approx((100 * 0.3 + 1000 * 0.6) / 1100)
     assert (both.won, both.requests) == (-1.0, 1100)
+
+
+def test_small_runs_decide_together_whether_caching_has_lost_money() -> None:
+    small = CachedRun(hit_rate=0.3, cached_tokens=300.0, written_tokens=700.0, won=-1.0, requests=24)
+    both = small.after(replace(small, won=0.25))
+    assert (small.is_telling, small.is_decisive, both.is_decisive, both.won) == (True, False, False, -0.75)
+    assert (both.after(small).is_decisive, both.after(small).won) == (True, -1.75)
+    assert not replace(small, requests=8).is_telling
+    assert replace(small, requests=0).is_decisive, "an earlier release kept none that were smaller"

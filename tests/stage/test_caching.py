@@ -83,9 +83,12 @@ def test_in_real_time_almost_every_request_finds_the_prefix(anthropic: Bench) ->
     assert report.spent.cost == pytest.approx(anthropic.world.billed(Way.NOW), abs=1e-9)
 
 
-def test_the_next_estimate_counts_on_the_same_hits(anthropic: Bench) -> None:
-    anthropic.world.simulator.turn(cached_tokens=1500, cache_write_tokens=300)
-    complete(anthropic, "first", 0)
+@pytest.mark.parametrize("sizes", [[60], [6, 15]])
+def test_the_next_estimate_counts_on_the_same_hits(anthropic: Bench, sizes: list[int]) -> None:
+    anthropic.world.simulator.turn(batch_cache_hits=1.0)
+    for size in sizes:  # small runs tell it together
+        complete(anthropic, f"of {size}", size * 100, size)
+        anthropic.world.sleep(86_400.0)
     second = complete(anthropic, "second", 100).report
     assert abs(second.estimate_off["usd"]) < 0.1, second.estimate_off
     assert any("of the requests are taken to read from the vendor's cache" in said for said in anthropic.said)
