@@ -8,11 +8,13 @@ tokens. In the second night one ticket of a hundred has another text. The vendor
 characters for a token, and is called by the vendors' own SDKs. Its models err in a known share of the texts. Prints
 Markdown tables, and ends with 1 if a report differs from the simulator's ledger by a cent or more. With `--steps` it runs
 these steps only, for as many nights as are wanted, each of which changes other tickets. Then it counts how many of their
-estimates were close, and how many within their range.
+estimates were close, how many within their range, and how far the sum of all estimates was off. Each second night that was
+not close is listed with what chance can do: the standard deviation that the estimate itself had, before the night.
 """
 
 import argparse
 import os
+import re
 import sys
 import tempfile
 import time
@@ -24,6 +26,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field
 
+from airflow_batch_llm.core.estimate import LIKELY
 from airflow_batch_llm.core.model import Outcome, Way
 from airflow_batch_llm.core.report import Report
 from airflow_batch_llm.core.settings import Escalation, Route
@@ -74,6 +77,11 @@ class Night(NamedTuple):
     """The dollars between which nine nights in ten were expected."""
     right: float
     """The share of the target's labels that are right."""
+    requests: int
+    tokens_off: Sequence[float]
+    """The errors of the estimate in input tokens and in output tokens, as shares of what the night took."""
+    hits: tuple[float, float]
+    """The requests that read from the vendor's cache, and how many were expected to."""
 
     @property
     def off(self) -> float:
@@ -91,6 +99,16 @@ class Night(NamedTuple):
     def chance(self) -> float:
         """Half of the likely range, as a share of the estimate."""
         return (self.likely[1] - self.likely[0]) / 2 / self.estimate if self.likely else 0.0
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation of the dollars by chance, as a share of the estimate."""
+        return self.chance / LIKELY
+
+    @property
+    def enough(self) -> float:
+        """The requests of a night of which 19 in 20 are within 10 %: two standard deviations are so much then."""
+        return self.requests * (2 * self.deviation / CLOSE) ** 2
 
 
 def steps(provider: str) -> Sequence[Step]:
@@ -187,7 +205,17 @@ def night(bench: Bench, report: Report, step: Step, rows: int, before: float) ->
         estimate=report.estimate["usd"] or 0.0,
         likely=report.estimate["usd_likely"],
         right=right / rows,
+        requests=report.requests,
+        tokens_off=[report.estimate_off.get(name) or 0.0 for name in ("input_tokens", "output_tokens")],
+        hits=(report.requests * report.cache.hit_rate, report.requests * expected_hits(bench.said)),
     )
+
+
+def expected_hits(said: list[str]) -> float:
+    """Return the share of hits that the last plan has told of."""
+    plans = (text for text in reversed(said) if " of them make " in text)
+    found = re.search(r"([0-9]+)% of the requests are taken to read", next(plans, ""))
+    return int(found[1]) / 100 if found else 0.0
 
 
 @contextmanager
@@ -244,20 +272,43 @@ def tables(found: Found, rows: int) -> Iterator[str]:
 
 def later_nights(found: Found, wanted: Sequence[int]) -> Iterator[str]:
     """Yield the lines of a table: how close the estimates of all nights after the first were."""
-    yield "\n| provider | step | nights | off by 10 % at most | within the range | usually off by | range |"
-    yield "|---|---|--:|--:|--:|--:|--:|"
+    yield (
+        "\n| provider | step | nights | off by 10 % at most | within the range | usually off by | range"
+        " | all together off by |"
+    )
+    yield "|---|---|--:|--:|--:|--:|--:|--:|"
     for provider, nights in found.items():
         for step, (_, *later) in zip(chosen(provider, wanted), nights, strict=True):
             close, likely = sum(one.is_close for one in later), sum(one.is_likely for one in later)
             off, chance = median(abs(one.off) for one in later), median(one.chance for one in later)
+            whole = sum(one.estimate for one in later) / sum(one.dollars for one in later) - 1
             yield (
-                f"| {provider} | {step.name} | {len(later)} | {close} | {likely} | {off:.1%} | ±{chance:.0%} |"
+                f"| {provider} | {step.name} | {len(later)} | {close} | {likely} | {off:.1%} | ±{chance:.0%}"
+                f" | {whole:+.1%} |"
             )
     later = [one for nights in found.values() for _, *rest in nights for one in rest]
     close, likely = (
         sum(kind) / len(later) for kind in ([one.is_close for one in later], [one.is_likely for one in later])
     )
     yield f"\n{len(later)} nights: {close:.0%} within 10 %, {likely:.0%} within the range"
+
+
+def misses(found: Found, wanted: Sequence[int]) -> Iterator[str]:
+    """Yield the lines of a table: each second night whose estimate was not close, and what chance can do in it."""
+    yield (
+        "\n| second night | requests | input tokens off | output tokens off | hits | expected | dollars off"
+        " | standard deviation | deviations | requests for 10 % |"
+    )
+    yield "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
+    for provider, nights in found.items():
+        for step, (_, one, *_) in zip(chosen(provider, wanted), nights, strict=True):
+            if not one.is_close:
+                tokens = " | ".join(f"{off:+.1%}" for off in one.tokens_off)
+                off = (one.dollars / one.estimate - 1) / one.deviation if one.deviation else float("inf")
+                yield (
+                    f"| {provider}: {step.name} | {one.requests} | {tokens} | {one.hits[0]:.0f} | {one.hits[1]:.0f}"
+                    f" | {one.off:+.1%} | {one.deviation:.1%} | {off:+.1f} | {one.enough:,.0f} |"
+                )
 
 
 STYLE = """
@@ -345,11 +396,11 @@ def main() -> None:
     wanted = [int(number) for number in asked.steps.split(",") if number]
     found = run(asked.rows, asked.providers.split(","), asked.nights, wanted)
     if wanted:
-        print(*later_nights(found, wanted), sep="\n")
+        print(*misses(found, wanted), *later_nights(found, wanted), sep="\n")
         return
     if asked.svg:
         asked.svg.write_text(chart(found, asked.rows))
-    print(*tables(found, asked.rows), sep="\n")
+    print(*tables(found, asked.rows), *misses(found, ()), sep="\n")
     if asked.nights > 2:
         print(*later_nights(found, ()), sep="\n")
     print()

@@ -1,6 +1,6 @@
 """The scenario of `make scenario` at a small size: the bills are right at every step, and the goals are met."""
 
-from tests.benchmarks.scenario import measure, steps, verdicts
+from tests.benchmarks.scenario import later_nights, measure, misses, steps, verdicts
 from tests.stage.world import Bench
 
 ROWS = 200
@@ -21,3 +21,6 @@ def test_each_step_costs_what_the_ledger_says_and_the_last_one_little(anthropic:
     assert len(ends) == 3
     assert all(is_met for is_met, _ in ends), ends
     assert abs(nights[0][1].off) < 0.1
+    wanted = (1, len(everything))
+    assert len([*misses(found, wanted)]) == 2 + sum(not second.is_close for _, second in nights)
+    assert f"| {nights[0][1].off:+.1%} |" in [*later_nights(found, wanted)][2]
