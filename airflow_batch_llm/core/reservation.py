@@ -182,9 +182,10 @@ def reserve(run: str, *, is_read: bool = False) -> Generator[Step, Any, None]:
         yield ReadSource()
     takes_over = run
     while True:
-        yield Draft()  # written while others plan; it stands unless their plans take rows out of it
-        yield from _settle(takes_over, range(first, number))
-        draft = yield Draft()
+        draft = yield Draft()  # written while others plan; it stands unless their plans take rows out of it
+        if first < number:
+            yield from _settle(takes_over, range(first, number))
+            draft = yield Draft()
         if draft is None:
             ticket = yield LookAt(number)
             yield DeclareOver(number, ticket.last)
@@ -218,5 +219,4 @@ def _settle(takes_over: str, numbers: range) -> Generator[Step, Any, None]:
                 yield DeclareOver(number, ticket.last)
             else:
                 is_late = yield Rest(number, ticket.holder)
-    if numbers:
-        yield Remember(numbers[-1])
+    yield Remember(numbers[-1])

@@ -61,11 +61,13 @@ class Generation:
     pace: Pace
     max_tries: int = 0
     places: int | None = None  # fewer than the pace's, for a part of the work; 0: nothing is sent
+    is_open: bool = False
+    """The report was looked for just now, and there is none. Default: nobody has looked."""
 
     def advance(self) -> Pause | Finished:
         """Go as far as can be gone now."""
         finisher = Finisher(parts=self.parts, folder=self.folder, first=self.first)
-        if (ended := finisher.ended()) is not None:
+        if not self.is_open and (ended := finisher.ended()) is not None:
             return ended
         deadline, memory = self.deadline(), self._memory()
         with _scratch(self.parts.spool) as scratch:
@@ -226,13 +228,15 @@ class Generation:
         known = self.folder.read_plan(last.round + 1)
         if known is not None:
             return Plan.from_json(known)
-        if self.folder.is_cancelled() or last.in_warehouse:
+        if last.in_warehouse:
             return None
         landed = memory.all_landed(last.shards)
         is_late = self.parts.clock() >= batches_until(last.rules, deadline)
         following = FollowUp(parts=self.parts, folder=self.folder, scratch=current.scratch, is_late=is_late)
         wanted = self._in_time(last, following.wanted(last, landed), deadline)
-        allowed = self._affordable(rounds, wanted, memory) if any(wanted.values()) else wanted
+        if not any(wanted.values()) or self.folder.is_cancelled():
+            return None
+        allowed = self._affordable(rounds, wanted, memory)
         if not any(allowed.values()):
             return None
         for name, requests in allowed.items():

@@ -38,7 +38,7 @@ from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.records.standings import RunMemory, ahead, at_once
 from airflow_batch_llm.stage.send.asking import Asker
-from airflow_batch_llm.stage.send.submitting import Submitter
+from airflow_batch_llm.stage.send.submitting import Prepared, Submitter
 from airflow_batch_llm.stage.send.sweeping import Sweeper
 from airflow_batch_llm.stage.telemetry import describe, span
 from airflow_batch_llm.warehouses.side_tables import publish_parts
@@ -46,8 +46,9 @@ from airflow_batch_llm.warehouses.side_tables import publish_parts
 #: A woken worker looks again after this where nothing else is known.
 LOOK_AGAIN_SECONDS = 60.0
 
-#: Shards that are uploaded side by side.
-_UPLOADS_AT_ONCE = 4
+#: Shards that are uploaded, and whose intents are written, while another one is sent. A worker that is killed leaves so many
+#: intents at most of which the next one waits for the lease.
+_PREPARED_AT_ONCE = 4
 
 _NOT_CANCELLED = "a batch that is given up could not be cancelled yet"
 
@@ -258,16 +259,17 @@ class Round:
         moves: dict[int, Move] = {}
         chosen = self._sendable(but)
         self.memory.begin(shard.number for shard in chosen)
-        # Uploads cost nothing, so they run side by side. Batches are created one after another: a task that is killed
-        # leaves one at most whose fate is unknown.
+        # Uploads and intents cost nothing, so they are made side by side. Batches are created one after another: a task
+        # that is told to end creates no further one while it cancels those that it knows.
         with (
             self._traced("submit", chosen),
-            self._submitter.uploading(),
-            closing(ahead(self._prepare, chosen, _UPLOADS_AT_ONCE)) as prepared,
+            self._submitter.sending(),
+            closing(ahead(self._prepare, chosen, _PREPARED_AT_ONCE)) as prepared,
         ):
-            for shard in prepared:
+            for one in prepared:
+                shard = one.shard
                 with self._hurrying():
-                    moved = moves[shard.number] = self._submitter.submit(shard)
+                    moved = moves[shard.number] = self._submitter.submit(one)
                 if isinstance(moved, Wait) and moved.batch_id:
                     self.parts.log(
                         f"Shard {shard.number}: batch {moved.batch_id} with {counted(shard.requests, 'request')}."
@@ -286,12 +288,9 @@ class Round:
             if staged := [number for number in numbers if self.memory.standing(number).staged is not None]:
                 describe(current, usd=self.memory.spent(staged))
 
-    def _prepare(self, shard: PlannedShard) -> PlannedShard:
-        """Upload a shard, if it is to be sent as far as is known."""
-        if isinstance(self._move(shard, self.memory.standing(shard.number)), Submit):
-            with self._hurrying():
-                self._submitter.upload(shard)
-        return shard
+    def _prepare(self, shard: PlannedShard) -> Prepared:
+        with self._hurrying():
+            return self._submitter.prepare(shard)
 
     def _sendable(self, but: Collection[str]) -> list[PlannedShard]:
         """Return the shards that are to be sent, or searched, as far as there are places."""

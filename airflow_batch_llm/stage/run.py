@@ -168,6 +168,7 @@ class Run:
     def generation(self) -> Generation:
         """The generation that counts now, planned if it is not yet."""
         folder, plan, is_finished = self._current()
+        is_open = plan is not None and not is_finished
         if plan is None:
             plan = self._plan(folder)
         else:
@@ -177,7 +178,7 @@ class Run:
         if self.opening:
             with self.parts.cleaning("what was read for the plan"):
                 folder.delete_planned_by(self.opening)
-        return self._generation(folder, plan)
+        return replace(self._generation(folder, plan), is_open=is_open)
 
     def open_source(self, most: int) -> Opening | None:
         """Divide the source into at most `most` partitions, to be read before the run is planned.
@@ -264,8 +265,8 @@ class Run:
 
     def _care_for_others(self, stage: Stage) -> None:
         """Bring what other runs have left behind to its end, before the target is looked at."""
+        self._refuse_earlier_releases(stage.target)
         self._end_abandoned(self._place(stage.target))
-        self._tell_of_earlier_releases(stage.target)
         for swept in sweep_loose(self.parts):
             delete_copies(self.parts, swept)
             if swept.read_report() is not None:
@@ -320,14 +321,19 @@ class Run:
             parts=self.parts, folder=folder, first=plan, pace=pace, max_tries=self.max_tries + self.clears
         )
 
-    def _tell_of_earlier_releases(self, table: str) -> None:
-        """Warn of runs that may be those of another database: their rows are held back, and no other task ends them."""
-        for folder in Registers(workspace=self.parts.workspace).open_runs(table):
+    def _refuse_earlier_releases(self, table: str) -> None:
+        """Raise `InputError` if a run that an earlier release began may be buying rows of this table.
+
+        It is registered by the table alone, where no planner looks.
+        """
+        registers = Registers(workspace=self.parts.workspace)
+        registers.refuse_earlier_layout()
+        for folder in registers.open_runs(table):
             if folder.run != self.name and folder.read_plan() is not None:
-                self.parts.warn(
+                raise InputError(
                     f"The run {folder.path} is unfinished, and an earlier release planned it, which did not record its"
-                    " database. Its rows are left to it. Finish it with its own task, or with"
-                    f" CollectLLMBatchOperator(run_folder={folder.run!r})."
+                    f" database. It may be buying rows for {table}. Finish it first, with its own task or with"
+                    f" CollectLLMBatchOperator(run_folder={folder.run!r}). Nothing was sent."
                 )
 
     def _end_abandoned(self, place: Place) -> None:

@@ -86,7 +86,6 @@ class Workspace:
     def __init__(self, uri: str, storage: Storage) -> None:
         self.uri = uri
         self._storage = storage
-        self._empty: set[str] = set()  # folders to which nothing is added any more
 
     def __repr__(self) -> str:
         return f"Workspace({self.uri!r})"
@@ -227,12 +226,6 @@ class Workspace:
         for path in found:
             self._storage.delete(path)
         return len(found)
-
-    def has_old(self, folder: str) -> bool:
-        """Return whether a folder holds anything to which nothing is added any more. It is listed until it is empty."""
-        if folder not in self._empty and not self.names(folder):
-            self._empty.add(folder)
-        return folder not in self._empty
 
     def names(self, folder: str = "") -> list[str]:
         """List what lies directly in a folder now. Records are never found this way, only by number."""

@@ -97,9 +97,7 @@ def sweep_action(answers: Sequence[Any], terms: Terms) -> SweepAction | None:
     world: Any = _World(iter(rest))
     provider = SimpleNamespace(name="model", find=world.find, check=world.check, cancel=world.cancel)
     # The register of recorded batches is a help for a provider's listing, of which this world shows all.
-    workspace = SimpleNamespace(
-        names=lambda path: (), create=lambda path, data: True, has_old=lambda folder: False
-    )
+    workspace = SimpleNamespace(names=lambda path: (), create=lambda path, data: True)
     parts: Any = SimpleNamespace(
         provider=provider,
         workspace=workspace,

@@ -8,7 +8,7 @@ import duckdb
 import orjson
 import pytest
 
-from airflow_batch_llm.errors import TargetError
+from airflow_batch_llm.errors import InputError, TargetError
 from airflow_batch_llm.stage.records.folder import RunFolder, run_path
 from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.stage.records.registers import Registers
@@ -181,16 +181,18 @@ def test_a_run_of_an_earlier_release_goes_on_if_its_table_is_named_alike(pair: B
     assert pair.world.unfinished() == []
 
 
-def test_rows_of_a_run_of_an_earlier_release_are_left_to_it(pair: Bench) -> None:
+def test_no_run_is_planned_on_a_table_for_which_an_earlier_release_has_an_unfinished_run(pair: Bench) -> None:
     pair.advance(RUN)
     folder = aged(pair, RUN)
     pair.world.sleep(40 * 3600)
 
-    second = pair.complete("second/t/r")
-
-    assert second.report.why == {"in_flight": 10}
+    with pytest.raises(InputError, match=rf"The run {folder.path} is unfinished.*Finish it first"):
+        pair.advance("second/t/r")
     assert folder.read_report() is None
-    assert any(f"The run {folder.path} is unfinished" in said for said in pair.said)
+
+    pair.complete(RUN)
+    pair.complete("second/t/r")
+
     assert pair.world.charged() == 10
 
 

@@ -93,8 +93,8 @@ RESULTS_PATIENCE_SECONDS = 600.0
 _FETCH_AGAIN_SECONDS = 60.0
 _BLOCK = 1 << 20
 
-#: Shards whose rows are fetched, or whose records are written, while another one is staged.
-_AHEAD = 8
+#: Shards whose rows are fetched, and shards whose records are written, while another one is staged.
+_AHEAD, _RECORDED_AT_ONCE = 8, 16
 
 #: A batch that was turned away for lack of quota is sent again after this.
 _LATER_SECONDS = 300.0
@@ -199,12 +199,15 @@ class Collector:
         The rows of the next shards are fetched meanwhile, and the records of the last ones written.
         """
         shards = [shard for shard, _ in landing]
-        with closing(ahead(self._fetch_ahead, shards, _AHEAD)) as fetched, ThreadPoolExecutor(_AHEAD) as pool:
+        with (
+            closing(ahead(self._fetch_ahead, shards, _AHEAD)) as fetched,
+            ThreadPoolExecutor(_RECORDED_AT_ONCE) as pool,
+        ):
             recording = deque[Future[None]]()
             for (shard, standing), _ in zip(landing, fetched, strict=True):
                 landed = self._land(shard, standing)
                 recording.append(pool.submit(copy_context().run, self._record, shard, standing, landed))
-                if len(recording) > _AHEAD:
+                if len(recording) > _RECORDED_AT_ONCE:
                     recording.popleft().result()
             for future in recording:
                 future.result()

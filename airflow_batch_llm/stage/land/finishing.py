@@ -41,7 +41,7 @@ from airflow_batch_llm.stage.learning import Learning, compared
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedRoute, PlannedShard
-from airflow_batch_llm.stage.records.registers import LabelHistory, Registers
+from airflow_batch_llm.stage.records.registers import LabelHistory, LabelledRun, Registers
 from airflow_batch_llm.stage.records.run_index import RunIndex
 from airflow_batch_llm.stage.records.standings import RunMemory, ShardResult, read_rounds
 from airflow_batch_llm.stage.reusing import Copier
@@ -87,8 +87,9 @@ class Finisher:
     def stored(self) -> Finished | None:
         """The run as it ended, if it has."""
         data = self.folder.read_report()
-        if data is None:
-            return None
+        return None if data is None else self._finished(data)
+
+    def _finished(self, data: bytes) -> Finished:
         fields = orjson.loads(data)
         return Finished(report=Report.from_json(fields["report"]), about=_about(fields["about"]))
 
@@ -111,7 +112,7 @@ class Finisher:
             total + reported(strays),
             why=self._why(rounds[0]),
             estimate=self.first.forecast(),
-            reviewed=self.folder.count_reviewed(),
+            reviewed=self.folder.count_reviewed() if self.first.target.review else 0,
             canary=canary.reported(),
             packing=told_packing(rounds, total) | self._piloted(rounds[0], landed[0]),
             caching=self._cached(rounds, landed),
@@ -119,8 +120,8 @@ class Finisher:
         if not rounds[0].is_stopped:
             report = replace(report, estimate_off=compared(self.first, report))
         verdict = self._explained(canary.stop(), report, landed[-1], shards)
-        mixes = self._history.before(self.folder.run_id) if report.labels else []
-        shifted = shifts(add_mixes(mixes), report.labels)
+        before = self._history.before(self.folder.run_id) if report.labels else []
+        shifted = shifts(add_mixes([one["labels"] for one in before]), report.labels)
         report = replace(report, drift={one.column: one.index for one in shifted}).judged(verdict)
         about = self._about(rounds, _batch_ids(shards))
         stored = {
@@ -129,9 +130,10 @@ class Finisher:
             "strays": [stray.batch_id for stray in strays],
         }
         self._tell_of_strays(shards, report)
-        if self.folder.create_report(orjson.dumps(stored)):  # once: earlier runs are added up
+        data = orjson.dumps(stored)
+        if is_own := self.folder.create_report(data):  # once: earlier runs are added up
             Learning(parts=self.parts).note(rounds, landed)
-        self._keep_labels(report, shifted, len(mixes))
+        self._keep_labels(report, shifted, before)
         problem = miscount(report)
         if problem and not self._is_erased(
             rounds
@@ -139,9 +141,8 @@ class Finisher:
             warnings.warn(
                 f"The report of {self.folder.path} does not add up: {problem}", RuntimeWarning, stacklevel=2
             )
-        ended = self.ended()
-        assert ended is not None, "the report was created here, or by another attempt before"
-        return ended
+        stored_by_other = None if is_own else self.stored()
+        return self._ended(stored_by_other or self._finished(data))
 
     def _explained(
         self,
@@ -162,7 +163,7 @@ class Finisher:
 
     def _why(self, first: Plan) -> Mapping[str, int]:
         """Return the rows by reason. An answer that was to be copied may have been gone."""
-        data = self.folder.read_copied()
+        data = self.folder.read_copied() if first.reused else None
         lost = 0 if data is None else first.reused - int(orjson.loads(data)["rows"])
         if not lost:
             return first.why
@@ -174,16 +175,16 @@ class Finisher:
             workspace=self.parts.workspace, target=self.first.registered_as, deployment=self.first.deployment
         )
 
-    def _keep_labels(self, report: Report, shifted: Sequence[Shift], runs: int) -> None:
-        """Warn of labels that have drifted, and keep this run's for the next ones."""
+    def _keep_labels(self, report: Report, shifted: Sequence[Shift], before: Sequence[LabelledRun]) -> None:
+        """Warn of labels that have drifted since the runs before, and keep this run's for the next ones."""
         limit = self.first.limits.warn_on_drift
         for one in shifted:
             if limit is not None and one.is_sure and one.index > limit:
-                self.parts.warn(told(one, limit, counted(runs, "run")))
+                self.parts.warn(told(one, limit, counted(len(before), "run")))
         if report.passed and report.labels:
             self.parts.spool.mkdir(parents=True, exist_ok=True)
             with suppress(StoreError):  # the next run has one run less to compare with
-                self._history.add(self.folder.run_id, report.labels, self.parts.spool / "labels.new")
+                self._history.add(self.folder.run_id, report.labels, before, self.parts.spool / "labels.new")
 
     def _piloted(self, plan: Plan, landed: Sequence[ShardResult]) -> dict[str, Any]:
         """Judge the pilot, keep what it has found for later runs, and return it for the report. Empty: there was none."""
@@ -253,8 +254,9 @@ class Finisher:
     def ended(self) -> Finished | None:
         """The run as it ended, if it has, taken out of the registers: who stored the report may have died before."""
         stored = self.stored()
-        if stored is None:
-            return None
+        return None if stored is None else self._ended(stored)
+
+    def _ended(self, stored: Finished) -> Finished:
         registers = Registers(workspace=self.parts.workspace)
         RunIndex(workspace=self.parts.workspace).end(
             self.folder, self.first, stored.report, stored.about.completed_at or self.parts.clock()

@@ -221,9 +221,8 @@ class Drafting:
     def _note_in_flight(self) -> None:
         """Note the plans of other runs that buy rows: a round is in flight until it is published."""
         registers = Registers(workspace=self.parts.workspace)
-        # An earlier release has registered its runs by the table alone.
-        for other in (*registers.open_runs(str(self.place)), *registers.open_runs(self.stage.target)):
-            for plan in read_rounds(other) if other.path != self.folder.path else ():
+        for other in registers.open_runs(str(self.place), but=self.folder):
+            for plan in read_rounds(other):
                 if self._buys_same(plan) and other.read_published(plan.round) is None:
                     self._note(other, plan)
 
@@ -234,7 +233,7 @@ class Drafting:
     def _buys_same(self, plan: Plan) -> bool:
         """Return whether a plan asks the same question for the same target, as far as it says."""
         asked = {route.spec_hash for route in self.resolved.routes}
-        return plan.place in (None, self.place) and any(route.spec_hash in asked for route in plan.routes)
+        return plan.place == self.place and any(route.spec_hash in asked for route in plan.routes)
 
     def _take_out_in_flight(self, spool: Spool) -> int:
         """Take out the rows of the plans that were not looked at before. Returns the number of rows taken out."""

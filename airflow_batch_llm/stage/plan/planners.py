@@ -51,17 +51,19 @@ class Planners:
     _own: int = field(default=0, init=False)  # the number of the ticket that this planner holds
     _last: int = field(default=0, init=False)  # the number of its last record
     _waited_for: set[int] = field(default_factory=set, init=False)
+    _stored: Plan | None = field(default=None, init=False)  # the draft that was stored last
+    _frozen: Plan | None = field(default=None, init=False)  # it, once this planner has made it the run's plan
     _writing: threading.Lock = field(default_factory=threading.Lock, init=False)
 
-    def take_turn(self) -> None:
-        """Plan, and freeze the plan when it is this planner's turn."""
+    def take_turn(self) -> Plan:
+        """Plan, and freeze the plan when it is this planner's turn. Returns the run's plan, which may be that of another."""
         machine, answer = reserve(self.folder.path, is_read=self.drafting.opening is not None), None
         try:
             with self._renewed():
                 while True:
                     answer = self._take(machine.send(answer))
         except StopIteration:
-            return
+            return self._frozen or self._read_frozen()
         except BaseException:
             with suppress(StoreError):  # the others wait a little longer then
                 self._give_up_own()
@@ -111,8 +113,10 @@ class Planners:
             if self._has_waited():
                 raise
             return None  # the rows that others are about to buy may be what is too much
-        self._registers.open_run(self._target, self.folder)
-        self.folder.create_draft(plan.nonce, plan.to_json())
+        if self._stored is None or plan.nonce != self._stored.nonce:
+            self._registers.open_run(self._target, self.folder)
+            self.folder.create_draft(plan.nonce, plan.to_json())
+            self._stored = plan
         return plan.nonce
 
     def _held(self) -> Plan:
@@ -130,9 +134,18 @@ class Planners:
         return all(ticket.is_over or ticket.sealed is not None for ticket in tickets)
 
     def _freeze(self, folder: RunFolder, draft: str) -> None:
+        if self._stored is not None and self._stored.nonce == draft:
+            if folder.create_plan(self._stored.to_json()):
+                self._frozen = self._stored
+            return
         folder.freeze(draft)
         if folder.path != self.folder.path:
             self.drafting.note(folder)
+
+    def _read_frozen(self) -> Plan:
+        data = self.folder.read_plan()
+        assert data is not None, "the plan was frozen here, or by another attempt"
+        return Plan.from_json(data)
 
     def _look(self, number: int) -> PlannerTicket:
         return ticket_of(self._registers.ticket(self._target, number))

@@ -432,10 +432,7 @@ class Planner:
                 drafting.read()
                 return drafting.draft()
             register_unfinished(self.parts, self.folder, self.stage.keep_days)
-            Planners(parts=self.parts, folder=self.folder, drafting=drafting).take_turn()
-        frozen = self.folder.read_plan()
-        assert frozen is not None, "the plan was frozen here, or by another attempt"
-        return Plan.from_json(frozen)
+            return Planners(parts=self.parts, folder=self.folder, drafting=drafting).take_turn()
 
     def _refuse_source_as_target(self) -> None:
         """Refuse to add bookkeeping columns to a table of the user's that the source reads."""

@@ -14,29 +14,28 @@
 
 A register is a help, never the truth about a run: that is its journal. A name that is missing costs a look, no money.
 
-Run folders begin with the name of a Dag, and `safe_name` never returns a name with a leading dot. Workspaces of an
-earlier layout have the registers at their root: these are read and emptied, but nothing is added there.
+Run folders begin with the name of a Dag, and `safe_name` never returns a name with a leading dot. A workspace of an
+earlier layout has the registers at its root. No run is planned there, since nothing reads those.
 """
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import orjson
 
 from airflow_batch_llm.core.drift import TRAILING_RUNS, LabelMix
 from airflow_batch_llm.core.reservation import TicketEntry
+from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.stage.records.folder import RunFolder, safe_name
 from airflow_batch_llm.store import Workspace
 
 _ROOT = ".registers/"
-#: Where registers are: new names first, then those of the earlier layout.
-_ROOTS = (_ROOT, "")
-#: Tells a register's entries from the folders of a Dag that has the same name as a register.
-_ENTRY = re.compile(r"(?:[0-9]{12}-)?[0-9a-f]{16}\.json")
+#: The registers of the earlier layout that hold work, each with the form of its names: a Dag may be called like it.
+_EARLIER = {"due": re.compile(r"[0-9]{12}-[0-9a-f]{16}\.json"), "targets": re.compile(r"[0-9a-f]{16}")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +57,18 @@ class Registers:
 
     def known(self, *providers: str) -> frozenset[str]:
         return frozenset(
-            name
-            for provider in providers
-            for root in self._roots("known")
-            for name in self.workspace.names(f"{root}known/{provider}")
+            name for provider in providers for name in self.workspace.names(f"{_ROOT}known/{provider}")
         )
+
+    def refuse_earlier_layout(self) -> None:
+        """Raise `InputError` if the workspace has registers of the earlier layout: rows of its runs may be in flight."""
+        for name in sorted(_EARLIER.keys() & set(self.workspace.names())):
+            if any(map(_EARLIER[name].fullmatch, self.workspace.names(name))):
+                raise InputError(
+                    f"{self.workspace.uri}/{name} was written by an earlier release, and nothing reads it any more. Finish the"
+                    " runs of this workspace with that release, and delete the folders due, known, loose and targets; or"
+                    " use a new workspace. Nothing was sent."
+                )
 
     def open_run(self, target: str, folder: RunFolder) -> None:
         self._add(f"{_targets(target)}/{_entry(folder)}", folder.run_id)
@@ -70,14 +76,14 @@ class Registers:
     def close_run(self, target: str, folder: RunFolder) -> None:
         self._drop(f"{_targets(target)}/{_entry(folder)}")
 
-    def open_runs(self, target: str) -> list[RunFolder]:
-        """The unfinished runs on a target, oldest name first."""
-        return self._listed(_targets(target))
+    def open_runs(self, target: str, but: RunFolder | None = None) -> list[RunFolder]:
+        """Return the unfinished runs on a target but for one, by the names of their entries."""
+        return self._listed(_targets(target), but)
 
     def all_open_runs(self) -> list[RunFolder]:
         """Return the unfinished runs on all targets."""
-        targets = {name for root in self._roots("targets") for name in self.workspace.names(f"{root}targets")}
-        return [folder for name in sorted(targets) for folder in self._listed(f"targets/{name}")]
+        targets = sorted(self.workspace.names(f"{_ROOT}targets"))
+        return [folder for name in targets for folder in self._listed(f"targets/{name}")]
 
     def put_measured(self, spec_hash: str, data: bytes, aside: Path) -> None:
         """Keep what a run with a spec has measured. The last run counts."""
@@ -114,7 +120,7 @@ class Registers:
         for name in self._entries("due"):
             if int(name.partition("-")[0]) > now:
                 break
-            data = self._read(f"due/{name}")
+            data = self.workspace.read(f"{_ROOT}due/{name}")
             if data is not None:
                 yield Due(name=name, folder=self.folder(data.decode()))
 
@@ -132,7 +138,7 @@ class Registers:
 
     def unwritten(self, book: str, now: float) -> Iterator[Due]:
         """Yield the runs that are to be written to a ledger, the one that has waited longest first."""
-        for name in sorted(self.workspace.names(f"{_ROOT}{_ledger(book)}")):
+        for name in self._entries(_ledger(book)):
             if int(name.partition("-")[0]) > now:
                 break
             data = self.workspace.read(f"{_ROOT}{_ledger(book)}/{name}")
@@ -162,27 +168,14 @@ class Registers:
         """Replace what a watcher has reported."""
         self.workspace.put(_watermark(watcher), file)
 
-    def _roots(self, path: str) -> tuple[str, ...]:
-        """Return where the entries of a register may be: at the root of the workspace only if one was left there."""
-        return _ROOTS if self.workspace.has_old(path.partition("/")[0]) else (_ROOT,)
-
     def _add(self, path: str, content: str) -> None:
         self.workspace.create(f"{_ROOT}{path}", content.encode())
 
-    def _read(self, path: str) -> bytes | None:
-        for root in self._roots(path):
-            data = self.workspace.read(f"{root}{path}")
-            if data is not None:
-                return data
-        return None
-
     def _drop(self, path: str) -> None:
-        for root in self._roots(path):
-            self.workspace.delete(f"{root}{path}")
+        self.workspace.delete(f"{_ROOT}{path}")
 
     def _entries(self, register: str) -> list[str]:
-        names = {name for root in self._roots(register) for name in self.workspace.names(f"{root}{register}")}
-        return sorted(name for name in names if _ENTRY.fullmatch(name))
+        return sorted(self.workspace.names(f"{_ROOT}{register}"))
 
     def ticket(self, target: str, number: int) -> list[TicketEntry]:
         """Return the records of one ticket of a target."""
@@ -211,8 +204,9 @@ class Registers:
     def _tickets(self, target: str) -> str:
         return f"{_ROOT}tickets/{_short(target)}"
 
-    def _listed(self, register: str) -> list[RunFolder]:
-        found = (self._read(f"{register}/{name}") for name in self._entries(register))
+    def _listed(self, register: str, but: RunFolder | None = None) -> list[RunFolder]:
+        names = [name for name in self._entries(register) if but is None or name != _entry(but)]
+        found = (self.workspace.read(f"{_ROOT}{register}/{name}") for name in names)
         return [self.folder(data.decode()) for data in found if data is not None]
 
     def folder(self, run_id: str) -> RunFolder:
@@ -249,6 +243,13 @@ def _short(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
+class LabelledRun(TypedDict):
+    """A run and its answers by label."""
+
+    run_id: str
+    labels: LabelMix
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelHistory:
     """The label mixes of one target's runs, the newest last. Of two runs that end at once, one may be missing."""
@@ -257,19 +258,15 @@ class LabelHistory:
     target: str
     deployment: str
 
-    def before(self, run_id: str) -> list[LabelMix]:
-        """Return the mixes of the other runs."""
-        return [entry["labels"] for entry in self._entries() if entry["run_id"] != run_id]
-
-    def add(self, run_id: str, labels: LabelMix, aside: Path) -> None:
-        """Add a run, and forget the oldest ones. `aside`: a free name on the local disk."""
-        others = [entry for entry in self._entries() if entry["run_id"] != run_id]
-        kept = [*others, {"run_id": run_id, "labels": labels}][-TRAILING_RUNS:]
-        self.workspace.write(self._path, [orjson.dumps(kept)], aside)
-
-    def _entries(self) -> list[Mapping[str, Any]]:
+    def before(self, run_id: str) -> list[LabelledRun]:
+        """Return the other runs."""
         data = self.workspace.read(self._path)
-        return [] if data is None else orjson.loads(data)
+        return [] if data is None else [entry for entry in orjson.loads(data) if entry["run_id"] != run_id]
+
+    def add(self, run_id: str, labels: LabelMix, before: Sequence[LabelledRun], aside: Path) -> None:
+        """Add a run to those before it, and forget the oldest ones. `aside`: a free name on the local disk."""
+        kept = [*before, LabelledRun(run_id=run_id, labels=labels)][-TRAILING_RUNS:]
+        self.workspace.write(self._path, [orjson.dumps(kept)], aside)
 
     @property
     def _path(self) -> str:

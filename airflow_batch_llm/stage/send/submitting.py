@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from airflow_batch_llm.core.escalation import batches_until
 from airflow_batch_llm.core.journal import CLOCK_SKEW_SECONDS, Move, Searched, Terms
@@ -17,6 +18,7 @@ from airflow_batch_llm.core.submission import (
     Action,
     Answer,
     Append,
+    Attempt,
     CancelOwn,
     Created,
     Find,
@@ -38,14 +40,30 @@ from airflow_batch_llm.stage.plan.shard_files import fetch_requests, left_out_of
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.records.registers import Registers
-from airflow_batch_llm.stage.records.standings import RunMemory
+from airflow_batch_llm.stage.records.standings import RunMemory, at_once
 from airflow_batch_llm.stage.send.uploading import AttachmentUpload, UploadLog
 
 #: A creation gets this long, and a second more for each megabyte.
 LEASE_SECONDS = 120.0
 
+#: Batches whose names are registered at once: each name takes its time in object storage.
+_REGISTERED_AT_ONCE = 16
+
 #: Where a provider names no time, the next try comes after this.
 _RETRY_SECONDS = 60.0
+
+
+class Prepared(NamedTuple):
+    """An attempt at a shard, and what it does next."""
+
+    shard: PlannedShard
+    attempt: Attempt
+    action: Action
+
+
+def _has_its_turn(attempt: Attempt, action: Action) -> bool:
+    """Return whether an action is done for one shard after the other: creations, searches, and long leases."""
+    return isinstance(action, Send | Find | CancelOwn) or (isinstance(action, Append) and not attempt.upload)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,18 +76,18 @@ class Submitter:
     plan: Plan
     scratch: Path
     deadline: float
-    _uploads: dict[int, str] = field(default_factory=dict)
-    """References of shards that were uploaded ahead, by number."""
+    _prepared: dict[int, Prepared] = field(default_factory=dict)
+    """Shards whose intents were written ahead, by number, until their turn."""
+    _recorded: list[str] = field(default_factory=list)
+    """Batches that are recorded and not yet registered."""
     _log: UploadLog = field(default_factory=UploadLog)
     """The uploads of attachments."""
     _left_out: dict[int, int] = field(default_factory=dict)
     """The number of requests that are left out of shards, by the shard's number."""
 
-    def upload(self, shard: PlannedShard) -> None:
-        """Put the shard where the provider reads it, ahead of its turn. It costs nothing, and nothing is recorded."""
-        self._uploads[shard.number] = (
-            self._write_table(shard) if self.plan.in_warehouse else self._upload_file(self._file(shard))
-        )
+    def _upload(self, shard: PlannedShard) -> str:
+        """Put the shard where the provider reads it. It costs nothing."""
+        return self._write_table(shard) if self.plan.in_warehouse else self._upload_file(self._file(shard))
 
     def _upload_file(self, file: ShardFile) -> str:
         return self.parts.provider.upload(file) if file.requests else ""
@@ -83,27 +101,56 @@ class Submitter:
         return table
 
     @contextmanager
-    def uploading(self) -> Iterator[None]:
-        """Remove at the end of this block what was uploaded ahead and is not sent."""
+    def sending(self) -> Iterator[None]:
+        """Register at the end of this block the batches that were created in it, and take back what was not sent."""
         try:
             yield
         finally:
-            for upload in filter(None, self._uploads.values()):
-                with self.parts.cleaning("an uploaded file"):
-                    self.parts.provider.discard(upload)
-            self._uploads.clear()
+            try:
+                self._register()
+            finally:
+                for prepared in self._prepared.values():
+                    self._take_back(prepared)
+                self._prepared.clear()
 
-    def submit(self, shard: PlannedShard) -> Move:
-        """Go as far as can be gone now; the move says what the shard waits for."""
+    def prepare(self, shard: PlannedShard) -> Prepared:
+        """Go as far as may be gone before the shard's turn, beside others: to its intent, which is the last record.
+
+        A creation that has the requests in it may take long. No intent is written ahead of that, for its lease would run
+        out while others are sent.
+        """
         attempt, action = begin(secrets.token_hex(6))
-        answer: Answer = self.memory.entries(shard.number) or None
-        is_known = answer is None  # its journal is empty as of the moment at which it was listed
-        while not isinstance(action, Stop):
+        prepared = self._go_on(Prepared(shard, attempt, action), is_ahead=True)
+        if isinstance(prepared.action, Send):
+            self._prepared[shard.number] = prepared
+        return prepared
+
+    def submit(self, prepared: Prepared) -> Move:
+        """Go as far as can be gone now; the move says what the shard waits for."""
+        self._prepared.pop(prepared.shard.number, None)
+        action = self._go_on(prepared).action
+        assert isinstance(action, Stop), "nothing else ends it"
+        return action.move
+
+    def _go_on(self, prepared: Prepared, *, is_ahead: bool = False) -> Prepared:
+        shard, attempt, action = prepared
+        # The journal of a shard is empty as of the moment at which it was listed.
+        is_known = attempt.phase is Phase.READING and not self.memory.entries(shard.number)
+        while not (isinstance(action, Stop) or (is_ahead and _has_its_turn(attempt, action))):
             answer = self.memory.entries(shard.number) if is_known else self._perform(shard, action)
             # A record that was created after the last one that is known tells what a look at that moment would show.
             is_known = attempt.phase is Phase.RECORDING and answer is True
             attempt, action = advance(attempt, answer, self.terms(shard), self.parts.clock())
-        return action.move
+        return Prepared(shard, attempt, action)
+
+    def _take_back(self, prepared: Prepared) -> None:
+        """Record that an intent was not sent, so that nobody waits for the end of its lease."""
+        shard, attempt, _ = prepared
+        unsent = NotCreated(reason="the worker has ended before its turn", final=False)
+        _, action = advance(attempt, unsent, self.terms(shard), self.parts.clock())
+        with self.parts.cleaning("an intent and its uploaded file"):
+            self._perform(shard, action)
+            self.parts.provider.discard(attempt.upload)
 
     def terms(self, shard: PlannedShard) -> Terms:
         """Return the facts that decisions about this shard need."""
@@ -137,16 +184,14 @@ class Submitter:
             case Append(number=number, entry=entry):
                 created = self.memory.append(shard.number, number, replace(entry, by=self.parts.by))
                 if created and entry.batch_id:
-                    self._registers.add_known(
-                        *vendors_id(self.parts.provider, entry.batch_id), self.folder.run_id
-                    )
+                    self._recorded.append(entry.batch_id)
+                    if len(self._recorded) >= _REGISTERED_AT_ONCE:
+                        self._register()
                 return created
             case Find():
                 return self._find(shard)
             case Upload():
-                if shard.number not in self._uploads:
-                    self.upload(shard)
-                return self._uploads.pop(shard.number)
+                return self._upload(shard)
             case Send(upload=upload, expires_at=expires_at):
                 return self._send(shard, upload, Lease(expires_at=expires_at))
             case CancelOwn(batch_id=batch_id):
@@ -154,6 +199,14 @@ class Submitter:
                 return None
             case Stop():
                 raise AssertionError("a stop is not performed")
+
+    def _register(self) -> None:
+        """Register the batches that were recorded since the last time."""
+        at_once(self._add_known, self._recorded)
+        self._recorded.clear()
+
+    def _add_known(self, batch_id: str) -> None:
+        self._registers.add_known(*vendors_id(self.parts.provider, batch_id), self.folder.run_id)
 
     @property
     def _registers(self) -> Registers:
@@ -181,6 +234,7 @@ class Submitter:
 
     def _find(self, shard: PlannedShard) -> Searched:
         at = self.parts.clock()
+        self._register()
         self._left_out[shard.number] = len(left_out_of(self.folder, self.plan, shard))
         known = self._registers.known(*vendors(self.parts.provider))
         search = Search(
