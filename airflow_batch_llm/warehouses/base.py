@@ -5,9 +5,10 @@ target; `publish` merges everything staged in one transaction where the database
 repeated after a crash at any point and leave the same tables.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from types import TracebackType
 from typing import Protocol, assert_never, runtime_checkable
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ import pyarrow as pa
 from airflow_batch_llm.core.model import ColumnType
 from airflow_batch_llm.core.output_type import Column
 from airflow_batch_llm.core.settings import SchemaChange, Source, WriteMode
+from airflow_batch_llm.errors import BatchLLMError, raise_alone
 from airflow_batch_llm.warehouses.registration import Place
 
 
@@ -369,3 +371,43 @@ class RequiresValues(Protocol):
 
     def required_columns(self, target: Target) -> frozenset[str]:
         """Return the carried columns, as the source names them, that are NOT NULL in the target."""
+
+
+# PEP 249's names of errors that are not the statement's fault: a lost connection, a server that restarts.
+_MAY_PASS = {"OperationalError", "InterfaceError"}
+
+# MySQL's drivers name errors of a statement so, too. Of the server's own codes these pass: no free connection, it shuts
+# down, waited too long for a lock, deadlock, connection killed.
+_SERVER_CODES = range(1000, 2000)
+_PASSING_CODES = {1040, 1053, 1205, 1213, 1927}
+
+
+def may_pass(error: Exception, code: object = None) -> bool:
+    """Return whether the same statement may succeed later, as far as a driver's classes and codes show."""
+    if not any(kind.__name__ in _MAY_PASS for kind in type(error).__mro__):
+        return False
+    return code not in _SERVER_CODES or code in _PASSING_CODES
+
+
+class translated:  # noqa: N801 - it is used like a function
+    """Raise what `describe` makes of a driver's error, in a chain that does not hold the driver's error.
+
+    A `@contextmanager` cannot do that: Python adds the error that the caller handles to whatever a generator raises.
+    """
+
+    def __init__(
+        self,
+        errors: type[Exception] | tuple[type[Exception], ...],
+        describe: Callable[[Exception], BatchLLMError],
+    ) -> None:
+        self._errors = errors
+        self._describe = describe
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, self._errors):
+            raise_alone(self._describe(error))

@@ -8,7 +8,7 @@ import pytest
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.output_type import Embedding
 from airflow_batch_llm.errors import InputError, Refused
-from airflow_batch_llm.stage.plan.ways import WORTH_A_BATCH
+from airflow_batch_llm.stage.plan.quoting import WORTH_A_BATCH
 from tests.stage.world import Bench
 
 #: Models with the half-price tier, and their full price in dollars per million tokens of question and answer.

@@ -9,7 +9,7 @@ import pytest
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import SourceError, WarehouseBusy
 from airflow_batch_llm.testing.staged_rows import labels
-from airflow_batch_llm.warehouses.refusal import may_pass
+from airflow_batch_llm.warehouses.base import may_pass
 from airflow_batch_llm.warehouses.sql.warehouse import SqlWarehouse
 
 

@@ -11,12 +11,14 @@ from airflow_batch_llm.core.model import ColumnType
 from airflow_batch_llm.core.settings import Source, WriteMode
 from airflow_batch_llm.testing.staged_rows import columns, labels, part
 from airflow_batch_llm.warehouses import all_dialects, find_dialect
-from airflow_batch_llm.warehouses.copying import Copying, answered, donor
 from airflow_batch_llm.warehouses.dialect import Dialect, Upsert
 from airflow_batch_llm.warehouses.publication import (
+    Copying,
     Staged,
     Table,
     Tables,
+    answered,
+    donor,
     landings,
     preparation,
     publication,

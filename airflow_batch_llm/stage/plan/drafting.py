@@ -39,20 +39,22 @@ from airflow_batch_llm.stage.plan.partitions import (
     put_partition,
     rules_of,
 )
-from airflow_batch_llm.stage.plan.quoting import Quote, over_budget, shared_out
-from airflow_batch_llm.stage.plan.reading import Reading, doubled_key, let_go, with_known
-from airflow_batch_llm.stage.plan.resolved import Resolved, ResolvedRoute
-from airflow_batch_llm.stage.plan.shard_files import ShardWriter, packed_prompts, with_reasons
-from airflow_batch_llm.stage.plan.spool import PROBLEM, Spool, keys_schema
-from airflow_batch_llm.stage.plan.ways import (
+from airflow_batch_llm.stage.plan.quoting import (
+    Quote,
     canary_size,
     canary_surcharge,
     canary_way,
     check_same_execution,
     choose_way,
     flex_problem,
+    over_budget,
+    shared_out,
     with_cache,
 )
+from airflow_batch_llm.stage.plan.reading import Reading, doubled_key, let_go, with_known
+from airflow_batch_llm.stage.plan.resolved import Resolved, ResolvedRoute
+from airflow_batch_llm.stage.plan.shard_files import ShardWriter, packed_prompts, with_reasons
+from airflow_batch_llm.stage.plan.spool import PROBLEM, Spool, keys_schema
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedRoute, PlannedShard, RunLimits, new_run_token
 from airflow_batch_llm.stage.records.registers import Registers

@@ -39,11 +39,11 @@ from airflow_batch_llm.stage.plan.carried import carried_schema, key_schema
 from airflow_batch_llm.stage.plan.drafting import Drafting
 from airflow_batch_llm.stage.plan.partitions import Opening, Outrun, opening_of
 from airflow_batch_llm.stage.plan.planners import Planners
+from airflow_batch_llm.stage.plan.quoting import check_way, settled
 from airflow_batch_llm.stage.plan.reading import let_go
 from airflow_batch_llm.stage.plan.resolved import Resolved, ResolvedRoute
 from airflow_batch_llm.stage.plan.reviewing import ReviewMerge
 from airflow_batch_llm.stage.plan.selecting import Selecting, check_execution
-from airflow_batch_llm.stage.plan.ways import check_way, settled
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, RunLimits
 from airflow_batch_llm.stage.records.registers import Registers

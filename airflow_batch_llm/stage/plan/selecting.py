@@ -24,11 +24,10 @@ from airflow_batch_llm.stage.parts import Parts, stage_tables
 from airflow_batch_llm.stage.plan.carried import stored_rows, stored_schema
 from airflow_batch_llm.stage.plan.drafting import Drafting
 from airflow_batch_llm.stage.plan.partitions import Outrun
-from airflow_batch_llm.stage.plan.quoting import SAMPLE, Quote
+from airflow_batch_llm.stage.plan.quoting import SAMPLE, Quote, with_cache
 from airflow_batch_llm.stage.plan.reading import doubled_key, null_carried, null_key, required_columns
 from airflow_batch_llm.stage.plan.resolved import Resolved
 from airflow_batch_llm.stage.plan.spool import ATTEMPTS, INPUT_HASH, PROBLEM
-from airflow_batch_llm.stage.plan.ways import with_cache
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 from airflow_batch_llm.warehouses.base import Target

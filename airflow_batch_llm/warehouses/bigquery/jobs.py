@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from airflow_batch_llm.errors import BatchLLMError, WarehouseBusy, WarehouseError
-from airflow_batch_llm.warehouses import refusal
+from airflow_batch_llm.warehouses import base
 
 if TYPE_CHECKING:
     from google.api_core.retry import Retry
@@ -207,7 +207,7 @@ class BigQueryJobs:
         return None
 
 
-def translated(doing: str, *, job: Any = None) -> refusal.translated:
+def translated(doing: str, *, job: Any = None) -> base.translated:
     """A context in which the client library's errors become ours."""
     from google.api_core.exceptions import GoogleAPICallError, RetryError
     from google.auth.exceptions import GoogleAuthError
@@ -225,7 +225,7 @@ def translated(doing: str, *, job: Any = None) -> refusal.translated:
         ConnectionError,
         pa.ArrowException,
     )
-    return refusal.translated(errors, describe)
+    return base.translated(errors, describe)
 
 
 def as_error(

@@ -13,7 +13,7 @@ from airflow_batch_llm.warehouses.base import Target
 from airflow_batch_llm.warehouses.bigquery.connection import TableName, quoted
 from airflow_batch_llm.warehouses.bigquery.registration import DIALECT
 from airflow_batch_llm.warehouses.bigquery.types import gathered
-from airflow_batch_llm.warehouses.copying import Copying, Donor
+from airflow_batch_llm.warehouses.publication import Copying, Donor
 from airflow_batch_llm.warehouses.side_tables import TAKEN_OVER
 from airflow_batch_llm.warehouses.statements import Landing, Statements
 

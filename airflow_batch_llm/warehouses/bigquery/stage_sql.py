@@ -27,8 +27,8 @@ from airflow_batch_llm.warehouses.bigquery.requests import (
     text_sql,
 )
 from airflow_batch_llm.warehouses.bigquery.sql import GOOD, same_key, staged_name, staged_schema
-from airflow_batch_llm.warehouses.copying import Donor
 from airflow_batch_llm.warehouses.kind import ColumnKind, of_arrow
+from airflow_batch_llm.warehouses.publication import Donor
 from airflow_batch_llm.warehouses.stages import Judging, Numbering, Selection
 
 #: The beginning of a hash by which the rows are counted, so that no sort has to hold all of them.

@@ -28,7 +28,7 @@ from airflow_batch_llm.warehouses.bigquery.connection import (
     quoted,
 )
 from airflow_batch_llm.warehouses.bigquery.jobs import Work, content_label, digest, stem_of, translated
-from airflow_batch_llm.warehouses.bigquery.known import KeyLookup
+from airflow_batch_llm.warehouses.bigquery.staging import KeyLookup
 from airflow_batch_llm.warehouses.bigquery.tables import TargetTables
 from airflow_batch_llm.warehouses.bigquery.types import existing_types, read_schema
 from airflow_batch_llm.warehouses.kind import ColumnKind, of_arrow

@@ -28,8 +28,6 @@ from airflow_batch_llm.warehouses.bigquery.connection import (
     quoted,
 )
 from airflow_batch_llm.warehouses.bigquery.jobs import Work, content_label, digest, stem_of
-from airflow_batch_llm.warehouses.bigquery.known import KeyLookup
-from airflow_batch_llm.warehouses.bigquery.records import RecordTable
 from airflow_batch_llm.warehouses.bigquery.registration import DIALECT
 from airflow_batch_llm.warehouses.bigquery.sql import (
     copy_script,
@@ -41,10 +39,16 @@ from airflow_batch_llm.warehouses.bigquery.sql import (
     staged_schema,
 )
 from airflow_batch_llm.warehouses.bigquery.stages import BigQueryStage, source_schema
-from airflow_batch_llm.warehouses.bigquery.staging import StagingTable, content_of, staged_rows, write_file
-from airflow_batch_llm.warehouses.bigquery.tables import TargetTables
-from airflow_batch_llm.warehouses.copying import answered
+from airflow_batch_llm.warehouses.bigquery.staging import (
+    KeyLookup,
+    StagingTable,
+    content_of,
+    staged_rows,
+    write_file,
+)
+from airflow_batch_llm.warehouses.bigquery.tables import RecordTable, TargetTables
 from airflow_batch_llm.warehouses.dialect import full_name, is_same, table_bounds, tables_read
+from airflow_batch_llm.warehouses.publication import answered
 from airflow_batch_llm.warehouses.registration import Place
 from airflow_batch_llm.warehouses.staging import not_staged
 

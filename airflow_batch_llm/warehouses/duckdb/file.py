@@ -25,10 +25,9 @@ from airflow_batch_llm.errors import (
     WarehouseBusy,
     WarehouseError,
 )
-from airflow_batch_llm.warehouses.base import Target
+from airflow_batch_llm.warehouses.base import Target, translated
 from airflow_batch_llm.warehouses.duckdb.registration import DIALECT
 from airflow_batch_llm.warehouses.publication import Table, Tables
-from airflow_batch_llm.warehouses.refusal import translated
 from airflow_batch_llm.warehouses.target import Constraint, ConstraintKind, Rules
 
 if TYPE_CHECKING:

@@ -16,12 +16,15 @@ from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import SourceError, TargetError
 from airflow_batch_llm.warehouses.arrow import int64_array, plain_batch, typed
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Target
-from airflow_batch_llm.warehouses.copying import Copying, Donor, answered, donor
 from airflow_batch_llm.warehouses.dialect import full_name, is_same, tables_read
 from airflow_batch_llm.warehouses.duckdb.file import DuckDBFile, columns_of, refuse_view, table_of, tables_of
 from airflow_batch_llm.warehouses.duckdb.registration import DIALECT
 from airflow_batch_llm.warehouses.publication import (
+    Copying,
+    Donor,
     Staged,
+    answered,
+    donor,
     landings,
     preparation,
     publication,

@@ -24,8 +24,7 @@ from airflow_batch_llm.errors import (
     WarehouseUnreachable,
 )
 from airflow_batch_llm.warehouses.arrow import plain_batch, record_batch
-from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Target
-from airflow_batch_llm.warehouses.copying import Copying, Donor, answered, donor
+from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Target, may_pass, translated
 from airflow_batch_llm.warehouses.dialect import PARAMETER, full_name, is_same, tables_read
 from airflow_batch_llm.warehouses.postgres.reads import (
     PostgresRead,
@@ -37,13 +36,16 @@ from airflow_batch_llm.warehouses.postgres.reads import (
 )
 from airflow_batch_llm.warehouses.postgres.registration import DIALECT
 from airflow_batch_llm.warehouses.publication import (
+    Copying,
+    Donor,
     Staged,
+    answered,
+    donor,
     landings,
     preparation,
     publication,
     staged_columns,
 )
-from airflow_batch_llm.warehouses.refusal import may_pass, translated
 from airflow_batch_llm.warehouses.registration import Place
 from airflow_batch_llm.warehouses.side_tables import (
     record_id,

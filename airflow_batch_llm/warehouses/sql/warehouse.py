@@ -22,18 +22,22 @@ from airflow_batch_llm.warehouses.base import (
     Part,
     Target,
     Warehouse,
+    may_pass,
+    translated,
 )
-from airflow_batch_llm.warehouses.copying import Copying, Donor, answered, donor
 from airflow_batch_llm.warehouses.dialect import PARAMETER, Upsert, full_name, is_same, tables_read
 from airflow_batch_llm.warehouses.publication import (
+    Copying,
+    Donor,
     Staged,
     Tables,
+    answered,
+    donor,
     landings,
     preparation,
     publication,
     staged_columns,
 )
-from airflow_batch_llm.warehouses.refusal import may_pass, translated
 from airflow_batch_llm.warehouses.registration import AirflowConnection, Place
 from airflow_batch_llm.warehouses.side_tables import (
     record_id,
