@@ -15,9 +15,9 @@ import typer
 from airflow_batch_llm.commands.exit_code import ExitCode, ends_with_a_code, say
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.printing import counted, printable
-from airflow_batch_llm.stage.erase.erasing import ErasedRun, Erasure, HeldBatch, Options
-from airflow_batch_llm.stage.erase.person import Person
+from airflow_batch_llm.stage.erasing import ErasedRun, Erasure, HeldBatch, Options
 from airflow_batch_llm.stage.inspection import Inspected, inspect, moment
+from airflow_batch_llm.stage.person import Person
 from airflow_batch_llm.stage.records.run_index import RunIndex, RunRecord, RunState, index_name
 from airflow_batch_llm.stage.tidying import private_spool, sweep_spools
 from airflow_batch_llm.store import Workspace

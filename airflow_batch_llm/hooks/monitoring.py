@@ -1,13 +1,107 @@
-"""Send the metrics that worker and triggerer share, and say that a task waits while no triggerer is alive.
+"""Tell Airflow how a task fares: errors that know whether to retry, quiet logs, metrics, and a warning without a triggerer.
 
-A metric must not fail a run whose rows are paid for, so tags hold only what every backend takes. Workers have no access
-to Airflow's database; its health page is public and asks for no key.
+Airflow hands an exception's text to lineage and to callbacks. A vendor's own words are in our error's `detail`: they are
+logged here, and travel no further. Airflow logs an exception with its stack and those of its causes. An error that the
+user is to repair goes up alone, so that the log shows one message and hardly a stack; level DEBUG has the rest.
+
+A metric must not fail a run whose rows are paid for, so tags hold only what every backend takes. Workers have no access to
+Airflow's database; its health page is public and asks for no key.
 """
 
+import logging
 import re
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from difflib import get_close_matches
+from types import TracebackType
 from typing import Any
 
-from airflow.providers.common.compat.sdk import Stats, conf
+from airflow.providers.common.compat.sdk import AirflowException, AirflowFailException, Stats, conf
+from jinja2 import TemplateError, TemplateNotFound, UndefinedError
+
+from airflow_batch_llm.errors import BatchLLMError, forget_hidden, raise_alone
+
+
+def quiet_sdks() -> None:
+    """In a task's own process: let SDKs and drivers log warnings only."""
+    if not _are_wanted():
+        from airflow_batch_llm.stage.telemetry import quiet_process
+
+        quiet_process()
+
+
+def quiet_sdks_here() -> None:
+    """The same in a triggerer, for this trigger alone: the process is not ours."""
+    if not _are_wanted():
+        from airflow_batch_llm.stage.telemetry import quiet_context
+
+        quiet_context()
+
+
+def _are_wanted() -> bool:
+    return bool(conf.getboolean("batch_llm", "sdk_logs", fallback=False))
+
+
+_log = logging.getLogger(__name__)
+
+_UNDEFINED = re.compile(r"'(\w+)' is undefined")
+
+
+def translated_errors() -> AbstractContextManager[None]:
+    """Retry errors that another attempt may not meet; let all others fail the task for good."""
+    return _Translated()
+
+
+class _Translated(AbstractContextManager[None]):
+    """A class, because a generator would add frames of its own to the stack that Airflow logs."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
+    ) -> None:
+        if not isinstance(error, BatchLLMError):
+            return
+        if error.detail:
+            _log.error("The provider said: %s", error.detail)
+        forget_hidden(error)
+        failed = AirflowException if error.retryable else AirflowFailException
+        raised = failed(f"{type(error).__name__}: {error}")
+        if not error.is_user_error:
+            raise raised from error
+        _log.debug("The stack of the error:", exc_info=error)
+        try:
+            raise raised from None
+        finally:
+            raised.__context__ = None
+
+
+@contextmanager
+def rendering(task: Any, content: Any, names: Iterable[str]) -> Iterator[None]:
+    """Fail the task for good if a template field cannot be rendered. `names` are those that templates may use."""
+    field = next((name for name in task.template_fields if getattr(task, name, None) is content), None)
+    if field is None:  # a part of a field, which is named when its error reaches the whole
+        yield
+        return
+    try:
+        yield
+    except TemplateError as error:
+        why = _explained(error, names)
+    else:
+        return
+    raise_alone(AirflowFailException(f"InputError: {field} cannot be rendered: {why}"))
+
+
+def _explained(error: TemplateError, names: Iterable[str]) -> str:
+    if isinstance(error, TemplateNotFound):
+        return f"there is no file {error.name}. Put it next to the Dag, or into its template_searchpath."
+    undefined = _UNDEFINED.fullmatch(str(error)) if isinstance(error, UndefinedError) else None
+    if undefined is None:
+        return f"{error}. Correct the template."
+    close = get_close_matches(undefined[1], list(names), n=1)
+    meant = f" Is it {close[0]!r}?" if close else ""
+    return (
+        f"{error}.{meant} Templates of this field have Airflow's own names, and not the columns of the rows."
+    )
+
 
 _CHECK = "airflow jobs check --job-type TriggererJob"
 

@@ -10,7 +10,7 @@ from airflow.sdk.io import attach, has_fs
 
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.hooks.access import find_connection
+from airflow_batch_llm.hooks.llm import find_connection
 from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.store.remote import KINDS, default_filesystem
 

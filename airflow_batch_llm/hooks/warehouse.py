@@ -11,8 +11,8 @@ from airflow.providers.common.compat.sdk import AirflowException
 from airflow.sdk import BaseHook, Connection
 
 from airflow_batch_llm.errors import BatchLLMError, InputError
-from airflow_batch_llm.hooks.access import find_connection
 from airflow_batch_llm.hooks.arguments import check_database_params
+from airflow_batch_llm.hooks.llm import find_connection
 from airflow_batch_llm.warehouses import find_type
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from airflow.sdk import Context
 
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.hooks.arguments import deployment, one_of
-from airflow_batch_llm.hooks.failures import translated_errors
 from airflow_batch_llm.hooks.handle import RunHandle, TaskKey, open_parts, place_of
+from airflow_batch_llm.hooks.monitoring import translated_errors
 from airflow_batch_llm.hooks.object_storage import open_workspace
 from airflow_batch_llm.operators.llm_transform import LLMTransformOperator
 from airflow_batch_llm.operators.reporting import add_to_assets, is_lineage_wanted, unfailing

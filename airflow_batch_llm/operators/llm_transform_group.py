@@ -15,8 +15,8 @@ from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.hooks.arguments import deployment
-from airflow_batch_llm.hooks.failures import translated_errors
 from airflow_batch_llm.hooks.handle import RunHandle, TaskKey, place_of
+from airflow_batch_llm.hooks.monitoring import translated_errors
 from airflow_batch_llm.hooks.object_storage import open_workspace
 from airflow_batch_llm.operators.llm_batch import PlannedRunOperator, clears
 from airflow_batch_llm.operators.llm_transform import LLMTransformOperator

@@ -24,10 +24,15 @@ from airflow_batch_llm.core.printing import counted
 from airflow_batch_llm.core.waiting import CANCEL_GRACE_SECONDS, Outage, WaitProgress, Watch, drive, waiting
 from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.hooks.arguments import deployment, is_deferrable, settling_seconds
-from airflow_batch_llm.hooks.failures import quiet_sdks, rendering, translated_errors
 from airflow_batch_llm.hooks.handle import Departures, RunHandle, TaskKey, doer
 from airflow_batch_llm.hooks.llm import llm_provider
-from airflow_batch_llm.hooks.monitoring import gauge_open_since, tell_of_triggerer
+from airflow_batch_llm.hooks.monitoring import (
+    gauge_open_since,
+    quiet_sdks,
+    rendering,
+    tell_of_triggerer,
+    translated_errors,
+)
 from airflow_batch_llm.hooks.object_storage import open_workspace
 from airflow_batch_llm.links import BatchConsoleLink, RunPageLink
 from airflow_batch_llm.operators.reporting import (

@@ -12,8 +12,7 @@ from airflow.sdk import Context
 from airflow.triggers.base import BaseTrigger
 
 from airflow_batch_llm.hooks.arguments import is_deferrable
-from airflow_batch_llm.hooks.failures import rendering
-from airflow_batch_llm.hooks.monitoring import tell_of_triggerer
+from airflow_batch_llm.hooks.monitoring import rendering, tell_of_triggerer
 
 
 class DeferrableSensor(BaseSensorOperator):

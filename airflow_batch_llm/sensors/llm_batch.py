@@ -13,9 +13,9 @@ from airflow_batch_llm.core.printing import share
 from airflow_batch_llm.core.waiting import LAST_LOOK_SECONDS, Outage, Watch
 from airflow_batch_llm.errors import InputError, Unavailable
 from airflow_batch_llm.hooks.arguments import check_params, one_of, settling_seconds
-from airflow_batch_llm.hooks.failures import quiet_sdks, translated_errors
 from airflow_batch_llm.hooks.handle import RunHandle
 from airflow_batch_llm.hooks.llm import llm_provider
+from airflow_batch_llm.hooks.monitoring import quiet_sdks, translated_errors
 from airflow_batch_llm.links import BatchConsoleLink, RunPageLink
 from airflow_batch_llm.providers.steps import no_longer_than
 from airflow_batch_llm.sensors import DeferrableSensor

@@ -11,10 +11,10 @@ from airflow.triggers.base import BaseTrigger
 from airflow_batch_llm.core.checked import seconds
 from airflow_batch_llm.core.printing import share
 from airflow_batch_llm.hooks.arguments import number
-from airflow_batch_llm.hooks.failures import quiet_sdks, translated_errors
-from airflow_batch_llm.hooks.watching import PendingRows, check_pending
+from airflow_batch_llm.hooks.monitoring import quiet_sdks, translated_errors
 from airflow_batch_llm.sensors import DeferrableSensor
 from airflow_batch_llm.triggers.pending_rows import PendingRowsTrigger
+from airflow_batch_llm.triggers.watching import PendingRows, check_pending
 
 
 class PendingRowsSensor(DeferrableSensor):

@@ -4,7 +4,7 @@ Every decision about money rests on one property: of any number of processes tha
 one succeeds, and everybody reads the whole of what it wrote.
 """
 
-from airflow_batch_llm.store.base import Block
+from airflow_batch_llm.store.storage import Block
 from airflow_batch_llm.store.workspace import Workspace
 
 __all__ = ["Block", "Workspace"]

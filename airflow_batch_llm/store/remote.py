@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from airflow_batch_llm.errors import MissingExtra, StoreError, StoreUnavailable, StoreUnreadable
-from airflow_batch_llm.store.base import Block, brief
+from airflow_batch_llm.store.storage import Block, brief
 
 _MB = 1 << 20
 _BLOCK = 8 * _MB

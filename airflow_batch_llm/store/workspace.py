@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from airflow_batch_llm.errors import InputError, StoreUnavailable, StoreUnreadable, StoreUnsafe
-from airflow_batch_llm.store.base import Block, Storage, brief
-from airflow_batch_llm.store.local import LocalDisk
 from airflow_batch_llm.store.remote import IN_MEMORY, KINDS, FileSystem, ObjectStorage, default_filesystem
+from airflow_batch_llm.store.storage import Block, LocalDisk, Storage, brief
 
 _WRITERS = 4
 _proven: set[tuple[object, ...]] = set()

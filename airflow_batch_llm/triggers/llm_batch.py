@@ -31,10 +31,9 @@ from airflow_batch_llm.core.waiting import (
 )
 from airflow_batch_llm.errors import BatchLLMError, Unavailable
 from airflow_batch_llm.hooks.arguments import settling_seconds
-from airflow_batch_llm.hooks.failures import quiet_sdks_here
 from airflow_batch_llm.hooks.handle import TaskKey
 from airflow_batch_llm.hooks.llm import llm_provider
-from airflow_batch_llm.hooks.monitoring import gauge_open_since
+from airflow_batch_llm.hooks.monitoring import gauge_open_since, quiet_sdks_here
 from airflow_batch_llm.providers.steps import no_longer_than
 from airflow_batch_llm.stage.telemetry import span, waited
 from airflow_batch_llm.triggers.polling import Poller, join, leave

@@ -6,8 +6,7 @@ from typing import Any
 from airflow.sdk import Context
 
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.hooks.watching import Arrivals, list_files, refuse_password
-from airflow_batch_llm.triggers.watcher import WatcherTrigger
+from airflow_batch_llm.triggers.watching import Arrivals, WatcherTrigger, list_files, refuse_password
 
 
 class NewFilesTrigger(WatcherTrigger):

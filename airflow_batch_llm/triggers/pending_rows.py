@@ -14,9 +14,8 @@ from airflow_batch_llm.core.checked import seconds
 from airflow_batch_llm.core.printing import share
 from airflow_batch_llm.errors import BatchLLMError
 from airflow_batch_llm.hooks.arguments import settling_seconds
-from airflow_batch_llm.hooks.failures import quiet_sdks_here
-from airflow_batch_llm.hooks.watching import LastEvent, PendingRows, check_pending
-from airflow_batch_llm.triggers.watcher import WatcherTrigger
+from airflow_batch_llm.hooks.monitoring import quiet_sdks_here
+from airflow_batch_llm.triggers.watching import LastEvent, PendingRows, WatcherTrigger, check_pending
 
 
 class PendingRowsTrigger(BaseTrigger):

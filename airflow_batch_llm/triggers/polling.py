@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 from airflow_batch_llm.core.model import BatchStatus
 from airflow_batch_llm.errors import ProviderError, Refused
-from airflow_batch_llm.hooks.failures import quiet_sdks_here
+from airflow_batch_llm.hooks.monitoring import quiet_sdks_here
 from airflow_batch_llm.providers.base import NotesCreations, Provider
 from airflow_batch_llm.providers.steps import no_longer_than
 

@@ -27,8 +27,8 @@ from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.stage.drive import Waiter
 from airflow_batch_llm.stage.land.finishing import Finished
 from airflow_batch_llm.store import Workspace
-from airflow_batch_llm.store.base import Storage
 from airflow_batch_llm.store.remote import IN_MEMORY, ObjectStorage
+from airflow_batch_llm.store.storage import Storage
 from tests.stage.world import Bench, World, let_go
 
 _VERBS = (

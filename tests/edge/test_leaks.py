@@ -10,8 +10,8 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from airflow.sdk import DAG, Asset
 
 from airflow_batch_llm.errors import InputError, Refused
-from airflow_batch_llm.hooks.failures import translated_errors
 from airflow_batch_llm.hooks.llm import llm_provider
+from airflow_batch_llm.hooks.monitoring import translated_errors
 from airflow_batch_llm.testing.leaks import text_of
 from tests.edge.conftest import World
 from tests.edge.dag_runs import asset_extras, failures, xcom

@@ -11,9 +11,9 @@ from airflow.providers.common.compat.sdk import AirflowSensorTimeout, TaskDeferr
 from airflow.sdk import DAG
 
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.hooks.watching import PendingRows
 from airflow_batch_llm.sensors.pending_rows import PendingRowsSensor
 from airflow_batch_llm.triggers.pending_rows import PendingRowsTrigger
+from airflow_batch_llm.triggers.watching import PendingRows
 from tests.edge.conftest import World
 from tests.edge.dag_runs import failures, states
 from tests.edge.serialization import deserialize, serialize

@@ -13,10 +13,9 @@ import pytest
 from airflow.sdk import DAG, Asset, AssetWatcher
 
 from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.hooks.watching import Arrivals, LastEvent, PendingRows, Waiting
 from airflow_batch_llm.triggers.new_files import NewFilesTrigger, new_uris
 from airflow_batch_llm.triggers.pending_rows import EnoughRowsTrigger
-from airflow_batch_llm.triggers.watcher import WatcherTrigger
+from airflow_batch_llm.triggers.watching import Arrivals, LastEvent, PendingRows, Waiting, WatcherTrigger
 from tests.edge.conftest import World
 from tests.edge.dag_runs import states
 from tests.edge.logs import told

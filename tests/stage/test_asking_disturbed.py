@@ -16,7 +16,7 @@ from airflow_batch_llm.stage.drive import complete
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.run import Pause, Run
 from airflow_batch_llm.store import Workspace
-from airflow_batch_llm.store.local import LocalDisk
+from airflow_batch_llm.store.storage import LocalDisk
 from tests.stage.asking_matrix import CHANGES, ROWS, frozen, judge, moments, paid
 from tests.stage.processes import Job
 from tests.stage.test_erasing import erase, land

@@ -24,8 +24,8 @@ from airflow_batch_llm.core.settings import Escalation, Route, Source
 from airflow_batch_llm.errors import DeadlinePassed, InputError, Refused, StoreUnavailable
 from airflow_batch_llm.providers.base import StoresFiles
 from airflow_batch_llm.providers.routed import routed as together
-from airflow_batch_llm.stage.erase.erasing import Erasure, Options
-from airflow_batch_llm.stage.erase.person import Person
+from airflow_batch_llm.stage.erasing import Erasure, Options
+from airflow_batch_llm.stage.person import Person
 from airflow_batch_llm.stage.plan.attaching import Attaching
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.send.uploading import UploadLog

@@ -8,10 +8,10 @@ from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.core.report import Report, to_xcom
 from airflow_batch_llm.core.settings import Canary, Escalation, Route, Source
 from airflow_batch_llm.errors import BudgetExceeded, CanaryFailed, InputError
-from airflow_batch_llm.stage.erase.erasing import Erasure, Options
-from airflow_batch_llm.stage.erase.person import Person
+from airflow_batch_llm.stage.erasing import Erasure, Options
 from airflow_batch_llm.stage.inspection import inspect
 from airflow_batch_llm.stage.land.finishing import Finished, land_again
+from airflow_batch_llm.stage.person import Person
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.run import Pause
 from tests.stage.world import Bench, let_go

@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from airflow_batch_llm.errors import StoreUnavailable
-from airflow_batch_llm.stage.erase.erasing import ErasedRun, Erasure, Options
-from airflow_batch_llm.stage.erase.person import Person
+from airflow_batch_llm.stage.erasing import ErasedRun, Erasure, Options
 from airflow_batch_llm.stage.inspection import inspect
 from airflow_batch_llm.stage.land.finishing import land_again
+from airflow_batch_llm.stage.person import Person
 from airflow_batch_llm.stage.plan.planning import Planner
 from airflow_batch_llm.stage.records.folder import RunFolder, generations
 from airflow_batch_llm.store import Workspace
-from airflow_batch_llm.store.local import LocalDisk
+from airflow_batch_llm.store.storage import LocalDisk
 from tests.stage.world import Bench, let_go
 
 CANARY = "zanzibar-quokka"

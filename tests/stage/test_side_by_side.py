@@ -11,8 +11,8 @@ import pytest
 from airflow_batch_llm.core.model import Outcome
 from airflow_batch_llm.errors import StoreUnavailable
 from airflow_batch_llm.store import Workspace
-from airflow_batch_llm.store.local import LocalDisk
 from airflow_batch_llm.store.remote import IN_MEMORY, ObjectStorage
+from airflow_batch_llm.store.storage import LocalDisk
 from tests.stage.world import Bench, let_go
 
 PATIENCE = 60.0

@@ -12,7 +12,7 @@ from airflow.sdk import DAG
 from airflow_batch_llm.core.settings import Pace
 from airflow_batch_llm.operators.llm_transform_group import llm_transform_group
 from airflow_batch_llm.store import Workspace
-from airflow_batch_llm.store.base import Storage
+from airflow_batch_llm.store.storage import Storage
 
 _OPERATIONS = Path(os.environ["SCALE_OPERATIONS"])
 _VERBS = (

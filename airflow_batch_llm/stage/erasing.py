@@ -18,8 +18,8 @@ from airflow_batch_llm.core.request import LineTemplate, custom_id
 from airflow_batch_llm.providers import connect
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.providers.incoming import joined_lines, parse_line, split_lines
-from airflow_batch_llm.stage.erase.person import ERASED, Found, Person, ShardFiles
 from airflow_batch_llm.stage.evaluating import read_evaluation, write_page
+from airflow_batch_llm.stage.person import ERASED, Found, Person, ShardFiles
 from airflow_batch_llm.stage.records.folder import RunFolder, run_folders
 from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.stage.records.standings import ShardResult, read_plans, read_standings
