@@ -63,8 +63,7 @@ from airflow_batch_llm.stage.reusing import Reuse
 from airflow_batch_llm.warehouses.base import Target
 from airflow_batch_llm.warehouses.registration import Place
 
-#: Where shards may be left out after a canary, a route has at least this many, if that leaves them these requests: so little of
-#: the budget stays unused.
+#: The least shards of a route of which a canary may leave some out, and their least requests: little budget stays unused.
 _PARTS, _LEAST = 20, 10
 
 
