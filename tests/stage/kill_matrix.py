@@ -1,10 +1,11 @@
 """A run killed at each of its points and then retried, for each provider.
 
-    python -m tests.stage.kill_matrix [--scenario plain|routed|late|warehouse] [--minutes N] [--tables] [provider …]
+    python -m tests.stage.kill_matrix [--scenario plain|routed|late|warehouse] [--minutes N] [--part K/N] [--tables] [provider …]
 
-kills before and after every single verb and prints what it saw, or as many of them, at random, as the minutes for each
-provider allow; with --tables, Vertex reads and writes BigQuery. The suite kills after every verb that leaves a trace:
-these are all the different states in which a killed process can leave the world.
+kills before the first verb and after every single one, which is before the next, and prints what it saw: first after
+those that leave a trace, which make all the different states of the world. Or as many of them, at random, as the minutes
+for each provider allow. With --part, each N-th of them from the K-th on, for N processes side by side. With --tables,
+Vertex reads and writes BigQuery. The suite kills after verbs that leave a trace.
 """
 
 import argparse
@@ -35,6 +36,8 @@ from tests.vendors import MODELS, OTHER_MODELS
 ROWS, DISTINCT, ROWS_PER_BATCH = 24, 18, 10
 #: Of the routed scenario: requests in real time, and the least confidence of an answer that stays.
 URGENT, SURE = 2, 0.8
+#: Columns in which two runs on the same rows differ.
+OF_THE_RUN = {"_llm_run_id", "_llm_batch_id", "_llm_planned_at", "_llm_processed_at", "_llm_shard"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,6 +177,17 @@ class InWarehouse(Scenario):
     def changes(self) -> dict[str, Any]:
         return {"rows_per_batch": ROWS_PER_BATCH, "execution": "warehouse"}
 
+    def judge(self, world: World, ended: Ended) -> None:
+        """As ever, and the target holds what the first run that was judged has left: the undisturbed one."""
+        judge(world, ended)
+        assert isinstance(world, BigQueryWorld)
+        rows = world.rows("SELECT * FROM labels ORDER BY id")
+        left = repr([{k: v for k, v in row.items() if k not in OF_THE_RUN} for row in rows])
+        first = world.folder.parent / "undisturbed"
+        if not first.exists():
+            first.write_text(left)
+        assert left == first.read_text()
+
 
 SCENARIOS = {"plain": Scenario, "routed": Routed, "late": Late, "warehouse": InWarehouse}
 
@@ -249,12 +263,16 @@ def judge_by_way(world: World, ended: Ended, requests: int) -> None:
 
 
 def points(verbs: Sequence[str], *, every: bool) -> Iterator[Kill]:
-    """All points of a run, or those after which the world is another one than before."""
-    for number, verb in enumerate(verbs, start=1):
-        if every:
-            yield Kill(number, after=False)
-        if every or verb.rpartition(".")[2] in EFFECTS:
+    """The points after which the world is another one than before, and then all other ones."""
+    leaves_trace = [verb.rpartition(".")[2] in EFFECTS for verb in verbs]
+    for number, leaves in enumerate(leaves_trace, start=1):
+        if leaves:
             yield Kill(number, after=True)
+    if every:
+        yield Kill(1, after=False)
+        for number, leaves in enumerate(leaves_trace, start=1):
+            if not leaves:
+                yield Kill(number, after=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,9 +306,15 @@ def stores(scratch: Path, *, tables: bool) -> Iterator[Stores]:
 
 
 def main(
-    kind: type[Scenario], providers: list[str], minutes: float = math.inf, *, tables: bool = False
+    kind: type[Scenario],
+    providers: list[str],
+    minutes: float = math.inf,
+    *,
+    tables: bool = False,
+    part: str = "1/1",
 ) -> int:
     failed = 0
+    first, parts = map(int, part.split("/"))
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kill-matrix-")))
         store = stack.enter_context(stores(scratch, tables=tables))
@@ -300,7 +324,7 @@ def main(
             environ = store.environ if provider == "vertex" else {}
             scenario = kind(url=simulator.url, provider=provider, environ=environ, staging=store.staging)
             verbs = scenario.undisturbed(scratch / f"{provider}-0").verbs
-            kills = list(points(verbs, every=True))
+            kills = list(points(verbs, every=True))[first - 1 :: parts]
             if minutes < math.inf:
                 random.shuffle(kills)
             done = reached = 0
@@ -330,7 +354,8 @@ if __name__ == "__main__":
     parser.add_argument("provider", nargs="*")
     parser.add_argument("--scenario", default="plain", choices=SCENARIOS)
     parser.add_argument("--minutes", default=math.inf, type=float)
+    parser.add_argument("--part", default="1/1")
     parser.add_argument("--tables", action="store_true")
     wanted = parser.parse_args()
     chosen = wanted.provider or (["vertex"] if wanted.tables else list(MODELS))
-    sys.exit(main(SCENARIOS[wanted.scenario], chosen, wanted.minutes, tables=wanted.tables))
+    sys.exit(main(SCENARIOS[wanted.scenario], chosen, wanted.minutes, tables=wanted.tables, part=wanted.part))

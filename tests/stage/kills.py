@@ -102,11 +102,11 @@ def _counted(part: Any, verb: str, name: str, meter: Meter) -> Callable[..., Any
         if verb in _PARTS:
             return _wrapped(getattr(part, verb)(*arguments, **named), verb, meter)
         number = meter.count(f"{name}.{verb}")
-        answer = getattr(part, verb)(*arguments, **named)
-        if verb in _STREAMS:
-            answer = _stream(answer, f"{name}.{verb}", meter)
-        meter.done(number)
-        return answer
+        try:
+            answer = getattr(part, verb)(*arguments, **named)
+            return _stream(answer, f"{name}.{verb}", meter) if verb in _STREAMS else answer
+        finally:
+            meter.done(number)
 
     return call
 

@@ -13,10 +13,10 @@ from airflow_batch_llm.stage.land.finishing import Finished
 from airflow_batch_llm.stage.run import Pause
 from tests.emulators.servers import Emulators
 from tests.stage.bigquery_world import BigQueryWorld, new_staging
+from tests.stage.kill_matrix import OF_THE_RUN
 from tests.stage.world import Bench
 
-#: Columns in which two runs on the same rows differ, and what differs in their reports: a later one has measured tokens.
-OF_THE_RUN = {"_llm_run_id", "_llm_batch_id", "_llm_planned_at", "_llm_processed_at", "_llm_shard"}
+#: What differs in the reports of two runs on the same rows: a later one has measured tokens.
 NOT_COMPARED = {"durations", "estimate", "estimate_off", "drift"}
 
 #: Texts that need care on their way through SQL and JSON, a blank one, one that is too long, and NULL.

@@ -3,7 +3,7 @@
 With OpenAI, which has the most verbs, a run is killed after every second verb that leaves a trace; with the others after
 every fourth. Runs that take several routes are killed after every sixteenth, and those that
 pass through BigQuery after every thirty-second. The command
-`python -m tests.stage.kill_matrix` kills before and after every verb, with each.
+`python -m tests.stage.kill_matrix` kills after every verb, with each.
 """
 
 import os
