@@ -13,7 +13,7 @@ import pyarrow as pa
 from airflow_batch_llm.core.budget import SharedBudget
 from airflow_batch_llm.core.journal import Doer
 from airflow_batch_llm.core.settings import Source
-from airflow_batch_llm.errors import BatchLLMError
+from airflow_batch_llm.errors import BatchLLMError, InputError
 from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.providers.steps import no_longer_than
 from airflow_batch_llm.store import Workspace
@@ -115,3 +115,15 @@ def stage_tables(parts: Parts, target: Target) -> StageTables:
     """Return the tables that a stage has in its target's warehouse, which runs it."""
     assert isinstance(parts.target, RunsStages), "the plan was made for a warehouse that does"
     return parts.target.stage_tables(target)
+
+
+def planned_tables(parts: Parts, target: Target, nonce: str, run: str) -> StageTables:
+    """Return the stage tables of a plan. Raises `InputError` if the table of its rows is gone."""
+    tables = stage_tables(parts, target)
+    if tables.plan_table(nonce) is None:
+        raise InputError(
+            f"The run {run} cannot end: its table llm_plan_{nonce} is not in {tables.uri}. It was dropped, or has vanished"
+            " after 30 days, and without it nobody can tell which rows the answers are for. Nothing was sent. Delete the run"
+            " folder, and run the task again: the rows that are not in the target yet are asked, and paid, again."
+        )
+    return tables

@@ -155,8 +155,11 @@ class StageTables(Protocol):
     def unsendable_rows(self, selection: Selection) -> pa.RecordBatchReader:
         """The rows that cannot be sent: key and carried columns, `_llm_input_hash`, `_llm_attempts`, `_llm_problem`."""
 
-    def leave_out(self, selection: Selection, nonce: str) -> bool:
-        """Leave out the rows that another plan asks. Returns False if that plan's table is gone."""
+    def plan_table(self, nonce: str) -> str | None:
+        """Return the URI of the table of a plan. None: it is gone."""
+
+    def leave_out(self, selection: Selection, plan_table: str) -> None:
+        """Leave out the rows that another plan asks, which may be staged elsewhere."""
 
     def number_requests(self, numbering: Numbering) -> Numbered:
         """Write the table of a plan: each row that is sent, by shard and number, with its request."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from airflow_batch_llm.errors import InputError
+from airflow_batch_llm.errors import InputError, StoreError
 from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.stage.land.finishing import Finished
 from airflow_batch_llm.stage.run import Pause
@@ -120,13 +120,46 @@ def test_what_no_statement_can_do_is_refused_before_anything_is_sent(
     assert openai.batches() == []
 
 
-def test_a_run_whose_plan_is_gone_holds_its_rows_until_its_folder_is_deleted(bench: Bench) -> None:
+def test_a_run_whose_plan_is_gone_is_refused_until_its_folder_is_deleted(bench: Bench) -> None:
     bench.world.make_tickets(2)
     bench.advance("dag/task/lost", execution="warehouse")
     (plan,) = (name for name in world_of(bench).tables() if name.startswith("llm_plan_"))
     world_of(bench).ask(f"DROP TABLE {plan}")
+    with pytest.raises(
+        InputError, match=f"dag/task/lost/g1 cannot end: its table {plan} .* Delete the run folder"
+    ):
+        bench.complete("dag/task/lost", execution="warehouse")
     with pytest.raises(InputError, match="dag/task/lost/g1 asks rows of this target, and its table"):
         bench.complete("dag/task/next", execution="warehouse")
+    assert (len(bench.batches()), bench.world.charged()) == (1, 2)
     assert not {name for name in world_of(bench).tables() if name.startswith("llm_rows_")}
     rmtree(bench.world.folder / "workspace/dag/task/lost")
     assert isinstance(bench.advance("dag/task/next", execution="warehouse"), Pause)
+
+
+class _NoPlan:
+    """A workspace that refuses to create a plan."""
+
+    def __init__(self, workspace: Any) -> None:
+        self._workspace = workspace
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._workspace, name)
+
+    def create(self, path: str, data: bytes) -> bool:
+        if path.endswith("/plan.json"):
+            raise StoreError("The disk is full.")
+        return self._workspace.create(path, data)  # type: ignore[no-any-return]
+
+
+def test_rows_of_a_planner_that_failed_are_left_out_by_a_run_that_is_staged_elsewhere(bench: Bench) -> None:
+    bench.world.make_tickets(4)
+    own = {"execution": "warehouse", "max_rows": 2}
+    with pytest.raises(StoreError):
+        bench.advance(bench.run("dag/task/one", parts={"workspace": _NoPlan(bench.world.workspace())}, **own))
+
+    elsewhere = new_staging(world_of(bench).rest).rpartition(".")[2]
+    two = bench.complete("dag/task/two", execution="warehouse", staging_schema=elsewhere)
+    assert two.report.why == {"new": 2, "in_flight": 2}
+    assert bench.complete("dag/task/one", **own).report.rows == 4
+    assert (bench.world.charged(), sorted(bench.world.answers())) == (4, [0, 1, 2, 3])

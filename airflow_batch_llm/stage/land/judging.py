@@ -27,7 +27,7 @@ from airflow_batch_llm.providers.base import AsksTables
 from airflow_batch_llm.stage.land.collecting import Collector, Expected, Incomplete
 from airflow_batch_llm.stage.land.gathering import ReadResults
 from airflow_batch_llm.stage.land.landing import Tally
-from airflow_batch_llm.stage.parts import stage_tables
+from airflow_batch_llm.stage.parts import planned_tables, stage_tables
 from airflow_batch_llm.stage.plan.carried import stored_rows, stored_schema
 from airflow_batch_llm.stage.plan.spool import keys_schema
 from airflow_batch_llm.stage.records.plan import PlannedShard
@@ -66,7 +66,8 @@ class WarehouseCollector(Collector):
     def load(self, shard: PlannedShard, standing: Standing) -> tuple[ReadResults, Tally]:
         """Have the warehouse stage the rows with good answers, and stage the others from here."""
         judging = self._judging(shard, standing)
-        judged = self._tables.judge_answers(judging)
+        tables = planned_tables(self.parts, self.plan.target, self.plan.nonce, self.folder.path)
+        judged = tables.judge_answers(judging)
         keys = self._write_unsure(judging)
         gathered, tally = self._load(shard, standing, keys, self.part(-shard.number))
         tally.outcomes[Outcome.SUCCEEDED] += judged.rows

@@ -74,6 +74,8 @@ class Selecting(Drafting):
 
     _tables: StageTables = field(init=False)
     _selection: Selection = field(init=False)
+    _nonces: list[str] = field(default_factory=list, init=False)
+    """The nonces of all drafts."""
 
     def read(self) -> None:
         """Write down the source's rows in the warehouse, and check their keys. What is in flight is noted before."""
@@ -101,17 +103,18 @@ class Selecting(Drafting):
             self._leave_out(other, plan)
         if self._draft is None or others:
             self._draft = self._numbered(self._tables.count_rows(self._selection))
+            self._nonces.append(self._draft.nonce)
         return self._draft
 
     def _leave_out(self, other: RunFolder, plan: Plan) -> None:
-        if self._tables.leave_out(self._selection, plan.nonce):
-            return
+        theirs = stage_tables(self.parts, plan.target)
+        if (table := theirs.plan_table(plan.nonce)) is not None:
+            return self._tables.leave_out(self._selection, table)
         if other.read_published(plan.round) is None:  # a run is published before its table is dropped
             raise InputError(
-                f"The unfinished run {other.path} asks rows of this target, and its table of them is not in"
-                f" {self._tables.uri}: it was dropped, has vanished after 30 days, or was staged under another"
-                " staging_schema. Nothing was sent. Let that run end. If it cannot, delete its run folder: its rows are"
-                " asked again. Then run this task again."
+                f"The unfinished run {other.path} asks rows of this target, and its table of them is not in {theirs.uri}: it"
+                " was dropped, or has vanished after 30 days. Nothing was sent. That run cannot end. Delete its run folder:"
+                " its rows that are not in the target yet are asked, and paid, again. Then run this task again."
             )
         raise Outrun("Another run has landed while the source was read. The source is read again.")
 
@@ -122,18 +125,15 @@ class Selecting(Drafting):
         return [template.line("r-0001-000000", orjson.dumps(prompt)) for prompt in prompts]
 
     def close(self) -> None:
-        """Drop what no planner needs. Another planner may still freeze a draft that is not frozen."""
+        """Drop what no planner needs. Another planner may still freeze a stored draft that is not frozen."""
         frozen = self.folder.read_plan()
-        is_own = (
-            frozen is not None
-            and self._draft is not None
-            and Plan.from_json(frozen).nonce == self._draft.nonce
-        )
         with self.parts.cleaning("the tables of a planner"):
             if hasattr(self, "_selection"):
                 self._tables.forget_rows(self._selection)
-            if self._draft is not None and not is_own:
-                self._tables.drop_plan(self._draft.nonce, ())
+            for nonce in self._nonces:
+                is_stored = frozen is None and self.folder.read_draft(nonce) is not None
+                if not is_stored and (frozen is None or Plan.from_json(frozen).nonce != nonce):
+                    self._tables.drop_plan(nonce, ())
 
     def _numbered(self, selected: Selected) -> Plan:
         """Price the selected rows, and write the table of the plan."""

@@ -80,8 +80,12 @@ class RunFolder:
 
     def freeze(self, nonce: str) -> None:
         """Make a draft the plan, unless there is one."""
-        if self.read_plan() is None and (draft := self.workspace.read(self._draft_path(nonce))) is not None:
+        if self.read_plan() is None and (draft := self.read_draft(nonce)) is not None:
             self.create_plan(draft)
+
+    def read_draft(self, nonce: str) -> bytes | None:
+        """Return a plan that was stored, whether or not it counts."""
+        return self.workspace.read(self._draft_path(nonce))
 
     def _draft_path(self, nonce: str) -> str:
         return self._at("plans", nonce, "draft.json")

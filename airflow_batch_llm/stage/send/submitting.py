@@ -35,7 +35,7 @@ from airflow_batch_llm.core.submission import (
 from airflow_batch_llm.errors import Later, Refused, Unavailable, UnknownFate
 from airflow_batch_llm.providers.base import AsksTables
 from airflow_batch_llm.providers.routed import by_route, vendors, vendors_id
-from airflow_batch_llm.stage.parts import Parts, stage_tables
+from airflow_batch_llm.stage.parts import Parts, planned_tables
 from airflow_batch_llm.stage.plan.shard_files import fetch_requests, left_out_of
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
@@ -94,8 +94,9 @@ class Submitter:
 
     def _write_table(self, shard: PlannedShard) -> str:
         """Have the warehouse write the requests where the provider reads them."""
-        provider, tables = self.parts.provider, stage_tables(self.parts, self.plan.target)
+        provider = self.parts.provider
         assert isinstance(provider, AsksTables), "the plan was made for a provider that does"
+        tables = planned_tables(self.parts, self.plan.target, self.plan.nonce, self.folder.path)
         table = provider.requests_table(self.plan.token(shard), tables.uri)
         tables.write_requests(self.plan.nonce, shard.number, table)
         return table

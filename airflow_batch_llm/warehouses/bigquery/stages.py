@@ -119,15 +119,16 @@ class BigQueryStage:
         """The rows that have a problem."""
         return self._read(sql.unsendable_rows(self._target, self._rows(selection).quoted))
 
-    def leave_out(self, selection: Selection, nonce: str) -> bool:
-        """Change the reason of the rows that another plan asks, unless its table is gone."""
-        theirs = self._plan(nonce)
-        if self.connection.table(theirs) is None:
-            return False
+    def plan_table(self, nonce: str) -> str | None:
+        """Look for the table of a plan."""
+        name = self._plan(nonce)
+        return None if self.connection.table(name) is None else f"{_SCHEME}{name}"
+
+    def leave_out(self, selection: Selection, plan_table: str) -> None:
+        """Change the reason of the rows that another plan asks."""
         rows = self._rows(selection)
-        statement = sql.left_out(self._target, rows.quoted, theirs.quoted)
+        statement = sql.left_out(self._target, rows.quoted, named(plan_table).quoted)
         self._perform(rows, statement, digest(statement))
-        return True
 
     def number_requests(self, numbering: Numbering) -> Numbered:
         """Write the table of a plan, and count its shards."""
