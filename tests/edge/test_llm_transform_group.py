@@ -11,7 +11,7 @@ from airflow_batch_llm.core.settings import Pace
 from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.operators.llm_transform_group import llm_transform_group
 from tests.edge.conftest import TICKETS, World
-from tests.edge.dag_runs import asset_extras, states, xcom
+from tests.edge.dag_runs import asset_extras, failures, states, xcom
 from tests.edge.tasks import arguments
 
 Run = Callable[..., Any]
@@ -239,8 +239,11 @@ def test_a_reading_that_fails_leaves_the_run_unplanned(world: World, run: Run) -
     with DAG("spread_unread", schedule=None) as dag:
         group(plan_partitions=2)
 
-    done = run(dag)
+    with failures() as failed:
+        done = run(dag)
 
+    assert "is NULL in some rows of the source." in str(failed[0])
+    assert str(failed[0]).endswith("Then clear the group from open, which reads it again.")
     assert [states(done)[f"labels.read[{index}]"] for index in range(2)] == ["failed", "success"]
     assert states(done)["labels.plan"] == states(done)["labels.finish"] == "upstream_failed"
     assert world.rows_charged() == 0

@@ -33,6 +33,7 @@ from airflow_batch_llm.stage.plan.attaching import ATTACHMENT_BYTES, Attaching, 
 from airflow_batch_llm.stage.plan.carried import restored
 from airflow_batch_llm.stage.plan.partitions import (
     NUMBERED,
+    REREAD,
     Opening,
     Outrun,
     fetch_partitions,
@@ -117,7 +118,7 @@ class Drafting:
     @property
     def _reread(self) -> str:
         """Say how a corrected source is read again. Empty: this task reads it."""
-        return "" if self.opening is None else " Then clear the group from open, which reads it again."
+        return "" if self.opening is None else REREAD
 
     @property
     def _columns(self) -> pa.Schema:
@@ -130,8 +131,7 @@ class Drafting:
 
     def read_partition(self, opening: Opening, number: int) -> int:
         """Read a partition into the run folder. Returns the number of its rows."""
-        source, wanted = opening.source(number, self.stage, self.parts)
-        spool = self._written(source, wanted, number * NUMBERED)
+        spool = self._written(*opening.source(number, self.stage, self.parts), number * NUMBERED)
         spool.close_files()
         let_go(self.parts)
         put_partition(self.folder, opening, number, self.scratch)

@@ -58,6 +58,10 @@ def _finite(number: Decimal) -> Decimal:
     raise ValueError("not finite")
 
 
+#: The end of a message about rows that several tasks read: a task that is cleared alone sees the rest of the source as it was.
+REREAD = " Then clear the group from open, which reads it again."
+
+
 class Outrun(BatchLLMError):
     """The rows that tasks have read cannot be planned. Another run may have landed rows and deleted their files."""
 

@@ -30,14 +30,14 @@ from airflow_batch_llm.core.request import canonical
 from airflow_batch_llm.core.settings import OWN_ROUTE, RowFunction, Stage, StageWay
 from airflow_batch_llm.core.spec import Spec, changed_fields, spec_hash
 from airflow_batch_llm.core.value import plain
-from airflow_batch_llm.errors import BudgetExceeded, InputError, SourceError, TargetError
+from airflow_batch_llm.errors import BudgetExceeded, InputError, SourceError, TargetError, raise_alone
 from airflow_batch_llm.providers.base import CapsAnswers, Provider, StoresFiles, TakesAttachments
 from airflow_batch_llm.providers.routed import by_route
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.attaching import attaching_of
 from airflow_batch_llm.stage.plan.carried import carried_schema, key_schema
 from airflow_batch_llm.stage.plan.drafting import Drafting
-from airflow_batch_llm.stage.plan.partitions import Opening, Outrun, opening_of
+from airflow_batch_llm.stage.plan.partitions import REREAD, Opening, Outrun, opening_of
 from airflow_batch_llm.stage.plan.planners import Planners
 from airflow_batch_llm.stage.plan.quoting import check_way, settled
 from airflow_batch_llm.stage.plan.reading import let_go
@@ -347,7 +347,10 @@ class Planner:
         resolved, target = self._looked_at()
         with self._drafting(resolved, target) as drafting:
             self.opening.check(drafting.rules)
-            return drafting.read_partition(self.opening, number)
+            try:
+                return drafting.read_partition(self.opening, number)
+            except InputError as error:
+                raise_alone(SourceError(f"{error}{REREAD}"))
 
     def _looked_at(self) -> tuple[Resolved, Target]:
         """Refuse what can be refused before a row is read."""

@@ -86,7 +86,7 @@ def read_some_files(
     """The rows of some of the files, by their names, in the schema that `read_files` gives to all of them."""
     files = {file.uri: file for file in _found(source, find)}
     if missing := [name for name in names if name not in files]:
-        raise SourceError(f"{missing[0]}: there is no such file any more.")
+        raise SourceError(f"{missing[0]}: there is no such file any more. Put it back, or leave it out.")
     own = schema.remove(schema.get_field_index(SOURCE_URI))
     return pa.RecordBatchReader.from_batches(schema, _rows([files[name] for name in names], own, schema))
 
