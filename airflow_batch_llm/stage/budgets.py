@@ -135,11 +135,18 @@ class Budgets:
         return self._hold(periods, usd, None)
 
     def confirm(self, plan: Plan) -> None:
-        """Confirm the dollars of a frozen plan. Raises `BudgetExceeded` before anything is sent if they are gone."""
-        if not plan.budgets or not plan.requests or self.keep(plan.budgets, plan.dollars or 0.0):
+        """Confirm the dollars of a frozen plan. Raises `BudgetExceeded` before anything is sent if they are gone.
+
+        Such a run never sends anything: it ends, so that it does not keep its rows from a plan in another period.
+        """
+        if not plan.budgets or not plan.requests or self.folder.is_cancelled():
+            return
+        if self.keep(plan.budgets, plan.dollars or 0.0):
             return
         most = self.most(plan.budgets)
         assert most is not None, "a budget counts for the run"
+        if not any(self.folder.deadlines()):  # otherwise it has begun
+            self.folder.add_cancelled([], self.parts.clock(), self.parts.by)
         raise BudgetExceeded(
             f"The run {self.folder.path} would cost about ${plan.dollars or 0.0:,.4f}, above {most[1]}. Nothing was sent."
             " Clear the task when other runs have ended, or in the next period."

@@ -95,6 +95,23 @@ def test_no_run_exceeds_the_ceiling_whatever_its_own_budget_is(openai: Bench) ->
     assert shop.book(CEILING)["spent_usd"] > 0
 
 
+def test_a_plan_whose_dollars_are_gone_ends_and_its_rows_are_planned_in_the_next_period(
+    openai: Bench,
+) -> None:
+    shop = _Shop(openai, support=1.2)
+    shop.killed("one", ".registers/runs")  # it is planned, and nothing is confirmed
+    openai.world.sleep(HOLD_SECONDS + 1)
+    shop.complete("two")
+
+    with pytest.raises(BudgetExceeded, match="The run one/g1 would cost"):
+        shop.complete("one")
+    openai.world.sleep(32 * 86_400)
+    report = shop.complete("one", max_tries=1).report
+
+    assert (report.rows, shop.book()["spent_usd"]) == (ROWS, pytest.approx(report.spent.cost))
+    assert openai.world.charged() == 2 * ROWS
+
+
 def test_a_planner_that_is_killed_gives_its_dollars_back_after_an_hour(openai: Bench) -> None:
     shop = _Shop(openai, support=1.2)
     shop.killed("one", "draft.json")  # held, and nothing is planned

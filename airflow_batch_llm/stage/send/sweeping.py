@@ -111,7 +111,7 @@ def cancelled_before(folder: RunFolder) -> str | None:
     batches = counted(len(names) - asked, "batch")
     told = batches if not asked else f"{batches} and {counted(asked, 'shard')} asked in real time"
     if not names:
-        told = "This run was cancelled on request while none of its batches was running."
+        told = "This run was cancelled while none of its batches was running."
     else:
         told += f" of this run {verb(len(names), 'was', 'were')} cancelled on request."
     return (
