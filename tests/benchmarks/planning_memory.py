@@ -2,7 +2,8 @@
 
     python -m tests.benchmarks.planning_memory --known 10000000
 
-Each plan is made in a process of its own. `from` is where the source is; the target is a DuckDB file in any case.
+Each plan is made in a process of its own. `from` is where the source is; the target is a DuckDB file in any case. `paged` is
+Parquet with pages of a megabyte, where `parquet` has all texts in one page.
 """
 
 import argparse
@@ -87,7 +88,7 @@ def main() -> None:
     )
     parser.add_argument("--known", type=int, default=4_000_000)
     parser.add_argument("--shapes", nargs="+", help="how the names of the shapes begin")
-    parser.add_argument("--sources", nargs="+", default=["duckdb", "parquet", "postgres"])
+    parser.add_argument("--sources", nargs="+", default=list(_MAKERS))
     chosen = parser.parse_args()
     print(f"{'':24}{'from':>10}{'rows':>12}{'CPU s':>8}{'peak MB':>9}")
     with Simulator(batch_seconds=3600) as simulator:
@@ -122,14 +123,19 @@ def _duckdb(folder: Path, shape: _Shape, _: ExitStack) -> str:
     return str(folder / "bench.duckdb")
 
 
-def _parquet(folder: Path, shape: _Shape, _: ExitStack) -> str:
+def _parquet(folder: Path, shape: _Shape, _: ExitStack, **options: Any) -> str:
     path = folder / "tickets.parquet"
     with duckdb.connect() as connection:
         reader = connection.sql(shape.query.format(rows=shape.rows)).to_arrow_reader(1000)
-        with pq.ParquetWriter(path, reader.schema) as writer:
+        with pq.ParquetWriter(path, reader.schema, **options) as writer:
             for batch in reader:
                 writer.write_batch(batch, row_group_size=100_000)
     return str(path)
+
+
+def _paged(folder: Path, shape: _Shape, stack: ExitStack) -> str:
+    """Write Parquet whose pages end with the row that fills a megabyte, as a writer does that looks at each row."""
+    return _parquet(folder, shape, stack, use_dictionary=False, write_batch_size=1)
 
 
 def _postgres(folder: Path, shape: _Shape, stack: ExitStack) -> str:
@@ -151,6 +157,7 @@ def _postgres(folder: Path, shape: _Shape, stack: ExitStack) -> str:
 _MAKERS: dict[str, Callable[[Path, _Shape, ExitStack], str]] = {
     "duckdb": _duckdb,
     "parquet": _parquet,
+    "paged": _paged,
     "postgres": _postgres,
 }
 
@@ -180,7 +187,7 @@ def child(source: str, where: str, title: str, rows: str, known: str, folder: st
     before = cpu_seconds()
     Run(
         stage=Stage(
-            source=Source(table=None if source == "parquet" else "tickets"),
+            source=Source(table="tickets" if source in ("duckdb", "postgres") else None),
             key=("id",),
             model_id=_MODEL,
             prompt=shape.prompt,

@@ -95,6 +95,26 @@ def test_any_mix_of_sizes_fills_shards_within_their_limits_and_loses_or_doubles_
     assert sorted(keys + unsendable) == list(range(len(texts)))
 
 
+def test_large_rows_that_come_one_by_one_are_written_together(tmp_path: Path) -> None:
+    columns = pa.schema([("id", pa.int64()), ("text", pa.string())])
+    spooled = spool.Spool(tmp_path, columns, ["id"])
+    own = {spool.REASON: "new", spool.PROBLEM: None, spool.INPUT_HASH: "0" * 32, spool.EARLIER_HASH: "1" * 32}
+    for number in range(30):
+        row = {
+            spool.SEQ: number,
+            **own,
+            spool.ATTEMPTS: 0,
+            spool.ROUTE: 0,
+            "id": number,
+            "text": "x" * (1 << 20),
+        }
+        spooled.write(pa.RecordBatch.from_pylist([row]))
+    spooled.close_files()
+    written = pq.ParquetFile(tmp_path / spool.ROWS_FILE)
+    assert written.metadata.num_row_groups == 3
+    assert written.read(["id"])["id"].to_pylist() == list(range(30))
+
+
 _UNREADABLE = "SELECT *, error('this column is read')::VARCHAR AS other FROM tickets"
 
 

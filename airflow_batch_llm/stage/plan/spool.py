@@ -15,7 +15,13 @@ import pyarrow.parquet as pq
 
 from airflow_batch_llm.core.selection import PLANNED, REUSABLE, SENT, Reason
 from airflow_batch_llm.stage.plan.carried import comparable, restored, stored, stored_rows, stored_schema
-from airflow_batch_llm.warehouses.arrow import SortedReader, int64_scalar, parquet_batches, rows_that_fit
+from airflow_batch_llm.warehouses.arrow import (
+    ROWS_AT_ONCE,
+    SortedReader,
+    int64_scalar,
+    parquet_batches,
+    rows_that_fit,
+)
 
 #: Columns of a spooled row besides its own; they cannot collide with the user's.
 SEQ, REASON, PROBLEM = "_llm_seq", "_llm_reason", "_llm_problem"
@@ -37,6 +43,8 @@ _SENT_LIST, _REUSABLE_LIST, _PLANNED_LIST = (
 #: Rows that one join or window holds in memory, and the memory of the database. Of more rows, a question is asked in passes.
 _ROWS_AT_ONCE = 1_000_000
 _MEMORY = "64MB"
+#: The rows that are written together, in bytes. The file's writer remembers a kilobyte for each column of such a group.
+_GROUP_BYTES = 12 << 20
 
 
 def quoted(name: str) -> str:
@@ -65,11 +73,12 @@ class Spool:
         hashes = [(INPUT_HASH, pa.string()), (EARLIER_HASH, pa.string())]
         self._schema = pa.schema([*own, *hashes, *numbers, *self.columns])
         if not written:
-            self._rows = pq.ParquetWriter(
-                folder / ROWS_FILE, self._schema, compression="lz4", use_dictionary=[REASON, ROUTE]
-            )
+            # Statistics of all carried columns would stay in memory.
+            few: Any = {"use_dictionary": [REASON, ROUTE], "write_statistics": [SEQ, REASON, *key]}
+            self._rows = pq.ParquetWriter(folder / ROWS_FILE, self._schema, compression="lz4", **few)
             self._prompts = pa.OSFile(str(folder / PROMPTS_FILE), "wb")
             self._prompt_writer = pa.ipc.new_stream(self._prompts, PROMPTS)
+        self._group: list[pa.RecordBatch] = []
         self._is_written = bool(written)
         self._database: Any = None
         files = [pq.read_metadata(path / ROWS_FILE) for path in written]
@@ -88,12 +97,21 @@ class Spool:
         The key and carried columns come in the source's types.
         """
         batch = stored_rows(rows, self._carried, self._schema)
-        self._rows.write_batch(batch)
+        self._group.append(batch)
         self.count, self._size = self.count + batch.num_rows, self._size + batch.nbytes
+        held = pa.Table.from_batches(self._group)
+        if held.num_rows >= ROWS_AT_ONCE or held.nbytes > _GROUP_BYTES:
+            self._write_group()
+
+    def _write_group(self) -> None:
+        if self._group:
+            self._rows.write_table(pa.Table.from_batches(self._group))
+            self._group = []
 
     def close_files(self) -> None:
-        """End what is written."""
+        """Write what is left."""
         if not self._is_written:
+            self._write_group()
             self._rows.close()
             self._prompt_writer.close()
             self._prompts.close()
