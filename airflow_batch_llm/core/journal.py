@@ -383,12 +383,15 @@ def below(number: int) -> int:
     return number & (number - 1)
 
 
-def find_last(exists: Callable[[int], bool]) -> int:
-    """Return the last number for which a record exists, where none is missing before it. 0: there is none."""
-    after = 1
-    while exists(after):
-        after *= 2
-    last = after // 2
+def find_last(exists: Callable[[int], bool], shown: int = 0) -> int:
+    """Return the last number for which a record exists, where none is missing before it. 0: there is none.
+
+    The search begins at `shown`, which a listing has shown. A listing may be late, so it only saves questions.
+    """
+    last, step = (shown if shown and exists(shown) else 0), 1
+    while exists(last + step):
+        last, step = last + step, 2 * step
+    after = last + step
     while last + 1 < after:
         middle = (last + after) // 2
         if exists(middle):

@@ -50,6 +50,10 @@ def test_the_records_that_cover_all_say_what_every_look_said(looks: list[Looked]
         whole = whole.merged(looked)
     assert learned == whole
     assert last == len(looks)
+    assert find_last(stored.__contains__, shown=len(looks) // 2) == last
+    listed: list[int] = []
+    assert find_last(lambda number: listed.append(number) is None and number in stored, shown=last) == last
+    assert listed == [*([last] if last else []), last + 1]
     assert len(asked) + len(cover(last)) <= 3 * len(looks).bit_length() + 1
 
 

@@ -219,6 +219,11 @@ class RunFolder:
     def read_look(self, number: int) -> bytes | None:
         return self.workspace.read(self._look(number))
 
+    def shown_look(self) -> int:
+        """Return the number of the last record of looks that a listing shows. It may be late. 0: it shows none."""
+        names = self.workspace.names(self._at("looks"))
+        return max((int(name.removesuffix(".json")) for name in names), default=0)
+
     def create_look(self, number: int, data: bytes) -> bool:
         return self.workspace.create(self._look(number), data)
 

@@ -228,9 +228,10 @@ class RunMemory:
                 found[number] = Looked.from_json(data)
             return number in found
 
-        self._last = find_last(exists)
-        for number in reversed(cover(self._last)):
-            assert exists(number), "no number is left out"
+        self._last = find_last(exists, self.folder.shown_look())
+        numbers = cover(self._last)
+        assert all(at_once(exists, numbers)), "no number is left out"
+        for number in reversed(numbers):
             self._records[number] = found[number]
             self._seen = self._seen.merged(found[number])
 
