@@ -9,7 +9,7 @@ from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator
+from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator, conf
 from airflow.sdk import Context, TaskGroup, TriggerRule, XComArg
 from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
@@ -285,6 +285,7 @@ def llm_transform_group(
         tasks of the group; only `trigger_rule` goes to the first task alone, and `outlets` to `finish`
     """
     _refuse_partitions(plan_partitions, kwargs)
+    _refuse_more_than_airflow_maps(plan_partitions=plan_partitions, max_workers=max_workers)
     of_first = _without(kwargs, _AT_THE_END)
     of_finish = _without(kwargs, _AT_THE_BEGIN)
     of_tasks = _without(kwargs, _AT_THE_BEGIN | _AT_THE_END | _OF_THE_RUN)
@@ -347,6 +348,16 @@ def _refuse_partitions(partitions: Any, arguments: Mapping[str, Any]) -> None:
             f"plan_partitions={partitions} divides a source_table by its key, or a source_uri by its files, and source_sql"
             " is given. Make the query a view and name that as source_table, or leave plan_partitions out."
         )
+
+
+def _refuse_more_than_airflow_maps(**tasks: int) -> None:
+    most = conf.getint("core", "max_map_length", fallback=1024)
+    for name, count in tasks.items():
+        if count > most:
+            raise InputError(
+                f"{name} is {count}, and Airflow makes {most} mapped tasks of one at most. Lower {name}, or raise"
+                " [core] max_map_length."
+            )
 
 
 def _without(arguments: dict[str, Any], names: frozenset[str]) -> dict[str, Any]:

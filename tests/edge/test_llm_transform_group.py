@@ -254,6 +254,8 @@ def test_only_what_can_be_divided_is_and_the_first_task_takes_the_trigger_rule()
         for changes, told in (
             ({"source_table": ..., "source_sql": "SELECT 1"}, "plan_partitions=2 divides a source_table"),
             ({"plan_partitions": 0}, "plan_partitions is 0, and must be a number of tasks"),
+            ({"plan_partitions": 1025}, "plan_partitions is 1025, and Airflow makes 1024 mapped tasks"),
+            ({"max_workers": 1025}, "max_workers is 1025, and Airflow makes 1024 mapped tasks"),
         ):
             with pytest.raises(InputError, match=told):
                 group(**{"plan_partitions": 2, **changes})
