@@ -1,6 +1,7 @@
 """Fixtures of every test. Airflow's home is set before anything can import it."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -19,6 +20,14 @@ from tests.emulators import postgres, servers, setup
 from tests.store.servers import close_filesystems
 
 atexit.register(shutil.rmtree, os.environ["AIRFLOW_HOME"], ignore_errors=True)
+
+gc.disable()  # what is imported stays: until all is collected, there is nothing to find
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage from here on, but never again among what the imports have left."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -19,8 +19,9 @@ class Ring:
 
 @pytest.fixture(autouse=True)
 def collector() -> Iterator[None]:
+    gc.unfreeze()  # what the session has frozen, too
     yield
-    gc.unfreeze()
+    gc.freeze()
     gc.enable()
 
 
