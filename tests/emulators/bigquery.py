@@ -5,13 +5,14 @@ for the filter that a table requires in the WHERE of each, which is nowhere. In 
 transaction, and the filter stands in its ON. (A MERGE outside of a transaction is not atomic here: the package runs
 none.) And of two that submit a job of one id at once, it lets both run.
 
-It looks a table up by having DuckDB list all tables of all databases, a dozen times a statement, which is most of its
-time. Here it asks DuckLake's own records, or the table itself.
+Its tables are in memory, since nobody reads them after the session: DuckLake would ask records of its own about each
+table that a statement names. It looks a result up by having DuckDB list all that there are. Here it asks the table itself.
 """
 
 import sys
 import threading
 from contextvars import ContextVar
+from functools import cache
 from typing import Any
 
 import duckdb
@@ -30,21 +31,8 @@ Name = tuple[str, str, str]
 #: The table that the statements at hand are merged into.
 _merged: ContextVar[Name | None] = ContextVar("_merged", default=None)
 _run, _check, _submit, _fetch = merge.run, tables._check, runner.submit, database.fetch
-_objects = database.objects
+_objects, _connect = database.objects, database._connect
 _submitting = threading.Lock()
-
-#: DuckDB's lists, as DuckLake keeps them in its records {0} of the database {1}.
-LISTS = {
-    "duckdb_schemas()": "SELECT '{1}' AS database_name, schema_name FROM {0}.ducklake_schema WHERE end_snapshot IS NULL",
-    "duckdb_tables()": "SELECT '{1}' AS database_name, schema_name, table_name, coalesce(record_count, 0) AS estimated_size"
-    " FROM {0}.ducklake_table t JOIN {0}.ducklake_schema USING (schema_id)"
-    " LEFT JOIN {0}.ducklake_table_stats USING (table_id) WHERE t.end_snapshot IS NULL",
-    "duckdb_views()": "SELECT '{1}' AS database_name, schema_name, view_name, false AS internal"
-    " FROM {0}.ducklake_view v JOIN {0}.ducklake_schema USING (schema_id) WHERE v.end_snapshot IS NULL",
-    "duckdb_columns()": "SELECT '{1}' AS database_name, schema_name, table_name, column_name, nulls_allowed AS is_nullable"
-    " FROM {0}.ducklake_column c JOIN {0}.ducklake_table t USING (table_id) JOIN {0}.ducklake_schema USING (schema_id)"
-    " WHERE c.end_snapshot IS NULL AND t.end_snapshot IS NULL AND parent_column IS NULL",
-}
 
 
 class InTransaction:
@@ -82,14 +70,8 @@ def check(tree: exp.Expression, table: exp.Table, is_target: bool) -> None:
 
 
 def fetch(sql: str, params: Any = None) -> list[tuple[Any, ...]]:
-    """As before, but that what is looked up in one project is asked of its own records. A result requires no column."""
-    if params and params[0] in database._attached:
-        records = quote(f"__ducklake_metadata_{params[0]}")
-        for name, rows in LISTS.items():
-            sql = sql.replace(name, f"({rows.format(records, params[0])})")
-    elif params and params[0] == "emulator" and "duckdb_columns()" in sql:
-        return []
-    return _fetch(sql, params)
+    """As before, but that no result is looked through for a column that it requires: it requires none."""
+    return [] if params and params[0] == "emulator" and "duckdb_columns()" in sql else _fetch(sql, params)
 
 
 def objects(project_id: str, dataset_id: str, table_id: str | None = None) -> Any:
@@ -112,7 +94,22 @@ def _require_filter(name: Name, tree: exp.Merge) -> None:
         raise BigQueryError("invalidQuery", f"Cannot merge into {'.'.join(name)} without a filter in ON")
 
 
+@cache
+def connect() -> duckdb.DuckDBPyConnection:
+    """Open the database. Each caller's thread does its own work: on tables this small, helpers cost more than they do."""
+    connection = _connect()
+    connection.execute("SET threads = 1")
+    return connection
+
+
+def attach(connection: duckdb.DuckDBPyConnection, project: str) -> None:
+    """Keep a project in memory."""
+    connection.execute(f"ATTACH IF NOT EXISTS ':memory:' AS {quote(project)}")
+    database._attached.add(project)
+
+
 if __name__ == "__main__":
+    database._connect, database._attach = connect, attach
     merge.run, tables._check, runner.submit = run, check, submit
     database.fetch, database.objects = fetch, objects
     sys.exit(cli.main())
