@@ -170,8 +170,11 @@ class Spool:
     def duplicate_keys(self, most: int = 5) -> list[pa.RecordBatch]:
         """Some keys that the source holds more than once."""
         names = ", ".join(map(quoted, self._key.names))
-        query = f"SELECT {names} FROM rows GROUP BY {names} HAVING count(*) > 1 LIMIT {most}"
-        return [restored(batch, self._key) for batch in self._stream(query)]
+        for some in self._by_hash(names, "rows"):
+            query = f"SELECT {names} FROM rows WHERE {some} GROUP BY {names} HAVING count(*) > 1 LIMIT {most}"
+            if found := [restored(batch, self._key) for batch in self._stream(query) if batch.num_rows]:
+                return found
+        return []
 
     def take_out(self, keys_file: Path, key: pa.Schema, routes: Sequence[int]) -> int:
         """Leave out the rows of these routes whose key and input another run has in flight. Returns their number.
@@ -212,10 +215,10 @@ class Spool:
 
     def reusable(self) -> int:
         """Return the number of different hashes of the rows that may get a copy of an answer."""
-        self._ask(f"""
-            CREATE OR REPLACE TABLE wanted AS
-            SELECT DISTINCT unnest([{INPUT_HASH}, {EARLIER_HASH}])::UUID AS hash FROM rows
-            WHERE {REASON} IN ({_REUSABLE_LIST})""")
+        self._ask("CREATE OR REPLACE TABLE wanted (hash UUID)")
+        for some in self._by_hash("hash", "rows"):
+            both = f"SELECT unnest([{INPUT_HASH}, {EARLIER_HASH}])::UUID AS hash FROM rows WHERE {REASON} IN ({_REUSABLE_LIST})"
+            self._ask(f"INSERT INTO wanted SELECT DISTINCT hash FROM ({both}) WHERE {some}")
         return self._count("wanted")
 
     def reusable_hashes(self, most: int) -> Iterator[list[str]]:
@@ -284,9 +287,8 @@ class Spool:
         )
         own = [(INPUT_HASH, pa.string()), (ATTEMPTS, pa.int64()), (PROBLEM, pa.string())]
         schema = pa.schema([*own, (REUSED_SPEC, pa.string()), *self.columns])
-        return pa.RecordBatchReader.from_batches(
-            schema, (batch.cast(schema) for part in parts for batch in part)
-        )
+        rows = (batch.cast(schema) for part in parts for batch in part)
+        return pa.RecordBatchReader.from_batches(schema, rows)
 
     def number_requests(self, ranks: Sequence[int], specs: Sequence[int]) -> list[int]:
         """Find for every row that is sent the first one with the same request; returns the number of requests by route.
@@ -338,8 +340,7 @@ class Spool:
 
     def reasons(self, requests: Sequence[int]) -> dict[Reason, int]:
         """Return the number of rows by reason, when only this many requests of each route are sent."""
-        beyond = self._beyond(requests)
-        counts = Counter[Reason]()
+        beyond, counts = self._beyond(requests), Counter[Reason]()
         for why, count in self._ask(f"""
             SELECT {REASON}, count(*) FROM rows WHERE {REASON} NOT IN ({_SENT_LIST}) GROUP BY {REASON}
             UNION ALL SELECT {REASON}, count(*) FROM sent WHERE NOT ({beyond}) GROUP BY {REASON}
