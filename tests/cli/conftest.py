@@ -3,16 +3,18 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import duckdb
 import pytest
 import yaml
 
 from airflow_batch_llm.simulator.handle import Simulator
+from tests.stage.processes import processes
 
 COMMAND = Path(sys.executable).parent / "airflow-batch-llm"
 
@@ -48,6 +50,7 @@ class Desk:
         self.spec_file.write_text(yaml.safe_dump(self.fields(**changes), sort_keys=False))
 
     def start(self, *arguments: str, **environment: str) -> "subprocess.Popen[str]":
+        """Start the console script."""
         return subprocess.Popen(
             [COMMAND, *arguments],
             env={**os.environ, "DESK_KEY": "any", **environment},
@@ -58,9 +61,19 @@ class Desk:
         )
 
     def command(self, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-        with self.start(*arguments, **environment) as process:
-            out, err = process.communicate(timeout=120)
-        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+        """Run a command to its end, in a process that need not import anything first."""
+        files = [self.folder / f"{uuid4().hex}.{name}" for name in ("out", "err")]
+        environment = {**os.environ, "DESK_KEY": "any", **environment}
+        process = processes().Process(target=_command, args=(arguments, environment, files))
+        process.start()
+        process.join(timeout=120)
+        if process.exitcode is None:
+            process.kill()
+            raise TimeoutError(f"{arguments[0]} did not end")
+        out, err = (file.read_text() for file in files)
+        for file in files:
+            file.unlink()
+        return subprocess.CompletedProcess(arguments, process.exitcode, out, err)
 
     def run(self, *options: str, **environment: str) -> "subprocess.CompletedProcess[str]":
         return self.command("run", str(self.spec_file), *options, **environment)
@@ -78,6 +91,21 @@ class Desk:
     def charged(self) -> int:
         """The rows that the provider has executed."""
         return sum(1 for _ in self.simulator.charges())
+
+
+def _command(arguments: Sequence[str], environment: Mapping[str, str], files: Sequence[Path]) -> None:
+    """In the new process: what the console script does."""
+    os.environ.clear()
+    os.environ.update(environment)
+    with Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    for number, file in enumerate(files, start=1):
+        with file.open("wb") as output:
+            os.dup2(output.fileno(), number)
+    sys.argv = [str(COMMAND), *arguments]
+    from airflow_batch_llm.cli import app
+
+    sys.exit(app())
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,11 @@ EACH_ROW_ONCE = "SELECT count(*), count(DISTINCT id), min(id), max(id) FROM labe
 
 
 def test_a_spec_becomes_a_labelled_table(desk: Desk) -> None:
-    done = desk.run("--json")
+    with desk.start("run", str(desk.spec_file), "--json") as process:
+        out, err = process.communicate(timeout=120)
 
-    assert done.returncode == 0, done.stderr
-    report = orjson.loads(done.stdout)
+    assert process.returncode == 0, err
+    report = orjson.loads(out)
     assert (report["outcomes"], report["requests"]) == ({"succeeded": 25}, 25)
     assert desk.ask(EACH_ROW_ONCE) == [(25, 25, 0, 24)]
     assert set(desk.ask("SELECT DISTINCT label FROM labels")) <= {("billing",), ("bug",), ("other",)}

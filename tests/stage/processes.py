@@ -17,6 +17,7 @@ from tests.stage.kills import Kill, Meter, watched
 from tests.stage.world import Bench, World, let_go
 
 _PRELOAD = (
+    "airflow_batch_llm.cli",
     "airflow_batch_llm.core.template",
     "airflow_batch_llm.providers.anthropic",
     "airflow_batch_llm.providers.openai",
@@ -65,7 +66,7 @@ class Job:
     def started(self) -> "Started":
         """Start it, without waiting."""
         out = self.world.folder / f"{uuid4().hex}.json"
-        process = _context().Process(target=_drive, args=(self, out))
+        process = processes().Process(target=_drive, args=(self, out))
         process.start()
         return Started(process=process, out=out)
 
@@ -100,7 +101,8 @@ class Started:
         return Ended(killed=False, **json.loads(self.out.read_text()))
 
 
-def _context() -> ForkServerContext:
+def processes() -> ForkServerContext:
+    """Return the maker of processes: a server, one for this session, forks them."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(_PRELOAD))
     return context
