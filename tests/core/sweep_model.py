@@ -90,6 +90,9 @@ class _Plan:
     def token(self, shard: PlannedShard) -> str:
         return shard_token(self.run_token, shard.number)
 
+    def route(self, shard: PlannedShard) -> Any:
+        return SimpleNamespace(call=SimpleNamespace(attachments=()))
+
 
 def sweep_action(answers: Sequence[Any], terms: Terms) -> SweepAction | None:
     """Return the question of a sweep that has had these answers, the first of which begins it, or None if it is over."""

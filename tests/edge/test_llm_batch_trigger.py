@@ -98,7 +98,7 @@ async def test_each_look_is_told_with_the_time_of_the_next(
     batch_id = create_batch(world)
     with told() as log:
         now = time.time()
-        await event_of(trigger(batch_id, watch={"not_before": now + 0.5, "deadline": now + 1}))
+        await event_of(trigger(batch_id, watch={"not_before": now + 0.5, "deadline": now + 3}))
 
     assert log.messages[0].startswith("0 of 1 batch has ended; looked at again in 0 s, at ")
     assert log.messages[1].startswith(
