@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from airflow_batch_llm.providers import clients
 from airflow_batch_llm.providers.clients import gc_paused
 
 
@@ -20,6 +21,7 @@ class Ring:
 @pytest.fixture(autouse=True)
 def collector() -> Iterator[None]:
     gc.unfreeze()  # what the session has frozen, too
+    clients._frozen_by_others.clear()
     yield
     gc.freeze()
     gc.enable()
@@ -54,6 +56,7 @@ def test_a_collector_that_was_off_stays_off_and_frozen_objects_stay_frozen() -> 
         pass
     assert not gc.isenabled()
     assert gc.get_freeze_count() > 0  # thawed, there are none; some of them may go by themselves
+    assert clients._frozen_by_others.is_set()  # so that each next client need not count them
 
 
 def test_an_error_in_the_block_does_not_leave_the_collector_off() -> None:
