@@ -30,6 +30,11 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    """Thaw what was frozen: libraries complain about objects that are left when the process ends."""
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def _connections_end_with_the_test() -> Iterator[None]:
     yield
