@@ -72,7 +72,9 @@ class PlanRunOperator(LLMTransformOperator):
 
 
 class OpenSourceOperator(LLMTransformOperator):
-    """Prepare the target and divide the source. Returns one partition for each mapped task, and pushes the `opening`.
+    """Prepare the target and divide the source into one partition for each mapped task.
+
+    It returns the partitions, and pushes the `opening` for the tasks that follow.
 
     Key values stay in the run folder: a partition is a number here.
 

@@ -115,7 +115,7 @@ class Submitter:
                 self._prepared.clear()
 
     def prepare(self, shard: PlannedShard) -> Prepared:
-        """Go as far as may be gone before the shard's turn, beside others: to its intent, which is the last record.
+        """Go as far as a shard may before its turn, while others are prepared: to its intent, which is the last record.
 
         A creation that has the requests in it may take long. No intent is written ahead of that, for its lease would run
         out while others are sent.
