@@ -436,6 +436,7 @@ class Spread:
             raise Unavailable(f"Not all shards of this portion can be staged yet: {pause.waiting}.")
 
     def _part(self, portion: Portion) -> Generation:
+        self.generation.deadline()  # whoever begins confirms the dollars of the whole plan, and not of its part
         first = self.generation.sendable()
         shards = tuple(shard for shard in first.shards if portion.first <= shard.number <= portion.last)
         return replace(self.generation, first=replace(first, shards=shards))

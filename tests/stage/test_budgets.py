@@ -15,6 +15,7 @@ from airflow_batch_llm.core.settings import OverBudget
 from airflow_batch_llm.errors import BudgetExceeded, CanaryFailed, InputError
 from airflow_batch_llm.stage.budgets import BudgetBook, Budgets
 from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.run import Spread
 from tests.stage.test_month import PRICES, _DiesAt, _Killed
 from tests.stage.world import Bench
 
@@ -137,6 +138,32 @@ def test_what_a_killed_worker_has_confirmed_is_spent_by_its_retry_alone(openai: 
 
     assert (report.rows, openai.world.charged()) == (ROWS, ROWS)
     assert shop.book()["spent_usd"] == pytest.approx(report.spent.cost)
+
+
+def test_a_group_holds_its_whole_cost_whichever_task_begins_and_sends_nothing_without_it(
+    openai: Bench,
+) -> None:
+    shop = _Shop(openai, support=1.2)
+    whole = Spread(generation=shop.run("one", rows_per_batch=1).generation())
+    first, second, third = whole.portions(3)
+    whole.submit(second)  # the first one is late, or has failed
+
+    assert [hold["usd"] for hold in shop.book()["holds"]] == [pytest.approx(shop.price)]
+    with pytest.raises(BudgetExceeded):
+        shop.complete("two")
+    for portion in (first, third):
+        whole.submit(portion)
+    shop.complete("one", rows_per_batch=1)
+    shop.budgets["support"] = replace(shop.budgets["support"], usd=shop.book()["spent_usd"] + 1.2 * shop.price)
+
+    late = Spread(generation=shop.run("late", rows_per_batch=1).generation())
+    openai.world.sleep(HOLD_SECONDS + 1)
+    shop.complete("three", max_rows=2)  # leaves less than the group costs, and enough for one of its parts
+    with pytest.raises(BudgetExceeded, match="The run late/g1 would cost"):
+        late.submit(first)
+    late.submit(second)
+
+    assert openai.world.charged() == ROWS + 2
 
 
 def test_a_run_that_is_killed_before_it_is_settled_is_settled_by_the_next(openai: Bench) -> None:
