@@ -151,17 +151,15 @@ class Arrivals:
 def list_files(uri: str, conn_id: str | None) -> dict[str, str]:
     """Return the URI of each file that a URI or pattern names now, by its mark. It blocks."""
     from airflow_batch_llm.hooks.object_storage import open_path, split_connection
+    from airflow_batch_llm.warehouses.files.listing import matching
 
     system, path = open_path(uri, conn_id)
-    system.invalidate_cache()  # a listing kept from before may not know the newest file
-    listed = system.glob(path, detail=True)
+    listed = matching(system, path)
     if path in listed and listed[path].get("type") == "directory":
         raise InputError(f"{uri} is a folder. Name its files by a pattern, such as /*.parquet at the end.")
     named, _ = split_connection(uri)
     files = {}
     for found, details in listed.items():
-        if details.get("type") == "directory":
-            continue
         whole = str(system.unstrip_protocol(found))
         whole = whole.replace("://", f"://{named}@", 1) if named else whole
         files[_mark(whole, details)] = whole

@@ -154,7 +154,9 @@ def test_a_group_holds_its_whole_cost_whichever_task_begins_and_sends_nothing_wi
     for portion in (first, third):
         whole.submit(portion)
     shop.complete("one", rows_per_batch=1)
-    shop.budgets["support"] = replace(shop.budgets["support"], usd=shop.book()["spent_usd"] + 1.2 * shop.price)
+    shop.budgets["support"] = replace(
+        shop.budgets["support"], usd=shop.book()["spent_usd"] + 1.2 * shop.price
+    )
 
     late = Spread(generation=shop.run("late", rows_per_batch=1).generation())
     openai.world.sleep(HOLD_SECONDS + 1)

@@ -14,6 +14,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from airflow_batch_llm.core.model import ColumnType
 from airflow_batch_llm.errors import SourceError
@@ -82,6 +83,44 @@ def test_a_pattern_takes_the_files_in_the_order_of_their_names(tmp_path: Path) -
     write(tmp_path / "other.csv", [{"day": "no"}])
     (tmp_path / "2026-03.jsonl").mkdir()
     assert [row["day"] for row in read(tmp_path / "2026-*.jsonl")] == ["2026-01", "2026-02", "2026-10"]
+
+
+def test_a_file_whose_name_reads_as_a_pattern_is_itself(tmp_path: Path) -> None:
+    for name in ("report1", "report[1]", "what?", "whats"):
+        write(tmp_path / f"{name}.jsonl", [{"name": name}])
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "elsewhere")
+
+    assert [row["name"] for row in read(tmp_path / "report[1].jsonl", tmp_path / "what?.jsonl")] == [
+        "report[1]",
+        "what?",
+    ]
+    assert len(read(tmp_path / "*.jsonl")) == 4
+
+
+class _Shut(LocalFileSystem):
+    """A disk with one folder that this user may not list."""
+
+    cachable = False
+
+    def ls(self, path: str, detail: bool = False, **more: Any) -> Any:
+        if path.endswith("/shut"):
+            raise PermissionError(path)
+        return super().ls(path, detail=detail, **more)
+
+
+@pytest.mark.parametrize("pattern", ["*/a.jsonl", "**/a.jsonl", "shut/*.jsonl"])
+def test_a_folder_that_cannot_be_listed_is_an_error_and_never_an_empty_one(
+    tmp_path: Path, pattern: str
+) -> None:
+    for day in ("open", "shut"):
+        (tmp_path / day).mkdir()
+        write(tmp_path / day / "a.jsonl", [{"day": day}])
+    source = FileSource(uris=(f"{tmp_path}/{pattern}",))
+
+    assert read_files(source).read_all().num_rows == (1 if pattern.startswith("shut") else 2)
+    with pytest.raises(SourceError, match="this connection may not read it"):
+        read_files(source, lambda uri: (_Shut(), uri))
 
 
 def test_several_uris_are_read_in_the_order_given(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from airflow_batch_llm.errors import SourceError, raise_alone
 from airflow_batch_llm.warehouses.files.formats import CsvFile, JsonlFile, ParquetFile
+from airflow_batch_llm.warehouses.files.listing import is_pattern, matching
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -43,7 +44,6 @@ _SUFFIXES = {
     "json": FileFormat.JSONL,
 }
 _COMPRESSIONS = re.compile(r"\.(gz|bz2|xz|zst)$", re.IGNORECASE)
-_PATTERN = re.compile(r"[*?\[]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,13 +148,13 @@ def _naming(uri: str) -> Iterator[None]:
 def _files_of(uri: str, source: FileSource, find: FindFileSystem) -> Iterator[_File]:
     with _naming(uri):
         system, path = find(uri)
-        system.invalidate_cache()  # a listing kept from before may not know the newest file
-        paths = sorted(system.glob(path)) if _PATTERN.search(path) else [path]
-        paths = [found for found in paths if not (_PATTERN.search(path) and system.isdir(found))]
+        paths = [path]
+        if is_pattern(path):
+            paths = sorted(matching(system, path))
+        elif system.isdir(path):
+            raise SourceError("is a folder. Name its files by a pattern, such as /*.parquet at the end.")
         if not paths:
             raise SourceError("matches no file.")
-        if system.isdir(paths[0]):
-            raise SourceError("is a folder. Name its files by a pattern, such as /*.parquet at the end.")
     for found in paths:
         name = system.unstrip_protocol(found)
         yield _File(uri=name, path=found, system=system, reader=_reader(name, source))
