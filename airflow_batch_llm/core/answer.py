@@ -1,10 +1,9 @@
-"""From an answer's text to typed values, by the stored output type alone.
+"""Turn an answer's text into typed values, by the stored output type alone.
 
-Nothing is guessed: an answer that does not fit is `Invalid`, with the place where it does not fit. A message
-never holds a value of the answer, nor a property name that the answer made up.
+An answer that does not fit is `Invalid`, with the place where it does not fit: nothing is guessed. A message never holds a
+value of the answer, nor a property name that the answer made up.
 
-A person's answer is judged as a model's answer is: its values are written as the text that a model would have given, so
-that one parser judges both.
+A person's answer is written as the text that a model would have given, so that one parser judges both.
 """
 
 import json
@@ -29,7 +28,7 @@ from airflow_batch_llm.core.request import canonical
 from airflow_batch_llm.core.schema_rules import AddedNulls, walk
 
 _FENCE, _LANGUAGE = "```", re.compile(r"[a-zA-Z]*[ \t]*")
-#: A number as JSON and people write it. An exponent of more digits is no amount of anything.
+#: A number as JSON and people write it. An exponent with more digits is not a real amount.
 _DECIMAL = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d{1,4})?", re.ASCII)
 _LEAST, _MOST = -(2**63), 2**63 - 1  # of 64 bits
 _MAX_MESSAGE = 300
@@ -62,7 +61,7 @@ class Invalid:
 
 @dataclass(frozen=True, slots=True)
 class AnswerParser:
-    """An output type, compiled to judge many answers."""
+    """Judges many answers by one compiled output type."""
 
     _judge: Callable[[str], Answer | Invalid]
     _is_text: bool = False
@@ -81,12 +80,12 @@ class AnswerParser:
                 return cls(_Json(output_type))
 
     def item_text(self, answer: str) -> str:
-        """Return what one item of a packed request was answered. `answer` is JSON, where free text stands in quotes."""
+        """Return the answer to one item of a packed request as text. `answer` is JSON, in which free text is quoted."""
         text = json.loads(answer) if self._is_text else answer
         return text if isinstance(text, str) else answer
 
     def parse(self, text: str) -> Answer | Invalid:
-        """The answer's values, or why it has none."""
+        """Return the answer's values, or the reason why it has none."""
         if not text or text.isspace():
             return Invalid(AnswerFault.EMPTY, "The answer is empty.")
         return self._judge(text)
@@ -111,7 +110,7 @@ def _vector(text: str, dimensions: int | None) -> Answer | Invalid:
 
 
 class _Labels:
-    """Finds the label that is meant: as written, or but for case and surrounding space."""
+    """Finds the label that an answer means: the exact text, or one that differs in case and surrounding space only."""
 
     def __init__(self, output_type: OutputType) -> None:
         self._path = output_type.columns[0].path
@@ -138,7 +137,7 @@ class _Labels:
 
 
 class _Json:
-    """Validates against the schema, and takes the columns out."""
+    """Validates an answer against the schema, and extracts its columns."""
 
     def __init__(self, output_type: OutputType) -> None:
         import jsonschema_rs
@@ -168,7 +167,7 @@ class _Json:
 
     def _fitting(self, value: dict[str, Any], text: str) -> Answer | Invalid:
         if not self._validator.is_valid(value):
-            # A request may have made every property obligatory, with null for those that are not.
+            # A request may require every property, and allow null for the optional ones.
             value = self._nulls.drop(value)
             if not self._validator.is_valid(value):
                 return Invalid(AnswerFault.SCHEMA, self._mismatch(value))
@@ -177,7 +176,7 @@ class _Json:
     def _values(self, value: Mapping[str, Any], text: str) -> Answer | Invalid:
         sources: Iterable[Mapping[str, Any]] = repeat(value)
         if any(self._exact):
-            # A number as it is read has lost digits. For a decimal it is read again as the text that it is.
+            # Parsing a number as a float loses digits, so a decimal is parsed again from its text.
             exact = json.loads(text, parse_float=str, parse_int=str)
             sources = [exact if is_exact else value for is_exact in self._exact]
         values: list[object] = []
@@ -200,7 +199,7 @@ class _Json:
 
 
 def _unfenced(text: str) -> str:
-    """The text without white space around it and without one code fence around all of it."""
+    """Return the text without white space around it and without one code fence around all of it."""
     bare = text.strip()
     if not (bare.startswith(_FENCE) and bare.endswith(_FENCE)):
         return bare
@@ -223,7 +222,10 @@ def _property_names(schema: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _place(path: tuple[str | int, ...], names: frozenset[str] | None = None) -> str:
-    """`$.buyer.lines[2].price`; a name that stands nowhere in the schema is the answer's own, and shown as `*`."""
+    """Return a path such as `$.buyer.lines[2].price`.
+
+    A name that is not in the schema comes from the answer, and is shown as `*`.
+    """
     shown = (
         f"[{part}]" if isinstance(part, int) else f".{part}" if names is None or part in names else ".*"
         for part in path
@@ -236,7 +238,7 @@ def _not_a(column: Column) -> str:
 
 
 def storable(text: str) -> str:
-    """The text as every database takes it: U+0000 and lone surrogates, which some cannot hold, become U+FFFD and `?`."""
+    """Return the text as every database takes it: U+0000 and lone surrogates, which some cannot hold, become U+FFFD and `?`."""
     whole = text if text.isascii() else text.encode(errors="replace").decode()
     return whole.replace("\0", "\ufffd")
 
@@ -280,7 +282,7 @@ def _boolean(value: Any) -> bool:
 
 
 def _timestamp(value: str) -> datetime:
-    """In UTC; a time without a zone is taken to be in UTC."""
+    """Return the time in UTC. A time without a zone counts as UTC."""
     moment = datetime.fromisoformat(value.strip())
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
@@ -305,7 +307,7 @@ def _storable_within(value: object) -> object:
 
 
 def _reader(column: Column) -> Callable[[Mapping[str, Any]], object]:
-    """Return what takes the column's value out of an answer that fits the schema. It raises for one of another type."""
+    """Return a function that extracts the column's value from a valid answer. It raises for a value of another type."""
     convert, path = _converter(column), column.path
     if len(path) > 1:
         return lambda answer: None if (found := _at(answer, path)) is None else convert(found)
@@ -339,7 +341,7 @@ def _converter(column: Column) -> Callable[[Any], object]:
 
 @dataclass(frozen=True, slots=True)
 class HumanAnswerParser:
-    """An output type, compiled to judge the answers of people."""
+    """Judges the answers of people by one compiled output type."""
 
     _type: OutputType
     _parser: AnswerParser
@@ -351,7 +353,10 @@ class HumanAnswerParser:
         return cls(shown, AnswerParser.of(shown))
 
     def parse(self, values: Sequence[object]) -> Answer | Invalid:
-        """Return the typed values of the answer's columns, or why they are not an answer. Values may be a driver's."""
+        """Return the typed values of the answer's columns, or the reason why they are not an answer.
+
+        Values may come from a driver.
+        """
         if all(value is None for value in values):
             return Invalid(AnswerFault.EMPTY, "The answer is empty.")
         try:
@@ -400,7 +405,7 @@ def _property(schema: Mapping[str, Any], column: Column) -> dict[str, Any]:
 
 
 def json_value(value: Any, kind: ColumnType) -> object:
-    """Write a driver's value as JSON would have it. A value of another kind stays, and the schema refuses it."""
+    """Convert a driver's value to one of JSON. A value of another kind stays as it is, and the schema refuses it."""
     match kind:
         case ColumnType.INTEGER | ColumnType.NUMBER:
             return _number_value(value)

@@ -1,7 +1,7 @@
-"""From the JSON Schema of an answer to one that has an object at its root, and to the columns it makes.
+"""Turn the JSON Schema of an answer into one with an object at its root, and into columns.
 
-An answer that is no object (a list, a number, a union) is wrapped into one property, with the definitions
-kept at the root so that every `$ref` still finds its target.
+An answer that is not an object (a list, a number, a union) is wrapped into one property. The definitions are kept at
+the root, so that every `$ref` still finds its target.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,14 +22,14 @@ _SCALARS = {
     "boolean": ColumnType.BOOLEAN,
 }
 _FORMATS = {"date": ColumnType.DATE, "date-time": ColumnType.TIMESTAMP}
-#: The format of a number, or of a text, that is a decimal. The two keywords are ours: JSON Schema has none for them.
+#: The format of a number, or of a text, that is a decimal. JSON Schema has no keyword for digits: the two are the package's own.
 DECIMAL, MAX_DIGITS, DECIMAL_PLACES = "decimal", "maxDigits", "decimalPlaces"
-#: As many digits as most databases keep, and after the point as many as BigQuery's NUMERIC.
+#: The digits that most databases keep in all, and those that BigQuery's NUMERIC keeps after the point.
 _MOST_DIGITS, _USUAL_PLACES = 38, 9
 
 
 def check(schema: Schema) -> None:
-    """Raise `OutputTypeError` for a schema that is none, or refers to what it does not hold."""
+    """Raise `OutputTypeError` if this is not a valid schema, or has a reference to a definition that it lacks."""
     import jsonschema_rs
 
     for _, node, _ in walk(schema):
@@ -43,7 +43,7 @@ def check(schema: Schema) -> None:
 
 
 def with_root(schema: Schema) -> Schema:
-    """The schema with the definition that its root refers to written into the root."""
+    """Return the schema with its root written out, where the root only refers to a definition."""
     passed: set[str] = set()
     while "$ref" in schema:
         if schema["$ref"] in passed:
@@ -60,14 +60,14 @@ def has_columns(schema: Schema) -> bool:
 
 
 def wrapped(schema: Schema, name: str) -> dict[str, Any]:
-    """An object schema whose one property is the answer."""
+    """Return an object schema whose one property is the answer."""
     return _around(_moved(schema, f"#/properties/{name}"), name)
 
 
 def packed_schema(schema: Schema | None) -> dict[str, Any]:
     """Return the schema of the answer to a packed request: a list of answers of this schema, each with its item's number.
 
-    None: the answers are text.
+    With None the answers are text.
     """
     place = "#/properties/answers/items/properties/answer"
     body = {"type": "string"} if schema is None else _moved(schema, place)
@@ -105,7 +105,7 @@ def _around(body: Schema, name: str) -> dict[str, Any]:
 
 
 def column_type(schema: Schema, path: tuple[str, ...]) -> ColumnType:
-    """The type of the column that holds what stands at `path`. Raises `OutputTypeError` where nothing can."""
+    """Return the type of the column that holds the value at `path`. Raises `OutputTypeError` if no type can hold it."""
     kinds = {kind for branch in branches_at(schema, path) for kind in _kinds(branch)}
     if len(kinds) == 1:
         return kinds.pop()
@@ -147,7 +147,7 @@ def decimal_digits(schema: Schema, path: tuple[str, ...]) -> tuple[int, int]:
 
 
 def branches_at(schema: Schema, path: tuple[str, ...]) -> list[Schema]:
-    """The schemas that a value at `path` may follow."""
+    """Return the schemas that a value at `path` may match."""
     nodes = [schema]
     for depth, name in enumerate(path):
         branches = [branch for node in nodes for branch in _branches(node, schema)]
@@ -175,7 +175,7 @@ def is_always_filled(schema: Schema, path: tuple[str, ...]) -> bool:
 
 
 def string_enum(schema: Schema) -> tuple[str, ...] | None:
-    """The labels, where an answer is one text of a fixed few."""
+    """Return the labels if an answer is one text of a fixed few."""
     values = schema.get("enum")
     if isinstance(values, list) and values and all(isinstance(value, str) for value in values):
         return tuple(values)
@@ -183,7 +183,7 @@ def string_enum(schema: Schema) -> tuple[str, ...] | None:
 
 
 def closed_values(schema: Schema, path: tuple[str, ...]) -> tuple[str, ...] | None:
-    """Return the texts or booleans that may stand at `path`, by name. Returns None if they are not a fixed few."""
+    """Return the texts or booleans that are valid at `path`, by name. Returns None if they are not a fixed few."""
     found: dict[str, None] = {}
     for branch in branches_at(schema, path) if schema else ({},):
         values = [branch["const"]] if "const" in branch else branch.get("enum")
@@ -202,7 +202,7 @@ def closed_values(schema: Schema, path: tuple[str, ...]) -> tuple[str, ...] | No
 
 
 def _branches(node: Any, root: Schema, depth: int = 0) -> Iterator[Schema]:
-    """The schemas that a value may follow: references resolved, unions taken apart."""
+    """Yield the schemas that a value may match, with references resolved and unions split."""
     if not isinstance(node, Mapping) or depth > 50:  # 50: a chain of references that never ends
         yield {}
         return

@@ -1,7 +1,7 @@
-"""Attach images and PDFs to a prompt: the form in which they travel with it, and the rules of the models that read them.
+"""Define the form in which images and PDFs travel with a prompt, and the rules of the models that read them.
 
-A prompt without attachments is an encoded JSON string. With attachments it is an encoded object that no vendor knows, so
-that each route writes it in the form of its own vendor, and reads it back for another one. No message holds a URI or bytes.
+A prompt without attachments is an encoded JSON string. With attachments it is an encoded object of the package's own
+form. Each route writes it in the form of its vendor, and reads it back from there. No message holds a URI or bytes.
 """
 
 import re
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import orjson
 
 PDF = "application/pdf"
-#: An image whose URI does not say more: the vendor looks at its bytes.
+#: The media type of an image whose URI names none. The vendor finds the type in its bytes.
 ANY_IMAGE = "image/*"
 
 _TYPES = {
@@ -45,7 +45,7 @@ class Uploads(StrEnum):
     """Choose which attachments the vendor gets as files of its own, and not within requests."""
 
     AUTO = "auto"
-    """Those that several rows share, and those that are too large for a request, where the vendor is known to store files."""
+    """Those that several rows share, and those that are too large for a request, if the vendor is known to store files."""
     ALWAYS = "always"
     """All that the vendor does not read by itself."""
     NEVER = "never"
@@ -78,7 +78,7 @@ class Attachment(NamedTuple):
 
     @property
     def is_measured(self) -> bool:
-        """Tell if the size in pixels, or the number of pages, is known."""
+        """Return whether the size in pixels, or the number of pages, is known."""
         return bool(self.pages if self.is_pdf else self.width)
 
     @property
@@ -87,11 +87,11 @@ class Attachment(NamedTuple):
         return f"data:{self.media_type};base64,{self.data}"
 
 
-# Private-use code points, which no URI and no id of a vendor has.
+# Private-use code points, which do not occur in a URI or in a vendor's id.
 _OPENING, _END = "\ue000attachment ", "\ue001"
 _QUOTED = f'"{_OPENING}([a-z/+.-]+) ([0-9a-f]{{64}}){_END}"'.encode()
 _ALONE = re.compile(_QUOTED)
-#: In a line it stands where vendors take the name of a file. The text of a row may look like one, and stands elsewhere.
+#: In a line a reference is where vendors expect the name of a file. A row's text may look like one, but is never there.
 _REFERENCE = re.compile(b'(?<="file_id":|"fileUri":)' + _QUOTED)
 
 
@@ -107,7 +107,7 @@ def references(line: bytes) -> Iterator[Attachment]:
 
 
 def with_names(line: bytes, names: Mapping[str, str]) -> bytes:
-    """Return a planned request as it is sent: with the vendor's names of attachments, by their hashes."""
+    """Return a planned request as it is sent: with the vendor's names of the attachments in place of their hashes."""
     return _REFERENCE.sub(lambda found: orjson.dumps(names[found[2].decode()]), line)
 
 
@@ -207,7 +207,7 @@ def uploading(rules: AttachmentRules, uploads: Uploads) -> AttachmentRules:
 
 
 def media_type_of(uri: str) -> str | None:
-    """Return the media type that the end of a URI's path names. None: it names none."""
+    """Return the media type that the end of a URI's path names. Returns None if it names none."""
     path = _QUERY.split(uri, maxsplit=1)[0].partition("://")[2].partition("/")[2]
     _, dot, suffix = path.rpartition("/")[2].rpartition(".")
     if not dot:
@@ -221,7 +221,7 @@ def kind_of(uri: str) -> str:
 
 
 def measured(data: bytes | mmap) -> Attachment | None:
-    """Return the media type and the size that bytes show. None: they are no image and no PDF of a known kind."""
+    """Return the media type and the size that bytes show. Returns None if they are not an image or a PDF of a known kind."""
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         return Attachment("image/png", width=_big(data[16:20]), height=_big(data[20:24]))
     if data[:3] == b"\xff\xd8\xff":
@@ -245,19 +245,19 @@ def _count_pages(data: bytes | mmap) -> int:
     for part in (data, *_unpacked(data)):
         listed += len(_PAGE.findall(part))
         counted = max([counted, *(_count_at(part, found.start()) for found in _PAGES.finditer(part))])
-    # A PDF that was changed has pages of before in it, which no node counts.
+    # A changed PDF still holds its earlier pages, which no node counts.
     return min(listed, counted) if listed and counted else listed or counted
 
 
 def _count_at(data: bytes | mmap, at: int) -> int:
-    """Return the number of pages below the node of the tree whose type stands here. 0: it does not say."""
+    """Return the number of pages below the node of the tree whose type stands here. Returns 0 if it does not say."""
     before = data[max(0, at - _COUNT_BYTES) : at].rpartition(b"<<")[2]
     found = _COUNT.search(before + data[at : at + _COUNT_BYTES].partition(b">>")[0])
     return int(found[1]) if found else 0
 
 
 def _unpacked(data: bytes | mmap) -> Iterator[bytes]:
-    """Yield what a PDF has packed, of which pages may be a part."""
+    """Yield the unpacked streams of a PDF, which may hold pages."""
     for found in _PACKED.finditer(data):
         begun = _STREAM.search(data, found.end(), found.end() + _COUNT_BYTES)
         if begun is not None:
@@ -275,7 +275,7 @@ def _little(data: bytes) -> int:
 
 
 def _jpeg_size(data: bytes | mmap) -> tuple[int, int]:
-    """Return width and height out of the first frame header. Zeros: there is none."""
+    """Return width and height from the first frame header. Returns zeros if there is none."""
     at = 2
     while at + 9 < len(data) and data[at] == 0xFF:
         if data[at + 1] in _FRAMES:

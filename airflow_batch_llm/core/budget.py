@@ -1,9 +1,9 @@
 """Share a budget among runs. Each run reserves its dollars before it sends a request, and settles them when it ends.
 
-A budget of one period is a numbered row of states, each created once: who wants to change it reads the last one, and
+A budget of one period is a numbered series of states, each created once. To change it, a run reads the last state and
 creates the next. So two runs never take the same dollars, and the dollars of a run are counted once, by one process.
 
-A planner's hold has a time: a planner that dies gives its dollars back. Before a run sends anything it confirms its
+A planner's hold has an end: the dollars of a planner that dies are free again. Before a run sends anything it confirms its
 hold, and that fails if another run has taken it back. A confirmed hold stays until the run is settled.
 """
 
@@ -72,7 +72,7 @@ class SharedBudget:
 def read_budgets(budgets: str, ceiling: str = "") -> dict[str, SharedBudget]:
     """Read the budgets of a configuration, in JSON: `{"support": {"usd": 500, "per": "month"}}`.
 
-    `ceiling` is one such object, which holds for every run. Empty: there is none.
+    `ceiling` is one such object, which holds for every run. An empty text configures none.
     """
     listed = _json(budgets, "budgets") if budgets.strip() else {}
     if CEILING in listed:
@@ -139,9 +139,9 @@ class BudgetState:
         return self.usd - self.spent - self._others(run, now).held
 
     def hold(self, run: str, usd: float, now: float, *, until: float | None = None) -> "BudgetState | None":
-        """Hold dollars for a run; without a time, for good. None: there are too few left.
+        """Hold dollars for a run; without a time, for good. Returns None if too few are left.
 
-        What is confirmed is never lowered. What the run holds already is granted again, whatever the limit is now.
+        A confirmed hold is never lowered. A run always gets again what it holds already, whatever the limit is now.
         """
         mine = self.holds.get(run)
         if mine is not None and mine.until is None:
@@ -160,7 +160,7 @@ class BudgetState:
         return replace(self, spent=self.spent + usd, holds=holds)
 
     def release(self, run: str) -> "BudgetState":
-        """Hold nothing more for a planner that gives up. What is confirmed stays."""
+        """Hold nothing more for a planner that gives up. A confirmed hold stays."""
         mine = self.holds.get(run)
         return self if mine is None or mine.until is None else self.settle(run, 0.0)
 

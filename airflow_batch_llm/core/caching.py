@@ -1,7 +1,7 @@
 """Decide if a route's requests ask the vendor to cache the part that they share, and sum up what the cache has won.
 
-To write to a cache costs more than input without one, and to read from it costs less. So asking pays above a share of
-hits, which the prices give, and in a batch no vendor promises one.
+Writing to a cache costs more than input without one, and reading from it costs less. So asking pays above a share of
+hits that follows from the prices. No vendor promises a share of hits in a batch.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ _FIRST: Mapping[Way, int] = {Way.BATCH: 1, Way.FLEX: 4, Way.NOW: 4}
 #: Earlier runs count as this many requests at the most, so that what has changed shows after a few nights.
 REMEMBERED = 1000
 
-#: Fewer requests say little about the share that hits, and still less about whether asking pays: much of it is luck.
+#: Fewer requests say little about the share of hits, and less about whether asking pays: much of it is chance.
 _LEAST_TELLING, _LEAST_DECISIVE = 10, 50
 
 #: A shared part whose tokens are guessed from its bytes may be longer by this share. A mark on a short one costs nothing.
@@ -39,7 +39,7 @@ class CacheTotals(NamedTuple):
     """Below 0: writing to the cache has cost more than reading from it has saved."""
 
     def plus(self, other: "CacheTotals") -> "CacheTotals":
-        """Return both together."""
+        """Return the sum of both."""
         return CacheTotals(self.answers + other.answers, self.hits + other.hits, self.won + other.won)
 
     @property
@@ -50,7 +50,7 @@ class CacheTotals(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CachedRun:
-    """The use that runs' requests made of the vendor's cache, as the workspace keeps it for later runs."""
+    """The use of the vendor's cache by earlier runs, as the workspace keeps it for later ones."""
 
     hit_rate: float
     """The share of the requests that could hit: the first ones of a run cannot."""
@@ -69,17 +69,17 @@ class CachedRun:
 
     @property
     def is_telling(self) -> bool:
-        """The requests are enough to expect the same of others."""
+        """There were enough requests to expect the same of later ones."""
         return not self.requests or self.requests + self.first >= _LEAST_TELLING
 
     @property
     def is_decisive(self) -> bool:
-        """The requests are enough to decide if the vendor is asked to cache."""
+        """There were enough requests to decide whether the vendor is asked to cache."""
         return not self.requests or self.requests + self.first >= _LEAST_DECISIVE
 
     @classmethod
     def of(cls, totals: CacheTotals, usage: Usage, requests: int, way: Way) -> "CachedRun":
-        """From the totals of all requests of a run."""
+        """Return the means of a run from the totals of its requests."""
         hits = totals.hit_rate * requests
         first = max(1, min(_FIRST[way], round(requests - hits)))
         could_hit = max(1, requests - first)
@@ -150,19 +150,19 @@ class SharedPart:
 
 
 class LastRuns(NamedTuple):
-    """The last runs with the same spec and way. None: there was none that used the vendor's cache so."""
+    """The last runs with the same spec and way. None: no run used the vendor's cache in this way."""
 
     asked: CachedRun | None = None
-    """The last one whose requests asked the vendor to cache."""
+    """The last run whose requests asked the vendor to cache."""
     unasked: CachedRun | None = None
-    """The last one that left it to the vendor."""
+    """The last run that left caching to the vendor."""
 
 
 _NO_RUNS = LastRuns()
 
 
 class CacheDecision(NamedTuple):
-    """Say what is sent about the cache, and why, for people. `AUTO`: nothing, the vendor does as it does unasked."""
+    """Hold what is sent about the cache, and for people the reason. `AUTO`: nothing is sent, so the vendor decides."""
 
     how: Caching
     why: str = ""
@@ -172,7 +172,7 @@ class CacheDecision(NamedTuple):
 def decide(
     choice: Caching, part: SharedPart, factors: CacheFactors | None, last: LastRuns = _NO_RUNS
 ) -> CacheDecision:
-    """Decide for a route."""
+    """Decide whether a route asks the vendor to cache."""
     is_short = part.least is not None and part.tokens * (1 + _UNCERTAINTY) < part.least
     match choice:
         case Caching.OFF:
@@ -190,7 +190,7 @@ def decide(
 
 
 def _weighed(part: SharedPart, factors: CacheFactors, last: LastRuns) -> CacheDecision:
-    """Ask where the expected share of hits is above the one from which caching pays."""
+    """Ask if the expected share of hits is above the share from which caching pays."""
     if stopped := _stopped(last.asked):
         return stopped
     usual = _USUAL_HITS[part.way] if last.asked is None else last.asked.hit_rate
@@ -226,7 +226,7 @@ def told(route: str, totals: CacheTotals) -> str:
 
 
 def reported(totals: CacheTotals, usage: Usage, *, asked: bool) -> dict[str, Any]:
-    """Return what a report says of the cache."""
+    """Return the report's part about the cache."""
     return {
         "asked": asked,
         "hit_rate": round(totals.hit_rate, 4),

@@ -68,7 +68,7 @@ def judge_answers(report: Report, min_success_ratio: float, samples: Sequence[st
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteSample:
-    """Facts about the canary's requests of one route, and about those that would follow."""
+    """Measures of the canary's requests of one route, and of the requests that would follow."""
 
     name: str
     asked: int
@@ -123,7 +123,7 @@ def _estimate(requests: int, priced: int, usage: Usage, dollars: float | None) -
 def over_budget(
     samples: Sequence[RouteSample], unmeasured: float, max_cost_usd: float | None, shared: str = ""
 ) -> str:
-    """Say which budget is too small for the rest: that of a route, or that of the run. Empty: none is.
+    """Say which budget is too small for the rest: that of a route, or that of the run. Returns an empty text if none is.
 
     `unmeasured` is the expected cost of the routes that no request of the canary has taken. `shared` names the budget
     that the dollars are of, where it is not the run's own.
@@ -158,12 +158,12 @@ def _too_much(samples: Sequence[RouteSample], whose: str, dollars: float, most: 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestOfRoute:
-    """The shards of one route that would follow the canary, in their order, and what they may cost."""
+    """The shards of one route that would follow the canary, in their order, and their costs."""
 
     shards: Sequence[tuple[int, int]]
     """The number and the requests of each."""
     per_request: float | None
-    """Dollars of one request. None: not known, and then all fit."""
+    """Dollars of one request. None: it is not known, so all fit."""
     left: float | None
     """Dollars that the route may still cost. None: only the run's budget counts."""
 

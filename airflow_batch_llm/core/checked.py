@@ -40,7 +40,7 @@ def _span(value: Any) -> Any:
 
 
 def _unless_empty(value: Any) -> Any:
-    """Take an empty text for no limit: a template may render to it."""
+    """Read an empty text as no limit: a template may render to it."""
     return None if value == "" else value
 
 
@@ -101,7 +101,7 @@ Failures = Annotated[Sequence[FailureName], BeforeValidator(_outcome_names)]
 
 
 def _caching(value: Any) -> Any:
-    """Take a boolean, which YAML makes of `on` and `off`."""
+    """Accept a boolean, which YAML makes of `on` and `off`."""
     return (Caching.ON if value else Caching.OFF) if isinstance(value, bool) else value
 
 
@@ -114,7 +114,7 @@ CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 class Settings:
     """Explain every value that does not fit as one `InputError`.
 
-    The classes have no slots: to add them makes a second class, and the validator would see the first, without fields.
+    The classes have no slots: adding slots makes a second class, and the validator would see the first one, without fields.
     """
 
     template_fields: ClassVar[tuple[str, ...]] = ()
@@ -132,14 +132,14 @@ class Settings:
 
 
 def explained(error: ValidationError, settings: type) -> str:
-    """Say what does not fit, field by field."""
+    """Turn a validation error into an `InputError` that names each wrong field."""
     return f"{settings.__name__}: " + " ".join(
         explanation(detail, settings) for detail in error.errors(include_url=False)
     )
 
 
 def explanation(detail: ErrorDetails, settings: type) -> str:
-    """Say what is wrong with one field, and what fits. `settings` is the outermost class of the document."""
+    """Say what is wrong with one field, and which values fit. `settings` is the outermost class of the document."""
     name, value = ".".join(str(part) for part in detail["loc"]), detail["input"]
     context = detail.get("ctx", {})
     advice = " Check what its template renders to." if isinstance(value, str) and "{" not in value else ""
@@ -165,7 +165,7 @@ def explanation(detail: ErrorDetails, settings: type) -> str:
 
 
 def unknown_field(name: str, known: Sequence[str]) -> str:
-    """Say that a field does not exist, and which one is meant."""
+    """Say that a field does not exist, and which field was probably meant."""
     close = get_close_matches(name.rpartition(".")[2], known, n=1)
     return f"{name} is unknown; " + (f"is it {close[0]}?" if close else f"there are {', '.join(known)}.")
 

@@ -1,4 +1,4 @@
-"""Notice that the answers' labels are spread otherwise than in the runs before.
+"""Notice that the answers' labels are distributed otherwise than in earlier runs.
 
 The measure is the population stability index. Few rows spread by chance, so a shift counts only if chance alone would
 cause it in fewer than one of 1,000 runs.
@@ -57,7 +57,7 @@ def label_of(value: object) -> str:
 
 
 def add_mixes(mixes: Iterable[LabelMix]) -> dict[str, dict[str, int]]:
-    """Return all of them together."""
+    """Return the sum of these counts."""
     total: dict[str, Counter[str]] = {}
     for mix in mixes:
         for column, labels in mix.items():
@@ -102,7 +102,7 @@ def _most_by_chance(degrees: int) -> float:
 
 
 def told(shift: Shift, limit: float, runs: str) -> str:
-    """Say what has shifted, for a log."""
+    """Say for a log what has shifted."""
     return (
         f"The labels of {shift.column} have drifted from those of the last {runs}: the population stability index"
         f" {shift.index:.2f} is above warn_on_drift={limit:g}. {shift.label!r} was {shift.before:.1%} of the answers, and"

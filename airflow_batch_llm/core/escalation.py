@@ -13,11 +13,11 @@ class Rule:
 
     to: str
     of: tuple[str, ...]
-    """The routes whose rows go on."""
+    """The routes whose rows take another one."""
     on: tuple[Outcome, ...] = ()
-    """The outcomes after which a row goes on, once its attempts on the route are spent."""
+    """The outcomes after which a row takes another route, once its attempts on this one are spent."""
     below: Mapping[str, float] = field(default_factory=dict)
-    """Columns of the answer, and the number below which a row goes on. NULL is below every number."""
+    """Columns of the answer, and the number below which a row takes another route. NULL is below every number."""
     left: float | None = None
     """Seconds before the run's end at which batches are cancelled and their open rows go on. None: never."""
 
@@ -33,7 +33,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Course:
-    """The rules as they are for the rows of one shard, which have taken some routes already."""
+    """The rules for the rows of one shard, which have taken some routes already."""
 
     rules: Sequence[Rule] = ()
     route: str = ""
@@ -43,7 +43,7 @@ class Course:
     """The time has come at which batches are given up."""
 
     def after_failure(self, outcome: Outcome) -> str | None:
-        """Return the route of a row without a good answer whose attempts are spent. None: its way ends here."""
+        """Return the route of a row without a good answer whose attempts are spent. Returns None if it takes no other route."""
         if self.is_late and outcome is Outcome.CANCELED:
             late = self.when_late(self.route)
             if late is not None and late not in self.before:
@@ -51,12 +51,12 @@ class Course:
         return self._first(lambda rule: outcome in rule.on)
 
     def after_answer(self, values: Mapping[str, object]) -> str | None:
-        """Return the route of a row with a good answer. None: the answer counts."""
+        """Return the route of a row with a good answer. Returns None if the answer counts."""
         return self._first(lambda rule: any(_is_below(values[name], at) for name, at in rule.below.items()))
 
     @property
     def looks_at(self) -> frozenset[str]:
-        """The columns of an answer that decide whether the row goes on."""
+        """The columns of an answer that decide whether the row takes another route."""
         return frozenset(name for rule in self.rules if self._applies(rule) for name in rule.below)
 
     def when_late(self, route: str) -> str | None:

@@ -258,7 +258,7 @@ def _column_tokens(type_: ColumnType) -> int:
 
 
 def estimate(prices: PriceList, size: RequestSize) -> Estimate:
-    """The cost of all requests together."""
+    """Return the cost of all requests together."""
     limit = size.max_tokens if size.max_tokens is not None else max(_UNBOUNDED_ANSWER, size.answer_tokens)
     if size.answer_tokens == 0:
         limit = 0
@@ -294,14 +294,14 @@ def estimate(prices: PriceList, size: RequestSize) -> Estimate:
 
 
 def _answer_tokens(size: RequestSize) -> float:
-    """The mean output tokens of a request."""
+    """Return the mean output tokens of a request."""
     if size.measured is None or not size.requests:
         return size.answer_tokens
     return size.measured.answer_tokens(size.prompts / size.requests, is_packed=size.packed > 0)
 
 
 def _input_tokens(size: RequestSize) -> tuple[float, list[str]]:
-    """The mean input tokens of a request, and what that rests on."""
+    """Return the mean input tokens of a request, and what that rests on."""
     if not size.requests:
         return 0.0, []
     mean_bytes = size.prompt_bytes / size.requests

@@ -2,8 +2,8 @@
 
 A row without an answer counts as wrong. A result holds counts, and keys of rows that are wrong: never a row's text.
 
-How sure a count is, is said by Wilson's interval, by McNemar's exact test, and by Tango's score test where a drop up to a
-margin is allowed: nothing here is an approximation that fails for few rows.
+The uncertainty of a share comes from Wilson's interval. That of a comparison comes from McNemar's exact test, or from
+Tango's score test if a drop up to a margin is allowed. All three hold for few rows, too.
 """
 
 import math
@@ -46,7 +46,7 @@ def wilson(right: int, rows: int, confidence: float) -> tuple[float, float]:
 
 
 def rows_for_share(share: float, least: float, confidence: float) -> int | None:
-    """Return the rows that tell a share from the least one, in four of five cases. None: no number helps."""
+    """Return the rows that tell a share from the least one, in four of five cases. Returns None if no number does."""
     return _rows(share * (1 - share), share - least, (1 + confidence) / 2)
 
 
@@ -96,7 +96,7 @@ class Pairs:
         return self._drop_at(z), self._drop_at(-z)
 
     def rows_needed(self, allowed: float, confidence: float) -> int | None:
-        """Return the rows that tell such a drop from the allowed one, in four of five cases. None: no number helps."""
+        """Return the rows that tell such a drop from the allowed one, in four of five cases. Returns None if no number does."""
         return _rows(self._variance, self.drop - allowed, confidence)
 
     def drop_seen(self, confidence: float) -> float:

@@ -97,7 +97,7 @@ class EvaluationResult:
         return replace(self, columns=tuple(columns))
 
     def to_xcom(self) -> dict[str, Any]:
-        """A small dict for Airflow: numbers and the verdict, and no key of a row."""
+        """Return a small dict for Airflow: numbers and the verdict, and no key of a row."""
         return {
             "schema_version": SCHEMA_VERSION,
             "passed": self.passed,

@@ -1,16 +1,16 @@
-"""The journal of one shard, and what it says to do next.
+"""Fold the journal of one shard into its state, and decide the next step.
 
-A journal is a row of numbered records, each created once and never changed. A reader who reads it to its end knows
-as much as anybody, so any process can go on from any point. `stand` folds the records into where the shard
-stands; `decide` turns that into the next move. A second batch is never bought because an answer was lost: an
-intent that has no answer is looked up at the provider, and given up only when nothing can still be on its way.
+A journal is a series of numbered records, each created once and never changed. It holds all that is known about the
+shard, so any process can go on from any point. `stand` folds the records into the shard's state, and `decide` turns
+that into the next move. A lost reply never buys a second batch: an intent without a reply is looked up at the provider.
+It is given up only when no creation can still arrive there.
 
-A worker also records its looks, so that the next one need not read again what it has learned. It lists a shard as *begun*
-before it creates the first record of the shard's journal, and as *reopened* before it adds to the journal of a shard that
-is staged. So a shard that is not listed has an empty journal, and that of a staged one is as it was seen, unless it was
-reopened. Everything else there is a help: a journal can only be longer than it was seen, and a record that is appended to
-it meets whatever stands there. The looks of a run are numbered. Look N covers those after `below(N)` up to N, as in a
-binary counter, so a reader needs a number of them that grows with the logarithm of the looks.
+A worker also records its looks, so that the next worker does not read all of it again. It lists a shard as *begun*
+before it creates the first record of the shard's journal, and as *reopened* before it adds to the journal of a shard
+that is staged. So a shard that is not listed has an empty journal, and the journal of a staged shard has not changed,
+unless it was reopened. All else in a record of looks is only a help: a journal may have grown since, and a new record
+can never replace one that exists. The looks of a run are numbered. Look N covers those after `below(N)` up to N, as in
+a binary counter, so a reader needs a number of them that grows with the logarithm of the looks.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,7 +26,7 @@ from airflow_batch_llm.core.model import Sighting, Way
 #: Clocks of two workers may differ by this much.
 CLOCK_SKEW_SECONDS = 60.0
 
-#: Seconds for which a batch is left alone that may be ours and cannot be recognised before it has ended.
+#: Seconds for which a batch is left alone that may belong to the run, and cannot be recognised before it has ended.
 CANDIDATE_PAUSE_SECONDS = 300.0
 
 
@@ -87,7 +87,7 @@ class Entry:
     by: Doer | None = None  # None: written by an earlier release
 
     def to_json(self) -> bytes:
-        """The record as it is stored: fields that say nothing are left out."""
+        """Return the record as it is stored: fields that say nothing are left out."""
         record = asdict(self) | {"by": self.by.to_json() if self.by is not None else None}
         return orjson.dumps({name: value for name, value in record.items() if value})
 
@@ -182,7 +182,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """Ask the provider whether the batch of the unanswered intent exists."""
+    """Ask the provider whether the batch of the intent without a reply exists."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +196,7 @@ class Adopt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wait:
-    """Nothing can be done before `until`, or before the batch has ended."""
+    """Wait until `until`, or until the batch has ended."""
 
     until: float | None = None
     batch_id: str = ""
@@ -251,7 +251,7 @@ class Searched:
 
 
 def decide(standing: Standing, terms: Terms, now: float, searched: Searched | None = None) -> Move:
-    """The next move for a shard."""
+    """Return the next move for a shard."""
     if standing.staged is not None:
         return Done()
     if standing.ended is not None:
@@ -272,7 +272,7 @@ def decide(standing: Standing, terms: Terms, now: float, searched: Searched | No
 
 
 def _asked(standing: Standing, terms: Terms, now: float) -> Move:
-    """The next move for a shard that is asked in real time. After the deadline what was answered is still kept."""
+    """Return the next move for a shard that is asked in real time. After the deadline what was answered is still kept."""
     if standing.asking is not None and now < standing.asking.expires_at + CLOCK_SKEW_SECONDS:
         return Wait(
             until=standing.asking.expires_at + CLOCK_SKEW_SECONDS,
@@ -326,7 +326,7 @@ class Looked:
     shards: Mapping[int, SeenShard] = field(default_factory=dict)
 
     def merged(self, other: "Looked") -> "Looked":
-        """Return what both know. Of two views of a journal the longer one counts."""
+        """Return what both know. If both know a journal, the longer view counts."""
         shards = dict(self.shards)
         for number, seen in other.shards.items():
             known = shards.get(number)
@@ -366,7 +366,7 @@ def _stored(entry: Entry) -> object:
 
 
 def _ranges(numbers: Iterable[int]) -> list[list[int]]:
-    """Return the first and the last number of each row of neighbours."""
+    """Return the first and the last number of each run of consecutive numbers."""
     ordered = sorted(numbers)
     gaps = [(left, right) for left, right in pairwise(ordered) if right > left + 1]
     starts = ordered[:1] + [right for _, right in gaps]
@@ -379,12 +379,12 @@ def _numbers(ranges: Sequence[Sequence[int]]) -> frozenset[int]:
 
 
 def below(number: int) -> int:
-    """Return the number of the last record that record `number` does not cover. 0: it covers all before it."""
+    """Return the number of the last record that record `number` does not cover. Returns 0 if it covers all before it."""
     return number & (number - 1)
 
 
 def find_last(exists: Callable[[int], bool], shown: int = 0) -> int:
-    """Return the last number for which a record exists, where none is missing before it. 0: there is none.
+    """Return the last number for which a record exists, where none is missing before it. Returns 0 if there is none.
 
     The search begins at `shown`, which a listing has shown. A listing may be late, so it only saves questions.
     """

@@ -131,7 +131,7 @@ class Usage(NamedTuple):
 
     @classmethod
     def total(cls, usages: Sequence["Usage"]) -> "Usage":
-        """All of them together, without one object for each."""
+        """Return the sum of these, without an object for each step."""
         return cls(
             input_tokens=sum(one.input_tokens for one in usages),
             cached_tokens=sum(one.cached_tokens for one in usages),

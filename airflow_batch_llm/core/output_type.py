@@ -1,4 +1,4 @@
-"""The type of an answer, and the columns it makes.
+"""Define the type of an answer, and the columns it makes.
 
 An output type is made once, from whatever the user writes, and stored with the plan as JSON: landing follows
 the stored form and needs no Python class. It validates against the JSON Schema; what a Pydantic class checks
@@ -38,7 +38,7 @@ class AnswerKind(StrEnum):
     VECTOR = "vector"  # an embedding
 
 
-#: The property that a label or a value is asked for under, and the default name of every single column.
+#: The property under which a label or a value is asked for, and the default name of a single column.
 _SINGLE = {
     AnswerKind.TEXT: "answer",
     AnswerKind.LABEL: "label",
@@ -56,7 +56,7 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of the target table, and where in the answer its value stands."""
+    """A column of the target table, and the place of its value in the answer."""
 
     name: str
     type: ColumnType
@@ -66,7 +66,7 @@ class Column:
 
     @classmethod
     def of(cls, name: str, schema: Mapping[str, Any], path: tuple[str, ...]) -> "Column":
-        """The column of what stands at `path` in an answer of this schema."""
+        """Return the column for the value at `path` in an answer of this schema."""
         kind = column_type(schema, path)
         digits = decimal_digits(schema, path) if kind is ColumnType.DECIMAL else (0, 0)
         return cls(name, kind, path, digits)
@@ -92,7 +92,7 @@ class OutputType:
 
     @classmethod
     def of(cls, wanted: object, naming: Naming | None = None) -> "OutputType":
-        """From `str`, labels (a list, or a dict with descriptions), a JSON Schema, `Embedding`, or a Python type."""
+        """Make one from `str`, labels (a list, or a dict with descriptions), a JSON Schema, `Embedding`, or a Python type."""
         naming = naming or Naming()
         if wanted is str:
             return _single(AnswerKind.TEXT, Column(_SINGLE[AnswerKind.TEXT], ColumnType.STRING), naming)
@@ -229,7 +229,7 @@ def _single(
 
 
 def _check_names(columns: Sequence[Column], naming: Naming) -> None:
-    """Warehouses fold the case of names, so names that differ in case alone are the same."""
+    """Refuse names that differ in case alone: warehouses fold the case of names."""
     if not columns:
         raise OutputTypeError("The output type makes no column.")
     taken = {name.lower() for name in naming.taken}

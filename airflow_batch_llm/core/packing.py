@@ -1,7 +1,7 @@
-"""Ask about several rows in one request: how they are written, whose answer is whose, and what each has cost.
+"""Ask about several rows in one request: write their prompts, match the answers to them, and divide the cost.
 
 The prompts of a packed request are its items. They are numbered from 1 and written as JSON, so that no text of a row
-can end its item or begin another one. Each answer names its item, and neither order nor position counts.
+can end its item or begin another one. Each answer names its item: its position does not count.
 
 Rows that were asked both packed and alone decide whether a spec may be packed. Only columns with values out of a fixed
 set, or that are exact, are compared: two free texts differ however the model was asked. What is stored of an answer is a
@@ -115,7 +115,7 @@ def unpack(prompt: bytes) -> list[bytes]:
 
 
 def read_items(prompt: str) -> list[str] | None:
-    """Return the texts of the items of a packed request's prompt. None: it is not packed."""
+    """Return the texts of the items of a packed request's prompt. Returns None if it is not packed."""
     if not prompt.startswith(_HEAD):
         return None
     return [item["text"] for item in orjson.loads(prompt.removeprefix(_HEAD))]
@@ -245,7 +245,7 @@ def divide_dollars(total: Decimal, parts: int) -> list[Decimal]:
 
 
 def item_schema(schema: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the schema of one item's answer within that of a packed request. None: it is not packed."""
+    """Return the schema of one item's answer within that of a packed request. Returns None if it is not packed."""
     try:
         entry = schema["properties"][_ANSWERS]["items"]["properties"]
     except (KeyError, TypeError):

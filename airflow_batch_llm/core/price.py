@@ -1,7 +1,7 @@
 """Price a request as it is asked, and in real time for comparison.
 
 The price list of genai-prices falls back to the full price, silently, where it has no batch price for a model, a
-kind of token or a date. So its parts are taken one by one, and whatever is assumed in their place is said.
+kind of token or a date. So each price is taken by itself, and every assumed price is reported.
 """
 
 from collections.abc import Iterator, Mapping
@@ -152,7 +152,7 @@ class PriceList:
 
     @property
     def assumed(self) -> str | None:
-        """Say what is not known but taken to be so, for people. None if everything is known."""
+        """Say for people which prices are assumed. Returns None if all are known."""
         return self._assumed.get(self.way)
 
     @property
@@ -163,7 +163,7 @@ class PriceList:
 
     @property
     def tariffs(self) -> tuple[Tariff, ...]:
-        """The prices of tokens, those of the longest requests first. Empty: they are not known."""
+        """The prices of tokens, those of the longest requests first. Empty if they are not known."""
         rates = self._rates.get(self.way)
         if rates is None:
             return ()
@@ -174,11 +174,11 @@ class PriceList:
         )
 
     def cost(self, usage: Usage) -> Decimal | None:
-        """Dollars for one request; None where no price is known. Tiers count for each request alone."""
+        """Return the dollars for one request, or None if no price is known. Its tier follows from its own length."""
         return self._rates[self.way].cost(usage) if self._rates else None
 
     def list_cost(self, usage: Usage) -> Decimal | None:
-        """Dollars for the same request in real time."""
+        """Return the dollars for the same request in real time."""
         return self._rates[Way.NOW].cost(usage) if self._rates else None
 
     def by(self, way: Way) -> "PriceList":
@@ -186,7 +186,7 @@ class PriceList:
         return replace(self, way=way)
 
     def priced(self, usage: Usage) -> Priced | None:
-        """Return all of them. None: no price is known."""
+        """Return all of them, or None if no price is known."""
         cost, realtime = self.cost(usage), self.list_cost(usage)
         if cost is None or realtime is None:
             return None
@@ -197,7 +197,7 @@ class PriceList:
 
     @property
     def cache_factors(self) -> CacheFactors | None:
-        """Return what caching multiplies the price of input by, for a short request. None: no price is known."""
+        """Return the factors of the input price with caching, for a short request. Returns None if no price is known."""
         rates = self._rates.get(self.way)
         if rates is None or not rates.input.base:
             return None
@@ -284,7 +284,7 @@ def _similar(name: str, vendor: str) -> str | None:
 
 
 def _prices(model_price: Any) -> dict[str, _Rate]:
-    """The prices of a list entry by their names there."""
+    """Return the prices of a list entry by their names there."""
     found = {}
     for key, value in vars(model_price).items():
         if isinstance(value, Decimal):
@@ -302,7 +302,7 @@ def _assembled(
     in_batch: dict[str, _Rate],
     in_flex: dict[str, _Rate],
 ) -> PriceList:
-    """A price for each kind of token: the batch price, or else half the list price, and that is said.
+    """Return a price for each kind of token: the batch price, or half the list price, which is then reported as assumed.
 
     The flex tier costs as much as a batch, where the list has no price of it.
     """

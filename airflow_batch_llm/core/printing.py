@@ -22,7 +22,7 @@ def verb(count: int, singular: str, many: str) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with every character that does not show, but for the line end, as JSON escapes it."""
+    """Return the text with each invisible character except the line end in the form that JSON escapes it to."""
     return "".join(char if char == "\n" or char.isprintable() else _escaped(char) for char in text)
 
 

@@ -1,10 +1,10 @@
 """The row's text. A prompt is compiled once, from a template over the row's columns or a function of it.
 
-A row whose prompt cannot be rendered is that row's `PromptError`, never the end of the others. No message
+A row whose prompt cannot be rendered gets a `PromptError`, and does not stop the others. No message
 holds a value of a row.
 
-Examples stand in the part that all requests share. An example is one line of JSON, so that no text of it can end it or
-begin another one. Its answer has the very form that an answer must have, alone or as an item of a packed request.
+Examples are in the part that all requests share. Each is one line of JSON, so that no text of it can end it or begin
+another one. Its answer has exactly the form that the model must use, alone or as an item of a packed request.
 """
 
 import ast
@@ -97,7 +97,7 @@ def _unrenderable(error: Exception) -> str:
 
 @dataclass(frozen=True, slots=True)
 class CompiledPrompt:
-    """A prompt, ready for many rows. `columns` are those it uses; None: a function, which is given all."""
+    """A prompt, ready for many rows. `columns` are those that it uses. With None it is a function, which gets all columns."""
 
     columns: tuple[str, ...] | None
     _render: Callable[[Mapping[str, object]], str]
@@ -106,7 +106,7 @@ class CompiledPrompt:
 
     @property
     def parts(self) -> "tuple[str | Cell, ...] | None":
-        """Return the constants and columns of which the text consists. None: only Python can render it."""
+        """Return the constants and columns of which the text consists. Returns None if only Python can render it."""
         return self._parts
 
     def check(self, columns: Iterable[str], *, has_attachments: bool = False) -> None:
@@ -135,7 +135,7 @@ class CompiledPrompt:
         )
 
     def render(self, row: Mapping[str, object]) -> str:
-        """The prompt of one row. Raises `PromptError`, without any value in it."""
+        """Return the prompt of one row. Raises `PromptError`, without any value in it."""
         try:
             prompt = self._render(row)
         except PromptError:
@@ -148,7 +148,7 @@ class CompiledPrompt:
         raise PromptError(failed)
 
     def render_batch(self, columns: Mapping[str, Sequence[object]]) -> list[bytes | PromptError]:
-        """The prompt of each row as an encoded JSON string, or why that row has none."""
+        """Return the prompt of each row as an encoded JSON string, or the reason why it has none."""
         if self._parts is not None:
             # Where a row of the batch cannot be rendered, it is found out below which one.
             with contextlib.suppress(Exception):
@@ -255,7 +255,7 @@ def _calling(function: FunctionType, params: Mapping[str, object]) -> Callable[[
 
 
 def _raised(function: FunctionType, error: Exception) -> str:
-    """Say what a prompt function raised, and where, without any value of the row."""
+    """Describe the error of a prompt function and its place, without any value of the row."""
     source = function.__code__
     lines = [
         line for frame, line in walk_tb(error.__traceback__) if frame.f_code.co_filename == source.co_filename
@@ -352,7 +352,7 @@ def check_examples(examples: Sequence[Example], output_type: OutputType) -> None
 
 
 def identity_of_examples(examples: Sequence[Example]) -> list[list[Any]] | None:
-    """Return what of the examples decides the answers. None: there are none."""
+    """Return the part of the examples that decides the answers. Returns None if there are none."""
     return [[plain(one.input), plain(_plain_answer(one.answer))] for one in examples] or None
 
 

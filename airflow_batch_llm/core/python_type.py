@@ -30,7 +30,7 @@ class _AnswerSchema(GenerateJsonSchema):
 
 
 def json_schema(python_type: Any) -> dict[str, Any]:
-    """The schema, with its definitions at the root. Raises `OutputTypeError` for what has none."""
+    """Return the schema, with its definitions at the root. Raises `OutputTypeError` for what has none."""
     try:
         return TypeAdapter(_modern(python_type)).json_schema(schema_generator=_AnswerSchema)
     except (PydanticUserError, PydanticSchemaGenerationError, NameError, RecursionError) as error:
@@ -42,7 +42,7 @@ def json_schema(python_type: Any) -> dict[str, Any]:
 
 
 def _modern(hint: Any) -> Any:
-    """The type with each `typing.TypedDict` as Pydantic takes it: before Python 3.12, only from typing_extensions."""
+    """Return the type with each `typing.TypedDict` as Pydantic takes it: before Python 3.12, only from typing_extensions."""
     if sys.version_info >= (3, 12):
         return hint
     if typing.is_typeddict(hint) and type(hint).__module__ == "typing":

@@ -1,4 +1,4 @@
-"""Sum up a run, small enough for XCom, and judge whether its result is good enough.
+"""Sum up a run in a record that is small enough for XCom, and judge whether its result is good enough.
 
 Reports of shards and rounds add up to the run's. Every planned row is counted once, with its last outcome: a
 round that asks again names the outcomes it replaces.
@@ -29,7 +29,7 @@ _EXAMPLES = "; for example the keys "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Durations:
-    """Seconds. Batches wait and run side by side, so the longest counts; landing is one's own work, so it adds up."""
+    """Seconds. Batches run side by side, so the longest counts. Landings run one after another, so they add up."""
 
     queued: float = 0.0  # until the batch existed: for want of a place, of quota or of an answer
     running: float = 0.0  # until it had ended
@@ -91,7 +91,9 @@ class Report:
     replaced: Mapping[Outcome, int] = field(default_factory=dict)  # of rows that a later round asked again
     why: Mapping[str, int] = field(default_factory=dict)  # rows by the reason that they were sent or not
     codes: Mapping[str, int] = field(default_factory=dict)
-    """Rows without a good answer, by error code: the vendor's, or `prompt_failed` and the like. A row counts once."""
+    """Rows without a good answer, by error code: the vendor's, or one of the package such as `prompt_failed`. A row counts
+    once.
+    """
     estimate: Mapping[str, float | None] = field(default_factory=dict)
     """The estimate before anything was sent: rows, requests, tokens and dollars. Does not add up. Default: none."""
     estimate_off: Mapping[str, Any] = field(default_factory=dict)
@@ -168,7 +170,7 @@ class Report:
         )
 
     def judged(self, verdict: "Verdict") -> "Report":
-        """The report with the gate's verdict, as it is stored."""
+        """Return the report with the gate's verdict, as it is stored."""
         return replace(self, passed=verdict.passed, verdict=verdict.reason, words=verdict.words)
 
     def to_json(self) -> dict[str, Any]:
@@ -278,7 +280,7 @@ def without_keys(reason: str, samples: Iterable[str], instead: str) -> str:
 
 
 def to_xcom(report: Report, about: Provenance) -> dict[str, Any]:
-    """A small dict: the keys of the manifest that Airflow's own batch operator returns, and ours."""
+    """Return a small dict: the keys of the manifest of Airflow's own batch operator, and further ones of the package."""
     final = report.final
     return {
         "schema_version": MANIFEST_VERSION,
@@ -333,7 +335,7 @@ def _how_asked(report: Report) -> dict[str, Any]:
 
 
 def _manifest_counts(final: Mapping[Outcome, int]) -> dict[str, int]:
-    """The outcomes in the manifest's six words."""
+    """Return the counts by the six outcomes that the manifest has."""
     counts = dict.fromkeys(map(_manifest_word, Outcome), 0)
     for outcome, count in final.items():
         counts[_manifest_word(outcome)] += count

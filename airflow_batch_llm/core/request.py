@@ -1,4 +1,4 @@
-"""One provider line per request, and the identities that decide what is bought.
+"""Write one provider line for each request, and compute the identities that decide what is bought.
 
 A line is encoded once as a template with two kinds of hole, the custom_id and the prompt, so that a row
 costs a join of byte strings. The hashes are part of what users have in their tables: the same inputs must
@@ -25,7 +25,7 @@ ORDINAL_DIGITS = 6
 
 _MAX_CUSTOM_ID = 63
 
-# A copy of it costs less than a hash that is set up again, and one is made for every row.
+# Copying it costs less than a new hash object, and every row needs one.
 _NOTHING_HASHED = hashlib.blake2b(digest_size=16)
 
 
@@ -56,7 +56,7 @@ class LineTemplate:
         return cls(pieces=(*pieces, rest), holes=tuple(holes), content=content)
 
     def line(self, custom_id: str, prompt: bytes) -> bytes:
-        """The bytes of one request, without a line end. `prompt` is encoded JSON: a string, or one with attachments."""
+        """Return the bytes of one request, without a line end. `prompt` is encoded JSON: a string, or one with attachments."""
         identity = b'"%b"' % custom_id.encode()
         parts = [self.pieces[0]]
         prompt = self.written(prompt)
@@ -65,11 +65,11 @@ class LineTemplate:
         return b"".join(parts)
 
     def written(self, prompt: bytes) -> bytes:
-        """The prompt as it stands in the line."""
+        """Return the prompt as it stands in the line."""
         return prompt if self.content is None else orjson.dumps(self.content.write(*parted(prompt)))
 
     def pieces_under(self, token: str) -> list[bytes]:
-        """The pieces of the lines of one shard, with their end: a custom_id's hole takes the ordinal's digits alone."""
+        """Return the pieces of the lines of one shard, with their end: a custom_id's hole takes the ordinal's digits alone."""
         pieces = [self.pieces[0]]
         for hole, piece in zip(self.holes, self.pieces[1:], strict=True):
             if hole == CUSTOM_ID:
@@ -80,7 +80,7 @@ class LineTemplate:
         return pieces
 
     def prompt(self, line: bytes, custom_id: str) -> bytes:
-        """The encoded prompt of a line that `line` made for this custom_id."""
+        """Return the encoded prompt of a line that `line` made for this custom_id."""
         at = self.holes.index(PROMPT)
         before = sum(map(len, self.pieces[: at + 1])) + at * (len(custom_id) + 2)
         after = sum(map(len, self.pieces[at + 1 :])) + (len(self.holes) - at - 1) * (len(custom_id) + 2)
@@ -102,12 +102,12 @@ def shard_token(run_token: str, number: int) -> str:
 
 
 def custom_id(token: str, ordinal: int) -> str:
-    """The identity of a request at the provider: at most 63 characters of [a-z0-9_-], a letter first."""
+    """Return the identity of a request at the provider: at most 63 characters of [a-z0-9_-], a letter first."""
     return f"{token}-{ordinal:0{ORDINAL_DIGITS}d}"
 
 
 def canonical(value: object) -> bytes:
-    """One spelling for equal values: sorted keys, no spaces, UTF-8."""
+    """Return canonical JSON, the same for equal values: sorted keys, no spaces, UTF-8."""
     return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
 
 
@@ -133,20 +133,20 @@ class ShardBounds:
 
     @classmethod
     def of(cls, limits: Limits, *, rows_per_batch: int, rows_per_request: int = 1) -> "ShardBounds":
-        """The user's wish within the provider's limits."""
+        """Return the size that the user wants, within the provider's limits."""
         return cls(
             requests=max(1, min(rows_per_batch // rows_per_request, limits.max_requests)),
             bytes=limits.max_bytes,
         )
 
     def varied(self, seed: int) -> "ShardBounds":
-        """The same bounds, a little lower, by a number that the seed decides."""
+        """Return the same bounds, a little lower, by a number that the seed decides."""
         room = int(self.requests * _SPREAD)
         return ShardBounds(requests=self.requests - (seed % (room + 1)), bytes=self.bytes)
 
 
 class Cutter:
-    """Cuts requests that come block by block. One that is larger than a shard may be is the caller's to refuse."""
+    """Cuts requests that come block by block into shards. The caller refuses requests that are larger than a shard."""
 
     def __init__(self, bounds: ShardBounds, seed: int) -> None:
         self._bounds = bounds
@@ -172,7 +172,7 @@ class Cutter:
             first = end
 
     def _end(self, ends: Sequence[int], first: int) -> int:
-        """Before which request the shard is full, if it is filled from this one on."""
+        """Return the request before which the shard is full, if it is filled from the request `first` on."""
         room = self._limit.bytes - self._filled
         fitting = bisect_right(ends, ends[first] + room, lo=first) - 1
         end = min(fitting, first + self._limit.requests - self._count, len(ends) - 1)

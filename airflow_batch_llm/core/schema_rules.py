@@ -33,7 +33,7 @@ class SchemaSize:
 
 
 def map_children(node: Schema, rewrite: Callable[[Any], Any]) -> dict[str, Any]:
-    """A copy of this node with each schema directly below it rewritten."""
+    """Return a copy of this node with each schema directly below it rewritten."""
     copy: dict[str, Any] = {}
     for key, value in node.items():
         if key in _NAMED and isinstance(value, Mapping):
@@ -48,7 +48,7 @@ def map_children(node: Schema, rewrite: Callable[[Any], Any]) -> dict[str, Any]:
 
 
 def walk(node: object, path: str = "$", depth: int = 0) -> Iterator[tuple[str, Schema, int]]:
-    """Every schema in this one, itself first: its path, the node, how many objects and lists are around it."""
+    """Yield every schema in this one, itself first: its path, the node, how many objects and lists are around it."""
     if not isinstance(node, Mapping):
         return
     yield path, node, depth
@@ -78,7 +78,7 @@ def is_open_map(node: Schema) -> bool:
 
 
 def resolve(ref: object, root: Schema) -> Schema:
-    """The schema that a `$ref` within the document points to."""
+    """Return the schema that a `$ref` within the document points to."""
     if not isinstance(ref, str) or not ref.startswith("#"):
         raise OutputTypeError(
             f"The output type refers to {ref!r}, which lies outside the schema. Write it into the schema."
@@ -95,7 +95,7 @@ def resolve(ref: object, root: Schema) -> Schema:
 
 
 def inline_refs(schema: Schema) -> dict[str, Any]:
-    """The schema without definitions: each reference replaced by what it refers to.
+    """Return the schema without definitions: each reference replaced by what it refers to.
 
     Raises `OutputTypeError` for a schema that refers to itself, and for a reference that leads nowhere.
     """
@@ -166,7 +166,7 @@ def _inlined(node: Any, root: Schema, kept: frozenset[str]) -> Any:
 
 
 def measure(schema: Schema) -> SchemaSize:
-    """The size of a schema in the terms that vendors limit."""
+    """Return the size of a schema in the terms that vendors limit."""
     nodes = list(walk(schema))
     enums = [value for _, node, _ in nodes for value in node.get("enum", ())]
     names = [name for _, node, _ in nodes for name in (*node.get("properties", ()), *node.get("$defs", ()))]
@@ -227,13 +227,13 @@ def _or_null(node: Schema) -> dict[str, Any]:
 
 
 def told_in_words(description: object, rules: Mapping[str, object]) -> str:
-    """A description that tells the model rules for which a vendor's schema has no word: `{"maximum": 5}` at its end."""
+    """Return a description that tells the model rules for which a vendor's schema has no word: `{"maximum": 5}` at its end."""
     spelled = json.dumps(rules, ensure_ascii=False)
     return f"{description}\n\n{spelled}" if description else spelled
 
 
 def rules_in_words(description: object) -> dict[str, Any]:
-    """The rules that `told_in_words` has put into a description; none where there are none."""
+    """Return the rules that `told_in_words` has put into a description; none where there are none."""
     last = str(description).rpartition("\n\n")[2] if isinstance(description, str) else ""
     if not (last.startswith("{") and last.endswith("}")):
         return {}

@@ -1,7 +1,7 @@
-"""Decide which rows are sent, why the others are not, and whether a row without a good answer is asked again.
+"""Decide which rows are sent and why the others are not, and whether a row without a good answer is asked again.
 
-The reasons hang on four yes-or-no facts about a row, so that a whole column of rows is judged by a table of
-sixteen answers (`table`), and each answer by `select`.
+The reasons depend on four yes-or-no facts about a row. So a column of rows is judged by a table of sixteen reasons
+(`table`), each of which `select` decides.
 """
 
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ def _is_sent(reason: Reason) -> bool:
 #: Rows with these reasons are bought.
 SENT = frozenset(filter(_is_sent, Reason))
 
-#: Rows with these reasons may get a copy of an answer. Who asks for everything gets new answers.
+#: Rows with these reasons may get a copy of an answer. A user who asks for everything gets new answers.
 REUSABLE = SENT - {Reason.AGAIN}
 
 #: Rows with these reasons end with an outcome.
@@ -66,14 +66,14 @@ class Seen:
 
     @classmethod
     def from_code(cls, code: int) -> "Seen":
-        """The facts as the bits of a number: 1 answered, 2 same input, 4 same spec, 8 dead."""
+        """Return the facts as the bits of a number: 1 answered, 2 same input, 4 same spec, 8 dead."""
         return cls(
             answered=bool(code & 1), same_input=bool(code & 2), same_spec=bool(code & 4), dead=bool(code & 8)
         )
 
 
 def select(seen: Seen, only: Only, *, retry_dead: bool) -> Reason:
-    """Return the reason that a row is sent or is not."""
+    """Return the reason why a row is sent or not."""
     if seen.dead and only is not Only.ALL and not retry_dead:
         return Reason.DEAD
     reason = _living(seen, only)
@@ -81,7 +81,7 @@ def select(seen: Seen, only: Only, *, retry_dead: bool) -> Reason:
 
 
 def _living(seen: Seen, only: Only) -> Reason:
-    """Return the reason as it is for a row that is not dead."""
+    """Return the reason for a row that is not dead."""
     if not seen.answered:
         return Reason.NEW
     match only:
@@ -101,7 +101,7 @@ def _living(seen: Seen, only: Only) -> Reason:
 
 
 def table(only: Only, *, retry_dead: bool) -> tuple[Reason, ...]:
-    """The reason for each code of `Seen.from_code`."""
+    """Return the reason for each code of `Seen.from_code`."""
     return tuple(select(Seen.from_code(code), only, retry_dead=retry_dead) for code in range(16))
 
 
@@ -132,7 +132,7 @@ def _rule(outcome: Outcome, *, retryable: bool) -> _Rule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Consequence:
-    """The consequence of one row's failure."""
+    """The result of one row's failure: it counts as an attempt, is asked again, or is dead."""
 
     attempts: int  # as the failures table will say
     dead: bool  # not sent again until its row or the spec changes
@@ -140,7 +140,7 @@ class Consequence:
 
 
 def after_failure(outcome: Outcome, *, retryable: bool, attempts: int, tries: int, most: int) -> Consequence:
-    """`attempts` before this failure, `tries` in this run with this one, `most` allowed of each."""
+    """Decide after a row's failure. `attempts` are those before it, `tries` those of this run with it, `most` bounds each."""
     rule = _rule(outcome, retryable=retryable)
     counted = attempts + rule.counts
     dead = rule.final or counted >= most
@@ -148,5 +148,5 @@ def after_failure(outcome: Outcome, *, retryable: bool, attempts: int, tries: in
 
 
 def after_rejection(attempts: int) -> Consequence:
-    """The provider took none of the shard's rows, which says nothing about any of them."""
+    """Decide for the rows of a shard that the provider did not take. That says nothing about any single row."""
     return Consequence(attempts=attempts, dead=False, again=False)

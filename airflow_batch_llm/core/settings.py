@@ -452,7 +452,7 @@ class Stage(Settings):
         )
 
     def via(self, route: Route) -> str:
-        """Return the name of a route's own connection. Empty: the route takes the stage's."""
+        """Return the name of a route's own connection. Empty if the route takes the stage's."""
         provider = self.provider if route.model_id is None else route.model_id.partition(":")[0]
         return route.llm_conn_id or ("" if provider == self.provider else provider)
 
@@ -483,7 +483,7 @@ class Stage(Settings):
 
     @property
     def review_table(self) -> str | None:
-        """The table for rows that people answer. None: dead rows are only recorded."""
+        """The table for rows that people answer. None if dead rows are only recorded."""
         match self.guards.on_exhausted:
             case Exhausted.RECORD:
                 return None

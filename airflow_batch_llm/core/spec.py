@@ -4,7 +4,7 @@ Both hashes stand in users' tables, so the same inputs must give the same hashes
 is not set is not hashed: one that a later release adds leaves the hashes of today as they are.
 
 A database can compute the hash of an input by itself: it is SHA-256 over texts with their lengths, in which nothing is
-escaped. Tables of earlier releases hold another one, `earlier_input_hashes`, which counts as much.
+escaped. Tables of earlier releases hold another hash, `earlier_input_hashes`, which counts as well.
 """
 
 import hashlib
@@ -43,18 +43,18 @@ class Spec:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "Spec":
-        """From the frozen plan. What a later release has added is not known here and left out."""
+        """Read a spec from the frozen plan. Fields that a later release has added are left out."""
         known = {item.name for item in fields(cls)}
         return cls(**{name: value for name, value in stored.items() if name in known})
 
 
 def spec_hash(spec: Spec) -> str:
-    """The order of a schema's properties counts: a model answers in it, and thinks in it."""
+    """Hash a spec. The order of a schema's properties counts, since a model writes its answer in that order."""
     return digest(canonical(plain(_hashed(spec))))
 
 
 def changed_fields(planned: Spec, now: Spec) -> tuple[str, ...]:
-    """The names of the fields in which two specs differ, and nothing of what stands in them."""
+    """Return the names of the fields in which two specs differ, without their values."""
     before, after = _hashed(planned), _hashed(now)
     names = [item.name for item in fields(Spec)]
     return tuple(
@@ -73,7 +73,7 @@ def input_hash(values: Mapping[str, object]) -> str:
 
 
 def input_hashes(columns: Mapping[str, Sequence[object]]) -> list[str]:
-    """The `input_hash` of each row of a batch, faster than one by one."""
+    """Return the `input_hash` of each row of a batch, faster than one by one."""
     names = sorted(columns)
     form = b"".join(_part(name).replace(b"%", b"%%") + b"%b" for name in names)
     parts = [map(_part, columns[name]) for name in names]
@@ -81,7 +81,7 @@ def input_hashes(columns: Mapping[str, Sequence[object]]) -> list[str]:
 
 
 def earlier_input_hashes(columns: Mapping[str, Sequence[object]]) -> list[str]:
-    """The hash that earlier releases wrote for the input of each row."""
+    """Return the hash that earlier releases wrote for the input of each row."""
     names = sorted(columns)
     try:
         form = b"{%b}" % b",".join(canonical(name).replace(b"%", b"%%") + b":%b" for name in names)
@@ -156,7 +156,7 @@ def _hashed(spec: Spec) -> dict[str, Any]:
 
 
 def _in_order(node: Any) -> Any:
-    """The schema with each object's properties as a list, which `canonical` does not sort."""
+    """Return the schema with each object's properties as a list, which `canonical` does not sort."""
     if not isinstance(node, Mapping):
         return node
     copy = map_children(node, _in_order)

@@ -1,9 +1,9 @@
 """Bring one shard to a provider in one attempt: a machine of small steps, each one read or one write.
 
-`advance` is pure: it takes the answer to the last action and says the next one. The worker performs actions for
-real; the tests perform them against a model of a provider, in every order in which attempts can meet, crash,
-freeze and lose answers. Two rules carry the protocol: nothing is sent unless one's own intent is the last record,
-and an attempt cancels its own batch only if it sees *another* batch recorded.
+`advance` is pure: it takes the answer to the last action and says the next one. The worker performs actions for real;
+the tests perform them against a model of a provider, in every order in which attempts can meet, crash, freeze and lose
+answers. The protocol rests on two rules. An attempt sends only if its own intent is the last record. It cancels its own
+batch only if it sees *another* batch recorded.
 """
 
 from dataclasses import dataclass, field, replace
@@ -58,12 +58,12 @@ class Find:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upload:
-    """Put the shard where the provider reads it. Answer: the reference."""
+    """Put the shard where the provider reads it. Answer: the upload's reference."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Append:
-    """Create this record at this number. Answer: whether it is there as ours."""
+    """Create this record at this number. Answer: whether this very record is there."""
 
     number: int
     entry: Entry
@@ -101,7 +101,7 @@ class Created:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotCreated:
-    """A definite no. `final`: and it stays a no."""
+    """No batch was created. `final`: the provider will never take the shard."""
 
     reason: str
     final: bool
@@ -131,12 +131,12 @@ class Attempt:
 
 
 def begin(name: str) -> tuple[Attempt, Action]:
-    """A fresh attempt, and its first action."""
+    """Return a new attempt and its first action."""
     return Attempt(name=name), Read()
 
 
 def advance(attempt: Attempt, answer: Answer, terms: Terms, now: float) -> tuple[Attempt, Action]:
-    """Take the answer to the last action; say the next."""
+    """Take the answer to the last action, and return the next one."""
     match attempt.phase:
         case Phase.READING:
             assert isinstance(answer, tuple)
@@ -200,7 +200,7 @@ def _intend(attempt: Attempt, terms: Terms, now: float) -> tuple[Attempt, Action
 
 
 def _send(attempt: Attempt, now: float) -> tuple[Attempt, Action]:
-    """Send only while one's own intent is the last word, and inside its lease."""
+    """Send only while the attempt's own intent is the last record, and inside its lease."""
     intent, standing = attempt.intent, attempt.standing
     assert intent is not None
     mine = standing.intent is not None and standing.intent.nonce == intent.nonce
@@ -236,7 +236,7 @@ def _record(attempt: Attempt, word: Entry) -> tuple[Attempt, Action]:
 
 
 def _settle(attempt: Attempt, entries: tuple[Entry, ...], terms: Terms, now: float) -> tuple[Attempt, Action]:
-    """After a recording: is the word there, is another's batch there, or must it be said at a later number?"""
+    """Check the journal after a record: go on if it is there, cancel an own spare batch, or record at a later number."""
     word, standing = attempt.word, attempt.standing
     assert word is not None
     held = word.batch_id if word.kind is RecordKind.SUBMITTED else ""
@@ -252,6 +252,6 @@ def _settle(attempt: Attempt, entries: tuple[Entry, ...], terms: Terms, now: flo
 
 
 def _word(attempt: Attempt, kind: RecordKind, now: float) -> Entry:
-    """A record of this attempt's, about its intent if it has one."""
+    """Return a new record of this attempt, about its intent if it has one."""
     intent = attempt.intent.nonce if attempt.intent is not None else ""
     return Entry(kind=kind, nonce=f"{attempt.name}.{attempt.records}", at=now, intent=intent)

@@ -26,7 +26,7 @@ PARAMS = "params"
 
 
 def shown(value: object) -> str:
-    """The value's text; something undefined raises Jinja's own error."""
+    """Return the value's text; something undefined raises Jinja's own error."""
     return str(value) if isinstance(value, Undefined) else text(value)
 
 
@@ -233,7 +233,7 @@ class _Parts:
 
 
 def _filters(node: nodes.Node) -> tuple[Filter, ...] | None:
-    """Return the filters of an expression. None: there is more in it than filters of a column."""
+    """Return the filters of an expression. Returns None if there is more in it than filters of a column."""
     if isinstance(node, nodes.Filter) and node.node is not None:
         before = _filters(node.node)
         return None if before is None else (*before, _filter(node))

@@ -20,7 +20,7 @@ _REPLACEMENT = "\ufffd"
 
 
 def text(value: object) -> str:
-    """The value as a prompt shows it.
+    """Return the value as a prompt shows it.
 
     NULL is the empty string, booleans are `true` and `false`, numbers are written as Python writes them but
     decimals without exponent, dates and times in ISO 8601 (with a zone: in UTC, ending in `Z`), lists and
@@ -40,12 +40,12 @@ def text(value: object) -> str:
 
 
 def json_text(value: object) -> str:
-    """The value as compact JSON, in its own order: a string is quoted, NULL is `null`."""
+    """Return the value as compact JSON, in its own order: a string is quoted, NULL is `null`."""
     return orjson.dumps(_shown(value)).decode()
 
 
 def plain(value: object) -> object:
-    """The value as canonical JSON holds it, ready for `orjson.dumps(…, option=OPT_SORT_KEYS)`.
+    """Return the value as canonical JSON holds it, ready for `orjson.dumps(…, option=OPT_SORT_KEYS)`.
 
     Equal numbers are spelled alike (1, 1.0 and 1.00), and unlike the text "1" and the boolean true. What JSON
     cannot say is the text that a prompt shows; bytes are their hex digits.
@@ -68,7 +68,7 @@ def plain(value: object) -> object:
 
 
 def scrub(value: str) -> str:
-    """The text with each lone surrogate, which no JSON line can carry, replaced by U+FFFD."""
+    """Return the text with U+FFFD in place of each lone surrogate, which a JSON line cannot hold."""
     if value.isascii():
         return value
     try:
@@ -109,7 +109,7 @@ def _timestamp_text(value: datetime) -> str:
 
 
 def duration_text(value: timedelta) -> str:
-    """A length of time in the words of ISO 8601, in seconds alone: `PT86400S`."""
+    """Return a length of time in the words of ISO 8601, in seconds alone: `PT86400S`."""
     seconds = Decimal(value.days * 86_400 + value.seconds) + Decimal(value.microseconds).scaleb(-6)
     sign = "-" if seconds < 0 else ""
     whole = format(abs(seconds), "f")
@@ -117,7 +117,7 @@ def duration_text(value: timedelta) -> str:
 
 
 def _shown(value: object) -> object:
-    """A nested value with its order kept and its numbers as `text` writes them."""
+    """Return a nested value with its order kept and its numbers as `text` writes them."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -159,7 +159,7 @@ class KeyRange:
 def key_ranges(column: str, bounds: tuple[Value, Value] | None, most: int) -> list[KeyRange]:
     """Return at most `most` ranges of equal width. Together they hold every row, also one that comes later.
 
-    `bounds` are the least and the greatest value. None: the table is empty.
+    `bounds` are the least and the greatest value, or None if the table is empty.
     """
     edges = [] if bounds is None else sorted({one for one in _edges(*bounds, most) if one > bounds[0]})
     texts = [None, *map(_spelled, edges), None]

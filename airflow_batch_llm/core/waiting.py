@@ -1,8 +1,8 @@
-"""Waiting for batches: one generator decides, two short drivers do.
+"""Wait for batches: one generator decides, and two short drivers act.
 
-The generator yields what it wants done (`Check`, `Sleep`, `Cancel`) and is sent the answer; an error that a
-check raised is sent as an answer too, so that "five failures in a row" is ordinary data. It never submits and never
-downloads: it ends with the reason why a worker should look.
+The generator yields an action (`Check`, `Sleep`, `Cancel`) and receives the result. An error of a check is sent to it
+as a result, too, so that it can count failures. It never submits and never downloads. It ends with the reason why a
+worker should look.
 """
 
 import math
@@ -16,7 +16,7 @@ from airflow_batch_llm.core.model import BatchState, BatchStatus
 from airflow_batch_llm.core.printing import share, verb
 from airflow_batch_llm.errors import ProviderError
 
-#: A woken worker costs a process start; it is not woken more often than this for a part of the batches.
+#: Waking a worker starts a process. A part of the batches does not wake one more often than this.
 MIN_WAKE_SECONDS = 60.0
 
 #: Seconds that batches cancelled at the deadline get to end, so that their answers can be read.
@@ -44,7 +44,7 @@ class Wake(StrEnum):
 
     @property
     def told(self) -> str:
-        """Say it to people."""
+        """Return the reason for people."""
         match self:
             case Wake.ALL_ENDED:
                 return "all batches have ended"
@@ -64,7 +64,7 @@ class Wake(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outage:
-    """Looks in a row that found no provider, by workers and triggers alike."""
+    """Failed looks in a row, of workers and triggers together."""
 
     looks: int = 0
     since: float = 0.0
@@ -78,7 +78,7 @@ class Outage:
         return self.looks >= WARN_AFTER_LOOKS
 
     def after(self, error: BaseException | None, now: float) -> "Tell":
-        """Return how it stands after one more look, which met this error or reached the provider, and what to log."""
+        """Return the outage after one more look, which met this error or reached the provider, and what to log."""
         if error is None:
             return Tell(outage=Outage(), message=self._over(now) if self.is_told else "")
         longer = replace(self, looks=self.looks + 1, since=self.since if self.looks else now)
@@ -257,7 +257,7 @@ def _pause(watch: Watch, now: float, end: float, failures: int, jitter: float) -
 
 
 def drive(steps: Generator[Wish, Reply, Wake], perform: Callable[[Wish], Reply]) -> Wake:
-    """Do what the generator wishes, one thing after another."""
+    """Perform the generator's actions, one after another."""
     reply: Reply = None
     while True:
         try:
@@ -272,7 +272,7 @@ def drive(steps: Generator[Wish, Reply, Wake], perform: Callable[[Wish], Reply])
 
 
 async def adrive(steps: Generator[Wish, Reply, Wake], perform: Callable[[Wish], Awaitable[Reply]]) -> Wake:
-    """`drive` for an event loop."""
+    """Do as `drive` does, on an event loop."""
     reply: Reply = None
     while True:
         try:
@@ -294,11 +294,11 @@ class WaitProgress:
 
     @classmethod
     def of(cls, batch_ids: Iterable[str]) -> "WaitProgress":
-        """Before the first look: they run, as far as is known."""
+        """Return the counts before the first look: all batches run, as far as is known."""
         return cls(_seen={batch_id: BatchStatus(state=BatchState.RUNNING) for batch_id in batch_ids})
 
     def add(self, statuses: Mapping[str, BatchStatus]) -> None:
-        """Another look, at some of them."""
+        """Return the counts after another look at some of the batches."""
         self._seen.update(statuses)
 
     @property
@@ -312,7 +312,7 @@ class WaitProgress:
         return sum(_finished(status) for status in self._seen.values())
 
     def until(self, now: float, seconds: float) -> str:
-        """With the time of the next look."""
+        """Return the counts with the time of the next look."""
         again = datetime.fromtimestamp(now, UTC) + timedelta(seconds=seconds)
         return f"{self}; looked at again in {seconds:,.0f} s, at {again:%H:%M:%S} UTC."
 
