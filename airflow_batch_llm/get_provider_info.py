@@ -8,7 +8,7 @@ from typing import Any
 
 
 def _duckdb() -> dict[str, Any]:
-    """The form of the connection type that is ours."""
+    """Return the form of the connection type that is ours."""
     return {
         "connection-type": "duckdb",
         "hook-class-name": "airflow_batch_llm.hooks.warehouse.DuckDBHook",
@@ -38,7 +38,7 @@ def _duckdb() -> dict[str, Any]:
 
 
 def _config() -> dict[str, Any]:
-    """The section of Airflow's configuration."""
+    """Return the section of Airflow's configuration."""
     return {
         "batch_llm": {
             "description": "Defaults of the batch stages. An argument of an operator wins over them.",
@@ -150,7 +150,7 @@ def _modules(*names: str) -> list[dict[str, Any]]:
 
 
 def get_provider_info() -> dict[str, Any]:
-    """The provider as Airflow's `provider_info.schema.json` wants it."""
+    """Return the provider as Airflow's `provider_info.schema.json` wants it."""
     return {
         "package-name": "airflow-batch-llm",
         "name": "Batch LLM",

@@ -139,7 +139,7 @@ def _shown(run: Run) -> Finished:
 
 
 def _told(finished: Finished) -> str:
-    """The report for people. Standard output holds nothing else."""
+    """Return the report for people. Standard output holds nothing else."""
     report, about = finished.report, finished.about
     why = ", ".join(f"{count:,} {reason}" for reason, count in report.why.items() if count)
     lines = [report.verdict, f"Rows: {why or 'none'}."]

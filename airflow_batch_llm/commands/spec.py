@@ -195,7 +195,7 @@ def read_ledger_file(path: Path) -> LedgerFile:
 
 
 def read_spec(path: Path) -> StageFile:
-    """The file, checked. `InputError` names every field that does not fit, and no value."""
+    """Return the file, checked. `InputError` names every field that does not fit, and no value."""
     given = _read_fields(path)
     try:
         return StageFile.model_validate(given)
@@ -287,12 +287,12 @@ class Opening:
         )
 
     def provider(self) -> Provider:
-        """The provider, and those of the routes, with the keys that the environment holds."""
+        """Return the provider, and those of the routes, with the keys that the environment holds."""
         own = open_provider(self.spec.stage.provider, self.spec.provider, self.file.environment)
         return routed(own, open_others(self._others(), self.spec.providers, self.file.environment))
 
     def keyless_provider(self) -> Provider:
-        """The provider, and those of the routes, without keys: to make requests that are not sent."""
+        """Return the provider, and those of the routes, without keys: to make requests that are not sent."""
         others = {
             via: connect(name, self._keyless(self.spec.providers.get(name, ProviderSection())))
             for via, name in self._others().items()
@@ -320,13 +320,13 @@ class Opening:
         return target if section.warehouse is None else self.warehouse(section.warehouse)
 
     def warehouse(self, section: WarehouseSection) -> Warehouse:
-        """The database that a section names."""
+        """Return the database that a section names."""
         kind, field = section.chosen
         assert kind.open_section is not None, "the section has a field for it"
         return kind.open_section(field, self.file)
 
     def usage(self, target: Warehouse) -> UsageTable | None:
-        """The ledger, in a database of its own or in the target's. None: the spec names none."""
+        """Return the ledger, in a database of its own or in the target's. Returns None if the spec names none."""
         name, section = self.spec.usage_table, self.spec.usage_warehouse
         if name is None:
             return None
@@ -338,7 +338,7 @@ class Opening:
         return UsageTable(name=name, book=book, opened=opened)
 
     def workspace(self, *, probe: bool = True) -> Workspace:
-        """The workspace. Without a probe it is only looked at."""
+        """Return the workspace. Without a probe it is only looked at."""
         uri = self.spec.workspace
         return Workspace.open(uri if "://" in uri else str(self.file.path(uri)), probe=probe)
 

@@ -136,7 +136,7 @@ def _check(argument: str, given: Mapping[str, Any] | None, allowed: frozenset[st
 
 
 def _added(argument: str, kind: str | None) -> frozenset[str]:
-    """The names that the configuration and installed packages add."""
+    """Return the names that the configuration and installed packages add."""
     written = conf.get("batch_llm", "hook_params", fallback=None) or ""
     names = {name.strip() for name in written.split(",")} - {""}
     if kind is None and not argument.startswith("llm"):

@@ -92,7 +92,7 @@ class RunHandle:
 
     @classmethod
     def of_run(cls, workspace: Workspace, run: str, max_tries: int) -> "RunHandle | None":
-        """The handle that stands in a run folder; None: no operator has planned the run."""
+        """Return the handle that stands in a run folder; None: no operator has planned the run."""
         data = workspace.read(_path(run, max_tries))
         return None if data is None else cls.from_json(orjson.loads(data))
 

@@ -55,7 +55,7 @@ def is_insecure_allowed(connection: Connection) -> bool:
 
 
 def base_url(connection: Connection) -> str | None:
-    """The connection's host as the URL that SDKs want."""
+    """Return the connection's host as the URL that SDKs want."""
     host = connection.host
     if not host or "://" in host:
         return host or None
@@ -77,7 +77,7 @@ def check_secrets(connection: Connection) -> None:
 
 
 def _texts(value: Any, name: str) -> Iterator[tuple[str, str]]:
-    """Each text in nested mappings, with the path to it."""
+    """Yield each text in nested mappings, with the path to it."""
     if isinstance(value, str):
         yield name, value
     elif isinstance(value, Mapping):
@@ -126,7 +126,7 @@ def _anthropic_async_client(conn_id: str) -> Any:
 
 
 def _completed(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """The result of a coroutine that never waits. An event loop of its own would refuse Airflow's blocking calls."""
+    """Return the result of a coroutine that never waits. An event loop of its own would refuse Airflow's blocking calls."""
     try:
         coroutine.send(None)
     except StopIteration as stop:
@@ -251,7 +251,7 @@ def split_model_id(model_id: str) -> tuple[str, str]:
 
 
 def default_conn_id(provider: str) -> str:
-    """The connection that is used where none is named: the one that the official hook uses."""
+    """Return the connection that is used where none is named: the one that the official hook uses."""
     return _DEFAULT_CONN_IDS.get(provider, f"{provider}_default")
 
 
@@ -261,7 +261,7 @@ def llm_provider(
     hook_params: Mapping[str, Any] | None = None,
     others: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Provider:
-    """The provider behind a connection. It looks the connection up, and so blocks; no SDK is imported yet.
+    """Return the provider behind a connection. It looks the connection up, and so blocks; no SDK is imported yet.
 
     `others`: `model_id` and `llm_conn_id` of the routes that have connections of their own, by name.
     """

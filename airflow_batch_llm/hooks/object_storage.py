@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def open_path(uri: str, conn_id: str | None = None, argument: str = "source_conn_id") -> tuple[Any, str]:
-    """The file system and the path in it. The URI may name the connection: s3://conn_id@bucket/folder."""
+    """Return the file system and the path in it. The URI may name the connection: s3://conn_id@bucket/folder."""
     named, plain = split_connection(uri)
     conn_id = conn_id or named
     protocol = plain.partition("://")[0] if "://" in plain else "file"
@@ -38,7 +38,7 @@ def open_path(uri: str, conn_id: str | None = None, argument: str = "source_conn
 
 
 def split_connection(uri: str) -> tuple[str | None, str]:
-    """The connection that a URI names, and the URI without it."""
+    """Return the connection that a URI names, and the URI without it."""
     protocol, separator, place = uri.partition("://")
     if not separator:
         return None, uri
@@ -85,7 +85,7 @@ class ObjectFiles:
         return read_files(self._files, self._find, source.columns)
 
     def files(self) -> list[str]:
-        """The names of all files, in the order in which they are read."""
+        """Return the names of all files, in the order in which they are read."""
         from airflow_batch_llm.warehouses.files.source import file_names
 
         return file_names(self._files, self._find)
@@ -95,7 +95,7 @@ class ObjectFiles:
         return f"{self._files} by {self._conn_id}"
 
     def read_some(self, names: Sequence[str], schema: "pa.Schema") -> "pa.RecordBatchReader":
-        """The rows of some of the files, in the columns of all of them."""
+        """Return the rows of some of the files, in the columns of all of them."""
         from airflow_batch_llm.warehouses.files.source import read_some_files
 
         return read_some_files(self._files, names, schema, self._find)
@@ -108,7 +108,7 @@ _SECTION = "batch_llm"
 
 
 def open_workspace(uri: str | None = None, *, probe: bool = True) -> Workspace:
-    """The workspace of this URI, or of the configuration. The URI may name a connection: s3://conn_id@bucket/folder.
+    """Return the workspace of this URI, or of the configuration. The URI may name a connection: s3://conn_id@bucket/folder.
 
     Without `probe` nothing is written or made there.
     """

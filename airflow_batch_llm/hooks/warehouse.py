@@ -24,7 +24,7 @@ HookParams = Mapping[str, Any]
 
 
 def warehouse(conn_id: str, hook_params: HookParams | None = None, *, argument: str) -> "Warehouse":
-    """The warehouse behind a connection. It looks the connection up; the database is opened when it is first used.
+    """Return the warehouse behind a connection. It looks the connection up; the database is opened when it is first used.
 
     `hook_params` are what the hook of the connection's type takes (location, impersonation_chain, role …). `argument` is
     the user's argument that names the connection, for the error if it does not exist.
@@ -100,7 +100,7 @@ class DuckDBHook(BaseHook):
         self._options = options
 
     def get_conn(self) -> "Warehouse":
-        """The file as a warehouse. It is opened when it is first used."""
+        """Return the file as a warehouse. It is opened when it is first used."""
         return open_connection(self.get_connection(self.duckdb_conn_id), self._options)
 
     def test_connection(self) -> tuple[bool, str]:
@@ -119,7 +119,7 @@ class DuckDBHook(BaseHook):
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
-        """The form in Airflow 3.1; later ones take it from the provider's description."""
+        """Return the form in Airflow 3.1; later ones take it from the provider's description."""
         return {
             "hidden_fields": ["schema", "port", "login", "password"],
             "relabeling": {"host": "Path of the file"},

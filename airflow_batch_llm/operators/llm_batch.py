@@ -28,7 +28,7 @@ class PlannedRunOperator(RunOperator):
     """Needs the run's frozen plan alone: neither the prompt nor the source."""
 
     def open_run(self, context: Context, handle: RunHandle, spool: Path) -> "Run":
-        """The run by its handle."""
+        """Return the run by its handle."""
         from airflow_batch_llm.stage.run import Run
 
         return Run(
@@ -41,7 +41,7 @@ class PlannedRunOperator(RunOperator):
 
 
 def clears(task_instance: Any, retries: int | None) -> int:
-    """A number that a clear of this very task raises and a retry does not: the planned run gets a new deadline by it."""
+    """Return a number that a clear of this very task raises and a retry does not: the planned run gets a new deadline by it."""
     raised: int = task_instance.max_tries - (retries or 0)
     return max(0, raised)
 
@@ -114,7 +114,7 @@ class CollectLLMBatchOperator(PlannedRunOperator):
         self.pending_for = pending_for
 
     def handles(self, context: Context) -> Sequence[RunHandle]:
-        """The runs that were there at the first look, also where they have ended since."""
+        """Return the runs that were there at the first look, also where they have ended since."""
         if self.handle is not None:
             return [RunHandle.from_json(self.handle)]
         workspace = open_workspace(self.workspace)
@@ -135,7 +135,7 @@ class CollectLLMBatchOperator(PlannedRunOperator):
         return handles
 
     def _found(self, workspace: Workspace) -> list[tuple[str, int]]:
-        """The names of the runs, each with the number by which its folder knows it."""
+        """Return the names of the runs, each with the number by which its folder knows it."""
         from airflow_batch_llm.stage.records.folder import RunFolder
         from airflow_batch_llm.stage.records.plan import Plan
         from airflow_batch_llm.stage.records.registers import Registers
@@ -168,7 +168,7 @@ class CollectLLMBatchOperator(PlannedRunOperator):
         return False
 
     def returned(self, context: Context, ended: Sequence[Ended]) -> Any:  # noqa: ARG002 - the runs are enough
-        """The report of the run, or for `pending_for` those of all."""
+        """Return the report of the run, or for `pending_for` those of all."""
         for one in ended:
             one.finished.raise_for_verdict()
         reports = [one.report for one in ended]

@@ -108,7 +108,7 @@ class LLMEvaluateOperator(LLMTransformOperator):
         return second_stage(stage, changes)
 
     def handles(self, context: Context) -> Sequence[RunHandle]:
-        """The run of the candidate, and that of the second one if there is one."""
+        """Return the run of the candidate, and that of the second one if there is one."""
         from airflow_batch_llm.stage.evaluating import SECOND
         from airflow_batch_llm.stage.run import own_name
 

@@ -308,7 +308,7 @@ class LLMTransformOperator(RunOperator):
         return replace(settings, **changes)
 
     def handles(self, context: Context) -> Sequence[RunHandle]:
-        """The one run of this task, named in its folder for others to find."""
+        """Return the one run of this task, named in its folder for others to find."""
         from airflow_batch_llm.stage.run import own_name
 
         workspace = open_workspace(self.workspace)
@@ -318,7 +318,7 @@ class LLMTransformOperator(RunOperator):
         return [handle]
 
     def open_run(self, context: Context, handle: RunHandle, spool: Path) -> "Run":
-        """The run with the stage as it is written today, which counts where nothing was planned before."""
+        """Return the run with the stage as it is written today, which counts where nothing was planned before."""
         from airflow_batch_llm.hooks.object_storage import ObjectFiles
         from airflow_batch_llm.hooks.warehouse import warehouse
         from airflow_batch_llm.stage.run import Run
@@ -346,7 +346,7 @@ class LLMTransformOperator(RunOperator):
         return open_path(uri, self.attachments_conn_id, "attachments_conn_id")
 
     def inputs(self, handle: RunHandle, run: "Run") -> tuple[str, ...]:  # noqa: ARG002 - it is the run's source
-        """URIs of the tables or files that the rows come from."""
+        """Return the URIs of the tables or files that the rows come from."""
         if self.source_uri is not None:
             return names(self.source_uri)
         database: str = getattr(run.parts.source, "asset_uri", "")

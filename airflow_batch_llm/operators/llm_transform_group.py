@@ -52,7 +52,7 @@ class PlanRunOperator(LLMTransformOperator):
         self.max_workers = max_workers
 
     def open_run(self, context: Context, handle: RunHandle, spool: Path) -> "Run":
-        """The run, with what other tasks have read for it."""
+        """Return the run, with what other tasks have read for it."""
         return replace(super().open_run(context, handle, spool), opening=self.opening)
 
     def execute(self, context: Context) -> list[dict[str, int]]:
@@ -88,7 +88,7 @@ class OpenSourceOperator(LLMTransformOperator):
         self.planner = planner
 
     def handles(self, context: Context) -> Sequence[RunHandle]:
-        """The run of the task that plans."""
+        """Return the run of the task that plans."""
         from airflow_batch_llm.stage.records.folder import run_path
         from airflow_batch_llm.stage.run import own_name
 
@@ -156,7 +156,7 @@ class _SpreadRunOperator(PlannedRunOperator):
         self.successors = successors
 
     def handles(self, context: Context) -> Sequence[RunHandle]:  # noqa: ARG002 - it is known
-        """The one run of the group."""
+        """Return the one run of the group."""
         return [RunHandle.from_json(self.handle)]
 
 
@@ -229,15 +229,15 @@ class FinishRunOperator(LLMTransformOperator):
         self.members = members
 
     def handles(self, context: Context) -> Sequence[RunHandle]:  # noqa: ARG002 - it is known
-        """The one run of the group."""
+        """Return the one run of the group."""
         return [RunHandle.from_json(self.handle)]
 
     def open_run(self, context: Context, handle: RunHandle, spool: Path) -> "Run":
-        """The run with its stage, so that a clear of the whole group reads the source again."""
+        """Return the run with its stage, so that a clear of the whole group reads the source again."""
         return replace(super().open_run(context, handle, spool), clears=clears(context["ti"], self.retries))
 
     def returned(self, context: Context, ended: Sequence[Ended]) -> Any:
-        """The report, if the run is good enough and every task of the group has done its part."""
+        """Return the report, if the run is good enough and every task of the group has done its part."""
         report = super().returned(context, ended)
         if failed := self._failed(TaskKey.of(context["ti"])):
             context["ti"].xcom_push(key="report", value=report)

@@ -152,7 +152,7 @@ class RunOperator(BaseOperator):
         return next((handle.run for handle in self._handles if handle.workspace is None), None)
 
     def handles(self, context: Context) -> Sequence[RunHandle]:
-        """The runs that this task drives: the same ones at each of its tries."""
+        """Return the runs that this task drives: the same ones at each of its tries."""
         raise NotImplementedError
 
     def open_run(self, context: Context, handle: RunHandle, spool: Path) -> "Run":
@@ -280,7 +280,7 @@ class RunOperator(BaseOperator):
         return {**asdict(TaskKey.of(context["ti"])), "successors": list(self.successors)}
 
     def inputs(self, handle: RunHandle, run: "Run") -> tuple[str, ...]:  # noqa: ARG002 - for those that have the source
-        """URIs of what the run has read, as far as this task knows."""
+        """Return the URIs of what the run has read, as far as this task knows."""
         return handle.inputs
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:  # noqa: ARG002 - Airflow's signature

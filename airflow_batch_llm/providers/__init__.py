@@ -43,7 +43,7 @@ ENTRY_POINT_GROUP = "airflow_batch_llm.providers"
 
 
 def connect(name: str, access: Access) -> Provider:
-    """The adapter of this name. Raises `MissingExtra` where its SDK is not installed."""
+    """Return the adapter of this name. Raises `MissingExtra` where its SDK is not installed."""
     if name in PROVIDERS:
         own = PROVIDERS[name]
         try:
@@ -59,7 +59,7 @@ def connect(name: str, access: Access) -> Provider:
 
 
 def known_names() -> list[str]:
-    """The names of all providers, those of installed plug-ins included. Imports no provider."""
+    """Return the names of all providers, those of installed plug-ins included. Imports no provider."""
     return sorted({*PROVIDERS, *entry_points(group=ENTRY_POINT_GROUP).names})
 
 

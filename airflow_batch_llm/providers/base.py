@@ -81,10 +81,10 @@ class Provider(Protocol):
         """The host that answers, where it is not the vendor's own: its answers are not the vendor's answers."""
 
     def encode(self, call: Call) -> LineTemplate:
-        """The request line of this call, once for all rows. Pure. Raises `InputError` for what cannot be sent."""
+        """Return the request line of this call, once for all rows. Pure. Raises `InputError` for what cannot be sent."""
 
     def decode(self, line: bytes) -> Result:
-        """One result line in our vocabulary. Pure. Raises `ValueError` for a line that is not a result."""
+        """Return one result line in our vocabulary. Pure. Raises `ValueError` for a line that is not a result."""
 
     def upload(self, shard: ShardFile) -> str:
         """Put the shard where the provider reads it, which costs nothing. Returns a reference ("" if not needed)."""
@@ -96,13 +96,13 @@ class Provider(Protocol):
         """
 
     def check(self, batch_ids: Sequence[str]) -> Mapping[str, BatchStatus]:
-        """The status of many batches in as few calls as the provider allows."""
+        """Return the status of many batches in as few calls as the provider allows."""
 
     def cancel(self, batch_id: str) -> None:
         """Ask for an end; a batch that has already ended is left as it is. Finished rows stay readable."""
 
     def results(self, batch_id: str) -> Iterator[bytes]:
-        """The raw result lines as they come, in any order, without line ends. `ResultsGone` if there are none any more."""
+        """Return the raw result lines as they come, in any order, without line ends. `ResultsGone` if there are none any more."""
 
     def find(self, search: Search) -> Sequence[Sighting]:
         """Return the batches that have the run's token, or may have it.
@@ -117,7 +117,7 @@ class Provider(Protocol):
         """The provider's own count of each prompt's input tokens, system prompt and schema included; None if it has none."""
 
     def console_url(self, batch_id: str) -> str | None:
-        """The vendor's page about this batch."""
+        """Return the vendor's page about this batch."""
 
     def close(self) -> None:
         """Close the synchronous client."""

@@ -75,7 +75,7 @@ def unknown_option(vendor: str, error: TypeError) -> InputError:
 
 
 def checked(client: Any, access: Access) -> Any:
-    """A new client, if it leads where a key may go: an SDK may take its URL from the environment, or from a hook."""
+    """Return a new client, if it leads where a key may go: an SDK may take its URL from the environment, or from a hook."""
     check_base_url(str(client.base_url), allow_insecure=access.allow_insecure)
     return client
 
@@ -102,7 +102,7 @@ class Clients:
             return self._sync
 
     async def asynchronous(self) -> Any:
-        """The asynchronous client. Importing an SDK takes seconds, so a thread does it."""
+        """Return the asynchronous client. Importing an SDK takes seconds, so a thread does it."""
         async with self._alock:
             if self._async is None:
                 self._async = _patient(await asyncio.to_thread(self._open_still))
@@ -227,7 +227,7 @@ async def asked_now(
 
 
 def open_stream(client: Any, stream_class: type[Any], url: str) -> Any:
-    """A GET whose body has not been read yet: an SDK's `Stream`, of which only the raw response is used.
+    """Return a GET whose body has not been read yet: an SDK's `Stream`, of which only the raw response is used.
 
     Raises `NotUnderstood` for a page that is made for people.
     """
@@ -245,7 +245,7 @@ def open_stream(client: Any, stream_class: type[Any], url: str) -> Any:
 
 
 def stream_lines(response: Any, batch_id: str) -> Generator[bytes, None, None]:
-    """The lines of an open response. `Unavailable` where it breaks off: the caller begins the download again."""
+    """Yield the lines of an open response. `Unavailable` where it breaks off: the caller begins the download again."""
     try:
         yield from split_lines(_chunks(response, batch_id))
     finally:

@@ -70,20 +70,20 @@ _LONG_QUOTE = re.compile(r"(['\"`])(?:(?!\1).){60,}\1", re.DOTALL)
 
 
 def saying(error: E, *, status: int | None, detail: str = "") -> E:
-    """The error with the vendor's status and, for logs only, the vendor's words."""
+    """Return the error with the vendor's status and, for logs only, the vendor's words."""
     error.status = status
     error.detail = detail
     return error
 
 
 def word(text: object, secrets: Iterable[str] = ()) -> str:
-    """A vendor's code, or "" if it is not a single short word: only such a one may travel in messages."""
+    """Return a vendor's code, or "" if it is not a single short word: only such a one may travel in messages."""
     found = redacted(str(text or ""), secrets)
     return found if _WORD.fullmatch(found) else ""
 
 
 def detail(text: object, secrets: Iterable[str] = ()) -> str:
-    """A vendor's words for a log: one short line, without secrets and without what it echoes of a request."""
+    """Return a vendor's words for a log: one short line, without secrets and without what it echoes of a request."""
     found = without_uris(redacted(str(text or ""), secrets))
     found = _LONG_QUOTE.sub("'…'", _ECHOED_JSON.sub("{…}", found))
     printable = "".join(char if char.isprintable() else " " for char in found)
@@ -92,14 +92,14 @@ def detail(text: object, secrets: Iterable[str] = ()) -> str:
 
 
 def without(result: Result, access: Access) -> Result:
-    """A row's result whose message holds none of the secrets of the connection."""
+    """Return a row's result whose message holds none of the secrets of the connection."""
     if not result.error_message:
         return result
     return result._replace(error_message=redacted(result.error_message, access.secrets))
 
 
 def redacted(text: str, secrets: Iterable[str] = ()) -> str:
-    """The text without these secrets, in any usual escape, and without anything that has the shape of a key."""
+    """Return the text without these secrets, in any usual escape, and without anything that has the shape of a key."""
     for secret in sorted(secrets, key=len, reverse=True):
         for form in {secret, json.dumps(secret)[1:-1], repr(secret)[1:-1], quote(secret, safe="")}:
             text = text.replace(form, _REDACTED)
@@ -111,7 +111,7 @@ def redacted(text: str, secrets: Iterable[str] = ()) -> str:
 
 
 def without_uris(text: str) -> str:
-    """The text without URIs and without data in base64, which may be attachments of a row."""
+    """Return the text without URIs and without data in base64, which may be attachments of a row."""
     return _URI.sub("[URI]", text)
 
 
@@ -121,7 +121,7 @@ def brief(message: object) -> str | None:
 
 
 def secrets_sent(error: BaseException) -> frozenset[str]:
-    """The secrets of the request that an SDK's error is about: its headers, and keys in its URL."""
+    """Return the secrets of the request that an SDK's error is about: its headers, and keys in its URL."""
     found: set[str] = set()
     for request in _requests(error):
         headers = getattr(request, "headers", None)
@@ -132,7 +132,7 @@ def secrets_sent(error: BaseException) -> frozenset[str]:
 
 
 def secrets_in(headers: Mapping[str, Any]) -> Iterator[str]:
-    """The values of headers that are not known to be harmless, and their parts."""
+    """Yield the values of headers that are not known to be harmless, and their parts."""
     for name, value in headers.items():
         lower = _text(name).lower()
         if lower in _HARMLESS or lower.startswith(_HARMLESS_PREFIX):
@@ -145,7 +145,7 @@ def secrets_in(headers: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _requests(error: BaseException) -> Iterator[Any]:
-    """The request, wherever the libraries keep it."""
+    """Yield the request, wherever the libraries keep it."""
     for holder in (error, getattr(error, "response", None)):
         for name in ("request", "request_info"):
             try:
@@ -241,7 +241,7 @@ def failure_of(error: Exception, sdk: ModuleType) -> CallFailure | None:
 
 
 def unanswered(cause: BaseException) -> CallFailure:
-    """A call that got no answer. The libraries' own messages may quote a header, so only the system's are kept."""
+    """Return a call that got no answer. The libraries' own messages may quote a header, so only the system's are kept."""
     kind = type(cause).__name__
     deeper: BaseException | None = cause
     while deeper is not None and not (isinstance(deeper, OSError) and deeper.strerror):
@@ -256,7 +256,7 @@ def unanswered(cause: BaseException) -> CallFailure:
 
 
 def asked_to_wait(headers: Mapping[str, str]) -> float | None:
-    """The seconds that the server asks to wait, in any spelling of the wish."""
+    """Return the seconds that the server asks to wait, in any spelling of the wish."""
     if (milliseconds := _number(headers.get("retry-after-ms"))) is not None:
         return milliseconds / 1000
     wish = headers.get("retry-after")
@@ -276,7 +276,7 @@ def _number(text: str | None) -> float | None:
 
 
 def judge(failure: CallFailure, vendor: VendorCodes, *, creating: bool = False) -> ProviderError:
-    """The error of the package's tree that this failure is."""
+    """Return the error of the package's tree that this failure is."""
     return saying(_judged(failure, vendor, creating=creating), status=failure.status, detail=failure.message)
 
 
@@ -318,7 +318,7 @@ FROM_A_GATEWAY = frozenset({408, 499, 502, 504, 520, 522, 524})
 
 
 def judge_answer(failure: CallFailure, vendor: VendorCodes) -> ProviderError | None:
-    """The error that a call in real time has met; None if the vendor refuses this request alone."""
+    """Return the error that a call in real time has met; None if the vendor refuses this request alone."""
     if failure.status in _OF_ONE_REQUEST and not vendor.is_about_money(failure):
         return None
     is_cut = failure.status is None and failure.sent and not failure.final
@@ -340,7 +340,7 @@ _FILE_ADVICE = {
 
 
 def file_refused(vendor: str, failure: CallFailure) -> FileRefused | None:
-    """The error of a vendor that refuses to store this file. None: the failure is not about the file."""
+    """Return the error of a vendor that refuses to store this file. None: the failure is not about the file."""
     if failure.status not in _OF_ONE_FILE:
         return None
     advice = _FILE_ADVICE.get(failure.status, "Look whether the attachment can be opened.")

@@ -35,7 +35,7 @@ def understood() -> Iterator[None]:
 
 
 def not_understood(error: ValueError) -> Unavailable:
-    """The error of a call that is safe to repeat. It quotes nothing of the answer."""
+    """Return the error of a call that is safe to repeat. It quotes nothing of the answer."""
     return Unavailable(
         f"The answer is not one that the provider's API gives ({_kind(error)}). A gateway, a proxy or a login page may "
         "have answered in its place: look at the connection's host if this stays."
@@ -43,7 +43,7 @@ def not_understood(error: ValueError) -> Unavailable:
 
 
 def fate_unknown(error: Exception) -> UnknownFate:
-    """The error of a creation whose answer is not a batch."""
+    """Return the error of a creation whose answer is not a batch."""
     return UnknownFate(
         f"The answer to the creation is not a batch ({_kind(error)}): a gateway or a proxy may have given it. "
         "The batch may exist: it is searched for before anything is sent again."
@@ -55,7 +55,7 @@ def _kind(error: Exception) -> str:
 
 
 def text(value: Any) -> str:
-    """A text that is not empty."""
+    """Return a text that is not empty."""
     if not isinstance(value, str):
         raise TypeError
     if not value:
@@ -64,7 +64,7 @@ def text(value: Any) -> str:
 
 
 def count(value: Any) -> int:
-    """A whole number, not below zero."""
+    """Return a whole number, not below zero."""
     if type(value) is not int:
         raise TypeError
     if value < 0:
@@ -78,21 +78,21 @@ def count_or_zero(value: Any) -> int:
 
 
 def record(value: Any) -> Mapping[str, Any]:
-    """An object."""
+    """Return an object."""
     if not isinstance(value, Mapping):
         raise TypeError
     return value
 
 
 def entries(value: Any) -> Sequence[Any]:
-    """A list."""
+    """Return a list."""
     if not isinstance(value, list):
         raise TypeError
     return value
 
 
 def following(page: Mapping[str, Any], ids: Sequence[str], after: str | None) -> str | None:
-    """The cursor that leads to the next page of a list; None: this is the last. Raises for one that leads nowhere."""
+    """Return the cursor that leads to the next page of a list; None: this is the last. Raises for one that leads nowhere."""
     if not page.get("has_more"):
         return None
     cursor = text(page.get("last_id") or (ids[-1] if ids else None))
@@ -155,13 +155,13 @@ class _Unpacker:
 
 
 def bounded(client: Any) -> Any:
-    """An SDK's client that takes no answer beyond the bounds. Its HTTP client is one of httpx or httpx2."""
+    """Return an SDK's client that takes no answer beyond the bounds. Its HTTP client is one of httpx or httpx2."""
     bound_client(client._client)
     return client.with_options(default_headers={"Accept-Encoding": ENCODINGS})
 
 
 def bound_client(http: Any) -> None:
-    """An HTTP client of httpx or httpx2 that takes no answer beyond the bounds."""
+    """Return an HTTP client of httpx or httpx2 that takes no answer beyond the bounds."""
     library = http_library(http)
     hooks = http.event_hooks
     hook = _ahook(library) if hasattr(http, "aclose") else _hook(library)
@@ -223,7 +223,7 @@ def _ahook(library: Any) -> Callable[[Any], Any]:
 
 
 def bound_session(session: Any) -> None:
-    """A session of `requests` that takes no plain answer beyond the bounds. Answers that are streamed pass."""
+    """Return a session of `requests` that takes no plain answer beyond the bounds. Answers that are streamed pass."""
     session.headers["Accept-Encoding"] = ENCODINGS
     session.hooks["response"].append(_unpacked)
 
@@ -257,7 +257,7 @@ class UnusableUsage(ValueError):
 
 
 def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The lines of a stream of chunks, without line ends and without empty lines.
+    """Yield the lines of a stream of chunks, without line ends and without empty lines.
 
     A line beyond `MOST_LINE_BYTES` is cut off, and then it is one that cannot be read.
     """
@@ -281,14 +281,14 @@ def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def joined_lines(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """The same lines with their ends, many of them in a block."""
+    """Yield the same lines with their ends, many of them in a block."""
     rest = iter(lines)
     while block := list(islice(rest, _LINES_AT_ONCE)):
         yield b"\n".join(block) + b"\n"
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
-    """The JSON object of a line; `ValueError` if it holds none. A lone surrogate in an answer becomes U+FFFD."""
+    """Return the JSON object of a line; `ValueError` if it holds none. A lone surrogate in an answer becomes U+FFFD."""
     try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError:
@@ -320,7 +320,7 @@ def _without_lone_surrogates(value: Any) -> Any:
 
 
 def tokens(usage: Mapping[str, Any], name: str) -> int:
-    """A token count of a line's usage, 0 where it has none. Raises `UnusableUsage`."""
+    """Return a token count of a line's usage, 0 where it has none. Raises `UnusableUsage`."""
     count = usage.get(name)
     if count is None:
         return 0
@@ -332,7 +332,7 @@ def tokens(usage: Mapping[str, Any], name: str) -> int:
 
 
 def part_of(usage: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """An object within a line's usage, empty where it has none. Raises `UnusableUsage`."""
+    """Return an object within a line's usage, empty where it has none. Raises `UnusableUsage`."""
     part = usage.get(name) or {}
     if type(part) is not dict:
         raise UnusableUsage

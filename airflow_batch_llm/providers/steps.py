@@ -95,7 +95,7 @@ class Patience:
     longest: float = 60.0
 
     def pause(self, attempt: int, error: Exception) -> float | None:
-        """Seconds to wait before the next attempt; None: the error is final, or the caller's schedule knows better."""
+        """Return seconds to wait before the next attempt; None: the error is final, or the caller's schedule knows better."""
         if not isinstance(error, Unavailable) or attempt + 1 >= self.attempts:
             return None
         longest = min(self.longest, _seconds_left())
@@ -325,7 +325,7 @@ def from_batches(page: Pager) -> Callable[[Mark | None, Mark | None], Pager]:
 
 
 def look_up(batch_ids: Sequence[str], lookup: Lookup) -> Calls[dict[str, BatchStatus]]:
-    """The status of each of these batches. Raises the first error that stood in the way of one."""
+    """Return the status of each of these batches. Raises the first error that stood in the way of one."""
     wanted = list(dict.fromkeys(batch_ids))
     if len(wanted) == 1 and lookup.by_name is not None and wanted[0] not in lookup.by_name:
         pages = yield from _first_page(wanted[0], lookup)

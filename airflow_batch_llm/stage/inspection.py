@@ -158,7 +158,7 @@ class Inspected:
 
 
 def open_run_folder(uri: str) -> tuple[Workspace, str]:
-    """The parent of a run's folder, and the run's name in it. The folder of one generation leads to its run."""
+    """Return the parent of a run's folder, and the run's name in it. The folder of one generation leads to its run."""
     parent, _, name = uri.rstrip("/").rpartition("/")
     if not is_plain_name(name) or parent.endswith("/"):
         raise InputError(f"{uri} is not the folder of a run. It reads like <workspace>/<dag>/<task>/<run>.")
@@ -422,5 +422,5 @@ def _next(shards: tuple[InspectedShard, ...], *, again: int, report: Report | No
 
 
 def moment(seconds: float) -> str:
-    """A time for people, in UTC."""
+    """Return a time for people, in UTC."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")

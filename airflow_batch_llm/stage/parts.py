@@ -36,7 +36,7 @@ class ReadsFiles(Protocol):
     """A source of files that several workers can share out."""
 
     def files(self) -> list[str]:
-        """The names of all files, in the order in which they are read."""
+        """Return the names of all files, in the order in which they are read."""
 
     def origin(self) -> str:
         """Text that tells these files from others, also where others have the same names, and says how they are read."""
@@ -44,7 +44,7 @@ class ReadsFiles(Protocol):
     def read(self, source: Source) -> pa.RecordBatchReader: ...
 
     def read_some(self, names: Sequence[str], schema: pa.Schema) -> pa.RecordBatchReader:
-        """The rows of these files, in the columns that all files have together."""
+        """Return the rows of these files, in the columns that all files have together."""
 
 
 def _silent(message: str) -> None:

@@ -65,7 +65,7 @@ class Reuse:
         return list(dict.fromkeys(spec for specs in self._by_route() for spec in specs))
 
     def _by_route(self) -> list[list[str]]:
-        """The specs whose answers are current for each route, its own first."""
+        """Return the specs whose answers are current for each route, its own first."""
         routes = zip(self.resolved.routes, self.resolved.current.specs, strict=True)
         return [[route.spec_hash, *sorted(specs - {route.spec_hash})] for route, specs in routes]
 

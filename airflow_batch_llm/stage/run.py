@@ -166,7 +166,7 @@ class Run:
                 return done
 
     def generation(self) -> Generation:
-        """The generation that counts now, planned if it is not yet."""
+        """Return the generation that counts now, planned if it is not yet."""
         folder, plan, is_finished = self._current()
         is_open = plan is not None and not is_finished
         if plan is None:
@@ -222,7 +222,7 @@ class Run:
         return self._current()[1] is not None
 
     def _current(self) -> tuple[RunFolder, Plan | None, bool]:
-        """The generation to work on, its plan, and whether it is finished.
+        """Return the generation to work on, its plan, and whether it is finished.
 
         It is the first unfinished one, or the last, or a new one after a clear.
         """

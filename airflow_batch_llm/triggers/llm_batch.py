@@ -160,7 +160,7 @@ class LLMBatchTrigger(BaseTrigger):
         return None
 
     def _polled(self) -> Poller:
-        """The poller that all triggers of this connection share. It closes its client when the last of them leaves."""
+        """Return the poller that all triggers of this connection share. It closes its client when the last of them leaves."""
         if self._poller is None:
             # A connection is looked up by a blocking call, so a thread does it.
             look_up = partial(

@@ -68,14 +68,14 @@ SDK = GeneratedSdk(
 
 
 def open_client(access: Access) -> Any:
-    """A new synchronous client."""
+    """Return a new synchronous client."""
     if access.client is not None:
         return checked(_with_batches(access.client()), access)
     return checked(_with_key(_opened(SDK.module.Anthropic, access, is_async=False)), access)
 
 
 def open_async_client(access: Access) -> Any:
-    """A new asynchronous client."""
+    """Return a new asynchronous client."""
     if access.async_client is not None:
         return checked(_with_batches(access.async_client()), access)
     return checked(_with_key(_opened(SDK.module.AsyncAnthropic, access, is_async=True)), access)
@@ -115,12 +115,12 @@ _PREFIX, _SUFFIX = b'{"requests":[', b"]}"
 
 
 def creation(path: str, shard: Path, read: Callable[[Any], str]) -> Creation:
-    """The creation of a batch from the lines in this file; `read` takes the batch's id from the answer."""
+    """Return the creation of a batch from the lines in this file; `read` takes the batch's id from the answer."""
     return Creation(path=path, pieces=_pieces(shard), last=_SUFFIX, size=_size(shard), read=read)
 
 
 def _pieces(path: Path) -> Iterator[bytes]:
-    """All but the end: the lines with commas in place of their line ends."""
+    """Yield all but the end: the lines with commas in place of their line ends."""
     yield _PREFIX
     separator = b""
     with path.open("rb") as lines:
@@ -155,7 +155,7 @@ class _Listed(NamedTuple):
 
 
 def batch_id(batch: Mapping[str, Any]) -> str:
-    """The id of what is a batch in every part. Raises for anything else."""
+    """Return the id of what is a batch in every part. Raises for anything else."""
     _status(batch)
     return text(batch["id"])
 
@@ -332,7 +332,7 @@ def _sighting(batch: _Listed, search: Search, client: Any) -> Calls[Sighting | N
 
 
 def _custom_id(line: bytes) -> str | None:
-    """The custom_id of a result line; None: the line cannot be read."""
+    """Return the custom_id of a result line; None: the line cannot be read."""
     try:
         return text(parse_line(line)["custom_id"])
     except (ValueError, LookupError, TypeError):

@@ -68,12 +68,12 @@ _MAX_UNIONS = 16
 
 
 def message_line(call: Call) -> dict[str, Any]:
-    """The line of this call, with holes for the custom_id and the prompt."""
+    """Return the line of this call, with holes for the custom_id and the prompt."""
     return {"custom_id": CUSTOM_ID, "params": message_body(call, PROMPT)}
 
 
 def message_body(call: Call, prompt: str) -> dict[str, Any]:
-    """The body of one message. Raises `InputError` for what Anthropic would refuse in every row."""
+    """Return the body of one message. Raises `InputError` for what Anthropic would refuse in every row."""
     for name in call.params:
         if name in _MANAGED:
             raise InputError(f"extra_body may not hold {name!r}: set it with {_MANAGED[name]!r}.")
@@ -202,7 +202,7 @@ def _output_config(given: object, schema: Schema) -> dict[str, Any]:
 
 
 def native_schema(schema: Schema) -> dict[str, Any]:
-    """The schema as Anthropic takes it: closed objects, no references, the rest of its rules told in words."""
+    """Return the schema as Anthropic takes it: closed objects, no references, the rest of its rules told in words."""
     plain = inline_refs(schema)
     for path, node, _ in walk(plain):
         _refuse_inexpressible(path, node)
@@ -319,7 +319,7 @@ def least_cached(model: str) -> int:
 
 
 def decode(line: bytes) -> Result:
-    """The result of one line; `ValueError` if it is none."""
+    """Return the result of one line; `ValueError` if it is none."""
     try:
         row = parse_line(line)
         custom_id, result = str(row["custom_id"]), row["result"]

@@ -48,7 +48,7 @@ OWN_OPTIONS = frozenset({"input_expires_after", "output_expires_after"})
 
 
 def open_client(access: Access) -> Any:
-    """A new synchronous client."""
+    """Return a new synchronous client."""
     opened = (
         access.client() if access.client is not None else _opened(SDK.module.OpenAI, access, is_async=False)
     )
@@ -56,7 +56,7 @@ def open_client(access: Access) -> Any:
 
 
 def open_async_client(access: Access) -> Any:
-    """A new asynchronous client."""
+    """Return a new asynchronous client."""
     make = access.async_client
     opened = make() if make is not None else _opened(SDK.module.AsyncOpenAI, access, is_async=True)
     return checked(opened, access)
@@ -95,7 +95,7 @@ _LATER = "token_limit_exceeded"
 
 
 def status_of(batch: Mapping[str, Any]) -> BatchStatus:
-    """A batch of theirs in our words."""
+    """Return a batch of theirs in our words."""
     counts, state = record(batch.get("request_counts") or {}), text(batch["status"])
     finished = count_or_zero(counts.get("completed")) + count_or_zero(counts.get("failed"))
     # Until the file is validated the total is 0, which means that it is not known yet.
@@ -145,7 +145,7 @@ class _Listed(NamedTuple):
 
 
 def batch_id(batch: Mapping[str, Any]) -> str:
-    """The id of what is a batch in every part. Raises for anything else."""
+    """Return the id of what is a batch in every part. Raises for anything else."""
     status_of(batch)
     return text(batch["id"])
 
@@ -160,7 +160,7 @@ def _listed(batch: Mapping[str, Any]) -> _Listed:
 
 
 def check(batch_ids: Sequence[str], patience: Patience, memory: ListMemory) -> Calls[dict[str, BatchStatus]]:
-    """The status of each of these batches."""
+    """Return the status of each of these batches."""
 
     def page(after: str | None) -> Calls[StatusPage]:
         batches, rest = yield from _list(after, patience)
@@ -197,7 +197,7 @@ def cancel(batch_id: str, patience: Patience) -> Calls[None]:
 
 
 def result_files(batch_id: str) -> Calls[list[str]]:
-    """The files that hold the rows of an ended batch: those that ran and those that did not, either may be absent."""
+    """Return the files that hold the rows of an ended batch: those that ran and those that did not, either may be absent."""
 
     def read(batch: Mapping[str, Any]) -> tuple[BatchState, list[str]]:
         files = [text(batch[name]) for name in ("output_file_id", "error_file_id") if batch.get(name)]
@@ -210,7 +210,7 @@ def result_files(batch_id: str) -> Calls[list[str]]:
 
 
 def open_file(file_id: str, batch_id: str) -> Calls[Any]:
-    """An open stream of this file's content."""
+    """Return an open stream of this file's content."""
 
     def gone_or(error: Exception) -> Exception:
         failure = SDK.failure(error)
@@ -248,7 +248,7 @@ def find(search: Search, *, own_host: bool) -> Calls[list[Sighting]]:
 
 
 def _token(batch: _Listed, sizes: Iterable[int], *, own_host: bool) -> Calls[str | None]:
-    """The shard token of a batch. A compatible server may drop metadata; then its input file's name tells."""
+    """Return the shard token of a batch. A compatible server may drop metadata; then its input file's name tells."""
     if batch.metadata or own_host:
         return batch.token
     if batch.status.total not in {None, *sizes}:
@@ -325,7 +325,7 @@ def delete(batch_id: str, upload: str) -> Calls[None]:
 
 
 def count_tokens(call: Call, prompts: Sequence[str]) -> Calls[list[int] | None]:
-    """The input tokens of each prompt; None where the server does not count."""
+    """Return the input tokens of each prompt; None where the server does not count."""
 
     def absent_or(error: Exception) -> Exception:
         failure = SDK.failure(error)

@@ -63,7 +63,7 @@ _TOKEN_LIMITS = frozenset({"max_tokens", "max_completion_tokens", "max_output_to
 
 
 def endpoint_of(call: Call) -> str:
-    """The path that the requests of this call go to."""
+    """Return the path that the requests of this call go to."""
     endpoint = call.endpoint or CHAT
     if endpoint not in _BODIES:
         raise InputError(
@@ -73,7 +73,7 @@ def endpoint_of(call: Call) -> str:
 
 
 def request_line(call: Call, host: str | None) -> dict[str, Any]:
-    """The line of this call, with holes for the custom_id and the prompt. `host`: where it goes, if not to OpenAI."""
+    """Return the line of this call, with holes for the custom_id and the prompt. `host`: where it goes, if not to OpenAI."""
     endpoint = endpoint_of(call)
     if call.vector and endpoint != EMBEDDINGS:
         raise OutputTypeError(f"The endpoint {endpoint} gives no embeddings: set endpoint={EMBEDDINGS!r}.")
@@ -358,7 +358,7 @@ _WHOLE = frozenset({"stop", "eos", "eos_token", "end_turn", "stop_sequence"})
 
 
 def decode(line: bytes) -> Result:
-    """The result of one line; `ValueError` if it is none."""
+    """Return the result of one line; `ValueError` if it is none."""
     try:
         row = parse_line(line)
         custom_id = str(row["custom_id"])

@@ -59,7 +59,7 @@ _SILENT = frozenset({"default", "discriminator", "$schema", "$id", "examples"})
 
 
 def json_schema_format(schema: Schema) -> dict[str, Any]:
-    """The `json_schema` format that asks for answers of this schema."""
+    """Return the `json_schema` format that asks for answers of this schema."""
     if not is_object(schema):
         raise OutputTypeError(
             "OpenAI needs an object at the root of the output type. Put the value into a property."
@@ -75,7 +75,7 @@ def json_schema_format(schema: Schema) -> dict[str, Any]:
 
 
 def strict_schema(schema: Schema) -> dict[str, Any] | None:
-    """The schema in the strict subset; None where that cannot say it."""
+    """Return the schema in the strict subset; None where that cannot say it."""
     plain = inline_plain_refs(_without_lone_all_of(schema))
     if any(is_open_map(node) or node.keys() & _NOT_STRICT or _is_any(node) for _, node, _ in walk(plain)):
         return None

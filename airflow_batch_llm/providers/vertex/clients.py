@@ -61,7 +61,7 @@ class TokenCounter:
         return cls(_opened(LlmUtilityServiceClient, place), place)
 
     def count(self, call: Call, prompt: str) -> int:
-        """The input tokens of one request, system prompt and schema included."""
+        """Return the input tokens of one request, system prompt and schema included."""
         from google.cloud.aiplatform_v1.types import CountTokensRequest
 
         model = model_path(call.model)
@@ -338,7 +338,7 @@ def _asked_for(name: str, job: Job) -> Job:
 
 
 def _job(told: Any) -> Job:
-    """A job as google-cloud-aiplatform describes it. Its counts are 0 where none were sent."""
+    """Return a job as google-cloud-aiplatform describes it. Its counts are 0 where none were sent."""
     counted = "completion_stats" in told
     stats = told.completion_stats
     return Job(
@@ -359,7 +359,7 @@ def _job(told: Any) -> Job:
 
 
 def _output(info: Any) -> str | None:
-    """The folder, or the table, into which a job has written."""
+    """Return the folder, or the table, into which a job has written."""
     dataset, table = info.bigquery_output_dataset, info.bigquery_output_table
     if dataset and table:
         return f"{TABLE}{dataset.removeprefix(TABLE)}.{table.rpartition('.')[2]}"
@@ -367,7 +367,7 @@ def _output(info: Any) -> str | None:
 
 
 def _genai_job(told: Any) -> Job:
-    """A job as google-genai describes it, which leaves the labels out, and in older releases counts and output."""
+    """Return a job as google-genai describes it, which leaves the labels out, and in older releases counts and output."""
     stats, output = getattr(told, "completion_stats", None), getattr(told, "output_info", None)
     error = told.error
     return Job(

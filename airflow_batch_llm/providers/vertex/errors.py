@@ -46,7 +46,7 @@ _TRANSPORT_MODULES = frozenset({"requests", "urllib3", "http", "httpx", "httpcor
 
 
 def judge(error: Exception) -> Exception:
-    """The error of a call that is safe to repeat; what is not a provider's failure comes back unchanged."""
+    """Return the error of a call that is safe to repeat; what is not a provider's failure comes back unchanged."""
     return _judged(error, sent=False, creating=False)
 
 
@@ -82,7 +82,7 @@ def needing_extra() -> Iterator[None]:
 
 
 def judge_creation(error: Exception, *, sent: bool) -> Exception:
-    """The error of a creation, of which all bytes were `sent` or not: only then may the job exist."""
+    """Return the error of a creation, of which all bytes were `sent` or not: only then may the job exist."""
     return _judged(error, sent=sent, creating=True)
 
 
@@ -99,7 +99,7 @@ def refused_now(error: Exception) -> Refused:
 
 
 def http_code(error: BaseException) -> int | None:
-    """The HTTP status of an answer that is an error; None if there was no answer."""
+    """Return the HTTP status of an answer that is an error; None if there was no answer."""
     for code in (
         getattr(error, "code", None),
         getattr(getattr(error, "response", None), "status_code", None),

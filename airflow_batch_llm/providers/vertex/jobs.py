@@ -124,7 +124,7 @@ class JobPage:
 
 
 def status(job: Job) -> BatchStatus:
-    """One look at a job in our vocabulary."""
+    """Return one look at a job in our vocabulary."""
     state = _state(job)
     return BatchStatus(
         state=state,
@@ -177,12 +177,12 @@ def _detail(job: Job) -> str:
 
 
 def labels(token: str) -> dict[str, str]:
-    """The labels by which the job of a shard is found again."""
+    """Return the labels by which the job of a shard is found again."""
     return {RUN_LABEL: token.rpartition("-")[0], SHARD_LABEL: token}
 
 
 def search_filter(search: Search) -> str:
-    """The listing filter for the jobs of a run."""
+    """Return the listing filter for the jobs of a run."""
     runs = " OR ".join(f'labels.{RUN_LABEL}="{token}"' for token in sorted(search.run_tokens))
     return f'({runs}) AND create_time>="{_moment(floor(search.since))}"'
 
@@ -192,7 +192,7 @@ def _moment(seconds: float) -> str:
 
 
 def sighting(job: Job) -> Sighting:
-    """A job that a search met."""
+    """Return a job that a search met."""
     return Sighting(
         batch_id=job.name,
         state=_state(job),
@@ -207,7 +207,7 @@ def is_name(name: str) -> bool:
 
 
 def console_url(name: str) -> str | None:
-    """The job's page in the Google Cloud console; None for what is not the name of a job."""
+    """Return the job's page in the Google Cloud console; None for what is not the name of a job."""
     match = _NAME.fullmatch(name)
     if match is None:
         return None
@@ -216,7 +216,7 @@ def console_url(name: str) -> str | None:
 
 
 def model_path(model: str) -> str:
-    """The resource name of a model: a bare name is one of Google's own, or a Claude."""
+    """Return the resource name of a model: a bare name is one of Google's own, or a Claude."""
     publisher = "anthropic" if is_claude(model) else "google"
     return model if "/" in model else f"publishers/{publisher}/models/{model}"
 
@@ -236,7 +236,7 @@ _LISTED_SECONDS = 120 * 3600.0
 def check(
     names: Sequence[str], now: float, patience: Patience, memory: ListMemory
 ) -> Calls[Mapping[str, BatchStatus]]:
-    """The status of many jobs: by listing while that is no more calls, the rest one by one."""
+    """Return the status of many jobs: by listing while that is no more calls, the rest one by one."""
     since = now - _LISTED_SECONDS
 
     def between(newest: Mark | None, oldest: Mark | None) -> Pager:
@@ -303,7 +303,7 @@ def find(search: Search, patience: Patience) -> Calls[Sequence[Sighting]]:
 
 
 def look(name: str, patience: Patience) -> Calls[Job]:
-    """One job as it is now."""
+    """Return one job as it is now."""
     if not is_name(name):
         raise Refused(f"{name!r} is not the name of a batch prediction job.")
     job: Job = yield from patiently(lambda jobs: jobs.get(name), judge, patience)

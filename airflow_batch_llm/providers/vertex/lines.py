@@ -141,7 +141,7 @@ _GENERATION_WORDS = {
 
 
 def encode(call: Call) -> LineTemplate:
-    """The request line of a call. Raises `InputError` for what the importer or the model would refuse."""
+    """Return the request line of a call. Raises `InputError` for what the importer or the model would refuse."""
     if call.endpoint is not None:
         raise InputError(f"Vertex has one endpoint for batches; leave out endpoint={call.endpoint!r}.")
     if call.vector:
@@ -169,7 +169,7 @@ _OF_THE_SCHEMA = ("generationConfig.responseSchema", "output_config.format.schem
 
 
 def _messages(call: Call) -> dict[str, Any]:
-    """The body of a message to Claude. It names the version of Google's API, and leaves the model to the job."""
+    """Return the body of a message to Claude. It names the version of Google's API, and leaves the model to the job."""
     if call.attachments:
         raise InputError(
             "Images and PDFs are not sent to Claude on Vertex. Ask a Gemini model, or Claude at Anthropic."
@@ -258,7 +258,7 @@ def flex_problem(call: Call, location: str) -> str | None:
 
 
 def generate_content(call: Call, prompt: str) -> dict[str, Any]:
-    """The `GenerateContentRequest` of a call with this prompt."""
+    """Return the `GenerateContentRequest` of a call with this prompt."""
     _check_params(call)
     params: dict[str, Any] = dict(call.params)
     request: dict[str, Any] = {"contents": [{"role": "user", "parts": [{"text": prompt}]}]}
@@ -351,7 +351,7 @@ _TRANSIENT_NAMES = frozenset(
 
 
 def decode(line: bytes) -> Result:
-    """One output line. Raises `ValueError` for a line that is not a result."""
+    """Return one output line. Raises `ValueError` for a line that is not a result."""
     row = parse_line(line)
     try:
         return _result(row)
@@ -435,7 +435,7 @@ def _answered(custom_id: str, response: Mapping[str, Any]) -> Result:
 
 
 def _outcome(reason: str | None, blocked: str | None, text: str) -> tuple[Outcome, str | None]:
-    """The outcome and, where it is not a success, the vendor's word for why. Only STOP is a whole answer."""
+    """Return the outcome and, where it is not a success, the vendor's word for why. Only STOP is a whole answer."""
     if blocked:
         return Outcome.REFUSED, blocked
     if reason in _REFUSED:

@@ -57,7 +57,7 @@ _TOLD = {
 
 
 def response_schema(schema: Node) -> dict[str, Any]:
-    """The `responseSchema` that asks for answers of this JSON Schema. Raises `OutputTypeError`, naming the path."""
+    """Return the `responseSchema` that asks for answers of this JSON Schema. Raises `OutputTypeError`, naming the path."""
     return _translated(inline_refs(schema), "$")
 
 
@@ -76,7 +76,7 @@ def _translated(node: object, path: str) -> dict[str, Any]:
 
 
 def _alternatives(node: object, path: str) -> list[Node]:
-    """A node as alternatives of one type each; null is one of them."""
+    """Return a node as alternatives of one type each; null is one of them."""
     if not isinstance(node, Mapping) or not node:
         raise _refusal(path, "any value is allowed here; give it a type")
     for keyword in _INEXPRESSIBLE:
@@ -105,7 +105,7 @@ def _merged(node: Node, path: str) -> Node:
 
 
 def _by_kind(node: Node, path: str) -> list[Node]:
-    """The values of an enum, sorted into one alternative per type."""
+    """Return the values of an enum, sorted into one alternative per type."""
     values: Sequence[Any] = [node["const"]] if "const" in node else node["enum"]
     kinds: dict[str, list[Any]] = {}
     for value in values:

@@ -402,7 +402,7 @@ def _table_there(output: str) -> Iterator[None]:
 
 
 def answer_line(row: Mapping[str, Any]) -> bytes:
-    """A row as a result line. A JSON text has line ends between its parts only."""
+    """Return a row as a result line. A JSON text has line ends between its parts only."""
     response = (row["response"] or "null").replace("\n", " ")
     beside = {name: row[name] for name in ("custom_id", "status") if row.get(name)}
     return b'{"response":%b,%b' % (response.encode(), (orjson.dumps({**beside, "": None}))[1:])

@@ -336,7 +336,7 @@ class Collector:
         )
 
     def _kept(self, standing: Standing) -> Iterator[tuple[str, Iterable[bytes]]]:
-        """The kept lines of the shard's batch, then those of any other that was bought for it. None: it was not taken."""
+        """Yield the kept lines of the shard's batch, then those of any other that was bought for it. None: it was not taken."""
         if standing.ended is None:
             return
         for batch_id in (standing.ended.batch_id, *standing.spare):

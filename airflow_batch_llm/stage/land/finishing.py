@@ -85,7 +85,7 @@ class Finisher:
     first: Plan
 
     def stored(self) -> Finished | None:
-        """The run as it ended, if it has."""
+        """Return the run as it ended, if it has."""
         data = self.folder.read_report()
         return None if data is None else self._finished(data)
 
@@ -252,7 +252,7 @@ class Finisher:
         return refused.detail if refused is not None else ""
 
     def ended(self) -> Finished | None:
-        """The run as it ended, if it has, taken out of the registers: who stored the report may have died before."""
+        """Return the run as it ended, if it has, taken out of the registers: who stored the report may have died before."""
         stored = self.stored()
         return None if stored is None else self._ended(stored)
 

@@ -161,7 +161,7 @@ class FollowUp:
     def _write(
         self, last: Plan, draft: Plan, chosen: list[_Chosen], route: int, number: int
     ) -> tuple[PlannedShard, ...]:
-        """The shards of one route: requests keep their order, and their rows stay with them."""
+        """Return the shards of one route: requests keep their order, and their rows stay with them."""
         writer = ShardWriter(
             folder=self.folder,
             scratch=self.scratch,

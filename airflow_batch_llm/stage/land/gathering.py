@@ -93,7 +93,7 @@ class Judgements:
 
     @classmethod
     def alike(cls, layout: Layout, outcome: Outcome, failure: RowFailure = SILENCE) -> "Judgements":
-        """Every item with the same fate, and nothing said of any of them yet."""
+        """Return every item with the same fate, and nothing said of any of them yet."""
         requests = layout.items
         return cls(
             outcomes=[outcome] * requests,
@@ -132,7 +132,7 @@ class Judgements:
         return self.failures.get(request, SILENCE)
 
     def usages(self) -> Iterator[Usage]:
-        """The tokens of each request."""
+        """Return the tokens of each request."""
         return (bill.usage for bill in self.bills)
 
     @property
@@ -216,7 +216,7 @@ class LineJudge:
         return lru_cache(_REMEMBERED)(self.parser.parse)
 
     def judge(self, line: bytes, token: str, layout: Layout) -> Sequence[Judgement]:
-        """The verdicts on the items of the request that the line answers. Empty: it cannot be read and names none.
+        """Return the verdicts on the items of the request that the line answers. Empty: it cannot be read and names none.
 
         Each item of that request gets exactly one. Raises `Foreign` for a readable line that answers no request of the
         shard, and `MemoryError`.
@@ -296,7 +296,7 @@ class LineJudge:
 
 
 def _request(custom_id: str, token: str, requests: int) -> int:
-    """The number of the request that this custom_id names. Raises `Foreign`."""
+    """Return the number of the request that this custom_id names. Raises `Foreign`."""
     named, _, number = custom_id.rpartition("-")
     is_number = number.isascii() and number.isdecimal() and len(number) < _ORDINAL_DIGITS
     if named != token or not is_number or int(number) >= requests:
@@ -305,14 +305,14 @@ def _request(custom_id: str, token: str, requests: int) -> int:
 
 
 def _named(line: bytes, token: str, requests: int) -> int | None:
-    """The one request of the shard that the bytes of an unreadable line name; None: they name none, or several."""
+    """Return the one request of the shard that the bytes of an unreadable line name; None: they name none, or several."""
     found = re.findall(rb'"%s-(\d{1,%d})"' % (re.escape(token.encode()), _ORDINAL_DIGITS - 1), line)
     named = {number for number in map(int, found) if number < requests}
     return named.pop() if len(named) == 1 else None
 
 
 def _spoiled(line: bytes, error: Exception, request: int, bill: AnswerCost) -> Judgement:
-    """The verdict on a line that cannot be used."""
+    """Return the verdict on a line that cannot be used."""
     code = UNUSABLE_USAGE if isinstance(error, UnusableUsage) else UNREADABLE_LINE
     failure = RowFailure(
         code=code,

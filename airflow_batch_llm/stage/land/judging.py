@@ -93,7 +93,7 @@ class WarehouseCollector(Collector):
         return self._gather(shard, standing, layout, self._unsure(shard, standing))
 
     def _unsure(self, shard: PlannedShard, standing: Standing) -> Iterator[tuple[str, Iterable[bytes]]]:
-        """The answers of which the warehouse is not sure, then the lines of any other batch."""
+        """Yield the answers of which the warehouse is not sure, then the lines of any other batch."""
         if standing.ended is None:
             return
         with closing(self._tables.unsure_answers(self._judging(shard, standing))) as answers:
@@ -141,7 +141,7 @@ class WarehouseCollector(Collector):
 
 
 def _report(judged: Judged) -> Report:
-    """The tokens and dollars of the answers that the warehouse has landed alone."""
+    """Return the tokens and dollars of the answers that the warehouse has landed alone."""
     return Report(
         usage=judged.usage,
         output_squares=judged.output_squares,

@@ -195,7 +195,7 @@ class RowWriter:
         return onward
 
     def _answer_columns(self) -> dict[str, pa.Array]:
-        """The typed answer of each request, by ordinal; NULL where there is none."""
+        """Return the typed answer of each request, by ordinal; NULL where there is none."""
         columns = {}
         for position, column in enumerate(self._target.answer):
             values = [one[position] if one is not None else None for one in self._judged.values]
@@ -348,14 +348,14 @@ def _count_code(outcome: Outcome, failure: RowFailure, tally: Tally, *, again: b
 
 
 def sample_keys(keys: pa.RecordBatch) -> list[str]:
-    """The keys for people, each cut off."""
+    """Return the keys for people, each cut off."""
     return ["/".join(str(value)[:SAMPLE_CHARS] for value in row.values()) for row in keys.to_pylist()]
 
 
 def unsendable_failures(
     rows: pa.RecordBatchReader, target: Target, stamp: Bookkeeping
 ) -> pa.RecordBatchReader:
-    """The failures of rows that were never sent: their problem reads `<code>: <message>`. They cost nothing."""
+    """Yield the failures of rows that were never sent: their problem reads `<code>: <message>`. They cost nothing."""
 
     def failures() -> Iterator[pa.RecordBatch]:
         for read in rows:  # those without a problem get a copy of an answer
@@ -383,12 +383,12 @@ def _named(rows: pa.RecordBatch) -> dict[str, pa.Array]:
 
 
 def no_rows(schema: pa.Schema) -> pa.RecordBatchReader:
-    """A stream that is at its end."""
+    """Return a stream that is at its end."""
     return pa.RecordBatchReader.from_batches(schema, iter(()))
 
 
 def parquet_reader(path: Path) -> pa.RecordBatchReader:
-    """A file's rows as a stream."""
+    """Yield a file's rows as a stream."""
     file = pq.ParquetFile(path)
 
     def stream() -> Iterator[pa.RecordBatch]:

@@ -27,7 +27,7 @@ _GENERATION = re.compile(r"g([0-9]+)")
 
 
 def safe_name(text: str) -> str:
-    """A path segment for any text: itself where that is plain and short, otherwise shortened with a hash."""
+    """Return a path segment for any text: itself where that is plain and short, otherwise shortened with a hash."""
     plain = _UNSAFE.sub("_", text)
     if plain == text and 0 < len(text) <= 100 and not text.startswith("."):
         return text

@@ -30,12 +30,12 @@ from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 
 
 def read_rounds(folder: RunFolder) -> Iterator[Plan]:
-    """The plans of the rounds so far, from the first. If the canary has ended the run, it is all of the first."""
+    """Return the plans of the rounds so far, from the first. If the canary has ended the run, it is all of the first."""
     return (read_judged(folder, plan) for plan in read_plans(folder))
 
 
 def read_plans(folder: RunFolder) -> Iterator[Plan]:
-    """The plans of the rounds so far as they were frozen."""
+    """Yield the plans of the rounds so far as they were frozen."""
     number = 1
     while (data := folder.read_plan(number)) is not None:
         yield Plan.from_json(data)
@@ -238,18 +238,18 @@ class RunMemory:
     # Journals.
 
     def standings(self, plan: Plan) -> list[tuple[PlannedShard, Standing]]:
-        """Every shard of a round, and where it stands as far as this worker knows."""
+        """Return every shard of a round, and where it stands as far as this worker knows."""
         unread = [shard.number for shard in plan.shards if not self._is_known(shard.number)]
         at_once(self.read, unread)
         return [(shard, self.standing(shard.number)) for shard in plan.shards]
 
     def fresh_standings(self, plan: Plan) -> list[tuple[PlannedShard, Standing]]:
-        """Every shard of a round, and where its journal says now that it stands."""
+        """Return every shard of a round, and where its journal says now that it stands."""
         at_once(self.read, [shard.number for shard in plan.shards if not self._is_settled(shard.number)])
         return [(shard, self.standing(shard.number)) for shard in plan.shards]
 
     def entries(self, number: int) -> tuple[Entry, ...]:
-        """The records of a journal as far as this worker knows. It is read if it never was."""
+        """Return the records of a journal as far as this worker knows. It is read if it never was."""
         if number in self._entries:
             return self._entries[number]
         if self.lists_shards and number not in self._seen.begun:
@@ -364,13 +364,13 @@ class RunMemory:
     # Results of landed shards.
 
     def landed(self, number: int) -> ShardResult:
-        """The results of a loaded shard."""
+        """Return the results of a loaded shard."""
         if number not in self._landed:
             self._landed[number] = read_landed(self.folder, number)
         return self._landed[number]
 
     def all_landed(self, shards: Iterable[PlannedShard]) -> dict[int, ShardResult]:
-        """The results of these loaded shards by number."""
+        """Return the results of these loaded shards by number."""
         numbers = [shard.number for shard in shards]
         return dict(zip(numbers, at_once(self.landed, numbers), strict=True))
 
@@ -390,5 +390,5 @@ class RunMemory:
 
 
 def read_standings(folder: RunFolder, plan: Plan) -> list[tuple[PlannedShard, Standing]]:
-    """Every shard of a round, and where its journal says now that it stands."""
+    """Return every shard of a round, and where its journal says now that it stands."""
     return RunMemory.of(folder, plan).fresh_standings(plan)

@@ -247,7 +247,7 @@ class Submitter:
         return Searched(at=at, sightings=tuple(self.parts.provider.find(search)))
 
     def _file(self, shard: PlannedShard) -> ShardFile:
-        """The shard's lines on this machine, checked to be the planned ones. There are none of rows in a warehouse."""
+        """Return the shard's lines on this machine, checked to be the planned ones. There are none of rows in a warehouse."""
         path = self.scratch / f"{self.plan.nonce}-{shard.number:04d}.requests.jsonl"
         if not path.exists() and not self.plan.in_warehouse:
             self._left_out[shard.number] = len(self.fetch(shard, path))

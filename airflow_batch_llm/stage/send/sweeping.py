@@ -224,7 +224,7 @@ class StrayCounter:
 def uncounted(
     folder: RunFolder, shards: Iterable[tuple[PlannedShard, Standing]]
 ) -> list[tuple[PlannedShard, str]]:
-    """The strays of staged shards that their landing did not read."""
+    """Return the strays of staged shards that their landing did not read."""
     return [
         (shard, batch_id)
         for shard, standing in shards
@@ -235,7 +235,7 @@ def uncounted(
 
 
 def read_strays(folder: RunFolder, shards: Iterable[tuple[PlannedShard, Standing]]) -> list[Stray]:
-    """The records so far."""
+    """Return the records so far."""
     found = (folder.read_stray(batch_id) for _, batch_id in uncounted(folder, shards))
     return [Stray.from_json(data) for data in found if data is not None]
 
