@@ -1,4 +1,4 @@
-"""The providers by name: where each lives, what to install for it, and where its SDK logs. Imported on use."""
+"""The table of providers by name: the module of each, the extra that installs it, and the loggers of its SDK."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -20,7 +20,7 @@ class OwnProvider(NamedTuple):
     extra: str
     """Extra that installs its SDK."""
     loggers: tuple[str, ...]
-    """Loggers below which its SDK logs keys, prompts and answers. HTTP clients that others use, too, are known anyway."""
+    """Loggers below which its SDK logs keys, prompts and answers. Shared HTTP clients are known already."""
 
 
 #: Others register in the entry-point group of the same name.

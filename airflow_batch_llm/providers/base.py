@@ -1,6 +1,6 @@
 """The interface between the package and a provider of batch inference.
 
-An adapter translates the vendor's states, rows and errors into ours once, here, and no other module translates again.
+An adapter translates the vendor's states, rows and errors into the package's own, and no other module translates again.
 It never retries a creation: a lost answer to `submit` raises `UnknownFate`, and the caller searches.
 """
 
@@ -32,8 +32,8 @@ from airflow_batch_llm.providers.reach import check_base_url
 class Access:
     """The settings of a connection to a provider. The key never shows in a repr.
 
-    `client` and `async_client` make ready SDK clients (from an Airflow hook's connection, say) and win over the other
-    fields. Each call makes a new client, perhaps in a thread; the adapter closes it.
+    `client` and `async_client` make SDK clients that are ready for use, such as those of an Airflow hook. They win over
+    the other fields. Each call makes a new client, perhaps in a thread; the adapter closes it.
     """
 
     api_key: str | None = field(default=None, repr=False)
@@ -62,12 +62,12 @@ class Access:
 
 
 def is_sendable(secret: str) -> bool:
-    """Return whether a key can stand in a header as it is. An HTTP library quotes the header that it refuses."""
+    """Return whether a header can hold this key. An HTTP library quotes a header that it refuses."""
     return secret.isascii() and secret.isprintable() and secret == secret.strip()
 
 
 class Provider(Protocol):
-    """One vendor. Cheap to build: the SDK is imported and a client opened when a verb first needs them."""
+    """One vendor. It is cheap to build: a verb imports the SDK and opens a client when it first needs them."""
 
     @property
     def name(self) -> str:
@@ -78,31 +78,31 @@ class Provider(Protocol):
 
     @property
     def host(self) -> str | None:
-        """The host that answers, where it is not the vendor's own: its answers are not the vendor's answers."""
+        """The host that answers, if it is not the vendor's own. Its answers are not the vendor's answers."""
 
     def encode(self, call: Call) -> LineTemplate:
         """Return the request line of this call, once for all rows. Pure. Raises `InputError` for what cannot be sent."""
 
     def decode(self, line: bytes) -> Result:
-        """Return one result line in our vocabulary. Pure. Raises `ValueError` for a line that is not a result."""
+        """Translate one result line into the package's terms. Pure. Raises `ValueError` for a line that is not a result."""
 
     def upload(self, shard: ShardFile) -> str:
-        """Put the shard where the provider reads it, which costs nothing. Returns a reference ("" if not needed)."""
+        """Put the shard where the provider reads it. This costs nothing. Returns a reference, or "" if none is needed."""
 
     def submit(self, shard: ShardFile, upload: str, lease: Lease) -> str:
         """Create the batch, once, and return its id. Nothing is sent after the lease has expired.
 
-        `Refused`, `Later` and `Unavailable` mean that no batch exists; `UnknownFate` that one may.
+        `Refused`, `Later` and `Unavailable` mean that no batch exists. `UnknownFate` means that one may exist.
         """
 
     def check(self, batch_ids: Sequence[str]) -> Mapping[str, BatchStatus]:
         """Return the status of many batches in as few calls as the provider allows."""
 
     def cancel(self, batch_id: str) -> None:
-        """Ask for an end; a batch that has already ended is left as it is. Finished rows stay readable."""
+        """Ask the batch to end. A batch that has already ended is left as it is. Finished rows stay readable."""
 
     def results(self, batch_id: str) -> Iterator[bytes]:
-        """Return the raw result lines as they come, in any order, without line ends. `ResultsGone` if there are none any more."""
+        """Return the raw result lines in any order, without line ends. Raises `ResultsGone` if the vendor has deleted them."""
 
     def find(self, search: Search) -> Sequence[Sighting]:
         """Return the batches that have the run's token, or may have it.
@@ -111,10 +111,12 @@ class Provider(Protocol):
         """
 
     def discard(self, upload: str) -> None:
-        """Delete an upload. One that is gone already is no error."""
+        """Delete an upload. A missing upload is not an error."""
 
     def count_tokens(self, call: Call, prompts: Sequence[str]) -> Sequence[int] | None:
-        """The provider's own count of each prompt's input tokens, system prompt and schema included; None if it has none."""
+        """Return the provider's count of each prompt's input tokens, with system prompt and schema, or None if it cannot
+        count.
+        """
 
     def console_url(self, batch_id: str) -> str | None:
         """Return the vendor's page about this batch."""
@@ -134,22 +136,22 @@ class Provider(Protocol):
 
 @runtime_checkable
 class DeletesBatches(Protocol):
-    """Can delete what the vendor holds of a batch."""
+    """Can delete the vendor's copies of a batch."""
 
     def delete_batch(self, batch_id: str, upload: str) -> None:
         """Delete the requests and the answers of an ended batch, and the batch itself where the vendor can.
 
-        `upload` is the reference to its requests, or "" if it is not known. What is gone already is no error. Raises
+        `upload` is the reference to its requests, or "" if it is not known. A missing batch is not an error. Raises
         `Refused` for a batch that still runs, and deletes nothing of it.
         """
 
 
 @runtime_checkable
 class NotesCreations(Protocol):
-    """Looks at many batches sooner when it knows about when they were created: it reads its list in parts, side by side."""
+    """Reads its list in parts, side by side, if it knows roughly when the batches were created."""
 
     def note_created(self, about: Mapping[str, float]) -> None:
-        """Learn about when batches were created, in seconds since the epoch. A wrong time costs calls, and nothing else."""
+        """Take the approximate creation times of batches, in seconds since the epoch. A wrong time only costs calls."""
 
 
 @runtime_checkable
@@ -163,7 +165,7 @@ class AsksTables(Protocol):
     def requests_table(self, token: str, place: str) -> str:
         """Return the URI of a new table for the requests of a shard, with the columns `custom_id` and `request`.
 
-        It is where the connection says, or else at this place.
+        It is at the connection's place, or else at this one.
         """
 
     def answers_table(self, batch_id: str) -> str | None:
@@ -181,7 +183,7 @@ class CapsAnswers(Protocol):
     """Knows how long the answers of its models can be."""
 
     def answer_cap(self, model: str) -> int:
-        """Return the most tokens of one answer of a model. A model that is not known has a cautious number. Pure."""
+        """Return the most tokens of one answer of a model. An unknown model gets a low number. Pure."""
 
 
 @runtime_checkable
@@ -189,7 +191,7 @@ class MarksPrefixes(Protocol):
     """Can ask its vendor to cache the part of a call that all of its requests share: `Call.cache_system_prompt`."""
 
     def least_cached(self, call: Call) -> int | None:
-        """Return the tokens from which the model caches a shared part. None: this call cannot ask for it. Pure."""
+        """Return the tokens from which the model caches a shared part, or None if this call cannot ask for it. Pure."""
 
 
 @runtime_checkable
@@ -214,7 +216,7 @@ class StoresFiles(Protocol):
         """
 
     def find_files(self, prefix: str) -> Mapping[str, Sequence[str]]:
-        """Find the files whose own names begin so. Returns the names by which requests name them, by their own.
+        """Find the files whose names have this prefix. Returns the names that requests use for them, by the files' own names.
 
         An upload whose answer was lost is repeated, so one name may lead to several files.
         """
@@ -230,9 +232,8 @@ class AnswersNow(Protocol):
     async def answer(self, call: Call, line: bytes, way: Way) -> Answered:
         """Ask one request line of this call, once, and return the answer as a result line of a batch.
 
-        `way` is `Way.FLEX` or `Way.NOW`. A lack of room in the half-price tier is `Unavailable`.
-
-        A request that the vendor refuses for itself becomes a result line, too. `Unavailable` means that nothing was
-        answered, so nothing is paid; `UnknownFate` that the answer was lost, and may have been paid. `Refused` means
-        that the vendor refuses all requests, for want of a right key or of money.
+        `way` is `Way.FLEX` or `Way.NOW`. If the half-price tier has no room, that is `Unavailable`. A request that the
+        vendor refuses by itself becomes a result line, too. `Unavailable` means that nothing was answered, so nothing
+        is paid. `UnknownFate` means that the answer was lost, and may have been paid. `Refused` means that the vendor
+        refuses all requests, because the key is wrong or there is no credit.
         """

@@ -1,4 +1,4 @@
-"""Open an SDK's clients when they are needed, with the garbage collector kept still meanwhile.
+"""Open an SDK's clients when they are needed, with the garbage collector paused meanwhile.
 
 An SDK's import makes a hundred thousand objects that stay. A full collection on the way looks at every object of the
 process, and holds the interpreter, and with it the loop, for a tenth of a second or more.
@@ -39,7 +39,7 @@ _frozen_by_others = threading.Event()
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """Collect nothing in this block; what it made joins the oldest objects without being looked at."""
+    """Pause the garbage collector in this block. Its objects then join the oldest generation without being scanned."""
     with _ONE_AT_A_TIME:
         collecting = gc.isenabled()
         gc.disable()
@@ -75,7 +75,7 @@ def unknown_option(vendor: str, error: TypeError) -> InputError:
 
 
 def checked(client: Any, access: Access) -> Any:
-    """Return a new client, if it leads where a key may go: an SDK may take its URL from the environment, or from a hook."""
+    """Return a new client after a check of its URL, which an SDK may take from the environment or from a hook."""
     check_base_url(str(client.base_url), allow_insecure=access.allow_insecure)
     return client
 
@@ -179,7 +179,7 @@ def get(
 def cancel(
     sdk: GeneratedSdk, path: str, patience: Patience, read: Callable[[Any], BatchStatus]
 ) -> Calls[None]:
-    """Ask the batch at this path to end. A vendor may refuse that for one that has ended, and then nothing is to be done."""
+    """Ask the batch at this path to end. A vendor may refuse that if it has ended, and then nothing is left to do."""
 
     def refused_or(error: Exception) -> Exception:
         failure = sdk.failure(error)
@@ -213,7 +213,7 @@ async def asked_now(
 ) -> tuple[Mapping[str, Any] | CallFailure, Mapping[str, str]]:
     """Ask one request in real time, once: the answer's JSON, or the vendor's refusal of this request alone; and headers.
 
-    An answer that is no JSON object may hide one that was paid: `UnknownFate`.
+    An answer that is not a JSON object raises `UnknownFate`: the vendor's own answer may have been paid.
     """
     whole = http_library(client._client).Response
     try:
@@ -229,7 +229,7 @@ async def asked_now(
 def open_stream(client: Any, stream_class: type[Any], url: str) -> Any:
     """Return a GET whose body has not been read yet: an SDK's `Stream`, of which only the raw response is used.
 
-    Raises `NotUnderstood` for a page that is made for people.
+    Raises `NotUnderstood` for an HTML page.
     """
     stream = client.get(
         url,
@@ -245,7 +245,7 @@ def open_stream(client: Any, stream_class: type[Any], url: str) -> Any:
 
 
 def stream_lines(response: Any, batch_id: str) -> Generator[bytes, None, None]:
-    """Yield the lines of an open response. `Unavailable` where it breaks off: the caller begins the download again."""
+    """Yield the lines of an open response. Raises `Unavailable` if it breaks off, and the caller begins the download again."""
     try:
         yield from split_lines(_chunks(response, batch_id))
     finally:

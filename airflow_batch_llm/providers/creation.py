@@ -1,4 +1,4 @@
-"""One creation of a batch, sent once inside its lease, over any client of httpx or httpx2."""
+"""Send one creation of a batch once, inside its lease, over any client of httpx or httpx2."""
 
 import socket
 import threading
@@ -25,7 +25,7 @@ class Sending:
 
     def __init__(self, lease: Lease) -> None:
         self._expires_at = lease.expires_at
-        # The wall clock may be set back while we send, and the monotonic one stands still while a machine sleeps.
+        # The wall clock may be set back during the sending, and the monotonic clock stops while a machine sleeps.
         self._monotonic_end = time.monotonic() + max(0.0, lease.expires_at - time.time())
         self._sockets: list[socket.socket] = []
         self._cut = False
@@ -37,7 +37,7 @@ class Sending:
         return max(0.0, min(self._expires_at - time.time(), self._monotonic_end - time.monotonic()))
 
     def body(self, pieces: Iterable[bytes], last: bytes) -> Iterator[bytes]:
-        """The pieces and then `last`, without which the server has nothing; `LeaseExpired` once it is over."""
+        """Yield the pieces and then `last`, without which the server cannot act. Raises `LeaseExpired` after the lease's end."""
         for piece in pieces:
             self._hold()
             yield piece
@@ -51,7 +51,7 @@ class Sending:
 
     @contextmanager
     def watchdog(self) -> Iterator[None]:
-        """Shut the connections that were noted, and those that will be, when the lease ends in this block."""
+        """Shut all noted connections when the lease ends in this block, also those that are noted later."""
         timer = threading.Timer(self.remaining, self._shut)
         timer.daemon = True
         timer.start()
@@ -61,14 +61,14 @@ class Sending:
             timer.cancel()
 
     def note(self, opened: socket.socket) -> None:
-        """A connection over which this creation may be sent."""
+        """Note a connection over which this creation may be sent."""
         self._sockets.append(opened)
         if self._cut:
             self._shut()
 
     @contextmanager
     def watched(self, http_client: Any) -> Iterator[None]:
-        """The watchdog over the connections that `http_client` (httpx or httpx2) opens in this block."""
+        """Watch the connections that `http_client` (httpx or httpx2) opens in this block."""
         hooks = http_client.event_hooks
         http_client.event_hooks = {**hooks, "request": [*hooks.get("request", ()), self._trace]}
         try:
@@ -124,7 +124,7 @@ class Line:
 def send_once(creation: Creation, line: Line, lease: Lease, judge: Judge) -> str:
     """Send a creation once, inside the lease, and return the batch's id.
 
-    Raises the judged error; `UnknownFate` only where a batch may exist: also for an answer that a gateway may have given.
+    Raises the judged error. It is `UnknownFate` only if a batch may exist, also after an answer that a gateway may have given.
     """
     sending = Sending(lease)
     if sending.remaining <= 0:

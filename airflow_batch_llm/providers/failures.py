@@ -2,8 +2,8 @@
 
 `GeneratedSdk` reads the SDKs of one generator, Anthropic's and OpenAI's.
 
-While a batch is being created the question is whether it may exist all the same: an answer that was lost, or that is
-no verdict, leaves that open, and saying "no" then would pay twice.
+A failed creation of a batch may have created it all the same: a lost answer, or one without a verdict, leaves that
+open. To say "no" then would pay twice.
 """
 
 import json
@@ -42,7 +42,7 @@ _PREFIX = 16
 
 _REDACTED = "[redacted]"
 
-#: Headers whose values are no secret, and may be words of an ordinary sentence.
+#: Headers whose values are not secret, and may be ordinary words.
 _HARMLESS = frozenset(
     {
         "accept", "accept-encoding", "accept-language", "anthropic-beta", "anthropic-version", "connection",
@@ -52,7 +52,7 @@ _HARMLESS = frozenset(
 )  # fmt: skip
 _HARMLESS_PREFIX = "x-stainless-"
 
-#: Keys as vendors make them. What a first group matches is kept.
+#: The forms of vendors' keys. The text that a first group matches is kept.
 _SHAPES = (
     re.compile(r"()\b(?:sk|pk|rk|gsk|xai|key)[-_][A-Za-z0-9_-]{12,}"),
     re.compile(r"()\b(?:AIza[A-Za-z0-9_-]{20,}|ya29\.[\w.-]+|eyJ[\w-]{8,}\.[\w.-]+)"),
@@ -62,7 +62,7 @@ _SHAPES = (
         r"\\*[\"']?\s*[:=]\s*\\*[\"']?(?:(?:bearer|basic)\s+)?)(?!\[redacted\])[^\s\"',;}\\]{4,}"
     ),
 )
-#: URIs, which a vendor quotes of a row that it cannot read. A signed one opens the file to everybody.
+#: URIs, which a vendor may quote from a row. A signed URI opens the file to everyone who has it.
 _URI = re.compile(r"(?i)\b(?:https?|gcs|gs|s3a?|abfss?|az)://[^\s\"'`<>\\]+|\bdata:[\w.+/-]*;base64,[\w+/=]*")
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _ECHOED_JSON = re.compile(r"[{\[]\s*\\*[\"'{\[].*", re.DOTALL)
@@ -92,14 +92,14 @@ def detail(text: object, secrets: Iterable[str] = ()) -> str:
 
 
 def without(result: Result, access: Access) -> Result:
-    """Return a row's result whose message holds none of the secrets of the connection."""
+    """Return a row's result with the connection's secrets taken out of its message."""
     if not result.error_message:
         return result
     return result._replace(error_message=redacted(result.error_message, access.secrets))
 
 
 def redacted(text: str, secrets: Iterable[str] = ()) -> str:
-    """Return the text without these secrets, in any usual escape, and without anything that has the shape of a key."""
+    """Return the text without these secrets, in any usual escape, and without anything that looks like a key."""
     for secret in sorted(secrets, key=len, reverse=True):
         for form in {secret, json.dumps(secret)[1:-1], repr(secret)[1:-1], quote(secret, safe="")}:
             text = text.replace(form, _REDACTED)
@@ -175,13 +175,13 @@ def _text(value: Any) -> str:
     return value.decode("latin-1") if isinstance(value, bytes) else str(value)
 
 
-# The connection never stood, so nothing of the request was sent.
+# The connection was never made, so nothing of the request was sent.
 _NEVER_SENT = frozenset(
     {"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"}
 )
 
 
-# The request could not be formed: a header has a character that HTTP does not allow, or the URL is none.
+# The request could not be made: a header has a character that HTTP does not allow, or the URL is invalid.
 _CANNOT_BE_SENT = frozenset({"InvalidURL", "LocalProtocolError", "UnicodeEncodeError", "UnsupportedProtocol"})
 
 
@@ -205,7 +205,7 @@ class VendorCodes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallFailure:
-    """A call that did not work, in terms that do not depend on the SDK's release."""
+    """A failed call, in terms that do not depend on the SDK's release."""
 
     status: int | None  # None: no answer came
     code: str = ""  # the most specific word for the cause
@@ -241,7 +241,7 @@ def failure_of(error: Exception, sdk: ModuleType) -> CallFailure | None:
 
 
 def unanswered(cause: BaseException) -> CallFailure:
-    """Return a call that got no answer. The libraries' own messages may quote a header, so only the system's are kept."""
+    """Return the failure of a call without an answer. It keeps the system's messages only: a library's may quote a header."""
     kind = type(cause).__name__
     deeper: BaseException | None = cause
     while deeper is not None and not (isinstance(deeper, OSError) and deeper.strerror):
@@ -256,7 +256,7 @@ def unanswered(cause: BaseException) -> CallFailure:
 
 
 def asked_to_wait(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds that the server asks to wait, in any spelling of the wish."""
+    """Return the seconds that the server asks to wait, from any of the headers that say it."""
     if (milliseconds := _number(headers.get("retry-after-ms"))) is not None:
         return milliseconds / 1000
     wish = headers.get("retry-after")
@@ -276,7 +276,7 @@ def _number(text: str | None) -> float | None:
 
 
 def judge(failure: CallFailure, vendor: VendorCodes, *, creating: bool = False) -> ProviderError:
-    """Return the error of the package's tree that this failure is."""
+    """Return the package's error for this failure."""
     return saying(_judged(failure, vendor, creating=creating), status=failure.status, detail=failure.message)
 
 
@@ -318,7 +318,7 @@ FROM_A_GATEWAY = frozenset({408, 499, 502, 504, 520, 522, 524})
 
 
 def judge_answer(failure: CallFailure, vendor: VendorCodes) -> ProviderError | None:
-    """Return the error that a call in real time has met; None if the vendor refuses this request alone."""
+    """Return the error of a call in real time, or None if the vendor refuses this request alone."""
     if failure.status in _OF_ONE_REQUEST and not vendor.is_about_money(failure):
         return None
     is_cut = failure.status is None and failure.sent and not failure.final
@@ -340,7 +340,7 @@ _FILE_ADVICE = {
 
 
 def file_refused(vendor: str, failure: CallFailure) -> FileRefused | None:
-    """Return the error of a vendor that refuses to store this file. None: the failure is not about the file."""
+    """Return the error of a vendor that refuses to store this file, or None if the failure is not about the file."""
     if failure.status not in _OF_ONE_FILE:
         return None
     advice = _FILE_ADVICE.get(failure.status, "Look whether the attachment can be opened.")
@@ -371,7 +371,7 @@ class GeneratedSdk:
         return failure_of(error, self.module)
 
     def judged(self, error: Exception, *, creating: bool = False) -> Exception:
-        """Return an SDK's error in the package's tree, and another's as it is."""
+        """Return the package's error for an SDK's error, and any other error as it is."""
         if isinstance(error.__cause__, ProviderError):  # raised by us while the SDK was sending
             return error.__cause__
         if failure := self.failure(error):
@@ -382,11 +382,11 @@ class GeneratedSdk:
         return error
 
     def judged_creation(self, error: Exception) -> Exception:
-        """Return the same for a creation."""
+        """Return the package's error for a failed creation."""
         return self.judged(error, creating=True)
 
     def judged_file(self, error: Exception) -> Exception:
-        """Return the same for the upload of an attachment."""
+        """Return the package's error for the failed upload of an attachment."""
         failure = self.failure(error)
         is_of_file = failure is not None and not self.codes.is_about_money(failure)
         refused = file_refused(self.codes.name, failure) if failure is not None and is_of_file else None

@@ -1,9 +1,9 @@
-"""Import an SDK without what this package does not use of it.
+"""Import an SDK without the modules that this package does not use.
 
 Anthropic's SDK has 2,900 modules and OpenAI's 1,900, nearly all of them types of endpoints that no batch touches. Their
-packages import them only to pass their names on. Here such a package passes a name on when the name is asked for. A
-name that a package makes itself runs the package as usual, so that everybody else in the process finds all that the SDK
-has. The SDK does not read its logging variable before that.
+packages import them only to pass their names on. Here such a package imports a name's module when the name is asked
+for. A name that the package defines itself runs the package as usual, so that other code in the process finds the whole
+SDK. The SDK does not read its logging variable before that.
 """
 
 import ast
@@ -19,7 +19,7 @@ from typing import Any
 
 
 def import_sparingly(name: str) -> ModuleType:
-    """Import an SDK. One that is imported already stays as it is."""
+    """Import an SDK, unless it is imported already."""
     if name not in sys.modules and not any(
         isinstance(finder, _Finder) and finder.name == name for finder in sys.meta_path
     ):
@@ -28,7 +28,7 @@ def import_sparingly(name: str) -> ModuleType:
 
 
 class _Finder(MetaPathFinder):
-    """Finds the packages of one SDK. Its modules are found as all others are."""
+    """Finds the packages of one SDK. Its other modules are found as usual."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -1,7 +1,7 @@
 """Read what a vendor sends: the types of its JSON, the size of its downloads, and its result lines.
 
-A gateway may answer in the vendor's place, and a wrong type that slips through fails far from here. What these functions
-raise becomes `Unavailable` in `patiently`, and `UnknownFate` where a batch was being created.
+A gateway may answer in the vendor's place, and a wrong type that slips through fails far from here. Their errors become
+`Unavailable` in `patiently`, and `UnknownFate` during the creation of a batch.
 
 A line ends at the byte `\\n` and nowhere else: an answer may hold U+2028 or U+0085 and is still one line.
 """
@@ -22,12 +22,12 @@ from airflow_batch_llm.errors import Unavailable, UnknownFate, raise_alone
 
 
 class NotUnderstood(ValueError):
-    """The vendor cannot have given this answer. The message is the name of the error that reading it raised."""
+    """The vendor cannot have given this answer. The message is the name of the error from reading it."""
 
 
 @contextmanager
 def understood() -> Iterator[None]:
-    """An answer is read in this block: whatever it does to its reader is `NotUnderstood`."""
+    """Read an answer in this block. Any error there becomes `NotUnderstood`."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
@@ -55,7 +55,7 @@ def _kind(error: Exception) -> str:
 
 
 def text(value: Any) -> str:
-    """Return a text that is not empty."""
+    """Return the value if it is a text that is not empty."""
     if not isinstance(value, str):
         raise TypeError
     if not value:
@@ -64,7 +64,7 @@ def text(value: Any) -> str:
 
 
 def count(value: Any) -> int:
-    """Return a whole number, not below zero."""
+    """Return the value if it is a whole number of zero or more."""
     if type(value) is not int:
         raise TypeError
     if value < 0:
@@ -73,26 +73,26 @@ def count(value: Any) -> int:
 
 
 def count_or_zero(value: Any) -> int:
-    """The same, or 0 where there is none."""
+    """Return the value as `count` does, or 0 if it is missing."""
     return 0 if value is None else count(value)
 
 
 def record(value: Any) -> Mapping[str, Any]:
-    """Return an object."""
+    """Return the value if it is an object."""
     if not isinstance(value, Mapping):
         raise TypeError
     return value
 
 
 def entries(value: Any) -> Sequence[Any]:
-    """Return a list."""
+    """Return the value if it is a list."""
     if not isinstance(value, list):
         raise TypeError
     return value
 
 
 def following(page: Mapping[str, Any], ids: Sequence[str], after: str | None) -> str | None:
-    """Return the cursor that leads to the next page of a list; None: this is the last. Raises for one that leads nowhere."""
+    """Return the cursor of a list's next page, or None on the last page. Raises for a cursor that leads nowhere."""
     if not page.get("has_more"):
         return None
     cursor = text(page.get("last_id") or (ids[-1] if ids else None))
@@ -101,7 +101,7 @@ def following(page: Mapping[str, Any], ids: Sequence[str], after: str | None) ->
     return cursor
 
 
-#: A plain answer, unpacked. A page of a thousand batches with all the metadata that they can have holds a tenth of it.
+#: The most bytes of a plain answer, unpacked. The largest page of a thousand batches has a tenth of it.
 MOST_PLAIN_BYTES = 64 << 20
 
 #: The bytes that downloaded results may unpack to: this many times what was sent, plus this many bytes. Each line has ids of its
@@ -119,7 +119,7 @@ _GZIP = 31
 
 
 class OutOfBounds(NotUnderstood):
-    """The answer holds more than any of the vendor's, or is packed in a way that was not asked for."""
+    """The answer is larger than any answer of the vendor, or is packed in a way that was not asked for."""
 
 
 class _Unpacker:
@@ -155,13 +155,13 @@ class _Unpacker:
 
 
 def bounded(client: Any) -> Any:
-    """Return an SDK's client that takes no answer beyond the bounds. Its HTTP client is one of httpx or httpx2."""
+    """Return an SDK's client that refuses answers beyond the bounds. Its HTTP client is one of httpx or httpx2."""
     bound_client(client._client)
     return client.with_options(default_headers={"Accept-Encoding": ENCODINGS})
 
 
 def bound_client(http: Any) -> None:
-    """Return an HTTP client of httpx or httpx2 that takes no answer beyond the bounds."""
+    """Return an HTTP client of httpx or httpx2 that refuses answers beyond the bounds."""
     library = http_library(http)
     hooks = http.event_hooks
     hook = _ahook(library) if hasattr(http, "aclose") else _hook(library)
@@ -178,7 +178,7 @@ def http_library(http: Any) -> Any:
 
 
 def _unpacker(response: Any) -> _Unpacker:
-    """For the body of this response, which its library is to leave as it is."""
+    """Return the unpacker of this response's body, which its library must not unpack."""
     encoding = response.headers.pop("content-encoding", "").strip().lower()
     return _Unpacker(encoding, download=response.request.headers.get("accept") == DOWNLOAD)
 
@@ -223,7 +223,7 @@ def _ahook(library: Any) -> Callable[[Any], Any]:
 
 
 def bound_session(session: Any) -> None:
-    """Return a session of `requests` that takes no plain answer beyond the bounds. Answers that are streamed pass."""
+    """Return a session of `requests` that refuses plain answers beyond the bounds. Streamed answers pass."""
     session.headers["Accept-Encoding"] = ENCODINGS
     session.hooks["response"].append(_unpacked)
 
@@ -245,12 +245,12 @@ def _unpacked(response: Any, **how: Any) -> None:
 
 _LINES_AT_ONCE = 100
 
-#: A result line is held in memory up to here. The longest real one repeats a request of 20 MB beside its answer.
+#: The most bytes of a result line in memory. The longest real one has an answer and a request of 20 MB.
 MOST_LINE_BYTES = 64 << 20
 
 
 class UnusableUsage(ValueError):
-    """A line's token count is not a count: a text, a fraction, below zero, or more than any answer has."""
+    """A line's token count is a text, a fraction, below zero, or larger than that of any answer."""
 
     def __init__(self) -> None:
         super().__init__("a token count of the line is not a count")
@@ -288,7 +288,7 @@ def joined_lines(lines: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
-    """Return the JSON object of a line; `ValueError` if it holds none. A lone surrogate in an answer becomes U+FFFD."""
+    """Return the JSON object of a line. Raises `ValueError` if it has none. A lone surrogate in an answer becomes U+FFFD."""
     try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError:
@@ -320,7 +320,7 @@ def _without_lone_surrogates(value: Any) -> Any:
 
 
 def tokens(usage: Mapping[str, Any], name: str) -> int:
-    """Return a token count of a line's usage, 0 where it has none. Raises `UnusableUsage`."""
+    """Return a token count of a line's usage, or 0 if it is missing. Raises `UnusableUsage`."""
     count = usage.get(name)
     if count is None:
         return 0
@@ -332,7 +332,7 @@ def tokens(usage: Mapping[str, Any], name: str) -> int:
 
 
 def part_of(usage: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Return an object within a line's usage, empty where it has none. Raises `UnusableUsage`."""
+    """Return an object within a line's usage, or an empty one if it is missing. Raises `UnusableUsage`."""
     part = usage.get(name) or {}
     if type(part) is not dict:
         raise UnusableUsage

@@ -1,9 +1,9 @@
 """Decide which addresses may receive a key and rows: those that the user named, encrypted, and no other.
 
-A redirect is an answer's wish. One to another host gets no body and no key, or a gateway could send both anywhere.
+A redirect to another host gets no body and no key, or a gateway could send both anywhere.
 
-All HTTP clients of a process share one TLS context. To make one reads all certificates: 30 ms and 0.8 MB. A client that is
-given one opens in 0.2 ms.
+All HTTP clients of a process share one TLS context. Making one reads all certificates: 30 ms and 0.8 MB. A client that
+gets the shared one opens in 0.2 ms.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ _KEPT_HEADERS = frozenset({"accept", "accept-encoding", "connection", "host", "u
 
 
 def check_base_url(url: str, *, allow_insecure: bool) -> None:
-    """Refuse a base URL that would send keys and rows somewhere in clear, or to no vendor at all."""
+    """Refuse a base URL that would send keys and rows unencrypted, or that cannot be a vendor's."""
     parts = _split(url)
     if parts is None or parts.scheme not in _PORTS or not parts.hostname:
         raise InputError(
@@ -127,7 +127,7 @@ def keep_to(http_client: Any, base: str) -> None:
 
 
 def keep_session(session: Any) -> None:
-    """The same for the `requests` session of Google's clients. It takes the key off by itself."""
+    """Hold a `requests` session of Google's clients to the host, too. It drops the key on a redirect by itself."""
 
     def check(response: Any, **_: Any) -> None:
         request = response.request

@@ -1,7 +1,7 @@
 """Pass each call of a run to the provider of its route.
 
-A batch or an upload of a route's own connection has the connection's name before its id. So the holder of an id (a
-journal, a trigger, a search) needs no second fact to reach the right vendor.
+A batch or an upload of a route's own connection has the connection's name before its id. So the id alone leads a
+journal, a trigger or a search to the right vendor.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,7 +27,7 @@ _SEPARATOR = "|"
 
 
 def routed(own: Provider, others: Mapping[str, Provider]) -> Provider:
-    """Return one provider for the stage's own and those of its routes, by the name of their connection."""
+    """Return one provider that passes calls to the stage's own provider and to those of its routes, by connection."""
     return RoutedProvider(own, others) if others else own
 
 
@@ -106,7 +106,7 @@ class RoutedProvider:
         return self.by(call.via).encode(call)
 
     def decode(self, line: bytes) -> Result:
-        """Read a line of the stage's own provider. Who reads a route's lines asks `by_route` for its provider."""
+        """Read a line of the stage's own provider. For a route's lines, use the provider that `by_route` returns."""
         return self._all[""].decode(line)
 
     def upload(self, shard: ShardFile) -> str:
@@ -191,7 +191,7 @@ class RoutedProvider:
         return provider
 
     def _apart(self, batch_ids: Iterable[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """Give the vendors' own ids, by connection."""
+        """Return the vendors' own ids, by connection."""
         apart: dict[str, list[str]] = {}
         for batch_id in batch_ids:
             via, plain = self.split(batch_id)

@@ -1,7 +1,7 @@
-"""One algorithm, two drivers: a verb is a generator that yields the calls it needs and receives their answers.
+"""Run each verb with two drivers: a verb is a generator that yields the calls it needs and receives their answers.
 
 `drive` performs the calls with a synchronous SDK client (workers), `adrive` with an asynchronous one (triggers).
-A call that failed comes back as a value, so that "try again", "give up" and "look elsewhere" are ordinary code.
+A failed call comes back as a value, so that the verb decides to retry, to give up or to look elsewhere.
 Only calls that are safe to repeat go through `patiently`; a creation never does.
 """
 
@@ -24,21 +24,21 @@ from airflow_batch_llm.providers.incoming import NotUnderstood, not_understood, 
 
 T = TypeVar("T")
 
-#: The time by which the caller wants an answer, on the monotonic clock. None: the calls' own patience counts.
+#: The time by which the caller wants an answer, on the monotonic clock. None: each call has its own limit.
 _ends_at: ContextVar[float | None] = ContextVar("ends_at", default=None)
 
 #: Seconds without a byte after which a call has failed.
 CALL_TIMEOUT = 60.0
 
-#: A call that is made at all gets this many seconds, also at the very end.
+#: Each call gets at least this many seconds, also right before the limit.
 _LEAST_CALL_SECONDS = 5.0
 
 
 @contextmanager
 def no_longer_than(seconds: float) -> Iterator[None]:
-    """End the patience of all verbs in this block after `seconds`. Each verb makes its call once at least.
+    """Limit all verbs in this block to `seconds`.
 
-    A block around this one that ends sooner still counts.
+    Each verb makes its call at least once. An outer block with an earlier end still counts.
     """
     token = _ends_at.set(time.monotonic() + min(seconds, _seconds_left()))
     try:
@@ -82,7 +82,7 @@ class Each:
 Step: TypeAlias = Invoke | Delay | Each
 #: A verb as a generator: yields steps, is sent their replies (a failed `Ask` replies its exception), returns T.
 Calls: TypeAlias = Generator[Step, Any, T]
-#: Translates an SDK's exception into the package's tree; what is not a provider's failure comes back unchanged.
+#: Translates an SDK's exception into the package's error. An exception that is not a provider's failure comes back unchanged.
 Judge: TypeAlias = Callable[[Exception], Exception]
 
 
@@ -95,7 +95,7 @@ class Patience:
     longest: float = 60.0
 
     def pause(self, attempt: int, error: Exception) -> float | None:
-        """Return seconds to wait before the next attempt; None: the error is final, or the caller's schedule knows better."""
+        """Return the seconds until the next attempt. Returns None if the error is final, or the caller's schedule is better."""
         if not isinstance(error, Unavailable) or attempt + 1 >= self.attempts:
             return None
         longest = min(self.longest, _seconds_left())
@@ -106,12 +106,12 @@ class Patience:
         return pause if pause <= longest else None
 
 
-#: A worker's patience with one call, and a trigger's: its event loop has others to serve and a next round to come.
+#: The patience of a worker and of a trigger. A trigger shares its event loop, and looks again soon.
 WORKER = Patience(attempts=6, first=0.5, longest=60.0)
 TRIGGER = Patience(attempts=3, first=0.5, longest=30.0)
 
 
-#: Attempts at a call that a gateway's page answers: the page seldom goes within seconds, and the caller looks again.
+#: Attempts at a call that a gateway answers with an HTML page. That seldom changes within seconds, and the caller looks again.
 _PUZZLED_ATTEMPTS = 2
 
 
@@ -121,7 +121,7 @@ def patiently(
     patience: Patience,
     read: Callable[[Any], T] = lambda answer: answer,
 ) -> Calls[T]:
-    """Repeat a safe call with patience, and return what `read` makes of the answer.
+    """Repeat a safe call within its patience, and return what `read` makes of the answer.
 
     Raises the judged error once it is final or patience is spent. An answer that cannot be read is `Unavailable`: a
     gateway or a proxy may have given it in the vendor's place.
@@ -239,13 +239,13 @@ _NO_LIST = frozenset({400, 404, 405, 501})
 #: A server that does not know the batch from which a page is to begin answers one of these.
 _NO_CURSOR = frozenset({400, 404})
 
-#: A part of a list is this share of a page, so that it still fits into one when batches have come or times were guessed.
+#: A part of a list is this share of a page, so that it still fits into one page if batches were added or times are inexact.
 _FULL_SHARE = 0.92
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusPage:
-    """One page of a list, newest first. `after` leads to the next; None: this is the last."""
+    """One page of a list, newest first. `after` leads to the next. None: this is the last page."""
 
     statuses: Mapping[str, BatchStatus]
     after: str | None
@@ -280,7 +280,7 @@ class ListMemory:
     """The last look could not read all parts of the list."""
 
     def note(self, about: Mapping[str, float]) -> None:
-        """Learn about when batches were created. What the list has shown is better known."""
+        """Take approximate creation times. Times that the list has shown are kept."""
         unseen = {batch_id: at for batch_id, at in about.items() if batch_id not in self.created}
         self.created = {**self.created, **unseen}
 
@@ -293,7 +293,7 @@ class Parts:
     """Batches in a full page."""
     memory: ListMemory
     between: Callable[[Mark | None, Mark | None], Pager]
-    """Return the pages of what is older than a mark, down to another mark and with it. None: there is no such end."""
+    """Return the pages of batches older than a mark, down to another mark and with it. With None there is no lower end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -325,7 +325,7 @@ def from_batches(page: Pager) -> Callable[[Mark | None, Mark | None], Pager]:
 
 
 def look_up(batch_ids: Sequence[str], lookup: Lookup) -> Calls[dict[str, BatchStatus]]:
-    """Return the status of each of these batches. Raises the first error that stood in the way of one."""
+    """Return the status of each of these batches. Raises the first error of any of them."""
     wanted = list(dict.fromkeys(batch_ids))
     if len(wanted) == 1 and lookup.by_name is not None and wanted[0] not in lookup.by_name:
         pages = yield from _first_page(wanted[0], lookup)
@@ -425,7 +425,7 @@ def _parts(wanted: Sequence[str], lookup: Lookup) -> list[_Part]:
 
 
 def _remember(memory: ListMemory, wanted: Iterable[str], pages: Iterable[StatusPage]) -> None:
-    """Keep what these pages have shown, and what is known of other batches that are wanted. The rest is forgotten."""
+    """Keep what these pages have shown, and what is known of other wanted batches. Forget the rest."""
     seen = {batch_id: at for page in pages for batch_id, at in page.created.items()}
     kept = set(wanted) - seen.keys()
     unseen = {batch_id: at for batch_id, at in memory.created.items() if batch_id in kept}
@@ -433,7 +433,7 @@ def _remember(memory: ListMemory, wanted: Iterable[str], pages: Iterable[StatusP
 
 
 def _first_page(batch_id: str, lookup: Lookup) -> Calls[list[StatusPage]]:
-    """One page, in place of the call by name. A server may have batches and no list of them."""
+    """Return the list's first page, in place of a call by name. A server may have batches and no list of them."""
     assert lookup.by_name is not None
     try:
         page = yield from lookup.page(None)
@@ -450,7 +450,7 @@ def _first_page(batch_id: str, lookup: Lookup) -> Calls[list[StatusPage]]:
 def _with_twins(
     found: dict[str, BatchStatus], listed: Mapping[str, BatchStatus], tokens: Mapping[str, str]
 ) -> dict[str, BatchStatus]:
-    """Tell with each batch which others run, unasked for, under the same token."""
+    """Add to each batch's status the other batches that run under the same token."""
     running: dict[str, list[str]] = {}
     for batch_id, token in tokens.items():
         if batch_id not in found and listed[batch_id].state is BatchState.RUNNING:

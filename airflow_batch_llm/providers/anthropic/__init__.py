@@ -1,4 +1,4 @@
-"""Anthropic's Message Batches: `encode` and `decode` are pure, `flows` look, `provider` is the adapter."""
+"""Anthropic's Message Batches: `lines` encodes and decodes, `flows` looks at batches, `provider` is the adapter."""
 
 from airflow_batch_llm.providers.anthropic.provider import AnthropicProvider
 

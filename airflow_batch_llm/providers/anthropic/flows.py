@@ -1,9 +1,9 @@
-"""The verbs that look at batches, written once: workers and triggers drive the same generators.
+"""Look at batches: each verb is one generator, which workers and triggers both drive.
 
 A batch has no name and no metadata, and its requests cannot be read back. The time of creation and the size of a
 lost batch suggest whose it is. Only the custom_ids of its results prove it, once it has ended.
 
-The SDK's clients are imported when one is opened; the creation of a batch is streamed.
+An SDK client is imported when it is opened. The creation of a batch is streamed.
 """
 
 import contextlib
@@ -90,7 +90,7 @@ def _opened(client_class: Any, access: Access, *, is_async: bool) -> Any:
 
 
 def _with_batches(client: Any) -> Any:
-    """Not every platform that sells Claude has Message Batches, and the SDK's clients say so in different ways."""
+    """Raise `Refused` if the client's platform has no Message Batches, which the SDK's clients show in different ways."""
     batches = None
     with contextlib.suppress(Exception):
         batches = client.messages.batches
@@ -120,7 +120,7 @@ def creation(path: str, shard: Path, read: Callable[[Any], str]) -> Creation:
 
 
 def _pieces(path: Path) -> Iterator[bytes]:
-    """Yield all but the end: the lines with commas in place of their line ends."""
+    """Yield the body without its end: the lines, with commas in place of their line ends."""
     yield _PREFIX
     separator = b""
     with path.open("rb") as lines:
@@ -155,7 +155,7 @@ class _Listed(NamedTuple):
 
 
 def batch_id(batch: Mapping[str, Any]) -> str:
-    """Return the id of what is a batch in every part. Raises for anything else."""
+    """Return the id of a complete batch object. Raises for anything else."""
     _status(batch)
     return text(batch["id"])
 
@@ -169,7 +169,7 @@ def _status(batch: Mapping[str, Any]) -> BatchStatus:
     counts = record(batch["request_counts"])
     total = sum(map(count, counts.values()))
     return BatchStatus(
-        # A batch there always ends, even if every row of it failed: the rows tell.
+        # A batch at Anthropic always ends, even if every row of it failed: only the rows show that.
         state=BatchState.ENDED if text(batch["processing_status"]) == "ended" else BatchState.RUNNING,
         total=total,
         finished=total - counts["processing"],
@@ -205,12 +205,12 @@ def _list(limit: int, after: str | None, patience: Patience) -> Calls[tuple[list
 
 
 def cancel(batch_id: str, patience: Patience) -> Calls[None]:
-    """Ask for an end. Nothing is to be done for a batch that has ended."""
+    """Ask the batch to end. Do nothing if it has ended."""
     return clients.cancel(SDK, f"{BATCHES}/{batch_id}", patience, _status)
 
 
 def store_file(file: Path, name: str, media_type: str) -> Calls[str]:
-    """Upload a file. One that was lost costs nothing, is found by its name and expires, so this may be repeated."""
+    """Upload a file. This may be repeated: a lost upload costs nothing, is found by its name, and expires."""
     options = {"headers": {"Content-Type": "multipart/form-data"}, "timeout": TRANSFER_TIMEOUT}
 
     def send(client: Any) -> Any:
@@ -240,7 +240,7 @@ def find_files(prefix: str) -> Calls[dict[str, list[str]]]:
 
 
 def delete(path: str) -> Calls[None]:
-    """Delete a file, or an ended batch with its requests and answers. Anthropic refuses that for one that runs."""
+    """Delete a file, or an ended batch with its requests and answers. Anthropic refuses to delete a batch that runs."""
 
     def gone(error: Exception) -> Exception:
         failure = SDK.failure(error)
@@ -332,7 +332,7 @@ def _sighting(batch: _Listed, search: Search, client: Any) -> Calls[Sighting | N
 
 
 def _custom_id(line: bytes) -> str | None:
-    """Return the custom_id of a result line; None: the line cannot be read."""
+    """Return the custom_id of a result line, or None if the line cannot be read."""
     try:
         return text(parse_line(line)["custom_id"])
     except (ValueError, LookupError, TypeError):

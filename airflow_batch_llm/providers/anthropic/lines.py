@@ -1,7 +1,7 @@
 """Write a request as a line for Anthropic: `{"custom_id", "params"}`, where params is the body of a message.
 
-Anthropic looks at params only when the row runs: a parameter that it does not take errors every row of the batch.
-So what it is known to refuse is refused here, by name.
+Anthropic looks at params only when the row runs, so a wrong parameter fails every row of the batch. Each parameter that
+Anthropic is known to refuse is refused here, by name.
 """
 
 import re
@@ -36,11 +36,11 @@ from airflow_batch_llm.errors import InputError, OutputTypeError
 from airflow_batch_llm.providers.failures import CallFailure, brief
 from airflow_batch_llm.providers.incoming import parse_line, part_of, tokens
 
-#: From this version of the API on, sampling is not the caller's business.
+#: From this version of the API on, the caller cannot set sampling parameters.
 SAMPLING_REMOVED = "2026-10-21"
 SAMPLING = frozenset({"temperature", "top_p", "top_k"})
 
-# Ours to set, and with which argument.
+# Fields that this package sets, and the argument for each.
 _MANAGED = {
     "messages": "prompt",
     "model": "model_id",
@@ -56,7 +56,7 @@ _COUNTED = frozenset(
     {"model", "system", "messages", "thinking", "tools", "tool_choice", "output_config", "cache_control"}
 )
 
-# Keywords that the output format has; what else a schema says moves into the description.
+# Keywords that the output format has. A schema's other keywords move into the description.
 _KEPT = frozenset(
     {"type", "properties", "required", "items", "anyOf", "allOf", "enum", "const", "description", "title"}
 )
@@ -103,7 +103,7 @@ def counted_body(call: Call, prompt: str) -> dict[str, Any]:
 
 
 def refuse_sampling(call: Call, version: str) -> None:
-    """Refuse the parameters that this version of the API has given up."""
+    """Refuse the parameters that this version of the API no longer takes."""
     refused = sorted(SAMPLING & call.params.keys())
     if refused and version >= SAMPLING_REMOVED:
         raise InputError(
@@ -147,7 +147,7 @@ CONTENT = Content(_write_content, _read_content)
 _IMAGES = ("image/jpeg", "image/png", "image/gif", "image/webp")
 #: Anthropic counts an image in base64, of at most 5 MB. A PDF is bounded by the request.
 _MOST_IMAGE, _MOST_PDF = 5 * (1 << 20) * 3 // 4, 23_000_000
-#: A file may be larger. What is true of an image in a file is not said, so it is taken to be the same.
+#: A file may be larger. The limit of an image in a file is not documented; this assumes the same one.
 _MOST_FILE = 500_000_000
 #: The most pages of a request. The models with the smaller context window take fewer.
 _MOST_PAGES, _FEWER_PAGES = 600, 100
@@ -156,7 +156,7 @@ _WITH_FEWER_PAGES = re.compile(r"claude-(3|haiku-[34]|sonnet-4-([0-5]\b|2)|opus-
 _SCALED_TO, _PIXELS_PER_TOKEN, _MOST_IMAGE_TOKENS = 1568, 750, 1600
 _PAGE_TOKENS, _USUAL_PAGES = 3000, 5
 
-#: Anthropic fetches what it takes by URI, and does not say what of size it takes so.
+#: Anthropic fetches attachments by URI, and does not document a size limit for them.
 _FETCHED = {**dict.fromkeys((*_IMAGES, ANY_IMAGE), _MOST_IMAGE), PDF: _MOST_PDF}
 
 
@@ -285,7 +285,7 @@ def limits_of(headers: Mapping[str, str], now: float) -> list[RateLimit]:
     return found
 
 
-# A row's error that another batch may not meet.
+# A row's error that may not occur in another batch.
 _RETRYABLE = frozenset({"api_error", "overloaded_error", "timeout_error", "rate_limit_error"})
 
 _WHOLE = frozenset({"end_turn", "stop_sequence"})
@@ -319,7 +319,7 @@ def least_cached(model: str) -> int:
 
 
 def decode(line: bytes) -> Result:
-    """Return the result of one line; `ValueError` if it is none."""
+    """Return the result of one line. Raises `ValueError` if it is not a result."""
     try:
         row = parse_line(line)
         custom_id, result = str(row["custom_id"]), row["result"]
@@ -339,7 +339,7 @@ def decode(line: bytes) -> Result:
 
 
 def decode_message(custom_id: str, message: Mapping[str, Any]) -> Result:
-    """Return the result that a message is."""
+    """Return the result of a message."""
     # The first block may be a thought, and an answer may come in several blocks.
     text = "".join(block["text"] for block in message["content"] if block["type"] == "text")
     reason = message.get("stop_reason")
@@ -366,7 +366,7 @@ def _verdict(reason: str | None, text: str) -> tuple[Outcome, str | None]:
 
 
 def _errored(custom_id: str, error: Mapping[str, Any]) -> Result:
-    # The outer type is always "error"; what went wrong is inside.
+    # The outer type is always "error". The inner one says what went wrong.
     inner = error["error"]
     return Result(
         custom_id=custom_id,
@@ -378,7 +378,7 @@ def _errored(custom_id: str, error: Mapping[str, Any]) -> Result:
 
 
 def _usage(usage: Mapping[str, Any]) -> Usage:
-    # `input_tokens` is only what neither came from a cache nor went into one.
+    # `input_tokens` leaves out the tokens that were read from a cache or written to it.
     cached = tokens(usage, "cache_read_input_tokens")
     written = tokens(usage, "cache_creation_input_tokens")
     return Usage(

@@ -49,7 +49,7 @@ _HOST = "api.anthropic.com"
 
 
 class AnthropicProvider:
-    """Anthropic, the Claude Platform on AWS, and whatever else an SDK client with Message Batches reaches.
+    """Anthropic, the Claude Platform on AWS, and any other platform that an SDK client with Message Batches reaches.
 
     `Access.options` go to the SDK's client as they are (`default_headers`, say).
     """

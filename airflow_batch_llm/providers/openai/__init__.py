@@ -1,4 +1,4 @@
-"""OpenAI's Batch API and what is compatible with it: `encode` and `decode` are pure, `flows` look, `provider` is the adapter."""
+"""OpenAI's Batch API and compatible servers: `lines` encodes and decodes, `flows` looks at batches, `provider` is the adapter."""
 
 from airflow_batch_llm.providers.openai.provider import OpenAIProvider
 

@@ -1,6 +1,6 @@
-"""The verbs that look at batches, written once: workers and triggers drive the same generators.
+"""Look at batches: each verb is one generator, which workers and triggers both drive.
 
-The SDK's clients are imported when one is opened.
+An SDK client is imported when it is opened.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -77,7 +77,7 @@ def _opened(client_class: Any, access: Access, *, is_async: bool) -> Any:
 
 BATCHES = "/batches"
 FILES = "/files"
-#: The batch's own word for whose it is.
+#: The metadata of a batch that names its shard.
 RUN_KEY, SHARD_KEY = "airflow_batch_llm_run", "airflow_batch_llm_shard"
 
 _LIST_LIMIT = 100
@@ -90,12 +90,12 @@ _ENDED = frozenset({"completed", "expired", "cancelled"})
 _CANCELLED = frozenset({"cancelling", "cancelled"})
 # A batch that was stopped may leave rows out of both of its files.
 _UNMENTIONED = {"expired": Outcome.EXPIRED, "cancelled": Outcome.CANCELED}
-# A validation failure that is one of time: the same file may be accepted when other batches have ended.
+# A validation failure that may pass: the same file may be accepted when other batches have ended.
 _LATER = "token_limit_exceeded"
 
 
 def status_of(batch: Mapping[str, Any]) -> BatchStatus:
-    """Return a batch of theirs in our words."""
+    """Translate a batch of OpenAI's into the package's terms."""
     counts, state = record(batch.get("request_counts") or {}), text(batch["status"])
     finished = count_or_zero(counts.get("completed")) + count_or_zero(counts.get("failed"))
     # Until the file is validated the total is 0, which means that it is not known yet.
@@ -118,7 +118,7 @@ def status_of(batch: Mapping[str, Any]) -> BatchStatus:
 
 
 def _reason(errors: Sequence[Mapping[str, Any]]) -> str:
-    """Return the error codes and their lines. The messages may quote a row and are left out."""
+    """Return the error codes and their lines, without the messages, which may quote a row."""
     told = []
     for error in errors[:10]:
         line, param = error.get("line"), word(error.get("param"))
@@ -145,7 +145,7 @@ class _Listed(NamedTuple):
 
 
 def batch_id(batch: Mapping[str, Any]) -> str:
-    """Return the id of what is a batch in every part. Raises for anything else."""
+    """Return the id of a complete batch object. Raises for anything else."""
     status_of(batch)
     return text(batch["id"])
 
@@ -192,12 +192,12 @@ def _list(after: str | None, patience: Patience) -> Calls[tuple[list[_Listed], s
 
 
 def cancel(batch_id: str, patience: Patience) -> Calls[None]:
-    """Ask for an end. Nothing is to be done for a batch that has ended."""
+    """Ask the batch to end. Do nothing if it has ended."""
     return clients.cancel(SDK, f"{BATCHES}/{batch_id}", patience, status_of)
 
 
 def result_files(batch_id: str) -> Calls[list[str]]:
-    """Return the files that hold the rows of an ended batch: those that ran and those that did not, either may be absent."""
+    """Return the files of an ended batch: one for rows that ran and one for rows that did not. Either may be absent."""
 
     def read(batch: Mapping[str, Any]) -> tuple[BatchState, list[str]]:
         files = [text(batch[name]) for name in ("output_file_id", "error_file_id") if batch.get(name)]
@@ -232,7 +232,7 @@ def find(search: Search, *, own_host: bool) -> Calls[list[Sighting]]:
     while True:
         batches, after = yield from _list(after, WORKER)
         for batch in batches:
-            # Theirs is in whole seconds, cut off.
+            # OpenAI's time is in whole seconds, rounded down.
             if batch.created_at < floor(search.since):
                 return sightings
             if batch.batch_id in search.known:
@@ -248,7 +248,7 @@ def find(search: Search, *, own_host: bool) -> Calls[list[Sighting]]:
 
 
 def _token(batch: _Listed, sizes: Iterable[int], *, own_host: bool) -> Calls[str | None]:
-    """Return the shard token of a batch. A compatible server may drop metadata; then its input file's name tells."""
+    """Return the shard token of a batch, from its metadata, or from its input file's name if a server drops metadata."""
     if batch.metadata or own_host:
         return batch.token
     if batch.status.total not in {None, *sizes}:
@@ -282,14 +282,14 @@ def _listed_files(after: str | None, page: Mapping[str, Any]) -> tuple[list[tupl
 
 
 def discard(file_id: str) -> Calls[None]:
-    """Delete a file; one that is gone already is as good as deleted."""
+    """Delete a file. A missing file counts as deleted."""
 
     def gone(error: Exception) -> Exception:
         failure = SDK.failure(error)
         return AlreadyGone() if failure and failure.status in (404, 410) else SDK.judged(error)
 
     def told(answer: Any) -> None:
-        # Some compatible servers answer without a body. A page in the answer's place has deleted nothing.
+        # Some compatible servers answer without a body. An HTML page means that nothing was deleted.
         if answer not in (None, "") and not record(answer).get("deleted"):
             raise ValueError
 
@@ -325,7 +325,7 @@ def delete(batch_id: str, upload: str) -> Calls[None]:
 
 
 def count_tokens(call: Call, prompts: Sequence[str]) -> Calls[list[int] | None]:
-    """Return the input tokens of each prompt; None where the server does not count."""
+    """Return the input tokens of each prompt, or None if the server does not count."""
 
     def absent_or(error: Exception) -> Exception:
         failure = SDK.failure(error)

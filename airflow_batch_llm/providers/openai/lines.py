@@ -1,6 +1,6 @@
 """Write a request as a line for OpenAI: `{"custom_id", "method", "url", "body"}`, for three endpoints.
 
-OpenAI validates a file as a whole and fails the batch at its first bad line, so what cannot be right is refused here.
+OpenAI validates a file as a whole and fails the batch at its first bad line, so wrong requests are refused here.
 """
 
 import re
@@ -34,13 +34,13 @@ EMBEDDINGS = "/v1/embeddings"
 # Hosts that know `max_completion_tokens`; older servers of this API know only `max_tokens`.
 _MODERN_HOSTS = ("openai.com", "azure.com", "azure.us", "groq.com")
 
-# Ours to set, and with which argument.
+# Fields that this package sets, and the argument for each.
 _MANAGED: Mapping[str, Mapping[str, str]] = {
     CHAT: {"messages": "prompt", "model": "model_id"},
     RESPONSES: {"input": "prompt", "model": "model_id", "instructions": "system_prompt"},
     EMBEDDINGS: {"input": "prompt", "model": "model_id"},
 }
-# Not for batches, or for answers that a row cannot take: several of them, or one that is not there yet.
+# Fields that do not work in a batch, or that lead to several answers or to one that comes later.
 _REFUSED: Mapping[str, frozenset[str]] = {
     CHAT: frozenset({"stream", "stream_options", "n"}),
     RESPONSES: frozenset({"stream", "stream_options", "background"}),
@@ -73,7 +73,7 @@ def endpoint_of(call: Call) -> str:
 
 
 def request_line(call: Call, host: str | None) -> dict[str, Any]:
-    """Return the line of this call, with holes for the custom_id and the prompt. `host`: where it goes, if not to OpenAI."""
+    """Return the line of this call, with holes for the custom_id and the prompt. `host`: the server, if it is not OpenAI's."""
     endpoint = endpoint_of(call)
     if call.vector and endpoint != EMBEDDINGS:
         raise OutputTypeError(f"The endpoint {endpoint} gives no embeddings: set endpoint={EMBEDDINGS!r}.")
@@ -83,7 +83,7 @@ def request_line(call: Call, host: str | None) -> dict[str, Any]:
 
 
 def flex_problem(call: Call) -> str | None:
-    """Say why this call has no flex tier. None if it has one."""
+    """Say why this call has no flex tier. Returns None if it has one."""
     if endpoint_of(call) == EMBEDDINGS:
         return f"OpenAI has no flex tier for {EMBEDDINGS}. {_INSTEAD}"
     if "service_tier" in call.params:
@@ -257,7 +257,7 @@ _PAGE_TOKENS, _USUAL_PAGES, _USUAL_SIDE = 2000, 5, 1024
 
 
 def content_of(call: Call) -> Content | None:
-    """Return the form of prompts with attachments at the endpoint of a call. None: the call has none."""
+    """Return the form of prompts with attachments at the endpoint of a call, or None if the call has none."""
     if not call.attachments:
         return None
     endpoint = endpoint_of(call)
@@ -344,7 +344,7 @@ def limits_of(headers: Mapping[str, str]) -> list[RateLimit]:
 
 
 _NEVER_RUN = {"batch_expired": Outcome.EXPIRED, "batch_cancelled": Outcome.CANCELED}
-# 0 is what a row gets whose connection to the model was lost.
+# A row whose connection to the model was lost has the status 0.
 _RETRYABLE_STATUS = frozenset({0, 408, 409, 429})
 _RETRYABLE_CODES = frozenset({"request_timeout", "server_error", "rate_limit_exceeded"})
 _NO_MONEY = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
@@ -358,7 +358,7 @@ _WHOLE = frozenset({"stop", "eos", "eos_token", "end_turn", "stop_sequence"})
 
 
 def decode(line: bytes) -> Result:
-    """Return the result of one line; `ValueError` if it is none."""
+    """Return the result of one line. Raises `ValueError` if it is not a result."""
     try:
         row = parse_line(line)
         custom_id = str(row["custom_id"])

@@ -1,11 +1,10 @@
 """Write the parts of a request that are OpenAI's own: the schema of the answer, and what is to be cached.
 
-A JSON Schema is strict where OpenAI's subset can say it, else as it is. In the strict subset each property is required, so
-one that was optional may be null instead; landing reads such a null as absence. What the subset has no word for is told to
-the model in the description.
-
-OpenAI caches unasked what prompts begin with. A key sends requests with the same beginning to the same cache. Models that
-charge for writing to it cache only what a request marks, once its mode is explicit.
+A JSON Schema is rewritten to OpenAI's strict subset if that can express it, and is sent as it is otherwise. In the strict
+subset each property is required, so an optional one may be null instead, and landing reads such a null as absence. Keywords
+that the subset lacks move into the description. OpenAI caches the beginning of prompts without being asked. A key sends
+requests with the same beginning to the same cache. Models that charge for writing to it cache only what a request marks,
+once its mode is explicit.
 """
 
 import re
@@ -54,7 +53,7 @@ _KEPT = frozenset(
     }
 )
 _FORMATS = frozenset({"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid"})
-# Said by the shape already, or of no use to a model.
+# Keywords that the shape repeats already, or that do not help a model.
 _SILENT = frozenset({"default", "discriminator", "$schema", "$id", "examples"})
 
 
@@ -75,7 +74,7 @@ def json_schema_format(schema: Schema) -> dict[str, Any]:
 
 
 def strict_schema(schema: Schema) -> dict[str, Any] | None:
-    """Return the schema in the strict subset; None where that cannot say it."""
+    """Return the schema in the strict subset, or None if the subset cannot express it."""
     plain = inline_plain_refs(_without_lone_all_of(schema))
     if any(is_open_map(node) or node.keys() & _NOT_STRICT or _is_any(node) for _, node, _ in walk(plain)):
         return None
@@ -95,7 +94,7 @@ def _is_any(node: Schema) -> bool:
 
 
 def _without_lone_all_of(node: Any) -> Any:
-    """`allOf` around one schema, which is how a description is hung on a reference, is that schema."""
+    """Replace an `allOf` around one schema by that schema. Such an `allOf` only adds a description to a reference."""
     if not isinstance(node, Mapping):
         return node
     copy = map_children(node, _without_lone_all_of)
@@ -133,13 +132,13 @@ _EXPLICIT = {"mode": "explicit"}
 
 
 def least_cached(call: Call, host: str | None) -> int | None:
-    """Return the tokens from which a shared part is cached. None: the request cannot ask for it, or does so itself."""
+    """Return the tokens from which a shared part is cached, or None if the request cannot ask for it or already does."""
     is_own = any(name.startswith("prompt_cache") for name in call.params)
     return _LEAST_CACHED if call.system_prompt and not is_own and _is_vendor(host) else None
 
 
 def cache_words(call: Call, host: str | None, *, marks: bool = False) -> dict[str, Any]:
-    """Return what a body says of the cache. `marks`: the endpoint takes the system prompt as a block with a mark."""
+    """Return the body's fields about the cache. `marks`: the endpoint takes the system prompt as a block with a mark."""
     explicit = {"prompt_cache_options": _EXPLICIT} if _WITH_MARKS.match(call.model) else {}
     if call.cache_system_prompt == Caching.OFF:
         return explicit if _is_vendor(host) and "prompt_cache_options" not in call.params else {}

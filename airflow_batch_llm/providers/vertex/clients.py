@@ -1,7 +1,7 @@
-"""Keeping a creation inside its lease where the client below is `requests`.
+"""Call Vertex's clients, and keep a creation inside its lease over `requests`.
 
-The body is handed over only once a connection stands and the lease still runs; a body that is refused leaves the
-server with half a request, which it never executes. The watchdog learns of each connection as it is opened.
+The body is sent only once a connection is open and the lease still runs. If it is not, the server has half a request,
+which it never executes. The watchdog learns of each connection as it is opened.
 """
 
 from collections.abc import Iterator, Mapping
@@ -85,7 +85,7 @@ class TokenCounter:
 
 
 def keep_inside(session: Any, sending: Sending) -> None:
-    """Whatever this session (of `requests`) sends from now on is sent inside the lease."""
+    """Make this session of `requests` send everything from now on inside the lease."""
     from requests.adapters import HTTPAdapter
     from urllib3.connection import HTTPConnection, HTTPSConnection
     from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
@@ -237,7 +237,7 @@ class AsyncJobs:
 
         credentials = place.credentials
         if isinstance(credentials, AnonymousCredentials):
-            # This client wants something to send.
+            # This client requires a body.
             bearer: Any = Credentials
             credentials = bearer("anonymous")
         tls = shared_context(httpx)
@@ -245,7 +245,7 @@ class AsyncJobs:
         bound_client(http)
         own: dict[str, Any] = {
             "httpx_async_client": http,
-            # Otherwise the SDK makes a context for each of its other ways to send, of which none is used.
+            # Otherwise the SDK makes a TLS context for each of its other transports, none of which is used.
             "client_args": {"verify": tls},
             "async_client_args": {"verify": tls, "ssl": tls},
         }
@@ -265,7 +265,7 @@ class AsyncJobs:
             credentials=credentials,
             http_options=options,
         )
-        # The first answer would make Pydantic build these, for a tenth of a second: better here than on the loop.
+        # Pydantic would build these at the first answer, for a tenth of a second on the event loop.
         for model in filter(None, (getattr(types, name, None) for name in _MODELS)):
             model.model_rebuild()
         return cls(client, http)
@@ -303,7 +303,7 @@ class AsyncJobs:
 
 
 def _checked(response: Any, **_: Any) -> None:
-    """Refuse what the SDK would take for a list without jobs: it passes over all that it does not know."""
+    """Refuse an answer that the SDK would read as a list without jobs, because it ignores unknown fields."""
     if not response.ok:
         return
     with understood():
@@ -317,7 +317,7 @@ def _checked(response: Any, **_: Any) -> None:
 
 @contextmanager
 def _parsed() -> Iterator[None]:
-    """An SDK calls in this block and reads the answer itself; where it cannot, that is `NotUnderstood`."""
+    """Call an SDK that reads the answer itself in this block. An answer that it cannot read raises `NotUnderstood`."""
     try:
         yield
     except (AttributeError, LookupError, TypeError, ValueError) as error:
@@ -331,7 +331,7 @@ def _parsed() -> Iterator[None]:
 
 
 def _asked_for(name: str, job: Job) -> Job:
-    """The job, if it is this one: any object passes for a job, all of whose parts may be absent. `ValueError` otherwise."""
+    """Return the job if it has this name, and raise `ValueError` otherwise: any object would pass as a job without fields."""
     if str(job.name).rpartition("/")[2] != name.rpartition("/")[2]:
         raise ValueError("the answer is about another job")
     return job

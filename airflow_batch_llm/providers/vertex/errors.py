@@ -1,7 +1,7 @@
-"""Google's exceptions, and those of the HTTP libraries below its clients, in the package's tree.
+"""Translate the exceptions of Google's clients, and of the HTTP libraries below them, into the package's errors.
 
-The clients let transport errors through as they are. Which class they belong to is asked by module and name, so that
-judging an error imports none of these libraries: one that was not imported cannot have raised it.
+The clients let transport errors through as they are. Their classes are recognised by module and name, so that judging
+an error imports none of these libraries. A library that was not imported cannot have raised it.
 """
 
 import re
@@ -37,7 +37,7 @@ _ADVICE = {
     404: "Look whether the project, location, model and staging bucket or dataset are spelled right.",
 }
 
-# A time-out, and a call that was broken off: no verdict, although below 500.
+# A time-out and an aborted call, which are no verdict although their status is below 500.
 _UNDECIDED = frozenset({408, 499})
 #: Statuses by which Google refuses a single request, and no other.
 _OF_ONE_REQUEST = frozenset({400, 413, 422})
@@ -46,13 +46,13 @@ _TRANSPORT_MODULES = frozenset({"requests", "urllib3", "http", "httpx", "httpcor
 
 
 def judge(error: Exception) -> Exception:
-    """Return the error of a call that is safe to repeat; what is not a provider's failure comes back unchanged."""
+    """Return the error of a call that is safe to repeat. An exception that is not a provider's failure comes back unchanged."""
     return _judged(error, sent=False, creating=False)
 
 
 @contextmanager
 def judged() -> Iterator[None]:
-    """Calls in this block are safe to repeat, and their errors are judged."""
+    """Judge the errors of calls in this block, which are safe to repeat."""
     try:
         yield
     except Exception as error:
@@ -64,7 +64,7 @@ def judged() -> Iterator[None]:
 
 @contextmanager
 def judged_file() -> Iterator[None]:
-    """Calls in this block upload one attachment."""
+    """Judge the errors of calls in this block, which upload one attachment."""
     try:
         yield
     except Refused as error:
@@ -82,7 +82,7 @@ def needing_extra() -> Iterator[None]:
 
 
 def judge_creation(error: Exception, *, sent: bool) -> Exception:
-    """Return the error of a creation, of which all bytes were `sent` or not: only then may the job exist."""
+    """Return the error of a creation. The job may exist only if all bytes were `sent`."""
     return _judged(error, sent=sent, creating=True)
 
 
@@ -99,7 +99,7 @@ def refused_now(error: Exception) -> Refused:
 
 
 def http_code(error: BaseException) -> int | None:
-    """Return the HTTP status of an answer that is an error; None if there was no answer."""
+    """Return the HTTP status of an error answer, or None if there was no answer."""
     for code in (
         getattr(error, "code", None),
         getattr(getattr(error, "response", None), "status_code", None),
@@ -146,7 +146,7 @@ def _meaning(error: Exception, code: int, *, creating: bool) -> ProviderError:
 
 
 def _unauthorised(error: Exception) -> ProviderError:
-    """No token, so no request: a token is fetched before anything is sent."""
+    """Return the error of a token that could not be fetched. No request was sent, since the token is fetched first."""
     if getattr(error, "retryable", False) or type(error).__name__ == "TransportError":
         return Unavailable(f"Google's token service did not answer ({type(error).__name__}).")
     refused = Refused(f"Google credentials could not be used ({type(error).__name__}). {_ADVICE[401]}")

@@ -41,7 +41,7 @@ _NAME = re.compile(
 # Vertex cancels a job that has been running for 24 hours; its times may differ from that by minutes.
 _CUT_OFF_SECONDS = 23.75 * 3600
 
-# google.rpc codes of a failed job that say "not now": resource exhausted, internal, unavailable.
+# google.rpc codes of a failed job that may succeed later: resource exhausted, internal, unavailable.
 _PASSING = frozenset({8, 13, 14})
 
 _ADVICE = {
@@ -124,7 +124,7 @@ class JobPage:
 
 
 def status(job: Job) -> BatchStatus:
-    """Return one look at a job in our vocabulary."""
+    """Translate a job into the package's terms."""
     state = _state(job)
     return BatchStatus(
         state=state,
@@ -169,7 +169,7 @@ def _reason(job: Job) -> str:
 
 
 def _detail(job: Job) -> str:
-    # The importer quotes the values that it stumbled over, and those are row text.
+    # The importer quotes the values that it refuses, which are row text.
     told = (
         re.sub(r"'[^']*'|\"[^\"]*\"", "'…'", job.error_message) if job.error_code == 3 else job.error_message
     )
@@ -207,7 +207,7 @@ def is_name(name: str) -> bool:
 
 
 def console_url(name: str) -> str | None:
-    """Return the job's page in the Google Cloud console; None for what is not the name of a job."""
+    """Return the job's page in the Google Cloud console, or None if this is not the name of a job."""
     match = _NAME.fullmatch(name)
     if match is None:
         return None
@@ -236,7 +236,7 @@ _LISTED_SECONDS = 120 * 3600.0
 def check(
     names: Sequence[str], now: float, patience: Patience, memory: ListMemory
 ) -> Calls[Mapping[str, BatchStatus]]:
-    """Return the status of many jobs: by listing while that is no more calls, the rest one by one."""
+    """Return the status of many jobs: by listing while that takes no more calls, and the rest one by one."""
     since = now - _LISTED_SECONDS
 
     def between(newest: Mark | None, oldest: Mark | None) -> Pager:
@@ -265,7 +265,7 @@ def _status_page(listed: str, patience: Patience, after: str | None) -> Calls[St
 
 
 def cancel(name: str, patience: Patience) -> Calls[None]:
-    """Ask for an end. Vertex refuses that for a job that has ended, and then there is nothing to do."""
+    """Ask the job to end. Vertex refuses that for a job that has ended, and then nothing is left to do."""
     try:
         yield from patiently(lambda jobs: jobs.cancel(name), judge, patience)
     except Refused:
@@ -273,12 +273,12 @@ def cancel(name: str, patience: Patience) -> Calls[None]:
         if not found.state.is_over:
             raise
     else:
-        # The answer is empty, so anybody could have given it: the look shows that it was Vertex.
+        # The answer is empty, so a gateway could have given it. The look shows whether it was Vertex.
         yield from _look(name, patience)
 
 
 def delete(name: str) -> Calls[None]:
-    """Delete an ended job. One that is gone already is no error."""
+    """Delete an ended job. A missing job is not an error."""
 
     def gone(error: Exception) -> Exception:
         verdict = judge(error)
@@ -303,7 +303,7 @@ def find(search: Search, patience: Patience) -> Calls[Sequence[Sighting]]:
 
 
 def look(name: str, patience: Patience) -> Calls[Job]:
-    """Return one job as it is now."""
+    """Fetch one job."""
     if not is_name(name):
         raise Refused(f"{name!r} is not the name of a batch prediction job.")
     job: Job = yield from patiently(lambda jobs: jobs.get(name), judge, patience)

@@ -237,7 +237,7 @@ def attachment_rules(model: str, *, has_bucket: bool) -> AttachmentRules:
 
 
 def _attachment_tokens(one: Attachment, *, page: int, is_tiled: bool) -> int:
-    """Gemini 3 counts all images alike. Its predecessors count tiles."""
+    """Return the tokens of an attachment. Gemini 3 counts all images alike, and earlier models count tiles."""
     if one.is_pdf:
         return page * (one.pages or _USUAL_PAGES)
     if not is_tiled or not one.is_measured:
@@ -248,7 +248,7 @@ def _attachment_tokens(one: Attachment, *, page: int, is_tiled: bool) -> int:
 
 
 def flex_problem(call: Call, location: str) -> str | None:
-    """Say why this call has no Flex PayGo. None if it has it."""
+    """Say why this call has no Flex PayGo. Returns None if it has it."""
     instead = "Set way='batch' for half the price, or way='now' at the full price."
     if not _FLEX_MODELS.fullmatch(call.model.rpartition("/")[2]):
         return f"This release knows no Flex PayGo of the model {call.model!r}, but of previews of Gemini 3. {instead}"
@@ -292,7 +292,7 @@ def _check_params(call: Call) -> None:
 
 def _refuse_managed(name: str, managed: Mapping[str, str]) -> None:
     if "_" in name:
-        # Both spellings of one field in one request would be an error of every row.
+        # Both spellings of one field in one request would fail every row.
         raise InputError(f"extra_body: {name!r} is spelled in camelCase.")
     if name in managed:
         raise InputError(f"extra_body: {name!r} is set by this package; use {managed[name]}.")
@@ -351,7 +351,7 @@ _TRANSIENT_NAMES = frozenset(
 
 
 def decode(line: bytes) -> Result:
-    """Return one output line. Raises `ValueError` for a line that is not a result."""
+    """Return the result of one output line. Raises `ValueError` if it is not a result."""
     row = parse_line(line)
     try:
         return _result(row)
@@ -401,7 +401,7 @@ def refused_line(asked: Mapping[str, Any], error: ProviderError) -> bytes:
 
 
 def _failed(custom_id: str, status: str) -> Result:
-    """A row that Vertex reports as failed: its status is prose around a JSON error, when there is one."""
+    """Return the result of a failed row. Its status is prose, with a JSON error in it if there is one."""
     found = _STATUS_CODE.search(status)
     code = int(found[1] or found[2]) if found else None
     named = _STATUS_NAME.search(status)
@@ -435,7 +435,7 @@ def _answered(custom_id: str, response: Mapping[str, Any]) -> Result:
 
 
 def _outcome(reason: str | None, blocked: str | None, text: str) -> tuple[Outcome, str | None]:
-    """Return the outcome and, where it is not a success, the vendor's word for why. Only STOP is a whole answer."""
+    """Return the outcome and, for a failure, the vendor's code. Only STOP is a whole answer."""
     if blocked:
         return Outcome.REFUSED, blocked
     if reason in _REFUSED:

@@ -108,7 +108,7 @@ class VertexProvider:
         return decode(line)
 
     def upload(self, shard: ShardFile) -> str:
-        # The import of the jobs' SDK and a look for credentials take seconds, which would come off the lease.
+        # Importing the jobs' SDK and finding credentials take seconds, which would shorten the lease.
         self._open_jobs()
         place = self._place.staging
         return self._staging(place).upload(shard.path, place, shard.token)
@@ -207,7 +207,7 @@ class VertexProvider:
             if not jobs.status(job).state.is_over:
                 raise Refused(f"The job {batch_id} has not ended, so its files stay.")
             upload, output = upload or job.upload, job.output or job.destination
-        # The job goes last: it knows where the files are.
+        # The job is deleted last, because it names the files.
         if upload or output:
             self._staging(upload or output or "").delete_batch(upload, output)
         drive(flows.delete(batch_id), self._open_jobs())
@@ -290,7 +290,7 @@ class VertexProvider:
         return opened if opened is not None else await asyncio.to_thread(self._build_async_jobs)
 
     def _build_async_jobs(self) -> AsyncJobs:
-        """Runs in a thread: the SDK's import and its client would block the event loop for a second."""
+        """Build the client in a thread, since the SDK's import and its client would block the event loop for a second."""
         with self._opening, gc_paused():
             opened = self._async_jobs
             if opened is None:

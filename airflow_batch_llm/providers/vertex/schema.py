@@ -1,8 +1,9 @@
-"""A JSON Schema in the words of Gemini's `responseSchema`, a subset of OpenAPI.
+"""Translate a JSON Schema into Gemini's `responseSchema`, a subset of OpenAPI.
 
-Vertex imports the request lines as if they were a table, so JSON Schema itself cannot be sent: references, keys
-with a `$` and a type that is now a name, now a list fail the whole job. What the subset cannot say is refused with
-its path; what only narrows (`multipleOf`, `uniqueItems`) is told in the description. Landing validates every answer.
+Vertex imports the request lines as a table, so JSON Schema itself cannot be sent: references, keys with a `$`, and
+types that are names in one place and lists in another fail the whole job. A keyword that the subset cannot express is
+refused with its path. One that only narrows (`multipleOf`, `uniqueItems`) moves into the description. Landing validates
+every answer.
 """
 
 import math
@@ -24,7 +25,7 @@ _TYPES = {
     "boolean": "BOOLEAN",
 }
 
-# Keywords that change what a value is, and that no word of the subset replaces.
+# Keywords that change the meaning of a schema and have no equivalent in the subset.
 _INEXPRESSIBLE = (
     "not",
     "if",
@@ -36,7 +37,7 @@ _INEXPRESSIBLE = (
     "dependentRequired",
 )
 
-# The formats that Gemini knows for a string; with another the model answers an error for every row.
+# The formats that Gemini knows for a string. Any other fails every row.
 _STRING_FORMATS = frozenset({"date", "date-time", "duration", "time"})
 
 # By type, the keywords that the subset has under the same name.
@@ -95,7 +96,7 @@ def _alternatives(node: object, path: str) -> list[Node]:
 
 
 def _merged(node: Node, path: str) -> Node:
-    """`allOf` around one schema, which is how a description is hung on a reference, is that schema."""
+    """Replace an `allOf` around one schema by that schema. Such an `allOf` only adds a description to a reference."""
     if "allOf" not in node:
         return node
     rest = {key: value for key, value in node.items() if key != "allOf"}
@@ -132,7 +133,7 @@ def _implied_type(node: Node) -> str | None:
 
 
 def _typed(node: Node, path: str) -> dict[str, Any]:
-    """Return one alternative, or nothing for null, which the subset says with the type."""
+    """Return one alternative, or nothing for null, which the subset expresses by `nullable`."""
     kind = node["type"]
     if kind == "null":
         return {}
@@ -172,7 +173,7 @@ def _object(node: Node, path: str) -> dict[str, Any]:
 
 
 def _whole_bounds(node: Node) -> dict[str, int]:
-    """Open bounds of a whole number as closed ones. Those of other numbers are left to landing."""
+    """Turn open bounds of a whole number into closed ones. Landing checks those of other numbers."""
     bounds: dict[str, int] = {}
     if (low := node.get("exclusiveMinimum")) is not None:
         bounds["minimum"] = math.floor(low) + 1

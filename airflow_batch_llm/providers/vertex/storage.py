@@ -60,7 +60,7 @@ class StoragePlace:
 
     @property
     def has_bucket(self) -> bool:
-        """Tell if requests and answers lie in Cloud Storage."""
+        """Return whether requests and answers are in Cloud Storage."""
         return (self.chosen_staging or "").startswith("gs://")
 
     def attachment(self, name: str) -> str:
@@ -130,13 +130,13 @@ class Staging(Protocol):
         """Stream a shard's requests to a new name at this place. Returns its URI."""
 
     def delete(self, uri: str) -> None:
-        """Delete what was uploaded. What is gone already is no error."""
+        """Delete what was uploaded. A missing upload is not an error."""
 
     def delete_batch(self, upload: str, output: str | None) -> None:
         """Delete the requests and the answers of a job."""
 
     def lines(self, output: str, *, promised: bool) -> Iterator[bytes]:
-        """Stream the result lines of an output. Raises `ResultsGone` if there is nothing of what was promised."""
+        """Stream the result lines of an output. Raises `ResultsGone` if promised lines are missing."""
 
     def close(self) -> None: ...
 
@@ -163,7 +163,7 @@ def files(upload: str, unique: str) -> dict[str, Any]:
     }
 
 
-# Held in memory once while a file goes up or down.
+# The bytes that are in memory while a file is uploaded or downloaded.
 _CHUNK = 2 << 20
 _REQUESTS = "requests.jsonl"
 
@@ -214,7 +214,7 @@ class Bucket:
                     raise
 
     def delete_batch(self, upload: str, output: str | None) -> None:
-        # The upload has a folder of its own, below which the job has written too.
+        # The upload has its own folder, below which the job has written, too.
         made, _, name = upload.rpartition("/")
         for folder in (made if name == _REQUESTS else "", output):
             if folder:
@@ -255,7 +255,7 @@ def _chunks(file: Any) -> Iterator[bytes]:
         if file.size is not None and read > file.size:
             break  # what comes is not that file, and may never end
         yield chunk
-    # A line that was cut in the middle would pass for a bad row, and that row would be paid again.
+    # A truncated line would count as a bad row, and the row would be paid again.
     if file.size is not None and read != file.size:
         raise Unavailable(
             f"The answer file {file.name!r} gave {read} bytes and not its {file.size}. Read it again."
@@ -278,7 +278,7 @@ _REQUESTS_TABLE, _ANSWERS_TABLE = "llm_requests", "llm_answers"
 _REQUESTS_LIFETIME, _ANSWERS_LIFETIME = dt.timedelta(days=7), dt.timedelta(days=30)
 _COLUMNS = ("custom_id", "status", "response")
 _PAGE_ROWS = 5_000
-#: A load that fails for one of these is worth another.
+#: A load that fails for one of these reasons is tried again.
 _PASSING = frozenset({"backendError", "internalError", "quotaExceeded", "rateLimitExceeded", "timeout"})
 
 
@@ -341,7 +341,7 @@ class Tables:
                 self.delete(uri)
 
     def lines(self, output: str, *, promised: bool) -> Iterator[bytes]:
-        """Stream the rows of an output table as result lines, and give the table an end."""
+        """Stream the rows of an output table as result lines, and set the table's expiration."""
         try:
             with _table_there(output):
                 table = self._client.get_table(output.removeprefix(TABLE))
@@ -363,7 +363,7 @@ class Tables:
             yield from map(answer_line, batch.to_pylist())
 
     def _expire(self, table: Any) -> None:
-        """Let a table vanish by itself. An account that may not change it can still read it."""
+        """Set a table's expiration. An account without the right to do so can still read the table."""
         if table.expires is not None:
             return
         table.expires = dt.datetime.now(dt.UTC) + _ANSWERS_LIFETIME
