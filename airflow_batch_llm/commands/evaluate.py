@@ -74,7 +74,7 @@ def evaluate(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Bench:
-    """The candidate on its golden rows, what it is compared with, and how."""
+    """The candidate on its golden rows, and the comparison."""
 
     opening: Opening
     stem: str

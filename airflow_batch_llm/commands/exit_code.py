@@ -1,4 +1,4 @@
-"""Exit codes that tell a shell or a scheduler whether to repeat a command."""
+"""Define exit codes that tell a shell or a scheduler whether to repeat a command."""
 
 import os
 from collections.abc import Iterator

@@ -78,7 +78,7 @@ def run(
 
 
 def open_run(opening: Opening, stem: str, spool: Path, *, plan_only: bool) -> Run:
-    """Put the parts of a spec's run together. Nothing is connected to yet."""
+    """Put the parts of a spec's run together, without a connection."""
     stage = opening.stage(plan_only=plan_only)
     target = opening.warehouse(opening.spec.warehouse)
     parts = Parts(
@@ -116,7 +116,7 @@ def ready(planned: Run, *, again: bool) -> Run:
 
 
 def driven(run: Run, *, progress: bool) -> Finished:
-    """Bring the run to its end, and let go of what it has opened."""
+    """Bring the run to its end, and close what it has opened."""
     try:
         if progress:
             return _shown(run)
@@ -191,7 +191,7 @@ def estimate(
         say(orjson.dumps(request, option=orjson.OPT_INDENT_2).decode())
 
 
-#: The bytes of an attachment, which say nothing to a reader.
+#: Replaces the bytes of an attachment, which no person can read.
 _BASE64 = re.compile(rb"[A-Za-z0-9+/=]{1000,}")
 #: Takes the place of the vendor's name of an attachment, which only a submission knows.
 _UPLOADED = defaultdict[str, str](lambda: "(uploaded)")
@@ -224,7 +224,7 @@ def _look(opening: Opening, spool: Path) -> tuple[Plan, list[bytes]]:
 
 
 def _workspace(opening: Opening, spool: Path) -> Workspace:
-    """Return the workspace, to look at what is in flight. One that is not there yet is not made: nothing is."""
+    """Return the workspace, to see which rows are in flight. A missing workspace is not made."""
     uri = opening.spec.workspace
     is_new = "://" not in uri and not opening.file.path(uri).exists()
     return Workspace.open(str(spool / "workspace")) if is_new else opening.workspace(probe=False)

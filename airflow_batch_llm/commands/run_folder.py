@@ -69,7 +69,7 @@ def _json(found: Sequence[Inspected | Audit]) -> str:
 
 
 def _audit_told(run: Audit) -> str:
-    """For people. It holds no row, prompt, answer or key."""
+    """Describe an audit for people, without any row, prompt, answer or key."""
     lines = [
         f"{run.path}: {run.provider}:{run.model} at {run.host or 'the vendor'}, into {run.target}",
         f"  {moment(run.planned_at)} planned by {_doer(run.planned_by)}: {counted(run.rows, 'row')}",
@@ -308,7 +308,7 @@ def land(
 
 
 def _land(folder: RunFolder, opening: Opening, spool: Path) -> dict[str, object]:
-    """Land one generation again. Returns what is said of it."""
+    """Land one generation again. Returns a message about it."""
     plan = Plan.from_json(folder.read_plan() or b"")
     target = opening.warehouse(opening.spec.warehouse)
     parts = Parts(

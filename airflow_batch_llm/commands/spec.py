@@ -164,7 +164,7 @@ class StageFile(_Section):
 
 
 class LedgerFile(BaseModel):
-    """Read of a ledger's file what it must say. It may be the file of a stage, whose other fields do not matter here."""
+    """The fields of a ledger's file. It may be a stage's file, whose other fields do not matter here."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -195,7 +195,7 @@ def read_ledger_file(path: Path) -> LedgerFile:
 
 
 def read_spec(path: Path) -> StageFile:
-    """Return the file, checked. `InputError` names every field that does not fit, and no value."""
+    """Read and check the file. `InputError` names every wrong field, and no value."""
     given = _read_fields(path)
     try:
         return StageFile.model_validate(given)
@@ -338,12 +338,12 @@ class Opening:
         return UsageTable(name=name, book=book, opened=opened)
 
     def workspace(self, *, probe: bool = True) -> Workspace:
-        """Return the workspace. Without a probe it is only looked at."""
+        """Return the workspace. Without a probe it may only be read."""
         uri = self.spec.workspace
         return Workspace.open(uri if "://" in uri else str(self.file.path(uri)), probe=probe)
 
     def run_name(self, stem: str) -> str:
-        """The run's name: given, or the same for the same question, however fast it is asked."""
+        """Return the run's name: the given one, or one that follows from the question and the tables, and not from the pace."""
         if self.spec.run is not None:
             return self.spec.run
         stage = self.stage()

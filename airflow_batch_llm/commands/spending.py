@@ -38,7 +38,7 @@ _COLUMNS = ("run_id", "rows_succeeded", "dag_id", "provider", "model", "prompt_v
 
 
 class By(StrEnum):
-    """Choose what the dollars are added up by."""
+    """Choose the groups by which the dollars are added up."""
 
     DAY = "day"
     DAG = "dag"

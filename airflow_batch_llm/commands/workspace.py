@@ -97,7 +97,7 @@ class _Wanted:
 
 
 def _looks(index: RunIndex, wanted: _Wanted, *, watch: bool) -> Iterator[list[_Seen]]:
-    """Look once; or again and again, until all runs that are shown have ended."""
+    """Look once, or repeatedly until all shown runs have ended."""
     while True:
         seen = _look(index, wanted)
         yield seen
@@ -164,7 +164,7 @@ def _table(seen: Sequence[_Seen]) -> "Table":
 
 
 def _rows(one: _Seen) -> str:
-    """Return the good rows of all."""
+    """Return the sum of the runs' good rows."""
     good = one.record.succeeded if one.live is None else one.live.outcomes.get(Outcome.SUCCEEDED.value, 0)
     return f"{good:,}/{one.record.rows:,}"
 

@@ -1,4 +1,4 @@
-"""Airflow's connections turned into the package's parts: providers, warehouses, files and the workspace.
+"""Turn Airflow's connections into the package's parts: providers, warehouses, files and the workspace.
 
 Nothing here is called while a Dag is parsed. Drivers and SDKs are imported when a connection is first used.
 """

@@ -23,7 +23,7 @@ _KINDS: Mapping[type, str] = {int: "an int", float: "a number"}
 
 
 def one_of(**arguments: object) -> None:
-    """Refuse none, and more than one, of several arguments."""
+    """Raise `InputError` unless exactly one of these arguments is given."""
     given = [name for name, value in arguments.items() if value is not None]
     if len(given) != 1:
         names = ", ".join(arguments)
@@ -40,7 +40,7 @@ def choice(name: str, value: str, choices: type[E]) -> E:
 
 
 def number(name: str, value: Any, kind: type[N]) -> N:
-    """Return the number in an argument that may have been a template, and is text then."""
+    """Return the number in an argument, which is text if it was a template."""
     try:
         return kind(value)
     except (TypeError, ValueError):

@@ -1,8 +1,8 @@
-"""A run as an operator names it, and all that a task opens to work on it.
+"""Name a run for other tasks, and open all that a task needs to work on it.
 
-A handle is small enough for XCom: where the run's folder is, and how its provider and its target are reached. The run folder
-holds it too, so that another Dag can collect the run, from its folder or by its target. Connections are looked up when a part
-is opened here, and are opened when they are first used.
+A handle is small enough for XCom. It names the run's folder, its provider and its target, with their connections. The
+run folder holds it too, so that another Dag can collect the run by its folder or by its target. Connections are looked
+up when a part is opened here, and are opened when they are first used.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ _EARLIER_NAMES = {"timeout_seconds": "timeout", "min_round_seconds": "min_round_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunHandle:
-    """Identifiers only: no key, no row, no prompt."""
+    """A run's identifiers, without any key, row or prompt."""
 
     workspace: str | None  # None: the configured one
     run: str
@@ -59,12 +59,12 @@ class RunHandle:
     """The task instance that waits for the run, and its successors. None: not known, or its end cancels nothing."""
 
     def to_json(self) -> dict[str, Any]:
-        """For XCom."""
+        """Return the handle for XCom."""
         return {**asdict(self), "batch_ids": list(self.batch_ids), "inputs": list(self.inputs)}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "RunHandle":
-        """From XCom. What a later release has added is not known here and left out."""
+        """Read a handle from XCom. Fields that a later release has added are left out."""
         known = {item.name for item in fields(cls)}
         try:
             return cls(
@@ -92,7 +92,7 @@ class RunHandle:
 
     @classmethod
     def of_run(cls, workspace: Workspace, run: str, max_tries: int) -> "RunHandle | None":
-        """Return the handle that stands in a run folder; None: no operator has planned the run."""
+        """Return the handle in a run folder, or None if no operator has planned the run."""
         data = workspace.read(_path(run, max_tries))
         return None if data is None else cls.from_json(orjson.loads(data))
 
@@ -101,8 +101,8 @@ class RunHandle:
 class Departures:
     """Notes in a run folder that its task failed by itself, and that a later try came back.
 
-    Batches that a failed task leaves behind are for a clear to land. So they are told apart from those of a task that a
-    user has marked as failed while no process held it.
+    The batches of a task that failed by itself stay, so that a clear can land them. Those of a task that a user has
+    marked as failed are cancelled. The notes distinguish the two.
     """
 
     workspace: Workspace
@@ -123,7 +123,7 @@ class Departures:
             self._note(left=False)
 
     def _note(self, *, left: bool) -> None:
-        # Two notes at once come from two tries that live at once. Either of them is true.
+        # Two tries that run at once may write two notes at once. Either of them is true.
         self.workspace.append(self._folder, orjson.dumps({"left": left}))
 
     @property
@@ -146,12 +146,12 @@ class TaskKey:
 
     @property
     def tags(self) -> dict[str, Any]:
-        """Return what tells the task in metrics, whichever its Dag run is."""
+        """Return the tags of the task in metrics, the same in every Dag run."""
         return {"dag_id": self.dag_id, "task_id": self.task_id, "map_index": self.map_index}
 
     @classmethod
     def of(cls, task_instance: Any) -> "TaskKey":
-        """From whatever Airflow hands out as a task instance."""
+        """Return the key of any object that Airflow gives as a task instance."""
         map_index = task_instance.map_index
         return cls(
             dag_id=task_instance.dag_id,
@@ -209,7 +209,7 @@ def shared_budgets() -> "dict[str, SharedBudget]":
 
 
 def team(task: Any, task_instance: Any) -> str:
-    """Return who pays for a task: its Dag's team in Airflow, or its owner. Empty: neither is set."""
+    """Return who pays for a task: its Dag's team in Airflow, or its owner. Returns an empty text if neither is set."""
     known = getattr(task_instance, "stats_tags", None) or {}
     unset = conf.get("operators", "default_owner", fallback="airflow")
     return str(known.get("team_name") or (task.owner if task.owner != unset else ""))
@@ -232,7 +232,7 @@ def doer(key: TaskKey, handle: RunHandle, try_number: int = 0, team: str = "") -
 
 
 def open_parts(context: Context, handle: RunHandle, spool: Path, log: Any) -> "Parts":
-    """The source is the target's database. Connections are looked up here, and opened when they are used."""
+    """Open a run's parts, with the target's database as the source. Connections are looked up here, and opened when used."""
     from airflow_batch_llm.stage.parts import Parts
 
     target = open_target(handle)

@@ -1,9 +1,9 @@
-"""From an Airflow connection to a provider.
+"""Build a provider from an Airflow connection.
 
-The connection's type may be the vendor's own (`anthropic`, `openai`, `google_cloud_platform`), one of common.ai's, or any
-other that holds a key as the password, and a host where it differs from the vendor's. What only an official hook knows to
-open (workload identity, other platforms) is opened by that hook. Of Google's connections, `staging`, `location`, `project`
-and `base_url` may be in the extra; `hook_params` win over them.
+The connection's type may be the vendor's own (`anthropic`, `openai`, `google_cloud_platform`), one of common.ai's, or
+any other. Any other type holds a key as the password, and a host if it differs from the vendor's. Connections that only
+an official hook can open (workload identity, other platforms) are opened by that hook. Of Google's connections,
+`staging`, `location`, `project` and `base_url` may be in the extra; `hook_params` win over them.
 """
 
 from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -37,7 +37,7 @@ def find_connection(conn_id: str, argument: str) -> Connection:
 
 
 def plain_access(connection: Connection, hook_params: Mapping[str, Any]) -> Access:
-    """A key and a host; `hook_params` are options of the SDK's client."""
+    """Take a key and a host from a connection. `hook_params` are options of the SDK's client."""
     return Access(
         api_key=connection.password or None,
         base_url=base_url(connection),
@@ -86,7 +86,7 @@ def _texts(value: Any, name: str) -> Iterator[tuple[str, str]]:
 
 
 def anthropic_access(connection: Connection, hook_params: Mapping[str, Any]) -> Access:
-    """`hook_params` and the extra's `anthropic_client_kwargs` are options of the SDK's client."""
+    """Take Anthropic's access from a connection. `hook_params` and `anthropic_client_kwargs` are options of the SDK's client."""
     extra = connection.extra_dejson
     if (extra.get("platform") or "anthropic").lower() == "anthropic" and not extra.get("workload_identity"):
         options = {**extra.get("anthropic_client_kwargs", {}), **hook_params}
@@ -126,7 +126,7 @@ def _anthropic_async_client(conn_id: str) -> Any:
 
 
 def _completed(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Return the result of a coroutine that never waits. An event loop of its own would refuse Airflow's blocking calls."""
+    """Return the result of a coroutine that never waits. On an event loop Airflow would refuse its blocking calls."""
     try:
         coroutine.send(None)
     except StopIteration as stop:
@@ -136,7 +136,9 @@ def _completed(coroutine: Coroutine[Any, Any, Any]) -> Any:
 
 
 def openai_access(connection: Connection, hook_params: Mapping[str, Any]) -> Access:
-    """`hook_params` and the extra's `openai_client_kwargs` are options of the SDK's client, or of our provider."""
+    """Take OpenAI's access from a connection. `hook_params` and `openai_client_kwargs` are options of the client or the
+    provider.
+    """
     extra = connection.extra_dejson
     options = {**extra.get("openai_client_kwargs", {}), **hook_params}
     api_key = options.pop("api_key", None) or connection.password or None
@@ -169,7 +171,7 @@ def _openai_hook(conn_id: str) -> Any:
 
 
 def _openai_async_client(connection: Connection) -> Any:
-    """The twin of the hook's synchronous client: its own asynchronous one can only be had on an event loop."""
+    """Return an asynchronous client like the hook's synchronous one. The hook makes its own only on an event loop."""
     from openai import AsyncOpenAI
 
     opened = _openai_hook(connection.conn_id).get_conn()
@@ -185,7 +187,7 @@ _OPTIONS = ("staging", "location", "project", "base_url")
 
 
 def google_access(connection: Connection, hook_params: Mapping[str, Any]) -> Access:
-    """Credentials and project through the official hook, with its impersonation and its secrets."""
+    """Take credentials and project from the official hook, with its impersonation and its secrets."""
     options = _google_options(connection, hook_params)
     url = options.pop("base_url", None)
     if url is None or (urlsplit(url).hostname or "").endswith(".googleapis.com"):
@@ -195,7 +197,7 @@ def google_access(connection: Connection, hook_params: Mapping[str, Any]) -> Acc
 
 
 def pydantic_vertex_access(connection: Connection, hook_params: Mapping[str, Any]) -> Access:
-    """common.ai's connection: project and location; the credentials are the environment's."""
+    """Take project and location from common.ai's connection. The credentials are the environment's."""
     options = _google_options(connection, hook_params)
     url = options.pop("base_url", None)
     return Access(base_url=url, options=options, allow_insecure=is_insecure_allowed(connection))
@@ -231,7 +233,7 @@ _TYPES: Mapping[str, tuple[str | None, OpenAccess]] = MappingProxyType(
     }
 )
 
-#: common.ai's types for platforms that none of our providers reaches.
+#: common.ai's types for platforms that no provider of this package reaches.
 _UNSERVED = frozenset({"pydanticai_azure", "pydanticai_bedrock", "pydanticai_snowflake"})
 
 _DEFAULT_CONN_IDS = MappingProxyType({"vertex": "google_cloud_default"})
@@ -251,7 +253,7 @@ def split_model_id(model_id: str) -> tuple[str, str]:
 
 
 def default_conn_id(provider: str) -> str:
-    """Return the connection that is used where none is named: the one that the official hook uses."""
+    """Return the default connection, which is that of the official hook."""
     return _DEFAULT_CONN_IDS.get(provider, f"{provider}_default")
 
 

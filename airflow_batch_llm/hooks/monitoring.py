@@ -1,4 +1,4 @@
-"""Tell Airflow how a task fares: errors that know whether to retry, quiet logs, metrics, and a warning without a triggerer.
+"""Report to Airflow: errors that are retried or not, quiet logs, metrics, and a warning if no triggerer runs.
 
 Airflow hands an exception's text to lineage and to callbacks. A vendor's own words are in our error's `detail`: they are
 logged here, and travel no further. Airflow logs an exception with its stack and those of its causes. An error that the
@@ -23,7 +23,7 @@ from airflow_batch_llm.errors import BatchLLMError, forget_hidden, raise_alone
 
 
 def quiet_sdks() -> None:
-    """In a task's own process: let SDKs and drivers log warnings only."""
+    """Let SDKs and drivers log warnings only, for a process that belongs to one task."""
     if not _are_wanted():
         from airflow_batch_llm.stage.telemetry import quiet_process
 
@@ -31,7 +31,7 @@ def quiet_sdks() -> None:
 
 
 def quiet_sdks_here() -> None:
-    """The same in a triggerer, for this trigger alone: the process is not ours."""
+    """Let SDKs and drivers log warnings only for this trigger: other triggers share its process."""
     if not _are_wanted():
         from airflow_batch_llm.stage.telemetry import quiet_context
 
@@ -53,7 +53,7 @@ def translated_errors() -> AbstractContextManager[None]:
 
 
 class _Translated(AbstractContextManager[None]):
-    """A class, because a generator would add frames of its own to the stack that Airflow logs."""
+    """Translates the errors of a block. It is a class, since a generator would add frames to the stack that Airflow logs."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
@@ -149,7 +149,7 @@ def metric_tags(**given: object) -> dict[str, str]:
 
 
 def gauge_open_since(since: float, *, dag_id: str, task_id: str, map_index: int = -1) -> None:
-    """Send the time since which a task has an open run, in seconds since the epoch. 0: it has none."""
+    """Send the time since which a task has an open run, in seconds since the epoch. 0 if it has none."""
     tags = metric_tags(dag_id=dag_id, task_id=task_id)
     if map_index >= 0:
         tags["map_index"] = str(map_index)

@@ -1,6 +1,6 @@
-"""From an Airflow connection to a warehouse: the one registered for its type, or the one for any DB-API database.
+"""Build a warehouse from an Airflow connection: the one registered for its type, or the one for any DB-API database.
 
-Of the type `duckdb`, which is ours, the host is the file's path, and the extra holds DuckDB's options.
+In the package's own type `duckdb` the host is the file's path, and the extra holds DuckDB's options.
 """
 
 from collections.abc import Callable, Mapping
@@ -58,7 +58,7 @@ def open_connection(connection: Connection, hook_params: HookParams) -> "Warehou
 
 
 def _hook(connection: Connection, kind: "WarehouseType | None") -> Callable[..., Any]:
-    """Return what builds the connection's hook. One of Airflow's providers brings the hook."""
+    """Return a function that builds the connection's hook, which is in one of Airflow's providers."""
 
     def build(**params: Any) -> Any:
         try:
@@ -85,8 +85,8 @@ def _hook(connection: Connection, kind: "WarehouseType | None") -> Callable[...,
 class DuckDBHook(BaseHook):
     """A DuckDB file that all workers of a run see.
 
-    Of the connection's extra, `staging` (a folder for answers that are not merged yet), `memory_limit` and
-    `lock_wait_seconds` are ours; all else is DuckDB's configuration.
+    Three fields of the connection's extra are the package's: `staging` (a folder for answers that are not merged yet),
+    `memory_limit` and `lock_wait_seconds`. All others are DuckDB's configuration.
     """
 
     conn_name_attr = "duckdb_conn_id"
@@ -104,7 +104,7 @@ class DuckDBHook(BaseHook):
         return open_connection(self.get_connection(self.duckdb_conn_id), self._options)
 
     def test_connection(self) -> tuple[bool, str]:
-        """Open the file and ask it something."""
+        """Open the file and run a query."""
         from airflow_batch_llm.core.settings import Source
 
         try:
@@ -119,7 +119,7 @@ class DuckDBHook(BaseHook):
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
-        """Return the form in Airflow 3.1; later ones take it from the provider's description."""
+        """Return the form in Airflow 3.1. Later releases take it from the provider's description."""
         return {
             "hidden_fields": ["schema", "port", "login", "password"],
             "relabeling": {"host": "Path of the file"},

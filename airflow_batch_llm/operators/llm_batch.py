@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 class PlannedRunOperator(RunOperator):
-    """Needs the run's frozen plan alone: neither the prompt nor the source."""
+    """Works on a run by its frozen plan, without the prompt and the source."""
 
     def open_run(self, context: Context, handle: RunHandle, spool: Path) -> "Run":
-        """Return the run by its handle."""
+        """Open the run that the handle names."""
         from airflow_batch_llm.stage.run import Run
 
         return Run(
@@ -41,7 +41,10 @@ class PlannedRunOperator(RunOperator):
 
 
 def clears(task_instance: Any, retries: int | None) -> int:
-    """Return a number that a clear of this very task raises and a retry does not: the planned run gets a new deadline by it."""
+    """Return a number that a clear of this task raises and a retry does not.
+
+    A raised number gives the planned run a new deadline.
+    """
     raised: int = task_instance.max_tries - (retries or 0)
     return max(0, raised)
 
@@ -61,10 +64,10 @@ class SubmitLLMBatchOperator(LLMTransformOperator):
             )
 
     def waiter(self, context: Context) -> None:
-        """Return None: the task that collects may be in another Dag."""
+        """Return None, because the task that collects may be in another Dag."""
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Go as far as can be gone without waiting for a batch."""
+        """Move the run as far as it goes without waiting for a batch."""
         from airflow_batch_llm.stage.run import Pause
 
         self._task_key = TaskKey.of(context["ti"])
@@ -114,7 +117,7 @@ class CollectLLMBatchOperator(PlannedRunOperator):
         self.pending_for = pending_for
 
     def handles(self, context: Context) -> Sequence[RunHandle]:
-        """Return the runs that were there at the first look, also where they have ended since."""
+        """Return the runs that existed at the first look, also those that have ended since."""
         if self.handle is not None:
             return [RunHandle.from_json(self.handle)]
         workspace = open_workspace(self.workspace)
@@ -168,7 +171,7 @@ class CollectLLMBatchOperator(PlannedRunOperator):
         return False
 
     def returned(self, context: Context, ended: Sequence[Ended]) -> Any:  # noqa: ARG002 - the runs are enough
-        """Return the report of the run, or for `pending_for` those of all."""
+        """Return the report of the run, or with `pending_for` the reports of all."""
         for one in ended:
             one.finished.raise_for_verdict()
         reports = [one.report for one in ended]

@@ -1,4 +1,4 @@
-"""The whole stage in one task: rows in from a warehouse or files, one typed answer per row out into a table."""
+"""Run the whole stage in one task: read rows from a warehouse or files, and write one typed answer per row to a table."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -223,7 +223,7 @@ class LLMTransformOperator(RunOperator):
         self._check()
 
     def _check(self) -> None:
-        """Refuse, while the Dag is read, what can be refused without a connection."""
+        """Refuse wrong arguments while the Dag is read, as far as that needs no connection."""
         one_of(source_sql=self.source_sql, source_table=self.source_table, source_uri=self.source_uri)
         one_of(prompt=self.prompt, prompt_file=self.prompt_file)
         check_params(
@@ -308,7 +308,7 @@ class LLMTransformOperator(RunOperator):
         return replace(settings, **changes)
 
     def handles(self, context: Context) -> Sequence[RunHandle]:
-        """Return the one run of this task, named in its folder for others to find."""
+        """Return the task's one run. Its handle is stored in the run folder, where other tasks find it."""
         from airflow_batch_llm.stage.run import own_name
 
         workspace = open_workspace(self.workspace)
@@ -318,7 +318,7 @@ class LLMTransformOperator(RunOperator):
         return [handle]
 
     def open_run(self, context: Context, handle: RunHandle, spool: Path) -> "Run":
-        """Return the run with the stage as it is written today, which counts where nothing was planned before."""
+        """Return the run with the stage as it is written now, which counts if nothing was planned before."""
         from airflow_batch_llm.hooks.object_storage import ObjectFiles
         from airflow_batch_llm.hooks.warehouse import warehouse
         from airflow_batch_llm.stage.run import Run
@@ -406,7 +406,7 @@ def _examples(given: Sequence[Any]) -> tuple[Example, ...]:
 
 
 def _group(settings: type[S], given: S | Mapping[str, Any] | None, name: str = "") -> S:
-    """Return a group of settings, which may be given as a mapping. Its name is that of its class by default."""
+    """Return a group of settings, which may be given as a mapping. Its name in messages is by default that of its class."""
     if isinstance(given, settings):
         return given
     if given is None or isinstance(given, Mapping):
@@ -417,7 +417,7 @@ def _group(settings: type[S], given: S | Mapping[str, Any] | None, name: str = "
 
 
 def _refuse_fields_of_groups(arguments: Mapping[str, Any]) -> None:
-    """Say where an argument belongs that is a field of a group."""
+    """Refuse an argument that is a field of a group, and name the group."""
     for argument, settings in _GROUPS.items():
         for name in {field.name for field in fields(settings)} & set(arguments):
             raise InputError(

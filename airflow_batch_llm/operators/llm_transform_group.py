@@ -1,6 +1,7 @@
-"""The stage as a group of tasks, for tables that one worker would plan, send or land for too long.
+"""Run the stage as a group of tasks, for tables that take one worker too long.
 
-The tasks share the run's folder. Each may fail, be retried or be cleared by itself: what one leaves undone, the next ones do.
+The tasks share the run's folder. Each may fail, be retried or be cleared by itself. Later tasks do what an earlier one
+leaves undone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,7 +53,7 @@ class PlanRunOperator(LLMTransformOperator):
         self.max_workers = max_workers
 
     def open_run(self, context: Context, handle: RunHandle, spool: Path) -> "Run":
-        """Return the run, with what other tasks have read for it."""
+        """Open the run with the partitions that other tasks have read for it."""
         return replace(super().open_run(context, handle, spool), opening=self.opening)
 
     def execute(self, context: Context) -> list[dict[str, int]]:
@@ -66,7 +67,7 @@ class PlanRunOperator(LLMTransformOperator):
                 generation.ask_canary()
                 portions = Spread(generation=generation).portions(self.max_workers)
         context["ti"].xcom_push(key="handle", value=handle.to_json())
-        # Without a portion Airflow would make no task, call it skipped, and skip what comes after it too.
+        # Without a portion Airflow would skip the mapped task, and all tasks after it.
         nothing = Portion(first=0, last=0, places=0)
         return [asdict(portion) for portion in portions or [nothing]]
 
@@ -99,7 +100,7 @@ class OpenSourceOperator(LLMTransformOperator):
         return [replace(handle, run=own)]
 
     def execute(self, context: Context) -> list[dict[str, int]]:
-        """Look at the bounds of the source, and read none of its rows."""
+        """Find the bounds of the source without reading its rows."""
         with translated_errors():
             (handle,) = self.handles(context)
             with self.opened(context, handle) as run:
@@ -135,7 +136,7 @@ class ReadPartitionOperator(BaseOperator):
         self.partition = partition
 
     def execute(self, context: Context) -> None:
-        """Read, unless that is done."""
+        """Read the partition, unless that is done."""
         opener: Any = context["dag"].get_task(self.opener).prepare_for_execution()
         opener.render_template_fields(context)
         opener.read(context, self.opening, self.partition["number"])
@@ -184,7 +185,7 @@ class _PortionOperator(_SpreadRunOperator):
                 self.work(Spread(generation=run.generation()), Portion(**self.portion))
 
     def work(self, spread: "Spread", portion: "Portion") -> None:
-        """The part of the run that is this task's."""
+        """Do the part of the run that belongs to this task."""
         raise NotImplementedError
 
 
@@ -204,7 +205,7 @@ class DriveRunOperator(_SpreadRunOperator):
         return Spread(generation=run.generation()).drive()
 
     def returned(self, context: Context, ended: Sequence[Ended]) -> None:
-        """Nothing: the batches have ended, and what has become of them is for `finish` to say."""
+        """Return None: the batches have ended, and `finish` reports the result."""
 
 
 class CollectPortionOperator(_PortionOperator):
@@ -215,7 +216,7 @@ class CollectPortionOperator(_PortionOperator):
 
 
 class FinishRunOperator(LLMTransformOperator):
-    """Publish what is staged, ask again what is worth it, and judge the run. Fails if a task of the group has.
+    """Publish staged answers, ask failed rows again, and judge the run. Fails if a task of the group has failed.
 
     :param handle: what `plan` has pushed
     :param members: the tasks of the group before this one
@@ -233,7 +234,7 @@ class FinishRunOperator(LLMTransformOperator):
         return [RunHandle.from_json(self.handle)]
 
     def open_run(self, context: Context, handle: RunHandle, spool: Path) -> "Run":
-        """Return the run with its stage, so that a clear of the whole group reads the source again."""
+        """Open the run with its stage, so that a clear of the whole group reads the source again."""
         return replace(super().open_run(context, handle, spool), clears=clears(context["ti"], self.retries))
 
     def returned(self, context: Context, ended: Sequence[Ended]) -> Any:
@@ -254,7 +255,7 @@ class FinishRunOperator(LLMTransformOperator):
         return sorted(task for task, state in states.get(key.run_id, {}).items() if state == "failed")
 
 
-#: `drive` and `finish` make good what mapped tasks have left undone; without a plan there is nothing to do.
+#: `drive` and `finish` do what mapped tasks have left undone. Without a plan there is nothing to do.
 _IF_PLANNED = TriggerRule.ALL_DONE_MIN_ONE_SUCCESS
 
 #: Arguments that only tasks at the begin of the group take, and those that only tasks at its end take.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaitWarning:
-    """Two records in the run folder: when the waiting began, and that its warning was sent."""
+    """Warns once of a long wait, by two records in the run folder: its begin, and that the warning was sent."""
 
     workspace: Workspace
     handle: RunHandle
@@ -73,7 +73,7 @@ def is_lineage_wanted() -> bool:
 
 @contextmanager
 def unfailing() -> Iterator[None]:
-    """Log an error and go on: rows that are paid for must not fail because their lineage cannot be reported."""
+    """Log an error and go on: a run that is paid for must not fail because its lineage cannot be reported."""
     try:
         yield
     except Exception as error:  # noqa: BLE001 - a connection, a driver, a parser
@@ -83,7 +83,7 @@ def unfailing() -> Iterator[None]:
 def planned_lineage(
     plan: "Plan", inputs: tuple[str, ...], database_uri: str, finished: "Finished"
 ) -> Lineage:
-    """Return what a run has read and written by its frozen plan, which knows everything but the source."""
+    """Return the lineage of a run from its frozen plan, which holds everything except the source."""
     from airflow_batch_llm.core.prompt import compile_prompt
     from airflow_batch_llm.core.spec import Spec
 
@@ -124,7 +124,7 @@ FACET_SCHEMA = "urn:airflow-batch-llm:openlineage:BatchLLMUsageRunFacet:1-0-0"
 
 
 def to_openlineage(lineages: Iterable[Lineage]) -> Any:
-    """Their facets. Airflow asks for them only where its OpenLineage provider is installed."""
+    """Return the facets of these lineages. Airflow asks for them only if its OpenLineage provider is installed."""
     from airflow.providers.common.compat.openlineage.facet import (
         Dataset,
         OutputDataset,
@@ -157,7 +157,7 @@ def to_openlineage(lineages: Iterable[Lineage]) -> Any:
 
 
 def _usage_facet(runs: list[dict[str, str | int | float]]) -> Any:
-    """Return the facet that says what the runs of a task have cost."""
+    """Return the facet with the usage and dollars of a task's runs."""
     from airflow.providers.common.compat.openlineage.facet import RunFacet
 
     facet: Any = RunFacet().with_additional_properties(runs=runs)

@@ -1,6 +1,6 @@
-"""A task that drives a run to its end: it works, defers, and works again.
+"""Drive a run to its end: the task works, defers, and works again.
 
-What the run has come to stands in its folder, never in Airflow: any attempt, on any worker, goes on from there. Nothing
+The state of the run is in its folder, never in Airflow, so any attempt on any worker goes on from there. No state
 travels through `defer(kwargs=…)` or XCom.
 """
 
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
 
 def _import_stage() -> None:
-    """Import what a task works with. The garbage collector would look at all of it, for a tenth of a second."""
+    """Import the stage with the garbage collector paused, which would scan it for a tenth of a second."""
     from airflow_batch_llm.providers.clients import gc_paused
 
     with gc_paused():
@@ -70,7 +70,7 @@ def _import_stage() -> None:
 
 
 def run_name(context: Context, workspace: Workspace, asked: object) -> str:
-    """The run folder's path. `asked` is all that tells a mapped task's item from another."""
+    """Return the run folder's path. `asked` is whatever distinguishes a mapped task's item from the others."""
     from airflow_batch_llm.stage.records.folder import run_path
 
     task_instance: Any = context["ti"]
@@ -84,10 +84,10 @@ def run_name(context: Context, workspace: Workspace, asked: object) -> str:
 
 
 def _item(workspace: Workspace, run: str, attempt: str, asked: object) -> str:
-    """The item that a mapped task's index means.
+    """Return the name of the item that a mapped task's index means.
 
-    Between the tries of one task it is the one that the first try found, whatever templates render to now; after a
-    clear it is found by what is asked, since the list may have another order by then.
+    All tries of one task take the item of the first try, whatever templates render to now. After a clear the item is
+    found by what is asked, since the list may have another order by then.
     """
     record = f"{run}/items/{attempt}.json"
     item = hashlib.blake2b(repr(asked).encode(), digest_size=8).hexdigest()
@@ -97,7 +97,7 @@ def _item(workspace: Workspace, run: str, attempt: str, asked: object) -> str:
     return recorded.decode()
 
 
-#: Only a net below the trigger's own deadline: where Airflow's timeout passes first, the task counts as failed.
+#: A margin above the trigger's own deadline: if Airflow's timeout passes first, the task counts as failed.
 _DEFER_SLACK_SECONDS = CANCEL_GRACE_SECONDS + 1800.0
 
 #: Airflow kills a worker soon after it asks the worker to end.
@@ -114,13 +114,13 @@ class RunOperator(BaseOperator):
     :param cancel_on_kill: whether running batches are cancelled when the task is marked failed or successful, or its Dag
         run is; a clear, a retry or an evicted worker never cancels
     :param warn_after: warn once if the run is still waiting after this long
-    :param on_warning: whom to tell of that, and once of a provider that three looks in a row have not reached: a notifier
-        or another function of the task's context; None for the log alone
+    :param on_warning: a notifier or another function of the task's context, called for that warning, and once if three
+        looks in a row have not reached the provider; None for the log alone
     """
 
     operator_extra_links = (BatchConsoleLink(), RunPageLink())
 
-    #: Tasks that go on with the run if this one is given up: its batches are theirs then.
+    #: Tasks that go on with the run, and with its batches, if this one is given up.
     successors: Sequence[str] = ()
 
     def __init__(
@@ -148,7 +148,10 @@ class RunOperator(BaseOperator):
 
     @property
     def page_run(self) -> str | None:
-        """The run that the page in Airflow's UI shows for this task. None: it knows none, or not its workspace."""
+        """The run that the page in Airflow's UI shows for this task.
+
+        None if there is none, or the page does not know its workspace.
+        """
         return next((handle.run for handle in self._handles if handle.workspace is None), None)
 
     def handles(self, context: Context) -> Sequence[RunHandle]:
@@ -160,11 +163,11 @@ class RunOperator(BaseOperator):
         raise NotImplementedError
 
     def execute(self, context: Context) -> Any:
-        """Begin a try: go on from where the run folders say that the runs are."""
+        """Begin a try: go on from the state in the run folders."""
         return self._go_on(context, begins=True)
 
     def look(self, context: Context, event: Any = None) -> Any:
-        """Go on after a deferral. The event says no more than how long the provider has not been reached."""
+        """Go on after a deferral. The event only says how long the provider has not been reached."""
         self._outage = Outage(**(event or {}).get("outage", {}))
         return self._go_on(context, begins=False)
 
@@ -188,7 +191,7 @@ class RunOperator(BaseOperator):
             return self.returned(context, [state for _, state in states if isinstance(state, Ended)])
 
     def _leave(self) -> None:
-        """Note in the run folders that this try fails by itself, so that no other task cancels what it leaves running."""
+        """Note in the run folders that this try fails by itself, so that no other task cancels the batches that it leaves."""
         with suppress(BatchLLMError):  # the task's own error says more
             for handle in self._handles:
                 Departures(workspace=open_workspace(handle.workspace), run=handle.run).leave()
@@ -201,7 +204,7 @@ class RunOperator(BaseOperator):
             return super().render_template(content, context, jinja_env, seen_oids)
 
     def step(self, run: "Run") -> "Pause | Finished | None":
-        """Move a run as far as can be gone without waiting. None: there is nothing left that is this task's to do."""
+        """Move a run as far as it goes without waiting. Returns None if this task has nothing left to do."""
         return run.advance()
 
     def returned(self, context: Context, ended: Sequence["Ended"]) -> Any:  # noqa: ARG002 - for those that ask Airflow
@@ -213,7 +216,7 @@ class RunOperator(BaseOperator):
     def _tried(
         self, context: Context, handle: RunHandle, failed: list[BatchLLMError]
     ) -> "Watch | Ended | None":
-        """Move a run. One that cannot be moved holds up no other."""
+        """Move a run. An error of one run does not stop the others."""
         try:
             return self._moved(context, handle)
         except BatchLLMError as error:
@@ -223,7 +226,7 @@ class RunOperator(BaseOperator):
             return None
 
     def _moved(self, context: Context, handle: RunHandle) -> "Watch | Ended | None":
-        """Move a run as far as can be gone without waiting; without a triggerer, for as long as there is to do."""
+        """Move a run as far as it goes without waiting. If the task is not deferrable, wait and go on until it has ended."""
         from airflow_batch_llm.stage.drive import Waiter
         from airflow_batch_llm.stage.run import Pause
         from airflow_batch_llm.stage.telemetry import span, waited
@@ -242,7 +245,7 @@ class RunOperator(BaseOperator):
 
     @contextmanager
     def opened(self, context: Context, handle: RunHandle) -> Iterator["Run"]:
-        """A run for as long as it is worked on."""
+        """Open a run, and close its connections at the end of the block."""
         from airflow_batch_llm.stage.tidying import private_spool
 
         quiet_sdks()
@@ -257,7 +260,7 @@ class RunOperator(BaseOperator):
                             part.close()
 
     def ended(self, context: Context, handle: RunHandle, run: "Run", finished: "Finished") -> "Ended":
-        """Tell Airflow what has become of a run, while its connections are open."""
+        """Report a run's result to Airflow, while its connections are open."""
         from airflow_batch_llm.core.report import to_xcom
 
         report = to_xcom(finished.report, replace(finished.about, llm_conn_id=handle.llm_conn_id))
@@ -274,13 +277,13 @@ class RunOperator(BaseOperator):
         return Ended(finished=finished, report=report)
 
     def waiter(self, context: Context) -> dict[str, Any] | None:
-        """Return the task that waits for the run, and its successors. None: batches stay when the task is given up."""
+        """Return the task that waits for the run, and its successors. Returns None if batches stay when the task is given up."""
         if not self.cancel_on_kill:
             return None
         return {**asdict(TaskKey.of(context["ti"])), "successors": list(self.successors)}
 
     def inputs(self, handle: RunHandle, run: "Run") -> tuple[str, ...]:  # noqa: ARG002 - for those that have the source
-        """Return the URIs of what the run has read, as far as this task knows."""
+        """Return the URIs of the tables or files that the run has read, as far as this task knows."""
         return handle.inputs
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:  # noqa: ARG002 - Airflow's signature
@@ -317,7 +320,7 @@ class RunOperator(BaseOperator):
                     self._lineages.append(planned_lineage(plan, *uris, finished))
 
     def _paused(self, context: Context, handle: RunHandle, run: "Run", pause: "Pause") -> Watch:
-        """Say what is waited for, and warn where it is due."""
+        """Log what the run waits for, and send a warning that is due."""
         watch = pause.watch
         wake = "" if watch.wake_at is None else f" Looks again at {_moment(watch.wake_at)} at the latest."
         self.log.info("%s.%s The run's time ends at %s.", pause.waiting, wake, _moment(watch.deadline))
@@ -372,8 +375,8 @@ class RunOperator(BaseOperator):
     def on_kill(self) -> None:
         """Cancel what is at the provider if the task has been given up.
 
-        Airflow calls this in a signal's handler, which may have interrupted a talk with Airflow that another cannot
-        begin before. So it is done in a thread, and left undone if it takes long: the next attempt knows the batches.
+        Airflow calls this in a signal handler, which may have interrupted a request to Airflow that must end first. So
+        a thread does it, and gives up if that takes long: the next attempt knows the batches.
         """
         if not self.cancel_on_kill or self._task_key is None:
             return
@@ -416,7 +419,7 @@ class RunOperator(BaseOperator):
 
 
 class _Departing(AbstractContextManager[None]):
-    """Calls a function if its block fails, and not if it defers. A generator would add frames to the logged stack."""
+    """Calls a function if its block fails, but not if it defers. A generator would add frames to the logged stack."""
 
     def __init__(self, leave: Callable[[], None]) -> None:
         self._leave = leave
@@ -456,7 +459,7 @@ class GivenUp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """A run that is over, and what is said of it."""
+    """A run that has ended, and its report."""
 
     finished: "Finished"
     report: dict[str, Any]

@@ -1,6 +1,6 @@
 """The interface between a workspace and its storage, and storage on a disk of this machine or on a mount that the workers share.
 
-Absent means surely absent. A storage that cannot tell raises `StoreUnreadable`; a write whose outcome is unknown raises
+"Absent" is always certain. A storage that cannot tell raises `StoreUnreadable`; a write whose outcome is unknown raises
 `StoreUnavailable`. Nothing is ever answered from a listing that was cached.
 
 On a disk a record is written to a temporary file, flushed to the disk, and then hard-linked to its name. Only one writer can
@@ -26,10 +26,10 @@ class Storage(Protocol):
     """One place in which bytes are kept by path. Paths are relative, `/` between their names."""
 
     def create(self, path: str, data: bytes) -> bool:
-        """Create a record as a whole if there is none. True: it holds these bytes; False: it holds others."""
+        """Create a record as a whole if there is none. Returns whether it holds these bytes now, and not others."""
 
     def read(self, path: str) -> bytes | None:
-        """Give all bytes of a file; None if it is surely absent."""
+        """Return all bytes of a file, or None if it is certainly absent."""
 
     def open_read(self, path: str) -> BinaryIO | None:
         """Open a file as a stream that fails, rather than mixes, if the file is replaced meanwhile."""
@@ -47,13 +47,16 @@ class Storage(Protocol):
         """Publish these blocks as one file, or collect them `aside`. Returns whether that file is still to be put."""
 
     def link(self, path: str, local: Path) -> bool:
-        """Give the file this second name on its own disk. False: no file, no such disk, or not allowed."""
+        """Give the file this second name on its own disk.
+
+        Returns False if there is no file or no such disk, or it is not allowed.
+        """
 
     def delete(self, path: str) -> None:
-        """Delete a file; one that is gone already is no error."""
+        """Delete a file. A missing file is not an error."""
 
     def delete_folder(self, path: str) -> None:
-        """Delete all that lies below a folder; one that is gone already is no error."""
+        """Delete everything below a folder. A missing folder is not an error."""
 
     def names(self, folder: str) -> list[str]:
         """List the names of files and folders directly in a folder, as they are now."""
@@ -104,7 +107,7 @@ class LocalDisk:
             try:
                 os.link(temporary, target)
             except OSError as error:
-                # Also on a network file system whose answer was lost: then the record that is there is ours.
+                # If a network file system has lost the reply, the record that exists may be this process's own.
                 held = self.read(path)
                 if held is not None:
                     return held == data

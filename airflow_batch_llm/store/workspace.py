@@ -3,9 +3,9 @@
 A record is created once and never changed; a folder's records are read by number, 1, 2, 3, until one is surely
 absent. Each record must hold a nonce, so that equal bytes mean the same author.
 
-Before the first record, it is proved that exactly one writer can create a record. Old or simple S3 servers take the
-condition of a conditional write and ignore it; every payment would then rest on luck. So the property itself is tried, by
-several writers at once, once per process and workspace.
+Before the first record, it is proved that exactly one writer can create a record. Old or simple S3 servers accept a
+conditional write and ignore its condition, so two workers could both pay. Therefore several writers try to create the
+same record at once, once per process and workspace.
 """
 
 import os
@@ -119,7 +119,7 @@ class Workspace:
         return self._storage.create(_checked(path), data)
 
     def read(self, path: str) -> bytes | None:
-        """Give a record's bytes; None if it is surely absent."""
+        """Return a record's bytes, or None if it is certainly absent."""
         data = self._storage.read(_checked(path))
         if data == b"":
             raise StoreUnreadable(
@@ -164,7 +164,7 @@ class Workspace:
         return self._storage.collect(_checked(path), blocks, aside)
 
     def get(self, path: str, local: Path) -> bool:
-        """Have a file on the local disk, to read it, as a whole; False if it is surely absent.
+        """Bring a whole file to the local disk, to read it. Returns False if it is certainly absent.
 
         On the disk of the workspace it is the very file by another name: what is published there is never changed.
         """
@@ -186,7 +186,7 @@ class Workspace:
         return True
 
     def blocks(self, path: str) -> Iterator[bytes] | None:
-        """Give a file's content block by block; None if it is surely absent."""
+        """Return a file's content block by block, or None if it is certainly absent."""
         stream = self._storage.open_read(_checked(path))
         return None if stream is None else self._blocks(path, stream)
 
@@ -204,7 +204,7 @@ class Workspace:
             ) from error
 
     def delete(self, path: str) -> None:
-        """Delete a file, if it is there."""
+        """Delete a file, if it exists."""
         self._storage.delete(_checked(path))
 
     def delete_folder(self, path: str) -> None:
@@ -236,7 +236,7 @@ def _record(folder: str, number: int) -> str:
 
 
 def is_plain_name(name: str) -> bool:
-    """Return whether every storage reads this as the name of one file or folder, and as nothing else."""
+    """Return whether every storage reads this as the name of one file or folder."""
     is_reserved = name in {"", ".", ".."} or name.startswith(".tmp-")
     return not is_reserved and name.isprintable() and not _MEANINGFUL & set(name)
 

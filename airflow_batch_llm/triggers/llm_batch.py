@@ -42,7 +42,7 @@ _GIVEN_UP = frozenset({"failed", "success", "skipped", "removed"})
 
 
 def is_given_up(key: TaskKey, successors: Sequence[str] = (), *, or_gone: bool = True) -> bool:
-    """Ask Airflow whether neither the task nor one of its successors, of the same Dag run, goes on.
+    """Ask Airflow whether the task and its successors in the same Dag run have all been given up.
 
     It blocks, and raises where Airflow does not answer. Without `or_gone`, a task that Airflow does not know counts as
     one that goes on: it may belong to another Airflow with the same workspace.
@@ -58,11 +58,11 @@ def _is_over(key: TaskKey, *, or_gone: bool) -> bool:
     found = list(states.get(key.run_id, {}).values())
     if not found:
         return or_gone
-    # A mapped task's state stands under `<task_id>_<map_index>`, so the name does not help.
+    # A mapped task's state has the key `<task_id>_<map_index>`, so the name does not help.
     return len(found) == 1 and found[0] in _GIVEN_UP
 
 
-#: A provider's own limit passes first, and says more. This one holds for those that have none.
+#: The limit for providers without one of their own. A provider's own is shorter, and its error says more.
 _AFTER_LIMIT_SECONDS = 10.0
 
 
@@ -133,10 +133,10 @@ class LLMBatchTrigger(BaseTrigger):
         with span("wait", **waited(self.model_id, watch)):
             wake = await adrive(waiting(watch, time.time, random.random), self._perform)
         self.log.info("The task goes on: %s.", wake.told)
-        # Nothing slow may follow the event: Airflow would take it for a kill.
+        # Nothing slow may follow the event, or Airflow would treat it as a kill.
         await self.cleanup()
         self._fired = True
-        # A worker goes on counting the looks that found no provider.
+        # The worker continues the count of failed looks.
         found = {"outage": asdict(self._outage)} if self._outage.looks else {}
         yield TriggerEvent({"look": True, **found})  # type: ignore[no-untyped-call]
 
@@ -174,7 +174,7 @@ class LLMBatchTrigger(BaseTrigger):
         return self._poller
 
     def _key(self) -> str:
-        """Return what triggers have in common that can share a poller."""
+        """Return a key that is equal for all triggers that can share a poller."""
         vendor = self.model_id.partition(":")[0]
         parameters = [vendor, self.llm_conn_id, self.llm_hook_params, self.others or {}]
         return orjson.dumps(parameters, default=repr, option=orjson.OPT_SORT_KEYS).decode()
@@ -202,7 +202,7 @@ class LLMBatchTrigger(BaseTrigger):
 
 
 def _tuple(value: Any) -> Any:
-    """JSON knows lists only."""
+    """Turn a list back into a tuple: JSON has lists only."""
     return tuple(value) if isinstance(value, list) else value
 
 
