@@ -1,5 +1,5 @@
-"""The stage: rows become shards, shards become batches, results become rows, and a crash costs nothing.
+"""Run a stage: rows become shards, shards become batches, and results become rows.
 
-The only place where a warehouse, a provider and the workspace meet. It knows no Airflow: `Run.advance` moves a run as
-far as it can go now, and says what to wait for; operators, scripts and the command line all call it.
+A warehouse, a provider and the workspace meet only here. This package does not import Airflow. `Run.advance` moves a
+run as far as it can go now, and returns what to wait for. Operators, scripts and the command line all call it.
 """

@@ -1,6 +1,6 @@
-"""Read who sent what to a provider, and how it ended, from the records of a run folder.
+"""Read from the records of a run folder who sent which batches to a provider, and how they ended.
 
-No row, prompt, answer or key is in it. Records of earlier releases do not say by whom they were written.
+An audit holds no row, prompt, answer or key. Records of earlier releases do not name their writer.
 """
 
 from collections import Counter
@@ -21,7 +21,7 @@ By = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditedBatch:
-    """One batch: what was sent, by whom, and what became of it. Times are seconds since the epoch."""
+    """One batch: its sender, its requests and its result. Times are seconds since the epoch."""
 
     round: int
     shard: int
@@ -35,7 +35,7 @@ class AuditedBatch:
     sent_by: By
     """The worker that recorded the batch. A spare batch is recorded by the worker that found it. Empty: not known."""
     is_spare: bool
-    """It was created besides the recorded batch of its shard."""
+    """It is a second batch of its shard, besides the recorded one."""
     ended_at: float | None
     ended_by: By
     """The worker that fetched the results. Empty: not known, or not fetched yet."""
@@ -47,7 +47,7 @@ class AuditedBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditedRefusal:
-    """A creation that came to nothing."""
+    """A creation that the provider refused or that made no batch."""
 
     shard: int
     at: float
@@ -89,7 +89,7 @@ class Audit:
     cost_usd: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """For other programs."""
+        """Return the audit as JSON for other programs."""
         return asdict(self)
 
 

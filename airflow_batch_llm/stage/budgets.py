@@ -1,13 +1,13 @@
 """The shared budgets of one run: its own, if the stage names one, and the ceiling that holds for every run.
 
-What a run may cost is held in all of them or in none. A run holds no dollars once its report is stored: each change looks
-for the report between its read and its write, so that none can bring back what has been settled.
+What a run may cost is held in all of them or in none. A run holds no dollars once its report is stored. Each change
+looks for the report between its read and its write, so that no change can restore a settled hold.
 
 The periods of a shared budget are numbered states in the workspace, the last of which counts:
 
     .registers/budgets/<budget>/<period>/000000/0001.json … 0999.json  000001/0000.json …
 
-A purse decides how many requests of each route the budgets still allow, by what those so far have cost.
+A purse decides how many requests of each route the budgets still allow, by the cost of the requests so far.
 """
 
 import secrets
@@ -45,11 +45,14 @@ class BudgetBook:
     """States in one folder, so that a list of names stays short. Default: 1,000."""
 
     def state(self, usd: float | None) -> BudgetState:
-        """Return the state as it is now, with this limit. None: the limit that stands in it."""
+        """Return the state as it is now, with this limit. With None the state keeps its own limit."""
         return self._last(usd)[1]
 
     def change(self, usd: float | None, change: Callable[[BudgetState], BudgetState | None]) -> bool:
-        """Make the next state of the last one. False: the change is refused. Others may be faster, then it is tried again."""
+        """Create the next state from the last one, and try again if another run was faster.
+
+        Returns False if the change is refused.
+        """
         while True:
             number, state = self._last(usd)
             after = change(state)
@@ -61,7 +64,7 @@ class BudgetBook:
                 return True
 
     def _last(self, usd: float | None) -> tuple[int, BudgetState]:
-        """Return the last state and its number. A list of names may be old, so the way goes on from its end."""
+        """Return the last state and its number. A list of names may be old, so later numbers are read one by one."""
         number = self._listed()
         data = self.workspace.read(self._path(number)) if number else None
         while (later := self.workspace.read(self._path(number + 1))) is not None:
@@ -70,7 +73,7 @@ class BudgetBook:
         return number, state if usd is None else replace(state, usd=usd)
 
     def _listed(self) -> int:
-        """Return the highest number that a list shows. 0: it shows none."""
+        """Return the highest number that a list shows, or 0 if it shows none."""
         last = max(self.workspace.folders(self._folder), default=None)
         if last is None:
             return 0
@@ -116,7 +119,10 @@ class Budgets:
         return {name: known[name].per.period(self.parts.clock()) for name in names if name is not None}
 
     def most(self, periods: Mapping[str, str]) -> tuple[float, str] | None:
-        """Return the dollars that this run may cost in all, and the budget that says so. None: no budget counts."""
+        """Return the dollars that this run may cost in all, and the name of the budget that sets them.
+
+        Returns None without a budget.
+        """
         found = []
         for name, period in periods.items():
             book = self._book(name, period)
@@ -131,13 +137,13 @@ class Budgets:
         return self._hold(periods, usd, self.parts.clock() + HOLD_SECONDS)
 
     def keep(self, periods: Mapping[str, str], usd: float) -> bool:
-        """Hold dollars until the run ends. False: they are not there; what was held before still is."""
+        """Hold dollars until the run ends. Returns False if too few are left, and then an earlier hold stays."""
         return self._hold(periods, usd, None)
 
     def confirm(self, plan: Plan) -> None:
         """Confirm the dollars of a frozen plan. Raises `BudgetExceeded` before anything is sent if they are gone.
 
-        Such a run never sends anything: it ends, so that it does not keep its rows from a plan in another period.
+        Such a run never sends anything. It ends, so that a plan in a later period can send its rows.
         """
         if not plan.budgets or not plan.requests or self.folder.is_cancelled():
             return
@@ -153,13 +159,13 @@ class Budgets:
         )
 
     def release(self, periods: Mapping[str, str]) -> None:
-        """Give back what a planner holds that plans nothing after all."""
+        """Give back the dollars of a planner that freezes no plan."""
         for name, period in periods.items():
             given_back = partial(BudgetState.release, run=self.folder.path)
             self._book(name, period).change(self._limit(name), given_back)
 
     def settle(self, plan: Plan, usd: float) -> None:
-        """Count what the run has cost. Its report is stored."""
+        """Count the run's cost, once its report is stored."""
         for name, period in plan.budgets.items():
             settled = partial(BudgetState.settle, run=self.folder.path, usd=usd)
             self._book(name, period).change(self._limit(name), settled)
@@ -253,7 +259,8 @@ class Purse:
     def allowed(self, wanted: Mapping[str, int], shared: tuple[float, str] | None = None) -> dict[str, int]:
         """Return how many of the wanted requests of each route are within the budgets of the run and of the route.
 
-        `shared` has the dollars that the run may cost by the budgets that it shares, and their name. None: it shares none.
+        `shared` has the dollars that the run may cost by the budgets that it shares, and their name. None: it has no
+        shared budget.
         """
         mosts = [self.first.limits.max_cost_usd, None if shared is None else shared[0]]
         most = min((one for one in mosts if one is not None), default=None)
@@ -283,7 +290,7 @@ class Purse:
         return self.total.cost + fsum(more)
 
     def told(self, name: str, shared: tuple[float, str] | None = None) -> str:
-        """Say what is spent, for a route whose requests are not all asked."""
+        """Say for people what is spent, for a route with requests that are not asked."""
         route, most = self.first.base(name), self.first.limits.max_cost_usd
         if route.max_cost_usd is not None:
             return (

@@ -1,4 +1,4 @@
-"""The canary of a run: what its answers show, and the one verdict that every worker and every retry follows."""
+"""Judge the canary of a run once. Every worker and every retry follows the stored verdict."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.stage.records.standings import ShardResult, read_judged, read_landed, ruled
 
-#: Numbers of a forecast that a measured one leaves out: it has no low and no high end.
+#: Numbers of an estimate that a measured one does not have: the low end and the high end.
 _ENDS = frozenset({"usd_low", "usd_high", "usd_likely"})
 
 
@@ -36,7 +36,7 @@ class CanaryJudge:
     """The first round as it was frozen."""
 
     def judge(self, parts: Parts) -> Plan:
-        """Store the verdict, unless there is one, and return the plan that counts from now on."""
+        """Store the verdict, unless there is one already, and return the plan that counts from now on."""
         if self.folder.read_canary() is None:
             budgets = Budgets(parts=parts, folder=self.folder)
             verdict = self._verdict(*self._most(budgets))
@@ -44,7 +44,7 @@ class CanaryJudge:
                 dollars = ruled(self.plan, verdict).dollars or 0.0
                 if budgets.keep(self.plan.budgets, dollars):
                     break
-                # Others have taken what was left.
+                # Other runs have taken the dollars that were left.
                 most, shared = self._most(budgets)
                 verdict = self._verdict(min(most or 0.0, 0.99 * dollars), shared)
             if self.folder.create_canary(verdict.to_json()) and verdict.goes:
@@ -52,7 +52,7 @@ class CanaryJudge:
         return read_judged(self.folder, self.plan)
 
     def reported(self) -> dict[str, Any]:
-        """Return the canary and its verdict for the report. Empty: there is no verdict."""
+        """Return the canary and its verdict for the report, or an empty dict if there is no verdict."""
         verdict = self._stored()
         if verdict is None:
             return {}
@@ -66,7 +66,7 @@ class CanaryJudge:
         }
 
     def stop(self) -> Verdict | None:
-        """Return the verdict on a run that its canary has ended. None: it has not."""
+        """Return the verdict on a run that its canary has ended, or None if the run goes on."""
         verdict = self._stored()
         if verdict is None or verdict.goes:
             return None
@@ -80,7 +80,10 @@ class CanaryJudge:
         return None if data is None else CanaryVerdict.from_json(data)
 
     def _most(self, budgets: Budgets) -> tuple[float | None, str]:
-        """Return the dollars that the run may cost, and the shared budget that says so. Empty: its own limit does."""
+        """Return the dollars that the run may cost, and the shared budget that sets them.
+
+        Its name is empty for the run's own limit.
+        """
         own, shared = self.plan.limits.max_cost_usd, budgets.most(self.plan.budgets)
         if shared is None or (own is not None and own <= shared[0]):
             return own, ""
@@ -138,11 +141,11 @@ class CanaryJudge:
 
     @property
     def _own(self) -> range:
-        """The numbers of the routes that are the stage's, and no canary's."""
+        """The numbers of the stage's own routes, without the canary's."""
         return range(sum(route.is_own for route in self.plan.routes))
 
     def _samples(self, landed: Mapping[int, ShardResult]) -> dict[int, RouteSample]:
-        """Return what was measured of each route, by its number."""
+        """Return the measures of each route, by its number."""
         samples = {}
         for number in self._own:
             of_canary = len(self._own) + number
@@ -178,7 +181,7 @@ class CanaryJudge:
         return float(sum(part["expected"] or 0.0 for part in parts if part is not None))
 
     def _told(self, verdict: CanaryVerdict) -> str:
-        """Say that the rest is sent, and what it is expected to cost now."""
+        """Say for people that the rest is sent, and its expected cost."""
         counts = ruled(self.plan, verdict)
         before, after = self.plan.dollars, counts.dollars
         cost = "an unknown amount" if after is None else f"about ${after:,.4f}"

@@ -1,4 +1,4 @@
-"""Driving a run from its first row to its report in one process: scripts, notebooks, tasks without a triggerer."""
+"""Drive a run from its first row to its report in one process: in scripts, notebooks and tasks without a triggerer."""
 
 import random
 import time
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """A bar of answered requests, under the lines that are said.
+    """Shows a bar of answered requests below the log lines.
 
     with Progress() as progress:
         finished = progress.complete(run)
@@ -58,7 +58,7 @@ class Progress:
         self._bars.stop()
 
     def complete(self, run: Run) -> Finished:
-        """`complete`, shown."""
+        """Do as `complete` does, and show the progress."""
         shown = replace(run, parts=replace(run.parts, log=self.say))
         finished = complete(shown, on_pause=self.on_pause, on_check=self.on_check)
         requests = finished.report.requests
@@ -66,16 +66,16 @@ class Progress:
         return finished
 
     def say(self, message: str) -> None:
-        """A line above the bar: for `Parts.log`."""
+        """Print a line above the bar. For `Parts.log`."""
         self._bars.console.print(printable(message), markup=False, highlight=False)
 
     def on_pause(self, pause: Pause) -> None:
-        """The run waits: for `complete`."""
+        """Show that the run waits. For `complete`."""
         self._bars.update(self._bar, description="waiting")
         self.say(pause.waiting)
 
     def on_check(self, statuses: Mapping[str, BatchStatus]) -> None:
-        """Batches have been looked at: for `complete`."""
+        """Show the result of a look at batches. For `complete`."""
         self._headway.add(statuses)
         requests, finished = self._headway.requests, self._headway.finished
         self._bars.update(self._bar, total=requests or None, completed=finished)
@@ -83,7 +83,7 @@ class Progress:
 
 @dataclass(slots=True, kw_only=True)
 class Waiter:
-    """Performs the wishes of the waiting generator with a provider's synchronous client."""
+    """Performs the actions of the waiting generator with a provider's synchronous client."""
 
     parts: Parts
     sleep: Callable[[float], None] = time.sleep
@@ -91,11 +91,11 @@ class Waiter:
     is_talking: bool = False
     """The log gets a line before each pause."""
     outage: Outage = field(default_factory=Outage)
-    """Looks in a row that found no provider, so far."""
+    """The failed looks in a row so far."""
     headway: WaitProgress = field(default_factory=WaitProgress)
 
     def noting(self, pause: Pause) -> Watch:
-        """Return what to wait for, after the worker's own look has been counted, too."""
+        """Count the worker's own look, and return what to wait for."""
         if pause.error is not None or pause.watch.batch_ids:
             self._tell(self.outage.after(pause.error, self.parts.clock()))
         return replace(pause.watch, outage=self.outage)
@@ -133,7 +133,7 @@ def complete(
     on_pause: Callable[[Pause], None] | None = None,
     on_check: Callable[[Mapping[str, BatchStatus]], None] | None = None,
 ) -> Finished:
-    """Move the run forward until it is over, waiting in between. `on_check` is shown what each look at batches saw."""
+    """Move the run forward until it is over, waiting in between. `on_check` is called after each look at batches."""
     parts = run.parts
     waiter = Waiter(parts=parts, sleep=sleep, on_check=on_check)
     while True:

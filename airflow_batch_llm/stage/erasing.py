@@ -1,7 +1,7 @@
 """Erase one person's rows from every run folder of a workspace.
 
-A finished run is erased at any time. A run that is not finished is left alone, since a worker may be at it. Each step
-may be repeated, and the rows' keys go last: a killed erasure is repeated and finds all of them again.
+A finished run is erased at any time. A run that is not finished is left alone, since a worker may be working on it.
+Each step may be repeated, and the rows' keys are deleted last, so that a repeated erasure finds all rows again.
 """
 
 import re
@@ -37,7 +37,7 @@ class Options:
     dry_run: bool = False
     """Look, and change nothing. Default: no."""
     even_unfinished: bool = False
-    """Erase unfinished runs too that have nothing at the provider. Default: no."""
+    """Also erase unfinished runs that have nothing at the provider. Default: no."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,12 +47,12 @@ class HeldBatch:
     provider: str
     batch_id: str
     upload: str
-    """The id or URI of the uploaded requests. Empty: they went with the creation."""
+    """The id or URI of the uploaded requests. Empty: the creation held the requests."""
     submitted_at: float
     until: float | None
     """The time at which the vendor deletes them, in seconds since the epoch. None: it does not."""
     is_sure: bool
-    """It holds the row. False: the run folder no longer knows."""
+    """It certainly holds the row. False: the run folder no longer shows it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,7 @@ class ErasedRun:
     examples: int = 0
     """Keys that reports show. Default: none."""
     unplanned: int = 0
-    """Planning attempts that do not count and whose files go as a whole. Default: none."""
+    """Planning attempts that do not count, and whose files are deleted as a whole. Default: none."""
     left: str = ""
     """The reason for which nothing of this run was erased. Empty: it was."""
     batches: tuple[HeldBatch, ...] = ()
@@ -87,7 +87,7 @@ class Erasure:
     options: Options = Options()
 
     def run(self) -> Iterator[ErasedRun]:
-        """Erase run after run. Yields those that hold something of the person, or may."""
+        """Erase run after run. Yields those that hold, or may hold, something of the person."""
         for folder in run_folders(self.workspace):
             erased = RunErasure(
                 folder=folder, person=self.person, scratch=self.scratch, options=self.options
@@ -154,7 +154,7 @@ class RunErasure:
         ]
 
     def _unplanned(self) -> ErasedRun | None:
-        """Delete the files of a run that was never planned to its end, because it is unknown whose rows they hold."""
+        """Delete the files of a run whose plan was never frozen, because they may hold anyone's rows."""
         nonces, attachments = self.folder.planner_nonces(), self.folder.attachments()
         if not nonces and not attachments:
             return None
@@ -169,7 +169,7 @@ class RunErasure:
         return found
 
     def _left(self, rounds: list[Plan]) -> str:
-        """Say why the run may not be changed now. Empty: it may."""
+        """Say why the run may not be changed now. Returns an empty text if it may."""
         if self.folder.read_report() is not None:
             return ""
         if not self.options.even_unfinished:
@@ -194,7 +194,7 @@ class RunErasure:
         return [nonce for nonce in self.folder.planner_nonces() if nonce not in counted]
 
     def _held(self, looks: list[tuple[ShardFiles, Found | None]]) -> Iterator[HeldBatch]:
-        """Find the batches that hold the row, and those whose rows are no longer known."""
+        """Find the batches that hold the row, and those whose rows are not known any more."""
         for files, found in looks:
             if not files.number or (found is not None and not found.rows):
                 continue
@@ -262,7 +262,10 @@ class RunErasure:
                 self.folder.delete_attachment(name)
 
     def _template(self, plan: Plan, number: int) -> LineTemplate | None:
-        """Return the line that a request without its prompt is sent as. None: the run sends nothing any more."""
+        """Return the template of a request's line, to write it without its prompt.
+
+        Returns None if the run sends nothing any more.
+        """
         if self.folder.read_report() is not None:
             return None
         host = plan.spec.get("host")
@@ -271,7 +274,7 @@ class RunErasure:
         return connect(plan.vendor(route), access).encode(route.asked)
 
     def _rewrite_results(self, ids: set[bytes], *, change: bool) -> int:
-        """Take the answers to these requests out of what is kept. Returns their number."""
+        """Delete the kept answers to these requests. Returns their number."""
         if not ids:
             return 0
         tokens = {identity.rpartition(b"-")[0] for identity in ids}
@@ -293,7 +296,7 @@ class RunErasure:
         return split_lines(self.folder.answers_in(name) or ())
 
     def _rewrite_report(self, samples: set[str]) -> None:
-        """Take the keys out of the verdict, and a vendor's words, which may quote a row."""
+        """Delete the keys in the verdict, and the vendor's words, which may quote a row."""
         stored = orjson.loads(self.folder.read_report() or b"null")
         if stored is not None:
             report = stored["report"]
@@ -301,7 +304,7 @@ class RunErasure:
             self.folder.replace_report(orjson.dumps(stored), self.scratch / "report.new")
 
     def _rewrite_evaluation(self, samples: set[str]) -> None:
-        """Take the keys out of the examples, and draw the page without them."""
+        """Delete the keys among the examples, and draw the page again."""
         evaluation = read_evaluation(self.folder)
         if evaluation is not None and samples & evaluation.keys:
             without = evaluation.without_keys(samples)
@@ -331,7 +334,7 @@ class RunErasure:
             path.unlink()
 
     def _rewrite_journal(self, number: int) -> None:
-        """Take out a vendor's words, which may quote a row."""
+        """Delete the vendor's words, which may quote a row."""
         for place, entry in enumerate(self.folder.journal(number), start=1):
             if entry.detail:
                 without = replace(entry, detail="")

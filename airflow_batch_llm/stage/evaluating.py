@@ -1,7 +1,7 @@
-"""Compare what a run has answered with golden values, judge it, and keep the result in the run folder.
+"""Compare a run's answers with golden values, judge them, and keep the result in the run folder.
 
 The golden table is the run's own source, and its answers are in the run's target. So an evaluation buys its answers as
-every run does, and the work here only reads. The stored result counts: a retry reads it, and comes to the same verdict.
+any run does, and this module only reads. A retry reads the stored result, and so has the same verdict.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -108,7 +108,7 @@ def second_table(target: str) -> str:
 
 
 def second_stage(stage: Stage, changes: Mapping[str, Any]) -> Stage:
-    """Return the second candidate: the same rows, with what it has of its own, into a table of its own."""
+    """Return the second candidate: the same rows with its own settings, into its own table."""
     own = {"prompt_file": None, **changes} if "prompt" in changes else changes
     shape = replace(stage.shape, failures_target=None)
     return replace(stage, target=second_table(stage.target), shape=shape, **own)
@@ -129,7 +129,7 @@ class Evaluator:
     evaluation: Evaluation
 
     def check(self, run: Run) -> None:
-        """Refuse, before anything is paid, what could not be compared. Raises `InputError`."""
+        """Raise `InputError` before anything is paid if the golden table cannot be compared."""
         stage = _stage(run)
         expected = self.evaluation.measured(output_type_of(stage).columns)
         columns = _columns(run.parts.source, stage.source)
@@ -171,7 +171,7 @@ class Evaluator:
         return stored
 
     def _refuse_held_back(self, candidate: Candidate) -> None:
-        """Refuse to count rows as wrong that were not asked because another run had them."""
+        """Raise an error if rows were not asked because another run had them: they must not count as wrong."""
         why = candidate.finished.report.why
         if held := why.get(Reason.IN_FLIGHT, 0):
             raise EvaluationFailed(
@@ -226,7 +226,7 @@ class Evaluator:
 
 
 def measures(output_type: OutputType, expected: Mapping[str, Expected]) -> list[Measure]:
-    """Return what compares each column."""
+    """Return the comparison of each column."""
     return [
         Measure(
             column=column,
@@ -240,19 +240,19 @@ def measures(output_type: OutputType, expected: Mapping[str, Expected]) -> list[
 
 
 def read_evaluation(folder: RunFolder) -> EvaluationResult | None:
-    """Return the stored result of a run's generation. None: there is none."""
+    """Return the stored result of a run's generation, or None if there is none."""
     data = folder.read_evaluation()
     return None if data is None else EvaluationResult.from_json(orjson.loads(data))
 
 
 def write_page(folder: RunFolder, result: EvaluationResult, scratch: Path) -> None:
-    """Draw the stored result. It is drawn again where a worker died before it was written."""
+    """Draw the page of the stored result, also if a worker died before it was written."""
     scratch.mkdir(parents=True, exist_ok=True)
     folder.write_evaluation_page(page(result).encode(), scratch / "page.new")
 
 
 def _write_records(run: Run, result: EvaluationResult) -> None:
-    """Write the result to its table. What is measured must not fail for the sake of its record."""
+    """Write the result to its table. A failure to write it does not fail the evaluation."""
     table, target = suffixed(_stage(run).target, "__results"), run.parts.target
     if not isinstance(target, WritesRecords):
         run.parts.warn(f"{type(target).__name__} keeps no table of results. The result is in the run folder.")
@@ -305,9 +305,9 @@ def _golden(run: Run, expected: Mapping[str, Expected]) -> Golden:
 
 
 def _answers(run: Run, names: tuple[str, ...], golden: Golden) -> tuple[Side, Golden]:
-    """Return the answers to today's question, and the golden rows that the run has read. Nobody has asked about others.
+    """Return the answers to today's question, and the golden rows that the run has read.
 
-    A row that was read has an answer, or is in the failures table. There it has failed after its last answer.
+    Other rows were not asked. A row that was read has an answer, or is in the failures table if it failed later.
     """
     plan = run.generation().first
     target, key = plan.target, tuple(plan.target.key.names)

@@ -1,4 +1,4 @@
-"""One generation of a run, moved forward by its frozen plan alone: round after round, until the report is stored.
+"""Move one generation of a run forward by its frozen plan: round after round, until the report is stored.
 
 It needs neither the source nor the prompt: a worker with the run folder, the provider and the target can go on.
 """
@@ -32,7 +32,7 @@ from airflow_batch_llm.stage.records.standings import RunMemory, read_rounds, re
 from airflow_batch_llm.stage.reusing import Copier
 from airflow_batch_llm.stage.round import LOOK_AGAIN_SECONDS, OpenRound, Round
 
-#: The provider's own window, and time to land what came in its last minute.
+#: Seconds after the provider's own window, to land the last answers.
 _AFTER_WINDOW_SECONDS = 7200.0
 
 #: Seconds past its deadline after which a run counts as abandoned.
@@ -41,19 +41,19 @@ ABANDONED_SECONDS = 3600.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pause:
-    """Nothing more can be done now. `waiting` is for people."""
+    """A run that has to wait. `waiting` says for people what it waits for."""
 
     watch: Watch
     waiting: str
     plan: Plan
     """The run's first round."""
     error: ProviderError | None = None
-    """The error for which the batches could not be looked at. None: they were, or there are none."""
+    """The error of the last look at the batches. None: it succeeded, or there are no batches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """A planned run folder, and what is needed to bring it to its end."""
+    """A planned run folder, and the parts that bring it to its end."""
 
     parts: Parts
     folder: RunFolder
@@ -62,10 +62,10 @@ class Generation:
     max_tries: int = 0
     places: int | None = None  # fewer than the pace's, for a part of the work; 0: nothing is sent
     is_open: bool = False
-    """The report was looked for just now, and there is none. Default: nobody has looked."""
+    """It was just checked that there is no report. Default: it was not checked."""
 
     def advance(self) -> Pause | Finished:
-        """Go as far as can be gone now."""
+        """Move the generation as far as it goes now."""
         finisher = Finisher(parts=self.parts, folder=self.folder, first=self.first)
         if not self.is_open and (ended := finisher.ended()) is not None:
             return ended
@@ -103,7 +103,7 @@ class Generation:
             self._give_up(current, f"the provider cannot be reached: {str(error).rstrip('.')}")
 
     def sendable(self) -> Plan:
-        """Return the first round as far as it may be sent now: its canary alone, until that is judged."""
+        """Return the part of the first round that may be sent now: its canary alone, until that is judged."""
         return read_sendable(self.folder, self.first)
 
     def ask_canary(self) -> None:
@@ -116,7 +116,7 @@ class Generation:
         try:
             current.publish()
         except WarehouseError:
-            # Another attempt that is alive may have judged the canary, gone on, and dropped what was staged.
+            # Another live attempt may have judged the canary, gone on, and dropped the staged rows.
             if self.folder.read_canary() is None:
                 raise
         return CanaryJudge(folder=self.folder, plan=self.first).judge(self.parts)
@@ -148,11 +148,11 @@ class Generation:
         memory.leave()
 
     def drive(self) -> Pause | None:
-        """Send what may be sent of the first round, and land nothing. None: all its batches have ended."""
+        """Send what may be sent of the first round, and land nothing. Returns None if all its batches have ended."""
         return self._first_round(Round.drive)
 
     def collect(self) -> Pause | None:
-        """Stage what has ended of the first round, and publish nothing. None: all its shards are staged."""
+        """Stage what has ended of the first round, and publish nothing. Returns None if all its shards are staged."""
         return self._first_round(Round.advance)
 
     def _first_round(self, step: Callable[[Round], OpenRound | None]) -> Pause | None:
@@ -171,15 +171,15 @@ class Generation:
         return self._pause(still, [plan], deadline, memory)
 
     def _is_late(self, deadline: float, still: OpenRound) -> bool:
-        """Return whether the deadline has passed, and the time too that cancelled batches get to end.
+        """Return whether the deadline has passed, and the time in which cancelled batches may end.
 
-        While the provider cannot be reached nothing can be cancelled, so there is nothing to give time to.
+        That time does not count while the provider cannot be reached, because then nothing can be cancelled.
         """
         grace = CANCEL_GRACE_SECONDS if self.pace.cancel_on_timeout and still.error is None else 0.0
         return self.parts.clock() >= deadline + grace
 
     def deadline(self) -> float:
-        """The end of this run's time, set at its first step; a clear of the unfinished run sets a new one."""
+        """Return the run's deadline. Its first step sets it, and a clear of the unfinished run sets a new one."""
         records = [orjson.loads(data) for data in self.folder.deadlines()]
         if not records or records[-1]["max_tries"] < self.max_tries:
             span = seconds(self.pace.timeout)
@@ -210,12 +210,12 @@ class Generation:
         )
 
     def _publish(self, current: Round) -> None:
-        """One merge for the round, once it is known to be needed; what was staged goes away after it."""
+        """Merge the round once, if it was not merged before, and drop the staged rows."""
         if self.folder.read_published(current.plan.round) is None:
             try:
                 current.publish()
             except WarehouseError:
-                # Another attempt that is alive may have merged the round in between, and dropped what was staged.
+                # Another live attempt may have merged the round in between, and dropped the staged rows.
                 if self.folder.read_published(current.plan.round) is None:
                     raise
             done = orjson.dumps({"at": self.parts.clock(), "nonce": current.plan.nonce})
@@ -248,13 +248,13 @@ class Generation:
         return following.plan(last, landed, allowed)
 
     def _in_time(self, last: Plan, wanted: Mapping[str, int], deadline: float) -> dict[str, int]:
-        """Return the requests for which there is time: a batch needs more than an answer in real time."""
+        """Return the requests for which there is time left: a batch needs more of it than an answer in real time."""
         now, batches_end = self.parts.clock(), deadline - (seconds(self.pace.min_round_time) or 0.0)
         ends = {name: deadline if last.base(name).way.in_real_time else batches_end for name in wanted}
         return {name: requests if now <= ends[name] else 0 for name, requests in wanted.items()}
 
     def _affordable(self, rounds: list[Plan], wanted: Mapping[str, int], memory: RunMemory) -> dict[str, int]:
-        """Return the requests of each route that stay within the budget, at the price of those so far."""
+        """Return the requests of each route that stay within the budget, at the cost of the requests so far."""
         purse, budgets = Purse.of(memory, rounds), Budgets(parts=self.parts, folder=self.folder)
         periods = self.first.budgets
         shared = budgets.most(periods)
@@ -271,7 +271,7 @@ class Generation:
         return allowed
 
     def _give_up_late(self, current: Round, still: OpenRound, deadline: float) -> None:
-        """Land what there is, and say so."""
+        """Land the answers that exist, and log that the run's time is over."""
         if not self._is_late(deadline, still):
             return
         ids = ", ".join(still.batch_ids) or "none that is known"

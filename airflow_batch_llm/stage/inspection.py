@@ -1,4 +1,4 @@
-"""A run folder, read: where each shard stands, what will happen next, and what it has cost so far.
+"""Read a run folder: the state of each shard, its next step, and the cost so far.
 
 It needs neither the provider nor the warehouse, and writes nothing.
 """
@@ -83,7 +83,7 @@ class InspectedShard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InspectedRoute:
-    """One route of a run: what was planned for it in all rounds, and what it has done so far."""
+    """One route of a run: its plan in all rounds, and its results so far."""
 
     name: str
     model: str
@@ -106,7 +106,7 @@ class InspectedFailure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InspectedStray:
-    """A batch that was created besides the recorded one of its shard, and found after the shard had landed."""
+    """A second batch of a shard, which was found after the shard had landed."""
 
     shard: int
     batch_id: str
@@ -158,7 +158,7 @@ class Inspected:
 
 
 def open_run_folder(uri: str) -> tuple[Workspace, str]:
-    """Return the parent of a run's folder, and the run's name in it. The folder of one generation leads to its run."""
+    """Return the parent of a run's folder, and the run's name in it. The folder of a generation leads to its run."""
     parent, _, name = uri.rstrip("/").rpartition("/")
     if not is_plain_name(name) or parent.endswith("/"):
         raise InputError(f"{uri} is not the folder of a run. It reads like <workspace>/<dag>/<task>/<run>.")
@@ -258,7 +258,7 @@ def _strays(
 
 
 def _landed(folder: RunFolder, numbers: Sequence[int]) -> dict[int, ShardResult | None]:
-    """Read what has become of the shards with these numbers. None: not landed yet."""
+    """Read the results of the shards with these numbers. A shard that has not landed has None."""
     with ThreadPoolExecutor(_READERS) as pool:
         found = zip(numbers, pool.map(folder.read_landed, numbers), strict=True)
         return {number: None if data is None else ShardResult.from_json(data) for number, data in found}
@@ -303,7 +303,7 @@ def _again(landed: ShardResult | None) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _At:
-    """The time of the look, whether the run sends nothing more, and the batches that were cancelled on request."""
+    """Facts for all shards: the time of the look, whether the run still sends, and the batches cancelled on request."""
 
     now: float
     is_closed: bool
@@ -422,5 +422,5 @@ def _next(shards: tuple[InspectedShard, ...], *, again: int, report: Report | No
 
 
 def moment(seconds: float) -> str:
-    """Return a time for people, in UTC."""
+    """Return a time in UTC, for people."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")

@@ -1,4 +1,4 @@
-"""Learn from a run what the requests of its specs take, so that the next run's estimate rests on it."""
+"""Measure the requests of a run by spec, so that the next run's estimate rests on the measures."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from airflow_batch_llm.stage.records.plan import Plan, PlannedRoute
 from airflow_batch_llm.stage.records.registers import Registers
 from airflow_batch_llm.stage.records.standings import ShardResult
 
-#: Fewer prompts, of one run or of several small ones, say little about the next run, and so do runs with fewer good answers.
+#: The least prompts, and the least share of good answers, from which a run says enough about the next one.
 _LEAST_PROMPTS, _LEAST_GOOD = 20, 0.9
 
 
@@ -27,7 +27,7 @@ class Learning:
     parts: Parts
 
     def of(self, spec_hash: str) -> Measured | None:
-        """Return what the last runs with this spec have measured. None: too little."""
+        """Return the measures of the last runs with this spec, or None if they are too few."""
         measured = self._measured(spec_hash)
         return measured if measured is not None and measured.prompts >= _LEAST_PROMPTS else None
 
@@ -41,7 +41,7 @@ class Learning:
         return LastRuns(*(run if run is not None and run.is_decisive else None for run in found))
 
     def cached(self, call: Call, spec_hash: str, way: Way) -> CachedRun | None:
-        """Return the use of the cache that the requests of a call are expected to make. None: none that is known."""
+        """Return the expected use of the cache by the requests of a call, or None if it is not known."""
         run = self._cached(spec_hash, _how(way, call.cache_system_prompt))
         return run if run is not None and run.is_telling else None
 
@@ -50,7 +50,7 @@ class Learning:
         return None if data is None else CachedRun.from_json(data)
 
     def note(self, rounds: Sequence[Plan], landed: Sequence[Sequence[ShardResult]]) -> None:
-        """Keep the means of the first round and the sums of later ones, by spec. A failure to keep them ends no run."""
+        """Keep the means of the first round and the sums of later ones, by spec. A failure to keep them does not fail the run."""
         with self.parts.cleaning("measured tokens"):
             self.parts.spool.mkdir(parents=True, exist_ok=True)
             with TemporaryDirectory(dir=self.parts.spool) as scratch:
@@ -66,14 +66,14 @@ class Learning:
 
 
 def _how(way: Way, choice: bool | Caching) -> str:
-    """Name the way to ask, and what is said of the cache. `off` is apart: not every vendor turns its cache off."""
+    """Name the way to ask and the setting of the cache. `off` is separate, because not every vendor turns its cache off."""
     if choice == Caching.OFF:
         return f"{way}-off"
     return f"{way}-{'asked' if choice in (True, Caching.ON) else 'unasked'}"
 
 
 def _cached(first: Plan, landed: Sequence[ShardResult]) -> Iterator[tuple[PlannedRoute, CachedRun, bool]]:
-    """Yield each route with the use that its requests made of the cache, and whether they or the vendor used it at all."""
+    """Yield each route with its requests' use of the cache, and whether the cache was used at all."""
     for number, route in enumerate(first.routes):
         shards = zip(first.shards, landed, strict=True)
         total = sum((result.report for shard, result in shards if shard.route == number), Report())
@@ -131,9 +131,9 @@ def _mean(route: PlannedRoute, total: Report, items: int) -> Measured | None:
 def _later(
     route: str, own_tokens: float, rounds: Sequence[Plan], landed: Sequence[Sequence[ShardResult]]
 ) -> tuple[Later, Later]:
-    """Add up what the rows that began on a route took after the first round: asked alone, and packed.
+    """Add up the later requests of the rows that began on a route: asked alone, and packed.
 
-    `own_tokens` are those of a prompt itself, without what its request repeats.
+    `own_tokens` are those of a prompt itself, without the tokens that each request repeats.
     """
     found = {False: Later(), True: Later()}
     for plan, results in zip(rounds, landed, strict=True):
@@ -168,9 +168,9 @@ def _summed(report: Report, prompts: int, own_tokens: float, prices: PriceList) 
 
 
 def compared(first: Plan, report: Report) -> dict[str, Any]:
-    """Return how far the estimate was off, as shares of what the run has taken, and what it rested on.
+    """Return the error of the estimate, as shares of the real numbers, and the estimate's source.
 
-    Empty: nothing was estimated, or nothing was sent. A share above 0 says that less was used than expected.
+    Empty if nothing was estimated or sent. A share above 0 means that less was used than expected.
     """
     if not report.estimate or not report.requests:
         return {}

@@ -1,4 +1,4 @@
-"""The rooms that meet in a stage: a provider, the source, the target and a workspace."""
+"""Hold the parts of a stage: a provider, the source, the target and a workspace."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,25 +26,25 @@ _CLEANING_SECONDS = 3.0
 
 
 class ReadsSource(Protocol):
-    """Whatever gives the source's rows: a warehouse, or files."""
+    """Reads the source's rows: a warehouse, or files."""
 
     def read(self, source: Source) -> pa.RecordBatchReader: ...
 
 
 @runtime_checkable
 class ReadsFiles(Protocol):
-    """A source of files that several workers can share out."""
+    """A source of files that several workers can divide among themselves."""
 
     def files(self) -> list[str]:
         """Return the names of all files, in the order in which they are read."""
 
     def origin(self) -> str:
-        """Text that tells these files from others, also where others have the same names, and says how they are read."""
+        """Return text that identifies these files and the way they are read, also among files of the same names."""
 
     def read(self, source: Source) -> pa.RecordBatchReader: ...
 
     def read_some(self, names: Sequence[str], schema: pa.Schema) -> pa.RecordBatchReader:
-        """Return the rows of these files, in the columns that all files have together."""
+        """Return the rows of these files, in the columns of all files."""
 
 
 def _silent(message: str) -> None:
@@ -59,7 +59,7 @@ def _find_object(uri: str) -> tuple[Any, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageTable:
-    """A ledger: the table, and how its database is reached. The connection may not even exist before it is used."""
+    """A ledger's table, and a function that opens its database. The connection may not exist until it is used."""
 
     name: str
     book: str
@@ -69,7 +69,7 @@ class UsageTable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """The rooms that meet in a stage. The clock and the sleep are parts, so that tests can move time."""
+    """The parts of a stage. The clock and the sleep are parts, so that tests can move time."""
 
     provider: Provider
     source: ReadsSource
@@ -94,9 +94,10 @@ class Parts:
 
     @contextmanager
     def cleaning(self, what: str) -> Iterator[None]:
-        """Clean up something that no answer depends on: a failure is a warning, once for each kind of thing.
+        """Clean up in this block.
 
-        A provider is given seconds for it, and once it has failed, one call for each further thing of the kind.
+        A failure is a warning, once for each kind of thing, since no answer depends on it. A provider gets seconds for it,
+        and after a failure one call for each further thing of the kind.
         """
         try:
             with no_longer_than(0.0 if what in self.left else _CLEANING_SECONDS):
@@ -107,18 +108,18 @@ class Parts:
                 self.warn(f"{what[0].upper()}{what[1:]} could not be removed, and stays: {error.in_full}")
 
     def warn(self, message: str) -> None:
-        """Report what a person should look at."""
+        """Log a warning that a person should see."""
         (self.log_warning or self.log)(message)
 
 
 def stage_tables(parts: Parts, target: Target) -> StageTables:
-    """Return the tables that a stage has in its target's warehouse, which runs it."""
+    """Return the tables of a stage that its target's warehouse runs."""
     assert isinstance(parts.target, RunsStages), "the plan was made for a warehouse that does"
     return parts.target.stage_tables(target)
 
 
 def planned_tables(parts: Parts, target: Target, nonce: str, run: str) -> StageTables:
-    """Return the stage tables of a plan. Raises `InputError` if the table of its rows is gone."""
+    """Return the stage tables of a plan. Raises `InputError` if the table of its rows does not exist any more."""
     tables = stage_tables(parts, target)
     if tables.plan_table(nonce) is None:
         raise InputError(

@@ -1,6 +1,6 @@
-"""Recognise one person's rows by key, in keys files, in reports and in the target, and write a shard's files without them.
+"""Find one person's rows by key, in keys files, in reports and in the target, and write a shard's files without them.
 
-The planned hashes of the files no longer fit then. The new hashes are recorded before the files are replaced, so that
+The files then differ from their planned hashes. The new hashes are recorded before the files are replaced, so that
 a reader accepts the old file and the new one, and no other. The keys file is replaced last: while it has the rows, a
 repeated erasure finds them again.
 """
@@ -128,7 +128,7 @@ class Found:
     """The shard's number. 0: the rows of the round that could not be sent."""
     rows: int = 0
     requests: dict[int, int] = field(default_factory=dict)
-    """The person's rows by request, or by item of packed ones, where no other row uses it. Default: none."""
+    """The person's rows by request, or by item of packed requests, if no other row uses it. Default: none."""
     layout: Layout = Layout.alone(0)  # noqa: RUF009 - it is frozen
     """The items of the shard's requests. Default: there are none."""
     samples: set[str] = field(default_factory=set)
@@ -168,7 +168,7 @@ class ShardFiles:
         return found
 
     def rewrite_requests(self, found: Found, template: LineTemplate | None) -> None:
-        """Replace the prompts that are the person's alone."""
+        """Replace the prompts that only the person's rows use."""
         path = self._path("requests.jsonl")
         if not found.requests or not self.folder.get_requests(self.plan.nonce, self.number, path):
             return
@@ -199,7 +199,7 @@ class ShardFiles:
         return found
 
     def rewrite_keys(self, person: Person, columns: tuple[str, ...]) -> None:
-        """Take the person's rows out of the keys file."""
+        """Write the keys file without the person's rows."""
         path, made = self._path("keys.parquet"), self._path("keys.new")
         if not self.folder.get_keys(self.plan.nonce, self.number, path):
             raise StoreError(f"A keys file of {self.folder.path} went away meanwhile. Repeat the command.")
@@ -242,7 +242,7 @@ class ShardFiles:
 
 
 def _theirs(found: Found, ordinal: int) -> set[int] | None:
-    """Return the places of the person's items in a packed request. None: it is not packed."""
+    """Return the places of the person's items in a packed request. Returns None if it is not packed."""
     items = found.layout.items_of(ordinal)
     return {item - items[0] for item in items if item in found.requests} if found.layout.is_packed else None
 
@@ -250,7 +250,7 @@ def _theirs(found: Found, ordinal: int) -> set[int] | None:
 def _tombstone(template: LineTemplate | None, line: bytes, identity: str, items: set[int] | None) -> bytes:
     """Return a line for the same request without its prompt, or without these items of it.
 
-    With a template the line can still be sent. Without one it is never sent again, and all of its text goes.
+    With a template the line can still be sent. Without one it is never sent again, so all of its text is deleted.
     """
     if template is None:
         return orjson.dumps({"custom_id": identity, "prompt": ERASED})
@@ -267,7 +267,7 @@ def _tombstone(template: LineTemplate | None, line: bytes, identity: str, items:
 
 
 def _paid_by_the_next(gone: pa.RecordBatch, kept: pa.RecordBatch, orphaned: set[int]) -> pa.RecordBatch:
-    """Move a request's cost to its next row where the row that held it is gone."""
+    """Move a request's cost to its next row if the row that held it is deleted."""
     orphaned |= set(gone.filter(pc.invert(gone.column(SHARED))).column(REQUEST).to_pylist())
     requests, shared = kept.column(REQUEST).to_pylist(), kept.column(SHARED).to_pylist()
     for place, request in enumerate(requests):

@@ -1,7 +1,7 @@
-"""Reuse answers that exist already under another key: such a row gets a copy of the answer, and no request.
+"""Reuse answers that exist already under another key: a row with the same input gets a copy of the answer, and no request.
 
-A plan looks for the rows. The answers are copied once, before anything is waited for, so that they are hardly ever gone by
-then. Each step may be repeated: a row that has its copy is left alone.
+A plan looks for the rows. The answers are copied once, before the run waits for anything, so that they hardly ever
+disappear before. Each step may be repeated: a row that has its copy is left alone.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.warehouses.arrow import bool_array, float64_array, int64_array
 from airflow_batch_llm.warehouses.base import CopiesAnswers, Part, Target, Warehouse
 
-#: A few inputs are looked for by their two hashes, this many in one query. For more it is cheaper to read every hash once.
+#: The most inputs of one query that looks for their two hashes. For more inputs it is cheaper to read every hash once.
 _NAMED_AT_ONCE, _NAMED = 1_000, 8_000
 
 
@@ -40,11 +40,11 @@ class Reuse:
     target: Target
     resolved: Resolved
     donors: tuple[str, ...]
-    """The tables to look into, the first one first. Empty: nothing is reused."""
+    """The tables to look into, in this order. Empty: nothing is reused."""
 
     @classmethod
     def of(cls, stage: Stage, warehouse: Warehouse, target: Target, resolved: Resolved) -> "Reuse":
-        """Return what the stage asks for, as far as the warehouse can copy answers."""
+        """Return the reuse that the stage asks for, as far as the warehouse can copy answers."""
         reuse = stage.guards.reuse
         others = () if isinstance(reuse, str) else reuse
         donors = (stage.target, *(table for table in others if table != stage.target))
@@ -83,7 +83,7 @@ class Reuse:
                     # A plan that is only looked at makes no target.
 
     def choose(self, spool: Spool) -> int:
-        """Choose the rows that get a copy, again whenever other rows are taken out. Returns their number."""
+        """Choose the rows that get a copy, once more after other rows are taken out. Returns their number."""
         numbers = {spec: number for number, spec in enumerate(self.specs)}
         return spool.reuse([[numbers[spec] for spec in specs] for specs in self._by_route()])
 
@@ -115,7 +115,7 @@ class Copier:
         try:
             rows = self.copy()
         except WarehouseError:
-            # Another attempt that is alive may have copied in between, and dropped what was staged.
+            # Another live attempt may have copied in between, and dropped the staged rows.
             if self.folder.read_copied() is None:
                 raise
             return
@@ -149,7 +149,7 @@ class Copier:
         return keys.unlink()
 
     def _staged(self, rows: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
-        """Turn the rows that get a copy into rows of the target, without what comes with the answer."""
+        """Turn the rows that get a copy into rows of the target, without the columns that come with the answer."""
         schema = self.plan.target.without_answer.answer_columns
         origin = pa.schema([*self.plan.target.key, *self.plan.target.carried])
         for batch in rows:

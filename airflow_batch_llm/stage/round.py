@@ -1,7 +1,7 @@
-"""One round of a run, moved forward: collect what has ended, land it, send what may be sent.
+"""Move one round of a run forward: collect ended batches, land them, and send shards.
 
-The order matters. Ended batches free places before new ones are sent, and everything that is at the provider is
-landed before the round is published in one merge.
+The order matters. Ended batches free places before new ones are sent. All batches at the provider land before the round
+is published in one merge.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -43,7 +43,7 @@ from airflow_batch_llm.stage.send.sweeping import Sweeper
 from airflow_batch_llm.stage.telemetry import describe, span
 from airflow_batch_llm.warehouses.side_tables import publish_parts
 
-#: A woken worker looks again after this where nothing else is known.
+#: Seconds after which a worker looks again if nothing else is known.
 LOOK_AGAIN_SECONDS = 60.0
 
 #: Shards that are uploaded, and whose intents are written, while another one is sent. A worker that is killed leaves so many
@@ -53,7 +53,7 @@ _PREPARED_AT_ONCE = 4
 _NOT_CANCELLED = "a batch that is given up could not be cancelled yet"
 
 
-#: The moves after which a shard is to be staged.
+#: The moves for which a shard is staged next.
 _LANDING = Land | Refuse | GiveUp
 
 
@@ -69,10 +69,10 @@ class OpenRound:
     reasons: tuple[str, ...] = ()  # why shards wait that are neither sent nor to be sent now
     strays: tuple[str, ...] = ()  # recorded ones
     error: ProviderError | None = None
-    """The error for which the batches could not be looked at. None: they were."""
+    """The error of the last look at the batches. None: it succeeded."""
 
     def described(self, plan: Plan, now: float) -> str:
-        """For people: how many of how many, and why the others wait."""
+        """Say for people how many batches have ended, and why shards wait."""
         shards = len(plan.shards)
         if self.error is not None:
             return (
@@ -102,7 +102,7 @@ class Round:
     concurrency: int = 1  # how many requests are asked at once in real time
 
     def advance(self) -> OpenRound | None:
-        """Do all that can be done now. None: every shard is staged."""
+        """Move the round as far as it goes now. Returns None if every shard is staged."""
         try:
             trouble, waits = self._note_ends()
         except Unavailable as error:
@@ -168,11 +168,11 @@ class Round:
         return {batch_id: (*running[batch_id], seen[batch_id]) for batch_id in running.keys() & seen.keys()}
 
     def _hurrying(self) -> AbstractContextManager[None]:
-        """Bound the patience with the provider by the run's deadline."""
+        """Limit the patience with the provider by the run's deadline."""
         return no_longer_than(max(LAST_LOOK_SECONDS, self.deadline - self.parts.clock()))
 
     def _unseen(self, error: Unavailable) -> OpenRound | None:
-        """Return what the round waits for while the provider cannot be reached. Sends nothing and concludes nothing."""
+        """Return what the round waits for while the provider cannot be reached. Sends nothing and decides nothing."""
         still = self._open(self._moves())
         return None if still is None else replace(still, error=error)
 
@@ -187,7 +187,7 @@ class Round:
         return trouble, {shard.number: end for (shard, _, _), end in ends if isinstance(end, Wait)}
 
     def _sweep(self) -> None:
-        """Before shards land: find what may exist of them and is not recorded, cancel it, keep what it answered."""
+        """Find unrecorded batches of these shards before they land, cancel them, and keep their answers."""
         if any(standing.loose for _, standing in self._landing()):
             self._sweeper.search()
         spare = {
@@ -205,7 +205,7 @@ class Round:
         ]
 
     def _keep_results(self, batch_id: str) -> None:
-        """Keep what a stray has answered. No row depends on it."""
+        """Keep a stray's answers. No row depends on them."""
         try:
             self._collector.keep_results(batch_id)
         except ProviderError as error:
@@ -241,7 +241,7 @@ class Round:
         ]
 
     def _land(self, moves: dict[int, Move]) -> None:
-        """Stage the shards that are to be. One of which another worker has recorded something is looked at again."""
+        """Stage the shards that are ready. Looks again at a shard for which another worker has recorded something."""
         landing = [one for one in self._standings() if isinstance(moves[one[0].number], _LANDING)]
         self.memory.begin(shard.number for shard, _ in landing)
         with self._traced("land", [shard for shard, _ in landing]):
@@ -252,7 +252,7 @@ class Round:
                 landing = [one for one in landing if isinstance(moves[one[0].number], _LANDING)]
 
     def _submit(self, but: Collection[str] = ()) -> dict[int, Move]:
-        """Bring shards to the provider while there are places; returns where that left them.
+        """Bring shards to the provider while there are places. Returns their new states.
 
         The batches named in `but` have ended and hold no place any more.
         """
@@ -278,7 +278,7 @@ class Round:
 
     @contextmanager
     def _traced(self, step: str, shards: Sequence[PlannedShard]) -> Iterator[None]:
-        """Record a step of these shards in the trace, if there are some, and what has landed of them with its cost."""
+        """Record a step of these shards in the trace, with their landed rows and their cost. Does nothing without shards."""
         if not shards:
             yield
             return
@@ -293,7 +293,7 @@ class Round:
             return self._submitter.prepare(shard)
 
     def _sendable(self, but: Collection[str]) -> list[PlannedShard]:
-        """Return the shards that are to be sent, or searched, as far as there are places."""
+        """Return the shards to send or to search for, as far as there are places."""
         standings = self._standings()
         active = sum(1 for _, standing in standings if _holds_place(standing)) - len(but)
         chosen = []
@@ -308,9 +308,9 @@ class Round:
         return chosen
 
     def _ask(self) -> dict[int, Move]:
-        """Ask the shards that are asked in real time. Returns where that left them.
+        """Ask the shards that are asked in real time.
 
-        One that was cancelled needs no place: what was answered of it is kept, and nothing is sent.
+        Returns their new states. A cancelled shard needs no place: its answers are kept, and nothing is sent.
         """
         shards = [
             shard for shard, standing in self._standings() if isinstance(self._move(shard, standing), Ask)
@@ -369,7 +369,7 @@ class Round:
             )
 
     def publish(self) -> None:
-        """Merge what is staged. Repeated after a crash, it leaves the same tables."""
+        """Merge the staged rows. A repetition after a crash leaves the same tables."""
         parts = [
             part
             for shard, standing in self._standings()
@@ -383,11 +383,11 @@ class Round:
 
     @property
     def _is_only_reused(self) -> bool:
-        """Tell if the rows without a request of their own all get a copy of an answer."""
+        """Return whether all rows without their own request get a copy of an answer."""
         return bool(self.plan.reused) and Reason.UNSENDABLE not in self.plan.why
 
     def drop_loaded(self) -> None:
-        """Drop what was staged, once it is merged for good."""
+        """Drop the staged rows, once they are merged."""
         self._collector.drop_loaded()
 
     def _standings(self) -> list[tuple[PlannedShard, Standing]]:

@@ -1,9 +1,9 @@
-"""One stage from its first row to its report, over any number of attempts of one task.
+"""Bring one stage from its first row to its report, over any number of attempts of one task.
 
-A run of one's own is told from one that another deployment, or another database, has under the same name: dag, task and
-run are named alike in every deployment of a Dag. A run of another deployment is never gone on with, and its report is never
-returned: its answers are in another table. The first round may be spread over an executor's workers in portions, which
-share the run folder and may run in any order, twice, or not at all; `Run.advance` finishes whatever they left.
+Dag, task and run have the same names in every deployment of a Dag. So a run is also identified by its deployment and
+its database. A run of another deployment is never continued, and its report is never returned: its answers are in
+another table. The first round may be spread over an executor's workers in portions. These share the run folder, and may
+run in any order, twice, or not at all. `Run.advance` finishes the rest.
 """
 
 import ctypes
@@ -43,7 +43,7 @@ __all__ = ["Pause", "Run"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
-    """The place of the answers of a run of today, and its deployment."""
+    """The deployment of a run, and the place of its answers."""
 
     deployment: str
     """Name of the deployment. Empty if there is only one."""
@@ -54,7 +54,7 @@ class Owner:
     def refuse_other(self, folder: RunFolder, plan: Plan) -> None:
         """Raise `TargetError` if the plan was made for another deployment or another target.
 
-        A plan of an earlier release does not say its database. It counts as one's own if the table is named alike.
+        A plan of an earlier release does not name its database. It belongs to this owner if its table has the same name.
         """
         if plan.place is None:
             is_own = plan.target.table == self.table
@@ -71,10 +71,10 @@ class Owner:
 
 
 def own_name(workspace: Workspace, name: str, place: Callable[[], Place]) -> str:
-    """Return the run that is one's own: this one, or one below it if a run for another database was finished here.
+    """Return the name of this deployment's run: this name, or one below it if a run for another database was finished here.
 
-    If that other run is unfinished, nobody can tell whether the connection now has another name for the same database,
-    so that its rows would be paid twice: `TargetError`.
+    Raises `TargetError` if that other run is unfinished. The connection may only have another name for the same database
+    now, and the rows would be paid twice.
     """
     folder = RunFolder(workspace=workspace, run=name)
     data = folder.read_plan()
@@ -111,8 +111,8 @@ def _of(deployment: str) -> str:
     return f"of the deployment {deployment!r}" if deployment else "of no named deployment"
 
 
-#: The bytes from which the C library takes memory from the system, and gives it back as soon as it is free; the number of
-#: that setting. Left to itself, the library raises the bytes with each large piece that is freed.
+#: The bytes from which the C library takes memory from the system, and gives it back as soon as it is free; and the number
+#: of that setting. By default the library raises these bytes with each large piece that is freed.
 _MAPPED_BYTES, _M_MMAP_THRESHOLD = 1 << 20, -3
 
 
@@ -133,7 +133,7 @@ def keep_little() -> None:
 class Run:
     """One stage, executed by one task of one Dag run, over any number of attempts.
 
-    `max_tries` is a number that a clear raises and a retry does not: it tells "go on" from "do it again". Without a
+    A clear raises `max_tries` and a retry does not, so it tells "go on" from "do it again". Without a
     stage, a planned run is brought to its end; `clears` is such a number of the task that does it.
     """
 
@@ -144,9 +144,9 @@ class Run:
     clears: int = 0
     pace: Pace = field(default_factory=Pace)
     is_given_up: Callable[[RunFolder, int], bool] | None = None
-    """Tell whether the user has ended whatever waits for another run, planned at this `max_tries`. None: not known."""
+    """Return whether the user has ended the task that waits for another run, planned at this `max_tries`. None: not known."""
     opening: str = ""
-    """The nonce of the opening by which other tasks have read the source. Default: this one reads it."""
+    """The nonce of the opening by which other tasks have read the source. Default: this task reads it."""
     _resumed: set[str] = field(default_factory=set, init=False, repr=False, compare=False)  # generations
     _places: dict[str, Place] = field(default_factory=dict, init=False, repr=False, compare=False)  # by table
 
@@ -154,7 +154,7 @@ class Run:
         keep_little()
 
     def advance(self) -> Pause | Finished:
-        """Go as far as can be gone now."""
+        """Move the run as far as it goes now."""
         while True:
             generation = self.generation()
             if self.stage is not None and self.stage.plan_only:
@@ -166,7 +166,7 @@ class Run:
                 return done
 
     def generation(self) -> Generation:
-        """Return the generation that counts now, planned if it is not yet."""
+        """Return the generation that counts now. Plans it if it has no plan yet."""
         folder, plan, is_finished = self._current()
         is_open = plan is not None and not is_finished
         if plan is None:
@@ -210,9 +210,9 @@ class Run:
                 )
 
     def _next_unplanned(self) -> RunFolder | None:
-        """Return the generation that is to be planned once those before are finished. None: the last one is unfinished.
+        """Return the next generation to plan, or None if the last one is unfinished.
 
-        Tasks before the plan have a `max_tries` of their own, which says nothing here.
+        The tasks before the plan have their own `max_tries`, which does not count here.
         """
         folder, plan, _ = replace(self, max_tries=sys.maxsize)._current()
         return folder if plan is None else None
@@ -264,7 +264,7 @@ class Run:
         return self.stage
 
     def _care_for_others(self, stage: Stage) -> None:
-        """Bring what other runs have left behind to its end, before the target is looked at."""
+        """Finish what other runs have left, before the target is read."""
         self._refuse_earlier_releases(stage.target)
         self._end_abandoned(self._place(stage.target))
         for swept in sweep_loose(self.parts):
@@ -282,7 +282,7 @@ class Run:
             raise
 
     def _owner(self, plan: Plan) -> Owner:
-        """Return whose plans are one's own. Without a stage, the plan says all but the database."""
+        """Return the owner whose plans this run may continue. Without a stage the plan names all but the database."""
         if self.stage is None:
             table, deployment = plan.target.table, plan.deployment
         else:
@@ -295,7 +295,7 @@ class Run:
         return self._places[table]
 
     def _resume(self, folder: RunFolder, plan: Plan) -> None:
-        """Once per start of an unfinished run: say what the stage asks for otherwise than the run was planned."""
+        """Resume an unfinished run, once per start: warn if the stage differs from the run's plan."""
         if folder.path in self._resumed:
             return
         self._resumed.add(folder.path)
@@ -324,7 +324,7 @@ class Run:
     def _refuse_earlier_releases(self, table: str) -> None:
         """Raise `InputError` if a run that an earlier release began may be buying rows of this table.
 
-        It is registered by the table alone, where no planner looks.
+        It is registered by its table alone, and planners do not look there.
         """
         registers = Registers(workspace=self.parts.workspace)
         registers.refuse_earlier_layout()
@@ -337,10 +337,10 @@ class Run:
                 )
 
     def _end_abandoned(self, place: Place) -> None:
-        """Land what other runs on the target have left at the provider, for their rows are held back from this one.
+        """Land the answers that other runs on the target have left at the provider, since this run leaves their rows out.
 
-        A worker that resumes such a run does no harm: what has ended is landed, once. One whose time has long
-        been over is brought to its end. The batches of one that a user has ended are cancelled.
+        A worker may resume such a run at the same time: each batch lands once. A run whose time has long been over is
+        ended. The batches of a run that a user has ended are cancelled.
         """
         for folder in Registers(workspace=self.parts.workspace).open_runs(str(place)):
             data = folder.read_plan()
@@ -363,13 +363,13 @@ class Run:
                 self.parts.warn(f"The run {folder.path} could not be brought to its end: {error.in_full}")
 
     def _is_given_up(self, folder: RunFolder, plan: Plan) -> bool:
-        """Return whether a user has ended another run. This Airflow knows no task of another deployment."""
+        """Return whether a user has ended another run. This Airflow does not know the tasks of another deployment."""
         if self.is_given_up is None or plan.deployment != self.parts.deployment:
             return False
         return self.is_given_up(folder, plan.max_tries)
 
     def _cancel_given_up(self, folder: RunFolder) -> None:
-        """Cancel the batches that were left when the task was ended, because no worker and no trigger held the run then."""
+        """Cancel the batches of a task that was ended while no worker and no trigger had its run."""
         cancelled = cancel_run(folder, self.parts.provider, self.parts.by, self.parts.clock)
         if cancelled.asked:
             shards = counted(cancelled.asked, "shard")
@@ -399,9 +399,9 @@ class Portion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
-    """The first round of a generation, by its shards' numbers. Later rounds are small and belong to the finish.
+    """The first round of a generation, by its shards' numbers. `finish` sends later rounds, which are small.
 
-    The canary is in no portion: it is asked when the run is planned, or driven. No portion sends anything before its verdict.
+    The canary is in no portion. The planner or `drive` asks it. No portion sends anything before its verdict.
     """
 
     generation: Generation
@@ -427,7 +427,7 @@ class Spread:
         replace(self._part(portion), places=portion.places).drive()
 
     def drive(self) -> Pause | None:
-        """Send further shards as places become free. None: all batches have ended."""
+        """Send further shards as places become free. Returns None if all batches have ended."""
         return self.generation.drive()
 
     def collect(self, portion: Portion) -> None:

@@ -1,10 +1,10 @@
-"""Spans of a run, and the log records of the SDKs and drivers that it calls.
+"""Trace the steps of a run, and keep the log records of SDKs and drivers down.
 
 Spans belong to the trace of the caller: in a task that is Airflow's own. Without a tracer a step costs microseconds.
 An attribute is a number or a name, never a text of a row, and an error leaves the name of its class alone.
 
-The libraries' records are kept to warnings: at DEBUG they hold keys, whole requests and answers. The level is no
-protection: a deployment that runs at DEBUG, or an SDK's environment variable, sets it behind our back. So the records are
+The libraries' records are kept to warnings: at DEBUG they hold keys, whole requests and answers. A logger's level does
+not protect them: a deployment that runs at DEBUG, or an SDK's environment variable, changes it. So the records are
 stopped where they leave the library's logger.
 """
 
@@ -40,21 +40,21 @@ def span(step: str, **attributes: str | float | None) -> Iterator[Span]:
 
 
 def describe(current: Span, **attributes: str | float | None) -> None:
-    """Give a span attributes."""
+    """Add attributes to a span."""
     known = {f"batch_llm.{name}": value for name, value in attributes.items() if value is not None}
     current.set_attributes(known)
 
 
 def waited(model_id: str, watch: Watch) -> dict[str, str | int]:
-    """Return what a task waits for, in numbers and names."""
+    """Return a task's wait as attributes: numbers and names."""
     provider, _, model = model_id.partition(":")
     return {"provider": provider, "model": model, "batches": len(watch.batch_ids)}
 
 
-#: The loggers below which the HTTP clients log that SDKs and drivers share.
+#: The loggers of the HTTP clients that SDKs and drivers share.
 _TRANSPORTS = ("aiohttp", "fsspec", "httpcore", "httpcore2", "httpx", "httpx2", "requests", "urllib3")
 
-#: The loggers below which the libraries log that see a key, a prompt, a row or an answer.
+#: The loggers of the libraries that see a key, a prompt, a row or an answer.
 LOGGERS = frozenset(
     {
         *_TRANSPORTS,
@@ -68,7 +68,7 @@ _here: ContextVar[bool] = ContextVar("_here", default=False)
 
 
 class _Gate(logging.Handler):
-    """Pass a library's records to the root's handlers: warnings always, others only where none of our code runs."""
+    """Passes a library's records to the root's handlers: warnings always, others only if none of the package's code runs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,19 +83,19 @@ _gate = _Gate()
 
 
 def quiet_process() -> None:
-    """Let the libraries speak from WARNING on, for the rest of this process: a task's or a command's."""
+    """Let the libraries log from WARNING on, for the rest of this process of a task or a command."""
     _install()
     _gate.everywhere = True
 
 
 def quiet_context() -> None:
-    """The same for the coroutine that calls this and what it starts: the process is a triggerer's, and serves others."""
+    """Do the same for the calling coroutine and the tasks that it starts, since a triggerer's process serves other triggers."""
     _install()
     _here.set(True)
 
 
 def _install() -> None:
     for logger in map(logging.getLogger, LOGGERS):
-        # A child may have a level of its own, but what it logs passes here.
+        # A child logger may have its own level, but its records pass here.
         logger.addHandler(_gate)  # once: the same handler is not added again
         logger.propagate = False

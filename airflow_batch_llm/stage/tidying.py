@@ -1,4 +1,4 @@
-"""Deletes prompts and answers when their time has come: of finished runs, and of runs that never finished.
+"""Delete prompts and answers when their time has come: of finished runs, and of runs that never finished.
 
 Payloads go first and the register's entry last, so that a crash or a store error between the two only delays them.
 """
@@ -25,7 +25,7 @@ from airflow_batch_llm.stage.send.uploading import delete_uploads
 
 _PREFIX = "batch-llm-spool-"
 _LOCK = "owner.lock"
-#: A spool without a lock file is being made, or its maker was killed at once. Seconds until the latter is assumed.
+#: Seconds after which a spool without a lock file counts as left by a killed process, and not as being made.
 _UNLOCKED_SECONDS = 3600.0
 
 
@@ -69,7 +69,7 @@ def _sweep_spool(folder: Path, age: float) -> None:
 _DAY_SECONDS = 86_400.0
 #: An unfinished run keeps its payloads at least this long after its deadline, so that people can repair and retry.
 _UNFINISHED_DAYS = 7.0
-#: Runs handled at one start, so that a large backlog does not delay the work.
+#: The most runs that one start handles, so that a large backlog does not delay it.
 _RUNS_AT_ONCE = 20
 
 
@@ -118,7 +118,7 @@ def _tidy_run(parts: Parts, registers: Registers, due: Due) -> None:
 
 
 def _kept_until(parts: Parts, folder: RunFolder, plan: Plan | None) -> float:
-    """Return when the payloads of a run may go, in seconds since the epoch."""
+    """Return the time at which the payloads of a run may be deleted, in seconds since the epoch."""
     if plan is None:
         return 0.0
     days = plan.limits.keep_days

@@ -45,7 +45,7 @@ from airflow_batch_llm.warehouses.base import Part
 
 
 class Incomplete(BatchLLMError):
-    """The fetched lines are not all of a batch's results."""
+    """The fetched lines are not all results of the batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,7 @@ class Expected:
 
     @classmethod
     def of(cls, status: BatchStatus, *, token: str, requests: int) -> "Expected":
-        """Return what to expect: as many lines as the vendor counts, or all where it does not count."""
+        """Return the expected results: as many as the vendor counts. If it does not count, all, or none of a stopped batch."""
         stopped = status.unmentioned is not Outcome.MISSING  # such a batch leaves rows out
         counted = status.finished if status.finished is not None else (0 if stopped else requests)
         return cls(lines=min(counted, requests), mark=f"{token}-".encode())
@@ -67,7 +67,7 @@ class Expected:
 
 @dataclass(slots=True)
 class Lines:
-    """Result lines on their way, counted. Raises `Incomplete` after the last one if they are not what is expected."""
+    """Counts result lines as they pass. Raises `Incomplete` after the last one if too few came, or none is of the batch."""
 
     lines: Iterable[bytes]
     expected: Expected | None
@@ -88,7 +88,7 @@ class Lines:
             raise Incomplete(f"{share(self.count, self.expected.lines, 'result')} came.")
 
 
-#: Results that are not complete are fetched again for this long before a row counts as missing.
+#: Seconds for which incomplete results are fetched again, before a row counts as missing.
 RESULTS_PATIENCE_SECONDS = 600.0
 _FETCH_AGAIN_SECONDS = 60.0
 _BLOCK = 1 << 20
@@ -96,7 +96,7 @@ _BLOCK = 1 << 20
 #: Shards whose rows are fetched, and shards whose records are written, while another one is staged.
 _AHEAD, _RECORDED_AT_ONCE = 8, 16
 
-#: A batch that was turned away for lack of quota is sent again after this.
+#: Seconds after which a batch that had no quota is sent again.
 _LATER_SECONDS = 300.0
 
 
@@ -111,7 +111,7 @@ class Collector:
     scratch: Path
     deadline: float = math.inf
     _fetched: dict[str, Path] = field(default_factory=dict)
-    """Results that this worker has kept, still on its own disk, by batch."""
+    """Files of results on this worker's disk, by batch."""
 
     @cached_property
     def _gatherer(self) -> Callable[[int], ResultReader]:
@@ -125,9 +125,9 @@ class Collector:
         return closed_columns(OutputType.from_json(self.plan.output_type))
 
     def note_end(self, shard: PlannedShard, standing: Standing, status: BatchStatus) -> Wait | None:
-        """Record that the shard's batch has ended: its results are kept before the journal says so.
+        """Record that the shard's batch has ended, after keeping its results.
 
-        Returns what to wait for if the results are not complete yet. Then nothing is kept and nothing is recorded.
+        If the results are not complete yet, nothing is kept or recorded, and it returns what to wait for.
         """
         batch = standing.batch
         assert batch is not None
@@ -153,7 +153,7 @@ class Collector:
         return None
 
     def _keep_whole(self, shard: PlannedShard, batch_id: str, status: BatchStatus) -> Wait | None:
-        """Keep the results of a batch once they are complete, or once they stay incomplete for long."""
+        """Keep the results of a batch once they are complete, or have stayed incomplete for long."""
         sent = shard.requests - len(left_out_of(self.folder, self.plan, shard))
         expected = Expected.of(status, token=self.plan.token(shard), requests=sent)
         try:
@@ -177,7 +177,7 @@ class Collector:
         return since is None or self.parts.clock() < since + RESULTS_PATIENCE_SECONDS
 
     def _keep_part(self, batch_id: str, expected: Expected) -> int:
-        """Keep what there is of results that stay incomplete: at least one line, if there should be any."""
+        """Keep the lines of results that stay incomplete: at least one, if the batch must have any."""
         try:
             return self.keep_results(batch_id, replace(expected, lines=min(1, expected.lines)))
         except (Incomplete, ResultsGone) as error:
@@ -194,7 +194,7 @@ class Collector:
         return Wait(until=now + _FETCH_AGAIN_SECONDS, reason=reason)
 
     def land(self, landing: Sequence[tuple[PlannedShard, Standing]]) -> None:
-        """Stage the rows of these shards one after another, and record what became of them.
+        """Stage the rows of these shards one after another, and record their results.
 
         The rows of the next shards are fetched meanwhile, and the records of the last ones written.
         """
@@ -221,7 +221,7 @@ class Collector:
         self._append(shard, standing, self._entry(RecordKind.STAGED))
 
     def _land(self, shard: PlannedShard, standing: Standing) -> ShardResult:
-        """Stage the shard's rows. Returns what became of them."""
+        """Stage the shard's rows. Returns their result."""
         began = self.parts.clock()
         gathered, tally = self.load(shard, standing)
         report = self._report(shard, standing, gathered, began) + tally.sure
@@ -245,7 +245,7 @@ class Collector:
         )
 
     def load(self, shard: PlannedShard, standing: Standing) -> tuple[ReadResults, Tally]:
-        """Stage the shard's rows, answered ones and failures for the rest, from what is kept. Nothing is recorded."""
+        """Stage the shard's rows from the kept results: answers, and failures for the rest. Records nothing."""
         try:
             keys = self._keys(shard)
         except StoreError:
@@ -257,7 +257,7 @@ class Collector:
     def _load(
         self, shard: PlannedShard, standing: Standing, keys: Path, part: Part
     ) -> tuple[ReadResults, Tally]:
-        """Stage the rows of a keys file, which goes."""
+        """Stage the rows of a keys file, and delete the file."""
         gathered = self._gathered(shard, standing, read_layout(keys, shard))
         left_out = left_out_of(self.folder, self.plan, shard)
         for request, why in left_out.items():
@@ -279,7 +279,7 @@ class Collector:
         return gathered, tally
 
     def load_unsendable(self) -> None:
-        """Stage the rows that could not be sent as failures. They are a part of their own, numbered 0."""
+        """Stage the rows that could not be sent as failures, in a separate part with the number 0."""
         keys = self.scratch / f"{self.plan.nonce}-0000.keys.parquet"
         fetch_unsendable(self.folder, self.plan, keys)
         stamp = self._stamp(None, Standing())
@@ -296,7 +296,7 @@ class Collector:
         return [self.part(number)]
 
     def drop_loaded(self) -> None:
-        """Drop what was staged of the plan, once it is merged for good."""
+        """Drop the plan's staged rows, once they are merged."""
         numbers = [0, *(shard.number for shard in self.plan.shards)]
         parts = [part for number in numbers for part in self.parts_of(number)]
         self.parts.target.drop_loaded(self.plan.target, parts)
@@ -305,9 +305,9 @@ class Collector:
         return Part(run_id=self.folder.run_id, round=self.plan.round, shard=number)
 
     def keep_results(self, batch_id: str, expected: Expected | None = None) -> int:
-        """Bring the raw lines of a batch into the run folder, whole or not at all. Returns the number of lines.
+        """Bring the raw lines of a batch into the run folder, whole or not at all.
 
-        Raises `Incomplete`, and keeps nothing, if they are not what is expected.
+        Returns the number of lines. Raises `Incomplete`, and keeps nothing, if they are not the expected ones.
         """
         seen = Lines(self.parts.provider.results(batch_id), expected)
         aside = self.scratch / f"{secrets.token_hex(6)}.results.jsonl"
@@ -336,7 +336,10 @@ class Collector:
         )
 
     def _kept(self, standing: Standing) -> Iterator[tuple[str, Iterable[bytes]]]:
-        """Yield the kept lines of the shard's batch, then those of any other that was bought for it. None: it was not taken."""
+        """Yield the kept lines of the shard's batch, then those of its spare batches.
+
+        Yields nothing for a shard that was not taken.
+        """
         if standing.ended is None:
             return
         for batch_id in (standing.ended.batch_id, *standing.spare):
@@ -354,7 +357,7 @@ class Collector:
         return None if blocks is None else split_lines(blocks)
 
     def _stamp(self, shard: PlannedShard | None, standing: Standing) -> Bookkeeping:
-        """Return what is the same for the rows of a shard. None: rows that could not be sent."""
+        """Return the values that all rows of a shard share. With None, those of rows that could not be sent."""
         route = self.plan.routes[0] if shard is None else self.plan.route(shard)
         is_late = self.parts.clock() >= batches_until(self.plan.rules, self.deadline)
         return Bookkeeping(
@@ -382,7 +385,7 @@ class Collector:
         return path
 
     def _sample(self, shard: PlannedShard, judged: Judgements) -> list[Sample]:
-        """Return what a pilot compares of the shard's answers. Empty: it has no part in one."""
+        """Return the values that a pilot compares for the shard. Empty if it is not in a pilot."""
         if not (shard.repeats or shard.repeated):
             return []
         return sampled(judged.values, OutputType.from_json(self.plan.output_type))
@@ -412,7 +415,7 @@ class Collector:
         )
 
     def _queued(self, standing: Standing) -> float:
-        """Return the seconds that the shard's batch waited to be created, from when its round could begin."""
+        """Return the seconds between the time when the round could begin and the creation of the shard's batch."""
         if standing.batch is None:
             return 0.0
         return max(0.0, standing.batch.at - self._round_since)
@@ -438,12 +441,12 @@ class Collector:
         )
 
     def _append(self, shard: PlannedShard, standing: Standing, entry: Entry) -> bool:
-        """Record it, unless another attempt has recorded something since: then that attempt leads."""
+        """Record the entry, unless another attempt has recorded something since. Then that attempt goes on."""
         return self.memory.append(shard.number, standing.last + 1, entry)
 
 
 def _read_once(path: Path) -> Iterator[bytes]:
-    """Yield a file's blocks. It is deleted at their end."""
+    """Yield a file's blocks, and delete the file at the end."""
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
             yield block
@@ -458,7 +461,7 @@ def _spent(gathered: ReadResults) -> Spent:
 
 
 def _rejected(standing: Standing, layout: Layout) -> Judgements:
-    """Return the fate of a shard that no batch has answered."""
+    """Return the result of a shard that no batch has answered."""
     refused = standing.refused
     reason = "the run's time was over"
     if refused is not None:

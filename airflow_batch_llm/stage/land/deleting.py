@@ -1,7 +1,7 @@
 """Delete a finished run's requests and answers at the vendor, where the user wishes that.
 
-It comes after the report, so the answers are kept and landed. It fails no run: what could not be deleted is a warning,
-and the next run with the provider tries again.
+It comes after the report, so the answers are kept and landed. It never fails a run: a failed deletion is a warning, and
+the next run with the provider tries again.
 """
 
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ class VendorCopies:
     first: Plan
 
     def delete(self) -> None:
-        """Delete all of it that was not deleted before, unless the plan does not ask for that."""
+        """Delete the copies that still exist, if the plan asks for that."""
         if not self.first.limits.delete_at_vendor or self.first.provider != self.parts.provider.name:
             return
         if not isinstance(self.parts.provider, DeletesBatches):
@@ -51,7 +51,7 @@ class VendorCopies:
             )
 
     def _batches(self) -> Iterator[Entry]:
-        """Give the batches of all rounds, spare ones too once their cost is recorded."""
+        """Yield the batches of all rounds, and spare ones once their cost is recorded."""
         for plan in read_rounds(self.folder):
             shards = read_standings(self.folder, plan)
             kept = {
@@ -67,7 +67,7 @@ class VendorCopies:
 
 
 def delete_copies(parts: Parts, folder: RunFolder) -> None:
-    """Delete what the vendor holds of a run that has ended, and the uploads of one that never ended and was tidied."""
+    """Delete the vendor's copies of an ended run, or the uploads of an unfinished run that was tidied."""
     data = folder.read_plan()
     if data is None:
         return

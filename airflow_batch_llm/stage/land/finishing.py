@@ -1,6 +1,6 @@
-"""The end of a run: its report, its verdict, and what is cleaned up.
+"""End a run: store its report, judge it, and clean up.
 
-The report is stored once. A retry after that reads it and comes to the same verdict without doing anything.
+The report is stored once. A retry after that reads it, has the same verdict, and does nothing else.
 """
 
 import warnings
@@ -85,7 +85,7 @@ class Finisher:
     first: Plan
 
     def stored(self) -> Finished | None:
-        """Return the run as it ended, if it has."""
+        """Return the ended run, or None if it has not ended."""
         data = self.folder.read_report()
         return None if data is None else self._finished(data)
 
@@ -94,12 +94,12 @@ class Finisher:
         return Finished(report=Report.from_json(fields["report"]), about=_about(fields["about"]))
 
     def planned(self) -> Finished:
-        """A plan that was made to be looked at: nothing was sent."""
+        """Return the end of a run that only plans."""
         report = Report(why=self.first.why, verdict=self._outlook(), estimate=self.first.forecast())
         return Finished(report=report, about=self._about([self.first], ()))
 
     def finish(self, rounds: Sequence[Plan], memory: RunMemory) -> Finished:
-        """Add up, judge, and store the report; the stored one counts."""
+        """Add up, judge and store the report. If another attempt has stored one, that one counts."""
         landed = [list(memory.all_landed(plan.shards).values()) for plan in rounds]
         may_show_up = self._sweep(rounds, memory)
         shards = [one for plan in rounds for one in memory.standings(plan)]
@@ -151,7 +151,7 @@ class Finisher:
         landed: Sequence[ShardResult],
         shards: Sequence[tuple[PlannedShard, Standing]],
     ) -> Verdict:
-        """Judge the rows unless the canary has, and say what the provider said of those that have failed."""
+        """Judge the rows unless the canary has, and add the provider's words about failed rows."""
         samples = [key for one in landed for key in one.samples]
         verdict = stop or gate(report, self.first.limits.min_success_ratio, samples=samples)
         if verdict.passed:
@@ -162,7 +162,7 @@ class Finisher:
         return replace(verdict, reason=reason, words=" ".join(filter(None, said)))
 
     def _why(self, first: Plan) -> Mapping[str, int]:
-        """Return the rows by reason. An answer that was to be copied may have been gone."""
+        """Return the rows by reason. A row whose answer was gone before it was copied counts as lost."""
         data = self.folder.read_copied() if first.reused else None
         lost = 0 if data is None else first.reused - int(orjson.loads(data)["rows"])
         if not lost:
@@ -187,7 +187,7 @@ class Finisher:
                 self._history.add(self.folder.run_id, report.labels, before, self.parts.spool / "labels.new")
 
     def _piloted(self, plan: Plan, landed: Sequence[ShardResult]) -> dict[str, Any]:
-        """Judge the pilot, keep what it has found for later runs, and return it for the report. Empty: there was none."""
+        """Judge the pilot, keep its result for later runs, and return it for the report. Empty if there was no pilot."""
         results = {shard.number: one for shard, one in zip(plan.shards, landed, strict=True)}
         repeated = next((shard for shard in plan.shards if shard.repeats), None)
         limit, rows = plan.limits.min_agreement, plan.limits.rows_per_request
@@ -213,7 +213,7 @@ class Finisher:
     def _cached(
         self, rounds: Sequence[Plan], landed: Sequence[Sequence[ShardResult]]
     ) -> dict[str, dict[str, Any]]:
-        """Say what the vendor's cache has won or lost by each route, and return it for the report."""
+        """Log the dollars that the vendor's cache has saved or cost by route, and return them for the report."""
         shards = zip(rounds, landed, strict=True)
         found = cached(
             (plan.route(shard), result.report)
@@ -231,7 +231,7 @@ class Finisher:
         )
 
     def _refusals(self, shards: Sequence[tuple[PlannedShard, Standing]]) -> list[tuple[str, str]]:
-        """Return why the provider did not take batches, the most frequent first: by code and status, and in its own words."""
+        """Return why the provider refused batches, as codes with statuses and in its own words, the most frequent first."""
         refused = {
             shard.number: standing.refused.reason
             for shard, standing in shards
@@ -252,7 +252,10 @@ class Finisher:
         return refused.detail if refused is not None else ""
 
     def ended(self) -> Finished | None:
-        """Return the run as it ended, if it has, taken out of the registers: who stored the report may have died before."""
+        """Return the ended run after taking it out of the registers, or None.
+
+        The worker that stored the report may have died before.
+        """
         stored = self.stored()
         return None if stored is None else self._ended(stored)
 
@@ -272,9 +275,9 @@ class Finisher:
         return stored
 
     def _sweep(self, rounds: Sequence[Plan], memory: RunMemory) -> bool:
-        """Once in each run, for what a gateway may have created twice, or a frozen process after its shard landed.
+        """Sweep once in each run: a gateway may have created a batch twice, or a frozen process after its shard landed.
 
-        Returns whether the next run is to look again.
+        Returns whether the next run must look again.
         """
         try:
             return sweep_ended(self.parts, self.folder, rounds, memory)
@@ -285,7 +288,7 @@ class Finisher:
             )  # who has no list of batches will have none for the next run
 
     def _tell_of_strays(self, shards: Sequence[tuple[PlannedShard, Standing]], report: Report) -> None:
-        """Say once what was created twice, and where to look for the cause."""
+        """Log once which batches were created twice, and where to look for the cause."""
         strays = [(shard, batch_id) for shard, standing in shards for batch_id in standing.spare]
         if not strays:
             return
@@ -325,7 +328,7 @@ class Finisher:
 
 
 def _words(landed: Sequence[ShardResult]) -> list[str]:
-    """Return what the vendor said about rows of the last round, once for each error code."""
+    """Return the vendor's words about rows of the last round, once for each error code."""
     said = {code: words for one in landed for code, words in one.words.items() if words}
     return [f"{code}: {words}" for code, words in list(said.items())[:_REFUSALS]]
 
@@ -361,7 +364,7 @@ def cached(landed: Iterable[tuple[PlannedRoute, Report]]) -> dict[str, tuple[Rep
 
 
 def told_caching(found: Mapping[str, tuple[Report, bool]]) -> dict[str, dict[str, Any]]:
-    """Return what the report says of the vendor's cache, by route."""
+    """Return the report's part about the vendor's cache, by route."""
     return {
         name: caching.reported(total.cache, total.usage, asked=asked)
         for name, (total, asked) in found.items()
@@ -369,7 +372,7 @@ def told_caching(found: Mapping[str, tuple[Report, bool]]) -> dict[str, dict[str
 
 
 def told_packing(rounds: Sequence[Plan], total: Report) -> dict[str, Any]:
-    """Return what the report says of packed requests. Empty: there were none."""
+    """Return the report's part about packed requests. Empty if there were none."""
     packed = [shard for plan in rounds for shard in plan.shards if shard.packed and not shard.repeats]
     if not packed:
         return {}
@@ -389,7 +392,7 @@ def _replaced(shards: Sequence[ShardResult], following: Plan | None) -> tuple[Co
     if following.replaces is not None:
         outcomes = {Outcome(name): count for name, count in following.replaces["outcomes"].items()}
         return Counter(outcomes), Counter(following.replaces["codes"])
-    # An earlier release has asked again whatever was worth it.
+    # An earlier release asked again every row that was worth it.
     rows: Counter[Outcome] = Counter()
     codes: Counter[str] = Counter()
     for one in shards:
@@ -407,7 +410,7 @@ def _fields(about: Provenance) -> dict[str, object]:
 
 
 def _about(stored: dict[str, Any]) -> Provenance:
-    """Read what a stored report is about. JSON has lists only, and an earlier release stored more fields."""
+    """Read the provenance of a stored report. JSON has lists only, and an earlier release stored more fields."""
     known: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in stored.items()

@@ -1,6 +1,6 @@
-"""The next round: requests that failed for a reason worth another try, under custom_ids of their own.
+"""Plan the next round: requests that are worth another try, under new custom_ids.
 
-Their lines are taken out of the shard files as they were sent, so no source is read and no prompt is rendered again.
+Their prompts are read from the shard files, so no source is read and no prompt is rendered again.
 """
 
 import secrets
@@ -33,7 +33,7 @@ TOKEN_CAP_FACTOR = 2
 
 
 class _Course(NamedTuple):
-    """Hold what the requests of a shard have in common: those that differ in it go into shards of their own."""
+    """The values that all requests of a shard share. Requests that differ in one of them go into separate shards."""
 
     route: str
     max_tokens: int | None
@@ -45,7 +45,7 @@ class _Course(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Chosen:
-    """A shard, and those of its requests that are asked again, with what became of them."""
+    """A shard, and its requests that are asked again, with their results."""
 
     shard: PlannedShard
     requests: dict[int, Again] = field(default_factory=dict)
@@ -53,13 +53,13 @@ class _Chosen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FollowUp:
-    """Makes round n + 1 of a run from what round n left."""
+    """Makes round n + 1 of a run from the failures of round n."""
 
     parts: Parts
     folder: RunFolder
     scratch: Path
     is_late: bool = False
-    """Batches are given up: what would be asked in one takes another route, if there is a rule for that."""
+    """Batches are given up: a request of a batch takes another route, if a rule says so."""
 
     def wanted(self, last: Plan, landed: Mapping[int, ShardResult]) -> dict[str, int]:
         """Return the number of requests that the next round would ask, by the name of their route."""
@@ -88,7 +88,7 @@ class FollowUp:
                     yield shard, one, name
 
     def _next(self, last: Plan, shard: PlannedShard, one: Again) -> str | None:
-        """Return the name of the route that a request takes next. None: it would be one that it took before."""
+        """Return the name of the route that a request takes next, or None if the request has taken that route before."""
         own = last.route(shard).name
         name = one.to or own
         if self.is_late and last.base(name).way is Way.BATCH:
@@ -161,7 +161,7 @@ class FollowUp:
     def _write(
         self, last: Plan, draft: Plan, chosen: list[_Chosen], route: int, number: int
     ) -> tuple[PlannedShard, ...]:
-        """Return the shards of one route: requests keep their order, and their rows stay with them."""
+        """Write the shards of one route. Requests keep their order and their rows."""
         writer = ShardWriter(
             folder=self.folder,
             scratch=self.scratch,
@@ -198,7 +198,7 @@ class FollowUp:
             path.unlink()
 
     def _prompts_in(self, last: Plan, one: _Chosen, lines: Iterable[bytes]) -> Iterator[bytes]:
-        """Yield the prompts of a shard that are asked again, out of its lines."""
+        """Yield the prompts of a shard that are asked again, from its lines."""
         template = self.parts.provider.encode(last.route(one.shard).asked)
         token, item = last.token(one.shard), 0
         for ordinal, line in enumerate(lines):

@@ -1,7 +1,8 @@
 """Judge each result line, and gather one verdict per request of a shard.
 
-One bad line costs one row: no exception leaves the judging of a line. Lines come in any order, twice, for strangers, or
-broken. A request that no line mentions is `missing`, or what the end of its batch says. Only one shard's answers are held.
+One bad line costs one row: no exception leaves the judging of a line. Lines may come in any order, twice, broken, or
+for other requests. A request that no line mentions is `missing`, or has the outcome that its batch's end implies. Only
+one shard's answers are in memory.
 """
 
 import math
@@ -30,12 +31,12 @@ Values = tuple[Any, ...]
 #: The code of a request whose attachment the vendor does not store.
 ATTACHMENT_REFUSED = "attachment_refused"
 
-#: The code of a line that names its request and says nothing else that can be used.
+#: The code of a line that names its request and has nothing else that can be used.
 UNREADABLE_LINE = "unreadable_line"
 
 
 class AnswerCost(NamedTuple):
-    """The tokens of one answer, and what they cost as asked and in real time; None: no price of the model is known."""
+    """The tokens of one answer, and their cost as asked and in real time. None: no price of the model is known."""
 
     usage: Usage = Usage()
     cost: float | None = 0.0
@@ -67,7 +68,7 @@ class Judgement(NamedTuple):
     values: Values | None = None
     failure: RowFailure | None = None
     extra: int = 0
-    """Entries of a packed request's answer that have the number of no item. The first item's verdict has them."""
+    """The count of entries in a packed request's answer with a number that no item has. The first item's verdict holds it."""
 
     @property
     def is_readable(self) -> bool:
@@ -80,7 +81,7 @@ SILENCE = RowFailure()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgements:
-    """The columns. Only a request that succeeded has values, and only one that did not has a failure."""
+    """Verdicts of many requests, in columns. Only a successful request has values, and only a failed one has a failure."""
 
     outcomes: list[Outcome]
     values: list[Values | None]
@@ -93,7 +94,7 @@ class Judgements:
 
     @classmethod
     def alike(cls, layout: Layout, outcome: Outcome, failure: RowFailure = SILENCE) -> "Judgements":
-        """Return every item with the same fate, and nothing said of any of them yet."""
+        """Return judgements in which every item has this outcome."""
         requests = layout.items
         return cls(
             outcomes=[outcome] * requests,
@@ -109,7 +110,7 @@ class Judgements:
         return len(self.outcomes)
 
     def put(self, verdict: Judgement, batch_id: str) -> None:
-        """Enter what a line of this batch says about its request."""
+        """Enter the verdict on a line of this batch."""
         request = verdict.request
         self.outcomes[request] = verdict.outcome
         self.values[request] = verdict.values
@@ -145,7 +146,7 @@ class Judgements:
 
     @property
     def cost(self) -> float:
-        """Dollars for all of them, where a price is known."""
+        """Dollars for all requests with a known price."""
         return math.fsum(bill.cost for bill in self.bills if bill.cost is not None)
 
     @property
@@ -170,22 +171,22 @@ class Judgements:
 
 UNUSABLE_USAGE = "unusable_usage"
 
-#: The codes of items of a packed request: no entry, several entries, and an answer that is no list of entries.
+#: The codes of items of a packed request: no entry, several entries, and an answer that is not a list of entries.
 MISSING_ITEM, DOUBLED_ITEM, NO_LIST = "missing_item", "doubled_item", "no_list_of_items"
 
-#: The name of entries that have the number of no item, among the lines that no row needed.
+#: The name, among the lines that no row needed, of entries with a number that no item has.
 EXTRA_ITEMS = "extra_items"
 
 #: The characters that are kept of a bad answer, of an error code and of a model's name.
 EXCERPT_CHARS, _NAME_CHARS = 200, 200
 
-#: At most this many usages and answers are remembered, with their cost and meaning: labels and short answers repeat.
+#: At most this many usages and answers are cached, with their cost and values: labels and short answers repeat.
 _REMEMBERED = 4096
 
 #: An ordinal has fewer digits than this.
 _ORDINAL_DIGITS = 12
 
-#: The bill of a line that was probably paid for, although its cost is unknown.
+#: The cost of a line that was probably paid for, but whose tokens are unknown.
 _UNKNOWN_BILLS: Sequence[AnswerCost] = (AnswerCost(Usage(), None, None),)
 
 _MESSAGES = {
@@ -216,10 +217,10 @@ class LineJudge:
         return lru_cache(_REMEMBERED)(self.parser.parse)
 
     def judge(self, line: bytes, token: str, layout: Layout) -> Sequence[Judgement]:
-        """Return the verdicts on the items of the request that the line answers. Empty: it cannot be read and names none.
+        """Return the verdicts on the items of the request that the line answers, exactly one for each.
 
-        Each item of that request gets exactly one. Raises `Foreign` for a readable line that answers no request of the
-        shard, and `MemoryError`.
+        Empty if the line cannot be read and names no request. Raises `Foreign` for a readable line that answers no request
+        of the shard, and `MemoryError`.
         """
         request, bills = None, _UNKNOWN_BILLS
         try:
@@ -231,7 +232,7 @@ class LineJudge:
                 return self._verdicts(result, items, bills)
             return (self._verdict(result, request, bills[0]),)
         except (Foreign, MemoryError):
-            # Where memory ran out the machine is at fault, not the line: landing again may read it.
+            # A lack of memory is not the line's fault: landing again may read it.
             raise
         except Exception as error:  # noqa: BLE001 - whatever the line does to its readers stays with the line
             named = _named(line, token, layout.requests) if request is None else request
@@ -241,7 +242,7 @@ class LineJudge:
             return tuple(_spoiled(line, error, item, bill) for item, bill in shared)
 
     def _bills(self, usage: Usage, is_flex: bool, items: int) -> Sequence[AnswerCost]:
-        """Divide the bill of a request among its items."""
+        """Divide the cost of a request among its items."""
         if not all(type(count) is int and 0 <= count <= MOST_TOKENS for count in usage):
             raise UnusableUsage
         whole = self.prices.by(self.way.billed(is_flex=is_flex)).priced(usage)
@@ -305,7 +306,7 @@ def _request(custom_id: str, token: str, requests: int) -> int:
 
 
 def _named(line: bytes, token: str, requests: int) -> int | None:
-    """Return the one request of the shard that the bytes of an unreadable line name; None: they name none, or several."""
+    """Return the request of the shard that the bytes of an unreadable line name, or None if they name none or several."""
     found = re.findall(rb'"%s-(\d{1,%d})"' % (re.escape(token.encode()), _ORDINAL_DIGITS - 1), line)
     named = {number for number in map(int, found) if number < requests}
     return named.pop() if len(named) == 1 else None
@@ -336,7 +337,7 @@ def _name(value: object) -> str | None:
 
 
 def _text(value: object, length: int) -> str | None:
-    """As much of a text as is kept, in characters that every database takes."""
+    """Return the part of a text that is kept, in characters that every database takes."""
     if value is None:
         return None
     if not isinstance(value, str):
@@ -365,7 +366,7 @@ class ResultReader:
 
     @classmethod
     def of(cls, provider: Provider, plan: Plan, route: PlannedRoute) -> "ResultReader":
-        """The prices are those of the day of the plan, on which its budget was judged."""
+        """Make the reader of a plan, with the prices of the day of the plan, by which its budget was checked."""
         prices = PriceList.of(plan.vendor(route), route.call.model, plan.limits.prices, at=plan.planned_at)
         return cls(
             lines=LineJudge(
@@ -414,10 +415,10 @@ class ResultReader:
 
 
 def _serves(verdict: Judgement, batch_id: str, gathered: ReadResults, *, is_bought: bool) -> bool:
-    """Return whether a second line replaces the first.
+    """Return whether a second line for a request replaces the first.
 
-    One of the same batch is the provider's slip. One of another batch was bought, and so was each answer in real time
-    (`is_bought`): the worse of both was for nothing.
+    A second line of the same batch is the provider's error. One of another batch was paid, and so was each answer in real
+    time (`is_bought`), so the worse of both is waste.
     """
     judged, request = gathered.judged, verdict.request
     better = judged.outcomes[request] is not Outcome.SUCCEEDED and verdict.outcome is Outcome.SUCCEEDED

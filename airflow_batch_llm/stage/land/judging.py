@@ -1,6 +1,6 @@
-"""Collect the batches of a plan whose rows are in the warehouse: its statements land the answers that are surely good.
+"""Collect the batches of a plan whose rows are in the warehouse: its statements land the answers that are certainly good.
 
-The worker judges the other answers by the code that judges any, and stages their rows as a part of their own.
+The worker judges the other answers as usual, and stages their rows in a separate part.
 """
 
 from collections import Counter
@@ -78,11 +78,11 @@ class WarehouseCollector(Collector):
         return gathered, tally
 
     def parts_of(self, number: int) -> list[Part]:
-        """The rows of a shard are staged in two parts, by the warehouse and by the worker."""
+        """Return the two parts in which a shard's rows are staged: the warehouse's and the worker's."""
         return [self.part(number), self.part(-number)] if number else [self.part(0)]
 
     def drop_loaded(self) -> None:
-        """Drop what was staged, and the plan's own tables."""
+        """Drop the staged rows, and the plan's own tables."""
         super().drop_loaded()
         self._tables.drop_plan(self.plan.nonce, [self.part(shard.number) for shard in self.plan.shards])
 

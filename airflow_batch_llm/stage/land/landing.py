@@ -38,7 +38,7 @@ from airflow_batch_llm.warehouses.arrow import (
 )
 from airflow_batch_llm.warehouses.base import PACKED_COLUMN, REUSED_COLUMN, Target
 
-#: The number of keys of failed rows in a report, and the characters of each.
+#: The most keys of failed rows in a report, and the most characters of each.
 SAMPLES, SAMPLE_CHARS, SAMPLE_CODES = 3, 40, 10
 
 #: The columns for which a row that was never sent has no value.
@@ -73,7 +73,7 @@ class Bookkeeping:
     rejected: bool = False
     course: Course = field(default_factory=Course)
     answered: bool = False
-    """The rows have good answers by another route already, which stay unless these are better."""
+    """The rows have good answers from another route already, which stay unless these are better."""
     rows_per_request: int = 1
     """The most rows of one of the shard's requests. Default: 1, they are not packed."""
     labelled: tuple[str, ...] = ()
@@ -141,7 +141,7 @@ class RowWriter:
         }
 
     def write(self, keys: Path, answers: Path, failures: Path) -> Tally:
-        """Write the rows of both tables; the tally says what became of the rows."""
+        """Write the rows of both tables. Returns a tally of the rows."""
         tally = Tally()
         with (
             pq.ParquetFile(keys) as rows,
@@ -167,7 +167,7 @@ class RowWriter:
                 tally.labels.setdefault(name, Counter()).update(counts)
 
     def _send_on(self, rows: pa.RecordBatch, tally: Tally) -> None:
-        """Note the rows whose good answer sends them to another route."""
+        """Note the rows that take another route because of their good answer."""
         if not self._onward:
             return
         requests, shared = rows.column(REQUEST).to_pylist(), rows.column(SHARED).to_pylist()
@@ -178,7 +178,7 @@ class RowWriter:
                     tally.again.append(Again(request, Outcome.SUCCEEDED, to=to))
 
     def _onward_routes(self) -> dict[int, str]:
-        """Return the route of each request whose good answer sends it to another one."""
+        """Return the next route of each request that takes one because of its good answer."""
         course = self._stamp.course
         places = {column.name: place for place, column in enumerate(self._target.answer)}
         wanted = [(name, places[name]) for name in course.looks_at if name in places]
@@ -260,7 +260,7 @@ class RowWriter:
         onward: list[str | None],
         tally: Tally,
     ) -> None:
-        """Note what these rows without a good answer mean for the run."""
+        """Count these rows without a good answer, and note which are asked again."""
         answered = self._stamp.answered
         requests, shared = rows.column(REQUEST).to_pylist(), rows.column(SHARED).to_pylist()
         codes: list[str | None] = []
@@ -311,11 +311,11 @@ class RowWriter:
         )
         if self._next_rows(outcome, failure) is None or attempts >= self._stamp.max_attempts:
             return verdict
-        # The other rows of its request may be at fault, so the row is not given up before it was asked alone.
+        # The other rows of its request may be the cause, so the row is first asked alone.
         return replace(verdict, dead=False, again=self._stamp.tries < self._stamp.max_attempts)
 
     def _next_rows(self, outcome: Outcome, failure: RowFailure) -> int | None:
-        """Return the most rows of the request that asks an item again. None: as many as before."""
+        """Return the most rows of the request that asks an item again. None means as many as before."""
         rows = self._stamp.rows_per_request
         if rows == 1:
             return None
@@ -335,7 +335,7 @@ class RowWriter:
 
 
 def _count_code(outcome: Outcome, failure: RowFailure, tally: Tally, *, again: bool) -> str | None:
-    """Count a row by its error code, and keep what the vendor said the first time. Returns the code."""
+    """Count a row by its error code, and keep the vendor's words of the first one. Returns the code."""
     code = word(failure.code)
     if not code:
         return None

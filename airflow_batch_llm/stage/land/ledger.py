@@ -1,7 +1,7 @@
-"""The ledger: what each run has spent, in one row for each round and route, in a table of the user's.
+"""Write the ledger, a table of the user's: the spending of each run, in one row for each round and route.
 
-The rows follow from the run folder alone, so they may be written at any time, by any process, again. A run never fails
-because they cannot be written: the workspace notes it, and the next run with the same ledger writes them.
+The rows follow from the run folder alone, so they may be written at any time, by any process, again. A failure to write
+them never fails a run: the workspace notes it, and the next run with the same ledger writes them.
 """
 
 import math
@@ -35,7 +35,7 @@ from airflow_batch_llm.warehouses.side_tables import USAGE_COLUMNS, USAGE_KEY
 #: Records read at once: each takes its time in object storage.
 _READERS = 8
 
-#: Runs of others that one run writes, so that a long outage does not delay the work.
+#: The most other runs that one run writes, so that a long outage does not delay it.
 _RUNS_AT_ONCE = 50
 
 #: Rows of one write when a ledger is rebuilt.
@@ -73,7 +73,7 @@ class Ledger:
             self._postpone(table, folder, error)
 
     def update(self, folder: RunFolder) -> None:
-        """Write what a run has spent so far. It is written again when the run ends."""
+        """Write the run's spending so far. It is written again when the run ends."""
         table = self.parts.usage
         if table is None:
             return
@@ -192,7 +192,7 @@ def _by_label(plan: Plan) -> dict[str, list[PlannedShard]]:
 
 
 def _identity(folder: RunFolder, first: Plan, plan: Plan, route: PlannedRoute, label: str) -> dict[str, Any]:
-    """Return who asked, and what. The first planner is the one who asked: others may only have ended the run."""
+    """Return the columns that name the run, its spec and its first planner. Later workers may only have ended the run."""
     by = first.planned_by
     return {
         USAGE_KEY: digest(canonical([first.deployment, folder.run_id, plan.round, label])),
@@ -243,7 +243,7 @@ def _amounts(report: Report, strays: Sequence[Stray]) -> dict[str, Any]:
 
 
 def _span(folder: RunFolder, plan: Plan) -> dict[str, Any]:
-    """Return when a round began, and when it was merged. None: it has not been yet."""
+    """Return the times at which a round began and was merged. None if it is not merged yet."""
     before = folder.read_published(plan.round - 1) if plan.round > 1 else None
     began = plan.planned_at if before is None else orjson.loads(before)["at"]
     merged = folder.read_published(plan.round)

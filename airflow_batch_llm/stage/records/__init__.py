@@ -1,1 +1,1 @@
-"""Records: what a run folder and the registers of a workspace hold, and how it is read."""
+"""Define the records of a run folder and of a workspace's registers, and read them."""

@@ -1,4 +1,4 @@
-"""The run folder: where each record of a run lives, and nothing about what the records mean.
+"""Name and access the files of a run folder, without reading their meaning.
 
 <run>/g1/plan.json  plans/<nonce>/0007.requests.jsonl  plans/<nonce>/0007.keys.parquet  rounds/2.json
          journal/0007/0001.json …  results/<batch>.jsonl  landed/0007.json  strays/<batch>.json  deadline/0001.json
@@ -27,7 +27,7 @@ _GENERATION = re.compile(r"g([0-9]+)")
 
 
 def safe_name(text: str) -> str:
-    """Return a path segment for any text: itself where that is plain and short, otherwise shortened with a hash."""
+    """Return a path segment for any text: the text if it is plain and short, and otherwise a short form with a hash."""
     plain = _UNSAFE.sub("_", text)
     if plain == text and 0 < len(text) <= 100 and not text.startswith("."):
         return text
@@ -93,7 +93,7 @@ class RunFolder:
     # The files of a shard, below the nonce of the planning attempt that wrote them.
 
     def collect_requests(self, nonce: str, number: int, blocks: Iterable[Block], aside: Path) -> bool:
-        """Return whether the requests were collected aside, and are still to be put."""
+        """Write the requests, or collect them aside if the storage needs that. Returns whether the file is still to be put."""
         return self.workspace.collect(self._requests(nonce, number), blocks, aside)
 
     def put_keys(self, nonce: str, number: int, keys: Path) -> None:
@@ -115,7 +115,7 @@ class RunFolder:
             self.workspace.append(self._erased(nonce, number), record)
 
     def erased_hashes(self, nonce: str, number: int) -> set[str]:
-        """Return the hashes that files of this shard may have since rows were erased. Empty: none were."""
+        """Return the hashes that files of this shard may have since rows were erased. Empty if none were."""
         records = self.workspace.records(self._erased(nonce, number))
         return {str(orjson.loads(data)["sha256"]) for _, data in records}
 
@@ -204,23 +204,23 @@ class RunFolder:
         return tuple(Entry.from_json(data) for _, data in records)
 
     def append(self, number: int, at: int, entry: Entry) -> bool:
-        """Create the record at this place. False: another record is there."""
+        """Create the record with this number. Returns False if another record has it."""
         return self.workspace.append(self._journal(number), entry.to_json(), after=at - 1) is not None
 
     def replace_journal(self, number: int, at: int, entry: Entry, aside: Path) -> None:
-        """Put a record in the place of one that means the same and says less."""
+        """Replace a record by one with the same meaning and less text."""
         self.workspace.write(f"{self._journal(number)}/{at:04d}.json", [entry.to_json()], aside)
 
     def _journal(self, number: int) -> str:
         return self._at("journal", f"{number:04d}")
 
-    # The workers' notes on the shards, so that the next one need not read all journals.
+    # The workers' notes on the shards, so that the next worker does not read all journals.
 
     def read_look(self, number: int) -> bytes | None:
         return self.workspace.read(self._look(number))
 
     def shown_look(self) -> int:
-        """Return the number of the last record of looks that a listing shows. It may be late. 0: it shows none."""
+        """Return the number of the last record of looks that a listing shows, or 0 if it shows none. A listing may be late."""
         names = self.workspace.names(self._at("looks"))
         return max((int(name.removesuffix(".json")) for name in names), default=0)
 
@@ -230,12 +230,12 @@ class RunFolder:
     def _look(self, number: int) -> str:
         return self._at("looks", f"{number:04d}.json")
 
-    # Results that came back, and rows that landed.
+    # Results of batches, and landed shards.
 
     def write_results(
         self, batch_id: str, blocks: Iterable[Block], aside: Path, *, keep: bool = False
     ) -> bool:
-        """Keep the lines of a batch. With `keep`, returns whether the file aside has stayed."""
+        """Keep the lines of a batch. With `keep`, returns whether the file aside was kept."""
         return self.workspace.write(self._results(batch_id), blocks, aside, keep=keep)
 
     def results(self, batch_id: str) -> Iterator[bytes] | None:
@@ -251,7 +251,7 @@ class RunFolder:
         return [f"{folder}/{name}" for folder in folders for name in self.workspace.names(self._at(folder))]
 
     def answers_in(self, name: str) -> Iterator[bytes] | None:
-        """Give the content of a file that holds answers, block by block."""
+        """Return the content of a file that holds answers, block by block."""
         return self.workspace.blocks(self._at(name))
 
     def replace_answers(self, name: str, local: Path) -> None:
@@ -279,11 +279,11 @@ class RunFolder:
         return self._at("asked", f"{number:04d}")
 
     def note_answers(self, batch_id: str, table: str) -> None:
-        """Note the table that holds the answers of a batch. Empty: it has none. The first note counts."""
+        """Note the table that holds the answers of a batch, with an empty name if there is none. The first note counts."""
         self.workspace.create(self._answers(batch_id), orjson.dumps({"table": table}))
 
     def read_answers(self, batch_id: str) -> str | None:
-        """Return the table that holds the answers of a batch. None: it was not noted."""
+        """Return the noted table of a batch's answers, or None if none was noted."""
         data = self.workspace.read(self._answers(batch_id))
         return None if data is None else str(orjson.loads(data)["table"])
 
@@ -295,7 +295,7 @@ class RunFolder:
         self.workspace.create(self._short(batch_id), orjson.dumps({"since": now}))
 
     def read_short(self, batch_id: str) -> float | None:
-        """Return when the results of a batch were first found incomplete. None: they never were."""
+        """Return the time at which a batch's results were first found incomplete, or None if they never were."""
         data = self.workspace.read(self._short(batch_id))
         return None if data is None else float(orjson.loads(data)["since"])
 
@@ -307,7 +307,7 @@ class RunFolder:
         self.workspace.create(self._deleted(batch_id), orjson.dumps({"at": now}))
 
     def read_deleted(self, batch_id: str) -> float | None:
-        """Return when the vendor's copy of a batch was deleted. None: it was not."""
+        """Return the time at which the vendor's copy of a batch was deleted, or None if it was not."""
         data = self.workspace.read(self._deleted(batch_id))
         return None if data is None else float(orjson.loads(data)["at"])
 
@@ -364,9 +364,9 @@ class RunFolder:
         return (orjson.loads(data) for _, data in self.workspace.records(self._at("cancelled")))
 
     def add_cancelled(self, batch_ids: Sequence[str], at: float, by: Doer, *, late: bool = False) -> None:
-        """Record a cancellation, `late` if it was for want of time.
+        """Record a cancellation, `late` if the run's time was over.
 
-        Another process may be doing the same, so the next free number is tried.
+        Another process may do the same, so it takes the next free number.
         """
         record = {"at": at, "batches": list(batch_ids), "by": by.to_json(), "nonce": secrets.token_hex(6)}
         data = orjson.dumps({**record, "late": True} if late else record)
@@ -420,7 +420,7 @@ class RunFolder:
         return self.workspace.create(self._at("report.json"), data)
 
     def replace_report(self, data: bytes, aside: Path) -> None:
-        """Put a report in the place of one that means the same and shows more."""
+        """Replace a report by one with the same meaning that shows less."""
         self.workspace.write(self._at("report.json"), [data], aside)
 
     def read_report(self) -> bytes | None:
@@ -435,7 +435,7 @@ class RunFolder:
         return self.workspace.read(self._at("evaluation.json"))
 
     def replace_evaluation(self, data: bytes, aside: Path) -> None:
-        """Put an evaluation in the place of one that means the same and shows more."""
+        """Replace an evaluation by one with the same meaning that shows less."""
         self.workspace.write(self._at("evaluation.json"), [data], aside)
 
     def write_evaluation_page(self, data: bytes, aside: Path) -> None:
@@ -456,7 +456,7 @@ class RunFolder:
         return self.workspace.append(self._at("deadline"), data, after=after) is not None
 
     def delete_payloads(self) -> None:
-        """Delete what holds prompts and answers. The journal and the report stay."""
+        """Delete the files that hold prompts and answers. The journal and the report stay."""
         for folder in ("plans", "results", "asked", "attachments"):
             self.workspace.delete_folder(self._at(folder))
 
@@ -470,7 +470,7 @@ def generations(workspace: Workspace, run: str) -> Iterator[RunFolder]:
 
 
 def run_folders(workspace: Workspace, within: str = "") -> Iterator[RunFolder]:
-    """Find every generation of every run below a folder. The folders of mapped items lie in those of their run."""
+    """Find every generation of every run below a folder. The folders of mapped items are in the folder of their run."""
     for name in workspace.folders(within):
         path = f"{within}/{name}" if within else name
         generation = _GENERATION.fullmatch(name)

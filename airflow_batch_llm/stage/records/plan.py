@@ -1,4 +1,4 @@
-"""The frozen plan of a run. The first planner decides it once, and every later attempt follows it."""
+"""Define the frozen plan of a run. The first planner decides it once, and every later attempt follows it."""
 
 import base64
 import math
@@ -21,13 +21,13 @@ from airflow_batch_llm.core.settings import OWN_ROUTE, Canary, SchemaChange, Sta
 from airflow_batch_llm.warehouses.base import Target
 from airflow_batch_llm.warehouses.registration import Place
 
-#: The names of shards that are asked in real time begin with this, among the ids of batches.
+#: The prefix that marks a shard asked in real time among the ids of batches.
 ASKING = "now-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedShard:
-    """One shard as it was written: sizes, and the hashes by which its files are checked before they are used."""
+    """One shard as it was written: its sizes, and the hashes by which its files are checked before use."""
 
     number: int
     requests: int
@@ -41,7 +41,7 @@ class PlannedShard:
     since: int = 1
     """The round in which its rows began to take this route."""
     answered: bool = False
-    """Its rows have good answers by the route before, which stay unless there are better ones."""
+    """Its rows have good answers from the previous route, which stay unless there are better ones."""
     why: Mapping[str, int] = field(default_factory=dict)
     """Its rows by reason. Empty: the plan does not leave out shards after its canary."""
     repeats: int = 0
@@ -93,7 +93,7 @@ class PlannedRoute:
         return packed_call(self.call, self.rows_per_request, self.answer_cap)
 
     def part(self, items: int) -> dict[str, Any] | None:
-        """Return the estimate for this many of the route's items. None: nothing was estimated."""
+        """Return the estimate for this many of the route's items, or None if nothing was estimated."""
         if self.estimate is None:
             return None
         wished = self.estimate.get("requests") or 0
@@ -112,7 +112,7 @@ _ESTIMATED = ("input_tokens", "output_tokens", "expected", "low", "high")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunLimits:
-    """The limits that the user set when the run was planned. A deploy in the night does not change them."""
+    """The limits that the user set when the run was planned. A deployment of new code during the run does not change them."""
 
     max_attempts: int
     min_success_ratio: float
@@ -129,7 +129,7 @@ class RunLimits:
 
     @classmethod
     def of(cls, stage: Stage) -> "RunLimits":
-        """Those of the stage as it is written."""
+        """Return the limits of the stage as it is written."""
         return cls(
             max_attempts=stage.guards.max_attempts,
             min_success_ratio=stage.guards.min_success_ratio,
@@ -218,7 +218,7 @@ class Plan:
         return tuple(shard for shard in self.shards if self.route(shard).canary)
 
     def canary_alone(self) -> "Plan":
-        """Return the plan as far as it may be sent before the canary is judged."""
+        """Return the part of the plan that may be sent before the canary is judged."""
         return replace(self, shards=self.canary)
 
     @property
@@ -265,7 +265,7 @@ class Plan:
         return self.shard_token(shard.number)
 
     def shard_token(self, number: int) -> str:
-        """Return what the custom_ids of a shard begin with."""
+        """Return the prefix of a shard's custom_ids."""
         return shard_token(self.run_token, number)
 
     def asking_id(self, shard: PlannedShard) -> str:
@@ -286,7 +286,7 @@ class Plan:
         return sum(shard.requests for shard in self.shards)
 
     def numbers(self, shards: Collection[PlannedShard]) -> dict[str, str | int]:
-        """Return some of its shards in numbers and names, for a trace."""
+        """Describe some of its shards for a trace, in numbers and names."""
         routes = [self.route(shard) for shard in shards]
         return {
             "provider": ",".join(sorted({self.vendor(route) for route in routes})),
@@ -311,7 +311,7 @@ class Plan:
         return next(route for route in self.routes if route.name == name)
 
     def course(self, shard: PlannedShard, *, is_late: bool) -> Course:
-        """Return what decides which route the rows of a shard take next."""
+        """Return the rules that decide which route the rows of a shard take next."""
         return Course(rules=self.rules, route=self.route(shard).name, before=shard.before, is_late=is_late)
 
     @property
@@ -325,7 +325,7 @@ class Plan:
 
     @property
     def dollars(self) -> float | None:
-        """Return the expected cost of the answers. None: it is not known."""
+        """Return the expected cost of the answers, or None if it is not known."""
         return self._estimated("expected")
 
     def _estimated(self, name: str) -> float | None:
@@ -337,12 +337,12 @@ class Plan:
 
     @property
     def likely(self) -> tuple[float, float] | None:
-        """Return the dollars between which nine runs in ten are expected to end. None: no earlier run tells."""
+        """Return the dollars between which nine runs in ten are expected to end, or None without an earlier run."""
         expected, variance = self.dollars, self._estimated("variance")
         return None if expected is None or variance is None else likely(expected, math.sqrt(variance))
 
     def forecast(self) -> dict[str, Any]:
-        """Return what the requests of the plan are expected to take, in numbers. Empty if nothing was estimated."""
+        """Return the expected numbers of the plan's requests. Empty if nothing was estimated."""
         if all(route.estimate is None for route in self.routes):
             return {}
         dollars = {"usd": "expected", "usd_low": "low", "usd_high": "high"}
@@ -356,7 +356,7 @@ class Plan:
         }
 
     def described(self) -> str:
-        """For people: how many rows there are, why they are sent or not, and what the answers may cost."""
+        """Describe the plan for people: its rows, the reasons why they are sent or not, and the expected cost."""
         why = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in sorted(self.why.items()))
         rows = f"{counted(sum(self.why.values()), 'row')}: {why}." if why else "No rows."
         if not self.requests:
@@ -371,7 +371,7 @@ class Plan:
         return " ".join((told, *self._routes_described(), *dict.fromkeys(guessed)))
 
     def _routes_described(self) -> Iterator[str]:
-        """Describe each route that is taken, where there are several."""
+        """Describe each route that is taken, if there are several."""
         for number, route in enumerate(self.routes):
             rows = sum(shard.rows for shard in self.shards if shard.route == number)
             part = route.part(self.items_by(number))

@@ -1,4 +1,4 @@
-"""Facts that the runs of a workspace share.
+"""Keep the facts that the runs of a workspace share.
 
     .registers/known/<provider>/<batch>      every batch that some run has recorded
     .registers/targets/<hash>/<run>.json     unfinished runs by target: its database and its table
@@ -12,7 +12,7 @@
     .registers/measured/<spec>.json          the mean tokens of the last run with a spec
     .registers/caching/<spec>-<way>-<asked>.json   the use that the last run with a spec made of the vendor's cache
 
-A register is a help, never the truth about a run: that is its journal. A name that is missing costs a look, no money.
+A register only saves time. The truth about a run is in its journal. A missing name costs a look, and no money.
 
 Run folders begin with the name of a Dag, and `safe_name` never returns a name with a leading dot. A workspace of an
 earlier layout has the registers at its root. No run is planned there, since nothing reads those.
@@ -34,7 +34,7 @@ from airflow_batch_llm.stage.records.folder import RunFolder, safe_name
 from airflow_batch_llm.store import Workspace
 
 _ROOT = ".registers/"
-#: The registers of the earlier layout that hold work, each with the form of its names: a Dag may be called like it.
+#: The registers of the earlier layout that hold work, with the form of their names, since a Dag may have the same name.
 _EARLIER = {"due": re.compile(r"[0-9]{12}-[0-9a-f]{16}\.json"), "targets": re.compile(r"[0-9a-f]{16}")}
 
 
@@ -77,7 +77,7 @@ class Registers:
         self._drop(f"{_targets(target)}/{_entry(folder)}")
 
     def open_runs(self, target: str, but: RunFolder | None = None) -> list[RunFolder]:
-        """Return the unfinished runs on a target but for one, by the names of their entries."""
+        """Return the unfinished runs on a target except one, by the names of their entries."""
         return self._listed(_targets(target), but)
 
     def all_open_runs(self) -> list[RunFolder]:
@@ -86,11 +86,11 @@ class Registers:
         return [folder for name in targets for folder in self._listed(f"targets/{name}")]
 
     def put_measured(self, spec_hash: str, data: bytes, aside: Path) -> None:
-        """Keep what a run with a spec has measured. The last run counts."""
+        """Keep the measures of a run with a spec. The last run counts."""
         self.workspace.write(f"{_ROOT}measured/{safe_name(spec_hash)}.json", [data], aside)
 
     def read_measured(self, spec_hash: str) -> bytes | None:
-        """Return what the last run with a spec has measured, or None."""
+        """Return the measures of the last run with a spec, or None."""
         return self.workspace.read(f"{_ROOT}measured/{safe_name(spec_hash)}.json")
 
     def put_cached(self, spec_hash: str, asked: str, data: bytes, aside: Path) -> None:
@@ -102,7 +102,7 @@ class Registers:
         return self.workspace.read(_caching(spec_hash, asked))
 
     def add_loose(self, provider: str, folder: RunFolder) -> None:
-        """Something of this run may still be at the provider: who plans next with the provider sweeps again."""
+        """Note that a batch of this run may still be at the provider, so that the next planner with the provider sweeps again."""
         self._add(f"loose/{provider}/{_entry(folder)}", folder.run_id)
 
     def loose_runs(self, provider: str) -> list[RunFolder]:
@@ -112,7 +112,7 @@ class Registers:
         self._drop(f"loose/{provider}/{_entry(folder)}")
 
     def add_due(self, folder: RunFolder, at: float) -> None:
-        """The payloads of this run may go at this time."""
+        """Note the time at which the payloads of this run may be deleted."""
         self._add(f"due/{int(at):012d}-{_entry(folder)}", folder.run_id)
 
     def due(self, now: float) -> Iterator[Due]:
@@ -133,7 +133,7 @@ class Registers:
         self._drop(f"due/{due.name}")
 
     def add_unwritten(self, book: str, folder: RunFolder, at: float) -> None:
-        """The run may be written to this ledger by any run at this time."""
+        """Note the time from which any run may write this run to the ledger."""
         self._add(f"{_ledger(book)}/{int(at):012d}-{_entry(folder)}", folder.run_id)
 
     def unwritten(self, book: str, now: float) -> Iterator[Due]:
@@ -146,18 +146,18 @@ class Registers:
                 yield Due(name=name, folder=self.folder(data.decode()))
 
     def drop_unwritten(self, book: str, folders: Sequence[RunFolder]) -> None:
-        """Note that these runs are written, whenever that was due."""
+        """Note that these runs are written."""
         entries = {_entry(folder) for folder in folders}
         for name in self.workspace.names(f"{_ROOT}{_ledger(book)}"):
             if name.partition("-")[2] in entries:
                 self.workspace.delete(f"{_ROOT}{_ledger(book)}/{name}")
 
     def packing(self, spec_hash: str, rows: int) -> bytes | None:
-        """Read what a pilot has found for this spec and number of rows. Returns None if there was none."""
+        """Read the result of a pilot for this spec and number of rows. Returns None if there was none."""
         return self.workspace.read(_packing(spec_hash, rows))
 
     def add_packing(self, spec_hash: str, rows: int, found: bytes) -> None:
-        """Keep what a pilot has found. The first one counts."""
+        """Keep the result of a pilot. The first one counts."""
         self.workspace.create(_packing(spec_hash, rows), found)
 
     def watermark(self, watcher: str) -> bytes | None:
@@ -195,7 +195,7 @@ class Registers:
         return 0 if data is None else int(data)
 
     def settle_tickets(self, target: str, number: int, aside: Path) -> None:
-        """Spare later planners the look at the tickets up to this one."""
+        """Note that later planners need not look at the tickets up to this one."""
         self.workspace.write(f"{self._tickets(target)}/settled.json", [str(number).encode()], aside)
 
     def _ticket(self, target: str, number: int) -> str:

@@ -1,11 +1,11 @@
-"""The index of runs: one small record when a generation begins and one when it has ended, so that a list reads no run folder.
+"""Keep an index of runs: a small record when a generation begins and one when it ends, so that a list reads no run folder.
 
     .registers/runs/<day>/<started>~<hash>~<dag>~<model>~begun~<due>.json
     .registers/runs/<day>/<started>~<hash>~<dag>~<model>~passed~<rows>~<micro dollars>.json
     .registers/runs/deployment=<name>/<day>/…
 
 The names alone tell the Dag, the state and the dollars of each run, so a day is known by one listing, without a read. The
-records hold what a list shows besides. The index is a help, never the truth: that is the run folder.
+records hold what a list shows besides. The index only saves time. The truth is in the run folder.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ _READERS = 16
 
 
 class RunState(StrEnum):
-    """Tell how far a generation has come."""
+    """The states of a generation."""
 
     BEGUN = "begun"
     PASSED = "passed"
@@ -100,7 +100,7 @@ class RunRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IndexedRun:
-    """One generation of a run, as far as the name of its record tells it."""
+    """One generation of a run, as the name of its record describes it."""
 
     file: str
     """The place of the record in the workspace."""
@@ -153,7 +153,7 @@ class RunIndex:
         )
 
     def days(self, deployment: str | None = None) -> list[date]:
-        """List the days on which runs began, the last first. None: of all deployments."""
+        """List the days on which runs began, the last first. With None, those of all deployments."""
         found = {name for root in self._roots(deployment) for name in self.workspace.folders(root)}
         return sorted((date.fromisoformat(name) for name in found if _DAY.fullmatch(name)), reverse=True)
 
@@ -166,7 +166,7 @@ class RunIndex:
         return sorted(found, key=lambda run: (run.started, run.file), reverse=True)
 
     def read(self, runs: Iterable[IndexedRun]) -> dict[str, RunRecord]:
-        """Read the records of these runs, by their files and in their order. One that is gone is left out."""
+        """Read the records of these runs, by their files and in their order. A missing record is left out."""
         files = [run.file for run in runs]
         with ThreadPoolExecutor(_READERS) as pool:
             found = zip(files, pool.map(self.workspace.read, files), strict=True)
@@ -209,7 +209,7 @@ class RunIndex:
 
 
 def index_name(text: str) -> str:
-    """Return the form of a Dag's or a model's name in the index: itself where it is plain and short."""
+    """Return a Dag's or a model's name as the index spells it: unchanged if it is plain and short."""
     plain = safe_name(text) if text else ""
     return plain if len(plain) <= _LONGEST_PART else f"{plain[: _LONGEST_PART - 17]}-{_hash(text)}"
 
@@ -219,7 +219,7 @@ def _root(deployment: str) -> str:
 
 
 def planned_run(folder: RunFolder, plan: Plan, due: float | None = None) -> RunRecord:
-    """Return what a plan says of its run."""
+    """Return the record of a plan's run."""
     by = plan.planned_by
     names = [name for name in folder.run.split("/") if "=" not in name] if not by else []
     # An earlier release has not recorded who planned the run; a command's folder has two names.

@@ -1,8 +1,8 @@
-"""Read what a run folder says of its rounds, and what each landed shard tells the run.
+"""Read the rounds of a run folder, their journals and the results of landed shards.
 
-A worker remembers the journals and results of a run's shards, each read once, with its own records added. A journal that
-was known a moment ago can be longer by now, but never another one. So a decision on what is known is one that was made a
-moment earlier; whatever it leads to is a record at the next number, which meets those of others.
+A worker remembers the journals and results of a run's shards, each read once, with its own records added. A known
+journal may have grown since, but it never changes. So a decision on known records is only a moment old. It leads to a
+record at the next number, which fails if another worker has taken that number.
 """
 
 import math
@@ -79,7 +79,7 @@ class Again(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardResult:
-    """Written again whenever the shard is landed again."""
+    """The result of a landed shard. It is written again whenever the shard lands again."""
 
     report: Report
     again: Sequence[Again] = ()
@@ -168,7 +168,7 @@ _Done = TypeVar("_Done")
 
 
 def at_once(do: Callable[[_Item], _Done], items: Sequence[_Item]) -> list[_Done]:
-    """Do this for all items, several at a time. Returns what came of each, in their order."""
+    """Call a function on all items, several at a time. Returns the results in their order."""
     with closing(ahead(do, items, _AT_ONCE)) as done:
         return list(done)
 
@@ -238,7 +238,7 @@ class RunMemory:
     # Journals.
 
     def standings(self, plan: Plan) -> list[tuple[PlannedShard, Standing]]:
-        """Return every shard of a round, and where it stands as far as this worker knows."""
+        """Return every shard of a round with its state, as far as this worker knows."""
         unread = [shard.number for shard in plan.shards if not self._is_known(shard.number)]
         at_once(self.read, unread)
         return [(shard, self.standing(shard.number)) for shard in plan.shards]
@@ -259,7 +259,7 @@ class RunMemory:
         return self.read(number)
 
     def read(self, number: int) -> tuple[Entry, ...]:
-        """Read a journal to its end: only what may be new is read."""
+        """Read a journal to its end. Known records are not read again."""
         known = self._entries.get(number)
         if known is None:
             known = self._seen.shards[number].entries if number in self._seen.shards else ()
@@ -275,7 +275,7 @@ class RunMemory:
         return entries
 
     def standing(self, number: int) -> Standing:
-        """Tell where a shard stands, as far as this worker knows."""
+        """Return a shard's state, as far as this worker knows."""
         if number not in self._standings:
             self._standings[number] = stand(self.entries(number))
         return self._standings[number]
@@ -286,7 +286,7 @@ class RunMemory:
         return number in self._seen.shards and number not in self._seen.reopened
 
     def _is_settled(self, number: int) -> bool:
-        """Return whether nothing can stand in the journal that is not known."""
+        """Return whether all records of the journal are known."""
         if not self.lists_shards or number in self._seen.reopened:
             return False
         if number not in self._seen.begun:
@@ -294,7 +294,7 @@ class RunMemory:
         return number in self._seen.shards and self._seen.shards[number].is_staged
 
     def append(self, number: int, at: int, entry: Entry) -> bool:
-        """Create the record at this place. False: another record is there, and the journal is read again."""
+        """Create the record with this number. Returns False if another record has it, and then the journal is read again."""
         self.begin([number])
         known = self.entries(number)
         if self.standing(number).staged is not None:
@@ -323,9 +323,9 @@ class RunMemory:
     # Records of looks.
 
     def leave(self) -> None:
-        """Leave what is known to the next worker."""
+        """Record this worker's knowledge for the next worker."""
         if self.lists_shards and self._news:
-            # The words of a vendor stay in the journal, from which they can be erased.
+            # A vendor's words are only in the journal, from which they can be erased.
             told = {
                 number: SeenShard(entries=self.entries(number), cost=self._cost(number))
                 for number in sorted(self._news)

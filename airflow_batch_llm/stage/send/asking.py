@@ -1,8 +1,8 @@
-"""Ask the requests of a shard in real time: one worker at a time, and every answer kept before it is used.
+"""Ask the requests of a shard in real time: one worker at a time, and each answer is kept before it is used.
 
 A worker holds a lease on the shard, which it renews while it asks. It keeps answers in segments in the run folder, so a
-next attempt asks only what is missing. What a crash can cost is bounded: the requests in flight, and the answers of the
-segment that was not kept yet. The lease names that bound, and the attempt that takes over counts it.
+next attempt asks only what is missing. A crash can cost the requests in flight, and the answers of the segment that was
+not kept yet. The lease states that bound, and the attempt that takes over counts it.
 """
 
 import asyncio
@@ -28,17 +28,17 @@ from airflow_batch_llm.providers.incoming import joined_lines, split_lines
 from airflow_batch_llm.stage.records.plan import PlannedShard
 from airflow_batch_llm.stage.send.submitting import Submitter
 
-#: Answers are kept after this long, or when there are this many. A segment is rewritten until it holds this many.
+#: Answers are kept after these seconds, or when there are this many. A full segment has this many.
 SEGMENT_SECONDS, SEGMENT_ANSWERS = 1.0, 100
 
-#: Without a single answer for this long, the attempt ends and the task looks again later.
+#: Seconds without any answer after which the attempt ends, and the task looks again later.
 _PATIENCE_SECONDS: Mapping[Way, float] = {Way.NOW: 600.0, Way.FLEX: 1800.0}
 _AGAIN_SECONDS = 60.0
 
-#: A request whose answer was lost this often is not asked any more in this round.
+#: The lost answers after which a request is not asked again in this round.
 _MOST_LOST = 3
 
-#: On a request to end, the answers in flight are waited for this long.
+#: Seconds for which a worker that must end waits for the answers in flight.
 _PARTING_SECONDS = 5.0
 
 _TICK_SECONDS = 0.5
@@ -57,10 +57,10 @@ class Asker:
     """The number of requests that are asked at once."""
 
     def ask(self, shards: Sequence[PlannedShard]) -> None:
-        """Ask the shards one after the other, as far as can be gone now.
+        """Ask the shards one after the other, as far as possible now.
 
-        An event loop of its own thread does it, since the caller may have one. If the caller is ended meanwhile, the
-        answers that have come are kept and the lease is given back.
+        An event loop in a new thread does it, since the caller may have one. If the caller is ended meanwhile, the answers
+        so far are kept and the lease is given back.
         """
         ending = threading.Event()
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="asking") as pool:
@@ -72,7 +72,7 @@ class Asker:
                 raise
 
     async def _ask(self, shards: Sequence[PlannedShard], ending: threading.Event) -> None:
-        # Vendors limit each model by itself, and the half-price tier apart from the usual one.
+        # Vendors limit each model separately, and the half-price tier separately from the usual one.
         throttles = defaultdict[object, Throttle](lambda: Throttle(most=self.concurrency))
         try:
             for shard in shards:
@@ -142,10 +142,10 @@ class _Asking:
         return self.asker.submitter
 
     async def run(self) -> bool:
-        """Ask what has no answer yet. Returns whether other shards can be asked; raises what keeps them from it."""
+        """Ask the requests without an answer. Returns whether other shards can be asked, and raises the error if not."""
         if not await self._is_free():
             return True
-        # The attachments are uploaded before the lease begins: that may take longer than it lasts, and costs nothing.
+        # The attachments are uploaded before the lease begins. The upload costs nothing, and may take longer than the lease.
         path, left_out = await asyncio.to_thread(self._requests)
         try:
             if await self._take():
@@ -158,7 +158,9 @@ class _Asking:
         return self._trouble is None
 
     async def _ask_rest(self, path: Path, left_out: Mapping[int, str]) -> None:
-        """Ask the lines of a file that have no answer yet. It has all requests of the shard but those that are left out."""
+        """Ask the lines of a file that have no answer yet. The file has all requests of the shard except those that are
+        left out.
+        """
         answered = await asyncio.to_thread(self._answered)
         self._answered_at = self._kept_at = self._now()
         await self._look_for_cancellation()
@@ -251,7 +253,7 @@ class _Asking:
     def _reason(self) -> str:
         if self._trouble is None:
             return "the worker was ended"
-        # Only our own errors are known to quote nothing of a request.
+        # Only the package's own errors are known to quote nothing of a request.
         is_own = isinstance(self._trouble, BatchLLMError)
         return str(self._trouble) if is_own else type(self._trouble).__name__
 
@@ -309,7 +311,7 @@ class _Asking:
             self._trouble = self._trouble or error
 
     async def _look_for_cancellation(self) -> None:
-        """Note a request to cancel the shard. The calls in flight are waited for: they are paid."""
+        """Note a request to cancel the shard. The worker waits for the calls in flight, because they are paid."""
         if not self._is_cancelled:
             names = await asyncio.to_thread(self._submitter.folder.cancelled)
             self._is_cancelled = self._submitter.plan.asking_id(self.shard) in names
@@ -384,7 +386,7 @@ class _Asking:
         replies.put_nowait(_Reply(request, sent_at, answer, error))
 
     def _take_in(self, first: _Reply | None, replies: "asyncio.Queue[_Reply]") -> None:
-        """Take note of all replies that have come."""
+        """Process all replies so far."""
         reply = first
         while reply is not None:
             self._note(reply)
@@ -431,7 +433,7 @@ class _Asking:
         self._unsure.append(request)
 
     async def _part(self, calls: set[asyncio.Task[None]], replies: "asyncio.Queue[_Reply]") -> None:
-        """Wait a little for the calls in flight. Those that are cut off may have been paid."""
+        """Wait a little for the calls in flight, and then cancel them. A cancelled call may have been paid."""
         cut: set[asyncio.Task[None]] = set()
         if calls:
             _, cut = await asyncio.wait(calls, timeout=_PARTING_SECONDS)
@@ -446,7 +448,7 @@ class _Asking:
 
 
 async def _stop(tasks: set[asyncio.Task[None]]) -> None:
-    """Cut tasks off, and wait until they have ended."""
+    """Cancel tasks, and wait until they have ended."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

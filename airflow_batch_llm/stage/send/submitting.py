@@ -1,6 +1,6 @@
-"""Performing the submission of one shard: each wish of the pure machine done for real.
+"""Submit one shard: perform each action of the pure machine.
 
-An error here never decides anything: it becomes an answer (`NotCreated`, `Unknown`) and the machine decides.
+An error here becomes an answer to the machine (`NotCreated`, `Unknown`), which decides.
 """
 
 import secrets
@@ -43,18 +43,18 @@ from airflow_batch_llm.stage.records.registers import Registers
 from airflow_batch_llm.stage.records.standings import RunMemory, at_once
 from airflow_batch_llm.stage.send.uploading import AttachmentUpload, UploadLog
 
-#: A creation gets this long, and a second more for each megabyte.
+#: The seconds of a creation's lease, to which each megabyte adds one.
 LEASE_SECONDS = 120.0
 
-#: Batches whose names are registered at once: each name takes its time in object storage.
+#: Batches whose names are registered in parallel, because each write to object storage takes time.
 _REGISTERED_AT_ONCE = 16
 
-#: Where a provider names no time, the next try comes after this.
+#: Seconds until the next try if a provider names no time.
 _RETRY_SECONDS = 60.0
 
 
 class Prepared(NamedTuple):
-    """An attempt at a shard, and what it does next."""
+    """An attempt at a shard, and its next action."""
 
     shard: PlannedShard
     attempt: Attempt
@@ -62,7 +62,7 @@ class Prepared(NamedTuple):
 
 
 def _has_its_turn(attempt: Attempt, action: Action) -> bool:
-    """Return whether an action is done for one shard after the other: creations, searches, and long leases."""
+    """Return whether an action is performed for one shard at a time: creations, searches, and long leases."""
     return isinstance(action, Send | Find | CancelOwn) or (isinstance(action, Append) and not attempt.upload)
 
 
@@ -86,7 +86,7 @@ class Submitter:
     """The number of requests that are left out of shards, by the shard's number."""
 
     def _upload(self, shard: PlannedShard) -> str:
-        """Put the shard where the provider reads it. It costs nothing."""
+        """Put the shard where the provider reads it. This costs nothing."""
         return self._write_table(shard) if self.plan.in_warehouse else self._upload_file(self._file(shard))
 
     def _upload_file(self, file: ShardFile) -> str:
@@ -103,7 +103,7 @@ class Submitter:
 
     @contextmanager
     def sending(self) -> Iterator[None]:
-        """Register at the end of this block the batches that were created in it, and take back what was not sent."""
+        """Register at the end of this block the batches that were created in it, and release intents that were not used."""
         try:
             yield
         finally:
@@ -115,10 +115,10 @@ class Submitter:
                 self._prepared.clear()
 
     def prepare(self, shard: PlannedShard) -> Prepared:
-        """Go as far as a shard may before its turn, while others are prepared: to its intent, which is the last record.
+        """Prepare a shard up to its intent, in parallel with other shards.
 
-        A creation that has the requests in it may take long. No intent is written ahead of that, for its lease would run
-        out while others are sent.
+        The intent is the last record before its turn. If the creation itself holds the requests, it may take long, and no
+        intent is written ahead: its lease would expire while other shards are sent.
         """
         attempt, action = begin(secrets.token_hex(6))
         prepared = self._go_on(Prepared(shard, attempt, action), is_ahead=True)
@@ -127,7 +127,7 @@ class Submitter:
         return prepared
 
     def submit(self, prepared: Prepared) -> Move:
-        """Go as far as can be gone now; the move says what the shard waits for."""
+        """Submit the shard as far as possible now. The returned move says what it waits for."""
         self._prepared.pop(prepared.shard.number, None)
         action = self._go_on(prepared).action
         assert isinstance(action, Stop), "nothing else ends it"
@@ -135,7 +135,7 @@ class Submitter:
 
     def _go_on(self, prepared: Prepared, *, is_ahead: bool = False) -> Prepared:
         shard, attempt, action = prepared
-        # The journal of a shard is empty as of the moment at which it was listed.
+        # The journal of a shard was empty at the moment at which the shard was listed.
         is_known = attempt.phase is Phase.READING and not self.memory.entries(shard.number)
         while not (isinstance(action, Stop) or (is_ahead and _has_its_turn(attempt, action))):
             answer = self.memory.entries(shard.number) if is_known else self._perform(shard, action)
@@ -154,7 +154,7 @@ class Submitter:
             self.parts.provider.discard(attempt.upload)
 
     def terms(self, shard: PlannedShard) -> Terms:
-        """Return the facts that decisions about this shard need."""
+        """Return the facts for decisions about this shard."""
         return Terms(
             token=self.plan.token(shard),
             requests=self._sent(shard),
@@ -247,7 +247,9 @@ class Submitter:
         return Searched(at=at, sightings=tuple(self.parts.provider.find(search)))
 
     def _file(self, shard: PlannedShard) -> ShardFile:
-        """Return the shard's lines on this machine, checked to be the planned ones. There are none of rows in a warehouse."""
+        """Return the shard's lines in a file on this machine, checked to be the planned ones. Rows in a warehouse have no
+        lines.
+        """
         path = self.scratch / f"{self.plan.nonce}-{shard.number:04d}.requests.jsonl"
         if not path.exists() and not self.plan.in_warehouse:
             self._left_out[shard.number] = len(self.fetch(shard, path))
@@ -264,9 +266,9 @@ class Submitter:
         return shard.requests - self._left_out.get(shard.number, 0)
 
     def fetch(self, shard: PlannedShard, path: Path) -> Mapping[int, str]:
-        """Bring the shard's lines here as they are sent: with the vendor's names of the attachments that it has.
+        """Bring the shard's lines here as they are sent, with the vendor's names of their attachments.
 
-        Returns why requests are left out, by their numbers. That is on record before anything is sent.
+        Returns why requests are left out, by their numbers. These reasons are recorded before anything is sent.
         """
         call = self.plan.route(shard).call
         if not call.attachments:

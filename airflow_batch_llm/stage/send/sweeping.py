@@ -2,9 +2,9 @@
 
 A gateway that repeats a POST leaves one, and so can a process that freezes between its last look and its creation for
 longer than its lease. It is recorded as a spare of its shard and cancelled. A look that lists batches shows it while it
-runs, where the provider tells whose it is. The worker searches before a shard lands of which one may exist (the shard then
-has the answers of both, and the recorded batch wins), once when the run ends, and, if one may still show up, when the next
-run is planned. What it cost is recorded then.
+runs, where the provider tells whose it is. The worker searches before a shard lands if a stray of it may exist: the
+shard then has the answers of both, and the recorded batch wins. It searches again when the run ends, and, if a stray
+may still appear, when the next run is planned. The stray's cost is recorded then.
 """
 
 import secrets
@@ -144,7 +144,7 @@ def _asked(folder: RunFolder) -> frozenset[str]:
 
 
 def _running(provider: Provider, batch_ids: list[str]) -> dict[str, BatchStatus]:
-    """Return those of the batches that run, and others that run under their tokens."""
+    """Return the running ones of these batches, and other running batches with their tokens."""
     found = provider.check(tuple(batch_ids)) if batch_ids else {}
     twins = {
         twin: BatchStatus(state=BatchState.RUNNING) for status in found.values() for twin in status.twins
@@ -154,7 +154,7 @@ def _running(provider: Provider, batch_ids: list[str]) -> dict[str, BatchStatus]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stray:
-    """The record of one."""
+    """The record of a stray."""
 
     batch_id: str
     shard: int
@@ -172,7 +172,7 @@ class Stray:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StrayBatch:
-    """One that has ended, as a sweep found it."""
+    """A stray that has ended, as a sweep found it."""
 
     plan: Plan
     shard: PlannedShard
@@ -182,13 +182,13 @@ class StrayBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StrayCounter:
-    """Records what the strays of one run have cost."""
+    """Records the cost of a run's strays."""
 
     parts: Parts
     folder: RunFolder
 
     def count(self, ended: Iterable[StrayBatch]) -> None:
-        """Record the cost of each."""
+        """Record the cost of each of these strays."""
         for one in ended:
             stray = self._priced(one)
             self.folder.create_stray(one.batch_id, stray.to_json())
@@ -241,7 +241,7 @@ def read_strays(folder: RunFolder, shards: Iterable[tuple[PlannedShard, Standing
 
 
 def reported(strays: Sequence[Stray]) -> Report:
-    """Their part of a run's report."""
+    """The strays' part of a run's report."""
     cost = sum(stray.cost or 0.0 for stray in strays)
     unpriced = sum(stray.unpriced for stray in strays)
     return Report(batches=len(strays), spent=Spent(cost=cost, stray_cost=cost, unpriced=unpriced))
@@ -252,13 +252,13 @@ def _landed_with(folder: RunFolder, shard: PlannedShard) -> Sequence[str]:
 
 
 class Journals(Protocol):
-    """The journals of a run: all that a sweep does with them."""
+    """The access to a run's journals that a sweep needs."""
 
     def read(self, number: int) -> tuple[Entry, ...]:
         """Read a journal to its end."""
 
     def append(self, number: int, at: int, entry: Entry) -> bool:
-        """Create the record at this place. False: another record is there."""
+        """Create the record with this number. Returns False if another record has it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,7 +273,7 @@ class Sweeper:
     def search(self) -> bool:
         """List batches once, and record those of the run that are not recorded yet.
 
-        Returns whether one runs of which only its end will tell whether it is the run's.
+        Returns whether a running batch may be the run's, which only its end will show.
         """
         shards = self._by_token()
         known = Registers(workspace=self.parts.workspace).known(*vendors(self.parts.provider))
@@ -300,7 +300,7 @@ class Sweeper:
     def take_twins(
         self, asked: Mapping[str, tuple[PlannedShard, Standing]], seen: Mapping[str, BatchStatus]
     ) -> bool:
-        """Record and cancel what a look has shown besides the batches that it was for. Returns whether there was any."""
+        """Record and cancel the strays that a look has shown. Returns whether there was any."""
         twins = [(asked[batch_id][0], twin) for batch_id, status in seen.items() for twin in status.twins]
         for shard, twin in twins:
             self._record(shard, twin, running=True)
@@ -309,7 +309,7 @@ class Sweeper:
         return bool(twins)
 
     def settle(self, spare: Mapping[str, tuple[Plan, PlannedShard]]) -> list[StrayBatch]:
-        """Cancel those of these that run. Returns those that have ended."""
+        """Cancel the running ones of these strays. Returns those that have ended."""
         ended = []
         for batch_id, status in (self.parts.provider.check(tuple(spare)) if spare else {}).items():
             if not status.state.is_over:
@@ -323,7 +323,7 @@ class Sweeper:
         return {plan.token(shard): (plan, shard) for plan in self.plans for shard in plan.shards}
 
     def _record(self, shard: PlannedShard, batch_id: str, *, running: bool) -> None:
-        """Record it as spare. While the shard has no batch it is none: then the shard's next attempt adopts it."""
+        """Record a batch as spare. If the shard has no batch, it is not a spare, and the shard's next attempt adopts it."""
         entries = self.journals.read(shard.number)
         standing = stand(entries)
         if (standing.batch or standing.staged) is None or batch_id in {entry.batch_id for entry in entries}:
@@ -344,9 +344,9 @@ class Sweeper:
             known.add_known(*vendors_id(self.parts.provider, batch_id), self.folder.run_id)
 
     def cancel(self, batch_id: str) -> bool:
-        """Cancel a batch, also a recorded one: the process that recorded it may have died before.
+        """Cancel a batch, also a recorded one, because the process that recorded it may have died before.
 
-        A provider may refuse a second cancel. Returns whether it took this one.
+        A provider may refuse a second cancel. Returns whether it accepted this one.
         """
         try:
             self.parts.provider.cancel(batch_id)
@@ -361,9 +361,10 @@ class Sweeper:
 def sweep_ended(
     parts: Parts, folder: RunFolder, rounds: Sequence[Plan] = (), memory: RunMemory | None = None
 ) -> bool:
-    """Sweep a run that has landed, by one search. Whether a batch of it may yet show up, or end.
+    """Sweep a landed run by one search.
 
-    The rounds, and what is known of them, are read where the caller has not done so.
+    Returns whether a batch of it may still appear, or end. Reads the rounds and their journals if the caller has not done
+    so.
     """
     plans = tuple(rounds or read_rounds(folder))
     memory = memory or RunMemory.of(folder, plans[0])
@@ -382,17 +383,17 @@ def sweep_ended(
 
 
 def is_loose(shards: Iterable[tuple[PlannedShard, Standing]]) -> bool:
-    """Return whether a creation had no definite end, so that its batch may still show up."""
+    """Return whether a creation had no definite end, so that its batch may still appear."""
     return any(standing.loose or standing.intent is not None for _, standing in shards)
 
 
 def _is_reached(folder: RunFolder, provider: Provider) -> bool:
-    """Tell if a provider leads to all the connections of a run."""
+    """Return whether a provider reaches all connections of a run."""
     return all(plan.others.keys() <= connections(provider) for plan in read_rounds(folder))
 
 
 def sweep_loose(parts: Parts) -> list[RunFolder]:
-    """Sweep the ended runs of which something may show up, until the provider would have ended it by itself.
+    """Sweep the ended runs of which a batch may still appear, until the provider would have ended it by itself.
 
     Returns these runs.
     """

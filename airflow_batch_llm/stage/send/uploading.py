@@ -1,7 +1,7 @@
 """Upload the attachments that requests name: each once in a run, and deleted when the run has landed.
 
-An upload costs nothing, so no lease guards it. It is written down before and after: the record before has a word with which
-the names of its files begin, so that the next attempt, or the end of the run, finds what a killed one has uploaded.
+An upload costs nothing, so no lease guards it. It is recorded before and after. The first record has a prefix of the
+names of its files, so that the next attempt, or the end of the run, finds the uploads of a killed one.
 """
 
 import secrets
@@ -31,21 +31,21 @@ from airflow_batch_llm.stage.records.standings import at_once
 #: Files that one record is about.
 _FILES_AT_ONCE = 100
 
-#: An older upload is not used again: vendors delete it 30 days after it was made.
+#: Seconds after which an upload is not used again, because vendors delete it 30 days after it was made.
 _USED_SECONDS = 25 * 86_400.0
 
-#: After so long the vendors have deleted it.
+#: Seconds after which the vendors have deleted an upload.
 _KEPT_SECONDS = 30 * 86_400.0
 
 _FORBIDDEN = 403
 
-#: The beginning of the names of all uploads.
+#: The prefix of the names of all uploads.
 _MARK = "llm-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Begun:
-    """Uploads that a record announces. `word` begins the names of their files, `via` names the connection."""
+    """Uploads that a record announces. `word` is the prefix of their files' names, `via` names the connection."""
 
     word: str
     via: str
@@ -58,7 +58,7 @@ class _Begun:
 
 @dataclass(slots=True, kw_only=True)
 class UploadLog:
-    """Holds what the records of a run say of its uploads. One thread at a time uploads."""
+    """Holds the records of a run's uploads. One thread at a time uploads."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     open: dict[str, _Begun] = field(default_factory=dict)
@@ -86,7 +86,7 @@ class UploadLog:
         if "begun" in record:
             begun = _Begun(word=record["word"], via=via, hashes=frozenset(record["begun"]))
             self.open[begun.word], self.words[begun.word] = begun, via
-        # The first record of a name, and of a refusal, counts: all attempts then send the same requests of a shard.
+        # The first record of a name or of a refusal counts, so that all attempts send the same requests of a shard.
         for name, stored in record.get("names", {}).items():
             self._stored.add((via, stored))
             if (via, name) not in self._refused:
@@ -99,7 +99,7 @@ class UploadLog:
             self.open.pop(word, None)
 
     def names(self, via: str, hashes: Iterable[str], since: float) -> dict[str, str]:
-        """Return the vendor's names of attachments by their hashes, as far as they were uploaded since a moment."""
+        """Return the vendor's names of attachments that were uploaded since this time, by their hashes."""
         found = {name: self._names.get((via, name), ("", 0.0)) for name in hashes}
         return {
             name: stored
@@ -170,7 +170,7 @@ class AttachmentUpload:
         return self.log.names(self.via, asked, self.parts.clock() - _USED_SECONDS)
 
     def _adopt(self, begun: _Begun, asked: Mapping[str, Attachment]) -> None:
-        """Take over what another attempt has uploaded, and could not report."""
+        """Take over the uploads that another attempt has made and could not record."""
         at_vendor = self._vendor.find_files(begun.word)
         expected = {name: begun.name(one) for name, one in asked.items() if name in begun.hashes}
         found = {name: at_vendor[own][0] for name, own in expected.items() if own in at_vendor}
@@ -229,7 +229,7 @@ class AttachmentUpload:
     def delete(self) -> None:
         """Delete the files of the run at this vendor, also those that no record reports.
 
-        They are looked for by name: an upload whose answer was lost has left a file besides the reported one.
+        They are found by name, because an upload with a lost reply has left a second file.
         """
         words = tuple(word for word, via in self.log.words.items() if via == self.via)
         at_vendor = self._vendor.find_files(words[0] if len(words) == 1 else _MARK).items()
@@ -257,9 +257,10 @@ def _unstored(error: Refused) -> Refused:
 
 
 def delete_uploads(parts: Parts, folder: RunFolder, first: Plan) -> None:
-    """Delete the attachments that a run has uploaded. It fails no run: the next run with the provider tries again.
+    """Delete the attachments that a run has uploaded.
 
-    To another key than the run's own the files look as if they were gone, so it is left to a run with the connection.
+    A failure does not fail the run: the next run with the provider tries again. Another key than the run's own does not see
+    the files, so only a run with the same connection deletes them.
     """
     if not any(route.call.attachments for route in first.routes):
         return
