@@ -1,12 +1,13 @@
 """All state of the simulator, in one SQLite file.
 
 One connection behind one lock: writes are short, and a step that a crash interrupts is simply done again from
-the batch's phase. The table of charges has no index but its order of arrival, so that a million rows go in quickly.
+the batch's phase. The table of charges has no index but its order of arrival, so that a million rows go in quickly. Their
+sums are kept beside it, so that the ledger reads no rows to count them.
 """
 
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -82,6 +83,9 @@ class BilledUsage(NamedTuple):
     reasoning: int = 0
 
 
+SUM_OF_TOKENS = ", ".join(f"coalesce(sum({name}), 0)" for name in BilledUsage._fields)
+
+
 class Charge(NamedTuple):
     """One answer as the ledger keeps it. A tuple, because a million of them are made.
 
@@ -112,6 +116,11 @@ CREATE TABLE IF NOT EXISTS charges (
     outcome TEXT NOT NULL, charged INTEGER NOT NULL, model TEXT NOT NULL, input INTEGER NOT NULL,
     cached INTEGER NOT NULL, cache_write INTEGER NOT NULL, output INTEGER NOT NULL, reasoning INTEGER NOT NULL,
     PRIMARY KEY (batch, line)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS sums (
+    batch INTEGER NOT NULL, outcome TEXT NOT NULL, charged INTEGER NOT NULL, model TEXT NOT NULL,
+    n INTEGER NOT NULL, input INTEGER NOT NULL, cached INTEGER NOT NULL, cache_write INTEGER NOT NULL,
+    output INTEGER NOT NULL, reasoning INTEGER NOT NULL,
+    PRIMARY KEY (batch, outcome, charged, model)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS asked (
     line INTEGER PRIMARY KEY AUTOINCREMENT, provider TEXT NOT NULL, way TEXT NOT NULL, content BLOB NOT NULL,
     model TEXT NOT NULL, input INTEGER NOT NULL, cached INTEGER NOT NULL, cache_write INTEGER NOT NULL,
@@ -121,6 +130,11 @@ CREATE VIEW IF NOT EXISTS answers AS
         c.input, c.cached, c.cache_write, c.output, c.reasoning FROM charges c JOIN batches b ON b.seq = c.batch
     UNION ALL SELECT provider, NULL, way, line, '', content, 'succeeded', 1, model,
         input, cached, cache_write, output, reasoning FROM asked;
+CREATE VIEW IF NOT EXISTS counts AS
+    SELECT b.provider, 'batch' AS way, s.outcome, s.charged, s.model, s.n, s.input, s.cached, s.cache_write, s.output,
+        s.reasoning FROM sums s JOIN batches b ON b.seq = s.batch
+    UNION ALL SELECT provider, way, 'succeeded', 1, model, count(*), sum(input), sum(cached), sum(cache_write),
+        sum(output), sum(reasoning) FROM asked GROUP BY provider, way, model;
 CREATE TABLE IF NOT EXISTS files (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, purpose TEXT NOT NULL, filename TEXT NOT NULL,
     bytes INTEGER NOT NULL, created_at REAL NOT NULL, expires_at REAL);
@@ -128,6 +142,17 @@ CREATE TABLE IF NOT EXISTS calls (
     provider TEXT NOT NULL, endpoint TEXT NOT NULL, status INTEGER NOT NULL, n INTEGER NOT NULL,
     PRIMARY KEY (provider, endpoint, status));
 CREATE TABLE IF NOT EXISTS faults (id INTEGER PRIMARY KEY, document BLOB NOT NULL, seen INTEGER NOT NULL DEFAULT 0);
+"""
+_SUM = (
+    "INSERT INTO sums SELECT batch, outcome, charged, model, count(*), sum(input), sum(cached), sum(cache_write),"
+    " sum(output), sum(reasoning) FROM charges WHERE {} GROUP BY batch, outcome, charged, model"
+)
+_SUM_OLD = _SUM.format("NOT EXISTS (SELECT 1 FROM sums)")  # the charges of a release that kept no sums
+_SUM_NEW = f"""
+{_SUM.format("batch = ? AND line >= ?")}
+ON CONFLICT DO UPDATE SET n = n + excluded.n, input = input + excluded.input, cached = cached + excluded.cached,
+    cache_write = cache_write + excluded.cache_write, output = output + excluded.output,
+    reasoning = reasoning + excluded.reasoning
 """
 _BATCH = "SELECT seq, id, provider, phase, created_at, wake_at, facts FROM batches "
 _FILE = "SELECT id, purpose, filename, bytes, created_at, expires_at FROM files "
@@ -148,6 +173,7 @@ class Database:
         self.path = path
         self._connection = open_connection(path)
         self._connection.executescript(_SCHEMA)
+        self._connection.execute(_SUM_OLD)
         self._lock = threading.RLock()
 
     def close(self) -> None:
@@ -245,12 +271,14 @@ class Database:
         rows = self._all(_BATCH + f"WHERE provider = ? AND phase IN ({marks})", (provider, *LIVE))
         return [_batch(row) for row in rows]
 
-    def due_batches(self, now: float) -> list[Batch]:
-        rows = self._all(_BATCH + "WHERE wake_at IS NOT NULL AND wake_at <= ? ORDER BY wake_at, seq", (now,))
-        return [_batch(row) for row in rows]
+    def due_batches(self, now: float) -> list[str]:
+        """The ids of the batches whose next step is due, the oldest step first."""
+        rows = self._all("SELECT id FROM batches WHERE wake_at <= ? ORDER BY wake_at, seq", (now,))
+        return [batch_id for (batch_id,) in rows]
 
-    def next_wake(self) -> float | None:
-        wake: float | None = self._all("SELECT min(wake_at) FROM batches WHERE wake_at IS NOT NULL")[0][0]
+    def next_wake(self, now: float) -> float | None:
+        """The moment of the next step that is not due yet."""
+        wake: float | None = self._all("SELECT min(wake_at) FROM batches WHERE wake_at > ?", (now,))[0][0]
         return wake
 
     # -- charges -------------------------------------------------------------------------------------------------
@@ -259,13 +287,24 @@ class Database:
         """Execution of a batch begins from its first row, also when an earlier attempt was cut off."""
         with self._writing() as connection:
             connection.execute("DELETE FROM charges WHERE batch = ?", (seq,))
+            connection.execute("DELETE FROM sums WHERE batch = ?", (seq,))
 
-    def add_charges(self, seq: int, charges: Iterable[Charge]) -> None:
+    def add_charges(self, seq: int, charges: Sequence[Charge]) -> None:
+        """Keep the charges of some lines, which follow those that are kept already, and add them to the sums."""
         with self._writing() as connection:
             connection.executemany(
                 f"INSERT INTO charges VALUES ({seq:d}, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 charges,
             )
+            connection.execute(_SUM_NEW, (seq, charges[0].line))
+
+    def outcomes(self, seq: int) -> dict[str, int]:
+        """The rows of a batch by outcome."""
+        return dict(self._all("SELECT outcome, sum(n) FROM sums WHERE batch = ? GROUP BY outcome", (seq,)))
+
+    def usage(self, seq: int) -> BilledUsage:
+        """The tokens of a batch."""
+        return BilledUsage(*self._all(f"SELECT {SUM_OF_TOKENS} FROM sums WHERE batch = ?", (seq,))[0])
 
     def add_asked(
         self, provider: str, way: BilledWay, content: bytes, model: str, usage: BilledUsage
@@ -328,7 +367,7 @@ class Database:
     def wipe(self) -> None:
         """Forget everything but the clock, the knobs and the numbers already given out."""
         with self._writing() as connection:
-            for table in ("batches", "charges", "asked", "files", "calls", "faults"):
+            for table in ("batches", "charges", "sums", "asked", "files", "calls", "faults"):
                 connection.execute(f"DELETE FROM {table}")
 
 

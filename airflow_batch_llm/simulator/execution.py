@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import islice
+from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol
 
 import anyio
@@ -62,14 +63,18 @@ class _Execution:
         self._stack = stack
         self._folder = world.folder(batch.id)
         self._files: dict[str, IO[bytes]] = {}
-        self._tally = BatchTally()
+        self._written: dict[str, int] = {}
         self._faults = RowFaults(batch.facts["faults"])
         self._ordered = batch_fault(batch.facts["faults"], BatchFault.ORDERED) is not None
 
     def run(self) -> BatchTally:
         source = self._folder / INPUT
-        if not source.exists():
-            return self._tally  # stopped before its rows were looked at
+        if source.exists():  # else it was stopped before its rows were looked at
+            self._execute(source)
+        database, seq = self._world.database, self._batch.seq
+        return BatchTally(outcomes=database.outcomes(seq), usage=database.usage(seq), written=self._written)
+
+    def _execute(self, source: Path) -> None:
         ending = self._batch.facts.get("ending")
         executed = int(count_lines(source) * ending["share"]) if ending else None
         rest = RowFate(ending["outcome"]) if ending else RowFate.SUCCEEDED
@@ -79,7 +84,6 @@ class _Execution:
             written = self._executed(parsed[:limit], first)
             written += [self._rows.skip(row, rest) for row in parsed[limit:]]
             self._keep(first, parsed, written)
-        return self._tally
 
     def _executed(self, parsed: Sequence[Parsed], first: int) -> list[Written]:
         faults: list[Fault | None] = [None] * len(parsed)
@@ -107,7 +111,6 @@ class _Execution:
         pairs = zip(parsed, written, strict=True)
         charges = [_charge(first + index, row, result) for index, (row, result) in enumerate(pairs)]
         self._world.database.add_charges(self._batch.seq, charges)
-        self._count(charges)
         results: list[Any] = [(result.channel, result.line) for result in written if result.line]
         if self._faults:
             results = []
@@ -118,15 +121,7 @@ class _Execution:
             Draw(first).shuffle(results)
         for channel, count in Counter(channel for channel, _ in results).items():
             self._file(channel).write(b"".join(line + b"\n" for where, line in results if where == channel))
-            self._tally.written[channel] = self._tally.written.get(channel, 0) + count
-
-    def _count(self, charges: Sequence[Charge]) -> None:
-        tally = self._tally
-        tally.total += len(charges)
-        tally.outcomes = dict(Counter(tally.outcomes) + Counter(charge.outcome for charge in charges))
-        tally.usage = BilledUsage(
-            *(sum(column) for column in zip(tally.usage, *(charge[-5:] for charge in charges), strict=True))
-        )
+            self._written[channel] = self._written.get(channel, 0) + count
 
     def _file(self, channel: str) -> IO[bytes]:
         if channel not in self._files:
@@ -236,7 +231,6 @@ def _charge(line: int, row: Parsed, result: Written) -> Charge:
 logger = logging.getLogger(__name__)
 _AT_ONCE = 2  # batches whose rows are looked at or executed at the same time
 _LONGEST_NAP = 3600.0
-_BUSY_NAP = 0.05
 _LOOK_SECONDS = 0.005
 
 
@@ -257,10 +251,11 @@ class Runner:
     async def run(self) -> None:
         while True:
             self._awake.clear()
-            for batch in self._world.database.due_batches(self._world.clock.now()):
-                if batch.id not in self._steps:
-                    self._begin(batch)
-            await self._nap()
+            now = self._world.clock.now()
+            for batch_id in self._world.database.due_batches(now):
+                if batch_id not in self._steps:
+                    self._begin(batch_id)
+            await self._nap(now)
 
     async def idle(self) -> None:
         """Wait until no step is being taken."""
@@ -269,26 +264,24 @@ class Runner:
 
     async def caught_up(self) -> None:
         """Wait until every step that is due has been taken."""
-        while self._steps or self._world.database.due_batches(self._world.clock.now()):
-            self.poke()
+        await self.idle()
+        while self._world.database.due_batches(self._world.clock.now()):
             await asyncio.sleep(_LOOK_SECONDS)
+            await self.idle()
 
-    async def _nap(self) -> None:
-        timeout = _BUSY_NAP
-        if not self._steps:  # a step that is being taken still counts as due, so its time says nothing
-            wake = self._world.database.next_wake()
-            timeout = (
-                _LONGEST_NAP if wake is None else max(0.0, min(wake - self._world.clock.now(), _LONGEST_NAP))
-            )
+    async def _nap(self, now: float) -> None:
+        """Sleep until a batch becomes due that was not at `now`, or until the end of a step or a call wakes the runner."""
+        wake = self._world.database.next_wake(now)
+        timeout = _LONGEST_NAP if wake is None else min(wake - now, _LONGEST_NAP)
         try:
             await asyncio.wait_for(self._awake.wait(), timeout)
         except TimeoutError:
             return
 
-    def _begin(self, batch: Batch) -> None:
-        task = asyncio.create_task(self._step(batch.id))
-        self._steps[batch.id] = task
-        task.add_done_callback(lambda _: self._done(batch.id))
+    def _begin(self, batch_id: str) -> None:
+        task = asyncio.create_task(self._step(batch_id))
+        self._steps[batch_id] = task
+        task.add_done_callback(lambda _: self._done(batch_id))
 
     def _done(self, batch_id: str) -> None:
         task = self._steps.pop(batch_id)
@@ -336,7 +329,7 @@ class Runner:
         results = await asyncio.to_thread(vendor.finish, batch, tally)
         common = {
             "ended_at": self._world.clock.now(),
-            "total": tally.total or batch.facts.get("total", 0),
+            "total": sum(tally.outcomes.values()) or batch.facts.get("total", 0),
             "outcomes": tally.outcomes,
             "usage": tally.usage._asdict(),
         }

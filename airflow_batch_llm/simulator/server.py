@@ -28,6 +28,7 @@ from airflow_batch_llm.simulator.anthropic.routes import Anthropic
 from airflow_batch_llm.simulator.controls import Fault, Knobs, SimulatorSettings
 from airflow_batch_llm.simulator.database import (
     LIVE,
+    SUM_OF_TOKENS,
     Batch,
     BatchPhase,
     BilledUsage,
@@ -184,10 +185,6 @@ def _checked(
     return checked
 
 
-_SUMS = ", ".join(f"coalesce(sum({name}), 0)" for name in BilledUsage._fields)
-_FROM = "FROM answers WHERE provider = ?"
-
-
 def report_ledger(database: Database, providers: Iterable[str]) -> dict[str, Any]:
     """Return the ledger of each provider."""
     with closing(open_connection(database.path)) as connection:
@@ -199,12 +196,14 @@ def _provider(connection: Any, provider: str) -> dict[str, Any]:
         return connection.execute(sql, (provider,)).fetchall()  # type: ignore[no-any-return]
 
     batches = ask("SELECT id, phase FROM batches WHERE provider = ? ORDER BY seq")
-    outcomes = dict(ask(f"SELECT outcome, count(*) {_FROM} GROUP BY outcome"))
-    charged = ask(f"SELECT way, model, count(*), {_SUMS} {_FROM} AND charged GROUP BY way, model")
+    outcomes = dict(ask("SELECT outcome, sum(n) FROM counts WHERE provider = ? GROUP BY outcome"))
+    charged = ask(
+        f"SELECT way, model, sum(n), {SUM_OF_TOKENS} FROM counts WHERE provider = ? AND charged GROUP BY way, model"
+    )
     bill = _bill(charged)
     contents, surplus = ask(
         "SELECT count(*), coalesce(sum(n - 1), 0) FROM "
-        f"(SELECT count(*) AS n {_FROM} AND charged GROUP BY content HAVING n > 1)"
+        "(SELECT count(*) AS n FROM answers WHERE provider = ? AND charged GROUP BY content HAVING n > 1)"
     )[0]
     calls: dict[str, dict[str, int]] = {}
     for endpoint, status, n in ask("SELECT endpoint, status, n FROM calls WHERE provider = ?"):

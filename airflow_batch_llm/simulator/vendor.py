@@ -101,7 +101,6 @@ class Rows(Protocol):
 class BatchTally:
     """The totals of a batch's execution."""
 
-    total: int = 0
     outcomes: dict[str, int] = field(default_factory=dict)
     usage: BilledUsage = field(default_factory=BilledUsage)
     written: dict[str, int] = field(default_factory=dict)

@@ -1,8 +1,10 @@
 """The process: restarts, keys, responders, an upstream, the clock and the ledger."""
 
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +168,24 @@ def test_the_ledger_counts_tokens_per_model_and_calls_per_endpoint(simulator: Si
     assert bill["running"] == []
     (charge,) = simulator.charges(custom_id="b")
     assert (charge["model"], charge["batch"]) == ("claude-sonnet-5", batch.id)
+
+
+def test_the_ledger_tells_the_sums_of_its_rows_also_of_a_directory_that_has_none(tmp_path: Path) -> None:
+    with Simulator(data_dir=tmp_path, batch_seconds=0) as simulator:
+        simulator.fault(provider="openai", kind="errored", every=10)
+        client = openai_client(simulator)
+        simulator.finish(openai_batch(client, [openai_line(f"r{n}") for n in range(2500)]).id)
+        client.responses.create(model=GPT, input="now")
+        ledger = simulator.ledger()["openai"]
+        rows = list(simulator.charges(provider="openai"))
+        assert len(rows) == 2501
+        assert ledger["rows"] == {"executed": 2501, "charged": 2251, "succeeded": 2251, "errored": 250}
+        assert ledger["tokens"] == {name: sum(row[name] for row in rows) for name in ledger["tokens"]}
+        simulator.kill()
+        with closing(sqlite3.connect(tmp_path / "simulator.sqlite")) as connection:
+            connection.execute("DROP TABLE sums")
+        simulator.start()
+        assert simulator.ledger()["openai"] == ledger
 
 
 def test_the_same_request_under_another_custom_id_is_the_same_purchase(simulator: Simulator) -> None:

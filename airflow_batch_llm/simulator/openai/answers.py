@@ -49,6 +49,8 @@ _WITH_MARKS = re.compile(r"gpt-(5\.([6-9]|\d\d)|[6-9])")
 def _cache_use(request: AskedRequest, billing: Billing) -> CacheUse:
     """Whatever begins as an earlier prompt did is read from the cache, unasked, in steps of 128 tokens from 1,024 on."""
     text = request.system + request.prompt
+    if tokens(len(text)) < _LEAST_CACHED:
+        return CacheUse()
     key = str(request.body.get("prompt_cache_key") or "")
     charges = bool(_WITH_MARKS.match(request.model))
     mode = (request.body.get("prompt_cache_options") or {}).get("mode")
