@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from itertools import pairwise
 from typing import Any
 from uuid import UUID
@@ -17,6 +17,8 @@ import orjson
 
 _INT64 = range(-(2**63), 2**63)
 _REPLACEMENT = "\ufffd"
+#: More digits than a decimal of any database with ranges has. BigQuery's BIGNUMERIC has 77.
+_DIGITS = 100
 
 
 def text(value: object) -> str:
@@ -175,7 +177,11 @@ def _edges(low: Any, high: Any, most: int) -> list[Any]:
         return [low + (high - low + 1) * number // most for number in range(1, most)]
     if isinstance(low, datetime):  # a DATETIME of SQL Server compares with no more than milliseconds
         return [(low + (high - low) * number / most).replace(microsecond=0) for number in range(1, most)]
-    return [low + (high - low) * number / most for number in range(1, most)]
+    with localcontext(
+        prec=_DIGITS
+    ):  # a literal has no more places than the column: DuckDB could not compare them
+        width = high - low
+        return [(low + width * number / most).quantize(width) for number in range(1, most)]
 
 
 def _spelled(value: Value) -> str:

@@ -97,7 +97,12 @@ class Dialect:
     partitioned: str = ""  # the clause of a new table that is cut by one column
     clustered: str = ""  # the clause of a new table whose rows lie in the order of some columns
     text_of: str = "{}"  # a source's column, as the text that it is read as
-    casts_keys: bool = False  # a literal is compared with a key only after a cast to its type
+    cast_keys: frozenset[ColumnKind] = (
+        frozenset()
+    )  # a literal is compared with such a key after a cast to its type
+    iso_times: bool = (
+        False  # only with a T in it a time means the same in every session, as literal and as parameter
+    )
     typed_null: bool = True  # NULL may be cast to the type of a column
     is_true: str = "{}"  # the condition that a column of truth values is true
     joins_sources: bool = True  # any query may be a subquery that is joined, and its columns keep their names
@@ -171,7 +176,13 @@ class Dialect:
 
     def key_parameter(self, type_: pa.DataType) -> str:
         """A parameter that is compared with a key column of this type."""
-        return f"CAST({PARAMETER} AS {self.column_type(type_, key=True)})" if self.casts_keys else PARAMETER
+        if of_arrow(type_) not in self.cast_keys:
+            return PARAMETER
+        return f"CAST({PARAMETER} AS {self.column_type(type_, key=True)})"
+
+    def bound(self, literal: str) -> str:
+        """Return a bound of a range as this database reads it, whatever its session's language."""
+        return literal.replace(" ", "T") if self.iso_times else literal
 
     def kind_of(self, type_: str) -> ColumnKind | None:
         """Return the kind of a column type as the database spells it, or None if the package has no such kind."""
@@ -260,10 +271,10 @@ def table_rows(dialect: Dialect, table: str, within: KeyRange | None, columns: s
     if within is None or within.low is within.high is None:
         return select
     column = dialect.quote(within.column)
+    end = "" if within.high is None else f"{column} < {dialect.bound(within.high)}"
     if within.low is None:
-        return f"{select} WHERE {column} < {within.high} OR {column} IS NULL"
-    end = "" if within.high is None else f" AND {column} < {within.high}"
-    return f"{select} WHERE {column} >= {within.low}{end}"
+        return f"{select} WHERE {end} OR {column} IS NULL"
+    return f"{select} WHERE {column} >= {dialect.bound(within.low)}{' AND ' if end else ''}{end}"
 
 
 def table_bounds(dialect: Dialect, table: str, column: str) -> Source:

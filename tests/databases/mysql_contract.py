@@ -17,7 +17,7 @@ import pymysql
 import pytest
 
 from airflow_batch_llm.core.settings import Source
-from airflow_batch_llm.errors import SourceError, TargetError, WarehouseBusy
+from airflow_batch_llm.errors import SourceError, TargetError, WarehouseBusy, WarehouseError
 from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.testing.staged_rows import batch, definition, labels, land, part, rows_of
 from airflow_batch_llm.testing.warehouse_reads import TYPED
@@ -196,6 +196,20 @@ def test_a_timestamp_is_read_as_the_instant_that_it_is(database: MySQLDatabase) 
         connection.commit()
     (found,) = rows_of(database, "events")
     assert found["at"] == datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+def test_the_mode_of_a_session_neither_cuts_a_key_nor_pads_it(database: MySQLDatabase) -> None:
+    where = {**database.where, "sql_mode": "PAD_CHAR_TO_FULL_LENGTH"}
+    with pymysql.connect(**where) as connection:
+        connection.cursor().execute("CREATE TABLE tickets AS SELECT CAST('a' AS CHAR(9)) AS id")
+        connection.cursor().execute("ALTER TABLE tickets MODIFY id CHAR(9)")
+    target = labels(key=pa.schema([("id", pa.string())]))
+    warehouse = open_warehouse(where)
+    warehouse.prepare(target)
+    assert warehouse.read(Source(table="tickets")).read_all().to_pylist() == [{"id": "a"}]
+    with pytest.raises(WarehouseError, match="DataError"):
+        land(warehouse, target, part(), [{"id": "x" * 256}])
+    warehouse.close()
 
 
 def test_a_source_whose_keys_end_in_blanks_is_refused_before_anything_is_sent(

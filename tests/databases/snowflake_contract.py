@@ -96,8 +96,9 @@ def open_warehouse(where: Mapping[str, Any]) -> SnowflakeWarehouse:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Mapping[str, Any]]:
-    # The emulator cannot run a MERGE in a transaction: those of ours are taken for nothing.
-    with fakesnow.server(session_parameters={"nop_regexes": ["^BEGIN$", "^COMMIT$"]}) as where:
+    # The emulator cannot run a MERGE in a transaction, and its sessions have no settings: those of ours are taken for nothing.
+    ignored = ["^BEGIN$", "^COMMIT$", "^ALTER SESSION SET TIMEZONE"]
+    with fakesnow.server(session_parameters={"nop_regexes": ignored}) as where:
         yield where
 
 

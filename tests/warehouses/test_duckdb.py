@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import InputError, SourceError, TargetError, WarehouseBusy, WarehouseError
+from airflow_batch_llm.stage.plan.partitions import table_ranges
 from airflow_batch_llm.testing.staged_rows import definition, labels, land, part
 from airflow_batch_llm.testing.warehouses import WarehouseContract
 from airflow_batch_llm.warehouses import find_dialect
@@ -253,6 +255,24 @@ def test_uuids_and_json_keep_their_types(database: DuckDBFile) -> None:
     keys = pa.RecordBatch.from_arrays([found["u"].combine_chunks()], names=["u"])
     assert warehouse.known(target, keys).column(0).to_pylist() == ["input"]
     warehouse.close()
+
+
+@pytest.mark.parametrize("type_", ["DECIMAL(38, 10)", "HUGEINT"])
+def test_ranges_of_the_widest_numbers_hold_each_row_once(database: DuckDBFile, type_: str) -> None:
+    with duckdb.connect(database.path) as connection:
+        connection.execute(
+            f"CREATE TABLE wide AS SELECT (n * 1234567890123456789012345678::HUGEINT)::{type_} AS id"
+            " FROM range(-8, 9) AS r (n)"
+        )
+    warehouse, whole = database.open(), Source(table="wide")
+    rows = warehouse.read(whole).read_all()
+
+    ranges = table_ranges(warehouse, whole, rows.schema, 3)
+
+    found = [warehouse.read(replace(whole, within=one)).read_all() for one in ranges]
+    warehouse.close()
+    assert [part.num_rows for part in found] == [6, 5, 6]
+    assert pa.concat_tables(found).sort_by("id").equals(rows.sort_by("id").combine_chunks())
 
 
 def test_a_database_in_memory_is_refused() -> None:

@@ -171,6 +171,8 @@ def test_a_value_beyond_its_arrow_type_is_refused_alike(
         ("datestyle%3DGerman", "SELECT date '2026-11-21' AS d, timestamptz '2026-11-21 10:00+00' AS t"),
         ("datestyle%3DSQL,DMY", "SELECT date '2026-02-01' AS d, timestamp '2026-02-01 10:00' AS t"),
         ("bytea_output%3Descape", r"SELECT CAST('\x00ff5c' AS bytea) AS b"),
+        ("intervalstyle%3Diso_8601", "SELECT interval '1 day 2 hours' AS i"),
+        ("extra_float_digits%3D-3", "SELECT 0.1::float8 + 0.2::float8 AS d, 16777217.1::float4 / 3 AS r"),
         ("client_encoding%3DLATIN1", "SELECT 'é' AS t, ARRAY['é'] AS l, CAST('é' AS bytea) AS b"),
     ],
 )

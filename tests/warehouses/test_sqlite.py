@@ -3,6 +3,8 @@
 import sqlite3
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from airflow_batch_llm.warehouses import find_dialect
 from airflow_batch_llm.warehouses.arrow import plain_batch
 from airflow_batch_llm.warehouses.base import JoinsKnown
 from airflow_batch_llm.warehouses.sql.sqlite import SQLiteWarehouse, _to_sqlite
-from airflow_batch_llm.warehouses.sql.warehouse import SqlWarehouse, sql_warehouse
+from airflow_batch_llm.warehouses.sql.warehouse import JoiningSqlWarehouse, SqlWarehouse, sql_warehouse
 
 #: Expressions of the integer n, by the type that they have.
 KEY_TYPES = {
@@ -138,6 +140,23 @@ def test_a_source_with_parameters_is_joined_to_a_target_whose_names_hold_marks(t
 def test_sql_server_looks_keys_up_since_its_subqueries_take_no_order() -> None:
     assert isinstance(sql_warehouse(sqlite3.connect, "mysql"), JoinsKnown)
     assert not isinstance(sql_warehouse(sqlite3.connect, "mssql"), JoinsKnown)
+
+
+def test_a_time_is_a_parameter_in_iso_8601_where_a_session_may_read_others_wrongly(tmp_path: Path) -> None:
+    """SQL Server in German reads 2026-03-04 10:00:00 as 3 April. SQLite keeps the text as it was given."""
+    path = tmp_path / "rows.sqlite"
+    dialect = replace(find_dialect("sqlite"), iso_times=True)
+    target = labels(key=pa.schema([("id", pa.timestamp("us"))]), carried=pa.schema([("day", pa.date32())]))
+    warehouse = JoiningSqlWarehouse(lambda: sqlite3.connect(path), dialect)
+    warehouse.prepare(target)
+    at = datetime.fromisoformat("2026-03-04T10:00:00.123456")
+    land(warehouse, target, part(), [{"id": at, "day": at.date()}])
+    known = warehouse.known(target, pa.record_batch([pa.array([at])], names=["id"]))
+    warehouse.close()
+    with closing(sqlite3.connect(path)) as connection:
+        found = connection.execute("SELECT id, day, _llm_planned_at FROM labels").fetchall()
+    assert found == [("2026-03-04T10:00:00.123456", "2026-03-04", "2026-11-21T02:00:00+00:00")]
+    assert known.column(0).to_pylist() == ["input"]
 
 
 def test_a_file_that_another_writes_to_is_busy_and_what_is_staged_lands_later(tmp_path: Path) -> None:

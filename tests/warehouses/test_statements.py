@@ -1,6 +1,7 @@
 """The statements of every dialect, as text beside this file, and read by that dialect's own grammar."""
 
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,6 +10,7 @@ import sqlglot
 
 from airflow_batch_llm.core.model import ColumnType
 from airflow_batch_llm.core.settings import Source, WriteMode
+from airflow_batch_llm.core.value import key_ranges
 from airflow_batch_llm.testing.staged_rows import columns, labels, part
 from airflow_batch_llm.warehouses import all_dialects, find_dialect
 from airflow_batch_llm.warehouses.dialect import Dialect, Upsert
@@ -35,6 +37,8 @@ TARGET = labels(
     carried=pa.schema([("day", pa.date32()), ("price", pa.decimal128(9, 2))]),
     answer=columns(label=ColumnType.STRING, why=ColumnType.JSON, vector=ColumnType.VECTOR),
 )
+NOON = datetime.fromisoformat("2026-03-04T12:00")
+RANGES = key_ranges("at", (NOON, NOON + timedelta(hours=2)), 2)
 REVIEWED = replace(TARGET, review="support.labels__review")
 SPOKEN = [
     dialect.name for dialect in all_dialects() if dialect.name != "bigquery"
@@ -72,6 +76,8 @@ def written(name: str) -> dict[str, list[str]]:
         "review": [*review_preparation(REVIEWED, None, statements), *review_refresh(REVIEWED, statements)],
         "reviewed": [reviewed(REVIEWED, statements).sql or ""],
         "known": [statements.known("asked", TARGET, known)],
+        "keys": [f"SELECT {dialect.key_parameter(type_)}" for type_ in (pa.int64(), pa.timestamp("us"))],
+        "range": [statements.select(Source(table="support.tickets", within=one)) for one in RANGES],
         "read_known": [statements.read_known(statements.select(asked), asked, TARGET, known)],
         **copied,
     }

@@ -75,7 +75,10 @@ _NOT_ALLOWED = frozenset({_NO_PRIVILEGE, "25006"})  # no privilege; a read-only 
 _PASSING = frozenset({"08", "40", "53", "57"})
 _TIMED_OUT = "57014"  # the statement's own time limit, or a user's cancel
 #: The settings by which values are written as text, in both directions.
-_SESSION = "SET TIME ZONE 'UTC'; SET client_encoding TO 'UTF8'; SET datestyle TO 'ISO'"
+_SESSION = (
+    "SET TIME ZONE 'UTC'; SET client_encoding TO 'UTF8'; SET datestyle TO 'ISO'; SET intervalstyle TO 'postgres'; "
+    "SET extra_float_digits TO 3"
+)
 _BEFORE_AT = re.compile(r"[^\s'\"]+@")
 _VALUE = re.compile(r'value "[^"]*"')
 

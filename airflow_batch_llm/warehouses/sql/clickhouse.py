@@ -45,7 +45,7 @@ DIALECT = SqlDialect(
     placeholder="%s",
     session="SET session_timezone = 'UTC', join_use_nulls = 1",
     backslashes=True,
-    casts_keys=True,
+    cast_keys=frozenset(ColumnKind),
     joins_sources=False,  # q.* calls a column q.id if a joined table has an id, too
     catalogue=InformationSchema(current="currentDatabase()", default_of="nullIf(column_default, '')"),
 )

@@ -29,6 +29,7 @@ DIALECT = SqlDialect(
     clustered="CLUSTER BY ({})",
     max_identifier=255,
     quotes="``",
+    session="SET TIME ZONE 'UTC'",
     catalogue=InformationSchema(type_of="full_data_type", current_catalog="CURRENT_CATALOG()"),
 )
 

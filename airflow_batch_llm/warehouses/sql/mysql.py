@@ -57,7 +57,9 @@ DIALECT = SqlDialect(
     placeholder="%s",
     keeps_zone=False,
     pads_text=True,
-    session="SET time_zone = '+00:00'",
+    # Without a strict mode a key that is too long would be cut off. The other mode pads a CHAR with blanks.
+    session="SET time_zone = '+00:00', "
+    "sql_mode = CONCAT(REPLACE(@@sql_mode, 'PAD_CHAR_TO_FULL_LENGTH', ''), ',STRICT_ALL_TABLES')",
     typed_null=False,
     catalogue=InformationSchema(
         type_of="column_type", current="DATABASE()", filled_by="extra", unique=_UNIQUE, foreign=_FOREIGN

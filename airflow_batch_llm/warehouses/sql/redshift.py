@@ -22,6 +22,7 @@ DIALECT = SqlDialect(
     clustered="COMPOUND SORTKEY ({})",
     max_identifier=127,
     placeholder="%s",
+    session="SET timezone TO 'UTC'",
     keeps_nul=False,
     pads_text=True,
     catalogue=InformationSchema(current_catalog="CURRENT_DATABASE()"),

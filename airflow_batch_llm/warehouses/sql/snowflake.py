@@ -55,6 +55,8 @@ DIALECT = SqlDialect(
     clustered="CLUSTER BY ({})",
     max_identifier=255,
     placeholder="%s",
+    session="ALTER SESSION SET TIMEZONE = 'UTC', DATE_INPUT_FORMAT = 'AUTO', TIME_INPUT_FORMAT = 'AUTO', "
+    "TIMESTAMP_INPUT_FORMAT = 'AUTO'",
     upper_case=True,
     catalogue=InformationSchema(
         type_of=_TYPE_OF,

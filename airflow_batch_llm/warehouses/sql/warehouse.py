@@ -284,7 +284,13 @@ class SqlWarehouse:
 
     def _values(self, batch: pa.RecordBatch) -> list[tuple[Any, ...]]:
         """Rows in the types that the driver takes."""
-        return list(zip(*(column.to_pylist() for column in batch.columns), strict=True))
+        columns = [
+            _iso(column)
+            if self._dialect.iso_times and pa.types.is_temporal(column.type)
+            else column.to_pylist()
+            for column in batch.columns
+        ]
+        return list(zip(*columns, strict=True))
 
     def _execute(self, cursor: Any, statement: str, parameters: Sequence[Any]) -> None:
         if parameters:
@@ -400,6 +406,10 @@ class SqlWarehouse:
             f"{self._dialect.title} refused a statement ({said}). Its message may quote rows and is left out; "
             "the database's own log has it."
         )
+
+
+def _iso(times: pa.Array) -> list[str | None]:
+    return [None if time is None else time.isoformat() for time in times.to_pylist()]
 
 
 def _union(tables: Iterator[str]) -> str:

@@ -30,6 +30,12 @@ INSERT INTO "support"."labels__review" ("region", "id", "day", "price", "_llm_ou
 SELECT "region", "id", "day", "price", "label", "why", "vector", "reviewed_by", "reviewed_at", "_llm_outcome", "_llm_error_code", "_llm_error_message", "_llm_run_id", "_llm_input_hash", "_llm_spec_hash", "_llm_planned_at" FROM "support"."labels__review" WHERE "reviewed_by" IS NOT NULL
 -- known
 SELECT n, "_llm_known_input_hash", "_llm_known_spec_hash", "_llm_failed_input_hash", "_llm_failed_spec_hash", "_llm_failed_attempts", "_llm_failed_dead" FROM (SELECT q.n, t."_llm_input_hash" AS "_llm_known_input_hash", t."_llm_spec_hash" AS "_llm_known_spec_hash", f."_llm_input_hash" AS "_llm_failed_input_hash", f."_llm_spec_hash" AS "_llm_failed_spec_hash", f."_llm_attempts" AS "_llm_failed_attempts", f."_llm_dead" AS "_llm_failed_dead", ROW_NUMBER() OVER (PARTITION BY q.n ORDER BY CASE WHEN t."_llm_planned_at" IS NULL THEN 1 ELSE 0 END, t."_llm_planned_at" DESC) AS r FROM asked AS q LEFT JOIN "support"."labels" AS t ON t."region" = q."region" AND t."id" = q."id" LEFT JOIN "support"."labels__failures" AS f ON f."region" = q."region" AND f."id" = q."id") AS k WHERE r = 1 ORDER BY n
+-- keys
+SELECT %s
+SELECT %s
+-- range
+SELECT * FROM "support"."tickets" WHERE "at" < '2026-03-04 13:00:00' OR "at" IS NULL
+SELECT * FROM "support"."tickets" WHERE "at" >= '2026-03-04 13:00:00'
 -- read_known
 SELECT q.*, t."_llm_input_hash" AS "_llm_known_input_hash", t."_llm_spec_hash" AS "_llm_known_spec_hash", f."_llm_input_hash" AS "_llm_failed_input_hash", f."_llm_spec_hash" AS "_llm_failed_spec_hash", f."_llm_attempts" AS "_llm_failed_attempts", f."_llm_dead" AS "_llm_failed_dead" FROM (SELECT 1
 ) AS q LEFT JOIN (SELECT * FROM (SELECT "region", "id", "_llm_input_hash", "_llm_spec_hash", ROW_NUMBER() OVER (PARTITION BY "region", "id" ORDER BY CASE WHEN y."_llm_planned_at" IS NULL THEN 1 ELSE 0 END, y."_llm_planned_at" DESC) AS r FROM "support"."labels" AS y) AS z WHERE r = 1) AS t ON t."region" = q."region" AND t."id" = q."id" LEFT JOIN (SELECT * FROM (SELECT "region", "id", "_llm_input_hash", "_llm_spec_hash", "_llm_attempts", "_llm_dead", ROW_NUMBER() OVER (PARTITION BY "region", "id" ORDER BY CASE WHEN y."_llm_planned_at" IS NULL THEN 1 ELSE 0 END, y."_llm_planned_at" DESC) AS r FROM "support"."labels__failures" AS y) AS z WHERE r = 1) AS f ON f."region" = q."region" AND f."id" = q."id"
