@@ -68,6 +68,10 @@ class Generation:
         """Move the generation as far as it goes now."""
         finisher = Finisher(parts=self.parts, folder=self.folder, first=self.first)
         if not self.is_open and (ended := finisher.ended()) is not None:
+            self.parts.log(
+                f"The run {self.folder.path} had ended before: its report is returned, and nothing is sent. Clear the task"
+                " to plan again."
+            )
             return ended
         deadline, memory = self.deadline(), self._memory()
         with _scratch(self.parts.spool) as scratch:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -22,6 +23,7 @@ from airflow_batch_llm.sensors.llm_batch import LLMBatchSensor
 from airflow_batch_llm.stage.records.run_index import RunIndex, RunRecord
 from airflow_batch_llm.store import Workspace
 from tests.edge.conftest import TICKETS, World
+from tests.edge.dag_runs import synchronised
 from tests.edge.tasks import transform
 
 Run = Callable[..., Any]
@@ -146,6 +148,7 @@ def test_a_run_shows_what_packing_reuse_and_the_vendors_cache_did_where_they_wer
 
 
 def test_what_a_run_is_called_is_text_and_never_markup(world: World, api: TestClient) -> None:
+    synchronised(dag("page_a"))
     workspace = world.folder / "workspace"
     index = RunIndex(workspace=Workspace.open(str(workspace)))
     named = "<script>alert('1')</script>"
@@ -154,6 +157,10 @@ def test_what_a_run_is_called_is_text_and_never_markup(world: World, api: TestCl
         model=named, target=named, started=1.9e9, rows=3, user=named,
     )  # fmt: skip
     index._add(record)
+    index._add(replace(record, path="page_a/t/damaged/g1", task_id="damaged"))
+    damaged = next(one for one in workspace.rglob("*~begun~*") if b"damaged" in one.read_bytes())
+    damaged.chmod(0o600)
+    damaged.write_bytes(damaged.read_bytes()[:-9])
 
     shown = Reader(api, "otto").get("/").text
 

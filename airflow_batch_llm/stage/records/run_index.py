@@ -166,11 +166,12 @@ class RunIndex:
         return sorted(found, key=lambda run: (run.started, run.file), reverse=True)
 
     def read(self, runs: Iterable[IndexedRun]) -> dict[str, RunRecord]:
-        """Read the records of these runs, by their files and in their order. A missing record is left out."""
+        """Read the records of these runs, by their files and in their order. A missing or damaged record is left out."""
         files = [run.file for run in runs]
         with ThreadPoolExecutor(_READERS) as pool:
             found = zip(files, pool.map(self.workspace.read, files), strict=True)
-            return {file: RunRecord.from_json(data) for file, data in found if data is not None}
+            records = {file: None if data is None else _undamaged(data) for file, data in found}
+            return {file: record for file, record in records.items() if record is not None}
 
     def folder(self, record: RunRecord) -> RunFolder:
         """Return the run folder that a record is about."""
@@ -206,6 +207,14 @@ class RunIndex:
         self.workspace.create(
             f"{_root(record.deployment)}/{day}/{_name(record)}", orjson.dumps(asdict(record))
         )
+
+
+def _undamaged(data: bytes) -> RunRecord | None:
+    """Return a record. None: it is damaged, and must not hide the others."""
+    try:
+        return RunRecord.from_json(data)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
 
 
 def index_name(text: str) -> str:
