@@ -56,7 +56,8 @@ class BigQueryWorld(World):
             f" FROM UNNEST(GENERATE_ARRAY(0, {rows - 1})) AS i"
         )
 
-    def tables(self) -> set[str]:
-        """The names of all tables."""
+    def tables(self, *, lasting: bool = False) -> set[str]:
+        """The names of all tables, or of those that do not vanish by themselves."""
         with closing(client(self.rest)) as google:
-            return {table.table_id for table in google.list_tables(f"{PROJECT}.{self.dataset}")}
+            tables = google.list_tables(f"{PROJECT}.{self.dataset}")
+            return {table.table_id for table in tables if not (lasting and table.expires)}

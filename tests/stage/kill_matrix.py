@@ -17,6 +17,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import compress
+from operator import not_
 from pathlib import Path
 from typing import Any, Literal
 
@@ -178,9 +180,13 @@ class InWarehouse(Scenario):
         return {"rows_per_batch": ROWS_PER_BATCH, "execution": "warehouse"}
 
     def judge(self, world: World, ended: Ended) -> None:
-        """As ever, and the target holds what the first run that was judged has left: the undisturbed one."""
+        """As ever, and the target holds what the first run that was judged has left: the undisturbed one.
+
+        The tables that a killed worker has left vanish by themselves.
+        """
         judge(world, ended)
         assert isinstance(world, BigQueryWorld)
+        assert world.tables(lasting=True) == {"labels", "labels__failures", "tickets"}
         rows = world.rows("SELECT * FROM labels ORDER BY id")
         left = repr([{k: v for k, v in row.items() if k not in OF_THE_RUN} for row in rows])
         first = world.folder.parent / "undisturbed"
@@ -211,6 +217,7 @@ def judge(world: World, ended: Ended) -> None:
         "passed": ended.report["passed"],
         "unfinished runs": world.unfinished(),
         "left on the worker": ended.left_behind,
+        "left at the vendor": world.uploads(),
     }
     assert seen == {
         "running": [],
@@ -224,6 +231,7 @@ def judge(world: World, ended: Ended) -> None:
         "passed": True,
         "unfinished runs": [],
         "left on the worker": [],
+        "left at the vendor": [],
     }, seen
 
 
@@ -245,6 +253,7 @@ def judge_by_way(world: World, ended: Ended, requests: int) -> None:
         "passed": ended.report["passed"],
         "unfinished runs": world.unfinished(),
         "left on the worker": ended.left_behind,
+        "left at the vendor": world.uploads(),
     }
     assert seen == {
         "running": [],
@@ -255,6 +264,7 @@ def judge_by_way(world: World, ended: Ended, requests: int) -> None:
         "passed": True,
         "unfinished runs": [],
         "left on the worker": [],
+        "left at the vendor": [],
     }, seen
     spare = ledger["rows"]["charged"] - requests
     assert 0 <= spare <= ended.report["maybe_twice"], (spare, ended.report["maybe_twice"])
@@ -264,15 +274,15 @@ def judge_by_way(world: World, ended: Ended, requests: int) -> None:
 
 def points(verbs: Sequence[str], *, every: bool) -> Iterator[Kill]:
     """The points after which the world is another one than before, and then all other ones."""
+    kills = [
+        Kill(number, after=True, call=(verb, verbs[:number].count(verb)))
+        for number, verb in enumerate(verbs, start=1)
+    ]
     leaves_trace = [verb.rpartition(".")[2] in EFFECTS for verb in verbs]
-    for number, leaves in enumerate(leaves_trace, start=1):
-        if leaves:
-            yield Kill(number, after=True)
+    yield from compress(kills, leaves_trace)
     if every:
         yield Kill(1, after=False)
-        for number, leaves in enumerate(leaves_trace, start=1):
-            if not leaves:
-                yield Kill(number, after=True)
+        yield from compress(kills, map(not_, leaves_trace))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

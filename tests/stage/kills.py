@@ -44,6 +44,8 @@ class Kill:
 
     point: int
     after: bool
+    call: tuple[str, int] | None = None
+    """The verb, and the number of its call. Threads change the order of verbs, so with it `point` is only a name."""
 
 
 @dataclass(slots=True)
@@ -52,6 +54,7 @@ class Meter:
 
     kill: Kill | None = None
     verbs: list[str] = field(default_factory=list)
+    _calls: list[tuple[str, int]] = field(default_factory=list)
     _counting: threading.Lock = field(default_factory=threading.Lock)  # shards are worked on side by side
 
     def count(self, verb: str) -> int:
@@ -59,6 +62,7 @@ class Meter:
             if verb.rpartition(".")[2] in _REPEATED and self.verbs[-1:] == [verb]:
                 return len(self.verbs)
             self.verbs.append(verb)
+            self._calls.append((verb, self.verbs.count(verb)))
             number = len(self.verbs)
         self._end(number, after=False)
         return number
@@ -67,7 +71,10 @@ class Meter:
         self._end(number, after=True)
 
     def _end(self, number: int, *, after: bool) -> None:
-        if self.kill == Kill(number, after):
+        kill = self.kill
+        if kill is None or kill.after != after:
+            return
+        if kill.point == number if kill.call is None else kill.call == self._calls[number - 1]:
             os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -153,7 +153,9 @@ def test_what_was_uploaded_is_deleted_once_its_answers_are_here(openai: Bench) -
     from openai import OpenAI
 
     openai.world.make_tickets(20)
+    openai.fault(endpoint="create", kind="status", status=429)  # the next attempt uploads again
     openai.complete(rows_per_batch=10)
 
+    assert openai.world.ledger()["calls"]["upload"] == 3
     with OpenAI(base_url=f"{openai.world.url}/v1", api_key="any") as client:
         assert {file.purpose for file in client.files.list()} == {"batch_output"}

@@ -1,6 +1,7 @@
 """Batches of processes that froze before their creation: found while the run lasts, at its end, and by the next run."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from airflow_batch_llm.commands.run_folder import inspect as command
 from airflow_batch_llm.core.model import Lease, Outcome, ShardFile
+from airflow_batch_llm.errors import Refused
 from airflow_batch_llm.stage.inspection import Inspected, inspect
 from airflow_batch_llm.stage.land.finishing import Finished
 from airflow_batch_llm.stage.records.folder import RunFolder
@@ -25,11 +27,15 @@ recognisable = pytest.mark.parametrize("bench", RECOGNISABLE, indirect=True)
 
 
 class _Frozen:
-    """A provider that freezes between its last look and its creation, and sends when it is told to."""
+    """A provider that freezes between its last look and its creation, and sends when it is told to.
+
+    By then the end of the run may have deleted the upload, so the test sends another: to the next look it is a batch that
+    the vendor lists late.
+    """
 
     def __init__(self, provider: Any) -> None:
         self._provider = provider
-        self._creation: Callable[[], str] | None = None
+        self._creation: Callable[..., str] | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._provider, name)
@@ -37,18 +43,19 @@ class _Frozen:
     def submit(self, shard: ShardFile, upload: str, lease: Lease) -> str:
         kept = shard.path.read_bytes()
 
-        def send() -> str:
+        def send(*, is_new: bool) -> str:
             shard.path.parent.mkdir(parents=True, exist_ok=True)
             shard.path.write_bytes(kept)
             late = Lease(expires_at=lease.expires_at + 1_000_000)
-            return self._provider.submit(shard, upload, late)  # type: ignore[no-any-return]
+            sent = self._provider.upload(shard) if is_new else upload
+            return self._provider.submit(shard, sent, late)  # type: ignore[no-any-return]
 
         self._creation = send
         raise _Freeze
 
-    def thaw(self) -> str:
+    def thaw(self, *, is_new: bool = True) -> str:
         assert self._creation is not None
-        return self._creation()
+        return self._creation(is_new=is_new)
 
 
 class _DiesBeforeItsReport:
@@ -215,6 +222,19 @@ def test_what_a_stray_costs_that_is_found_after_the_report_is_recorded_and_said(
         in capsys.readouterr().out
     )
     assert bench.complete() == report  # the stored one does not change
+
+
+@recognisable
+def test_a_creation_after_the_end_buys_nothing_for_its_upload_is_gone(bench: Bench) -> None:
+    bench.world.make_tickets(ROWS)
+    frozen = frozen_before_its_creation(bench)
+    finished_by_another(bench)
+
+    with suppress(Refused):
+        frozen.thaw(is_new=False)
+
+    bench.complete("dag/task/next")
+    assert (bench.world.charged(), bench.world.uploads(), bench.world.ledger()["running"]) == (ROWS, [], [])
 
 
 @recognisable

@@ -15,8 +15,10 @@ from pathlib import Path
 from time import sleep as real_sleep
 from time import time as real_time
 from typing import Any
+from urllib.parse import quote
 
 import duckdb
+import httpx
 
 from airflow_batch_llm.core.model import Usage, Way
 from airflow_batch_llm.core.price import PriceList
@@ -27,6 +29,8 @@ from airflow_batch_llm.simulator.handle import Simulator
 from airflow_batch_llm.stage.drive import complete
 from airflow_batch_llm.stage.land.finishing import Finished
 from airflow_batch_llm.stage.parts import Parts
+from airflow_batch_llm.stage.records.folder import RunFolder
+from airflow_batch_llm.stage.records.standings import read_plans
 from airflow_batch_llm.stage.run import Pause, Run
 from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.warehouses.duckdb.warehouse import DuckDBWarehouse
@@ -175,6 +179,34 @@ class World:
         return [
             run for target in names(".registers/targets") for run in names(f".registers/targets/{target}")
         ]
+
+    def uploads(self, run: str = "dag/task/run") -> list[str]:
+        """The uploaded requests that the journals of a run name and the vendor still has."""
+        folder = RunFolder(workspace=self.workspace(), run=run)
+        entries = (
+            entry
+            for plan in read_plans(folder)
+            for shard in plan.shards
+            for entry in folder.journal(shard.number)
+        )
+        return sorted(
+            upload for upload in {entry.upload for entry in entries} if upload and self._has(upload)
+        )
+
+    def _has(self, upload: str) -> bool:
+        scheme, _, name = upload.rpartition("://")
+        if scheme == "gs":
+            bucket, _, blob = name.partition("/")
+            url = f"{self.environ['STORAGE_EMULATOR_HOST']}/storage/v1/b/{bucket}/o/{quote(blob, safe='')}"
+        elif scheme == "bq":
+            project, dataset, table = name.split(".")
+            where = f"projects/{project}/datasets/{dataset}/tables/{table}"
+            url = f"{self.environ['BIGQUERY_EMULATOR_HOST']}/bigquery/v2/{where}"
+        else:
+            url = f"{self.url}/v1/files/{name}"
+        answer = httpx.get(url, headers={"Authorization": "Bearer any"})
+        assert answer.status_code in (200, 404), answer.text
+        return answer.status_code == 200
 
     # -- the ledger ----------------------------------------------------------------------------------------------
 

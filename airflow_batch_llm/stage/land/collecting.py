@@ -146,10 +146,10 @@ class Collector:
             entry = self._entry(
                 RecordKind.REFUSED, batch_id=batch.batch_id, reason=status.reason or "rejected"
             )
-        entry = replace(entry, detail=status.detail)
-        if self._append(shard, standing, entry) and batch.upload:
+        if batch.upload:  # before the record, after which no retry comes by here
             with self.parts.cleaning("an uploaded file"):
                 self.parts.provider.discard(batch.upload)
+        self._append(shard, standing, replace(entry, detail=status.detail))
         return None
 
     def _keep_whole(self, shard: PlannedShard, batch_id: str, status: BatchStatus) -> Wait | None:
@@ -440,9 +440,9 @@ class Collector:
             by=self.parts.by,
         )
 
-    def _append(self, shard: PlannedShard, standing: Standing, entry: Entry) -> bool:
+    def _append(self, shard: PlannedShard, standing: Standing, entry: Entry) -> None:
         """Record the entry, unless another attempt has recorded something since. Then that attempt goes on."""
-        return self.memory.append(shard.number, standing.last + 1, entry)
+        self.memory.append(shard.number, standing.last + 1, entry)
 
 
 def _read_once(path: Path) -> Iterator[bytes]:

@@ -46,7 +46,7 @@ from airflow_batch_llm.stage.records.run_index import RunIndex
 from airflow_batch_llm.stage.records.standings import RunMemory, ShardResult, read_rounds
 from airflow_batch_llm.stage.reusing import Copier
 from airflow_batch_llm.stage.round import Round
-from airflow_batch_llm.stage.send.sweeping import is_loose, read_strays, reported, sweep_ended
+from airflow_batch_llm.stage.send.sweeping import discard_unused, is_loose, read_strays, reported, sweep_ended
 from airflow_batch_llm.stage.send.uploading import delete_uploads
 from airflow_batch_llm.warehouses.side_tables import prepare_tables
 
@@ -103,6 +103,7 @@ class Finisher:
         landed = [list(memory.all_landed(plan.shards).values()) for plan in rounds]
         may_show_up = self._sweep(rounds, memory)
         shards = [one for plan in rounds for one in memory.standings(plan)]
+        discard_unused(self.parts, [shard for shard, _ in shards], memory)
         if may_show_up or is_loose(shards):
             Registers(workspace=self.parts.workspace).add_loose(self.first.provider, self.folder)
         strays = read_strays(self.folder, shards)

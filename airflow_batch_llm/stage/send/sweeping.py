@@ -29,7 +29,13 @@ from airflow_batch_llm.stage.plan.shard_files import left_out_of
 from airflow_batch_llm.stage.records.folder import RunFolder, generations, safe_name
 from airflow_batch_llm.stage.records.plan import ASKING, Plan, PlannedShard
 from airflow_batch_llm.stage.records.registers import Registers
-from airflow_batch_llm.stage.records.standings import RunMemory, read_landed, read_rounds, read_standings
+from airflow_batch_llm.stage.records.standings import (
+    RunMemory,
+    at_once,
+    read_landed,
+    read_rounds,
+    read_standings,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -380,6 +386,24 @@ def sweep_ended(
     ended = sweeper.settle(spare)
     StrayCounter(parts=parts, folder=folder).count(ended)
     return may_show_up or len(ended) < len(spare)
+
+
+def discard_unused(parts: Parts, shards: Iterable[PlannedShard], memory: RunMemory) -> None:
+    """Delete the uploads of which no batch of a shard was made: a worker was killed, or the vendor refused the creation.
+
+    A worker that froze before its creation then creates nothing. The upload of a shard's own batch goes when that ends.
+    """
+    left: list[str] = []
+    for shard in shards:
+        batch = memory.standing(shard.number).batch
+        own = "" if batch is None else batch.upload
+        left += sorted({entry.upload for entry in memory.entries(shard.number)} - {"", own})
+
+    def discard(upload: str) -> None:
+        with parts.cleaning("an uploaded file"):
+            parts.provider.discard(upload)
+
+    at_once(discard, left)
 
 
 def is_loose(shards: Iterable[tuple[PlannedShard, Standing]]) -> bool:
