@@ -77,6 +77,10 @@ async def _limited(seconds: float) -> AsyncIterator[None]:
         raise Unavailable("The provider did not answer before the time to look was over.") from None
 
 
+#: The tasks that cancel batches, also those whose trigger has ended meanwhile.
+_killing: set[asyncio.Task[None]] = set()
+
+
 class LLMBatchTrigger(BaseTrigger):
     """Fire once when a worker should look at the run again. The event says no more than that.
 
@@ -162,16 +166,19 @@ class LLMBatchTrigger(BaseTrigger):
     def _polled(self) -> Poller:
         """Return the poller that all triggers of this connection share. It closes its client when the last of them leaves."""
         if self._poller is None:
-            # A connection is looked up by a blocking call, so a thread does it.
-            look_up = partial(
-                sync_to_async(llm_provider),
-                self.llm_conn_id,
-                self.model_id,
-                self.llm_hook_params,
-                self.others,
-            )
-            self._poller = join(self._key(), look_up)
+            self._poller = self._joined()
         return self._poller
+
+    def _joined(self) -> Poller:
+        # A connection is looked up by a blocking call, so a thread does it.
+        look_up = partial(
+            sync_to_async(llm_provider),
+            self.llm_conn_id,
+            self.model_id,
+            self.llm_hook_params,
+            self.others,
+        )
+        return join(self._key(), look_up)
 
     def _key(self) -> str:
         """Return a key that is equal for all triggers that can share a poller."""
@@ -180,19 +187,33 @@ class LLMBatchTrigger(BaseTrigger):
         return orjson.dumps(parameters, default=repr, option=orjson.OPT_SORT_KEYS).decode()
 
     async def on_kill(self) -> None:
-        """Cancel the batches, if the task has been given up. Clearing it has not: its next attempt waits for them."""
+        """Cancel the batches, if the task has been given up. Clearing it has not: its next attempt waits for them.
+
+        Airflow cancels this call once a second until the trigger has ended. So a task of its own does the work, and goes
+        on after that.
+        """
         if self._fired or not self.cancel_on_kill or not self.watch.batch_ids or self.task_instance is None:
             return
-        if not await sync_to_async(is_given_up)(TaskKey.of(self.task_instance), self.successors):
+        killing = asyncio.create_task(self._cancel_if_given_up(self.task_instance))
+        _killing.add(killing)  # the event loop alone does not keep a task
+        killing.add_done_callback(_killing.discard)
+        await asyncio.shield(killing)
+
+    async def _cancel_if_given_up(self, task_instance: Any) -> None:
+        key = TaskKey.of(task_instance)
+        if not await sync_to_async(is_given_up)(key, self.successors):
             return
-        gauge_open_since(0.0, **TaskKey.of(self.task_instance).tags)
-        poller = self._polled()
-        for batch_id in self.watch.batch_ids:
-            try:
-                await poller.cancel(batch_id)
-                self.log.info("Batch %s is cancelled, since its task has been given up.", batch_id)
-            except BatchLLMError as error:
-                self.log.warning("Batch %s could not be cancelled: %s", batch_id, error.in_full)
+        gauge_open_since(0.0, **key.tags)
+        poller = self._joined()  # `cleanup` leaves the trigger's own before this is done
+        try:
+            for batch_id in self.watch.batch_ids:
+                try:
+                    await poller.cancel(batch_id)
+                    self.log.info("Batch %s is cancelled, since its task has been given up.", batch_id)
+                except BatchLLMError as error:
+                    self.log.warning("Batch %s could not be cancelled: %s", batch_id, error.in_full)
+        finally:
+            await leave(poller)
 
     async def cleanup(self) -> None:
         """Close the connections. The batches are left alone: another triggerer may be waiting for them already."""

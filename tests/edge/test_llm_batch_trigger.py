@@ -196,6 +196,24 @@ async def test_a_mapped_task_is_found_by_its_index(world: World, monkeypatch: py
     assert is_cancelled(world, batch_id)
 
 
+async def test_a_call_that_airflow_breaks_off_again_and_again_cancels_all_batches(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", AirflowThatKnows({"task": "failed"}), raising=False)
+    batch_ids = [create_batch(world) for _ in range(3)]
+    killing = asyncio.create_task(asyncio.wait_for(killed(trigger(*batch_ids)), 30))
+    for _ in range(3):  # once a second, until the trigger has ended
+        await asyncio.sleep(0)
+        killing.cancel("user-action")
+    await asyncio.gather(killing, return_exceptions=True)
+
+    for _ in range(600):
+        if not any(is_running(world, batch_id) for batch_id in batch_ids):
+            break
+        await asyncio.sleep(0.05)
+    assert world.simulator.ledger()["anthropic"]["calls"].get("cancel", 0) == len(batch_ids)
+
+
 async def test_a_failed_look_up_cancels_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     comms = AirflowThatKnows(RuntimeError("no answer"))
     monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", comms, raising=False)
