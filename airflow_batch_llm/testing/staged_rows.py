@@ -43,7 +43,8 @@ class BenchDatabase(Protocol):
     key_types: Mapping[str, str]
     #: The same for each type that can be carried and cannot be a key.
     carried_types: Mapping[str, str]
-    #: The rules that its catalogue tells of: "not null", "generated", "unique", "check", "foreign key".
+    #: The rules that its catalogue tells of: "not null", "generated", "unique", "check", "foreign key",
+    #: and "collate" with the name of a collation in which 'a' is 'A'.
     rules: frozenset[str]
     #: The declaration of a computed column, after its type.
     generated: str

@@ -1,6 +1,7 @@
 """The contract's cases about the two tables' shape: created, extended, refused, before anything is sent."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -148,6 +149,20 @@ class KeepsRules:
         warehouse.prepare(target)
         land(warehouse, target, part(), [{"id": 1, "customer": 7, "label": "billing"}])
         assert [row["label"] for row in rows_of(database, "labels")] == ["billing"]
+
+    def test_a_key_that_does_not_tell_all_texts_apart_is_refused_unless_the_user_insists(
+        self, database: BenchDatabase, warehouse: Warehouse
+    ) -> None:
+        collation = next((rule for rule in database.rules if rule.startswith("collate ")), "")
+        _requires(database, collation or "collate")
+        target = labels(key=pa.schema([("id", pa.string())]))
+        database.make(target.table, target.answer_columns, {"id": f"{collation} PRIMARY KEY"})
+        with pytest.raises(
+            TargetError, match=r"(?i)collation \w+ of the key column id .*allow_constraints=True"
+        ):
+            warehouse.prepare(target)
+        assert database.tables() == {"labels"}
+        warehouse.prepare(replace(target, allow_constraints=True))
 
     def test_a_unique_key_is_refused_where_each_run_appends(
         self, database: BenchDatabase, warehouse: Warehouse

@@ -1,7 +1,8 @@
 """Hold what differs between the databases' SQL as data: type names, quoting, limits, layout of a table, upserts."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -18,6 +19,10 @@ _NUMERIC_PLACES, _NUMERIC_WHOLE = 9, 29
 
 #: Where a parameter stands in the package's statements. No name can hold it.
 PARAMETER = "\0"
+
+#: The collations that keep all texts apart, in DuckDB and SQLite.
+_EXACT = frozenset({"BINARY", "C", "POSIX"})
+_COLLATE = re.compile(r"\bCOLLATE\b", re.IGNORECASE)
 
 # Parts of a name in any database's quotes, and characters that no other part of a name may hold.
 _QUOTED = re.compile(r""""(?:[^"]|"")*"|`(?:[^`\\]|\\.|``)*`|\[[^\]]*\]""")
@@ -281,6 +286,27 @@ def table_bounds(dialect: Dialect, table: str, column: str) -> Source:
     """Return the query for the least and the greatest value of a column. `table` is quoted."""
     name, low, high = dialect.quote(column), dialect.quote("low"), dialect.quote("high")
     return Source(sql=f"SELECT MIN({name}) AS {low}, MAX({name}) AS {high} FROM {table}")
+
+
+def folding(definitions: Iterable[str], dialect: str) -> tuple[tuple[str, str], ...]:
+    """Return the columns that are declared with a collation in which different texts are equal, and its name."""
+    collated = list(filter(_COLLATE.search, definitions))
+    if not collated:
+        return ()
+    import sqlglot
+    from sqlglot import exp
+    from sqlglot.errors import SqlglotError
+
+    found: list[tuple[str, str]] = []
+    for definition in collated:
+        with suppress(SqlglotError):
+            columns = sqlglot.parse_one(definition, dialect=dialect).find_all(exp.ColumnDef)
+            found.extend(
+                (column.name, collation.this.sql(dialect))
+                for column in columns
+                for collation in column.find_all(exp.CollateColumnConstraint)
+            )
+    return tuple((column, name) for column, name in found if name.upper() not in _EXACT)
 
 
 #: Catalog, schema and table, in small letters. What is unknown is empty.

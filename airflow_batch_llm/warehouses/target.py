@@ -212,6 +212,9 @@ class Rules:
     with_default: frozenset[str] = frozenset()
     generated: frozenset[str] = frozenset()  # computed columns, and identities that take no value
     constraints: tuple[Constraint, ...] = ()
+    folds: tuple[
+        tuple[str, str], ...
+    ] = ()  # columns in which different texts are equal, and their collations
     row_security: bool = False  # policies decide which rows this connection sees and writes
 
 
@@ -264,6 +267,13 @@ def _constraint_complaints(target: Target, shape: TableShape, rules: Rules) -> I
     if target.allow_constraints:
         return
     written, key = _lower(shape.columns.names), _lower(target.key.names)
+    for column, collation in rules.folds:
+        if column.lower() in key:
+            yield (
+                f"the collation {collation} of the key column {column} takes texts such as 'a' and 'A' for one key, so one of"
+                " two answers would be lost, and be bought again each night: give the column a collation that keeps all texts"
+                " apart, or set allow_constraints=True if no two keys of the source are one to it"
+            )
     carried = _lower(target.carried.names) if shape.table == target.table else frozenset()
     appended = not target.is_merged and shape.table == target.table
     for constraint in rules.constraints:

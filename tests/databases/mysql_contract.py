@@ -5,6 +5,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -209,6 +210,21 @@ def test_the_mode_of_a_session_neither_cuts_a_key_nor_pads_it(database: MySQLDat
     assert warehouse.read(Source(table="tickets")).read_all().to_pylist() == [{"id": "a"}]
     with pytest.raises(WarehouseError, match="DataError"):
         land(warehouse, target, part(), [{"id": "x" * 256}])
+    warehouse.close()
+
+
+def test_a_key_of_a_collation_without_case_is_refused_unless_the_user_insists(
+    database: MySQLDatabase,
+) -> None:
+    target = labels(key=pa.schema([("id", pa.string())]))
+    database.make("labels", target.answer_columns, {}, "PRIMARY KEY (id)")
+    warehouse = database.open()
+    warehouse.prepare(target)
+    with pymysql.connect(**database.where) as connection:
+        connection.cursor().execute("ALTER TABLE labels MODIFY id VARCHAR(99) COLLATE utf8mb4_general_ci")
+    with pytest.raises(TargetError, match="collation utf8mb4_general_ci of the key column id"):
+        warehouse.prepare(target)
+    warehouse.prepare(replace(target, allow_constraints=True))
     warehouse.close()
 
 

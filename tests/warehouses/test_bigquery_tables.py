@@ -7,12 +7,14 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from google.cloud.bigquery import Table
 
 from airflow_batch_llm.core.model import ColumnType
 from airflow_batch_llm.core.settings import SchemaChange, Source, WriteMode
 from airflow_batch_llm.errors import TargetError
 from airflow_batch_llm.testing.staged_rows import at, batch, columns, labels, land, part, rows_of, stage
 from airflow_batch_llm.warehouses.base import Part, Target
+from airflow_batch_llm.warehouses.bigquery.tables import _rules
 from airflow_batch_llm.warehouses.bigquery.warehouse import BigQueryWarehouse
 from tests.emulators.servers import Emulators
 from tests.warehouses.bigquery_dataset import BigQueryDataset
@@ -195,6 +197,18 @@ def test_a_key_that_bigquery_cannot_merge_by_is_refused(
 ) -> None:
     with pytest.raises(TargetError, match="Key column 'id' is of type"):
         warehouse.prepare(labels(key=pa.schema([("id", kind)])))
+
+
+def test_a_key_without_case_is_told() -> None:
+    """The emulator keeps no collation, so only the description of a table is read here."""
+    fields = [
+        {"name": name, "type": "STRING", "collation": found} for name, found in (("id", "und:ci"), ("a", ""))
+    ]
+    described = {
+        "tableReference": {"projectId": "p", "datasetId": "d", "tableId": "t"},
+        "schema": {"fields": fields},
+    }
+    assert _rules(Table.from_api_repr(described)).folds == (("id", "und:ci"),)
 
 
 def test_a_view_is_refused(database: BigQueryDataset, warehouse: BigQueryWarehouse) -> None:

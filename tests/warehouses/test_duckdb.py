@@ -65,7 +65,7 @@ class DuckDBFile:
     nul = "\0"
     key_types = KEY_TYPES
     carried_types = CARRIED_TYPES
-    rules = frozenset({"not null", "generated", "unique", "check", "foreign key"})
+    rules = frozenset({"not null", "generated", "unique", "check", "foreign key", "collate nocase"})
     generated = "GENERATED ALWAYS AS ('x')"
 
     def __init__(self, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import closing
+from decimal import Decimal
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -35,6 +36,8 @@ KEY_TYPES = {
     "real": "(n / 2.0)::real",
     "double": "n / 2.0::double precision",
     "decimal": "(n + 0.01)::numeric(12, 2)",
+    "coarse": "((n + 99990) * 100)::numeric(5, -2)",
+    "fine": "(n * 0.00001)::numeric(3, 5)",
     "numeric": "n + 12345678901234567890123456789012345678901234567890.5",
     "text": "'it''s ' || n || chr(8232)",
     "char": "n::text::char(5)",
@@ -126,6 +129,18 @@ def test_staged_rows_that_a_crash_of_the_server_emptied_are_not_taken_for_none(
         connection.execute(sql.SQL("TRUNCATE {}").format(sql.Identifier(name)))
     with pytest.raises(WarehouseError, match="is not staged"):
         warehouse.publish(labels(), [part()])
+    warehouse.close()
+
+
+def test_keys_that_are_one_to_the_table_are_named_as_the_reason(database: PostgresDatabase) -> None:
+    target = labels(key=pa.schema([("id", pa.decimal128(9, 2))]))
+    database.make("labels", target.answer_columns, {"id": "PRIMARY KEY"})
+    with psycopg.connect(database.uri) as connection:
+        connection.execute("ALTER TABLE labels ALTER id TYPE numeric(9, 1)")
+    warehouse = database.open()
+    warehouse.prepare(target)
+    with pytest.raises(TargetError, match="Two rows have one key in the table"):
+        land(warehouse, target, part(), [{"id": Decimal("1.11")}, {"id": Decimal("1.12")}])
     warehouse.close()
 
 

@@ -41,7 +41,7 @@ class SQLiteFile:
     nul = "\0"
     key_types = KEY_TYPES
     carried_types = CARRIED_TYPES
-    rules = frozenset({"not null", "generated", "unique", "check"})
+    rules = frozenset({"not null", "generated", "unique", "check", "collate nocase"})
     generated = "GENERATED ALWAYS AS ('x')"
 
     def __init__(self, path: Path) -> None:

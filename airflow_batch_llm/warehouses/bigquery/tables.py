@@ -331,6 +331,9 @@ def _rules(table: Table | None) -> Rules:
     return Rules(
         not_null=frozenset(field.name for field in fields if field.mode == "REQUIRED"),
         with_default=frozenset(field.name for field in fields if field.default_value_expression is not None),
+        folds=tuple(
+            (field.name, found) for field in fields if (found := field.to_api_repr().get("collation"))
+        ),
     )
 
 

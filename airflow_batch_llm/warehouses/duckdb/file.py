@@ -7,7 +7,7 @@ reached, so the package makes it drop them from time to time.
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from operator import itemgetter
@@ -26,6 +26,7 @@ from airflow_batch_llm.errors import (
     WarehouseError,
 )
 from airflow_batch_llm.warehouses.base import Target, translated
+from airflow_batch_llm.warehouses.dialect import folding
 from airflow_batch_llm.warehouses.duckdb.registration import DIALECT
 from airflow_batch_llm.warehouses.publication import Table, Tables
 from airflow_batch_llm.warehouses.target import Constraint, ConstraintKind, Rules
@@ -233,7 +234,8 @@ def _catalog(connection: "DuckDBPyConnection", view: str, facts: str, name: str)
 
 def _rules(connection: "DuckDBPyConnection", name: str) -> Rules:
     found = _catalog(connection, _CONSTRAINTS, "constraint_type, constraint_name, columns", name)
-    generated = _generated(connection, name)
+    definitions = [text for (text,) in _catalog(connection, _DEFINITIONS, "sql", name)]
+    generated = _generated(list(filter(_AS.search, definitions)))
     defaults = _catalog(connection, _DEFAULTS, "column_name", name)
     return Rules(
         not_null=frozenset(column for kind, _, columns in found if kind == "NOT NULL" for column in columns),
@@ -248,12 +250,12 @@ def _rules(connection: "DuckDBPyConnection", name: str) -> Rules:
             for kind, called, columns in found
             if kind != "NOT NULL"
         ),
+        folds=folding(definitions, DIALECT.name),
     )
 
 
-def _generated(connection: "DuckDBPyConnection", name: str) -> frozenset[str]:
+def _generated(definitions: Sequence[str]) -> frozenset[str]:
     """The computed columns. The catalogue tells of them only in the table's definition."""
-    definitions = [text for (text,) in _catalog(connection, _DEFINITIONS, "sql", name) if _AS.search(text)]
     if not definitions:
         return frozenset()
     import sqlglot

@@ -47,6 +47,8 @@ from airflow_batch_llm.warehouses.target import required_columns
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
+#: The settings on which values and their equality depend.
+_SESSION = "SET TimeZone = 'UTC'; SET default_collation = ''"
 #: DuckDB's types that come out as text, and say more than that.
 _ALSO_TYPED = {"JSON": pa.json_(pa.string()), "UUID": pa.uuid()}
 _BATCH_ROWS, _BATCH_VALUES, _FEWEST_ROWS = 8_192, 400_000, 2_048
@@ -314,7 +316,7 @@ class DuckDBWarehouse:
     def _session(self) -> "DuckDBPyConnection":
         """A connection of its own to the open file: one stream does not stand in another's way."""
         session = self._reader().cursor()
-        session.execute("SET TimeZone = 'UTC'")
+        session.execute(_SESSION)
         self._sessions.append(session)
         return session
 
@@ -329,7 +331,7 @@ class DuckDBWarehouse:
     def _transaction(self) -> Iterator["DuckDBPyConnection"]:
         connection = self._file.open(read_only=False)
         try:
-            connection.execute("SET TimeZone = 'UTC'")
+            connection.execute(_SESSION)
             connection.begin()
             yield connection
             connection.commit()

@@ -58,8 +58,11 @@ def arrow_schema(description: "Sequence[Column]") -> pa.Schema:
 
 
 def _arrow_type(column: "Column") -> pa.DataType:
-    if column.type_code == _NUMERIC and column.precision is not None and column.precision <= 38:
-        return pa.decimal128(column.precision, column.scale or 0)
+    if column.type_code == _NUMERIC and column.precision is not None:
+        # NUMERIC(5, -2) holds 9999900, and NUMERIC(3, 5) holds 0.00999.
+        places = column.scale or 0
+        digits = max(column.precision - min(places, 0), places)
+        return pa.decimal128(digits, max(places, 0)) if digits <= 38 else pa.string()
     return _BY_OID.get(column.type_code, pa.string())
 
 
@@ -333,10 +336,12 @@ SELECT array_agg(a.attname::text) FROM pg_index i JOIN pg_attribute a ON a.attre
 WHERE i.indrelid = to_regclass($1) AND i.indisunique AND i.indimmediate AND i.indisvalid
 AND i.indpred IS NULL AND i.indexprs IS NULL GROUP BY i.indexrelid
 """
-_COLUMN_RULES = """
+_COLUMN_RULES = r"""
 SELECT a.attname, a.attnotnull OR t.typnotnull, a.atthasdef OR a.attidentity <> '' OR t.typdefault IS NOT NULL,
-a.attgenerated <> '' OR a.attidentity = 'a'
-FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+a.attgenerated <> '' OR a.attidentity = 'a',
+CASE WHEN to_jsonb(c) ->> 'collisdeterministic' = 'false' THEN c.collname::text
+WHEN format_type(coalesce(nullif(t.typbasetype, 0), t.oid), NULL) ~ '\mcitext$' THEN 'citext' END
+FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid LEFT JOIN pg_collation c ON c.oid = a.attcollation
 WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped
 """
 # A constraint of a domain counts for every column of that domain. A unique index may have no constraint.
@@ -397,9 +402,10 @@ def _rules(cursor: "RawCursor[Any]", name: str) -> Rules:
     constraints = cursor.execute(_CONSTRAINTS, [quoted]).fetchall()
     (is_secured,) = cursor.execute("SELECT row_security_active($1)", [quoted]).fetchone() or (False,)
     return Rules(
-        not_null=frozenset(column for column, is_not_null, _, _ in columns if is_not_null),
-        with_default=frozenset(column for column, _, has_default, _ in columns if has_default),
-        generated=frozenset(column for column, _, _, is_generated in columns if is_generated),
+        not_null=frozenset(column for column, is_not_null, *_ in columns if is_not_null),
+        with_default=frozenset(column for column, _, has_default, *_ in columns if has_default),
+        generated=frozenset(column for column, _, _, is_generated, _ in columns if is_generated),
+        folds=tuple((column, collation) for column, *_, collation in columns if collation),
         constraints=tuple(
             Constraint(kind=_KINDS[kind], name=called, columns=frozenset(names))
             for kind, called, names in constraints

@@ -202,7 +202,9 @@ class PostgresWarehouse:
     def publish(self, target: Target, parts: Sequence[Part]) -> None:
         if not parts:
             return
-        with self._publishing(target) as (cursor, both):
+        from psycopg.errors import CardinalityViolation
+
+        with self._publishing(target) as (cursor, both), translated(CardinalityViolation, _two_in_one):
             staged = self._staged(cursor, target, parts, both)
             for step in publication(target, parts, staged, both, self._statements):
                 cursor.execute(DIALECT.with_parameters(step.sql), step.parameters or None)
@@ -465,6 +467,13 @@ def _describe(error: Exception) -> BatchLLMError:
     if lost or (code[:2] in _PASSING and code != _TIMED_OUT):
         return WarehouseBusy(f"{message}. It is tried again; what has not been committed is done again.")
     return WarehouseError(message)
+
+
+def _two_in_one(_: Exception) -> BatchLLMError:
+    return TargetError(
+        "Two rows have one key in the table, since its key column holds less than the source's. Give the column the source's"
+        " type, and clear the task. What was answered is staged, and lands then."
+    )
 
 
 def _any(cursor: "RawCursor[Any]", query: str) -> bool:

@@ -49,6 +49,8 @@ class InformationSchema:
     """Expression over `columns`: a column's default, or NULL."""
     filled_by: str = "NULL"
     """Expression over `columns`: `GENERATED` for one that takes no value, `AUTO_INCREMENT` for one that needs none."""
+    folds: str = "NULL"
+    """Expression over `columns`: the collation of a column in which different texts are equal, or NULL."""
     unique: str = ""
     """Query for (index, column) of a table's unique indexes, by schema and table. Default: there are none."""
     foreign: str = ""
@@ -66,7 +68,7 @@ class InformationSchema:
 
     def rules(self, ask: Ask, dialect: Dialect, name: str) -> Rules:
         catalog, schema, plain = full_parts(dialect, name)
-        wanted = f"is_nullable, {self.default_of}, {self.filled_by}"
+        wanted = f"is_nullable, {self.default_of}, {self.filled_by}, {self.folds}"
         found = ask(self._columns(dialect, catalog, wanted), [schema, plain])
         columns = [
             (
@@ -74,17 +76,19 @@ class InformationSchema:
                 str(nullable).upper() in ("NO", "0"),
                 default,
                 str(filled or "").upper().split(),
+                collation,
             )
-            for column, nullable, default, filled in found
+            for column, nullable, default, filled, collation in found
         ]
         return Rules(
-            not_null=frozenset(column for column, is_not_null, _, _ in columns if is_not_null),
+            not_null=frozenset(column for column, is_not_null, *_ in columns if is_not_null),
             with_default=frozenset(
                 column
-                for column, _, default, filled in columns
+                for column, _, default, filled, _ in columns
                 if default is not None or "AUTO_INCREMENT" in filled
             ),
-            generated=frozenset(column for column, _, _, filled in columns if "GENERATED" in filled),
+            generated=frozenset(column for column, _, _, filled, _ in columns if "GENERATED" in filled),
+            folds=tuple((column, str(collation)) for column, *_, collation in columns if collation),
             constraints=self._constraints(ask, schema, plain),
         )
 

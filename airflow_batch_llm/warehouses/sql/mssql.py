@@ -50,6 +50,7 @@ DIALECT = SqlDialect(
         current_catalog="DB_NAME()",
         filled_by=f"CASE WHEN {_PROPERTY.format('IsIdentity')} = 1 OR {_PROPERTY.format('IsComputed')} = 1 "
         "THEN 'GENERATED' END",
+        folds="CASE WHEN collation_name LIKE '%[_]CI%' OR collation_name LIKE '%[_]AI%' THEN collation_name END",
     ),
 )
 

@@ -12,6 +12,8 @@ from airflow_batch_llm.warehouses.sql.catalogue import InformationSchema, SqlDia
 from airflow_batch_llm.warehouses.sql.warehouse import opens
 
 _TINYINT = 1  # its type code
+# A collation that ends in _ai_cs tells a from A, but not from á.
+_FOLDS = "CASE WHEN collation_name NOT REGEXP '_bin$|[^i]_cs$' THEN collation_name END"
 _UNIQUE = (
     "SELECT index_name, column_name FROM information_schema.statistics WHERE non_unique = 0 "
     f"AND table_schema = COALESCE({PARAMETER}, DATABASE()) AND table_name = {PARAMETER}"
@@ -62,7 +64,12 @@ DIALECT = SqlDialect(
     "sql_mode = CONCAT(REPLACE(@@sql_mode, 'PAD_CHAR_TO_FULL_LENGTH', ''), ',STRICT_ALL_TABLES')",
     typed_null=False,
     catalogue=InformationSchema(
-        type_of="column_type", current="DATABASE()", filled_by="extra", unique=_UNIQUE, foreign=_FOREIGN
+        type_of="column_type",
+        current="DATABASE()",
+        filled_by="extra",
+        folds=_FOLDS,
+        unique=_UNIQUE,
+        foreign=_FOREIGN,
     ),
     type_codes={
         **dict.fromkeys((_TINYINT, 2, 3, 8, 9, 13), ColumnKind.BIGINT),

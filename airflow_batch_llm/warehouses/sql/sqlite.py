@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from airflow_batch_llm.errors import BatchLLMError, SourceError, TargetError, WarehouseBusy, WarehouseError
 from airflow_batch_llm.warehouses.arrow import plain_schema, record_batch
 from airflow_batch_llm.warehouses.base import Part, Target, Warehouse
-from airflow_batch_llm.warehouses.dialect import ANSI_TYPES, PARAMETER, Dialect, Upsert, full_name
+from airflow_batch_llm.warehouses.dialect import ANSI_TYPES, PARAMETER, Dialect, Upsert, folding, full_name
 from airflow_batch_llm.warehouses.kind import ColumnKind
 from airflow_batch_llm.warehouses.publication import Staged, Table, staged_columns
 from airflow_batch_llm.warehouses.registration import (
@@ -73,11 +73,14 @@ class SQLiteCatalogue:
     def rules(self, ask: Ask, dialect: Dialect, name: str) -> Rules:
         schema, plain = _place(dialect, name)
         columns = ask(_COLUMNS, [plain, schema])
+        listed = f"SELECT sql FROM {dialect.quote(schema)}.sqlite_master WHERE type = 'table'"
+        definitions = [text for (text,) in ask(f"{listed} AND lower(name) = lower({PARAMETER})", [plain])]
         return Rules(
             not_null=frozenset(column for column, is_not_null, _, _ in columns if is_not_null),
             with_default=frozenset(column for column, _, default, _ in columns if default is not None),
             generated=frozenset(column for column, _, _, hidden in columns if hidden in _COMPUTED),
-            constraints=(*constraints(_named(ask, schema, plain)), *_checks(ask, schema, plain)),
+            constraints=(*constraints(_named(ask, schema, plain)), *_checks(definitions)),
+            folds=folding(definitions, "sqlite"),
         )
 
     def home(self, ask: Ask) -> tuple[str, str]:  # noqa: ARG002  the verb of every catalogue
@@ -104,17 +107,13 @@ def _named(ask: Ask, schema: str, name: str) -> Iterator[tuple[ConstraintKind, s
             yield ConstraintKind.FOREIGN_KEY, called, column
 
 
-def _checks(ask: Ask, schema: str, name: str) -> tuple[Constraint, ...]:
+def _checks(definitions: Sequence[str]) -> tuple[Constraint, ...]:
     import sqlglot
     from sqlglot import exp
     from sqlglot.errors import SqlglotError
 
-    quoted = exp.to_identifier(schema, quoted=True).sql(dialect="sqlite")
-    query = (
-        f"SELECT sql FROM {quoted}.sqlite_master WHERE type = 'table' AND lower(name) = lower({PARAMETER})"
-    )
     try:
-        parsed = [sqlglot.parse_one(definition, dialect="sqlite") for (definition,) in ask(query, [name])]
+        parsed = [sqlglot.parse_one(definition, dialect="sqlite") for definition in definitions]
     except SqlglotError:
         return ()
     checks = [check for definition in parsed for check in definition.find_all(exp.CheckColumnConstraint)]
