@@ -76,15 +76,15 @@ class KnowsKeys:
         assert warehouse.known(target, batch(target.key, [])).num_rows == 0
 
     def test_known_takes_keys_of_several_columns_and_many_rows(self, warehouse: Warehouse) -> None:
-        target = labels(key=pa.schema([("region", pa.string()), ("id", pa.int64())]))
+        target = labels(key=pa.schema([("r", pa.string()), ("n", pa.int64())]))
         warehouse.prepare(target)
         land(
             warehouse,
             target,
             part(),
-            [{"region": "b", "id": n, "_llm_input_hash": f"{n}"} for n in range(2000)],
+            [{"r": "b", "n": n, "_llm_input_hash": f"{n}"} for n in range(2000)],
         )
-        asked = [{"region": "ab"[n % 2], "id": n // 2} for n in range(4000)]
+        asked = [{"r": "ab"[n % 2], "n": n // 2} for n in range(4000)]
         found = warehouse.known(target, batch(target.key, asked)).column("_llm_known_input_hash").to_pylist()
         assert found == [None if n % 2 == 0 else f"{n // 2}" for n in range(4000)]
 
@@ -102,30 +102,30 @@ class KnowsKeys:
     ) -> None:
         if not isinstance(warehouse, JoinsKnown):
             return
-        target = labels()
+        target = labels(key=pa.schema([("r", pa.int64())]))
         ids = pa.array([1, 2, 3], pa.int64())
-        database.seed("tickets", pa.table({"id": ids, "body": ["a", "b", "c"]}))
-        source = Source(sql="SELECT id, body FROM tickets ORDER BY id; ", key=("id",))
+        database.seed("tickets", pa.table({"r": ids, "body": ["a", "b", "c"]}))
+        source = Source(sql="SELECT r, body FROM tickets ORDER BY r; ", key=("r",))
         before = warehouse.read_known(source, target).read_all()
         assert [before.schema.field(n).type for n in KNOWN_COLUMNS.names] == KNOWN_COLUMNS.types
         assert before.num_rows == 3
         release(warehouse)
         warehouse.prepare(target)
-        land(warehouse, target, part(), [{"id": 1, "_llm_input_hash": "i1"}], [{"id": 2}])
-        found = sorted(warehouse.read_known(source, target).read_all().to_pylist(), key=lambda row: row["id"])
+        land(warehouse, target, part(), [{"r": 1, "_llm_input_hash": "i1"}], [{"r": 2}])
+        found = sorted(warehouse.read_known(source, target).read_all().to_pylist(), key=lambda row: row["r"])
         assert found == [
-            {"id": 1, "body": "a", **known(known_input_hash="i1", known_spec_hash="spec")},
+            {"r": 1, "body": "a", **known(known_input_hash="i1", known_spec_hash="spec")},
             {
-                "id": 2,
+                "r": 2,
                 "body": "b",
                 **known(
                     failed_input_hash="input", failed_spec_hash="spec", failed_attempts=1, failed_dead=False
                 ),
             },
-            {"id": 3, "body": "c", **_NOTHING},
+            {"r": 3, "body": "c", **_NOTHING},
         ]
-        needed = warehouse.read_known(replace(source, columns=("id",)), target).read_all()
-        assert needed.sort_by("id").select(["id", *KNOWN_COLUMNS.names]).to_pylist() == [
+        needed = warehouse.read_known(replace(source, columns=("r",)), target).read_all()
+        assert needed.sort_by("r").select(["r", *KNOWN_COLUMNS.names]).to_pylist() == [
             {name: value for name, value in row.items() if name != "body"} for row in found
         ]
 
@@ -306,6 +306,8 @@ class ReadsRows:
         assert caught.value.__cause__ is None
 
 
+#: Names that a planner's own queries might use.
+_PLAIN_NAMES = ("part", "code", "hash")
 _BODIES = ("twin", "twin", "unsendable", "refused", "late", "single", "elsewhere")
 #: No number is divided by zero: row 2 has no prompt.
 PROMPT = "{{ body }} {{ 1 // one }}"
@@ -421,12 +423,14 @@ def typed_things(database: BenchDatabase, where: str = "1 = 1") -> Source:
     beside = [
         f"CASE WHEN n <> 5 THEN {expression} END AS carried_{name}" for name, expression in both.items()
     ]
-    return Source(sql=f"SELECT body, one, {', '.join([*keys, *beside])} FROM things WHERE {where}")
+    plain = [f"n AS {name}" for name in _PLAIN_NAMES]
+    return Source(sql=f"SELECT body, one, {', '.join([*keys, *beside, *plain])} FROM things WHERE {where}")
 
 
 def carried_names(database: BenchDatabase) -> tuple[str, ...]:
     """The columns of `typed_things` that are carried."""
-    return tuple(f"carried_{name}" for name in (*database.key_types, *database.carried_types))
+    typed = (f"carried_{name}" for name in (*database.key_types, *database.carried_types))
+    return (*typed, *_PLAIN_NAMES)
 
 
 def _said(warehouse: Warehouse, source: Source, names: Sequence[str]) -> dict[str, list[bytes]]:

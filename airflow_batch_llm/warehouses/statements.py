@@ -18,6 +18,8 @@ from airflow_batch_llm.warehouses.dialect import PARAMETER, Dialect, Upsert, lay
 from airflow_batch_llm.warehouses.kind import ColumnKind, of_arrow
 
 PLANNED = "_llm_planned_at"
+#: Columns of queries beside those of users, who may call theirs `n` or `r`.
+PLACE, _RANK = "_llm_place", "_llm_rank"
 _ANSWER_ORDER = (PLANNED, "_llm_processed_at", "_llm_shard")
 FAILURE_ORDER = (PLANNED, "_llm_attempts", "_llm_shard")
 _KNOWN_SOURCES = {  # the column of `KNOWN_COLUMNS`: the table's alias and its column
@@ -115,10 +117,10 @@ class Statements:
         order = ", ".join(f"x.{self._q(column)} DESC" for column in landing.order)
         keys = ", ".join(f"x.{self._q(column)}" for column in landing.key)
         ranked = (
-            f"SELECT x.*, ROW_NUMBER() OVER (PARTITION BY {keys} ORDER BY {order}) AS {self._q('_llm_rank')} "
+            f"SELECT x.*, ROW_NUMBER() OVER (PARTITION BY {keys} ORDER BY {order}) AS {self._q(_RANK)} "
             f"FROM {staged} AS x"
         )
-        return f"SELECT {listed} FROM ({ranked}) AS r WHERE r.{self._q('_llm_rank')} = 1"
+        return f"SELECT {listed} FROM ({ranked}) AS r WHERE r.{self._q(_RANK)} = 1"
 
     def plain(self, landing: Landing, staged: str) -> str:
         """The staged rows where no key occurs twice."""
@@ -194,7 +196,7 @@ class Statements:
         )
 
     def known(self, keys: str, target: Target, tables: Mapping[str, bool]) -> str:
-        """The look-up for a relation of keys that are numbered by a column `n`. `tables`: which of the two exist."""
+        """The look-up for a relation of keys that are numbered by a column `PLACE`. `tables`: which of the two exist."""
         joins, chosen = [], []
         for alias, table in (("t", target.table), ("f", target.failures)):
             if tables[table]:
@@ -203,11 +205,12 @@ class Statements:
         for name, (alias, column) in _KNOWN_SOURCES.items():
             there = tables[target.table if alias == "t" else target.failures]
             chosen.append(f"{f'{alias}.{self._q(column)}' if there else 'NULL'} AS {self._q(name)}")
-        latest = f"ORDER BY {self.later('t')}" if tables[target.table] else "ORDER BY q.n"
+        place, rank = self._q(PLACE), self._q(_RANK)
+        latest = f"ORDER BY {self.later('t')}" if tables[target.table] else f"ORDER BY q.{place}"
         return (
-            f"SELECT n, {self._q(*KNOWN_COLUMNS.names)} FROM (SELECT q.n, {', '.join(chosen)}, "
-            f"ROW_NUMBER() OVER (PARTITION BY q.n {latest}) AS r FROM {keys} AS q {' '.join(joins)}) AS k "
-            f"WHERE r = 1 ORDER BY n"
+            f"SELECT {place}, {self._q(*KNOWN_COLUMNS.names)} FROM (SELECT q.{place}, {', '.join(chosen)}, "
+            f"ROW_NUMBER() OVER (PARTITION BY q.{place} {latest}) AS {rank} FROM {keys} AS q {' '.join(joins)}) AS k "
+            f"WHERE {rank} = 1 ORDER BY {place}"
         )
 
     def read_known(self, select: str, source: Source, target: Target, tables: Mapping[str, bool]) -> str:
@@ -229,10 +232,10 @@ class Statements:
         wanted = [column for of, column in _KNOWN_SOURCES.values() if of == alias]
         ranked = (
             f"SELECT {keys}, {self._q(*wanted)}, ROW_NUMBER() OVER (PARTITION BY {keys} "
-            f"ORDER BY {self.later('y')}) AS r FROM {self.dialect.table(table)} AS y"
+            f"ORDER BY {self.later('y')}) AS {self._q(_RANK)} FROM {self.dialect.table(table)} AS y"
         )
         same = " AND ".join(f"{alias}.{self._q(field.name)} = {self._read(field)}" for field in target.key)
-        return f"LEFT JOIN (SELECT * FROM ({ranked}) AS z WHERE r = 1) AS {alias} ON {same}"
+        return f"LEFT JOIN (SELECT * FROM ({ranked}) AS z WHERE {self._q(_RANK)} = 1) AS {alias} ON {same}"
 
     def _read(self, key: pa.Field) -> str:
         """A key of the source's rows, as it was when the target's rows were read."""

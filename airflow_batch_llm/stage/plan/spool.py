@@ -154,7 +154,7 @@ class Spool:
 
     def _ranges(self) -> list[str]:
         """Return conditions that cut rows by their numbers. Each part is small enough for a join."""
-        parts = self._ask(f"SELECT {SEQ} // {_ROWS_AT_ONCE} AS part FROM rows GROUP BY part ORDER BY part")
+        parts = self._ask(f"SELECT {SEQ} // {_ROWS_AT_ONCE} AS part FROM rows GROUP BY 1 ORDER BY 1")
         firsts = [part * _ROWS_AT_ONCE for (part,) in parts.fetchall()]
         return [f"{SEQ} BETWEEN {first} AND {first + _ROWS_AT_ONCE - 1}" for first in firsts]
 
@@ -466,7 +466,7 @@ class Spool:
         """Return the number of rows that cannot be sent, by the code of their problem."""
         counts = self._ask(
             f"SELECT split_part({PROBLEM}, ':', 1) AS code, count(*) FROM rows"
-            f" WHERE {REASON} = '{Reason.UNSENDABLE}' GROUP BY code ORDER BY code"
+            f" WHERE {REASON} = '{Reason.UNSENDABLE}' GROUP BY 1 ORDER BY 1"
         )
         return dict(counts.fetchall())
 

@@ -136,12 +136,12 @@ def totals(target: Target, selection: Selection, rows: str) -> str:
 def problems(rows: str) -> str:
     """The number of rows that cannot be sent, by the code of their problem."""
     code = "SPLIT(_llm_problem, ':')[SAFE_OFFSET(0)]"
-    return f"SELECT {code} AS code, COUNT(*) AS n FROM {rows} WHERE _llm_problem IS NOT NULL GROUP BY code"
+    return f"SELECT {code} AS code, COUNT(*) AS n FROM {rows} WHERE _llm_problem IS NOT NULL GROUP BY 1"
 
 
 def reasons_of(rows: str) -> str:
     """The number of rows by reason."""
-    return f"SELECT _llm_reason AS reason, COUNT(*) AS n FROM {rows} GROUP BY reason"
+    return f"SELECT _llm_reason AS reason, COUNT(*) AS n FROM {rows} GROUP BY 1"
 
 
 def doubled_keys(target: Target, rows: str, most: int) -> str:
@@ -218,7 +218,7 @@ def shards(plan: str) -> str:
     """The shards of a plan: number, requests, rows and bytes of the prompts."""
     return (
         "SELECT _llm_shard AS number, COUNTIF(NOT _llm_shared) AS requests, COUNT(*) AS n_rows,"
-        f" SUM(_llm_bytes) AS bytes FROM {plan} WHERE _llm_shard > 0 GROUP BY number ORDER BY number"
+        f" SUM(_llm_bytes) AS bytes FROM {plan} WHERE _llm_shard > 0 GROUP BY 1 ORDER BY 1"
     )
 
 
@@ -328,7 +328,7 @@ def sums(judging: Judging, plan: str, sure: str) -> str:
 def labels(target: Target, judging: Judging, plan: str, sure: str, name: str) -> str:
     """The number of rows by the value of an answer's column."""
     at = target.answer.get_field_index(name)
-    return f"SELECT J.a{at} AS label, COUNT(*) AS n {_joined(judging, plan, sure)} GROUP BY label"
+    return f"SELECT J.a{at} AS label, COUNT(*) AS n {_joined(judging, plan, sure)} GROUP BY 1"
 
 
 def unsure_rows(target: Target, judging: Judging, plan: str, sure: str) -> str:

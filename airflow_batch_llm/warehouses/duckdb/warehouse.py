@@ -41,7 +41,7 @@ from airflow_batch_llm.warehouses.side_tables import (
     reviewed,
 )
 from airflow_batch_llm.warehouses.staging import StagedFiles, StagingBounds, StagingFolder, rows_of
-from airflow_batch_llm.warehouses.statements import Landing, Statements
+from airflow_batch_llm.warehouses.statements import PLACE, Landing, Statements
 from airflow_batch_llm.warehouses.target import required_columns
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class DuckDBWarehouse:
 
     def known(self, target: Target, keys: pa.RecordBatch) -> pa.RecordBatch:
         plain = plain_batch(keys, frozenset(target.key.names), DIALECT)
-        numbered = pa.Table.from_batches([plain]).append_column("n", int64_array(range(keys.num_rows)))
+        numbered = pa.Table.from_batches([plain]).append_column(PLACE, int64_array(range(keys.num_rows)))
         with self._file.translated():
             query = self._known_query(target)
             if query is None:
@@ -146,7 +146,7 @@ class DuckDBWarehouse:
             with self._file.keeping(connection, _LOOK_UP_MEMORY):
                 found = connection.sql(query).to_arrow_table()
             connection.close()
-        found = found.drop_columns("n").cast(KNOWN_COLUMNS)
+        found = found.drop_columns(PLACE).cast(KNOWN_COLUMNS)
         return pa.RecordBatch.from_arrays(
             [column.combine_chunks() for column in found.columns], schema=KNOWN_COLUMNS
         )

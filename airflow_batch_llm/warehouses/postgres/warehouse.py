@@ -58,7 +58,7 @@ from airflow_batch_llm.warehouses.side_tables import (
     reviewed,
 )
 from airflow_batch_llm.warehouses.staging import forgotten, is_staged_table, not_staged, run_token
-from airflow_batch_llm.warehouses.statements import Landing, Statements
+from airflow_batch_llm.warehouses.statements import PLACE, Landing, Statements
 from airflow_batch_llm.warehouses.target import required_columns
 
 if TYPE_CHECKING:
@@ -178,9 +178,7 @@ class PostgresWarehouse:
         plain = plain_batch(keys, frozenset(target.key.names), DIALECT).select(target.key.names)
         types = [DIALECT.column_type(field.type, key=True) for field in target.key]
         lists = ", ".join(f"CAST({PARAMETER} AS {type_}[])" for type_ in types)
-        relation = (
-            f"(SELECT * FROM unnest({lists}) WITH ORDINALITY AS u ({DIALECT.quote(*target.key.names)}, n))"
-        )
+        relation = f"(SELECT * FROM unnest({lists}) WITH ORDINALITY AS u ({DIALECT.quote(*target.key.names, PLACE)}))"
         with self._transaction() as cursor:
             query = self._statements.known(relation, target, known_tables(cursor, target))
             cursor.execute(DIALECT.with_parameters(query), [column.to_pylist() for column in plain.columns])

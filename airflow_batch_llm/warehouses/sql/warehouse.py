@@ -51,7 +51,7 @@ from airflow_batch_llm.warehouses.side_tables import (
 )
 from airflow_batch_llm.warehouses.sql.catalogue import SqlDialect, described, told_from
 from airflow_batch_llm.warehouses.staging import forgotten, is_staged_table, not_staged, run_token
-from airflow_batch_llm.warehouses.statements import Statements
+from airflow_batch_llm.warehouses.statements import PLACE, Statements
 from airflow_batch_llm.warehouses.target import required_columns
 
 _FIRST_ROWS = 500
@@ -111,6 +111,7 @@ class SqlWarehouse:
         plain = plain_batch(keys, frozenset(target.key.names), self._dialect).select(target.key.names)
         refuse_padded_keys(plain, target.key.names, self._dialect)
         size = max(1, min(_ASKED_AT_ONCE, _MOST_PARAMETERS // len(target.key)))
+        place = self._dialect.quote(PLACE)
         one = ", ".join(
             f"{self._dialect.key_parameter(field.type)} AS {self._dialect.quote(field.name)}"
             for field in target.key
@@ -120,7 +121,9 @@ class SqlWarehouse:
             there = self._known_tables(cursor, target)
             for start in range(0, plain.num_rows, size):
                 asked = self._values(plain.slice(start, size))
-                relation = " UNION ALL ".join(f"SELECT {number} AS n, {one}" for number in range(len(asked)))
+                relation = " UNION ALL ".join(
+                    f"SELECT {number} AS {place}, {one}" for number in range(len(asked))
+                )
                 query = self._statements.known(f"({relation})", target, there)
                 self._execute(cursor, query, list(chain.from_iterable(asked)))
                 rows.extend(row[1:] for row in cursor.fetchall())
