@@ -82,7 +82,7 @@ def follow(console: Console, state: Callable[[], str | None], answered: Callable
 
 
 def show_rows(console: Console, title: str, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A few rows of a table."""
+    """Return a few rows of a table."""
     table = Table(title=title, title_justify="left")
     for name in names:
         table.add_column(name, no_wrap=True)
@@ -154,7 +154,7 @@ def ends_with_a_message(console: Console) -> Iterator[None]:
 
 
 def last_night(now: datetime) -> date:
-    """The day of the nightly Dag's last scheduled run, which begins at two o'clock."""
+    """Return the day of the nightly Dag's last scheduled run, which begins at two o'clock."""
     return (now - timedelta(hours=2)).date()
 
 
@@ -256,7 +256,7 @@ class Scene:
         self.console.print(f"• {text}", highlight=False, markup=False, soft_wrap=True)
 
     def _make_folder(self) -> None:
-        """An empty folder. One that something else has filled is left alone."""
+        """Return an empty folder. One that something else has filled is left alone."""
         if self.folder.exists() and any(self.folder.iterdir()) and not (self.folder / _MARK).exists():
             raise typer.BadParameter(
                 f"{self.folder} holds something that no demo has made", param_hint="--folder"

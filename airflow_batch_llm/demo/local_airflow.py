@@ -38,18 +38,18 @@ class AirflowApi:
     # -- Dags and their runs -------------------------------------------------------------------------------------
 
     def health(self) -> dict[str, str]:
-        """The status of each component, and nothing while Airflow does not answer."""
+        """Return the status of each component, and nothing while Airflow does not answer."""
         try:
             return {name: part["status"] for name, part in self.call("GET", "/api/v2/monitor/health").items()}
         except (OSError, ValueError):
             return {}
 
     def dag_ids(self) -> set[str]:
-        """The Dags that Airflow has read."""
+        """Return the Dags that Airflow has read."""
         return {dag["dag_id"] for dag in self.call("GET", "/api/v2/dags?limit=100")["dags"]}
 
     def import_errors(self) -> dict[str, str]:
-        """The files that could not be read, and why."""
+        """Return the files that could not be read, and why."""
         found = self.call("GET", "/api/v2/importErrors")["import_errors"]
         return {error["filename"]: error["stack_trace"] for error in found}
 
@@ -188,7 +188,7 @@ class Service:
             return self._process.wait()
 
     def tail(self, lines: int = 30) -> str:
-        """The last of what the process has said."""
+        """Return the last of what the process has said."""
         return "\n".join(self.output.read_text(errors="replace").splitlines()[-lines:])
 
 
@@ -268,7 +268,7 @@ class Setup:
     port: int = 0  # 0: a free one
 
     def environment(self, port: int) -> dict[str, str]:
-        """The variables of all components. Of what the caller has, Airflow's settings are left out but for ours."""
+        """Return the variables of all components. Of what the caller has, Airflow's settings are left out but for ours."""
         url = f"http://127.0.0.1:{port}"
         inherited = {
             name: value

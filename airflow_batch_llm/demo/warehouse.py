@@ -32,7 +32,7 @@ _LANGUAGES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 
 def respond(request: AskedRequest) -> Any:
-    """An answer that fits the schema, and the ticket where it is one."""
+    """Return an answer that fits the schema, and the ticket where it is one."""
     if request.schema is None:
         return f"{phrase(Draw(request.seed), 6).capitalize()}."
     answer = conforming(request.schema, request.seed)
@@ -274,7 +274,7 @@ def change(path: Path, count: int) -> None:
 
 
 def ask(path: Path, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-    """Rows of the warehouse."""
+    """Return rows of the warehouse."""
     with _connected(path) as connection:
         return connection.execute(sql, list(parameters)).fetchall()  # type: ignore[no-any-return]
 

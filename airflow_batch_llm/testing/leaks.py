@@ -17,7 +17,7 @@ def text_of(error: BaseException) -> str:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, and every cause and context behind it, whether a traceback shows it or not."""
+    """Yield the error, and every cause and context behind it, whether a traceback shows it or not."""
     waiting: list[BaseException | None] = [error]
     seen: set[int] = set()
     while waiting:
@@ -32,7 +32,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _texts(value: Any, depth: int) -> Iterator[str]:
-    """A value as text, and the same of its parts and attributes."""
+    """Yield a value as text, and the same of its parts and attributes."""
     if isinstance(value, str | bytes | int | float | type) or value is None or depth == 0:
         yield value.decode(errors="replace") if isinstance(value, bytes) else repr(value)
         return

@@ -99,7 +99,7 @@ class Bench:
     def shard(
         self, prompts: Sequence[str | bytes] | int = 3, *, call: Call | None = None, number: int = 1
     ) -> ShardFile:
-        """A shard in a file, as planning writes it. A prompt in bytes is encoded already, with its attachments."""
+        """Return a shard in a file, as planning writes it. A prompt in bytes is encoded already, with its attachments."""
         call = call or Call(model=self.model)
         words: Sequence[str | bytes]
         words = [f"prompt {n}" for n in range(prompts)] if isinstance(prompts, int) else prompts
@@ -126,7 +126,7 @@ class Bench:
             assert time.monotonic() < deadline, f"batch {batch_id} does not end"
 
     def results(self, batch_id: str) -> dict[str, Result]:
-        """The decoded results by custom_id."""
+        """Return the decoded results by custom_id."""
         decoded = [self.provider.decode(line) for line in self.provider.results(batch_id)]
         return {result.custom_id: result for result in decoded}
 
@@ -137,7 +137,7 @@ class Bench:
         return Counter(row.outcome if row is not None else status.unmentioned for row in rows)
 
     def search(self, *shards: ShardFile, known: Sequence[str] = ()) -> Search:
-        """A search for the batches of these shards, since a minute ago."""
+        """Return a search for the batches of these shards, since a minute ago."""
         return Search(
             run_tokens=frozenset({self.run}),
             since=time.time() - 60,
@@ -150,7 +150,7 @@ class Bench:
         self.simulator.fault(provider=self.provider.name, **fault)
 
     def bill(self) -> dict[str, Any]:
-        """The server's ledger for this provider."""
+        """Return the server's ledger for this provider."""
         ledger: dict[str, Any] = self.simulator.ledger()[self.provider.name]
         return ledger
 

@@ -62,13 +62,13 @@ class BenchDatabase(Protocol):
         """Create an empty table with the database's types. `rules` stand after the types of these columns."""
 
     def tables(self) -> set[str]:
-        """The names of all tables that exist."""
+        """Return the names of all tables that exist."""
 
 
 def definition(
     dialect: Dialect, table: str, schema: pa.Schema, rules: Mapping[str, str], *constraints: str
 ) -> str:
-    """The CREATE TABLE of `Database.make`, for databases that take one."""
+    """Return the CREATE TABLE of `Database.make`, for databases that take one."""
     columns = [
         f"{dialect.quote(field.name)} {dialect.column_type(field.type, key=field.name == 'id')} {rules.get(field.name, '')}"
         for field in schema
@@ -77,7 +77,7 @@ def definition(
 
 
 def rows_of(database: BenchDatabase, table: str) -> list[dict[str, Any]]:
-    """All rows of a table, read through the adapter, sorted by their first column."""
+    """Return all rows of a table, read through the adapter, sorted by their first column."""
     warehouse = database.open()
     try:
         found = warehouse.read(Source(table=table)).read_all()
@@ -94,17 +94,17 @@ Row = Mapping[str, Any]
 
 
 def at(seconds: float) -> datetime:
-    """An instant on the tests' clock."""
+    """Return an instant on the tests' clock."""
     return START + timedelta(seconds=seconds)
 
 
 def columns(**types: ColumnType) -> pa.Schema:
-    """An answer's columns by name."""
+    """Return an answer's columns by name."""
     return pa.schema([(name, ARROW_TYPES[type_]) for name, type_ in types.items()])
 
 
 def labels(**changes: Any) -> Target:
-    """A target whose answers are one label by one integer key, with the changes asked for."""
+    """Return a target whose answers are one label by one integer key, with the changes asked for."""
     values: dict[str, Any] = {
         "table": "labels",
         "key": pa.schema([("id", pa.int64())]),
@@ -116,7 +116,7 @@ def labels(**changes: Any) -> Target:
 
 
 def part(shard: int = 0, *, run: str = "run-1", round: int = 1) -> Part:  # noqa: A002  the word is the contract's
-    """One shard of a run."""
+    """Return one shard of a run."""
     return Part(run_id=run, round=round, shard=shard)
 
 
@@ -142,7 +142,7 @@ def land(
 
 
 def batch(schema: pa.Schema, rows: Iterable[Row]) -> pa.RecordBatch:
-    """Rows as a record batch; a column that a row does not name is NULL."""
+    """Return rows as a record batch; a column that a row does not name is NULL."""
     listed = list(rows)
     arrays = [pa.array([row.get(field.name) for row in listed], field.type) for field in schema]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)

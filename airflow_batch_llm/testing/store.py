@@ -158,7 +158,7 @@ class StoreContract:
 
     @pytest.fixture
     def other(self, opener: Opener) -> Workspace:
-        """The same workspace, as another worker opened it."""
+        """Return the same workspace, as another worker opened it."""
         return opener()
 
     # Records

@@ -46,7 +46,7 @@ _NOTHING: dict[str, Any] = dict.fromkeys(KNOWN_COLUMNS.names)
 
 
 def known(**values: Any) -> dict[str, Any]:
-    """A row of `KNOWN_COLUMNS`, NULL where nothing is said."""
+    """Return a row of `KNOWN_COLUMNS`, NULL where nothing is said."""
     return {**_NOTHING, **{f"_llm_{name}": value for name, value in values.items()}}
 
 
@@ -325,7 +325,7 @@ def answer(request: AskedRequest) -> Reply:
 
 
 def things() -> pa.Table:
-    """The table that the cases read.
+    """Return the table that the cases read.
 
     Rows 0 and 1 share a prompt, row 2 has none, row 3 is refused, row 4 is answered in a second round, row 5 holds
     NULLs, and row 6 is in flight in another run.
@@ -362,7 +362,7 @@ class CarriesColumns:
 
     @pytest.fixture
     def stage(self, database: BenchDatabase, running: Simulator, tmp_path: Path) -> WholeStage:
-        """A stage over the things, with a column for each type that the database has."""
+        """Return a stage over the things, with a column for each type that the database has."""
         database.seed("things", things())
         return WholeStage(
             simulator=running,
@@ -417,7 +417,7 @@ def keeps_reviews(database: BenchDatabase) -> bool:
 
 
 def typed_things(database: BenchDatabase, where: str = "1 = 1") -> Source:
-    """The things, with each of the database's types as a key and as a carried column that is NULL in row 5."""
+    """Return the things, with each of the database's types as a key and as a carried column that is NULL in row 5."""
     keys = [f"{expression} AS key_{name}" for name, expression in database.key_types.items()]
     both = {**database.key_types, **database.carried_types}
     beside = [

@@ -175,19 +175,19 @@ class KeepsRules:
 
 
 def seed_empty(database: BenchDatabase, table: str, schema: pa.Schema) -> None:
-    """A table without rows."""
+    """Return a table without rows."""
     database.seed(table, pa.Table.from_batches([batch(schema, [])]))
 
 
 def schema_of(warehouse: Warehouse, table: str) -> pa.Schema:
-    """A table's columns, as reading shows them."""
+    """Return a table's columns, as reading shows them."""
     reader = warehouse.read(Source(table=table))
     reader.read_all()
     return reader.schema
 
 
 def without(schema: pa.Schema, *names: str) -> pa.Schema:
-    """A schema without some columns."""
+    """Return a schema without some columns."""
     return pa.schema([field for field in schema if field.name not in names])
 
 

@@ -57,12 +57,12 @@ ANSWER = OutputType.of(
 
 
 def reviewed_labels(**changes: Any) -> Target:
-    """A target whose dead rows are reviewed, with one carried column."""
+    """Return a target whose dead rows are reviewed, with one carried column."""
     return labels(**{"review": REVIEW, "carried": pa.schema([("subject", pa.string())]), **changes})
 
 
 def dead(key: int, **changes: Any) -> dict[str, Any]:
-    """A failure that is not asked again."""
+    """Return a failure that is not asked again."""
     return {
         "id": key,
         "subject": f"subject {key}",
@@ -77,14 +77,14 @@ class ReviewsDeadRows:
 
     @pytest.fixture
     def reviews(self, warehouse: Warehouse) -> Any:
-        """The warehouse, as one that keeps a review table."""
+        """Return the warehouse, as one that keeps a review table."""
         if not isinstance(warehouse, KeepsReviews):
             pytest.skip("it keeps no review table")
         return warehouse
 
     @pytest.fixture
     def reviewing(self, reviews: Any) -> Any:
-        """The same with its three tables. What is made twice stays as it is."""
+        """Return the same with its three tables. What is made twice stays as it is."""
         target = reviewed_labels()
         reviews.prepare(target)
         for _ in range(2):
@@ -260,7 +260,7 @@ LEDGER = "llm_usage"
 
 
 def spent(usage_id: str, usd: float | None, **changes: Any) -> dict[str, Any]:
-    """One row of a ledger. What is not said is NULL, as for a run of the command line."""
+    """Return one row of a ledger. What is not said is NULL, as for a run of the command line."""
     told = {
         "run_id": "dag/täsk/run/g1",
         "round": 1,
@@ -278,7 +278,7 @@ class WritesLedgers:
 
     @pytest.fixture
     def ledger(self, warehouse: Warehouse) -> Any:
-        """The warehouse, as one that keeps a ledger."""
+        """Return the warehouse, as one that keeps a ledger."""
         if not isinstance(warehouse, WritesRecords):
             pytest.skip("it keeps no ledger")
         return warehouse
@@ -322,5 +322,5 @@ class WritesLedgers:
 
 
 def _utc(moment: Any) -> Any:
-    """A time as an instant; some databases give UTC's wall clock."""
+    """Return a time as an instant; some databases give UTC's wall clock."""
     return moment if moment.tzinfo else moment.replace(tzinfo=START.tzinfo)

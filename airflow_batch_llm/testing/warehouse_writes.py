@@ -44,7 +44,7 @@ ANSWERS: dict[ColumnType, list[Any]] = {
 
 
 def told(database: BenchDatabase, target: Target, column: str = "label") -> list[tuple[Any, ...]]:
-    """Each row's key columns and one answer column."""
+    """Return each row's key columns and one answer column."""
     return [
         (*(row[name] for name in target.key.names), row[column]) for row in rows_of(database, target.table)
     ]

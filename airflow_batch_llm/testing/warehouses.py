@@ -46,12 +46,12 @@ COPIES = part(0, run="run-2", round=0)
 
 
 def reusing(**changes: Any) -> Target:
-    """A target that knows where its answers come from."""
+    """Return a target that knows where its answers come from."""
     return labels(**{"has_route": True, "has_reused": True, **changes})
 
 
 def bought(key: int, input_hash: str, label: str, **changes: Any) -> dict[str, Any]:
-    """An answer by the usual spec."""
+    """Return an answer by the usual spec."""
     return {
         "id": key,
         "label": label,
@@ -79,7 +79,7 @@ def copy(
 
 
 def told(database: BenchDatabase, table: str = "labels") -> list[tuple[Any, ...]]:
-    """Each row's key, its label, and where it comes from."""
+    """Return each row's key, its label, and where it comes from."""
     return [(row["id"], row["label"], row["_llm_reused_run"]) for row in rows_of(database, table)]
 
 

@@ -1,4 +1,4 @@
-"""The warehouses by name: where each is registered, and the URIs of its tables, as Airflow's assets and OpenLineage have them.
+"""Find a warehouse's registration by name, and the URIs of its tables for Airflow's assets and OpenLineage.
 
 A registration is imported on use, and imports no driver.
 """
@@ -41,13 +41,13 @@ ENTRY_POINT_GROUP = "airflow_batch_llm.warehouses"
 
 
 def own_types() -> "Iterator[WarehouseType]":
-    """The kinds of warehouse that this package brings."""
+    """Return the kinds of warehouse that this package brings."""
     for module in WAREHOUSES.values():
         yield import_module(module).WAREHOUSE
 
 
 def all_types() -> "Iterator[WarehouseType]":
-    """The kinds of warehouse that this package brings, then those of installed plug-ins."""
+    """Return the kinds of warehouse that this package brings, then those of installed plug-ins."""
     yield from own_types()
     for entry_point in entry_points(group=ENTRY_POINT_GROUP):
         kind: WarehouseType = entry_point.load()
@@ -61,7 +61,7 @@ def find_type(conn_type: str) -> "WarehouseType | None":
 
 
 def all_dialects() -> "Iterator[Dialect]":
-    """The dialects of SQL that the kinds of warehouse speak."""
+    """Return the dialects of SQL that the kinds of warehouse speak."""
     for kind in all_types():
         if kind.dialect is not None:
             yield kind.dialect
@@ -77,7 +77,7 @@ def find_dialect(name: str) -> "Dialect":
 
 
 def table_uri(database_uri: str, table: str) -> str:
-    """The table as Airflow's assets spell it: below its database, a part of the name at a time."""
+    """Return the URI of a table for Airflow's assets: each part of its name is a segment below its database."""
     base = database_uri.rstrip("/")
     form = _form(base)
     # A name of three parts begins with a database, which then takes the place of the URI's own.
@@ -88,7 +88,7 @@ def table_uri(database_uri: str, table: str) -> str:
 
 
 def dataset(uri: str) -> tuple[str, str]:
-    """A table's URI as OpenLineage's namespace and name."""
+    """Return a table's URI as OpenLineage's namespace and name."""
     parts = urlsplit(uri)
     name = parts.path.lstrip("/").replace("/", ".")
     match _form(uri):
@@ -101,7 +101,7 @@ def dataset(uri: str) -> tuple[str, str]:
 
 
 def tables_of(sql: str, database_uri: str = "") -> Sequence[str]:
-    """The tables that a SELECT reads, by the names that stand in it. Returns none if it cannot be parsed."""
+    """Return the tables that a SELECT reads, by their names in it. Returns none if it cannot be parsed."""
     from airflow_batch_llm.warehouses.dialect import (
         referenced,
     )  # it brings pyarrow, and Dags import this module

@@ -43,12 +43,12 @@ def parquet_batches(file: Any, columns: Sequence[str] | None = None) -> Iterator
 
 
 def rows_that_fit(rows: int, size: int) -> int:
-    """Return the number of rows that are held at once, given the size in bytes of a number of them."""
+    """Return the number of rows that fit into memory together, given the size in bytes of a number of them."""
     return max(1, min(ROWS_AT_ONCE, _BYTES_AT_ONCE * rows // max(1, size)))
 
 
 def cut(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Yield the same rows in batches that are worked on at once without much memory."""
+    """Yield the same rows in batches that are small enough to process in memory."""
     for batch in batches:
         step = rows_that_fit(batch.num_rows, batch.nbytes)
         yield from (batch.slice(first, step) for first in range(0, batch.num_rows, step))
@@ -64,7 +64,7 @@ class SortedReader:
         self._rest: pa.RecordBatch | None = None
 
     def below(self, value: int) -> pa.Table:
-        """The rows with less than this in the sorted column that were not taken before."""
+        """Return the rows with less than this in the sorted column that were not taken before."""
         return pa.Table.from_batches(list(self.batches_below(value)), self._schema)
 
     def batches_below(self, value: int) -> Iterator[pa.RecordBatch]:
@@ -113,7 +113,7 @@ def int64_array(values: Iterable[int]) -> pa.Int64Array:
 
 
 def int64_scalar(value: int) -> pa.Int64Scalar:
-    """A whole number."""
+    """Return a whole number."""
     return int64_array([value])[0]
 
 
@@ -138,12 +138,12 @@ def string_array(values: Sequence[str | None]) -> pa.StringArray:
 
 
 def string_scalar(value: str) -> pa.StringScalar:
-    """A text."""
+    """Return a text."""
     return string_array([value])[0]
 
 
 def timestamp_scalar(seconds: float) -> pa.TimestampScalar:
-    """A time, from seconds since the epoch."""
+    """Return a time, from seconds since the epoch."""
     since = datetime.fromtimestamp(seconds, UTC) - _EPOCH
     return int64_array([since // timedelta(microseconds=1)]).view(pa.timestamp("us", tz="UTC"))[0]
 
@@ -163,12 +163,12 @@ def _array(data: bytes, lengths: Iterable[int], present: pa.Buffer | None, kind:
 
 
 def _fixed(values: Sequence[object], kind: pa.DataType, data: Any) -> pa.Array:
-    """Return an array of values of one size each, which `data` holds. It holds anything where a value is NULL."""
+    """Return an array of values of one fixed size from `data`, in which a NULL's bytes may be anything."""
     return pa.Array.from_buffers(kind, len(values), [_present(values), pa.py_buffer(data)])
 
 
 def _present(values: Sequence[object]) -> pa.Buffer | None:
-    """The bits that say which values are not NULL; None: all of them."""
+    """Return the bits that say which values are not NULL, or None if none is NULL."""
     if None not in values:
         return None
     return bool_array(value is not None for value in values).buffers()[1]
@@ -183,7 +183,7 @@ Make = Callable[[Sequence[Sequence[Any]], pa.Schema], pa.RecordBatch]
 
 
 def batches(fetch: Fetch, schema: pa.Schema, make: "Make | None" = None) -> Iterator[pa.RecordBatch]:
-    """All rows that `fetch(n)` gives, until it gives none. The size of rows seen so far sets how many come next."""
+    """Yield all rows that `fetch(n)` gives, until it gives none. The size of rows seen so far sets how many come next."""
     make = make or record_batch
     count = _FIRST_ROWS
     while rows := fetch(count):
@@ -193,14 +193,14 @@ def batches(fetch: Fetch, schema: pa.Schema, make: "Make | None" = None) -> Iter
 
 
 def record_batch(rows: Sequence[Sequence[Any]], schema: pa.Schema) -> pa.RecordBatch:
-    """Rows as a record batch. A value that is not of its column's type is an error that names the column."""
+    """Return rows as a record batch. A value that is not of its column's type is an error that names the column."""
     # One pass a column: zip(*rows) would make an iterator for every row.
     arrays = [typed_array([row[place] for row in rows], field) for place, field in enumerate(schema)]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def typed_array(values: Sequence[Any], field: pa.Field) -> pa.Array:
-    """A column of values as a driver gives them, in its type."""
+    """Return a column of values as a driver gives them, in its type."""
     with suppress(pa.ArrowException, OverflowError, TypeError, ValueError):
         if isinstance(field.type, pa.UuidType | pa.JsonType):
             return typed(pa.array(values, pa.string()), field.type)
@@ -228,7 +228,7 @@ _PLAIN = {ColumnKind.STRING: pa.string(), ColumnKind.JSON: pa.string(), ColumnKi
 
 
 def plain_batch(batch: pa.RecordBatch, key: frozenset[str], dialect: Dialect) -> pa.RecordBatch:
-    """The batch with the same columns in the types that staging uses."""
+    """Return the batch with the same columns in the types that staging uses."""
     arrays = [
         _plain(batch.column(position), field, dialect, key=field.name in key)
         for position, field in enumerate(batch.schema)
@@ -237,12 +237,12 @@ def plain_batch(batch: pa.RecordBatch, key: frozenset[str], dialect: Dialect) ->
 
 
 def plain_schema(schema: pa.Schema, dialect: Dialect) -> pa.Schema:
-    """The schema of `plain_batch`."""
+    """Return the schema of `plain_batch`."""
     return pa.schema([pa.field(field.name, _plain_type(field.type, dialect)) for field in schema])
 
 
 def refuse_padded_keys(batch: pa.RecordBatch, key: Sequence[str], dialect: Dialect) -> None:
-    """Refuse keys that end in blanks where the database takes them for those without: two keys would be one row."""
+    """Refuse keys that end in blanks if the database ignores such blanks: two keys would be one row."""
     for name in key if dialect.pads_text else ():
         column = batch.column(name)
         if pa.types.is_string(column.type) and pc.any(pc.ends_with(column, " ")).as_py():
@@ -350,7 +350,7 @@ def _uuid_text(value: UUID | bytes | None) -> str | None:
 
 
 def json_text(column: pa.Array) -> pa.Array:
-    """JSON, and whatever nested value becomes JSON in a table, as its text."""
+    """Return JSON, and nested values that become JSON in a table, as text."""
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
     if not pa.types.is_nested(column.type):

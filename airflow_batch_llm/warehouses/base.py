@@ -1,8 +1,8 @@
 """The interface of a warehouse: read rows, and merge typed answers into a table by key.
 
-Two verbs write. `load` puts one shard's answers aside, side by side with others, and takes no lock on the
-target; `publish` merges everything staged in one transaction where the database has them. Both may be
-repeated after a crash at any point and leave the same tables.
+Two verbs write. `load` stages one shard's answers, in parallel with other shards, and takes no lock on the target.
+`publish` merges all staged answers, in one transaction if the database has transactions. Both may be repeated after a
+crash at any point, and leave the same tables.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -49,7 +49,7 @@ ARROW_TYPES: Mapping[ColumnType, pa.DataType] = {type_: _arrow_type(type_) for t
 
 
 def answer_schema(columns: Iterable[Column]) -> pa.Schema:
-    """The Arrow types of an answer's columns."""
+    """Return the Arrow types of an answer's columns."""
     return pa.schema(
         [
             (
@@ -84,13 +84,13 @@ ANSWER_BOOKKEEPING = pa.schema(
     ]
 )
 
-#: The name of the route that a row took. Plans of an earlier release do without.
+#: The name of the route that a row took. Plans of an earlier release do not have it.
 ROUTE_COLUMN = pa.field("_llm_route", pa.string())
 
-#: The number of prompts that shared the request. Plans of an earlier release do without.
+#: The number of prompts that shared the request. Plans of an earlier release do not have it.
 PACKED_COLUMN = pa.field("_llm_packed", pa.int64())
 
-#: In the target alone: the run that bought the answer which a row has a copy of. NULL: the row's own run did.
+#: Only in the target: the run that bought the answer of which a row has a copy. NULL: the row's own run bought it.
 REUSED_COLUMN = pa.field("_llm_reused_run", pa.string())
 
 #: The columns of the failures table after the keys.
@@ -134,13 +134,13 @@ KNOWN_COLUMNS = pa.schema(
 )
 
 
-#: The answer to a look-up of answers by what was asked.
+#: The columns of a look-up of answers by their two hashes.
 INPUT_HASHES = pa.schema([("_llm_input_hash", pa.string())])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """The two tables that belong to a stage, and how they may be shaped. Names may be dotted: `schema.table`."""
+    """The two tables of a stage, and their layout. Names may be dotted: `schema.table`."""
 
     table: str
     failures: str
@@ -178,7 +178,7 @@ class Target:
 
     @property
     def is_merged(self) -> bool:
-        """Tell if the target keeps one row per key. Otherwise it keeps one per key and run."""
+        """Return whether the target keeps one row per key. Otherwise it keeps one per key and run."""
         match self.write_mode:
             case WriteMode.MERGE:
                 return True
@@ -229,7 +229,7 @@ class Part:
 
 
 class Warehouse(Protocol):
-    """One database. Cheap to build: the driver is imported and a connection opened when a verb first needs them."""
+    """One database. It is cheap to build: a verb imports the driver and opens a connection when it first needs them."""
 
     @property
     def asset_uri(self) -> str:
@@ -239,7 +239,7 @@ class Warehouse(Protocol):
         """Return where a table is, whether or not it exists. Equal for every spelling and every connection."""
 
     def read(self, source: Source) -> pa.RecordBatchReader:
-        """The rows of a query as a stream; the client never holds the result. The schema is known before the first row."""
+        """Return the rows of a query as a stream; the client never holds the result. The schema is known before the first row."""
 
     def prepare(self, target: Target) -> None:
         """Create or extend the two tables, refuse what does not fit (`TargetError`), and probe that writing is allowed.
@@ -253,16 +253,16 @@ class Warehouse(Protocol):
     def load(
         self, target: Target, part: Part, answers: pa.RecordBatchReader, failures: pa.RecordBatchReader
     ) -> None:
-        """Put one shard's rows aside. Staged again, it replaces what the same part staged before."""
+        """Stage one shard's rows. They replace the rows that the same part staged before."""
 
     def publish(self, target: Target, parts: Sequence[Part]) -> None:
         """Merge the staged parts. An answer removes its key's failure; a failure never touches an answer.
 
-        A row is updated only where the incoming `_llm_planned_at` is not older. Published again: the same tables.
+        A row is updated only where the incoming `_llm_planned_at` is not older. A repetition leaves the same tables.
         """
 
     def drop_loaded(self, target: Target, parts: Sequence[Part]) -> None:
-        """Drop what the parts staged. What is gone already is no error."""
+        """Drop the parts' staged rows. Missing ones are not an error."""
 
     def close(self) -> None:
         """Release the connection."""
@@ -270,7 +270,7 @@ class Warehouse(Protocol):
 
 @runtime_checkable
 class JoinsKnown(Protocol):
-    """Can join the source with the target where it reads, so that no look-up is needed afterwards."""
+    """Can join the source with the target in the database, so that no look-up is needed afterwards."""
 
     def read_known(self, source: Source, target: Target) -> pa.RecordBatchReader:
         """Read rows with `KNOWN_COLUMNS`, which are NULL if the target does not exist yet."""
@@ -294,17 +294,17 @@ class CopiesAnswers(Protocol):
     def answered(
         self, target: Target, table: str, spec_hash: str, among: Sequence[str] | None
     ) -> pa.RecordBatchReader:
-        """The input hashes that a table has answers to by this spec, in one column, perhaps more than once.
+        """Return the input hashes that a table has answers to by this spec, in one column, perhaps more than once.
 
-        `among` are the hashes to look for, a thousand at most. None: all. Raises `TargetError` for a table whose answers
-        do not fit the target.
+        `among` are the hashes to look for, a thousand at most. With None all are returned. Raises `TargetError` for a
+        table whose answers do not fit the target.
         """
 
     def copy(self, target: Target, part: Part, tables: Sequence[str]) -> int:
         """Merge a part that was staged for `target.without_answer`, each row with the answer to its two hashes.
 
-        Of several tables with an answer, the first counts. A row whose answer is gone is left out. Returns the number of
-        rows that the target holds then. Copied again: the same tables, the same number.
+        If several tables have an answer, the first counts. A row whose answer was deleted is left out. Returns the
+        number of rows that the target then holds. A repetition leaves the same tables, and returns the same number.
         """
 
 
@@ -316,14 +316,14 @@ class KeepsReviews(Protocol):
         """Create or extend the review table, or raise `TargetError` if it does not fit. Comes after `prepare`."""
 
     def refresh_reviews(self, target: Target) -> None:
-        """Bring the review table to what the two other tables say.
+        """Update the review table from the two other tables.
 
         A row leaves it once the target has an answer to its key that was planned no earlier. A row without a reviewer
-        leaves it if its failure has changed. Then each dead row that is not there is added. Other rows stay as they are.
+        leaves it if its failure has changed. Then each missing dead row is added. Other rows stay as they are.
         """
 
     def read_reviews(self, target: Target) -> pa.RecordBatchReader:
-        """The rows that have a reviewer. Answer columns may come in the database's own types."""
+        """Return the rows that have a reviewer. Answer columns may come in the database's own types."""
 
 
 @runtime_checkable
@@ -333,16 +333,18 @@ class WritesRecords(Protocol):
     def write_records(self, table: str, rows: pa.RecordBatch) -> None:
         """Replace the records that have these ids, and add the others. The table is created, and extended, if need be.
 
-        The first column is the id. Written again: the same table.
+        The first column is the id. A repetition leaves the same table.
         """
 
 
 @runtime_checkable
 class SharesFile(Protocol):
-    """Has one writer at a time, for the whole database: the source is read to its end and let go before anything is written."""
+    """Allows one writer at a time for the whole database, so the source is read to its end and closed before anything is
+    written.
+    """
 
     def release(self) -> None:
-        """Let go of the file, so that another process may write; the next verb opens it again."""
+        """Close the file, so that another process may write. The next verb opens it again."""
 
 
 @runtime_checkable
@@ -358,7 +360,7 @@ class SweepsStaging(Protocol):
     """Keeps staged rows until a run drops them. A later run drops what a killed worker left."""
 
     def sweep(self, target: Target, before: datetime) -> int:
-        """Drop what runs on any table have staged where this target stages, if it is older than `before`.
+        """Drop rows that runs on any table have staged in this target's place, if they are older than `before`.
 
         A table is as old as the newest plan of its rows, a file as its last change. A table without rows stays. Returns
         the number of tables or files.
@@ -373,11 +375,11 @@ class RequiresValues(Protocol):
         """Return the carried columns, as the source names them, that are NOT NULL in the target."""
 
 
-# PEP 249's names of errors that are not the statement's fault: a lost connection, a server that restarts.
+# PEP 249's names of errors without a fault of the statement, such as a lost connection or a restarting server.
 _MAY_PASS = {"OperationalError", "InterfaceError"}
 
-# MySQL's drivers name errors of a statement so, too. Of the server's own codes these pass: no free connection, it shuts
-# down, waited too long for a lock, deadlock, connection killed.
+#: MySQL's drivers use the same names for errors of a statement. These codes of the server may pass: no free connection,
+#: shutdown, too long a wait for a lock, deadlock, connection killed.
 _SERVER_CODES = range(1000, 2000)
 _PASSING_CODES = {1040, 1053, 1205, 1213, 1927}
 
@@ -390,9 +392,9 @@ def may_pass(error: Exception, code: object = None) -> bool:
 
 
 class translated:  # noqa: N801 - it is used like a function
-    """Raise what `describe` makes of a driver's error, in a chain that does not hold the driver's error.
+    """Raise the error that `describe` makes of a driver's error, without the driver's error in its chain.
 
-    A `@contextmanager` cannot do that: Python adds the error that the caller handles to whatever a generator raises.
+    A `@contextmanager` cannot do that, because Python chains the handled error to any error that a generator raises.
     """
 
     def __init__(

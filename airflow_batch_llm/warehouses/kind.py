@@ -1,6 +1,6 @@
-"""The kinds of column that matter to us, and how Arrow's and a database's own types fall into them.
+"""Define the kinds of column that the package distinguishes, and map Arrow's and databases' types to them.
 
-A type that falls into no kind is not guessed at: `of_name` answers None, and nothing is written there.
+A type without a kind is not guessed: `of_name` returns None, and nothing is written to such a column.
 """
 
 from enum import StrEnum
@@ -34,7 +34,7 @@ class ColumnKind(StrEnum):
 _INTEGERS = frozenset({ColumnKind.SMALLINT, ColumnKind.INTEGER, ColumnKind.BIGINT})
 _FLOATS = frozenset({ColumnKind.REAL, ColumnKind.DOUBLE})
 
-#: Besides its own kind, what a value of a kind may be written to without losing what it says.
+#: The further kinds of column to which a value of a kind may be written without loss.
 _ALSO_FITS: dict[ColumnKind, frozenset[ColumnKind]] = {
     ColumnKind.SMALLINT: _INTEGERS | _FLOATS | {ColumnKind.DECIMAL},
     ColumnKind.INTEGER: _INTEGERS | _FLOATS | {ColumnKind.DECIMAL},
@@ -70,7 +70,7 @@ _ARROW: tuple[tuple[tuple[str, ...], ColumnKind], ...] = (
 
 
 def of_arrow(type_: pa.DataType) -> ColumnKind:
-    """The kind of an Arrow type. Whatever has no kind of its own (intervals, nulls) is text."""
+    """Return the kind of an Arrow type. A type without its own kind (intervals, nulls) is text."""
     if isinstance(type_, pa.UuidType):
         return ColumnKind.UUID
     if isinstance(type_, pa.JsonType):

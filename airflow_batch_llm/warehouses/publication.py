@@ -109,7 +109,7 @@ def _refuse_others(shape: TableShape, table: Table | None, dialect: Dialect) -> 
 
 
 def landings(target: Target, tables: Tables, statements: Statements) -> tuple[Landing, Landing]:
-    """The two tables with the columns that are written to each. Both are there: `preparation` ran before."""
+    """Return the two tables with the columns that are written to each. Both are there: `preparation` ran before."""
     dialect = statements.dialect
     shape = shape_target(target, _columns(tables.target), dialect)
     failed = shape_failures(target, _columns(tables.failures), dialect)
@@ -164,7 +164,7 @@ def publication(
 
 
 def staged_columns(schema: pa.Schema, key: Sequence[str], statements: Statements) -> list[str]:
-    """The columns of a staging table: quoted name and type."""
+    """Return the columns of a staging table: quoted name and type."""
     dialect = statements.dialect
     return [
         f"{dialect.quote(field.name)} {dialect.staged_type(field.type, key=field.name in key)}"
@@ -264,7 +264,7 @@ def _literal(digest: str) -> str:
 
 
 def _usable(target: Target, one: Donor, dialect: Dialect) -> Iterator[str]:
-    """The conditions on a table's rows besides their hashes. A column may be younger than an answer."""
+    """Yield the conditions on a table's rows besides their hashes. A column may be younger than an answer."""
     if one.within:
         yield one.within
     for name in target.never_null:
@@ -309,11 +309,11 @@ class Copying:
         )
 
     def landed(self, staged: str) -> str:
-        """The staged rows that are in the target, as a relation."""
+        """Return the staged rows that are in the target, as a relation."""
         return f"(SELECT r.* FROM {staged} AS r WHERE {self._is_there('r')})"
 
     def steps(self, donors: Iterable[Donor], staged: str, both: tuple[Landing, Landing]) -> list[str]:
-        """The statements of one transaction: copy the answers, then take out the failures that they settle."""
+        """Return the statements of one transaction: copy the answers, then take out the failures that they settle."""
         answers, failures = both
         rows = self.rows(donors, staged, answers)
         merged = self.target.is_merged
@@ -336,7 +336,7 @@ class Copying:
         return f"SELECT {', '.join(chosen)} FROM {one.table} AS y JOIN ({given}) AS w ON {same} WHERE {where}"
 
     def _value(self, name: str, one: Donor) -> str:
-        """The value of a column in a table of answers. The run is the one that bought the answer, also of a copy."""
+        """Return the value of a column in a table of answers. The run is the one that bought the answer, also of a copy."""
         q = self.statements.dialect.quote
         is_there = name.lower() in one.columns
         if name == REUSED_COLUMN.name:
@@ -344,7 +344,7 @@ class Copying:
         return f"y.{q(name)}" if is_there else self.statements.null(_OF_THE_ANSWER[name])
 
     def _is_there(self, staged: str) -> str:
-        """The condition that a staged row is in the target: its copy, or an answer that was planned later."""
+        """Return the condition that a staged row is in the target: its copy, or an answer that was planned later."""
         q = self.statements.dialect.quote
         newer = f"t.{q(PLANNED)} >= {staged}.{q(PLANNED)}"
         if not self.target.is_merged:

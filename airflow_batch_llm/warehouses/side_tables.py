@@ -70,7 +70,7 @@ def review_refresh(target: Target, statements: Statements) -> list[str]:
 
 
 def reviewed(target: Target, statements: Statements) -> Source:
-    """The rows that have a reviewer, as a source."""
+    """Return the rows that have a reviewer, as a source."""
     q = statements.dialect.quote
     listed = q(*target.review_columns.names)
     table = statements.dialect.table(review_table(target))

@@ -147,16 +147,16 @@ class StageTables(Protocol):
         """Count the selected rows as they are now."""
 
     def doubled_keys(self, selection: Selection, most: int) -> pa.RecordBatch:
-        """Some keys that the source holds more than once."""
+        """Return some keys that the source holds more than once."""
 
     def sample_prompts(self, selection: Selection, most: int) -> list[str]:
-        """The prompts of some rows that are to be sent."""
+        """Return the prompts of some rows that are to be sent."""
 
     def unsendable_rows(self, selection: Selection) -> pa.RecordBatchReader:
-        """The rows that cannot be sent: key and carried columns, `_llm_input_hash`, `_llm_attempts`, `_llm_problem`."""
+        """Return the rows that cannot be sent: key and carried columns, `_llm_input_hash`, `_llm_attempts`, `_llm_problem`."""
 
     def plan_table(self, nonce: str) -> str | None:
-        """Return the URI of the table of a plan. None: it is gone."""
+        """Return the URI of the table of a plan, or None if it does not exist any more."""
 
     def leave_out(self, selection: Selection, plan_table: str) -> None:
         """Leave out the rows that another plan asks, which may be staged elsewhere."""
@@ -174,7 +174,7 @@ class StageTables(Protocol):
         """Write the requests of a shard of a plan into a new table, where the vendor reads them."""
 
     def count_answers(self, table: str, mark: str) -> int | None:
-        """Count the rows of a table of answers whose custom_id begins with the mark. None: there is no such table."""
+        """Count the rows of a table of answers whose custom_id begins with the mark. Returns None if there is no such table."""
 
     def keep_answers(self, table: str) -> None:
         """Let a table of answers vanish by itself, later than any run needs it."""
@@ -183,10 +183,10 @@ class StageTables(Protocol):
         """Stage, as the part, the rows whose answers are surely good."""
 
     def unsure_rows(self, judging: Judging) -> pa.RecordBatchReader:
-        """The other rows of the shard: key, carried columns, hash, attempts, `_llm_request` and `_llm_shared`."""
+        """Return the other rows of the shard: key, carried columns, hash, attempts, `_llm_request` and `_llm_shared`."""
 
     def unsure_answers(self, judging: Judging) -> pa.RecordBatchReader:
-        """The answers of which no statement was sure: `custom_id`, `status` and `response`, as texts."""
+        """Return the answers of which no statement was sure: `custom_id`, `status` and `response`, as texts."""
 
     def drop_plan(self, nonce: str, parts: Sequence[Part]) -> None:
         """Drop the table of a plan, and what was kept to judge these parts. What is gone already is no error."""
@@ -197,7 +197,7 @@ class RunsStages(Protocol):
     """Can plan and land a stage whose rows never leave it."""
 
     def source_schema(self, source: Source) -> pa.Schema:
-        """The columns of a source, without reading a row."""
+        """Return the columns of a source, without reading a row."""
 
     def stage_tables(self, target: Target) -> StageTables:
         """Return the tables that a stage has besides its target."""

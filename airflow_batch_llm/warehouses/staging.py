@@ -50,7 +50,7 @@ def rows_of(file: Path) -> int:
 
 
 def run_token(target: Target, run_id: str) -> str:
-    """A short name of a run on a target, fit for files and tables."""
+    """Return a short name of a run on a target, fit for files and tables."""
     return sha256(repr((target.table, target.failures, run_id)).encode()).hexdigest()[:16]
 
 
@@ -85,7 +85,7 @@ def _instant(value: object) -> datetime | None:
 
 
 def not_staged(part: Part) -> WarehouseError:
-    """The error for a part that was to be published and is not there."""
+    """Return the error for a part that was to be published and is not there."""
     return WarehouseError(
         f"Shard {part.shard} (round {part.round}) of run {part.run_id} is not staged. It was staged for another "
         "target, or its staging was removed or is on another machine: stage it again, then publish."
@@ -107,7 +107,7 @@ class StagingFolder:
             self._write(self._file(target, part, name), reader, frozenset(target.key.names))
 
     def files(self, target: Target, parts: Sequence[Part]) -> StagedFiles:
-        """The files of parts that are staged; an error names the first that is not."""
+        """Return the files of staged parts. Raises an error that names the first part that is not staged."""
         for part in parts:
             if not self._file(target, part, "answers").exists():
                 raise not_staged(part)
@@ -117,7 +117,7 @@ class StagingFolder:
         )
 
     def portions(self, target: Target, parts: Sequence[Part], most: StagingBounds) -> Iterator[list[Part]]:
-        """The parts in their order, cut so that no portion of several parts holds more answers than that."""
+        """Yield the parts in their order, cut so that no portion of several parts holds more answers than that."""
         portion: list[Part] = []
         rows = size = 0
         for part in parts:

@@ -52,7 +52,7 @@ class Statements:
         self._q = dialect.quote
 
     def select(self, source: Source) -> str:
-        """The source's query, fit to stand in parentheses: no semicolon ends it, no last comment hides what follows.
+        """Return the source's query, fit to stand in parentheses: no semicolon ends it, no last comment hides what follows.
 
         Of a table it gives the needed columns alone.
         """
@@ -94,7 +94,7 @@ class Statements:
         return f"CREATE TABLE {self.dialect.table(table)} ({', '.join(parts)}){laid_out}"
 
     def add_columns(self, table: str, columns: pa.Schema) -> list[str]:
-        """One ALTER TABLE a column."""
+        """Return one ALTER TABLE a column."""
         return [
             f"ALTER TABLE {self.dialect.table(table)} {self.dialect.add_column} "
             f"{self._q(column.name)} {self.dialect.column_type(column.type)}"
@@ -102,7 +102,7 @@ class Statements:
         ]
 
     def probe(self, table: str, columns: Iterable[str], key: str) -> list[str]:
-        """Statements that need the right to write and touch no row."""
+        """Return statements that need the right to write and change no row."""
         name, listed = self.dialect.table(table), self._q(*columns)
         updates = self.dialect.upsert is not Upsert.DELETE_KEYS_INSERT
         return [
@@ -112,7 +112,7 @@ class Statements:
         ]
 
     def latest(self, landing: Landing, staged: str) -> str:
-        """The staged rows, one for each key, as the table's columns hold them."""
+        """Return the staged rows, one for each key, as the table's columns hold them."""
         listed = ", ".join(self.cast(landing, column) for column in landing.columns)
         order = ", ".join(f"x.{self._q(column)} DESC" for column in landing.order)
         keys = ", ".join(f"x.{self._q(column)}" for column in landing.key)
@@ -123,7 +123,7 @@ class Statements:
         return f"SELECT {listed} FROM ({ranked}) AS r WHERE r.{self._q(_RANK)} = 1"
 
     def plain(self, landing: Landing, staged: str) -> str:
-        """The staged rows where no key occurs twice."""
+        """Return the staged rows where no key occurs twice."""
         return (
             f"SELECT {', '.join(self.cast(landing, column) for column in landing.columns)} FROM {staged} AS r"
         )
@@ -238,7 +238,7 @@ class Statements:
         return f"LEFT JOIN (SELECT * FROM ({ranked}) AS z WHERE {self._q(_RANK)} = 1) AS {alias} ON {same}"
 
     def _read(self, key: pa.Field) -> str:
-        """A key of the source's rows, as it was when the target's rows were read."""
+        """Return a key of the source's rows, as it was when the target's rows were read."""
         name = f"q.{self._q(key.name)}"
         return self.dialect.text_of.format(name) if of_arrow(key.type) is ColumnKind.STRING else name
 
@@ -346,7 +346,7 @@ def _is_unordered(query: str) -> bool:
 
 
 def _unended(query: str, dialect: str) -> str:
-    """A query without the semicolons that end it, also where a comment follows them."""
+    """Return a query without the semicolons that end it, also where a comment follows them."""
     ended = query.rstrip().rstrip(";")
     if ";" not in ended:
         return ended

@@ -263,7 +263,7 @@ def fill(batch: Batch, tables: JsonApiTables, folder: Path) -> dict[str, Any]:
 
 
 def _shards(path: Path, rows: int) -> Iterator[tuple[int, int]]:
-    """Return the offset and the bytes of each shard. There is at least one."""
+    """Yield the offset and the bytes of each shard. There is at least one."""
     first = position = count = 0
     with path.open("rb", buffering=MEGABYTE) as file:
         for line in file:

@@ -355,7 +355,7 @@ def sample_keys(keys: pa.RecordBatch) -> list[str]:
 def unsendable_failures(
     rows: pa.RecordBatchReader, target: Target, stamp: Bookkeeping
 ) -> pa.RecordBatchReader:
-    """Yield the failures of rows that were never sent: their problem reads `<code>: <message>`. They cost nothing."""
+    """Return the failures of rows that were never sent: their problem reads `<code>: <message>`. They cost nothing."""
 
     def failures() -> Iterator[pa.RecordBatch]:
         for read in rows:  # those without a problem get a copy of an answer
@@ -388,7 +388,7 @@ def no_rows(schema: pa.Schema) -> pa.RecordBatchReader:
 
 
 def parquet_reader(path: Path) -> pa.RecordBatchReader:
-    """Yield a file's rows as a stream."""
+    """Return a file's rows as a stream."""
     file = pq.ParquetFile(path)
 
     def stream() -> Iterator[pa.RecordBatch]:

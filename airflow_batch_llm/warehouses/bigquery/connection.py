@@ -1,4 +1,4 @@
-"""Reach BigQuery: settings, the clients made of them on first use, and names read by them."""
+"""Connect to BigQuery: the settings, the clients that they make on first use, and the names of tables."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def table_name(written: str, *, project: str, dataset: str | None) -> TableName:
 
 
 def quoted(name: str) -> str:
-    """One identifier, quoted."""
+    """Return one identifier, quoted."""
     return DIALECT.quote(name)
 
 
@@ -78,7 +78,7 @@ _BATCH_ROWS = 50_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
-    """A statement that reads, and all that goes with it."""
+    """A statement that reads, with its parameters and labels."""
 
     sql: str
     doing: str  # for messages: "reading the source"
@@ -104,7 +104,7 @@ class RowStreams:
     dataset: str | None = None  # `project.dataset` of tables that a statement names without one
 
     def table(self, table: Any, columns: Sequence[str] = ()) -> pa.RecordBatchReader:
-        """All rows of a table, without a query: reading is free of query costs. `columns` are the needed ones. Empty: all."""
+        """Return all rows of a table, without the cost of a query. `columns` are the needed ones, or empty for all."""
         fields = [one for one in table.schema if one.name in columns] or None
         return self._stream(
             lambda: self.client.list_rows(
@@ -114,7 +114,7 @@ class RowStreams:
         )
 
     def query(self, query: Query) -> pa.RecordBatchReader:
-        """The rows of a query."""
+        """Return the rows of a query."""
         from google.api_core.exceptions import GoogleAPICallError
 
         retry = self.patience.retry()
@@ -132,7 +132,7 @@ class RowStreams:
         return self._stream(lambda: job.result(page_size=_PAGE_ROWS, retry=retry), query.doing)
 
     def complaint(self, query: Query) -> str | None:
-        """Return BigQuery's message against a statement before it has read a row, so that no value can be in it."""
+        """Return BigQuery's message about a statement that has read no row yet, so that it cannot hold a value."""
         from google.api_core.exceptions import BadRequest, Forbidden, NotFound
 
         try:
@@ -168,7 +168,7 @@ class RowStreams:
                     yield conform(batch.slice(start, _BATCH_ROWS), schema)
 
     def _fastest(self, rows: RowIterator, begin: Callable[[], RowIterator]) -> Iterator[pa.RecordBatch]:
-        """The Storage API's batches; REST's where it refuses to begin (no right to it, a table it does not serve)."""
+        """Yield the Storage API's batches, or REST's if that API refuses (no right to it, or a table that it does not serve)."""
         from google.api_core.exceptions import ClientError
 
         storage = self.storage()
@@ -224,7 +224,7 @@ class Connection:
 
     @property
     def patience(self) -> JobPatience:
-        """Return how often a passing failure is tried again."""
+        """Return the limits for repeating a call after a passing failure."""
         return self.settings.patience
 
     @property
@@ -244,7 +244,7 @@ class Connection:
         return BigQueryJobs(client=self.client, patience=self.patience)
 
     def name(self, written: str) -> TableName:
-        """A table by the name that the user wrote."""
+        """Return a table by the name that the user wrote."""
         return table_name(written, project=self.client.project, dataset=self.settings.dataset)
 
     def labels(self, target: Target | None = None) -> dict[str, str]:
@@ -252,14 +252,14 @@ class Connection:
         return job_labels({**self.settings.labels, **(target.labels if target is not None else {})})
 
     def select(self, source: Source) -> str:
-        """A source as a SELECT that may stand in parentheses."""
+        """Return a source as a SELECT that may stand in parentheses."""
         if source.table is not None:
             needed = ", ".join(map(quoted, source.columns)) or "*"
             return table_rows(DIALECT, self.name(source.table).quoted, source.within, needed)
         return (source.sql or "").rstrip().rstrip(";")
 
     def table(self, name: TableName) -> Table | None:
-        """A table as it is now; None where there is none."""
+        """Return a table as it is now, or None if it does not exist."""
         from google.api_core.exceptions import NotFound
 
         with translated(f"looking at {name}"):
@@ -269,7 +269,7 @@ class Connection:
                 return None
 
     def drop(self, name: TableName) -> None:
-        """Drop a table. What is gone already is no error."""
+        """Drop a table. A missing table is not an error."""
         with translated(f"dropping {name}"):
             self.client.delete_table(str(name), not_found_ok=True, retry=self.patience.retry())
 

@@ -1,4 +1,4 @@
-"""BigQuery's jobs: a job that writes has an id that its work determines, so no attempt starts it twice.
+"""Run BigQuery's jobs. The id of a job that writes follows from its work, so no attempt starts it twice.
 
 The jobs that write to one table are numbered 0, 1, 2 …; BigQuery lets one creator have each number, and none is begun
 before the one before has ended: they never write at once. The last of them says where the work stands: running means
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from google.api_core.retry import Retry
     from google.cloud.bigquery import Client, LoadJob, QueryJob
 
-#: A job that ended so may succeed when it is made again.
+#: Reasons of failed jobs that may succeed if they are repeated.
 _PASSING = frozenset(
     {
         "backendError",
@@ -41,10 +41,10 @@ _PASSING = frozenset(
         "timeout",
     }
 )
-#: The message to the second of two transactions on one table. One that cannot commit has changed nothing.
+#: The message to the second of two transactions on one table. A transaction that cannot commit has changed nothing.
 _CONFLICT = re.compile(r"concurrent update|serialize access|failed to commit", re.IGNORECASE)
 
-#: Reasons whose text speaks of names and rights, never of rows.
+#: Reasons whose text names tables and rights, never values of rows.
 _NAMES_ONLY = frozenset(
     {
         "accessDenied",
@@ -62,7 +62,7 @@ _NAMES_ONLY = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobPatience:
-    """The time limit for repeating a call or a job that fails in passing, and the growth of the waits (with jitter)."""
+    """The time limit for repeating a call or a job after a passing failure, and the growth of the waits (with jitter)."""
 
     first_wait: float = 1.0
     longest_wait: float = 32.0
@@ -70,14 +70,14 @@ class JobPatience:
     jobs: int = 8  # fresh jobs for one piece of work
 
     def waits(self) -> Iterator[float]:
-        """The waits between fresh jobs, without end."""
+        """Yield the waits between fresh jobs, without end."""
         wait = self.first_wait
         while True:
             yield random.uniform(wait / 2, wait)  # noqa: S311  jitter
             wait = min(wait * 2, self.longest_wait)
 
     def retry(self) -> Retry:
-        """The client library's policy for one call: 429, 5xx, lost connections, rate limits, backend errors."""
+        """Return the client library's policy for one call: 429, 5xx, lost connections, rate limits, backend errors."""
         from google.cloud.bigquery.retry import DEFAULT_RETRY
 
         policy: Retry = DEFAULT_RETRY.with_timeout(self.per_call).with_delay(
@@ -88,7 +88,7 @@ class JobPatience:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """Something that a job does, and how to see whether it has been done."""
+    """The work of a job, and the way to see whether it was done."""
 
     doing: str  # for messages: "merging into d.labels"
     stem: str  # the job id without its number
@@ -99,18 +99,18 @@ class Work:
 
 
 def stem_of(verb: str, *facts: object) -> str:
-    """A job id, up to its number, made of what the job does."""
+    """Return a job id, up to its number, made of what the job does."""
     return f"llm-{verb}-{digest(*facts)}"
 
 
 def digest(*facts: object) -> str:
-    """A short name for facts; different facts have different names."""
+    """Return a short name for facts. Different facts have different names."""
     written = "\0".join(f"{len(str(fact))}:{fact}" for fact in facts)
     return hashlib.sha256(written.encode()).hexdigest()[:32]
 
 
 def content_label(content: str) -> dict[str, str]:
-    """The label by which a job shows what it writes."""
+    """Return the label by which a job shows what it writes."""
     return {"llm_content": content}
 
 
@@ -133,7 +133,7 @@ class BigQueryJobs:
     patience: JobPatience
 
     def perform(self, work: Work) -> Any:
-        """See the work done, once: by the job that an earlier attempt began, or by a fresh one."""
+        """Have the work done once: by the job that an earlier attempt began, or by a new one."""
         fresh, waits = 0, self.patience.waits()
         while True:
             number, last = self._last(work)
@@ -168,7 +168,7 @@ class BigQueryJobs:
                 return None
 
     def _last(self, work: Work) -> tuple[int, Any]:
-        """The first free number, found in steps that double and then halve, and the job before it."""
+        """Return the first free number, found in steps that double and then halve, and the job before it."""
         taken, free, last = -1, 0, None
         while (job := self._job(work, free)) is not None:
             taken, free, last = free, 2 * free + 1, job
@@ -192,7 +192,7 @@ class BigQueryJobs:
                 return None
 
     def _failure(self, work: Work, job: Any) -> Exception | None:
-        """Wait for a job to end: why it failed, or None. A job of unknown fate is never taken for a failed one."""
+        """Wait for a job to end. Returns why it failed, or None. A job with an unknown end never counts as failed."""
         from google.api_core.exceptions import GoogleAPICallError
 
         more = {"job_retry": None} if job.job_type == "query" else {}
@@ -208,7 +208,7 @@ class BigQueryJobs:
 
 
 def translated(doing: str, *, job: Any = None) -> base.translated:
-    """A context in which the client library's errors become ours."""
+    """Return a context that translates the client library's errors into the package's."""
     from google.api_core.exceptions import GoogleAPICallError, RetryError
     from google.auth.exceptions import GoogleAuthError
     from requests.exceptions import RequestException
@@ -231,7 +231,7 @@ def translated(doing: str, *, job: Any = None) -> base.translated:
 def as_error(
     doing: str, error: BaseException, *, job: Any = None, compiled: str | None = None
 ) -> BatchLLMError:
-    """Our error for BigQuery's: what was being done, the reason, and where the full text is."""
+    """Return the package's error for BigQuery's: the attempted work, the reason, and the place of the full text."""
     reason = _reason(error)
     text = compiled or (message_of(error) if reason in _NAMES_ONLY else None)
     parts = [f"BigQuery broke off {doing}: {reason}."]
@@ -264,7 +264,7 @@ def _reason(error: BaseException) -> str:
 
 
 def message_of(error: BaseException) -> str | None:
-    """The first line of what BigQuery said, without the address that was called."""
+    """Return the first line of BigQuery's message, without the URL that was called."""
     text = str(getattr(error, "message", "") or "")
     # the client library puts the method and the URL before the server's words
     return re.sub(r"^[A-Z]+ https?://\S+: ", "", text).split("\n")[0][:500] or None

@@ -1,4 +1,4 @@
-"""Judge answers in SQL: those of which a query is sure, with the very values that a worker reads from them.
+"""Judge answers in SQL, as far as a query can be sure of them, with the same values that a worker would read.
 
 A query is sure of an answer that one regular expression, made from the output type's schema, describes to its last
 character: no property twice, none more, none in another order. After that match, BigQuery's JSON functions cannot read

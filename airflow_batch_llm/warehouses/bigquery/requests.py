@@ -1,7 +1,7 @@
 """Write requests in SQL: the text of a prompt, the hash of an input, and the vendor's request around both.
 
-Each expression gives what a worker computes from the same row, to the last byte. It uses functions alone that say the same
-in BigQuery and in the emulator of the tests, so TRIM, FORMAT of a NUMERIC, and `%F` are not among them.
+Each expression gives exactly the bytes that a worker computes from the same row. It only uses functions that give the
+same in BigQuery and in the emulator of the tests, so TRIM, FORMAT of a NUMERIC, and `%F` are not used.
 """
 
 import re

@@ -54,7 +54,7 @@ class BigQueryTables:
     target: Target
 
     def type_of(self, field: pa.Field) -> str:
-        """The type in which a staged column is gathered."""
+        """Return the type in which a staged column is gathered."""
         declared = self.answers.types.get(field.name) or self.failures.types.get(field.name)
         return declared or DIALECT.column_type(field.type)
 
@@ -70,7 +70,7 @@ class BigQueryTables:
 
 
 def staged_schema(target: Target) -> pa.Schema:
-    """Every column that a staged row can have: those of an answer, those of a failure, and which of the two it is."""
+    """Return every column that a staged row can have: those of an answer, those of a failure, and which of the two it is."""
     answers = target.answer_columns
     names = {field.name for field in answers}
     only_failures = [field for field in target.failure_columns if field.name not in names]
@@ -78,7 +78,7 @@ def staged_schema(target: Target) -> pa.Schema:
 
 
 def staged_name(ordinal: int) -> str:
-    """The name of a staged column: its place, so that no name of the user's has to survive a file format."""
+    """Return the name of a staged column: its place, so that no name of the user's has to survive a file format."""
     return f"c{ordinal}"
 
 
@@ -148,7 +148,7 @@ def _script(tables: BigQueryTables, rows: str, changes: Sequence[str]) -> str:
 
 
 def gathered_rows(tables: BigQueryTables, staged: Sequence[TableName]) -> str:
-    """The staged rows in the target's names and types, one per key: a key that is staged twice keeps the newest."""
+    """Return the staged rows in the target's names and types, one per key: a key that is staged twice keeps the newest."""
     target = tables.target
     schema = staged_schema(target)
     shown = ", ".join(
@@ -170,7 +170,7 @@ def gathered_rows(tables: BigQueryTables, staged: Sequence[TableName]) -> str:
 
 
 def no_rows(tables: BigQueryTables) -> str:
-    """A source of the same shape without a row, to try a statement on."""
+    """Return a source of the same shape without a row, to try a statement on."""
     schema = staged_schema(tables.target)
     nothing = ", ".join(f"CAST(NULL AS {tables.type_of(field)}) AS {quoted(field.name)}" for field in schema)
     return f"SELECT {nothing} FROM UNNEST(CAST([] AS ARRAY<INT64>))"
@@ -193,12 +193,12 @@ _LEAST = {
 
 
 def anywhere(column: str, type_: str) -> str:
-    """The condition that every partition meets, for tables that may not be read without one."""
+    """Return the condition that every partition meets, for tables that may not be read without one."""
     return f"({column} >= {_LEAST[type_]} OR {column} IS NULL)"
 
 
 def bound(target: Target, alias: str, lowest: str, highest: str) -> str | None:
-    """The condition that keeps a statement inside the staged partitions; constants, so that BigQuery can prune."""
+    """Return the condition that keeps a statement inside the staged partitions; constants, so that BigQuery can prune."""
     if target.partition_by is None:
         return None
     column = f"{alias}.{quoted(target.partition_by)}"
@@ -224,12 +224,12 @@ def upsert(table: Columns, source: str, within: str | None = None) -> str:
 
 
 def same_key(key: Sequence[str], left: str, right: str) -> str:
-    """The condition that two rows have the same key."""
+    """Return the condition that two rows have the same key."""
     return " AND ".join(f"{left}.{quoted(name)} = {right}.{quoted(name)}" for name in key)
 
 
 def _remove_shards(tables: BigQueryTables, source: str, within: str | None) -> str:
-    """Take out what the same shards of the same run appended before."""
+    """Delete the rows that the same shards of the same run appended before."""
     return (
         f"DELETE FROM {tables.answers.name.quoted} AS T WHERE {within or 'TRUE'} AND EXISTS ("
         f"SELECT 1 FROM ({source}) AS S WHERE S._llm_run_id = T._llm_run_id AND S._llm_shard = T._llm_shard)"
@@ -248,7 +248,7 @@ def _names(table: Columns) -> str:
 def unanswered(tables: BigQueryTables, source: str, within: str | None) -> str:
     """Return the query for failures whose key has no answer in the target that was planned as late or later.
 
-    In a partitioned target only the staged partitions are looked at; a failure knows its own only by its key.
+    In a partitioned target it reads only the staged partitions. A failure is identified by its key alone.
     """
     return (
         f"SELECT * FROM ({source}) AS S WHERE NOT EXISTS (SELECT 1 FROM {tables.answers.name.quoted} AS T "
@@ -258,7 +258,7 @@ def unanswered(tables: BigQueryTables, source: str, within: str | None) -> str:
 
 
 def settle(tables: BigQueryTables, source: str) -> str:
-    """Take out the failures of keys that have been answered since."""
+    """Delete the failures of keys that have been answered since."""
     return (
         f"DELETE FROM {tables.failures.name.quoted} AS F WHERE EXISTS (SELECT 1 FROM ({source}) AS S "
         f"WHERE {same_key(tables.failures.key, 'S', 'F')} "
@@ -267,7 +267,7 @@ def settle(tables: BigQueryTables, source: str) -> str:
 
 
 def review_script(tables: BigQueryTables, review: TableName) -> str:
-    """One script, one transaction: bring the review table to what the two other tables say."""
+    """Return a script of one transaction that updates the review table from the two other tables."""
     within = bound(tables.target, "T", LOWEST, HIGHEST)
     limits: list[str] = []
     if tables.target.partition_by:
@@ -337,7 +337,7 @@ def trials(tables: BigQueryTables) -> list[str]:
 
 
 def everywhere(tables: BigQueryTables, alias: str) -> str | None:
-    """The condition that all rows of a partitioned target meet. None: the target has no partitions."""
+    """Return the condition that all rows of a partitioned target meet, or None if the target has no partitions."""
     if tables.target.partition_by is None:
         return None
     return anywhere(f"{alias}.{quoted(tables.target.partition_by)}", tables.partition_type)
@@ -388,6 +388,6 @@ def _newest(tables: BigQueryTables, table: Columns, within: str | None) -> str:
 
 
 def bounds_of(target: Target, source: str) -> str:
-    """The lowest and the highest partition among the rows of a source."""
+    """Return the lowest and the highest partition among the rows of a source."""
     column = quoted(target.partition_by or "")
     return f"SELECT MIN({column}) AS {LOWEST}, MAX({column}) AS {HIGHEST} FROM ({source}\n)"

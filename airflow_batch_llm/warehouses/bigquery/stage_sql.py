@@ -1,6 +1,6 @@
-"""The statements that plan and land a stage inside BigQuery: pure, and without a value of a row in them.
+"""Write the statements that plan and land a stage inside BigQuery: pure, and without a value of a row in them.
 
-Columns of the package begin with `_llm_`, which no column of a stage's source may that is read.
+The package's columns begin with `_llm_`. A stage's source must not have a needed column with such a name.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ from airflow_batch_llm.warehouses.kind import ColumnKind, of_arrow
 from airflow_batch_llm.warehouses.publication import Donor
 from airflow_batch_llm.warehouses.stages import Judging, Numbering, Selection
 
-#: The beginning of a hash by which the rows are counted, so that no sort has to hold all of them.
+#: The length of the hash prefix by which rows are counted, so that no sort has to hold all of them.
 _BUCKET = "LEFT(_llm_input_hash, 3)"
 
 _SENT, _REUSABLE = (", ".join(f"'{reason}'" for reason in sorted(some)) for some in (SENT, REUSABLE))
@@ -100,7 +100,7 @@ def selected_rows(
 
 
 def _answered(donors: Sequence[Donor], specs: str) -> str:
-    """The inputs that have an answer in one of these tables, and a spec of one."""
+    """Select the inputs that have an answer in one of these tables, and a spec of one."""
     if not donors:
         return "SELECT '' AS _llm_input_hash, CAST(NULL AS STRING) AS _llm_reused_spec"
     found = "\nUNION ALL ".join(
@@ -117,7 +117,7 @@ def _by_code(code: str, reasons: Sequence[Reason]) -> str:
 
 
 def _origin(target: Target, alias: str = "") -> str:
-    """The key and carried columns."""
+    """Return the key and carried columns."""
     return ", ".join(f"{alias}{quoted(name)}" for name in (*target.key.names, *target.carried.names))
 
 
@@ -134,7 +134,7 @@ def totals(target: Target, selection: Selection, rows: str) -> str:
 
 
 def problems(rows: str) -> str:
-    """The number of rows that cannot be sent, by the code of their problem."""
+    """Select the number of rows that cannot be sent, by the code of their problem."""
     code = "SPLIT(_llm_problem, ':')[SAFE_OFFSET(0)]"
     return f"SELECT {code} AS code, COUNT(*) AS n FROM {rows} WHERE _llm_problem IS NOT NULL GROUP BY 1"
 
@@ -145,13 +145,13 @@ def reasons_of(rows: str) -> str:
 
 
 def doubled_keys(target: Target, rows: str, most: int) -> str:
-    """Some keys that are there more than once."""
+    """Select some keys that are there more than once."""
     key = ", ".join(map(quoted, target.key.names))
     return f"SELECT {key} FROM {rows} GROUP BY {key} HAVING COUNT(*) > 1 LIMIT {most}"
 
 
 def sample_prompts(rows: str, most: int) -> str:
-    """The prompts of the sent rows with the smallest hashes."""
+    """Select the prompts of the sent rows with the smallest hashes."""
     return (
         f"SELECT _llm_prompt AS prompt FROM {rows} WHERE _llm_reason IN ({_SENT})"
         f" QUALIFY ROW_NUMBER() OVER (PARTITION BY _llm_input_hash) = 1 ORDER BY _llm_input_hash LIMIT {most}"
@@ -159,7 +159,7 @@ def sample_prompts(rows: str, most: int) -> str:
 
 
 def unsendable_rows(target: Target, rows: str) -> str:
-    """The rows that have a problem."""
+    """Select the rows that have a problem."""
     return (
         f"SELECT {_origin(target)}, _llm_input_hash, _llm_attempts, _llm_problem FROM {rows}"
         f" WHERE _llm_reason = '{Reason.UNSENDABLE}'"
@@ -176,7 +176,7 @@ def left_out(target: Target, rows: str, theirs: str) -> str:
 
 
 def numbered_rows(target: Target, numbering: Numbering, rows: str) -> str:
-    """The rows that are sent, each with the shard and the number of its request.
+    """Select the rows that are sent, each with the shard and the number of its request.
 
     Requests are numbered by their hashes. Each beginning of a hash is counted, so that it knows its first number.
     """
@@ -215,7 +215,7 @@ def _started(rows: str) -> str:
 
 
 def shards(plan: str) -> str:
-    """The shards of a plan: number, requests, rows and bytes of the prompts."""
+    """Select the shards of a plan: number, requests, rows and bytes of the prompts."""
     return (
         "SELECT _llm_shard AS number, COUNTIF(NOT _llm_shared) AS requests, COUNT(*) AS n_rows,"
         f" SUM(_llm_bytes) AS bytes FROM {plan} WHERE _llm_shard > 0 GROUP BY 1 ORDER BY 1"
@@ -223,7 +223,7 @@ def shards(plan: str) -> str:
 
 
 def requests(plan: str, shard: int) -> str:
-    """The requests of a shard, as the vendor reads them."""
+    """Select the requests of a shard, as the vendor reads them."""
     return f"SELECT _llm_custom_id AS custom_id, _llm_body AS request FROM {plan} WHERE _llm_shard = {shard} AND NOT _llm_shared"
 
 
@@ -231,12 +231,12 @@ def requests(plan: str, shard: int) -> str:
 
 
 def answers_with(answers: str, mark: str) -> str:
-    """The number of answers whose custom_id begins with the mark."""
+    """Select the number of answers whose custom_id begins with the mark."""
     return f"SELECT COUNT(*) AS n FROM {answers} WHERE STARTS_WITH(custom_id, {text_sql(mark)})"
 
 
 def sure_answers(judging: Judging, answers: str | None) -> str:
-    """The answers that are surely good, one for each custom_id, typed as the staged rows are."""
+    """Select the answers that are surely good, one for each custom_id, typed as the staged rows are."""
     judged = judged_sql(judging.output_type, judging.form, answers or _NO_ANSWERS)
     once = "QUALIFY COUNT(*) OVER (PARTITION BY custom_id) = 1"
     sure = f"NOT _llm_unsure AND _llm_outcome = '{Outcome.SUCCEEDED}'"
@@ -256,7 +256,7 @@ _NO_ANSWERS = (
 
 
 def staged_rows(target: Target, judging: Judging, plan: str, sure: str) -> str:
-    """The rows of a shard whose answers are sure, in the shape in which parts are staged."""
+    """Select the rows of a shard whose answers are sure, in the shape in which parts are staged."""
     values = {field.name: _typed(f"J.a{at}", field.type) for at, field in enumerate(target.answer)}
     values |= {name: _literal(value) for name, value in judging.stamp.items()}
     values |= {
@@ -272,7 +272,7 @@ def staged_rows(target: Target, judging: Judging, plan: str, sure: str) -> str:
 
 
 def copied_rows(target: Target, stamp: Mapping[str, object], plan: str) -> str:
-    """The rows that get a copy of an answer, in the shape in which they are staged."""
+    """Select the rows that get a copy of an answer, in the shape in which they are staged."""
     values = {name: _literal(value) for name, value in stamp.items() if name != "_llm_route"}
     values |= dict.fromkeys(("_llm_input_tokens", "_llm_cached_tokens", "_llm_output_tokens"), "0")
     values |= {"_llm_spec_hash": "P._llm_reused_spec", "_llm_cost_usd": "0.0", "_llm_shared": "TRUE"}
@@ -326,13 +326,13 @@ def sums(judging: Judging, plan: str, sure: str) -> str:
 
 
 def labels(target: Target, judging: Judging, plan: str, sure: str, name: str) -> str:
-    """The number of rows by the value of an answer's column."""
+    """Select the number of rows by the value of an answer's column."""
     at = target.answer.get_field_index(name)
     return f"SELECT J.a{at} AS label, COUNT(*) AS n {_joined(judging, plan, sure)} GROUP BY 1"
 
 
 def unsure_rows(target: Target, judging: Judging, plan: str, sure: str) -> str:
-    """The rows of a shard without a sure answer."""
+    """Select the rows of a shard without a sure answer."""
     return (
         f"SELECT {_origin(target, 'P.')}, P._llm_input_hash, P._llm_attempts, P._llm_request, P._llm_shared\n"
         f"FROM {plan} AS P WHERE P._llm_shard = {judging.part.shard}"
@@ -342,7 +342,7 @@ def unsure_rows(target: Target, judging: Judging, plan: str, sure: str) -> str:
 
 
 def unsure_answers(answers: str | None, sure: str) -> str:
-    """The answers that are not sure, as texts."""
+    """Select the answers that are not sure, as texts."""
     return (
         f"SELECT A.custom_id, A.status, A.response FROM {answers or _NO_ANSWERS} AS A"
         f" WHERE NOT EXISTS (SELECT 1 FROM {sure} AS J WHERE J.custom_id = A.custom_id)"
@@ -371,7 +371,7 @@ def _nothing(kind: pa.DataType) -> str:
 
 
 def _kept(column: str, kind: pa.DataType) -> str:
-    """A column of the source as it is staged."""
+    """Return a column of the source as it is staged."""
     if of_arrow(kind) is ColumnKind.JSON:
         return f"IF({column} IS NULL, NULL, TO_JSON_STRING({column}))"
     if of_arrow(kind) is ColumnKind.BINARY:
@@ -380,7 +380,7 @@ def _kept(column: str, kind: pa.DataType) -> str:
 
 
 def _typed(column: str, kind: pa.DataType) -> str:
-    """A column of a judged answer as it is staged."""
+    """Return a column of a judged answer as it is staged."""
     if of_arrow(kind) is ColumnKind.DECIMAL:
         return f"CAST({column} AS {DIALECT.column_type(kind)})"
     return column
@@ -399,7 +399,7 @@ def _dollars(tariffs: Sequence[Tariff], *, cached: bool = True) -> str:
 
 
 def _scale(tariffs: Sequence[Tariff]) -> str:
-    """The whole numbers to a dollar. Prices are for a million tokens."""
+    """Return the whole numbers to a dollar. Prices are for a million tokens."""
     return f"{10 ** (_most_digits(tariffs) + 6)}.0"
 
 

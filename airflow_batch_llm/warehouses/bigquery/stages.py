@@ -44,7 +44,7 @@ from airflow_batch_llm.warehouses.stages import (
 
 _SCHEME = "bq://"
 
-#: BigQuery drops these tables after this time if no run has: what a planner has selected, and what a run still needs.
+#: The times after which BigQuery drops tables that no run has dropped: those of a planner, and those that a run still needs.
 _SELECTED_FOR, _PLANNED_FOR, _ASKED_FOR = dt.timedelta(days=1), dt.timedelta(days=30), dt.timedelta(days=7)
 
 
@@ -107,16 +107,16 @@ class BigQueryStage:
         )
 
     def doubled_keys(self, selection: Selection, most: int) -> pa.RecordBatch:
-        """Some keys that are there more than once."""
+        """Return some keys that are there more than once."""
         return self._batch(sql.doubled_keys(self._target, self._rows(selection).quoted, most))
 
     def sample_prompts(self, selection: Selection, most: int) -> list[str]:
-        """The prompts of the rows with the smallest hashes."""
+        """Return the prompts of the rows with the smallest hashes."""
         found = self._ask(sql.sample_prompts(self._rows(selection).quoted, most))
         return [str(row["prompt"]) for row in found.to_pylist()]
 
     def unsendable_rows(self, selection: Selection) -> pa.RecordBatchReader:
-        """The rows that have a problem."""
+        """Return the rows that have a problem."""
         return self._read(sql.unsendable_rows(self._target, self._rows(selection).quoted))
 
     def plan_table(self, nonce: str) -> str | None:
@@ -166,7 +166,7 @@ class BigQueryStage:
         return int(row["n"])
 
     def keep_answers(self, table: str) -> None:
-        """Give a table an end, if it has none."""
+        """Set a table's expiration, if it has none."""
         found = self.connection.table(named(table))
         if found is None or found.expires is not None:
             return
@@ -216,12 +216,12 @@ class BigQueryStage:
         return {row["label"]: row["n"] for row in found}
 
     def unsure_rows(self, judging: Judging) -> pa.RecordBatchReader:
-        """The rows of the shard whose answers are not among the sure ones."""
+        """Return the rows of the shard whose answers are not among the sure ones."""
         plan = self._plan(judging.nonce).quoted
         return self._read(sql.unsure_rows(self._target, judging, plan, self._sure(judging).quoted))
 
     def unsure_answers(self, judging: Judging) -> pa.RecordBatchReader:
-        """The answers that are not among the sure ones."""
+        """Return the answers that are not among the sure ones."""
         return self._read(sql.unsure_answers(self._answers(judging), self._sure(judging).quoted))
 
     def drop_plan(self, nonce: str, parts: Sequence[Part]) -> None:
@@ -245,7 +245,7 @@ class BigQueryStage:
         return replace(staged, table=f"{staged.table}_sure")
 
     def _answers(self, judging: Judging) -> str | None:
-        """The query for the answers, with the response as text. None: the vendor has written none."""
+        """Return the query for the answers, with the response as text, or None if the vendor has written none."""
         if not judging.answers:
             return None
         name = named(judging.answers)
@@ -274,7 +274,7 @@ class BigQueryStage:
     def _perform(
         self, table: TableName, statement: str, content: str, parameters: Sequence[Any] = ()
     ) -> None:
-        """Run a statement that changes a table, unless one of the same content has and the table is still there."""
+        """Run a statement that changes a table, unless one of the same content ran before and the table still exists."""
         location = self.target_tables.location()
         self.connection.jobs.perform(
             Work(
@@ -338,7 +338,7 @@ class BigQueryStage:
 
 
 def named(uri: str) -> TableName:
-    """The table of a URI."""
+    """Return the table of a URI."""
     project, dataset, table = uri.removeprefix(_SCHEME).rsplit(".", 2)
     return TableName(project=project, dataset=dataset, table=table)
 
@@ -352,17 +352,17 @@ def _with_postponed(found: Mapping[Reason, int], planned: Mapping[Reason, int]) 
 
 
 def source_types(connection: Connection, source: Source) -> dict[str, str]:
-    """The columns of a source with their types in BigQuery, by a dry run, which is free."""
+    """Return the columns of a source with their types in BigQuery, by a dry run, which is free."""
     return existing_types(source_fields(connection, source))
 
 
 def source_schema(connection: Connection, source: Source) -> pa.Schema:
-    """The columns of a source as they would be read."""
+    """Return the columns of a source as they would be read."""
     return read_schema(source_fields(connection, source))
 
 
 def source_fields(connection: Connection, source: Source) -> list[Any]:
-    """The fields of a source's rows."""
+    """Return the fields of a source's rows."""
     from google.cloud.bigquery import QueryJobConfig
 
     config = QueryJobConfig(

@@ -83,12 +83,12 @@ def write_file(rows: pa.RecordBatchReader, path: Path) -> None:
 
 
 def file_schema(schema: pa.Schema) -> pa.Schema:
-    """The schema of the staged file for columns of these names and types."""
+    """Return the schema of the staged file for columns of these names and types."""
     return pa.schema([(staged_name(at), staged_type(field.type)) for at, field in enumerate(schema)])
 
 
 def staged_batch(batch: pa.RecordBatch, schema: pa.Schema, key: frozenset[str]) -> pa.RecordBatch:
-    """A batch in the shape of the staged file: a column that it does not have is NULL."""
+    """Return a batch in the shape of the staged file: a column that it does not have is NULL."""
     plain, file = plain_batch(batch, key, DIALECT), file_schema(schema)
     there = set(batch.schema.names)
     arrays = [
@@ -101,7 +101,7 @@ def staged_batch(batch: pa.RecordBatch, schema: pa.Schema, key: frozenset[str]) 
 
 
 def content_of(path: Path) -> str:
-    """The name of a file's content."""
+    """Return the name of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:32]
 
@@ -151,7 +151,7 @@ class StagingTable:
 
 _ORDINAL = "_llm_ordinal"
 
-#: The limits as positional parameters, for a source that has such.
+#: The limits as positional parameters, for a source that has positional parameters.
 _POSITIONAL = ("?", "?")
 _NAMED = (f"@{LOWEST}", f"@{HIGHEST}")
 
@@ -164,7 +164,7 @@ class KeyLookup:
     target_tables: TargetTables
 
     def of_keys(self, keys: pa.RecordBatch) -> pa.RecordBatch:
-        """For each row of keys, in order: `KNOWN_COLUMNS`."""
+        """Return `KNOWN_COLUMNS` for each row of keys, in order."""
         numbered = keys.append_column(_ORDINAL, pa.array(range(keys.num_rows), pa.int64()))
         name = replace(self.target_tables.staging, table=f"llm_keys_{uuid.uuid4().hex}")
         try:
@@ -245,7 +245,7 @@ class KeyLookup:
 
 
 def limit_parameters(tables: BigQueryTables, limits: tuple[Any, Any], *, named: bool = True) -> list[Any]:
-    """The lowest and the highest partition as query parameters, in the type of the target's column."""
+    """Return the lowest and the highest partition as query parameters, in the type of the target's column."""
     from google.cloud.bigquery import ScalarQueryParameter
 
     kind = tables.partition_type

@@ -1,4 +1,4 @@
-"""The target and the failures table as BigQuery has them: looked at, created, extended, and tried without a trace.
+"""Look up, create, extend and try the target and the failures table in BigQuery. A trial leaves no trace.
 
 Everything that BigQuery would refuse when answers are merged is refused here, before anything is sent: the merge
 itself is compiled by a dry run, which checks rights, types and the partition filter, is free, and leaves nothing.
@@ -58,7 +58,7 @@ _FORBIDDEN_IN_COLUMNS = re.compile(r"[!\"$()*,./;?@\[\\\]^`{}~\x00-\x1f]")
 
 _FORBIDDEN_IN_TABLES = re.compile(r"[\x00-\x1f!-,./:-@\[-^`{-\x7f]")
 
-#: Two tasks that prepare one target at once disturb each other at most this often.
+#: The most retries when several tasks prepare one target at once.
 _ROUNDS = 10
 
 
@@ -75,7 +75,7 @@ class TargetTables:
     """The review table. Default: there is none."""
 
     def look(self) -> BigQueryTables:
-        """Both tables with the columns that are written to them; a table that is missing has no columns."""
+        """Return both tables with the columns that are written to them. A missing table has no columns."""
         return BigQueryTables(
             target=self.target,
             answers=self._columns(self.answers, self.target.answer_columns),
@@ -109,7 +109,7 @@ class TargetTables:
         return str(self._dataset(self.answers).location)
 
     def prepare(self) -> None:
-        """Bring both tables to their shape, or say why that cannot be."""
+        """Create or extend both tables, or raise an error that says why that is not possible."""
         self._refuse_names()
         self._refuse_keys()
         for name in {self.answers.dataset: self.answers, self.staging.dataset: self.staging}.values():
@@ -132,7 +132,7 @@ class TargetTables:
         self._try_staging()
 
     def prepare_reviews(self) -> None:
-        """Bring the review table to its shape, or say why that cannot be. The other two have theirs."""
+        """Create or extend the review table, or raise an error that says why that is not possible. The other two are ready."""
         name = self.reviews()
         self._refuse_names()
         table = self.connection.table(name)
@@ -288,7 +288,7 @@ class TargetTables:
         return [ScalarQueryParameter(name, tables.partition_type, None) for name in (LOWEST, HIGHEST)]
 
     def _try_staging(self) -> None:
-        """Create a table among the staged ones and drop it: no dry run tells whether that is allowed."""
+        """Create a staging table and drop it, because no dry run shows whether that is allowed."""
         from google.api_core.exceptions import ClientError
         from google.cloud.bigquery import SchemaField, Table
 

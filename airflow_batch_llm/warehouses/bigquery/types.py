@@ -41,7 +41,7 @@ _READ_TYPES: dict[str, pa.DataType] = {
 
 
 def existing_types(columns: Iterable[SchemaField]) -> dict[str, str]:
-    """The columns of a table that is there. What no answer can be written to has a type that no dialect knows."""
+    """Return the columns of a table that is there. What no answer can be written to has a type that no dialect knows."""
     return {column.name: _existing_type(column) for column in columns}
 
 
@@ -55,7 +55,7 @@ def _existing_type(column: SchemaField) -> str:
 
 
 def schema_field(field: pa.Field) -> SchemaField:
-    """The column that is created for an Arrow field."""
+    """Return the column that is created for an Arrow field."""
     from google.cloud.bigquery import SchemaField
 
     name = DIALECT.column_type(field.type)
@@ -65,7 +65,7 @@ def schema_field(field: pa.Field) -> SchemaField:
 
 
 def read_schema(columns: Iterable[SchemaField]) -> pa.Schema:
-    """The Arrow schema of a result, known before its first row."""
+    """Return the Arrow schema of a result, known before its first row."""
     return pa.schema([_read_field(column) for column in columns])
 
 
@@ -79,7 +79,7 @@ def _read_field(column: SchemaField) -> pa.Field:
 
 
 def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """A batch as the client library made it, in the types that were announced."""
+    """Return a batch as the client library made it, in the types that were announced."""
     columns = [_cast(batch.column(at), field.type) for at, field in enumerate(schema)]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
@@ -95,7 +95,7 @@ def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def staged_field(field: pa.Field, name: str) -> SchemaField:
-    """The column of a staging table for an Arrow field."""
+    """Return the column of a staging table for an Arrow field."""
     from google.cloud.bigquery import SchemaField
 
     if of_arrow(field.type) is ColumnKind.VECTOR:
@@ -104,7 +104,7 @@ def staged_field(field: pa.Field, name: str) -> SchemaField:
 
 
 def staged_type(kind: pa.DataType) -> pa.DataType:
-    """The Arrow type in which a column is written to the staged file."""
+    """Return the Arrow type in which a column is written to the staged file."""
     if of_arrow(kind) is ColumnKind.VECTOR:
         return pa.list_(pa.float64())
     return _READ_TYPES.get(_staged_name(kind), pa.string())
@@ -117,7 +117,7 @@ def _staged_name(kind: pa.DataType) -> str:
 
 
 def staged_column(column: pa.Array, kind: pa.DataType) -> pa.Array:
-    """A column, as the dialect has it plain, in the type of the staged file."""
+    """Return a column, as the dialect has it plain, in the type of the staged file."""
     if of_arrow(kind) is ColumnKind.BINARY:
         texts = [None if value is None else b64encode(value).decode() for value in column.to_pylist()]
         return pa.array(texts, pa.string())
@@ -125,7 +125,7 @@ def staged_column(column: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def gathered(column: str, kind: pa.DataType, wanted: str) -> str:
-    """The expression that turns a staged column back into what the target holds."""
+    """Return the expression that turns a staged column back into what the target holds."""
     if wanted == "JSON":
         # a number with more digits than a double holds is rounded: it must not stop every other row
         return f"PARSE_JSON({column}, wide_number_mode=>'round')"
@@ -137,7 +137,7 @@ def gathered(column: str, kind: pa.DataType, wanted: str) -> str:
 
 
 def parameter(name: str | None, value: Any) -> Any:
-    """A query parameter whose BigQuery type follows from the Python value."""
+    """Return a query parameter whose BigQuery type follows from the Python value."""
     from google.cloud import bigquery
 
     if isinstance(value, list | tuple):

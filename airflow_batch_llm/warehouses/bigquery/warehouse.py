@@ -78,7 +78,7 @@ class BigQueryWarehouse:
         return Place(database=f"bigquery://{name.project}", table=f"{name.dataset}.{name.table}")
 
     def read(self, source: Source) -> pa.RecordBatchReader:
-        """The rows of a query, or of a table without a query and so without its cost."""
+        """Return the rows of a query, or of a table without a query and so without its cost."""
         if source.table is not None:
             name = self._connection.name(source.table)
             table = self._connection.table(name)
@@ -96,7 +96,7 @@ class BigQueryWarehouse:
         return self._connection.reads.query(query)
 
     def bounds(self, source: Source, column: str) -> pa.Table:
-        """The least and the greatest value of a column, by a query."""
+        """Return the least and the greatest value of a column, by a query."""
         table = self._connection.name(source.table or "").quoted
         return self.read(table_bounds(DIALECT, table, column)).read_all()
 
@@ -123,7 +123,7 @@ class BigQueryWarehouse:
         return self._lookup(target).of_keys(keys)
 
     def read_known(self, source: Source, target: Target) -> pa.RecordBatchReader:
-        """The source's rows joined with the target, both in BigQuery."""
+        """Return the source's rows joined with the target, both in BigQuery."""
         return self._lookup(target).of_source(source)
 
     def load(
@@ -161,7 +161,7 @@ class BigQueryWarehouse:
     def answered(
         self, target: Target, table: str, spec_hash: str, among: Sequence[str] | None
     ) -> pa.RecordBatchReader:
-        """The input hashes that a table has answers to. Each call scans one column of it."""
+        """Return the input hashes that a table has answers to. Each call scans one column of it."""
         one = self._tables(target).donor(table)
         query = Query(
             sql=answered(target, one, spec_hash, among, DIALECT).sql or "",
@@ -216,13 +216,13 @@ class BigQueryWarehouse:
         )
 
     def read_reviews(self, target: Target) -> pa.RecordBatchReader:
-        """The rows that have a reviewer."""
+        """Return the rows that have a reviewer."""
         listed = ", ".join(map(quoted, target.review_columns.names))
         review = self._tables(target).reviews().quoted
         return self.read(Source(sql=f"SELECT {listed} FROM {review} WHERE reviewed_by IS NOT NULL"))
 
     def source_schema(self, source: Source) -> pa.Schema:
-        """The columns of a source, by a dry run, which is free."""
+        """Return the columns of a source, by a dry run, which is free."""
         return source_schema(self._connection, source)
 
     def stage_tables(self, target: Target) -> BigQueryStage:

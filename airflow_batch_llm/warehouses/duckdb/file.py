@@ -1,7 +1,7 @@
-"""One DuckDB file, opened and closed: its owner, its limit of memory, and its errors.
+"""Open and close one DuckDB file, bound its memory, and translate its errors.
 
-The limit of the memory is for what a statement needs. DuckDB keeps the blocks that it has read until the limit is
-reached, so the package makes it drop them from time to time.
+The memory limit is for the work of a statement. DuckDB keeps the blocks that it has read until the limit is reached, so the
+package makes it drop them from time to time.
 """
 
 import logging
@@ -40,9 +40,9 @@ logger = logging.getLogger(__name__)
 #: A definition without this word has no computed column.
 _AS = re.compile(r"\bAS\b", re.IGNORECASE)
 
-#: Each attempt costs CPU time, so the pauses between them grow.
+#: The pauses between attempts grow, because each attempt costs CPU time.
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 1.0
-#: Errors that speak of the statement alone. Others may quote a value.
+#: Errors that only quote the statement. Others may quote a value.
 _ABOUT_THE_SOURCE = ("Catalog", "Binder", "Parser", "Permission")
 _ABOUT_THE_STATEMENT = ("Catalog", "Binder", "Parser", "Permission", "IO", "Dependency")
 
@@ -65,7 +65,7 @@ class DuckDBFile:
         }
 
     def open(self, *, read_only: bool) -> "DuckDBPyConnection":
-        """A connection, as soon as no other process stands in the way."""
+        """Return a connection, as soon as no other process has the file open."""
         duckdb = _driver()
         until = time.monotonic() + self._lock_wait_seconds
         pause, told = _FIRST_PAUSE_SECONDS, ""
@@ -101,7 +101,7 @@ class DuckDBFile:
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
     def work_alone(self, connection: "DuckDBPyConnection") -> None:
-        """Let the calling thread do all the work from now on: it is the condition of `forget`."""
+        """Let the calling thread do all work from now on, which `forget` requires."""
         connection.execute("SET threads = 1")
 
     def forget(self, connection: "DuckDBPyConnection") -> None:
@@ -122,11 +122,11 @@ class DuckDBFile:
             connection.execute("SET memory_limit = $limit", {"limit": self._options["memory_limit"]})
 
     def translated(self) -> Any:
-        """A context in which DuckDB's errors become ours."""
+        """Return a context that translates DuckDB's errors into the package's."""
         return translated((_driver().Error, pa.ArrowException, OSError), self._describe)
 
     def translated_reading(self) -> Any:
-        """A context in which DuckDB's errors become ours, and what is wrong with the source is a `SourceError`."""
+        """Return a context that translates DuckDB's errors into the package's, with a `SourceError` for faults of the source."""
         return translated((_driver().Error, pa.ArrowException, OSError), self._describe_reading)
 
     def _describe_reading(self, error: Exception) -> BatchLLMError:
@@ -158,7 +158,7 @@ def _driver() -> Any:
 
 
 def _holder(message: str) -> str | None:
-    """Return the process that holds the file, by DuckDB's words, or None if the trouble is another."""
+    """Return the process that holds the file, from DuckDB's message, or None for any other error."""
     if found := re.search(r"Conflicting lock is held in (.+?) \(PID (\d+)\)", message):
         return f"process {found[2]} ({found[1]})"
     if "different configuration" in message:
@@ -166,7 +166,7 @@ def _holder(message: str) -> str | None:
     return "another process" if "Could not set lock" in message else None
 
 
-#: Tables with an index. It is taken for one of the key, so that they are merged in the way that suits all.
+#: Tables with an index. It may be on the key, so they are merged in the way that works for all tables.
 _INDEXED = """(
 SELECT database_name AS table_catalog, schema_name AS table_schema, table_name FROM duckdb_indexes() UNION ALL
 SELECT database_name, schema_name, table_name FROM duckdb_constraints()
@@ -206,7 +206,7 @@ def table_of(connection: "DuckDBPyConnection", name: str, *, with_rules: bool = 
 
 
 def columns_of(connection: "DuckDBPyConnection", name: str) -> dict[str, str] | None:
-    """A table's or a view's columns with their types. Returns None if the catalogue has no such relation."""
+    """Return a table's or a view's columns with their types. Returns None if the catalogue has no such relation."""
     found = _catalog(
         connection, "information_schema.columns", "column_name, data_type, ordinal_position", name
     )

@@ -35,7 +35,7 @@ class CsvFile:
     delimiter: str = ","
 
     def schema(self, stream: Any) -> pa.Schema:
-        """The header's columns, in the types of the first rows; none where the file is empty."""
+        """Return the header's columns, in the types of the first rows, or no columns if the file is empty."""
         complaint = ""
         for block in _BLOCKS[1:]:
             stream.seek(0)
@@ -52,7 +52,7 @@ class CsvFile:
         raise SourceError(_said(complaint, []))
 
     def batches(self, stream: Any, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        """The rows in the columns of `schema`; what the file does not have is NULL."""
+        """Yield the rows in the columns of `schema`; what the file does not have is NULL."""
         if not stream.read(1):
             return
         complaint, given = "", 0
@@ -83,7 +83,7 @@ class CsvFile:
             turn.end()
 
     def _readable(self, schema: pa.Schema) -> pa.Schema:
-        """The schema, unless Arrow found in a text what is no UTF-8, and took it for bytes."""
+        """Return the schema, unless Arrow found in a text what is no UTF-8, and took it for bytes."""
         for column in schema:
             if pa.types.is_binary(column.type) and column.name not in self.column_types:
                 raise SourceError(f"column {column.name!r} is not written in UTF-8.")
@@ -203,7 +203,7 @@ class JsonlFile:
     column_types: Mapping[str, pa.DataType] = field(default_factory=dict)
 
     def schema(self, stream: Any) -> pa.Schema:
-        """Every field of any line; none where the file is empty."""
+        """Return every field of any line; none where the file is empty."""
         kinds: dict[str, _Kind] = {}
         for number, line in _lines(stream):
             for name, value in _record(line, number).items():
@@ -214,7 +214,7 @@ class JsonlFile:
         return pa.schema([(name, self.column_types.get(name, _TYPES[kind])) for name, kind in kinds.items()])
 
     def batches(self, stream: Any, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        """The rows in the columns of `schema`; what a line does not have is NULL."""
+        """Yield the rows in the columns of `schema`; what a line does not have is NULL."""
         records: list[dict[str, Any]] = []
         size = 0
         for number, line in _lines(stream):
@@ -228,7 +228,7 @@ class JsonlFile:
 
 
 def _lines(stream: Any) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not blank, and their numbers, from 1."""
+    """Yield the lines that are not blank, and their numbers, from 1."""
     number, rest = 0, b""
     while piece := stream.read(_PIECE):
         *lines, rest = (rest + piece).split(b"\n")
@@ -253,7 +253,7 @@ def _record(line: bytes, number: int) -> dict[str, Any]:
 
 
 def _together(name: str, number: int, before: _Kind, kind: _Kind) -> _Kind:
-    """The kind that holds the values of both."""
+    """Return the kind that holds the values of both."""
     both = {before, kind} - {_Kind.NULL}
     if len(both) == 1:
         return both.pop()
@@ -312,12 +312,12 @@ class ParquetFile:
     column_types: Mapping[str, pa.DataType] = field(default_factory=dict)
 
     def schema(self, stream: Any) -> pa.Schema:
-        """The file's columns."""
+        """Return the file's columns."""
         found = pq.ParquetFile(stream).schema_arrow
         return pa.schema([(column.name, self.column_types.get(column.name, column.type)) for column in found])
 
     def batches(self, stream: Any, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        """The rows in the columns of `schema`; what the file does not have is NULL."""
+        """Yield the rows in the columns of `schema`; what the file does not have is NULL."""
         for batch in parquet_batches(_parquet_file(stream), schema.names):
             yield pa.RecordBatch.from_arrays(
                 [_file_parquet_column(batch, wanted) for wanted in schema], schema=schema

@@ -1,7 +1,7 @@
 """Files as a source: Parquet, CSV and JSON Lines by URI, as one stream of record batches.
 
-All files are looked at before the first row is handed on, so that the schema is one and stays: files that do not fit
-together are refused by name, and no value appears in a message. Memory holds a piece of one file at a time.
+All files are looked at before the first row is returned, so that all rows have one schema. Files that do not fit
+together are refused by name, and no message holds a value. Memory holds a piece of one file at a time.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ FindFileSystem = Callable[[str], "tuple[AbstractFileSystem, str]"]
 def read_files(
     source: FileSource, find: FindFileSystem | None = None, columns: Collection[str] = ()
 ) -> pa.RecordBatchReader:
-    """The rows of all files, in the order of the URIs, with the column `_llm_source_uri` at the end.
+    """Return the rows of all files, in the order of the URIs, with the column `_llm_source_uri` at the end.
 
-    `columns` are the needed ones. Empty: all.
+    `columns` are the needed ones, or empty for all.
     """
     files = _found(source, find)
     schema = _one_schema(files)
@@ -83,7 +83,7 @@ def read_files(
 def read_some_files(
     source: FileSource, names: Sequence[str], schema: pa.Schema, find: FindFileSystem | None = None
 ) -> pa.RecordBatchReader:
-    """The rows of some of the files, by their names, in the schema that `read_files` gives to all of them."""
+    """Return the rows of some of the files, by their names, in the schema that `read_files` gives to all of them."""
     files = {file.uri: file for file in _found(source, find)}
     if missing := [name for name in names if name not in files]:
         raise SourceError(f"{missing[0]}: there is no such file any more. Put it back, or leave it out.")
@@ -92,7 +92,7 @@ def read_some_files(
 
 
 def file_names(source: FileSource, find: FindFileSystem | None = None) -> list[str]:
-    """The names of all files, in the order in which they are read."""
+    """Return the names of all files, in the order in which they are read."""
     return [file.uri for file in _found(source, find)]
 
 
@@ -128,7 +128,7 @@ class _File:
 
 @contextmanager
 def _naming(uri: str) -> Iterator[None]:
-    """Name the file in whatever goes wrong; the driver's own words may quote a value, and are left out."""
+    """Name the file in any error, without the driver's own words, which may quote a value."""
     try:
         yield
         return
@@ -178,7 +178,7 @@ def _reader(name: str, source: FileSource) -> ParquetFile | CsvFile | JsonlFile:
 
 
 def _one_schema(files: Sequence[_File]) -> pa.Schema:
-    """The schema of all files together: every column of any, in a type that holds the values of all."""
+    """Return the schema of all files together: every column of any, in a type that holds the values of all."""
     types: dict[str, pa.DataType] = {}
     first_in: dict[str, str] = {}
     for file in files:

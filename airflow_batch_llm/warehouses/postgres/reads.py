@@ -53,7 +53,7 @@ _NUMERIC = 1700
 
 
 def arrow_schema(description: "Sequence[Column]") -> pa.Schema:
-    """The schema of a result. What has no type in Arrow, a number without a scale among it, is text."""
+    """Return the schema of a result. A type that Arrow lacks, such as a number without a scale, is text."""
     return pa.schema([(column.name, _arrow_type(column)) for column in description])
 
 
@@ -67,14 +67,14 @@ def _arrow_type(column: "Column") -> pa.DataType:
 
 
 def csv_type(type_: pa.DataType) -> pa.DataType:
-    """The type that Arrow reads from COPY's CSV for a column of a result. Bytes are left for psycopg to read."""
+    """Return the type that Arrow reads from COPY's CSV for a column of a result. Bytes are left for psycopg to read."""
     if isinstance(type_, pa.BaseExtensionType):
         return pa.string()
     return pa.binary() if pa.types.is_nested(type_) else type_
 
 
 def read_as_text(cursor: "ServerCursor[Any]", columns: "Sequence[Column]", schema: pa.Schema) -> None:
-    """Let a cursor give the text that the server sends, for every column that is text with us or made of text."""
+    """Let a cursor return the server's text for every column that is text in the package, or made from text."""
     from psycopg.types.string import TextLoader
 
     for column, type_ in zip(columns, schema.types, strict=True):
@@ -84,7 +84,7 @@ def read_as_text(cursor: "ServerCursor[Any]", columns: "Sequence[Column]", schem
 
 
 def copy_rows(batch: pa.RecordBatch) -> memoryview:
-    """A plain record batch as COPY … (FORMAT csv) reads it: texts quoted, NULL an empty field without quotes."""
+    """Return a plain record batch as COPY … (FORMAT csv) reads it: texts quoted, NULL an empty field without quotes."""
     arrays = [_csv_column(column) for column in batch.columns]
     sink = pa.BufferOutputStream()
     csv.write_csv(
@@ -101,7 +101,7 @@ def _csv_column(column: pa.Array) -> pa.Array:
         texts: list[Any] = [None if value is None else "\\x" + value.hex() for value in column.to_pylist()]
         return pa.array(texts, pa.string())
     if kind is ColumnKind.TIMESTAMPTZ:
-        # Our sessions are in UTC, and to write the zone takes Arrow thirty times as long.
+        # The sessions are in UTC, and writing the zone would take Arrow thirty times as long.
         return column.cast(pa.timestamp("us"))
     if kind in (ColumnKind.DECIMAL, ColumnKind.TIME) or pa.types.is_float16(column.type):
         return column.cast(pa.string())
@@ -149,7 +149,7 @@ class PostgresRead:
             failed.pop_all()
 
     def _declared(self, parameters: Any, columns: "Sequence[Column]" = ()) -> "ServerCursor[Any]":
-        """A cursor that has begun the query and reads these columns as they should be."""
+        """Return a cursor that has begun the query and reads these columns as they should be."""
         cursor = self._connection.cursor(name=f"_llm_{uuid4().hex}")
         self._opened.callback(cursor.close)
         read_as_text(cursor, columns, arrow_schema(columns))
@@ -162,7 +162,7 @@ class PostgresRead:
             self._opened.close()
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """All rows, once."""
+        """Yield all rows, once."""
         with self._opened:
             if self._copied:
                 yield from self._by_copy()
@@ -224,7 +224,7 @@ class PostgresRead:
         raise _unreadable(f"The column {field.name} of {self._named(row, batch)} holds")
 
     def _named(self, row: int, batch: pa.RecordBatch) -> str:
-        """The row's key, from columns that were read as text."""
+        """Return the row's key, from columns that were read as text."""
         key = [(name, batch.column(self.schema.get_field_index(name))[row].as_py()) for name in self._key]
         return (
             "the row with " + ", ".join(f"{name}={bytes(value or b'').decode()}" for name, value in key)
@@ -251,7 +251,7 @@ def _unreadable(holding: str) -> SourceError:
 
 
 def _pieces(copy: "Copy", header: bytes) -> Iterator[bytearray]:
-    """The CSV in pieces of whole rows, each under the header.
+    """Yield the CSV in pieces of whole rows, each under the header.
 
     psycopg waits for a row; those that came with it are taken from libpq straight away, in a fraction of the time.
     """

@@ -307,7 +307,7 @@ def _stored(paths: Sequence[Path], schema: pa.Schema) -> Iterator[pa.RecordBatch
 
 
 def _without_parameters(query: str, parameters: Any) -> str:
-    """The query with NULL for each parameter: a view cannot have any."""
+    """Return the query with NULL for each parameter: a view cannot have any."""
     if parameters is None:
         return query
     import sqlglot
