@@ -30,7 +30,7 @@ from airflow_batch_llm.errors import InputError
 _NORMAL = NormalDist()
 #: The share of cases in which a needed number of rows is to be enough.
 _POWER = 0.8
-#: More rows than this are no advice.
+#: More rows than this are not advised.
 _MOST_ROWS = 1_000_000
 
 
@@ -218,7 +218,7 @@ class Evaluation(Settings):
         known = [column.name for column in columns]
         if unknown := sorted(self.expected.keys() - set(known)):
             raise InputError(
-                f"expected names {', '.join(unknown)}, which is no column of the answer. There are {', '.join(known)}."
+                f"expected names {', '.join(unknown)}, which is not a column of the answer. There are {', '.join(known)}."
             )
         return dict(self.expected) or {name: Expected(column=f"{EXPECTED}{name}") for name in known}
 

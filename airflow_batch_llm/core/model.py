@@ -285,7 +285,7 @@ class ResultForm:
     """
 
     parts: str
-    """A list of objects: an answer's text is in those that are no thoughts."""
+    """A list of objects: an answer's text is in those that are not thoughts."""
     text: str
     thought: str
     """In a part: its text, and whether it is a thought."""

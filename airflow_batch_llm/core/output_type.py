@@ -220,7 +220,7 @@ def _single(
 ) -> OutputType:
     if naming.columns is not None:
         raise OutputTypeError(
-            "columns= takes an answer's properties apart, and this output type has none. "
+            "columns= names the columns of an answer's properties, and this output type has none. "
             "Use output_column= to name its column."
         )
     columns = (replace(column, name=naming.output_column or column.name),)

@@ -53,7 +53,7 @@ class Layout:
 
     @classmethod
     def alone(cls, requests: int) -> "Layout":
-        """Return the layout of requests with one prompt each, which is no item of a list."""
+        """Return the layout of requests that are not packed, with one prompt each."""
         return cls(range(requests + 1))
 
     @classmethod

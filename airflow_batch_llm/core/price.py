@@ -242,7 +242,7 @@ def _amount(model: str, name: str, value: object) -> Decimal:
     except ArithmeticError:
         amount = Decimal("NaN")
     if not amount.is_finite() or amount < 0:
-        raise InputError(f"The price of {model} has {name}={value!r}, which is no amount.")
+        raise InputError(f"The price of {model} has {name}={value!r}, which is not an amount.")
     return amount
 
 

@@ -126,12 +126,12 @@ class CompiledPrompt:
         names = ", ".join(missing)
         if _AIRFLOW_NAMES.intersection(missing):
             raise PromptError(
-                f"The prompt uses {names}, which is no column of the source. A prompt is a template over "
+                f"The prompt uses {names}, which is not a column of the source. A prompt is a template over "
                 f"the row, not an Airflow template: pass the value as prompt_params={{'x': '{{{{ {missing[0]} }}}}'}} "
                 "and write {{ params.x }} in the prompt."
             )
         raise PromptError(
-            f"The prompt uses {names}, which is no column of the source. The columns are: {', '.join(there)}."
+            f"The prompt uses {names}, which is not a column of the source. The columns are: {', '.join(there)}."
         )
 
     def render(self, row: Mapping[str, object]) -> str:

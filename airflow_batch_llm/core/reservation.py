@@ -1,12 +1,11 @@
-"""Order the planners on one target, so that no two of them buy the same row.
+"""Order the planners on one target, so that two of them never buy the same row.
 
 Before a planner reads the source, it opens the next numbered ticket of the target. Before it freezes its plan, it waits
-until every earlier ticket is sealed or over, takes out of its rows what the earlier plans buy, and seals its own ticket.
-A ticket is a journal: each record is created once, so either its planner seals it or another planner declares it over,
-never both. A sealed ticket names a whole plan that is stored already, and every later planner freezes that plan before
-it goes on. So a planner that dies or freezes between its seal and its plan leaves no gap.
-
-Leases decide only how long others wait. No row is bought twice, whatever the clocks say.
+until every earlier ticket is sealed or over, takes out of its rows what the earlier plans buy, and seals its own
+ticket. A ticket is a journal, in which each record is created once. So either its planner seals it or another planner
+declares it over, never both. A sealed ticket names a whole plan that is stored already, and every later planner freezes
+that plan before it goes on. So a planner that dies or freezes between its seal and its plan leaves no gap. Leases only
+decide how long others wait. No row is bought twice, even if clocks are wrong.
 """
 
 from collections.abc import Generator, Sequence
@@ -24,13 +23,13 @@ class TicketKind(StrEnum):
     """The kinds of record on a planner's ticket."""
 
     OPENED = "opened"
-    """A planner is at work, and is heard of again before `expires_at`."""
+    """A planner is at work, and writes its next record before `expires_at`."""
     RENEWED = "renewed"
     """The planner is still at work."""
     SEALED = "sealed"
     """The planner's plan is stored as a draft, and counts."""
     OVER = "over"
-    """No plan comes of this ticket: its planner gave it up, or was not heard of in time."""
+    """No plan follows: the planner gave the ticket up, or did not renew it in time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +63,7 @@ class PlannerTicket:
     last: int = 0
     """The number of the last record."""
     holder: TicketEntry | None = None
-    """The planner's last sign of life. None: no planner has opened the ticket."""
+    """The planner's last record. None: no planner has opened the ticket."""
     sealed: TicketEntry | None = None
     is_over: bool = False
 
@@ -98,7 +97,7 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class OpenTicket:
-    """Create the first record of this ticket. Answered by whether it is ours."""
+    """Create the first record of this ticket. Answered by whether this planner created it."""
 
     number: int
 
@@ -112,7 +111,7 @@ class ReadSource:
 class Draft:
     """Take out the rows of all plans frozen so far, and store the plan as a draft.
 
-    Answered by the draft's nonce, or by None if the run has a frozen plan meanwhile.
+    Answered by the draft's nonce, or by None if the run has got a frozen plan meanwhile.
     """
 
 
@@ -152,7 +151,9 @@ class Freeze:
 
 @dataclass(frozen=True, slots=True)
 class Seal:
-    """Seal one's own ticket with a draft. Answered by whether nobody has declared it over."""
+    """Seal the planner's own ticket with a draft. Answered by whether that succeeded: another planner may have declared it
+    over.
+    """
 
     number: int
     draft: str

@@ -407,7 +407,7 @@ class Stage(Settings):
         known = (OWN_ROUTE, *self.routes)
         for name in {name for one in self.escalate for name in (one.to, *one.of)} - set(known):
             raise InputError(
-                f"escalate names {name!r}, which is no route. The routes are {', '.join(known)}."
+                f"escalate names {name!r}, which is not a route. The routes are {', '.join(known)}."
             )
         if self.shape.write_mode is WriteMode.APPEND and any(one.below for one in self.escalate):
             raise InputError(

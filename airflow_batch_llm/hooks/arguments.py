@@ -27,7 +27,7 @@ def one_of(**arguments: object) -> None:
     given = [name for name, value in arguments.items() if value is not None]
     if len(given) != 1:
         names = ", ".join(arguments)
-        raise InputError(f"Exactly one of {names} is wanted, and there is {' and '.join(given) or 'none'}.")
+        raise InputError(f"Exactly one of {names} is needed, and there is {' and '.join(given) or 'none'}.")
 
 
 def choice(name: str, value: str, choices: type[E]) -> E:

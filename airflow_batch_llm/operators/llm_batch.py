@@ -59,9 +59,7 @@ class SubmitLLMBatchOperator(LLMTransformOperator):
     def _check(self) -> None:
         super()._check()
         if self.plan_only:
-            raise InputError(
-                "plan_only is for LLMTransformOperator: of a mere plan nothing can be collected."
-            )
+            raise InputError("plan_only is for LLMTransformOperator: a plan alone has no batches to collect.")
 
     def waiter(self, context: Context) -> None:
         """Return None, because the task that collects may be in another Dag."""

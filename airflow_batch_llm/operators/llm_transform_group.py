@@ -46,7 +46,7 @@ class PlanRunOperator(LLMTransformOperator):
         self.opening = opening
         if self.plan_only:
             raise InputError(
-                "plan_only is for LLMTransformOperator: a group has nothing to do with a mere plan."
+                "plan_only is for LLMTransformOperator: a plan alone leaves the other tasks of a group nothing to do."
             )
         if max_workers < 1:
             raise InputError(f"max_workers is {max_workers}: at least one task has to send the batches.")

@@ -1,8 +1,8 @@
-"""Values that conform to a JSON Schema, made without a model.
+"""Make values that conform to a JSON Schema, without a model.
 
 A schema is compiled once into nested functions from `Draw` to a value. Recursive schemas end because, below a certain
 depth, optional properties are left out, lists stay as short as they may, and the branch without a reference is taken.
-Google's spelling (upper-case types, `nullable`) is understood too.
+It reads Google's spelling (upper-case types, `nullable`), too.
 """
 
 import math
@@ -23,7 +23,7 @@ _MASK = (1 << 64) - 1
 
 
 class Draw:
-    """Deterministic choices: the same seed makes the same ones in every release."""
+    """Makes deterministic choices: the same seed gives the same ones in every release."""
 
     __slots__ = ("_state", "depth")
 
@@ -32,12 +32,12 @@ class Draw:
         self.depth = 0  # levels of nesting around the value that is being made
 
     def below(self, limit: int) -> int:
-        """An integer from 0 up to, not including, the limit."""
+        """Return an integer from 0 up to, not including, the limit."""
         self._state = (self._state * 6364136223846793005 + 1442695040888963407) & _MASK
         return (self._state >> 24) % limit
 
     def share(self) -> float:
-        """A number from 0 up to, not including, 1."""
+        """Return a number from 0 up to, not including, 1."""
         return self.below(1 << 30) / (1 << 30)
 
     def shuffle(self, items: list[object]) -> None:
@@ -67,7 +67,7 @@ _TRIES = 50
 
 
 def matching(pattern: str, draw: Draw, fewest: int = 0, most: int | None = None) -> str:
-    """A string that the pattern finds a match in, with as many characters as are allowed where it can have them."""
+    """Return a string that the pattern finds a match in, with as many characters as are allowed where it can have them."""
     found = ""
     for tries in range(_TRIES):
         more = _MORE + tries if most is None else min(_MORE + tries, max(most, _MORE))
@@ -139,7 +139,7 @@ _EPOCH = datetime(2024, 1, 1, tzinfo=UTC)
 
 
 def formatted(name: str | None) -> Callable[[Draw], str] | None:
-    """The maker of strings in this format; None for a format that is unknown or says nothing about the text."""
+    """Return the maker of strings in this format, or None if the format is unknown or does not restrict the text."""
     return _MAKERS.get(name or "")
 
 
@@ -172,7 +172,7 @@ _NUMERIC = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multi
 
 
 def conforming(schema: Mapping[str, Any], seed: int) -> Any:
-    """A value that the schema accepts; the same for the same seed."""
+    """Return a value that the schema accepts; the same for the same seed."""
     return _compiled(orjson.dumps(schema))(Draw(seed))
 
 
@@ -192,7 +192,7 @@ class _Compiler:
     def maker(self, schema: Any) -> Maker:
         if not isinstance(schema, dict) or not schema:
             return lambda draw: phrase(draw, 2)
-        # A rule that a vendor's schema has no word for is told to the model in the description.
+        # A rule that a vendor's schema cannot express is in the description.
         schema = {**rules_in_words(schema.get("description")), **schema}
         if "$ref" in schema:
             return self._reference(schema)
@@ -353,7 +353,7 @@ def _merged(one: Mapping[str, Any], other: Any) -> dict[str, Any]:
 
 
 def _bounds(schema: Mapping[str, Any], span: float, step: float) -> tuple[float, float]:
-    """The least and the greatest value; `step` is the distance that an exclusive bound asks for."""
+    """Return the least and the greatest value; `step` is the distance that an exclusive bound asks for."""
     lows = [float(schema["minimum"])] if "minimum" in schema else []
     highs = [float(schema["maximum"])] if "maximum" in schema else []
     # Draft 4 wrote a boolean beside the bound; newer drafts write the bound itself.
@@ -404,7 +404,7 @@ def _number(schema: dict[str, Any]) -> Maker:
 
 
 def _decimal(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema of a decimal in the words that JSON Schema has: a step and a greatest value."""
+    """Return the schema of a decimal in the words that JSON Schema has: a step and a greatest value."""
     places = int(schema.get(DECIMAL_PLACES, 2))
     step = Decimal(1).scaleb(-places)
     most = float(Decimal(1).scaleb(int(schema.get(MAX_DIGITS, 12)) - places) - step)

@@ -45,7 +45,7 @@ class ArraySplitter:
         self._empty = True
 
     def feed(self, chunk: bytes) -> Iterator[Element]:
-        """The elements that end in this piece."""
+        """Return the elements that end in this piece."""
         try:
             self._text += self._decoder.decode(chunk)
         except UnicodeDecodeError as error:
@@ -132,7 +132,7 @@ def _one_line(text: str, value: Any) -> bytes:
 
 
 def parse(line: bytes) -> Any:
-    """The value of a JSON line. Escaped lone surrogates, which orjson refuses, become question marks."""
+    """Return the value of a JSON line. Escaped lone surrogates, which orjson refuses, become question marks."""
     try:
         return orjson.loads(line)
     except orjson.JSONDecodeError:
@@ -141,7 +141,7 @@ def parse(line: bytes) -> Any:
 
 
 def lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file that are not blank, without their ends. Lines end at the byte \\n only."""
+    """Return the lines of a file that are not blank, without their ends. Lines end at the byte \\n only."""
     with path.open("rb", buffering=MEGABYTE) as file:
         for line in file:
             if stripped := line.strip():

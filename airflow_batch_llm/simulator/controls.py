@@ -1,8 +1,8 @@
-"""All that the control endpoint can change while the simulator runs: the clock, the knobs, and the faults.
+"""Hold the state that the control endpoint can change: the clock, the knobs, and the faults.
 
 Knobs are one frozen value. A change replaces it whole, so a batch that is being executed sees one setting throughout.
 
-Faults come by counting and never by chance. A call fault strikes the n-th matching call and the next `times - 1`. A batch
+Faults depend on counts and never on chance. A call fault strikes the n-th matching call and the next `times - 1`. A batch
 or row fault is bound to the n-th batch created after it was set (and the next `times - 1`), so that a row that failed once
 can succeed when sent again. A flex fault strikes the n-th request that asks for the flex tier in real time.
 """
@@ -58,14 +58,14 @@ class Clock:
 
 
 def rfc3339(moment: float | None) -> str | None:
-    """The moment with microseconds and a Z, as Anthropic and Google write it."""
+    """Return the moment with microseconds and a Z, as Anthropic and Google write it."""
     if moment is None:
         return None
     return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def unix(moment: float | None) -> int | None:
-    """The moment in whole seconds, as OpenAI writes it."""
+    """Return the moment in whole seconds, as OpenAI writes it."""
     return None if moment is None else int(moment)
 
 
@@ -194,7 +194,7 @@ class Fault(BaseModel):
     times: int | None = Field(default=1, ge=1)
     """None: for ever."""
     effect: Literal["before", "after"] = "before"
-    """It strikes before the call takes effect, or after. For a repeat: the call that gets no answer."""
+    """The fault comes before the call takes effect, or after. For a repeat: the call that gets no answer."""
     status: int = 500
     code: str | None = None
     message: str | None = None
@@ -247,15 +247,15 @@ class FaultBook:
         self._database.delete_faults()
 
     def for_call(self, provider: str, endpoint: str) -> Fault | None:
-        """The first fault that strikes this call; all that match are counted."""
+        """Return the first fault that strikes this call; all that match are counted."""
         return next(iter(self._met(provider, CallFault, endpoint)), None)
 
     def for_flex(self, provider: str) -> Fault | None:
-        """The first fault that strikes this request to the flex tier; all that match are counted."""
+        """Return the first fault that strikes this request to the flex tier; all that match are counted."""
         return next(iter(self._met(provider, FlexFault)), None)
 
     def for_batch(self, provider: str) -> list[Fault]:
-        """The faults that a batch created now carries."""
+        """Return the faults that a batch created now carries."""
         return self._met(provider, BatchFault | RowFault)
 
     def _met(
@@ -298,5 +298,5 @@ class RowFaults:
 
 
 def batch_fault(documents: Iterable[dict[str, Any]], kind: BatchFault) -> Fault | None:
-    """The first fault of this kind among those that a batch carries."""
+    """Return the first fault of this kind among those that a batch carries."""
     return next((Fault.model_validate(document) for document in documents if document["kind"] == kind), None)

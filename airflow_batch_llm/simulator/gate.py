@@ -99,7 +99,7 @@ class AbortableProtocol(HttpToolsProtocol):
 
 
 class Gate:
-    """Guards the endpoints of one vendor."""
+    """Applies key, faults and latency to the endpoints of one vendor."""
 
     def __init__(self, world: World, vendor: Vendor) -> None:
         self._world = world
@@ -158,14 +158,14 @@ class Gate:
             return Response(status_code=499)
 
     async def _late(self, endpoint: Endpoint, request: Request, fault: Fault) -> Response:
-        """The request is here, whole, but takes effect only after a while, whether or not the client still waits."""
+        """Let the whole request take effect only after a while, even if the client no longer waits."""
         with tempfile.SpooledTemporaryFile(max_size=MEGABYTE) as body:
             await _keep(request, body)
             await asyncio.sleep(fault.seconds)
             return await self._handle(endpoint, _again(request, body))
 
     async def _repeated(self, endpoint: Endpoint, request: Request, fault: Fault) -> Response:
-        """The request takes effect twice. The answer is that of the second time, or of the first."""
+        """Let the request take effect twice. The client gets the second answer, or the first."""
         with tempfile.SpooledTemporaryFile(max_size=MEGABYTE) as body:
             await _keep(request, body)
             first = await self._handle(endpoint, _again(request, body))
@@ -190,7 +190,7 @@ async def _keep(request: Request, body: IO[bytes]) -> None:
 
 
 def _again(request: Request, body: IO[bytes]) -> Request:
-    """The same request, whose body is read from what was kept."""
+    """Return the same request, with a body that is read from the kept bytes."""
     body.seek(0)
 
     async def receive() -> dict[str, Any]:
@@ -212,7 +212,7 @@ class _NoAnswer(Response):
 
 
 def _in_its_place(fault: Fault) -> Response:
-    """An answer that no vendor gives."""
+    """Return an answer that no vendor gives."""
     if fault.kind is CallFault.BODY:
         return Response(fault.text, headers={"content-type": fault.content_type})
     headers = {"content-type": fault.content_type, "content-encoding": "gzip"}
@@ -228,7 +228,7 @@ def _compressed(size: int) -> bytes:
 
 
 def _cut(response: Response, request: Request, fault: Fault) -> Response:
-    """The same answer, whose connection breaks after this many bytes or lines."""
+    """Return the same answer, whose connection breaks after this many bytes or lines."""
     if response.status_code != 200:
         return response
     abort = request.scope["extensions"][_ABORT]["abort"]
@@ -259,7 +259,7 @@ async def _whole(response: Response) -> AsyncIterator[bytes]:
 
 
 def _end_of_lines(chunk: bytes, lines: int) -> int:
-    """The position a few bytes into the line after this many; beyond the chunk if it does not hold that many."""
+    """Return the position a few bytes into the line after this many; beyond the chunk if it does not hold that many."""
     position = 0
     for _ in range(lines):
         found = chunk.find(b"\n", position)

@@ -1,4 +1,4 @@
-"""A simulator in a process of its own, from Python.
+"""Run a simulator in its own process, from Python.
 
     with Simulator(batch_seconds=0.2) as simulator:
         client = anthropic.Anthropic(base_url=simulator.url, api_key="any")
@@ -74,7 +74,7 @@ class Simulator:
         return [*command, f"--port={self._port}", "--end-with-stdin"]
 
     def stop(self) -> None:
-        """Ask it to end, and wait."""
+        """Ask the simulator to end, and wait."""
         if self._process is not None:
             self._process.terminate()
             self._reap()
@@ -83,13 +83,13 @@ class Simulator:
             self._scratch = None
 
     def kill(self) -> None:
-        """End it at once, as a crash would."""
+        """Kill the simulator, as a crash would."""
         if self._process is not None:
             self._process.kill()
             self._reap()
 
     def restart(self) -> None:
-        """Kill it and start it again on the same port, with the state that it had."""
+        """Kill the simulator and start it again on the same port, with its state."""
         self.kill()
         self.start()
 
@@ -120,7 +120,7 @@ class Simulator:
         self._process = None
 
     def _announced(self, output: int) -> str:
-        """The URL that the new process prints once it answers."""
+        """Return the URL that the new process prints once it answers."""
         deadline = time.monotonic() + _START_SECONDS
         while self._process is not None and self._process.poll() is None and time.monotonic() < deadline:
             # Read without moving the offset, which the process shares.
@@ -176,7 +176,7 @@ class Simulator:
         return self._call("GET", "/control/ledger")  # type: ignore[no-any-return]
 
     def charges(self, **filters: str) -> Iterator[dict[str, Any]]:
-        """The executed rows: all, or by provider, way, batch, custom_id, content, outcome, or duplicates="true"."""
+        """Return the executed rows: all, or by provider, way, batch, custom_id, content, outcome, or duplicates="true"."""
         url = f"{self.url}/control/ledger/rows?{urllib.parse.urlencode(filters)}"
         request = urllib.request.Request(url, headers=self._headers)  # noqa: S310
         with urllib.request.urlopen(request, timeout=600) as answer:  # noqa: S310

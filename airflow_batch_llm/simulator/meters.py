@@ -1,8 +1,8 @@
-"""Meter the requests of a model as the vendors do: what its limits admit, and what its cache makes cheaper.
+"""Meter the requests of a model as the vendors do: by its limits, and by its cache.
 
 A limit is a bucket that a minute fills. Buckets fill by the virtual clock, so moving it on fills them at once; they
-start full, also after a restart. A request that lacks anything takes nothing. What is known only afterwards, as output
-tokens are, may leave a bucket in debt.
+start full, also after a restart. A request that lacks anything takes nothing. Amounts that are known only afterwards,
+such as output tokens, may leave a bucket in debt.
 
 A cached prefix is found by its text and its length, within a vendor's model, until its lifetime has passed by the
 virtual clock. In a batch a request may miss what is there: a knob gives the share that does not.
@@ -143,14 +143,14 @@ class PrefixCache:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Billing:
-    """Everything that decides what the tokens of an answer are billed as."""
+    """The settings and caches that decide how the tokens of an answer are billed."""
 
     knobs: Knobs
     prefixes: PrefixCache
     now: float
 
     def fixed(self, total: int) -> CacheUse | None:
-        """Return the use that knobs set for every request, within its total. None: the caches decide."""
+        """Return the use that knobs set for every request, within its total, or None if the caches decide."""
         knobs = self.knobs
         if not (knobs.cached_tokens or knobs.cache_write_tokens):
             return None

@@ -1,4 +1,6 @@
-"""One request as a responder sees it, and its answer, free of any vendor's wire format. Both are tuples, as one is made per row.
+"""Define a request as a responder sees it, and its answer, without any vendor's wire format.
+
+Both are tuples, as one is made per row.
 
 The JSON Schemas that vendors refuse for structured output are known here, too. Each check returns the reason, or None for a
 schema that is taken. Vendors check per request, so the results for the few schemas of a run are remembered.
@@ -89,14 +91,14 @@ class Medium(NamedTuple):
 
     @classmethod
     def at(cls, uri: object, schemes: tuple[str, ...], *, is_pdf: bool) -> "Medium":
-        """One with a URI. Raises ValueError if the vendor does not fetch it."""
+        """Return a medium with a URI. Raises ValueError if the vendor does not fetch it."""
         if not isinstance(uri, str) or not uri.startswith(schemes):
             raise ValueError(f"a URI must begin with {' or '.join(schemes)}")
         return cls(uri, is_pdf)
 
     @classmethod
     def within(cls, media_type: object, data: object, types: frozenset[str], most: int) -> "Medium":
-        """One with its bytes in base64. Raises ValueError if the vendor does not take it."""
+        """Return a medium with its bytes in base64. Raises ValueError if the vendor does not take it."""
         if media_type not in types:
             raise ValueError(f"the media type must be one of {', '.join(sorted(types))}")
         if not isinstance(data, str) or len(data) > most:
@@ -109,7 +111,7 @@ class Medium(NamedTuple):
 
     @classmethod
     def of(cls, content: bytes) -> "Medium":
-        """One with its bytes. Raises ValueError if they are no image and no PDF."""
+        """One with its bytes. Raises ValueError if they are not an image or a PDF."""
         found = measured(content)
         if found is None:
             raise ValueError("the file is no image and no PDF")
@@ -145,7 +147,7 @@ class Reply(NamedTuple):
 
 
 def tokens(characters: int) -> int:
-    """The simulator's tokenizer: four characters to a token, at least one."""
+    """Count a text's tokens as the simulator does: four characters to a token, at least one."""
     return max(1, (characters + 3) // 4)
 
 
@@ -239,7 +241,7 @@ def _is_object(part: dict[str, Any]) -> bool:
 
 
 def _parts(schema: Any, level: int) -> Iterator[tuple[dict[str, Any], int]]:
-    """The schema and all schemas in it, each with its depth in objects."""
+    """Return the schema and all schemas in it, each with its depth in objects."""
     if not isinstance(schema, dict):
         return
     yield schema, level

@@ -55,7 +55,7 @@ class MadeUp:
 
 
 def _made_up(request: AskedRequest) -> str:
-    """An answer that depends on what is asked, and not on how: alone or among others, by batch or now."""
+    """Return an answer that depends on what is asked, and not on how: alone or among others, by batch or now."""
     scope = f"{request.provider}\0{request.model}\0{request.system}"
     asked: dict[str, Any] = {"prompt": request.prompt}
     if request.media:
@@ -86,7 +86,7 @@ class UserFunction:
 
 
 def load_responder(settings: SimulatorSettings, knobs: Callable[[], Knobs]) -> Responder:
-    """The responder that the settings name. Raises ValueError if it cannot be loaded."""
+    """Return the responder that the settings name. Raises ValueError if it cannot be loaded."""
     if settings.responder and settings.upstream:
         raise ValueError("--responder and --upstream exclude each other")
     if settings.upstream:
@@ -198,7 +198,7 @@ class Unpacking:
 
 
 def items_of(request: AskedRequest) -> list[AskedRequest] | None:
-    """Return the requests that ask the items of a packed one alone. None: it is not packed."""
+    """Return requests that ask each item of a packed one alone, or None if it is not packed."""
     schema = None if request.schema is None else item_schema(request.schema)
     items = None if schema is None else read_items(request.prompt)
     if items is None or schema is None:
@@ -263,7 +263,7 @@ _TRIES = 50  # for a value that differs from the truth; a constant has none
 
 
 def truth(prompt: str, schema: Mapping[str, Any] | None, find: str | None = None) -> Any:
-    """The right answer to a prompt. `find` is the knob `truth_find`; the value of `confidence` means nothing here."""
+    """Return the right answer to a prompt. `find` is the knob `truth_find`; the value of `confidence` means nothing here."""
     subject = _subject(prompt, find)
     if schema is None:
         return phrase(Draw(_seed(subject)), 3)
@@ -274,7 +274,7 @@ def truth(prompt: str, schema: Mapping[str, Any] | None, find: str | None = None
 
 
 def fallible(request: AskedRequest, knobs: Knobs) -> str:
-    """The text of a model's answer, which is wrong in the model's share of the rows."""
+    """Return the text of a model's answer, which is wrong in the model's share of the rows."""
     subject = _subject(request.prompt, knobs.truth_find)
     draw = Draw(_seed(subject, "wrong", request.model))
     errs = draw.share() < knobs.wrong_share.get(request.model, 0.0)
@@ -291,7 +291,7 @@ def fallible(request: AskedRequest, knobs: Knobs) -> str:
 
 
 def _wrong(right: Any, request: AskedRequest, subject: str) -> Any:
-    """An answer that differs from the right one in every property."""
+    """Return an answer that differs from the right one in every property."""
     wrong = dict(right) if isinstance(right, dict) else right
     for attempt in range(_TRIES):
         other = truth(f"{request.model} {attempt} {subject}", request.schema)
@@ -304,7 +304,7 @@ def _wrong(right: Any, request: AskedRequest, subject: str) -> Any:
 
 
 def _confidence(schema: Mapping[str, Any], sure: float, *, whole: bool) -> float:
-    """A value in the upper half of what the schema admits: models are seldom modest."""
+    """Return a value in the upper half of what the schema admits: models are seldom modest."""
     part = schema["properties"][_CONFIDENCE]
     rules = {**rules_in_words(part.get("description")), **part}
     low, high = float(rules.get("minimum", 0)), float(rules.get("maximum", 100 if whole else 1))
@@ -313,13 +313,13 @@ def _confidence(schema: Mapping[str, Any], sure: float, *, whole: bool) -> float
 
 
 def _subject(prompt: str, find: str | None) -> str:
-    """The part of the prompt that the truth depends on; all of it where nothing is found."""
+    """Return the part of the prompt that the truth depends on; all of it where nothing is found."""
     found = re.search(find, prompt) if find else None
     return found[0] if found else prompt
 
 
 def _parts(schema: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A schema per property, so that a value depends on no other property; None if the answer is no object of them."""
+    """Return a schema per property, so that a value depends on no other property; None if the answer is not an object of them."""
     if not isinstance(schema.get("properties"), dict):
         return None
     rest = {key: value for key, value in schema.items() if key not in ("properties", "required")}

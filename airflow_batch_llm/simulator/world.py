@@ -41,14 +41,14 @@ class FileStore:
         return self.folder / file_id
 
     def find(self, file_id: str) -> StoredFile | None:
-        """The file, unless it was deleted or has expired."""
+        """Return the file, unless it was deleted or has expired."""
         file = self.database.file(file_id)
         if file is None or (file.expires_at is not None and file.expires_at <= self.clock.now()):
             return None
         return file
 
     def kept(self, purposes: Callable[[str], bool]) -> list[StoredFile]:
-        """The files that are kept for some purposes, oldest first."""
+        """Return the files that are kept for some purposes, oldest first."""
         return [file for file in self.database.files() if purposes(file.purpose) and self.find(file.id)]
 
     def delete(self, file_id: str) -> None:
@@ -113,7 +113,7 @@ class World:
         return folder
 
     def scratch(self) -> Path:
-        """A name for a file that is being received."""
+        """Return a name for a file that is being received."""
         folder = self.settings.data_dir / "incoming"
         folder.mkdir(parents=True, exist_ok=True)
         return folder / secrets.token_hex(8)

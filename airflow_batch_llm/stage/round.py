@@ -209,9 +209,7 @@ class Round:
         try:
             self._collector.keep_results(batch_id)
         except ProviderError as error:
-            self.parts.warn(
-                f"The answers of batch {batch_id}, created by mishap, cannot serve: {error.in_full}"
-            )
+            self.parts.warn(f"The answers of the spare batch {batch_id} cannot be used: {error.in_full}")
 
     def _give_up_batches(self, but: Collection[str] = ()) -> None:
         """Cancel the batches whose open rows are to take another route before the time is over.

@@ -157,7 +157,7 @@ def test_an_unknown_answer_column_is_refused_and_by_default_all_are_compared() -
         "topic": "expected_topic",
         "urgent": "expected_urgent",
     }
-    with pytest.raises(InputError, match="expected names label, which is no column of the answer"):
+    with pytest.raises(InputError, match="expected names label, which is not a column of the answer"):
         Evaluation(expected={"label": "x"}).measured(columns)  # type: ignore[dict-item]
 
 

@@ -556,7 +556,7 @@ def test_the_hash_of_a_row_covers_bytes_uri_or_etag() -> None:
         ),
         (PDF, "attachment_pages", "has 2 pages, with those of the row's other PDFs, and the model takes 1"),
         (b"GIF89a\1\0\1\0", "attachment_type", "is image/gif; the model takes application/pdf, image/png"),
-        (b"", "attachment_type", "is no image and no PDF of a known kind"),
+        (b"", "attachment_type", "is not an image or a PDF of a known kind"),
     ],
 )
 def test_what_does_not_fit_says_why(data: bytes, code: str | None, said: str) -> None:

@@ -165,11 +165,11 @@ def test_a_row_never_goes_back_to_a_route_also_when_the_time_is_nearly_over(open
 
 
 REFUSED: Mapping[str, tuple[dict[str, Any], type[BatchLLMError], str]] = {
-    "no route": ({"escalate": [{"to": "stronk", "on": ["invalid"]}]}, InputError, "'stronk', which is no route"),
+    "no route": ({"escalate": [{"to": "stronk", "on": ["invalid"]}]}, InputError, "'stronk', which is not a route"),
     "nothing": ({"escalate": [{"to": "strong"}]}, InputError, "never happens"),
     "itself": ({"escalate": [{"to": "strong", "of": "strong", "on": "invalid"}]}, InputError, "one of its own rows"),
     "a good answer": ({"escalate": [{"to": "strong", "on": "succeeded"}]}, InputError, "holds succeeded"),
-    "no column": ({"escalate": [{"to": "strong", "below": {"sure": 1}}]}, InputError, "'sure', which is no number"),
+    "no column": ({"escalate": [{"to": "strong", "below": {"sure": 1}}]}, InputError, "'sure', which is not a number"),
     "no number": ({"escalate": [{"to": "strong", "below": {"label": 1}}]}, InputError, "Its numbers are confidence"),
     "append": (
         {"escalate": [{"to": "strong", "below": {"confidence": 1}}], "write_mode": "append"},

@@ -331,7 +331,7 @@ _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
 def limits_of(headers: Mapping[str, str]) -> list[RateLimit]:
-    """Return the limits that the headers of an answer state. A header that is no number states none."""
+    """Return the limits that the headers of an answer state. A header that is not a number states none."""
     found = []
     for kind in _LIMITS:
         names = (f"x-ratelimit-{name}-{kind}" for name in ("limit", "remaining", "reset"))

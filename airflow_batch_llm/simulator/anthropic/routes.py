@@ -1,6 +1,7 @@
-"""Anthropic's Message Batches over HTTP.
+"""Serve Anthropic's Message Batches over HTTP.
 
-A creation's body is split while it arrives; only what the vendor checks at once (the custom_ids) is checked here.
+A creation's body is split while it arrives. Only the custom_ids are checked here, because the vendor checks only these at
+once.
 """
 
 import math
@@ -174,7 +175,7 @@ class Anthropic:
         return JSONResponse(_file(self._world.files.keep(path, file)))
 
     async def list_files(self, request: Request) -> Response:
-        """The pages go from the oldest file to the newest: the vendor promises no order."""
+        """List files from the oldest to the newest. The vendor promises no order."""
         limit, page = _limit(request.query_params.get("limit")), request.query_params.get("page", "page_0")
         first = int(page.removeprefix("page_"))
         files = self._world.files.kept(lambda purpose: purpose == ANTHROPIC_FILE)
@@ -357,7 +358,7 @@ class AnthropicRealTime:
         }
 
     def needs(self, request: AskedRequest) -> Mapping[str, int]:
-        """Input that a cache held does not count. Output counts once it is made, but some must be left."""
+        """Return the needed amounts. Input from a cache does not count. Output counts once it is made, but some must be left."""
         uncached = max(0, request.input_tokens - self._world.knobs.cached_tokens)
         return {"requests": 1, "input-tokens": uncached, "output-tokens": 0}
 
@@ -398,7 +399,7 @@ def _with_sum(standings: Sequence[LimitStanding]) -> list[LimitStanding]:
 
 
 def version_of(call: Request) -> str:
-    """The API version that a call names. Raises the vendor's refusal if it names none."""
+    """Return the API version that a call names. Raises the vendor's refusal if it names none."""
     version = call.headers.get("anthropic-version")
     if version not in VERSIONS:
         raise Refusal(400, None, "anthropic-version: header is required and must be a known version")

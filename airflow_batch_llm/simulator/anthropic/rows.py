@@ -1,6 +1,6 @@
-"""Anthropic's rows: what the Messages API makes of one request's parameters.
+"""Answer Anthropic's rows as the Messages API answers one request's parameters.
 
-Nothing in `params` is looked at when a batch is created; a bad row becomes an errored result and never hurts others.
+`params` is not checked when a batch is created. A bad row becomes an errored result, and does not affect others.
 """
 
 from typing import Any
@@ -168,7 +168,7 @@ _MOST_IMAGE, _MOST_PDF = 5 << 20, 32_000_000
 
 
 def _media(params: dict[str, Any], find: FindMedium) -> tuple[Medium, ...]:
-    """The images and documents of all messages. Raises ValueError for what the Messages API refuses."""
+    """Return the images and documents of all messages. Raises ValueError for what the Messages API refuses."""
     blocks = [
         block
         for part in params["messages"]
@@ -224,7 +224,7 @@ def as_request(
 
 
 def _wanted(params: dict[str, Any]) -> tuple[str | None, dict[str, Any] | None]:
-    """The forced tool and the schema of the answer."""
+    """Return the forced tool and the schema of the answer."""
     choice = params.get("tool_choice")
     if choice and choice.get("type") in ("tool", "any"):
         tools = params.get("tools") or ()
@@ -251,7 +251,10 @@ _LIFETIMES = {"5m": 300.0, "1h": 3600.0}
 
 
 def _cache_use(request: AskedRequest, billing: Billing) -> CacheUse:
-    """A prefix is cached up to its last mark, whole or not at all. A short one is not, and nothing says so."""
+    """Return the tokens that the cache serves.
+
+    A prefix is cached up to its last mark, unless it is short. The answer does not show which.
+    """
     prefix, lifetime = _marked(request.body)
     least = next(least for name, least in _LEAST_CACHED if request.model.startswith(name))
     length = tokens(len(prefix))
@@ -262,7 +265,9 @@ def _cache_use(request: AskedRequest, billing: Billing) -> CacheUse:
 
 
 def _marked(params: dict[str, Any]) -> tuple[str, str]:
-    """The text up to the last block with a mark, and the lifetime that the mark asks for. Both empty: there is none."""
+    """Return the text up to the last block with a mark, and the lifetime that the mark asks for. Both are empty if there
+    is none.
+    """
     text, prefix, lifetime = "", "", ""
     contents = (params.get("system"), *(part["content"] for part in params["messages"]))
     if not any(isinstance(content, list) for content in contents):

@@ -1,4 +1,4 @@
-"""OpenAI's rows: what is wrong with a request, and what an endpoint makes of it."""
+"""Check OpenAI's rows, and answer them as an endpoint does."""
 
 from collections import Counter
 from contextlib import suppress
@@ -48,7 +48,7 @@ class Checked:
 
 
 def check_file(path: Path, endpoint: str) -> Checked:
-    """Raises `BadInput` at the first thing that is wrong."""
+    """Check a file. Raises `BadInput` at the first fault."""
     if path.stat().st_size > _MOST_BYTES:
         raise BadInput("invalid_request", f"The batch input file is larger than the {_MOST_BYTES} maximum.")
     seen: set[str] = set()
@@ -176,7 +176,7 @@ class OpenAIRows:
 
 
 def error_body(error: RowError, kind: str | None = None) -> dict[str, Any]:
-    """The body of an error. `kind` is its type where that does not follow from the status and the code."""
+    """Return the body of an error. `kind` is its type where that does not follow from the status and the code."""
     code = error.code or _CODES.get(error.status)
     usual = (
         code if error.status == 429 else "server_error" if error.status >= 500 else "invalid_request_error"
@@ -225,7 +225,7 @@ def _json_wanted(body: dict[str, Any]) -> bool:
 
 
 def _forced_tool(body: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    """The function that the model must call, with the schema of its arguments."""
+    """Return the function that the model must call, with the schema of its arguments."""
     choice = body.get("tool_choice")
     tools = [tool.get("function", tool) for tool in body.get("tools") or ()]
     if not choice or choice in ("auto", "none") or not tools:
@@ -243,7 +243,7 @@ _MOST_DATA = 70_000_000
 
 
 def _media(endpoint: str, body: dict[str, Any], find: FindMedium) -> tuple[Medium, ...]:
-    """The images and PDFs of all messages. Raises ValueError for parts that the endpoint does not take."""
+    """Return the images and PDFs of all messages. Raises ValueError for parts that the endpoint does not take."""
     found = []
     messages = body.get("messages") or body.get("input") or ()
     for message in messages if isinstance(messages, list) and endpoint in _PARTS else ():

@@ -166,7 +166,7 @@ class JsonApiTables:
             raise StorageError(code, f"BigQuery did not take the rows: {told.get('message')}")
 
     def _check_location(self, name: "_TableName", location: str) -> None:
-        """A job reads and writes in its own region. Nothing is known about one at `global`."""
+        """Refuse a dataset outside of the job's region, unless the job is at `global`."""
         dataset = self._json(
             "GET", name.path.partition("/tables/")[0], f"{TABLE}{name.project}.{name.dataset}"
         )
@@ -250,7 +250,7 @@ def _is_copied(field: Field) -> bool:
 
 
 def _value(field: Field, text: Any) -> Any:
-    """A cell as the REST API writes it, in JSON's own types."""
+    """Return a cell as the REST API writes it, in JSON's own types."""
     if text is None:
         return None
     match field["type"]:

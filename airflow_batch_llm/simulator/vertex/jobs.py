@@ -176,7 +176,7 @@ def is_claude(model: str) -> bool:
 
 
 def _places(body: Mapping[str, Any]) -> tuple[list[str], str]:
-    """The URIs that are read, and the one below which is written."""
+    """Return the URIs that are read, and the one below which is written."""
     source = body.get("inputConfig") or {}
     target = body.get("outputConfig") or {}
     if "bigquerySource" in source and "bigqueryDestination" in target:
@@ -286,7 +286,7 @@ def job_state(batch: Batch) -> str:
 
 
 def job_wire(batch: Batch) -> dict[str, Any]:
-    """The job as the API shows it: 64-bit integers are strings, absent fields are left out."""
+    """Return the job as the API shows it: 64-bit integers are strings, absent fields are left out."""
     facts = batch.facts
     place = f"projects/{facts['project']}/locations/{facts['location']}"
     update = facts.get("ended_at") or facts.get("canceling_at") or facts.get("running_at") or batch.created_at

@@ -172,7 +172,7 @@ class Vertex:
 
 
 def _parent(request: Request) -> tuple[str, str]:
-    """The project's number and the location."""
+    """Return the project's number and the location."""
     project = request.path_params["project"]
     if not project.isdigit():
         digest = blake2b(project.encode(), digest_size=5).digest()
@@ -281,7 +281,7 @@ class FilterError(ValueError):
 
 
 def compile_filter(text: str) -> Test:
-    """A test of jobs in their wire form."""
+    """Return a test of jobs in their wire form."""
     if not text.strip():
         return lambda _: True
     parser = _Parser(text)

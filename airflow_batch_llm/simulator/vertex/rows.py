@@ -139,7 +139,7 @@ def _status(error: RowError) -> str:
 
 
 def _either(body: dict[str, Any], name: str) -> Any:
-    """A field under its JSON name or its proto name."""
+    """Return a field under its JSON name or its proto name."""
     if name in body:
         return body[name]
     return body.get("".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name))
@@ -178,7 +178,7 @@ _MOST_DATA = 10_000_000
 
 
 def _media(contents: list[dict[str, Any]]) -> tuple[Medium, ...]:
-    """The images and PDFs of all contents. Raises ValueError for what Gemini refuses."""
+    """Return the images and PDFs of all contents. Raises ValueError for what Gemini refuses."""
     found = []
     for content in contents:
         for part in content["parts"] if isinstance(content["parts"], list) else [content["parts"]]:
@@ -221,7 +221,7 @@ def as_request(model: str, body: dict[str, Any], custom_id: str, digest: bytes) 
 
 
 def _wanted(body: dict[str, Any], config: dict[str, Any]) -> tuple[str | None, dict[str, Any] | None]:
-    """The forced function and the schema of the answer."""
+    """Return the forced function and the schema of the answer."""
     calling = _either(_either(body, "toolConfig") or {}, "functionCallingConfig") or {}
     if calling.get("mode") == "ANY":
         for tool in body.get("tools") or ():
@@ -255,7 +255,7 @@ def _cache_use(request: AskedRequest, billing: Billing) -> CacheUse:
 
 
 def response_of(request: AskedRequest, answer: Reply, usage: BilledUsage) -> dict[str, Any]:
-    """The GenerateContentResponse."""
+    """Return the GenerateContentResponse."""
     counts = {
         "promptTokenCount": usage.input,
         "candidatesTokenCount": usage.output - usage.reasoning,

@@ -253,7 +253,7 @@ class Attaching:
     def _checked(self, data: bytes | mmap) -> Attachment:
         found = measured(data)
         if found is None:
-            raise Unattachable("attachment_type", "is no image and no PDF of a known kind")
+            raise Unattachable("attachment_type", "is not an image or a PDF of a known kind")
         if found.media_type not in self.rules.inline:
             raise _no_such_type(found.media_type, self.rules)
         _check_size(len(data), self._most_of(found.media_type), found.media_type)

@@ -42,7 +42,7 @@ def carried_schema(schema: pa.Schema, names: Sequence[str]) -> pa.Schema:
 
 
 def key_schema(schema: pa.Schema, names: Sequence[str]) -> pa.Schema:
-    """The carried types of a key's columns. Raises `SourceError` for a column that is no key."""
+    """The carried types of a key's columns. Raises `SourceError` for a column that cannot be a key."""
     for name in names:
         type_ = schema.field(name).type
         reason = _NO_KEYS.get(of_arrow(type_))

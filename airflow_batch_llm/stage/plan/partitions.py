@@ -52,7 +52,7 @@ _BOUNDS: Mapping[ColumnKind, Callable[[Any], Value]] = {
 
 
 def _finite(number: Decimal) -> Decimal:
-    """Raise `ValueError` for what is no number, which PostgreSQL has in a NUMERIC."""
+    """Raise `ValueError` for NaN and infinity, which PostgreSQL's NUMERIC can hold."""
     if number.is_finite():
         return number
     raise ValueError("not finite")

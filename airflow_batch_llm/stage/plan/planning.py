@@ -218,7 +218,7 @@ def _check_rules(resolved: Resolved, stage: Stage) -> None:
         for name in rule.below:
             if name not in numbers:
                 raise InputError(
-                    f"escalate: below names {name!r}, which is no number of the answer. Its numbers are"
+                    f"escalate: below names {name!r}, which is not a number of the answer. Its numbers are"
                     f" {', '.join(numbers) or 'none'}."
                 )
     for route in resolved.routes:

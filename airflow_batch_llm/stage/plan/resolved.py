@@ -41,7 +41,7 @@ class Chooser:
     function: RouteFunction | None = None
 
     def routes(self, batch: pa.RecordBatch) -> pa.Array:
-        """Return the number of each row's route. Raises `InputError` for a name that is no route."""
+        """Return the number of each row's route. Raises `InputError` for a name that is not a route."""
         if self.column is None and self.function is None:
             return int64_array([0] * batch.num_rows)
         found = pc.index_in(self._chosen(batch), string_array(self.names[1:]), skip_nulls=True)

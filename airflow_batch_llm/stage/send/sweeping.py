@@ -358,7 +358,7 @@ class Sweeper:
             self.parts.provider.cancel(batch_id)
         except ProviderError as error:
             self.parts.warn(
-                f"Batch {batch_id}, which nobody waits for, could not be cancelled: {error.in_full}"
+                f"Batch {batch_id}, for which no run waits, could not be cancelled: {error.in_full}"
             )
             return False
         return True

@@ -166,7 +166,7 @@ def _float(value: str, shown: str) -> str:
     return f"(SELECT {shown} FROM ({taken}))"
 
 
-#: The names of what is no number, and the number without an exponent.
+#: The names of NaN and the infinities, and a number without an exponent.
 _NO_NUMBER = "WHEN IS_NAN(v) THEN 'NaN' WHEN IS_INF(v) THEN IF(v > 0, 'Infinity', '-Infinity')"
 _WHOLE = "CONCAT(m, d, REPEAT('0', GREATEST(0, e + 1 - LENGTH(d))))"
 _FRACTION = (

@@ -22,7 +22,7 @@ def is_pattern(path: str) -> bool:
 
 
 def matching(system: Any, path: str) -> dict[str, Mapping[str, Any]]:
-    """Return the details of the files that a path names, by their paths. A path that is no pattern may name a folder.
+    """Return the details of the files that a path names, by their paths. A path that is not a pattern may name a folder.
 
     If there is a file of exactly this name, that is what is named: `report[1].csv` is itself, and not `report1.csv`.
     A folder that cannot be listed raises, since its files would be missing without a word.
