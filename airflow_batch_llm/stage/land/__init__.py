@@ -1,1 +1,1 @@
-"""Land: from an ended batch to rows in the target, a next round, and the report."""
+"""Land: turn ended batches into rows of the target, a next round, and the report."""

@@ -1,1 +1,1 @@
-"""Plan: from the source's rows to shards in the run folder and one frozen plan."""
+"""Plan: turn the source's rows into shards in the run folder and one frozen plan."""

@@ -1,7 +1,7 @@
-"""Attach images and PDFs to the prompts of rows: read what the vendor does not, and refuse what no request can carry.
+"""Attach images and PDFs to the prompts of rows: read those that the vendor does not, and refuse those that no request can carry.
 
-The worker reads objects of a bucket with its own rights, and nothing else: a row could name any address of the network, or
-a file of the worker. So it never fetches an http(s) URI, and the vendor does. No message holds a URI or bytes.
+The worker reads only objects of a bucket, with its own rights: a row could name any address of the network, or a file
+of the worker. So the vendor fetches http(s) URIs, and the worker never does. No message holds a URI or bytes.
 """
 
 import os
@@ -40,7 +40,7 @@ from airflow_batch_llm.stage.plan.shard_files import prompt_blocks
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.store.remote import KINDS
 
-#: Objects that are read at once, which are in memory together, and objects whose size and etag are asked at once.
+#: The objects that are read in parallel, which are in memory together, and the objects whose size and etag are asked in parallel.
 ATTACHED_AT_ONCE = 8
 _LOOKED_AT_ONCE = 32
 
@@ -66,13 +66,13 @@ class _Facts(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aside:
-    """Keeps the attachments that may be uploaded as files of this machine, each once, by the hash of its bytes."""
+    """Keeps attachments that may be uploaded in files on this machine, each once, by the hash of its bytes."""
 
     folder: Path
     least: int
     """The bytes from which an attachment is kept."""
     is_sure: bool
-    """All that are kept are uploaded. False: those that a request cannot carry, or that several rows share."""
+    """All kept attachments are uploaded. False: only those that a request cannot carry, or that several rows share."""
 
     def name(self) -> Path:
         """Return a free name for a file that is about to be kept."""
@@ -92,7 +92,7 @@ class Aside:
         return self.folder / name
 
     def is_shared(self, name: str) -> bool:
-        """Tell if several rows have this attachment."""
+        """Return whether several rows have this attachment."""
         return self._shared(name).exists()
 
     def _shared(self, name: str) -> Path:
@@ -108,13 +108,13 @@ class Aside:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attaching:
-    """Knows the attachments of one source. `rules` are those that every route keeps."""
+    """Reads the attachments of one source. `rules` hold for every route."""
 
     columns: Sequence[str]
     rules: AttachmentRules
     find: Callable[[str], tuple[Any, str]]
     aside: Aside | None = None
-    """Keeps what may be uploaded. None: nothing is."""
+    """Keeps attachments that may be uploaded. None: nothing is uploaded."""
     at_once: tuple[int, RunFolder] | None = None
     """The size of a prompt at most, and the run folder, for a task that reads a part of the source: it decides row by row
     what is uploaded, because no one has the files later. Default: the planner decides when it has seen all rows."""
@@ -144,7 +144,7 @@ class Attaching:
                 )
 
     def of(self, batch: pa.RecordBatch) -> "BatchAttachments":
-        """Look at the attachments of all rows of a batch."""
+        """Read the attachments of all rows of a batch."""
         uris = {
             uri
             for name in self.columns
@@ -178,7 +178,7 @@ class Attaching:
         return self._systems[scheme]
 
     def by_uri(self, uri: str, facts: _Facts | Unattachable | None) -> Attachment:
-        """Return the attachment that a URI names: as it is if the vendor reads it, with its bytes if not."""
+        """Return the attachment that a URI names: only the URI if the vendor reads it, and the bytes if not."""
         scheme = _scheme(uri)
         if isinstance(facts, Unattachable):
             raise facts.with_traceback(None)
@@ -214,7 +214,7 @@ class Attaching:
         return max(self.rules.inline[media_type], uploaded)
 
     def _aside(self, size: int) -> Aside | None:
-        """Return what keeps an attachment of this size. None: it goes with its request."""
+        """Return the `Aside` that keeps an attachment of this size, or None if it is sent within its request."""
         return self.aside if self.aside is not None and size >= self.aside.least else None
 
     def _unreadable(self, scheme: str, media_type: str) -> Unattachable:
@@ -284,7 +284,9 @@ class Attaching:
     def settled(
         self, prompts: Iterable[pa.BinaryArray], room: int, run: RunFolder | None
     ) -> Iterator[pa.BinaryArray]:
-        """Yield the prompts as they are planned: with the bytes of what is not uploaded. The rest goes into the run folder.
+        """Yield the prompts as they are planned, with the bytes of attachments that are not uploaded.
+
+        The others go into the run folder.
 
         `room` is the size of a prompt at most.
         """
@@ -358,7 +360,7 @@ class BatchAttachments:
 
 
 def _asked(ask: Callable[[], Any]) -> Any:
-    """Ask the storage about an object. An outage ends the plan. What the object lacks costs its row only."""
+    """Ask the storage about an object. An outage ends the plan. A fault of the object only fails its row."""
     try:
         return ask()
     except FileNotFoundError:
@@ -420,9 +422,9 @@ def attaching_of(
     scratch: Path | None = None,
     at_once: tuple[int, RunFolder] | None = None,
 ) -> Attaching | None:
-    """Return what attaches to the prompts, by rules that all routes keep. None: the stage attaches nothing.
+    """Return the reader of a stage's attachments, with rules that hold for all routes, or None if it has none.
 
-    What may be uploaded is kept in the folder `scratch`. Without one, all goes with the requests.
+    Attachments that may be uploaded are kept in the folder `scratch`. Without one, all are sent within the requests.
     """
     routes = [route.attachments for route in resolved.routes if route.attachments is not None]
     if not routes:

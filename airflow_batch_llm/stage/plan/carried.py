@@ -1,7 +1,7 @@
-"""Key and carried columns between the source and the target, so that what comes out of a file is what went in.
+"""Convert key and carried columns between the source, the files of a run and the target, without a change of value.
 
-A carried type is the one in which the target's tables take a column: each column has it from planning to landing. A
-stored type is what a column is in the files of a run. Parquet and the embedded database give stored types back bit
+A carried type is the one in which the target's tables take a column. Each column has it from planning to landing. A
+stored type is that of the column in the files of a run. Parquet and the embedded database give stored types back bit
 for bit, which they do not do for UUIDs, times, decimals and intervals.
 """
 
@@ -37,12 +37,12 @@ _NO_KEYS = {
 
 
 def carried_schema(schema: pa.Schema, names: Sequence[str]) -> pa.Schema:
-    """The carried types of these columns of a source."""
+    """Return the carried types of these columns of a source."""
     return pa.schema([(name, _carried_type(schema.field(name).type)) for name in names])
 
 
 def key_schema(schema: pa.Schema, names: Sequence[str]) -> pa.Schema:
-    """The carried types of a key's columns. Raises `SourceError` for a column that cannot be a key."""
+    """Return the carried types of a key's columns. Raises `SourceError` for a column that cannot be a key."""
     for name in names:
         type_ = schema.field(name).type
         reason = _NO_KEYS.get(of_arrow(type_))
@@ -57,7 +57,7 @@ def key_schema(schema: pa.Schema, names: Sequence[str]) -> pa.Schema:
 
 
 def carried(array: pa.Array, type_: pa.DataType) -> pa.Array:
-    """A source's column in its carried type. Instants finer than a microsecond are cut, as tables cut them."""
+    """Return a source's column in its carried type. Instants finer than a microsecond are cut, as tables cut them."""
     if array.type == type_:
         return array
     if isinstance(array, pa.DictionaryArray):
@@ -73,12 +73,12 @@ def carried(array: pa.Array, type_: pa.DataType) -> pa.Array:
 
 
 def stored_schema(schema: pa.Schema) -> pa.Schema:
-    """The stored types of carried columns."""
+    """Return the stored types of carried columns."""
     return pa.schema([(field.name, _stored_type(field.type)) for field in schema])
 
 
 def stored(array: pa.Array) -> pa.Array:
-    """A carried column in its stored type."""
+    """Return a carried column in its stored type."""
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
     type_ = array.type
@@ -88,7 +88,7 @@ def stored(array: pa.Array) -> pa.Array:
 
 
 def stored_rows(rows: pa.RecordBatch, origin: pa.Schema, schema: pa.Schema) -> pa.RecordBatch:
-    """Rows in this schema: the columns of `origin`, which come in the source's types, in their stored types."""
+    """Return rows in this schema. The columns of `origin` come in the source's types, and get their stored types."""
     columns = [
         stored(carried(rows.column(name), origin.field(name).type))
         if name in origin.names
@@ -99,7 +99,7 @@ def stored_rows(rows: pa.RecordBatch, origin: pa.Schema, schema: pa.Schema) -> p
 
 
 def restored(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """The carried columns of stored rows."""
+    """Return the carried columns of stored rows."""
     return pa.RecordBatch.from_arrays(
         [_restored(batch.column(field.name), field.type) for field in schema], schema=schema
     )
@@ -148,7 +148,7 @@ def _restored(array: pa.Array, type_: pa.DataType) -> pa.Array:
 
 
 def _number(value: Any, type_: pa.DataType) -> object:
-    """The number in this type; None where the type does not hold it."""
+    """Return the number in this type, or None if the type cannot hold it."""
     try:
         if pa.types.is_decimal(type_):
             made = pa.array([Decimal(str(value))], type_)[0].as_py()

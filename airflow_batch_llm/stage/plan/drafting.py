@@ -1,7 +1,7 @@
-"""Draft a plan: read the source once, price it, and write the shards of what no other run buys.
+"""Draft a plan: read the source once, price it, and write the shards of the rows that no other run buys.
 
-A draft may be thrown away and written again: nothing is bought before it is frozen. The spool stays, so a planner that
-has to take out more rows does not read the source again.
+A draft may be dropped and written again: nothing is bought before it is frozen. The spool stays, so a planner that has
+to leave out more rows does not read the source again.
 """
 
 import math
@@ -64,13 +64,13 @@ from airflow_batch_llm.stage.reusing import Reuse
 from airflow_batch_llm.warehouses.base import Target
 from airflow_batch_llm.warehouses.registration import Place
 
-#: The least shards of a route of which a canary may leave some out, and their least requests: little budget stays unused.
+#: The least shards of a route of which a canary may leave some out, and their least requests, so that little budget stays unused.
 _PARTS, _LEAST = 20, 10
 
 
 @dataclass(slots=True, kw_only=True)
 class Drafting:
-    """The work of one planner: the source in a spool, and the draft that was written last."""
+    """The work of one planner: the source in a spool, and its last draft."""
 
     stage: Stage
     parts: Parts
@@ -92,7 +92,7 @@ class Drafting:
     _beyond: float = field(default=0.0, init=False)  # dollars by which a draft took more than it was to take
 
     def read(self) -> None:
-        """Spool the source and check its keys. What is in flight is noted before: it may land meanwhile."""
+        """Spool the source and check its keys. The plans in flight are noted before, because they may land meanwhile."""
         self._note_in_flight()
         whole = self.parts.source, self.stage.source
         spool = self._spool = self._written(*whole) if self.opening is None else self._fetched(self.opening)
@@ -117,7 +117,7 @@ class Drafting:
 
     @property
     def _reread(self) -> str:
-        """Say how a corrected source is read again. Empty: this task reads it."""
+        """Say how a corrected source is read again. Empty if this task reads it."""
         return "" if self.opening is None else REREAD
 
     @property
@@ -143,7 +143,7 @@ class Drafting:
         return list(self._in_flight)
 
     def _fetched(self, opening: Opening) -> Spool:
-        """Bring what other tasks have read here. Raises `Outrun` if that is gone, or if it was read by other rules."""
+        """Fetch the rows that other tasks have read. Raises `Outrun` if they are gone, or were read by other rules."""
         for run, nonce in opening.in_flight:
             other = Registers(workspace=self.parts.workspace).folder(run)
             self.note(other, (nonce,))
@@ -164,7 +164,7 @@ class Drafting:
         return longest_packed(room) if route.rows_per_request > 1 else room
 
     def draft(self) -> Plan:
-        """Return a draft without the rows that other runs buy: the last one, if they take nothing out of it."""
+        """Return a draft without the rows that other runs buy: the last one, if it has none of them."""
         assert self._spool is not None, "the source is read first"
         self._note_in_flight()
         taken = self._take_out_in_flight(self._spool)
@@ -202,14 +202,14 @@ class Drafting:
             self.budgets.release(self._draft.budgets)
 
     def forget(self) -> None:
-        """Drop the draft: others have taken the dollars that it was made for, or it takes more than they are."""
+        """Drop the draft, because other runs have taken its dollars, or it costs more than are left."""
         most = None if self._draft is None else self.budgets.most(self._draft.budgets)
         if self._draft is not None and most is not None:
             self._beyond += max(0.0, (self._draft.dollars or 0.0) - most[0])
         self._draft = None
 
     def note(self, other: RunFolder, among: Sequence[str] | None = None) -> None:
-        """Note that a run buys rows, whether or not it has landed them since the source was read. `among`: by these plans."""
+        """Note that a run buys rows by these plans (`among`), even if it has landed them since the source was read."""
         for plan in read_rounds(other):
             if self._buys_same(plan) and (among is None or plan.nonce in among):
                 self._note(other, plan)
@@ -232,7 +232,7 @@ class Drafting:
         self._in_flight.setdefault((other.path, plan.nonce), (other, plan))
 
     def _buys_same(self, plan: Plan) -> bool:
-        """Return whether a plan asks the same question for the same target, as far as it says."""
+        """Return whether a plan asks the same question for the same target, as far as the plan shows."""
         asked = {route.spec_hash for route in self.resolved.routes}
         return plan.place == self.place and any(route.spec_hash in asked for route in plan.routes)
 
@@ -341,7 +341,7 @@ class Drafting:
         )
 
     def _surcharge(self, ways: Sequence[Way], guesses: Sequence[Estimate]) -> Decimal:
-        """Return the most dollars that the run may cost beyond its guesses: for its canary, and for its pilot."""
+        """Return the most dollars that the canary and the pilot may add to the estimates."""
         surcharge = canary_surcharge(self.stage.canary, ways, guesses)
         if self.resolved.pilot is not None:
             surcharge += min(PILOT_ROWS, guesses[0].requests) * (guesses[0].per_request or Decimal(0))
@@ -430,7 +430,7 @@ class Drafting:
     ) -> tuple[PlannedShard, ...]:
         """Write the shards of each route, numbered throughout. Those of the canary come first.
 
-        With `fits`, those that follow the canary are small enough for leaving some of them out.
+        With `fits`, those after the canary are small enough to leave some of them out.
         """
         shards: tuple[PlannedShard, ...] = ()
         own = len(self.resolved.routes)
@@ -492,7 +492,7 @@ class Drafting:
                 assert_never(on_over_budget)
 
     def _most(self) -> tuple[float | None, str]:
-        """Return the dollars that the run may cost, by its own limit or by a shared budget, and the name of that."""
+        """Return the most dollars of the run, and the name of what sets them: its own limit, or a shared budget."""
         own = self.stage.max_cost_usd
         shared = self.budgets.most(self.budgets.periods(self.stage.budget))
         if shared is None or (own is not None and own <= shared[0]):

@@ -1,8 +1,8 @@
-"""Divide a source among tasks that read it for one plan, and keep what each of them has read in the run folder.
+"""Divide a source among tasks that read it for one plan, and keep each task's rows in the run folder.
 
-An opening is written before anything is read: it says which planners were settled and which plans were in flight then, so
-that the plan leaves out what other runs buy, however long the reading takes. A partition that was read counts once its
-record is created: of two tasks that read the same one, the first counts.
+An opening is written before anything is read. It lists the settled planners and the plans in flight at that time, so
+that the plan leaves out the rows that other runs buy, however long the reading takes. A partition that was read counts
+once its record is created: of two tasks that read the same one, the first counts.
 """
 
 import base64
@@ -32,14 +32,14 @@ from airflow_batch_llm.warehouses.base import ReadsRanges, Target
 from airflow_batch_llm.warehouses.files.source import SOURCE_URI
 from airflow_batch_llm.warehouses.kind import ColumnKind, of_arrow
 
-#: The rows of a partition are numbered from its own number times this: in the order of the partitions, without a gap to know.
+#: The rows of a partition are numbered from its own number times this, so their numbers follow the order of the partitions.
 NUMBERED = 1 << 40
 
-#: Another number whenever the files of a partition, or the rules that decide on their rows, mean something else.
+#: A version, raised when the meaning of a partition's files changes, or the rules that decide on their rows.
 _FORMAT = 1
 
 #: The functions that read a bound, by the kinds of columns that divide a table.
-#: A least value has no declared type, so some databases give it as text.
+#: Some databases return a minimum as text, because it has no declared type.
 _BOUNDS: Mapping[ColumnKind, Callable[[Any], Value]] = {
     ColumnKind.SMALLINT: int,
     ColumnKind.INTEGER: int,
@@ -58,12 +58,12 @@ def _finite(number: Decimal) -> Decimal:
     raise ValueError("not finite")
 
 
-#: The end of a message about rows that several tasks read: a task that is cleared alone sees the rest of the source as it was.
+#: The end of a message about rows that several tasks read. If one task is cleared alone, the other rows stay as they were read.
 REREAD = " Then clear the group from open, which reads it again."
 
 
 class Outrun(BatchLLMError):
-    """The rows that tasks have read cannot be planned. Another run may have landed rows and deleted their files."""
+    """The rows that other tasks have read cannot be planned. Another run may have landed rows and deleted their files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +95,7 @@ class Opening:
 
     @classmethod
     def read(cls, folder: RunFolder, nonce: str) -> "Opening | None":
-        """Read an opening. Returns None if there is none in this run folder, or none any more."""
+        """Read an opening. Returns None if this run folder does not have it, or no longer has it."""
         data = folder.read_opening(nonce) if nonce else None
         if data is None:
             return None
@@ -117,7 +117,7 @@ class Opening:
             )
 
     def source(self, number: int, stage: Stage, parts: Parts) -> tuple[ReadsSource, Source]:
-        """Return what reads a partition, and the rows that it is asked for."""
+        """Return the reader of a partition, and the source to read with it."""
         partition = self.partitions[number]
         if not partition.files:
             return parts.source, replace(stage.source, within=partition.within)
@@ -182,7 +182,7 @@ def table_ranges(source: ReadsSource, wanted: Source, key: pa.Schema, most: int)
 
 
 def _bounds(source: ReadsRanges, wanted: Source, column: str, kind: ColumnKind) -> tuple[Value, Value] | None:
-    """Return the two bounds. None: the table is empty, or it has a bound that Python cannot hold, such as infinity."""
+    """Return the two bounds, or None if the table is empty or a bound is one that Python cannot hold, such as infinity."""
     try:
         given = [bound[0].as_py() for bound in source.bounds(wanted, column).columns]
         low, high = (None if bound is None else _BOUNDS[kind](bound) for bound in given)
@@ -192,9 +192,10 @@ def _bounds(source: ReadsRanges, wanted: Source, column: str, kind: ColumnKind) 
 
 
 def rules_of(stage: Stage, parts: Parts, resolved: Resolved, target: Target, max_prompt_bytes: int) -> str:
-    """Return a hash of all that decides on the rows of a partition, so that a plan takes none that were read by other rules.
+    """Return a hash of everything that decides on a partition's rows.
 
-    It covers the tables, too: they were prepared, and other runs looked at, for those of the opening.
+    A plan takes no rows that were read by other rules. The hash covers the tables, too, because the opening prepared them,
+    and looked at other runs on them.
     """
     rules = {
         "format": _FORMAT,
@@ -217,7 +218,7 @@ def rules_of(stage: Stage, parts: Parts, resolved: Resolved, target: Target, max
 
 
 def _origin(stage: Stage, parts: Parts) -> str:
-    """Return what tells the source from others. Empty: it cannot be divided."""
+    """Return a text that identifies the source. Empty if the source cannot be divided."""
     if isinstance(parts.source, ReadsFiles):
         return parts.source.origin()
     table = stage.source.table
@@ -227,7 +228,7 @@ def _origin(stage: Stage, parts: Parts) -> str:
 
 
 def _code(function: RouteFunction) -> str:
-    """Return the source of a function. Empty: it has none that can be read."""
+    """Return the source code of a function. Empty if it cannot be read."""
     try:
         return inspect.getsource(function)
     except (OSError, TypeError):
@@ -258,9 +259,9 @@ def put_partition(folder: RunFolder, opening: Opening, number: int, scratch: Pat
 
 
 def fetch_partitions(folder: RunFolder, opening: Opening, rules: str, scratch: Path) -> list[Path]:
-    """Bring what other tasks have read here. Returns the folders of the files.
+    """Fetch the files that other tasks have read.
 
-    Raises `Outrun` if something is gone, or was read by other rules.
+    Returns their folders. Raises `Outrun` if a file is gone, or was read by other rules.
     """
     opening.check(rules)
     folders = []

@@ -1,6 +1,6 @@
-"""Let the planners on one target take turns: each step of the pure machine done for real.
+"""Let the planners on one target take turns: perform each step of the pure machine.
 
-The planner holds its spool while it waits, so it waits in its process: usually no longer than another one needs to plan.
+The planner keeps its spool while it waits, so it waits in its process, usually no longer than another planner needs.
 """
 
 import secrets
@@ -56,7 +56,10 @@ class Planners:
     _writing: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def take_turn(self) -> Plan:
-        """Plan, and freeze the plan when it is this planner's turn. Returns the run's plan, which may be that of another."""
+        """Plan, and freeze the plan when it is this planner's turn.
+
+        Returns the run's plan, which another planner may have frozen.
+        """
         machine, answer = reserve(self.folder.path, is_read=self.drafting.opening is not None), None
         try:
             with self._renewed():
@@ -104,7 +107,7 @@ class Planners:
             return is_own
 
     def _draft(self) -> str | None:
-        """Store a draft, and name the run for those who look for what is in flight."""
+        """Store a draft, and register the run for planners that look for plans in flight."""
         if self.folder.read_plan() is not None:
             return None
         try:
@@ -120,7 +123,7 @@ class Planners:
         return plan.nonce
 
     def _held(self) -> Plan:
-        """Return a draft whose dollars are held in the shared budgets. Others may take them while it is written."""
+        """Return a draft whose dollars are held in the shared budgets. Other runs may take them while it is written."""
         while True:
             plan, budgets = self.drafting.draft(), self.drafting.budgets
             if not plan.budgets or not plan.requests or budgets.reserve(plan.budgets, plan.dollars or 0.0):

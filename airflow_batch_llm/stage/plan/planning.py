@@ -1,7 +1,7 @@
-"""Planning: from the user's stage and the source's rows to shards in the run folder and one frozen plan.
+"""Turn the user's stage and the source's rows into shards in the run folder and one frozen plan.
 
-Everything here may be thrown away and done again: nothing is bought before `plan.json` exists, and the first planner
-that creates it decides. A planner that comes second takes the winner's plan.
+Everything here may be repeated: nothing is bought before `plan.json` exists. The first planner that creates it decides,
+and a later planner takes its plan.
 """
 
 from collections.abc import Iterator
@@ -55,12 +55,12 @@ from airflow_batch_llm.warehouses.stages import RunsStages
 #: Staged rows are left alone for this long after their plan, longer than any run lasts with its retries.
 _STAGED_FOR = timedelta(days=30)
 
-#: Fields of a spec that the user's arguments call otherwise.
+#: Fields of a spec that have another name among the user's arguments.
 _ARGUMENTS = {"schema": "output_type", "params": "extra_body"}
 
 
 def described(plan: Plan, stage: Stage, provider: Provider) -> str:
-    """One line for people; empty where nothing has changed."""
+    """Return a line for people about changed arguments. Empty if none has changed."""
     try:
         names = changes(plan, stage, provider)
     except Exception as error:  # noqa: BLE001 - whatever a user's type raises, a run that is paid for goes on
@@ -74,7 +74,7 @@ def described(plan: Plan, stage: Stage, provider: Provider) -> str:
 
 
 def changes(plan: Plan, stage: Stage, provider: Provider) -> list[str]:
-    """The arguments that differ. Raises what planning would, where those of today cannot be compared."""
+    """Return the arguments that differ. Raises the errors of planning if today's arguments cannot be compared."""
     output_type = output_type_of(stage)
     now = spec_of(stage, read_prompt(stage), output_type, provider)
     fields = changed_fields(Spec.from_json(plan.spec), now)
@@ -89,7 +89,7 @@ def changes(plan: Plan, stage: Stage, provider: Provider) -> list[str]:
         spec = spec_of(one, read_prompt(one), output_type, by_route(provider, stage.via(route)))
         routes.append((name, one.way, spec_hash(spec)))
     before = [(route.name, route.way, route.spec_hash) for route in plan.routes[1:] if route.is_own]
-    # Whatever changes the stage's own spec changes those of its routes, too.
+    # A change of the stage's own spec also changes the specs of its routes.
     parts = 2 if fields else 3
     if [one[:parts] for one in before] != [one[:parts] for one in routes]:
         names.append("routes")
@@ -139,12 +139,12 @@ def _asked(stage: Stage) -> dict[str, object]:
 
 
 def _spelled(value: object) -> bytes:
-    """The value as it is stored, where a list is a tuple and 25 is 25.0."""
+    """Return the value as it is stored, where a tuple is a list and 25 is 25.0."""
     return canonical(plain(value))
 
 
 def output_type_of(stage: Stage) -> OutputType:
-    """The stage's output type, with the target's columns for it."""
+    """Return the stage's output type, with the target's columns for it."""
     shape = stage.shape
     naming = Naming(
         columns=shape.columns or None, output_column=shape.output_column, taken=(*stage.key, *shape.carry)
@@ -153,7 +153,7 @@ def output_type_of(stage: Stage) -> OutputType:
 
 
 def read_prompt(stage: Stage) -> str | RowFunction:
-    """Return the prompt as it stands now, from its file where it is in one."""
+    """Return the current prompt, from its file if it has one."""
     if stage.prompt is not None:
         return stage.prompt
     assert stage.prompt_file is not None, "a stage has exactly one of the two"
@@ -185,7 +185,7 @@ def spec_of(stage: Stage, prompt: Prompt, output_type: OutputType, provider: Pro
 
 
 def resolve(stage: Stage, parts: Parts) -> Resolved:
-    """Everything about the stage that can be refused without looking at a row."""
+    """Resolve the stage, and refuse all faults that can be found without a row."""
     if stage.review_table is not None:
         keeps_reviews(parts.target)
     output_type, prompt = output_type_of(stage), read_prompt(stage)
@@ -212,7 +212,7 @@ _NUMBERS = (ColumnType.INTEGER, ColumnType.NUMBER, ColumnType.DECIMAL)
 
 
 def _check_rules(resolved: Resolved, stage: Stage) -> None:
-    """Refuse rules that look at no number of the answer, and routes that a budget cannot be kept for."""
+    """Refuse rules about columns that are not numbers of the answer, and routes whose budget cannot be kept."""
     numbers = [column.name for column in resolved.output_type.columns if column.type in _NUMBERS]
     for rule in resolved.rules:
         for name in rule.below:
@@ -233,7 +233,7 @@ def _check_rules(resolved: Resolved, stage: Stage) -> None:
 def _resolved_route(
     name: str, stage: Stage, prompt: Prompt, output_type: OutputType, parts: Parts, via: str = ""
 ) -> ResolvedRoute:
-    """Return a route of the stage, which is given as it is under that route. `via` names its own connection."""
+    """Return a route of the stage. `stage` already has the route's settings. `via` names its own connection."""
     provider = by_route(parts.provider, via)
     if stage.provider != provider.name:
         raise InputError(
@@ -285,7 +285,7 @@ def _refuse_packed_embeddings(rows: int, call: Call) -> None:
 
 
 def _attachment_rules(name: str, provider: Provider, call: Call, uploads: Uploads) -> AttachmentRules | None:
-    """Return the attachments that a route takes. None: the stage has none. Raises `InputError` if the route takes none."""
+    """Return the attachments that a route takes, or None if the stage has none. Raises `InputError` if the route takes none."""
     if not call.attachments:
         return None
     if call.vector:
@@ -330,7 +330,7 @@ class Planner:
             )
         resolved, target = self._prepared()
         with self._drafting(resolved, target) as drafting:
-            # In this order: a plan that is frozen between the two is in flight, or has a later ticket.
+            # The order matters: a plan that is frozen between the two is in flight, or has a later ticket.
             settled_tickets = Registers(workspace=self.parts.workspace).settled_tickets(str(drafting.place))
             in_flight, rules = drafting.in_flight(), drafting.rules
         opening = opening_of(
@@ -353,7 +353,7 @@ class Planner:
                 raise_alone(SourceError(f"{error}{REREAD}"))
 
     def _looked_at(self) -> tuple[Resolved, Target]:
-        """Refuse what can be refused before a row is read."""
+        """Refuse faults that can be found before a row is read."""
         resolved = settled(resolve(self.stage, self.parts), self.stage, self.parts)
         target = self._target(resolved)
         self._refuse_source_as_target()
@@ -370,7 +370,7 @@ class Planner:
         return resolved, target
 
     def look(self, samples: int) -> tuple[Plan, list[bytes]]:
-        """Return the plan as it would be, and its first requests. No table is made, and the provider is not asked."""
+        """Return the plan that would be made, and its first requests. Makes no table, and does not ask the provider."""
         resolved = resolve(self.stage, self.parts)
         target = self._target(resolved)
         self._refuse_source_as_target()
@@ -396,7 +396,7 @@ class Planner:
             ReviewMerge(parts=self.parts, folder=self.folder, target=target, output_type=output_type).run()
 
     def _sweep_staging(self, target: Target) -> None:
-        """Drop what killed workers staged and no run will publish any more."""
+        """Drop rows that killed workers have staged, and that no run will publish any more."""
         if isinstance(self.parts.target, SweepsStaging):
             before = datetime.fromtimestamp(self.parts.clock(), UTC) - _STAGED_FOR
             with self.parts.cleaning("old staged rows of killed workers"):

@@ -1,7 +1,7 @@
 """Price the requests of a route before they are sent, and choose how they are asked.
 
-A way that the provider does not have is refused before anything is sent. Whether requests are packed is decided here, too: a
-run packs them, asks them alone, or asks a few both ways to find out. Routes share a budget out in their order.
+A way that the provider does not have is refused before anything is sent. This module also decides whether a run packs
+its requests, asks them alone, or asks a few both ways to compare. Routes share a budget in their order.
 """
 
 import math
@@ -56,10 +56,10 @@ class Quote:
     measured: Measured | None = None
     """Earlier runs with the same spec. Default: there are none."""
     cached: CachedRun | None = None
-    """The use that they made of the vendor's cache. Default: not known, so none."""
+    """The use of the vendor's cache by such runs. Default: not known, so none."""
 
     def estimate(self, prompts: Iterable[pa.BinaryArray], items: int) -> Estimate:
-        """Read the prompts once, block by block; ask the provider about a few requests.
+        """Read the prompts once, block by block, and ask the provider to count a few.
 
         The estimate is that of the items: a request's cost is divided among those that share it.
         """
@@ -103,7 +103,7 @@ class Quote:
         return of_items(estimate(self.route.prices.by(self.way), size), items)
 
     def _counted(self, sample: list[bytes]) -> list[tuple[int, int]]:
-        """Counting is a courtesy: where it fails, the estimate rests on bytes and says so."""
+        """Count tokens at the provider. If that fails, the estimate rests on bytes and says so."""
         if not sample or self.provider is None:
             return []
         try:
@@ -171,7 +171,7 @@ def over_budget(
     )
 
 
-#: From this many requests on, a batch is worth its wait.
+#: The number of requests from which a batch is worth its wait.
 WORTH_A_BATCH = 100
 
 
@@ -188,7 +188,7 @@ def check_way(way: StageWay, provider: Provider, call: Call) -> None:
 
 
 def check_same_execution(stage: Stage, plan: Plan, path: str) -> None:
-    """Raise `InputError` if another run that buys rows has them where those of this stage are not."""
+    """Raise `InputError` if another run that buys rows has another `execution` than this stage."""
     if plan.execution is not stage.execution:
         raise InputError(
             f"The unfinished run {path} asks rows of this target with execution={plan.execution.value!r}, and they cannot be"
@@ -198,7 +198,7 @@ def check_same_execution(stage: Stage, plan: Plan, path: str) -> None:
 
 
 def flex_problem(provider: Provider, call: Call) -> str | None:
-    """Say why this call cannot be asked in real time at half the price. None if it can be."""
+    """Say why this call cannot be asked in real time at half the price. Returns None if it can."""
     if not isinstance(provider, AnswersNow):
         return f"The provider {provider.name} cannot be asked in real time."
     return provider.flex_problem(call)
@@ -247,9 +247,9 @@ def canary_surcharge(canary: Canary | None, ways: Sequence[Way], guesses: Sequen
 def with_cache(
     resolved: Resolved, parts: Parts, choice: Caching, ways: Sequence[Way], requests: Sequence[int]
 ) -> Resolved:
-    """Return the stage with routes whose requests ask the vendor to cache what they share, where that is to pay.
+    """Return the stage with routes whose requests ask the vendor to cache their shared part, if that is expected to pay.
 
-    `requests` holds the number of rows of each route that are to be sent. A pilot does as the route whose rows it repeats.
+    `requests` holds the number of rows of each route that are to be sent. A pilot follows the route whose rows it repeats.
     """
     routes = tuple(
         _with_cache(route, parts, choice, way, rows)
@@ -279,7 +279,7 @@ def _with_cache(route: ResolvedRoute, parts: Parts, choice: Caching, way: Way, r
 def settled(resolved: Resolved, stage: Stage, parts: Parts) -> Resolved:
     """Return the stage as it is asked: packed, alone, or alone with a pilot for the stage's own route.
 
-    A run that asks for packing under a new spec measures it first. What it finds counts from the next run on.
+    A run that asks for packing under a new spec measures it first. The result counts from the next run on.
     """
     rows, limit = stage.request.rows_per_request, stage.guards.min_agreement
     if rows == 1 or limit is None:

@@ -1,6 +1,6 @@
-"""Reading the source once: each row's hash, why it is sent or not, and the prompts of those that are.
+"""Read the source once: compute each row's hash and reason, and render the prompts of the rows that are sent.
 
-A row that cannot be sent becomes a row with a problem; it stops the others only if the user wants that.
+A row that cannot be sent becomes a row with a problem. It stops the others only if the user wants that.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,14 +53,13 @@ _ATTACHED_BYTES = 8 << 20
 TOO_LARGE = "too_large"
 PROMPT_FAILED = "prompt_failed"
 
-#: A look-up may scan the whole target, so it is for many rows, which wait in memory until then. A scan in this
-#: process costs next to nothing, and memory is dearer.
+#: A look-up may scan the whole target, so it is for many rows, which wait in memory. Fewer wait for a scan in this process.
 _LOOKED_UP_ROWS, _LOOKED_UP_BYTES, _LOOKED_UP_BYTES_HERE = 100_000, 32 << 20, 8 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """All that decides, row by row, what is to be sent."""
+    """Everything that decides, row by row, which rows are sent."""
 
     key: tuple[str, ...]
     prompt: CompiledPrompt
@@ -72,7 +71,7 @@ class Reading:
     max_rows: int | None
     max_prompt_bytes: int
     required: frozenset[str] = frozenset()
-    """Carried columns that take no NULL in the target. Default: none."""
+    """Carried columns that are NOT NULL in the target. Default: none."""
     attaching: Attaching | None = None
     """Attaches images and PDFs to the prompts. Default: there are none."""
 
@@ -86,7 +85,7 @@ class Reading:
         max_prompt_bytes: int,
         attaching: Attaching | None,
     ) -> "Reading":
-        """Return what decides on the rows of a stage."""
+        """Return the `Reading` of a stage."""
         names = tuple(route.name for route in resolved.routes)
         return cls(
             key=tuple(stage.key),
@@ -106,7 +105,7 @@ class Reading:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The source's columns that are needed. Empty: all of them, since a function is given the whole row."""
+        """The needed columns of the source. Empty means all, since a function gets the whole row."""
         if self.prompt.columns is None or self.chooser.function is not None:
             return ()
         target = self.target
@@ -194,7 +193,7 @@ class Reading:
         wanted: Sequence[int],
         problems: dict[int, str],
     ) -> Iterator[dict[int, bytes]]:
-        """Yield the prompts of the wanted rows, as many as memory holds well. Rows without one get a problem instead."""
+        """Yield the prompts of the wanted rows, in pieces that fit into memory. Rows without one get a problem instead."""
         prompts: dict[int, bytes] = {}
         size = 0
         texts = self._texts(values, len(wanted))
@@ -223,7 +222,7 @@ class Reading:
         return self.prompt.render_batch(values)
 
     def _refuse_nulls(self, batch: pa.RecordBatch, wanted: list[int]) -> None:
-        """Refuse NULL where the target takes none, in rows that are sent: their answers could not land."""
+        """Refuse NULL in carried columns of sent rows if the target's columns are NOT NULL: the answers could not land."""
         rows = batch.take(int64_array(wanted)) if self.required else batch
         for name in sorted(self.required):
             empty = rows.filter(pc.is_null(rows.column(name)))
@@ -238,7 +237,7 @@ class Reading:
 
 
 def doubled_key(key: Sequence[str], twice: Sequence[str], reread: str = "") -> SourceError:
-    """Refuse a source in which these keys stand more than once. `reread` says how it is read again."""
+    """Return the error for a source that has these keys more than once. `reread` says how it is read again."""
     return SourceError(
         f"The key {key} is not unique in the source: {', '.join(twice)} stand there more than once, for example."
         f" Choose a key that is, or leave the repetitions out of the source.{reread} Nothing was sent."
@@ -246,14 +245,14 @@ def doubled_key(key: Sequence[str], twice: Sequence[str], reread: str = "") -> S
 
 
 def null_key(name: str) -> SourceError:
-    """Refuse a source whose key is NULL somewhere."""
+    """Return the error for a source with a NULL in its key."""
     return SourceError(
         f"The key column {name!r} is NULL in some rows of the source. Leave these rows out, or choose another key."
     )
 
 
 def null_carried(name: str, where: str) -> SourceError:
-    """Refuse NULL where the target takes none: the row's answer could not land."""
+    """Return the error for a NULL in a column that is NOT NULL in the target: the row's answer could not land."""
     return SourceError(
         f"The carried column {name!r} is NULL in {where}, and the target's column is NOT NULL."
         " Fill it or leave such rows out in the source, or let the target's column be NULL. Nothing was sent."
@@ -279,7 +278,7 @@ class Inputs:
 
 
 def required_columns(warehouse: Warehouse, target: Target) -> frozenset[str]:
-    """Return the carried columns that take no NULL in the target, as far as the warehouse can tell."""
+    """Return the carried columns that are NOT NULL in the target, as far as the warehouse knows."""
     if not target.carried.names or not isinstance(warehouse, RequiresValues):
         return frozenset()
     return warehouse.required_columns(target)
@@ -288,7 +287,7 @@ def required_columns(warehouse: Warehouse, target: Target) -> frozenset[str]:
 def with_known(
     reads: ReadsSource, source: Source, warehouse: Warehouse, target: Target
 ) -> pa.RecordBatchReader:
-    """The source's rows with what the target knows of them: joined where they are read, otherwise looked up."""
+    """Return the source's rows with the target's hashes for them, by a join in the database or by look-ups."""
     if reads is warehouse and isinstance(warehouse, JoinsKnown):
         return warehouse.read_known(source, target)
     reader = reads.read(source)
@@ -311,7 +310,7 @@ def with_known(
 
 
 def _groups(reader: pa.RecordBatchReader, most: int) -> Iterator[list[pa.RecordBatch]]:
-    """The batches that are looked up together."""
+    """Yield the batches that are looked up together."""
     group: list[pa.RecordBatch] = []
     rows = size = 0
     for batch in reader:
@@ -346,7 +345,7 @@ def _prompts(prompts: Mapping[int, bytes], seq: int) -> pa.RecordBatch:
 
 
 def _plain(column: pa.Array) -> Sequence[object]:
-    """The column's values; JSON as what it says, so that its spelling does not matter and its fields can be used."""
+    """Return the column's values, with JSON parsed, so that its spelling does not matter and its fields can be used."""
     if isinstance(column.type, pa.JsonType):
         return [None if text is None else orjson.loads(text) for text in column.storage.to_pylist()]
     values: list[object] = column.to_pylist()
@@ -354,18 +353,18 @@ def _plain(column: pa.Array) -> Sequence[object]:
 
 
 def _attempts(batch: pa.RecordBatch, failed: pa.Array) -> pa.Array:
-    """Return the number of earlier failures of this very request; 0 where row or spec has changed since."""
+    """Return the number of earlier failures of this request, or 0 if the row or the spec has changed since."""
     attempts = pc.coalesce(batch.column("_llm_failed_attempts"), int64_scalar(0))
     return pc.multiply(_where(failed), attempts)
 
 
 def _where(fact: pa.Array) -> pa.Array:
-    """1 where it is true, and 0 where it is not or not known."""
+    """Return 1 where the value is true, and 0 where it is false or NULL."""
     return pc.coalesce(fact.cast(pa.int64()), int64_scalar(0))
 
 
 def let_go(parts: Parts) -> None:
-    """Release databases that only one process can write at a time."""
+    """Close databases that only one process can write at a time."""
     for part in (parts.source, parts.target):
         if isinstance(part, SharesFile):
             part.release()

@@ -1,6 +1,6 @@
-"""Hold the stage as written, turned into what planning needs: what is asked, and by which routes.
+"""Hold the resolved stage, with all that planning needs to know about the question and the routes.
 
-A chooser then picks the route of each row, by a column of the source or by a function of the row.
+A chooser picks the route of each row, by a column of the source or by a function of the row.
 """
 
 from collections.abc import Sequence
@@ -93,7 +93,7 @@ class Current:
     specs: tuple[frozenset[str], ...]
 
     def holds(self, hashes: pa.Array, routes: pa.Array) -> pa.Array:
-        """Tell for each row if a spec hash is current for its route."""
+        """Return for each row whether a spec hash is current for its route."""
         found: pa.Array | None = None
         for number, specs in enumerate(self.specs):
             known = pc.is_in(hashes, string_array(sorted(specs)))
@@ -109,7 +109,7 @@ class Current:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedRoute:
-    """One of the stage's routes, turned into what planning needs."""
+    """One of the stage's routes, resolved for planning."""
 
     name: str
     call: Call
@@ -127,7 +127,7 @@ class ResolvedRoute:
     """The attachments that the route's model takes. None: the prompts have none."""
 
     def caching(self, provider: Provider, how: bool | Caching) -> "ResolvedRoute":
-        """Return the route with requests that say this of the vendor's cache."""
+        """Return the route with this setting of the vendor's cache."""
         asked = replace(self.asked, cache_system_prompt=how)
         call = replace(self.call, cache_system_prompt=how)
         return replace(self, call=call, asked=asked, template=provider.encode(asked))
@@ -147,13 +147,13 @@ class ResolvedRoute:
         )
 
 
-#: The ways to ask, by how soon the answers are there.
+#: The ways to ask, from the fastest to the slowest.
 _SPEED = {StageWay.NOW: 0, StageWay.FLEX: 1, StageWay.AUTO: 2, StageWay.BATCH: 3}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolved:
-    """The stage as written, turned into what planning needs. Made before the first row is read."""
+    """The stage, resolved for planning before the first row is read."""
 
     prompt: CompiledPrompt
     output_type: OutputType
@@ -161,7 +161,7 @@ class Resolved:
     """The stage's own route, then the others."""
     rules: tuple[Rule, ...] = ()
     pilot: ResolvedRoute | None = None
-    """The stage's own route as some of its rows are asked packed, too. None: there is no pilot."""
+    """The stage's own route for rows that are also asked packed. None: there is no pilot."""
 
     @property
     def own(self) -> ResolvedRoute:

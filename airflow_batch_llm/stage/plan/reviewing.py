@@ -1,4 +1,4 @@
-"""Merge what people have answered in the review table, before a run plans its rows.
+"""Merge people's answers from the review table, before a run plans its rows.
 
 Each step may be repeated. A killed worker leaves the rows in the review table until the target has their answers, so the
 next one merges them again, into the same rows by key.
@@ -27,7 +27,7 @@ from airflow_batch_llm.warehouses.arrow import int64_array, typed_array
 from airflow_batch_llm.warehouses.base import Part, Target
 from airflow_batch_llm.warehouses.side_tables import keeps_reviews
 
-#: The model of an answer that a person gave: this, and who it was.
+#: The prefix of the model of a person's answer, before the person's name.
 HUMAN = "human:"
 
 #: The most rows that the log names because their answers do not fit, and the characters of a reviewer's name.

@@ -37,7 +37,7 @@ _INSTEAD = "Leave it out, or set execution='worker'. Nothing was sent."
 
 
 def check_execution(stage: Stage, resolved: Resolved, parts: Parts, target: Target) -> None:
-    """Raise `InputError` for whatever of a stage cannot be done in its warehouse, with what to do."""
+    """Raise `InputError` if the warehouse cannot run this stage, with a message that says what to change."""
     wishes = {
         "routes": stage.routes,
         "escalate": stage.escalate,
@@ -78,7 +78,7 @@ class Selecting(Drafting):
     """The nonces of all drafts."""
 
     def read(self) -> None:
-        """Write down the source's rows in the warehouse, and check their keys. What is in flight is noted before."""
+        """Write the source's rows to a table in the warehouse, and check their keys. The plans in flight are noted before."""
         self._note_in_flight()
         self._tables = stage_tables(self.parts, self.target)
         self._selection = Selection(
@@ -96,7 +96,7 @@ class Selecting(Drafting):
             raise doubled_key(self.stage.key, twice)
 
     def draft(self) -> Plan:
-        """Return a draft without the rows that other runs buy: the last one, if they take nothing out of it."""
+        """Return a draft without the rows that other runs buy: the last one, if it has none of them."""
         self._note_in_flight()
         others = [(other, plan) for other, plan in self._not_done() if plan.shards]
         for other, plan in others:
@@ -125,7 +125,7 @@ class Selecting(Drafting):
         return [template.line("r-0001-000000", orjson.dumps(prompt)) for prompt in prompts]
 
     def close(self) -> None:
-        """Drop what no planner needs. Another planner may still freeze a stored draft that is not frozen."""
+        """Drop the tables that no planner needs. Another planner may still freeze a stored draft that is not frozen."""
         frozen = self.folder.read_plan()
         with self.parts.cleaning("the tables of a planner"):
             if hasattr(self, "_selection"):
@@ -182,7 +182,7 @@ class Selecting(Drafting):
         )
 
     def _unsendable(self, selected: Selected) -> pa.RecordBatchReader | None:
-        """Return the rows that cannot be sent. None: all can."""
+        """Return the rows that cannot be sent, or None if all can be."""
         if not selected.problems:
             return None
         origin = pa.schema([*self.target.key, *self.target.carried])

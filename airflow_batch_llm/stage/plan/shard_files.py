@@ -1,4 +1,4 @@
-"""Writing a shard's two files: the lines that are sent, and the rows that each line answers.
+"""Write a shard's two files: the lines that are sent, and the rows that each line answers.
 
 A file that a worker fetches and that is not the planned one is refused.
 """
@@ -49,7 +49,7 @@ _BYTES_AT_ONCE = 16 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardWriter:
-    """Writes the shards of one round into the run folder; without one, they are only counted."""
+    """Writes the shards of one round into the run folder. Without a folder, it only counts them."""
 
     folder: RunFolder | None
     scratch: Path
@@ -62,7 +62,7 @@ class ShardWriter:
     def write_requests(
         self, template: LineTemplate, prompts: Iterable[pa.BinaryArray], route: int = 0
     ) -> tuple[PlannedShard, ...]:
-        """The lines of all shards, in the order of the prompts."""
+        """Write the lines of all shards, in the order of the prompts."""
         if template.content is not None:
             prompts = (
                 binary_array([template.written(one) for one in block.to_pylist()]) for block in prompts
@@ -77,7 +77,7 @@ class ShardWriter:
     def _placed(
         self, template: LineTemplate, prompts: Iterable[pa.BinaryArray]
     ) -> Iterator[tuple[int, "_Asked"]]:
-        """The prompts, a few at a time, each time with the place among the shards of the one that they go to."""
+        """Yield the prompts, a few at a time, with the number of the shard that they belong to."""
         room = template.overhead + 1
         cutter = Cutter(self.bounds, int(self.nonce, 16))
         for block, items in packed_prompts(prompts, self.rows_per_request):
@@ -125,7 +125,7 @@ class ShardWriter:
     def write_keys(
         self, shards: tuple[PlannedShard, ...], rows: Iterator[pa.RecordBatch], schema: pa.Schema
     ) -> tuple[PlannedShard, ...]:
-        """The rows of all shards. They come sorted by request, numbered through all shards from 0."""
+        """Write the rows of all shards. They come sorted by request, numbered through all shards from 0."""
         with closing(
             ahead(self._put_keys_of, self._keys_files(shards, rows, schema), _PUT_AT_ONCE)
         ) as written:
@@ -161,7 +161,7 @@ class ShardWriter:
         return self._put_keys(0)
 
     def _put_keys(self, number: int) -> str:
-        """Put the keys where every worker finds them; the copy here is gone afterwards. Returns the file's hash."""
+        """Move the keys file to the run folder. Returns its hash."""
         path = self._keys_path(number)
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
@@ -230,7 +230,7 @@ def read_layout(keys: Path, shard: PlannedShard) -> Layout:
 
 
 class _Lines:
-    """The lines of one shard, made of its prompts block by block; they are counted and hashed on the way."""
+    """Makes the lines of one shard from its prompts, block by block, and counts and hashes them."""
 
     def __init__(self, template: LineTemplate, token: str) -> None:
         self._holes = template.holes
@@ -240,7 +240,7 @@ class _Lines:
         self.count = self.size = 0
 
     def of(self, prompts: pa.BinaryArray) -> memoryview:
-        """The lines of the next prompts, in one block."""
+        """Return the lines of the next prompts, in one block."""
         ordinals = int64_array(range(self.count, self.count + len(prompts))).cast(pa.string())
         digits = pc.utf8_lpad(ordinals, ORDINAL_DIGITS, "0").cast(pa.binary())
         parts = [self._pieces[0]]
@@ -281,7 +281,7 @@ def fetch_keys(folder: RunFolder, plan: Plan, shard: PlannedShard, path: Path) -
 
 
 def fetch_unsendable(folder: RunFolder, plan: Plan, path: Path) -> None:
-    """Bring the rows here that could not be sent: the keys of shard 0."""
+    """Fetch the rows that could not be sent: the keys of shard 0."""
     _fetch(path, folder, (plan.nonce, 0, plan.unsendable_sha256), folder.get_keys)
 
 

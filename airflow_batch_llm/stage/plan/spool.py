@@ -1,7 +1,7 @@
-"""Keep the source on local disk, read once: rows in one file, prompts in another, and the questions about all of them.
+"""Keep the source on the local disk: rows in one file, prompts in another, and query them.
 
-Whatever must be known about the whole table (is a key twice in it, which rows share a request, which rows another
-run has bought) is asked of an embedded database over these files, so that memory does not grow with the rows.
+An embedded database over these files answers questions about all rows, such as which keys occur twice, which rows share
+a request, and which another run has bought. So memory does not grow with the rows.
 """
 
 from collections import Counter
@@ -23,7 +23,7 @@ from airflow_batch_llm.warehouses.arrow import (
     rows_that_fit,
 )
 
-#: Columns of a spooled row besides its own; they cannot collide with the user's.
+#: Columns of a spooled row besides the source's. Their names cannot collide with the user's.
 SEQ, REASON, PROBLEM = "_llm_seq", "_llm_reason", "_llm_problem"
 INPUT_HASH, ATTEMPTS, ROUTE = "_llm_input_hash", "_llm_attempts", "_llm_route"
 REQUEST, SHARED = "_llm_request", "_llm_shared"
@@ -40,7 +40,7 @@ _SENT_LIST, _REUSABLE_LIST, _PLANNED_LIST = (
     ", ".join(f"'{one}'" for one in sorted(some)) for some in (SENT, REUSABLE, PLANNED)
 )
 
-#: Rows that one join or window holds in memory, and the memory of the database. Of more rows, a question is asked in passes.
+#: Rows that one join or window holds in memory, and the memory of the database. More rows are queried in passes.
 _ROWS_AT_ONCE = 1_000_000
 _MEMORY = "64MB"
 #: The rows that are written together, in bytes. The file's writer remembers a kilobyte for each column of such a group.
@@ -57,7 +57,7 @@ ROWS_FILE, PROMPTS_FILE = "rows.parquet", "prompts.arrow"
 
 
 class Spool:
-    """Two files that are written once, row by row, and then asked. Or the files of several spools, asked as one."""
+    """Two files that are written once, row by row, and then queried. Or the files of several spools, queried as one."""
 
     def __init__(
         self, folder: Path, columns: pa.Schema, key: Sequence[str], written: Sequence[Path] = ()
@@ -109,7 +109,7 @@ class Spool:
             self._group = []
 
     def close_files(self) -> None:
-        """Write what is left."""
+        """Write the remaining rows."""
         if not self._is_written:
             self._write_group()
             self._rows.close()
@@ -118,7 +118,7 @@ class Spool:
             self._is_written = True
 
     def finish(self) -> None:
-        """Close the files; from now on they are asked."""
+        """Close the files. From now on they are queried."""
         import duckdb
 
         self.close_files()
@@ -140,7 +140,7 @@ class Spool:
         return "read_parquet([" + ", ".join(f"'{path}'" for path in paths) + "])"
 
     def postpone_beyond(self, most: int) -> None:
-        """Leave out what is to be sent beyond this many rows: spools that were written apart do not know of each other."""
+        """Postpone the rows beyond this number of sent ones, since spools that were written apart do not know each other."""
         planned = f"{REASON} IN ({_PLANNED_LIST})"
         beyond = self._ask(
             f"SELECT {SEQ} FROM rows WHERE {planned} ORDER BY {SEQ} LIMIT 1 OFFSET {most}"
@@ -168,7 +168,7 @@ class Spool:
         return int(count)
 
     def duplicate_keys(self, most: int = 5) -> list[pa.RecordBatch]:
-        """Some keys that the source holds more than once."""
+        """Return some keys that the source holds more than once."""
         names = ", ".join(map(quoted, self._key.names))
         for some in self._by_hash(names, "rows"):
             query = f"SELECT {names} FROM rows WHERE {some} GROUP BY {names} HAVING count(*) > 1 LIMIT {most}"
@@ -376,7 +376,7 @@ class Spool:
         return " OR ".join(conditions) or "false"
 
     def _first_beyond(self, route: int, requests: int) -> int | None:
-        """Return the row that pays for the first request of a route that is not sent. None: all of them are."""
+        """Return the row that pays for the first request of a route that is not sent, or None if all are sent."""
         beyond = self._ask(
             f"SELECT {SEQ} FROM sent WHERE {SEQ} = {_FIRST} AND {ROUTE} = {route}"
             f" ORDER BY {SEQ} LIMIT 1 OFFSET {requests}"
@@ -438,7 +438,7 @@ class Spool:
     def _sent_rows(self, route: int) -> Iterator[pa.Table]:
         """The rows that are sent by a route, in source order, each with the first one of its request."""
         firsts = self._sent(f"SELECT {SEQ}, {_FIRST} FROM sent WHERE {ROUTE} = {route}", SEQ, _FIRST)
-        # Read ahead, the file would be in memory as a whole.
+        # If read ahead, the whole file would be in memory.
         for folder in self._folders:
             with pq.ParquetFile(folder / ROWS_FILE, pre_buffer=False) as file:
                 for batch in parquet_batches(file):
@@ -453,7 +453,7 @@ class Spool:
         return SortedReader(self._stream(sql), names[0], schema)
 
     def rows_with(self, reason: Reason) -> pa.RecordBatchReader:
-        """The rows that were given this reason while reading."""
+        """Return the rows that got this reason while reading."""
         names = ", ".join(map(quoted, self.columns.names))
         reader = self._stream(
             f"SELECT {INPUT_HASH}, {ATTEMPTS}, {PROBLEM}, {names} FROM rows WHERE {REASON} = '{reason}' ORDER BY {SEQ}"
@@ -487,7 +487,7 @@ def _looked_up(values: Sequence[int], number: str) -> str:
 
 
 def keys_schema(columns: pa.Schema) -> pa.Schema:
-    """The columns of a shard's keys file."""
+    """Return the columns of a shard's keys file."""
     return pa.schema(
         [
             (REQUEST, pa.int64()),

@@ -1,1 +1,1 @@
-"""Send: from a shard to a batch at the provider, created once, swept and cancelled."""
+"""Send: turn shards into batches at the provider, each created once, and sweep and cancel batches."""
