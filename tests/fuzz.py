@@ -152,7 +152,7 @@ def spoiled(chance: random.Random, lines: Sequence[bytes]) -> list[bytes]:
 
 
 def _with_odd_value(chance: random.Random, line: bytes, _: Sequence[bytes]) -> bytes:
-    """One value somewhere in the line, or its key, becomes another or goes."""
+    """Change or delete one value somewhere in the line, or its key."""
     try:
         value = orjson.loads(line)
         spots = list(_spots(value))
@@ -185,7 +185,7 @@ def _spots(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _with_odd_bytes(chance: random.Random, line: bytes, others: Sequence[bytes]) -> bytes:
-    """The line with some bytes changed, taken out, or put in."""
+    """Return the line with some bytes changed, deleted or inserted."""
     start = chance.randrange(len(line) + 1)
     end = min(len(line), start + chance.randrange(1, 40))
     between = chance.choice((b"", chance.randbytes(3), b"\\ud800", b"\\u0000", b"}", b'"', b"[" * 3000))

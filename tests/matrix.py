@@ -68,7 +68,7 @@ def install(release: Release) -> Path:
 
 
 def run(release: Release, arguments: list[str]) -> int:
-    """Run the tests on one release. Of what it announces about itself, nothing is an error here."""
+    """Run the tests on one release. Its own deprecation warnings are not errors here."""
     python = install(release)
     version = subprocess.check_output(
         [

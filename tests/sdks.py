@@ -59,7 +59,7 @@ def run(resolution: str, arguments: list[str]) -> int:
     versions = [line for line in listed.splitlines() if line.split("==")[0] in SHOWN]
     print(f"sdks: {resolution}: {', '.join(versions)}", flush=True)
     rooms = [f"tests/{room}" for room in ROOMS[resolution]]
-    # What an old dependency announces about itself is no concern of ours.
+    # Warnings that an old dependency raises about itself are not errors here.
     command = [python, "-m", "pytest", "-q", "-W", "default", *rooms, *arguments]
     return subprocess.run(command, check=False, cwd=ROOT, env=os.environ | {"PYTHONPATH": ""}).returncode
 

@@ -1,4 +1,4 @@
-"""The layers, the weight of an import, and the size of things. The reasons are in docs/decisions/0002-layers.md."""
+"""The layers, the cost of imports, and the sizes of modules and functions. The reasons are in docs/decisions/0002-layers.md."""
 
 import ast
 import json
@@ -255,7 +255,7 @@ def _family(module: str, room: str) -> str | None:
 
 
 def _loaded_by(*modules: str) -> dict[str, set[str]]:
-    """Return what each of these adds to a fresh process that imports one after the other: top-level names, and SDKs."""
+    """Return the top-level names and SDKs that each of these adds to a fresh process that imports them in turn."""
     program = """
 import importlib, json, sys
 loaded = {}
@@ -285,7 +285,7 @@ def _files() -> Iterator[Path]:
 
 
 def _imported(path: Path) -> set[str]:
-    """The top-level names of what a file imports, wherever in it."""
+    """Return the top-level names of all imports anywhere in a file."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -331,7 +331,7 @@ def test_no_module_outside_a_warehouse_decides_by_its_name() -> None:
 
 
 def _is_at_home(path: Path, home: Path) -> bool:
-    """Tell if a module is in the folder of a registration, or in `sql` under the database's own name."""
+    """Return whether a module is in the folder of a registration, or in `sql` under the database's own name."""
     if home.parent.name == "sql":
         return path.parent == home.parent and f"{path.stem}_".startswith(f"{home.name}_")
     return home.parent in path.parents

@@ -39,7 +39,7 @@ from airflow_batch_llm.testing.warehouse_writes import ANSWERS
 from airflow_batch_llm.warehouses import dialect, kind, registration, target
 from airflow_batch_llm.warehouses.files import formats, source
 
-#: The members of each vocabulary for which somebody has looked at every decision that mypy does not see.
+#: The members of each vocabulary for which a person has checked every decision that mypy does not see.
 LOOKED_AT: dict[type[Enum], str] = {
     model.Outcome: "SUCCEEDED INVALID TRUNCATED REFUSED ERRORED EXPIRED CANCELED MISSING",
     model.BatchState: "RUNNING ENDED REJECTED",

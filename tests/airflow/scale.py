@@ -57,7 +57,7 @@ _SETTINGS: Mapping[str, str] = {
 
 @dataclass(slots=True)
 class Seen:
-    """The largest figures that were seen of one worker and all processes that it has started."""
+    """The largest figures of one worker and its descendants."""
 
     service: Service
     cpu: float = 0.0
@@ -77,7 +77,7 @@ class Seen:
 
 
 def tree(root: int) -> set[int]:
-    """Return a process and all that it has started, and they."""
+    """Return a process and all of its descendants."""
     parents: dict[int, list[int]] = defaultdict(list)
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):
@@ -92,7 +92,7 @@ def tree(root: int) -> set[int]:
 
 @dataclass(kw_only=True)
 class Cluster:
-    """All that runs."""
+    """The running processes of the cluster."""
 
     folder: Path
     rows: int
@@ -203,7 +203,7 @@ def _worker(airflow: LocalAirflow, folder: Path, number: int) -> Service:
 
 
 def run(cluster: Cluster) -> dict[str, Any]:
-    """Let the Dag run once, and kill a worker on the way. Returns the seconds and the report."""
+    """Let the Dag run once, and kill a worker meanwhile. Returns the seconds and the report."""
     api = cluster.airflow.api
     cluster.airflow.until_read(DAG)
     for worker in cluster.workers:
@@ -322,7 +322,7 @@ def show(cluster: Cluster, ran: dict[str, Any], load: tuple[float, float, float]
 
 
 def _by_step(operations: Path) -> dict[str, tuple[float, float, int]]:
-    """Return CPU seconds, the largest process and the operations of each task, until its last operation."""
+    """Return the CPU seconds, the largest process and the operations of each task."""
     cpu: dict[tuple[str, str], float] = {}
     mb: dict[str, float] = defaultdict(float)
     count: dict[str, int] = defaultdict(int)

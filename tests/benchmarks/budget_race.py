@@ -71,7 +71,7 @@ def shown(*arguments: str, environment: dict[str, str]) -> Any:
 
 
 def main(commands: int, kills: int) -> None:
-    """Race, kill, repeat, and print what has become of the budget."""
+    """Race, kill and repeat, and print the budget's state."""
     chance = random.Random(7)
     with TemporaryDirectory() as name, Simulator(batch_seconds=0.5) as simulator:
         folder = Path(name)

@@ -28,7 +28,7 @@ from tests.stage.world import LABELS, Bench, World, let_go, stage
 
 PROVIDER = "anthropic"
 GOOD, WORSE = 0.92, 0.85
-#: Names that no vendor has: a simulated model's errors depend on its name, and no real model may retire from here.
+#: Names that no vendor has. A simulated model's errors depend on its name, and a real model may be retired.
 BASELINE, EQUAL, WEAKER = "claude-base", "claude-equal", "claude-worse"
 RIGHT = {BASELINE: GOOD, EQUAL: GOOD, WEAKER: WORSE}
 GATE = Evaluation(expected={"label": Expected(column="right_label")}, max_regression=0.0)
@@ -83,7 +83,7 @@ def evaluate_seed(bench: Bench, seed: int, rows: int) -> dict[str, EvaluationRes
 
 
 def count(bench: Bench, seeds: int, rows: int) -> Counter[str]:
-    """Count what the evaluations of these seeds get right and wrong."""
+    """Count the right and wrong verdicts of these seeds' evaluations."""
     bench.world.begin()
     shares = {model: 1 - share for model, share in RIGHT.items()}
     bench.world.simulator.turn(wrong_share=shares, truth_find="golden [0-9]+")

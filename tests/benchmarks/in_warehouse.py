@@ -20,7 +20,7 @@ from tests.stage.bigquery_world import BigQueryWorld, new_staging
 from tests.stage.world import Bench
 
 _TEXT = 400
-#: What does not say when and by which batch a row was answered.
+#: Columns that do not depend on the time and the batch of an answer.
 _SAME = (
     "id, label, _llm_input_hash, _llm_spec_hash, _llm_model, _llm_input_tokens, _llm_cached_tokens, _llm_output_tokens,"
     " _llm_cost_usd"
@@ -78,7 +78,7 @@ def main(rows: int, batch: int) -> None:
 
 
 def measure(world: BigQueryWorld, execution: str, batch: int) -> None:
-    """Run the stage once, and print what it took."""
+    """Run the stage once, and print its bytes, time and memory."""
     CountedSocket.received = CountedSocket.sent = 0
     began, cpu = time.monotonic(), time.process_time()
     bench = Bench(world)

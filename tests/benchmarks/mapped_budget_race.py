@@ -68,7 +68,7 @@ _ENDED = ("success", "failed")
 
 @dataclass(slots=True, kw_only=True)
 class Race:
-    """The running processes, and what was seen of them."""
+    """The running processes, and the observations so far."""
 
     api: AirflowApi
     run_id: str
@@ -79,12 +79,12 @@ class Race:
     killed: list[str] = field(default_factory=list)
     """The runs that were killed between their reservation and their batch."""
     workers: int = 0
-    """Kills that took the worker along."""
+    """Kills that also killed the worker."""
     most: float = 0.0
     """The most dollars that were spent and held at one moment."""
 
     def look(self) -> bool:
-        """Look at the book, kill what only holds, and return whether everything has ended."""
+        """Look at the book, kill processes that only hold dollars, and return whether all runs have ended."""
         for book in budget_books(self.workspace):
             state = book.state(None)
             self.most = max(self.most, state.spent + state.held)
@@ -117,7 +117,7 @@ class Race:
         return any(entry.batch_id for entry in folder.journal(1))
 
     def _pids(self, run: str) -> list[int]:
-        """Return the processes of the mapped task that drives a run. Empty: none runs it now."""
+        """Return the processes of the mapped task that drives a run. Empty if no process runs it now."""
         base, item = run.rpartition("/g")[0].rsplit("/", 1)
         for name in self.workspace.names(f"{base}/items"):
             if self.workspace.read(f"{base}/items/{name}") == item.encode():
@@ -162,7 +162,7 @@ def _airflow(folder: Path, simulator: Simulator, limit: float, count: int) -> It
 
 
 def main(count: int, kills: int) -> None:
-    """Race, kill, and print what has become of the budget."""
+    """Race, kill, and print the budget's state."""
     began = time.monotonic()
     with TemporaryDirectory() as name, Simulator(batch_seconds=1.0) as simulator:
         folder = Path(name)

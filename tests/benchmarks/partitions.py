@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def _measured(count: int, world: list[str]) -> float:
-    """Run the tasks. Returns the CPU seconds of the longest way through them."""
+    """Run the tasks. Returns the CPU seconds of the longest chain of tasks."""
     if count == 1:
         return _task(count, "plan", world, "")["cpu"]
     opened = _task(count, "open", world, str(count))
@@ -75,7 +75,7 @@ def _task(count: int, verb: str, world: list[str], given: str) -> Any:
 
 
 def child(verb: str, source: str, where: str, folder: str, url: str, given: str) -> None:
-    """Do one task, and print what that took."""
+    """Do one task, and print its time and memory."""
     run, before, opening = _run(source, where, Path(folder), url), cpu_seconds(), ""
     match verb:
         case "open":

@@ -1,4 +1,4 @@
-"""Measure what the search for answers to reuse adds to planning, and show the cost of the copy.
+"""Measure the cost of the search for answers to reuse, and of the copy.
 
     python -m tests.benchmarks.reuse [rows]
 
@@ -94,7 +94,7 @@ def prepare(folder: Path, rows: int) -> None:
 
 
 def measure(folder: Path, reuse: str, table: str) -> None:
-    """Plan in this process, then copy. Prints what each took."""
+    """Plan in this process, then copy. Prints the time and memory of both."""
     one = run(folder, reuse, f"{table}-{reuse}", table)
     wall, cpu = time.perf_counter(), time.process_time()
     generation = one.generation()

@@ -61,7 +61,7 @@ class Label(BaseModel):
 
 
 class Step(NamedTuple):
-    """Name one way to spend, and what a stage takes for it."""
+    """Name one way to spend, and its settings of a stage."""
 
     name: str
     change: Mapping[str, Any]
@@ -79,7 +79,7 @@ class Night(NamedTuple):
     """The share of the target's labels that are right."""
     requests: int
     tokens_off: Sequence[float]
-    """The errors of the estimate in input tokens and in output tokens, as shares of what the night took."""
+    """The errors of the estimate in input tokens and in output tokens, as shares of the night's tokens."""
     hits: tuple[float, float]
     """The requests that read from the vendor's cache, and how many were expected to."""
 
@@ -107,12 +107,12 @@ class Night(NamedTuple):
 
     @property
     def enough(self) -> float:
-        """The requests of a night of which 19 in 20 are within 10 %: two standard deviations are so much then."""
+        """The requests of a night at which two standard deviations are 10 %, so that 19 nights in 20 are within."""
         return self.requests * (2 * self.deviation / CLOSE) ** 2
 
 
 def steps(provider: str) -> Sequence[Step]:
-    """Return the steps in their order, each with all that the steps before it have changed."""
+    """Return the steps in their order, each with the changes of all earlier steps."""
     once = {"prompt": "{{ body }}"}
     cached = {**once, "cache_system_prompt": "auto"}
     strong = f"{provider}:{OTHER_MODELS[provider]}"
@@ -155,7 +155,7 @@ def distinct(rows: int) -> int:
 
 
 def change_tickets(world: World, rows: int, night: int) -> None:
-    """Give one ticket of a hundred another text: three in ten of these a text that is answered already."""
+    """Give one ticket of a hundred another text. Three in ten of these texts are answered already."""
     changed = f"id % 100 = {(48 + night) % 100}"
     world.ask(
         f"UPDATE tickets SET text = CASE WHEN id // 100 % 10 IN (1, 4, 7) THEN (text + 1) % {distinct(rows)}"
@@ -212,7 +212,7 @@ def night(bench: Bench, report: Report, step: Step, rows: int, before: float) ->
 
 
 def expected_hits(said: list[str]) -> float:
-    """Return the share of hits that the last plan has told of."""
+    """Return the share of hits that the last plan expects."""
     plans = (text for text in reversed(said) if " of them make " in text)
     found = re.search(r"([0-9]+)% of the requests are taken to read", next(plans, ""))
     return int(found[1]) / 100 if found else 0.0
@@ -251,7 +251,7 @@ def run(rows: int, providers: Sequence[str], nights: int, wanted: Sequence[int] 
 
 
 def tables(found: Found, rows: int) -> Iterator[str]:
-    """Yield the lines of the tables: what each step costs, and how far its estimates were off."""
+    """Yield the lines of the tables: the cost of each step, and the errors of its estimates."""
     for provider, nights in found.items():
         whole = before = nights[0][0].dollars
         yield f"\n{provider}: {OTHER_MODELS[provider]}, and {MODELS[provider]} as the cheap model\n"
@@ -294,7 +294,7 @@ def later_nights(found: Found, wanted: Sequence[int]) -> Iterator[str]:
 
 
 def misses(found: Found, wanted: Sequence[int]) -> Iterator[str]:
-    """Yield the lines of a table: each second night whose estimate was not close, and what chance can do in it."""
+    """Yield the lines of a table: each second night with a bad estimate, and its spread by chance."""
     yield (
         "\n| second night | requests | input tokens off | output tokens off | hits | expected | dollars off"
         " | standard deviation | deviations | requests for 10 % |"

@@ -131,7 +131,7 @@ class ByHand:
                 connection.execute("DELETE FROM by_hand WHERE id IN (SELECT id FROM answers)")
                 connection.execute("INSERT INTO by_hand SELECT * FROM answers")
                 connection.unregister("answers")
-            # What was sent is taken for answered: nothing here knows better.
+            # All sent rows are taken for answered: this script does not check.
             connection.execute("CREATE OR REPLACE TABLE seen AS SELECT id, md5(body) AS hash FROM tickets")
 
     def _answers(self, batch_id: str) -> Iterator[tuple[int, str]]:

@@ -144,7 +144,7 @@ def count(bench: Bench, counted: Counted, places: int) -> Looks:
         let_go(run)
 
 
-#: The goal, and what it was before a look left what it had learned to the next one (docs/decisions/0019).
+#: The goal, and the count before looks left records for the next one (docs/decisions/0019).
 _GOAL = 15
 _BEFORE = "before: 124 operations for each of 40 shards, and 366 for each of 200"
 

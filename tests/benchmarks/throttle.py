@@ -77,7 +77,7 @@ class Watched:
 
 
 def ours(bench: Bench, seconds: float) -> Watched:
-    """Ask by a run of ours, which ends at its timeout."""
+    """Ask by a run of the package, which ends at its timeout."""
     watched = Watched(bench.world.provider(), bench)
     run = bench.run(
         parts={"provider": watched}, way="now", timeout=seconds, max_tokens=MAX_TOKENS, min_success_ratio=0
@@ -144,7 +144,7 @@ def _environ(stack: ExitStack, scratch: Path, provider: str) -> dict[str, str]:
 
 
 def _bench(stack: ExitStack, folder: Path, provider: str, environ: dict[str, str], length: int) -> Bench:
-    """A vendor of its own, whose allowance is used up: a bucket that was small stays nearly empty."""
+    """Yield a separate vendor with a used-up allowance: a bucket that was small stays nearly empty."""
     folder.mkdir()
     simulator = stack.enter_context(Simulator(batch_seconds=0))
     world = World(folder=folder, provider_name=provider, url=simulator.url, environ=environ)

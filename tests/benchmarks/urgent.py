@@ -32,7 +32,7 @@ def measure(bench: Bench, rows: int) -> None:
     seen: list[str] = []
 
     def look(_: Pause) -> None:
-        """Note what is in the target at the first pause, and how many batches run then."""
+        """Note the rows in the target and the running batches at the first pause."""
         if not seen:
             after, used = world.clock() - began, cpu_seconds() - cpu
             ((urgent, others),) = world.ask(

@@ -61,7 +61,7 @@ class Desk:
         )
 
     def command(self, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-        """Run a command to its end, in a process that need not import anything first."""
+        """Run a command to its end, in a process with all imports done."""
         files = [self.folder / f"{uuid4().hex}.{name}" for name in ("out", "err")]
         environment = {**os.environ, "DESK_KEY": "any", **environment}
         process = processes().Process(target=_command, args=(arguments, environment, files))
@@ -94,7 +94,7 @@ class Desk:
 
 
 def _command(arguments: Sequence[str], environment: Mapping[str, str], files: Sequence[Path]) -> None:
-    """In the new process: what the console script does."""
+    """Do what the console script does, in the new process."""
     os.environ.clear()
     os.environ.update(environment)
     with Path(os.devnull).open("rb") as nothing:

@@ -13,7 +13,7 @@ from tests.cli.test_run import EACH_ROW_ONCE, read_until
 
 @pytest.fixture
 def abandoned(desk: Desk) -> Desk:
-    """Three batches are running, and nobody waits for them."""
+    """Leave three running batches that no process waits for."""
     desk.simulator.turn(batch_seconds=3600)
     with desk.start("run", str(desk.spec_file)) as process:
         read_until(process, "are running")

@@ -85,7 +85,7 @@ class World:
 
 
 def steps(world: World, rules: Rules) -> Iterator[World]:
-    """Every world that can come next."""
+    """Yield every world that can come next."""
     if world.now < rules.ticks * TICK:
         yield replace(world, now=world.now + TICK)
     for flying in world.flying:
@@ -102,13 +102,13 @@ def steps(world: World, rules: Rules) -> Iterator[World]:
 
 
 def born(world: World, rules: Rules) -> World:
-    """The world with one more worker."""
+    """Return the world with one more worker."""
     worker = Worker(turn=Turn(worker=f"w{len(world.workers)}", bound=rules.bound))
     return replace(world, workers=(*world.workers, worker))
 
 
 def _arriving(world: World, flying: Flying) -> Iterator[World]:
-    """The vendor answers and is paid, or the request never arrives."""
+    """Let the vendor answer and be paid, or the request be lost."""
     rest = world.flying - {flying}
     is_dead = world.workers[flying.worker] is None
     if not flying.arrived:
@@ -177,7 +177,7 @@ def _asking(world: World, place: int, worker: Worker, rules: Rules) -> Iterator[
 
 
 def keeping(world: World, place: int, worker: Worker) -> World:
-    """A worker writes its segment again."""
+    """Let a worker write its segment again."""
     former = dict(world.segments)
     segments = former | {place: former.get(place, NONE) | worker.answers}
     after = replace(worker, answers=NONE, turn=worker.turn.kept(len(worker.answers)))
@@ -198,7 +198,7 @@ def _replies(world: World, place: int, worker: Worker, flying: Flying, rules: Ru
 
 
 def _parting(world: World, place: int, worker: Worker, mine: list[Flying]) -> Iterator[World]:
-    """A worker cuts its calls off, and gives the lease back. What was on its way may still arrive."""
+    """Let a worker cancel its calls and give the lease back. Requests in flight may still arrive."""
     turn = worker.turn
     for _ in mine:
         turn = turn.lost(world.now)
@@ -207,7 +207,7 @@ def _parting(world: World, place: int, worker: Worker, mine: list[Flying]) -> It
 
 
 def _writing(world: World, place: int, worker: Worker, entry: Entry, phase: str) -> Iterator[World]:
-    """A record is written at its place, or another worker was first and this one has lost."""
+    """Write a record at its number, or let the worker lose to another one that was first."""
     entry = replace(entry, nonce="")
     if len(world.journal) != worker.turn.last:
         yield _gone(world, place)
@@ -230,7 +230,7 @@ def _put(world: World, place: int, worker: Worker | None) -> World:
 
 
 def _gone(world: World, place: int) -> World:
-    """Without this worker. What has reached the vendor for it is heard by nobody."""
+    """Return the world without this worker. Replies to it are lost."""
     flying = frozenset(each for each in world.flying if each.worker != place or not each.arrived)
     return replace(_put(world, place, None), flying=flying)
 
@@ -286,7 +286,7 @@ def _calm(rules: Rules) -> Rules:
 
 
 def explore(rules: Rules) -> Iterator[World]:
-    """Every reachable world, once."""
+    """Yield every reachable world once."""
     first = World(paid=(0,) * rules.requests)
     seen, waiting = {first}, [first]
     while waiting:

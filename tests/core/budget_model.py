@@ -11,7 +11,7 @@ from enum import IntEnum
 
 from airflow_batch_llm.core.budget import BudgetState, Hold
 
-#: What a broken machine leaves out.
+#: The steps that a broken machine leaves out.
 EXCLUSIVELY, CONFIRMING, LOOKING = "exclusively", "confirming", "looking"
 
 
@@ -60,7 +60,7 @@ class World:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """Name what can happen in this world."""
+    """The events that can happen in this world."""
 
     runs: tuple[str, ...]
     limit: float = 1.0

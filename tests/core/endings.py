@@ -66,7 +66,7 @@ def _arrived(world: World) -> World:
 
 
 def settled(world: World, rules: Rules) -> World:
-    """The same world after an undisturbed attempt, long after everything that was sent."""
+    """Return the world after an undisturbed attempt, long after all sent requests."""
     calm = _later(world, rules)
     attempt, action = begin("calm")
     while not isinstance(action, Stop):
@@ -83,7 +83,7 @@ def settled(world: World, rules: Rules) -> World:
 
 
 def swept(world: World, rules: Rules) -> World:
-    """The same world after an undisturbed search, long after everything else: a run ends with one."""
+    """Return the world after the undisturbed search with which a run ends, long after everything else."""
     calm = _later(world, rules)
     calm = calm._replace(swept=calm.swept + 1, sweep=SEARCHING)
     while calm.sweep is not None and (action := sweep_asks(calm.sweep)) is not None:
@@ -100,6 +100,6 @@ def _later(world: World, rules: Rules) -> World:
 
 
 def quiet(world: World) -> bool:
-    """Tell if every attempt that was at work is done: stopped, or dead."""
+    """Return whether every attempt has stopped or died."""
     at_work = any(attempt is not None for attempt in world.attempts) or world.sweep is not None
     return bool(world.attempts) and not at_work

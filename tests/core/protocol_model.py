@@ -86,7 +86,7 @@ class World(NamedTuple):  # many are made, and a tuple is made fast
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Equal for equal worlds, and for no others."""
+        """Return a key that is equal for equal worlds only."""
         parts = (self.journal, self.batches, self.flying, self.sweep, *self.attempts)
         return (
             self.now,
@@ -114,7 +114,7 @@ class Rules:
 
 
 def steps(world: World, rules: Rules) -> Iterator[World]:
-    """Every world that can come next."""
+    """Yield every world that can come next."""
     if world.now < rules.ticks * rules.tick:
         yield world._replace(now=world.now + rules.tick)
     for flying in world.flying:
@@ -163,12 +163,12 @@ def _sweeping(world: World, rules: Rules) -> Iterator[World]:
 
 
 def swept_on(world: World, answers: tuple[Any, ...], answer: Any) -> World:
-    """The world with a sweep that has had one more answer."""
+    """Return the world with a sweep that has had one more answer."""
     return world._replace(sweep=one(forget((*answers, answer), TERMS)))
 
 
 def may_be_swept(world: World) -> bool:
-    """Tell if the shard's journal asks for a sweep."""
+    """Return whether the shard's journal asks for a sweep."""
     standing = stand(world.journal)
     return standing.loose or standing.intent is not None
 
@@ -185,7 +185,7 @@ def sweep_asks(answers: tuple[Any, ...]) -> Action | Check | Look | None:
 
 
 def named(action: Action | Check | Look, world: World) -> Action | Check | Look:
-    """The same action; what it would record is told from all other records."""
+    """Return the same action, with a record that differs from all others."""
     if isinstance(action, Append):
         nonce = f"sweep{world.swept}.{len(world.sweep or ())}"
         return replace(action, entry=replace(action.entry, nonce=nonce))
@@ -200,7 +200,7 @@ _ASKED: dict[tuple[int, int, float], tuple[Attempt, Action] | None] = {}
 
 
 def _asked(attempt: tuple[Attempt, Action], answer: Answer, now: float) -> tuple[Attempt, Action] | None:
-    """Return the machine's next wish, or None if it has stopped. What it no longer uses is forgotten."""
+    """Return the machine's next action, or None if it has stopped. State that it no longer uses is forgotten."""
     question = (id(one(attempt)), id(one((type(answer), answer))), now)
     if question not in _ASKED:
         after, action = advance(attempt[0], answer, TERMS, now)
@@ -215,7 +215,7 @@ def _asked(attempt: tuple[Attempt, Action], answer: Answer, now: float) -> tuple
 
 
 def _timeless(attempt: Attempt) -> Attempt:
-    """Without the moments that are recorded for people only."""
+    """Return the entry without times that are recorded only for people."""
     intent, word = (entry and replace(entry, at=0.0) for entry in (attempt.intent, attempt.word))
     return replace(attempt, intent=intent, word=word)
 
@@ -267,7 +267,7 @@ def _sending(world: World, expires_at: float, rules: Rules) -> Iterator[tuple[Wo
 
 
 def _sending_twice(made: World, name: str, expires_at: float) -> Iterator[tuple[World, Answer]]:
-    """A gateway repeats the creation, at once or some time later, and gives one of the answers or none."""
+    """Let a gateway repeat the creation, at once or later, and return one of the answers or none."""
     other = f"b{len(made.batches) + len(made.flying) + 1}"
     twice = made._replace(batches=(*made.batches, Batch(other, made.now)))
     yield twice, Created(batch_id=other)
@@ -293,7 +293,7 @@ def _sighting(batch: Batch, rules: Rules) -> Sighting:
 
 
 def explore(rules: Rules) -> Iterator[World]:
-    """Every reachable world, once."""
+    """Yield every reachable world once."""
     first = World()
     seen = {first.key}
     waiting = [first]

@@ -29,7 +29,7 @@ from airflow_batch_llm.core.reservation import (
     ticket_of,
 )
 
-#: What a broken machine leaves out.
+#: The steps that a broken machine leaves out.
 WAITING, SEALING, HELPING, NOTING = "waiting", "sealing", "helping", "noting"
 
 
@@ -87,7 +87,7 @@ class Rules:
 
 @cache
 def next_step(run: str, answers: tuple[Any, ...], is_read: bool) -> Step | None:
-    """Return what a planner does after these answers. None: it has ended."""
+    """Return a planner's step after these answers, or None if it has ended."""
     machine = reserve(run, is_read=is_read)
     try:
         step = next(machine)
@@ -150,7 +150,7 @@ def _renewed(world: World, index: int, planner: Planner) -> Iterator[World]:
 
 
 def _taken(world: World, index: int, planner: Planner, rules: Rules) -> Iterator[World]:
-    """Take the planner's next step, in every way in which it can go."""
+    """Yield the worlds after each possible result of the planner's next step."""
 
     def on(after: World, answer: Any, **changes: Any) -> World:
         return _with(after, index, _answered(planner, answer, **changes))

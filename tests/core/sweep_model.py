@@ -48,7 +48,7 @@ class _Asks(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _World:
-    """All that a sweep reads and writes, played from a script."""
+    """The parts that a sweep reads and writes, played from a script."""
 
     answers: Iterator[Any]
 
@@ -139,7 +139,7 @@ def sweep_action(answers: Sequence[Any], terms: Terms) -> SweepAction | None:
 
 
 def forget(answers: Sequence[Any], terms: Terms) -> tuple[Any, ...]:
-    """As short a history as makes a sweep do the same from now on."""
+    """Return the shortest history after which a sweep does the same."""
     begins, *rest = answers
     if not rest:
         return (begins,)

@@ -10,7 +10,7 @@ from tests.core.budget_model import CONFIRMING, EXCLUSIVELY, LOOKING, Rules, exp
 
 
 def _is_kept(rules: Rules) -> bool:
-    """Tell whether the budget is never exceeded, and each run that has ended is counted once."""
+    """Return whether the budget is never exceeded, and each ended run is counted once."""
     for world, is_over in explore(rules):
         last = world.state(len(world.states), rules.limit)
         if len(world.sent) > rules.limit or last.spent > rules.limit:

@@ -51,7 +51,7 @@ def read_dags(folder: Path = DAGS) -> dict[str, Any]:
 
 
 def run_example(name: str, **options: Any) -> Any:
-    """Run an example Dag. It must end well, and at once: `dag.test()` really waits before a retry."""
+    """Run an example Dag. It must succeed without a retry, since `dag.test()` really waits before one."""
     dag = read_dags()[name]
     dag.deadline = None  # `dag.test()` of Airflow 3.3 cannot end a run whose Dag has one
     for task in dag.tasks:

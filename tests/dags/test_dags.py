@@ -241,7 +241,7 @@ def _routes(stand: Stand, table: str) -> dict[str, int]:
 
 
 def _wait_for_the_trigger(stand: Stand) -> None:
-    """Wait until the batches are looked at again and again: then no worker holds the database."""
+    """Wait until the trigger looks at the batches repeatedly, because then no worker holds the database."""
     end, looks = time.monotonic() + 120, 0
     while looks < 3 and time.monotonic() < end:
         time.sleep(0.1)

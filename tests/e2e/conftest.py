@@ -81,13 +81,13 @@ def stack(tmp_path_factory: pytest.TempPathFactory, mailbox: Mailbox) -> Iterato
 
 @pytest.fixture(autouse=True)
 def forgotten(stack: Stack) -> None:
-    """The simulator has no memory of another test."""
+    """Reset the simulator."""
     stack.simulator.reset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One Dag run over a table of its own, and the money that it spent."""
+    """One Dag run over its own table, and its spending."""
 
     stack: Stack
     dag_id: str
@@ -168,12 +168,12 @@ class Case:
         return str(until(lambda: self.ledger["batches"], "a batch at the provider")[0])
 
     def finish(self) -> None:
-        """Let the batch end that was held."""
+        """Let the held batch end."""
         for batch_id in self.ledger["running"]:
             self.stack.simulator.finish(batch_id)
 
     def assert_paid_once(self, batches: int = 1) -> None:
-        """Each row was bought once and has landed once, in this many batches, none of which was cancelled."""
+        """Check that each row was bought and landed once, in this many batches without a cancelled one."""
         ledger = self.ledger
         assert ledger["rows"]["charged"] == ROWS
         assert len(ledger["batches"]) == batches
@@ -183,7 +183,7 @@ class Case:
         assert landed == [(ROWS, ROWS)]
 
     def assert_given_up(self) -> None:
-        """The batch was cancelled, since nobody waits for it any more, and nothing was bought."""
+        """Check that the batch was cancelled, since no task waits for it, and that nothing was bought."""
         until(lambda: not self.ledger["running"], "the batch to be cancelled")
         assert self.ledger["calls"]["cancel"] >= 1
         assert self.ledger["rows"]["charged"] == 0

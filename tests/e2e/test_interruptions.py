@@ -1,4 +1,4 @@
-"""Whatever dies or is done while a batch is on its way: each row is bought once, and no batch is left to itself.
+"""Kills and actions of users while a batch runs: each row is bought once, and no batch is left running.
 
 A real scheduler, worker and triggerer are killed; the provider's ledger is the judge.
 """
@@ -21,7 +21,7 @@ HELD_SECONDS = 90
 
 
 def hold_batches(stack: Stack) -> None:
-    """Batches do not end by themselves."""
+    """Keep batches from ending by themselves."""
     stack.simulator.fault(provider="openai", kind="hold", times=None)
 
 

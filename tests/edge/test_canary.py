@@ -1,4 +1,4 @@
-"""A canary in each of the operators' forms: one task, a group of tasks, and three tasks."""
+"""A canary in each form of the operators: one task, a group of tasks, and three tasks."""
 
 from collections.abc import Callable
 from typing import Any

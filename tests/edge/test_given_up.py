@@ -1,4 +1,4 @@
-"""A task that a user marks between its trigger's event and its worker's start: no process of it hears of that."""
+"""A task that a user marks between its trigger's event and its worker's start, when it has no process."""
 
 from types import SimpleNamespace
 from typing import Any

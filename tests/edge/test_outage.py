@@ -19,7 +19,7 @@ Run = Callable[..., Any]
 
 
 def cut_off(world: World) -> None:
-    """Let batches be created, and no question about them be answered."""
+    """Let batches be created, and fail every other call about them."""
     for endpoint in ("retrieve", "list", "cancel"):
         world.simulator.fault(provider="anthropic", endpoint=endpoint, kind="drop", times=None)
 

@@ -1,4 +1,4 @@
-"""Before a task defers it says where it waits, and that nobody is there, as far as Airflow's own health page tells."""
+"""Before a task defers, it logs where it waits, and warns if Airflow's health page shows no triggerer."""
 
 import threading
 import time
@@ -37,7 +37,7 @@ def health(monkeypatch: pytest.MonkeyPatch, airflow_database: None) -> Iterator[
 
 @pytest.fixture
 def triggerer() -> Iterator[None]:
-    """A triggerer that has just given a sign of life."""
+    """A triggerer with a recent heartbeat."""
     job: Any = Job(job_type="TriggererJob", state="running")
     with create_session() as session:
         session.add(job)

@@ -65,17 +65,17 @@ def submit(*job: Any, **more: Any) -> Any:
 
 
 def check(tree: exp.Expression, table: exp.Table, is_target: bool) -> None:
-    """As before, but that the merged table's filter has been seen to."""
+    """Check as before, without the filter of the merged table."""
     _check(tree, table, is_target or (table.catalog, table.db, table.name) == _merged.get())
 
 
 def fetch(sql: str, params: Any = None) -> list[tuple[Any, ...]]:
-    """As before, but that no result is looked through for a column that it requires: it requires none."""
+    """Fetch as before, without the search of a result for required columns: it has none."""
     return [] if params and params[0] == "emulator" and "duckdb_columns()" in sql else _fetch(sql, params)
 
 
 def objects(project_id: str, dataset_id: str, table_id: str | None = None) -> Any:
-    """As before, but that a result is looked at."""
+    """Return the objects as before, with the results."""
     if project_id != "emulator" or table_id is None:
         return _objects(project_id, dataset_id, table_id)
     try:

@@ -29,7 +29,7 @@ BATCH = b'{"id":"batch_1","status":"validating","processing_status":"in_progress
 
 
 class Listener:
-    """A server that answers nothing. It begins to read when told to, and keeps the end of what it read."""
+    """A server that never answers. It begins to read on request, and keeps the end of the bytes."""
 
     def __init__(self, server: socket.socket, *, reads: bool) -> None:
         self.url = f"http://127.0.0.1:{server.getsockname()[1]}"

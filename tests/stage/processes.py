@@ -64,7 +64,7 @@ class Job:
     hook: Callable[[World], Mapping[str, Any]] | None = None  # changes to the parts, made in the process
 
     def started(self) -> "Started":
-        """Start it, without waiting."""
+        """Start the process, without waiting."""
         out = self.world.folder / f"{uuid4().hex}.json"
         process = processes().Process(target=_drive, args=(self, out))
         process.start()
@@ -109,7 +109,7 @@ def processes() -> ForkServerContext:
 
 
 def _drive(job: Job, out: Path) -> None:
-    """In the new process: the run to its end, and then once more, as a retry would find it."""
+    """Drive the run to its end in the new process, and then once more, as a retry does."""
     meter = Meter(kill=job.kill)
     bench = Bench(job.world)
     before = _spooled(job.world)

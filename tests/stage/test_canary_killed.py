@@ -15,7 +15,7 @@ ROWS, SIZE = 40, 10
 
 
 def fresh(bench: Bench, folder: Path) -> Bench:
-    """Return a world that knows nothing of the others. One simulator serves one world at a time."""
+    """Return a fresh world. One simulator serves one world at a time."""
     folder.mkdir()
     world = replace(bench.world, folder=folder)
     world.begin()
@@ -24,7 +24,7 @@ def fresh(bench: Bench, folder: Path) -> Bench:
 
 
 def around_the_verdict(verbs: list[str]) -> list[int]:
-    """Return the verbs that leave a trace: from the record of the canary's results to what follows its verdict."""
+    """Return the verbs that leave a trace, from the record of the canary's results to those after its verdict."""
     traces = [number for number, verb in enumerate(verbs, start=1) if verb.rpartition(".")[2] in EFFECTS]
     merge = traces.index(verbs.index("warehouse.publish") + 1)
     return traces[merge - 2 : merge + 5]

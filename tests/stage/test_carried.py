@@ -30,7 +30,7 @@ from tests.stage.world import Bench
 
 MOMENT = datetime(1969, 12, 31, 23, 59, 59, 123456)  # noqa: DTZ001 - the clock of a wall
 DAY = MOMENT.replace(hour=0, minute=0, second=0, microsecond=0)
-#: Two values of each type, and what is carried of the first.
+#: Two values of each type, and the carried form of the first.
 COLUMNS: list[tuple[pa.Array, object]] = [
     (pa.array([True, False]), True),
     (pa.array([-(2**63), 1], pa.int64()), -(2**63)),

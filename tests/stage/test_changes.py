@@ -15,7 +15,7 @@ from tests.stage.world import Bench, let_go, stage
 
 
 class _Namesake:
-    """As much of a provider as tells who it is. Whoever asks it more fails."""
+    """A provider with only a name. Any other use fails."""
 
     def __init__(self, provider: Any) -> None:
         self.name, self.host = provider.name, provider.host

@@ -175,7 +175,7 @@ class _Frozen:
 
 
 class _Death(BaseException):
-    """The process goes no further."""
+    """Ends the process here, as a kill does."""
 
 
 class _DiesBeforeItCancels(_Frozen):
@@ -238,7 +238,7 @@ def test_a_stray_whose_process_died_before_it_could_cancel_it_is_cancelled_by_an
 
 
 def small_disk(world: World) -> Mapping[str, Any]:
-    """No file of this process may become larger than this; the write says so instead of killing."""
+    """Limit the size of this process's files. A larger write raises an error instead of killing."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
     return {}

@@ -21,7 +21,7 @@ from tests.stage.kill_matrix import Late, Routed, Scenario, Stores, points
 # A file system in memory, where there is one: what is made durable for each record is proven with the store.
 _MEMORY = Path("/dev/shm")
 
-# A failure says where to look.
+# A failure shows the point of the kill.
 PARTS = 4
 
 

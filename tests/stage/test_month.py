@@ -23,7 +23,7 @@ _PAGE = Path(__file__).resolve().parents[2] / "docs/explanation/cost.md"
 
 
 class _Killed(BaseException):
-    """The process goes no further."""
+    """Ends the process here, as a kill does."""
 
 
 class _DiesAt:
@@ -75,7 +75,7 @@ class _Month:
         return self.bench.complete(self.night(name, **changes))
 
     def killed(self, name: str, at: str) -> None:
-        """A night whose worker dies."""
+        """Run a night in which the worker dies."""
         with pytest.raises(_Killed):
             self.complete(name, parts={"workspace": _DiesAt(self.bench.world.workspace(), at)})
 

@@ -57,7 +57,7 @@ def _is_read(path: Path) -> bool:
 
 
 def night(bench: Bench, *, is_divided: bool, **changes: Any) -> dict[str, Any]:
-    """One run, and all that is to be the same however its source is read."""
+    """Return the facts of one run that must not depend on how its source is read."""
     given = {"name": "night/t/r", **changes}
     done = (
         completed(bench, _read(bench, **given), **given) if is_divided else bench.complete(bench.run(**given))
@@ -268,7 +268,7 @@ def _strong(row: Mapping[str, object]) -> str | None:
 
 
 def test_a_partition_is_read_only_by_what_its_source_was_divided_by(openai: Bench) -> None:
-    """Whatever decides on its rows may be changed in the Dag while its task waits for a slot."""
+    """The settings that decide on its rows may change in the Dag while its task waits for a slot."""
     openai.world.make_tickets(ROWS)
     given = {"routes": {"strong": Route(model_id="openai:gpt-5")}, "route": _weak}
     opening = opened(openai, **given)

@@ -13,7 +13,7 @@ from tests.stage.world import Bench
 
 @contextmanager
 def refused(bench: Bench, kind: type[BatchLLMError], match: str) -> Iterator[None]:
-    """It is, in these words, and the provider's ledger stays empty."""
+    """Check that the stage is refused in these words, and that the provider's ledger stays empty."""
     with pytest.raises(kind, match=match):
         yield
     assert bench.batches() == []

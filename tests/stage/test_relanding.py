@@ -14,7 +14,7 @@ from tests.vendors import OTHER_MODELS
 
 
 def again(bench: Bench, run: str = "dag/task/run") -> int:
-    """Land it; what the provider had is forgotten."""
+    """Land the run again, after the provider has lost everything."""
     parts = bench.world.parts()
     try:
         return land_again(parts, RunFolder(workspace=parts.workspace, run=run))
@@ -24,7 +24,7 @@ def again(bench: Bench, run: str = "dag/task/run") -> int:
 
 
 def tables(bench: Bench) -> list[Any]:
-    """Both tables, but for the time of the landing."""
+    """Return both tables without the time of the landing."""
     return [
         bench.world.ask(f"SELECT * EXCLUDE (_llm_processed_at) FROM {name} ORDER BY id")
         for name in ("labels", "labels__failures")

@@ -22,7 +22,7 @@ SHARE = 0.25
 
 
 class _Killed(BaseException):
-    """The process goes no further."""
+    """Ends the process here, as a kill does."""
 
 
 class _DiesWhenItCancels:
@@ -69,7 +69,7 @@ class _Counted:
 
 
 def recognises(bench: Bench) -> bool:
-    """Tell if the provider says whose a batch is while it runs."""
+    """Return whether the provider shows whose a batch is while it runs."""
     return bench.world.provider_name != "anthropic"
 
 

@@ -215,7 +215,7 @@ def review_points(verbs: Sequence[str]) -> Iterator[Kill]:
 
 
 def judge(world: World, ended: Ended) -> None:
-    """The answer is merged once, each new row is asked once, and what is dead waits once."""
+    """Check that the answer is merged once, each new row is asked once, and each dead row waits once."""
     assert not ended.error, ended.error
     ledger = world.ledger()
     merged = world.ask("SELECT id, label, _llm_run_id FROM labels WHERE _llm_model = 'human:ada'")

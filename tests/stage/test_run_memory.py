@@ -88,7 +88,7 @@ def test_what_is_added_to_the_journal_of_a_staged_shard_is_seen_by_all(folder: R
 
     assert RunMemory.of(folder, plan).standing(1).spare == ("stray",)
     assert read_standings(folder, plan)[0][1].spare == ("stray",)
-    # Who knows the journal from before cannot write over the record, and learns of it.
+    # A worker that knows the older journal cannot overwrite the record, and reads it.
     assert not settled.append(1, last + 1, _entry(RecordKind.SUBMITTED, "other"))
     assert settled.standing(1).spare == ("stray",)
 

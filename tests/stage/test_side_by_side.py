@@ -1,4 +1,4 @@
-"""Let a worker do side by side what costs nothing, and create batches one after another."""
+"""A worker does free operations in parallel, and creates batches one after another."""
 
 import threading
 from itertools import count

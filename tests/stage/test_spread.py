@@ -19,7 +19,7 @@ from tests.stage.world import Bench, let_go
 
 ROWS, ROWS_PER_BATCH = 70, 10
 
-#: What one of two workers does, in a process of its own.
+#: The work of one of two workers, in a separate process.
 Part = Callable[[int, Run], None]
 
 

@@ -23,14 +23,14 @@ def opened(kind: type[MemoryFileSystem]) -> Workspace:
 
 
 class OverwritesAlways(MemoryFileSystem):
-    """Takes the condition and ignores it."""
+    """Accepts the condition and ignores it."""
 
     def pipe_file(self, path, value, mode="overwrite", **kwargs):
         super().pipe_file(path, value)
 
 
 class LooksAndThenWrites(MemoryFileSystem):
-    """Refuses what it saw when it looked, so that writers who look at the same time all succeed."""
+    """Looks before it writes, so that writers who look at the same time all succeed."""
 
     everybody_looked = threading.Barrier(4)
 

@@ -300,7 +300,7 @@ def responses() -> Iterator[tuple[str | None, str | None]]:
     yield orjson.dumps(response("Xx")).decode().replace("Xx", "\\ud83d\\ude00 pair"), ""
 
 
-#: Of so many responses SQL is sure at least. A worker finds some more good answers.
+#: The least number of responses of which SQL is sure. A worker finds some more good answers.
 SURE = {"text": 190, "label": 14, "record": 70, "list": 2}
 OUTPUT_TYPES = {
     "text": OutputType.of(str),
@@ -331,7 +331,7 @@ def database(emulators: Emulators) -> Iterator[BigQueryDataset]:
 def by_worker(
     custom_id: str, answer: str | None, status: str | None, parser: AnswerParser
 ) -> tuple[Any, ...] | None:
-    """Return what a worker lands of a response. None: it is no good answer."""
+    """Return the row that a worker lands for a response, or None if it is not a good answer."""
     line = b'{"custom_id":%b,"status":%b,"response":%b}' % (
         orjson.dumps(custom_id),
         orjson.dumps(status),

@@ -13,7 +13,7 @@ CARRIED = pa.schema([("day", pa.date32()), ("Re gion", pa.string())])
 
 
 def created(dialect: str, **changes: object) -> str:
-    """The CREATE TABLE of a target with these wishes."""
+    """Return the CREATE TABLE of a target with these settings."""
     target = labels(carried=CARRIED, **changes)
     return Statements(find_dialect(dialect)).create(target, target.table, target.answer_columns, unique=False)
 

@@ -101,7 +101,7 @@ def warehouse(server: str) -> Iterator[PostgresWarehouse]:
 
 @pytest.fixture
 def endless(server: str) -> Iterator[str]:
-    """A query whose end nobody lives to see, and the name of the connections that run it."""
+    """A query that practically never ends, and the name of its connections."""
     with psycopg.connect(server) as connection:
         connection.execute("CREATE TABLE reads.endless AS SELECT 1 AS id")
     yield f"{server}&application_name=endless"

@@ -21,7 +21,7 @@ UPLOAD = "gs://bucket/stage/r01-0001/0/requests.jsonl"
 
 
 class Deaf:
-    """A server that takes one connection, keeps what it is sent and never says a word."""
+    """A server that takes one connection, keeps the bytes and never answers."""
 
     def __init__(self, listener: socket.socket) -> None:
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -42,7 +42,7 @@ class Deaf:
 
     @property
     def heard(self) -> bytes:
-        """All that came until the client let go."""
+        """Return all bytes until the client closed the connection."""
         self._thread.join()
         return self._heard
 
