@@ -130,7 +130,7 @@ class Content:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttachmentRules:
-    """The attachments that a model takes, and what they cost."""
+    """The attachments that a model takes, and their costs."""
 
     inline: Mapping[str, int]
     """The most bytes of an attachment in the request, by media type."""

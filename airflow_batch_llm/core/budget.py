@@ -116,7 +116,7 @@ class Hold:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetState:
-    """One period of a budget: what ended runs have cost, and what is held for others."""
+    """One period of a budget: the dollars of ended runs, and those that are held for others."""
 
     usd: float
     """The limit, as the last run that changed the state knew it."""
@@ -141,7 +141,8 @@ class BudgetState:
     def hold(self, run: str, usd: float, now: float, *, until: float | None = None) -> "BudgetState | None":
         """Hold dollars for a run; without a time, for good. Returns None if too few are left.
 
-        A confirmed hold is never lowered. A run always gets again what it holds already, whatever the limit is now.
+        A confirmed hold is never lowered. A run always gets again the dollars that it holds already, even if the limit
+        is lower now.
         """
         mine = self.holds.get(run)
         if mine is not None and mine.until is None:
@@ -153,7 +154,7 @@ class BudgetState:
         return replace(others, holds={**others.holds, run: Hold(usd=usd, until=until)})
 
     def settle(self, run: str, usd: float) -> "BudgetState":
-        """Count what a run has cost, and hold nothing more for it. A run that holds nothing was counted before."""
+        """Count a run's cost, and hold nothing more for it. A run that holds nothing was counted before."""
         if run not in self.holds:
             return self
         holds = {name: hold for name, hold in self.holds.items() if name != run}
@@ -174,7 +175,7 @@ class BudgetState:
         return replace(self, holds=holds)
 
     def to_json(self, nonce: str) -> bytes:
-        """Return the state as it is stored. The nonce tells it from an equal one of another process."""
+        """Return the state as it is stored. The nonce distinguishes it from an equal state of another process."""
         holds = {run: [hold.usd, hold.until] for run, hold in self.holds.items()}
         return orjson.dumps({"usd": self.usd, "spent": self.spent, "holds": holds, "nonce": nonce})
 

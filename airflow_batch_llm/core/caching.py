@@ -1,4 +1,4 @@
-"""Decide if a route's requests ask the vendor to cache the part that they share, and sum up what the cache has won.
+"""Decide if a route's requests ask the vendor to cache the part that they share, and sum up the dollars that the cache has saved.
 
 Writing to a cache costs more than input without one, and reading from it costs less. So asking pays above a share of
 hits that follows from the prices. No vendor promises a share of hits in a batch.
@@ -20,7 +20,7 @@ _USUAL_HITS: Mapping[Way, float] = {Way.BATCH: 0.64, Way.FLEX: 0.9, Way.NOW: 0.9
 #: Requests that certainly find nothing in the cache: the first of a batch, and those with which a worker begins at once.
 _FIRST: Mapping[Way, int] = {Way.BATCH: 1, Way.FLEX: 4, Way.NOW: 4}
 
-#: Earlier runs count as this many requests at the most, so that what has changed shows after a few nights.
+#: Earlier runs count as this many requests at the most, so that a change shows after a few nights.
 REMEMBERED = 1000
 
 #: Fewer requests say little about the share of hits, and less about whether asking pays: much of it is chance.
@@ -219,7 +219,7 @@ def _stopped(run: CachedRun | None) -> CacheDecision | None:
 
 
 def told(route: str, totals: CacheTotals) -> str:
-    """Say what the cache has won or lost by a route."""
+    """Say how many dollars the cache has saved or lost on a route."""
     result = f"won ${totals.won:,.4f}" if totals.won >= 0 else f"lost ${-totals.won:,.4f}"
     read = f"{totals.hit_rate:.1%} of {counted(totals.answers, 'answer')} read from the vendor's cache"
     return f"Caching by the route {route} {result}: {read}."

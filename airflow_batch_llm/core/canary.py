@@ -43,7 +43,7 @@ class CanaryVerdict:
 
     @property
     def goes(self) -> bool:
-        """Tell if the rest is sent."""
+        """Return whether the rest is sent."""
         return self.ruling is Ruling.GO
 
     def to_json(self) -> bytes:
@@ -86,7 +86,7 @@ class RouteSample:
 
     @property
     def noun(self) -> str:
-        """The name of what is counted."""
+        """The noun for the counted things: rows or requests."""
         return "item" if self.is_packed else "request"
 
     def estimates(self) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -169,7 +169,7 @@ class RestOfRoute:
 
 
 def beyond_budget(routes: Sequence[RestOfRoute], left: float | None) -> tuple[int, ...]:
-    """Return the numbers of the shards that do not fit into what is left of the budgets.
+    """Return the numbers of the shards that do not fit into the rest of the budgets.
 
     The routes are served in their order, and the first shard of a route that does not fit ends it. `left` is that of the run.
     """

@@ -1,4 +1,4 @@
-"""Estimate a run's cost before the first cent, and name what the estimate rests on.
+"""Estimate a run's cost before the first cent, and name the source of the estimate.
 
 The number of input tokens is that of earlier runs with the same spec, is scaled up from a counted sample, or is guessed
 from the bytes. Without an earlier run the length of the answers is unknown: it lies between nothing and `max_tokens`,
@@ -35,7 +35,7 @@ _SHORT_COLUMN_TOKENS = 12
 
 
 class EstimateSource(StrEnum):
-    """Name what an estimate's tokens rest on."""
+    """The sources of an estimate's tokens."""
 
     BYTES = "bytes"  # of the prompts, and of a usual answer
     COUNTED = "counted"  # the provider has counted some prompts; the answer is a usual one
@@ -165,7 +165,7 @@ class RequestSize:
 
     @property
     def source(self) -> EstimateSource:
-        """Return what the estimate rests on."""
+        """Return the source of the estimate."""
         if self.measured is not None:
             return EstimateSource.EARLIER_RUN
         return EstimateSource.COUNTED if self.sample else EstimateSource.BYTES
@@ -327,7 +327,7 @@ def _input_tokens(size: RequestSize) -> tuple[float, list[str]]:
 
 
 def _about_attachments(size: RequestSize) -> list[str]:
-    """Say what the tokens of attachments rest on."""
+    """Say for people how the tokens of attachments were estimated."""
     count, unmeasured = size.attached.count, size.attached.unmeasured
     if not count:
         return []
@@ -362,7 +362,7 @@ class _Expected(NamedTuple):
 
 
 def _expected_later(size: RequestSize) -> _Expected:
-    """Return what the prompts take in later rounds, if as many of them go on as in earlier runs."""
+    """Return the tokens and dollars of later rounds, if the same share of prompts goes on as in earlier runs."""
     measured = size.measured
     if measured is None or not size.prompts:
         return _Expected()
@@ -372,7 +372,7 @@ def _expected_later(size: RequestSize) -> _Expected:
 
 
 def _going_on(later: Later, measured: Measured, prompts: int, rows: int) -> _Expected:
-    """Return what is expected of later requests with this many rows.
+    """Return the expected tokens and dollars of later requests with this many rows.
 
     The number of prompts that go on is binomial. They share requests, each of which repeats the instructions, and the
     first of which finds nothing in the vendor's cache, unless the number of hits shows that it was among them.

@@ -165,7 +165,7 @@ class Metric(StrEnum):
     EXACT = "exact"
     """The two are equal. Numbers count by value."""
     CASEFOLD = "casefold"
-    """The two texts are equal but for upper and lower case, and white space."""
+    """The two texts are equal, except for case and white space."""
     NUMBER = "number"
     """The two numbers differ by no more than `tolerance`."""
     SET = "set"
@@ -185,7 +185,7 @@ class Expected(Settings):
     min_overlap: Share = 1.0
     """The least share of elements that two lists have in common, of all that either has. Default: all."""
     function: Callable[[Any, Any], bool] | None = None
-    """A function of the golden value and the answer that tells if it is right, in place of `metric`. Python only.
+    """A function of the golden value and the answer that returns whether it is right, in place of `metric`. Python only.
     Default: none."""
 
 
@@ -211,10 +211,10 @@ class Evaluation(Settings):
     confidence: Annotated[float, Field(ge=0.5, le=0.9999)] = 0.95
     """The confidence of intervals and of `max_regression`. Default: 0.95."""
     fail_when_unclear: bool = False
-    """Fail also where there are too few rows to tell. Default: no."""
+    """Fail also if there are too few rows to decide. Default: no."""
 
     def measured(self, columns: Sequence[Column]) -> dict[str, Expected]:
-        """Return what is expected of each answer column that is compared."""
+        """Return the expected column of each answer column that is compared."""
         known = [column.name for column in columns]
         if unknown := sorted(self.expected.keys() - set(known)):
             raise InputError(
@@ -323,7 +323,7 @@ class Golden:
 
 
 def key_of(values: Iterable[object]) -> Key:
-    """Return a row's key, in which equal values are spelled alike whatever database they come from."""
+    """Return a row's key, with the same spelling of equal values from any database."""
     return tuple(map(_spelled, values))
 
 
@@ -416,7 +416,7 @@ def _metric_name(expected: Expected) -> str:
 
 
 def _typed(value: Any, kind: ColumnType) -> Any:
-    """Return a value as its column's type has it, whatever database or file it comes from."""
+    """Return a value in its column's type, from any database or file."""
     if value is None:
         return None
     try:

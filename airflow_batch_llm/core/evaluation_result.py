@@ -1,6 +1,6 @@
-"""Judge the columns of an evaluation by the gates that the user set, and keep what was found.
+"""Judge the columns of an evaluation by the gates that the user set, and keep the result.
 
-A gate passes or fails with a confidence, or says that there are too few rows to tell, and how many would do.
+A gate passes or fails with a confidence, or says that there are too few rows to decide, and how many are enough.
 
 The result is drawn as one HTML page that loads nothing from elsewhere, and follows the reader's light or dark mode. Every
 text in it is escaped: labels, keys and names come from users' tables.
@@ -21,7 +21,7 @@ SCHEMA_VERSION = 1
 
 
 class GateRuling(StrEnum):
-    """Tell what a gate says of a column."""
+    """The rulings of a gate on a column."""
 
     PASSED = "passed"
     FAILED = "failed"
@@ -40,7 +40,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """Say what was evaluated, and against what. Times are seconds since the epoch."""
+    """The subject of an evaluation, and its baseline. Times are seconds since the epoch."""
 
     run_id: str
     model_id: str

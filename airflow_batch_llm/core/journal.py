@@ -69,7 +69,7 @@ class Doer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """One record. The nonce tells the record of one process from an equal one of another."""
+    """One record. The nonce distinguishes it from an equal record of another process."""
 
     kind: RecordKind
     nonce: str
@@ -272,7 +272,7 @@ def decide(standing: Standing, terms: Terms, now: float, searched: Searched | No
 
 
 def _asked(standing: Standing, terms: Terms, now: float) -> Move:
-    """Return the next move for a shard that is asked in real time. After the deadline what was answered is still kept."""
+    """Return the next move for a shard that is asked in real time. Answers are kept even after the deadline."""
     if standing.asking is not None and now < standing.asking.expires_at + CLOCK_SKEW_SECONDS:
         return Wait(
             until=standing.asking.expires_at + CLOCK_SKEW_SECONDS,

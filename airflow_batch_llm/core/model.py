@@ -33,7 +33,7 @@ class BatchState(StrEnum):
 
     @property
     def is_over(self) -> bool:
-        """Tell if the provider does nothing more for the batch."""
+        """Return whether the provider does nothing more for the batch."""
         match self:
             case BatchState.RUNNING:
                 return False
@@ -44,7 +44,7 @@ class BatchState(StrEnum):
 
     @property
     def has_results(self) -> bool:
-        """Tell if there may be answers to read."""
+        """Return whether there may be answers to read."""
         match self:
             case BatchState.ENDED:
                 return True
@@ -63,7 +63,7 @@ class Way(StrEnum):
 
     @property
     def in_real_time(self) -> bool:
-        """Tell if a worker asks each request, instead of a batch."""
+        """Return whether a worker asks each request, instead of a batch."""
         match self:
             case Way.BATCH:
                 return False
@@ -87,7 +87,7 @@ class Caching(StrEnum):
     ON = "on"
     """Ask always."""
     OFF = "off"
-    """Never ask, and turn off what the vendor caches unasked, where that can be turned off."""
+    """Never ask, and turn off the vendor's own caching, if that is possible."""
 
 
 class Execution(StrEnum):
@@ -169,13 +169,13 @@ class Call:
 
     @property
     def asks_to_cache(self) -> bool:
-        """Tell if the requests ask the vendor to cache what they share."""
+        """Return whether the requests ask the vendor to cache their shared part."""
         return self.cache_system_prompt in (True, Caching.ON)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The size of batch that a provider takes, and what it shows of a batch from outside."""
+    """The limits of a provider's batches, and the facts that it shows about them."""
 
     max_requests: int
     max_bytes: int  # of one batch's lines: a comfortable size, below what the provider takes
@@ -254,7 +254,7 @@ class RateLimit(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """An answer in real time, and what the vendor said of its limits with it."""
+    """An answer in real time, and the vendor's limits as the answer states them."""
 
     line: bytes  # a result line of a batch
     limits: Sequence[RateLimit] = ()

@@ -1,8 +1,8 @@
 """Define the type of an answer, and the columns it makes.
 
-An output type is made once, from whatever the user writes, and stored with the plan as JSON: landing follows
-the stored form and needs no Python class. It validates against the JSON Schema; what a Pydantic class checks
-beyond its schema (validator functions) is not checked.
+An output type is made once from the user's argument, and stored with the plan as JSON. Landing follows the stored form
+and needs no Python class. It validates against the JSON Schema; what a Pydantic class checks beyond its schema
+(validator functions) is not checked.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -110,7 +110,7 @@ class OutputType:
         return _of_schema(json_schema(wanted), naming)
 
     def is_choice(self, column: Column) -> bool:
-        """Tell if the values of a column are out of a fixed set."""
+        """Return whether the values of a column are out of a fixed set."""
         if self.schema is None:
             return False
         branches = branches_at(self.schema, column.path)

@@ -228,7 +228,7 @@ def divide(total: int, parts: int) -> list[int]:
 
 
 def divide_usage(usage: Usage, parts: int) -> list[Usage]:
-    """Divide the tokens of a request among its items. Each kind adds up to what the request took."""
+    """Divide the tokens of a request among its items. Each kind adds up to the request's total."""
     return [Usage(*counts) for counts in zip(*(divide(count, parts) for count in usage), strict=True)]
 
 
@@ -274,7 +274,7 @@ def compared_columns(output_type: OutputType) -> dict[int, str]:
 
 
 def sampled(values: Sequence[Sequence[object] | None], output_type: OutputType) -> list[Sample]:
-    """Return what is kept of the first answers of a shard, in the order of their items."""
+    """Return hashes of the first answers of a shard, in the order of their items."""
     places = compared_columns(output_type)
     return [
         None if one is None else [digest(repr(one[place]).encode())[:16] for place in places]
@@ -294,7 +294,7 @@ class PilotVerdict:
 
     @property
     def told(self) -> str:
-        """The result for people."""
+        """Say the result for people."""
         shares = ", ".join(f"{name} {share:.1%}" for name, share in self.agreement.items())
         return f"{counted(self.compared, 'row')} were asked packed and alone, and agree in {shares}."
 

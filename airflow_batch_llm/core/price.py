@@ -345,7 +345,7 @@ def _assembled(
 
 
 def _said(model: str, halved: list[str], in_flex: Mapping[str, _Rate]) -> dict[Way, str]:
-    """Say what is assumed of a price, by the way to ask."""
+    """Say which prices are assumed, by the way to ask."""
     said = {}
     if halved:
         tokens = "" if "input" in halved else f" for {' and '.join(halved)} tokens"

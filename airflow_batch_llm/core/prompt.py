@@ -112,7 +112,7 @@ class CompiledPrompt:
     def check(self, columns: Iterable[str], *, has_attachments: bool = False) -> None:
         """Raise `PromptError` for columns that the prompt uses and the rows do not have, or if it uses none.
 
-        With attachments a prompt may use none: the rows differ by what is attached.
+        With attachments a prompt may use none, because the rows differ by their attachments.
         """
         if self.columns == () and not has_attachments:
             raise PromptError(

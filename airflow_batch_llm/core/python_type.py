@@ -30,7 +30,7 @@ class _AnswerSchema(GenerateJsonSchema):
 
 
 def json_schema(python_type: Any) -> dict[str, Any]:
-    """Return the schema, with its definitions at the root. Raises `OutputTypeError` for what has none."""
+    """Return the schema, with its definitions at the root. Raises `OutputTypeError` for a type without a schema."""
     try:
         return TypeAdapter(_modern(python_type)).json_schema(schema_generator=_AnswerSchema)
     except (PydanticUserError, PydanticSchemaGenerationError, NameError, RecursionError) as error:

@@ -108,7 +108,7 @@ FIRST = 4
 #: Seconds to rest after a refusal, at least. Where it names no time they double with each refusal in a row.
 _FIRST_REST, _LONGEST_REST = 1.0, 60.0
 
-#: A refusal sets the pace to this share of what was answered, if there were this many answers, and else of the pace.
+#: A refusal sets the pace to this share of the rate of answers, if there were this many answers, and else of the pace.
 _STEP_BACK, _ENOUGH = 0.9, 10
 
 #: Each answer raises the pace by this share. The share doubles with this many answers without a refusal, up to the last one.
@@ -124,13 +124,13 @@ _REFILLED = 60.0
 #: As much of a limit is left unused as comes back within this many seconds.
 _SPARED = 3.0
 
-#: The weight of what a request took of a limit falls by this factor with each later request.
+#: The weight of a request's share of a limit falls by this factor with each later request.
 _FORGOTTEN = 0.9
 
 
 @dataclass(slots=True)
 class _Allowance:
-    """Hold what is left of one of the vendor's limits, by its last statement."""
+    """Holds the rest of one of the vendor's limits, by its last statement."""
 
     stated: RateLimit
     at: float
@@ -234,7 +234,7 @@ class Throttle:
         self._sent_at.append(now)
 
     def stated(self, limits: Iterable[RateLimit], sent_at: float) -> None:
-        """Take note of what an answer states of the vendor's limits. Its request was sent at `sent_at`."""
+        """Take note of an answer's statement of the vendor's limits. Its request was sent at `sent_at`."""
         limits = [limit for limit in limits if limit.limit > 0]  # some servers write 0 for no limit
         if not limits or sent_at < self._stated_at:
             return
@@ -276,7 +276,7 @@ class Throttle:
         self.rest_until = max(self.rest_until, now + rest)
 
     def _step_back(self, now: float) -> None:
-        """Set the pace by what was answered since it was last set. A few answers do not show what is allowed."""
+        """Set the pace by the answers since it was last set. A few answers do not show the allowed pace."""
         if self._answers < _ENOUGH or self._since is None or now <= self._since:
             self.pace *= _STEP_BACK
             return

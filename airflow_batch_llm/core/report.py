@@ -45,7 +45,7 @@ class Durations:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spent:
-    """Dollars. `unpriced` answers are not in them: the model's price is unknown, or the line does not tell its tokens."""
+    """Dollars. `unpriced` answers are not in them: the model's price is unknown, or the line does not have its tokens."""
 
     cost: float = 0.0
     list_cost: float = 0.0  # the same requests in real time

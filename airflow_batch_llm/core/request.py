@@ -120,7 +120,7 @@ def digest(*parts: bytes) -> str:
     return hashed.hexdigest()
 
 
-#: Shards of one run differ in size by up to this share, so that a count tells them apart at the provider.
+#: Shards of one run differ in size by up to this share, so that the count of requests distinguishes them at the provider.
 _SPREAD = 0.02
 
 

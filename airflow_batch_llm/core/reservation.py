@@ -104,7 +104,7 @@ class OpenTicket:
 
 @dataclass(frozen=True, slots=True)
 class ReadSource:
-    """Read the source, and before that what is in flight and what the target holds."""
+    """Read the source, and before that the plans in flight and the target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +172,7 @@ Step = Settled | OpenTicket | ReadSource | Draft | LookAt | Rest | DeclareOver |
 def reserve(run: str, *, is_read: bool = False) -> Generator[Step, Any, None]:
     """Bring one planner to a frozen plan of its run: its own, or that of another attempt.
 
-    `is_read`: other tasks read the source before, after they had asked `Settled` and noted what was in flight. The ticket
+    `is_read`: other tasks read the source before, after they had asked `Settled` and noted the plans in flight. The ticket
     is then opened after the reading, so that no other planner waits for it while it goes on.
     """
     first = (yield Settled()) + 1

@@ -95,7 +95,7 @@ def resolve(ref: object, root: Schema) -> Schema:
 
 
 def inline_refs(schema: Schema) -> dict[str, Any]:
-    """Return the schema without definitions: each reference replaced by what it refers to.
+    """Return the schema without definitions: each reference is replaced by its target.
 
     Raises `OutputTypeError` for a schema that refers to itself, and for a reference that leads nowhere.
     """
@@ -156,7 +156,7 @@ def _inlined(node: Any, root: Schema, kept: frozenset[str]) -> Any:
     if ref in kept:
         return {"$ref": ref}
     rest = {key: value for key, value in node.items() if key not in ("$ref", *_DEFINITIONS)}
-    # A keyword next to a reference (a description, say) wins over the same keyword of what it refers to.
+    # A keyword next to a reference (a description, say) wins over the same keyword of its target.
     merged = {**resolve(ref, root), **rest} if ref is not None else rest
     return (
         _inlined(merged, root, kept)
@@ -227,7 +227,7 @@ def _or_null(node: Schema) -> dict[str, Any]:
 
 
 def told_in_words(description: object, rules: Mapping[str, object]) -> str:
-    """Return a description that tells the model rules for which a vendor's schema has no word: `{"maximum": 5}` at its end."""
+    """Return a description that ends with the rules that a vendor's schema cannot express, such as `{"maximum": 5}`."""
     spelled = json.dumps(rules, ensure_ascii=False)
     return f"{description}\n\n{spelled}" if description else spelled
 

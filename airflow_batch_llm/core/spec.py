@@ -21,7 +21,7 @@ from airflow_batch_llm.core.value import plain, scrub
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
-    """Everything that decides what is asked, but for the row itself."""
+    """Everything that decides what is asked, except the row itself."""
 
     provider: str
     model: str

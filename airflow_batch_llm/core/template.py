@@ -57,7 +57,7 @@ _SIMPLE_FILTERS: Mapping[str, Callable[..., Any]] = {
 #: Jinja's own filters over text: they are given the value's text.
 _TEXT_FILTERS = ("center", "indent", "replace", "striptags", "truncate", "wordcount", "wordwrap")
 
-#: Those of them that need nothing but the text, and so can stand in a simple template.
+#: Those of them that need only the text, and so are allowed in a simple template.
 _PLAIN_TEXT_FILTERS = ("replace", "truncate")
 
 #: Chance would make two plans of one row differ; HTML has no place in a prompt.

@@ -169,7 +169,7 @@ def key_ranges(column: str, bounds: tuple[Value, Value] | None, most: int) -> li
 
 
 def _edges(low: Any, high: Any, most: int) -> list[Any]:
-    """Return the values at which the ranges begin, but for the first."""
+    """Return the values at which the ranges begin, except the first."""
     if isinstance(low, date) and not isinstance(low, datetime):
         days = _edges(low.toordinal(), high.toordinal(), most)
         return [date.fromordinal(day) for day in days]

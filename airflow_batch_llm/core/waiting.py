@@ -169,7 +169,7 @@ _RESTARTED_SECONDS = 600.0
 
 
 def settled(watch: Watch, settling: float, now: float) -> Watch:
-    """Return what a trigger that starts now waits for, so that it does not wake the task too early.
+    """Return the watch of a trigger that starts now, which must not wake the task too early.
 
     The worker names a moment before its task is deferred, and a busy machine may need longer than that to defer it.
     The trigger starts only once the task is deferred, so the time to settle begins here. A deferral that took long
@@ -226,7 +226,7 @@ def waiting(
 
 
 def _cancel(open_ids: tuple[str, ...]) -> Generator[Wish, Reply, bool]:
-    """Cancel what is running. Returns whether the provider could be asked: else waiting on would change nothing."""
+    """Cancel the running batches. Returns whether the provider could be asked, because otherwise waiting is useless."""
     for batch_id in open_ids:
         reply = yield Cancel(batch_id=batch_id, within=LAST_LOOK_SECONDS)
         if isinstance(reply, ProviderError) and reply.retryable:
@@ -303,7 +303,7 @@ class WaitProgress:
 
     @property
     def requests(self) -> int:
-        """All requests of the batches whose provider tells."""
+        """All requests of the batches whose provider counts them."""
         return sum(status.total or 0 for status in self._seen.values())
 
     @property

@@ -91,9 +91,9 @@ _NO_HANDLE = "was not planned by an operator, so it names no connections. Finish
 
 
 class CollectLLMBatchOperator(PlannedRunOperator):
-    """Bring runs to their end: wait for what is not answered yet, send what still has to be sent, and merge.
+    """Bring runs to their end: wait for open batches, send the remaining shards, and merge.
 
-    :param handle: what `SubmitLLMBatchOperator` returned
+    :param handle: the return value of `SubmitLLMBatchOperator`
     :param run_folder: the run's folder below the workspace: ``<dag>/<task>/<run>``
     :param pending_for: a target's name: all runs on it that have not ended, oldest first
     """

@@ -60,7 +60,7 @@ _GROUPS: Mapping[str, type[Settings]] = {"request": Request, "shape": Shape, "gu
 class LLMTransformOperator(RunOperator):
     """Ask a model about each row, in batches, and merge the answers into a table by key.
 
-    The source is one of `source_sql`, `source_table` and `source_uri`. What has been answered is not asked again. The four
+    The source is one of `source_sql`, `source_table` and `source_uri`. Rows that have been answered are not asked again. The four
     groups of settings may be given as objects or as mappings; Airflow renders the fields that they name as templates.
 
     :param prompt: a Jinja template over the row's columns, or a function of the row. Airflow does not render it; its

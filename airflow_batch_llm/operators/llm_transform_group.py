@@ -197,7 +197,7 @@ class SubmitPortionOperator(_PortionOperator):
 
 
 class DriveRunOperator(_SpreadRunOperator):
-    """Wait for the batches of all portions, and send what has no place yet, was turned away or was not sent at all."""
+    """Wait for the batches of all portions, and send shards that had no place, were turned away or were not sent."""
 
     def step(self, run: "Run") -> "Pause | None":
         from airflow_batch_llm.stage.run import Spread

@@ -219,7 +219,7 @@ def _tokens(report: "Report") -> dict[str, int]:
 
 
 def _count_dollars(report: "Report", limit: float | None, tags: dict[str, str]) -> None:
-    """Send what a run has cost. A counter takes whole numbers, so dollars that add up are in millionths."""
+    """Send a run's cost. A counter takes whole numbers, so its dollars are in millionths."""
     spent = report.spent
     Stats.incr("batch_llm.spent_micro_usd", round(spent.cost * 1e6), tags=tags)
     Stats.gauge("batch_llm.cost_usd", spent.cost, tags=tags)

@@ -373,7 +373,7 @@ class RunOperator(BaseOperator):
         self.defer(trigger=trigger, method_name="look", timeout=timedelta(seconds=remaining))
 
     def on_kill(self) -> None:
-        """Cancel what is at the provider if the task has been given up.
+        """Cancel the run's batches if the task has been given up.
 
         Airflow calls this in a signal handler, which may have interrupted a request to Airflow that must end first. So
         a thread does it, and gives up if that takes long: the next attempt knows the batches.

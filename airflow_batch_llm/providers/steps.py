@@ -270,7 +270,7 @@ class Mark:
 
 @dataclass(slots=True)
 class ListMemory:
-    """Keep what a provider's list has shown in earlier looks."""
+    """Keeps the batches and times that a provider's list has shown in earlier looks."""
 
     by_name: set[str] = field(default_factory=set)
     """Batches that are asked for by name, because the first page did not show them."""
@@ -425,7 +425,7 @@ def _parts(wanted: Sequence[str], lookup: Lookup) -> list[_Part]:
 
 
 def _remember(memory: ListMemory, wanted: Iterable[str], pages: Iterable[StatusPage]) -> None:
-    """Keep what these pages have shown, and what is known of other wanted batches. Forget the rest."""
+    """Keep the times that these pages have shown, and those of other wanted batches. Forget the rest."""
     seen = {batch_id: at for page in pages for batch_id, at in page.created.items()}
     kept = set(wanted) - seen.keys()
     unseen = {batch_id: at for batch_id, at in memory.created.items() if batch_id in kept}

@@ -211,7 +211,7 @@ class Evaluator:
     def _baseline(
         self, run: Run, against: Candidate | None, names: tuple[str, ...], golden: Golden
     ) -> tuple[Side | None, Golden, str]:
-        """Return what the candidate is compared with, the golden rows that both sides have read, and its name."""
+        """Return the baseline, the golden rows that both sides have read, and the baseline's name."""
         if against is not None:
             other = _stage(against.run)
             side, golden = _answers(against.run, names, golden)

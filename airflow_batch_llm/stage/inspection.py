@@ -265,7 +265,7 @@ def _landed(folder: RunFolder, numbers: Sequence[int]) -> dict[int, ShardResult 
 
 
 def _counts(told: Report, rounds: Sequence[Sequence[ShardResult]]) -> dict[str, Any]:
-    """Return the fields of `Inspected` that count what has landed."""
+    """Return the fields of `Inspected` that count landed rows."""
     return {
         "list_usd": told.spent.list_cost,
         "requests": told.requests,

@@ -63,7 +63,7 @@ class UsageTable:
 
     name: str
     book: str
-    """Text that tells this table from others of the workspace's runs, such as its connection and its name."""
+    """Text that identifies this table among those of the workspace's runs, such as its connection and its name."""
     opened: Callable[[], AbstractContextManager[Warehouse]]
 
 

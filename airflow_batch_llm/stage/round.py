@@ -151,7 +151,7 @@ class Round:
         }
 
     def _look(self) -> dict[str, tuple[PlannedShard, Standing, BatchStatus]]:
-        """Look at what runs. The look may show strays: they are recorded and cancelled at once."""
+        """Look at the running batches. Strays that the look shows are recorded and cancelled at once."""
         running = self._running()
         if not running:
             return {}

@@ -349,7 +349,7 @@ class SharesFile(Protocol):
 
 @runtime_checkable
 class NamesTables(Protocol):
-    """Can tell which tables a source reads, so that a target among them is refused."""
+    """Knows which tables a source reads, so that a target among them is refused."""
 
     def reads_table(self, source: Source, table: str) -> bool:
         """Return whether the source names this table. A view or a statement that cannot be parsed hides its tables."""
@@ -357,7 +357,7 @@ class NamesTables(Protocol):
 
 @runtime_checkable
 class SweepsStaging(Protocol):
-    """Keeps staged rows until a run drops them. A later run drops what a killed worker left."""
+    """Keeps staged rows until a run drops them. A later run drops those of a killed worker."""
 
     def sweep(self, target: Target, before: datetime) -> int:
         """Drop rows that runs on any table have staged in this target's place, if they are older than `before`.
@@ -369,7 +369,7 @@ class SweepsStaging(Protocol):
 
 @runtime_checkable
 class RequiresValues(Protocol):
-    """Can tell which carried columns of an existing target take no NULL, so that NULL is refused in time."""
+    """Knows which carried columns of an existing target are NOT NULL, so that NULL is refused in time."""
 
     def required_columns(self, target: Target) -> frozenset[str]:
         """Return the carried columns, as the source names them, that are NOT NULL in the target."""

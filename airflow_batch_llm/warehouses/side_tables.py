@@ -61,7 +61,7 @@ def review_preparation(target: Target, table: Table | None, statements: Statemen
 
 
 def review_refresh(target: Target, statements: Statements) -> list[str]:
-    """Statements for one transaction: drop what is answered, drop what has changed, add what is dead."""
+    """Return the statements of one transaction: drop answered rows, drop changed ones, and add dead ones."""
     return [
         _delete(target, _is_answered, statements),
         _delete(target, _has_changed, statements),
@@ -99,7 +99,7 @@ def _is_answered(review: str, target: Target, statements: Statements) -> str:
 
 
 def _has_changed(review: str, target: Target, statements: Statements) -> str:
-    """Tell if no person has answered the row, and its failure is gone, no longer dead, or one of a later plan."""
+    """Return whether no person has answered the row, and its failure is gone, no longer dead, or one of a later plan."""
     q = statements.dialect.quote
     return (
         f"{review}.{q('reviewed_by')} IS NULL AND NOT EXISTS "
@@ -144,14 +144,14 @@ def prepare_tables(warehouse: Warehouse, target: Target) -> None:
 
 
 def publish_parts(warehouse: Warehouse, target: Target, parts: list[Part]) -> None:
-    """Merge the staged parts, and bring the review table to what the tables say then."""
+    """Merge the staged parts, and then update the review table from the tables."""
     warehouse.publish(target, parts)
     if target.review is not None:
         keeps_reviews(warehouse).refresh_reviews(target)
 
 
 def record_id(columns: pa.Schema) -> str:
-    """Return the name of the column that tells records apart."""
+    """Return the name of the column that identifies a record."""
     return str(columns.names[0])
 
 
@@ -187,10 +187,10 @@ def record_insertion(table: str, columns: pa.Schema, statements: Statements) -> 
 
 _UTC = pa.timestamp("us", tz="UTC")
 
-#: The column that tells the rows of a ledger apart.
+#: The column that identifies a row of a ledger.
 USAGE_KEY = "usage_id"
 
-#: The columns of a ledger: who asked, what was asked, what became of it, and what it cost.
+#: The columns of a ledger: who asked, the question, the outcomes and the cost.
 USAGE_COLUMNS = pa.schema(
     [
         (USAGE_KEY, pa.string()),

@@ -189,7 +189,7 @@ class StageTables(Protocol):
         """Return the answers of which no statement was sure: `custom_id`, `status` and `response`, as texts."""
 
     def drop_plan(self, nonce: str, parts: Sequence[Part]) -> None:
-        """Drop the table of a plan, and what was kept to judge these parts. What is gone already is no error."""
+        """Drop the table of a plan, and the tables that judged these parts. Missing tables are not an error."""
 
 
 @runtime_checkable

@@ -132,7 +132,7 @@ class StagingFolder:
             yield portion
 
     def remove(self, target: Target, parts: Sequence[Part]) -> None:
-        """Drop the files of parts, and what is empty then."""
+        """Drop the files of parts, and folders that are empty then."""
         folders = set()
         for part in parts:
             for name in ("answers", "failures"):
@@ -145,7 +145,7 @@ class StagingFolder:
                 folder.rmdir()
 
     def sweep(self, before: datetime) -> int:
-        """Drop the files that were last changed before this time, and what is empty then. Returns their number."""
+        """Drop the files that were last changed before this time, and folders that are empty then. Returns their number."""
         found = list(self._path.iterdir()) if self._path.is_dir() else []
         runs = [folder for folder in found if _RUN_TOKEN.fullmatch(folder.name) and folder.is_dir()]
         dropped = 0
@@ -196,5 +196,5 @@ def _create(file: Path) -> BinaryIO:
 
 
 def _private(path: str, flags: int) -> int:
-    """Open a file that only this user can read, whatever the umask: it holds answers."""
+    """Open a file that only this user can read, with any umask, because it holds answers."""
     return os.open(path, flags, 0o600)

@@ -52,7 +52,7 @@ class Statements:
         self._q = dialect.quote
 
     def select(self, source: Source) -> str:
-        """Return the source's query, fit to stand in parentheses: no semicolon ends it, no last comment hides what follows.
+        """Return the source's query, ready for parentheses: no semicolon ends it, and no last comment hides the text after it.
 
         Of a table it gives the needed columns alone.
         """
@@ -339,7 +339,7 @@ class Statements:
 
 
 def _is_unordered(query: str) -> bool:
-    """Return whether a query can stand in another one and gives its rows in no certain order."""
+    """Return whether a query can be a subquery and has no certain order of rows."""
     return re.match(r"\s*(SELECT|WITH)\b", query, re.IGNORECASE) is not None and not re.search(
         r"\bORDER\b", query, re.IGNORECASE
     )

@@ -20,7 +20,7 @@ from airflow_batch_llm.warehouses.kind import ColumnKind, fits, of_arrow
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableShape:
-    """The changes that bring a table to what a stage needs."""
+    """The changes that a table needs for a stage."""
 
     table: str
     create: bool  # the table is missing
@@ -57,7 +57,7 @@ def shape_failures(target: Target, existing: Mapping[str, str] | None, dialect: 
 
 
 def shape_reviews(target: Target, existing: Mapping[str, str] | None, dialect: Dialect) -> TableShape:
-    """Return the changes that the review table needs. It has every column, whatever the target leaves out."""
+    """Return the changes that the review table needs. It has every column, even those that the target leaves out."""
     assert target.review is not None, "the stage keeps a review table"
     return _shape(
         target,
@@ -126,7 +126,7 @@ def _refuse_misfits(table: str, wanted: pa.Schema, present: Mapping[str, str], d
 
 
 def misfitting(wanted: pa.Schema, present: Mapping[str, str], dialect: Dialect) -> list[str]:
-    """Return what is wrong with each column of a table that cannot hold what is wanted. Names are in small letters."""
+    """Return the fault of each column of a table that cannot hold the wanted type. Names are in small letters."""
     misfits = []
     for field in wanted:
         has = present.get(field.name.lower())
@@ -137,7 +137,7 @@ def misfitting(wanted: pa.Schema, present: Mapping[str, str], dialect: Dialect) 
             kind = ColumnKind.JSON  # that is what it is written as
         ours = dialect.column_type(field.type)
         column = dialect.kind_of(has)
-        # A column that we would create ourselves always fits, whatever kind the database makes of it.
+        # A column of the type that the package would create always fits, even if the database shows another kind.
         if column is None or not (fits(kind, column) or column is dialect.kind_of(ours)):
             misfits.append(f"{field.name} is {has} and would have to hold {kind} ({ours})")
     return misfits
@@ -188,7 +188,7 @@ _ALWAYS_FILLED = frozenset(
 
 
 class ConstraintKind(StrEnum):
-    """The constraints that a catalogue tells of."""
+    """The kinds of constraint that a catalogue shows."""
 
     UNIQUE = "UNIQUE"
     CHECK = "CHECK"

@@ -56,7 +56,7 @@ class Sight:
     dag_ids: frozenset[str]
     """The Dags that the user may read."""
     commands: bool
-    """Tell whether the user sees the runs of the command line, which belong to no Dag."""
+    """Return whether the user sees the runs of the command line, which belong to no Dag."""
 
     @classmethod
     def of(cls, user: BaseUser) -> "Sight":

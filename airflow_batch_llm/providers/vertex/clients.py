@@ -286,7 +286,7 @@ class AsyncJobs:
             await self._client.aio.batches.cancel(name=name)
 
     async def answer(self, model: str, body: Mapping[str, Any], way: Way) -> dict[str, Any]:
-        """Ask a model in real time. The SDK has no public call that sends a request as it stands."""
+        """Ask a model in real time. The SDK has no public call that sends a request unchanged."""
         send: Any = self._client.aio._api_client.async_request
         with _parsed():
             timeout = FLEX_TIMEOUT if way is Way.FLEX else ANSWER_TIMEOUT

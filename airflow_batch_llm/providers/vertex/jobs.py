@@ -68,7 +68,7 @@ _CANCELLED = frozenset({"JOB_STATE_CANCELLING", _End.CANCELLED})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One batch prediction job. Counts are None where Vertex does not tell."""
+    """One batch prediction job. Counts are None if Vertex does not give them."""
 
     name: str
     state: str
@@ -87,7 +87,7 @@ class Job:
 
     @property
     def token(self) -> str | None:
-        """The shard token. Its display name is the same, and tells where a client leaves the labels out."""
+        """The shard token. Its display name is the same, and is used if a client leaves the labels out."""
         return self.labels.get(SHARD_LABEL) or self.display_name or None
 
     @property
@@ -104,7 +104,7 @@ class Job:
 
     @property
     def total(self) -> int | None:
-        """Rows in the job; unknown while Vertex has not counted what is incomplete."""
+        """Rows in the job. Unknown while Vertex has not counted the incomplete ones."""
         if self.finished is None or self.incomplete is None or self.incomplete < 0:
             return None
         return self.finished + self.incomplete

@@ -141,7 +141,7 @@ _GENERATION_WORDS = {
 
 
 def encode(call: Call) -> LineTemplate:
-    """Return the request line of a call. Raises `InputError` for what the importer or the model would refuse."""
+    """Return the request line of a call. Raises `InputError` for a call that the importer or the model would refuse."""
     if call.endpoint is not None:
         raise InputError(f"Vertex has one endpoint for batches; leave out endpoint={call.endpoint!r}.")
     if call.vector:
@@ -210,7 +210,7 @@ _IMAGES = ("image/png", "image/jpeg", "image/webp", "image/heic", "image/heif")
 _MOST_INLINE, _MOST_STORED_IMAGE, _MOST_STORED_PDF = 7_000_000, 30_000_000, 50_000_000
 _TILE, _SMALL, _TILE_TOKENS, _MOST_IMAGE_TOKENS = 768, 384, 258, 1120
 _PAGE_TOKENS, _USUAL_PAGES = 560, 5
-#: Google allows this many pages in each file. A request with more of them is longer than what the models read.
+#: Google allows this many pages in each file. A request with more of them is longer than the models can read.
 _MOST_PAGES = 1000
 _OLDER = re.compile(r"gemini-[12]\b")
 

@@ -272,7 +272,7 @@ class VertexProvider:
             return self._jobs
 
     def _staging(self, uri: str) -> Staging:
-        """Open what this URI lies in: a run may hold uploads from before its connection named another place."""
+        """Open the storage of this URI: a run may have uploads from before its connection named another place."""
         in_tables = uri.startswith(TABLE)
         with self._opening:
             if in_tables not in self._stagings:

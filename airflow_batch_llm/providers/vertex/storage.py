@@ -130,7 +130,7 @@ class Staging(Protocol):
         """Stream a shard's requests to a new name at this place. Returns its URI."""
 
     def delete(self, uri: str) -> None:
-        """Delete what was uploaded. A missing upload is not an error."""
+        """Delete an upload. A missing upload is not an error."""
 
     def delete_batch(self, upload: str, output: str | None) -> None:
         """Delete the requests and the answers of a job."""

@@ -248,7 +248,7 @@ class Finisher:
         ]
 
     def _words(self, number: int) -> str:
-        """Return what the vendor said when it refused a shard."""
+        """Return the vendor's words about a shard that it refused."""
         refused = stand(self.folder.journal(number)).refused
         return refused.detail if refused is not None else ""
 

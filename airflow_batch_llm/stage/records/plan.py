@@ -82,7 +82,7 @@ class PlannedRoute:
 
     @property
     def is_own(self) -> bool:
-        """Tell if it is a route of the stage, and not that of its canary or pilot."""
+        """Return whether it is a route of the stage, and not that of its canary or pilot."""
         return not (self.canary or self.pilot)
 
     @property
@@ -192,7 +192,7 @@ class Plan:
 
     @property
     def in_warehouse(self) -> bool:
-        """Tell if no row of the plan is in the run folder."""
+        """Return whether no row of the plan is in the run folder."""
         match self.execution:
             case Execution.WORKER:
                 return False
@@ -223,7 +223,7 @@ class Plan:
 
     @property
     def is_canary_alone(self) -> bool:
-        """Tell if there is a canary that is to be judged before anything else is sent."""
+        """Return whether there is a canary that is to be judged before anything else is sent."""
         return bool(self.shards) and not self.is_stopped and len(self.canary) == len(self.shards)
 
     def stopped(self) -> "Plan":
@@ -245,7 +245,7 @@ class Plan:
 
     @property
     def is_stopped(self) -> bool:
-        """Tell if the canary has ended the run."""
+        """Return whether the canary has ended the run."""
         return Reason.STOPPED in self.why
 
     def measured(self, estimates: Mapping[int, Mapping[str, Any]]) -> "Plan":
@@ -258,7 +258,7 @@ class Plan:
 
     @property
     def is_routed(self) -> bool:
-        """Tell if the stage has more routes than its own."""
+        """Return whether the stage has more routes than its own."""
         return any(route.name != OWN_ROUTE for route in self.routes)
 
     def token(self, shard: PlannedShard) -> str:
@@ -316,7 +316,7 @@ class Plan:
 
     @property
     def is_packed(self) -> bool:
-        """Tell if any of its requests ask about several rows."""
+        """Return whether any of its requests ask about several rows."""
         return any(shard.packed for shard in self.shards)
 
     def items_by(self, route: int) -> int:

@@ -161,11 +161,11 @@ class Registers:
         self.workspace.create(_packing(spec_hash, rows), found)
 
     def watermark(self, watcher: str) -> bytes | None:
-        """Read what a watcher has reported. Returns None if it has reported nothing."""
+        """Read a watcher's reports. Returns None if it has reported nothing."""
         return self.workspace.read(_watermark(watcher))
 
     def write_watermark(self, watcher: str, file: Path) -> None:
-        """Replace what a watcher has reported."""
+        """Replace a watcher's reports."""
         self.workspace.put(_watermark(watcher), file)
 
     def _add(self, path: str, content: str) -> None:

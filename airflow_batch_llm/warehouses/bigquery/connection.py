@@ -252,7 +252,7 @@ class Connection:
         return job_labels({**self.settings.labels, **(target.labels if target is not None else {})})
 
     def select(self, source: Source) -> str:
-        """Return a source as a SELECT that may stand in parentheses."""
+        """Return a source as a SELECT that may be put in parentheses."""
         if source.table is not None:
             needed = ", ".join(map(quoted, source.columns)) or "*"
             return table_rows(DIALECT, self.name(source.table).quoted, source.within, needed)

@@ -99,7 +99,7 @@ class Work:
 
 
 def stem_of(verb: str, *facts: object) -> str:
-    """Return a job id, up to its number, made of what the job does."""
+    """Return a job's id without its number. The id follows from the job's work."""
     return f"llm-{verb}-{digest(*facts)}"
 
 

@@ -106,12 +106,12 @@ def judged_sql(output_type: OutputType, form: ResultForm, results: str) -> str:
 
 
 def _at(json: str, path: str) -> str:
-    """Return the expression of what stands at a path, as JSON text. NULL where nothing or null does."""
+    """Return the expression of the value at a path, as JSON text, or NULL for null or no value."""
     return f"NULLIF(JSON_QUERY({json}, '{path}'), 'null')"
 
 
 def _list(json: str, path: str) -> str:
-    """Return the expression of a list's items, as JSON texts. NULL where no list stands: the emulator fails there."""
+    """Return the expression of a list's items, as JSON texts. NULL if there is no list, since the emulator fails there."""
     return f"JSON_QUERY_ARRAY(IF(STARTS_WITH({_at(json, path)}, '['), {json}, NULL), '{path}')"
 
 
@@ -175,7 +175,7 @@ class _Judge:
 
 
 class _Unsure(Exception):
-    """SQL cannot say what the schema says."""
+    """SQL cannot express the schema."""
 
 
 def _judge(output_type: OutputType) -> _Judge:
@@ -237,7 +237,7 @@ class _Pattern:
     conditions: list[str] = field(default_factory=list)
 
     def of(self, node: Any, path: tuple[str, ...] | None) -> str:
-        """Return the pattern of the values of a schema that stand at a path. None: within a list."""
+        """Return the pattern of a schema's values at a path, or None within a list."""
         if not isinstance(node, Mapping):
             raise _Unsure
         rules = {name: rule for name, rule in node.items() if name not in _REMARKS}

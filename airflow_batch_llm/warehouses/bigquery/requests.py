@@ -36,7 +36,7 @@ _ESCAPES = {"\\": "\\\\", "'": "\\'", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def text_sql(text: str) -> str:
-    """Return a constant, whatever characters it has. A lone surrogate becomes U+FFFD, as in a worker."""
+    """Return a constant with any characters. A lone surrogate becomes U+FFFD, as in a worker."""
     parts = [_literal(part) for part in _CUT.split(scrub(text)) if part]
     return _joined(parts) if parts else "''"
 
@@ -114,7 +114,7 @@ Way = tuple[Callable[[str], str], Callable[[str], str]]
 
 
 def _plain(letter: str, text: Callable[[str], str]) -> Way:
-    """Return the two ways of a type whose text in a prompt is that in a hash, where the letter stands before it."""
+    """Return a type's two expressions, if its text in a prompt is that in a hash after a letter."""
     return text, lambda value: _counted(letter, text(value))
 
 
@@ -189,7 +189,7 @@ def _float_hashed(value: str) -> str:
     return _float(value, f"CONCAT({letter}, CAST(LENGTH({written}) AS STRING), ':', {written})")
 
 
-#: By a column's type: the text of a value that is not NULL in a prompt, and what a hash takes of it.
+#: By a column's type: the text of a value that is not NULL in a prompt, and its form in a hash.
 _WAYS: Mapping[str, Way] = {
     "STRING": _plain("t", lambda value: value),
     "INT64": _plain("n", lambda value: f"CAST({value} AS STRING)"),
@@ -218,7 +218,7 @@ def _way(name: str, types: Mapping[str, str]) -> Way:
 
 
 def _cell(cell: Cell, types: Mapping[str, str]) -> str:
-    """Return the expression of a hole's text: `kind` is the type of what the filters have made of the column so far."""
+    """Return the expression of a hole's text: `kind` is the type of the filters' result so far."""
     if cell.filters is None:
         raise _refused(
             f"a field of the column {cell.column!r} in its prompt",
@@ -245,7 +245,7 @@ _ARGUMENTS: Mapping[str, tuple[str, ...]] = {
 
 
 def _filtered(one: Filter, value: str, kind: str, text: str) -> tuple[str, str]:
-    """Return the expression of what a filter makes of a value, and its type. `text` is the text of the value."""
+    """Return the expression of a filter's result, and its type. `text` is the text of the value."""
     names = _ARGUMENTS.get(one.name, ())
     given = {**dict(zip(names, one.arguments, strict=False)), **dict(one.named)}
     known = one.name in _ARGUMENTS and len(one.arguments) <= len(names) and given.keys() <= set(names)

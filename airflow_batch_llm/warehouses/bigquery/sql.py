@@ -83,7 +83,7 @@ def staged_name(ordinal: int) -> str:
 
 
 def publish_script(tables: BigQueryTables, staged: Sequence[TableName]) -> str:
-    """One script, one job: gather what is staged, then change both tables in one transaction."""
+    """Return the script of one job: gather the staged rows, then change both tables in one transaction."""
     within = bound(tables.target, "T", LOWEST, HIGHEST)
     good, bad = (f"SELECT * FROM {_STAGED} WHERE {condition}" for condition in (GOOD, f"NOT {GOOD}"))
     changes = [
@@ -286,7 +286,7 @@ def review_script(tables: BigQueryTables, review: TableName) -> str:
 
 
 def review_changes(tables: BigQueryTables, review: TableName, within: str | None) -> list[str]:
-    """Return the statements that drop what is answered, drop what has changed, and add what is dead."""
+    """Return the statements that drop answered rows, drop changed ones, and add dead ones."""
     target, key, failures = tables.target, tables.target.key.names, tables.failures.name.quoted
     names = [*target.failure_origin.names, *TAKEN_OVER]
     return [

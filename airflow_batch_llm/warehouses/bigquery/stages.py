@@ -94,7 +94,7 @@ class BigQueryStage:
         )
 
     def count_rows(self, selection: Selection) -> Selected:
-        """Count the rows by reason, and the bytes of what is to be sent."""
+        """Count the rows by reason, and the bytes of the prompts to send."""
         table, checked = self._rows(selection), (*self._target.key.names, *selection.required)
         [total] = self._ask(sql.totals(self._target, selection, table.quoted)).to_pylist()
         problems = self._ask(sql.problems(table.quoted)).to_pylist()

@@ -125,7 +125,7 @@ def staged_column(column: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def gathered(column: str, kind: pa.DataType, wanted: str) -> str:
-    """Return the expression that turns a staged column back into what the target holds."""
+    """Return the expression that turns a staged column back into the target's type."""
     if wanted == "JSON":
         # a number with more digits than a double holds is rounded: it must not stop every other row
         return f"PARSE_JSON({column}, wide_number_mode=>'round')"

@@ -110,7 +110,7 @@ class BigQueryWarehouse:
         )
 
     def prepare(self, target: Target) -> None:
-        """Shape the two tables, and compile on no rows what a publish will run."""
+        """Create or extend the two tables, and compile the statements of a publish without rows."""
         self._tables(target).prepare()
 
     def required_columns(self, target: Target) -> frozenset[str]:
@@ -172,7 +172,7 @@ class BigQueryWarehouse:
         return self._connection.reads.query(query)
 
     def copy(self, target: Target, part: Part, tables: Sequence[str]) -> int:
-        """Copy answers in one script and one transaction, then count what is there."""
+        """Copy answers in one script and one transaction, then count the target's rows."""
         written = self._tables(target)
         found, staged = written.look(), written.staged(part)
         donors = [written.donor(table) for table in tables]
@@ -194,7 +194,7 @@ class BigQueryWarehouse:
             self._connection.drop(tables.staged(part))
 
     def prepare_reviews(self, target: Target) -> None:
-        """Shape the review table, and compile what a refresh will run."""
+        """Create or extend the review table, and compile the statements of a refresh."""
         self._tables(target).prepare_reviews()
 
     def refresh_reviews(self, target: Target) -> None:
@@ -301,6 +301,6 @@ class BigQueryWarehouse:
         return f"{table.created} {table.modified} {table.etag}"
 
     def _holds(self, name: TableName, rows: int) -> bool:
-        """Return whether a table still is what a load made of it."""
+        """Return whether a table is unchanged since its load."""
         table = self._connection.table(name)
         return table is not None and table.num_rows == rows

@@ -1,6 +1,6 @@
-"""Ask a database's catalogue for tables and their rules, and hold what the DB-API path has to know of a database.
+"""Ask a database's catalogue for tables and their rules, and hold the facts about a database that the DB-API path needs.
 
-What a driver says of types is translated into Arrow's here, too.
+A driver's types are translated into Arrow's here, too.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,13 +26,13 @@ class Catalogue(Protocol):
         """Describe a table, without its rules. Returns None if it does not exist."""
 
     def rules(self, ask: Ask, dialect: Dialect, name: str) -> Rules:
-        """Return what the database enforces on a table that exists, as far as its catalogue tells."""
+        """Return the rules that the database enforces on an existing table, as far as its catalogue shows them."""
 
     def home(self, ask: Ask) -> tuple[str, str]:
         """Return the catalog and the schema of a table that is named without them. An empty catalog is not known."""
 
     def table_names(self, ask: Ask, dialect: Dialect, where: Sequence[str]) -> list[str]:
-        """List the tables of a schema that begin as ours do. `where`: the schema, perhaps with its catalog."""
+        """List the tables of a schema whose names begin like the package's. `where`: the schema, perhaps with its catalog."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +40,11 @@ class InformationSchema:
     """The standard's `information_schema`. Fields hold expressions and queries where a database differs."""
 
     type_of: str = "data_type"
-    """Expression over `columns` that tells a type whole."""
+    """Expression over `columns` of the complete type."""
     current: str = "CURRENT_SCHEMA()"
     """Expression of the schema of tables that are named without one."""
     current_catalog: str = "''"
-    """Expression of the catalog, where one connection sees several. Default: the URI tells which one it is."""
+    """Expression of the catalog, where one connection sees several. Default: the URI names it."""
     default_of: str = "column_default"
     """Expression over `columns`: a column's default, or NULL."""
     filled_by: str = "NULL"
@@ -132,7 +132,7 @@ def full_parts(dialect: Dialect, name: str) -> tuple[str | None, str | None, str
 
 
 def is_unique(columns: Iterable[tuple[Any, ...]], key: Sequence[str]) -> bool:
-    """Tell whether one of some unique indexes, given as (index, column), is exactly on the key."""
+    """Return whether one of some unique indexes, given as (index, column), is exactly on the key."""
     indexes: dict[str, set[str]] = {}
     for index, column in columns:
         indexes.setdefault(index, set()).add(column)
@@ -152,13 +152,13 @@ def constraints(columns: Iterable[tuple[ConstraintKind, str, str]]) -> tuple[Con
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SqlDialect(Dialect):
-    """A dialect that goes through the DB-API path: with it comes what the driver and the catalogue tell."""
+    """A dialect for the DB-API path, with the facts about its driver and its catalogue."""
 
     catalogue: Catalogue = InformationSchema()
     type_codes: Mapping[Any, ColumnKind] = field(default_factory=dict)
     """Kinds by the type codes of `cursor.description`. Python's types and names of SQL types need no entry."""
     described_as: Callable[[Sequence[Any]], pa.DataType | None] = lambda _: None
-    """The type of a column of `cursor.description` that its code alone does not tell. Default: the code tells it."""
+    """The type of a column of `cursor.description`, if its code is not enough. Default: the code is enough."""
 
 
 _UTC = pa.timestamp("us", tz="UTC")
@@ -194,7 +194,7 @@ _OF_PYTHON: dict[type, ColumnKind] = {
 
 
 def described(column: Sequence[Any], dialect: SqlDialect) -> pa.DataType | None:
-    """Return the type of one column of `cursor.description`. Returns None if the driver does not tell it."""
+    """Return the type of one column of `cursor.description`. Returns None if the driver does not say it."""
     code, precision, scale = column[1], column[4], column[5]
     if (special := dialect.described_as(column)) is not None:
         return special

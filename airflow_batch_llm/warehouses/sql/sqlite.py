@@ -151,7 +151,7 @@ DIALECT = SqlDialect(
 
 
 _ROWS = 10_000
-#: SQLite has no decimals; what it makes of them are doubles.
+#: SQLite has no decimals, and stores them as doubles.
 _EXACT_DIGITS = 15
 
 
@@ -233,7 +233,9 @@ class SQLiteWarehouse(JoiningSqlWarehouse):
             raise TargetError(f"Answers cannot be staged beside {self._path()}: {error.strerror}.") from None
 
     def _types(self, connection: Any, cursor: Any, query: str, parameters: Any) -> list[pa.DataType | None]:
-        """SQLite's driver tells no types; a view on the query shows what its columns were declared as."""
+        """Return the types of a query's columns. The driver does not say them, but a view on the query shows the declared
+        ones.
+        """
         look = connection.cursor()
         try:
             look.execute(f"CREATE TEMP VIEW _llm_described AS {_without_parameters(query, parameters)}")
