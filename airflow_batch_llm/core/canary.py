@@ -86,7 +86,7 @@ class RouteSample:
 
     @property
     def noun(self) -> str:
-        """The noun for the counted things: rows or requests."""
+        """The noun for the counted things: requests, or items of packed ones."""
         return "item" if self.is_packed else "request"
 
     def estimates(self) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -114,7 +114,7 @@ Way = tuple[Callable[[str], str], Callable[[str], str]]
 
 
 def _plain(letter: str, text: Callable[[str], str]) -> Way:
-    """Return a type's two expressions, if its text in a prompt is that in a hash after a letter."""
+    """Return the two expressions of a type: its text in a prompt, which a hash takes after a letter and its length."""
     return text, lambda value: _counted(letter, text(value))
 
 

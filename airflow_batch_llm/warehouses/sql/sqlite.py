@@ -233,9 +233,7 @@ class SQLiteWarehouse(JoiningSqlWarehouse):
             raise TargetError(f"Answers cannot be staged beside {self._path()}: {error.strerror}.") from None
 
     def _types(self, connection: Any, cursor: Any, query: str, parameters: Any) -> list[pa.DataType | None]:
-        """Return the types of a query's columns. The driver does not say them, but a view on the query shows the declared
-        ones.
-        """
+        """Return the types of a query's columns, which a view on the query shows. The driver does not say them."""
         look = connection.cursor()
         try:
             look.execute(f"CREATE TEMP VIEW _llm_described AS {_without_parameters(query, parameters)}")
