@@ -239,7 +239,10 @@ class Round:
         ]
 
     def _land(self, moves: dict[int, Move]) -> None:
-        """Stage the shards that are ready. Looks again at a shard for which another worker has recorded something."""
+        """Stage the shards that are ready, and enter their next moves in `moves`.
+
+        Looks again at a shard that another worker has changed.
+        """
         landing = [one for one in self._standings() if isinstance(moves[one[0].number], _LANDING)]
         self.memory.begin(shard.number for shard, _ in landing)
         with self._traced("land", [shard for shard, _ in landing]):
@@ -250,7 +253,7 @@ class Round:
                 landing = [one for one in landing if isinstance(moves[one[0].number], _LANDING)]
 
     def _submit(self, but: Collection[str] = ()) -> dict[int, Move]:
-        """Bring shards to the provider while there are places. Returns their new states.
+        """Bring shards to the provider while there are places. Returns their next moves.
 
         The batches named in `but` have ended and hold no place any more.
         """
@@ -308,7 +311,7 @@ class Round:
     def _ask(self) -> dict[int, Move]:
         """Ask the shards that are asked in real time.
 
-        Returns their new states. A cancelled shard needs no place: its answers are kept, and nothing is sent.
+        Returns their next moves. A cancelled shard needs no place: its answers are kept, and nothing is sent.
         """
         shards = [
             shard for shard, standing in self._standings() if isinstance(self._move(shard, standing), Ask)

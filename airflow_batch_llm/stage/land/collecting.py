@@ -205,7 +205,7 @@ class Collector:
         ):
             recording = deque[Future[None]]()
             for (shard, standing), _ in zip(landing, fetched, strict=True):
-                landed = self._land(shard, standing)
+                landed = self._stage(shard, standing)
                 recording.append(pool.submit(copy_context().run, self._record, shard, standing, landed))
                 if len(recording) > _RECORDED_AT_ONCE:
                     recording.popleft().result()
@@ -220,7 +220,7 @@ class Collector:
         self._put_landed(shard, landed)
         self._append(shard, standing, self._entry(RecordKind.STAGED))
 
-    def _land(self, shard: PlannedShard, standing: Standing) -> ShardResult:
+    def _stage(self, shard: PlannedShard, standing: Standing) -> ShardResult:
         """Stage the shard's rows. Returns their result."""
         began = self.parts.clock()
         gathered, tally = self.load(shard, standing)
@@ -249,16 +249,16 @@ class Collector:
         try:
             keys = self._keys(shard)
         except StoreError:
-            for _, lines in self._kept(standing):  # if these are gone, too, they are named
+            for _, lines in self._answers(shard, standing):  # if these are gone, too, they are named
                 deque(lines, maxlen=0)
             raise
-        return self._load(shard, standing, keys, self.part(shard.number))
+        return self._stage_rows(shard, standing, keys, self.part(shard.number))
 
-    def _load(
+    def _stage_rows(
         self, shard: PlannedShard, standing: Standing, keys: Path, part: Part
     ) -> tuple[ReadResults, Tally]:
         """Stage the rows of a keys file, and delete the file."""
-        gathered = self._gathered(shard, standing, read_layout(keys, shard))
+        gathered = self._gather(shard, standing, read_layout(keys, shard))
         left_out = left_out_of(self.folder, self.plan, shard)
         for request, why in left_out.items():
             gathered.judged.leave_out(request, why)
@@ -315,27 +315,22 @@ class Collector:
             self._fetched[batch_id] = aside
         return seen.count
 
-    def _gathered(self, shard: PlannedShard, standing: Standing, layout: Layout) -> ReadResults:
-        return self._gather(shard, standing, layout, self._kept(standing))
-
-    def _gather(
-        self,
-        shard: PlannedShard,
-        standing: Standing,
-        layout: Layout,
-        kept: Iterable[tuple[str, Iterable[bytes]]],
-    ) -> ReadResults:
+    def _gather(self, shard: PlannedShard, standing: Standing, layout: Layout) -> ReadResults:
         if standing.ended is None:
             return ReadResults(judged=_rejected(standing, layout))
         unmentioned = Outcome(standing.ended.unmentioned or Outcome.MISSING)
         return self._gatherer(shard.route).gather(
-            kept,
+            self._answers(shard, standing),
             token=self.plan.token(shard),
             layout=layout,
             unmentioned=unmentioned,
         )
 
-    def _kept(self, standing: Standing) -> Iterator[tuple[str, Iterable[bytes]]]:
+    def _answers(
+        self,
+        shard: PlannedShard,  # noqa: ARG002 - a warehouse asks for the shard's rows
+        standing: Standing,
+    ) -> Iterator[tuple[str, Iterable[bytes]]]:
         """Yield the kept lines of the shard's batch, then those of its spare batches.
 
         Yields nothing for a shard that was not taken.

@@ -18,7 +18,6 @@ from airflow_batch_llm.core.drift import label_of
 from airflow_batch_llm.core.journal import Standing
 from airflow_batch_llm.core.model import Outcome, Way
 from airflow_batch_llm.core.output_type import OutputType
-from airflow_batch_llm.core.packing import Layout
 from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.core.printing import share
 from airflow_batch_llm.core.report import Report, Spent
@@ -69,7 +68,7 @@ class WarehouseCollector(Collector):
         tables = planned_tables(self.parts, self.plan.target, self.plan.nonce, self.folder.path)
         judged = tables.judge_answers(judging)
         keys = self._write_unsure(judging)
-        gathered, tally = self._load(shard, standing, keys, self.part(-shard.number))
+        gathered, tally = self._stage_rows(shard, standing, keys, self.part(-shard.number))
         tally.outcomes[Outcome.SUCCEEDED] += judged.rows
         for name, values in judged.labels.items():
             counts = Counter({label_of(value): count for value, count in values.items()})
@@ -89,10 +88,7 @@ class WarehouseCollector(Collector):
     def _fetch_ahead(self, shard: PlannedShard) -> None:
         """Fetch nothing: the rows are in the warehouse."""
 
-    def _gathered(self, shard: PlannedShard, standing: Standing, layout: Layout) -> ReadResults:
-        return self._gather(shard, standing, layout, self._unsure(shard, standing))
-
-    def _unsure(self, shard: PlannedShard, standing: Standing) -> Iterator[tuple[str, Iterable[bytes]]]:
+    def _answers(self, shard: PlannedShard, standing: Standing) -> Iterator[tuple[str, Iterable[bytes]]]:
         """Yield the answers of which the warehouse is not sure, then the lines of any other batch."""
         if standing.ended is None:
             return
