@@ -12,7 +12,6 @@ A purse decides how many requests of each route the budgets still allow, by the 
 
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import fsum
@@ -29,7 +28,7 @@ from airflow_batch_llm.stage.records.folder import RunFolder, safe_name
 from airflow_batch_llm.stage.records.plan import Plan, PlannedRoute
 from airflow_batch_llm.stage.records.registers import Registers
 from airflow_batch_llm.stage.records.standings import RunMemory
-from airflow_batch_llm.store import Workspace
+from airflow_batch_llm.store import Workspace, at_once
 
 _ROOT = ".registers/budgets"
 
@@ -94,10 +93,6 @@ def budget_books(workspace: Workspace) -> Iterator[BudgetBook]:
     for name in sorted(workspace.folders(_ROOT)):
         for period in sorted(workspace.folders(f"{_ROOT}/{name}"), reverse=True):
             yield BudgetBook(workspace=workspace, name=name, period=period)
-
-
-#: Reports read at once: each takes its time in object storage.
-_READERS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,8 +200,7 @@ class Budgets:
     def _settle_ended(self, book: BudgetBook, name: str) -> None:
         """Count the runs that have stored their report and died before they were settled."""
         registers, runs = Registers(workspace=self.parts.workspace), list(book.state(self._limit(name)).holds)
-        with ThreadPoolExecutor(_READERS) as pool:
-            reports = list(pool.map(lambda run: registers.folder(run).read_report(), runs))
+        reports = at_once(lambda run: registers.folder(run).read_report(), runs)
         for run, report in zip(runs, reports, strict=True):
             if report is not None:
                 usd = Report.from_json(orjson.loads(report)["report"]).spent.cost

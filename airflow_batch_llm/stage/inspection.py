@@ -6,7 +6,6 @@ It needs neither the provider nor the warehouse, and writes nothing.
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -37,13 +36,18 @@ from airflow_batch_llm.errors import InputError
 from airflow_batch_llm.stage.land.finishing import cached, summed, told_caching, told_packing
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
-from airflow_batch_llm.stage.records.standings import ShardResult, read_rounds, read_sendable, read_standings
+from airflow_batch_llm.stage.records.standings import (
+    ShardResult,
+    read_all_landed,
+    read_rounds,
+    read_sendable,
+    read_standings,
+)
 from airflow_batch_llm.stage.send.submitting import LEASE_SECONDS
 from airflow_batch_llm.stage.send.sweeping import read_strays, uncounted
 from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.store.workspace import is_plain_name
 
-_READERS = 16
 _SHOWN_KEYS = 5
 
 
@@ -176,14 +180,14 @@ def inspect(folder: RunFolder, now: float) -> Inspected:
     first = rounds[0]
     stored = orjson.loads(folder.read_report() or b"null")
     report = Report.from_json(stored["report"]) if stored is not None else None
-    landed = _landed(folder, [shard.number for plan in rounds for shard in plan.shards])
+    landed = read_all_landed(folder, [shard.number for plan in rounds for shard in plan.shards])
     deadline = max((orjson.loads(data)["at"] for data in folder.deadlines()), default=None)
     is_closed = folder.is_cancelled() or (deadline is not None and now >= deadline)
     at = _At(now, is_closed, folder.cancelled(), read_sendable(folder, first).shards)
     standings = [(plan, read_standings(folder, plan)) for plan in rounds]
     shards = tuple(_shards(folder, standings, landed, at))
     strays = tuple(_strays(folder, [one for _, stands in standings for one in stands], stored))
-    done = [[one for shard in plan.shards if (one := landed[shard.number])] for plan in rounds]
+    done = [[one for shard in plan.shards if (one := landed.get(shard.number))] for plan in rounds]
     told = report or summed(rounds, done)
     late = math.fsum(stray.cost_usd or 0.0 for stray in strays if not stray.in_report)
     return Inspected(
@@ -206,9 +210,9 @@ def inspect(folder: RunFolder, now: float) -> Inspected:
         **_savings(told, rounds, landed),
         ended_at=stored["about"].get("completed_at") if stored is not None else None,
         next=_next(
-            shards, again=sum(_again(landed[shard.number]) for shard in rounds[-1].shards), report=report
+            shards, again=sum(_again(landed.get(shard.number)) for shard in rounds[-1].shards), report=report
         ),
-        routes=tuple(_routes(rounds, [one.report for one in landed.values() if one is not None])),
+        routes=tuple(_routes(rounds, [one.report for one in landed.values()])),
         shards=shards,
         strays=strays,
         passed=report.passed if report is not None else None,
@@ -257,13 +261,6 @@ def _strays(
         )
 
 
-def _landed(folder: RunFolder, numbers: Sequence[int]) -> dict[int, ShardResult | None]:
-    """Read the results of the shards with these numbers. A shard that has not landed has None."""
-    with ThreadPoolExecutor(_READERS) as pool:
-        found = zip(numbers, pool.map(folder.read_landed, numbers), strict=True)
-        return {number: None if data is None else ShardResult.from_json(data) for number, data in found}
-
-
 def _counts(told: Report, rounds: Sequence[Sequence[ShardResult]]) -> dict[str, Any]:
     """Return the fields of `Inspected` that count landed rows."""
     return {
@@ -275,12 +272,10 @@ def _counts(told: Report, rounds: Sequence[Sequence[ShardResult]]) -> dict[str, 
     }
 
 
-def _savings(
-    told: Report, rounds: Sequence[Plan], landed: Mapping[int, ShardResult | None]
-) -> dict[str, Any]:
+def _savings(told: Report, rounds: Sequence[Plan], landed: Mapping[int, ShardResult]) -> dict[str, Any]:
     """Return the fields of `Inspected` about the vendor's cache and packed requests."""
     shards = ((plan, shard) for plan in rounds for shard in plan.shards)
-    reports = ((plan.route(shard), one.report) for plan, shard in shards if (one := landed[shard.number]))
+    reports = ((plan.route(shard), one.report) for plan, shard in shards if (one := landed.get(shard.number)))
     return {"caching": told_caching(cached(reports)), "packing": told_packing(rounds, told)}
 
 
@@ -333,14 +328,14 @@ class _At:
 def _shards(
     folder: RunFolder,
     standings: Sequence[tuple[Plan, list[tuple[PlannedShard, Standing]]]],
-    landed: Mapping[int, ShardResult | None],
+    landed: Mapping[int, ShardResult],
     at: _At,
 ) -> Iterator[InspectedShard]:
     for plan, stands in standings:
         is_published = folder.read_published(plan.round) is not None
         for shard, standing in stands:
             merged = is_published and standing.staged is not None
-            yield _shard(plan, (shard, standing), landed[shard.number], at, merged=merged)
+            yield _shard(plan, (shard, standing), landed.get(shard.number), at, merged=merged)
 
 
 def _shard(

@@ -36,11 +36,12 @@ from airflow_batch_llm.stage.land.judging import WarehouseCollector
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
-from airflow_batch_llm.stage.records.standings import RunMemory, ahead, at_once
+from airflow_batch_llm.stage.records.standings import RunMemory
 from airflow_batch_llm.stage.send.asking import Asker
 from airflow_batch_llm.stage.send.submitting import Prepared, Submitter
 from airflow_batch_llm.stage.send.sweeping import Sweeper
 from airflow_batch_llm.stage.telemetry import describe, span
+from airflow_batch_llm.store import ahead, at_once
 from airflow_batch_llm.warehouses.side_tables import publish_parts
 
 #: Seconds after which a worker looks again if nothing else is known.

@@ -5,6 +5,6 @@ one succeeds, and everybody reads the whole of what it wrote.
 """
 
 from airflow_batch_llm.store.storage import Block
-from airflow_batch_llm.store.workspace import Workspace
+from airflow_batch_llm.store.workspace import Workspace, ahead, at_once
 
-__all__ = ["Block", "Workspace"]
+__all__ = ["Block", "Workspace", "ahead", "at_once"]

@@ -10,14 +10,24 @@ same record at once, once per process and workspace.
 
 import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from contextvars import copy_context
+from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import BinaryIO, Self, TypeVar
 
 from airflow_batch_llm.errors import InputError, StoreUnavailable, StoreUnreadable, StoreUnsafe
 from airflow_batch_llm.store.remote import IN_MEMORY, KINDS, FileSystem, ObjectStorage, default_filesystem
 from airflow_batch_llm.store.storage import Block, LocalDisk, Storage, brief
+
+_Item = TypeVar("_Item")
+_Done = TypeVar("_Done")
+
+#: Records that are read or written in parallel, because each takes its time in object storage.
+_AT_ONCE = 16
 
 _WRITERS = 4
 _proven: set[tuple[object, ...]] = set()
@@ -276,3 +286,32 @@ def _storage(
         raise InputError(f"{uri} names no bucket. Write {protocol}://bucket/folder.")
     fs = (filesystem_factory or default_filesystem)(protocol)
     return ObjectStorage(fs, uri, kind, conn_id), (type(fs), hash(fs), uri)
+
+
+def at_once(do: Callable[[_Item], _Done], items: Sequence[_Item]) -> list[_Done]:
+    """Call a function on all items, several at a time. Returns the results in their order."""
+    with closing(ahead(do, items, _AT_ONCE)) as done:
+        return list(done)
+
+
+def ahead(do: Callable[[_Item], _Done], items: Iterable[_Item], most: int) -> Generator[_Done, None, None]:
+    """Yield the result of each item, in their order, while the next ones are being worked on, at most `most` at a time.
+
+    Items are taken from an iterator in the caller's thread, as there is room for them. After an error, or when the caller
+    closes the generator, no further item is begun.
+    """
+    if isinstance(items, Sequence) and len(items) < 2:
+        yield from map(do, items)
+        return
+    left, running = iter(items), deque[Future[_Done]]()
+    pool = ThreadPoolExecutor(max_workers=most)
+    try:
+        for item in islice(left, most):
+            running.append(pool.submit(copy_context().run, do, item))
+        while running:
+            done = running.popleft().result()
+            for item in islice(left, 1):
+                running.append(pool.submit(copy_context().run, do, item))
+            yield done
+    finally:
+        pool.shutdown(cancel_futures=True)

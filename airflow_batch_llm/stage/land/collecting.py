@@ -40,7 +40,8 @@ from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.shard_files import fetch_keys, fetch_unsendable, left_out_of, read_layout
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
-from airflow_batch_llm.stage.records.standings import RunMemory, ShardResult, ahead
+from airflow_batch_llm.stage.records.standings import RunMemory, ShardResult
+from airflow_batch_llm.store import ahead
 from airflow_batch_llm.warehouses.base import Part
 
 

@@ -7,7 +7,6 @@ them never fails a run: the workspace notes it, and the next run with the same l
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,14 +25,11 @@ from airflow_batch_llm.stage.parts import Parts, UsageTable
 from airflow_batch_llm.stage.records.folder import RunFolder, run_folders
 from airflow_batch_llm.stage.records.plan import Plan, PlannedRoute, PlannedShard
 from airflow_batch_llm.stage.records.registers import Due, Registers
-from airflow_batch_llm.stage.records.standings import ShardResult, read_rounds
+from airflow_batch_llm.stage.records.standings import ShardResult, read_all_landed, read_rounds
 from airflow_batch_llm.stage.send.sweeping import Stray
 from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.warehouses.base import Warehouse, WritesRecords
 from airflow_batch_llm.warehouses.side_tables import USAGE_COLUMNS, USAGE_KEY
-
-#: Records read at once: each takes its time in object storage.
-_READERS = 8
 
 #: The most other runs that one run writes, so that a long outage does not delay it.
 _RUNS_AT_ONCE = 50
@@ -147,7 +143,7 @@ def rebuild(table: UsageTable, workspace: Workspace, deployment: str) -> int:
 def usage_rows(folder: RunFolder) -> list[dict[str, Any]]:
     """Return the rows of one generation of a run, as far as its answers have landed."""
     rounds = list(read_rounds(folder))
-    landed = _landed(folder, [shard for plan in rounds for shard in plan.shards])
+    landed = read_all_landed(folder, [shard.number for plan in rounds for shard in plan.shards])
     strays = [stray for stray in _strays(folder) if not _is_landed(stray, landed)]
     rows = []
     for plan in rounds:
@@ -163,12 +159,6 @@ def usage_rows(folder: RunFolder) -> list[dict[str, Any]]:
                     | span
                 )
     return rows
-
-
-def _landed(folder: RunFolder, shards: Sequence[PlannedShard]) -> dict[int, ShardResult]:
-    with ThreadPoolExecutor(max_workers=_READERS) as pool:
-        read = pool.map(lambda shard: (shard.number, folder.read_landed(shard.number)), shards)
-        return {number: ShardResult.from_json(data) for number, data in read if data is not None}
 
 
 def _strays(folder: RunFolder) -> Iterator[Stray]:

@@ -30,7 +30,7 @@ from airflow_batch_llm.errors import StoreError
 from airflow_batch_llm.stage.plan.spool import REQUEST, Spool
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
-from airflow_batch_llm.stage.records.standings import ahead
+from airflow_batch_llm.store import ahead
 from airflow_batch_llm.warehouses.arrow import SortedReader, binary_array, int64_array, int64_scalar
 
 #: The entry in the metadata of a keys file that holds the number of items of each packed request, one byte each.

@@ -11,7 +11,6 @@ records hold what a list shows besides. The index only saves time. The truth is 
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, date, datetime
 from enum import StrEnum
@@ -25,13 +24,12 @@ from airflow_batch_llm.core.report import Report
 from airflow_batch_llm.core.selection import PLANNED
 from airflow_batch_llm.stage.records.folder import RunFolder, run_folders, safe_name
 from airflow_batch_llm.stage.records.plan import Plan
-from airflow_batch_llm.store import Workspace
+from airflow_batch_llm.store import Workspace, at_once
 
 _ROOT = ".registers/runs"
 _DEPLOYMENT = "deployment="
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _LONGEST_PART = 80  # so that a whole name stays below the 255 bytes of a disk
-_READERS = 16
 
 
 class RunState(StrEnum):
@@ -160,18 +158,16 @@ class RunIndex:
     def runs(self, days: Sequence[date], deployment: str | None = None) -> list[IndexedRun]:
         """List the runs that began on these days, the last first, without reading a record."""
         folders = [f"{root}/{day.isoformat()}" for root in self._roots(deployment) for day in days]
-        with ThreadPoolExecutor(_READERS) as pool:
-            listed = zip(folders, pool.map(self.workspace.names, folders), strict=True)
-            found = [run for folder, names in listed for run in _listed(folder, names)]
+        listed = zip(folders, at_once(self.workspace.names, folders), strict=True)
+        found = [run for folder, names in listed for run in _listed(folder, names)]
         return sorted(found, key=lambda run: (run.started, run.file), reverse=True)
 
     def read(self, runs: Iterable[IndexedRun]) -> dict[str, RunRecord]:
         """Read the records of these runs, by their files and in their order. A missing or damaged record is left out."""
         files = [run.file for run in runs]
-        with ThreadPoolExecutor(_READERS) as pool:
-            found = zip(files, pool.map(self.workspace.read, files), strict=True)
-            records = {file: None if data is None else _undamaged(data) for file, data in found}
-            return {file: record for file, record in records.items() if record is not None}
+        found = zip(files, at_once(self.workspace.read, files), strict=True)
+        records = {file: None if data is None else _undamaged(data) for file, data in found}
+        return {file: record for file, record in records.items() if record is not None}
 
     def folder(self, record: RunRecord) -> RunFolder:
         """Return the run folder that a record is about."""

@@ -8,15 +8,10 @@ record at the next number, which fails if another worker has taken that number.
 import math
 import secrets
 import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
-from contextvars import copy_context
 from dataclasses import dataclass, field, replace
-from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import orjson
 
@@ -27,6 +22,7 @@ from airflow_batch_llm.core.packing import Sample
 from airflow_batch_llm.core.report import Report
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
+from airflow_batch_llm.store import at_once
 
 
 def read_rounds(folder: RunFolder) -> Iterator[Plan]:
@@ -156,44 +152,14 @@ def read_landed(folder: RunFolder, number: int) -> ShardResult:
     return ShardResult.from_json(data)
 
 
-#: Records read or written at once: each takes its time in object storage.
-_AT_ONCE = 16
+def read_all_landed(folder: RunFolder, numbers: Sequence[int]) -> dict[int, ShardResult]:
+    """Read the results of those of these shards that have landed, by number."""
+    found = zip(numbers, at_once(folder.read_landed, numbers), strict=True)
+    return {number: ShardResult.from_json(data) for number, data in found if data is not None}
+
 
 #: A record of looks that would be larger says nothing of journals: they are read then.
 _LARGEST_LOOK = 8 << 20
-
-
-_Item = TypeVar("_Item")
-_Done = TypeVar("_Done")
-
-
-def at_once(do: Callable[[_Item], _Done], items: Sequence[_Item]) -> list[_Done]:
-    """Call a function on all items, several at a time. Returns the results in their order."""
-    with closing(ahead(do, items, _AT_ONCE)) as done:
-        return list(done)
-
-
-def ahead(do: Callable[[_Item], _Done], items: Iterable[_Item], most: int) -> Generator[_Done, None, None]:
-    """Yield the result of each item, in their order, while the next ones are being worked on, at most `most` at a time.
-
-    Items are taken from an iterator in the caller's thread, as there is room for them. After an error, or when the caller
-    closes the generator, no further item is begun.
-    """
-    if isinstance(items, Sequence) and len(items) < 2:
-        yield from map(do, items)
-        return
-    left, running = iter(items), deque[Future[_Done]]()
-    pool = ThreadPoolExecutor(max_workers=most)
-    try:
-        for item in islice(left, most):
-            running.append(pool.submit(copy_context().run, do, item))
-        while running:
-            done = running.popleft().result()
-            for item in islice(left, 1):
-                running.append(pool.submit(copy_context().run, do, item))
-            yield done
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -40,8 +40,9 @@ from airflow_batch_llm.stage.plan.shard_files import fetch_requests, left_out_of
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 from airflow_batch_llm.stage.records.registers import Registers
-from airflow_batch_llm.stage.records.standings import RunMemory, at_once
+from airflow_batch_llm.stage.records.standings import RunMemory
 from airflow_batch_llm.stage.send.uploading import AttachmentUpload, UploadLog
+from airflow_batch_llm.store import at_once
 
 #: The seconds of a creation's lease, to which each megabyte adds one.
 LEASE_SECONDS = 120.0

@@ -26,7 +26,7 @@ from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan
 from airflow_batch_llm.stage.records.registers import Registers
-from airflow_batch_llm.stage.records.standings import at_once
+from airflow_batch_llm.store import at_once
 
 #: Files that one record is about.
 _FILES_AT_ONCE = 100
