@@ -185,8 +185,10 @@ class Expected(Settings):
     min_overlap: Share = 1.0
     """The least share of elements that two lists have in common, of all that either has. Default: all."""
     function: Callable[[Any, Any], bool] | None = None
-    """A function of the golden value and the answer that returns whether it is right, in place of `metric`. Python only.
-    Default: none."""
+    """A function of the golden value and the answer that returns whether it is right, in place of `metric`.
+
+    Python only. Default: none.
+    """
 
 
 def _expected(value: Any) -> Any:

@@ -91,8 +91,9 @@ class Report:
     replaced: Mapping[Outcome, int] = field(default_factory=dict)  # of rows that a later round asked again
     why: Mapping[str, int] = field(default_factory=dict)  # rows by the reason that they were sent or not
     codes: Mapping[str, int] = field(default_factory=dict)
-    """Rows without a good answer, by error code: the vendor's, or one of the package such as `prompt_failed`. A row counts
-    once.
+    """Rows without a good answer, by error code: the vendor's, or one of the package such as `prompt_failed`.
+
+    A row counts once.
     """
     estimate: Mapping[str, float | None] = field(default_factory=dict)
     """The estimate before anything was sent: rows, requests, tokens and dollars. Does not add up. Default: none."""

@@ -151,8 +151,9 @@ class Freeze:
 
 @dataclass(frozen=True, slots=True)
 class Seal:
-    """Seal the planner's own ticket with a draft. Answered by whether that succeeded: another planner may have declared it
-    over.
+    """Seal the planner's own ticket with a draft.
+
+    Answered by whether that succeeded: another planner may have declared it over.
     """
 
     number: int

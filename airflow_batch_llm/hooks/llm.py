@@ -136,8 +136,9 @@ def _completed(coroutine: Coroutine[Any, Any, Any]) -> Any:
 
 
 def openai_access(connection: Connection, hook_params: Mapping[str, Any]) -> Access:
-    """Take OpenAI's access from a connection. `hook_params` and `openai_client_kwargs` are options of the client or the
-    provider.
+    """Take OpenAI's access from a connection.
+
+    `hook_params` and `openai_client_kwargs` are options of the client or the provider.
     """
     extra = connection.extra_dejson
     options = {**extra.get("openai_client_kwargs", {}), **hook_params}

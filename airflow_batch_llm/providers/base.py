@@ -114,9 +114,7 @@ class Provider(Protocol):
         """Delete an upload. A missing upload is not an error."""
 
     def count_tokens(self, call: Call, prompts: Sequence[str]) -> Sequence[int] | None:
-        """Return the provider's count of each prompt's input tokens, with system prompt and schema, or None if it cannot
-        count.
-        """
+        """Return the vendor's count of each prompt's tokens, with system prompt and schema, or None if it cannot count."""
 
     def console_url(self, batch_id: str) -> str | None:
         """Return the vendor's page about this batch."""

@@ -339,9 +339,7 @@ class WritesRecords(Protocol):
 
 @runtime_checkable
 class SharesFile(Protocol):
-    """Allows one writer at a time for the whole database, so the source is read to its end and closed before anything is
-    written.
-    """
+    """Allows one writer for the whole database. The source is read to its end and closed before anything is written."""
 
     def release(self) -> None:
         """Close the file, so that another process may write. The next verb opens it again."""

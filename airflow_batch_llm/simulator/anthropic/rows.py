@@ -265,8 +265,9 @@ def _cache_use(request: AskedRequest, billing: Billing) -> CacheUse:
 
 
 def _marked(params: dict[str, Any]) -> tuple[str, str]:
-    """Return the text up to the last block with a mark, and the lifetime that the mark asks for. Both are empty if there
-    is none.
+    """Return the text up to the last block with a mark, and the lifetime that the mark asks for.
+
+    Both are empty if there is none.
     """
     text, prefix, lifetime = "", "", ""
     contents = (params.get("system"), *(part["content"] for part in params["messages"]))

@@ -158,8 +158,9 @@ class _Asking:
         return self._trouble is None
 
     async def _ask_rest(self, path: Path, left_out: Mapping[int, str]) -> None:
-        """Ask the lines of a file that have no answer yet. The file has all requests of the shard except those that are
-        left out.
+        """Ask the lines of a file that have no answer yet.
+
+        The file has all requests of the shard except those that are left out.
         """
         answered = await asyncio.to_thread(self._answered)
         self._answered_at = self._kept_at = self._now()

@@ -248,8 +248,9 @@ class Submitter:
         return Searched(at=at, sightings=tuple(self.parts.provider.find(search)))
 
     def _file(self, shard: PlannedShard) -> ShardFile:
-        """Return the shard's lines in a file on this machine, checked to be the planned ones. Rows in a warehouse have no
-        lines.
+        """Return the shard's lines in a file on this machine, checked to be the planned ones.
+
+        Rows in a warehouse have no lines.
         """
         path = self.scratch / f"{self.plan.nonce}-{shard.number:04d}.requests.jsonl"
         if not path.exists() and not self.plan.in_warehouse:
