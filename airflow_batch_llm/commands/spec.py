@@ -71,9 +71,8 @@ class ProviderSection(_Section):
         False  # also http:// on another machine, where keys and prompts travel in clear
     )
     api_key_env: str | None = None  # None: the variable that the vendor's SDK reads
-    options: dict[str, Any] = Field(
-        default_factory=dict
-    )  # of the SDK's client; for Vertex project, location, staging
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Options of the SDK's client; for Vertex `project`, `location` and `staging`."""
 
     @field_validator("base_url")
     @classmethod
@@ -127,9 +126,8 @@ class StageFile(_Section):
     """The whole file: the fields of the stage, and what the command needs besides."""
 
     provider: ProviderSection = ProviderSection()
-    providers: dict[str, ProviderSection] = Field(
-        default_factory=dict
-    )  # of routes that lead to other vendors, by the vendor's name
+    providers: dict[str, ProviderSection] = Field(default_factory=dict)
+    """The settings of vendors that routes lead to, by the vendor's name."""
     warehouse: WarehouseSection
     source: SourceSection
     golden: SourceSection | None = None  # the rows that `evaluate` asks about, with the expected columns

@@ -143,9 +143,8 @@ class RequestSize:
     sample: Sequence[tuple[int, int]] = ()  # (prompt bytes, input tokens as the provider counts them)
     shared_bytes: int = 0  # of system prompt and schema, which each request repeats; used without a sample
     max_tokens: int | None = None
-    attached: AttachmentTokens = field(
-        default_factory=AttachmentTokens
-    )  # of all prompts; an earlier run has measured its own
+    attached: AttachmentTokens = field(default_factory=AttachmentTokens)
+    """The attachments of all prompts. Earlier runs have measured their own."""
     attached_assumption: str = ""
     """The assumed size of attachments whose size is not known."""
     answer_tokens: int = _TEXT_TOKENS  # of a usual answer: see `usual_answer`

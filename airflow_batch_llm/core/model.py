@@ -155,9 +155,8 @@ class Call:
     )
     vector: bool = False  # the answer is an embedding, and no text
     max_tokens: int | None = 1024
-    params: Mapping[str, object] = field(
-        default_factory=dict
-    )  # in the provider's own words, sent as they are
+    params: Mapping[str, object] = field(default_factory=dict)
+    """Parameters in the provider's own words, which are sent unchanged."""
     endpoint: str | None = None  # where a provider has several (OpenAI); None: its default
     via: str = ""  # the connection of a route that has its own; empty: the stage's
     attachments: bool = False  # prompts may have images and PDFs

@@ -195,9 +195,8 @@ class Throttle:
     pace: float = field(default=math.inf, init=False)
     """The requests that may be sent in a second."""
     _due: float = field(default=0.0, init=False)  # when the next request may be sent
-    _since: float | None = field(
-        default=None, init=False
-    )  # the begin of the time in which answers are counted
+    _since: float | None = field(default=None, init=False)
+    """The begin of the time in which answers are counted."""
     _answers: int = field(default=0, init=False)
     _halved_at: float = field(default=0.0, init=False)
     _refusals: int = field(default=0, init=False)

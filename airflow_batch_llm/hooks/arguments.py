@@ -1,4 +1,4 @@
-"""Check the arguments of operators and sensors while a Dag is parsed.
+"""Check the arguments of operators and sensors while a Dag is parsed, and read the settings that complete them.
 
 The checks cost nothing, and an error says what to do.
 """

@@ -108,9 +108,8 @@ class Creation:
     pieces: Iterable[bytes]
     last: bytes
     size: int  # of the pieces and `last` together
-    read: Callable[
-        [Any], str
-    ]  # takes the batch's id from the answer; raises for an answer that is not a batch
+    read: Callable[[Any], str]
+    """Takes the batch's id from the answer. Raises for an answer that is not a batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

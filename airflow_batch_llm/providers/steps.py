@@ -249,9 +249,8 @@ class StatusPage:
 
     statuses: Mapping[str, BatchStatus]
     after: str | None
-    tokens: Mapping[str, str] = field(
-        default_factory=dict
-    )  # shard tokens of batches that nobody has cancelled
+    tokens: Mapping[str, str] = field(default_factory=dict)
+    """Shard tokens of the batches that were not cancelled."""
     created: Mapping[str, float] = field(default_factory=dict)
     """The times at which the batches were created, in seconds since the epoch, newest first. Needed where a list has `Parts`."""
 
@@ -364,9 +363,8 @@ def _pages(wanted: Sequence[str], lookup: Lookup) -> Calls[list[StatusPage]]:
     parts = _parts(wanted, lookup)
     memory = ListMemory() if lookup.parts is None else lookup.parts.memory
     if memory.has_failed and len(parts) > 1:
-        yield from lookup.page(
-            None
-        )  # an outage that lasts costs the calls of one page, and not those of each part
+        # An outage that lasts costs the calls of one page, and not those of each part.
+        yield from lookup.page(None)
     memory.has_failed = True
     missing, shown = set(wanted), 0
     told: list[tuple[_Part, StatusPage]] = []

@@ -37,9 +37,8 @@ def private_spool() -> Iterator[Path]:
     try:
         with (folder / f"{_LOCK}.new").open("xb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            (folder / f"{_LOCK}.new").rename(
-                folder / _LOCK
-            )  # a lock file that has its name is locked already
+            # A lock file that has its name is locked already.
+            (folder / f"{_LOCK}.new").rename(folder / _LOCK)
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -102,9 +102,8 @@ def dataset(uri: str) -> tuple[str, str]:
 
 def tables_of(sql: str, database_uri: str = "") -> Sequence[str]:
     """Return the tables that a SELECT reads, by their names in it. Returns none if it cannot be parsed."""
-    from airflow_batch_llm.warehouses.dialect import (
-        referenced,
-    )  # it brings pyarrow, and Dags import this module
+    # This import loads pyarrow, and Dags import this module.
+    from airflow_batch_llm.warehouses.dialect import referenced
 
     kind = _kind(database_uri)
     dialect = kind.dialect.name if kind and kind.dialect else None

@@ -145,9 +145,8 @@ class Target:
     table: str
     failures: str
     key: pa.Schema  # the key columns, with the source's types
-    carried: pa.Schema = field(
-        default_factory=lambda: pa.schema([])
-    )  # source columns that are copied into the target
+    carried: pa.Schema = field(default_factory=lambda: pa.schema([]))
+    """Source columns that are copied into the target."""
     answer: pa.Schema = field(default_factory=lambda: pa.schema([]))
     write_mode: WriteMode = WriteMode.MERGE
     on_schema_change: SchemaChange = SchemaChange.APPEND_NEW_COLUMNS

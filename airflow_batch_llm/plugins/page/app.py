@@ -121,9 +121,8 @@ def _add_task(app: FastAPI, reader: Reader) -> None:
 
     @app.get("/dags/{dag_id}/task", dependencies=[Depends(MayReadTasks)])
     def task(request: Request, dag_id: str, run_id: Path, task_id: Path, map_index: str = "") -> Response:
-        index = (
-            int(map_index) if map_index.isdecimal() else -1
-        )  # Airflow's UI leaves the placeholder, or says -1
+        # Airflow's UI leaves the placeholder, or says -1.
+        index = int(map_index) if map_index.isdecimal() else -1
         records = reader.runs_of_task(dag_id, run_id, task_id, index)
         if len(records) == 1:
             return RedirectResponse(f"{root(request)}{run_link(records[0])}", 303)

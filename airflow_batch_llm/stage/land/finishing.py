@@ -284,9 +284,8 @@ class Finisher:
             return sweep_ended(self.parts, self.folder, rounds, memory)
         except ProviderError as error:
             self.parts.warn(f"Batches that were created twice could not be looked for: {error.in_full}")
-            return not isinstance(
-                error, Refused
-            )  # who has no list of batches will have none for the next run
+            # A server without a list of batches will have none for the next run, either.
+            return not isinstance(error, Refused)
 
     def _tell_of_strays(self, shards: Sequence[tuple[PlannedShard, Standing]], report: Report) -> None:
         """Log once which batches were created twice, and where to look for the cause."""

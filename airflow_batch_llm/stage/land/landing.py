@@ -111,16 +111,13 @@ class Tally:
     again_codes: Counter[str] = field(default_factory=Counter)  # of those that wait for these requests
     words: dict[str, str] = field(default_factory=dict)  # what a vendor said about a row, by code
     samples: list[str] = field(default_factory=list)  # keys of some rows without a good answer
-    failed_keys: dict[str, list[str]] = field(
-        default_factory=dict
-    )  # of rows that are not asked again, by code
-    again_keys: dict[str, list[str]] = field(
-        default_factory=dict
-    )  # of rows that wait for another try, by code
+    failed_keys: dict[str, list[str]] = field(default_factory=dict)
+    """Keys of rows that are not asked again, by code."""
+    again_keys: dict[str, list[str]] = field(default_factory=dict)
+    """Keys of rows that wait for another try, by code."""
     labels: dict[str, Counter[str]] = field(default_factory=dict)  # good answers by label, by column
-    sure: Report = field(
-        default_factory=Report
-    )  # tokens and dollars of rows that the warehouse has landed alone
+    sure: Report = field(default_factory=Report)
+    """The tokens and dollars of rows that the warehouse has landed alone."""
 
 
 class RowWriter:

@@ -85,9 +85,8 @@ class ShardResult:
     samples: Sequence[str] = ()  # a few keys of rows without a good answer
     failed_keys: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """A few keys of rows that are not asked again, by error code. Default: there are none, or an earlier release landed it."""
-    again_keys: Mapping[str, Sequence[str]] = field(
-        default_factory=dict
-    )  # likewise of rows that wait for another try
+    again_keys: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """The same for rows that wait for another try."""
     sample: Sequence[Sample] = ()  # what a pilot compares of its answers
     batches: Sequence[str] = ()  # whose lines were read: the shard's own, and strays that had ended by then
 

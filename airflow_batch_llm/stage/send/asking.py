@@ -127,9 +127,8 @@ class _Asking:
     _kept_at: float = 0.0
     _answered_at: float = 0.0
     _again: deque[_Request] = field(default_factory=deque)
-    _unsure: deque[_Request] = field(
-        default_factory=deque
-    )  # their answers were lost, and no record counts it
+    _unsure: deque[_Request] = field(default_factory=deque)
+    """Requests whose answers were lost, before a record counts them."""
     _lost: Counter[int] = field(default_factory=Counter)
     _trouble: Exception | None = None  # of the attempt: nothing more is sent
     _is_cancelled: bool = False  # on request: nothing more is sent

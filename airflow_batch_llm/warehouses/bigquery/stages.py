@@ -78,9 +78,8 @@ class BigQueryStage:
         ).statement(selection.source, columns=", ".join(f"S.{quoted(name)}" for name in names))
         types = source_types(self.connection, selection.source)
         table = self._rows(selection)
-        is_made = bool(
-            self.target_tables.look().answers.types
-        )  # a plan that is only looked at makes no target
+        # A plan that is only looked at makes no target.
+        is_made = bool(self.target_tables.look().answers.types)
         donors = [
             self.target_tables.donor(name)
             for name in selection.donors
