@@ -31,11 +31,11 @@ from airflow_batch_llm.stage.records.plan import ASKING, Plan, PlannedShard
 from airflow_batch_llm.stage.records.registers import Registers
 from airflow_batch_llm.stage.records.standings import (
     RunMemory,
-    at_once,
     read_landed,
     read_rounds,
     read_standings,
 )
+from airflow_batch_llm.store import at_once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
