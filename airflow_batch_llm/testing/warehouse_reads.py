@@ -428,7 +428,7 @@ def typed_things(database: BenchDatabase, where: str = "1 = 1") -> Source:
 
 
 def carried_names(database: BenchDatabase) -> tuple[str, ...]:
-    """The columns of `typed_things` that are carried."""
+    """Return the columns of `typed_things` that are carried."""
     typed = (f"carried_{name}" for name in (*database.key_types, *database.carried_types))
     return (*typed, *_PLAIN_NAMES)
 

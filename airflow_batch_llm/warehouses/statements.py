@@ -196,7 +196,7 @@ class Statements:
         )
 
     def known(self, keys: str, target: Target, tables: Mapping[str, bool]) -> str:
-        """The look-up for a relation of keys that are numbered by a column `PLACE`. `tables`: which of the two exist."""
+        """Return the look-up for a relation of keys that are numbered by `PLACE`. `tables`: which of the two exist."""
         joins, chosen = [], []
         for alias, table in (("t", target.table), ("f", target.failures)):
             if tables[table]:

@@ -140,7 +140,7 @@ def problems(rows: str) -> str:
 
 
 def reasons_of(rows: str) -> str:
-    """The number of rows by reason."""
+    """Select the number of rows by reason."""
     return f"SELECT _llm_reason AS reason, COUNT(*) AS n FROM {rows} GROUP BY 1"
 
 

@@ -255,7 +255,7 @@ def _rules(connection: "DuckDBPyConnection", name: str) -> Rules:
 
 
 def _generated(definitions: Sequence[str]) -> frozenset[str]:
-    """The computed columns. The catalogue tells of them only in the table's definition."""
+    """Return the computed columns, which the catalogue shows only in a table's definition."""
     if not definitions:
         return frozenset()
     import sqlglot
