@@ -123,6 +123,8 @@ def test_a_batch_whose_task_is_marked_failed_is_cancelled(stack: Stack, begin: B
 
 def test_a_batch_whose_dag_run_is_failed_is_cancelled(stack: Stack, begin: Begin) -> None:
     hold_batches(stack)
+    # Airflow breaks off after a second what a trigger does at its end.
+    stack.simulator.fault(provider="openai", kind="delay", endpoint="cancel", seconds=4)
     case = begin("one_task")
     case.until_watched("label")
 
