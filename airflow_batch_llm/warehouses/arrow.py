@@ -207,7 +207,7 @@ def typed_array(values: Sequence[Any], field: pa.Field) -> pa.Array:
         return pa.array(values, field.type)
     if pa.types.is_boolean(field.type) and all(value in (None, 0, 1) for value in values):
         return pa.array([None if value is None else bool(value) for value in values], field.type)
-    if pa.types.is_string(field.type):
+    if pa.types.is_string(field.type) and not any(isinstance(value, bytes) for value in values):
         return pa.array([None if value is None else _text(value) for value in values], pa.string())
     raise SourceError(
         f"The column {field.name} was read as {field.type}, and some of its rows hold something else. "

@@ -37,6 +37,7 @@ KEY_TYPES = {
     "bigint": "n + 9007199254740993",
     "decimal": "CAST(n + 0.01 AS DECIMAL(12, 2))",
     "char": "CONCAT('it''s ', n)",
+    "binary": "UNHEX(MD5(n))",
     "date": "CAST(DATE_ADD('1969-12-30', INTERVAL n DAY) AS DATE)",
     "datetime": "CAST(DATE_ADD('2026-02-28 23:59:59.5', INTERVAL n DAY) AS DATETIME(6))",
 }

@@ -13,7 +13,7 @@ import pytest
 
 from airflow_batch_llm.core.model import ColumnType
 from airflow_batch_llm.core.settings import Source
-from airflow_batch_llm.errors import TargetError, WarehouseBusy
+from airflow_batch_llm.errors import SourceError, TargetError, WarehouseBusy
 from airflow_batch_llm.testing.staged_rows import columns, definition, labels, land, part, stage
 from airflow_batch_llm.testing.warehouses import WarehouseContract
 from airflow_batch_llm.warehouses import find_dialect
@@ -183,6 +183,16 @@ def test_a_key_with_more_digits_than_sqlite_keeps_is_refused(tmp_path: Path) -> 
     for type_ in (pa.decimal128(16, 2), pa.uint64()):
         with pytest.raises(TargetError, match="keeps 15 digits"):
             warehouse.prepare(labels(key=pa.schema([("id", type_)])))
+    warehouse.close()
+
+
+def test_bytes_that_are_no_text_are_no_text_of_python_s(tmp_path: Path) -> None:
+    warehouse = SQLiteFile(tmp_path / "rows.sqlite").open()
+    with closing(sqlite3.connect(tmp_path / "rows.sqlite")) as connection, connection:
+        connection.execute("CREATE TABLE tickets (id TEXT)")
+        connection.execute("INSERT INTO tickets VALUES ('a'), (x'ff')")
+    with pytest.raises(SourceError, match="column id was read as string"):
+        warehouse.read(Source(table="tickets")).read_all()
     warehouse.close()
 
 

@@ -78,8 +78,7 @@ DIALECT = SqlDialect(
         7: ColumnKind.TIMESTAMPTZ,  # TIMESTAMP: an instant, shown in the zone of the session, which is UTC
         12: ColumnKind.TIMESTAMP,
         10: ColumnKind.DATE,
-        245: ColumnKind.JSON,
-        **dict.fromkeys((15, 253, 254), ColumnKind.STRING),
+        245: ColumnKind.JSON,  # texts and bytes share their codes: the first rows tell which they are
     },
     described_as=_boolean,
 )
