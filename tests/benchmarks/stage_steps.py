@@ -41,7 +41,7 @@ class Ours:
                 output_type=LABELS,
                 target="ours",
                 max_cost_usd=None,
-                pace=Pace(rows_per_batch=PER_BATCH, max_active_batches=1000),
+                pace=Pace(rows_per_batch=PER_BATCH, max_active_batches=100_000),
             ),
             parts=Parts(
                 provider=connect(provider, Access(api_key="any", base_url=base_url)),
