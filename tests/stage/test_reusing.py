@@ -8,6 +8,7 @@ import pytest
 from airflow_batch_llm.core.settings import Only
 from airflow_batch_llm.core.spec import earlier_input_hashes
 from airflow_batch_llm.errors import InputError, TargetError
+from airflow_batch_llm.stage import reusing
 from airflow_batch_llm.stage.plan import reading, spool
 from tests.stage.kills import EFFECTS, Kill
 from tests.stage.processes import Job
@@ -56,6 +57,24 @@ def test_answers_are_reused_as_the_stage_says(
     copied = [key for key, run in sources(openai.world).items() if run == "before/g1"]
     assert copied == ([*range(100, 106)] if "reused" in why else [])
     assert len(openai.world.answers()) == 13
+
+
+def test_the_inputs_of_many_rows_are_listed_only_if_a_table_has_answers(
+    openai: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    ask = spool.Spool._ask
+
+    def asking(self: spool.Spool, sql: str) -> object:
+        asked.append(sql)
+        return ask(self, sql)
+
+    monkeypatch.setattr(spool.Spool, "_ask", asking)
+    monkeypatch.setattr(reusing, "_NAMED", 3)
+    have_answers(openai)
+    assert not any("INTO wanted" in sql for sql in asked)
+    assert openai.complete("tonight").report.why == {"answered": 6, "reused": 6, "new": 1}
+    assert any("INTO wanted" in sql for sql in asked)
 
 
 def test_a_changed_and_a_failed_row_get_a_copy_and_a_dead_one_waits(openai: Bench) -> None:

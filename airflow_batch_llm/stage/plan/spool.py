@@ -122,16 +122,11 @@ class Spool:
         import duckdb
 
         self.close_files()
-        self._database = duckdb.connect(
-            str(self._folder / "spool.duckdb"),
-            config={
-                "memory_limit": _MEMORY,
-                "threads": 1,
-                "temp_directory": str(self._folder / "spill"),
-            },
-        )
+        config: Any = {"memory_limit": _MEMORY, "threads": 1, "temp_directory": str(self._folder / "spill")}
+        self._database = duckdb.connect(str(self._folder / "spool.duckdb"), config=config)
         self._ask(f"CREATE VIEW rows AS SELECT * FROM {self._read_rows()}")
         self._ask(f"CREATE TABLE taken ({SEQ} BIGINT)")
+        self._ask("CREATE TABLE wanted (hash UUID)")
         self._ask("CREATE TABLE answered (spec INTEGER, hash UUID)")
         self._ask(f"CREATE TABLE reused ({SEQ} BIGINT, spec INTEGER, hash UUID)")
 
@@ -214,15 +209,22 @@ class Spool:
         return int(taken)
 
     def reusable(self) -> int:
-        """Return the number of different hashes of the rows that may get a copy of an answer."""
-        self._ask("CREATE OR REPLACE TABLE wanted (hash UUID)")
-        for some in self._by_hash("hash", "rows"):
+        """Return the number of different hashes of the rows that may get a copy of an answer; of many, that of the rows."""
+        (rows,) = self._ask(f"SELECT count(*) FROM rows WHERE {REASON} IN ({_REUSABLE_LIST})").fetchone()
+        if rows > _ROWS_AT_ONCE:
+            return int(rows)
+        self._want()
+        return self._count("wanted")
+
+    def _want(self) -> None:
+        """Note these hashes, unless that is done. Each pass reads all rows, so of many it waits for an answer."""
+        for some in () if self._count("wanted") else self._by_hash("hash", "rows"):
             both = f"SELECT unnest([{INPUT_HASH}, {EARLIER_HASH}])::UUID AS hash FROM rows WHERE {REASON} IN ({_REUSABLE_LIST})"
             self._ask(f"INSERT INTO wanted SELECT DISTINCT hash FROM ({both}) WHERE {some}")
-        return self._count("wanted")
 
     def reusable_hashes(self, most: int) -> Iterator[list[str]]:
         """Yield the input hashes of these rows, some at a time. They are few."""
+        self._want()
         found = self._ask("SELECT replace(hash::VARCHAR, '-', '') FROM wanted").fetchall()
         for start in range(0, len(found), most):
             yield [digest for (digest,) in found[start : start + most]]
@@ -230,11 +232,14 @@ class Spool:
     def note_answered(self, spec: int, hashes: Iterable[pa.RecordBatch]) -> None:
         """Note the inputs that have answers by a spec, of those that are asked for."""
         path = self._folder / "answered.parquet"
+        found = 0
         with pq.ParquetWriter(path, _HASHES, compression="lz4", use_dictionary=False) as writer:
             for batch in hashes:
-                writer.write_batch(
-                    pa.RecordBatch.from_arrays([batch.column(0).cast(pa.string())], schema=_HASHES)
-                )
+                texts = batch.column(0).cast(pa.string())
+                writer.write_batch(pa.RecordBatch.from_arrays([texts], schema=_HASHES))
+                found += batch.num_rows
+        if found:
+            self._want()
         source = str(path).replace("'", "''")
         for some in self._by_hash("hash", "wanted"):
             self._ask(f"""
@@ -488,12 +493,5 @@ def _looked_up(values: Sequence[int], number: str) -> str:
 
 def keys_schema(columns: pa.Schema) -> pa.Schema:
     """Return the columns of a shard's keys file."""
-    return pa.schema(
-        [
-            (REQUEST, pa.int64()),
-            (SHARED, pa.bool_()),
-            (INPUT_HASH, pa.string()),
-            (ATTEMPTS, pa.int64()),
-            *columns,
-        ]
-    )
+    own = [(REQUEST, pa.int64()), (SHARED, pa.bool_()), (INPUT_HASH, pa.string()), (ATTEMPTS, pa.int64())]
+    return pa.schema([*own, *columns])
