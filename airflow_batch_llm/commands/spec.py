@@ -39,7 +39,7 @@ from airflow_batch_llm.providers import check_name, connect
 from airflow_batch_llm.providers.base import Access, Provider, is_sendable
 from airflow_batch_llm.providers.routed import routed
 from airflow_batch_llm.stage.parts import ReadsSource, UsageTable
-from airflow_batch_llm.stage.plan.planning import read_prompt
+from airflow_batch_llm.stage.plan.resolved import read_prompt
 from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.warehouses import all_types
 from airflow_batch_llm.warehouses.base import Warehouse

@@ -41,7 +41,7 @@ from airflow_batch_llm.errors import BatchLLMError, EvaluationFailed, InputError
 from airflow_batch_llm.stage.land.finishing import Finished
 from airflow_batch_llm.stage.land.landing import sample_keys
 from airflow_batch_llm.stage.parts import ReadsSource
-from airflow_batch_llm.stage.plan.planning import output_type_of, read_prompt
+from airflow_batch_llm.stage.plan.resolved import output_type_of, read_prompt
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.run import Run
 from airflow_batch_llm.warehouses.base import SharesFile, WritesRecords

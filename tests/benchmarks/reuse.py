@@ -22,7 +22,7 @@ from airflow_batch_llm.core.spec import input_hashes, spec_hash
 from airflow_batch_llm.providers import connect
 from airflow_batch_llm.providers.base import Access
 from airflow_batch_llm.stage.parts import Parts
-from airflow_batch_llm.stage.plan.planning import output_type_of, read_prompt, spec_of
+from airflow_batch_llm.stage.plan.resolved import output_type_of, read_prompt, spec_of
 from airflow_batch_llm.stage.run import Run
 from airflow_batch_llm.store import Workspace
 from airflow_batch_llm.warehouses.duckdb.warehouse import DuckDBWarehouse

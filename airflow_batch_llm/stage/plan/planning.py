@@ -1,7 +1,7 @@
 """Turn the user's stage and the source's rows into shards in the run folder and one frozen plan.
 
 Everything here may be repeated: nothing is bought before `plan.json` exists. The first planner that creates it decides,
-and a later planner takes its plan.
+and a later planner takes its plan. A resumed run is told which arguments have changed since.
 """
 
 from collections.abc import Iterator
@@ -13,25 +13,14 @@ from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 
-from airflow_batch_llm.core.attachment import AttachmentRules, Uploads, uploading
-from airflow_batch_llm.core.model import Call, ColumnType, Execution
-from airflow_batch_llm.core.output_type import AnswerKind, Naming, OutputType
-from airflow_batch_llm.core.packing import packed_call
-from airflow_batch_llm.core.price import PriceList
+from airflow_batch_llm.core.model import Execution
 from airflow_batch_llm.core.printing import verb
-from airflow_batch_llm.core.prompt import (
-    Prompt,
-    compile_prompt,
-    identity,
-    identity_of_examples,
-    with_examples,
-)
 from airflow_batch_llm.core.request import canonical
-from airflow_batch_llm.core.settings import OWN_ROUTE, RowFunction, Stage, StageWay
+from airflow_batch_llm.core.settings import Stage, StageWay
 from airflow_batch_llm.core.spec import Spec, changed_fields, spec_hash
 from airflow_batch_llm.core.value import plain
-from airflow_batch_llm.errors import BudgetExceeded, InputError, SourceError, TargetError, raise_alone
-from airflow_batch_llm.providers.base import CapsAnswers, Provider, StoresFiles, TakesAttachments
+from airflow_batch_llm.errors import InputError, SourceError, TargetError, raise_alone
+from airflow_batch_llm.providers.base import Provider
 from airflow_batch_llm.providers.routed import by_route
 from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.plan.attaching import attaching_of
@@ -39,9 +28,9 @@ from airflow_batch_llm.stage.plan.carried import carried_schema, key_schema
 from airflow_batch_llm.stage.plan.drafting import Drafting
 from airflow_batch_llm.stage.plan.partitions import REREAD, Opening, Outrun, opening_of
 from airflow_batch_llm.stage.plan.planners import Planners
-from airflow_batch_llm.stage.plan.quoting import check_way, settled
+from airflow_batch_llm.stage.plan.quoting import settled
 from airflow_batch_llm.stage.plan.reading import let_go
-from airflow_batch_llm.stage.plan.resolved import Resolved, ResolvedRoute
+from airflow_batch_llm.stage.plan.resolved import Resolved, output_type_of, read_prompt, resolve, spec_of
 from airflow_batch_llm.stage.plan.reviewing import ReviewMerge
 from airflow_batch_llm.stage.plan.selecting import Selecting, check_execution
 from airflow_batch_llm.stage.records.folder import RunFolder
@@ -49,7 +38,7 @@ from airflow_batch_llm.stage.records.plan import Plan, RunLimits
 from airflow_batch_llm.stage.records.registers import Registers
 from airflow_batch_llm.stage.tidying import register_unfinished
 from airflow_batch_llm.warehouses.base import NamesTables, SweepsStaging, Target, answer_schema
-from airflow_batch_llm.warehouses.side_tables import keeps_reviews, prepare_tables
+from airflow_batch_llm.warehouses.side_tables import prepare_tables
 from airflow_batch_llm.warehouses.stages import RunsStages
 
 #: Staged rows are left alone for this long after their plan, longer than any run lasts with its retries.
@@ -141,162 +130,6 @@ def _asked(stage: Stage) -> dict[str, object]:
 def _spelled(value: object) -> bytes:
     """Return the value as it is stored, where a tuple is a list and 25 is 25.0."""
     return canonical(plain(value))
-
-
-def output_type_of(stage: Stage) -> OutputType:
-    """Return the stage's output type, with the target's columns for it."""
-    shape = stage.shape
-    naming = Naming(
-        columns=shape.columns or None, output_column=shape.output_column, taken=(*stage.key, *shape.carry)
-    )
-    return OutputType.of(stage.output_type, naming)
-
-
-def read_prompt(stage: Stage) -> str | RowFunction:
-    """Return the current prompt, from its file if it has one."""
-    if stage.prompt is not None:
-        return stage.prompt
-    assert stage.prompt_file is not None, "a stage has exactly one of the two"
-    try:
-        return stage.prompt_file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise InputError(
-            f"prompt_file {stage.prompt_file} cannot be read ({why}). Put the template there, or correct the path."
-        ) from None
-
-
-def spec_of(stage: Stage, prompt: Prompt, output_type: OutputType, provider: Provider) -> Spec:
-    """Return the spec, which decides what is asked."""
-    return Spec(
-        prompt=identity(prompt),
-        prompt_params=stage.prompt_params,
-        system_prompt=stage.system_prompt,
-        provider=provider.name,
-        model=stage.model,
-        schema=output_type.schema,
-        params={**output_type.request_params, **stage.request.extra_body},
-        max_tokens=stage.request.max_tokens,
-        endpoint=stage.request.endpoint,
-        attachments=tuple(stage.attachments) or None,
-        host=provider.host,
-        examples=identity_of_examples(stage.examples),
-    )
-
-
-def resolve(stage: Stage, parts: Parts) -> Resolved:
-    """Resolve the stage, and refuse all faults that can be found without a row."""
-    if stage.review_table is not None:
-        keeps_reviews(parts.target)
-    output_type, prompt = output_type_of(stage), read_prompt(stage)
-    own = _resolved_route(OWN_ROUTE, stage, prompt, output_type, parts)
-    others = (
-        replace(
-            _resolved_route(name, stage.under(route), prompt, output_type, parts, stage.via(route)),
-            max_cost_usd=route.max_cost_usd,
-        )
-        for name, route in stage.routes.items()
-    )
-    resolved = Resolved(
-        prompt=compile_prompt(prompt, stage.prompt_params),
-        output_type=output_type,
-        routes=(own, *others),
-        rules=stage.rules(),
-    )
-    _check_rules(resolved, stage)
-    return resolved
-
-
-#: Columns that can be below a number.
-_NUMBERS = (ColumnType.INTEGER, ColumnType.NUMBER, ColumnType.DECIMAL)
-
-
-def _check_rules(resolved: Resolved, stage: Stage) -> None:
-    """Refuse rules about columns that are not numbers of the answer, and routes whose budget cannot be kept."""
-    numbers = [column.name for column in resolved.output_type.columns if column.type in _NUMBERS]
-    for rule in resolved.rules:
-        for name in rule.below:
-            if name not in numbers:
-                raise InputError(
-                    f"escalate: below names {name!r}, which is not a number of the answer. Its numbers are"
-                    f" {', '.join(numbers) or 'none'}."
-                )
-    for route in resolved.routes:
-        is_next = any(rule.to == route.name for rule in resolved.rules)
-        if is_next and stage.max_cost_usd is not None and not route.prices.known:
-            raise BudgetExceeded(
-                f"The cost of the route {route.name} cannot be estimated, so max_cost_usd={stage.max_cost_usd:g} cannot be"
-                f" kept: no price of {route.call.model} is known. Give it in Guards(prices=…). Nothing was sent."
-            )
-
-
-def _resolved_route(
-    name: str, stage: Stage, prompt: Prompt, output_type: OutputType, parts: Parts, via: str = ""
-) -> ResolvedRoute:
-    """Return a route of the stage. `stage` already has the route's settings. `via` names its own connection."""
-    provider = by_route(parts.provider, via)
-    if stage.provider != provider.name:
-        raise InputError(
-            f"The route {name} has a model of {stage.provider}, and its connection leads to {provider.name}."
-            " Give the route the llm_conn_id of a connection to its provider."
-        )
-    spec = spec_of(stage, prompt, output_type, provider)
-    call = Call(
-        model=stage.model,
-        system_prompt=with_examples(
-            stage.system_prompt, stage.examples, compile_prompt(prompt, stage.prompt_params), output_type
-        ),
-        schema=output_type.schema,
-        vector=output_type.kind is AnswerKind.VECTOR,
-        max_tokens=stage.request.max_tokens,
-        params=spec.params,
-        endpoint=stage.request.endpoint,
-        via=via,
-        attachments=bool(stage.attachments),
-    )
-    rows = stage.request.rows_per_request
-    _refuse_packed_embeddings(rows, call)
-    cap = provider.answer_cap(call.model) if rows > 1 and isinstance(provider, CapsAnswers) else None
-    asked = call if rows == 1 else packed_call(call, rows, cap)
-    check_way(stage.way, provider, call)
-    if stage.canary is not None and stage.canary.way is not None:
-        check_way(stage.canary.way, provider, call)
-    return ResolvedRoute(
-        name=name,
-        call=call,
-        asked=asked,
-        way=stage.way,
-        attachments=_attachment_rules(name, provider, call, stage.request.upload_attachments),
-        template=provider.encode(asked),
-        spec=spec,
-        spec_hash=spec_hash(spec),
-        prices=PriceList.of(provider.name, stage.model, stage.guards.prices, at=parts.clock()),
-        rows_per_request=rows,
-        answer_cap=cap,
-    )
-
-
-def _refuse_packed_embeddings(rows: int, call: Call) -> None:
-    if rows > 1 and call.vector:
-        raise InputError(
-            f"rows_per_request={rows} is for answers in words, and output_type is Embedding. Embeddings of several rows do not"
-            " share anything, so there is nothing to save: leave rows_per_request out."
-        )
-
-
-def _attachment_rules(name: str, provider: Provider, call: Call, uploads: Uploads) -> AttachmentRules | None:
-    """Return the attachments that a route takes, or None if the stage has none. Raises `InputError` if the route takes none."""
-    if not call.attachments:
-        return None
-    if call.vector:
-        raise InputError("An embedding takes text only, and output_type is Embedding. Leave out attachments.")
-    if not isinstance(provider, TakesAttachments):
-        raise InputError(
-            f"The provider {provider.name} of the route {name} takes no attachments. Leave out attachments, or choose a"
-            " model of another provider."
-        )
-    rules = uploading(provider.attachment_rules(call), uploads)
-    return rules if isinstance(provider, StoresFiles) else replace(rules, uploaded={})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Price the requests of a route before they are sent, and choose how they are asked.
 
-A way that the provider does not have is refused before anything is sent. This module also decides whether a run packs
-its requests, asks them alone, or asks a few both ways to compare. Routes share a budget in their order.
+This module also decides whether a run packs its requests, asks them alone, or asks a few both ways to compare. Routes
+share a budget in their order.
 """
 
 import math
@@ -173,18 +173,6 @@ def over_budget(
 
 #: The number of requests from which a batch is worth its wait.
 WORTH_A_BATCH = 100
-
-
-def check_way(way: StageWay, provider: Provider, call: Call) -> None:
-    """Raise `InputError` if the provider cannot be asked this way."""
-    if way in (StageWay.BATCH, StageWay.AUTO):
-        return
-    if not isinstance(provider, AnswersNow):
-        raise InputError(
-            f"The provider {provider.name} cannot be asked in real time. Leave out way={way.value!r}."
-        )
-    if way is StageWay.FLEX and (problem := provider.flex_problem(call)):
-        raise InputError(f"way='flex': {problem}")
 
 
 def check_same_execution(stage: Stage, plan: Plan, path: str) -> None:

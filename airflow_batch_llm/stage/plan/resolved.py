@@ -1,6 +1,7 @@
-"""Hold the resolved stage, with all that planning needs to know about the question and the routes.
+"""Resolve a stage into all that planning needs to know about the question and the routes.
 
-A chooser picks the route of each row, by a column of the source or by a function of the row.
+All faults that can be found without a row are refused here, such as a way that the provider does not have. A chooser
+picks the route of each row, by a column of the source or by a function of the row.
 """
 
 from collections.abc import Sequence
@@ -9,23 +10,34 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from airflow_batch_llm.core.attachment import AttachmentRules
+from airflow_batch_llm.core.attachment import AttachmentRules, Uploads, uploading
 from airflow_batch_llm.core.escalation import Rule, reachable
 from airflow_batch_llm.core.estimate import Estimate
-from airflow_batch_llm.core.model import Caching, Call, Way
-from airflow_batch_llm.core.output_type import OutputType
+from airflow_batch_llm.core.model import Caching, Call, ColumnType, Way
+from airflow_batch_llm.core.output_type import AnswerKind, Naming, OutputType
+from airflow_batch_llm.core.packing import packed_call
 from airflow_batch_llm.core.price import PriceList
 from airflow_batch_llm.core.printing import counted
-from airflow_batch_llm.core.prompt import CompiledPrompt
+from airflow_batch_llm.core.prompt import (
+    CompiledPrompt,
+    Prompt,
+    compile_prompt,
+    identity,
+    identity_of_examples,
+    with_examples,
+)
 from airflow_batch_llm.core.request import LineTemplate
-from airflow_batch_llm.core.settings import RouteFunction, StageWay
-from airflow_batch_llm.core.spec import Spec
-from airflow_batch_llm.errors import InputError
-from airflow_batch_llm.providers.base import Provider
+from airflow_batch_llm.core.settings import OWN_ROUTE, RouteFunction, RowFunction, Stage, StageWay
+from airflow_batch_llm.core.spec import Spec, spec_hash
+from airflow_batch_llm.errors import BudgetExceeded, InputError
+from airflow_batch_llm.providers.base import AnswersNow, CapsAnswers, Provider, StoresFiles, TakesAttachments
+from airflow_batch_llm.providers.routed import by_route
 from airflow_batch_llm.stage.land.landing import SAMPLES, sample_keys
+from airflow_batch_llm.stage.parts import Parts
 from airflow_batch_llm.stage.records.plan import PlannedRoute
 from airflow_batch_llm.warehouses.arrow import int64_array, string_array
 from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS
+from airflow_batch_llm.warehouses.side_tables import keeps_reviews
 
 #: Types of a column that can hold the names of routes. A database's enumeration comes as a dictionary of one of them.
 _TEXTS = frozenset({pa.string(), pa.large_string(), pa.string_view(), pa.null()})
@@ -189,3 +201,171 @@ class Resolved:
                 frozenset(specs[name] for name in reachable(self.rules, route.name)) for route in self.routes
             )
         )
+
+
+def output_type_of(stage: Stage) -> OutputType:
+    """Return the stage's output type, with the target's columns for it."""
+    shape = stage.shape
+    naming = Naming(
+        columns=shape.columns or None, output_column=shape.output_column, taken=(*stage.key, *shape.carry)
+    )
+    return OutputType.of(stage.output_type, naming)
+
+
+def read_prompt(stage: Stage) -> str | RowFunction:
+    """Return the current prompt, from its file if it has one."""
+    if stage.prompt is not None:
+        return stage.prompt
+    assert stage.prompt_file is not None, "a stage has exactly one of the two"
+    try:
+        return stage.prompt_file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise InputError(
+            f"prompt_file {stage.prompt_file} cannot be read ({why}). Put the template there, or correct the path."
+        ) from None
+
+
+def spec_of(stage: Stage, prompt: Prompt, output_type: OutputType, provider: Provider) -> Spec:
+    """Return the spec, which decides what is asked."""
+    return Spec(
+        prompt=identity(prompt),
+        prompt_params=stage.prompt_params,
+        system_prompt=stage.system_prompt,
+        provider=provider.name,
+        model=stage.model,
+        schema=output_type.schema,
+        params={**output_type.request_params, **stage.request.extra_body},
+        max_tokens=stage.request.max_tokens,
+        endpoint=stage.request.endpoint,
+        attachments=tuple(stage.attachments) or None,
+        host=provider.host,
+        examples=identity_of_examples(stage.examples),
+    )
+
+
+def resolve(stage: Stage, parts: Parts) -> Resolved:
+    """Resolve the stage, and refuse all faults that can be found without a row."""
+    if stage.review_table is not None:
+        keeps_reviews(parts.target)
+    output_type, prompt = output_type_of(stage), read_prompt(stage)
+    own = _resolved_route(OWN_ROUTE, stage, prompt, output_type, parts)
+    others = (
+        replace(
+            _resolved_route(name, stage.under(route), prompt, output_type, parts, stage.via(route)),
+            max_cost_usd=route.max_cost_usd,
+        )
+        for name, route in stage.routes.items()
+    )
+    resolved = Resolved(
+        prompt=compile_prompt(prompt, stage.prompt_params),
+        output_type=output_type,
+        routes=(own, *others),
+        rules=stage.rules(),
+    )
+    _check_rules(resolved, stage)
+    return resolved
+
+
+#: Columns that can be below a number.
+_NUMBERS = (ColumnType.INTEGER, ColumnType.NUMBER, ColumnType.DECIMAL)
+
+
+def _check_rules(resolved: Resolved, stage: Stage) -> None:
+    """Refuse rules about columns that are not numbers of the answer, and routes whose budget cannot be kept."""
+    numbers = [column.name for column in resolved.output_type.columns if column.type in _NUMBERS]
+    for rule in resolved.rules:
+        for name in rule.below:
+            if name not in numbers:
+                raise InputError(
+                    f"escalate: below names {name!r}, which is not a number of the answer. Its numbers are"
+                    f" {', '.join(numbers) or 'none'}."
+                )
+    for route in resolved.routes:
+        is_next = any(rule.to == route.name for rule in resolved.rules)
+        if is_next and stage.max_cost_usd is not None and not route.prices.known:
+            raise BudgetExceeded(
+                f"The cost of the route {route.name} cannot be estimated, so max_cost_usd={stage.max_cost_usd:g} cannot be"
+                f" kept: no price of {route.call.model} is known. Give it in Guards(prices=…). Nothing was sent."
+            )
+
+
+def _resolved_route(
+    name: str, stage: Stage, prompt: Prompt, output_type: OutputType, parts: Parts, via: str = ""
+) -> ResolvedRoute:
+    """Return a route of the stage. `stage` already has the route's settings. `via` names its own connection."""
+    provider = by_route(parts.provider, via)
+    if stage.provider != provider.name:
+        raise InputError(
+            f"The route {name} has a model of {stage.provider}, and its connection leads to {provider.name}."
+            " Give the route the llm_conn_id of a connection to its provider."
+        )
+    spec = spec_of(stage, prompt, output_type, provider)
+    call = Call(
+        model=stage.model,
+        system_prompt=with_examples(
+            stage.system_prompt, stage.examples, compile_prompt(prompt, stage.prompt_params), output_type
+        ),
+        schema=output_type.schema,
+        vector=output_type.kind is AnswerKind.VECTOR,
+        max_tokens=stage.request.max_tokens,
+        params=spec.params,
+        endpoint=stage.request.endpoint,
+        via=via,
+        attachments=bool(stage.attachments),
+    )
+    rows = stage.request.rows_per_request
+    _refuse_packed_embeddings(rows, call)
+    cap = provider.answer_cap(call.model) if rows > 1 and isinstance(provider, CapsAnswers) else None
+    asked = call if rows == 1 else packed_call(call, rows, cap)
+    _check_way(stage.way, provider, call)
+    if stage.canary is not None and stage.canary.way is not None:
+        _check_way(stage.canary.way, provider, call)
+    return ResolvedRoute(
+        name=name,
+        call=call,
+        asked=asked,
+        way=stage.way,
+        attachments=_attachment_rules(name, provider, call, stage.request.upload_attachments),
+        template=provider.encode(asked),
+        spec=spec,
+        spec_hash=spec_hash(spec),
+        prices=PriceList.of(provider.name, stage.model, stage.guards.prices, at=parts.clock()),
+        rows_per_request=rows,
+        answer_cap=cap,
+    )
+
+
+def _refuse_packed_embeddings(rows: int, call: Call) -> None:
+    if rows > 1 and call.vector:
+        raise InputError(
+            f"rows_per_request={rows} is for answers in words, and output_type is Embedding. Embeddings of several rows do not"
+            " share anything, so there is nothing to save: leave rows_per_request out."
+        )
+
+
+def _check_way(way: StageWay, provider: Provider, call: Call) -> None:
+    """Raise `InputError` if the provider cannot be asked this way."""
+    if way in (StageWay.BATCH, StageWay.AUTO):
+        return
+    if not isinstance(provider, AnswersNow):
+        raise InputError(
+            f"The provider {provider.name} cannot be asked in real time. Leave out way={way.value!r}."
+        )
+    if way is StageWay.FLEX and (problem := provider.flex_problem(call)):
+        raise InputError(f"way='flex': {problem}")
+
+
+def _attachment_rules(name: str, provider: Provider, call: Call, uploads: Uploads) -> AttachmentRules | None:
+    """Return the attachments that a route takes, or None if the stage has none. Raises `InputError` if the route takes none."""
+    if not call.attachments:
+        return None
+    if call.vector:
+        raise InputError("An embedding takes text only, and output_type is Embedding. Leave out attachments.")
+    if not isinstance(provider, TakesAttachments):
+        raise InputError(
+            f"The provider {provider.name} of the route {name} takes no attachments. Leave out attachments, or choose a"
+            " model of another provider."
+        )
+    rules = uploading(provider.attachment_rules(call), uploads)
+    return rules if isinstance(provider, StoresFiles) else replace(rules, uploaded={})
