@@ -17,7 +17,7 @@ def page_path() -> str:
 
 
 class RunPageLink(BaseOperatorLink):
-    """To the task's run, whatever its provider. Airflow asks on the worker, whenever the task has done a piece of work."""
+    """Leads to the task's run, for any provider. Airflow asks on the worker, each time the task has done a piece of work."""
 
     name = "LLM batches"
 

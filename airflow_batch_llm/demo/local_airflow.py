@@ -268,7 +268,7 @@ class Setup:
     port: int = 0  # 0: a free one
 
     def environment(self, port: int) -> dict[str, str]:
-        """Return the variables of all components. Of what the caller has, Airflow's settings are left out but for ours."""
+        """Return the variables of all components. The caller's Airflow settings are left out, except those of this package."""
         url = f"http://127.0.0.1:{port}"
         inherited = {
             name: value

@@ -1,4 +1,4 @@
-"""Waiting for batches: those of a run, or those that anybody has submitted."""
+"""Wait for batches: those of a run, or any batches by their ids."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -23,13 +23,13 @@ from airflow_batch_llm.triggers.llm_batch import LLMBatchTrigger
 
 
 class LLMBatchSensor(DeferrableSensor):
-    """Succeeds when the batches have ended, however they ended.
+    """Succeeds when the batches have ended, in any state.
 
-    :param handle: what `SubmitLLMBatchOperator` returned: the batches that it had sent are waited for
-    :param batch_ids: instead, batches that anybody has submitted
+    :param handle: the return value of `SubmitLLMBatchOperator`; the sensor waits for the batches that it had sent
+    :param batch_ids: instead, the ids of any batches at the provider
     :param model_id: with `batch_ids`: ``<provider>:<model>``, of which only the provider counts
     :param llm_conn_id: with `batch_ids`: the provider's connection
-    :param llm_hook_params: with `batch_ids`: what the provider's connection takes
+    :param llm_hook_params: with `batch_ids`: parameters of the provider's connection
     :param deferrable: whether the task gives its worker slot away while it waits
     """
 

@@ -256,7 +256,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _private(path: str, flags: int) -> int:
-    """Open a file that only this user can read, whatever the umask: it may hold prompts and answers."""
+    """Open a file that only this user can read, with any umask, because it may hold prompts and answers."""
     return os.open(path, flags, 0o600)
 
 

@@ -36,12 +36,12 @@ UNPACK = "import sys, duckdb_extensions as d; [d.import_extension(name) for name
 
 
 def is_required(environ: Mapping[str, str] = os.environ) -> bool:
-    """Tell if a machine that cannot run the emulators fails, rather than skip what needs them."""
+    """Return whether a machine that cannot run the emulators fails, rather than skip their tests."""
     return bool(environ.get("BATCH_LLM_REQUIRE_EMULATORS") or environ.get("CI"))
 
 
 def is_built() -> bool:
-    """Tell if `.emulators` holds exactly what this file asks for."""
+    """Return whether `.emulators` holds exactly what this file asks for."""
     return STAMP.exists() and STAMP.read_text() == _recipe()
 
 

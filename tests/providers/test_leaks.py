@@ -1,4 +1,4 @@
-"""No key, no header and no prompt gets from a vendor's or a gateway's words into an error of ours or its chain."""
+"""No key, no header and no prompt gets from a vendor's or a gateway's words into an error of the package or its chain."""
 
 import json
 import time

@@ -18,7 +18,7 @@ class GeoPackage(SQLiteWarehouse):
     """A GeoPackage file, written as SQLite."""
 
     def __init__(self, path: str | Path, *, description: str = "") -> None:
-        """`description` is what the list of tables says of ours."""
+        """`description` is the text about a stage's tables in the list of tables."""
         super().__init__(path, lock_wait_seconds=60)
         self._file_path = Path(path)
         self._description = description
