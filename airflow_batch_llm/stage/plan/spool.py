@@ -381,10 +381,12 @@ class Spool:
         return " OR ".join(conditions) or "false"
 
     def _first_beyond(self, route: int, requests: int) -> int | None:
-        """Return the row that pays for the first request of a route that is not sent, or None if all are sent."""
+        """Return the row that pays for the first request of a route that is not sent, or None if all are sent.
+
+        The table is in order. If it was sorted once more, all rows up to that one would be held.
+        """
         beyond = self._ask(
-            f"SELECT {SEQ} FROM sent WHERE {SEQ} = {_FIRST} AND {ROUTE} = {route}"
-            f" ORDER BY {SEQ} LIMIT 1 OFFSET {requests}"
+            f"SELECT {SEQ} FROM sent WHERE {SEQ} = {_FIRST} AND {ROUTE} = {route} LIMIT 1 OFFSET {requests}"
         ).fetchone()
         return None if beyond is None else int(beyond[0])
 
