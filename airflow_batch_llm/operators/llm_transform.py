@@ -312,7 +312,7 @@ class LLMTransformOperator(RunOperator):
         from airflow_batch_llm.stage.run import own_name
 
         workspace = open_workspace(self.workspace)
-        handle = self._run_handle(context, run_name(context, workspace, self._asked()))
+        handle = self._run_handle(context, run_name(context, workspace, self._asked(context)))
         handle = replace(handle, run=own_name(workspace, handle.run, lambda: place_of(handle)))
         handle.store(workspace)
         return [handle]
@@ -384,14 +384,16 @@ class LLMTransformOperator(RunOperator):
             for via, route in self.stage(context).others().items()
         }
 
-    def _asked(self) -> tuple[object, ...]:
+    def _asked(self, context: Context) -> tuple[object, ...]:
         """Return the values that distinguish this item of a mapped task from the others."""
         asked = (name for name in self.template_fields if name not in ("budget", "usage_table"))
         rendered = tuple(getattr(self, name) for name in asked)
         prompt = None if self.prompt is None else identity(self.prompt)
-        asked_of = (self.key, prompt, self.prompt_file, self.system_prompt, self.request.extra_body)
+        asked_of = (self.key, prompt, self.prompt_file, self.system_prompt, OutputType.of(self.output_type))
+        places = (self.source_hook_params, self.target_hook_params, self.llm_hook_params)
+        settings = (self._rendered(self.request, context), self._rendered(self.shape, context), self.only)
         examples = identity_of_examples(self.examples)
-        return (*rendered, *asked_of, *filter(None, [self.attachments, examples]))
+        return (*rendered, *asked_of, *places, *settings, *filter(None, [self.attachments, examples]))
 
     def _is_one_database(self, handle: RunHandle) -> bool:
         same_params = (self.source_hook_params or {}) == handle.target_hook_params

@@ -243,15 +243,22 @@ def test_a_planned_run_goes_on_without_its_prompt_file(world: World, run: Run, t
 
 def test_each_item_of_a_mapped_task_is_a_run_of_its_own(world: World, run: Run) -> None:
     with DAG("mapped", schedule=None) as dag:
-        transform(partial=True, target=..., max_rows=...).expand_kwargs(
-            [{"target": "labels_a", "max_rows": 2}, {"target": "labels_b", "max_rows": 3}]
+        transform(partial=True, target=..., max_rows=..., output_type=...).expand_kwargs(
+            [
+                {"target": "labels_a", "max_rows": 2, "output_type": ["billing", "bug"]},
+                {"target": "labels_b", "max_rows": 3, "output_type": ["billing", "bug"]},
+                {"target": "labels_b", "max_rows": 3, "output_type": ["urgent", "other"]},
+            ]
         )
 
     done = run(dag)
 
-    assert states(done) == {"label[0]": "success", "label[1]": "success"}
+    assert set(states(done).values()) == {"success"}
     assert world.query("SELECT count(*) FROM labels_a") == [(2,)]
-    assert world.query("SELECT count(*) FROM labels_b") == [(3,)]
+    assert world.query("SELECT count(*) FROM labels_b") == [(6,)], (
+        "two items, which differ in the output type"
+    )
+    assert world.rows_charged() == 8
 
 
 def test_the_event_of_an_outlet_bears_rows_dollars_and_the_report(world: World, run: Run) -> None:
