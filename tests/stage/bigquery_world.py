@@ -61,3 +61,11 @@ class BigQueryWorld(World):
         with closing(client(self.rest)) as google:
             tables = google.list_tables(f"{PROJECT}.{self.dataset}")
             return {table.table_id for table in tables if not (lasting and table.expires)}
+
+    def seen(self) -> dict[str, Any]:
+        """As ever, and the tables with the times of their creation and their end, but those that the vendor writes."""
+        with closing(client(self.rest)) as google:
+            found = google.list_tables(f"{PROJECT}.{self.dataset}")
+            own = [table for table in found if not table.table_id.startswith("llm_answers_")]
+        tables = {table.table_id: (table.created, table.expires) for table in own}
+        return World.seen(self) | {"tables": tables}

@@ -3,9 +3,10 @@
     python -m tests.stage.kill_matrix [--scenario plain|routed|late|warehouse] [--minutes N] [--part K/N] [--tables] [provider …]
 
 kills before the first verb and after every single one, which is before the next, and prints what it saw: first after
-those that leave a trace, which make all the different states of the world. Or as many of them, at random, as the minutes
-for each provider allow. With --part, each N-th of them from the K-th on, for N processes side by side. With --tables,
-Vertex reads and writes BigQuery. The suite kills after verbs that leave a trace.
+those that leave a trace, which make all the different states of the world. An undisturbed run shows that the other verbs
+leave none. Or it kills after as many of them, at random, as the minutes for each provider allow. With --part, each N-th of
+them from the K-th on, for N processes side by side. With --tables, Vertex reads and writes BigQuery. The suite kills after
+verbs that leave a trace.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress
 from operator import not_
 from pathlib import Path
@@ -82,10 +83,15 @@ class Scenario:
         return Job(world=world, changes=self.changes(), kill=kill)
 
     def undisturbed(self, folder: Path) -> Ended:
-        """The run as it goes when nobody kills it: its verbs are the points."""
+        """The run as it goes when nobody kills it: its verbs are the points.
+
+        Only those of `EFFECTS` leave a trace. So a worker that is killed after another verb leaves the world as it was
+        after the last of those.
+        """
         world = self.world(folder)
-        ended = self.job(world).run()
+        ended = replace(self.job(world), looks=True).run()
         self.judge(world, ended)
+        assert ended.traces == [], f"these left a trace: {ended.traces}"
         return ended
 
     def killed(self, folder: Path, kill: Kill) -> bool:

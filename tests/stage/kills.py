@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -53,9 +54,15 @@ class Meter:
     """Counts the verbs of one process, and ends it at its point."""
 
     kill: Kill | None = None
+    look: Callable[[], object] | None = None
+    """Looks at the world from outside, after each verb. Verbs then come one at a time."""
+    traces: set[str] = field(default_factory=set)
+    """The verbs that are said to leave no trace and have left one."""
     verbs: list[str] = field(default_factory=list)
     _calls: list[tuple[str, int]] = field(default_factory=list)
     _counting: threading.Lock = field(default_factory=threading.Lock)  # shards are worked on side by side
+    _one: threading.RLock = field(default_factory=threading.RLock)
+    _seen: object = None
 
     def count(self, verb: str) -> int:
         with self._counting:
@@ -66,6 +73,21 @@ class Meter:
             number = len(self.verbs)
         self._end(number, after=False)
         return number
+
+    @contextmanager
+    def watching(self, verb: str) -> Iterator[None]:
+        """Note the verb if the world is another one than after the verb before, and verbs of its kind only look."""
+        if self.look is None:
+            yield
+            return
+        with self._one:
+            before = self._seen or self.look()
+            try:
+                yield
+            finally:
+                self._seen = self.look()
+                if self._seen != before and verb.rpartition(".")[2] not in EFFECTS:
+                    self.traces.add(verb)
 
     def done(self, number: int) -> None:
         self._end(number, after=True)
@@ -110,7 +132,8 @@ def _counted(part: Any, verb: str, name: str, meter: Meter) -> Callable[..., Any
             return _wrapped(getattr(part, verb)(*arguments, **named), verb, meter)
         number = meter.count(f"{name}.{verb}")
         try:
-            answer = getattr(part, verb)(*arguments, **named)
+            with meter.watching(f"{name}.{verb}"):
+                answer = getattr(part, verb)(*arguments, **named)
             return _stream(answer, f"{name}.{verb}", meter) if verb in _STREAMS else answer
         finally:
             meter.done(number)

@@ -59,6 +59,7 @@ class Job:
     max_tries: int = 0
     changes: Mapping[str, Any] = field(default_factory=dict)
     kill: Kill | None = None
+    looks: bool = False  # at the world, after each verb
     part: Callable[[Run], None] | None = None  # instead of the whole
     evenly: bool = False  # others are alive: time does not jump
     hook: Callable[[World], Mapping[str, Any]] | None = None  # changes to the parts, made in the process
@@ -80,6 +81,7 @@ class Ended:
 
     killed: bool
     verbs: list[str] = field(default_factory=list)
+    traces: list[str] = field(default_factory=list)  # of verbs that should leave none
     report: dict[str, Any] = field(default_factory=dict)
     left_behind: list[str] = field(default_factory=list)  # what this process left on the worker's disk
     error: str = ""
@@ -110,7 +112,7 @@ def processes() -> ForkServerContext:
 
 def _drive(job: Job, out: Path) -> None:
     """Drive the run to its end in the new process, and then once more, as a retry does."""
-    meter = Meter(kill=job.kill)
+    meter = Meter(kill=job.kill, look=job.world.seen if job.looks else None)
     bench = Bench(job.world)
     before = _spooled(job.world)
     said: dict[str, Any] = {}
@@ -136,7 +138,7 @@ def _drive(job: Job, out: Path) -> None:
     except Exception:  # noqa: BLE001 - the parent judges it
         said["error"] = traceback.format_exc()
     said["left_behind"] = sorted(_spooled(job.world) - before)
-    out.write_text(json.dumps({"verbs": meter.verbs, **said}))
+    out.write_text(json.dumps({"verbs": meter.verbs, "traces": sorted(meter.traces), **said}))
 
 
 def _spooled(world: World) -> set[str]:

@@ -10,6 +10,7 @@ import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from math import fsum
 from pathlib import Path
 from time import sleep as real_sleep
@@ -192,6 +193,13 @@ class World:
         return sorted(
             upload for upload in {entry.upload for entry in entries} if upload and self._has(upload)
         )
+
+    def seen(self) -> dict[str, Any]:
+        """Return the world as another process finds it: what is stored, and the batches that were ever created."""
+        files = [path for path in self.folder.rglob("*") if path.is_file() and ".tmp-" not in path.name]
+        kept = [path for path in files if path.parts[len(self.folder.parts)] not in ("spool", "clock")]
+        stored = {str(path): sha256(path.read_bytes()).hexdigest() for path in kept}
+        return stored | {"batches": self.ledger()["batches"]}
 
     def _has(self, upload: str) -> bool:
         scheme, _, name = upload.rpartition("://")
