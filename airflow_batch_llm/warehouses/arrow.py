@@ -24,7 +24,9 @@ _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 #: The rows that are read from a file at once, and their bytes.
-ROWS_AT_ONCE, _BYTES_AT_ONCE = 16_384, 4 << 20
+_ROWS_AT_ONCE, _BYTES_AT_ONCE = 16_384, 4 << 20
+#: The rows that are written together, in bytes. The file's writer remembers a kilobyte for each column of such a group.
+_GROUP_BYTES = 12 << 20
 
 
 def parquet_batches(file: Any, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
@@ -44,7 +46,7 @@ def parquet_batches(file: Any, columns: Sequence[str] | None = None) -> Iterator
 
 def rows_that_fit(rows: int, size: int) -> int:
     """Return the number of rows that fit into memory together, given the size in bytes of a number of them."""
-    return max(1, min(ROWS_AT_ONCE, _BYTES_AT_ONCE * rows // max(1, size)))
+    return max(1, min(_ROWS_AT_ONCE, _BYTES_AT_ONCE * rows // max(1, size)))
 
 
 def cut(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -52,6 +54,28 @@ def cut(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     for batch in batches:
         step = rows_that_fit(batch.num_rows, batch.nbytes)
         yield from (batch.slice(first, step) for first in range(0, batch.num_rows, step))
+
+
+class RowGroups:
+    """Writes rows to a Parquet file in groups. The file's own writer would hold a million rows until they are a group."""
+
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+        self._group: list[pa.RecordBatch] = []
+        self._rows = self._size = 0
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Write rows, together with those that come next if they are few."""
+        self._group.append(batch)
+        self._rows, self._size = self._rows + batch.num_rows, self._size + batch.nbytes
+        if self._rows >= _ROWS_AT_ONCE or self._size > _GROUP_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is left. A group of no rows would cost as much of the writer's memory as another."""
+        if self._rows:
+            self._writer.write_table(pa.Table.from_batches(self._group))
+        self._group, self._rows, self._size = [], 0, 0
 
 
 class SortedReader:

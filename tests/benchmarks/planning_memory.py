@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.planning_memory --known 10000000
 
-Each plan is made in a process of its own. `from` is where the source is; the target is a DuckDB file in any case. `paged` is
-Parquet with pages of a megabyte, where `parquet` has all texts in one page.
+Each plan is made in a process of its own. `from` is where the source is; the target is a DuckDB file in any case. `apart` is
+a table of DuckDB whose texts are not compressed. `paged` is Parquet with pages of a megabyte, and `grouped` with row groups
+of 16 MB, where `parquet` has all texts in one page.
 """
 
 import argparse
@@ -11,9 +12,10 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,11 @@ from tests.benchmarks.stage_steps import LABELS, cpu_seconds, peak_mb
 from tests.emulators import postgres
 from tests.vendors import VENDORS
 
-COLUMNS, LONG = 300, 1_000_000
+COLUMNS = 300
+#: A text of a mebibyte that hardly gets shorter by compression, as SQL.
+_LONG = (
+    "repeat(array_to_string(list_transform(range(2048), lambda n: md5((range * 2048 + n)::text)), ''), {})"
+)
 _MODEL = f"openai:{VENDORS['openai'].model}"
 
 
@@ -55,23 +61,35 @@ class _Shape:
     carry: tuple[str, ...] = ()
     known: bool = False
     """The target has an answer to each of the rows, by another spec."""
+    at_once: int = 1000
+    """The rows that are made and written at once."""
+
+    def portions(self, connection: duckdb.DuckDBPyConnection) -> Iterator[pa.Table]:
+        """Make the rows, `at_once` of them together."""
+        for first in range(0, self.rows, self.at_once):
+            rows = f"{first}, {min(first + self.at_once, self.rows)}"
+            yield connection.sql(self.query.format(rows=rows)).to_arrow_table()
 
 
 def _shapes(rows: int, known: int) -> dict[str, _Shape]:
     names = [f"c{number}" for number in range(1, COLUMNS)]
     wide = ", ".join(f"'text of column ' || range AS {name}" for name in names)
     wide_query = f"SELECT range AS id, {wide} FROM range({{rows}})"
-    long = max(1, rows // 100)
+    long = {
+        f"texts of {size} MB": _Shape(
+            query=f"SELECT range AS id, {_LONG.format(size * 16)} AS c1 FROM range({{rows}})",
+            prompt="{{ c1 }}",
+            rows=max(1, rows // 100 // size),
+            at_once=max(1, 500 // size),
+        )
+        for size in (1, 6)
+    }
     return {
         f"{COLUMNS} columns": _Shape(query=wide_query, prompt="{{ c1 }} {{ c2 }}", rows=rows),
         f"{COLUMNS} columns, carried": _Shape(
             query=wide_query, prompt="{{ c1 }}", rows=rows, carry=tuple(names)
         ),
-        "texts of 1 MB": _Shape(
-            query=f"SELECT range AS id, rpad(range::text, {LONG}, 'lorem ipsum ') AS c1 FROM range({{rows}})",
-            prompt="{{ c1 }}",
-            rows=long,
-        ),
+        **long,
         "known rows": _Shape(
             query="SELECT range AS id, 'text ' || range AS c1 FROM range({rows})",
             prompt="{{ c1 }}",
@@ -84,7 +102,7 @@ def _shapes(rows: int, known: int) -> dict[str, _Shape]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--rows", type=int, default=50_000, help="wide rows; there are a hundredth of the long ones"
+        "--rows", type=int, default=50_000, help="wide rows; there is a megabyte of long ones for a hundred"
     )
     parser.add_argument("--known", type=int, default=4_000_000)
     parser.add_argument("--shapes", nargs="+", help="how the names of the shapes begin")
@@ -117,20 +135,36 @@ def _planned(source: str, title: str, shape: _Shape, chosen: Any, url: str) -> A
         return json.loads(done.stdout.splitlines()[-1])
 
 
-def _duckdb(folder: Path, shape: _Shape, _: ExitStack) -> str:
-    with duckdb.connect(str(folder / "bench.duckdb")) as connection:
-        connection.execute(f"CREATE TABLE tickets AS {shape.query.format(rows=shape.rows)}")
+def _duckdb(folder: Path, shape: _Shape, _: ExitStack, text: str = "VARCHAR") -> str:
+    with duckdb.connect(str(folder / "bench.duckdb"), config={"memory_limit": "3GB"}) as connection:
+        for number, portion in enumerate(shape.portions(connection)):
+            if not number:
+                columns = ", ".join(
+                    f"{one.name} {'BIGINT' if one.type == pa.int64() else text}" for one in portion.schema
+                )
+                connection.execute(f"CREATE TABLE tickets ({columns})")
+            connection.register("portion", portion)
+            connection.execute("INSERT INTO tickets FROM portion")
     return str(folder / "bench.duckdb")
 
 
-def _parquet(folder: Path, shape: _Shape, _: ExitStack, **options: Any) -> str:
-    path = folder / "tickets.parquet"
-    with duckdb.connect() as connection:
-        reader = connection.sql(shape.query.format(rows=shape.rows)).to_arrow_reader(1000)
-        with pq.ParquetWriter(path, reader.schema, **options) as writer:
-            for batch in reader:
-                writer.write_batch(batch, row_group_size=100_000)
+def _apart(folder: Path, shape: _Shape, stack: ExitStack) -> str:
+    return _duckdb(folder, shape, stack, "VARCHAR USING COMPRESSION uncompressed")
+
+
+def _parquet(folder: Path, shape: _Shape, _: ExitStack, rows: int = 100_000, **options: Any) -> str:
+    path, writer = folder / "tickets.parquet", None
+    with duckdb.connect() as connection, ExitStack() as stack:
+        for portion in shape.portions(connection):
+            writer = writer or stack.enter_context(pq.ParquetWriter(path, portion.schema, **options))
+            for batch in portion.to_batches():
+                writer.write_batch(batch, row_group_size=rows)
     return str(path)
+
+
+def _grouped(folder: Path, shape: _Shape, stack: ExitStack) -> str:
+    """Write Parquet with row groups of 16 MB of long rows."""
+    return _parquet(folder, shape, stack, max(1, shape.at_once // 31))
 
 
 def _paged(folder: Path, shape: _Shape, stack: ExitStack) -> str:
@@ -145,19 +179,23 @@ def _postgres(folder: Path, shape: _Shape, stack: ExitStack) -> str:
 
     where = stack.enter_context(postgres.running(folder))
     with duckdb.connect() as source, psycopg.connect(where) as connection, connection.cursor() as cursor:
-        reader = source.sql(shape.query.format(rows=shape.rows)).to_arrow_reader(100)
-        columns = ", ".join(f"{name} {'bigint' if name == 'id' else 'text'}" for name in reader.schema.names)
+        portions = shape.portions(source)
+        first = next(portions)
+        columns = ", ".join(f"{name} {'bigint' if name == 'id' else 'text'}" for name in first.schema.names)
         cursor.execute(f"CREATE TABLE tickets ({columns})")
         with cursor.copy("COPY tickets FROM STDIN (FORMAT csv)") as copy:
-            for batch in reader:
-                copy.write(copy_rows(batch))
+            for portion in chain([first], portions):
+                for batch in portion.to_batches(max_chunksize=100):
+                    copy.write(copy_rows(batch))
     return where
 
 
 _MAKERS: dict[str, Callable[[Path, _Shape, ExitStack], str]] = {
     "duckdb": _duckdb,
+    "apart": _apart,
     "parquet": _parquet,
     "paged": _paged,
+    "grouped": _grouped,
     "postgres": _postgres,
 }
 
@@ -183,11 +221,14 @@ def child(source: str, where: str, title: str, rows: str, known: str, folder: st
     """Plan, and print what that took."""
     shape = _shapes(int(rows), int(known))[title]
     target = DuckDBWarehouse(Path(folder, "target.duckdb"))
-    reads: Any = {"duckdb": DuckDBWarehouse, "postgres": PostgresWarehouse}.get(source, _Files)(where)
+    in_tables: dict[str, Any] = {
+        "duckdb": DuckDBWarehouse, "apart": DuckDBWarehouse, "postgres": PostgresWarehouse
+    }  # fmt: skip
+    reads: Any = in_tables.get(source, _Files)(where)
     before = cpu_seconds()
     Run(
         stage=Stage(
-            source=Source(table="tickets" if source in ("duckdb", "postgres") else None),
+            source=Source(table="tickets" if source in in_tables else None),
             key=("id",),
             model_id=_MODEL,
             prompt=shape.prompt,

@@ -20,6 +20,7 @@ from airflow_batch_llm.stage.plan.carried import (
     key_schema,
     restored,
     stored,
+    stored_rows,
     stored_schema,
 )
 from airflow_batch_llm.testing.staged_rows import TARGET, WholeStage
@@ -83,6 +84,15 @@ def test_a_column_comes_out_of_files_and_the_embedded_database_as_it_went_in(
         assert whole.schema == schema
         assert whole.column(0).equals(values.slice(3 - whole.num_rows))
     assert values[0].as_py() == said
+
+
+def test_a_row_that_is_kept_holds_no_column_that_is_not() -> None:
+    schema = pa.schema([("id", pa.int64()), ("code", pa.string())])
+    (batch,) = duckdb.sql("SELECT 1 AS id, 'a' AS code, 'long' AS body").to_arrow_reader(10)
+    kept = stored_rows(batch, schema, schema)
+    for name in schema.names:
+        shared = [{part.address for part in rows.column(name).buffers() if part} for rows in (batch, kept)]
+        assert not shared[0] & shared[1]
 
 
 def test_a_number_is_the_same_key_in_every_type_that_holds_it() -> None:

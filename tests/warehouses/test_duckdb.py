@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 from airflow_batch_llm.core.settings import Source
+from airflow_batch_llm.core.value import KeyRange
 from airflow_batch_llm.errors import InputError, SourceError, TargetError, WarehouseBusy, WarehouseError
 from airflow_batch_llm.stage.plan.partitions import table_ranges
 from airflow_batch_llm.testing.staged_rows import definition, labels, land, part
@@ -178,6 +179,58 @@ def test_rows_too_long_for_the_memory_limit_are_an_error_that_names_it(database:
     with pytest.raises(WarehouseError, match="memory_limit of 32MB"):
         warehouse.read(Source(sql="SELECT id, repeat('long ', 20000) || id AS body FROM tickets")).read_all()
     warehouse.close()
+
+
+LONG = "CASE WHEN n % 7 <> 3 THEN repeat(n || ' ', 150_000) END"
+
+
+@pytest.mark.parametrize(
+    ("columns", "values", "rows"),
+    [
+        ("body VARCHAR USING COMPRESSION uncompressed, bytes BLOB", f"{LONG}, encode('bytes ' || n)", 130),
+        (
+            *(", ".join(text.format(c) for c in range(80)) for text in ("c{} VARCHAR", "n || ' of {}'")),
+            9_000,
+        ),
+    ],
+    ids=["long", "wide"],
+)
+def test_a_table_of_long_or_wide_rows_is_read_in_slices(
+    database: DuckDBFile, columns: str, values: str, rows: int
+) -> None:
+    with duckdb.connect(database.path) as writer:
+        writer.execute(f"CREATE SCHEMA ops; CREATE TABLE ops.tickets (id BIGINT, {columns})")
+        made = f"SELECT n AS id, {values} FROM range({rows}) AS r (n)"
+        writer.execute(f"INSERT INTO ops.tickets {made}; CHECKPOINT")
+        writer.execute("DELETE FROM ops.tickets WHERE id % 5 = 0 OR id BETWEEN 20 AND 60")
+        expected = writer.sql(f"SELECT * FROM ({made}) AS t WHERE id % 5 > 0 AND id NOT BETWEEN 20 AND 60")
+        expected_rows = expected.fetchall()
+    warehouse = database.open()
+    found = list(warehouse.read(Source(table="ops.tickets")))
+    some = warehouse.read(Source(table="ops.tickets", within=KeyRange(column="id", low=70, high=80)))
+    assert some.read_all().column("id").to_pylist() == [71, 72, 73, 74, 76, 77, 78, 79]
+    warehouse.close()
+    assert max(batch.nbytes for batch in found) < 17 << 20
+    assert [tuple(row.values()) for batch in found for row in batch.to_pylist()] == expected_rows
+
+
+def test_a_table_whose_long_texts_are_decoded_together_is_warned_of(
+    database: DuckDBFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    with duckdb.connect(database.path, config={"storage_compatibility_version": "latest"}) as writer:
+        writer.execute(f"CREATE TABLE compressed AS SELECT n AS id, {LONG} AS body FROM range(130) AS r (n)")
+        writer.execute("CREATE TABLE short AS SELECT n AS id, 'short' AS rowid FROM range(5_000) AS r (n)")
+        writer.execute("CREATE VIEW joined AS SELECT id, body FROM compressed JOIN short USING (id)")
+    warehouse = database.open()
+    counts = {
+        table: sum(batch.num_rows for batch in warehouse.read(Source(table=table)))
+        for table in ("compressed", "short", "joined")
+    }
+    warehouse.close()
+    assert counts == {"compressed": 130, "short": 5_000, "joined": 130}
+    (message,) = caplog.messages
+    assert message.startswith("compressed keeps")
+    assert "uncompressed" in message
 
 
 @pytest.mark.parametrize("shape", ["reviewer VARCHAR", "UNIQUE (id)", "CHECK (id > 0)"])

@@ -88,9 +88,12 @@ def stored(array: pa.Array) -> pa.Array:
 
 
 def stored_rows(rows: pa.RecordBatch, origin: pa.Schema, schema: pa.Schema) -> pa.RecordBatch:
-    """Return rows in this schema. The columns of `origin` come in the source's types, and get their stored types."""
+    """Return rows in this schema. The columns of `origin` come in the source's types, and get their stored types.
+
+    They are copied: a column as DuckDB gives it keeps all others of its batch in memory, however long they are.
+    """
     columns = [
-        stored(carried(rows.column(name), origin.field(name).type))
+        pa.concat_arrays([stored(carried(rows.column(name), origin.field(name).type))])
         if name in origin.names
         else rows.column(name)
         for name in schema.names

@@ -42,6 +42,8 @@ from airflow_batch_llm.warehouses.arrow import binary_array
 
 #: The provider counts this many prompts, spread over all of them.
 SAMPLE = 16
+#: The bytes of these requests from which no other is taken.
+_SAMPLE_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,9 +76,10 @@ class Quote:
             lengths = pc.binary_length(block)
             total += pc.sum(lengths).as_py() or 0
             largest = max(largest, pc.max(lengths).as_py() or 0)
-            sample += [block[at].as_py() for at in range(-seen % every, len(block), every)]
+            for at in range(-seen % every, len(block), every):
+                if len(sample) < SAMPLE and sum(map(len, sample)) < _SAMPLE_BYTES:
+                    sample.append(block[at].as_py())
             seen += len(block)
-        del sample[SAMPLE:]
         return self.of_size(
             RequestSize(requests=seen, prompt_bytes=total, largest_bytes=largest, attached=attached),
             items,

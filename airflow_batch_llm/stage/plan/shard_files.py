@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -31,7 +32,13 @@ from airflow_batch_llm.stage.plan.spool import REQUEST, Spool
 from airflow_batch_llm.stage.records.folder import RunFolder
 from airflow_batch_llm.stage.records.plan import Plan, PlannedShard
 from airflow_batch_llm.store import ahead
-from airflow_batch_llm.warehouses.arrow import SortedReader, binary_array, int64_array, int64_scalar
+from airflow_batch_llm.warehouses.arrow import (
+    RowGroups,
+    SortedReader,
+    binary_array,
+    int64_array,
+    int64_scalar,
+)
 
 #: The entry in the metadata of a keys file that holds the number of items of each packed request, one byte each.
 _SIZES = b"llm_items"
@@ -141,12 +148,16 @@ class ShardWriter:
             path, count = self._keys_path(shard.number), 0
             sizes = self._sizes_path(shard.number).read_bytes() if shard.packed else None
             own = schema.with_metadata(None if sizes is None else {_SIZES: sizes.hex()})
-            with pq.ParquetWriter(path, own, compression="lz4", use_dictionary=False) as writer:
+            # Statistics of all carried columns would stay in memory, and no reader needs them.
+            plain: Any = {"use_dictionary": False, "write_statistics": False}
+            with pq.ParquetWriter(path, own, compression="lz4", **plain) as writer:
+                groups = RowGroups(writer)
                 for batch in waiting.batches_below(first + shard.items):
                     ordinals = pc.subtract(batch.column(REQUEST), int64_scalar(first))
                     at = schema.get_field_index(REQUEST)
-                    writer.write_batch(batch.set_column(at, schema.field(at), ordinals))
+                    groups.write(batch.set_column(at, schema.field(at), ordinals))
                     count += batch.num_rows
+                groups.flush()
             yield replace(shard, rows=count)
             first += shard.items
 

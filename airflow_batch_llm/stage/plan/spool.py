@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from airflow_batch_llm.core.selection import PLANNED, REUSABLE, SENT, Reason
 from airflow_batch_llm.stage.plan.carried import comparable, restored, stored, stored_rows, stored_schema
 from airflow_batch_llm.warehouses.arrow import (
-    ROWS_AT_ONCE,
+    RowGroups,
     SortedReader,
     int64_scalar,
     parquet_batches,
@@ -43,8 +43,6 @@ _SENT_LIST, _REUSABLE_LIST, _PLANNED_LIST = (
 #: Rows that one join or window holds in memory, and the memory of the database. More rows are queried in passes.
 _ROWS_AT_ONCE = 1_000_000
 _MEMORY = "64MB"
-#: The rows that are written together, in bytes. The file's writer remembers a kilobyte for each column of such a group.
-_GROUP_BYTES = 12 << 20
 
 
 def quoted(name: str) -> str:
@@ -76,9 +74,9 @@ class Spool:
             # Statistics of all carried columns would stay in memory.
             few: Any = {"use_dictionary": [REASON, ROUTE], "write_statistics": [SEQ, REASON, *key]}
             self._rows = pq.ParquetWriter(folder / ROWS_FILE, self._schema, compression="lz4", **few)
+            self._groups = RowGroups(self._rows)
             self._prompts = pa.OSFile(str(folder / PROMPTS_FILE), "wb")
             self._prompt_writer = pa.ipc.new_stream(self._prompts, PROMPTS)
-        self._group: list[pa.RecordBatch] = []
         self._is_written = bool(written)
         self._database: Any = None
         files = [pq.read_metadata(path / ROWS_FILE) for path in written]
@@ -97,21 +95,13 @@ class Spool:
         The key and carried columns come in the source's types.
         """
         batch = stored_rows(rows, self._carried, self._schema)
-        self._group.append(batch)
         self.count, self._size = self.count + batch.num_rows, self._size + batch.nbytes
-        held = pa.Table.from_batches(self._group)
-        if held.num_rows >= ROWS_AT_ONCE or held.nbytes > _GROUP_BYTES:
-            self._write_group()
-
-    def _write_group(self) -> None:
-        if self._group:
-            self._rows.write_table(pa.Table.from_batches(self._group))
-            self._group = []
+        self._groups.write(batch)
 
     def close_files(self) -> None:
         """Write the remaining rows."""
         if not self._is_written:
-            self._write_group()
+            self._groups.flush()
             self._rows.close()
             self._prompt_writer.close()
             self._prompts.close()
@@ -436,8 +426,11 @@ class Spool:
         path = self._folder / "repeats.parquet"
         schema = self._schema.append(pa.field(_FIRST, pa.int64()))
         with pq.ParquetWriter(path, schema, compression="lz4") as writer:
+            groups = RowGroups(writer)
             for rows in self._sent_rows(route):
-                writer.write_table(rows.filter(pc.not_equal(rows.column(SEQ), rows.column(_FIRST))))
+                for batch in rows.filter(pc.not_equal(rows.column(SEQ), rows.column(_FIRST))).to_batches():
+                    groups.write(batch)
+            groups.flush()
         source = str(path).replace("'", "''")
         reader = self._stream(f"SELECT * FROM read_parquet('{source}') ORDER BY {_FIRST}, {SEQ}")
         return SortedReader((batch.cast(schema) for batch in reader), _FIRST, schema)

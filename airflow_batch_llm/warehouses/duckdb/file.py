@@ -143,7 +143,8 @@ class DuckDBFile:
         if name == "OutOfMemory":
             return WarehouseError(
                 f"DuckDB needs more than its memory_limit of {self._options['memory_limit']} on {self.path}: it reads "
-                "some thousand rows at once, however long they are. Raise the limit, or read fewer long columns."
+                "some thousand rows at once, however long they are. Raise the limit, read fewer long columns, or name the"
+                " table by source_table and create its long columns with USING COMPRESSION uncompressed."
             )
         said = f": {str(error).splitlines()[0]}" if name in _ABOUT_THE_STATEMENT else ""
         return WarehouseError(f"DuckDB refused a statement on {self.path} ({name}){said}")
@@ -217,6 +218,12 @@ def refuse_view(connection: "DuckDBPyConnection", name: str) -> None:
     """Raise `TargetError` for a view."""
     if ("VIEW",) in _catalog(connection, "information_schema.tables", "table_type", name):
         raise TargetError(f"{name} is a view, which cannot be merged into. Name a table.")
+
+
+def has_row_numbers(connection: "DuckDBPyConnection", name: str) -> bool:
+    """Tell if `rowid` is the number of a row. It is not in a view, nor where a column has that name."""
+    kinds = _catalog(connection, "information_schema.tables", "table_type", name)
+    return kinds == [("BASE TABLE",)] and "rowid" not in map(str.lower, columns_of(connection, name) or ())
 
 
 def _catalog(connection: "DuckDBPyConnection", view: str, facts: str, name: str) -> list[tuple[Any, ...]]:

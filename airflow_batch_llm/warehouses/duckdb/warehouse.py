@@ -4,7 +4,7 @@ The file is opened when a verb needs it and let go as soon as it does not: reade
 alone. Answers are staged as Parquet files in a folder next to it, so the lock is held for a publish and no longer.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from airflow_batch_llm.warehouses.base import KNOWN_COLUMNS, Part, Target
 from airflow_batch_llm.warehouses.dialect import full_name, is_same, tables_read
 from airflow_batch_llm.warehouses.duckdb.file import DuckDBFile, columns_of, refuse_view, table_of, tables_of
 from airflow_batch_llm.warehouses.duckdb.registration import DIALECT
+from airflow_batch_llm.warehouses.duckdb.slices import Storage, read_sliced
 from airflow_batch_llm.warehouses.publication import (
     Copying,
     Donor,
@@ -96,9 +97,7 @@ class DuckDBWarehouse:
     def read(self, source: Source) -> pa.RecordBatchReader:
         if source.table is not None:
             self._refuse_missing(source.table)
-        return self._stream(
-            self._statements.select_needed(source), source.parameters, is_table=source.table is not None
-        )
+        return self._stream(self._statements.select_needed(source), source)
 
     def bounds(self, source: Source, column: str) -> pa.Table:
         return self.read(self._statements.bounds(source, column)).read_all()
@@ -263,10 +262,10 @@ class DuckDBWarehouse:
                 f"There is no table or view {table} in {self._file.path}. Check source_table. Files are named by source_uri."
             )
 
-    def _stream(self, query: str, parameters: Any, *, is_table: bool) -> pa.RecordBatchReader:
+    def _stream(self, query: str, source: Source) -> pa.RecordBatchReader:
         """Return the rows of a query. It is begun with the first row, since its schema alone costs nothing."""
         with self._file.translated_reading():
-            relation = self._session().sql(query, params=parameters)
+            relation = self._session().sql(query, params=source.parameters)
             types = [str(type_) for type_ in relation.types]
             fields = relation.limit(0).to_arrow_table().schema
         schema = pa.schema(
@@ -275,17 +274,13 @@ class DuckDBWarehouse:
                 for field, type_ in zip(fields, types, strict=True)
             ]
         )
-        return pa.RecordBatchReader.from_batches(schema, self._batches(relation, schema, is_table=is_table))
+        return pa.RecordBatchReader.from_batches(schema, self._batches(relation, schema, source))
 
-    def _batches(self, relation: Any, schema: pa.Schema, *, is_table: bool) -> Iterator[pa.RecordBatch]:
+    def _batches(self, relation: Any, schema: pa.Schema, source: Source) -> Iterator[pa.RecordBatch]:
         handed_out = 0
         control = self._session()
-        if is_table:  # each thread would hold a block of each column
-            self._file.work_alone(control)
         with self._file.translated_reading():
-            reader = relation.to_arrow_reader(
-                max(_FEWEST_ROWS, min(_BATCH_ROWS, _BATCH_VALUES // len(schema)))
-            )
+            reader = self._read(control, relation, schema, source)
         with self._file.translated():
             # The statement's own work was done on all threads; one is enough to hand the rows out.
             self._file.work_alone(control)
@@ -293,11 +288,30 @@ class DuckDBWarehouse:
                 arrays = [
                     typed(array, field.type) for array, field in zip(batch.columns, schema, strict=True)
                 ]
+                size = batch.nbytes
+                del batch
                 yield pa.RecordBatch.from_arrays(arrays, schema=schema)
-                handed_out += batch.nbytes
+                del arrays
+                handed_out += size
                 if handed_out > _FORGOTTEN_AFTER:
                     self._file.forget(control)
                     handed_out = 0
+
+    def _read(
+        self, control: "DuckDBPyConnection", relation: Any, schema: pa.Schema, source: Source
+    ) -> Iterable[pa.RecordBatch]:
+        """Begin to read. A table whose rows are wide or long is read in slices."""
+        rows = max(_FEWEST_ROWS, min(_BATCH_ROWS, _BATCH_VALUES // len(schema)))
+        if source.table is not None:
+            self._file.work_alone(control)  # each thread would hold a block of each column
+            storage = Storage.of(control, source.table, schema.names)
+            if storage is not None and storage.is_sliced:
+                return read_sliced(self._file, control, source, storage)
+            if storage is not None:
+                storage.warn(source.table)
+                rows = min(rows, storage.rows)
+        reader: Iterable[pa.RecordBatch] = relation.to_arrow_reader(rows)
+        return reader
 
     def _known_query(self, target: Target) -> str | None:
         """Return the look-up, or None if there is nothing to look up. While the file is open, no other process writes to it."""

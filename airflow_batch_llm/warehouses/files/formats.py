@@ -302,7 +302,8 @@ def _parquet_file(stream: Any) -> pq.ParquetFile:
         (metadata.row_group(at).total_byte_size for at in range(metadata.num_row_groups)), default=0
     )
     buffer = max(_SMALLEST_BUFFER, _BUFFERS // max(1, metadata.num_columns)) if largest > _LARGE_GROUP else 0
-    return pq.ParquetFile(stream, metadata=metadata, buffer_size=buffer)
+    # Read ahead, the whole file would be in memory, whatever its row groups and the buffers are.
+    return pq.ParquetFile(stream, metadata=metadata, buffer_size=buffer, pre_buffer=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
