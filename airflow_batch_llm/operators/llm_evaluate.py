@@ -39,7 +39,7 @@ class LLMEvaluateOperator(LLMTransformOperator):
     :param expected: golden columns by answer column: ``{"topic": "expected_topic"}``, or with an `Expected` that says how
         the two are compared; by default ``expected_<column>`` for each column
     :param baseline: a table with the key and the answers to compare with, such as the production target, or a SELECT
-    :param against: instead, a second candidate that is asked about the same rows: what differs from this one, such as
+    :param against: instead, a second candidate that is asked about the same rows: its own arguments, such as
         ``{"model_id": …}`` or ``{"prompt": …}``
     :param min_accuracy: the least share of right rows in each column; None for no such gate
     :param max_regression: the most by which the accuracy may fall below the baseline's: 0.02 is two points. The task fails

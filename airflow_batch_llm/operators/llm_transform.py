@@ -93,7 +93,7 @@ class LLMTransformOperator(RunOperator):
     :param escalate: reasons to ask a row again by another route: ``[Escalation(to="strong", on={"invalid"})]``
     :param canary: a number of requests, spread over all, that are asked before the others; these are sent only if the
         answers are good. `Canary(rows=50, way=…, min_success_ratio=…)` says more
-    :param only: which rows are asked about: those that are new or have changed (``changed``), also those that an older
+    :param only: the rows that are asked about: those that are new or have changed (``changed``), also those that an older
         prompt has answered (``outdated``), only those without an answer (``new``), or ``all``
     :param max_rows: the most rows that one run sends; None for no limit
     :param max_cost_usd: the most dollars that one run may cost; None for the configured default, ``float("inf")`` for no limit
@@ -101,10 +101,10 @@ class LLMTransformOperator(RunOperator):
     :param plan_only: find out what would be sent and what it would cost, and send nothing
     :param keep_days: days for which the workspace keeps prompts and raw answers; 0: until they have landed, None: for good
     :param usage_table: the ledger: a table that gets what each run has spent; None for the configured one
-    :param request: what each request carries besides the prompt: `Request(max_tokens=…, extra_body={…})`
-    :param shape: how the two tables look: `Shape(carry=[…], columns={…})`
-    :param guards: what limits a run: `Guards(max_attempts=…, min_success_ratio=…)`
-    :param pace: how fast and how long: `Pace(rows_per_batch=…, timeout=…)`
+    :param request: settings of each request besides its prompt: `Request(max_tokens=…, extra_body={…})`
+    :param shape: the layout of the two tables: `Shape(carry=[…], columns={…})`
+    :param guards: the limits of a run: `Guards(max_attempts=…, min_success_ratio=…)`
+    :param pace: the speed and the time limit of a run: `Pace(rows_per_batch=…, timeout=…)`
     :param source_hook_params: parameters of the source's hook, such as a location
     :param target_hook_params: parameters of the target's hook; None for the source's, on the same connection
     :param llm_hook_params: parameters of the provider's connection, such as ``staging`` for Vertex

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 class PlanRunOperator(LLMTransformOperator):
     """Plan the run. Returns the portions of its shards, one for each mapped task, and pushes the run's `handle`.
 
-    :param max_workers: how many portions there are at most
+    :param max_workers: the most portions
     :param successors: the later tasks that wait for the run
-    :param opening: what `open` has pushed, if other tasks have read the source
+    :param opening: the `opening` that `open` has pushed, if other tasks have read the source
     """
 
     template_fields: Sequence[str] = (*LLMTransformOperator.template_fields, "opening")
@@ -79,7 +79,7 @@ class OpenSourceOperator(LLMTransformOperator):
 
     Key values stay in the run folder: a partition is a number here.
 
-    :param partitions: how many partitions there are at most
+    :param partitions: the most partitions
     :param planner: the task that plans the run, whose name the run bears
     """
 
@@ -123,7 +123,7 @@ class ReadPartitionOperator(BaseOperator):
     They are not its own, since Airflow stores the arguments of mapped tasks, and the prompt is one of them.
 
     :param opener: the task that has divided the source
-    :param opening: what that task has pushed
+    :param opening: the `opening` that this task has pushed
     :param partition: the partition that is this task's
     """
 
@@ -145,7 +145,7 @@ class ReadPartitionOperator(BaseOperator):
 class _SpreadRunOperator(PlannedRunOperator):
     """A task of the group that works on the planned run.
 
-    :param handle: what `plan` has pushed
+    :param handle: the handle that `plan` has pushed
     :param successors: the later tasks that do what this one leaves undone
     """
 
@@ -218,7 +218,7 @@ class CollectPortionOperator(_PortionOperator):
 class FinishRunOperator(LLMTransformOperator):
     """Publish staged answers, ask failed rows again, and judge the run. Fails if a task of the group has failed.
 
-    :param handle: what `plan` has pushed
+    :param handle: the handle that `plan` has pushed
     :param members: the tasks of the group before this one
     """
 
@@ -281,8 +281,8 @@ def llm_transform_group(
     keeps the batches coming; `finish` publishes, asks failed rows again and judges the run.
 
     :param group_id: the name of the group, which comes before the names of its tasks
-    :param max_workers: how many portions there are at most
-    :param plan_partitions: how many tasks read the source at most: `open` divides it, and `read` is mapped over the parts.
+    :param max_workers: the most portions
+    :param plan_partitions: the most tasks that read the source: `open` divides it, and `read` is mapped over the parts.
         The source is a table with a number, a date or a timestamp in its key, or files. 1: `plan` reads it
     :param kwargs: the arguments of `LLMTransformOperator`. Those of every operator, such as `retries` or `pool`, go to all
         tasks of the group; only `trigger_rule` goes to the first task alone, and `outlets` to `finish`

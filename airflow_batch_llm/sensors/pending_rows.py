@@ -23,10 +23,10 @@ class PendingRowsSensor(DeferrableSensor):
     :param conn_id: the database's connection
     :param sql: a SELECT of the rows that wait
     :param table: instead, a table of which every row waits
-    :param min_rows: how many rows are enough
-    :param max_age: how long a row may wait where there are fewer
+    :param min_rows: the number of rows that is enough
+    :param max_age: the time after which a waiting row is enough by itself
     :param since: with `max_age`: the column, or expression, that says since when a row waits
-    :param hook_params: what the connection's hook takes
+    :param hook_params: parameters of the connection's hook
     :param deferrable: whether the task gives its worker slot away while it waits
     """
 

@@ -21,7 +21,7 @@ from airflow_batch_llm.triggers.watching import LastEvent, PendingRows, WatcherT
 class PendingRowsTrigger(BaseTrigger):
     """Fires when enough rows wait, or one has waited for long enough.
 
-    :param pending: what is counted, as the fields of `PendingRows`
+    :param pending: the rows to count, as the fields of `PendingRows`
     :param poll_interval: seconds between two counts
     """
 
@@ -63,11 +63,11 @@ class EnoughRowsTrigger(WatcherTrigger):
     :param conn_id: the database's connection
     :param sql: a SELECT of the rows that wait
     :param table: instead, a table of which every row waits
-    :param min_rows: how many rows are enough
-    :param max_age: how long a row may wait where there are fewer
+    :param min_rows: the number of rows that is enough
+    :param max_age: the time after which a waiting row is enough by itself
     :param since: with `max_age`: the column, or expression, that says since when a row waits
-    :param repeat_after: how long after an event the next one comes if enough rows still wait
-    :param hook_params: what the connection's hook takes
+    :param repeat_after: the time after an event until the next one, if enough rows still wait
+    :param hook_params: parameters of the connection's hook
     :param poll_interval: seconds between two counts
     :param workspace: URI of the folder that keeps the time of the last event; None for the configured one
     """
