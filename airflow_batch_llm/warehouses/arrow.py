@@ -177,6 +177,19 @@ def binary_array(values: Sequence[bytes]) -> pa.BinaryArray:
     return _joined(values, None, pa.binary())
 
 
+def quotable(column: pa.Array) -> list[Any]:
+    """Return the values for a driver that writes them into the statement: times with a T, and bytes as a bytearray.
+
+    A session may read a time without the T by its language, and a driver may quote bytes as a text.
+    """
+    values: list[Any] = column.to_pylist()
+    if pa.types.is_temporal(column.type):
+        return [None if time is None else time.isoformat() for time in values]
+    if of_arrow(column.type) is ColumnKind.BINARY:
+        return [None if value is None else bytearray(value) for value in values]
+    return values
+
+
 def _joined(values: Sequence[bytes], present: pa.Buffer | None, kind: pa.DataType) -> pa.Array:
     return _array(b"".join(values), map(len, values), present, kind)
 

@@ -105,9 +105,7 @@ class Dialect:
     cast_keys: frozenset[ColumnKind] = (
         frozenset()
     )  # a literal is compared with such a key after a cast to its type
-    iso_times: bool = (
-        False  # only with a T in it a time means the same in every session, as literal and as parameter
-    )
+    quoted_by_driver: bool = False  # the driver writes parameters into the statement, as texts where it can
     typed_null: bool = True  # NULL may be cast to the type of a column
     is_true: str = "{}"  # the condition that a column of truth values is true
     joins_sources: bool = True  # any query may be a subquery that is joined, and its columns keep their names
@@ -187,7 +185,7 @@ class Dialect:
 
     def bound(self, literal: str) -> str:
         """Return a bound of a range as this database reads it, whatever its session's language."""
-        return literal.replace(" ", "T") if self.iso_times else literal
+        return literal.replace(" ", "T") if self.quoted_by_driver else literal
 
     def kind_of(self, type_: str) -> ColumnKind | None:
         """Return the kind of a column type as the database spells it, or None if the package has no such kind."""

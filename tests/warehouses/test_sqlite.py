@@ -17,7 +17,7 @@ from airflow_batch_llm.errors import SourceError, TargetError, WarehouseBusy
 from airflow_batch_llm.testing.staged_rows import columns, definition, labels, land, part, stage
 from airflow_batch_llm.testing.warehouses import WarehouseContract
 from airflow_batch_llm.warehouses import find_dialect
-from airflow_batch_llm.warehouses.arrow import plain_batch
+from airflow_batch_llm.warehouses.arrow import plain_batch, quotable
 from airflow_batch_llm.warehouses.base import JoinsKnown
 from airflow_batch_llm.warehouses.sql.sqlite import SQLiteWarehouse, _to_sqlite
 from airflow_batch_llm.warehouses.sql.warehouse import JoiningSqlWarehouse, SqlWarehouse, sql_warehouse
@@ -142,10 +142,10 @@ def test_sql_server_looks_keys_up_since_its_subqueries_take_no_order() -> None:
     assert not isinstance(sql_warehouse(sqlite3.connect, "mssql"), JoinsKnown)
 
 
-def test_a_time_is_a_parameter_in_iso_8601_where_a_session_may_read_others_wrongly(tmp_path: Path) -> None:
+def test_times_and_bytes_are_parameters_that_a_driver_cannot_misquote(tmp_path: Path) -> None:
     """SQL Server in German reads 2026-03-04 10:00:00 as 3 April. SQLite keeps the text as it was given."""
     path = tmp_path / "rows.sqlite"
-    dialect = replace(find_dialect("sqlite"), iso_times=True)
+    dialect = replace(find_dialect("sqlite"), quoted_by_driver=True)
     target = labels(key=pa.schema([("id", pa.timestamp("us"))]), carried=pa.schema([("day", pa.date32())]))
     warehouse = JoiningSqlWarehouse(lambda: sqlite3.connect(path), dialect)
     warehouse.prepare(target)
@@ -157,6 +157,7 @@ def test_a_time_is_a_parameter_in_iso_8601_where_a_session_may_read_others_wrong
         found = connection.execute("SELECT id, day, _llm_planned_at FROM labels").fetchall()
     assert found == [("2026-03-04T10:00:00.123456", "2026-03-04", "2026-11-21T02:00:00+00:00")]
     assert known.column(0).to_pylist() == ["input"]
+    assert quotable(pa.array([b"ab", None], pa.large_binary())) == [bytearray(b"ab"), None]
 
 
 def test_a_file_that_another_writes_to_is_busy_and_what_is_staged_lands_later(tmp_path: Path) -> None:

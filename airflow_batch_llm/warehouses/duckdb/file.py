@@ -221,7 +221,7 @@ def refuse_view(connection: "DuckDBPyConnection", name: str) -> None:
 
 
 def has_row_numbers(connection: "DuckDBPyConnection", name: str) -> bool:
-    """Tell if `rowid` is the number of a row. It is not in a view, nor where a column has that name."""
+    """Return True if `rowid` is the number of a row. It is not in a view, nor where a column has that name."""
     kinds = _catalog(connection, "information_schema.tables", "table_type", name)
     return kinds == [("BASE TABLE",)] and "rowid" not in map(str.lower, columns_of(connection, name) or ())
 

@@ -82,12 +82,12 @@ class Storage:
 
     @property
     def is_wide(self) -> bool:
-        """Tell if a slice takes several queries."""
+        """Return True if a slice takes several queries."""
         return len(self.columns) > _MANY_COLUMNS
 
     @property
     def is_sliced(self) -> bool:
-        """Tell if the table is read in slices. A slice of compressed texts would take as much as all of them."""
+        """Return True if the table is read in slices. A slice of compressed texts would take as much as all of them."""
         return (self.is_wide or self.apart > _FEW_BYTES) and self.together <= _FEW_BYTES
 
     @property

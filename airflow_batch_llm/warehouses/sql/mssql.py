@@ -41,7 +41,8 @@ DIALECT = SqlDialect(
     placeholder="%s",
     pads_text=True,
     # The driver writes times as 2026-03-04 10:00:00. As a DATETIME that is 3 April in most languages but English.
-    iso_times=True,
+    # It writes bytes that are all of ASCII as a text, which no binary column takes.
+    quoted_by_driver=True,
     cast_keys=frozenset({ColumnKind.DATE, ColumnKind.TIME, ColumnKind.TIMESTAMP, ColumnKind.TIMESTAMPTZ}),
     is_true="{} = 1",
     joins_sources=False,  # a subquery takes neither ORDER BY nor WITH

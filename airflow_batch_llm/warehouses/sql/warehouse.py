@@ -14,7 +14,13 @@ import pyarrow as pa
 from airflow_batch_llm.core.settings import Source
 from airflow_batch_llm.errors import BatchLLMError, InputError, SourceError, WarehouseBusy, WarehouseError
 from airflow_batch_llm.warehouses import find_dialect
-from airflow_batch_llm.warehouses.arrow import batches, plain_batch, record_batch, refuse_padded_keys
+from airflow_batch_llm.warehouses.arrow import (
+    batches,
+    plain_batch,
+    quotable,
+    record_batch,
+    refuse_padded_keys,
+)
 from airflow_batch_llm.warehouses.base import (
     INPUT_HASHES,
     KNOWN_COLUMNS,
@@ -287,13 +293,8 @@ class SqlWarehouse:
 
     def _values(self, batch: pa.RecordBatch) -> list[tuple[Any, ...]]:
         """Rows in the types that the driver takes."""
-        columns = [
-            _iso(column)
-            if self._dialect.iso_times and pa.types.is_temporal(column.type)
-            else column.to_pylist()
-            for column in batch.columns
-        ]
-        return list(zip(*columns, strict=True))
+        given = quotable if self._dialect.quoted_by_driver else pa.Array.to_pylist
+        return list(zip(*map(given, batch.columns), strict=True))
 
     def _execute(self, cursor: Any, statement: str, parameters: Sequence[Any]) -> None:
         if parameters:
@@ -409,10 +410,6 @@ class SqlWarehouse:
             f"{self._dialect.title} refused a statement ({said}). Its message may quote rows and is left out; "
             "the database's own log has it."
         )
-
-
-def _iso(times: pa.Array) -> list[str | None]:
-    return [None if time is None else time.isoformat() for time in times.to_pylist()]
 
 
 def _union(tables: Iterator[str]) -> str:
