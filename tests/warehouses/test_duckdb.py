@@ -291,6 +291,20 @@ def test_a_look_up_of_keys_that_lie_anywhere_keeps_little_of_a_large_target(data
     assert after["most"] == before["most"]
 
 
+def test_answers_land_in_a_target_of_two_million_rows(database: DuckDBFile) -> None:
+    """A merge into it holds more memory than is kept between two merges, which DuckDB then refuses to give back."""
+    warehouse, target = database.open(), labels()
+    warehouse.prepare(target)
+    with duckdb.connect(database.path) as writer:
+        writer.execute(
+            "INSERT INTO labels BY NAME SELECT range AS id, '' AS _llm_input_hash, '' AS _llm_spec_hash,"
+            " TIMESTAMPTZ '2026-01-01' AS _llm_planned_at FROM range(2_000_000)"
+        )
+    land(warehouse, target, part(), [{"id": number, "label": "bug"} for number in range(0, 2_000_000, 2000)])
+    with duckdb.connect(database.path) as reader:
+        assert reader.sql("SELECT count(*) FROM labels WHERE label = 'bug'").fetchall() == [(1000,)]
+
+
 def test_uuids_and_json_keep_their_types(database: DuckDBFile) -> None:
     warehouse = database.open()
     found = warehouse.read(

@@ -114,8 +114,9 @@ class DuckDBFile:
         """A context in which no more than this is kept of blocks that were read, and no more used by a statement."""
         # Another thread that asked for memory at this moment would be refused it: there must be none.
         self.work_alone(connection)
-        with suppress(_driver().OutOfMemoryException):  # what is in use is more than that
-            connection.execute("SET memory_limit = $limit", {"limit": most})
+        # What is in use may be more than that. The refusal would end the transaction of the session that asks.
+        with suppress(_driver().OutOfMemoryException), connection.cursor() as other:
+            other.execute("SET memory_limit = $limit", {"limit": most})
         try:
             yield
         finally:
