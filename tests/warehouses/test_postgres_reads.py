@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pyarrow as pa
@@ -104,8 +105,9 @@ def endless(server: str) -> Iterator[str]:
     """A query that practically never ends, and the name of its connections."""
     with psycopg.connect(server) as connection:
         connection.execute("CREATE TABLE reads.endless AS SELECT 1 AS id")
-    yield f"{server}&application_name=endless"
+    yield f"{server}&application_name=endless_{uuid4().hex}"
     with psycopg.connect(server) as connection:
+        connection.execute("SET lock_timeout = '30s'")
         connection.execute("DROP TABLE IF EXISTS reads.endless")
 
 
@@ -122,7 +124,7 @@ def running(server: str) -> str:
     """The first word of what the connections named so run."""
     with psycopg.connect(server) as connection:
         (query,) = connection.execute(
-            "SELECT query FROM pg_stat_activity WHERE application_name = 'endless'"
+            "SELECT query FROM pg_stat_activity WHERE application_name = current_setting('application_name')"
             " AND pid <> pg_backend_pid() AND query NOT LIKE '%%pg_stat_activity%%'"
         ).fetchone() or ("",)
     return str(query).split(" ", 1)[0]
@@ -232,11 +234,10 @@ def test_rows_are_those_that_were_there_when_the_read_began(
 def test_a_cursor_reads_what_has_parameters_or_may_not_take_long(
     endless: str, setting: str, parameters: Any, word: str
 ) -> None:
-    warehouse = PostgresWarehouse(endless + setting)
-    read = warehouse.read(Source(sql=ENDLESS, parameters=parameters))
-    assert read.read_next_batch().num_rows > 0
-    assert running(endless) == word
-    warehouse.close()
+    with closing(PostgresWarehouse(endless + setting)) as warehouse:
+        read = warehouse.read(Source(sql=ENDLESS, parameters=parameters))
+        assert read.read_next_batch().num_rows > 0
+        assert running(endless) == word
 
 
 @pytest.mark.parametrize("how", ["the reader is dropped", "the warehouse is closed"])
@@ -261,7 +262,7 @@ def test_a_read_that_was_ended_under_way_says_so(endless: str) -> None:
     with psycopg.connect(endless) as connection:
         connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE application_name = 'endless' AND pid <> pg_backend_pid()"
+            " WHERE application_name = current_setting('application_name') AND pid <> pg_backend_pid()"
         )
     with pytest.raises(WarehouseError):
         for _ in read:
