@@ -73,7 +73,7 @@ class PlanRunOperator(LLMTransformOperator):
 
 
 class OpenSourceOperator(LLMTransformOperator):
-    """Prepare the target and divide the source into one partition for each mapped task.
+    """Divide the source into one partition for each mapped task, after the target is prepared.
 
     It returns the partitions, and pushes the `opening` for the tasks that follow.
 

@@ -108,18 +108,7 @@ class Finisher:
             Registers(workspace=self.parts.workspace).add_loose(self.first.provider, self.folder)
         strays = read_strays(self.folder, shards)
         canary = CanaryJudge(folder=self.folder, plan=self.first)
-        total = summed(rounds, landed)
-        report = replace(
-            total + reported(strays),
-            why=self._why(rounds[0]),
-            estimate=self.first.forecast(),
-            reviewed=self.folder.count_reviewed() if self.first.target.review else 0,
-            canary=canary.reported(),
-            packing=told_packing(rounds, total) | self._piloted(rounds[0], landed[0]),
-            caching=self._cached(rounds, landed),
-        )
-        if not rounds[0].is_stopped:
-            report = replace(report, estimate_off=compared(self.first, report))
+        report = self._added_up(rounds, landed, reported(strays), canary)
         verdict = self._explained(canary.stop(), report, landed[-1], shards)
         before = self._history.before(self.folder.run_id) if report.labels else []
         shifted = shifts(add_mixes([one["labels"] for one in before]), report.labels)
@@ -144,6 +133,28 @@ class Finisher:
             )
         stored_by_other = None if is_own else self.stored()
         return self._ended(stored_by_other or self._finished(data))
+
+    def _added_up(
+        self,
+        rounds: Sequence[Plan],
+        landed: Sequence[Sequence[ShardResult]],
+        strays: Report,
+        canary: CanaryJudge,
+    ) -> Report:
+        """Return the report of all rounds, before it is judged."""
+        total = summed(rounds, landed)
+        report = replace(
+            total + strays,
+            why=self._why(rounds[0]),
+            estimate=self.first.forecast(),
+            reviewed=self.folder.count_reviewed() if self.first.target.review else 0,
+            canary=canary.reported(),
+            packing=told_packing(rounds, total) | self._piloted(rounds[0], landed[0]),
+            caching=self._cached(rounds, landed),
+        )
+        if rounds[0].is_stopped:
+            return report
+        return replace(report, estimate_off=compared(self.first, report))
 
     def _explained(
         self,
