@@ -73,9 +73,9 @@ class PlanRunOperator(LLMTransformOperator):
 
 
 class OpenSourceOperator(LLMTransformOperator):
-    """Divide the source into one partition for each mapped task, after the target is prepared.
+    """Divide the source into one partition for each mapped task.
 
-    It returns the partitions, and pushes the `opening` for the tasks that follow.
+    It prepares the target first. It returns the partitions, and pushes the `opening` for the tasks that follow.
 
     Key values stay in the run folder: a partition is a number here.
 
