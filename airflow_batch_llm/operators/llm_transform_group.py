@@ -73,14 +73,14 @@ class PlanRunOperator(LLMTransformOperator):
 
 
 class OpenSourceOperator(LLMTransformOperator):
-    """Divide the source into one partition for each mapped task.
+    """Divide the source into partitions, one for each mapped task.
 
-    It prepares the target first. It returns the partitions, and pushes the `opening` for the tasks that follow.
-
-    Key values stay in the run folder: a partition is a number here.
+    The operator first prepares the target.
+    It returns the numbers of the partitions, and pushes the `opening` for the tasks that follow.
+    The run folder keeps the key values.
 
     :param partitions: the most partitions
-    :param planner: the task that plans the run, whose name the run bears
+    :param planner: the task that plans the run and gives it its name
     """
 
     def __init__(self, *, partitions: int, planner: str, **kwargs: Any) -> None:

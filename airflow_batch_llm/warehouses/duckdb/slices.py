@@ -112,9 +112,8 @@ def read_sliced(
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a table, slice by slice. The size of a slice sets the number of rows of the next one."""
     table = DIALECT.table(source.table or "")
-    connection.execute(
-        "SET preserve_insertion_order = true"
-    )  # columns of several queries are put side by side
+    # Columns of several queries are put side by side.
+    connection.execute("SET preserve_insertion_order = true")
     [(last,)] = connection.execute(f"SELECT coalesce(max(rowid), -1) FROM {table}").fetchall()
     most = _WIDE_SLICE_BYTES if storage.is_wide else _SLICE_BYTES
     least = max(1, most // max(1, storage.longest))
